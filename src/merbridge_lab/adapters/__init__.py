@@ -1,0 +1,1 @@
+"""Thin wrappers around one thing each: a command, a kernel interface, a file format."""

@@ -1,0 +1,93 @@
+"""Run commands: the one way merlab does it.
+
+Commands are argv lists with a mandatory timeout. A failure carries the command as one would paste it into a
+shell and all it wrote to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sh
+
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+#: A command that answers from the kernel or the file system needs no longer than this, in seconds.
+QUICK = 10.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: its exit status and both streams, decoded."""
+
+    command: str
+    status: int
+    stdout: str
+    stderr: str
+
+
+def pasteable(argv: Sequence[str]) -> str:
+    """Give `argv` as a line for a shell."""
+    return shlex.join(argv)
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float = QUICK,
+    ok: Sequence[int] = (0,),
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    """Run `argv` and wait for it, at most `timeout` seconds.
+
+    Raises LabError when the program is missing, does not end in time, or ends with a status not in `ok`.
+    """
+    command = pasteable(argv)
+    log.debug("$ %s", command)
+    try:
+        program = sh.Command(argv[0])
+    except sh.CommandNotFound as missing:
+        raise LabError(
+            f"the command {argv[0]} is not on this machine", hint="merlab doctor", command=command
+        ) from missing
+    options: dict[str, object] = {
+        "_timeout": timeout,
+        "_ok_code": list(range(256)),
+        "_tty_out": False,
+        "_return_cmd": True,
+        "_in": stdin if stdin is not None else b"",
+    }
+    if env is not None:
+        options["_env"] = dict(env)
+    try:
+        done = program(*argv[1:], **options)
+    except sh.TimeoutException as late:
+        raise LabError(
+            f"{argv[0]} did not end within {timeout:g} s", hint="merlab doctor", command=command
+        ) from late
+    except sh.SignalException as killed:
+        raise LabError(
+            f"{argv[0]} was ended by {type(killed).__name__.removeprefix('SignalException_')}",
+            command=command,
+            stderr=killed.stderr.decode(errors="replace"),
+        ) from killed
+    result = Result(
+        command,
+        done.exit_code,
+        done.stdout.decode(errors="replace"),
+        done.stderr.decode(errors="replace"),
+    )
+    if result.status not in ok:
+        raise LabError(
+            f"{argv[0]} failed with exit status {result.status}", command=command, stderr=result.stderr.strip()
+        )
+    return result
