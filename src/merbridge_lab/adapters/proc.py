@@ -6,8 +6,10 @@ shell and all it wrote to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,26 +62,41 @@ def run(
             f"the command {argv[0]} is not on this machine", hint="merlab doctor", command=command
         ) from missing
     options: dict[str, object] = {
-        "_timeout": timeout,
+        "_bg": True,
+        "_bg_exc": False,
         "_ok_code": list(range(256)),
         "_tty_out": False,
-        "_return_cmd": True,
         "_in": stdin if stdin is not None else b"",
     }
     if env is not None:
         options["_env"] = dict(env)
+    running = program(*argv[1:], **options)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(OSError):
+            running.kill()
+
+    # sh's own _timeout looks ten times a second, which would cost every quick command 100 ms.
+    timer = threading.Timer(timeout, end)
+    timer.daemon = True
+    timer.start()
     try:
-        done = program(*argv[1:], **options)
-    except sh.TimeoutException as late:
-        raise LabError(
-            f"{argv[0]} did not end within {timeout:g} s", hint="merlab doctor", command=command
-        ) from late
+        done = running.wait()
     except sh.SignalException as killed:
+        if late.is_set():
+            what = f"{argv[0]} did not end within {timeout:g} s"
+        else:
+            what = f"{argv[0]} was ended by {type(killed).__name__.removeprefix('SignalException_')}"
         raise LabError(
-            f"{argv[0]} was ended by {type(killed).__name__.removeprefix('SignalException_')}",
-            command=command,
-            stderr=killed.stderr.decode(errors="replace"),
+            what, hint="merlab doctor", command=command, stderr=killed.stderr.decode(errors="replace")
         ) from killed
+    except BaseException:
+        end()
+        raise
+    finally:
+        timer.cancel()
     result = Result(
         command,
         done.exit_code,
