@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import sh
 
+from merbridge_lab import interrupts
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def run(
     Raises LabError when the program is missing, does not end in time, or ends with a status not in `ok`.
     """
     command = pasteable(argv)
+    interrupts.checkpoint()
     log.debug("$ %s", command)
     try:
         program = sh.Command(argv[0])
@@ -64,6 +66,8 @@ def run(
     options: dict[str, object] = {
         "_bg": True,
         "_bg_exc": False,
+        # A Ctrl-C goes to the whole group of the terminal; it must not end a restore half-way.
+        "_new_session": True,
         "_ok_code": list(range(256)),
         "_tty_out": False,
         "_in": stdin if stdin is not None else b"",
@@ -83,8 +87,10 @@ def run(
     timer.daemon = True
     timer.start()
     try:
-        done = running.wait()
+        with interrupts.cancelling(end):
+            done = running.wait()
     except sh.SignalException as killed:
+        interrupts.checkpoint()
         if late.is_set():
             what = f"{argv[0]} did not end within {timeout:g} s"
         else:

@@ -1,0 +1,77 @@
+"""Read, load and flush the iptables rules of a network namespace, in whichever backend they are.
+
+The host, a node and a pod may each use the legacy or the nft tables; reading the other one shows nothing and
+flushing it flushes nothing. So reading probes both.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.ruleset import BACKENDS, RuleSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Tables that iptables-nft makes itself; every other one is native nftables.
+_COMPAT = re.compile(r"^table (?:ip|ip6|arp|bridge) (?:nat|filter|mangle|raw|security)\b")
+
+
+def inside(netns: Path, *argv: str) -> list[str]:
+    """Give `argv` as it runs in the network namespace `netns`, with the host's own tools."""
+    return ["nsenter", f"--net={netns}", *argv]
+
+
+def snapshot(netns: Path) -> RuleSet:
+    """Read all rules of `netns` with their counters.
+
+    Raises LabError when the namespace cannot be entered.
+    """
+    texts = {}
+    for backend in BACKENDS:
+        tool = f"iptables-{backend}-save"
+        if shutil.which(tool):
+            texts[backend] = run(inside(netns, tool, "-c")).stdout
+    native: tuple[str, ...] = ()
+    if shutil.which("nft"):
+        tables = run(inside(netns, "nft", "list", "tables")).stdout.splitlines()
+        native = tuple(line.strip() for line in tables if line.strip() and not _COMPAT.match(line.strip()))
+    return RuleSet(texts, native)
+
+
+def save(netns: Path, backend: str, table: str) -> str:
+    """Give one table of `netns` as a text that `load` takes, counters included."""
+    return run(save_argv(netns, backend, table)).stdout
+
+
+def load(netns: Path, text: str, backend: str) -> None:
+    """Replace the tables that `text` names by its rules and counters, in one transaction a table."""
+    run(inside(netns, f"iptables-{backend}-restore", "-c"), stdin=text)
+
+
+def flush(netns: Path, backend: str, table: str) -> None:
+    """Delete every rule of `table`; its chains stay, empty."""
+    run(flush_argv(netns, backend, table))
+
+
+def save_argv(netns: Path, backend: str, table: str) -> list[str]:
+    """Give the command behind `save`."""
+    return inside(netns, f"iptables-{backend}-save", "-c", "-t", table)
+
+
+def list_argv(netns: Path, backend: str, table: str) -> list[str]:
+    """Give the command that lists a table with its counters for a person."""
+    return inside(netns, f"iptables-{backend}", "-t", table, "-vnL")
+
+
+def flush_argv(netns: Path, backend: str, table: str) -> list[str]:
+    """Give the command behind `flush`."""
+    return inside(netns, f"iptables-{backend}", "-t", table, "-F")
+
+
+def restore_line(netns: Path, backend: str, saved: Path) -> str:
+    """Give the line a person types to put rules back from a file."""
+    return f"{pasteable(inside(netns, f'iptables-{backend}-restore', '-c'))} < {saved}"

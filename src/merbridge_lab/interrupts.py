@@ -1,0 +1,74 @@
+"""Signals as something asked for at safe points, never as an exception out of nowhere.
+
+A handler that raises could strike between flushing rules and remembering to put them back. So SIGINT, SIGTERM and
+SIGHUP are only noted; the command that runs is ended, and the next `checkpoint` raises Interrupted, once. From then
+on, merlab is cleaning up and nothing interrupts it any more: a second Ctrl-C changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(BaseException):  # noqa: N818 - a request of the user, not an error
+    """The user, or the system, asked merlab to stop; `signum` says how."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class _State:
+    pending: int | None = None
+    raised: bool = False
+    shields: int = 0
+    cancel: Callable[[], None] | None = None
+
+
+def _note(signum: int, _frame: FrameType | None) -> None:
+    if _State.raised:
+        return
+    _State.pending = signum
+    if _State.cancel is not None and not _State.shields:
+        _State.cancel()
+
+
+def install() -> None:
+    """Take over SIGINT, SIGTERM and SIGHUP for this process."""
+    for signum in SIGNALS:
+        signal.signal(signum, _note)
+
+
+def checkpoint() -> None:
+    """Raise Interrupted if a signal came in and nothing that must be finished is under way."""
+    if _State.pending is not None and not _State.shields and not _State.raised:
+        _State.raised = True
+        raise Interrupted(_State.pending)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Let what is in the block come to its end; a signal that came in meanwhile is seen at the next checkpoint."""
+    _State.shields += 1
+    try:
+        yield
+    finally:
+        _State.shields -= 1
+
+
+@contextlib.contextmanager
+def cancelling(cancel: Callable[[], None]) -> Iterator[None]:
+    """Call `cancel` (quick, from the signal handler) when a signal comes in while the block runs."""
+    before, _State.cancel = _State.cancel, cancel
+    try:
+        yield
+    finally:
+        _State.cancel = before

@@ -1,0 +1,83 @@
+"""Istio's iptables rules as values: parsed from `iptables-save -c`, counted and compared.
+
+Source of the chains: Istio's REDIRECT mode, tools/istio-iptables in its repository.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+_RULE = re.compile(r"^(?:\[(?P<packets>\d+):(?P<bytes>\d+)\] )?-A (?P<chain>\S+) ?(?P<spec>.*)$")
+
+BACKENDS = ("nft", "legacy")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One `-A` line: where it stands and how many packets it has matched."""
+
+    table: str
+    chain: str
+    spec: str
+    packets: int
+
+    @property
+    def is_istio(self) -> bool:
+        """Whether the rule stands in, or jumps to, one of Istio's chains."""
+        return self.chain.startswith("ISTIO_") or "-j ISTIO_" in self.spec
+
+    def __str__(self) -> str:
+        return f"-t {self.table} -A {self.chain} {self.spec}"
+
+
+def parse(text: str) -> tuple[Rule, ...]:
+    """Read the rules of an `iptables-save` text, with or without counters, in their order."""
+    rules = []
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:].strip()
+        elif found := _RULE.match(line.strip()):
+            rules.append(Rule(table, found["chain"], found["spec"], int(found["packets"] or 0)))
+    return tuple(rules)
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """The rules of one network namespace in both backends at one moment.
+
+    `texts` maps a backend ("nft", "legacy") to its `iptables-save -c` text; a backend whose tools are not there
+    is absent. `native` lists nftables tables that no iptables made (Istio ≥ 1.27 may use such ones).
+    """
+
+    texts: dict[str, str] = field(default_factory=dict)
+    native: tuple[str, ...] = ()
+
+    @property
+    def backend(self) -> str:
+        """The backend that holds Istio's rules, or "" where neither does."""
+        return next((name for name in BACKENDS if any(r.is_istio for r in parse(self.texts.get(name, "")))), "")
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules of both backends."""
+        return tuple(rule for name in BACKENDS for rule in parse(self.texts.get(name, "")))
+
+    @property
+    def istio(self) -> tuple[Rule, ...]:
+        """Those of them that are Istio's."""
+        return tuple(rule for rule in self.rules if rule.is_istio)
+
+    @property
+    def nat(self) -> tuple[Rule, ...]:
+        """All rules of the nat tables, whoever made them."""
+        return tuple(rule for rule in self.rules if rule.table == "nat")
+
+    def packets(self, chain: str) -> int:
+        """Packets matched by the rules of `chain`; nat rules see the first packet of a connection only."""
+        return sum(rule.packets for rule in self.rules if rule.chain == chain)
+
+    def specs(self, table: str) -> tuple[str, ...]:
+        """List the rules of `table` without their counters, for comparison."""
+        return tuple(str(rule) for rule in self.rules if rule.table == table)

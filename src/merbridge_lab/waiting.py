@@ -1,0 +1,54 @@
+"""Wait for something to become true: to a deadline, saying what is awaited.
+
+The only place where merlab sleeps.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential
+
+from merbridge_lab import interrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class _Listener:
+    tell: Callable[[str], None] | None = None
+
+
+def listen(tell: Callable[[str], None] | None) -> None:
+    """Have `tell` called with what is being waited for, each time a wait begins."""
+    _Listener.tell = tell
+
+
+def _nap(seconds: float) -> None:
+    interrupts.checkpoint()
+    time.sleep(seconds)
+    interrupts.checkpoint()
+
+
+def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
+    """Call `look` until it gives something true, at most `timeout` seconds; give that, or the last thing it gave.
+
+    `awaiting` says in a few words what is awaited, for the progress line. The caller decides what a timeout
+    means; what it must not do is take it for a success.
+    """
+    if _Listener.tell is not None:
+        _Listener.tell(awaiting)
+    attempts = Retrying(
+        retry=retry_if_result(lambda seen: not seen),
+        wait=wait_exponential(multiplier=0.01, max=0.1),
+        stop=stop_after_delay(timeout),
+        sleep=_nap,
+    )
+    try:
+        return attempts(look)
+    except RetryError as last:
+        result: T = last.last_attempt.result()
+        return result
