@@ -1,0 +1,64 @@
+# The two commands: make up, make test. Everything is done in .venv and by the distribution's packages.
+#
+# Paths are relative, and what is long is in scripts/setup: the checkout may have spaces in its path.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help up down verify setup dev check format test soak timings clean
+
+# More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
+ARGS ?=
+
+MERLAB = scripts/setup root .venv/bin/merlab
+PYTEST_AS_ROOT = scripts/setup root env MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m pytest -p no:cacheprovider
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+up: setup ## set up this machine, then bring up the embedded lab: ten steps, each verified
+	@$(MERLAB) up --lab embedded $(ARGS)
+
+verify: setup ## prove that requests succeed with the rules flushed
+	@$(MERLAB) verify $(ARGS)
+
+down: ## remove all that merlab made
+	@scripts/setup venv
+	@$(MERLAB) down $(ARGS)
+
+setup: ## system packages and .venv, no more
+	@scripts/setup packages
+	@scripts/setup venv
+
+dev: ## the same with the tools for tests and checks (no root needed)
+	@scripts/setup venv dev
+
+check: dev ## ruff, mypy, import-linter, clang-format
+	.venv/bin/ruff check --quiet
+	.venv/bin/ruff format --check --quiet
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+	find src/merbridge_lab/bpf -name '*.[ch]' -exec .venv/bin/clang-format --dry-run -Werror {} +
+
+format: dev ## let ruff and clang-format rewrite what they can
+	.venv/bin/ruff check --fix --quiet || true
+	.venv/bin/ruff format --quiet
+	find src/merbridge_lab/bpf -name '*.[ch]' -exec .venv/bin/clang-format -i {} +
+
+# As an ordinary user: what needs no root as oneself, then what does by sudo, where there is one.
+test: ## set up, then run all tests
+	@scripts/setup packages
+	@scripts/setup venv dev
+	@if [ "$$(id -u)" = 0 ]; then \
+		.venv/bin/python -m pytest $(ARGS); \
+	else \
+		.venv/bin/python -m pytest -m "not kernel" $(ARGS) && $(PYTEST_AS_ROOT) -m kernel $(ARGS); \
+	fi
+
+soak: setup dev ## the long tests: full products of signals, streams, healthy runs
+	@$(PYTEST_AS_ROOT) -m soak $(ARGS)
+
+timings: setup ## how long up, step 9, verify and down take here, and in how much memory
+	@scripts/setup root .venv/bin/python -m tests.timings $(ARGS)
+
+clean: ## remove .venv and what the tools cached (not a lab: make down)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
