@@ -1,0 +1,30 @@
+"""All that steps and checks may import."""
+
+from __future__ import annotations
+
+from merbridge_lab.evidence import Control, Finding, Reading, Verdict, fails, holds, skips
+from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Entered, Lab, Workload
+from merbridge_lab.model import Check, Kind, Step
+from merbridge_lab.observation import Exchange, Observation
+
+__all__ = [
+    "DATAPLANE",
+    "HELLO",
+    "TRACE",
+    "TWIN",
+    "Check",
+    "Control",
+    "Entered",
+    "Exchange",
+    "Finding",
+    "Kind",
+    "Lab",
+    "Observation",
+    "Reading",
+    "Step",
+    "Verdict",
+    "Workload",
+    "fails",
+    "holds",
+    "skips",
+]

@@ -1,0 +1,127 @@
+"""Did the mesh serve the request? Both sidecars' own access logs say so, found by a nonce."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.api import Check, Control, Finding, Reading, Verdict, fails, holds
+
+if TYPE_CHECKING:
+    from merbridge_lab.api import Observation
+
+
+def served() -> Check:
+    """Every request of the batch was answered with 200."""
+    return Check("mesh.served", "every request is answered", find_served, hint="merlab status")
+
+
+def find_served(seen: Observation) -> Finding:
+    """Look at curl's exit statuses and the HTTP statuses."""
+    good = sum(exchange.served for exchange in seen.exchanges)
+    reading = Reading(f"curl:{seen.client}", "200s", 0, good, seen.exchanges[0].body.strip() or None)
+    for exchange in seen.exchanges:
+        if not exchange.served:
+            return fails(
+                f"{len(seen.exchanges) - good} of {len(seen.exchanges)} requests of {seen.client} to {exchange.url}"
+                f" were not served ({exchange})",
+                reading,
+            )
+    return holds(f"{good} requests of {seen.client}, {good} answers", reading)
+
+
+def both_versions_answered() -> Check:
+    """Both versions of helloworld answered within the batch."""
+    return Check("mesh.both_versions_answered", "v1 and v2 both answer", find_both_versions, hint="merlab status")
+
+
+def find_both_versions(seen: Observation) -> Finding:
+    """Look at the bodies."""
+    reading = Reading(f"curl:{seen.client}", "versions", 0, len(seen.versions), ", ".join(sorted(seen.versions)))
+    missing = {"v1", "v2"} - seen.versions
+    if missing:
+        return fails(f"helloworld {' and '.join(sorted(missing))} did not answer {seen.client}", reading)
+    return holds("v1 and v2 both answered", reading)
+
+
+def both_sidecars_served() -> Check:
+    """Every request went through the client's sidecar and a server's sidecar."""
+    return Check(
+        "mesh.both_sidecars_served",
+        "both sidecars are in the path of every request",
+        find_both_sidecars,
+        hint="merlab status",
+    )
+
+
+def find_both_sidecars(seen: Observation) -> Finding:
+    """Look each nonce up in the client's and the servers' access logs."""
+    nonces = [exchange.nonce for exchange in seen.exchanges]
+    out = [line for nonce in nonces if (line := seen.client_log.get(nonce)) is not None and line.outbound]
+    into = [(name, line) for nonce in nonces if (entry := seen.server_log.get(nonce)) for name, line in [entry]]
+    delivered = [(name, line) for name, line in into if line.inbound]
+    evidence = [
+        Reading(f"envoy:{seen.client}/access", "requests", 0, len(out), out[-1].raw if out else None),
+        *(
+            Reading(
+                f"envoy:{server}/access",
+                "requests",
+                0,
+                sum(name == server for name, _ in delivered),
+                next(line.raw for name, line in delivered if name == server),
+            )
+            for server in sorted({name for name, _ in delivered})
+        ),
+    ]
+    total = len(nonces)
+    if len(out) < total:
+        return fails(
+            f"the sidecar of {seen.client} has no record of {total - len(out)} of {total} requests"
+            f" (first outcome: {seen.exchanges[0]})",
+            *evidence,
+        )
+    if len(delivered) < total:
+        astray = next((f": {line.raw}" for _, line in into if not line.inbound), "")
+        return fails(
+            f"no server's sidecar delivered {total - len(delivered)} of {total} requests of {seen.client}{astray}",
+            *evidence,
+        )
+    return holds(
+        f"all {total} requests stand in the access logs of {seen.client} and {', '.join(sorted(seen.servers))},"
+        " delivered from 127.0.0.6",
+        *evidence,
+    )
+
+
+def find_closed_as_plain_text(seen: Observation) -> Finding:
+    """Look whether each connection was closed before any HTTP status because the server refused plain text."""
+    refused = {line.downstream_remote for _, line in seen.rejected}
+    raw = seen.rejected[-1][1].raw if seen.rejected else None
+    evidence = (
+        Reading(f"curl:{seen.client}", "closed", 0, sum(exchange.closed for exchange in seen.exchanges)),
+        *(
+            Reading(
+                f"envoy:{server}/access", "plain text refused", 0, sum(name == server for name, _ in seen.rejected), raw
+            )
+            for server in sorted({name for name, _ in seen.rejected})
+        ),
+    )
+    for exchange in seen.exchanges:
+        if not exchange.closed:
+            return fails(
+                f"{seen.client}, flushed and without eBPF, was not closed before an HTTP status ({exchange})", *evidence
+            )
+        if exchange.local not in refused:
+            return fails(
+                f"{seen.client}, flushed and without eBPF, was closed, but no server's inbound listener"
+                f" logged plain text from {exchange.local}",
+                *evidence,
+            )
+    return holds(
+        f"{seen.client}, flushed and without eBPF, connects and is closed: the server's sidecar refuses plain text",
+        *evidence,
+    )
+
+
+def as_control(name: str, finding: Finding) -> Control:
+    """Turn the finding of a control experiment into the control of a check."""
+    return Control(name, Verdict.PASS if finding.held else Verdict.FAIL, finding.evidence)

@@ -1,0 +1,98 @@
+"""What eBPF did: its own counters, leg by leg.
+
+A request has three legs: outbound (app to its own sidecar), mesh (sidecar to sidecar) and inbound (sidecar to its
+own app). On each, request and response are a message each at least.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.api import Check, Finding, Reading, fails, holds
+from merbridge_lab.checks.mesh import as_control, find_both_sidecars, find_closed_as_plain_text
+
+if TYPE_CHECKING:
+    from merbridge_lab.api import Observation
+
+
+def intercepted() -> Check:
+    """Every fresh connection of the client was intercepted at connect()."""
+    return Check(
+        "redirect.intercepted", "eBPF intercepts every connection of the app", find_intercepted, hint="merlab step 3"
+    )
+
+
+def find_intercepted(seen: Observation) -> Finding:
+    """Look at the counter of rewritten connects in the client's namespace."""
+    reading = seen.counter(seen.client, "outbound_connects")
+    total = len(seen.exchanges)
+    if reading.moved < total:
+        return fails(
+            f"eBPF intercepted {reading.moved} of {total} fresh connections of {seen.client}", reading
+        )
+    return holds(f"{reading.moved} connections of {seen.client} intercepted at connect()", reading)
+
+
+def payload_moved() -> Check:
+    """On all three legs the payload went from socket to socket, past TCP/IP."""
+    return Check(
+        "redirect.payload_moved",
+        "eBPF moves the payload from socket to socket on all three legs",
+        find_payload,
+        hint="merlab step 3",
+    )
+
+
+def find_payload(seen: Observation) -> Finding:
+    """Look at the redirected messages and bytes of each leg, at the client and at the servers."""
+    total = len(seen.exchanges)
+    servers = sorted(seen.servers)
+    if not servers:
+        return fails(f"no server's sidecar has a record of a request of {seen.client}: there was no payload to move")
+    messages = {
+        "outbound": ((seen.client,), 2 * total),
+        "mesh, from the client": ((seen.client,), total),
+        "mesh, from the servers": (tuple(servers), total),
+        "inbound": (tuple(servers), 2 * total),
+    }
+    evidence: list[Reading] = []
+    short: list[str] = []
+    for leg, (workloads, needed) in messages.items():
+        counter = leg.split(",")[0]
+        readings = [seen.counter(workload, f"{counter}_redirected_messages") for workload in workloads]
+        evidence += readings
+        evidence += [seen.counter(workload, f"{counter}_redirected_bytes") for workload in workloads]
+        moved = sum(reading.moved for reading in readings)
+        if moved < needed:
+            short.append(f"on the {leg} leg eBPF moved {moved} messages of at least {needed} ({', '.join(workloads)})")
+    if short:
+        return fails("; ".join(short), *evidence)
+    moved_bytes = sum(reading.moved for reading in evidence if reading.unit == "bytes")
+    return holds(f"{moved_bytes} bytes moved from socket to socket, on all three legs", *evidence)
+
+
+def ebpf_took_over() -> Check:
+    """With the rules flushed, eBPF alone brings the request into the mesh; without it, the request fails."""
+    return Check(
+        "redirect.ebpf_took_over",
+        "flushed, it is eBPF that sends the request through the mesh; a flushed twin without it is closed",
+        find_took_over,
+        hint="merlab step 3",
+    )
+
+
+def find_took_over(seen: Observation) -> Finding:
+    """Look at the payload and the sidecars' logs, and at the flushed twin beside them."""
+    if seen.control is None:
+        return fails("no flushed twin was asked: the batch alone proves nothing")
+    closed = find_closed_as_plain_text(seen.control)
+    control = as_control("mesh.closed_without_ebpf", closed)
+    intercepted_ = find_intercepted(seen)
+    sidecars = find_both_sidecars(seen)
+    evidence = (*intercepted_.evidence, *sidecars.evidence)
+    for finding in (intercepted_, sidecars):
+        if not finding.held:
+            return fails(finding.why, *evidence, control=control)
+    if not closed.held:
+        return fails(f"the control did not hold: {closed.why}", *evidence, control=control)
+    return holds(f"{intercepted_.why}, both sidecars served; {closed.why}", *evidence, control=control)

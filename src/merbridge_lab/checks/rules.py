@@ -1,0 +1,129 @@
+"""What the iptables rules did: the client's ISTIO_REDIRECT is the witness.
+
+While a server's rules are present, every new connection moves its ISTIO_INBOUND, eBPF or not (nat PREROUTING runs
+before the socket look-up), and so do early RETURNs in the client's ISTIO_OUTPUT. Only the client's ISTIO_REDIRECT
+tells the two apart: +0 a fresh connection with eBPF, +1 without.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.api import Check, Finding, Reading, fails, holds, skips
+from merbridge_lab.checks.mesh import as_control, find_both_sidecars
+
+if TYPE_CHECKING:
+    from merbridge_lab.api import Observation
+
+REDIRECT = "ISTIO_REDIRECT"
+
+
+def find_moved(seen: Observation) -> Finding:
+    """Look whether the rules sent every fresh connection of the client to its sidecar, and both sidecars served."""
+    reading = seen.rule(REDIRECT)
+    total = len(seen.exchanges)
+    if not seen.before.istio:
+        return fails(f"there are no ISTIO rules in {seen.client}", reading)
+    if reading.moved < total:
+        return fails(
+            f"{REDIRECT} of {seen.client} moved by {reading.moved} for {total} fresh connections"
+            " that no eBPF touches: the rules do not do the work",
+            reading,
+        )
+    sidecars = find_both_sidecars(seen)
+    if not sidecars.held:
+        return fails(sidecars.why, reading, *sidecars.evidence)
+    return holds(
+        f"{REDIRECT} of {seen.client} moved by {reading.moved} for {total} connections", reading, *sidecars.evidence
+    )
+
+
+def do_the_work() -> Check:
+    """Without eBPF, it is the rules that send a connection to the sidecar."""
+    return Check(
+        "rules.do_the_work",
+        "without eBPF, the rules send every connection to the sidecar",
+        lambda seen: find_moved(seen.control or seen),
+        hint="merlab restore",
+    )
+
+
+def stood_still() -> Check:
+    """With eBPF, the rules are there and have nothing to do; the twin's move for the same requests."""
+    return Check(
+        "rules.stood_still",
+        "the client's rules stand still; a twin without eBPF moves its own",
+        find_stood_still,
+        hint="merlab step 3",
+    )
+
+
+def find_stood_still(seen: Observation) -> Finding:
+    """Look at the client's counter and at the twin's."""
+    reading = seen.rule(REDIRECT)
+    total = len(seen.exchanges)
+    if seen.control is None:
+        return fails(f"{REDIRECT} of {seen.client} was read without a control that shows it can move", reading)
+    moved = find_moved(seen.control)
+    control = as_control("rules.move_without_ebpf", moved)
+    if not seen.before.istio or not seen.after.istio:
+        return fails(f"there are no ISTIO rules in {seen.client} that could stand still", reading, control=control)
+    if reading.moved:
+        return fails(
+            f"{REDIRECT} of {seen.client} moved by {reading.moved} for {total} connections:"
+            " the rules did the work, not eBPF",
+            reading,
+            control=control,
+        )
+    if not moved.held:
+        return fails(f"the control did not hold: {moved.why}", reading, control=control)
+    return holds(
+        f"{REDIRECT} +0 for {total} fresh connections of {seen.client};"
+        f" +{seen.control.rule(REDIRECT).moved} for {len(seen.control.exchanges)} of {seen.control.client},"
+        " which eBPF does not serve",
+        reading,
+        control=control,
+    )
+
+
+def were_absent() -> Check:
+    """No nat rule was left, in any backend, from before the first request until after the last."""
+    return Check(
+        "rules.were_absent", "not one ISTIO rule was left during the batch", find_absent, hint="merlab step 9"
+    )
+
+
+def find_absent(seen: Observation) -> Finding:
+    """Look at the rules as they were just before and just after the batch."""
+    saved = seen.saved
+    had = len(saved.istio) if saved else 0
+    reading = Reading(f"iptables:{seen.client}/nat", "rules", had, len(seen.after.nat))
+    for when, rules in (("before the first request", seen.before), ("after the last request", seen.after)):
+        if rules.nat:
+            return fails(
+                f"{len(rules.nat)} nat rules stood in {seen.client} {when}, flushed as it was: {rules.nat[0]}", reading
+            )
+        if rules.native:
+            return fails(f"native nftables stood in {seen.client} {when}: {rules.native[0]}", reading)
+    if not had:
+        return fails(f"there were no ISTIO rules in {seen.client} to flush", reading)
+    return holds(f"{had} ISTIO rules before the flush, none while the requests ran", reading)
+
+
+def restored() -> Check:
+    """After the flush, the rules are the ones that were saved."""
+    return Check("rules.restored", "the rules are back as they were", find_restored, hint="merlab restore")
+
+
+def find_restored(seen: Observation) -> Finding:
+    """Compare the nat tables, counters aside."""
+    if seen.saved is None:
+        return fails(f"the rules of {seen.client} were not saved before the flush")
+    if seen.restored is None:
+        return skips(f"the rules of {seen.client} are left flushed, as asked; merlab restore puts them back")
+    before, after = seen.saved.specs("nat"), seen.restored.specs("nat")
+    reading = Reading(f"iptables:{seen.client}/nat", "rules", len(before), len(after))
+    if before != after:
+        differing = next(iter(set(before) ^ set(after)), "their order")
+        return fails(f"the rules of {seen.client} differ from the saved ones after restoring: {differing}", reading)
+    return holds(f"all {len(after)} nat rules of {seen.client} are back, in {seen.restored.backend}", reading)

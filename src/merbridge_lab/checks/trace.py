@@ -1,0 +1,65 @@
+"""What the dataplane's own trace tells of one request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.api import Check, Finding, Reading, fails, holds
+
+if TYPE_CHECKING:
+    from merbridge_lab.api import Lab, Observation
+
+
+def lines_appear() -> Check:
+    """With debug on, a request leaves lines in the lab's own tracefs instance."""
+    return Check("trace.lines_appear", "a request leaves lines in the lab's trace", find_lines, hint="merlab step 4")
+
+
+def find_lines(seen: Observation) -> Finding:
+    """Count the lines."""
+    reading = Reading(
+        "trace:merlab", "lines", 0, len(seen.trace), "\n".join(event.raw for event in seen.trace[:3]) or None
+    )
+    if not seen.trace:
+        return fails("the dataplane wrote no line to the lab's trace during a request", reading)
+    return holds(f"{len(seen.trace)} lines in the lab's own tracefs instance", reading)
+
+
+def debug_is_on() -> Check:
+    """The dataplane's debug flag is set, in the kernel."""
+    return Check("trace.debug_is_on", "the dataplane's debug flag is set", find_debug, hint="merlab step 4")
+
+
+def find_debug(lab: Lab) -> Finding:
+    """Read the flag back."""
+    on = lab.dataplane.debug
+    reading = Reading("bpf:config/debug", "", None, int(on))
+    return holds("debug is on", reading) if on else fails("the dataplane's debug flag is off", reading)
+
+
+def tells_the_request() -> Check:
+    """The trace shows this request intercepted, its original destination asked, its bytes moved."""
+    return Check(
+        "trace.tells_the_request",
+        "the trace shows this request: intercepted, original destination asked, bytes moved socket to socket",
+        find_told,
+        hint="merlab step 4",
+    )
+
+
+def find_told(seen: Observation) -> Finding:
+    """Follow the pair that the app's connection opened through the trace."""
+    exchange = seen.exchanges[0]
+    port = int(exchange.local.rpartition(":")[2] or 0)
+    mine = {event.pair for event in seen.trace if event.kind == "established" and event.port == port}
+    told = [event for event in seen.trace if event.pair in mine]
+    evidence = tuple(Reading("trace:merlab", event.kind, None, event.sentence(), event.raw) for event in told)
+    kinds = [event.kind for event in told]
+    for kind, meaning in (
+        ("connect", "no connect() of it was intercepted"),
+        ("original_dst", "its original destination was not asked"),
+        ("redirect", "no bytes of it were moved from socket to socket"),
+    ):
+        if kind not in kinds:
+            return fails(f"the trace does not tell of the request from {exchange.local}: {meaning}", *evidence)
+    return holds(f"{len(told)} lines tell of the connection from {exchange.local}", *evidence)

@@ -1,0 +1,190 @@
+"""The Lab protocol: the nouns of the walkthrough, whatever they are made of.
+
+A step never asks which lab it runs in; what a lab cannot do is missing from its capabilities, with a reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from merbridge_lab.evidence import Reading
+    from merbridge_lab.observation import Observation
+    from merbridge_lab.requirements import Requirement
+    from merbridge_lab.ruleset import RuleSet
+
+#: Capabilities a step may need.
+DATAPLANE = "dataplane"
+TRACE = "trace"
+TWIN = "twin"
+
+HELLO = "http://helloworld:5000/hello"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command as a person would type it, and what it printed."""
+
+    command: str
+    output: str = ""
+
+
+class Part(Protocol):
+    """A part of the lab that an ensure step brings about."""
+
+    def ensure(self) -> None:
+        """Make what is missing and mend what is broken."""
+
+    def remove(self) -> None:
+        """Take it away; nothing to take away is fine."""
+
+    def problems(self) -> list[str]:
+        """Every way in which it is not what it should be, a sentence each; none when it is in order."""
+
+    def readings(self) -> tuple[Reading, ...]:
+        """What was seen of it, as evidence."""
+
+    def typed(self) -> list[str]:
+        """Give the commands a person would type to make it."""
+
+
+class Rules(Protocol):
+    """The iptables rules in a workload's network namespace."""
+
+    def snapshot(self) -> RuleSet:
+        """Read them, in every backend."""
+
+    def flushed(self) -> AbstractContextManager[RuleSet]:
+        """Save and flush nat for the length of the block, giving the rules as they were before.
+
+        They come back when the block ends, however it ends, unless the lab was asked to keep them flushed
+        (`step 9 --keep`) and the block ended well.
+        """
+
+    def restore(self) -> bool:
+        """Put back what a flush took, if one is outstanding; say whether one was."""
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether rules are flushed and saved right now."""
+
+    @property
+    def saved_at(self) -> Path:
+        """Where the rules are saved while they are flushed."""
+
+    def save_commands(self) -> list[str]:
+        """Give the commands a person would type to save the rules and to list them with their counters."""
+
+    def flush_commands(self) -> list[str]:
+        """Give the commands a person would type to flush the nat rules and to look at what is left."""
+
+    def restore_commands(self) -> list[str]:
+        """Give the commands a person would type to put the rules back."""
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What the namespace of a workload's process looks like from inside, beside what it should be."""
+
+    workload: str
+    pid: int | None
+    comm: str
+    expected_address: str
+    addresses: tuple[str, ...]
+    expected_netns: int
+    netns: int
+    expected_cgroup: str
+    cgroup: str
+
+
+class Workload(Protocol):
+    """A pod of the walkthrough."""
+
+    name: str
+
+    @property
+    def rules(self) -> Rules:
+        """Its iptables rules."""
+
+    def enter(self) -> Entered:
+        """Find its process and look around in its namespaces."""
+
+    def request_command(self) -> str:
+        """Give the request of the walkthrough as a person would type it."""
+
+    def enter_commands(self) -> list[str]:
+        """Give the commands that find its process and enter its network namespace."""
+
+
+class Dataplane(Part, Protocol):
+    """Whatever intercepts in the kernel."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether it intercepts new connections now."""
+
+    def set_debug(self, *, on: bool) -> None:
+        """Switch its trace lines on or off."""
+
+    @property
+    def debug(self) -> bool:
+        """Whether it writes trace lines."""
+
+    def debug_commands(self) -> list[str]:
+        """Give the commands a person would type to switch its trace lines on."""
+
+
+class Lab(Protocol):
+    """One lab: what the steps speak to."""
+
+    name: str
+    capabilities: frozenset[str]
+
+    @property
+    def node(self) -> Part:
+        """The machine the pods run on."""
+
+    @property
+    def mesh(self) -> Part:
+        """The pods, their sidecars, rules and apps."""
+
+    @property
+    def dataplane(self) -> Dataplane:
+        """The programs that intercept."""
+
+    def lacks(self, capability: str) -> str:
+        """Say in a sentence why the lab is without `capability`."""
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and lacks."""
+
+    def inventory(self) -> list[Shown]:
+        """Show the eBPF that is in the kernel now: maps, programs, cgroup attachments."""
+
+    def workload(self, name: str) -> Workload:
+        """Give a workload by name."""
+
+    def twin(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[Workload]:
+        """Make, for the length of the block, a copy of `of` that the dataplane does not serve."""
+
+    def observe(
+        self, client: Workload, *, count: int = 4, trace: bool = False, url: str = HELLO
+    ) -> Observation:
+        """Send `count` requests by fresh connections as the app of `client`, and read everything around them."""
+
+    def trace_command(self) -> str:
+        """Give the command a person would type to read the dataplane's trace."""
+
+    def show(self, command: str, output: str = "") -> None:
+        """Record a command that a person would type, with what it printed."""
+
+    def shown(self) -> Sequence[Shown]:
+        """Give what was recorded since this was last asked, and forget it."""
+
+    def describe(self) -> Mapping[str, object]:
+        """Give the state of the lab as `merlab status --json` has it."""

@@ -1,0 +1,119 @@
+"""Everything read around one batch of requests: what the checks of a request look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from merbridge_lab.evidence import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.ruleset import RuleSet
+
+HTTP_OK = 200
+#: curl: connected, then closed before any HTTP status ("empty reply" and "failure receiving").
+CURL_CLOSED = (52, 56)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request by one fresh connection, and what came of it.
+
+    `exit_status` is curl's; `status` the HTTP status or None; `local` the client's "ip:port" as it saw it itself.
+    """
+
+    nonce: str
+    url: str
+    exit_status: int
+    status: int | None
+    body: str
+    headers: Mapping[str, str]
+    local: str
+    seconds: float
+    error: str = ""
+
+    @property
+    def served(self) -> bool:
+        """Whether the response was a 200."""
+        return self.exit_status == 0 and self.status == HTTP_OK
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection was made and then closed before any HTTP status."""
+        return self.exit_status in CURL_CLOSED
+
+    def __str__(self) -> str:
+        if self.exit_status:
+            return f"curl exit {self.exit_status}: {self.error or 'no message'}"
+        return f"HTTP {self.status}"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A batch of requests of one client, with the state of the world before and after it.
+
+    `client_log` and `server_log` map a nonce to the line that the client's sidecar, or some server's, wrote of it;
+    the latter with the server's name. `rejected` are connections that a server's inbound listener closed for
+    speaking plain text. `before` and `after` are the client's rules; `counters_before` and `counters_after` the
+    dataplane's, workload → counter → number, empty where no dataplane is attached. `control` is the same batch
+    by a twin that the dataplane does not serve. `saved` and `restored` are the rules around a flush.
+    """
+
+    client: str
+    exchanges: tuple[Exchange, ...]
+    client_log: Mapping[str, AccessLogLine]
+    server_log: Mapping[str, tuple[str, AccessLogLine]]
+    rejected: tuple[tuple[str, AccessLogLine], ...]
+    before: RuleSet
+    after: RuleSet
+    counters_before: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    counters_after: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    trace: tuple[TraceEvent, ...] = ()
+    control: Observation | None = None
+    saved: RuleSet | None = None
+    restored: RuleSet | None = None
+
+    def beside(self, control: Observation) -> Observation:
+        """Give this observation with `control` standing next to it."""
+        return replace(self, control=control)
+
+    def around(self, saved: RuleSet, restored: RuleSet | None) -> Observation:
+        """Give this observation, made while the rules were flushed, with the rules around the flush.
+
+        `restored` is None where they were left flushed on purpose.
+        """
+        return replace(self, saved=saved, restored=restored)
+
+    @property
+    def versions(self) -> frozenset[str]:
+        """The versions of helloworld that answered."""
+        return frozenset(
+            word.rstrip(",")
+            for exchange in self.exchanges
+            if exchange.served and exchange.body.startswith("Hello version: ")
+            for word in exchange.body.split()[2:3]
+        )
+
+    @property
+    def servers(self) -> frozenset[str]:
+        """The workloads whose sidecar delivered one of the requests."""
+        return frozenset(name for name, _ in self.server_log.values())
+
+    def counter(self, workload: str, name: str) -> Reading:
+        """Read the dataplane's counter `name` of `workload`; 0 where it does not exist."""
+        return Reading(
+            f"bpf:{workload}/{name}",
+            "bytes" if name.endswith("_bytes") else "events",
+            self.counters_before.get(workload, {}).get(name, 0),
+            self.counters_after.get(workload, {}).get(name, 0),
+        )
+
+    def rule(self, chain: str) -> Reading:
+        """Read the packets that the client's rules in `chain` matched."""
+        return Reading(
+            f"iptables:{self.client}/nat/{chain}", "packets", self.before.packets(chain), self.after.packets(chain)
+        )

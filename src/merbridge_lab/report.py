@@ -1,0 +1,139 @@
+"""The record of a run, and its JSON as docs and scripts know it (schema 1)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab import __version__
+from merbridge_lab.evidence import Finding, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from merbridge_lab.errors import LabError
+    from merbridge_lab.lab import Shown
+    from merbridge_lab.model import Check, Step
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """One check of one step: what it found, after how many looks and seconds."""
+
+    check: Check
+    finding: Finding
+    attempts: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as scripts see it."""
+        control = self.finding.control
+        return {
+            "name": self.check.name,
+            "verdict": self.finding.verdict.value,
+            "reason": self.finding.why,
+            "attempts": self.attempts,
+            "seconds": round(self.seconds, 3),
+            "evidence": [asdict(reading) for reading in self.finding.evidence],
+            "control": None
+            if control is None
+            else {
+                "name": control.name,
+                "verdict": control.verdict.value,
+                "evidence": [asdict(reading) for reading in control.evidence],
+            },
+        }
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One step as it ran: `acted` says whether its act was needed."""
+
+    step: Step
+    verdict: Verdict
+    seconds: float
+    checks: tuple[CheckOutcome, ...] = ()
+    shown: tuple[Shown, ...] = ()
+    acted: bool = True
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as scripts see it."""
+        return {
+            "number": self.step.number,
+            "title": self.step.title,
+            "outcome": self.verdict.value,
+            "seconds": round(self.seconds, 3),
+            "reason": self.reason,
+            "acted": self.acted,
+            "commands": [shown.command for shown in self.shown],
+            "checks": [check.to_json() for check in self.checks],
+        }
+
+
+@dataclass
+class Report:
+    """What ran, how it came out, and with what evidence."""
+
+    command: str
+    lab: str
+    steps: list[StepOutcome] = field(default_factory=list)
+    seconds: float = 0.0
+    error: LabError | None = None
+
+    @property
+    def skipped(self) -> int:
+        """How many steps and checks were skipped; a skip is never a pass."""
+        return sum(
+            (step.verdict is Verdict.SKIP)
+            + sum(check.finding.verdict is Verdict.SKIP for check in step.checks)
+            for step in self.steps
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst that happened; a run in which nothing was seen to hold is no pass."""
+        if self.error is not None:
+            return Verdict.ERROR
+        seen = {step.verdict for step in self.steps}
+        if Verdict.FAIL in seen:
+            return Verdict.FAIL
+        return Verdict.PASS if Verdict.PASS in seen else Verdict.ERROR
+
+    @property
+    def cause(self) -> str | None:
+        """On a failure, the one sentence that names what is wrong and where."""
+        for step in self.steps:
+            if step.verdict is Verdict.FAIL:
+                return next(
+                    (c.finding.why for c in step.checks if c.finding.verdict is Verdict.FAIL), step.reason
+                )
+        return None
+
+    def failed(self) -> Iterator[CheckOutcome]:
+        """Give the checks that did not hold."""
+        for step in self.steps:
+            yield from (check for check in step.checks if check.finding.verdict is Verdict.FAIL)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as scripts see it."""
+        return {
+            "schema": SCHEMA,
+            "merlab": __version__,
+            "command": self.command,
+            "lab": self.lab,
+            "seconds": round(self.seconds, 3),
+            "verdict": self.verdict.value,
+            "cause": self.cause,
+            "skipped": self.skipped,
+            "steps": [step.to_json() for step in self.steps],
+            "matrix": [],
+            "error": None if self.error is None else error_json(self.error),
+        }
+
+
+def error_json(error: LabError) -> dict[str, Any]:
+    """Give an error as scripts see it."""
+    return {"what": error.what, "hint": error.hint, "command": error.command, "stderr": error.stderr}

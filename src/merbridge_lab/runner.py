@@ -1,0 +1,175 @@
+"""Run steps in their order, verify after each, and stop where one does not hold."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from merbridge_lab import interrupts, waiting
+from merbridge_lab.errors import LabError, NotHeldError
+from merbridge_lab.evidence import Verdict
+from merbridge_lab.model import Kind
+from merbridge_lab.report import CheckOutcome, Report, StepOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from merbridge_lab.lab import Lab
+    from merbridge_lab.model import Check, Step
+
+
+class Observer(Protocol):
+    """Someone who watches a run: the console, or a test."""
+
+    def step_begins(self, step: Step) -> None:
+        """A step is about to run."""
+
+    def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
+        """A check has its final finding."""
+
+    def step_ends(self, outcome: StepOutcome) -> None:
+        """A step has its outcome."""
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def step_begins(self, step: Step) -> None:
+        """Say nothing."""
+
+    def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
+        """Say nothing."""
+
+    def step_ends(self, outcome: StepOutcome) -> None:
+        """Say nothing."""
+
+
+class Runner:
+    """Runs steps on a lab. `patience` is how many seconds a check of an ensure step may take to come true."""
+
+    def __init__(self, lab: Lab, observer: Observer | None = None, *, patience: float = 20.0) -> None:
+        self.lab = lab
+        self.observer = observer or Silent()
+        self.patience = patience
+
+    def run(self, report: Report, steps: Iterable[Step], *, act: bool = True) -> Report:
+        """Run `steps` one after another into `report`; stop after the first that does not hold.
+
+        With `act` off, ensure steps are only looked at: nothing is made or mended. A LabError ends the run and
+        stands in the report; Interrupted passes through.
+        """
+        began = time.monotonic()
+        try:
+            for step in steps:
+                interrupts.checkpoint()
+                outcome = self._step(step, act=act)
+                report.steps.append(outcome)
+                self.observer.step_ends(outcome)
+                if outcome.verdict in (Verdict.FAIL, Verdict.ERROR):
+                    break
+        except LabError as error:
+            report.error = error
+        finally:
+            report.seconds = time.monotonic() - began
+        return report
+
+    def _step(self, step: Step, *, act: bool) -> StepOutcome:
+        began = time.monotonic()
+        self.observer.step_begins(step)
+        self.lab.shown()  # forget what an interrupted step left
+
+        def outcome(verdict: Verdict, checks: Sequence[CheckOutcome] = (), **more: Any) -> StepOutcome:
+            return StepOutcome(
+                step, verdict, time.monotonic() - began, tuple(checks), tuple(self.lab.shown()), **more
+            )
+
+        for capability in sorted(step.needs):
+            if capability not in self.lab.capabilities:
+                return outcome(Verdict.SKIP, acted=False, reason=self.lab.lacks(capability))
+        try:
+            if step.kind is Kind.DEMONSTRATE:
+                seen = step.act(self.lab)
+                checks = [self._report(step, self._look(check, seen)) for check in step.verify]
+                return outcome(_verdict(checks), checks)
+            checks, acted = self._ensure(step, act=act)
+        except NotHeldError as broken:
+            return outcome(Verdict.FAIL, reason=broken.cause)
+        except LabError as error:
+            self.observer.step_ends(outcome(Verdict.ERROR, reason=error.what))
+            raise
+        for check in checks:
+            self._report(step, check)
+        return outcome(_verdict(checks), checks, acted=acted)
+
+    def _ensure(self, step: Step, *, act: bool) -> tuple[list[CheckOutcome], bool]:
+        checks = self._checks(step, patience=0.0)
+        if not act or (_verdict(checks) is Verdict.PASS and not step.always):
+            return checks, False
+        step.act(self.lab)
+        if step.always and _verdict(checks) is Verdict.PASS:
+            return checks, True
+        return self._checks(step, patience=self.patience), True
+
+    def _checks(self, step: Step, *, patience: float) -> list[CheckOutcome]:
+        """Look at the lab, and if all is in order there, at the requests that `observe` sends."""
+        outcomes = []
+        for check in step.verify:
+            outcomes.append(self._await(check, self.lab, patience))
+            if not outcomes[-1].finding.held:
+                return outcomes
+        if step.observe is not None:
+            seen = step.observe(self.lab)
+            outcomes += [self._look(check, seen) for check in step.witness]
+        return outcomes
+
+    @staticmethod
+    def _look(check: Check, subject: Any) -> CheckOutcome:
+        began = time.monotonic()
+        finding = check.over(subject)
+        return CheckOutcome(check, finding, 1, time.monotonic() - began)
+
+    @staticmethod
+    def _await(check: Check, subject: Any, patience: float) -> CheckOutcome:
+        began = time.monotonic()
+        attempts = 0
+        finding = None
+
+        def look() -> bool:
+            nonlocal attempts, finding
+            attempts += 1
+            finding = check.over(subject)
+            return finding.held
+
+        if patience:
+            waiting.until(look, timeout=patience, awaiting=check.description)
+        else:
+            look()
+        assert finding is not None  # noqa: S101 - look() has run at least once
+        return CheckOutcome(check, finding, attempts, time.monotonic() - began)
+
+    def _report(self, step: Step, outcome: CheckOutcome) -> CheckOutcome:
+        self.observer.check_ends(step, outcome)
+        return outcome
+
+
+def _verdict(checks: Sequence[CheckOutcome]) -> Verdict:
+    """All that was looked at held; a skip beside a pass leaves the pass, and is counted on its own."""
+    verdicts = {check.finding.verdict for check in checks}
+    if Verdict.FAIL in verdicts:
+        return Verdict.FAIL
+    return Verdict.PASS if Verdict.PASS in verdicts else Verdict.SKIP
+
+
+def undo(lab: Lab, steps: Iterable[Step]) -> None:
+    """Take back what the ensure steps brought about, last first; every one is tried, the first error is raised."""
+    first: LabError | None = None
+    with interrupts.shielded():
+        for step in sorted(steps, key=lambda step: -step.number):
+            if step.undo is None:
+                continue
+            try:
+                step.undo(lab)
+            except LabError as error:
+                first = first or error
+    if first is not None:
+        raise first

@@ -1,0 +1,21 @@
+"""Look at the machine, and at the eBPF that is already there.
+
+Interception in the kernel needs a kernel that can. Every feature is probed by using it once, not by reading a
+version. Then we look at what eBPF is loaded before we come: `bpftool map`, `bpftool prog`, `bpftool cgroup tree`.
+Step 3 shows what it added to these lists.
+"""
+
+from merbridge_lab.api import Kind, Lab, Step
+from merbridge_lab.checks import machine
+
+
+def act(lab: Lab) -> None:
+    for shown in lab.inventory():
+        lab.show(shown.command, shown.output)
+
+
+def commands(lab: Lab) -> list[str]:
+    return ["uname -r", *(shown.command for shown in lab.inventory())]
+
+
+step = Step(number=0, kind=Kind.ENSURE, act=act, verify=(machine.able(),), commands=commands, always=True)

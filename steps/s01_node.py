@@ -1,0 +1,32 @@
+"""Make the node.
+
+The node is what the pods run on. It brings the routes between them and the virtual addresses of the services,
+which it translates to the addresses of pods.
+"""
+
+from merbridge_lab.api import Kind, Lab, Step
+from merbridge_lab.checks import machine
+
+
+def act(lab: Lab) -> None:
+    lab.node.ensure()
+    for command in lab.node.typed():
+        lab.show(command)
+
+
+def commands(lab: Lab) -> list[str]:
+    return lab.node.typed()
+
+
+def undo(lab: Lab) -> None:
+    lab.node.remove()
+
+
+step = Step(
+    number=1,
+    kind=Kind.ENSURE,
+    act=act,
+    verify=(machine.in_order("node", "namespace, routes, cgroup and service addresses are there", lambda lab: lab.node),),
+    commands=commands,
+    undo=undo,
+)

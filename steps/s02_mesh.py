@@ -1,0 +1,43 @@
+"""Start the mesh: sleep, helloworld v1 and v2, each with a sidecar.
+
+Every pod has an Envoy beside its app, and Istio's iptables rules send what the app says to it. The sidecars speak
+mutual TLS with each other and accept nothing else. So far it is the rules that do the work: their counter
+ISTIO_REDIRECT moves with every new connection.
+"""
+
+from merbridge_lab.api import Kind, Lab, Observation, Step
+from merbridge_lab.checks import machine, mesh, rules
+
+
+def act(lab: Lab) -> None:
+    lab.mesh.ensure()
+    for command in lab.mesh.typed():
+        lab.show(command)
+
+
+def observe(lab: Lab) -> Observation:
+    seen = lab.observe(lab.workload("sleep"))
+    if not lab.dataplane.attached:
+        return seen
+    with lab.twin() as twin:
+        return seen.beside(lab.observe(twin))
+
+
+def commands(lab: Lab) -> list[str]:
+    return [*lab.mesh.typed(), lab.workload("sleep").request_command()]
+
+
+def undo(lab: Lab) -> None:
+    lab.mesh.remove()
+
+
+step = Step(
+    number=2,
+    kind=Kind.ENSURE,
+    act=act,
+    verify=(machine.in_order("mesh", "pods, rules, sidecars and apps are there and ready", lambda lab: lab.mesh),),
+    observe=observe,
+    witness=(mesh.served(), mesh.both_versions_answered(), mesh.both_sidecars_served(), rules.do_the_work()),
+    commands=commands,
+    undo=undo,
+)

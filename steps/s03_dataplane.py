@@ -1,0 +1,46 @@
+"""Hand the pods over to eBPF.
+
+Small programs now decide in the kernel what the rules decided until here: connect() goes straight to the sidecar,
+the sidecar still learns the original destination, and the payload is handed from socket to socket. The rules are
+still there, but have nothing left to do: ISTIO_REDIRECT stands still.
+"""
+
+from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step
+from merbridge_lab.checks import machine, mesh, redirect, rules
+
+
+def act(lab: Lab) -> None:
+    before = {shown.command: set(shown.output.splitlines()) for shown in lab.inventory()}
+    lab.dataplane.ensure()
+    for command in lab.dataplane.typed():
+        lab.show(command)
+    for shown in lab.inventory():
+        new = [line for line in shown.output.splitlines() if line not in before.get(shown.command, set())]
+        lab.show(shown.command, "\n".join(f"+ {line}" for line in new) or "(nothing new)")
+
+
+def observe(lab: Lab) -> Observation:
+    seen = lab.observe(lab.workload("sleep"))
+    with lab.twin() as twin:
+        return seen.beside(lab.observe(twin))
+
+
+def commands(lab: Lab) -> list[str]:
+    return [*lab.dataplane.typed(), *(shown.command for shown in lab.inventory())]
+
+
+def undo(lab: Lab) -> None:
+    lab.dataplane.remove()
+
+
+step = Step(
+    number=3,
+    kind=Kind.ENSURE,
+    act=act,
+    verify=(machine.in_order("dataplane", "programs, links and maps are where they should be", lambda lab: lab.dataplane),),
+    observe=observe,
+    witness=(mesh.served(), redirect.intercepted(), rules.stood_still()),
+    commands=commands,
+    needs=frozenset({DATAPLANE}),
+    undo=undo,
+)

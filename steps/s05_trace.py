@@ -1,0 +1,29 @@
+"""Read the trace of one request.
+
+Three things to notice, in this order: the app's connect() is intercepted, the sidecar asks where the app wanted to
+go, and bytes are moved from socket to socket.
+"""
+
+from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step
+from merbridge_lab.checks import mesh, trace
+
+
+def act(lab: Lab) -> Observation:
+    sleep = lab.workload("sleep")
+    seen = lab.observe(sleep, count=1, trace=True)
+    lab.show(lab.trace_command(), "\n".join(event.sentence() for event in seen.trace))
+    return seen
+
+
+def commands(lab: Lab) -> list[str]:
+    return [lab.trace_command(), lab.workload("sleep").request_command()]
+
+
+step = Step(
+    number=5,
+    kind=Kind.DEMONSTRATE,
+    act=act,
+    verify=(mesh.served(), trace.tells_the_request()),
+    commands=commands,
+    needs=frozenset({DATAPLANE, TRACE}),
+)

@@ -1,0 +1,29 @@
+"""Ask helloworld from sleep.
+
+The request of the walkthrough, as the app would send it, by a fresh connection each time. Both sidecars write it
+into their access logs, and eBPF counts the bytes it moved past TCP/IP.
+"""
+
+from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step
+from merbridge_lab.checks import mesh, redirect
+
+
+def act(lab: Lab) -> Observation:
+    sleep = lab.workload("sleep")
+    seen = lab.observe(sleep)
+    lab.show(sleep.request_command(), "".join(exchange.body for exchange in seen.exchanges))
+    return seen
+
+
+def commands(lab: Lab) -> list[str]:
+    return [lab.workload("sleep").request_command()]
+
+
+step = Step(
+    number=6,
+    kind=Kind.DEMONSTRATE,
+    act=act,
+    verify=(mesh.served(), mesh.both_sidecars_served(), redirect.payload_moved()),
+    commands=commands,
+    needs=frozenset({DATAPLANE}),
+)

@@ -1,0 +1,24 @@
+"""Find sleep's process and enter its network namespace.
+
+A pod's rules live in its network namespace. Before we touch any, we make sure that the process we found is really
+the pod's: its address, its namespace and its cgroup must agree.
+"""
+
+from merbridge_lab.api import Entered, Kind, Lab, Step
+from merbridge_lab.checks import machine
+
+
+def act(lab: Lab) -> Entered:
+    sleep = lab.workload("sleep")
+    entered = sleep.enter()
+    find, look = sleep.enter_commands()
+    lab.show(find, f"{entered.pid} {entered.comm}")
+    lab.show(look, " ".join(entered.addresses))
+    return entered
+
+
+def commands(lab: Lab) -> list[str]:
+    return lab.workload("sleep").enter_commands()
+
+
+step = Step(number=7, kind=Kind.DEMONSTRATE, act=act, verify=(machine.entered(),), commands=commands)
