@@ -1,7 +1,7 @@
 """Find and load BCC, which is a package of the distribution (python3-bpfcc) and not one of PyPI.
 
-The directory is loaded by its path. Putting its parent on sys.path would do as well, but would show an application in a
-virtual environment all of the distribution's Python packages, other versions of its own dependencies among them.
+The directory is loaded by its path. Putting its parent on sys.path would do as well, but would show an application
+in a virtual environment all of the distribution's Python packages, other versions of its dependencies among them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ PLACES = (
 )
 
 #: Where its C library, libbcc.so.0, may be.
-LIBRARIES = ("usr/lib/*/libbcc.so.0", "usr/lib64/libbcc.so.0", "usr/lib/libbcc.so.0", "usr/local/lib*/libbcc.so.0")
+LIBRARIES = (
+    "usr/lib/*/libbcc.so.0",
+    "usr/lib64/libbcc.so.0",
+    "usr/lib/libbcc.so.0",
+    "usr/local/lib*/libbcc.so.0",
+)
 
 
 def is_bcc(directory: Path) -> bool:
@@ -100,7 +105,7 @@ def library(root: Path = Path("/")) -> Path | None:
 def load() -> ModuleType:
     """Import the distribution's BCC as the module `bcc`; sys.path stays as it is.
 
-    Takes 0.1 to 0.4 s: it maps libLLVM. Raises LabError where BCC is missing or cannot be loaded by this Python.
+    Takes 0.1 to 0.4 s: it maps libLLVM. Raises LabError where BCC is missing or this Python cannot load it.
     """
     loaded = sys.modules.get("bcc")
     if loaded is not None and loaded.__file__ and is_bcc(Path(loaded.__file__).parent):

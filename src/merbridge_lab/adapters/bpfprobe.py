@@ -1,7 +1,7 @@
 """Ask the kernel which BPF programs, maps and helpers it takes, by loading the smallest that there are.
 
-bpf(2) is called directly: BCC takes half a second to load, and a machine without it should still learn what its
-kernel can. Whatever is loaded is freed with its file descriptor at once; nothing is attached or pinned.
+bpf(2) is called directly: BCC takes half a second to load, and a machine without it should still learn what
+its kernel can. Whatever is loaded is freed with its file descriptor at once; nothing is attached or pinned.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What this kernel can do, found out by asking it to, and since which version a kernel can.
 
-Filesystems are mounted detached (fsopen, fsmount): such a mount is on no path and in no namespace, and is gone with
-its file descriptor, so nothing can be left behind, not even by SIGKILL.
+Filesystems are mounted detached (fsopen, fsmount): such a mount is on no path and in no namespace, and is gone
+with its file descriptor, so nothing can be left behind, not even by SIGKILL.
 """
 
 from __future__ import annotations

@@ -1,0 +1,79 @@
+"""What a lab needs of the machine, each need found out by doing the thing once where that is possible.
+
+Used by `merlab doctor`, step 0 and the tests. Nothing here raises, and nothing is left on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.errors import LabError
+from merbridge_lab.requirements import host, kernel, tools
+from merbridge_lab.requirements.distribution import Distribution
+from merbridge_lab.requirements.requirement import FAIL, SKIP, Requirement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Probe = Callable[[], "Requirement | list[Requirement]"]
+
+__all__ = ["Requirement", "able", "embedded"]
+
+
+def able(requirements: list[Requirement]) -> bool:
+    """Tell whether nothing that is needed is missing; a warning is about something one can do without."""
+    return not any(requirement.verdict == FAIL for requirement in requirements)
+
+
+def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
+    """Look at all that the embedded lab needs, in the order in which a person would mend it.
+
+    `backend` names the iptables in use, "nft" or "legacy". `quick` leaves out what runs large programs and what
+    is only nice to have. Takes 0.1 s, `quick` 0.03 s; without root, what needs it is skipped and `root` fails.
+    """
+    root = Path("/")
+    distribution = Distribution.read(root)
+    is_root = os.geteuid() == 0
+    found: list[Requirement] = []
+
+    def look(name: str, needed: str, probe: Probe, *, as_root: bool = True) -> None:
+        if as_root and not is_root:
+            found.append(Requirement(name, SKIP, "not looked at: that takes root", needed))
+            return
+        try:
+            result = probe()
+        except LabError as error:
+            found.append(Requirement(name, FAIL, _in_words(error), needed, error.hint))
+        except Exception as error:  # noqa: BLE001 - a probe that fails in a new way says so and is no crash
+            found.append(Requirement(name, FAIL, f"{type(error).__name__}: {error}", needed))
+        else:
+            found.extend(result if isinstance(result, list) else [result])
+
+    look("root", "root", lambda: host.privileges(root), as_root=False)
+    look("machine.architecture", "x86_64", host.architecture, as_root=False)
+    look("kernel.version", ">= 5.15", kernel.version, as_root=False)
+    look("kernel.btf", "there", lambda: kernel.btf(root), as_root=False)
+    look("kernel.lockdown", "not confidentiality", lambda: kernel.lockdown(root), as_root=False)
+    look("kernel.netns_cookie", "there", kernel.netns_cookie, as_root=False)
+    look("kernel.namespaces", "network and mount namespaces, veth", kernel.namespaces)
+    look("kernel.cgroup2", "can be mounted", kernel.cgroup2)
+    look("kernel.bpffs", "can be mounted", kernel.bpffs)
+    look("kernel.tracefs", "can be mounted", kernel.tracefs)
+    look("bpf.programs", "can be loaded", kernel.programs)
+    look("bpf.maps", "can be created", kernel.maps)
+    look("tools", "installed", lambda: tools.commands(distribution, backend), as_root=False)
+    look("kernel.netfilter", "Istio's rules", lambda: tools.netfilter(backend))
+    look("bcc", tools.BCC_NEEDED, lambda: tools.bcc(root, distribution), as_root=False)
+    look("envoy", "runs", lambda: tools.envoy(ask=not quick), as_root=False)
+    look("memory", host.MEMORY_NEEDED, lambda: host.memory(root), as_root=False)
+    look("run_directory", "can be written", lambda: host.run_directory(root))
+    look("shared_memory", "mounted", lambda: host.shared_memory(root), as_root=False)
+    if not quick:
+        look("optional", "installed", lambda: tools.optional(distribution), as_root=False)
+    return found
+
+
+def _in_words(error: LabError) -> str:
+    return f"{error.what}: {error.stderr.splitlines()[0]}" if error.stderr else error.what

@@ -1,0 +1,142 @@
+"""The machine itself: rights, processor, memory, places to write."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import tempfile
+from typing import TYPE_CHECKING
+
+from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: What merlab does as root, by the bits of CapEff (linux/capability.h).
+_CAPABILITIES = {
+    "CAP_KILL": 5,
+    "CAP_SETUID": 7,
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+}
+
+#: Looked at, never written to.
+_SHARED = "/dev/shm"  # noqa: S108
+
+_MEMORY = 512
+MEMORY_NEEDED = f">= {_MEMORY} MB available"
+
+
+def privileges(root: Path) -> Requirement:
+    """Look for root, and what root may do: in a container it may be root in name only."""
+    needed = "root, with " + ", ".join(_CAPABILITIES)
+    if os.geteuid() != 0:
+        return Requirement("root", FAIL, f"user {os.geteuid()}", needed, "sudo merlab …, or become root")
+    missing = missing_capabilities((root / "proc/self/status").read_text(encoding="utf-8"))
+    if missing:
+        return Requirement(
+            "root",
+            FAIL,
+            f"root without {', '.join(missing)}",
+            needed,
+            "run merlab on the machine itself, or in a privileged container (docker run --privileged)",
+        )
+    return Requirement("root", PASS, "root", needed)
+
+
+def missing_capabilities(status: str) -> list[str]:
+    """Give the capabilities that /proc/self/status says are not in effect."""
+    effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    bits = int(effective, 16)
+    return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
+
+
+def architecture() -> Requirement:
+    """Look at the processor: all of it was measured on x86_64."""
+    return judge_architecture(platform.machine())
+
+
+def judge_architecture(machine: str) -> Requirement:
+    """Judge what `uname -m` says."""
+    name, needed = "machine.architecture", "x86_64 (aarch64: untested)"
+    if machine == "x86_64":
+        return Requirement(name, PASS, machine, needed)
+    if machine == "aarch64":
+        return Requirement(
+            name, WARN, machine, needed, "nobody has tried merlab on aarch64: tell us how it went"
+        )
+    return Requirement(name, FAIL, machine, needed, "use an x86_64 machine")
+
+
+def memory(root: Path) -> Requirement:
+    """Look for room for three sidecars, three apps and the compiler."""
+    return judge_memory((root / "proc/meminfo").read_text(encoding="utf-8"))
+
+
+def judge_memory(meminfo: str) -> Requirement:
+    """Judge a /proc/meminfo, whose figures are in KiB."""
+    figures = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.splitlines() if ":" in line}
+    available = figures.get("MemAvailable", figures.get("MemFree", 0)) // 1024
+    if available >= _MEMORY:
+        return Requirement("memory", PASS, f"{available} MB available", MEMORY_NEEDED)
+    return Requirement(
+        "memory",
+        FAIL,
+        f"{available} MB available",
+        MEMORY_NEEDED,
+        "end what uses it: ps aux --sort -rss | head",
+    )
+
+
+def run_directory(root: Path) -> Requirement:
+    """Write to /run, which holds the lab's mounts, sockets and logs."""
+    place = root / "run"
+    name, needed = "run_directory", "/run can be written"
+    try:
+        _write_unnamed(place)
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            hint = "mount -o remount,rw /run"
+        elif error.errno == errno.ENOSPC:
+            hint = "make room on it: df -h /run"
+        else:
+            hint = "mount -t tmpfs tmpfs /run"
+        return Requirement(name, FAIL, f"/run: {error.strerror}", needed, hint)
+    return Requirement(name, PASS, "/run can be written", needed)
+
+
+def _write_unnamed(place: Path) -> None:
+    """Write a page to a file that never has a name, so that it is gone with its descriptor."""
+    try:
+        descriptor = os.open(place, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS}:
+            raise
+        # Overlayfs before 6.3 has no nameless files.
+        with tempfile.TemporaryFile(dir=place) as named:
+            named.write(bytes(4096))
+        return
+    try:
+        os.write(descriptor, bytes(4096))
+    finally:
+        os.close(descriptor)
+
+
+def shared_memory(root: Path) -> Requirement:
+    """Look for /dev/shm: Envoy aborts at its start where nothing is mounted there."""
+    mounts = [
+        line.split()[1] for line in (root / "proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    ]
+    name, needed = "shared_memory", f"{_SHARED} mounted (Envoy)"
+    if _SHARED in mounts:
+        return Requirement(name, PASS, f"{_SHARED} mounted", needed)
+    return Requirement(
+        name,
+        FAIL,
+        f"nothing is mounted on {_SHARED}",
+        needed,
+        f"mkdir -p {_SHARED} && mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs {_SHARED}",
+    )

