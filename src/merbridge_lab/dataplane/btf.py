@@ -1,0 +1,116 @@
+"""Where the members of kernel structures lie, from the kernel's own description in /sys/kernel/btf/vmlinux.
+
+A small reader of BTF (Documentation/bpf/btf.rst): enough to find members of structures, through anonymous ones.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from merbridge_lab.errors import KernelCannotError
+
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+_STRUCT, _UNION = 4, 5
+#: Bytes that follow the 12 of a type, by kind: (fixed, per element). Kinds not named here have none.
+_TAIL = {1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12), 17: (4, 0), 19: (0, 12)}
+
+
+class Member(NamedTuple):
+    """A member's place: byte offset and, for a bit field, how far to shift that byte to the right."""
+
+    offset: int
+    shift: int
+
+
+class Btf:
+    """The types of one BTF blob."""
+
+    def __init__(self, blob: bytes) -> None:
+        magic, _, _, header, types, types_len, strings, strings_len = struct.unpack_from("<HBBIIIII", blob)
+        if magic != 0xEB9F:  # noqa: PLR2004  (BTF_MAGIC)
+            raise ValueError("not BTF, or of the other byte order")
+        self._blob = blob
+        self._strings = (header + strings, header + strings + strings_len)
+        self._at: list[int] = [0]  # of each type, by id
+        self._structs: dict[int, list[int]] = {}  # ids of structures by offset of their name
+        at, end = header + types, header + types + types_len
+        read = struct.Struct("<II").unpack_from
+        tails, places = _TAIL, self._at
+        while at < end:
+            name, info = read(blob, at)
+            kind = info >> 24 & 31
+            if kind == _STRUCT:
+                self._structs.setdefault(name, []).append(len(places))
+            places.append(at)
+            fixed, each = tails.get(kind, (0, 0))
+            at += 12 + fixed + each * (info & 0xFFFF)
+
+    def member(self, struct_name: str, member: str) -> Member:
+        """Find `member` (dots lead into named members) of a structure. Raises KeyError."""
+        for type_id in self._named(struct_name):
+            bits = self._find(type_id, member.split("."))
+            if bits is not None:
+                return Member(bits // 8, bits % 8)
+        raise KeyError(f"struct {struct_name} has no member {member}")
+
+    def _named(self, name: str) -> list[int]:
+        start, end = self._strings
+        at = self._blob.find(b"\0" + name.encode() + b"\0", start, end)
+        return self._structs.get(at + 1 - start, []) if at >= 0 else []
+
+    def _string(self, offset: int) -> str:
+        at = self._strings[0] + offset
+        return self._blob[at : self._blob.index(b"\0", at)].decode()
+
+    def _resolve(self, type_id: int) -> int:
+        """Follow typedef, volatile, const, restrict and type tags."""
+        while True:
+            at = self._at[type_id]
+            _, info, target = struct.unpack_from("<III", self._blob, at)
+            if info >> 24 & 31 not in (8, 9, 10, 11, 18):
+                return type_id
+            type_id = target
+
+    def _find(self, type_id: int, path: list[str]) -> int | None:
+        at = self._at[self._resolve(type_id)]
+        _, info = struct.unpack_from("<II", self._blob, at)
+        if info >> 24 & 31 not in (_STRUCT, _UNION):
+            return None
+        has_bit_fields = info >> 31
+        for number in range(info & 0xFFFF):
+            name, kind, offset = struct.unpack_from("<III", self._blob, at + 12 + 12 * number)
+            bits = offset & 0xFFFFFF if has_bit_fields else offset
+            text = self._string(name)
+            if text == path[0] and len(path) == 1:
+                return bits
+            rest = path if not text else path[1:] if text == path[0] else None
+            inner = self._find(kind, rest) if rest else None
+            if inner is not None:
+                return bits + inner
+        return None
+
+
+def defines(blob: Path = VMLINUX) -> list[str]:
+    """Give the -D options that bpf/queue.h needs. Raises KernelCannotError without BTF or a member."""
+    try:
+        btf = Btf(blob.read_bytes())
+    except (OSError, ValueError) as missing:
+        raise KernelCannotError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"no {blob}") from missing
+    try:
+        locks = btf.member("sock", "sk_userlocks")
+        places = {
+            "OFF_SK_COOKIE": btf.member("sock_common", "skc_cookie").offset,
+            "OFF_SK_RMEM_ALLOC": btf.member("sock", "sk_backlog.rmem_alloc").offset,
+            "OFF_SK_RCVBUF": btf.member("sock", "sk_rcvbuf").offset,
+            "OFF_SK_USERLOCKS": locks.offset,
+            "SHIFT_SK_USERLOCKS": locks.shift,
+            "OFF_SK_USER_DATA": btf.member("sock", "sk_user_data").offset,
+            "OFF_PSOCK_INGRESS_MSG": btf.member("sk_psock", "ingress_msg").offset,
+            "OFF_PSOCK_REFCNT": btf.member("sk_psock", "refcnt").offset,
+        }
+    except KeyError as missing:
+        raise KernelCannotError("redirecting between sockets", "5.15", str(missing.args[0])) from missing
+    return [f"-D{name}={value}" for name, value in places.items()]
