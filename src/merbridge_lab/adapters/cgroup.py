@@ -1,0 +1,107 @@
+"""cgroup v2: found, made, listed, killed and removed.
+
+Only the version 2 hierarchy carries BPF programs; where it is mounted differs between distributions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import mounts
+from merbridge_lab.errors import LabError
+from merbridge_lab.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def find_root(other_than: Path) -> Path | None:
+    """Give the directory where the system has the whole of cgroup2 mounted, or None.
+
+    Mounts below `other_than` (the lab's own) do not count.
+    """
+    for mount in mounts.table():
+        ours = mount.target == other_than or other_than in mount.target.parents
+        if mount.fstype == "cgroup2" and mount.root == "/" and not ours:
+            return mount.target
+    return None
+
+
+def processes(cgroup: Path) -> list[int]:
+    """List the processes directly in `cgroup`; none if it is not there."""
+    try:
+        return [int(pid) for pid in (cgroup / "cgroup.procs").read_text().split()]
+    except (FileNotFoundError, OSError):
+        # ENODEV: removed between opening and reading.
+        return []
+
+
+def subtree(cgroup: Path) -> Iterator[Path]:
+    """Give `cgroup` and all below it, the innermost first: the order in which they can be removed."""
+    for directory, _names, _files in os.walk(cgroup, topdown=False):
+        yield Path(directory)
+
+
+def all_processes(cgroup: Path) -> list[int]:
+    """List the processes in `cgroup` and all below it."""
+    return [pid for each in subtree(cgroup) for pid in processes(each)]
+
+
+def kill(cgroup: Path) -> None:
+    """Send SIGKILL to every process in and below `cgroup`.
+
+    By cgroup.kill (Linux 5.14), which no fork escapes; on older kernels one by one.
+    """
+    try:
+        (cgroup / "cgroup.kill").write_text("1")
+    except OSError:
+        for pid in all_processes(cgroup):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def clear(cgroup: Path, timeout: float) -> None:
+    """Kill what is in and below `cgroup` and wait until it is empty, at most `timeout` seconds.
+
+    Raises LabError naming what would not end.
+    """
+
+    def is_empty() -> bool:
+        if not all_processes(cgroup):
+            return True
+        kill(cgroup)
+        return False
+
+    if not until(is_empty, timeout=timeout, awaiting=f"the processes in {cgroup} to end"):
+        left = ", ".join(str(pid) for pid in all_processes(cgroup))
+        raise LabError(
+            f"processes in {cgroup} did not end within {timeout:g} s: {left}", hint=f"ps -o pid,stat,wchan,args {left}"
+        )
+
+
+def remove(cgroup: Path, timeout: float) -> None:
+    """Kill what is in and below `cgroup` and remove all of it; nothing there is fine.
+
+    Raises LabError when it cannot be emptied or removed within `timeout` seconds.
+    """
+    last: list[OSError] = []
+
+    def is_gone() -> bool:
+        clear(cgroup, timeout)
+        for each in subtree(cgroup):
+            try:
+                each.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                # Busy until the last exiting task has left, which is after it is listed no more.
+                last.append(error)
+                return False
+        return not cgroup.exists()
+
+    if cgroup.exists() and not until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):
+        raise LabError(f"the cgroup {cgroup} cannot be removed: {last[-1].strerror}", hint=f"ls -R {cgroup}")

@@ -1,0 +1,154 @@
+"""Links, addresses and routes inside network namespaces, by netlink.
+
+pyroute2 is imported when first needed: it takes longer to load than a veth to make.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters.netns import run_inside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: The pod's end of its link.
+POD_END = "eth0"
+_SCOPE_LINK = 253
+
+
+def _index(netlink: Any, name: str) -> int | None:  # noqa: ANN401 - pyroute2 has no types
+    found = netlink.link_lookup(ifname=name)
+    return found[0] if found else None
+
+
+def set_up(netns: Path, sysctls: Mapping[str, str]) -> None:
+    """Bring the loopback of `netns` up and set `sysctls` (paths below /proc/sys/net) in it.
+
+    Raises OSError, NetlinkError.
+    """
+
+    def work() -> None:
+        from pyroute2 import IPRoute
+
+        for name, value in sysctls.items():
+            # Which namespace's value a path below /proc/sys/net means depends on the thread that opens it.
+            Path("/proc/sys/net", name).write_text(value)
+        with IPRoute() as netlink:
+            netlink.link("set", index=1, state="up")
+
+    run_inside(netns, work)
+
+
+def differences(netns: Path, sysctls: Mapping[str, str]) -> list[str]:
+    """List what `set_up` would change. Raises OSError."""
+
+    def work() -> list[str]:
+        from pyroute2 import IPRoute
+
+        found = [
+            f"{name} is {have}, not {value}"
+            for name, value in sysctls.items()
+            if (have := Path("/proc/sys/net", name).read_text().strip()) != value
+        ]
+        with IPRoute() as netlink:
+            if not _is_up(netlink, 1):
+                found.append("lo is down")
+        return found
+
+    return run_inside(netns, work)
+
+
+def _is_up(netlink: Any, index: int) -> bool:  # noqa: ANN401
+    return bool(netlink.get_links(index)[0]["flags"] & 1)
+
+
+def _routes(netlink: Any, index: int) -> set[str]:  # noqa: ANN401
+    return {
+        f"{route.get_attr('RTA_DST') or '0.0.0.0'}/{route['dst_len']}"
+        for route in netlink.get_routes(family=2)
+        if route.get_attr("RTA_OIF") == index
+    }
+
+
+def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway: str) -> None:
+    """Link the namespaces `node` and `pod` as the CNI plugin ptp does: a veth, an address of its own a side, routes.
+
+    An old link goes first. Neither end is ever in another namespace than these two. Raises OSError, NetlinkError.
+    """
+    disconnect(node, veth)
+    disconnect(pod, POD_END)
+    descriptor = os.open(pod, os.O_RDONLY | os.O_CLOEXEC)
+
+    def at_node() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as netlink:
+            peer = {"ifname": POD_END, "net_ns_fd": descriptor}
+            netlink.link("add", ifname=veth, kind="veth", peer=peer)
+            index = _index(netlink, veth)
+            netlink.link("set", index=index, ifalias=alias)
+            netlink.addr("add", index=index, address=gateway, prefixlen=32)
+            netlink.link("set", index=index, state="up")
+            netlink.route("add", dst=f"{address}/32", oif=index, scope=_SCOPE_LINK)
+
+    def at_pod() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as netlink:
+            index = _index(netlink, POD_END)
+            netlink.addr("add", index=index, address=address, prefixlen=32)
+            netlink.link("set", index=index, state="up")
+            netlink.route("add", dst=f"{gateway}/32", oif=index, scope=_SCOPE_LINK)
+            netlink.route("add", dst="0.0.0.0/0", gateway=gateway)
+
+    try:
+        run_inside(node, at_node)
+    finally:
+        os.close(descriptor)
+    run_inside(pod, at_pod)
+
+
+def disconnect(netns: Path, name: str) -> None:
+    """Delete the link `name` in `netns`, and with it its other end and the routes over it; not there is fine."""
+
+    def work() -> None:
+        from pyroute2 import IPRoute, NetlinkError
+
+        with IPRoute() as netlink, contextlib.suppress(NetlinkError):
+            index = _index(netlink, name)
+            if index is not None:
+                netlink.link("del", index=index)
+
+    run_inside(netns, work)
+
+
+def is_connected(netns: Path, name: str, address: str, routes: set[str]) -> bool:
+    """Whether the link `name` is in `netns`, up, with `address` and at least these routes ("a.b.c.d/n")."""
+
+    def work() -> bool:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as netlink:
+            index = _index(netlink, name)
+            if index is None:
+                return False
+            addresses = {each.get_attr("IFA_ADDRESS") for each in netlink.get_addr(family=2, index=index)}
+            return _is_up(netlink, index) and address in addresses and routes <= _routes(netlink, index)
+
+    return run_inside(netns, work)
+
+
+def addresses(netns: Path) -> tuple[str, ...]:
+    """List the IPv4 addresses in `netns`, those of the loopback left out. Raises OSError."""
+
+    def work() -> tuple[str, ...]:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as netlink:
+            return tuple(each.get_attr("IFA_ADDRESS") for each in netlink.get_addr(family=2) if each["index"] != 1)
+
+    return run_inside(netns, work)

@@ -1,0 +1,156 @@
+"""Network and mount namespaces: made, pinned to a path, entered for one call, told apart.
+
+A namespace is pinned by bind-mounting /proc/…/ns/… on a file, as `ip netns add` does on /run/netns; where it is
+pinned here is the lab's own business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from merbridge_lab.adapters import mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# <linux/sched.h>
+NEWNET = 0x40000000
+NEWNS = 0x00020000
+_FS = 0x00000200
+
+#: getsockopt option, since Linux 5.14 (include/uapi/asm-generic/socket.h).
+_SO_NETNS_COOKIE = 71
+
+
+def _call(name: str, *args: int) -> None:
+    if getattr(_LIBC, name)(*args) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread of its own, so that whatever namespaces it enters, no other thread is moved."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=body, name="merlab-netns")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def run_inside(netns: Path, work: Callable[[], T]) -> T:
+    """Run `work` in the network namespace pinned at `netns`, and give what it gives.
+
+    Sockets it makes stay in that namespace wherever they are used afterwards. Raises OSError when the namespace is
+    not there, and whatever `work` raises.
+    """
+
+    def entered() -> T:
+        descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _call("setns", descriptor, NEWNET)
+        finally:
+            os.close(descriptor)
+        return work()
+
+    return _in_thread(entered)
+
+
+def create(pin: Path, kind: int, work: Callable[[], None] | None = None, *, start: Path | None = None) -> None:
+    """Make a namespace of `kind` (NEWNET or NEWNS), run `work` in it, and pin it at `pin` if that succeeded.
+
+    A new mount namespace is a copy of ours that still follows it. With `start` a network namespace is entered first.
+    If merlab is killed on the way, the namespace goes with it. Raises OSError.
+    """
+
+    def body() -> None:
+        if start is not None:
+            descriptor = os.open(start, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _call("setns", descriptor, NEWNET)
+            finally:
+                os.close(descriptor)
+        _call("unshare", kind)
+        if kind == NEWNS:
+            # Slave, not private: what the host unmounts must not be kept busy by a pod.
+            mounts.mount("none", "/", flags=mounts.MS_REC | mounts.MS_SLAVE)
+        if work is not None:
+            work()
+        made.set()
+        pinned.wait()
+
+    made, pinned, failed = threading.Event(), threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+            errors.append(error)
+            failed.set()
+            made.set()
+
+    thread = threading.Thread(target=guarded, name="merlab-namespace")
+    thread.start()
+    try:
+        made.wait()
+        if not errors:
+            name = "net" if kind == NEWNET else "mnt"
+            pin.touch(mode=0o444)
+            mounts.bind(f"/proc/self/task/{thread.native_id}/ns/{name}", pin)
+    finally:
+        pinned.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def is_pinned(pin: Path) -> bool:
+    """Whether a namespace is pinned at `pin` (a plain file is what a killed merlab may leave)."""
+    try:
+        return pin.stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
+    except FileNotFoundError:
+        return False
+
+
+def unpin(pin: Path) -> None:
+    """Let the namespace at `pin` go; it ends with its last process. Nothing there is fine. Raises OSError."""
+    mounts.take_away(pin)
+
+
+def inode(namespace: Path) -> int:
+    """Give the number by which the kernel shows a namespace (`net:[4026531840]`). Raises OSError."""
+    return namespace.stat().st_ino
+
+
+def cookie(netns: Path) -> int:
+    """Give the cookie of a network namespace: what bpf_get_netns_cookie() returns in it, never used twice.
+
+    Needs Linux 5.14. Raises OSError.
+    """
+
+    def ask() -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            number: int = struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
+            return number
+
+    return run_inside(netns, ask)

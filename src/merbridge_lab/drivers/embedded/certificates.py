@@ -1,0 +1,132 @@
+"""The lab's own certificate authority, and the certificates of its pods.
+
+As Istio's: ECDSA on P-256, the identity as a SPIFFE URI in the subject alternative name, no subject.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from merbridge_lab.adapters.files import put
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LIFE = datetime.timedelta(days=365)
+#: For clocks that are set back after the lab was made.
+_SLACK = datetime.timedelta(days=1)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _builder(issuer: x509.Name, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return (
+        x509.CertificateBuilder()
+        .issuer_name(issuer)
+        .subject_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SLACK)
+        .not_valid_after(now + _LIFE)
+    )
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_encipherment=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+class Authority:
+    """Who signs; `load` gives the lab's, `fresh` one that nobody else trusts."""
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+        self._key = key
+        self._certificate = certificate
+
+    @classmethod
+    def fresh(cls) -> Authority:
+        """Make a new authority, in memory only."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "merlab")])
+        certificate = (
+            _builder(name, name, key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(authority=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(key, certificate)
+
+    @classmethod
+    def load(cls, path: Path) -> Authority:
+        """Read the authority kept at `path` (root's alone, key and certificate in one file), or make it first.
+
+        It is kept because twins made later need certificates too. Raises OSError, ValueError.
+        """
+        if not path.exists():
+            new = cls.fresh()
+            put(path, _pem(new._key) + new.certificate, mode=0o600)
+        content = path.read_bytes()
+        key = serialization.load_pem_private_key(content, password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise TypeError(f"{path} holds no elliptic curve key")
+        return cls(key, x509.load_pem_x509_certificate(content))
+
+    @property
+    def certificate(self) -> bytes:
+        """The authority's own certificate, PEM."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, identity: str) -> tuple[bytes, bytes]:
+        """Make a key and a certificate for `identity` (a SPIFFE URI): key and chain, PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        certificate = (
+            _builder(self._certificate.subject, x509.Name([]), key)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(authority=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+            # Critical, since the subject is empty (RFC 5280, 4.2.1.6).
+            .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)]), critical=True)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return _pem(key), certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def install(folder: Path, identity: str, *, authority: Authority, trusted: Authority, owner: int) -> None:
+    """Put key.pem, cert-chain.pem and root-cert.pem into the new directory `folder`, readable by `owner` alone.
+
+    The directory appears complete or not at all. Raises OSError.
+    """
+    draft = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(mode=0o500)
+    os.chown(draft, owner, owner)
+    key, chain = authority.issue(identity)
+    put(draft / "key.pem", key, mode=0o400, owner=owner)
+    put(draft / "cert-chain.pem", chain, mode=0o400, owner=owner)
+    put(draft / "root-cert.pem", trusted.certificate, mode=0o400, owner=owner)
+    draft.rename(folder)

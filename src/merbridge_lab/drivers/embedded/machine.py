@@ -1,0 +1,196 @@
+"""What the lab has of the machine: a run directory, a cgroup, private mounts of the kernel's file systems.
+
+The kernel is the state. All of it is found by the lab's name, so that nothing needs to be remembered to remove it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import cgroup, mounts
+from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.errors import KernelCannotError, LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+#: Enough for access logs of some million requests; most of the time it holds a few hundred kilobytes.
+_SIZE = "512m"
+_FOLDERS = ("netns", "mnt", "bpf", "tracing", "pods", "saved")
+_BRANCHES = ("mesh", "twins")
+
+
+class Machine:
+    """The lab's own corner of this machine; `name` tells several apart (tests have one of their own)."""
+
+    def __init__(self, name: str = layout.NAME) -> None:
+        self.name = name
+        self.run: Path = layout.RUN.with_name(name)
+        self.bpffs = self.run / "bpf"
+        self.tracefs = self.run / "tracing"
+        self.saved = self.run / "saved"
+        self._own_cgroup2 = self.run / "cgroup"
+        self._cgroup_root = cgroup.find_root(self.run) or self._own_cgroup2
+
+    @property
+    def cgroup(self) -> Path:
+        """The lab's cgroup; BPF programs are attached below it and nowhere above."""
+        return self._cgroup_root / self.name
+
+    @property
+    def mesh_cgroup(self) -> Path:
+        """The cgroup of the pods that the dataplane serves."""
+        return self.cgroup / "mesh"
+
+    def netns(self, name: str) -> Path:
+        """Where the network namespace of a pod, or of the node, is pinned."""
+        return self.run / "netns" / name
+
+    def mntns(self, name: str) -> Path:
+        """Where the mount namespace of a pod is pinned."""
+        return self.run / "mnt" / name
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of the lab is there."""
+        return self._is_mounted() or self.cgroup.is_dir()
+
+    def _is_mounted(self) -> bool:
+        found = mounts.at(self.run)
+        return found is not None and (found.fstype, found.source) == ("tmpfs", self.name)
+
+    # -- making ----------------------------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Make what is missing.
+
+        Raises LabError when something else has the name, or the machine does not let us; what a first attempt had
+        made until then is removed again.
+        """
+        fresh = not self.exists
+        try:
+            self._take_run_directory()
+            for name in _FOLDERS:
+                (self.run / name).mkdir(exist_ok=True)
+            self._take_cgroup()
+            self._mount(self.bpffs, "bpf", "a BPF file system", "4.4")
+            with contextlib.suppress(KernelCannotError):
+                # Without it there is no trace, and problems() does not complain: the rest of the lab works.
+                self._mount(self.tracefs, "tracefs", "tracefs", "4.1")
+        except BaseException:
+            if fresh:
+                self.remove()
+            raise
+
+    def _take_run_directory(self) -> None:
+        if not self._is_mounted():
+            self._claim()
+            try:
+                mounts.mount(
+                    self.name, self.run, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=0755,size={_SIZE}"
+                )
+            except OSError as error:
+                raise LabError(
+                    f"a tmpfs cannot be mounted on {self.run}: {error.strerror}",
+                    hint="run merlab as root on the machine itself, not in an unprivileged container",
+                ) from error
+        # A mount namespace cannot be pinned on a shared mount, and no other namespace needs to see what we mount.
+        mounts.mount("none", self.run, flags=mounts.MS_PRIVATE)
+
+    def _claim(self) -> None:
+        try:
+            self.run.mkdir(mode=0o755)
+        except FileExistsError:
+            if self.run.is_symlink() or not self.run.is_dir() or os.path.ismount(self.run) or any(self.run.iterdir()):
+                raise LabError(
+                    f"{self.run} is there and is not merlab's",
+                    hint=f"look at it, then move it away: mv {self.run} {self.run}.other",
+                ) from None
+        except OSError as error:
+            raise LabError(
+                f"{self.run} cannot be made: {error.strerror}", hint=f"mount -o remount,rw {self.run.parent}"
+            ) from error
+
+    def _take_cgroup(self) -> None:
+        if self._cgroup_root == self._own_cgroup2:
+            self._own_cgroup2.mkdir(exist_ok=True)
+            self._mount(self._own_cgroup2, "cgroup2", "cgroup version 2", "4.5")
+        self._refuse_foreign_cgroup()
+        try:
+            for name in _BRANCHES:
+                (self.cgroup / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LabError(
+                f"the cgroup {self.cgroup} cannot be made: {error.strerror}",
+                hint=f"mount -o remount,rw {self._cgroup_root}",
+            ) from error
+
+    def _refuse_foreign_cgroup(self) -> None:
+        strange = [f"the process {pid}" for pid in cgroup.processes(self.cgroup)]
+        if self.cgroup.is_dir():
+            strange += [
+                f"the cgroup {each.name}"
+                for each in self.cgroup.iterdir()
+                if each.is_dir() and each.name not in _BRANCHES
+            ]
+        if strange:
+            raise LabError(
+                f"the cgroup {self.cgroup} holds {strange[0]}, which is not merlab's",
+                hint=f"find out whose it is (systemd-cgls {self.cgroup}), and remove or rename it",
+            )
+
+    @staticmethod
+    def _mount(target: Path, fstype: str, what: str, since: str) -> None:
+        if mounts.at(target) is not None:
+            return
+        try:
+            mounts.mount("none", target, fstype)
+        except OSError as error:
+            raise KernelCannotError(what, since, f"{target}: {error.strerror}") from error
+
+    # -- removing --------------------------------------------------------------------------------------------------
+
+    def remove(self, timeout: float = 10.0) -> None:
+        """Kill, unmount and delete everything that carries the lab's name; nothing there is fine.
+
+        Raises LabError when processes would not end within `timeout` seconds, or the cgroup is not merlab's.
+        """
+        self._refuse_foreign_cgroup()
+        cgroup.remove(self.cgroup, timeout)
+        if self._is_mounted():
+            mounts.take_away(self.run)
+        elif self.run.is_dir() and not self.run.is_symlink():
+            # What a merlab killed between mkdir and mount leaves; a directory with something in it is not ours.
+            with contextlib.suppress(OSError):
+                self.run.rmdir()
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """Say, a sentence each, what is not as `ensure` makes it."""
+        if not self._is_mounted():
+            return [f"the lab's tmpfs is not mounted on {self.run}"]
+        there: list[tuple[bool, str]] = [
+            (mounts.at(self.bpffs) is not None, f"no BPF file system is mounted on {self.bpffs}"),
+            *((_is_folder(self.run / name), f"{self.run / name} is missing") for name in _FOLDERS),
+            *((_is_folder(self.cgroup / name), f"the cgroup {self.cgroup / name} is missing") for name in _BRANCHES),
+        ]
+        return [sentence for held, sentence in there if not held]
+
+    def typed(self) -> list[str]:
+        """Give the lines a person would type as root to make it."""
+        own = self._cgroup_root == self._own_cgroup2
+        folders = ",".join((*_FOLDERS, "cgroup") if own else _FOLDERS)
+        return [
+            f"mkdir {self.run} && mount -t tmpfs -o mode=0755,size={_SIZE} {self.name} {self.run}",
+            f"mount --make-private {self.run} && mkdir {self.run}/{{{folders}}}",
+            *([f"mount -t cgroup2 none {self._own_cgroup2}"] if own else []),
+            f"mkdir -p {self.cgroup}/{{{','.join(_BRANCHES)}}}",
+            f"mount -t bpf none {self.bpffs} && mount -t tracefs none {self.tracefs}",
+        ]
+
+
+_is_folder: Callable[[Path], bool] = os.path.isdir

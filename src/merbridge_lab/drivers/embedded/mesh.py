@@ -1,0 +1,57 @@
+"""The pods of the walkthrough, made and looked at together."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from merbridge_lab.drivers.embedded import layout, sidecar
+from merbridge_lab.drivers.embedded.pods import Pod
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.drivers.embedded.layout import PodSpec
+    from merbridge_lab.drivers.embedded.machine import Machine
+    from merbridge_lab.drivers.embedded.node import Node
+
+
+class Mesh:
+    """All pods of `specs`; machine and node are made before it."""
+
+    def __init__(self, machine: Machine, node: Node, specs: Sequence[PodSpec] = layout.PODS) -> None:
+        self._machine = machine
+        self.pods = tuple(Pod(machine, node, spec) for spec in specs)
+
+    def pod(self, name: str) -> Pod:
+        """Give a pod by name. Raises KeyError."""
+        for pod in self.pods:
+            if pod.spec.name == name:
+                return pod
+        raise KeyError(name)
+
+    def ensure(self) -> None:
+        """Make what is missing; the sidecars then start side by side. Raises LabError, OSError."""
+        if any(pod.spec.sidecar for pod in self.pods):
+            sidecar.program(self._machine)
+        for pod in self.pods:
+            pod.ensure()
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until all answer, at most `timeout` seconds together. Raises LabError."""
+        deadline = time.monotonic() + timeout
+        for pod in self.pods:
+            pod.wait_ready(max(0.1, deadline - time.monotonic()))
+
+    def remove(self, timeout: float = 10.0) -> None:
+        """End and delete all. Raises LabError, OSError."""
+        for pod in self.pods:
+            pod.remove(timeout)
+
+    def problems(self) -> list[str]:
+        """Say, a sentence each, what is not as `ensure` makes it."""
+        return [sentence for pod in self.pods for sentence in pod.problems()]
+
+    def typed(self) -> list[str]:
+        """Give the lines a person would type as root to make them."""
+        return [line for pod in self.pods for line in pod.typed()]

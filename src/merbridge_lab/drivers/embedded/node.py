@@ -1,0 +1,67 @@
+"""The node: a network namespace between the pods, connected to nothing else, that routes and stands in for kube-proxy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import iptables, links, netns
+from merbridge_lab.drivers.embedded import layout, services
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from merbridge_lab.drivers.embedded.machine import Machine
+
+#: Routes here are symmetric, but a namespace inherits the host's rp_filter, and a strict one would drop what REDIRECT
+#: answers from 127.0.0.6.
+_SYSCTLS = {"ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0"}
+NODE_SYSCTLS = {**_SYSCTLS, "ipv4/ip_forward": "1"}
+POD_SYSCTLS = _SYSCTLS
+
+
+class Node:
+    """The machine the pods run on: routes, and the virtual addresses of the services."""
+
+    def __init__(self, machine: Machine, backend: str = "nft") -> None:
+        self._machine = machine
+        self._backend = backend
+        self.netns: Path = machine.netns(layout.NODE)
+
+    def ensure(self) -> None:
+        """Make what is missing. Raises LabError, OSError."""
+        if not netns.is_pinned(self.netns):
+            netns.create(self.netns, netns.NEWNET)
+        links.set_up(self.netns, NODE_SYSCTLS)
+        rules = services.service_rules()
+        if not services.are_loaded(self.netns, rules, self._backend, tables=("nat",)):
+            iptables.load(self.netns, rules, self._backend)
+
+    def remove(self) -> None:
+        """Let the namespace go; nothing there is fine. Raises OSError."""
+        netns.unpin(self.netns)
+
+    def problems(self) -> list[str]:
+        """Say, a sentence each, what is not as `ensure` makes it."""
+        if not netns.is_pinned(self.netns):
+            return [f"the node's network namespace is not there ({self.netns})"]
+        found = [f"in the node's network namespace {each}" for each in links.differences(self.netns, NODE_SYSCTLS)]
+        if not services.are_loaded(self.netns, services.service_rules(), self._backend, tables=("nat",)):
+            found.append(f"the rules for the services' addresses are not in the nat table of {self.netns}")
+        return found
+
+    def typed(self) -> list[str]:
+        """Give the lines a person would type as root to make it, once the run directory is there."""
+        inside = f"nsenter --net={self.netns}"
+        settings = " ".join(f"net.{name.replace('/', '.')}={value}" for name, value in NODE_SYSCTLS.items())
+        dnat = [
+            f"{inside} iptables-{self._backend} -t nat {line}"
+            for line in services.service_rules().splitlines()
+            if line.startswith("-A")
+        ]
+        return [
+            f"touch {self.netns} && unshare --net={self.netns} true",
+            f"{inside} ip link set lo up",
+            f"{inside} sysctl -q -w {settings}",
+            f"{inside} iptables-{self._backend} -t nat -N MERLAB-SERVICES",
+            *dnat,
+        ]

