@@ -1,0 +1,100 @@
+"""Which tests run where.
+
+Tests without a marker need no root and no network. `kernel` tests run the real thing: elsewhere than as root on a
+machine that can they are skipped with the reason, and under MERLAB_REQUIRE=kernel such a skip is a failure, so that
+a machine which has lost something does not pass unseen. `soak` tests run only when asked for by `-m soak`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+#: Only one kernel test at a time on a machine, whatever checkout it comes from: they all make the one lab.
+LOCK = Path("/run/merlab-tests.lock")
+
+_lock = pytest.StashKey[int]()
+
+
+def required() -> set[str]:
+    """The markers whose tests may not be skipped, from MERLAB_REQUIRE (a list with commas or blanks)."""
+    return set(re.split(r"[\s,]+", os.environ.get("MERLAB_REQUIRE", ""))) - {""}
+
+
+@functools.cache
+def cannot(marker: str) -> str | None:
+    """Why tests with this marker cannot run here, or None."""
+    if marker == "cluster":
+        return None if os.environ.get("MERLAB_TEST_CLUSTER") else "no cluster is named by MERLAB_TEST_CLUSTER"
+    if os.geteuid() != 0:
+        return "needs root"
+    from merbridge_lab.requirements import embedded
+
+    lacking = [one for one in embedded(quick=True) if one.verdict == "fail"]
+    return "; ".join(f"{one.name}: {one.found}" for one in lacking) or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" in config.getoption("markexpr"):
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    if soak:
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in ("kernel", "cluster"):
+        if item.get_closest_marker(marker) and (reason := cannot(marker)):
+            pytest.skip(reason)
+    if item.get_closest_marker("kernel"):
+        _hold_machine(item)
+
+
+def _hold_machine(item: pytest.Item) -> None:
+    """Wait until no other session runs kernel tests; held until this one ends, however it ends."""
+    if _lock in item.config.stash:
+        return
+    descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"\nwaiting for another session's kernel tests to end ({LOCK})")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    item.config.stash[_lock] = descriptor
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _lock in config.stash:
+        os.close(config.stash[_lock])
+        del config.stash[_lock]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> object:
+    """Turn the skip of a test that must run into a failure, in whichever phase it was skipped."""
+    report = yield
+    missed = sorted(marker for marker in required() if item.get_closest_marker(marker))
+    if missed and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"MERLAB_REQUIRE={','.join(missed)}: this may not be skipped. {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> object:
+    """The same for whole modules: pytest.importorskip and the like."""
+    report = yield
+    if required() and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"MERLAB_REQUIRE: {collector.nodeid} may not be skipped. {report.longrepr}"
+    return report
