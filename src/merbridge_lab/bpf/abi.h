@@ -109,7 +109,7 @@ struct end {
 
 // pairs[pair]; arrays are indexed by side.
 struct pair {
-  u64 sk[2]; // struct sock *, only ever read through bpf_probe_read_kernel; 0: not there (yet)
+  u64 sk[2]; // struct sock *, only ever read through bpf_probe_read_kernel; 0: not there (yet, or any more)
   u64 cookie[2];
   u64 netns[2];
   u64 messages[2]; // redirected, as sent by this side
@@ -119,7 +119,7 @@ struct pair {
   u32 orig_ip4;
   u32 orig_port;
   u32 leg;
-  u32 pad;
+  u32 ends; // how many of the two sockets are there
 };
 
 // flows: in the storage of a socket

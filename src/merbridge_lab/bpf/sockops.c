@@ -83,6 +83,7 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
   pair.orig_ip4 = flow->orig_ip4;
   pair.orig_port = flow->orig_port;
   pair.leg = flow->leg;
+  pair.ends = 1;
   handover.pair = id;
   handover.orig_ip4 = flow->orig_ip4;
   handover.orig_port = flow->orig_port;
@@ -132,6 +133,7 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     pair->cookie[1] = bpf_get_socket_cookie(ctx);
     pair->netns[1] = netns;
     pair->tcp[1] = flow->tcp;
+    __sync_fetch_and_add(&pair->ends, 1);
     // Last: from here on the dialling side redirects.
     BARRIER;
     pair->sk[1] = (u64)sk;
@@ -161,7 +163,12 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk) {
     if (note && note->pair == id)
       merlab_handover.delete(&wire);
   }
-  merlab_pairs.delete(&id);
+  // The other end may have bytes to read yet, so the entry stays for as long as one of them is there.
+  pair->sk[flow->side & 1] = 0;
+  __sync_fetch_and_add(&pair->ends, -1);
+  if (pair->ends == 0)
+    merlab_pairs.delete(&id);
+  flow->leg = LEG_NONE;
   SAY("closed pair=%llx side=%u\n", id, flow->side);
 }
 

@@ -1,0 +1,8 @@
+"""merlab's own dataplane: eBPF programs that carry a mesh's traffic from socket to socket, without NAT rules."""
+
+from merbridge_lab.dataplane.detach import Detached
+from merbridge_lab.dataplane.inspect import ProgramInfo
+from merbridge_lab.dataplane.plane import Dataplane, Pair
+from merbridge_lab.dataplane.pods import Pod
+
+__all__ = ["Dataplane", "Detached", "Pair", "Pod", "ProgramInfo"]

@@ -1,0 +1,147 @@
+"""Detach the dataplane so that no connection that lives on loses a byte.
+
+A socket that is taken out of `peers` loses, silently, what was redirected to it and not read yet. So: no new redirect,
+the hooks off, then each socket only when it has read everything, then the pins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import bpf
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.pins import HOOKS, MAPS, PROGRAMS, Pins, opened, u64
+from merbridge_lab.waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_HANDOVER = 0.5  # s for handshakes under way to end
+#: A send() that decided to redirect just before that was switched off may not have queued its bytes yet. Where the
+#: kernel shows that no system call is at work on the sender, one look is proof; else wait this long, in seconds.
+_GRACE = 0.2
+
+_THERE, _UNREAD, _BUSY = 1, 2, 2  # what bpf/unread.c answers: two bits, and a count from bit 2 on
+
+
+@dataclass(frozen=True)
+class Detached:
+    """How many sockets went back to TCP, and how many still had redirected bytes to read when time was up."""
+
+    drained: int
+    left: int
+
+
+def unlink(pin: Path) -> None:
+    """Take a link from its target and remove its pin; nothing there is fine."""
+    with contextlib.suppress(OSError), opened(pin) as link:
+        bpf.link_detach(link)
+    pin.unlink(missing_ok=True)
+
+
+class _Drain:
+    """Takes sockets out of `peers`, each as soon as it has read what was redirected to it."""
+
+    def __init__(self, peers: int, pairs: int, unread: int) -> None:
+        self._peers, self._pairs, self._unread = peers, pairs, unread
+        self._off_since = time.monotonic()
+        self._quiet: set[bytes] = set()  # looked quiet once
+        self.drained = 0
+
+    def _ask(self, pair: dict[str, list[int]], side: int) -> int:
+        return bpf.test_run(self._unread, (pair["sk"][side], pair["cookie"][side]))
+
+    def _may_go(self, key: bytes, end: dict[str, int]) -> bool:
+        layout = abi.layouts()["pair"]
+        raw = bpf.lookup(self._pairs, u64(end["pair"]), layout.size)
+        if raw is None:
+            return False  # reset in the middle of its handshake; it goes when it is closed
+        pair = layout.unpack(raw)
+        # The sender first: what it queues after it was seen idle, it has decided after the switch.
+        sender = self._ask(pair, 1 - end["side"])
+        receiver = self._ask(pair, end["side"])
+        if receiver & _UNREAD or not receiver & _THERE:
+            self._quiet.discard(key)
+            return False
+        if sender >> _BUSY == 0:
+            return True
+        if time.monotonic() - self._off_since < _GRACE:
+            return False
+        if key in self._quiet:
+            return True
+        self._quiet.add(key)
+        return False
+
+    def turn(self) -> bool:
+        """Look at every socket once; True when none is left."""
+        layout = abi.layouts()["end"]
+        for key in bpf.keys(self._peers, layout.size):
+            if self._may_go(key, layout.unpack(key)):
+                with contextlib.suppress(OSError):  # closed this very moment
+                    self.drained += bpf.delete(self._peers, key)
+        return not self.left
+
+    @property
+    def left(self) -> int:
+        """How many sockets are still in the hash."""
+        return len(bpf.keys(self._peers, abi.layouts()["end"].size))
+
+
+def _drain(pins: Pins, timeout: float) -> Detached:
+    deadline = time.monotonic() + timeout
+    with contextlib.ExitStack() as stack:
+        try:
+            handover = stack.enter_context(pins.open_map("handover"))
+            peers = stack.enter_context(pins.open_map("peers"))
+            pairs = stack.enter_context(pins.open_map("pairs"))
+            unread = stack.enter_context(opened(pins.prog("unread")))
+        except OSError:
+            return Detached(0, 0)  # a crash while loading: nothing was attached yet
+        wire = abi.layouts()["wire"].size
+        until(
+            lambda: not bpf.keys(handover, wire),
+            timeout=min(timeout, _HANDOVER),
+            awaiting="connections that are being set up",
+        )
+        drain = _Drain(peers, pairs, unread)
+        left = max(0.0, deadline - time.monotonic())
+        until(drain.turn, timeout=left, awaiting="live connections to read what was moved to them")
+        return Detached(drain.drained, drain.left)
+
+
+def detach(pins: Pins, timeout: float) -> Detached:
+    """Detach and remove every pin; see Dataplane.detach."""
+    with contextlib.suppress(OSError):
+        pins.configure(redirect=0)
+    last = ("sockops", "getsockopt")  # they finish what was begun, and keep the maps clean, while the rest drains
+    for hook in reversed(HOOKS):
+        if hook.name not in last:
+            unlink(pins.link(hook.name))
+    for pin in pins.lookup_links():
+        unlink(pin)
+    # Another version's structures are not ours to read: its sockets stay in its hash, which is correct, if not swift.
+    result = _drain(pins, timeout) if pins.stamp() in (None, abi.stamp()) else Detached(0, 0)
+    for name in last:
+        unlink(pins.link(name))
+    for name in reversed(MAPS):
+        pins.map(name).unlink(missing_ok=True)
+    for name in PROGRAMS:
+        pins.prog(name).unlink(missing_ok=True)
+    for folder in ("links/sk_lookup", "links", "maps", "progs"):
+        _remove_folder(pins.root / folder)
+    return result
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a directory of pins, with pins of names that this version does not know."""
+    if not folder.is_dir():
+        return
+    for stray in folder.iterdir():
+        if not stray.is_dir():
+            stray.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)  # noqa: PTH106

@@ -1,0 +1,174 @@
+"""The directory of pins, on a bpffs of the lab's own: what keeps the dataplane alive when merlab has ended.
+
+    links/<hook>  links/sk_lookup/<pod>  maps/<name>  progs/<name>
+
+`maps/stamp` is pinned last and unpinned first: without it, what is there is not whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from merbridge_lab.adapters import bpf
+from merbridge_lab.dataplane import abi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PREFIX = "merlab_"
+
+
+class Hook(NamedTuple):
+    """A place on the cgroup: the name of its pin, its program and the attach type."""
+
+    name: str
+    program: str
+    attach_type: int
+
+
+#: In the order of attaching. connect comes last, so that nothing is intercepted before all else is in place; in
+#: detaching it goes first. getsockopt comes first: what was intercepted must always be told where it was to go.
+HOOKS = (
+    Hook("getsockopt", "sockopt", bpf.CGROUP_GETSOCKOPT),
+    Hook("sockops", "sockops", bpf.CGROUP_SOCK_OPS),
+    Hook("getpeername6", "getpeer6", bpf.CGROUP_INET6_GETPEERNAME),
+    Hook("getpeername4", "getpeer4", bpf.CGROUP_INET4_GETPEERNAME),
+    Hook("connect6", "connect6", bpf.CGROUP_INET6_CONNECT),
+    Hook("connect4", "connect4", bpf.CGROUP_INET4_CONNECT),
+)
+
+#: Every program: the name of its pin, and its type.
+PROGRAMS = {
+    "connect4": bpf.PROG_CGROUP_SOCK_ADDR,
+    "connect6": bpf.PROG_CGROUP_SOCK_ADDR,
+    "getpeer4": bpf.PROG_CGROUP_SOCK_ADDR,
+    "getpeer6": bpf.PROG_CGROUP_SOCK_ADDR,
+    "sockops": bpf.PROG_SOCK_OPS,
+    "sk_msg": bpf.PROG_SK_MSG,
+    "sockopt": bpf.PROG_CGROUP_SOCKOPT,
+    "sk_lookup": bpf.PROG_SK_LOOKUP,
+    "unread": bpf.PROG_RAW_TRACEPOINT,
+}
+
+MAPS = ("config", "pods", "pod_ips", "counters", "handover", "pairs", "flows", "listeners", "peers", "stamp")
+
+_ZERO = bytes(4)
+
+
+def number(raw: bytes) -> int:
+    """Read an integer as the kernel wrote it."""
+    return int.from_bytes(raw, sys.byteorder)
+
+
+def u32(value: int) -> bytes:
+    """Write an address as the kernel reads it."""
+    return value.to_bytes(4, sys.byteorder)
+
+
+def u64(value: int) -> bytes:
+    """Write a cookie as the kernel reads it."""
+    return value.to_bytes(8, sys.byteorder)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open what is pinned at `path` for the length of a block. Raises OSError."""
+    fd = bpf.pinned(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Pins:
+    """The pins below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def link(self, hook: str) -> Path:
+        """Where the link of a cgroup hook is pinned."""
+        return self.root / "links" / hook
+
+    def lookup_link(self, pod: str) -> Path:
+        """Where a pod's sk_lookup link is pinned; bpffs takes no dots in names."""
+        return self.root / "links" / "sk_lookup" / pod.replace(".", ":")
+
+    def lookup_links(self) -> list[Path]:
+        """Every pinned sk_lookup link."""
+        place = self.root / "links" / "sk_lookup"
+        return sorted(place.iterdir()) if place.is_dir() else []
+
+    def prog(self, name: str) -> Path:
+        """Where a program is pinned."""
+        return self.root / "progs" / name
+
+    def map(self, name: str) -> Path:
+        """Where a map is pinned."""
+        return self.root / "maps" / name
+
+    @property
+    def any(self) -> bool:
+        """Is anything pinned at all?"""
+        return any(path for path in self.root.rglob("*") if not path.is_dir()) if self.root.is_dir() else False
+
+    def stamp(self) -> str | None:
+        """Name the dataplane that is pinned, or None if the pins are not whole."""
+        with contextlib.suppress(OSError), opened(self.map("stamp")) as fd:
+            raw = bpf.lookup(fd, _ZERO, abi.layouts()["stamp"].size)
+            if raw:
+                return raw.rstrip(b"\0").decode(errors="replace") or None
+        return None
+
+    @contextlib.contextmanager
+    def open_map(self, name: str) -> Iterator[int]:
+        """Open a map: by its pin, or through a program that uses it if the pin is gone. Raises FileNotFoundError."""
+        try:
+            fd = bpf.pinned(self.map(name))
+        except OSError:
+            fd = self._map_of_program(PREFIX + name)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _map_of_program(self, kernel_name: str) -> int:
+        for prog in PROGRAMS:
+            with contextlib.suppress(OSError), opened(self.prog(prog)) as program:
+                for map_id in bpf.prog_info(program).map_ids:
+                    fd = bpf.by_id("map", map_id)
+                    if bpf.map_info(fd).name == kernel_name:
+                        return fd
+                    os.close(fd)
+        raise FileNotFoundError(f"the map {kernel_name} is neither pinned nor used by a pinned program")
+
+    def config(self) -> dict[str, int]:
+        """Read the switches. Raises OSError."""
+        with self.open_map("config") as fd:
+            return abi.layouts()["config"].unpack(bpf.lookup(fd, _ZERO, abi.layouts()["config"].size) or b"")
+
+    def configure(self, **changes: int) -> None:
+        """Set switches: redirect, debug. Raises OSError."""
+        values = self.config() | changes
+        with self.open_map("config") as fd:
+            bpf.update(fd, _ZERO, abi.layouts()["config"].pack(**values))
+
+    def pods(self) -> dict[int, dict[str, Any]]:
+        """Give the pods served, by the cookie of their network namespace. Raises OSError."""
+        layout = abi.layouts()["pod"]
+        with self.open_map("pods") as fd:
+            entries = {key: bpf.lookup(fd, key, layout.size) for key in bpf.keys(fd, 8)}
+        return {
+            number(key): _named(layout.unpack(raw))
+            for key, raw in entries.items()
+            if raw is not None
+        }
+
+
+
+def _named(pod: dict[str, Any]) -> dict[str, Any]:
+    return pod | {"name": pod["name"].decode(errors="replace")}

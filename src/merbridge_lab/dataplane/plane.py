@@ -1,0 +1,126 @@
+"""The dataplane as others use it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters import bpf
+from merbridge_lab.dataplane import abi, inspect
+from merbridge_lab.dataplane.attach import attach
+from merbridge_lab.dataplane.detach import Detached, detach
+from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
+from merbridge_lab.dataplane.pods import Pod, address
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A live connection through the dataplane; tuples are indexed by side: 0 dialled, 1 accepted."""
+
+    id: int
+    leg: str
+    source: str
+    destination: str
+    original: str
+    pods: tuple[str, str]
+    redirected_messages: tuple[int, int]
+    redirected_bytes: tuple[int, int]
+    on_tcp: tuple[bool, bool]
+
+
+class Dataplane:
+    """Everything pinned below one directory on a bpffs, which must exist where something is to be attached.
+
+    `tracefs` is a mount of tracefs of the caller's own: loading programs that can print switches a trace event on for
+    the whole machine, and it is switched back there.
+    """
+
+    def __init__(self, pins: Path, tracefs: Path | None = None) -> None:
+        self._pins = Pins(pins)
+        self._tracefs = tracefs
+
+    def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
+        """Serve exactly `pods`, for processes below `cgroup`: make what is missing, re-make what is broken.
+
+        Compiles only if there is nothing to go on with. Raises KernelCannotError for a feature this kernel lacks,
+        LabError for BCC missing, another program in the way, a namespace that cannot be entered.
+        """
+        attach(self._pins, self._tracefs, cgroup, pods)
+
+    def detach(self, timeout: float) -> Detached:
+        """Detach and leave no pin. Sockets that have not read everything within `timeout` seconds stay redirected.
+
+        Those keep the programs loaded until they are closed, and lose nothing. Nothing attached is fine.
+        """
+        return detach(self._pins, timeout)
+
+    def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
+        """Name every way in which the attachment is not what it should be; none means healthy."""
+        return inspect.problems(self._pins, cgroup, pods)
+
+    def programs(self) -> list[inspect.ProgramInfo]:
+        """List the loaded programs and where each is attached."""
+        return inspect.programs(self._pins)
+
+    @property
+    def attached(self) -> bool:
+        """Is any hook attached?"""
+        pins = [self._pins.link(hook.name) for hook in HOOKS]
+        return any(pin.exists() for pin in [*pins, *self._pins.lookup_links()])
+
+    @property
+    def debug(self) -> bool:
+        """Does the dataplane say in the trace what it does?"""
+        with contextlib.suppress(OSError):
+            return bool(self._pins.config()["debug"])
+        return False
+
+    @debug.setter
+    def debug(self, on: bool) -> None:
+        try:
+            self._pins.configure(debug=int(on))
+        except OSError as failed:
+            raise LabError("the dataplane is not attached, so there is nothing to debug", hint="merlab up") from failed
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Give every counter of every pod served, summed over CPUs; empty when nothing is attached."""
+        layout, names = abi.layouts()["counters"], abi.counter_names()
+        found: dict[str, dict[str, int]] = {}
+        with contextlib.suppress(FileNotFoundError), self._pins.open_map("counters") as fd:
+            for cookie, pod in self._pins.pods().items():
+                parts = [layout.unpack(raw)["value"] for raw in bpf.per_cpu(fd, u64(cookie), layout.size) or ()]
+                found[pod["name"]] = {name: sum(part[at] for part in parts) for at, name in enumerate(names)}
+        return found
+
+    def pairs(self) -> list[Pair]:
+        """Give the live connections that the dataplane carries."""
+        layout = abi.layouts()["pair"]
+        found: list[Pair] = []
+        with contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
+            pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
+            for key in bpf.keys(fd, 8):
+                raw = bpf.lookup(fd, key, layout.size)
+                if raw is not None:
+                    found.append(_pair(layout.unpack(raw), pods))
+        return found
+
+
+def _pair(raw: dict[str, Any], pods: dict[int, str]) -> Pair:
+    wire = raw["wire"]
+    return Pair(
+        id=raw["cookie"][0],
+        leg=abi.legs()[raw["leg"]],
+        source=f"{address(wire['src_ip4'])}:{wire['src_port']}",
+        destination=f"{address(wire['dst_ip4'])}:{wire['dst_port']}",
+        original=f"{address(raw['orig_ip4'])}:{raw['orig_port']}",
+        pods=(pods.get(raw["netns"][0], ""), pods.get(raw["netns"][1], "")),
+        redirected_messages=(raw["messages"][0], raw["messages"][1]),
+        redirected_bytes=(raw["bytes"][0], raw["bytes"][1]),
+        on_tcp=(bool(raw["tcp"][0]), bool(raw["tcp"][1])),
+    )

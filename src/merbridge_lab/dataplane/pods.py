@@ -1,0 +1,123 @@
+"""Pods as the dataplane sees them: a network namespace, an address, and perhaps a sidecar that listens already."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.dataplane import abi
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CLONE_NEWNET = 0x40000000
+_SO_NETNS_COOKIE = 71  # Linux 5.14
+_PIDFD_GETFD = {"x86_64": 438, "aarch64": 438}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod to serve; `netns` is a file that stands for its network namespace."""
+
+    name: str
+    ip: str
+    netns: Path
+    sidecar_pid: int | None = None
+
+    @property
+    def ip4(self) -> int:
+        """The address as the kernel side stores it: 4 bytes in network order, read as a native integer."""
+        return int(struct.unpack("=I", socket.inet_aton(self.ip))[0])
+
+
+def address(ip4: int) -> str:
+    """Give the text of an address as the kernel side stores it."""
+    return socket.inet_ntoa(struct.pack("=I", ip4))
+
+
+def netns_cookie(netns: Path) -> int:
+    """Give the cookie of a network namespace: unique since boot, unlike its inode number. Raises LabError."""
+    result: list[int | OSError] = []
+
+    def enter() -> None:
+        # setns() changes the calling thread only, so a thread of its own is all the care it needs.
+        try:
+            with netns.open("rb") as file:
+                if _libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code))  # noqa: TRY301
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                result.append(_cookie_of(probe))
+        except OSError as failed:
+            result.append(failed)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    if isinstance(result[0], OSError):
+        raise LabError(f"the network namespace {netns} cannot be entered: {result[0]}", hint="merlab status")
+    return result[0]
+
+
+def _cookie_of(sock: socket.socket) -> int:
+    return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+
+
+def _pidfd_getfd(pidfd: int, number: int) -> int:
+    call = ctypes.c_long(_PIDFD_GETFD.get(platform.machine(), 438))
+    got = int(_libc.syscall(call, ctypes.c_long(pidfd), ctypes.c_long(number), ctypes.c_long(0)))
+    if got < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"take descriptor {number}: {os.strerror(code)}")
+    return got
+
+
+def _is_inbound(sock: socket.socket, cookie: int) -> bool:
+    with contextlib.suppress(OSError):
+        return (
+            sock.family in (socket.AF_INET, socket.AF_INET6)
+            and sock.type == socket.SOCK_STREAM
+            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            and sock.getsockname()[1] == abi.constants()["PORT_INBOUND"]
+            and _cookie_of(sock) == cookie
+        )
+    return False
+
+
+@contextlib.contextmanager
+def inbound_listener(pid: int, cookie: int) -> Iterator[int | None]:
+    """Give a descriptor of our own of the socket on which process `pid` accepts inbound connections, or None."""
+    found: socket.socket | None = None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        yield None  # it has just ended
+        return
+    try:
+        for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name)):
+            try:
+                if not os.readlink(entry).startswith("socket:"):
+                    continue
+                sock = socket.socket(fileno=_pidfd_getfd(pidfd, int(entry.name)))
+            except OSError:
+                continue  # closed meanwhile, or of no family Python knows
+            if _is_inbound(sock, cookie):
+                found = sock
+                break
+            sock.close()
+        yield found.fileno() if found else None
+    finally:
+        if found:
+            found.close()
+        os.close(pidfd)
