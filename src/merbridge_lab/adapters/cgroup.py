@@ -88,20 +88,14 @@ def remove(cgroup: Path, timeout: float) -> None:
 
     Raises LabError when it cannot be emptied or removed within `timeout` seconds.
     """
-    last: list[OSError] = []
 
     def is_gone() -> bool:
         clear(cgroup, timeout)
-        for each in subtree(cgroup):
-            try:
+        # Busy until the last exiting task has left, which is after it is listed no more.
+        with contextlib.suppress(OSError):
+            for each in subtree(cgroup):
                 each.rmdir()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                # Busy until the last exiting task has left, which is after it is listed no more.
-                last.append(error)
-                return False
         return not cgroup.exists()
 
     if cgroup.exists() and not until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):
-        raise LabError(f"the cgroup {cgroup} cannot be removed: {last[-1].strerror}", hint=f"ls -R {cgroup}")
+        raise LabError(f"the cgroup {cgroup} could not be removed within {timeout:g} s", hint=f"rmdir {cgroup}")

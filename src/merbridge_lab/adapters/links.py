@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: The pod's end of its link.
 POD_END = "eth0"
 _SCOPE_LINK = 253
+_ANYWHERE = "0.0.0.0"  # noqa: S104 - the default route, not a socket
 
 
 def _index(netlink: Any, name: str) -> int | None:  # noqa: ANN401 - pyroute2 has no types
@@ -68,7 +69,7 @@ def _is_up(netlink: Any, index: int) -> bool:  # noqa: ANN401
 
 def _routes(netlink: Any, index: int) -> set[str]:  # noqa: ANN401
     return {
-        f"{route.get_attr('RTA_DST') or '0.0.0.0'}/{route['dst_len']}"
+        f"{route.get_attr('RTA_DST') or _ANYWHERE}/{route['dst_len']}"
         for route in netlink.get_routes(family=2)
         if route.get_attr("RTA_OIF") == index
     }

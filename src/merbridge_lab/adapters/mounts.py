@@ -69,7 +69,7 @@ def below(target: Path) -> list[Mount]:
 
 
 def mount(source: str | Path, target: str | Path, fstype: str | None = None, flags: int = 0, data: str = "") -> None:
-    """Call mount(2). Raises OSError."""
+    """Mount `source` on `target`; the arguments are those of the system call. Raises OSError."""
     result = _LIBC.mount(
         os.fsencode(source),
         os.fsencode(target),

@@ -62,13 +62,13 @@ class Hello(asyncio.Protocol):
         for line in lines:
             name, _, value = line.partition(b":")
             headers[name.strip().lower()] = value.strip()
-        words = request.split(b" ")
         length = headers.get(b"content-length", b"0")
-        if len(words) != 3 or not length.isdigit():
+        try:
+            method, target, version = request.split(b" ")
+            self.body_left = int(length)
+        except ValueError:
             self.answer(b"400 Bad Request", b"", close=True)
             return
-        method, target, version = words
-        self.body_left = int(length)
         # A chunked body is not worth a parser here: answer and close.
         close = (
             b"transfer-encoding" in headers

@@ -5,7 +5,7 @@ As Istio's: ECDSA on P-256, the identity as a SPIFFE URI in the subject alternat
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -20,9 +20,9 @@ from merbridge_lab.adapters.files import put
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LIFE = datetime.timedelta(days=365)
+_LIFE = dt.timedelta(days=365)
 #: For clocks that are set back after the lab was made.
-_SLACK = datetime.timedelta(days=1)
+_SLACK = dt.timedelta(days=1)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -32,7 +32,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _builder(issuer: x509.Name, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = dt.datetime.now(dt.timezone.utc)
     return (
         x509.CertificateBuilder()
         .issuer_name(issuer)
@@ -87,7 +87,7 @@ class Authority:
         """
         if not path.exists():
             new = cls.fresh()
-            put(path, _pem(new._key) + new.certificate, mode=0o600)
+            put(path, _pem(new._key) + new.certificate, mode=0o600)  # noqa: SLF001 - its own class
         content = path.read_bytes()
         key = serialization.load_pem_private_key(content, password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):

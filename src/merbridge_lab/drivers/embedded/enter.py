@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# Fixed texts; a daemon may open as many files (thousands of connections) as the machine lets it. Everything that varies is an argument. An error message of the shell names what could not be joined.
+# Fixed texts; a daemon may open as many files (thousands of connections) as the machine lets it.
+# Everything that varies is an argument. An error message of the shell names what could not be joined.
 _JOIN = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 _DAEMON = (
     'cd / && echo 0 >"$0/cgroup.procs" && ulimit -n "$(ulimit -Hn)" && exec </dev/null >>"$1" 2>&1 && shift && '

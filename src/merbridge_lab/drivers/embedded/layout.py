@@ -135,7 +135,7 @@ PODS = (
     PodSpec("helloworld-v2", "10.244.0.12", "helloworld", version="v2"),
 )
 
-#: The first address a twin gets: 10.244.0.(this).
+#: The first address a twin gets is 10.244.0.(this).
 FIRST_TWIN = 100
 
 
@@ -145,9 +145,10 @@ def pods(backend: str = "nft") -> tuple[PodSpec, ...]:
 
 
 def twin(of: PodSpec, number: int = 0, **changes: object) -> PodSpec:
-    """Give a copy of `of` that the dataplane does not serve; `number` (from 0) keeps several apart.
+    """Give a copy of `of` that the dataplane does not serve; `number` (0 to 9) keeps several of one pod apart.
 
     `changes` are other fields of PodSpec.
     """
-    name = f"{of.name}-twin{number or ''}"
-    return replace(of, name=name, ip=f"10.244.0.{FIRST_TWIN + number}", mesh=False, **changes)  # type: ignore[arg-type]
+    place = int(of.ip.rpartition(".")[2]) - int(PODS[0].ip.rpartition(".")[2])
+    address = f"10.244.0.{FIRST_TWIN + 10 * number + place}"
+    return replace(of, name=f"{of.name}-twin{number or ''}", ip=address, mesh=False, **changes)  # type: ignore[arg-type]

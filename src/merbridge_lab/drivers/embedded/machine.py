@@ -76,7 +76,7 @@ class Machine:
             for name in _FOLDERS:
                 (self.run / name).mkdir(exist_ok=True)
             self._take_cgroup()
-            self._mount(self.bpffs, "bpf", "a BPF file system", "4.4")
+            self._mount(self.bpffs, "bpf", "a BPF file system", "4.4", "mode=0700")
             with contextlib.suppress(KernelCannotError):
                 # Without it there is no trace, and problems() does not complain: the rest of the lab works.
                 self._mount(self.tracefs, "tracefs", "tracefs", "4.1")
@@ -143,11 +143,11 @@ class Machine:
             )
 
     @staticmethod
-    def _mount(target: Path, fstype: str, what: str, since: str) -> None:
+    def _mount(target: Path, fstype: str, what: str, since: str, options: str = "") -> None:
         if mounts.at(target) is not None:
             return
         try:
-            mounts.mount("none", target, fstype)
+            mounts.mount("none", target, fstype, data=options)
         except OSError as error:
             raise KernelCannotError(what, since, f"{target}: {error.strerror}") from error
 
@@ -189,7 +189,7 @@ class Machine:
             f"mount --make-private {self.run} && mkdir {self.run}/{{{folders}}}",
             *([f"mount -t cgroup2 none {self._own_cgroup2}"] if own else []),
             f"mkdir -p {self.cgroup}/{{{','.join(_BRANCHES)}}}",
-            f"mount -t bpf none {self.bpffs} && mount -t tracefs none {self.tracefs}",
+            f"mount -t bpf -o mode=0700 none {self.bpffs} && mount -t tracefs none {self.tracefs}",
         ]
 
 

@@ -1,4 +1,7 @@
-"""The node: a network namespace between the pods, connected to nothing else, that routes and stands in for kube-proxy."""
+"""The node: a network namespace between the pods, connected to nothing else.
+
+It routes, and stands in for kube-proxy.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def template(name: str, **values: object) -> str:
 
 def data(name: str) -> str:
     """Read `data/NAME`, which travels inside the package."""
-    return files("merbridge_lab").joinpath("data", name).read_text()
+    return (files("merbridge_lab") / "data" / name).read_text()
 
 
 def pod_rules() -> str:

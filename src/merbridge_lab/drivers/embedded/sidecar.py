@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters import mounts, probe
 from merbridge_lab.adapters.files import add_log, has, put
-from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.services import template
 from merbridge_lab.errors import LabError
@@ -27,9 +25,6 @@ _BOOTSTRAP = "bootstrap.yaml"
 _CERTIFICATES = "certs"
 
 _FOR_OTHERS = stat.S_IXOTH | stat.S_IROTH
-
-#: How long a healthy sidecar may take to answer a probe over its own loopback, in seconds; a stopped one never does.
-_ANSWER = 0.5
 
 
 def find_envoy() -> Path:
@@ -127,16 +122,7 @@ def argv(machine: Machine, folder: Path) -> list[str]:
 
 def is_ready(netns: Path) -> bool:
     """Whether the sidecar in `netns` says on its health port that it is ready; False within half a second."""
-
-    def ask() -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", layout.HEALTH_PORT), timeout=_ANSWER) as connection:
-                connection.sendall(b"GET /healthz/ready HTTP/1.1\r\nhost: merlab\r\nconnection: close\r\n\r\n")
-                return connection.recv(64).startswith(b"HTTP/1.1 200 ")
-        except OSError:
-            return False
-
-    return run_inside(netns, ask)
+    return probe.says_ok(netns, layout.HEALTH_PORT, "/healthz/ready")
 
 
 def last_words(log: Path, lines: int = 10) -> str:
