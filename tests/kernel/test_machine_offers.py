@@ -1,0 +1,78 @@
+"""The requirements, looked at on this very machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from merbridge_lab import requirements
+from merbridge_lab.adapters import bccpath, bpfprobe, kernel
+
+pytestmark = pytest.mark.kernel
+
+
+def state():
+    """What a probe could leave behind."""
+    listed = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
+    cgroups = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line]
+    return {
+        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "links": [line.split()[0] for line in listed.splitlines()],
+        "cgroups": [str(folder) for root in cgroups for folder in root.glob("*/") if "merlab" in folder.name],
+        "run": sorted(Path("/run").iterdir()),
+        "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "netns": Path("/proc/self/ns/net").readlink(),
+    }
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_this_machine_offers_it_all_and_is_left_as_it_was(backend):
+    requirements.embedded(backend=backend)  # a first look may load modules and Python's own files
+    before = state()
+    found = requirements.embedded(backend=backend)
+    assert state() == before
+    assert [one for one in found if one.verdict == "fail"] == []
+    assert requirements.able(found)
+    assert len(found) > 30
+
+
+def test_a_kind_of_program_that_does_not_exist_is_refused(monkeypatch):
+    monkeypatch.setitem(bpfprobe.PROGRAMS, "bpf.sk_lookup", bpfprobe.Program(4000))
+    refused = next(one for one in requirements.embedded(quick=True) if one.name == "bpf.sk_lookup")
+    assert (refused.verdict, refused.found) == ("fail", "not known to this kernel")
+    assert refused.hint.startswith("use Linux 5.9 or newer")
+
+
+def test_a_helper_that_a_program_may_not_call_is_refused(monkeypatch):
+    monkeypatch.setattr(bpfprobe, "COOKIE_IN", ("bpf.raw_tracepoint",))
+    refused = next(one for one in requirements.embedded(quick=True) if one.name == "bpf.netns_cookie")
+    assert refused.verdict == "fail"
+
+
+def test_a_filesystem_this_kernel_has_not():
+    with pytest.raises(OSError, match="No such device"), kernel.detached_mount("merlabfs"):
+        pass
+
+
+def test_rules_that_this_kernel_has_not(monkeypatch):
+    monkeypatch.setattr(requirements.tools, "_RULES", "*nat\n-A OUTPUT -j MERLAB_HAS_NOT\nCOMMIT\n")
+    refused = next(one for one in requirements.embedded(quick=True) if one.name == "kernel.netfilter")
+    assert refused.verdict == "fail"
+    assert "modprobe" in refused.hint
+
+
+def test_bcc_is_loaded_without_touching_the_path():
+    # In a process of its own: BCC once loaded stays.
+    code = (
+        "import sys; from merbridge_lab.adapters import bccpath; before = list(sys.path); module = bccpath.load();"
+        "assert sys.path == before and bccpath.load() is module is sys.modules['bcc'] and module.BPF; print('ok')"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "ok", done.stderr
+
+
+def test_the_library_is_where_it_is_looked_for():
+    assert bccpath.library() is not None

@@ -1,0 +1,165 @@
+"""The project's own rules that no tool holds: what steps import, what set-up says, what is never committed."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from merbridge_lab.requirements.distribution import table
+
+ROOT = Path(__file__).parents[2]
+SETUP = ROOT / "scripts/setup"
+
+pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="not a checkout")
+
+STEPS = sorted((ROOT / "steps").glob("*.py"))
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_there_are_ten_steps():
+    assert [path.name[:4] for path in STEPS] == [f"s{number:02}_" for number in range(10)]
+
+
+@pytest.mark.parametrize("path", STEPS, ids=lambda path: path.stem)
+def test_a_step_imports_the_facade_and_checks_only(path):
+    allowed = re.compile(r"(merbridge_lab\.(api|checks(\.\w+)?)|__future__|typing|collections\.abc)$")
+    tree = ast.parse(path.read_text())
+    assert [name for name in imported(tree) if not allowed.match(name)] == []
+    assert ast.get_docstring(tree)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src/merbridge_lab/checks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_check_knows_no_lab(path):
+    forbidden = re.compile(r"merbridge_lab\.(drivers|adapters|dataplane|runner|console|cli)\b")
+    assert [name for name in imported(ast.parse(path.read_text())) if forbidden.match(name)] == []
+
+
+def test_commands_are_never_strings_for_a_shell():
+    for path in (ROOT / "src").rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        keywords = {keyword.arg for call in calls for keyword in call.keywords}
+        names = {ast.unparse(call.func) for call in calls}
+        assert "shell" not in keywords, path
+        assert "os.system" not in names, path
+        # One place polls to a deadline; everything else waits there.
+        assert "time.sleep" not in names or path.name == "waiting.py", path
+
+
+def bare(tmp_path, *commands):
+    """A checkout with a blank in its path, and a PATH that leads to these commands only."""
+    checkout = tmp_path / "a check out"
+    shutil.copytree(ROOT / "scripts", checkout / "scripts")
+    (checkout / "src/merbridge_lab/data").mkdir(parents=True)
+    for name in ("pyproject.toml", "src/merbridge_lab/__init__.py", "src/merbridge_lab/data/packages.txt"):
+        shutil.copy(ROOT / name, checkout / name)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sh", "awk", "cat", "cksum", "dirname", "grep", "id", "sed", "env", "rm", "uname", *commands):
+        (folder / name).symlink_to(shutil.which(name))
+    # The script adds the folders of an administrator's commands, as an ordinary PATH on Debian lacks them.
+    script = checkout / "scripts/setup"
+    script.write_text(script.read_text().replace("PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin", ""))
+    return checkout, {"PATH": str(folder), "HOME": "/nonexistent"}
+
+
+def fake(environment, name, text):
+    path = Path(environment["PATH"]) / name
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!{shutil.which('sh')}\n{text}\n")
+    path.chmod(0o755)
+
+
+def setup(checkout, environment, *arguments):
+    argv = [str(checkout / "scripts/setup"), *arguments]
+    return subprocess.run(
+        argv, env=environment, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+    )
+
+
+def test_without_apt_doctor_is_named(tmp_path):
+    done = setup(*bare(tmp_path), "packages")
+    assert done.returncode == 0
+    assert "merlab doctor" in done.stderr
+
+
+def test_without_root_and_sudo_there_is_one_sentence(tmp_path):
+    checkout, environment = bare(tmp_path)
+    fake(environment, "id", "echo 1000")
+    done = setup(checkout, environment, "root", "true")
+    assert done.returncode == 3
+    assert done.stderr == "set-up: this needs root: become root (or install sudo) and run make again\n"
+
+
+def test_without_root_sudo_is_used_and_leaves_no_bytecode(tmp_path):
+    checkout, environment = bare(tmp_path)
+    fake(environment, "id", "echo 1000")
+    fake(environment, "sudo", 'if [ "$1" = -n ]; then exit 0; fi; echo "$@"')
+    done = setup(checkout, environment, "root", ".venv/bin/merlab", "up", "a b")
+    assert done.stdout == "-- env PYTHONDONTWRITEBYTECODE=1 .venv/bin/merlab up a b\n"
+
+
+def test_a_python_that_is_too_old_is_one_sentence(tmp_path):
+    checkout, environment = bare(tmp_path)
+    fake(environment, "python3", "exit 1")
+    script = checkout / "scripts/setup"
+    script.write_text(script.read_text().replace("/usr/bin/python3 python3.13 python3.12 python3.11 python3.10", ""))
+    done = setup(checkout, environment, "venv")
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "Python 3.10" in done.stderr
+
+
+def test_only_what_is_missing_is_installed(tmp_path):
+    checkout, environment = bare(tmp_path)
+    log = tmp_path / "log"
+    fake(environment, "id", "echo 0")
+    fake(environment, "apt-cache", "echo '  Candidate: 7.1'")
+    fake(environment, "apt-get", f'echo "$@" >>{log}')
+    for name in ("ip", "nft", "curl", "ps", "nsenter", "unshare", "setpriv", "python3"):
+        fake(environment, name, "exit 0")
+    done = setup(checkout, environment, "packages")
+    assert done.returncode == 0, done.stderr
+    update, install, bpftool = log.read_text().splitlines()
+    assert update.split()[0] == "update"
+    packages = set(install.split("--no-install-recommends")[1].split())
+    # BCC is looked for at its own place, which may be there on the machine that runs this.
+    assert packages | {"python3-bpfcc"} == {"iptables", "python3-bpfcc"}
+    assert bpftool.endswith(" bpftool")
+
+
+def test_ubuntus_bpftool_comes_with_the_kernel_and_is_not_insisted_on(tmp_path):
+    checkout, environment = bare(tmp_path)
+    log = tmp_path / "log"
+    fake(environment, "id", "echo 0")
+    fake(environment, "apt-cache", "echo '  Candidate: (none)'")
+    fake(environment, "apt-get", f'echo "$@" >>{log}; case $* in *linux-tools*) exit 100;; esac')
+    for name in ("ip", "nft", "curl", "ps", "nsenter", "unshare", "setpriv", "python3"):
+        fake(environment, name, "exit 0")
+    done = setup(checkout, environment, "packages")
+    assert done.returncode == 0
+    assert f"linux-tools-common linux-tools-{os.uname().release}" in log.read_text()
+    assert "going on without it" in done.stderr
+
+
+def test_every_need_has_a_way_to_be_looked_for():
+    text = SETUP.read_text()
+    own = [need for need in table() if re.search(rf"^    {need}\) ", text, re.MULTILINE)]
+    # The others are called like their command.
+    assert set(table()) - set(own) == {"nft", "ip", "curl"}
+
+
+def test_nothing_of_the_machine_it_was_written_on_is_in_it():
+    for name in ("Makefile", ".ci/run", "scripts/setup", "pyproject.toml"):
+        text = (ROOT / name).read_text()
+        assert not re.search(r"https?://|/tmp/|/work/|/root/|index-url", text), name
