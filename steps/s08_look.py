@@ -12,6 +12,7 @@ def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
     seen = lab.observe(sleep)
     save, look = sleep.rules.save_commands()
+    sleep.rules.copy()
     lab.show(save)
     lab.show(look, seen.after.listing("nat"))
     lab.show(sleep.request_command(), "".join(exchange.body for exchange in seen.exchanges))

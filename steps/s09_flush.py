@@ -11,10 +11,13 @@ from merbridge_lab.checks import mesh, redirect, rules
 
 def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
+    flush, look = sleep.rules.flush_commands()
+    sleep.rules.copy()
+    lab.show(sleep.rules.save_commands()[0])
     with sleep.rules.flushed() as saved:
-        for command in sleep.rules.flush_commands():
-            lab.show(command)
         seen = lab.observe(sleep)
+        lab.show(flush)
+        lab.show(look, seen.after.listing("nat") or "(not one rule)")
         lab.show(sleep.request_command(), "".join(exchange.body or f"{exchange}\n" for exchange in seen.exchanges))
     with lab.twin(sidecar=False) as twin, twin.rules.flushed():
         control = lab.observe(twin)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from merbridge_lab.evidence import Reading
     from merbridge_lab.observation import Observation
@@ -69,13 +68,12 @@ class Rules(Protocol):
     def restore(self) -> bool:
         """Put back what a flush took, if one is outstanding; say whether one was."""
 
+    def copy(self) -> None:
+        """Save the rules as they are now to where `save_commands` says."""
+
     @property
     def outstanding(self) -> bool:
         """Whether rules are flushed and saved right now."""
-
-    @property
-    def saved_at(self) -> Path:
-        """Where the rules are saved while they are flushed."""
 
     def save_commands(self) -> list[str]:
         """Give the commands a person would type to save the rules and to list them with their counters."""

@@ -75,10 +75,14 @@ class StepOutcome:
 
 @dataclass
 class Report:
-    """What ran, how it came out, and with what evidence."""
+    """What ran, how it came out, and with what evidence.
+
+    `standing` are checks of what must stand before a proof makes sense: node, mesh, dataplane (`verify`).
+    """
 
     command: str
     lab: str
+    standing: list[CheckOutcome] = field(default_factory=list)
     steps: list[StepOutcome] = field(default_factory=list)
     seconds: float = 0.0
     error: LabError | None = None
@@ -98,6 +102,8 @@ class Report:
         if self.error is not None:
             return Verdict.ERROR
         seen = {step.verdict for step in self.steps}
+        if not all(check.finding.held for check in self.standing):
+            return Verdict.FAIL
         if Verdict.FAIL in seen:
             return Verdict.FAIL
         return Verdict.PASS if Verdict.PASS in seen else Verdict.ERROR
@@ -105,6 +111,9 @@ class Report:
     @property
     def cause(self) -> str | None:
         """On a failure, the one sentence that names what is wrong and where."""
+        for check in self.standing:
+            if not check.finding.held:
+                return check.finding.why
         for step in self.steps:
             if step.verdict is Verdict.FAIL:
                 return next(
@@ -114,6 +123,7 @@ class Report:
 
     def failed(self) -> Iterator[CheckOutcome]:
         """Give the checks that did not hold."""
+        yield from (check for check in self.standing if not check.finding.held)
         for step in self.steps:
             yield from (check for check in step.checks if check.finding.verdict is Verdict.FAIL)
 
@@ -128,6 +138,7 @@ class Report:
             "verdict": self.verdict.value,
             "cause": self.cause,
             "skipped": self.skipped,
+            "standing": [check.to_json() for check in self.standing],
             "steps": [step.to_json() for step in self.steps],
             "matrix": [],
             "error": None if self.error is None else error_json(self.error),

@@ -52,17 +52,16 @@ class Runner:
         self.observer = observer or Silent()
         self.patience = patience
 
-    def run(self, report: Report, steps: Iterable[Step], *, act: bool = True) -> Report:
+    def run(self, report: Report, steps: Iterable[Step]) -> Report:
         """Run `steps` one after another into `report`; stop after the first that does not hold.
 
-        With `act` off, ensure steps are only looked at: nothing is made or mended. A LabError ends the run and
-        stands in the report; Interrupted passes through.
+        A LabError ends the run and stands in the report; Interrupted passes through.
         """
         began = time.monotonic()
         try:
             for step in steps:
                 interrupts.checkpoint()
-                outcome = self._step(step, act=act)
+                outcome = self._step(step)
                 report.steps.append(outcome)
                 self.observer.step_ends(outcome)
                 if outcome.verdict in (Verdict.FAIL, Verdict.ERROR):
@@ -70,10 +69,18 @@ class Runner:
         except LabError as error:
             report.error = error
         finally:
-            report.seconds = time.monotonic() - began
+            report.seconds += time.monotonic() - began
         return report
 
-    def _step(self, step: Step, *, act: bool) -> StepOutcome:
+    def stand(self, report: Report, steps: Iterable[Step]) -> bool:
+        """Look once, into `report`, whether what ensure steps brought about still stands; change nothing."""
+        began = time.monotonic()
+        for step in steps:
+            report.standing += [self._await(check, self.lab, 0.0) for check in step.verify]
+        report.seconds = time.monotonic() - began
+        return all(check.finding.held for check in report.standing)
+
+    def _step(self, step: Step) -> StepOutcome:
         began = time.monotonic()
         self.observer.step_begins(step)
         self.lab.shown()  # forget what an interrupted step left
@@ -91,7 +98,7 @@ class Runner:
                 seen = step.act(self.lab)
                 checks = [self._report(step, self._look(check, seen)) for check in step.verify]
                 return outcome(_verdict(checks), checks)
-            checks, acted = self._ensure(step, act=act)
+            checks, acted = self._ensure(step)
         except NotHeldError as broken:
             return outcome(Verdict.FAIL, reason=broken.cause)
         except LabError as error:
@@ -101,9 +108,9 @@ class Runner:
             self._report(step, check)
         return outcome(_verdict(checks), checks, acted=acted)
 
-    def _ensure(self, step: Step, *, act: bool) -> tuple[list[CheckOutcome], bool]:
+    def _ensure(self, step: Step) -> tuple[list[CheckOutcome], bool]:
         checks = self._checks(step, patience=0.0)
-        if not act or (_verdict(checks) is Verdict.PASS and not step.always):
+        if _verdict(checks) is Verdict.PASS and not step.always:
             return checks, False
         step.act(self.lab)
         if step.always and _verdict(checks) is Verdict.PASS:

@@ -23,14 +23,13 @@ class _Listener:
 
 
 def listen(tell: Callable[[str], None] | None) -> None:
-    """Have `tell` called with what is being waited for, each time a wait begins."""
+    """Have `tell` called with what is being waited for, again and again while the wait lasts."""
     _Listener.tell = tell
 
 
-def _nap(seconds: float) -> None:
-    interrupts.checkpoint()
-    time.sleep(seconds)
-    interrupts.checkpoint()
+def _tell(awaiting: str) -> None:
+    if _Listener.tell is not None:
+        _Listener.tell(awaiting)
 
 
 def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
@@ -39,13 +38,19 @@ def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
     `awaiting` says in a few words what is awaited, for the progress line. The caller decides what a timeout
     means; what it must not do is take it for a success.
     """
-    if _Listener.tell is not None:
-        _Listener.tell(awaiting)
+
+    def nap(seconds: float) -> None:
+        _tell(awaiting)
+        interrupts.checkpoint()
+        time.sleep(seconds)
+        interrupts.checkpoint()
+
+    _tell(awaiting)
     attempts = Retrying(
         retry=retry_if_result(lambda seen: not seen),
         wait=wait_exponential(multiplier=0.01, max=0.1),
         stop=stop_after_delay(timeout),
-        sleep=_nap,
+        sleep=nap,
     )
     try:
         return attempts(look)

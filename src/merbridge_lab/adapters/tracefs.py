@@ -1,0 +1,68 @@
+"""A trace buffer of the lab's own: a tracefs instance with the one event that bpf_trace_printk() writes to.
+
+Since Linux 5.9 bpf_trace_printk() is an ordinary trace event (kernel/trace/bpf_trace.h). Enabled in an instance, its
+lines go to that instance's buffer, and nothing is taken from other readers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_EVENT = "events/bpf_trace/bpf_trace_printk/enable"
+_CHUNK = 1 << 16
+
+
+class Instance:
+    """The instance `name` of the tracefs mounted at `mount`."""
+
+    def __init__(self, mount: Path, name: str) -> None:
+        self.path = mount / "instances" / name
+
+    @property
+    def pipe(self) -> Path:
+        """Where its lines are read; reading takes them out."""
+        return self.path / "trace_pipe"
+
+    @property
+    def switch(self) -> Path:
+        """The file that turns the event on in this instance."""
+        return self.path / _EVENT
+
+    @property
+    def enabled(self) -> bool:
+        """Whether lines are collected now."""
+        try:
+            return self.switch.read_text().strip() == "1"
+        except OSError:
+            return False
+
+    def enable(self) -> None:
+        """Make the instance if it is not there, and have it collect lines. Raises OSError."""
+        self.path.mkdir(exist_ok=True)
+        self.switch.write_text("1")
+
+    def remove(self) -> None:
+        """Remove the instance and all it holds; nothing there is fine. Raises OSError when someone reads it."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rmdir()
+
+    def drain(self) -> list[str]:
+        """Take out the lines that are there now, without waiting for more; none where there is no instance."""
+        try:
+            descriptor = os.open(self.pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return []
+        chunks = []
+        try:
+            while chunk := os.read(descriptor, _CHUNK):
+                chunks.append(chunk)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+        return b"".join(chunks).decode(errors="replace").splitlines()

@@ -1,0 +1,116 @@
+"""Our own dataplane on the pods of the embedded lab, with its trace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab import dataplane
+from merbridge_lab.adapters.tracefs import Instance
+from merbridge_lab.errors import KernelCannotError
+from merbridge_lab.evidence import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.drivers.embedded.machine import Machine
+    from merbridge_lab.drivers.embedded.pods import Mesh
+
+#: How long `remove` waits for redirected bytes to be read, in seconds; the pods end right after.
+_DRAIN = 0.5
+
+
+class Interception:
+    """The dataplane as a part of the lab."""
+
+    def __init__(self, machine: Machine, mesh: Mesh) -> None:
+        self._machine = machine
+        self._mesh = mesh
+        self._plane = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs)
+        self._trace = Instance(machine.tracefs, machine.name)
+
+    def _pods(self) -> list[dataplane.Pod]:
+        return [
+            dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid) for pod in self._mesh.pods
+        ]
+
+    def ensure(self) -> None:
+        """Attach what is missing."""
+        self._plane.attach(self._machine.mesh_cgroup, self._pods())
+
+    def remove(self) -> None:
+        """Detach, letting what was redirected be read first."""
+        if self._machine.exists:
+            self._plane.detach(_DRAIN)
+            self._trace.remove()
+
+    def problems(self) -> list[str]:
+        """Say, a sentence each, what is not as `ensure` makes it."""
+        return self._plane.problems(self._machine.mesh_cgroup, self._pods())
+
+    def readings(self) -> tuple[Reading, ...]:
+        """List the programs in the kernel and where they are attached."""
+        return tuple(
+            Reading(f"bpf:{program.name}", "", None, program.attached_to, f"{program.type}, id {program.id}")
+            for program in self._plane.programs()
+        )
+
+    @property
+    def attached(self) -> bool:
+        """Whether new connections are intercepted now."""
+        return self._plane.attached
+
+    @property
+    def program_count(self) -> int:
+        """How many programs are in the kernel."""
+        return len(self._plane.programs())
+
+    def counters(self) -> Mapping[str, Mapping[str, int]]:
+        """Read the counters, pod → decision → number; empty where nothing is attached."""
+        return self._plane.counters() if self.attached else {}
+
+    def typed(self) -> list[str]:
+        """Give the commands that show what was attached."""
+        pins = self._machine.bpffs / self._machine.name
+        return [
+            f"bpftool cgroup tree {self._machine.mesh_cgroup}",
+            f"bpftool map dump pinned {pins / 'maps' / 'pods'}",
+        ]
+
+    # -- trace --------------------------------------------------------------------------------------------------------
+
+    @property
+    def debug(self) -> bool:
+        """Whether trace lines are written, and collected in the lab's own buffer."""
+        return self.attached and self._plane.debug and self._trace.enabled
+
+    def set_debug(self, *, on: bool) -> None:
+        """Switch trace lines on or off; off is fine where nothing is attached."""
+        if on:
+            try:
+                self._trace.enable()
+            except OSError as error:
+                raise KernelCannotError("trace events of BPF programs", "5.9", str(error)) from error
+        if self.attached:
+            self._plane.debug = on
+        if not on:
+            self._trace.remove()
+
+    def debug_commands(self) -> list[str]:
+        """Give the commands that switch trace lines on: our buffer first, then the flag."""
+        config = self._machine.bpffs / self._machine.name / "maps" / "config"
+        return [
+            f"mkdir -p {self._trace.path}",
+            f"echo 1 > {self._trace.switch}",
+            f"bpftool map update pinned {config} key 0 0 0 0 value 1 0 0 0 1 0 0 0",
+        ]
+
+    def trace_command(self) -> str:
+        """Give the command that reads the trace."""
+        return f"cat {self._trace.pipe}"
+
+    def drain_trace(self) -> tuple[TraceEvent, ...]:
+        """Take the trace's lines out, decoded; lines that are not the dataplane's are left out."""
+        from merbridge_lab.dataplane import events
+
+        return tuple(event for line in self._trace.drain() if (event := events.parse(line)) is not None)

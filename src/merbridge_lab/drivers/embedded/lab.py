@@ -1,0 +1,206 @@
+"""The embedded lab: the walkthrough on one machine, made of namespaces, real Envoys and our own dataplane."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from typing import TYPE_CHECKING
+
+from merbridge_lab import interrupts, runner
+from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.drivers.embedded import layout, requests
+from merbridge_lab.drivers.embedded.interception import Interception
+from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.drivers.embedded.node import Node
+from merbridge_lab.drivers.embedded.parts import MeshPart, NodePart
+from merbridge_lab.drivers.embedded.pods import Mesh, Pod
+from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
+from merbridge_lab.errors import LabError
+from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from merbridge_lab.model import Step
+    from merbridge_lab.observation import Observation
+    from merbridge_lab.requirements import Requirement
+
+_READY = 15.0
+_GONE = 5.0
+
+
+class EmbeddedLab:
+    """The Lab protocol over the kernel of this machine; `keep` leaves rules flushed after a flush."""
+
+    name = "embedded"
+    capabilities = frozenset({DATAPLANE, TRACE, TWIN})
+
+    def __init__(self, *, name: str = layout.NAME, keep: bool = False, backend: str = "nft") -> None:
+        self.machine = Machine(name)
+        self._keep = keep
+        self._backend = backend
+        node = Node(self.machine, backend)
+        self._node = node
+        self._mesh = Mesh(self.machine, node, layout.pods(backend))
+        self._shown: list[Shown] = []
+        self.dataplane = Interception(self.machine, self._mesh)
+        self.node = NodePart(self.machine, node)
+        self.mesh = MeshPart(self._mesh, self._workloads)
+
+    # -- the walkthrough's nouns --------------------------------------------------------------------------------------
+
+    def _workloads(self) -> list[EmbeddedWorkload]:
+        return [EmbeddedWorkload(self.machine, pod, keep=self._keep) for pod in self._mesh.pods]
+
+    def workload(self, name: str) -> EmbeddedWorkload:
+        """Give a workload by name; raises LabError for one that does not exist."""
+        found = {workload.name: workload for workload in self._workloads()}
+        if name not in found:
+            raise LabError(f"there is no workload called {name!r}; there are {', '.join(found)}", hint="merlab status")
+        return found[name]
+
+    @contextlib.contextmanager
+    def twin(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[EmbeddedWorkload]:
+        """Make a copy of `of` outside the dataplane's cgroup, for the length of the block."""
+        original = self.workload(of).pod.spec
+        pod = Pod(self.machine, self._node, layout.twin(original, 0 if sidecar else 1, sidecar=sidecar))
+        try:
+            pod.remove(_GONE)  # what a killed merlab left of one
+            pod.ensure()
+            if sidecar:
+                pod.wait_ready(_READY)
+            yield EmbeddedWorkload(self.machine, pod)
+        finally:
+            with interrupts.shielded():
+                pod.remove(_GONE)
+                EmbeddedWorkload(self.machine, pod).rules.saved_at.unlink(missing_ok=True)
+
+    def observe(
+        self, client: EmbeddedWorkload, *, count: int = 4, trace: bool = False, url: str = HELLO
+    ) -> Observation:
+        """Send requests as the app of `client` and read everything around them."""
+        return requests.observe(
+            client,
+            [workload for workload in self._workloads() if workload.pod.spec.app == "helloworld"],
+            url=url,
+            count=count,
+            counters=self.dataplane.counters,
+            trace=self.dataplane.drain_trace if trace else None,
+        )
+
+    def trace_command(self) -> str:
+        """Give the command a person would type to read the dataplane's trace."""
+        return self.dataplane.trace_command()
+
+    def lacks(self, capability: str) -> str:
+        """Say why a capability is missing."""
+        return f"the embedded lab has no {capability}"
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and lacks."""
+        from merbridge_lab import requirements
+
+        return requirements.embedded(backend=self._backend)
+
+    def inventory(self) -> list[Shown]:
+        """Show maps, programs and cgroup attachments; nothing where bpftool is not installed."""
+        if shutil.which("bpftool") is None:
+            return []
+        commands = (
+            ["bpftool", "map"],
+            ["bpftool", "prog"],
+            ["bpftool", "cgroup", "tree", str(self.machine.cgroup.parent)],
+        )
+        return [Shown(pasteable(command), run(command, ok=range(256)).stdout) for command in commands]
+
+    def show(self, command: str, output: str = "") -> None:
+        """Record a command that a person would type, with what it printed."""
+        self._shown.append(Shown(command, output))
+
+    def shown(self) -> Sequence[Shown]:
+        """Give what was recorded since this was last asked, and forget it."""
+        taken, self._shown = self._shown, []
+        return taken
+
+    # -- the lab as a whole -------------------------------------------------------------------------------------------
+
+    def require_up(self) -> None:
+        """Raise LabError when no lab is up."""
+        if not self.machine.exists:
+            raise LabError("no lab is up", hint="merlab up")
+
+    def mend(self) -> None:
+        """Clear up what a killed merlab left in the way: twins, outstanding flushes."""
+        with interrupts.shielded():
+            for pod in self._stale_twins():
+                pod.remove(_GONE)
+            self.restore()
+
+    def _stale_twins(self) -> list[Pod]:
+        sleep = layout.PODS[0]
+        twins = [Pod(self.machine, self._node, layout.twin(sleep, number)) for number in (0, 1)]
+        return [twin for twin in twins if twin.cgroup.exists() or twin.netns.exists()]
+
+    def restore(self) -> list[str]:
+        """Put back whatever is flushed; give the names of the pods concerned."""
+        return [workload.name for workload in self._workloads() if workload.rules.restore()]
+
+    def down(self, timeout: float) -> bool:
+        """Remove all of it, in the order that loses nothing; say whether there was anything."""
+        from merbridge_lab.loader import steps
+
+        existed = self.machine.exists
+        with interrupts.shielded():
+            try:
+                if existed:
+                    runner.undo(self, steps())
+            finally:
+                self.machine.remove(timeout)
+        return existed
+
+    def states(self, steps: Sequence[Step]) -> list[str]:
+        """Say of each step whether what it ensures holds now."""
+        states = []
+        for step in steps:
+            if step.kind.value == "demonstrate":
+                states.append("shows")
+            elif step.number > 0 and not self.machine.exists:
+                states.append("not yet")
+            else:
+                states.append("holds" if all(check.over(self).held for check in step.verify) else "does not hold")
+        return states
+
+    def describe(self) -> dict[str, object]:
+        """Give the state of the lab as `merlab status --json` has it."""
+        up = self.machine.exists
+        workloads = self._workloads() if up else []
+        described = []
+        for workload in workloads:
+            rules = workload.rules.snapshot() if workload.exists else None
+            described.append(
+                {
+                    "name": workload.name,
+                    "pid": workload.pod.app_pid,
+                    "ip": workload.pod.spec.ip,
+                    "sidecar": workload.sidecar_ready,
+                    "rules": {
+                        "backend": rules.backend if rules else "",
+                        "istio_rules": len(rules.istio) if rules else 0,
+                    },
+                }
+            )
+        attached = up and self.dataplane.attached
+        return {
+            "schema": 1,
+            "lab": self.name,
+            "up": up,
+            "workloads": described,
+            "dataplane": {
+                "kind": "merlab",
+                "attached": attached,
+                "programs": self.dataplane.program_count if attached else 0,
+            },
+            "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
+            "problems": [*self.node.problems(), *self.mesh.problems(), *self.dataplane.problems()] if up else [],
+        }

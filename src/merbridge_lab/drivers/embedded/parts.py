@@ -1,0 +1,92 @@
+"""Node and mesh as the steps see them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.evidence import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from merbridge_lab.drivers.embedded.machine import Machine
+    from merbridge_lab.drivers.embedded.node import Node
+    from merbridge_lab.drivers.embedded.pods import Mesh
+    from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
+
+_READY = 15.0
+_GONE = 5.0
+
+
+class NodePart:
+    """The lab's corner of the machine, and the node in it."""
+
+    def __init__(self, machine: Machine, node: Node) -> None:
+        self._machine = machine
+        self._node = node
+
+    def ensure(self) -> None:
+        """Make what is missing."""
+        self._machine.ensure()
+        self._node.ensure()
+
+    def remove(self) -> None:
+        """Let the node go; the corner of the machine goes last of all, with `down`."""
+        self._node.remove()
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it."""
+        return self._machine.problems() or self._node.problems()
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Say where it is."""
+        return (
+            Reading("netns:node", "", None, str(self._node.netns)),
+            Reading("cgroup:merlab", "", None, str(self._machine.cgroup)),
+        )
+
+    def typed(self) -> list[str]:
+        """Give the commands a person would type to make it."""
+        return [*self._machine.typed(), *self._node.typed()]
+
+
+class MeshPart:
+    """The pods with their rules, sidecars and apps."""
+
+    def __init__(self, mesh: Mesh, workloads: Callable[[], Sequence[EmbeddedWorkload]]) -> None:
+        self._mesh = mesh
+        self._workloads = workloads
+
+    def ensure(self) -> None:
+        """Make what is missing; rules that were flushed and saved are put back first."""
+        for workload in self._workloads():
+            if workload.exists:
+                workload.rules.restore()
+        self._mesh.ensure()
+        self._mesh.wait_ready(_READY)
+
+    def remove(self) -> None:
+        """End the pods and take them away."""
+        self._mesh.remove(_GONE)
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it."""
+        flushed = [
+            f"the nat rules of {workload.name} are flushed (saved in {workload.rules.saved_at}): merlab restore"
+            for workload in self._workloads()
+            if workload.rules.outstanding
+        ]
+        return flushed + self._mesh.problems()
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Name the processes."""
+        return tuple(
+            Reading(
+                f"proc:{workload.name}", "", None, f"app {workload.pod.app_pid}, sidecar {workload.pod.sidecar_pid}"
+            )
+            for workload in self._workloads()
+        )
+
+    def typed(self) -> list[str]:
+        """Give the commands a person would type to make it."""
+        return self._mesh.typed()

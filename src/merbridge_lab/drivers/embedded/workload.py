@@ -1,0 +1,85 @@
+"""A pod as the steps see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import netns
+from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.drivers.embedded import sidecar
+from merbridge_lab.drivers.embedded.rules import PodRules
+from merbridge_lab.lab import HELLO, Entered
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.drivers.embedded.machine import Machine
+    from merbridge_lab.drivers.embedded.pods import Pod
+
+
+class EmbeddedWorkload:
+    """A pod of the embedded lab; `keep` leaves its rules flushed after a flush."""
+
+    def __init__(self, machine: Machine, pod: Pod, *, keep: bool = False) -> None:
+        self.pod = pod
+        self.name = pod.spec.name
+        self.access_log = pod.access_log
+        self.rules = PodRules(self.name, pod.netns, machine.saved, backend=pod.spec.backend, keep=keep)
+
+    @property
+    def exists(self) -> bool:
+        """Whether its network namespace is there."""
+        return netns.is_pinned(self.pod.netns)
+
+    @property
+    def sidecar_ready(self) -> bool:
+        """Whether its sidecar says that it is ready."""
+        return self.exists and sidecar.is_ready(self.pod.netns)
+
+    def app_argv(self, argv: Sequence[str]) -> list[str]:
+        """Give the argv that runs `argv` as the pod's app, from a root process on the host."""
+        return self.pod.argv_as_app(argv)
+
+    def request_command(self) -> str:
+        """Give the walkthrough's request, as one types it here."""
+        url = HELLO.removeprefix("http://")
+        if self.pod.spec.mesh:
+            return f"merlab exec {self.name} -- curl -s {url}"
+        return pasteable(self.app_argv(["curl", "-s", url]))
+
+    def enter_commands(self) -> list[str]:
+        """Give the command that finds the app's process, and the one that looks around in its namespace."""
+        found = f"head -1 {self._app_cgroup}/cgroup.procs"
+        return [found, f"nsenter -t $({found}) --net ip -o -4 address show"]
+
+    def enter(self) -> Entered:
+        """Find the app's process and look around in its namespaces."""
+        pid = self.pod.app_pid
+        expected = netns.inode(self.pod.netns)
+        if pid is None:
+            return Entered(self.name, None, "", self.pod.spec.ip, (), expected, 0, str(self._app_cgroup), "")
+        looked = run(["nsenter", "-t", str(pid), "--net", "ip", "-o", "-4", "address", "show"]).stdout
+        addresses = tuple(line.split()[3].partition("/")[0] for line in looked.splitlines() if line.split()[1] != "lo")
+        process = Path("/proc", str(pid))
+        hierarchy = next(
+            line.removeprefix("0::")
+            for line in (process / "cgroup").read_text().splitlines()
+            if line.startswith("0::")
+        )
+        root = str(self._app_cgroup).removesuffix(hierarchy)
+        return Entered(
+            workload=self.name,
+            pid=pid,
+            comm=(process / "comm").read_text().strip(),
+            expected_address=self.pod.spec.ip,
+            addresses=addresses,
+            expected_netns=expected,
+            netns=netns.inode(process / "ns" / "net"),
+            expected_cgroup=str(self._app_cgroup),
+            cgroup=f"{root}{hierarchy}" if root != str(self._app_cgroup) else hierarchy,
+        )
+
+    @property
+    def _app_cgroup(self) -> Path:
+        return self.pod.cgroup / "app"
