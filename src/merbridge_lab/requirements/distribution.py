@@ -88,9 +88,7 @@ class Distribution:
         if manager is None:
             manager = next((name for tool, name in _MANAGERS.items() if shutil.which(tool)), None)
         version = tuple(int(part) for part in values.get("VERSION_ID", "").split(".") if part.isdigit())
-        return cls(
-            values.get("PRETTY_NAME", "this distribution"), manager, version, is_ubuntu=own == "ubuntu"
-        )
+        return cls(values.get("PRETTY_NAME", "this distribution"), manager, version, is_ubuntu=own == "ubuntu")
 
     def install(self, *needs: str) -> str:
         """Give the one command that installs these needs of the table."""

@@ -65,9 +65,7 @@ def judge_architecture(machine: str) -> Requirement:
     if machine == "x86_64":
         return Requirement(name, PASS, machine, needed)
     if machine == "aarch64":
-        return Requirement(
-            name, WARN, machine, needed, "nobody has tried merlab on aarch64: tell us how it went"
-        )
+        return Requirement(name, WARN, machine, needed, "nobody has tried merlab on aarch64: tell us how it went")
     return Requirement(name, FAIL, machine, needed, "use an x86_64 machine")
 
 
@@ -127,9 +125,7 @@ def _write_unnamed(place: Path) -> None:
 
 def shared_memory(root: Path) -> Requirement:
     """Look for /dev/shm: Envoy aborts at its start where nothing is mounted there."""
-    mounts = [
-        line.split()[1] for line in (root / "proc/self/mounts").read_text(encoding="utf-8").splitlines()
-    ]
+    mounts = [line.split()[1] for line in (root / "proc/self/mounts").read_text(encoding="utf-8").splitlines()]
     name, needed = "shared_memory", f"{_SHARED} mounted (Envoy)"
     if _SHARED in mounts:
         return Requirement(name, PASS, f"{_SHARED} mounted", needed)

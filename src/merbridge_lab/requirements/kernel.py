@@ -89,9 +89,7 @@ def lockdown(root: Path) -> Requirement:
     mode = text.partition("[")[2].partition("]")[0] or "none"
     if mode != "confidentiality":
         return Requirement(name, PASS, mode, needed)
-    return Requirement(
-        name, FAIL, mode, needed, "boot without lockdown=confidentiality on the kernel's command line"
-    )
+    return Requirement(name, FAIL, mode, needed, "boot without lockdown=confidentiality on the kernel's command line")
 
 
 def netns_cookie() -> Requirement:
@@ -113,14 +111,15 @@ def namespaces() -> Requirement:
         run(["unshare", "--net", "--mount", *pair])
     except LabError as error:
         said = (error.stderr or error.what).strip().splitlines()
-        hint = _PRIVILEGED if "unshare failed" in (error.stderr or "") else "modprobe veth"
+        if "propagation" in (error.stderr or ""):
+            hint = "the root of a chroot has to be a mount: mount --bind DIR DIR before chroot DIR"
+        else:
+            hint = _PRIVILEGED if "unshare:" in (error.stderr or "") else "modprobe veth"
         return Requirement(name, FAIL, said[0] if said else error.what, needed, hint)
     return Requirement(name, PASS, needed, needed)
 
 
-def _mounted(
-    name: str, kind: str, inside: str, look: Callable[[int], Requirement | None] | None = None
-) -> Requirement:
+def _mounted(name: str, kind: str, inside: str, look: Callable[[int], Requirement | None] | None = None) -> Requirement:
     needed = f"{kind} can be mounted"
     try:
         with asked.detached_mount(kind) as mounted:

@@ -112,9 +112,7 @@ def bcc(root: Path, distribution: Distribution) -> Requirement:
         hint = f"use a distribution with BCC {'.'.join(map(str, _BCC))} or newer: Debian 12, Ubuntu 24.04"
         return Requirement("bcc", FAIL, said, BCC_NEEDED, hint)
     if bccpath.library(root) is None and not os.environ.get(bccpath.VARIABLE):
-        return Requirement(
-            "bcc", FAIL, f"{said}, without libbcc.so.0", BCC_NEEDED, distribution.install("bcc")
-        )
+        return Requirement("bcc", FAIL, f"{said}, without libbcc.so.0", BCC_NEEDED, distribution.install("bcc"))
     return Requirement("bcc", PASS if version else WARN, said, BCC_NEEDED)
 
 
