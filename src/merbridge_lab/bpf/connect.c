@@ -87,8 +87,8 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
   flow->tcp = 0;
   flow->unread = 0;
   count(netns, COUNTER_OUTBOUND_CONNECTS + dial->leg - LEG_OUTBOUND, 1);
-  SAY("connect pair=%llx leg=%u\n", pair, dial->leg);
-  SAY("wanted pair=%llx dst=%pI4:%u\n", pair, &ip4, port);
+  SAY("connect pair=%llx leg=%u", pair, dial->leg);
+  SAY("wanted pair=%llx dst=%pI4:%u", pair, &ip4, port);
   return dial->leg;
 }
 

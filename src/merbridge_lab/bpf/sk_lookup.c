@@ -11,7 +11,7 @@ INLINE int is_istios(u32 port) {
          port == PORT_AGENT || port == PORT_HEALTH || port == PORT_DNS || port == PORT_STATS;
 }
 
-int merlab_sk_lookup(struct bpf_sk_lookup *ctx) {
+int merlab_lookup(struct bpf_sk_lookup *ctx) {
   u32 local_ip4, remote_ip4, port;
   struct bpf_sock *listener;
   u64 *cookie, netns;
@@ -39,7 +39,7 @@ int merlab_sk_lookup(struct bpf_sk_lookup *ctx) {
   bpf_sk_release(listener);
   if (!failed) {
     count(netns, COUNTER_SK_LOOKUP_ASSIGNED, 1);
-    SAY("steered to=%pI4:%u from=%pI4\n", &local_ip4, port, &remote_ip4);
+    SAY("steered to=%pI4:%u from=%pI4", &local_ip4, port, &remote_ip4);
   }
   return SK_PASS;
 }

@@ -90,7 +90,7 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
         __sync_fetch_and_add(&pair->messages[side], 1);
         __sync_fetch_and_add(&pair->bytes[side], size);
       }
-      SAY("redirected pair=%llx side=%u bytes=%u\n", other.pair, side, size);
+      SAY("redirect pair=%llx side=%u bytes=%u", other.pair, side, size);
       return SK_PASS;
     }
     why = COUNTER_PASSED_REDIRECT_FAILED;
@@ -99,6 +99,6 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
   if (pair)
     pair->tcp[side] = 1;
   count(netns, why, 1);
-  SAY("passed pair=%llx side=%u reason=%u\n", other.pair, side, why);
+  SAY("passed pair=%llx side=%u reason=%u", other.pair, side, why);
   return SK_PASS;
 }

@@ -94,7 +94,7 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
   if (merlab_handover.update(&pair.wire, &handover))
     count(netns, COUNTER_MAP_FULL, 1);
   enter(ctx, id, 0, netns);
-  SAY("established pair=%llx src=%pI4:%u\n", id, &pair.wire.src_ip4, pair.wire.src_port);
+  SAY("established pair=%llx src=%pI4:%u", id, &pair.wire.src_ip4, pair.wire.src_port);
 }
 
 INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
@@ -140,7 +140,7 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
   }
   if (leg >= LEG_OUTBOUND && leg <= LEG_INBOUND)
     count(netns, COUNTER_ACCEPTED_OUTBOUND + leg - LEG_OUTBOUND, 1);
-  SAY("accepted pair=%llx at=%pI4:%u\n", id, &wire.dst_ip4, wire.dst_port);
+  SAY("accepted pair=%llx at=%pI4:%u", id, &wire.dst_ip4, wire.dst_port);
 }
 
 // The socket itself leaves `peers` by the kernel's doing.
@@ -169,7 +169,7 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk) {
   if (pair->ends == 0)
     merlab_pairs.delete(&id);
   flow->leg = LEG_NONE;
-  SAY("closed pair=%llx side=%u\n", id, flow->side);
+  SAY("closed pair=%llx side=%u", id, flow->side);
 }
 
 int merlab_sockops(struct bpf_sock_ops *ctx) {

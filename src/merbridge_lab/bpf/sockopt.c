@@ -55,6 +55,6 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
   BARRIER;
   ctx->retval = 0;
   count(netns, counter, 1);
-  SAY("original pair=%llx dst=%pI4:%u\n", pair, &ip4, port);
+  SAY("original_dst pair=%llx dst=%pI4:%u", pair, &ip4, port);
   return 1;
 }

@@ -129,7 +129,7 @@ def _steer(pins: Pins, pod: Pod) -> None:
         return
     pin = pins.lookup_link(pod.name)
     unlink(pin)
-    with opened(pins.prog("sk_lookup")) as program:
+    with opened(pins.prog("lookup")) as program:
         _link(program, pod.netns, bpf.SK_LOOKUP, pin, f"sk_lookup of {pod.name}")
 
 

@@ -133,6 +133,8 @@ def detach(pins: Pins, timeout: float) -> Detached:
         pins.prog(name).unlink(missing_ok=True)
     for folder in ("links/sk_lookup", "links", "maps", "progs"):
         _remove_folder(pins.root / folder)
+    with contextlib.suppress(OSError):  # the mount point itself, or not empty
+        pins.root.rmdir()
     return result
 
 

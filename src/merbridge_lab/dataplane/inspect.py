@@ -92,7 +92,7 @@ def lookup_problem(pins: Pins, pod: Pod) -> str | None:
     """Say what is wrong with a pod's sk_lookup link, or None."""
     target = (pod.netns.stat().st_ino, f"network namespace {pod.netns.stat().st_ino} ({pod.netns})")
     what = f"sk_lookup of {pod.name}"
-    return _link_problem(pins.lookup_link(pod.name), what, target, pins.prog("sk_lookup"))
+    return _link_problem(pins.lookup_link(pod.name), what, target, pins.prog("lookup"))
 
 
 def listener_problem(pins: Pins, pod: Pod, cookie: int) -> str | None:
@@ -188,7 +188,7 @@ def programs(pins: Pins) -> list[ProgramInfo]:
         with contextlib.suppress(OSError), opened(pins.prog(name)) as fd:
             info = bpf.prog_info(fd)
             places = [
-                f"netns of {pin.replace(':', '.')}" if name == "sk_lookup" else _path_of(link)
+                f"netns of {pin.replace(':', '.')}" if name == "lookup" else _path_of(link)
                 for pin, link in links
                 if link.prog_id == info.id and link.target
             ]

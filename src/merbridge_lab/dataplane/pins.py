@@ -50,7 +50,7 @@ PROGRAMS = {
     "sockops": bpf.PROG_SOCK_OPS,
     "sk_msg": bpf.PROG_SK_MSG,
     "sockopt": bpf.PROG_CGROUP_SOCKOPT,
-    "sk_lookup": bpf.PROG_SK_LOOKUP,
+    "lookup": bpf.PROG_SK_LOOKUP,
     "unread": bpf.PROG_RAW_TRACEPOINT,
 }
 
@@ -141,7 +141,7 @@ class Pins:
             with contextlib.suppress(OSError), opened(self.prog(prog)) as program:
                 for map_id in bpf.prog_info(program).map_ids:
                     fd = bpf.by_id("map", map_id)
-                    if bpf.map_info(fd).name == kernel_name:
+                    if bpf.map_info(fd).name == kernel_name[:15]:
                         return fd
                     os.close(fd)
         raise FileNotFoundError(f"the map {kernel_name} is neither pinned nor used by a pinned program")

@@ -1,0 +1,116 @@
+"""The dataplane's lines in a trace, decoded: what happened to which connection, in plain English."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from merbridge_lab.dataplane import abi
+
+# What the kernel puts before a line; comm may hold blanks or be `<...>`.
+_ENVELOPE = re.compile(
+    r"^\s*(?P<comm>.+)-(?P<pid>\d+)\s+\[\d+\]\s+\S{4,6}\s+(?P<seconds>\d+\.\d+): "
+    r"(?:bpf_trace_printk|0|0x0*1): \[merlab\] (?P<kind>\w+) (?P<values>.*)$"
+)
+_VALUE = re.compile(r"(\w+)=(\S+)")
+
+
+@dataclass(frozen=True)
+class TraceEvent:
+    """One line. `kind` is the line's first word; what a kind does not tell is 0 or empty.
+
+    `seconds` is the time since boot; `comm` and `pid` are the task that was running, which for packets arriving may
+    be any. `pair` names the connection: the cookie of the socket that dialled. `side` is 0 for what the dialling side
+    does, 1 for the accepting side. `ip` and `port`: where a connect was meant to go (wanted), its source
+    (established), where it was accepted (accepted), the answer (original_dst), what was dialled (steered).
+    """
+
+    seconds: float
+    comm: str
+    pid: int
+    kind: str
+    raw: str
+    pair: int = 0
+    leg: str = ""
+    side: int = 0
+    ip: str = ""
+    port: int = 0
+    source: str = ""
+    size: int = 0
+    reason: str = ""
+
+    def sentence(self) -> str:
+        """Say it in plain English."""
+        say = _SENTENCES.get(self.kind)
+        who = "the side that dialled" if self.side == 0 else "the side that accepted"
+        if say is None:
+            return f"{self.kind} (connection {self.pair:x})"
+        return say.format(
+            comm=self.comm,
+            pid=self.pid,
+            pair=f"{self.pair:x}",
+            leg=_LEGS.get(self.leg, self.leg),
+            at=f"{self.ip}:{self.port}",
+            source=self.source,
+            who=who,
+            size=self.size,
+            reason=_REASONS.get(self.reason, self.reason),
+        )
+
+
+_LEGS = {
+    "outbound": "from the application to its own sidecar",
+    "mesh": "from the sidecar to the other pod's sidecar",
+    "inbound": "from the sidecar to its own application",
+}
+
+_REASONS = {
+    "not_paired": "the other end was not known yet",
+    "redirect_off": "redirecting is switched off",
+    "receiver_full": "the receiver does not keep up, so TCP's flow control takes over",
+    "redirect_failed": "the other end has left",
+    "on_tcp": "this direction went over to TCP earlier",
+}
+
+_SENTENCES = {
+    "connect": "connect() by {comm} ({pid}) intercepted: connection {pair} goes {leg}",
+    "wanted": "connection {pair} was meant for {at}",
+    "established": "connection {pair} is established, from {at}",
+    "accepted": "connection {pair} is accepted at {at}",
+    "original_dst": "{comm} ({pid}) asks for the original destination of connection {pair}: {at}",
+    "redirect": "{size} bytes moved from socket to socket, sent by {who} of connection {pair}",
+    "passed": "a message sent by {who} of connection {pair} goes by TCP: {reason}",
+    "steered": "a connection from {source} to {at} is steered to the inbound listener of the sidecar",
+    "closed": "connection {pair} is closed by {who}",
+}
+
+
+def parse(line: str) -> TraceEvent | None:
+    """Decode a raw line of trace_pipe; None for lines of others."""
+    found = _ENVELOPE.match(line)
+    if found is None:
+        return None
+    values = dict(_VALUE.findall(found["values"]))
+    place = next((values[name] for name in ("dst", "src", "at", "to") if name in values), "")
+    ip, _, port = place.partition(":")
+    return TraceEvent(
+        seconds=float(found["seconds"]),
+        comm=found["comm"],
+        pid=int(found["pid"]),
+        kind=found["kind"],
+        raw=line.rstrip("\n"),
+        pair=int(values.get("pair", "0"), 16),
+        leg=_name(abi.legs(), values.get("leg")),
+        side=int(values.get("side", "0")),
+        ip=ip,
+        port=int(port or 0),
+        source=values.get("from", ""),
+        size=int(values.get("bytes", "0")),
+        reason=_name(abi.counter_names(), values.get("reason")).removeprefix("passed_"),
+    )
+
+
+def _name(names: tuple[str, ...], number: str | None) -> str:
+    if number is None:
+        return ""
+    return names[int(number)] if int(number) < len(names) else number

@@ -1,0 +1,138 @@
+"""A process of a pod, for tests of the dataplane: makes sockets where it stands and hands them to the test.
+
+Which pod a socket belongs to is settled when it is made: by the network namespace, the cgroup and the user of the
+process that makes it. So the test asks a process that stands in the right place, over the socket on descriptor 3.
+It can also play the sidecar: a TCP proxy that does what Envoy does with original destinations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import struct
+import sys
+import threading
+
+SO_ORIGINAL_DST = 80
+log: list[dict] = []
+
+
+def original_dst(sock: socket.socket) -> list:
+    port, raw = struct.unpack_from("!2xH4s", sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))
+    return [socket.inet_ntoa(raw), port]
+
+
+def copy(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while True:
+            try:
+                data = source.recv(65536)
+            except BlockingIOError:  # a blocking recv in a sockhash may say so while another thread writes
+                continue
+            if not data:
+                break
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        for sock in (source, sink):  # a reset is passed on
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def serve(down: socket.socket, inbound: bool) -> None:
+    entry = {"inbound": inbound, "peer": down.getpeername(), "local": down.getsockname()}
+    with down, socket.socket() as up:
+        try:
+            entry["original"] = original_dst(down)
+            if entry["original"][1] in (15001, 15006):
+                raise ConnectionRefusedError("would call itself")
+            if inbound:
+                up.bind(("127.0.0.6", 0))
+            up.connect(tuple(entry["original"]))
+            entry["upstream_local"] = up.getsockname()
+        except OSError as failed:
+            entry["error"] = str(failed)
+            log.append(entry)
+            return
+        log.append(entry)
+        other = threading.Thread(target=copy, args=(up, down), daemon=True)
+        other.start()
+        copy(down, up)
+        other.join()
+
+
+def sidecar(port: int) -> None:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("0.0.0.0", port))
+    listener.listen(128)
+
+    def loop() -> None:
+        while True:
+            down, _ = listener.accept()
+            threading.Thread(target=serve, args=(down, port == 15006), daemon=True).start()
+
+    threading.Thread(target=loop, daemon=True).start()
+
+
+def handle(request: dict) -> tuple[object, socket.socket | None]:
+    op = request["op"]
+    if op == "log":
+        return list(log), None
+    if op == "sidecar":
+        sidecar(15001)
+        sidecar(15006)
+        return True, None
+    sock = socket.socket(socket.AF_INET6 if request.get("v6") else socket.AF_INET)
+    if op == "listen":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if request.get("rcvbuf"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, request["rcvbuf"])
+        sock.bind(tuple(request["at"]))
+        sock.listen(128)
+        return True, sock
+    if request.get("bind"):
+        sock.bind(tuple(request["bind"]))
+    sock.settimeout(5)
+    try:
+        sock.connect(tuple(request["to"]))
+    except OSError as failed:
+        sock.close()
+        return failed.errno or 110, None
+    sock.settimeout(None)
+    return [sock.getpeername()[:2], sock.getsockname()[:2]], sock
+
+
+def main() -> None:
+    cgroup, netns, uid = sys.argv[1:4]
+    libc = ctypes.CDLL(None)
+    if cgroup != "-":
+        with open(cgroup + "/cgroup.procs", "w") as procs:
+            procs.write(str(os.getpid()))
+    if netns == "new":
+        libc.unshare(0x40000000)
+    else:
+        fd = os.open(netns, os.O_RDONLY)
+        libc.setns(fd, 0x40000000)
+        os.close(fd)
+    if uid != "0":
+        os.setgroups([])
+        os.setgid(int(uid))
+        os.setuid(int(uid))
+        libc.prctl(4, 1)  # dumpable again, as a process is that was started as this user
+    with socket.socket(fileno=3) as control:
+        control.send(b"ready")
+        while request := control.recv(65536):
+            answer, sock = handle(json.loads(request))
+            text = json.dumps(answer).encode()
+            if sock is None:
+                control.send(text)
+            else:
+                socket.send_fds(control, [text], [sock.fileno()])
+                sock.close()
+
+
+main()
