@@ -14,6 +14,7 @@ import sys
 
 BACKLOG = 4096
 LONGEST_HEAD = 65536
+REQUEST_WORDS = 3
 
 
 class Hello(asyncio.Protocol):
@@ -63,12 +64,12 @@ class Hello(asyncio.Protocol):
             name, _, value = line.partition(b":")
             headers[name.strip().lower()] = value.strip()
         length = headers.get(b"content-length", b"0")
-        try:
-            method, target, version = request.split(b" ")
-            self.body_left = int(length)
-        except ValueError:
+        words = request.split(b" ")
+        if len(words) != REQUEST_WORDS or not length.isdigit():
             self.answer(b"400 Bad Request", b"", close=True)
             return
+        method, target, version = words
+        self.body_left = int(length)
         # A chunked body is not worth a parser here: answer and close.
         close = (
             b"transfer-encoding" in headers

@@ -54,9 +54,8 @@ def arrange(run: Path, pod: PodSpec, folder: Path, envoy: Path | None) -> None:
         folder.mkdir(parents=True)
         mounts.bind(f"/proc/self/fd/{own}", folder)
         if program is not None:
-            (run / "bin").mkdir()
-            (run / "bin" / "envoy").touch()
-            mounts.bind(f"/proc/self/fd/{program}", run / "bin" / "envoy")
+            (run / "envoy").touch()
+            mounts.bind(f"/proc/self/fd/{program}", run / "envoy")
     finally:
         os.close(own)
         if program is not None:

@@ -56,7 +56,7 @@ class Machine:
     @property
     def exists(self) -> bool:
         """Whether anything of the lab is there."""
-        return self._is_mounted() or self.cgroup.is_dir()
+        return self._is_mounted() or (self.cgroup.is_dir() and not self._strangers())
 
     def _is_mounted(self) -> bool:
         found = mounts.at(self.run)
@@ -70,7 +70,7 @@ class Machine:
         Raises LabError when something else has the name, or the machine does not let us; what a first attempt had
         made until then is removed again.
         """
-        fresh = not self.exists
+        fresh = not self._is_mounted()
         try:
             self._take_run_directory()
             for name in _FOLDERS:
@@ -82,7 +82,9 @@ class Machine:
                 self._mount(self.tracefs, "tracefs", "tracefs", "4.1")
         except BaseException:
             if fresh:
-                self.remove()
+                if not self._strangers():
+                    cgroup.remove(self.cgroup, timeout=5)
+                self._leave_run_directory()
             raise
 
     def _take_run_directory(self) -> None:
@@ -118,7 +120,7 @@ class Machine:
         if self._cgroup_root == self._own_cgroup2:
             self._own_cgroup2.mkdir(exist_ok=True)
             self._mount(self._own_cgroup2, "cgroup2", "cgroup version 2", "4.5")
-        self._refuse_foreign_cgroup()
+        self._refuse_strangers()
         try:
             for name in _BRANCHES:
                 (self.cgroup / name).mkdir(parents=True, exist_ok=True)
@@ -128,17 +130,17 @@ class Machine:
                 hint=f"mount -o remount,rw {self._cgroup_root}",
             ) from error
 
-    def _refuse_foreign_cgroup(self) -> None:
-        strange = [f"the process {pid}" for pid in cgroup.processes(self.cgroup)]
-        if self.cgroup.is_dir():
-            strange += [
-                f"the cgroup {each.name}"
-                for each in self.cgroup.iterdir()
-                if each.is_dir() and each.name not in _BRANCHES
-            ]
-        if strange:
+    def _strangers(self) -> list[str]:
+        """Name what is in the cgroup of our name and is none of ours."""
+        if not self.cgroup.is_dir():
+            return []
+        folders = [each.name for each in self.cgroup.iterdir() if each.is_dir() and each.name not in _BRANCHES]
+        return [f"the process {pid}" for pid in cgroup.processes(self.cgroup)] + [f"the cgroup {n}" for n in folders]
+
+    def _refuse_strangers(self) -> None:
+        if strangers := self._strangers():
             raise LabError(
-                f"the cgroup {self.cgroup} holds {strange[0]}, which is not merlab's",
+                f"the cgroup {self.cgroup} holds {strangers[0]}, which is not merlab's",
                 hint=f"find out whose it is (systemd-cgls {self.cgroup}), and remove or rename it",
             )
 
@@ -158,8 +160,13 @@ class Machine:
 
         Raises LabError when processes would not end within `timeout` seconds, or the cgroup is not merlab's.
         """
-        self._refuse_foreign_cgroup()
-        cgroup.remove(self.cgroup, timeout)
+        if self._is_mounted():
+            self._refuse_strangers()
+        if self.exists:
+            cgroup.remove(self.cgroup, timeout)
+        self._leave_run_directory()
+
+    def _leave_run_directory(self) -> None:
         if self._is_mounted():
             mounts.take_away(self.run)
         elif self.run.is_dir() and not self.run.is_symlink():

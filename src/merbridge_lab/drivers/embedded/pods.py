@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING
 
@@ -55,5 +56,7 @@ class Mesh:
         return [sentence for pod in self.pods for sentence in pod.problems()]
 
     def typed(self) -> list[str]:
-        """Give the lines a person would type as root to make them."""
-        return [line for pod in self.pods for line in pod.typed()]
+        """Give the lines a person would type as root to make them. Raises LabError where Envoy is missing."""
+        view = self._machine.run / "envoy"
+        mount = f"touch {view} && mount --bind {shlex.quote(str(sidecar.find_envoy()))} {view}"
+        return [mount, *(line for pod in self.pods for line in pod.typed())]

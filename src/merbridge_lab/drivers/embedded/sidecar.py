@@ -106,7 +106,7 @@ def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
 def argv(machine: Machine, folder: Path) -> list[str]:
     """Give the command line of a sidecar, as the pod sees its paths."""
     return [
-        str(machine.run / "bin" / "envoy"),
+        str(machine.run / "envoy"),
         "--config-path",
         str(folder / _BOOTSTRAP),
         "--disable-hot-restart",

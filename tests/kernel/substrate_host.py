@@ -1,0 +1,112 @@
+"""A lab for tests, and what the host looks like: nothing of it may have changed when a lab is gone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from merbridge_lab.adapters import cgroup, mounts, process
+from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.drivers.embedded.node import Node
+from merbridge_lab.drivers.embedded.pods import Mesh, Pod
+
+_ETC = ("hosts", "resolv.conf", "nsswitch.conf")
+#: Values that change by themselves, and names that come with autoloaded modules.
+_MOVING = ("/netfilter/", "nf_conntrack")
+
+
+def _is_another_lab(text: str, name: str) -> bool:
+    return "merlab" in text and name not in text
+
+
+def _output(*argv: str) -> list[str]:
+    lines = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def _sysctls() -> dict[str, str]:
+    found = {}
+    for folder, _names, files in os.walk("/proc/sys/net"):
+        for file in files:
+            path = Path(folder, file)
+            if not any(part in str(path) for part in _MOVING):
+                try:
+                    found[str(path)] = path.read_text()
+                except OSError:
+                    continue
+    return found
+
+
+def _processes(name: str) -> set[str]:
+    """Processes of the lab `name`, by command line, by cgroup, or by a namespace that is not ours."""
+    found = set()
+    own = process.look(os.getpid())
+    for entry in Path("/proc").iterdir():
+        try:
+            seen = process.look(int(entry.name)) if entry.name.isdigit() else None
+            group = (entry / "cgroup").read_text() if seen else ""
+        except OSError:
+            continue  # gone, or one that even root may not look at
+        if seen is None:
+            continue
+        elsewhere = (seen.netns, seen.mntns) != (own.netns, own.mntns)
+        if name in seen.command or name in group or (elsewhere and not _is_another_lab(group + seen.command, name)):
+            found.add(seen.command)
+    return found
+
+
+def state(name: str) -> dict[str, object]:
+    """Take a picture of the host; what belongs to a lab of another name than `name` is left out.
+
+    So is /run/mount, the scratch directory of mount(8), which a person uses, and merlab does not.
+    """
+    root = cgroup.find_root(Path("/nowhere"))
+    groups = [str(each) for each in cgroup.subtree(root)] if root else []
+    table = [str((m.target, m.root, m.fstype, m.source)) for m in mounts.table()]
+    return {
+        "mounts": [each for each in table if not _is_another_lab(each, name)],
+        "cgroups": sorted(each for each in groups if not _is_another_lab(each, name)),
+        "run": sorted(
+            each.name
+            for each in Path("/run").iterdir()
+            if each.name != "mount" and not _is_another_lab(each.name, name)
+        ),
+        "links": sorted(each.name for each in Path("/sys/class/net").iterdir()),
+        "nft": _output("nft", "list", "ruleset"),
+        "rules": _output("iptables-nft-save") + _output("iptables-legacy-save"),
+        "sysctls": _sysctls(),
+        "processes": _processes(name),
+        "etc": {each: (Path("/etc", each).read_text(), Path("/etc", each).stat().st_mtime_ns) for each in _ETC},
+    }
+
+
+NAME = "merlab-substrate"
+READY = 20
+HELLO = "http://helloworld:5000/hello"
+
+
+class Lab:
+    def __init__(self, name: str = NAME, backend: str = "nft") -> None:
+        self.machine = Machine(name)
+        self.node = Node(self.machine, backend)
+        self.mesh = Mesh(self.machine, self.node, layout.pods(backend))
+        self.sleep, self.v1, self.v2 = self.mesh.pods
+
+    def ensure(self) -> None:
+        self.machine.ensure()
+        self.node.ensure()
+        self.mesh.ensure()
+        self.mesh.wait_ready(READY)
+
+    def problems(self) -> list[str]:
+        return self.machine.problems() + self.node.problems() + self.mesh.problems()
+
+
+def as_app(pod: Pod, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(pod.argv_as_app(argv), capture_output=True, text=True, timeout=30, check=False)
+
+
+def curl(pod: Pod, *extra: str, url: str = HELLO) -> subprocess.CompletedProcess[str]:
+    return as_app(pod, "curl", "-s", "--max-time", "10", *extra, url)
