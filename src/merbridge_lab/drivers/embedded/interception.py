@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab import dataplane
+from merbridge_lab import dataplane, waiting
+from merbridge_lab.adapters import tcp
 from merbridge_lab.adapters.tracefs import Instance
+from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.errors import KernelCannotError
 from merbridge_lab.evidence import Reading
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 #: How long `remove` waits for redirected bytes to be read, in seconds; the pods end right after.
 _DRAIN = 0.5
+#: How long `ensure` lets older connections run out, in seconds: sidecars keep idle ones for one second.
+_RUN_OUT = 3.0
 
 
 class Interception:
@@ -35,8 +39,35 @@ class Interception:
         ]
 
     def ensure(self) -> None:
-        """Attach what is missing."""
+        """Attach what is missing, and let the connections that sidecars kept from before run out.
+
+        Those stay on TCP for as long as they live, so the first requests might still use them. If something keeps
+        them busy, we do not wait for ever: the checks then say which leg eBPF did not carry.
+        """
         self._plane.attach(self._machine.mesh_cgroup, self._pods())
+        waiting.until(
+            lambda: not self._older_connections(),
+            timeout=_RUN_OUT,
+            awaiting="the sidecars' older connections to run out",
+        )
+
+    def _older_connections(self) -> set[str]:
+        """Find, by their source, the connections between pods and to apps that eBPF does not carry."""
+        addresses = {pod.spec.ip for pod in self._mesh.pods}
+        found = {
+            connection.local
+            for pod in self._mesh.pods
+            for connection in tcp.established(pod.netns)
+            if connection.uid == layout.SIDECAR_ID and connection.remote.rpartition(":")[0] in addresses
+        }
+        # What the pod of the other end dialled is seen there; here it is the accepting side of one of those.
+        accepted = {
+            connection.local
+            for pod in self._mesh.pods
+            for connection in tcp.established(pod.netns)
+            if connection.local.endswith(f":{layout.INBOUND_PORT}")
+        }
+        return found - accepted - {pair.source for pair in self._plane.pairs()}
 
     def remove(self) -> None:
         """Detach, letting what was redirected be read first."""

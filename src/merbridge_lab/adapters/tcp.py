@@ -1,0 +1,36 @@
+"""The TCP connections of a network namespace, from /proc/net/tcp (proc_net_tcp.rst in the kernel's documentation)."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from merbridge_lab.adapters.netns import run_inside
+
+_ESTABLISHED = "01"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One end of a connection: addresses as "ip:port", and the user that owns the socket."""
+
+    local: str
+    remote: str
+    uid: int
+
+
+def _address(text: str) -> str:
+    # The address is printed as one number in host byte order, the port as usual.
+    raw, _, port = text.partition(":")
+    return f"{socket.inet_ntoa(int(raw, 16).to_bytes(4, sys.byteorder))}:{int(port, 16)}"
+
+
+def established(netns: Path) -> list[Connection]:
+    """List the established IPv4 connections in the namespace pinned at `netns`. Raises OSError."""
+    text = run_inside(netns, Path("/proc/thread-self/net/tcp").read_text)
+    rows = [line.split() for line in text.splitlines()[1:]]
+    return [
+        Connection(_address(row[1]), _address(row[2]), int(row[7])) for row in rows if row[3] == _ESTABLISHED
+    ]
