@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.netns import run_inside
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,18 +79,24 @@ def _routes(netlink: Any, index: int) -> set[str]:  # noqa: ANN401
 def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway: str) -> None:
     """Link the namespaces `node` and `pod` as the CNI plugin ptp does: a veth, an address of its own a side, routes.
 
-    An old link goes first. Neither end is ever in another namespace than these two. Raises OSError, NetlinkError.
+    An old link goes first. Neither end is ever in another namespace than these two. Raises LabError where the kernel
+    has no such links, OSError, NetlinkError.
     """
     disconnect(node, veth)
     disconnect(pod, POD_END)
     descriptor = os.open(pod, os.O_RDONLY | os.O_CLOEXEC)
 
     def at_node() -> None:
-        from pyroute2 import IPRoute
+        from pyroute2 import IPRoute, NetlinkError
 
         with IPRoute() as netlink:
             peer = {"ifname": POD_END, "net_ns_fd": descriptor}
-            netlink.link("add", ifname=veth, kind="veth", peer=peer)
+            try:
+                netlink.link("add", ifname=veth, kind="veth", peer=peer)
+            except NetlinkError as error:
+                raise LabError(
+                    f"the link {veth} between node and pod cannot be made: {error.args[1]}", hint="modprobe veth"
+                ) from error
             index = _index(netlink, veth)
             netlink.link("set", index=index, ifalias=alias)
             netlink.addr("add", index=index, address=gateway, prefixlen=32)

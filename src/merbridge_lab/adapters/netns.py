@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from merbridge_lab.adapters import mounts
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,8 @@ def create(pin: Path, kind: int, work: Callable[[], None] | None = None, *, star
     """Make a namespace of `kind` (NEWNET or NEWNS), run `work` in it, and pin it at `pin` if that succeeded.
 
     A new mount namespace is a copy of ours that still follows it. With `start` a network namespace is entered first.
-    If merlab is killed on the way, the namespace goes with it. Raises OSError.
+    If merlab is killed on the way, the namespace goes with it. Raises LabError where the kernel refuses, and what
+    `work` raises.
     """
 
     def body() -> None:
@@ -120,6 +122,8 @@ def create(pin: Path, kind: int, work: Callable[[], None] | None = None, *, star
     finally:
         pinned.set()
         thread.join()
+    if errors and isinstance(errors[0], OSError):
+        raise LabError(f"the namespace {pin} cannot be made: {errors[0]}", hint="merlab doctor") from errors[0]
     if errors:
         raise errors[0]
 
