@@ -43,9 +43,10 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
 
 
 def serve(down: socket.socket, inbound: bool) -> None:
-    entry = {"inbound": inbound, "peer": down.getpeername(), "local": down.getsockname()}
+    entry: dict = {"inbound": inbound}
     with down, socket.socket() as up:
         try:
+            entry |= {"peer": down.getpeername(), "local": down.getsockname()}
             entry["original"] = original_dst(down)
             if entry["original"][1] in (15001, 15006):
                 raise ConnectionRefusedError("would call itself")

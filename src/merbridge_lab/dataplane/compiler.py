@@ -86,7 +86,7 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
     lines: list[str] = []
     try:
         with _caught_stderr() as lines:
-            function = module.load_func(program.name, program.type, attach_type=program.attach_type)
+            function = module.load_func(program.name.encode(), program.type, attach_type=program.attach_type)
     except Exception as refused:  # BCC raises nothing narrower
         if os.geteuid() != 0:
             raise LabError("loading BPF programs takes root", hint="sudo merlab up") from refused
@@ -111,7 +111,7 @@ def load() -> Loaded:
         headers.write(Path(tree))
         try:
             with _environment("BCC_KERNEL_SOURCE", tree), _caught_stderr() as lines:
-                module = bcc.BPF(text=abi.source(), cflags=["-Wno-everything", *flags])
+                module = bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything", *flags])
         except Exception as failed:  # BCC raises nothing narrower
             raise LabError(
                 "BCC could not compile the BPF programs", hint="merlab doctor", stderr="\n".join(lines)

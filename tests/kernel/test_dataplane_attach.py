@@ -1,0 +1,396 @@
+"""Attaching and detaching the dataplane, on this kernel: under live traffic, half done, broken and mended."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from dataplane_rig import Rig, until
+
+from merbridge_lab.adapters import bpf
+from merbridge_lab.dataplane import Dataplane, Pod
+from merbridge_lab.dataplane.pins import Pins, opened, u64
+from merbridge_lab.errors import LabError
+
+pytestmark = pytest.mark.kernel
+
+PORT = 5000
+
+
+def loaded(rig: Rig) -> set[tuple[str, int]]:
+    """Every program, map and link in the kernel that is of this rig's making, as far as names and targets tell."""
+    found = set()
+    cgroup, namespaces = rig.mesh.stat().st_ino, {place.app.netns.stat().st_ino for place in (rig.sleep, rig.hello)}
+    for number in bpf.ids("link"):
+        try:
+            fd = bpf.by_id("link", number)
+        except OSError:
+            continue
+        if bpf.link_info(fd).target in {cgroup, *namespaces}:
+            found.add(("link", number))
+        os.close(fd)
+    return found
+
+
+def ours(rig: Rig) -> set[tuple[str, int]]:
+    """Ids of the pinned programs and of the maps they use."""
+    found = set()
+    for path in (rig.pins / "progs").iterdir():
+        with opened(path) as fd:
+            info = bpf.prog_info(fd)
+            found |= {("prog", info.id), *(("map", number) for number in info.map_ids)}
+    return found
+
+
+def still(objects: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    return {(kind, number) for kind, number in objects if number in set(bpf.ids(kind))}
+
+
+@pytest.fixture(scope="module")
+def shared():
+    rig = Rig()
+    try:
+        yield rig
+    finally:
+        rig.close()
+
+
+@pytest.fixture
+def rig(shared):
+    """The rig with nothing attached, before and after."""
+    shared.plane.detach(2.0)
+    yield shared
+    shared.plane.detach(2.0)
+    assert not shared.pins.exists() or not list(shared.pins.rglob("*"))
+
+
+@pytest.fixture
+def server(rig):
+    with rig.hello.app.listen(PORT) as listener:
+        yield listener
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (part := sock.recv(size - len(data))):
+        data += part
+    return data
+
+
+def request(rig: Rig, server: socket.socket) -> tuple[socket.socket, socket.socket]:
+    client = rig.sleep.app.connect(rig.hello.ip, PORT)
+    app, peer = server.accept()
+    app.settimeout(10)
+    assert peer[0] == "127.0.0.6"
+    exchange(client, app)
+    return client, app
+
+
+def exchange(client: socket.socket, app: socket.socket, size: int = 1000) -> None:
+    for one, other in ((client, app), (app, client)):
+        message = os.urandom(size)
+        one.sendall(message)
+        assert receive(other, size) == message
+
+
+def test_sidecars_that_listened_before_are_served(rig, server):
+    assert rig.problems()[0].startswith("nothing is attached")
+    assert not rig.plane.attached
+    rig.attach()  # the rig's sidecars have been listening all the time
+    assert rig.problems() == []
+    assert rig.plane.attached
+    node = rig.node.connect(rig.hello.ip, PORT)
+    app, peer = server.accept()
+    assert peer[0] == "127.0.0.6"
+    node.close(), app.close()
+    for sock in request(rig, server):
+        sock.close()
+
+
+def test_attach_twice_changes_nothing(rig):
+    rig.attach()
+    before = rig.plane.programs(), loaded(rig), rig.plane.counters()
+    rig.attach()
+    assert (rig.plane.programs(), loaded(rig), rig.plane.counters()) == before
+    assert {program.name for program in rig.plane.programs()} >= {"merlab_connect4", "merlab_sk_msg", "merlab_lookup"}
+    assert all(program.attached_to != "nothing" for program in rig.plane.programs() if program.name != "merlab_unread")
+
+
+def test_a_connection_older_than_the_attachment_is_left_alone(rig):
+    with rig.hello.app.listen(15020) as listener:  # not steered, so that it is a connection of application to application
+        client = rig.sleep.app.connect(rig.hello.ip, 15020)
+        app = listener.accept()[0]
+        exchange(client, app)
+        rig.attach()
+        exchange(client, app, 100_000)
+        assert rig.plane.pairs() == []
+        rig.plane.detach(1.0)
+        exchange(client, app)
+        client.close(), app.close()
+
+
+def test_a_live_connection_survives_detaching_and_nothing_is_left(rig, server):
+    rig.attach()
+    objects = ours(rig) | loaded(rig)
+    assert len(objects) > 20
+    client, app = request(rig, server)
+    assert {pair.leg for pair in rig.plane.pairs()} == {"outbound", "mesh", "inbound"}
+    detached = rig.plane.detach(2.0)
+    assert (detached.drained, detached.left) == (6, 0)
+    assert still(loaded(rig)) == set()
+    exchange(client, app, 200_000)
+    client.close(), app.close()
+    until(lambda: not still(objects), "no program, map or link of ours is in the kernel")
+    assert rig.plane.programs() == []
+    assert rig.plane.counters() == {}
+    assert rig.plane.pairs() == []
+
+
+def test_no_byte_is_lost_over_detaching(rig, server):
+    """Streams both ways, with unread bytes at every instant; detached in the middle, five times."""
+    for _ in range(5):
+        rig.attach()
+        client, app = request(rig, server)
+        stop = threading.Event()
+        sums: dict[str, list] = {}
+
+        def send(sock: socket.socket, name: str, stop=stop, sums=sums) -> None:
+            digest, total = hashlib.sha256(), 0
+            while not stop.is_set():
+                block = os.urandom(20_000)
+                sock.sendall(block)
+                digest.update(block)
+                total += len(block)
+            sock.shutdown(socket.SHUT_WR)
+            sums[name] = [total, digest.hexdigest()]
+
+        def read(sock: socket.socket, name: str, sums=sums) -> None:
+            digest, total = hashlib.sha256(), 0
+            while block := sock.recv(30_000):
+                digest.update(block)
+                total += len(block)
+            sums[name] = [total, digest.hexdigest()]
+
+        jobs = [(send, client, "there"), (read, app, "arrived"), (send, app, "back"), (read, client, "returned")]
+        threads = [threading.Thread(target=job, args=args) for job, *args in jobs]
+        for thread in threads:
+            thread.start()
+        until(lambda: sum(sum(pair.redirected_bytes) for pair in rig.plane.pairs()) > 2_000_000, "bytes move")
+        detached = rig.plane.detach(3.0)
+        time.sleep(0.02)
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        assert detached.left == 0
+        assert sums["there"] == sums["arrived"]
+        assert sums["back"] == sums["returned"]
+        client.close(), app.close()
+
+
+def test_unread_bytes_at_the_deadline_stay_and_are_not_lost(rig, server):
+    rig.attach()
+    objects = ours(rig)
+    client, app = request(rig, server)
+    message = os.urandom(50_000)
+    client.sendall(message)
+    until(lambda: rig.plane.pairs() and all(sum(p.redirected_bytes) >= 52_000 for p in rig.plane.pairs()), "they moved")
+    detached = rig.plane.detach(0.3)
+    assert (detached.drained, detached.left) == (5, 1)
+    assert receive(app, len(message)) == message
+    exchange(client, app)
+    client.close(), app.close()
+    until(lambda: not still(objects), "no program or map is left")
+
+
+def broken_pin(name: str):
+    return lambda rig: (rig.pins / name).unlink(), name
+
+
+def cookie(rig: Rig) -> bytes:
+    return u64(rig.hello.cookie)
+
+
+def forget(table: str):
+    def act(rig: Rig) -> None:
+        with Pins(rig.pins).open_map(table) as fd:
+            assert bpf.delete(fd, cookie(rig))
+
+    return act
+
+
+def detach_link(rig: Rig) -> None:
+    with opened(rig.pins / "links/sockops") as fd:
+        bpf.link_detach(fd)
+
+
+def foreign_cgroup(rig: Rig) -> None:
+    pin = rig.pins / "links/connect4"
+    pin.unlink()
+    where = os.open(rig.mesh / "sleep", os.O_RDONLY)
+    with opened(rig.pins / "progs/connect4") as program:
+        link = bpf.link_create(program, where, bpf.CGROUP_INET4_CONNECT)
+    bpf.pin(link, pin)
+    os.close(link), os.close(where)
+
+
+def swapped(rig: Rig) -> None:
+    pin = rig.pins / "progs/connect4"
+    pin.unlink()
+    with opened(rig.pins / "progs/connect6") as program:
+        bpf.pin(program, pin)
+
+
+def other_version(rig: Rig) -> None:
+    with opened(rig.pins / "maps/stamp") as fd:
+        bpf.update(fd, bytes(4), b"0.0.9+x".ljust(64, b"\0"))
+
+
+BREAKAGES = {
+    "link unpinned": (lambda rig: (rig.pins / "links/connect4").unlink(), "link connect4 is not pinned"),
+    "getsockopt unpinned": (lambda rig: (rig.pins / "links/getsockopt").unlink(), "link getsockopt is not pinned"),
+    "lookup link unpinned": (
+        lambda rig: (rig.pins / "links/sk_lookup/hello").unlink(),
+        "link sk_lookup of hello is not pinned",
+    ),
+    "link detached": (detach_link, "sockops is attached to nothing"),
+    "other cgroup": (foreign_cgroup, "connect4 is attached to cgroup"),
+    "program unpinned": (lambda rig: (rig.pins / "progs/sk_msg").unlink(), "program sk_msg is not pinned"),
+    "program swapped": (swapped, "the pin of program connect4 holds merlab_connect6"),
+    "map unpinned": (lambda rig: (rig.pins / "maps/peers").unlink(), "map peers is not pinned"),
+    "config unpinned": (lambda rig: (rig.pins / "maps/config").unlink(), "map config is not pinned"),
+    "stamp unpinned": (lambda rig: (rig.pins / "maps/stamp").unlink(), "no valid stamp"),
+    "other version": (other_version, "made by merlab 0.0.9+x"),
+    "pod forgotten": (forget("pods"), "pod hello is not in the pod map"),
+    "counters forgotten": (forget("counters"), "pod hello has no counters"),
+    "listener forgotten": (forget("listeners"), "no 15006 listener registered for hello"),
+    "switched off": (lambda rig: Pins(rig.pins).configure(redirect=0), "redirect is switched off"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_what_is_broken_is_named_and_mended(rig, server, name):
+    breakage, wanted = BREAKAGES[name]
+    rig.attach()
+    assert rig.problems() == []
+    breakage(rig)
+    assert [said for said in rig.problems() if wanted in said], rig.problems()
+    rig.attach()
+    assert rig.problems() == []
+    for sock in request(rig, server):
+        sock.close()
+
+
+def test_sk_msg_off_its_map_is_named_and_mended(rig):
+    rig.attach()
+    with opened(rig.pins / "progs/sk_msg") as program, opened(rig.pins / "maps/peers") as peers:
+        import struct
+
+        bpf._bpf(9, struct.pack("=IIII", peers, program, bpf.SK_MSG_VERDICT, 0), "detach")
+    assert rig.problems() == ["sk_msg is not attached to peers"]
+    rig.attach()
+    assert rig.problems() == []
+
+
+def test_pods_that_go_are_dismissed(rig):
+    rig.attach()
+    rig.plane.attach(rig.mesh, [rig.hello.pod])
+    assert set(rig.plane.counters()) == {"hello"}
+    assert "pod hello is in the pod map, but not in this lab" in rig.plane.problems(rig.mesh, [])
+    rig.attach()
+    assert set(rig.plane.counters()) == {"hello", "sleep"}
+    assert rig.problems() == []
+
+
+def test_a_namespace_that_is_none(rig):
+    with pytest.raises(LabError, match="cannot be entered"):
+        rig.plane.attach(rig.mesh, [Pod("x", "10.9.9.9", Path("/etc/hostname"), None)])
+
+
+ATTACH = """
+import sys
+from pathlib import Path
+from merbridge_lab.dataplane import Dataplane, Pod
+pins, tracefs, mesh, *pods = sys.argv[1:]
+print("go", flush=True)
+Dataplane(Path(pins), Path(tracefs)).attach(Path(mesh), [Pod(*(p := pod.split(","))[:2], Path(p[2]), int(p[3])) for pod in pods])
+"""
+
+
+def test_killed_while_attaching(rig, server):
+    pods = [f"{pod.name},{pod.ip},{pod.netns},{pod.sidecar_pid}" for pod in rig.pods]
+    argv = [sys.executable, "-c", ATTACH, str(rig.pins), str(rig.tracefs), str(rig.mesh), *pods]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+
+    def kill(moment) -> None:
+        child = subprocess.Popen(argv, stdout=subprocess.PIPE, env=env)
+        child.stdout.readline()
+        while child.poll() is None and not moment():
+            pass
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+
+    moments = ["progs/connect4", "progs/unread", "maps/config", "maps/peers", "links/getsockopt", "links/sk_lookup/sleep"]
+    for number, name in enumerate(moments):
+        kill((rig.pins / name).exists)
+        if number % 2:
+            rig.attach()
+            assert rig.problems() == []
+            for sock in request(rig, server):
+                sock.close()
+        rig.plane.detach(1.0)
+        assert loaded(rig) == set()
+        assert not rig.pins.exists() or not list(rig.pins.rglob("*"))
+
+
+def test_another_program_in_the_way_is_named(rig):
+    rig.attach()
+    where = os.open(rig.root, os.O_RDONLY)
+    try:
+        with opened(rig.pins / "progs/getpeer4") as program:
+            import struct
+
+            # flags 0: exclusive, for everything below
+            attr = struct.pack("=IIIII", where, program, bpf.CGROUP_INET4_GETPEERNAME, 0, 0)
+            rig.plane.detach(1.0)
+            bpf._bpf(8, attr, "attach exclusively")
+            try:
+                with pytest.raises(LabError, match="holds a program that allows no other below it") as refused:
+                    rig.attach()
+                assert str(rig.root) in refused.value.what
+            finally:
+                bpf._bpf(9, struct.pack("=IIII", where, program, bpf.CGROUP_INET4_GETPEERNAME, 0), "detach")
+    finally:
+        os.close(where)
+
+
+def test_the_machines_trace_event_is_left_as_it_was(rig):
+    enable = rig.tracefs / "events/bpf_trace/bpf_trace_printk/enable"
+    before = enable.read_text()
+    enable.write_text("0")
+    try:
+        rig.attach()
+        assert enable.read_text().strip() == "0"
+    finally:
+        enable.write_text(before.strip())
+
+
+def test_looking_needs_no_bcc(rig):
+    rig.attach()
+    code = (
+        "import sys; from pathlib import Path; from merbridge_lab.dataplane import Dataplane\n"
+        f"d = Dataplane(Path({str(rig.pins)!r})); d.programs(), d.counters(), d.pairs(), d.problems(Path({str(rig.mesh)!r}), [])\n"
+        "d.detach(1.0)\n"
+        "assert 'bcc' not in sys.modules"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20, env=env)
+    assert not Dataplane(rig.pins).attached
