@@ -37,7 +37,9 @@ step = Step(
     number=3,
     kind=Kind.ENSURE,
     act=act,
-    verify=(machine.in_order("dataplane", "programs, links and maps are where they should be", lambda lab: lab.dataplane),),
+    verify=(
+        machine.in_order("dataplane", "programs, links and maps are where they should be", lambda lab: lab.dataplane),
+    ),
     observe=observe,
     witness=(mesh.served(), redirect.intercepted(), rules.stood_still()),
     commands=commands,

@@ -12,8 +12,8 @@ def act(lab: Lab) -> Entered:
     sleep = lab.workload("sleep")
     entered = sleep.enter()
     find, look = sleep.enter_commands()
-    lab.show(find, f"{entered.pid} {entered.comm}")
-    lab.show(look, " ".join(entered.addresses))
+    lab.show(find, str(entered.pid or ""))
+    lab.show(look, entered.looked)
     return entered
 
 

@@ -6,23 +6,26 @@ A twin of sleep that eBPF does not serve has the same rules, and its ISTIO_REDIR
 
 from merbridge_lab.api import TWIN, Kind, Lab, Observation, Step
 from merbridge_lab.checks import mesh, rules
+from merbridge_lab.checks.rules import REDIRECT
 
 
 def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
-    seen = lab.observe(sleep)
-    save, look = sleep.rules.save_commands()
     sleep.rules.copy()
-    lab.show(save)
-    lab.show(look, seen.after.listing("nat"))
+    lab.show(sleep.rules.save_command())
+    lab.show(sleep.rules.list_command(), sleep.rules.listing())
+    lab.show(sleep.rules.list_command(REDIRECT), sleep.rules.listing(REDIRECT))
+    seen = lab.observe(sleep)
     lab.show(sleep.request_command(), "".join(exchange.body for exchange in seen.exchanges))
+    lab.show(sleep.rules.list_command(REDIRECT), sleep.rules.listing(REDIRECT))
     with lab.twin() as twin:
         return seen.beside(lab.observe(twin))
 
 
 def commands(lab: Lab) -> list[str]:
     sleep = lab.workload("sleep")
-    return [*sleep.rules.save_commands(), sleep.request_command()]
+    look = sleep.rules.list_command(REDIRECT)
+    return [sleep.rules.save_command(), sleep.rules.list_command(), look, sleep.request_command(), look]
 
 
 step = Step(

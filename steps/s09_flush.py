@@ -11,13 +11,12 @@ from merbridge_lab.checks import mesh, redirect, rules
 
 def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
-    flush, look = sleep.rules.flush_commands()
     sleep.rules.copy()
-    lab.show(sleep.rules.save_commands()[0])
+    lab.show(sleep.rules.save_command())
     with sleep.rules.flushed() as saved:
+        lab.show(sleep.rules.flush_command())
         seen = lab.observe(sleep)
-        lab.show(flush)
-        lab.show(look, seen.after.listing("nat") or "(not one rule)")
+        lab.show(sleep.rules.list_command(), sleep.rules.listing())
         lab.show(sleep.request_command(), "".join(exchange.body or f"{exchange}\n" for exchange in seen.exchanges))
     with lab.twin(sidecar=False) as twin, twin.rules.flushed():
         control = lab.observe(twin)
@@ -25,18 +24,18 @@ def act(lab: Lab) -> Observation:
     seen = seen.beside(control)
     if sleep.rules.outstanding:  # asked to leave them flushed
         return seen.around(saved, None)
-    for command in sleep.rules.restore_commands():
-        lab.show(command)
+    lab.show(sleep.rules.restore_command())
     return seen.around(saved, sleep.rules.snapshot())
 
 
 def commands(lab: Lab) -> list[str]:
-    rules_ = lab.workload("sleep").rules
+    sleep = lab.workload("sleep")
     return [
-        *rules_.save_commands()[:1],
-        *rules_.flush_commands(),
-        lab.workload("sleep").request_command(),
-        *rules_.restore_commands(),
+        sleep.rules.save_command(),
+        sleep.rules.flush_command(),
+        sleep.rules.list_command(),
+        sleep.request_command(),
+        sleep.rules.restore_command(),
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merbridge_lab.evidence import Control, Finding, Reading, Verdict, fails, holds, skips
-from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Entered, Lab, Workload
+from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Entered, Lab, Part, Workload
 from merbridge_lab.model import Check, Kind, Step
 from merbridge_lab.observation import Exchange, Observation
 
@@ -20,6 +20,7 @@ __all__ = [
     "Kind",
     "Lab",
     "Observation",
+    "Part",
     "Reading",
     "Step",
     "Verdict",

@@ -16,7 +16,9 @@ from merbridge_lab.console import Console
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from typing_extensions import Self
 
     from merbridge_lab.drivers import Driver
     from merbridge_lab.model import Step
@@ -72,14 +74,14 @@ class _Run:
             logging.basicConfig(stream=sys.stderr, format="%(message)s")
             logging.getLogger("merbridge_lab").setLevel(logging.DEBUG)
 
-    def __enter__(self) -> _Run:
+    def __enter__(self) -> Self:
         interrupts.install()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         self.console.close()
-        if error is None or isinstance(error, (typer.Exit, SystemExit)):
-            return False
+        if error is None or isinstance(error, (typer.Exit, typer.BadParameter, SystemExit)):
+            return
         if self.debug and not isinstance(error, interrupts.Interrupted):
             traceback.print_exception(error)
         if isinstance(error, LabError):
@@ -96,7 +98,6 @@ class _Run:
                 )
             )
             raise typer.Exit(exits.DEFECT) from None
-        return False
 
     def _fail(self, error: LabError) -> None:
         if not self.as_json:
@@ -127,13 +128,13 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _changing(run: _Run, asked: str | None, **options: Any) -> Iterator[Any]:
+def _changing(run: _Run, asked: str | None, *, keep: bool = False) -> Iterator[Any]:
     """Pick a lab and have it to oneself for the length of the block."""
     from merbridge_lab import lock
 
     driver = run.driver(asked)
     driver.require_able()
-    with lock.held(), driver.open(**options) as lab:
+    with lock.held(), driver.open(keep=keep) as lab:
         yield lab
 
 
@@ -170,8 +171,8 @@ def up(
 
     Examples:  merlab up    merlab up --until 3    merlab up --lab embedded --json
     """
-    numbers = range(_numbers(until)[-1] + 1) if until else None
     with _Run("up", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        numbers = range(_numbers(until)[-1] + 1) if until else None
         from merbridge_lab.loader import steps
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
@@ -197,10 +198,10 @@ def step(
 
     Examples:  merlab step 9    merlab step 5..9    merlab step 9 --keep
     """
-    numbers = _numbers(number)
-    if keep and numbers[-1] != 9:  # noqa: PLR2004 - the step that flushes
-        raise typer.BadParameter("--keep goes with step 9, which flushes the rules")
     with _Run("step", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        numbers = _numbers(number)
+        if keep and numbers[-1] != 9:  # noqa: PLR2004 - the step that flushes
+            raise typer.BadParameter("--keep goes with step 9, which flushes the rules")
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
 
@@ -268,8 +269,17 @@ def down(
     Example:  merlab down
     """
     with _Run("down", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        from merbridge_lab.loader import steps
+        from merbridge_lab.runner import undo
+
         with _changing(run, lab) as chosen:
-            removed = chosen.down(timeout)
+            removed = chosen.exists
+            with interrupts.shielded():
+                try:
+                    if removed:
+                        undo(chosen, steps())
+                finally:
+                    chosen.remove(timeout)
         if json:
             run.console.json({"schema": 1, "lab": run.lab, "removed": removed})
         else:
@@ -314,9 +324,7 @@ def doctor(
             run.console.json({"schema": 1, "lab": driver.name, "able": able, "checks": checks})
         else:
             run.console.requirements(requirements)
-            run.console.say(
-                f"this machine can run the {driver.name} lab" if able else f"this machine cannot run the {driver.name} lab yet"
-            )
+            run.console.say(f"this machine {'can' if able else 'cannot'} run the {driver.name} lab")
         raise typer.Exit(exits.HELD if able else exits.CANNOT)
 
 
@@ -329,8 +337,8 @@ def steps(
 
     Examples:  merlab steps    merlab steps 9
     """
-    chosen_numbers = _numbers(number) if number else None
     with _Run("steps", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        chosen_numbers = _numbers(number) if number else None
         from merbridge_lab.loader import steps as all_steps
 
         driver = run.driver(lab)
@@ -354,12 +362,15 @@ def steps(
                     "lab": driver.name,
                     "steps": [
                         {
-                            "number": s.number, "title": s.title, "narration": s.narration, "commands": commands,
+                            "number": s.number,
+                            "title": s.title,
+                            "narration": s.narration,
+                            "commands": commands,
                             "checks": [check.name for check in s.verify + s.witness],
                         }
                         for s, commands in told
                     ],
-                }  # fmt: skip
+                }
             )
             return
         for s, commands in told:

@@ -39,9 +39,9 @@ _THEME = Theme(
         "title": "bold",
     }
 )
-_MARK = {"pass": "✔", "fail": "✘", "error": "✘", "skip": "–", "warn": "!"}
+_MARK = {"pass": "✔", "fail": "✘", "error": "✘", "skip": "-", "warn": "!"}
 _PLAIN_WIDTH = 100
-_MOST_OUTPUT = 12
+_MOST_OUTPUT = 20
 _MOST_COMMANDS = 7
 #: A wait shorter than this many seconds is not worth a line in a pipe.
 _WORTH_A_LINE = 1.0
@@ -72,7 +72,7 @@ class _Unbroken:
             except (BrokenPipeError, ValueError):
                 self._open = False
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
@@ -131,7 +131,7 @@ class Console:
             self._stop()
             self.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
 
-    # -- the runner's observer ------------------------------------------------------------------------------------
+    # -- the runner's observer -----------------------------------------------------------------------------------
 
     def step_begins(self, step: Step) -> None:
         """Print the step's title and start showing what is awaited."""
@@ -139,7 +139,9 @@ class Console:
         if not self.as_json and self.verbosity >= 0:
             self.out.print(f"[title]{step.number}  {escape(step.title)}[/]")
             if step.narration:
-                self.out.print(Padding(f"[faint]{escape(' '.join(step.narration.split()))}[/]", (0, 0, 0, 3), expand=False))
+                self.out.print(
+                    Padding(f"[faint]{escape(' '.join(step.narration.split()))}[/]", (0, 0, 0, 3), expand=False)
+                )
         self._start(f"step {step.number}: {step.title}")
 
     def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
@@ -267,7 +269,7 @@ class Console:
             table.add_row(
                 pod["name"],
                 pod["ip"],
-                str(pod["pid"] or "–"),
+                str(pod["pid"] or "none"),
                 "[pass]ready[/]" if pod["sidecar"] else "[fail]not ready[/]",
                 count,
             )

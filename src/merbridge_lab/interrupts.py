@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupted(BaseException):  # noqa: N818 - a request of the user, not an error
+class Interrupted(BaseException):
     """The user, or the system, asked merlab to stop; `signum` says how."""
 
     def __init__(self, signum: int) -> None:

@@ -43,10 +43,10 @@ class Part(Protocol):
         """Take it away; nothing to take away is fine."""
 
     def problems(self) -> list[str]:
-        """Every way in which it is not what it should be, a sentence each; none when it is in order."""
+        """Say, a sentence each, in what it is not as it should be; nothing when it is in order."""
 
     def readings(self) -> tuple[Reading, ...]:
-        """What was seen of it, as evidence."""
+        """Give what was seen of it, as evidence."""
 
     def typed(self) -> list[str]:
         """Give the commands a person would type to make it."""
@@ -69,25 +69,34 @@ class Rules(Protocol):
         """Put back what a flush took, if one is outstanding; say whether one was."""
 
     def copy(self) -> None:
-        """Save the rules as they are now to where `save_commands` says."""
+        """Save the rules as they are now to where `save_command` says."""
 
     @property
     def outstanding(self) -> bool:
         """Whether rules are flushed and saved right now."""
 
-    def save_commands(self) -> list[str]:
-        """Give the commands a person would type to save the rules and to list them with their counters."""
+    def save_command(self) -> str:
+        """Give the command a person would type to save the rules with their counters."""
 
-    def flush_commands(self) -> list[str]:
-        """Give the commands a person would type to flush the nat rules and to look at what is left."""
+    def flush_command(self) -> str:
+        """Give the command a person would type to flush the nat rules."""
 
-    def restore_commands(self) -> list[str]:
-        """Give the commands a person would type to put the rules back."""
+    def restore_command(self) -> str:
+        """Give the command a person would type to put the saved rules back."""
+
+    def list_command(self, chain: str = "") -> str:
+        """Give the command a person would type to list the nat rules, or those of one chain, with their counters."""
+
+    def listing(self, chain: str = "") -> str:
+        """Give what `list_command` prints now."""
 
 
 @dataclass(frozen=True)
 class Entered:
-    """What the namespace of a workload's process looks like from inside, beside what it should be."""
+    """What the namespace of a workload's process looks like from inside, beside what it should be.
+
+    `looked` is what the command that looked around in it printed.
+    """
 
     workload: str
     pid: int | None
@@ -98,6 +107,7 @@ class Entered:
     netns: int
     expected_cgroup: str
     cgroup: str
+    looked: str = ""
 
 
 class Workload(Protocol):
@@ -170,9 +180,7 @@ class Lab(Protocol):
     def twin(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[Workload]:
         """Make, for the length of the block, a copy of `of` that the dataplane does not serve."""
 
-    def observe(
-        self, client: Workload, *, count: int = 4, trace: bool = False, url: str = HELLO
-    ) -> Observation:
+    def observe(self, client: Workload, *, count: int = 4, trace: bool = False, url: str = HELLO) -> Observation:
         """Send `count` requests by fresh connections as the app of `client`, and read everything around them."""
 
     def trace_command(self) -> str:

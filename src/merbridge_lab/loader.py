@@ -18,6 +18,7 @@ from merbridge_lab.model import Step
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 _PACKAGE = Path(__file__).parent
 _PLACES = (_PACKAGE / "steps", _PACKAGE.parents[1] / "steps")
 
@@ -27,9 +28,7 @@ def folder() -> Path:
     for place in _PLACES:
         if any(place.glob("s[0-9][0-9]_*.py")):
             return place
-    raise LabError(
-        "this installation of merlab has no steps", hint="install it again from its wheel or its checkout"
-    )
+    raise LabError("this installation of merlab has no steps", hint="install it again from its wheel or its checkout")
 
 
 def _load(paths: list[Path]) -> Iterator[Step]:
@@ -39,6 +38,8 @@ def _load(paths: list[Path]) -> Iterator[Step]:
             raise LabError(f"the step module {path} cannot be read")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        if not isinstance(getattr(module, "step", None), Step):
+            raise LabError(f"{path} defines no step", hint="end it with: step = Step(number=…, …)")
         title, _, narration = (inspect.getdoc(module) or path.stem).partition("\n")
         yield replace(module.step, title=title.rstrip("."), narration=narration.strip())
 

@@ -37,7 +37,7 @@ class Check:
     look: Callable[[Any], Finding]
     hint: str = ""
 
-    def over(self, subject: Any) -> Finding:
+    def over(self, subject: object) -> Finding:
         """Look once."""
         return self.look(subject)
 

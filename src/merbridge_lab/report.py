@@ -91,8 +91,7 @@ class Report:
     def skipped(self) -> int:
         """How many steps and checks were skipped; a skip is never a pass."""
         return sum(
-            (step.verdict is Verdict.SKIP)
-            + sum(check.finding.verdict is Verdict.SKIP for check in step.checks)
+            (step.verdict is Verdict.SKIP) + sum(check.finding.verdict is Verdict.SKIP for check in step.checks)
             for step in self.steps
         )
 
@@ -116,9 +115,7 @@ class Report:
                 return check.finding.why
         for step in self.steps:
             if step.verdict is Verdict.FAIL:
-                return next(
-                    (c.finding.why for c in step.checks if c.finding.verdict is Verdict.FAIL), step.reason
-                )
+                return next((c.finding.why for c in step.checks if c.finding.verdict is Verdict.FAIL), step.reason)
         return None
 
     def failed(self) -> Iterator[CheckOutcome]:

@@ -81,9 +81,3 @@ class RuleSet:
     def specs(self, table: str) -> tuple[str, ...]:
         """List the rules of `table` without their counters, for comparison."""
         return tuple(str(rule) for rule in self.rules if rule.table == table)
-
-    def listing(self, table: str) -> str:
-        """Give the rules of `table` with their packet counters, a line each."""
-        return "\n".join(
-            f"{rule.packets:>6} pkts  {rule.chain:<18} {rule.spec}" for rule in self.rules if rule.table == table
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from merbridge_lab import interrupts, waiting
 from merbridge_lab.errors import LabError, NotHeldError
@@ -22,13 +22,13 @@ class Observer(Protocol):
     """Someone who watches a run: the console, or a test."""
 
     def step_begins(self, step: Step) -> None:
-        """A step is about to run."""
+        """Take note: a step is about to run."""
 
     def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
-        """A check has its final finding."""
+        """Take note: a check has its final finding."""
 
     def step_ends(self, outcome: StepOutcome) -> None:
-        """A step has its outcome."""
+        """Take note: a step has its outcome."""
 
 
 class Silent:
@@ -85,10 +85,11 @@ class Runner:
         self.observer.step_begins(step)
         self.lab.shown()  # forget what an interrupted step left
 
-        def outcome(verdict: Verdict, checks: Sequence[CheckOutcome] = (), **more: Any) -> StepOutcome:
-            return StepOutcome(
-                step, verdict, time.monotonic() - began, tuple(checks), tuple(self.lab.shown()), **more
-            )
+        def outcome(
+            verdict: Verdict, checks: Sequence[CheckOutcome] = (), *, acted: bool = True, reason: str | None = None
+        ) -> StepOutcome:
+            seconds = time.monotonic() - began
+            return StepOutcome(step, verdict, seconds, tuple(checks), tuple(self.lab.shown()), acted, reason)
 
         for capability in sorted(step.needs):
             if capability not in self.lab.capabilities:
@@ -130,13 +131,13 @@ class Runner:
         return outcomes
 
     @staticmethod
-    def _look(check: Check, subject: Any) -> CheckOutcome:
+    def _look(check: Check, subject: object) -> CheckOutcome:
         began = time.monotonic()
         finding = check.over(subject)
         return CheckOutcome(check, finding, 1, time.monotonic() - began)
 
     @staticmethod
-    def _await(check: Check, subject: Any, patience: float) -> CheckOutcome:
+    def _await(check: Check, subject: object, patience: float) -> CheckOutcome:
         began = time.monotonic()
         attempts = 0
         finding = None

@@ -25,6 +25,16 @@ def inside(netns: Path, *argv: str) -> list[str]:
     return ["nsenter", f"--net={netns}", *argv]
 
 
+def _tool(backend: str, suffix: str = "") -> list[str]:
+    """Give the program of a backend; legacy ones without their lock file.
+
+    They lock a file on the host, /run/xtables.lock, which would stay there. Nobody else writes the rules of the lab's
+    namespaces, and merlab lets only one of itself work at a time.
+    """
+    lock = ["env", "XTABLES_LOCKFILE=/dev/null"] if backend == "legacy" else []
+    return [*lock, f"iptables-{backend}{suffix}"]
+
+
 def snapshot(netns: Path) -> RuleSet:
     """Read all rules of `netns` with their counters.
 
@@ -49,7 +59,7 @@ def save(netns: Path, backend: str, table: str) -> str:
 
 def load(netns: Path, text: str, backend: str) -> None:
     """Replace the tables that `text` names by its rules and counters, in one transaction a table."""
-    run(inside(netns, f"iptables-{backend}-restore", "-c"), stdin=text)
+    run(inside(netns, *_tool(backend, "-restore"), "-c"), stdin=text)
 
 
 def flush(netns: Path, backend: str, table: str) -> None:
@@ -62,16 +72,16 @@ def save_argv(netns: Path, backend: str, table: str) -> list[str]:
     return inside(netns, f"iptables-{backend}-save", "-c", "-t", table)
 
 
-def list_argv(netns: Path, backend: str, table: str) -> list[str]:
-    """Give the command that lists a table with its counters for a person."""
-    return inside(netns, f"iptables-{backend}", "-t", table, "-vnL")
+def list_argv(netns: Path, backend: str, table: str, chain: str = "") -> list[str]:
+    """Give the command that lists a table, or one chain of it, with its counters for a person."""
+    return inside(netns, *_tool(backend), "-t", table, "-vnL", *([chain] if chain else []))
 
 
 def flush_argv(netns: Path, backend: str, table: str) -> list[str]:
     """Give the command behind `flush`."""
-    return inside(netns, f"iptables-{backend}", "-t", table, "-F")
+    return inside(netns, *_tool(backend), "-t", table, "-F")
 
 
 def restore_line(netns: Path, backend: str, saved: Path) -> str:
     """Give the line a person types to put rules back from a file."""
-    return f"{pasteable(inside(netns, f'iptables-{backend}-restore', '-c'))} < {saved}"
+    return f"{pasteable(inside(netns, *_tool(backend, '-restore'), '-c'))} < {saved}"

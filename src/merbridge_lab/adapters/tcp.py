@@ -31,6 +31,4 @@ def established(netns: Path) -> list[Connection]:
     """List the established IPv4 connections in the namespace pinned at `netns`. Raises OSError."""
     text = run_inside(netns, Path("/proc/thread-self/net/tcp").read_text)
     rows = [line.split() for line in text.splitlines()[1:]]
-    return [
-        Connection(_address(row[1]), _address(row[2]), int(row[7])) for row in rows if row[3] == _ESTABLISHED
-    ]
+    return [Connection(_address(row[1]), _address(row[2]), int(row[7])) for row in rows if row[3] == _ESTABLISHED]

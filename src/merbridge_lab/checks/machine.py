@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def able() -> Check:
-    """The machine offers what the lab needs."""
+    """Check that the machine offers what the lab needs."""
     return Check("machine.able", "this machine offers what the lab needs", find_able, hint="merlab doctor")
 
 
@@ -33,7 +33,7 @@ def find_able(lab: Lab) -> Finding:
 
 
 def in_order(part: str, description: str, pick: Callable[[Lab], Part]) -> Check:
-    """All of one part of the lab is there and is merlab's."""
+    """Check that all of one part of the lab is there and is merlab's."""
 
     def look(lab: Lab) -> Finding:
         chosen = pick(lab)
@@ -47,9 +47,12 @@ def in_order(part: str, description: str, pick: Callable[[Lab], Part]) -> Check:
 
 
 def entered() -> Check:
-    """The process found is the pod's: address, namespace and cgroup agree."""
+    """Check that the process found is the pod's: address, namespace and cgroup agree."""
     return Check(
-        "enter.agrees", "address, namespace inode and cgroup of the process are the pod's", find_entered, hint="merlab up"
+        "enter.agrees",
+        "address, namespace inode and cgroup of the process are the pod's",
+        find_entered,
+        hint="merlab up",
     )
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def served() -> Check:
-    """Every request of the batch was answered with 200."""
+    """Check that every request of the batch was answered with 200."""
     return Check("mesh.served", "every request is answered", find_served, hint="merlab status")
 
 
@@ -30,7 +30,7 @@ def find_served(seen: Observation) -> Finding:
 
 
 def both_versions_answered() -> Check:
-    """Both versions of helloworld answered within the batch."""
+    """Check that both versions of helloworld answered within the batch."""
     return Check("mesh.both_versions_answered", "v1 and v2 both answer", find_both_versions, hint="merlab status")
 
 
@@ -44,7 +44,7 @@ def find_both_versions(seen: Observation) -> Finding:
 
 
 def both_sidecars_served() -> Check:
-    """Every request went through the client's sidecar and a server's sidecar."""
+    """Check that every request went through the client's sidecar and a server's sidecar."""
     return Check(
         "mesh.both_sidecars_served",
         "both sidecars are in the path of every request",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def intercepted() -> Check:
-    """Every fresh connection of the client was intercepted at connect()."""
+    """Check that every fresh connection of the client was intercepted at connect()."""
     return Check(
         "redirect.intercepted", "eBPF intercepts every connection of the app", find_intercepted, hint="merlab step 3"
     )
@@ -27,14 +27,12 @@ def find_intercepted(seen: Observation) -> Finding:
     reading = seen.counter(seen.client, "outbound_connects")
     total = len(seen.exchanges)
     if reading.moved < total:
-        return fails(
-            f"eBPF intercepted {reading.moved} of {total} fresh connections of {seen.client}", reading
-        )
+        return fails(f"eBPF intercepted {reading.moved} of {total} fresh connections of {seen.client}", reading)
     return holds(f"{reading.moved} connections of {seen.client} intercepted at connect()", reading)
 
 
 def payload_moved() -> Check:
-    """On all three legs the payload went from socket to socket, past TCP/IP."""
+    """Check that on all three legs the payload went from socket to socket, past TCP/IP."""
     return Check(
         "redirect.payload_moved",
         "eBPF moves the payload from socket to socket on all three legs",
@@ -72,7 +70,7 @@ def find_payload(seen: Observation) -> Finding:
 
 
 def ebpf_took_over() -> Check:
-    """With the rules flushed, eBPF alone brings the request into the mesh; without it, the request fails."""
+    """Check that with the rules flushed, eBPF alone brings the request into the mesh; without it, the request fails."""
     return Check(
         "redirect.ebpf_took_over",
         "flushed, it is eBPF that sends the request through the mesh; a flushed twin without it is closed",

@@ -39,7 +39,7 @@ def find_moved(seen: Observation) -> Finding:
 
 
 def do_the_work() -> Check:
-    """Without eBPF, it is the rules that send a connection to the sidecar."""
+    """Check that without eBPF, it is the rules that send a connection to the sidecar."""
     return Check(
         "rules.do_the_work",
         "without eBPF, the rules send every connection to the sidecar",
@@ -49,7 +49,7 @@ def do_the_work() -> Check:
 
 
 def stood_still() -> Check:
-    """With eBPF, the rules are there and have nothing to do; the twin's move for the same requests."""
+    """Check that with eBPF, the rules are there and have nothing to do; the twin's move for the same requests."""
     return Check(
         "rules.stood_still",
         "the client's rules stand still; a twin without eBPF moves its own",
@@ -87,10 +87,8 @@ def find_stood_still(seen: Observation) -> Finding:
 
 
 def were_absent() -> Check:
-    """No nat rule was left, in any backend, from before the first request until after the last."""
-    return Check(
-        "rules.were_absent", "not one ISTIO rule was left during the batch", find_absent, hint="merlab step 9"
-    )
+    """Check that no nat rule was left, in any backend, from before the first request until after the last."""
+    return Check("rules.were_absent", "not one ISTIO rule was left during the batch", find_absent, hint="merlab step 9")
 
 
 def find_absent(seen: Observation) -> Finding:
@@ -111,7 +109,7 @@ def find_absent(seen: Observation) -> Finding:
 
 
 def restored() -> Check:
-    """After the flush, the rules are the ones that were saved."""
+    """Check that after the flush, the rules are the ones that were saved."""
     return Check("rules.restored", "the rules are back as they were", find_restored, hint="merlab restore")
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def lines_appear() -> Check:
-    """With debug on, a request leaves lines in the lab's own tracefs instance."""
+    """Check that with debug on, a request leaves lines in the lab's own tracefs instance."""
     return Check("trace.lines_appear", "a request leaves lines in the lab's trace", find_lines, hint="merlab step 4")
 
 
@@ -26,7 +26,7 @@ def find_lines(seen: Observation) -> Finding:
 
 
 def debug_is_on() -> Check:
-    """The dataplane's debug flag is set, in the kernel."""
+    """Check that the dataplane's debug flag is set, in the kernel."""
     return Check("trace.debug_is_on", "the dataplane's debug flag is set", find_debug, hint="merlab step 4")
 
 
@@ -38,7 +38,7 @@ def find_debug(lab: Lab) -> Finding:
 
 
 def tells_the_request() -> Check:
-    """The trace shows this request intercepted, its original destination asked, its bytes moved."""
+    """Check that the trace shows this request intercepted, its original destination asked, its bytes moved."""
     return Check(
         "trace.tells_the_request",
         "the trace shows this request: intercepted, original destination asked, bytes moved socket to socket",

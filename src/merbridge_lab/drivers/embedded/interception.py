@@ -34,9 +34,7 @@ class Interception:
         self._trace = Instance(machine.tracefs, machine.name)
 
     def _pods(self) -> list[dataplane.Pod]:
-        return [
-            dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid) for pod in self._mesh.pods
-        ]
+        return [dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid) for pod in self._mesh.pods]
 
     def ensure(self) -> None:
         """Attach what is missing, and let the connections that sidecars kept from before run out.

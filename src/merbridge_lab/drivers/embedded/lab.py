@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from typing import TYPE_CHECKING
 
-from merbridge_lab import interrupts, runner
+from merbridge_lab import interrupts
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers.embedded import layout, requests
 from merbridge_lab.drivers.embedded.interception import Interception
@@ -20,7 +20,6 @@ from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -146,18 +145,14 @@ class EmbeddedLab:
         """Put back whatever is flushed; give the names of the pods concerned."""
         return [workload.name for workload in self._workloads() if workload.rules.restore()]
 
-    def down(self, timeout: float) -> bool:
-        """Remove all of it, in the order that loses nothing; say whether there was anything."""
-        from merbridge_lab.loader import steps
+    @property
+    def exists(self) -> bool:
+        """Whether anything of the lab is there."""
+        return self.machine.exists
 
-        existed = self.machine.exists
-        with interrupts.shielded():
-            try:
-                if existed:
-                    runner.undo(self, steps())
-            finally:
-                self.machine.remove(timeout)
-        return existed
+    def remove(self, timeout: float) -> None:
+        """Remove whatever is left of the lab, found by its name."""
+        self.machine.remove(timeout)
 
     def states(self, steps: Sequence[Step]) -> list[str]:
         """Say of each step whether what it ensures holds now."""

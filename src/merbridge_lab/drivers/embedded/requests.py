@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from merbridge_lab.dataplane.events import TraceEvent
     from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 
+    #: A line with the name of the server that wrote it.
+    _Entry = tuple[str, AccessLogLine]
+
 #: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
 _REQUEST = 5
 #: How long a sidecar may take to write a request into its log, in seconds (it flushes ten times a second).
@@ -70,7 +73,7 @@ class _Log:
             return accesslog.parse_all(file.read().decode(errors="replace"))
 
 
-def observe(  # noqa: PLR0913 - what there is to look at
+def observe(
     client: EmbeddedWorkload,
     servers: Sequence[EmbeddedWorkload],
     *,
@@ -94,10 +97,10 @@ def observe(  # noqa: PLR0913 - what there is to look at
     answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
     closed = {exchange.local for exchange in exchanges if exchange.closed}
 
-    def found() -> tuple[dict[str, AccessLogLine], dict[str, tuple[str, AccessLogLine]], list[tuple[str, AccessLogLine]]]:
+    def found() -> tuple[dict[str, AccessLogLine], dict[str, _Entry], list[_Entry]]:
         nonces = {exchange.nonce for exchange in exchanges}
         mine = {line.request_id: line for line in own.lines() if line.outbound and line.request_id in nonces}
-        theirs: dict[str, tuple[str, AccessLogLine]] = {}
+        theirs: dict[str, _Entry] = {}
         refused = []
         for name, log in logs.items():
             for line in log.lines():

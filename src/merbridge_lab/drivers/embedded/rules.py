@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import interrupts, ruleset
 from merbridge_lab.adapters import iptables, netns
-from merbridge_lab.adapters.proc import pasteable
+from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -116,8 +116,7 @@ class PodRules:
             with contextlib.suppress(OSError):
                 draft.unlink()
             raise LabError(
-                f"the rules of {self._name} cannot be saved to {self.saved_at}: {error.strerror};"
-                " nothing was flushed",
+                f"the rules of {self._name} cannot be saved to {self.saved_at}: {error.strerror}; nothing was flushed",
                 hint=f"df {self.saved_at.parent}",
             ) from error
 
@@ -127,7 +126,8 @@ class PodRules:
         except FileNotFoundError:
             return None
         facts = dict(word.split("=", 1) for word in text.partition("\n")[0].split() if "=" in word)
-        if not text.startswith(_HEADER) or facts.get("backend") not in ruleset.BACKENDS or not facts.get("netns", "").isdigit():
+        known = facts.get("backend") in ruleset.BACKENDS and facts.get("netns", "").isdigit()
+        if not (text.startswith(_HEADER) and known):
             raise LabError(
                 f"{self.saved_at} is not a file of rules that merlab saved",
                 hint=f"look at it; mv {self.saved_at} {self.saved_at}.other makes merlab forget it",
@@ -136,20 +136,22 @@ class PodRules:
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 
-    def save_commands(self) -> list[str]:
-        """Save the rules, list them with their counters."""
-        return [
-            f"{pasteable(iptables.save_argv(self._netns, self._backend, 'nat'))} > {self.copied_at}",
-            pasteable(iptables.list_argv(self._netns, self._backend, "nat")),
-        ]
+    def save_command(self) -> str:
+        """Give the command that saves the rules with their counters."""
+        return f"{pasteable(iptables.save_argv(self._netns, self._backend, 'nat'))} > {self.copied_at}"
 
-    def flush_commands(self) -> list[str]:
-        """Flush nat, look at what is left."""
-        return [
-            pasteable(iptables.flush_argv(self._netns, self._backend, "nat")),
-            pasteable(iptables.list_argv(self._netns, self._backend, "nat")),
-        ]
+    def flush_command(self) -> str:
+        """Give the command that flushes nat."""
+        return pasteable(iptables.flush_argv(self._netns, self._backend, "nat"))
 
-    def restore_commands(self) -> list[str]:
-        """Put the saved rules back."""
-        return [iptables.restore_line(self._netns, self._backend, self.copied_at)]
+    def restore_command(self) -> str:
+        """Give the command that puts the saved rules back."""
+        return iptables.restore_line(self._netns, self._backend, self.copied_at)
+
+    def list_command(self, chain: str = "") -> str:
+        """Give the command that lists the nat rules, or those of one chain, with their counters."""
+        return pasteable(iptables.list_argv(self._netns, self._backend, "nat", chain))
+
+    def listing(self, chain: str = "") -> str:
+        """Give what `list_command` prints now."""
+        return run(iptables.list_argv(self._netns, self._backend, "nat", chain)).stdout

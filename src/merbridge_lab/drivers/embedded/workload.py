@@ -63,9 +63,7 @@ class EmbeddedWorkload:
         addresses = tuple(line.split()[3].partition("/")[0] for line in looked.splitlines() if line.split()[1] != "lo")
         process = Path("/proc", str(pid))
         hierarchy = next(
-            line.removeprefix("0::")
-            for line in (process / "cgroup").read_text().splitlines()
-            if line.startswith("0::")
+            line.removeprefix("0::") for line in (process / "cgroup").read_text().splitlines() if line.startswith("0::")
         )
         root = str(self._app_cgroup).removesuffix(hierarchy)
         return Entered(
@@ -78,6 +76,7 @@ class EmbeddedWorkload:
             netns=netns.inode(process / "ns" / "net"),
             expected_cgroup=str(self._app_cgroup),
             cgroup=f"{root}{hierarchy}" if root != str(self._app_cgroup) else hierarchy,
+            looked=looked,
         )
 
     @property
