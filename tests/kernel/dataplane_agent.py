@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import threading
+from pathlib import Path
 
 SO_ORIGINAL_DST = 80
 log: list[dict] = []
@@ -111,8 +112,7 @@ def main() -> None:
     cgroup, netns, uid = sys.argv[1:4]
     libc = ctypes.CDLL(None)
     if cgroup != "-":
-        with open(cgroup + "/cgroup.procs", "w") as procs:
-            procs.write(str(os.getpid()))
+        Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
     if netns == "new":
         libc.unshare(0x40000000)
     else:

@@ -125,7 +125,9 @@ def test_attach_twice_changes_nothing(rig):
 
 
 def test_a_connection_older_than_the_attachment_is_left_alone(rig):
-    with rig.hello.app.listen(15020) as listener:  # not steered, so that it is a connection of application to application
+    with rig.hello.app.listen(
+        15020
+    ) as listener:  # not steered, so that it is a connection of application to application
         client = rig.sleep.app.connect(rig.hello.ip, 15020)
         app = listener.accept()[0]
         exchange(client, app)
@@ -320,7 +322,8 @@ from pathlib import Path
 from merbridge_lab.dataplane import Dataplane, Pod
 pins, tracefs, mesh, *pods = sys.argv[1:]
 print("go", flush=True)
-Dataplane(Path(pins), Path(tracefs)).attach(Path(mesh), [Pod(*(p := pod.split(","))[:2], Path(p[2]), int(p[3])) for pod in pods])
+split = [pod.split(",") for pod in pods]
+Dataplane(Path(pins), Path(tracefs)).attach(Path(mesh), [Pod(p[0], p[1], Path(p[2]), int(p[3])) for p in split])
 """
 
 
@@ -338,7 +341,14 @@ def test_killed_while_attaching(rig, server):
         child.wait()
         child.stdout.close()
 
-    moments = ["progs/connect4", "progs/unread", "maps/config", "maps/peers", "links/getsockopt", "links/sk_lookup/sleep"]
+    moments = [
+        "progs/connect4",
+        "progs/unread",
+        "maps/config",
+        "maps/peers",
+        "links/getsockopt",
+        "links/sk_lookup/sleep",
+    ]
     for number, name in enumerate(moments):
         kill((rig.pins / name).exists)
         if number % 2:
@@ -387,7 +397,8 @@ def test_looking_needs_no_bcc(rig):
     rig.attach()
     code = (
         "import sys; from pathlib import Path; from merbridge_lab.dataplane import Dataplane\n"
-        f"d = Dataplane(Path({str(rig.pins)!r})); d.programs(), d.counters(), d.pairs(), d.problems(Path({str(rig.mesh)!r}), [])\n"
+        f"d = Dataplane(Path({str(rig.pins)!r})); d.programs(), d.counters(), d.pairs()\n"
+        f"d.problems(Path({str(rig.mesh)!r}), [])\n"
         "d.detach(1.0)\n"
         "assert 'bcc' not in sys.modules"
     )

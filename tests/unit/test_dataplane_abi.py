@@ -10,7 +10,10 @@ from merbridge_lab.dataplane import abi, btf
 def test_counters_have_the_names_that_users_see():
     names = abi.counter_names()
     assert names[0] == "outbound_connects"
-    assert {"mesh_redirected_bytes", "passed_receiver_full", "original_dst_answered", "sk_lookup_assigned"} <= set(names)
+    assert {"mesh_redirected_bytes", "passed_receiver_full", "original_dst_answered", "sk_lookup_assigned"} <= set(
+        names
+    )
+    assert (abi.constants()["SIDECAR_UID"], abi.constants()["PORT_INBOUND"]) == (1337, 15006)
     assert abi.constants()["COUNTERS"] == len(names) <= 32
 
 

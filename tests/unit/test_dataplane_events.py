@@ -68,8 +68,16 @@ def test_sentences():
 def test_a_passed_message_has_its_reason():
     line = " curl with blank-77 [001] ...11  12.5: 0x1: [merlab] passed pair=1f side=1 reason=15"
     event = events.parse(line)
-    assert (event.comm, event.pid, event.pair, event.side, event.reason) == ("curl with blank", 77, 31, 1, "receiver_full")
-    assert event.sentence().startswith("a message sent by the side that accepted of connection 1f goes by TCP: the receiver")
+    assert (event.comm, event.pid, event.pair, event.side, event.reason) == (
+        "curl with blank",
+        77,
+        31,
+        1,
+        "receiver_full",
+    )
+    assert event.sentence().startswith(
+        "a message sent by the side that accepted of connection 1f goes by TCP: the receiver"
+    )
 
 
 def test_lines_of_others_are_left_out():

@@ -92,7 +92,7 @@ class Prog(NamedTuple):
 
 
 class Link(NamedTuple):
-    """What the kernel says about a link; `target` is a cgroup id or the inode of a network namespace, 0 if it is gone."""
+    """What the kernel says about a link; `target` is a cgroup id or a network namespace's inode, 0 if it is gone."""
 
     id: int
     type: int

@@ -1,135 +1,137 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
 // What the kernel side and the Python side must agree on: constants, counters and map layouts.
-// dataplane/abi.py reads this file, so it keeps to a simple form: one #define of a number, one enumerator, one
-// struct member a line; members are u32, u64, char or arrays of them. Nothing here is said a second time in Python.
+// dataplane/abi.py reads this file, so it keeps to a simple form: one #define of a number, one enumerator,
+// one struct member a line; members are u32, u64, char or arrays of them. Nothing here is said a second time
+// in Python.
 //
 // IPv4 addresses are in network byte order, ports in host byte order, in every map.
 
-#define SIDECAR_UID 1337
-#define PORT_ADMIN 15000
+#define SIDECAR_UID   1337
+#define PORT_ADMIN    15000
 #define PORT_OUTBOUND 15001
-#define PORT_INBOUND 15006
-#define PORT_HBONE 15008
-#define PORT_AGENT 15020
-#define PORT_HEALTH 15021
-#define PORT_DNS 15053
-#define PORT_STATS 15090
+#define PORT_INBOUND  15006
+#define PORT_HBONE    15008
+#define PORT_AGENT    15020
+#define PORT_HEALTH   15021
+#define PORT_DNS      15053
+#define PORT_STATS    15090
 
 // A receiver holding more unread bytes than this gets the rest by TCP, whose window makes the sender wait.
 #define HIGH_WATER 2097152
 
-#define MAX_PODS 1024
-#define MAX_PAIRS 65536
+#define MAX_PODS    1024
+#define MAX_PAIRS   65536
 #define MAX_SOCKETS 131072
 
 // Which part of a request's way through the mesh a connection is.
 enum leg {
-  LEG_NONE,     // not ours
-  LEG_OUTBOUND, // application -> its own sidecar
-  LEG_MESH,     // sidecar -> the sidecar of a pod of this node
-  LEG_INBOUND,  // sidecar, from 127.0.0.6 -> its own application
+    LEG_NONE,     // not ours
+    LEG_OUTBOUND, // application -> its own sidecar
+    LEG_MESH,     // sidecar -> the sidecar of a pod of this node
+    LEG_INBOUND,  // sidecar, from 127.0.0.6 -> its own application
 };
 
-// One counter for every decision, kept per pod. Where there is one for each leg, they stand in the order of enum leg.
+// One counter for every decision, kept per pod. Where there is one for each leg, they stand in the order of
+// enum leg.
 enum counter {
-  COUNTER_OUTBOUND_CONNECTS, // connect() of the application rewritten to its sidecar
-  COUNTER_MESH_CONNECTS,     // connect() of the sidecar to the sidecar of a pod of this node
-  COUNTER_INBOUND_CONNECTS,  // connect() of the sidecar, from 127.0.0.6, to its application
-  COUNTER_UNTOUCHED_CONNECTS,
-  COUNTER_ACCEPTED_OUTBOUND, // accepted by the sidecar from its application
-  COUNTER_ACCEPTED_MESH,     // accepted by the sidecar from another sidecar
-  COUNTER_ACCEPTED_INBOUND,  // accepted by the application from its sidecar
-  COUNTER_OUTBOUND_REDIRECTED_MESSAGES,
-  COUNTER_MESH_REDIRECTED_MESSAGES,
-  COUNTER_INBOUND_REDIRECTED_MESSAGES,
-  COUNTER_OUTBOUND_REDIRECTED_BYTES,
-  COUNTER_MESH_REDIRECTED_BYTES,
-  COUNTER_INBOUND_REDIRECTED_BYTES,
-  COUNTER_PASSED_NOT_PAIRED,      // the other end was not known yet when the first byte was sent
-  COUNTER_PASSED_REDIRECT_OFF,    // redirecting is switched off
-  COUNTER_PASSED_RECEIVER_FULL,   // the receiver does not keep up: TCP's flow control takes over
-  COUNTER_PASSED_REDIRECT_FAILED, // the other end has left
-  COUNTER_PASSED_ON_TCP,          // this direction went over to TCP earlier
-  COUNTER_ORIGINAL_DST_ANSWERED,  // SO_ORIGINAL_DST answered from what connect() was asked for
-  COUNTER_ORIGINAL_DST_LOCAL,     // SO_ORIGINAL_DST answered with the local address: arrived by sk_lookup
-  COUNTER_SK_LOOKUP_ASSIGNED,     // connection from elsewhere steered to the inbound listener
-  COUNTER_LISTENERS_SEEN,         // a sidecar started to listen on its inbound port
-  COUNTER_MAP_FULL,               // an entry could not be made: the connection is served without redirect
-  COUNTERS,
+    COUNTER_OUTBOUND_CONNECTS, // connect() of the application rewritten to its sidecar
+    COUNTER_MESH_CONNECTS,     // connect() of the sidecar to the sidecar of a pod of this node
+    COUNTER_INBOUND_CONNECTS,  // connect() of the sidecar, from 127.0.0.6, to its application
+    COUNTER_UNTOUCHED_CONNECTS,
+    COUNTER_ACCEPTED_OUTBOUND, // accepted by the sidecar from its application
+    COUNTER_ACCEPTED_MESH,     // accepted by the sidecar from another sidecar
+    COUNTER_ACCEPTED_INBOUND,  // accepted by the application from its sidecar
+    COUNTER_OUTBOUND_REDIRECTED_MESSAGES,
+    COUNTER_MESH_REDIRECTED_MESSAGES,
+    COUNTER_INBOUND_REDIRECTED_MESSAGES,
+    COUNTER_OUTBOUND_REDIRECTED_BYTES,
+    COUNTER_MESH_REDIRECTED_BYTES,
+    COUNTER_INBOUND_REDIRECTED_BYTES,
+    COUNTER_PASSED_NOT_PAIRED,      // the other end was not known yet when the first byte was sent
+    COUNTER_PASSED_REDIRECT_OFF,    // redirecting is switched off
+    COUNTER_PASSED_RECEIVER_FULL,   // the receiver does not keep up: TCP's flow control takes over
+    COUNTER_PASSED_REDIRECT_FAILED, // the other end has left
+    COUNTER_PASSED_ON_TCP,          // this direction went over to TCP earlier
+    COUNTER_ORIGINAL_DST_ANSWERED,  // SO_ORIGINAL_DST answered from what connect() was asked for
+    COUNTER_ORIGINAL_DST_LOCAL,     // SO_ORIGINAL_DST answered with the local address: arrived by sk_lookup
+    COUNTER_SK_LOOKUP_ASSIGNED,     // connection from elsewhere steered to the inbound listener
+    COUNTER_LISTENERS_SEEN,         // a sidecar started to listen on its inbound port
+    COUNTER_MAP_FULL,               // an entry could not be made: the connection is served without redirect
+    COUNTERS,
 };
 
 // config[0]
 struct config {
-  u32 redirect; // 1: messages may move from socket to socket
-  u32 debug;    // 1: say what is done in the trace
+    u32 redirect; // 1: messages may move from socket to socket
+    u32 debug;    // 1: say what is done in the trace
 };
 
 // stamp[0], pinned last: its being there says that the set of pins is complete.
 struct stamp {
-  char version[64];
+    char version[64];
 };
 
 // pods[cookie of the network namespace]
 struct pod {
-  u32 ip4;
-  u32 flags;
-  char name[256];
+    u32 ip4;
+    u32 flags;
+    char name[256];
 };
 
 // counters[cookie of the network namespace]
 struct counters {
-  u64 value[32];
+    u64 value[32];
 };
 
 // The two addresses of a connection as both its ends see them, the dialling side first.
 struct wire {
-  u64 netns; // of the pod when dst_ip4 is in 127/8, which exists once in every pod; else 0
-  u32 src_ip4;
-  u32 dst_ip4;
-  u32 src_port;
-  u32 dst_port;
+    u64 netns; // of the pod when dst_ip4 is in 127/8, which exists once in every pod; else 0
+    u32 src_ip4;
+    u32 dst_ip4;
+    u32 src_port;
+    u32 dst_port;
 };
 
 // handover[wire]: what the dialling side tells the accepting side; taken out by the latter.
 struct handover {
-  u64 pair;
-  u32 orig_ip4;
-  u32 orig_port;
-  u32 leg;
-  u32 pad;
+    u64 pair;
+    u32 orig_ip4;
+    u32 orig_port;
+    u32 leg;
+    u32 pad;
 };
 
 // peers[end]: the sockets that messages are moved between.
 struct end {
-  u64 pair; // the socket cookie of the side that dialled: never used twice, unlike addresses and ports
-  u32 side; // 0 dialled, 1 accepted
-  u32 pad;
+    u64 pair; // the socket cookie of the side that dialled: never used twice, unlike addresses and ports
+    u32 side; // 0 dialled, 1 accepted
+    u32 pad;
 };
 
 // pairs[pair]; arrays are indexed by side.
 struct pair {
-  u64 sk[2]; // struct sock *, only ever read through bpf_probe_read_kernel; 0: not there (yet, or any more)
-  u64 cookie[2];
-  u64 netns[2];
-  u64 messages[2]; // redirected, as sent by this side
-  u64 bytes[2];
-  u32 tcp[2]; // 1: what this side sends goes by TCP for good
-  struct wire wire;
-  u32 orig_ip4;
-  u32 orig_port;
-  u32 leg;
-  u32 ends; // how many of the two sockets are there
+    u64 sk[2]; // struct sock *, only ever read through bpf_probe_read_kernel; 0: not there (yet, or any more)
+    u64 cookie[2];
+    u64 netns[2];
+    u64 messages[2]; // redirected, as sent by this side
+    u64 bytes[2];
+    u32 tcp[2]; // 1: what this side sends goes by TCP for good
+    struct wire wire;
+    u32 orig_ip4;
+    u32 orig_port;
+    u32 leg;
+    u32 ends; // how many of the two sockets are there
 };
 
 // flows: in the storage of a socket
 struct flow {
-  u64 pair;
-  u64 unread; // bytes redirected since the receiver's queue was last seen empty
-  u32 side;
-  u32 leg;
-  u32 orig_ip4;
-  u32 orig_port;
-  u32 tcp; // 1: this direction goes by TCP for good
-  u32 pad;
+    u64 pair;
+    u64 unread; // bytes redirected since the receiver's queue was last seen empty
+    u32 side;
+    u32 leg;
+    u32 orig_ip4;
+    u32 orig_port;
+    u32 tcp; // 1: this direction goes by TCP for good
+    u32 pad;
 };

@@ -8,28 +8,28 @@
 // Keeps clang from merging two 4-byte accesses to a context into one of 8 bytes, which the verifier refuses.
 #define BARRIER asm volatile("" ::: "memory")
 
-#define AF_INET 2
-#define AF_INET6 10
+#define AF_INET     2
+#define AF_INET6    10
 #define IPPROTO_TCP 6
-#define TCP_CLOSE 7
-#define MAPPED bpf_htonl(0xffff) // third word of ::ffff:a.b.c.d
-#define LOOPBACK4 bpf_htonl(0x7f000001)
-#define INBOUND4 bpf_htonl(0x7f000006) // the source that a sidecar dials its own application from
+#define TCP_CLOSE   7
+#define MAPPED      bpf_htonl(0xffff) // third word of ::ffff:a.b.c.d
+#define LOOPBACK4   bpf_htonl(0x7f000001)
+#define INBOUND4    bpf_htonl(0x7f000006) // the source that a sidecar dials its own application from
 
 // Header-free as we compile, these few UAPI structures are ours to spell out.
 struct sockaddr4 {
-  u16 family;
-  u16 port;
-  u32 ip4;
-  u64 zero;
+    u16 family;
+    u16 port;
+    u32 ip4;
+    u64 zero;
 };
 
 struct sockaddr6 {
-  u16 family;
-  u16 port;
-  u32 flowinfo;
-  u32 ip6[4];
-  u32 scope;
+    u16 family;
+    u16 port;
+    u32 flowinfo;
+    u32 ip6[4];
+    u32 scope;
 };
 
 BPF_ARRAY(merlab_config, struct config, 1);
@@ -42,54 +42,54 @@ BPF_F_TABLE("hash", u64, struct pair, merlab_pairs, MAX_PAIRS, BPF_F_NO_PREALLOC
 BPF_SK_STORAGE(merlab_flows, struct flow);
 
 // BCC's own BPF_SOCKHASH has no lookup and 4-byte values; with 8 bytes user space reads back socket cookies.
-#define SOCKHASH(_name, _key, _max)                                                                                  \
-  struct _name##_table_t {                                                                                           \
-    _key key;                                                                                                        \
-    u64 leaf;                                                                                                        \
-    u64 *(*lookup)(_key *);                                                                                          \
-    int (*delete)(_key *);                                                                                           \
-    int (*sock_hash_update)(void *, void *, u64);                                                                    \
-    int (*msg_redirect_hash)(void *, void *, u64);                                                                   \
-    u32 max_entries;                                                                                                 \
-  };                                                                                                                 \
-  __attribute__((section("maps/sockhash"))) struct _name##_table_t _name = {.max_entries = (_max)};                  \
-  BPF_ANNOTATE_KV_PAIR(_name, _key, u64)
+#define SOCKHASH(_name, _key, _max)                                                                          \
+    struct _name##_table_t {                                                                                 \
+        _key key;                                                                                            \
+        u64 leaf;                                                                                            \
+        u64 *(*lookup)(_key *);                                                                              \
+        int (*delete)(_key *);                                                                               \
+        int (*sock_hash_update)(void *, void *, u64);                                                        \
+        int (*msg_redirect_hash)(void *, void *, u64);                                                       \
+        u32 max_entries;                                                                                     \
+    };                                                                                                       \
+    __attribute__((section("maps/sockhash"))) struct _name##_table_t _name = {.max_entries = (_max)};        \
+    BPF_ANNOTATE_KV_PAIR(_name, _key, u64)
 
 SOCKHASH(merlab_listeners, u64, MAX_PODS);
 SOCKHASH(merlab_peers, struct end, MAX_SOCKETS);
 
 INLINE struct config *configuration(void) {
-  u32 zero = 0;
-  return merlab_config.lookup(&zero);
+    u32 zero = 0;
+    return merlab_config.lookup(&zero);
 }
 
 INLINE int debugging(void) {
-  struct config *config = configuration();
-  return config && config->debug;
+    struct config *config = configuration();
+    return config && config->debug;
 }
 
 INLINE void count(u64 netns, u32 counter, u64 by) {
-  struct counters *counters = merlab_counters.lookup(&netns);
-  u64 index = counter;
-  // In assembly, as clang removes the bound where it can prove it and the verifier cannot.
-  asm volatile("%0 &= 31" : "+r"(index));
-  if (counters)
-    // Atomic, although per CPU: programs in process context can be preempted by one on the same CPU.
-    __sync_fetch_and_add(&counters->value[index], by);
+    struct counters *counters = merlab_counters.lookup(&netns);
+    u64 index = counter;
+    // In assembly, as clang removes the bound where it can prove it and the verifier cannot.
+    asm volatile("%0 &= 31" : "+r"(index));
+    if (counters)
+        // Atomic, although per CPU: programs in process context can be preempted by one on the same CPU.
+        __sync_fetch_and_add(&counters->value[index], by);
 }
 
 INLINE int is_loopback(u32 ip4) {
-  return (bpf_ntohl(ip4) >> 24) == 127;
+    return (bpf_ntohl(ip4) >> 24) == 127;
 }
 
-// BCC's bpf_trace_printk() cannot stand in a macro, so the helper is named once more. At most three values a line:
-// more takes bpf_trace_vprintk.
+// BCC's bpf_trace_printk() cannot stand in a macro, so the helper is named once more. At most three values a
+// line: more takes bpf_trace_vprintk.
 static int (*trace)(const char *format, u32 size, ...) = (void *)BPF_FUNC_trace_printk;
 
-#define SAY(_format, ...)                                                                                            \
-  do {                                                                                                               \
-    if (debugging()) {                                                                                               \
-      char format[] = "[merlab] " _format;                                                                           \
-      trace(format, sizeof(format), __VA_ARGS__);                                                                    \
-    }                                                                                                                \
-  } while (0)
+#define SAY(_format, ...)                                                                                    \
+    do {                                                                                                     \
+        if (debugging()) {                                                                                   \
+            char format[] = "[merlab] " _format;                                                             \
+            trace(format, sizeof(format), __VA_ARGS__);                                                      \
+        }                                                                                                    \
+    } while (0)

@@ -1,186 +1,190 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
-// cgroup/connect4, connect6: where a connection really goes. What Istio's rules do to the first packet, done to the
-// address before there is a packet. getpeername4, 6: the dialling process goes on seeing what it asked for.
+// cgroup/connect4, connect6: where a connection really goes. What Istio's rules do to the first packet, done
+// to the address before there is a packet. getpeername4, 6: the dialling process goes on seeing what it asked
+// for.
 
 #include "common.h"
 
 // What to do with one connect().
 struct dial {
-  u32 leg;
-  u32 ip4;
-  u32 port;
-  u32 bind; // the source must become the pod's own address
+    u32 leg;
+    u32 ip4;
+    u32 port;
+    u32 bind; // the source must become the pod's own address
 };
 
 // Ports of a sidecar that other sidecars reach as they are.
 INLINE int is_infrastructure(u32 port) {
-  return port == PORT_HBONE || port == PORT_AGENT || port == PORT_HEALTH || port == PORT_STATS;
+    return port == PORT_HBONE || port == PORT_AGENT || port == PORT_HEALTH || port == PORT_STATS;
 }
 
 INLINE void decide(struct dial *dial, u32 own_ip4, u32 src_ip4) {
-  u32 ip4 = dial->ip4;
-  u32 uid = bpf_get_current_uid_gid();
+    u32 ip4 = dial->ip4;
+    u32 uid = bpf_get_current_uid_gid();
 
-  dial->leg = LEG_NONE;
-  dial->bind = 0;
-  if (uid != SIDECAR_UID) {
-    if (is_loopback(ip4) || ip4 == 0 || ip4 == own_ip4)
-      return;
-    dial->leg = LEG_OUTBOUND;
-    dial->ip4 = LOOPBACK4;
-    dial->port = PORT_OUTBOUND;
-    dial->bind = 1;
-    return;
-  }
-  if (ip4 == own_ip4) {
-    if (src_ip4 == INBOUND4) {
-      dial->leg = LEG_INBOUND;
-    } else if (dial->port != PORT_HBONE) {
-      // A sidecar calling its own pod. To 127.0.0.1, because Istio's rule for this case leaves that address alone:
-      // REDIRECT of a local packet would change the address, and the accepting side would look for another wire.
-      dial->leg = LEG_MESH;
-      dial->ip4 = LOOPBACK4;
-      dial->port = PORT_INBOUND;
-      dial->bind = 1;
+    dial->leg = LEG_NONE;
+    dial->bind = 0;
+    if (uid != SIDECAR_UID) {
+        if (is_loopback(ip4) || ip4 == 0 || ip4 == own_ip4)
+            return;
+        dial->leg = LEG_OUTBOUND;
+        dial->ip4 = LOOPBACK4;
+        dial->port = PORT_OUTBOUND;
+        dial->bind = 1;
+        return;
     }
-    return;
-  }
-  if (merlab_pod_ips.lookup(&ip4) && !is_infrastructure(dial->port)) {
-    // The server's REDIRECT rule would change the port to 15006: by dialling it, the wire is the same without them.
-    dial->leg = LEG_MESH;
-    dial->port = PORT_INBOUND;
-  }
+    if (ip4 == own_ip4) {
+        if (src_ip4 == INBOUND4) {
+            dial->leg = LEG_INBOUND;
+        } else if (dial->port != PORT_HBONE) {
+            // A sidecar calling its own pod. To 127.0.0.1, because Istio's rule for this case leaves that
+            // address alone: REDIRECT of a local packet would change the address, and the accepting side
+            // would look for another wire.
+            dial->leg = LEG_MESH;
+            dial->ip4 = LOOPBACK4;
+            dial->port = PORT_INBOUND;
+            dial->bind = 1;
+        }
+        return;
+    }
+    if (merlab_pod_ips.lookup(&ip4) && !is_infrastructure(dial->port)) {
+        // The server's REDIRECT rule would change the port to 15006: by dialling it, the wire is the same
+        // without them.
+        dial->leg = LEG_MESH;
+        dial->port = PORT_INBOUND;
+    }
 }
 
 // Decides, counts and remembers. Gives the leg.
-INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial *dial, u32 *own_ip4, u32 src_ip4) {
-  u64 netns = bpf_get_netns_cookie(ctx);
-  struct pod *pod = merlab_pods.lookup(&netns);
-  struct flow *flow;
-  u32 ip4 = dial->ip4, port = dial->port;
-  u64 pair;
+INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial *dial, u32 *own_ip4,
+                     u32 src_ip4) {
+    u64 netns = bpf_get_netns_cookie(ctx);
+    struct pod *pod = merlab_pods.lookup(&netns);
+    struct flow *flow;
+    u32 ip4 = dial->ip4, port = dial->port;
+    u64 pair;
 
-  if (!pod)
-    return LEG_NONE;
-  *own_ip4 = pod->ip4;
-  decide(dial, pod->ip4, src_ip4);
-  if (dial->leg == LEG_NONE) {
-    count(netns, COUNTER_UNTOUCHED_CONNECTS, 1);
-    // The same socket may have been dialled before, and disconnected.
-    flow = merlab_flows.sk_storage_get(sk, 0, 0);
-    if (flow)
-      flow->leg = LEG_NONE;
-    return LEG_NONE;
-  }
-  flow = merlab_flows.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-  if (!flow) {
-    count(netns, COUNTER_MAP_FULL, 1);
-    return LEG_NONE;
-  }
-  pair = bpf_get_socket_cookie(ctx);
-  flow->pair = pair;
-  flow->side = 0;
-  flow->leg = dial->leg;
-  flow->orig_ip4 = ip4;
-  flow->orig_port = port;
-  flow->tcp = 0;
-  flow->unread = 0;
-  count(netns, COUNTER_OUTBOUND_CONNECTS + dial->leg - LEG_OUTBOUND, 1);
-  SAY("connect pair=%llx leg=%u", pair, dial->leg);
-  SAY("wanted pair=%llx dst=%pI4:%u", pair, &ip4, port);
-  return dial->leg;
+    if (!pod)
+        return LEG_NONE;
+    *own_ip4 = pod->ip4;
+    decide(dial, pod->ip4, src_ip4);
+    if (dial->leg == LEG_NONE) {
+        count(netns, COUNTER_UNTOUCHED_CONNECTS, 1);
+        // The same socket may have been dialled before, and disconnected.
+        flow = merlab_flows.sk_storage_get(sk, 0, 0);
+        if (flow)
+            flow->leg = LEG_NONE;
+        return LEG_NONE;
+    }
+    flow = merlab_flows.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (!flow) {
+        count(netns, COUNTER_MAP_FULL, 1);
+        return LEG_NONE;
+    }
+    pair = bpf_get_socket_cookie(ctx);
+    flow->pair = pair;
+    flow->side = 0;
+    flow->leg = dial->leg;
+    flow->orig_ip4 = ip4;
+    flow->orig_port = port;
+    flow->tcp = 0;
+    flow->unread = 0;
+    count(netns, COUNTER_OUTBOUND_CONNECTS + dial->leg - LEG_OUTBOUND, 1);
+    SAY("connect pair=%llx leg=%u", pair, dial->leg);
+    SAY("wanted pair=%llx dst=%pI4:%u", pair, &ip4, port);
+    return dial->leg;
 }
 
 int merlab_connect4(struct bpf_sock_addr *ctx) {
-  struct bpf_sock *sk = ctx->sk;
-  struct dial dial = {};
-  struct sockaddr4 source = {.family = AF_INET};
-  u32 src_ip4, own_ip4 = 0;
+    struct bpf_sock *sk = ctx->sk;
+    struct dial dial = {};
+    struct sockaddr4 source = {.family = AF_INET};
+    u32 src_ip4, own_ip4 = 0;
 
-  if (!sk || ctx->protocol != IPPROTO_TCP)
+    if (!sk || ctx->protocol != IPPROTO_TCP)
+        return 1;
+    src_ip4 = sk->src_ip4;
+    BARRIER;
+    dial.ip4 = ctx->user_ip4;
+    BARRIER;
+    dial.port = bpf_ntohs(ctx->user_port);
+    if (intercept(ctx, sk, &dial, &own_ip4, src_ip4) == LEG_NONE)
+        return 1;
+    if (dial.bind && src_ip4 == 0) {
+        // Without this the source would be 127.0.0.1 and the sidecar could not tell who called. Fails on a
+        // socket that has a port already; such a connection is then told apart by its network namespace.
+        source.ip4 = own_ip4;
+        bpf_bind(ctx, &source, sizeof(source));
+    }
+    ctx->user_ip4 = dial.ip4;
+    BARRIER;
+    ctx->user_port = bpf_htons(dial.port);
     return 1;
-  src_ip4 = sk->src_ip4;
-  BARRIER;
-  dial.ip4 = ctx->user_ip4;
-  BARRIER;
-  dial.port = bpf_ntohs(ctx->user_port);
-  if (intercept(ctx, sk, &dial, &own_ip4, src_ip4) == LEG_NONE)
-    return 1;
-  if (dial.bind && src_ip4 == 0) {
-    // Without this the source would be 127.0.0.1 and the sidecar could not tell who called. Fails on a socket that
-    // has a port already; such a connection is then told apart by its network namespace.
-    source.ip4 = own_ip4;
-    bpf_bind(ctx, &source, sizeof(source));
-  }
-  ctx->user_ip4 = dial.ip4;
-  BARRIER;
-  ctx->user_port = bpf_htons(dial.port);
-  return 1;
 }
 
 // Only ::ffff:a.b.c.d, which Java dials by default and which never reaches connect4.
 int merlab_connect6(struct bpf_sock_addr *ctx) {
-  struct bpf_sock *sk = ctx->sk;
-  struct dial dial = {};
-  struct sockaddr6 source = {.family = AF_INET6};
-  u32 src_ip4, own_ip4 = 0;
-  u32 word0, word1, word2;
+    struct bpf_sock *sk = ctx->sk;
+    struct dial dial = {};
+    struct sockaddr6 source = {.family = AF_INET6};
+    u32 src_ip4, own_ip4 = 0;
+    u32 word0, word1, word2;
 
-  if (!sk || ctx->protocol != IPPROTO_TCP)
+    if (!sk || ctx->protocol != IPPROTO_TCP)
+        return 1;
+    src_ip4 = sk->src_ip4;
+    BARRIER;
+    word0 = ctx->user_ip6[0];
+    BARRIER;
+    word1 = ctx->user_ip6[1];
+    BARRIER;
+    word2 = ctx->user_ip6[2];
+    BARRIER;
+    if (word0 || word1 || word2 != MAPPED)
+        return 1;
+    dial.ip4 = ctx->user_ip6[3];
+    BARRIER;
+    dial.port = bpf_ntohs(ctx->user_port);
+    if (intercept(ctx, sk, &dial, &own_ip4, src_ip4) == LEG_NONE)
+        return 1;
+    if (dial.bind && src_ip4 == 0) {
+        source.ip6[2] = MAPPED;
+        source.ip6[3] = own_ip4;
+        bpf_bind(ctx, &source, sizeof(source));
+    }
+    ctx->user_ip6[3] = dial.ip4;
+    BARRIER;
+    ctx->user_port = bpf_htons(dial.port);
     return 1;
-  src_ip4 = sk->src_ip4;
-  BARRIER;
-  word0 = ctx->user_ip6[0];
-  BARRIER;
-  word1 = ctx->user_ip6[1];
-  BARRIER;
-  word2 = ctx->user_ip6[2];
-  BARRIER;
-  if (word0 || word1 || word2 != MAPPED)
-    return 1;
-  dial.ip4 = ctx->user_ip6[3];
-  BARRIER;
-  dial.port = bpf_ntohs(ctx->user_port);
-  if (intercept(ctx, sk, &dial, &own_ip4, src_ip4) == LEG_NONE)
-    return 1;
-  if (dial.bind && src_ip4 == 0) {
-    source.ip6[2] = MAPPED;
-    source.ip6[3] = own_ip4;
-    bpf_bind(ctx, &source, sizeof(source));
-  }
-  ctx->user_ip6[3] = dial.ip4;
-  BARRIER;
-  ctx->user_port = bpf_htons(dial.port);
-  return 1;
 }
 
 int merlab_getpeer4(struct bpf_sock_addr *ctx) {
-  struct bpf_sock *sk = ctx->sk;
-  struct flow *flow;
+    struct bpf_sock *sk = ctx->sk;
+    struct flow *flow;
 
-  if (!sk || ctx->protocol != IPPROTO_TCP)
+    if (!sk || ctx->protocol != IPPROTO_TCP)
+        return 1;
+    flow = merlab_flows.sk_storage_get(sk, 0, 0);
+    if (flow && flow->leg != LEG_NONE && flow->side == 0) {
+        ctx->user_ip4 = flow->orig_ip4;
+        BARRIER;
+        ctx->user_port = bpf_htons(flow->orig_port);
+    }
     return 1;
-  flow = merlab_flows.sk_storage_get(sk, 0, 0);
-  if (flow && flow->leg != LEG_NONE && flow->side == 0) {
-    ctx->user_ip4 = flow->orig_ip4;
-    BARRIER;
-    ctx->user_port = bpf_htons(flow->orig_port);
-  }
-  return 1;
 }
 
 int merlab_getpeer6(struct bpf_sock_addr *ctx) {
-  struct bpf_sock *sk = ctx->sk;
-  struct flow *flow;
+    struct bpf_sock *sk = ctx->sk;
+    struct flow *flow;
 
-  if (!sk || ctx->protocol != IPPROTO_TCP)
+    if (!sk || ctx->protocol != IPPROTO_TCP)
+        return 1;
+    flow = merlab_flows.sk_storage_get(sk, 0, 0);
+    if (flow && flow->leg != LEG_NONE && flow->side == 0) {
+        ctx->user_ip6[3] = flow->orig_ip4;
+        BARRIER;
+        ctx->user_port = bpf_htons(flow->orig_port);
+    }
     return 1;
-  flow = merlab_flows.sk_storage_get(sk, 0, 0);
-  if (flow && flow->leg != LEG_NONE && flow->side == 0) {
-    ctx->user_ip6[3] = flow->orig_ip4;
-    BARRIER;
-    ctx->user_port = bpf_htons(flow->orig_port);
-  }
-  return 1;
 }

@@ -2,9 +2,9 @@
 //
 // The dataplane in one translation unit, which is how BCC compiles.
 //
-// The license string is what the kernel understands: it knows "GPL" and "Dual MIT/GPL" but no "Dual Apache/GPL", and
-// refuses helpers that these programs need to anything that is not GPL-compatible. The files themselves may be used
-// under either license named in their first lines.
+// The license string is what the kernel understands: it knows "GPL" and "Dual MIT/GPL" but no "Dual
+// Apache/GPL", and refuses helpers that these programs need to anything that is not GPL-compatible. The files
+// themselves may be used under either license named in their first lines.
 #define BPF_LICENSE GPL
 
 #include "common.h"

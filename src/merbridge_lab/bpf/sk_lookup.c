@@ -1,45 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
-// sk_lookup, in the network namespace of each pod: connections from elsewhere (other nodes, the node itself, clients
-// that are not in the mesh) go to the sidecar's inbound listener, whatever port they are for. With Istio's rules in
-// place nat PREROUTING comes first and there is nothing left to do: the port is 15006 already.
+// sk_lookup, in the network namespace of each pod: connections from elsewhere (other nodes, the node itself,
+// clients that are not in the mesh) go to the sidecar's inbound listener, whatever port they are for. With
+// Istio's rules in place nat PREROUTING comes first and there is nothing left to do: the port is 15006
+// already.
 
 #include "common.h"
 
 INLINE int is_istios(u32 port) {
-  return port == PORT_ADMIN || port == PORT_OUTBOUND || port == PORT_INBOUND || port == PORT_HBONE ||
-         port == PORT_AGENT || port == PORT_HEALTH || port == PORT_DNS || port == PORT_STATS;
+    return port == PORT_ADMIN || port == PORT_OUTBOUND || port == PORT_INBOUND || port == PORT_HBONE ||
+           port == PORT_AGENT || port == PORT_HEALTH || port == PORT_DNS || port == PORT_STATS;
 }
 
 int merlab_lookup(struct bpf_sk_lookup *ctx) {
-  u32 local_ip4, remote_ip4, port;
-  struct bpf_sock *listener;
-  u64 *cookie, netns;
-  long failed;
+    u32 local_ip4, remote_ip4, port;
+    struct bpf_sock *listener;
+    u64 *cookie, netns;
+    long failed;
 
-  if (ctx->family != AF_INET || ctx->protocol != IPPROTO_TCP)
+    if (ctx->family != AF_INET || ctx->protocol != IPPROTO_TCP)
+        return SK_PASS;
+    local_ip4 = ctx->local_ip4;
+    BARRIER;
+    remote_ip4 = ctx->remote_ip4;
+    BARRIER;
+    port = ctx->local_port;
+    BARRIER;
+    // By addresses, not by ingress_ifindex, which is not lo for what a pod sends to its own address.
+    if (is_loopback(remote_ip4) || remote_ip4 == local_ip4 || is_istios(port))
+        return SK_PASS;
+    cookie = merlab_pod_ips.lookup(&local_ip4);
+    if (!cookie)
+        return SK_PASS;
+    netns = *cookie;
+    listener = (struct bpf_sock *)merlab_listeners.lookup(&netns);
+    if (!listener)
+        return SK_PASS;
+    failed = bpf_sk_assign(ctx, listener, 0);
+    bpf_sk_release(listener);
+    if (!failed) {
+        count(netns, COUNTER_SK_LOOKUP_ASSIGNED, 1);
+        SAY("steered to=%pI4:%u from=%pI4", &local_ip4, port, &remote_ip4);
+    }
     return SK_PASS;
-  local_ip4 = ctx->local_ip4;
-  BARRIER;
-  remote_ip4 = ctx->remote_ip4;
-  BARRIER;
-  port = ctx->local_port;
-  BARRIER;
-  // By addresses, not by ingress_ifindex, which is not lo for what a pod sends to its own address.
-  if (is_loopback(remote_ip4) || remote_ip4 == local_ip4 || is_istios(port))
-    return SK_PASS;
-  cookie = merlab_pod_ips.lookup(&local_ip4);
-  if (!cookie)
-    return SK_PASS;
-  netns = *cookie;
-  listener = (struct bpf_sock *)merlab_listeners.lookup(&netns);
-  if (!listener)
-    return SK_PASS;
-  failed = bpf_sk_assign(ctx, listener, 0);
-  bpf_sk_release(listener);
-  if (!failed) {
-    count(netns, COUNTER_SK_LOOKUP_ASSIGNED, 1);
-    SAY("steered to=%pI4:%u from=%pI4", &local_ip4, port, &remote_ip4);
-  }
-  return SK_PASS;
 }

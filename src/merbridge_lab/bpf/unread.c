@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
-// Run on demand by BPF_PROG_TEST_RUN, attached to nothing: what detaching must know about a socket before it may take
-// it out of `peers`. To take it out loses what was redirected to it and not read yet, silently.
+// Run on demand by BPF_PROG_TEST_RUN, attached to nothing: what detaching must know about a socket before it
+// may take it out of `peers`. To take it out loses what was redirected to it and not read yet, silently.
 
 #include "common.h"
 #include "queue.h"
@@ -9,18 +9,18 @@
 // args: struct sock *, its cookie. Gives bit 0: the socket is still there; bit 1: unread redirected bytes;
 // bits 2 and up: system calls at work on the socket at this moment.
 int merlab_unread(struct bpf_raw_tracepoint_args *ctx) {
-  u64 sk = ctx->args[0], cookie = ctx->args[1];
-  u64 psock;
-  u32 refs = 1, answer;
+    u64 sk = ctx->args[0], cookie = ctx->args[1];
+    u64 psock;
+    u32 refs = 1, answer;
 
-  if (!is_still(sk, cookie))
-    return 0;
-  psock = psock_of(sk);
-  if (!psock)
-    return 0;
-  PEEK(refs, psock + OFF_PSOCK_REFCNT);
-  answer = 1 | (has_unread(psock) ? 2 : 0);
-  if (refs > 1) // `peers` holds one, every send and receive in progress another
-    answer |= (refs - 1) << 2;
-  return answer & 0x7fffffff;
+    if (!is_still(sk, cookie))
+        return 0;
+    psock = psock_of(sk);
+    if (!psock)
+        return 0;
+    PEEK(refs, psock + OFF_PSOCK_REFCNT);
+    answer = 1 | (has_unread(psock) ? 2 : 0);
+    if (refs > 1) // `peers` holds one, every send and receive in progress another
+        answer |= (refs - 1) << 2;
+    return answer & 0x7fffffff;
 }

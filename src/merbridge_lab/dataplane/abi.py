@@ -17,7 +17,7 @@ import merbridge_lab
 #: The C sources, in the checkout and in the wheel.
 BPF = Path(merbridge_lab.__file__).parent / "bpf"
 
-_TYPES = {"u32": ctypes.c_uint32, "u64": ctypes.c_uint64, "char": ctypes.c_char}
+_TYPES: dict[str, Any] = {"u32": ctypes.c_uint32, "u64": ctypes.c_uint64, "char": ctypes.c_char}
 
 
 class Layout:
@@ -25,7 +25,7 @@ class Layout:
 
     def __init__(self, name: str, members: list[tuple[str, Any]]) -> None:
         self.name = name
-        self._type = type(name, (ctypes.Structure,), {"_fields_": members})
+        self._type: Any = type(name, (ctypes.Structure,), {"_fields_": members})
 
     @property
     def size(self) -> int:
@@ -51,7 +51,7 @@ class Layout:
 
 def _plain(made: Any) -> dict[str, Any]:  # noqa: ANN401
     values: dict[str, Any] = {}
-    for name, *_ in made._fields_:  # noqa: SLF001
+    for name, *_ in made._fields_:
         value = getattr(made, name)
         if isinstance(value, ctypes.Structure):
             value = _plain(value)
@@ -69,7 +69,7 @@ def _text() -> str:
 def constants() -> dict[str, int]:
     """Give every #define of a number and every enumerator."""
     text = _text()
-    found = {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)", text)}
+    found = {name: int(value) for name, value in re.findall(r"#define (\w+) +(\d+)", text)}
     for body in re.findall(r"enum \w+ \{(.*?)\}", text, re.DOTALL):
         found |= {name: number for number, name in enumerate(re.findall(r"\w+", body))}
     return found
@@ -77,7 +77,7 @@ def constants() -> dict[str, int]:
 
 @functools.cache
 def counter_names() -> tuple[str, ...]:
-    """Give the counters in the order of their numbers, as users see them: outbound_connects, …"""
+    """Give the counters in the order of their numbers, as users see them: outbound_connects and so on."""
     prefix = "COUNTER_"
     ours = [(number, name) for name, number in constants().items() if name.startswith(prefix)]
     return tuple(name.removeprefix(prefix).lower() for _, name in sorted(ours))

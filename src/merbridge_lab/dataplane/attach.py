@@ -26,7 +26,7 @@ _EVENT = Path("events/bpf_trace/bpf_trace_printk/enable")
 
 @contextlib.contextmanager
 def _trace_event_kept(tracefs: Path | None) -> Iterator[None]:
-    """Loading a program that can print switches the machine's trace event on: put it back as it was."""
+    """Put the machine's trace event back as it was: loading a program that can print switches it on."""
     enable = tracefs / _EVENT if tracefs else None
     before = enable.read_text().strip() if enable and enable.exists() else None
     try:
@@ -38,7 +38,7 @@ def _trace_event_kept(tracefs: Path | None) -> Iterator[None]:
 
 def load(pins: Pins, tracefs: Path | None) -> None:
     """Compile, load and pin every program and map; nothing is attached yet."""
-    from merbridge_lab.dataplane import compiler  # noqa: PLC0415  (BCC only where something is compiled)
+    from merbridge_lab.dataplane import compiler  # BCC only where something is compiled
 
     for folder in ("links/sk_lookup", "maps", "progs"):
         (pins.root / folder).mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,18 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _STRUCT, _UNION = 4, 5
 #: Bytes that follow the 12 of a type, by kind: (fixed, per element). Kinds not named here have none.
-_TAIL = {1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12), 17: (4, 0), 19: (0, 12)}
+_TAIL = {
+    1: (4, 0),
+    3: (12, 0),
+    4: (0, 12),
+    5: (0, 12),
+    6: (0, 8),
+    13: (0, 8),
+    14: (4, 0),
+    15: (0, 12),
+    17: (4, 0),
+    19: (0, 12),
+}
 
 
 class Member(NamedTuple):
@@ -75,6 +86,7 @@ class Btf:
             type_id = target
 
     def _find(self, type_id: int, path: list[str]) -> int | None:
+        offset: int
         at = self._at[self._resolve(type_id)]
         _, info = struct.unpack_from("<II", self._blob, at)
         if info >> 24 & 31 not in (_STRUCT, _UNION):

@@ -17,6 +17,7 @@ from merbridge_lab.errors import KernelCannotError, LabError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 class Program(NamedTuple):
     """One program: how it is loaded and what its failing means."""
 
@@ -39,6 +40,7 @@ PROGRAMS = (
     Program("merlab_lookup", bpf.PROG_SK_LOOKUP, bpf.SK_LOOKUP, "sk_lookup", "5.9"),
     Program("merlab_unread", bpf.PROG_RAW_TRACEPOINT, -1, "test runs of raw tracepoint programs", "5.10"),
 )
+
 
 @contextlib.contextmanager
 def _caught_stderr() -> Iterator[list[str]]:

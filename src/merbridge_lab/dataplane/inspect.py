@@ -1,4 +1,4 @@
-"""Look at the kernel: is the dataplane attached as it should be, and if not, what is wrong and where?"""
+"""Look at the kernel: is the dataplane attached as it should be, and if not, what is wrong where."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Pins:
 
     @property
     def any(self) -> bool:
-        """Is anything pinned at all?"""
+        """Whether anything is pinned at all."""
         return any(path for path in self.root.rglob("*") if not path.is_dir()) if self.root.is_dir() else False
 
     def stamp(self) -> str | None:
@@ -162,12 +162,7 @@ class Pins:
         layout = abi.layouts()["pod"]
         with self.open_map("pods") as fd:
             entries = {key: bpf.lookup(fd, key, layout.size) for key in bpf.keys(fd, 8)}
-        return {
-            number(key): _named(layout.unpack(raw))
-            for key, raw in entries.items()
-            if raw is not None
-        }
-
+        return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items() if raw is not None}
 
 
 def _named(pod: dict[str, Any]) -> dict[str, Any]:

@@ -70,13 +70,13 @@ class Dataplane:
 
     @property
     def attached(self) -> bool:
-        """Is any hook attached?"""
+        """Whether any hook is attached."""
         pins = [self._pins.link(hook.name) for hook in HOOKS]
         return any(pin.exists() for pin in [*pins, *self._pins.lookup_links()])
 
     @property
     def debug(self) -> bool:
-        """Does the dataplane say in the trace what it does?"""
+        """Whether the dataplane says in the trace what it does."""
         with contextlib.suppress(OSError):
             return bool(self._pins.config()["debug"])
         return False

@@ -107,7 +107,7 @@ def inbound_listener(pid: int, cookie: int) -> Iterator[int | None]:
     try:
         for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name)):
             try:
-                if not os.readlink(entry).startswith("socket:"):
+                if not str(entry.readlink()).startswith("socket:"):
                     continue
                 sock = socket.socket(fileno=_pidfd_getfd(pidfd, int(entry.name)))
             except OSError:
