@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,6 +52,13 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show every command that is
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours (NO_COLOR does the same).")]
 
 PATIENCE = 20.0
+
+
+class Backend(str, Enum):
+    """The two kinds of iptables, whose tables do not see each other."""
+
+    NFT = "nft"
+    LEGACY = "legacy"
 
 
 class _Run:
@@ -128,13 +136,13 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _changing(run: _Run, asked: str | None, *, keep: bool = False) -> Iterator[Any]:
+def _changing(run: _Run, asked: str | None, *, keep: bool = False, backend: str | None = None) -> Iterator[Any]:
     """Pick a lab and have it to oneself for the length of the block."""
     from merbridge_lab import lock
 
     driver = run.driver(asked)
     driver.require_able()
-    with lock.held(), driver.open(keep=keep) as lab:
+    with lock.held(), driver.open(keep=keep, backend=backend) as lab:
         yield lab
 
 
@@ -162,6 +170,9 @@ def _selected(numbers: Sequence[int]) -> list[Step]:
 def up(
     lab: LabName = None,
     until: Annotated[str | None, typer.Option("--until", metavar="N", help="Stop after step N.")] = None,
+    iptables: Annotated[
+        Backend | None, typer.Option("--iptables", help="In which tables Istio's rules are loaded; by default nft.")
+    ] = None,
     json: JsonFlag = False, timeout: Timeout = PATIENCE, verbose: Verbose = 0, quiet: Quiet = False,
     debug: Debug = False, no_color: NoColor = False,
 ) -> None:  # fmt: skip
@@ -177,7 +188,7 @@ def up(
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
 
-        with _changing(run, lab) as chosen:
+        with _changing(run, lab, backend=iptables.value if iptables else None) as chosen:
             run.report = Report("up", chosen.name)
             chosen.mend()
             Runner(chosen, run.console, patience=timeout).run(

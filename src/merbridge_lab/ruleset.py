@@ -59,6 +59,10 @@ class RuleSet:
         """The backend that holds Istio's rules, or "" where neither does."""
         return next((name for name in BACKENDS if any(r.is_istio for r in parse(self.texts.get(name, "")))), "")
 
+    def backend_of(self, table: str) -> str | None:
+        """Give the backend that has any rules in `table`, or None where neither has."""
+        return next((name for name in BACKENDS if any(r.table == table for r in parse(self.texts.get(name, "")))), None)
+
     @property
     def rules(self) -> tuple[Rule, ...]:
         """All rules of both backends."""

@@ -30,8 +30,11 @@ class Driver(Protocol):
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
 
-    def open(self, *, keep: bool = False) -> AbstractContextManager[Any]:
-        """Give the lab for the length of the block; `keep` leaves rules flushed after a flush."""
+    def open(self, *, keep: bool = False, backend: str | None = None) -> AbstractContextManager[Any]:
+        """Give the lab for the length of the block.
+
+        `keep` leaves rules flushed after a flush; `backend` is the kind of iptables for the rules ("nft", "legacy").
+        """
 
 
 def pick(asked: str | None) -> tuple[Driver, str]:

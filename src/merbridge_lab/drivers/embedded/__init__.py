@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 
 from merbridge_lab.drivers.embedded import layout
@@ -15,15 +16,25 @@ if TYPE_CHECKING:
     from merbridge_lab.drivers.embedded.lab import EmbeddedLab
     from merbridge_lab.requirements import Requirement
 
+_NAME = re.compile(r"merlab(-[a-z0-9]{1,16})?")
+
 
 class EmbeddedDriver:
-    """Opens the embedded lab."""
+    """Opens the embedded lab.
+
+    `MERLAB_NAME` in the environment gives it another name, so that tests have a lab of their own beside a user's.
+    """
 
     name = "embedded"
 
+    def __init__(self) -> None:
+        self._lab_name = os.environ.get("MERLAB_NAME") or layout.NAME
+        if not _NAME.fullmatch(self._lab_name):
+            raise LabError(f"MERLAB_NAME={self._lab_name!r} is no name for a lab", hint="unset MERLAB_NAME")
+
     def is_up(self) -> bool:
         """Whether anything of the lab is there: its run directory is where it begins and ends."""
-        return layout.RUN.exists()
+        return layout.RUN.with_name(self._lab_name).exists()
 
     def require_able(self) -> None:
         """Raise LabError when this process may not work with the lab."""
@@ -40,8 +51,14 @@ class EmbeddedDriver:
         return requirements.embedded()
 
     @contextlib.contextmanager
-    def open(self, *, keep: bool = False) -> Iterator[EmbeddedLab]:
-        """Give the lab for the length of the block."""
+    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[EmbeddedLab]:
+        """Give the lab for the length of the block; its rules are in `backend`, in nft where nothing is said.
+
+        Raises LabError when the lab is up with its rules in another backend.
+        """
         from merbridge_lab.drivers.embedded.lab import EmbeddedLab
 
-        yield EmbeddedLab(keep=keep)
+        present = EmbeddedLab(name=self._lab_name).present_backend() if os.geteuid() == 0 else None
+        if backend and present and backend != present:
+            raise LabError(f"the lab is up, with its rules in {present} tables, not {backend}", hint="merlab down")
+        yield EmbeddedLab(name=self._lab_name, keep=keep, backend=present or backend or "nft")

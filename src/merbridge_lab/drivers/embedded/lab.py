@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from merbridge_lab import interrupts
+from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers.embedded import layout, requests
 from merbridge_lab.drivers.embedded.interception import Interception
@@ -123,6 +124,12 @@ class EmbeddedLab:
         return taken
 
     # -- the lab as a whole -------------------------------------------------------------------------------------------
+
+    def present_backend(self) -> str | None:
+        """Say in which backend the rules of the lab that is up are; None where there is none, or no rules."""
+        if not netns.is_pinned(self._node.netns):
+            return None
+        return iptables.snapshot(self._node.netns).backend_of("nat")
 
     def require_up(self) -> None:
         """Raise LabError when no lab is up."""
