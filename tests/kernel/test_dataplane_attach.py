@@ -361,6 +361,36 @@ def test_killed_while_attaching(rig, server):
         assert not rig.pins.exists() or not list(rig.pins.rglob("*"))
 
 
+def test_killed_while_detaching(rig, server):
+    """Whatever a detach had taken away by then, attach() mends it and detach() finishes it."""
+    code = "import sys; from pathlib import Path; from merbridge_lab.dataplane import Dataplane\n"
+    code += "print('go', flush=True); Dataplane(Path(sys.argv[1])).detach(5.0)"
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    for number, name in enumerate(
+        ["links/connect4", "links/sk_lookup/sleep", "maps/stamp", "maps/pods", "progs/sk_msg"]
+    ):
+        rig.attach()
+        client, app = request(rig, server)
+        child = subprocess.Popen([sys.executable, "-c", code, str(rig.pins)], stdout=subprocess.PIPE, env=env)
+        child.stdout.readline()
+        while child.poll() is None and (rig.pins / name).exists():
+            pass
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        exchange(client, app)
+        if number % 2:
+            rig.attach()
+            assert rig.problems() == []
+            exchange(client, app)
+            for sock in request(rig, server):
+                sock.close()
+        rig.plane.detach(1.0)
+        exchange(client, app)
+        client.close(), app.close()
+        assert loaded(rig) == set()
+
+
 def test_another_program_in_the_way_is_named(rig):
     rig.attach()
     where = os.open(rig.root, os.O_RDONLY)

@@ -61,7 +61,8 @@ enum counter {
     COUNTERS,
 };
 
-// config[0]
+// config[0]; `redirect` comes first in every version, as detaching another version must be able to switch it
+// off
 struct config {
     u32 redirect; // 1: messages may move from socket to socket
     u32 debug;    // 1: say what is done in the trace

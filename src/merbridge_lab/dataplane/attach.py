@@ -14,6 +14,7 @@ from merbridge_lab.dataplane.detach import detach, unlink
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.pods import Pod, inbound_listener, netns_cookie
 from merbridge_lab.errors import KernelCannotError, LabError
+from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 #: How long live connections of an older dataplane get to read what is on its way to them, in seconds.
 _REPLACE = 3.0
 
+#: How late the kernel may switch the trace event on, in seconds; seen: about one millisecond.
+_EVENT_LATE = 0.03
 _EVENT = Path("events/bpf_trace/bpf_trace_printk/enable")
 
 
@@ -32,8 +35,16 @@ def _trace_event_kept(tracefs: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if enable and before is not None and enable.read_text().strip() != before:
-            enable.write_text(before)
+        if enable and before == "0":
+            _switch_off(enable)
+
+
+def _switch_off(enable: Path) -> None:
+    """Switch the event off, and see that it stays so: newer kernels switch it on from a work queue, a little later."""
+    for _ in range(5):
+        enable.write_text("0")
+        if not until(lambda: enable.read_text().strip() != "0", timeout=_EVENT_LATE, awaiting="the trace event"):
+            return
 
 
 def load(pins: Pins, tracefs: Path | None) -> None:
@@ -44,15 +55,16 @@ def load(pins: Pins, tracefs: Path | None) -> None:
         (pins.root / folder).mkdir(parents=True, exist_ok=True)
     with _trace_event_kept(tracefs):
         loaded = compiler.load()
-    try:
-        for name in PROGRAMS:
-            bpf.pin(loaded.programs[PREFIX + name], pins.prog(name))
-        for name in MAPS:  # the stamp is the last one
-            if name == "stamp":
-                bpf.update(loaded.maps[name], bytes(4), abi.layouts()["stamp"].pack(version=abi.stamp().encode()))
-            bpf.pin(loaded.maps[name], pins.map(name))
-    finally:
-        loaded.close()
+        try:
+            for name in PROGRAMS:
+                bpf.pin(loaded.programs[PREFIX + name], pins.prog(name))
+            for name in MAPS:  # the stamp is the last one
+                if name == "stamp":
+                    stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode())
+                    bpf.update(loaded.maps[name], bytes(4), stamp)
+                bpf.pin(loaded.maps[name], pins.map(name))
+        finally:
+            loaded.close()
 
 
 def _blocked(cgroup: Path, attach_type: int) -> Path | None:

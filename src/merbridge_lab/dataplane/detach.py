@@ -124,7 +124,8 @@ def detach(pins: Pins, timeout: float) -> Detached:
     for pin in pins.lookup_links():
         unlink(pin)
     # Another version's structures are not ours to read: its sockets stay in its hash, which is correct, if not swift.
-    result = _drain(pins, timeout) if pins.stamp() in (None, abi.stamp()) else Detached(0, 0)
+    foreign = pins.stamp() is not None and not pins.readable
+    result = Detached(0, 0) if foreign else _drain(pins, timeout)
     for name in last:
         unlink(pins.link(name))
     for name in reversed(MAPS):

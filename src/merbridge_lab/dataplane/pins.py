@@ -119,10 +119,15 @@ class Pins:
     def stamp(self) -> str | None:
         """Name the dataplane that is pinned, or None if the pins are not whole."""
         with contextlib.suppress(OSError), opened(self.map("stamp")) as fd:
-            raw = bpf.lookup(fd, _ZERO, abi.layouts()["stamp"].size)
+            raw = bpf.lookup(fd, _ZERO, bpf.map_info(fd).value_size)  # another version's may have another size
             if raw:
                 return raw.rstrip(b"\0").decode(errors="replace") or None
         return None
+
+    @property
+    def readable(self) -> bool:
+        """Whether what is pinned has the layouts that this version knows."""
+        return self.stamp() == abi.stamp()
 
     @contextlib.contextmanager
     def open_map(self, name: str) -> Iterator[int]:
@@ -149,13 +154,15 @@ class Pins:
     def config(self) -> dict[str, int]:
         """Read the switches. Raises OSError."""
         with self.open_map("config") as fd:
-            return abi.layouts()["config"].unpack(bpf.lookup(fd, _ZERO, abi.layouts()["config"].size) or b"")
+            return abi.layouts()["config"].unpack(_whole(fd))
 
     def configure(self, **changes: int) -> None:
         """Set switches: redirect, debug. Raises OSError."""
-        values = self.config() | changes
+        layout = abi.layouts()["config"]
         with self.open_map("config") as fd:
-            bpf.update(fd, _ZERO, abi.layouts()["config"].pack(**values))
+            raw = _whole(fd)
+            values = layout.unpack(raw) | changes
+            bpf.update(fd, _ZERO, layout.pack(**values) + raw[layout.size :])
 
     def pods(self) -> dict[int, dict[str, Any]]:
         """Give the pods served, by the cookie of their network namespace. Raises OSError."""
@@ -163,6 +170,12 @@ class Pins:
         with self.open_map("pods") as fd:
             entries = {key: bpf.lookup(fd, key, layout.size) for key in bpf.keys(fd, 8)}
         return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items() if raw is not None}
+
+
+def _whole(config: int) -> bytes:
+    """Read all of the configuration, which in a later version may be longer, but begins in the same way."""
+    size = bpf.map_info(config).value_size
+    return (bpf.lookup(config, _ZERO, size) or b"").ljust(abi.layouts()["config"].size, b"\0")
 
 
 def _named(pod: dict[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,8 @@ class Dataplane:
         """Give every counter of every pod served, summed over CPUs; empty when nothing is attached."""
         layout, names = abi.layouts()["counters"], abi.counter_names()
         found: dict[str, dict[str, int]] = {}
+        if not self._pins.readable:
+            return found
         with contextlib.suppress(FileNotFoundError), self._pins.open_map("counters") as fd:
             for cookie, pod in self._pins.pods().items():
                 parts = [layout.unpack(raw)["value"] for raw in bpf.per_cpu(fd, u64(cookie), layout.size) or ()]
@@ -102,6 +104,8 @@ class Dataplane:
         """Give the live connections that the dataplane carries."""
         layout = abi.layouts()["pair"]
         found: list[Pair] = []
+        if not self._pins.readable:
+            return found
         with contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
             pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
             for key in bpf.keys(fd, 8):
