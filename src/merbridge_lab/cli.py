@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merbridge_lab import __version__, exits, interrupts
-from merbridge_lab.console import Console
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ class _Run:
         self, command: str, *, as_json: bool = False, verbose: int = 0, quiet: bool = False,
         debug: bool = False, no_color: bool = False,
     ) -> None:  # fmt: skip
+        from merbridge_lab.console import Console
+
         self.command = command
         self.as_json = as_json
         self.debug = debug
@@ -307,6 +308,8 @@ def status(
     """
     with _Run("status", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
         driver = run.driver(lab)
+        if driver.is_up():
+            driver.require_able()
         with driver.open() as chosen:
             described = chosen.describe()
         if json:
@@ -443,4 +446,6 @@ def _options(
 
 def main() -> None:
     """Run merlab; the console script."""
+    # The lab's tools are the system's; `su` without a dash leaves their directories out of PATH.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     app()

@@ -38,6 +38,9 @@ def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
     `awaiting` says in a few words what is awaited, for the progress line. The caller decides what a timeout
     means; what it must not do is take it for a success.
     """
+    result = look()
+    if result:
+        return result
 
     def nap(seconds: float) -> None:
         _tell(awaiting)
@@ -55,5 +58,5 @@ def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
     try:
         return attempts(look)
     except RetryError as last:
-        result: T = last.last_attempt.result()
+        result = last.last_attempt.result()
         return result

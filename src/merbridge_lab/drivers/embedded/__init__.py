@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from merbridge_lab.drivers.embedded import layout
@@ -41,7 +43,7 @@ class EmbeddedDriver:
         if os.geteuid() != 0:
             raise LabError(
                 "the embedded lab makes namespaces and loads programs into the kernel: that takes root",
-                hint="sudo merlab …, or: make up",
+                hint=f"sudo {shlex.join(sys.argv)}",
             )
 
     def requirements(self) -> list[Requirement]:
