@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.padding import Padding
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.theme import Theme
@@ -139,9 +139,7 @@ class Console:
         if not self.as_json and self.verbosity >= 0:
             self.out.print(f"[title]{step.number}  {escape(step.title)}[/]")
             if step.narration:
-                self.out.print(
-                    Padding(f"[faint]{escape(' '.join(step.narration.split()))}[/]", (0, 0, 0, 3), expand=False)
-                )
+                self._indented(step.narration, 3, style="faint")
         self._start(f"step {step.number}: {step.title}")
 
     def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
@@ -189,16 +187,18 @@ class Console:
         for outcome in outcomes:
             finding = outcome.finding
             style = finding.verdict.value
-            grid = Table.grid(padding=(0, 1))
-            grid.add_column(width=2)
-            grid.add_column(ratio=1)
-            grid.add_row(f" [{style}]{_MARK[style]}[/]", f"{escape(finding.why)} [faint]({outcome.check.name})[/]")
-            self.out.print(Padding(grid, (0, 0, 0, 2), expand=False))
+            self._indented(f"{finding.why} ({outcome.check.name})", 5, mark=f"   [{style}]{_MARK[style]}[/] ")
             if self.verbosity > 0 or finding.verdict is Verdict.FAIL:
                 self._evidence(finding.evidence)
                 if finding.control is not None:
                     self.out.print(f"       control {finding.control.name}: {finding.control.verdict.value}")
                     self._evidence(finding.control.evidence)
+
+    def _indented(self, text: str, by: int, *, mark: str = "", style: str = "default") -> None:
+        """Print prose, folded to the width and indented; `mark` stands before its first line."""
+        for number, line in enumerate(textwrap.wrap(" ".join(text.split()), max(self.out.width - by, 20))):
+            before = mark if mark and not number else " " * by
+            self.out.print(f"{before}[{style}]{escape(line)}[/]", soft_wrap=True)
 
     def _evidence(self, readings: Sequence[Reading]) -> None:
         for reading in readings:
@@ -223,7 +223,8 @@ class Console:
         if report.error is not None:
             self.error(report.error)
             return
-        self.out.print(f"[fail]✘ {report.command}: {escape(report.cause or 'nothing was seen to hold')}[/]")
+        cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
+        self._indented(cause, 2, mark="[fail]✘[/] ", style="fail")
         hint = next((check.check.hint for check in report.failed() if check.check.hint), "")
         if hint:
             self.out.print(f"  → {escape(hint)}")
@@ -248,7 +249,8 @@ class Console:
     def narrate(self, step: Step, commands: Sequence[str]) -> None:
         """Print a step's narration and the commands a person would type for it."""
         self.out.print(f"[title]{step.number}  {escape(step.title)}[/]\n")
-        self.out.print(Padding(escape(step.narration), (0, 0, 1, 3), expand=False))
+        self._indented(step.narration, 3)
+        self.out.print()
         for command in commands:
             self.out.print(f"   [cmd]$ {escape(command)}[/]", soft_wrap=True)
         for check in step.verify + step.witness:

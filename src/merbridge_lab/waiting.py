@@ -58,5 +58,5 @@ def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
     try:
         return attempts(look)
     except RetryError as last:
-        result = last.last_attempt.result()
-        return result
+        ended: T = last.last_attempt.result()
+        return ended
