@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 import time
@@ -84,7 +85,7 @@ def _rich(stream: IO[str], *, color: bool) -> RichConsole:
         highlight=False,
         emoji=False,
         no_color=not color or None,
-        width=None if on_terminal else _PLAIN_WIDTH,
+        width=None if on_terminal or os.environ.get("COLUMNS") else _PLAIN_WIDTH,
     )
 
 
