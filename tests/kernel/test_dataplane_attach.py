@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -389,6 +390,23 @@ def test_killed_while_detaching(rig, server):
         exchange(client, app)
         client.close(), app.close()
         assert loaded(rig) == set()
+
+
+def test_the_count_of_unread_bytes_for_older_kernels(rig, server, monkeypatch):
+    """Before Linux 6.13 redirected bytes are charged to nobody, and the programs count for themselves."""
+    monkeypatch.setattr("merbridge_lab.dataplane.headers.release", lambda: (6, 12, 0))
+    rig.attach()
+    client, app = request(rig, server)
+    client.setblocking(False)
+    sent, until_then = 0, time.monotonic() + 0.5
+    while time.monotonic() < until_then:
+        with contextlib.suppress(BlockingIOError):
+            sent += client.send(b"x" * 65536)
+    client.settimeout(10)
+    (last_leg,) = [pair for pair in rig.plane.pairs() if pair.leg == "inbound"]
+    assert 1 << 20 < last_leg.redirected_bytes[0] <= (2 << 20) + 65536 * 2
+    assert len(receive(app, sent)) == sent
+    client.close(), app.close()
 
 
 def test_another_program_in_the_way_is_named(rig):
