@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from merbridge_lab.evidence import Control, Finding, Reading, Verdict, fails, holds, skips
-from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Entered, Lab, Part, Workload
+from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Entered, Lab, Part, Twins, Workload
 from merbridge_lab.model import Check, Kind, Step
 from merbridge_lab.observation import Exchange, Observation
+from merbridge_lab.ruleset import RuleSet
 
 __all__ = [
     "DATAPLANE",
@@ -22,7 +23,9 @@ __all__ = [
     "Observation",
     "Part",
     "Reading",
+    "RuleSet",
     "Step",
+    "Twins",
     "Verdict",
     "Workload",
     "fails",

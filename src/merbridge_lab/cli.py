@@ -245,8 +245,7 @@ def verify(
             chosen.require_up()
             run.report = Report("verify", chosen.name)
             runner = Runner(chosen, run.console, patience=timeout)
-            if runner.stand(run.report, _selected(range(1, 4))):
-                runner.run(run.report, _selected(range(8, 10)))
+            runner.prove(run.report, standing=_selected(range(1, 4)), steps=_selected(range(8, 10)))
         run.finish(run.report)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from merbridge_lab.errors import LabError
     from merbridge_lab.evidence import Reading
     from merbridge_lab.lab import Shown
+    from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Step
     from merbridge_lab.report import CheckOutcome, Report, StepOutcome
     from merbridge_lab.requirements import Requirement
@@ -210,14 +211,47 @@ class Console:
                 soft_wrap=True,
             )
 
+    def cell_ends(self, outcome: CellOutcome) -> None:
+        """Nothing yet: the matrix is printed whole."""
+
+    def matrix(self, outcomes: Sequence[CellOutcome]) -> None:
+        """Print what happens with and without eBPF and rules, and below it why each line is believed."""
+        if not outcomes or self.verbosity < 0:
+            return
+        self.out.print("[title]With and without eBPF, with and without rules[/]")
+        table = Table(box=None, pad_edge=False)
+        for column in ("", "eBPF", "client's rules", "servers' rules", "client", "answered", "both sidecars"):
+            table.add_column(column)
+        for number, outcome in enumerate(outcomes, 1):
+            cell, style = outcome.cell, outcome.finding.verdict.value
+            table.add_row(
+                f"[{style}]{_MARK[style]}[/] {number}",
+                "on" if cell.ebpf else "off",
+                "present" if cell.client_rules else "flushed",
+                "present" if cell.server_rules else "flushed",
+                outcome.client,
+                "yes" if outcome.served else "no",
+                "yes" if outcome.both_sidecars else "no",
+            )
+        self.out.print(table)
+        self.out.print()
+        for number, outcome in enumerate(outcomes, 1):
+            self._indented(outcome.finding.why, 3, mark=f"{number}  ")
+            if self.verbosity > 0 or outcome.finding.verdict is Verdict.FAIL:
+                self._evidence(outcome.finding.evidence)
+        self.out.print()
+
     def verdict(self, report: Report) -> None:
         """Print the verdict of a run: what held, or the cause and what to type next."""
         self._stop()
+        self.matrix(report.matrix)
+        cells = sum(cell.finding.held for cell in report.matrix)
         passed = sum(step.verdict is Verdict.PASS for step in report.steps)
+        measured = f", {cells} of {len(report.matrix)} cells as expected" if report.matrix else ""
         skipped = f", {report.skipped} skipped" if report.skipped else ""
         if report.verdict is Verdict.PASS:
             self.out.print(
-                f"[pass]✔ {report.command}: {passed} of {len(report.steps)} steps held{skipped}[/]"
+                f"[pass]✔ {report.command}: {passed} of {len(report.steps)} steps held{measured}{skipped}[/]"
                 f" [faint]in {report.seconds:.1f} s[/]"
             )
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from merbridge_lab.evidence import Reading
@@ -129,6 +129,15 @@ class Workload(Protocol):
         """Give the commands that find its process and enter its network namespace."""
 
 
+@dataclass(frozen=True)
+class Twins:
+    """A client and a server without eBPF, and where the client finds the server."""
+
+    client: Workload
+    server: Workload
+    url: str
+
+
 class Dataplane(Part, Protocol):
     """Whatever intercepts in the kernel."""
 
@@ -180,8 +189,39 @@ class Lab(Protocol):
     def twin(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[Workload]:
         """Make, for the length of the block, a copy of `of` that the dataplane does not serve."""
 
-    def observe(self, client: Workload, *, count: int = 4, trace: bool = False, url: str = HELLO) -> Observation:
-        """Send `count` requests by fresh connections as the app of `client`, and read everything around them."""
+    def twins(self) -> AbstractContextManager[Twins]:
+        """Make, for the length of the block, a client and a server that the dataplane does not serve."""
+
+    def servers(self) -> Sequence[Workload]:
+        """Give the workloads behind the service helloworld."""
+
+    def flushed(self, workloads: Sequence[Workload]) -> AbstractContextManager[Mapping[str, RuleSet]]:
+        """Save and flush nat in all of `workloads` for the length of the block, giving the rules as they were."""
+
+    def settle(self) -> bool:
+        """Let the connections that sidecars keep run out, so that a request needs new ones; say whether all did."""
+
+    def observe(
+        self,
+        client: Workload,
+        *,
+        count: int = 4,
+        trace: bool = False,
+        url: str = HELLO,
+        server: Workload | None = None,
+        logged: bool = True,
+    ) -> Observation:
+        """Send `count` requests by fresh connections as the app of `client`, and read everything around them.
+
+        `server` is who answers at `url`, by default those behind helloworld. With `logged` off, nothing is awaited
+        in the access logs.
+        """
+
+    def logged(self, nonces: Iterable[str]) -> list[str]:
+        """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Give what must not change while something is proven: processes, programs, rules; by a name for each."""
 
     def trace_command(self) -> str:
         """Give the command a person would type to read the dataplane's trace."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.errors import LabError
     from merbridge_lab.lab import Shown
+    from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
 
 SCHEMA = 1
@@ -77,13 +78,16 @@ class StepOutcome:
 class Report:
     """What ran, how it came out, and with what evidence.
 
-    `standing` are checks of what must stand before a proof makes sense: node, mesh, dataplane (`verify`).
+    `standing` are checks of what must stand before a proof makes sense: node, mesh, dataplane (`verify`); `matrix`
+    what happens with and without eBPF and rules; `changes` what changed under a proof's feet, which voids it.
     """
 
     command: str
     lab: str
     standing: list[CheckOutcome] = field(default_factory=list)
     steps: list[StepOutcome] = field(default_factory=list)
+    matrix: list[CellOutcome] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     error: LabError | None = None
 
@@ -101,7 +105,8 @@ class Report:
         if self.error is not None:
             return Verdict.ERROR
         seen = {step.verdict for step in self.steps}
-        if not all(check.finding.held for check in self.standing):
+        cells = (cell.finding.held for cell in self.matrix)
+        if self.changes or not all(check.finding.held for check in self.standing) or not all(cells):
             return Verdict.FAIL
         if Verdict.FAIL in seen:
             return Verdict.FAIL
@@ -116,7 +121,10 @@ class Report:
         for step in self.steps:
             if step.verdict is Verdict.FAIL:
                 return next((c.finding.why for c in step.checks if c.finding.verdict is Verdict.FAIL), step.reason)
-        return None
+        for cell in self.matrix:
+            if not cell.finding.held:
+                return cell.finding.why
+        return self.changes[0] if self.changes else None
 
     def failed(self) -> Iterator[CheckOutcome]:
         """Give the checks that did not hold."""
@@ -137,7 +145,8 @@ class Report:
             "skipped": self.skipped,
             "standing": [check.to_json() for check in self.standing],
             "steps": [step.to_json() for step in self.steps],
-            "matrix": [],
+            "matrix": [cell.to_json() for cell in self.matrix],
+            "changes": self.changes,
             "error": None if self.error is None else error_json(self.error),
         }
 

@@ -48,11 +48,13 @@ class RuleSet:
     """The rules of one network namespace in both backends at one moment.
 
     `texts` maps a backend ("nft", "legacy") to its `iptables-save -c` text; a backend whose tools are not there
-    is absent. `native` lists nftables tables that no iptables made (Istio ≥ 1.27 may use such ones).
+    is absent. `native` lists nftables tables that no iptables made (Istio ≥ 1.27 may use such ones). `generation`
+    moves with every change of nftables' rules, so two equal ones mean that nothing changed in between.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
     native: tuple[str, ...] = ()
+    generation: int | None = None
 
     @property
     def backend(self) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from merbridge_lab import interrupts, waiting
+from merbridge_lab import interrupts, matrix, waiting
 from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.model import Kind
 from merbridge_lab.report import CheckOutcome, Report, StepOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from merbridge_lab.lab import Lab
+    from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
 
 
@@ -30,6 +31,9 @@ class Observer(Protocol):
     def step_ends(self, outcome: StepOutcome) -> None:
         """Take note: a step has its outcome."""
 
+    def cell_ends(self, outcome: CellOutcome) -> None:
+        """Take note: a cell of the matrix was measured."""
+
 
 class Silent:
     """An observer that says nothing."""
@@ -41,6 +45,9 @@ class Silent:
         """Say nothing."""
 
     def step_ends(self, outcome: StepOutcome) -> None:
+        """Say nothing."""
+
+    def cell_ends(self, outcome: CellOutcome) -> None:
         """Say nothing."""
 
 
@@ -70,6 +77,28 @@ class Runner:
             report.error = error
         finally:
             report.seconds += time.monotonic() - began
+        return report
+
+    def prove(self, report: Report, *, standing: Sequence[Step], steps: Sequence[Step]) -> Report:
+        """Prove into `report` that the lab does what it claims: it stands, `steps` hold, and so does the matrix.
+
+        Stops at the first part that does not hold. What changes meanwhile voids the proof.
+        """
+        if not self.stand(report, standing):
+            return report
+        before = self.lab.fingerprint()
+        self.run(report, steps)
+        began = time.monotonic()
+        try:
+            if report.verdict is Verdict.PASS:
+                for outcome in matrix.measure(self.lab):
+                    report.matrix.append(outcome)
+                    self.observer.cell_ends(outcome)
+                report.matrix.sort(key=lambda outcome: outcome.cell.place)
+            report.changes = _differences(before, self.lab.fingerprint())
+        except LabError as error:
+            report.error = error
+        report.seconds += time.monotonic() - began
         return report
 
     def stand(self, report: Report, steps: Iterable[Step]) -> bool:
@@ -166,6 +195,14 @@ def _verdict(checks: Sequence[CheckOutcome]) -> Verdict:
     if Verdict.FAIL in verdicts:
         return Verdict.FAIL
     return Verdict.PASS if Verdict.PASS in verdicts else Verdict.SKIP
+
+
+def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} changed while it was looked at: the proof is void"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
 
 
 def undo(lab: Lab, steps: Iterable[Step]) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import nftables
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.ruleset import BACKENDS, RuleSet
 
@@ -49,7 +50,7 @@ def snapshot(netns: Path) -> RuleSet:
     if shutil.which("nft"):
         tables = run(inside(netns, "nft", "list", "tables")).stdout.splitlines()
         native = tuple(line.strip() for line in tables if line.strip() and not _COMPAT.match(line.strip()))
-    return RuleSet(texts, native)
+    return RuleSet(texts, native, nftables.generation(netns))
 
 
 def save(netns: Path, backend: str, table: str) -> str:

@@ -31,6 +31,29 @@ def find_intercepted(seen: Observation) -> Finding:
     return holds(f"{reading.moved} connections of {seen.client} intercepted at connect()", reading)
 
 
+def find_dialled_sidecar(seen: Observation) -> Finding:
+    """Look whether it was eBPF that sent the client's sidecar to the servers' sidecars: port 15006 at connect()."""
+    reading = seen.counter(seen.client, "mesh_connects")
+    if not reading.moved:
+        return fails(f"eBPF sent no connection of the sidecar of {seen.client} to a server's sidecar", reading)
+    return holds(f"{reading.moved} connections between sidecars sent to port 15006 at connect()", reading)
+
+
+def find_steered(seen: Observation) -> Finding:
+    """Look whether a client that eBPF does not serve reached the servers' sidecars by their sk_lookup programs."""
+    sidecars = find_both_sidecars(seen)
+    readings = [seen.counter(server, "sk_lookup_assigned") for server in sorted(seen.servers)]
+    evidence = (*readings, *sidecars.evidence)
+    if not sidecars.held:
+        return fails(f"from outside, with the servers flushed: {sidecars.why}", *evidence)
+    for reading in readings:
+        if not reading.moved:
+            server = reading.source.removeprefix("bpf:").partition("/")[0]
+            return fails(f"sk_lookup steered no connection from outside to the sidecar of {server}", *evidence)
+    steered = sum(reading.moved for reading in readings)
+    return holds(f"{steered} connections from outside steered to the servers' sidecars by sk_lookup", *evidence)
+
+
 def payload_moved() -> Check:
     """Check that on all three legs the payload went from socket to socket, past TCP/IP."""
     return Check(

@@ -13,7 +13,7 @@ from merbridge_lab.api import Check, Finding, Reading, fails, holds, skips
 from merbridge_lab.checks.mesh import as_control, find_both_sidecars
 
 if TYPE_CHECKING:
-    from merbridge_lab.api import Observation
+    from merbridge_lab.api import Observation, RuleSet
 
 REDIRECT = "ISTIO_REDIRECT"
 
@@ -34,7 +34,9 @@ def find_moved(seen: Observation) -> Finding:
     if not sidecars.held:
         return fails(sidecars.why, reading, *sidecars.evidence)
     return holds(
-        f"{REDIRECT} of {seen.client} moved by {reading.moved} for {total} connections", reading, *sidecars.evidence
+        f"by the rules: {REDIRECT} of {seen.client} moved by {reading.moved} for {total} connections",
+        reading,
+        *sidecars.evidence,
     )
 
 
@@ -103,9 +105,22 @@ def find_absent(seen: Observation) -> Finding:
             )
         if rules.native:
             return fails(f"native nftables stood in {seen.client} {when}: {rules.native[0]}", reading)
+    if seen.before.generation != seen.after.generation:
+        return fails(f"the rules of {seen.client} changed while the requests ran, flushed as they were", reading)
     if not had:
         return fails(f"there were no ISTIO rules in {seen.client} to flush", reading)
     return holds(f"{had} ISTIO rules before the flush, none while the requests ran", reading)
+
+
+def find_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
+    """Look whether a server had no nat rule from `before` to `after`."""
+    reading = Reading(f"iptables:{workload}/nat", "rules", len(before.nat), len(after.nat))
+    left = [*before.nat, *after.nat, *before.native, *after.native]
+    if left:
+        return fails(f"{len(left)} rules stood in {workload}, flushed as it was: {left[0]}", reading)
+    if before.generation != after.generation:
+        return fails(f"the rules of {workload} changed while the requests ran, flushed as they were", reading)
+    return holds(f"not one rule in {workload}", reading)
 
 
 def restored() -> Check:

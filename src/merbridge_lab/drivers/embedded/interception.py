@@ -12,7 +12,7 @@ from merbridge_lab.errors import KernelCannotError
 from merbridge_lab.evidence import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from merbridge_lab.dataplane.events import TraceEvent
     from merbridge_lab.drivers.embedded.machine import Machine
@@ -48,6 +48,20 @@ class Interception:
             timeout=_RUN_OUT,
             awaiting="the sidecars' older connections to run out",
         )
+
+    def settle(self) -> bool:
+        """Let the connections that sidecars keep for later requests run out; say whether all did."""
+        return bool(
+            waiting.until(
+                lambda: not any(pair.leg == "mesh" for pair in self._plane.pairs()),
+                timeout=_RUN_OUT,
+                awaiting="the sidecars' kept connections to run out",
+            )
+        )
+
+    def programs(self) -> Sequence[dataplane.ProgramInfo]:
+        """List the programs in the kernel and where they are attached."""
+        return self._plane.programs()
 
     def _older_connections(self) -> set[str]:
         """Find, by their source, the connections between pods and to apps that eBPF does not carry."""

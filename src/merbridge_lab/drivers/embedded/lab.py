@@ -17,14 +17,16 @@ from merbridge_lab.drivers.embedded.parts import MeshPart, NodePart
 from merbridge_lab.drivers.embedded.pods import Mesh, Pod
 from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
-from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Shown
+from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Shown, Twins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from merbridge_lab.drivers.embedded.layout import PodSpec
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
+    from merbridge_lab.ruleset import RuleSet
 
 _READY = 15.0
 _GONE = 5.0
@@ -64,30 +66,91 @@ class EmbeddedLab:
     def twin(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[EmbeddedWorkload]:
         """Make a copy of `of` outside the dataplane's cgroup, for the length of the block."""
         original = self.workload(of).pod.spec
-        pod = Pod(self.machine, self._node, layout.twin(original, 0 if sidecar else 1, sidecar=sidecar))
+        with self._for_the_moment(layout.twin(original, 0 if sidecar else 1, sidecar=sidecar)) as (twin,):
+            yield twin
+
+    @contextlib.contextmanager
+    def twins(self) -> Iterator[Twins]:
+        """Make a client and a server outside the dataplane's cgroup, for the length of the block."""
+        with self._for_the_moment(*layout.twins(self._backend)) as (client, server):
+            yield Twins(client, server, f"http://{layout.TWIN_SERVICE}:{layout.HTTP_PORT}/hello")
+
+    @contextlib.contextmanager
+    def _for_the_moment(self, *specs: PodSpec) -> Iterator[tuple[EmbeddedWorkload, ...]]:
+        pods = [Pod(self.machine, self._node, spec) for spec in specs]
         try:
-            pod.remove(_GONE)  # what a killed merlab left of one
-            pod.ensure()
-            if sidecar:
-                pod.wait_ready(_READY)
-            yield EmbeddedWorkload(self.machine, pod)
+            for pod in pods:
+                pod.remove(_GONE)  # what a killed merlab left of one
+                pod.ensure()
+            for pod in pods:
+                if pod.spec.sidecar:
+                    pod.wait_ready(_READY)
+            yield tuple(EmbeddedWorkload(self.machine, pod) for pod in pods)
         finally:
             with interrupts.shielded():
-                pod.remove(_GONE)
-                EmbeddedWorkload(self.machine, pod).rules.saved_at.unlink(missing_ok=True)
+                for pod in pods:
+                    self._remove_twin(pod)
+
+    def _remove_twin(self, pod: Pod) -> None:
+        pod.remove(_GONE)
+        EmbeddedWorkload(self.machine, pod).rules.forget()
+
+    def servers(self) -> list[EmbeddedWorkload]:
+        """Give the workloads behind the service helloworld."""
+        return [workload for workload in self._workloads() if workload.pod.spec.app == "helloworld"]
+
+    @contextlib.contextmanager
+    def flushed(self, workloads: Sequence[EmbeddedWorkload]) -> Iterator[dict[str, RuleSet]]:
+        """Save and flush nat in all of `workloads` for the length of the block."""
+        with contextlib.ExitStack() as stack:
+            yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
+
+    def settle(self) -> bool:
+        """Let the connections that sidecars keep run out; say whether all did."""
+        return self.dataplane.settle()
 
     def observe(
-        self, client: EmbeddedWorkload, *, count: int = 4, trace: bool = False, url: str = HELLO
+        self,
+        client: EmbeddedWorkload,
+        *,
+        count: int = 4,
+        trace: bool = False,
+        url: str = HELLO,
+        server: EmbeddedWorkload | None = None,
+        logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read everything around them."""
         return requests.observe(
             client,
-            [workload for workload in self._workloads() if workload.pod.spec.app == "helloworld"],
+            [server] if server is not None else self.servers(),
             url=url,
             count=count,
             counters=self.dataplane.counters,
             trace=self.dataplane.drain_trace if trace else None,
+            logged=logged,
         )
+
+    def logged(self, nonces: Iterable[str]) -> list[str]:
+        """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        wanted = tuple(nonces)
+        logs = (self.machine.run / "pods").glob("*/access.log")
+        return [
+            f"{log.parent.name}: {line}"
+            for log in logs
+            for line in log.read_text(errors="replace").splitlines()
+            if any(nonce in line for nonce in wanted)
+        ]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Give what must not change while something is proven."""
+        found = {}
+        for workload in self._workloads():
+            found[f"the app of {workload.name}"] = str(workload.pod.app_pid)
+            found[f"the sidecar of {workload.name}"] = str(workload.pod.sidecar_pid)
+            found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
+        for program in self.dataplane.programs():
+            found[f"the program {program.name}"] = f"{program.id} {program.attached_to}"
+        return found
 
     def trace_command(self) -> str:
         """Give the command a person would type to read the dataplane's trace."""
@@ -140,13 +203,14 @@ class EmbeddedLab:
         """Clear up what a killed merlab left in the way: twins, outstanding flushes."""
         with interrupts.shielded():
             for pod in self._stale_twins():
-                pod.remove(_GONE)
+                self._remove_twin(pod)
             self.restore()
 
     def _stale_twins(self) -> list[Pod]:
         sleep = layout.PODS[0]
-        twins = [Pod(self.machine, self._node, layout.twin(sleep, number)) for number in (0, 1)]
-        return [twin for twin in twins if twin.cgroup.exists() or twin.netns.exists()]
+        specs = [layout.twin(sleep, 0), layout.twin(sleep, 1), *layout.twins()]
+        twins = [Pod(self.machine, self._node, spec) for spec in specs]
+        return [twin for twin in twins if twin.cgroup.exists() or twin.netns.exists() or twin.folder.exists()]
 
     def restore(self) -> list[str]:
         """Put back whatever is flushed; give the names of the pods concerned."""

@@ -151,4 +151,24 @@ def twin(of: PodSpec, number: int = 0, **changes: object) -> PodSpec:
     """
     place = int(of.ip.rpartition(".")[2]) - int(PODS[0].ip.rpartition(".")[2])
     address = f"10.244.0.{FIRST_TWIN + 10 * number + place}"
-    return replace(of, name=f"{of.name}-twin{number or ''}", ip=address, mesh=False, **changes)  # type: ignore[arg-type]
+    fields = {"name": f"{of.name}-twin{number or ''}", "ip": address, "mesh": False, **changes}
+    return replace(of, **fields)  # type: ignore[arg-type]
+
+
+#: The pair of twins by which `verify` shows what happens without eBPF.
+TWIN_SERVICE = "helloworld-twin"
+#: Another node's range of addresses: to the pods here, the client twin is a client from outside.
+_OUTSIDE = "10.244.1.200"
+
+
+def twins(backend: str = "nft") -> tuple[PodSpec, PodSpec]:
+    """Give a client and a server that the dataplane does not serve, complete with sidecars of their own.
+
+    The client knows the real services too. The server is behind a service of its own, without a virtual address (in
+    Kubernetes: headless), so it takes no traffic from the real pods and the node needs no rule for it.
+    """
+    sleep, helloworld, *_ = pods(backend)
+    server = twin(helloworld, version="twin")
+    headless = Service(TWIN_SERVICE, server.ip, HTTP_PORT, "http", (Endpoint(server.ip, server.name),))
+    client = twin(sleep, 2, ip=_OUTSIDE, services=(*SERVICES, headless))
+    return client, server

@@ -97,6 +97,11 @@ class PodRules:
             self.saved_at.unlink()
             return True
 
+    def forget(self) -> None:
+        """Delete what was saved: the pod is gone, and its rules with it."""
+        self.saved_at.unlink(missing_ok=True)
+        self.copied_at.unlink(missing_ok=True)
+
     def _save(self, backend: str) -> None:
         text = iptables.save(self._netns, backend, "nat")
         header = f"{_HEADER} {self._name}, backend={backend} netns={netns.cookie(self._netns)}\n"

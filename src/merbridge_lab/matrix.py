@@ -1,0 +1,185 @@
+"""What happens with and without eBPF, with and without rules, on both sides: six cells, measured.
+
+The cells without eBPF are measured on a pair of twins, so that the real pods are never without it. The last one is
+the false positive of the walkthrough: a 200 that no sidecar had a part in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.api import Finding, Verdict, fails, holds
+from merbridge_lab.checks import mesh, redirect, rules
+from merbridge_lab.evidence import Control
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from merbridge_lab.api import Lab, Observation, Reading, Workload
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination: whether eBPF serves both ends, whether the client's and the servers' rules are present."""
+
+    ebpf: bool
+    client_rules: bool
+    server_rules: bool
+
+    @property
+    def place(self) -> tuple[bool, bool, bool]:
+        """Where it stands in the table: eBPF first, rules first."""
+        return not self.ebpf, not self.client_rules, not self.server_rules
+
+
+@dataclass(frozen=True)
+class CellOutcome:
+    """A cell as it was measured on `client`; `finding` says whether what was expected of it was seen."""
+
+    cell: Cell
+    client: str
+    finding: Finding
+    served: bool
+    both_sidecars: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as scripts see it; `rules` is the client's, as in a walkthrough that flushes sleep only."""
+        return {
+            "ebpf": self.cell.ebpf,
+            "rules": self.cell.client_rules,
+            "server_rules": self.cell.server_rules,
+            "client": self.client,
+            "verdict": self.finding.verdict.value,
+            "served": self.served,
+            "both_sidecars": self.both_sidecars,
+            "why": self.finding.why,
+            "evidence": [vars(reading) for reading in self.finding.evidence],
+        }
+
+
+def measure(lab: Lab) -> Iterator[CellOutcome]:
+    """Measure the cells, the ones without eBPF first: they are the controls of the others."""
+    sleep, servers = lab.workload("sleep"), lab.servers()
+    with lab.twins() as twins:
+        client, server, url = twins.client, twins.server, twins.url
+        with client.rules.flushed():
+            closed = lab.observe(client, url=url, server=server)
+            with server.rules.flushed():
+                # Nothing is awaited in the logs here: nothing is expected. Whether something came is seen below.
+                bypassed = lab.observe(client, url=url, server=server, logged=False)
+        by_rules = lab.observe(client, url=url, server=server)
+        # By now both sidecars have written what came later, so what they have not written never came.
+        strays = lab.logged(exchange.nonce for exchange in bypassed.exchanges)
+
+        yield _outcome(Cell(ebpf=False, client_rules=True, server_rules=True), by_rules, rules.find_moved(by_rules))
+        closed_as_expected = mesh.find_closed_as_plain_text(closed)
+        yield _outcome(Cell(ebpf=False, client_rules=False, server_rules=True), closed, closed_as_expected)
+        yield _outcome(
+            Cell(ebpf=False, client_rules=False, server_rules=False),
+            bypassed,
+            _find_bypass(bypassed, strays, rules.find_moved(by_rules)),
+        )
+
+        present = lab.observe(sleep).beside(by_rules)
+        yield _outcome(
+            Cell(ebpf=True, client_rules=True, server_rules=True),
+            present,
+            _all("by eBPF: {payload}; {last}", *_served_by_ebpf(present), rules.find_stood_still(present)),
+        )
+
+        with sleep.rules.flushed() as saved:
+            flushed = lab.observe(sleep).around(saved, None).beside(closed)
+        yield _outcome(
+            Cell(ebpf=True, client_rules=False, server_rules=True),
+            flushed,
+            _all(
+                "by eBPF alone: {payload}; no rule was left in sleep, and without eBPF that is line 5",
+                *_served_by_ebpf(flushed),
+                rules.find_absent(flushed),
+                redirect.find_took_over(flushed),
+            ),
+        )
+        yield _all_flushed(lab, sleep, servers, client)
+
+
+def _all_flushed(lab: Lab, sleep: Workload, servers: Sequence[Workload], outside: Workload) -> CellOutcome:
+    """Flush both sides: what reaches a server's sidecar now, eBPF brought there."""
+    fresh = lab.settle()
+    with lab.flushed([sleep, *servers]) as saved:
+        before = {server.name: server.rules.snapshot() for server in servers}
+        seen = lab.observe(sleep).around(saved[sleep.name], None)
+        from_outside = lab.observe(outside)
+        after = {server.name: server.rules.snapshot() for server in servers}
+    findings = [*_served_by_ebpf(seen), rules.find_absent(seen)]
+    findings += [rules.find_gone(name, before[name], after[name]) for name in after]
+    if fresh:
+        findings.append(redirect.find_dialled_sidecar(seen))
+    findings.append(redirect.find_steered(from_outside))
+    why = "by eBPF on both sides: {payload}; no rule was left in any pod; {last}"
+    return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, _all(why, *findings))
+
+
+def _served_by_ebpf(seen: Observation) -> tuple[Finding, ...]:
+    return (
+        mesh.find_served(seen),
+        mesh.find_both_sidecars(seen),
+        redirect.find_intercepted(seen),
+        redirect.find_payload(seen),
+    )
+
+
+def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding) -> Finding:
+    """Look whether the app answered with no sidecar in the path: neither has a record, and the app saw the client."""
+    readings: list[Reading] = [*mesh.find_served(seen).evidence]
+    control = Control("mesh.later_request_logged", Verdict.PASS if later.held else Verdict.FAIL, later.evidence)
+    for exchange in seen.exchanges:
+        if not exchange.served:
+            return fails(
+                f"{seen.client}, all flushed and without eBPF, was not answered by the app ({exchange})",
+                *readings,
+                control=control,
+            )
+        if exchange.headers.get("x-peer") != exchange.local.rpartition(":")[0]:
+            peer = exchange.headers.get("x-peer", "nobody it names")
+            return fails(
+                f"all flushed and without eBPF, the app was asked by {peer}, not by {seen.client} itself",
+                *readings,
+                control=control,
+            )
+    if strays:
+        return fails(
+            f"all flushed and without eBPF, a sidecar had a part in the request all the same ({strays[0]})",
+            *readings,
+            control=control,
+        )
+    if not later.held:
+        return fails(f"the control did not hold: {later.why}", *readings, control=control)
+    return holds(
+        "answered by the app itself, and no sidecar has a record of it: a 200 that proves nothing",
+        *readings,
+        control=control,
+    )
+
+
+def _all(why: str, *findings: Finding) -> Finding:
+    """Join findings: the first that does not hold speaks for all, else `why` does.
+
+    In `why`, {payload} stands for the finding about the payload, the fourth, and {last} for the last one.
+    """
+    evidence = tuple(reading for finding in findings for reading in finding.evidence)
+    control = next((finding.control for finding in findings if finding.control), None)
+    for finding in findings:
+        if not finding.held:
+            return fails(finding.why, *evidence, control=control)
+    return holds(why.format(payload=findings[3].why, last=findings[-1].why), *evidence, control=control)
+
+
+def _outcome(cell: Cell, seen: Observation, finding: Finding) -> CellOutcome:
+    return CellOutcome(
+        cell,
+        seen.client,
+        finding,
+        served=all(exchange.served for exchange in seen.exchanges),
+        both_sidecars=mesh.find_both_sidecars(seen).held,
+    )
