@@ -62,13 +62,13 @@ class Runner:
     def run(self, report: Report, steps: Iterable[Step]) -> Report:
         """Run `steps` one after another into `report`; stop after the first that does not hold.
 
-        A LabError ends the run and stands in the report; Interrupted passes through.
+        A LabError ends the run and stands in the report, with the step it ended; Interrupted passes through.
         """
         began = time.monotonic()
         try:
             for step in steps:
                 interrupts.checkpoint()
-                outcome = self._step(step)
+                outcome = self._step(step, report)
                 report.steps.append(outcome)
                 self.observer.step_ends(outcome)
                 if outcome.verdict in (Verdict.FAIL, Verdict.ERROR):
@@ -109,7 +109,7 @@ class Runner:
         report.seconds = time.monotonic() - began
         return all(check.finding.held for check in report.standing)
 
-    def _step(self, step: Step) -> StepOutcome:
+    def _step(self, step: Step, report: Report) -> StepOutcome:
         began = time.monotonic()
         self.observer.step_begins(step)
         self.lab.shown()  # forget what an interrupted step left
@@ -132,8 +132,8 @@ class Runner:
         except NotHeldError as broken:
             return outcome(Verdict.FAIL, reason=broken.cause)
         except LabError as error:
-            self.observer.step_ends(outcome(Verdict.ERROR, reason=error.what))
-            raise
+            report.error = error
+            return outcome(Verdict.ERROR, reason=error.what)
         for check in checks:
             self._report(step, check)
         return outcome(_verdict(checks), checks, acted=acted)
