@@ -69,6 +69,8 @@ def cancelling(cancel: Callable[[], None]) -> Iterator[None]:
     """Call `cancel` (quick, from the signal handler) when a signal comes in while the block runs."""
     before, _State.cancel = _State.cancel, cancel
     try:
+        if _State.pending is not None and not _State.shields and not _State.raised:
+            cancel()  # it came in just before: nobody has told the block yet
         yield
     finally:
         _State.cancel = before
