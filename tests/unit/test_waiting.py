@@ -27,7 +27,7 @@ def test_it_is_looked_at_again_until_it_is_true(told):
     assert waiting.until(lambda: next(answers), timeout=30, awaiting="it to be there") == "there"
     assert {what for what, _ in told} == {"it to be there"}
     seconds = [seconds for _, seconds in told]
-    assert len(seconds) == 3
+    assert len(seconds) >= 2
     assert seconds == sorted(seconds)
     assert 0 <= seconds[0] < seconds[-1] < 5
 
