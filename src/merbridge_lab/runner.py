@@ -12,7 +12,7 @@ from merbridge_lab.model import Kind
 from merbridge_lab.report import CheckOutcome, Report, StepOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from merbridge_lab.lab import Lab
     from merbridge_lab.matrix import CellOutcome
@@ -31,6 +31,9 @@ class Observer(Protocol):
     def step_ends(self, outcome: StepOutcome) -> None:
         """Take note: a step has its outcome."""
 
+    def matrix_begins(self) -> None:
+        """Take note: the matrix is about to be measured."""
+
     def cell_ends(self, outcome: CellOutcome) -> None:
         """Take note: a cell of the matrix was measured."""
 
@@ -47,17 +50,32 @@ class Silent:
     def step_ends(self, outcome: StepOutcome) -> None:
         """Say nothing."""
 
+    def matrix_begins(self) -> None:
+        """Say nothing."""
+
     def cell_ends(self, outcome: CellOutcome) -> None:
         """Say nothing."""
 
 
 class Runner:
-    """Runs steps on a lab. `patience` is how many seconds a check of an ensure step may take to come true."""
+    """Runs steps on a lab.
 
-    def __init__(self, lab: Lab, observer: Observer | None = None, *, patience: float = 20.0) -> None:
+    `patience` is how many seconds a check of an ensure step may take to come true. `between` is called with every
+    step but the first before it runs.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        observer: Observer | None = None,
+        *,
+        patience: float = 20.0,
+        between: Callable[[Step], None] | None = None,
+    ) -> None:
         self.lab = lab
         self.observer = observer or Silent()
         self.patience = patience
+        self._between = between
 
     def run(self, report: Report, steps: Iterable[Step]) -> Report:
         """Run `steps` one after another into `report`; stop after the first that does not hold.
@@ -68,6 +86,8 @@ class Runner:
         try:
             for step in steps:
                 interrupts.checkpoint()
+                if self._between is not None and report.steps:
+                    self._between(step)
                 outcome = self._step(step, report)
                 report.steps.append(outcome)
                 self.observer.step_ends(outcome)
@@ -91,6 +111,7 @@ class Runner:
         began = time.monotonic()
         try:
             if report.verdict is Verdict.PASS:
+                self.observer.matrix_begins()
                 for outcome in matrix.measure(self.lab):
                     report.matrix.append(outcome)
                     self.observer.cell_ends(outcome)

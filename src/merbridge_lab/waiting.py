@@ -19,17 +19,17 @@ T = TypeVar("T")
 
 
 class _Listener:
-    tell: Callable[[str], None] | None = None
+    tell: Callable[[str, float], None] | None = None
 
 
-def listen(tell: Callable[[str], None] | None) -> None:
-    """Have `tell` called with what is being waited for, again and again while the wait lasts."""
+def listen(tell: Callable[[str, float], None] | None) -> None:
+    """Have `tell` called with what is awaited and for how many seconds already, again and again while it lasts."""
     _Listener.tell = tell
 
 
-def _tell(awaiting: str) -> None:
+def _tell(awaiting: str, seconds: float) -> None:
     if _Listener.tell is not None:
-        _Listener.tell(awaiting)
+        _Listener.tell(awaiting, seconds)
 
 
 def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
@@ -43,12 +43,12 @@ def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
         return result
 
     def nap(seconds: float) -> None:
-        _tell(awaiting)
+        _tell(awaiting, time.monotonic() - began)
         interrupts.checkpoint()
         time.sleep(seconds)
         interrupts.checkpoint()
 
-    _tell(awaiting)
+    began = time.monotonic()
     attempts = Retrying(
         retry=retry_if_result(lambda seen: not seen),
         wait=wait_exponential(multiplier=0.01, max=0.1),

@@ -42,6 +42,18 @@ def pasteable(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
+def foreground(argv: Sequence[str]) -> int:
+    """Run `argv` on the terminal merlab was started on, until it ends; give its exit status."""
+    log.debug("$ %s", pasteable(argv))
+    try:
+        done = sh.Command(argv[0])(*argv[1:], _fg=True, _ok_code=range(256), _return_cmd=True)
+    except sh.CommandNotFound as missing:
+        raise LabError(f"the command {argv[0]} is not on this machine", hint="merlab doctor") from missing
+    except sh.ErrorReturnCode as ended:
+        return int(ended.exit_code)
+    return int(done.exit_code)
+
+
 def run(
     argv: Sequence[str],
     *,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _EVENT = "events/bpf_trace/bpf_trace_printk/enable"
@@ -46,10 +48,37 @@ class Instance:
         self.path.mkdir(exist_ok=True)
         self.switch.write_text("1")
 
+    def siblings(self) -> list[str]:
+        """List the instances whose names begin with this one's, itself among them."""
+        folder = self.path.parent
+        return [each.name for each in folder.glob(f"{self.path.name}*")] if folder.is_dir() else []
+
     def remove(self) -> None:
         """Remove the instance and all it holds; nothing there is fine. Raises OSError when someone reads it."""
         with contextlib.suppress(FileNotFoundError):
             self.path.rmdir()
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[Callable[[float], list[str]]]:
+        """Give a function that waits up to some seconds for lines and takes them out, whole ones only."""
+        descriptor = os.open(self.pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        rest = ""
+
+        def take(timeout: float) -> list[str]:
+            nonlocal rest
+            if not select.select([descriptor], [], [], timeout)[0]:
+                return []
+            try:
+                rest += os.read(descriptor, _CHUNK).decode(errors="replace")
+            except BlockingIOError:
+                return []
+            *lines, rest = rest.split("\n")
+            return lines
+
+        try:
+            yield take
+        finally:
+            os.close(descriptor)
 
     def drain(self) -> list[str]:
         """Take out the lines that are there now, without waiting for more; none where there is no instance."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab import dataplane, waiting
+from merbridge_lab import dataplane, interrupts, waiting
 from merbridge_lab.adapters import tcp
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.drivers.embedded import layout
-from merbridge_lab.errors import KernelCannotError
+from merbridge_lab.errors import KernelCannotError, LabError
 from merbridge_lab.evidence import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from merbridge_lab.dataplane.events import TraceEvent
     from merbridge_lab.drivers.embedded.machine import Machine
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _DRAIN = 0.5
 #: How long `ensure` lets older connections run out, in seconds: sidecars keep idle ones for one second.
 _RUN_OUT = 3.0
+#: How often a reader of the trace looks up to see whether it was interrupted, in seconds.
+_LOOK_UP = 0.2
 
 
 class Interception:
@@ -59,6 +62,10 @@ class Interception:
             )
         )
 
+    def pairs(self) -> Sequence[dataplane.Pair]:
+        """List the live connections that eBPF carries."""
+        return self._plane.pairs()
+
     def programs(self) -> Sequence[dataplane.ProgramInfo]:
         """List the programs in the kernel and where they are attached."""
         return self._plane.programs()
@@ -85,7 +92,8 @@ class Interception:
         """Detach, letting what was redirected be read first."""
         if self._machine.exists:
             self._plane.detach(_DRAIN)
-            self._trace.remove()
+            for name in self._trace.siblings():
+                Instance(self._machine.tracefs, name).remove()
 
     def problems(self) -> list[str]:
         """Say, a sentence each, what is not as `ensure` makes it."""
@@ -102,11 +110,6 @@ class Interception:
     def attached(self) -> bool:
         """Whether new connections are intercepted now."""
         return self._plane.attached
-
-    @property
-    def program_count(self) -> int:
-        """How many programs are in the kernel."""
-        return len(self._plane.programs())
 
     def counters(self) -> Mapping[str, Mapping[str, int]]:
         """Read the counters, pod → decision → number; empty where nothing is attached."""
@@ -151,6 +154,33 @@ class Interception:
     def trace_command(self) -> str:
         """Give the command that reads the trace."""
         return f"cat {self._trace.pipe}"
+
+    def follow_trace(self) -> Iterator[TraceEvent]:
+        """Give the trace's events as they come, until interrupted, from a buffer that is there just for this.
+
+        So nothing is taken from others who read the trace. Where debug output is off, it is on meanwhile.
+        """
+        from merbridge_lab.dataplane import events
+
+        if not self.attached:
+            raise LabError("no eBPF is attached, so there is no trace", hint="merlab up")
+        own = Instance(self._machine.tracefs, f"{self._machine.name}-trace-{os.getpid()}")
+        was_on = self._plane.debug
+        try:
+            own.enable()
+            self._plane.debug = True
+            with own.following() as take:
+                while True:
+                    interrupts.checkpoint()
+                    for line in take(_LOOK_UP):
+                        event = events.parse(line)
+                        if event is not None:
+                            yield event
+        finally:
+            with interrupts.shielded():
+                if self.attached and not was_on:
+                    self._plane.debug = False
+                own.remove()
 
     def drain_trace(self) -> tuple[TraceEvent, ...]:
         """Take the trace's lines out, decoded; lines that are not the dataplane's are left out."""

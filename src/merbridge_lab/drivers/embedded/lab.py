@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import interrupts
 from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import layout, requests
+from merbridge_lab.drivers.embedded import layout, requests, state, tracing
 from merbridge_lab.drivers.embedded.interception import Interception
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.node import Node
@@ -20,8 +21,9 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Shown, Twins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from merbridge_lab.dataplane.events import TraceEvent
     from merbridge_lab.drivers.embedded.layout import PodSpec
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -48,16 +50,17 @@ class EmbeddedLab:
         self._shown: list[Shown] = []
         self.dataplane = Interception(self.machine, self._mesh)
         self.node = NodePart(self.machine, node)
-        self.mesh = MeshPart(self._mesh, self._workloads)
+        self.mesh = MeshPart(self._mesh, self.workloads)
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 
-    def _workloads(self) -> list[EmbeddedWorkload]:
+    def workloads(self) -> list[EmbeddedWorkload]:
+        """Give the pods of the walkthrough."""
         return [EmbeddedWorkload(self.machine, pod, keep=self._keep) for pod in self._mesh.pods]
 
     def workload(self, name: str) -> EmbeddedWorkload:
         """Give a workload by name; raises LabError for one that does not exist."""
-        found = {workload.name: workload for workload in self._workloads()}
+        found = {workload.name: workload for workload in self.workloads()}
         if name not in found:
             raise LabError(f"there is no workload called {name!r}; there are {', '.join(found)}", hint="merlab status")
         return found[name]
@@ -97,7 +100,7 @@ class EmbeddedLab:
 
     def servers(self) -> list[EmbeddedWorkload]:
         """Give the workloads behind the service helloworld."""
-        return [workload for workload in self._workloads() if workload.pod.spec.app == "helloworld"]
+        return [workload for workload in self.workloads() if workload.pod.spec.app == "helloworld"]
 
     @contextlib.contextmanager
     def flushed(self, workloads: Sequence[EmbeddedWorkload]) -> Iterator[dict[str, RuleSet]]:
@@ -144,7 +147,7 @@ class EmbeddedLab:
     def fingerprint(self) -> dict[str, str]:
         """Give what must not change while something is proven."""
         found = {}
-        for workload in self._workloads():
+        for workload in self.workloads():
             found[f"the app of {workload.name}"] = str(workload.pod.app_pid)
             found[f"the sidecar of {workload.name}"] = str(workload.pod.sidecar_pid)
             found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
@@ -214,7 +217,7 @@ class EmbeddedLab:
 
     def restore(self) -> list[str]:
         """Put back whatever is flushed; give the names of the pods concerned."""
-        return [workload.name for workload in self._workloads() if workload.rules.restore()]
+        return [workload.name for workload in self.workloads() if workload.rules.restore()]
 
     @property
     def exists(self) -> bool:
@@ -237,36 +240,20 @@ class EmbeddedLab:
                 states.append("holds" if all(check.over(self).held for check in step.verify) else "does not hold")
         return states
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Give the state of the lab as `merlab status --json` has it."""
-        up = self.machine.exists
-        workloads = self._workloads() if up else []
-        described = []
-        for workload in workloads:
-            rules = workload.rules.snapshot() if workload.exists else None
-            described.append(
-                {
-                    "name": workload.name,
-                    "pid": workload.pod.app_pid,
-                    "ip": workload.pod.spec.ip,
-                    "sidecar": workload.sidecar_ready,
-                    "rules": {
-                        "backend": rules.backend if rules else "",
-                        "istio_rules": len(rules.istio) if rules else 0,
-                    },
-                }
-            )
-        attached = up and self.dataplane.attached
-        return {
-            "schema": 1,
-            "lab": self.name,
-            "up": up,
-            "workloads": described,
-            "dataplane": {
-                "kind": "merlab",
-                "attached": attached,
-                "programs": self.dataplane.program_count if attached else 0,
-            },
-            "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
-            "problems": [*self.node.problems(), *self.mesh.problems(), *self.dataplane.problems()] if up else [],
-        }
+        return state.describe(self)
+
+    def dump(self) -> dict[str, Callable[[], Any]]:
+        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        return state.dump(self)
+
+    def keep_report(self, told: dict[str, Any]) -> None:
+        """Keep the report of the last run beside the lab's other files, for a sysdump."""
+        if self.machine.run.is_dir() and self.machine.exists:
+            with contextlib.suppress(OSError):
+                (self.machine.run / state.LAST_REPORT).write_text(json.dumps(told, default=str))
+
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
+        """Give the trace's events as they come; see tracing.follow."""
+        return tracing.follow(self, pod=pod, nonce=nonce)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import sidecar
+from merbridge_lab.drivers.embedded import by_shell, sidecar
 from merbridge_lab.drivers.embedded.rules import PodRules
 from merbridge_lab.lab import HELLO, Entered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from merbridge_lab.drivers.embedded.machine import Machine
     from merbridge_lab.drivers.embedded.pods import Pod
@@ -40,6 +41,14 @@ class EmbeddedWorkload:
     def app_argv(self, argv: Sequence[str]) -> list[str]:
         """Give the argv that runs `argv` as the pod's app, from a root process on the host."""
         return self.pod.argv_as_app(argv)
+
+    def shell(self, *, netns: bool) -> AbstractContextManager[tuple[list[str], str]]:
+        """Give the argv of a shell as the app, or with `netns` as root in the network namespace; and a welcome."""
+        return by_shell.shell(self.pod, netns=netns)
+
+    def changes(self) -> list[str]:
+        """Say what of the rules is not as merlab made it, and how to put it back."""
+        return by_shell.changes(self.pod, saved=self.rules.outstanding)
 
     def request_command(self) -> str:
         """Give the walkthrough's request, as one types it here."""

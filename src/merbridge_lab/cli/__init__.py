@@ -1,0 +1,18 @@
+"""The command line: parse, pick a lab, run, exit status. Nothing else."""
+
+from __future__ import annotations
+
+import os
+
+# Imported for the commands they define, in the order in which the help lists them.
+from merbridge_lab.cli import hand, later, look, run  # noqa: F401
+from merbridge_lab.cli.app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run merlab; the console script."""
+    # The lab's tools are the system's; `su` without a dash leaves their directories out of PATH.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+    app()

@@ -1,0 +1,64 @@
+"""The application, and the options that its commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from merbridge_lab import __version__
+
+app = typer.Typer(
+    name="merlab",
+    help="A walkthrough of eBPF in a service mesh that proves each of its claims.\n\n"
+    "Start with `merlab up`, then `merlab step 9`, `merlab verify`, `merlab down`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+LabName = Annotated[
+    str | None,
+    typer.Option(
+        "--lab",
+        metavar="auto|embedded|kind|cluster",
+        help="Which lab; by default the one that is up, else MERLAB_LAB, else auto.",
+    ),
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="S", min=0.1, help="How long a check may take to come true, seconds.")
+]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Show evidence and all output.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what did not hold.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show every command that is run, and tracebacks.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours (NO_COLOR does the same).")]
+WorkloadName = Annotated[str, typer.Argument(metavar="WORKLOAD", help="sleep, helloworld-v1 or helloworld-v2.")]
+
+#: Default of --timeout, in seconds.
+PATIENCE = 20.0
+#: For commands that hand all they do not know to another program.
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class Backend(str, Enum):
+    """The two kinds of iptables, whose tables do not see each other."""
+
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"merlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print merlab's version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,25 @@
+"""Commands that are planned and not built yet: absent from the help, and typed all the same, they say so."""
+
+from __future__ import annotations
+
+from merbridge_lab.cli.app import PASS_ON, app
+from merbridge_lab.cli.session import Session
+from merbridge_lab.errors import LabError
+
+_INSTEAD = {
+    "manifests": "merlab steps 2",
+    "compare": "merlab verify -v",
+    "agent": "merlab up --lab embedded",
+    "bench": "merlab verify -v",
+}
+
+
+def _plan(name: str, instead: str) -> None:
+    @app.command(name, hidden=True, context_settings=PASS_ON)
+    def planned() -> None:
+        with Session(name):
+            raise LabError(f"merlab {name} is planned, but not built yet", hint=instead)
+
+
+for _name, _instead in _INSTEAD.items():
+    _plan(_name, _instead)

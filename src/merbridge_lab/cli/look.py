@@ -1,0 +1,149 @@
+"""The commands that look and change nothing: status, doctor, steps, trace, sysdump."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merbridge_lab import exits, interrupts
+from merbridge_lab.cli.app import Debug, JsonFlag, LabName, NoColor, app
+from merbridge_lab.cli.session import Session, numbers, selected
+
+
+@app.command()
+def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
+    """Say which lab is up, its pods, which path a request takes, and what is flushed right now.
+
+    Example:  merlab status --json
+    """
+    with Session("status", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        with run.looking(lab, up=False) as chosen:
+            described = chosen.describe()
+        if json:
+            run.console.json(described)
+        else:
+            run.console.status(described)
+
+
+@app.command()
+def doctor(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
+    """Say what this machine offers and lacks: a line each, with the command that mends it.
+
+    Example:  merlab doctor
+    """
+    with Session("doctor", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        from merbridge_lab import requirements
+
+        driver = run.driver(lab)
+        found = driver.requirements()
+        able = requirements.able(found)
+        if json:
+            checks = [vars(requirement) for requirement in found]
+            run.console.json({"schema": 1, "lab": driver.name, "able": able, "checks": checks})
+        else:
+            run.console.requirements(found)
+            run.console.say(f"this machine {'can' if able else 'cannot'} run the {driver.name} lab")
+        raise typer.Exit(exits.HELD if able else exits.CANNOT)
+
+
+@app.command()
+def steps(
+    number: Annotated[str | None, typer.Argument(metavar="N", help="Tell all about one step.")] = None,
+    lab: LabName = None,
+    json: JsonFlag = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """List the steps with their state, or tell one step's story and the commands a person would type for it.
+
+    Examples:  merlab steps    merlab steps 9
+    """
+    with Session("steps", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        from merbridge_lab.loader import steps as all_steps
+
+        wanted = numbers(number) if number else None
+        with run.looking(lab, up=False) as chosen:
+            if wanted is None:
+                rows = list(zip(all_steps(), chosen.states(all_steps()), strict=True))
+            else:
+                told = [(each, list(each.commands(chosen))) for each in selected(wanted)]
+        if json and wanted is None:
+            listed = [{"number": each.number, "title": each.title, "state": state} for each, state in rows]
+            run.console.json({"schema": 1, "lab": run.lab, "steps": listed})
+        elif json:
+            stories = [
+                {
+                    "number": each.number,
+                    "title": each.title,
+                    "narration": each.narration,
+                    "commands": commands,
+                    "checks": [check.name for check in each.verify + each.witness],
+                }
+                for each, commands in told
+            ]
+            run.console.json({"schema": 1, "lab": run.lab, "steps": stories})
+        elif wanted is None:
+            run.console.steps(rows)
+        else:
+            for each, commands in told:
+                run.console.narrate(each, commands)
+
+
+@app.command()
+def trace(
+    lab: LabName = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The kernel's own lines, undecoded.")] = False,
+    pod: Annotated[str | None, typer.Option("--pod", metavar="POD", help="Only connections that POD dialled.")] = None,
+    nonce: Annotated[
+        str | None, typer.Option("--nonce", metavar="ID", help="Only the request with this x-request-id.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Follow the dataplane's trace until Ctrl-C, a colour for each connection.
+
+    Where debug output is off, it is on for as long as this runs.
+
+    Examples:  merlab trace    merlab trace --pod sleep    merlab trace --raw    merlab trace --json
+    """
+    with Session("trace", debug=debug, no_color=no_color) as run, run.looking(lab) as chosen:
+        if pod is not None:
+            chosen.workload(pod)
+        run.console.note("following the trace; Ctrl-C ends it")
+        try:
+            for event in chosen.follow_trace(pod=pod, nonce=nonce):
+                run.console.trace_event(event, raw=raw, as_json=json)
+        except interrupts.Interrupted as stop:
+            if stop.signum != interrupts.SIGNALS[0]:
+                raise
+
+
+@app.command()
+def sysdump(
+    lab: LabName = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to; by default a name with the time.")
+    ] = None,
+    json: JsonFlag = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Pack what a bug report needs into one file: versions, doctor, rules, programs, logs, the last report; no keys.
+
+    Example:  merlab sysdump -o bug.tar.gz
+    """
+    with Session("sysdump", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        from merbridge_lab import sysdump as dump
+
+        driver = run.driver(lab)
+        driver.require_able()
+        with driver.open() as chosen:
+            target = output or Path(dump.name_now())
+            names = dump.write(target, chosen)
+        if json:
+            run.console.json({"schema": 1, "lab": run.lab, "file": str(target), "holds": names})
+        else:
+            run.console.say(f"{target}: {len(names)} files, no keys among them")

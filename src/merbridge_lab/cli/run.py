@@ -1,0 +1,177 @@
+"""The commands that change the lab: up, step, verify, restore, down."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from merbridge_lab import interrupts
+from merbridge_lab.cli.app import (
+    PATIENCE,
+    Backend,
+    Debug,
+    JsonFlag,
+    LabName,
+    NoColor,
+    Quiet,
+    Timeout,
+    Verbose,
+    app,
+)
+from merbridge_lab.cli.session import Session, numbers, selected
+
+
+@app.command()
+def up(
+    lab: LabName = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="N", help="Stop after step N.")] = None,
+    iptables: Annotated[
+        Backend | None, typer.Option("--iptables", help="In which tables Istio's rules are loaded; by default nft.")
+    ] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Wait for Enter before each further step.")] = False,
+    json: JsonFlag = False,
+    timeout: Timeout = PATIENCE,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Stand the whole demo up: steps 0 to 9, each verified.
+
+    On a healthy lab it changes nothing that lasts; after a failure it goes on from what is missing.
+
+    Examples:  merlab up    merlab up --pause    merlab up --until 3    merlab up --lab embedded --json
+    """
+    with Session("up", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        wanted = range(numbers(until)[-1] + 1) if until else None
+        if pause and (json or not sys.stdin.isatty()):
+            raise typer.BadParameter("--pause waits for Enter: it needs a terminal, and no --json")
+        from merbridge_lab.loader import steps
+        from merbridge_lab.report import Report
+        from merbridge_lab.runner import Runner
+
+        with run.changing(lab, backend=iptables.value if iptables else None) as chosen:
+            run.report = Report("up", chosen.name)
+            chosen.mend()
+            runner = Runner(chosen, run.console, patience=timeout, between=run.console.pause if pause else None)
+            runner.run(run.report, steps() if wanted is None else selected(wanted))
+            run.finish(chosen, run.report)
+
+
+@app.command()
+def step(
+    number: Annotated[str, typer.Argument(metavar="N|N..M", help="A step, or a range of steps.")],
+    lab: LabName = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the rules flushed after step 9, to play with.")] = False,
+    json: JsonFlag = False,
+    timeout: Timeout = PATIENCE,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Rerun one step, or a range, with its checks, on the lab that is up.
+
+    Examples:  merlab step 9    merlab step 5..9    merlab step 9 --keep
+    """
+    with Session("step", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        wanted = numbers(number)
+        if keep and wanted[-1] != 9:  # noqa: PLR2004 - the step that flushes
+            raise typer.BadParameter("--keep goes with step 9, which flushes the rules")
+        from merbridge_lab.report import Report
+        from merbridge_lab.runner import Runner
+
+        with run.changing(lab, keep=keep) as chosen:
+            if wanted[0] > 0:
+                chosen.require_up()
+            run.report = Report("step", chosen.name)
+            Runner(chosen, run.console, patience=timeout).run(run.report, selected(wanted))
+            if keep:
+                run.console.note("the rules of sleep are left flushed: merlab restore puts them back")
+            run.finish(chosen, run.report)
+
+
+@app.command()
+def verify(
+    lab: LabName = None,
+    json: JsonFlag = False,
+    timeout: Timeout = PATIENCE,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Confirm, with proof, that requests succeed with the rules flushed; leave everything as it was.
+
+    It measures what happens with and without eBPF, with and without rules, on both sides.
+
+    Examples:  merlab verify    merlab verify --json    merlab verify -v
+    """
+    with Session("verify", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        from merbridge_lab.report import Report
+        from merbridge_lab.runner import Runner
+
+        with run.changing(lab) as chosen:
+            chosen.require_up()
+            run.report = Report("verify", chosen.name)
+            runner = Runner(chosen, run.console, patience=timeout)
+            runner.prove(run.report, standing=selected(range(1, 4)), steps=selected(range(8, 10)))
+            run.finish(chosen, run.report)
+
+
+@app.command()
+def restore(
+    lab: LabName = None,
+    json: JsonFlag = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Put flushed rules back, after `step 9 --keep` or after a crash.
+
+    Example:  merlab restore
+    """
+    with Session("restore", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        with run.changing(lab) as chosen:
+            restored = chosen.restore()
+        if json:
+            run.console.json({"schema": 1, "lab": run.lab, "restored": restored})
+        elif not restored:
+            run.console.say("nothing is flushed")
+        for name in () if json else restored:
+            run.console.say(f"the nat rules of {name} are back")
+
+
+@app.command()
+def down(
+    lab: LabName = None,
+    json: JsonFlag = False,
+    timeout: Timeout = PATIENCE,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Remove all that merlab made, also after a crash; nothing to remove is a success.
+
+    Example:  merlab down
+    """
+    with Session("down", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        from merbridge_lab.loader import steps
+        from merbridge_lab.runner import undo
+
+        with run.changing(lab) as chosen:
+            removed = chosen.exists
+            with interrupts.shielded():
+                try:
+                    if removed:
+                        undo(chosen, steps())
+                finally:
+                    chosen.remove(timeout)
+        if json:
+            run.console.json({"schema": 1, "lab": run.lab, "removed": removed})
+        else:
+            run.console.say("the lab is gone" if removed else "there was nothing to remove")

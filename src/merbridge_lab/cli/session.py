@@ -1,0 +1,150 @@
+"""One call of merlab: its console, its lab, and what becomes of whatever goes wrong in it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from merbridge_lab import exits, interrupts
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from typing_extensions import Self
+
+    from merbridge_lab.drivers import Driver
+    from merbridge_lab.model import Step
+    from merbridge_lab.report import Report
+
+
+class Session:
+    """Turns errors into sentences, JSON and exit statuses; used around the body of every command."""
+
+    def __init__(
+        self,
+        command: str,
+        *,
+        as_json: bool = False,
+        verbose: int = 0,
+        quiet: bool = False,
+        debug: bool = False,
+        no_color: bool = False,
+    ) -> None:
+        from merbridge_lab.console import Console
+
+        self.command = command
+        self.as_json = as_json
+        self.debug = debug
+        self.lab = ""
+        self.report: Report | None = None
+        self.console = Console(
+            as_json=as_json,
+            verbosity=-1 if quiet else verbose,
+            color=not no_color and not os.environ.get("NO_COLOR"),
+        )
+        if debug:
+            logging.basicConfig(stream=sys.stderr, format="%(message)s")
+            logging.getLogger("merbridge_lab").setLevel(logging.DEBUG)
+
+    def __enter__(self) -> Self:
+        interrupts.install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        self.console.close()
+        if error is None or isinstance(error, (typer.Exit, typer.BadParameter, SystemExit)):
+            return
+        if self.debug and not isinstance(error, interrupts.Interrupted):
+            traceback.print_exception(error)
+        if isinstance(error, LabError):
+            self._fail(error)
+            raise typer.Exit(exits.CANNOT) from None
+        if isinstance(error, interrupts.Interrupted):
+            self._fail(LabError(f"interrupted by {error}", hint="merlab status says what is in place"))
+            raise typer.Exit(exits.SIGNALLED + error.signum) from None
+        if isinstance(error, Exception):
+            self._fail(
+                LabError(
+                    f"a defect of merlab: {type(error).__name__}: {error}",
+                    hint=f"please report it with the output of: merlab {self.command} --debug",
+                )
+            )
+            raise typer.Exit(exits.DEFECT) from None
+
+    def _fail(self, error: LabError) -> None:
+        if not self.as_json:
+            self.console.error(error)
+            return
+        from merbridge_lab.report import Report
+
+        report = self.report or Report(self.command, self.lab)
+        report.error = error
+        self.console.json(report.to_json())
+
+    def driver(self, asked: str | None) -> Driver:
+        """Pick the lab, and say which and why."""
+        from merbridge_lab import drivers
+
+        driver, why = drivers.pick(asked)
+        self.lab = driver.name
+        self.console.note(f"lab: {driver.name} ({why})")
+        return driver
+
+    @contextlib.contextmanager
+    def changing(self, asked: str | None, *, keep: bool = False, backend: str | None = None) -> Iterator[Any]:
+        """Pick a lab and have it to oneself for the length of the block."""
+        from merbridge_lab import lock
+
+        driver = self.driver(asked)
+        driver.require_able()
+        with lock.held(), driver.open(keep=keep, backend=backend) as lab:
+            yield lab
+
+    @contextlib.contextmanager
+    def looking(self, asked: str | None, *, up: bool = True) -> Iterator[Any]:
+        """Pick a lab to look at, without changing it; with `up`, one that is not up is an error."""
+        driver = self.driver(asked)
+        if up or driver.is_up():
+            driver.require_able()
+        with driver.open() as lab:
+            if up:
+                lab.require_up()
+            yield lab
+
+    def finish(self, lab: Any, report: Report) -> None:  # noqa: ANN401 - any lab
+        """Keep the report, print the verdict and exit."""
+        told = report.to_json()
+        lab.keep_report(told)
+        if self.as_json:
+            self.console.json(told)
+        else:
+            self.console.verdict(report)
+        raise typer.Exit(exits.of(report.verdict))
+
+
+def numbers(text: str) -> range:
+    """Read "N" or "N..M"; raises BadParameter for what is no step."""
+    from merbridge_lab.loader import steps
+
+    first, dots, last = text.partition("..")
+    try:
+        found = range(int(first), int(last if dots else first) + 1)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a step (9) nor a range of steps (5..9)") from None
+    if not found or found[0] < 0 or found[-1] >= len(steps()):
+        raise typer.BadParameter(f"{text!r}: the steps are 0 to {len(steps()) - 1}")
+    return found
+
+
+def selected(wanted: Sequence[int]) -> list[Step]:
+    """Give the steps with these numbers."""
+    from merbridge_lab.loader import steps
+
+    return [step for step in steps() if step.number in wanted]

@@ -1,0 +1,181 @@
+"""What a person sees: results on stdout, progress and errors on stderr. The only importer of rich."""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from merbridge_lab import waiting
+from merbridge_lab.console import views
+from merbridge_lab.console.paper import MARK, Paper
+from merbridge_lab.console.progress import Waiting
+from merbridge_lab.evidence import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.errors import LabError
+    from merbridge_lab.matrix import CellOutcome
+    from merbridge_lab.model import Step
+    from merbridge_lab.report import CheckOutcome, Report, StepOutcome
+    from merbridge_lab.requirements import Requirement
+
+_MOST_STDERR = 12
+_A_DAY = 86400.0
+
+
+class Console:
+    """Prints a run as it goes; also the Observer of the runner."""
+
+    def __init__(self, *, as_json: bool = False, verbosity: int = 0, color: bool = True) -> None:
+        self.as_json = as_json
+        self.verbosity = verbosity
+        self._paper = Paper(verbosity=verbosity, color=color)
+        self._waiting = Waiting(self._paper)
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """Print the one JSON object of a run."""
+        self._waiting.stop()
+        self._paper.out.file.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        self._paper.out.file.flush()
+
+    def say(self, text: str) -> None:
+        """Print a plain line of the result."""
+        self._waiting.stop()
+        self._paper.line(escape(text))
+
+    def error(self, error: LabError) -> None:
+        """Print what is in the way and what to type next."""
+        self._waiting.stop()
+        err = self._paper.err
+        err.print(f"[error]merlab: {escape(error.what)}[/]", soft_wrap=True)
+        for line in (error.stderr or "").strip().splitlines()[-_MOST_STDERR:]:
+            err.print(f"  [faint]│ {escape(line)}[/]", soft_wrap=True)
+        if error.command and (self.verbosity > 0 or error.stderr):
+            err.print(f"  [faint]it was:[/] {escape(error.command)}", soft_wrap=True)
+        if error.hint:
+            err.print(f"  → {escape(error.hint)}", soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a line of progress."""
+        if self.verbosity >= 0:
+            self._waiting.stop()
+            self._paper.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
+
+    # -- the runner's observer ------------------------------------------------------------------------------------
+
+    def step_begins(self, step: Step) -> None:
+        """Print the step's title and start showing what is awaited."""
+        self._waiting.stop()
+        if not self.as_json and self.verbosity >= 0:
+            self._paper.line(f"[title]{step.number}  {escape(step.title)}[/]")
+            self._paper.prose(step.narration, 3, style="faint")
+        self._waiting.start(f"step {step.number}: {step.title}")
+
+    def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
+        """Nothing yet: checks are printed with the step, below its commands."""
+
+    def step_ends(self, outcome: StepOutcome) -> None:
+        """Print the commands with their output, the checks, and how the step came out."""
+        self._waiting.stop()
+        paper = self._paper
+        if self.as_json:
+            if self.verbosity >= 0:
+                paper.err.print(f"step {outcome.step.number}: {outcome.verdict.value} ({outcome.seconds:.1f} s)")
+            return
+        if self.verbosity < 0:
+            if outcome.verdict is not Verdict.PASS:
+                paper.line(f"{outcome.step.number}  {escape(outcome.step.title)}: {outcome.verdict.value}")
+            return
+        if not outcome.acted and outcome.verdict is Verdict.PASS:
+            paper.line("   [faint]already so[/]")
+        paper.commands(outcome.shown, f"merlab steps {outcome.step.number} lists them")
+        self._checks(outcome.checks)
+        if outcome.reason:
+            style = outcome.verdict.value
+            paper.prose(outcome.reason, 5, mark=f"   [{style}]{MARK[style]}[/] ")
+        paper.line("")
+
+    def _checks(self, outcomes: Iterable[CheckOutcome]) -> None:
+        for outcome in outcomes:
+            finding = outcome.finding
+            style = finding.verdict.value
+            self._paper.prose(f"{finding.why} ({outcome.check.name})", 5, mark=f"   [{style}]{MARK[style]}[/] ")
+            if self.verbosity > 0 or finding.verdict is Verdict.FAIL:
+                self._paper.evidence(finding.evidence)
+                if finding.control is not None:
+                    self._paper.line(f"       control {finding.control.name}: {finding.control.verdict.value}")
+                    self._paper.evidence(finding.control.evidence)
+
+    def matrix_begins(self) -> None:
+        """Start showing that the matrix is being measured."""
+        self._waiting.start("measuring with and without eBPF, with and without rules")
+
+    def cell_ends(self, outcome: CellOutcome) -> None:
+        """Nothing yet: the matrix is printed whole."""
+
+    def pause(self, step: Step) -> None:
+        """Wait for Enter before `step`."""
+        self._waiting.stop()
+        self._paper.err.print(
+            f"[faint]Enter for step {step.number}: {escape(step.title)} (Ctrl-C stops here)[/]", end=" "
+        )
+        ready = waiting.until(lambda: bool(select.select([sys.stdin], [], [], 0)[0]), timeout=_A_DAY, awaiting="Enter")
+        if ready:
+            sys.stdin.readline()
+
+    def verdict(self, report: Report) -> None:
+        """Print the verdict of a run: what held, or the cause and what to type next."""
+        self._waiting.stop()
+        paper = self._paper
+        if report.matrix and self.verbosity >= 0:
+            views.matrix(paper, report.matrix)
+        if report.error is not None:
+            self.error(report.error)
+            return
+        if report.verdict is Verdict.PASS:
+            passed = sum(step.verdict is Verdict.PASS for step in report.steps)
+            cells = sum(cell.finding.held for cell in report.matrix)
+            measured = f", {cells} of {len(report.matrix)} cells as expected" if report.matrix else ""
+            skipped = f", {report.skipped} skipped" if report.skipped else ""
+            held = f"{report.command}: {passed} of {len(report.steps)} steps held{measured}{skipped}"
+            paper.line(f"[pass]✔ {held}[/] [faint]in {report.seconds:.1f} s[/]")
+            return
+        cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
+        paper.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
+        hint = next((check.check.hint for check in report.failed() if check.check.hint), "")
+        if hint:
+            paper.line(f"  → {escape(hint)}")
+
+    # -- pictures -------------------------------------------------------------------------------------------------
+
+    def requirements(self, found: Sequence[Requirement]) -> None:
+        """Print what the machine offers and lacks."""
+        views.requirements(self._paper, found)
+
+    def steps(self, rows: Sequence[tuple[Step, str]]) -> None:
+        """Print the steps with their state."""
+        views.steps(self._paper, rows)
+
+    def narrate(self, step: Step, commands: Sequence[str]) -> None:
+        """Print all about one step."""
+        views.narrate(self._paper, step, commands)
+
+    def status(self, described: Mapping[str, Any]) -> None:
+        """Print a picture of the lab."""
+        views.status(self._paper, described)
+
+    def trace_event(self, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
+        """Print one event of the trace."""
+        views.trace_event(self._paper, event, raw=raw, as_json=as_json)
+
+    def close(self) -> None:
+        """End whatever still moves on the terminal."""
+        self._waiting.stop()

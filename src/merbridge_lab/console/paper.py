@@ -1,0 +1,125 @@
+"""What is written on: stdout for results, stderr for progress and errors, and the few forms that text takes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from typing import IO, TYPE_CHECKING
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.theme import Theme
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.evidence import Reading
+    from merbridge_lab.lab import Shown
+
+_THEME = Theme(
+    {
+        "pass": "green",
+        "fail": "bold red",
+        "error": "bold red",
+        "skip": "yellow",
+        "warn": "yellow",
+        "cmd": "cyan",
+        "faint": "dim",
+        "title": "bold",
+    }
+)
+MARK = {"pass": "✔", "fail": "✘", "error": "✘", "skip": "-", "warn": "!"}
+_PLAIN_WIDTH = 100
+_MOST_OUTPUT = 20
+_MOST_COMMANDS = 7
+
+
+class _Unbroken:
+    """A stream that goes quiet when its reader goes away, so that `merlab up | head -1` still finishes its work."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._open = True
+
+    def write(self, text: str) -> int:
+        if self._open:
+            try:
+                return self._stream.write(text)
+            except UnicodeEncodeError:
+                return self._stream.write(text.encode("ascii", "replace").decode("ascii"))
+            except (BrokenPipeError, ValueError):
+                self._close()
+        return len(text)
+
+    def flush(self) -> None:
+        if self._open:
+            try:
+                self._stream.flush()
+            except (BrokenPipeError, ValueError):
+                self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        # What Python still holds for the stream would be written, and fail, at exit.
+        if self._stream in (sys.stdout, sys.stderr):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+def _rich(stream: IO[str], *, color: bool) -> RichConsole:
+    return RichConsole(
+        file=_Unbroken(stream),  # type: ignore[arg-type]  # as much of a text stream as rich uses
+        theme=_THEME,
+        highlight=False,
+        emoji=False,
+        no_color=not color or None,
+        width=None if stream.isatty() or os.environ.get("COLUMNS") else _PLAIN_WIDTH,
+    )
+
+
+class Paper:
+    """Both streams; `verbosity` is below 0 for -q, above for -v."""
+
+    def __init__(self, *, verbosity: int, color: bool) -> None:
+        self.verbosity = verbosity
+        self.out = _rich(sys.stdout, color=color)
+        self.err = _rich(sys.stderr, color=color)
+
+    def line(self, text: str) -> None:
+        """Print a line of the result as it is, markup and all, and never fold it."""
+        self.out.print(text, soft_wrap=True)
+
+    def prose(self, text: str, by: int, *, mark: str = "", style: str = "default") -> None:
+        """Print prose, folded to the width and indented; `mark` stands before its first line."""
+        for number, line in enumerate(textwrap.wrap(" ".join(text.split()), max(self.out.width - by, 20))):
+            before = mark if mark and not number else " " * by
+            self.line(f"{before}[{style}]{escape(line)}[/]")
+
+    def commands(self, shown: Sequence[Shown], where_else: str) -> None:
+        """Print commands as a person would type them, whole on their lines, with what they printed.
+
+        Without -v the first ones only; `where_else` says where the rest is to be had.
+        """
+        most_commands = len(shown) if self.verbosity > 0 else _MOST_COMMANDS
+        for one in shown[:most_commands]:
+            self.line(f"   [cmd]$ {escape(one.command)}[/]")
+            lines = one.output.rstrip("\n").splitlines()
+            most = len(lines) if self.verbosity > 0 else _MOST_OUTPUT
+            for line in lines[:most]:
+                self.line(f"     [faint]{escape(line)}[/]")
+            if len(lines) > most:
+                self.line(f"     [faint]… {len(lines) - most} more lines (-v shows them)[/]")
+        if len(shown) > most_commands:
+            self.line(f"   [faint]… {len(shown) - most_commands} more commands ({where_else})[/]")
+
+    def evidence(self, readings: Sequence[Reading]) -> None:
+        """Print each reading: its source, from what to what."""
+        for reading in readings:
+            before = "" if reading.before is None else f"{reading.before} → "
+            text = f"{reading.source}: {before}{reading.after} {reading.unit}".rstrip()
+            self.line(f"       [faint]{escape(text)}[/]")

@@ -1,0 +1,60 @@
+"""What is awaited, and for how long: a moving line on a terminal, now and then a plain one in a pipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from merbridge_lab import waiting
+
+if TYPE_CHECKING:
+    from merbridge_lab.console.paper import Paper
+
+#: A wait shorter than this many seconds is not worth a line in a pipe; a longer one gets another every so often.
+_WORTH_A_LINE = 1.0
+_BETWEEN_LINES = 5.0
+
+
+class Waiting:
+    """Shows on stderr what `merbridge_lab.waiting` waits for."""
+
+    def __init__(self, paper: Paper) -> None:
+        self._paper = paper
+        self._progress: Progress | None = None
+        self._due = _WORTH_A_LINE
+
+    def start(self, what: str) -> None:
+        """Begin to show that `what` is being done."""
+        self.stop()
+        if self._paper.verbosity < 0:
+            return
+        waiting.listen(self._tell)
+        if self._paper.err.is_terminal:
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=self._paper.err,
+                transient=True,
+            )
+            self._progress.add_task(escape(what))
+            self._progress.start()
+
+    def _tell(self, what: str, seconds: float) -> None:
+        if self._progress is not None:
+            for task in self._progress.task_ids:
+                self._progress.update(task, description=f"waiting: {escape(what)}")
+        elif seconds < _WORTH_A_LINE:
+            self._due = _WORTH_A_LINE
+        elif seconds >= self._due:
+            self._paper.err.print(f"still waiting: {escape(what)} ({seconds:.0f} s)", soft_wrap=True)
+            self._due = seconds + _BETWEEN_LINES
+
+    def stop(self) -> None:
+        """End whatever still moves."""
+        waiting.listen(None)
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

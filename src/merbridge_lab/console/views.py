@@ -1,0 +1,120 @@
+"""Pictures of what is: the lab, the machine, the steps, the matrix, the trace."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from merbridge_lab.console.paper import MARK, Paper
+from merbridge_lab.evidence import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.matrix import CellOutcome
+    from merbridge_lab.model import Step
+    from merbridge_lab.requirements import Requirement
+
+_CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_cyan", "bright_green")
+
+
+def requirements(paper: Paper, found: Sequence[Requirement]) -> None:
+    """Print a line for each thing that the machine offers or lacks, with the command that mends it."""
+    for one in found:
+        style = one.verdict
+        needed = f"  [faint](needed: {escape(one.needed)})[/]" if style != "pass" else ""
+        paper.line(f"[{style}]{MARK.get(style, '?')}[/] {one.name:<26} {escape(one.found)}{needed}")
+        if one.hint and style != "pass":
+            paper.line(f"    → {escape(one.hint)}")
+
+
+def steps(paper: Paper, rows: Sequence[tuple[Step, str]]) -> None:
+    """Print number, state and title of each step."""
+    for step, state in rows:
+        paper.line(f"{step.number}  {escape(state):<14} {escape(step.title)}")
+
+
+def narrate(paper: Paper, step: Step, commands: Sequence[str]) -> None:
+    """Print a step's narration and the commands a person would type for it."""
+    paper.line(f"[title]{step.number}  {escape(step.title)}[/]\n")
+    paper.prose(step.narration, 3)
+    paper.line("")
+    for command in commands:
+        paper.line(f"   [cmd]$ {escape(command)}[/]")
+    paper.line("")
+    for check in step.verify + step.witness:
+        paper.prose(f"verified: {check.description} ({check.name})", 3, mark="   ", style="faint")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def status(paper: Paper, described: Mapping[str, Any]) -> None:
+    """Print a picture of the lab: its pods, which path a request takes now, what is flushed, what is wrong."""
+    if not described["up"]:
+        paper.line("no lab is up  → merlab up")
+        return
+    dataplane = described["dataplane"]
+    attached = f"attached ({dataplane['kind']}, {dataplane['programs']} programs)" if dataplane["attached"] else "none"
+    paper.line(f"[title]the {described['lab']} lab is up[/]   eBPF: {attached}\n")
+    table = _table("pod", "address", "pid", "sidecar", "rules")
+    for pod in described["workloads"]:
+        rules = pod["rules"]
+        held = f"{rules['istio_rules']} ISTIO rules in {rules['backend']}" if rules["istio_rules"] else "none"
+        ready = "[pass]ready[/]" if pod["sidecar"] else "[fail]not ready[/]"
+        table.add_row(pod["name"], pod["ip"], str(pod["pid"] or "none"), ready, held)
+    paper.out.print(table)
+    paper.line("\na new request goes")
+    for leg in described["path"]:
+        style = "fail" if leg["by"] == "nothing" else "pass"
+        paper.line(f"   {leg['from']:<22} ─ [{style}]{leg['by']}[/] → {escape(leg['to'])}")
+    paper.line("")
+    for name in described["flushed"]:
+        paper.line(f"[warn]![/] the nat rules of {name} are flushed  → merlab restore")
+    for problem in described["problems"]:
+        paper.line(f"[warn]![/] {escape(problem)}")
+
+
+def matrix(paper: Paper, outcomes: Sequence[CellOutcome]) -> None:
+    """Print what happens with and without eBPF and rules, and below it why each line is believed."""
+    paper.line("[title]With and without eBPF, with and without rules[/]")
+    table = _table("", "eBPF", "client's rules", "servers' rules", "client", "answered", "both sidecars")
+    for number, outcome in enumerate(outcomes, 1):
+        cell, style = outcome.cell, outcome.finding.verdict.value
+        table.add_row(
+            f"[{style}]{MARK[style]}[/] {number}",
+            "on" if cell.ebpf else "off",
+            "present" if cell.client_rules else "flushed",
+            "present" if cell.server_rules else "flushed",
+            outcome.client,
+            "yes" if outcome.served else "no",
+            "yes" if outcome.both_sidecars else "no",
+        )
+    paper.out.print(table)
+    paper.line("")
+    for number, outcome in enumerate(outcomes, 1):
+        paper.prose(outcome.finding.why, 3, mark=f"{number}  ")
+        if paper.verbosity > 0 or outcome.finding.verdict is Verdict.FAIL:
+            paper.evidence(outcome.finding.evidence)
+    paper.line("")
+
+
+def trace_event(paper: Paper, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
+    """Print one event of the trace: as it came, as an object, or as a sentence in its connection's colour."""
+    if as_json:
+        paper.line(escape(json.dumps({**asdict(event), "sentence": event.sentence()}, ensure_ascii=False)))
+    elif raw:
+        paper.line(escape(event.raw))
+    else:
+        color = _CONNECTION_COLORS[event.pair % len(_CONNECTION_COLORS)]
+        paper.line(f"[faint]{event.seconds:.6f}[/] [{color}]{escape(event.sentence())}[/]")
+    paper.out.file.flush()

@@ -1,0 +1,53 @@
+"""A shell in a pod, and what it left changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.drivers.embedded import services
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from merbridge_lab.drivers.embedded.pods import Pod
+
+_TOOLS = ("iptables", "iptables-save", "iptables-restore")
+
+
+@contextlib.contextmanager
+def shell(pod: Pod, *, netns: bool) -> Iterator[tuple[list[str], str]]:
+    """Give the argv of a shell in `pod`, and a word of welcome; what it needs is there for the length of the block."""
+    name = pod.spec.name
+    if not netns:
+        argv = pod.argv_as_app(["env", f"PS1=merlab:{name}$ ", "sh", "-i"])
+        yield argv, f"you are {name}'s app; try: curl -s helloworld:5000/hello. exit leaves."
+        return
+    with tempfile.TemporaryDirectory(prefix="merlab-shell-") as folder:
+        for tool in _TOOLS:
+            found = shutil.which(tool.replace("iptables", f"iptables-{pod.spec.backend}"))
+            if found:
+                Path(folder, tool).symlink_to(found)
+        path = f"PATH={folder}{os.pathsep}{os.environ['PATH']}"
+        # bash reads the user's own files after PS1 is set; the plain sh does not, and every system has one.
+        argv = pod.argv_as_root(["env", path, f"PS1=merlab:{name}(netns)# ", "sh", "-i"])
+        yield (
+            argv,
+            (
+                f"you are root in the network namespace of {name}; iptables is iptables-{pod.spec.backend}."
+                " Try: iptables -t nat -vnL. exit leaves."
+            ),
+        )
+
+
+def changes(pod: Pod, *, saved: bool) -> list[str]:
+    """Say what of the pod's rules is not as merlab made it, and how to put it back; `saved`: merlab flushed them."""
+    if saved:
+        return [f"the nat rules of {pod.spec.name} are flushed; merlab restore puts them back"]
+    if services.are_loaded(pod.netns, services.pod_rules(), pod.spec.backend):
+        return []
+    return [f"the rules of {pod.spec.name} are not as merlab made them; merlab up puts them back"]
