@@ -77,6 +77,10 @@ class Observation:
     saved: RuleSet | None = None
     restored: RuleSet | None = None
 
+    def __post_init__(self) -> None:
+        if not self.exchanges:
+            raise ValueError("a batch without a request proves nothing")
+
     def beside(self, control: Observation) -> Observation:
         """Give this observation with `control` standing next to it."""
         return replace(self, control=control)

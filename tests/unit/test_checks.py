@@ -176,7 +176,12 @@ FAILS = [
         lambda s: replace(s, exchanges=s.exchanges[::2]),
         ["helloworld v2 did not answer sleep"],
     ),
-    (mesh.both_versions_answered, healthy, lambda s: replace(s, exchanges=()), ["helloworld v1 and v2"]),
+    (
+        mesh.both_versions_answered,
+        healthy,
+        lambda s: replace(s, exchanges=tuple(replace(e, body="Hello?") for e in s.exchanges)),
+        ["helloworld v1 and v2 did not answer sleep"],
+    ),
     # mesh.both_sidecars_served
     (mesh.both_sidecars_served, healthy, client_log_lost, ["sidecar of sleep has no record of 1 of 8"]),
     (mesh.both_sidecars_served, healthy, client_line_inbound, ["sidecar of sleep has no record of 1 of 8"]),
@@ -412,6 +417,11 @@ def test_rules_left_flushed_on_purpose_are_a_skip():
     finding = rules.restored().over(replace(flushed(), restored=None))
     assert finding.verdict is Verdict.SKIP
     assert "merlab restore" in finding.why
+
+
+def test_a_batch_without_a_request_is_no_batch():
+    with pytest.raises(ValueError, match="proves nothing"):
+        replace(healthy(), exchanges=())
 
 
 # -- checks of the machine
