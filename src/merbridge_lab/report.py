@@ -6,17 +6,19 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import __version__
+from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Finding, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from merbridge_lab.errors import LabError
     from merbridge_lab.lab import Shown
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
 
 SCHEMA = 1
+#: What a run comes to in which every step was skipped.
+_NOTHING = LabError("nothing was seen to hold: every step was skipped", hint="merlab status")
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Report:
             "steps": [step.to_json() for step in self.steps],
             "matrix": [cell.to_json() for cell in self.matrix],
             "changes": self.changes,
-            "error": None if self.error is None else error_json(self.error),
+            "error": error_json(self.error or _NOTHING) if self.verdict is Verdict.ERROR else None,
         }
 
 
