@@ -96,7 +96,11 @@ class Paper:
 
     def prose(self, text: str, by: int, *, mark: str = "", style: str = "default") -> None:
         """Print prose, folded to the width and indented; `mark` stands before its first line."""
-        for number, line in enumerate(textwrap.wrap(" ".join(text.split()), max(self.out.width - by, 20))):
+        # Names and paths stay whole: helloworld-v1 is not to be found where a line ends after its hyphen.
+        folded = textwrap.wrap(
+            " ".join(text.split()), max(self.out.width - by, 20), break_on_hyphens=False, break_long_words=False
+        )
+        for number, line in enumerate(folded):
             before = mark if mark and not number else " " * by
             self.line(f"{before}[{style}]{escape(line)}[/]")
 
