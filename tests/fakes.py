@@ -232,6 +232,7 @@ class FakeLab:
         self.mute: set[str] = set()
         self.idle_legs: set[str] = set()
         self.removed: list[str] = []
+        self.kept: dict[str, object] = {}
         self.node = FakePart(self, "node")
         self.mesh = FakeMesh(self, "mesh", self.node)
         self.dataplane = FakeDataplane(self, "dataplane", self.mesh)
@@ -455,6 +456,9 @@ class FakeLab:
     def require_up(self) -> None:
         if not self.exists:
             raise LabError("no lab is up", hint="merlab up")
+
+    def keep_report(self, told: dict[str, object]) -> None:
+        self.kept = told
 
     def mend(self) -> None:
         self.twins_there.clear()

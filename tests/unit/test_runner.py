@@ -216,6 +216,9 @@ class Watcher:
     def step_ends(self, outcome):
         self.seen.append(("ends", outcome.step.number, outcome.verdict.value))
 
+    def matrix_begins(self):
+        self.seen.append(("matrix",))
+
     def cell_ends(self, outcome):
         self.seen.append(("cell", outcome.finding.verdict.value))
 
@@ -231,6 +234,18 @@ def test_the_observer_is_told_of_a_step_that_ran_into_an_error():
     lab = FakeLab()
     Runner(lab, watcher).run(Report("step", "fake"), steps()[2:3])
     assert watcher.seen == [("begins", 2), ("ends", 2, "error")]
+
+
+def test_the_observer_is_told_of_the_matrix():
+    watcher = Watcher()
+    Runner(up(FakeLab()), watcher).prove(Report("verify", "fake"), standing=[], steps=steps()[8:9])
+    assert watcher.seen[-8:] == [("ends", 8, "pass"), ("matrix",), *[("cell", "pass")] * 6]
+
+
+def test_between_two_steps_the_presenter_is_asked():
+    asked = []
+    Runner(FakeLab(), between=lambda step: asked.append(step.number)).run(Report("up", "fake"), steps()[:3])
+    assert asked == [1, 2]
 
 
 # -- what must stand before a proof
