@@ -46,12 +46,12 @@ def foreground(argv: Sequence[str]) -> int:
     """Run `argv` on the terminal merlab was started on, until it ends; give its exit status."""
     log.debug("$ %s", pasteable(argv))
     try:
-        done = sh.Command(argv[0])(*argv[1:], _fg=True, _ok_code=range(256), _return_cmd=True)
+        sh.Command(argv[0])(*argv[1:], _fg=True)
     except sh.CommandNotFound as missing:
         raise LabError(f"the command {argv[0]} is not on this machine", hint="merlab doctor") from missing
     except sh.ErrorReturnCode as ended:
         return int(ended.exit_code)
-    return int(done.exit_code)
+    return 0
 
 
 def run(
