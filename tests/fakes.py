@@ -186,6 +186,7 @@ class FakePod:
         self, lab: FakeLab, name: str, ip: str, *, served: bool = True, sidecar: bool = True, version: str = ""
     ) -> None:
         self.lab, self.name, self.ip = lab, name, ip
+        self.url = f"http://{ip}:5000/hello"
         self.served, self.sidecar, self.version = served, sidecar, version
         self.stray = False
         self.rules = FakeRules(self, keep=lab.keep and served)

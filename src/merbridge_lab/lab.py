@@ -122,9 +122,10 @@ class Entered:
 
 
 class Workload(Protocol):
-    """A pod of the walkthrough."""
+    """A pod of the walkthrough; `url` is where its app answers by its own address, past every service."""
 
     name: str
+    url: str
 
     @property
     def rules(self) -> Rules:

@@ -68,13 +68,19 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
             with server.rules.flushed():
                 # Nothing is awaited in the logs here: nothing is expected. Whether something came is seen below.
                 bypassed = lab.observe(client, url=url, server=server, logged=False)
+            # One by one: by way of their service, the one that takes plain text might not be asked.
+            refused = [lab.observe(client, url=each.url, server=each, count=1) for each in servers]
         by_rules = lab.observe(client, url=url, server=server)
         # By now both sidecars have written what came later, so what they have not written never came.
         strays = lab.logged(exchange.nonce for exchange in bypassed.exchanges)
 
         yield _outcome(Cell(ebpf=False, client_rules=True, server_rules=True), by_rules, rules.find_moved(by_rules))
-        closed_as_expected = mesh.find_closed_as_plain_text(closed)
-        yield _outcome(Cell(ebpf=False, client_rules=False, server_rules=True), closed, closed_as_expected)
+        findings = [mesh.find_closed_as_plain_text(each) for each in (closed, *refused)]
+        yield _outcome(
+            Cell(ebpf=False, client_rules=False, server_rules=True),
+            closed,
+            _all(f"{findings[0].why}; so do the sidecars of {_names(servers)}", *findings),
+        )
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=False),
             bypassed,
@@ -126,7 +132,12 @@ def _served_by_ebpf(seen: Observation) -> tuple[Finding, ...]:
         mesh.find_both_sidecars(seen),
         redirect.find_intercepted(seen),
         redirect.find_payload(seen),
+        mesh.find_both_versions(seen),
     )
+
+
+def _names(workloads: Sequence[Workload]) -> str:
+    return " and ".join(each.name for each in workloads)
 
 
 def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding) -> Finding:
@@ -172,7 +183,11 @@ def _all(why: str, *findings: Finding) -> Finding:
     for finding in findings:
         if not finding.held:
             return fails(finding.why, *evidence, control=control)
-    return holds(why.format(payload=findings[3].why, last=findings[-1].why), *evidence, control=control)
+    return holds(
+        why.replace("{payload}", findings[min(3, len(findings) - 1)].why).replace("{last}", findings[-1].why),
+        *evidence,
+        control=control,
+    )
 
 
 def _outcome(cell: Cell, seen: Observation, finding: Finding) -> CellOutcome:

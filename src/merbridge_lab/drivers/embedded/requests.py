@@ -55,6 +55,7 @@ def ask(client: EmbeddedWorkload, url: str) -> Exchange:
         local=f"{facts.get('local_ip', '')}:{facts.get('local_port', 0)}",
         seconds=float(facts.get("time_total") or 0.0),
         error=done.stderr.strip(),
+        remote=f"{facts.get('remote_ip', '')}:{facts.get('remote_port', 0)}",
     )
 
 
@@ -107,7 +108,10 @@ def observe(
         for name, log in logs.items():
             for line in log.lines():
                 if line.request_id in nonces and not line.outbound:
-                    theirs[line.request_id] = (name, line)
+                    # Of several attempts, the one that the client's sidecar tells of: its last.
+                    last = mine.get(line.request_id)
+                    if line.request_id not in theirs or (last and last.upstream_local == line.downstream_remote):
+                        theirs[line.request_id] = (name, line)
                 elif line.rejected_plain_text and line.downstream_remote in closed:
                     refused.append((name, line))
         return mine, theirs, refused
