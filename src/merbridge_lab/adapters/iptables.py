@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 #: Tables that iptables-nft makes itself; every other one is native nftables.
 _COMPAT = re.compile(r"^table (?:ip|ip6|arp|bridge) (?:nat|filter|mangle|raw|security)\b")
-
 #: The base chains that iptables-nft makes in them; every other one is native, though iptables shows nothing of it.
 _BASE_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "BROUTING"})
+
 
 def inside(netns: Path, *argv: str) -> list[str]:
     """Give `argv` as it runs in the network namespace `netns`, with the host's own tools."""
@@ -54,7 +54,6 @@ def snapshot(netns: Path) -> RuleSet:
     return RuleSet(texts, native, nftables.generation(netns))
 
 
-def save(netns: Path, backend: str, table: str) -> str:
 def native_in(chains: str) -> tuple[str, ...]:
     """Name the tables and base chains that no iptables made, from what `nft list chains` prints; as nft names them."""
     found: dict[str, None] = {}
@@ -78,6 +77,7 @@ def _left_out(saved: str) -> tuple[str, ...]:
     )
 
 
+def save(netns: Path, backend: str, table: str) -> str:
     """Give one table of `netns` as a text that `load` takes, counters included."""
     return run(save_argv(netns, backend, table)).stdout
 

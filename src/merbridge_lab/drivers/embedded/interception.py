@@ -70,15 +70,15 @@ class Interception:
         """List the programs in the kernel and where they are attached."""
         return self._plane.programs()
 
+    def links(self) -> Mapping[str, str]:
+        """Say of each link which it is; one that was made anew meanwhile is another one."""
+        return self._plane.links()
+
     def _older_connections(self) -> set[str]:
         """Find, by their source, the connections between pods and to apps that eBPF does not carry."""
         addresses = {pod.spec.ip for pod in self._mesh.pods}
         found = {
             connection.local
-    def links(self) -> Mapping[str, str]:
-        """Say of each link which it is; one that was made anew meanwhile is another one."""
-        return self._plane.links()
-
             for pod in self._mesh.pods
             for connection in tcp.established(pod.netns)
             if connection.uid == layout.SIDECAR_ID and connection.remote.rpartition(":")[0] in addresses
@@ -147,7 +147,6 @@ class Interception:
             self._trace.remove()
 
     def debug_commands(self) -> list[str]:
-            return
         """Give the commands that switch trace lines on: our buffer first, then the flag."""
         config = self._machine.bpffs / self._machine.name / "maps" / "config"
         return [

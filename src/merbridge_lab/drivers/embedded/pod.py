@@ -189,6 +189,13 @@ class Pod:
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - seen.started / _TICKS
         return age < _START or sidecar.is_ready(self.netns)
 
+    def _is_altered(self) -> bool:
+        """Whether the sidecar answers, but is not what was started here."""
+        if not sidecar.is_ready(self.netns):
+            return False
+        seen = {kind: each for kind, each in self._seen().items() if kind == "sidecar"}
+        return bool(inspection.differences(self.netns, self.spec, self.folder, seen))
+
     def problems(self) -> list[str]:
         """Say, a sentence each, what is not as `ensure` makes it; rules flushed on purpose are not a problem."""
         name = self.spec.name
@@ -198,13 +205,6 @@ class Pod:
         found += self._link_problems() + self._rule_problems()
         if not netns.is_pinned(self.mntns):
             found.append(f"the mount namespace of {name} is not there ({self.mntns})")
-    def _is_altered(self) -> bool:
-        """Whether the sidecar answers, but is not what was started here."""
-        if not sidecar.is_ready(self.netns):
-            return False
-        seen = {kind: each for kind, each in self._seen().items() if kind == "sidecar"}
-        return bool(inspection.differences(self.netns, self.spec, self.folder, seen))
-
         for kind in self._kinds():
             found += self._process_problems(kind)
         return found or inspection.differences(self.netns, self.spec, self.folder, self._seen())
