@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from merbridge_lab.api import Lab, Observation, Reading, Workload
 
 
+_MANY = 16
+
+
 @dataclass(frozen=True)
 class Cell:
     """One combination: whether eBPF serves both ends, whether the client's and the servers' rules are present."""
@@ -91,7 +94,12 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         yield _outcome(
             Cell(ebpf=True, client_rules=True, server_rules=True),
             present,
-            _all("by eBPF: {payload}; {last}", *_served_by_ebpf(present), rules.find_stood_still(present)),
+            _all(
+                "by eBPF: {payload}; {last}",
+                *_served_by_ebpf(present),
+                _both_answer(lab, sleep, present),
+                rules.find_stood_still(present),
+            ),
         )
 
         with sleep.rules.flushed() as saved:
@@ -121,7 +129,7 @@ def _all_flushed(lab: Lab, sleep: Workload, servers: Sequence[Workload], outside
     findings += [rules.find_gone(name, before[name], after[name]) for name in after]
     if fresh:
         findings.append(redirect.find_dialled_sidecar(seen))
-    findings.append(redirect.find_steered(from_outside))
+    findings += [_both_answer(lab, outside, from_outside), redirect.find_steered(from_outside)]
     why = "by eBPF on both sides: {payload}; no rule was left in any pod; {last}"
     return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, _all(why, *findings))
 
@@ -132,8 +140,16 @@ def _served_by_ebpf(seen: Observation) -> tuple[Finding, ...]:
         mesh.find_both_sidecars(seen),
         redirect.find_intercepted(seen),
         redirect.find_payload(seen),
-        mesh.find_both_versions(seen),
     )
+
+
+def _both_answer(lab: Lab, client: Workload, seen: Observation) -> Finding:
+    """Look whether no server hides behind the others, by way of the client's retries.
+
+    Sidecars take turns, but other requests take part in them: four alike may be chance, sixteen more are not.
+    """
+    finding = mesh.find_both_versions(seen)
+    return finding if finding.held else mesh.find_both_versions(lab.observe(client, count=_MANY))
 
 
 def _names(workloads: Sequence[Workload]) -> str:

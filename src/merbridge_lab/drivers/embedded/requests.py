@@ -118,11 +118,12 @@ def observe(
 
     def all_logged() -> bool:
         mine, theirs, refused = found()
-        return (
-            answered <= mine.keys()
-            and answered <= theirs.keys()
-            and closed <= {line.downstream_remote for _, line in refused}
-        )
+        told = {
+            nonce
+            for nonce in mine.keys() & theirs.keys()
+            if theirs[nonce][1].downstream_remote == mine[nonce].upstream_local
+        }
+        return answered <= told and closed <= {line.downstream_remote for _, line in refused}
 
     # A deadline that passes is no error here: the checks see that a line is missing, and say which.
     if logged:
