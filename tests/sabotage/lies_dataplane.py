@@ -258,3 +258,17 @@ def _(scene):
     target = os.open(pod(scene, "helloworld-v1").netns, os.O_RDONLY)
     with held(target), do_nothing("lookup", "stranger") as fd, held(bpf.link_create(fd, target, bpf.SK_LOOKUP)):
         yield
+
+
+@lie("a stranger comes meanwhile", r"stands no longer: on the cgroup .*mesh.* another program, stranger")
+def _(scene):
+    """A program that is not ours is attached to the mesh's cgroup when the matrix begins."""
+    with contextlib.ExitStack() as stack:
+
+        def strike():
+            target = stack.enter_context(held(os.open(scene.lab.machine.mesh_cgroup, os.O_RDONLY)))
+            program = stack.enter_context(do_nothing("connect4", "stranger"))
+            stack.enter_context(held(bpf.link_create(program, target, CONNECT)))
+
+        scene.at("matrix begins", strike)
+        yield
