@@ -174,7 +174,9 @@ def test_steps_and_the_story_of_one():
 def test_exec_is_the_app(fresh):
     _, etc = fresh
     assert merlab("exec", "sleep", "--", "sh", "-c", "exit 7").returncode == 7
-    seen = merlab("exec", "sleep", "--", "sh", "-c", "id -u; getent hosts helloworld; grep ^0: /proc/self/cgroup").stdout
+    seen = merlab(
+        "exec", "sleep", "--", "sh", "-c", "id -u; getent hosts helloworld; grep ^0: /proc/self/cgroup"
+    ).stdout
     uid, *names, cgroup = seen.splitlines()
     assert int(uid) != 0
     assert {name.split()[0] for name in names} == {"10.96.0.10"}

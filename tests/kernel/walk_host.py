@@ -227,6 +227,20 @@ def _id(pin: Path, folder: str) -> int:
         os.close(fd)
 
 
+#: What has come into being at a moment of `up`, in their order; each is seen by a look at the machine.
+MOMENTS = {
+    "run_directory": lambda lab: lab.run.exists(),
+    "node": lambda lab: (lab.run / "netns" / "node").exists(),
+    "first_pod": lambda lab: (lab.run / "netns" / "sleep").exists(),
+    "last_pod": lambda lab: (lab.run / "netns" / "helloworld-v2").exists(),
+    "sidecars": lambda lab: bool(len(lab.pids()) > 4),
+    "first_link": lambda lab: (lab.pins.root / "links" / "connect4").exists(),
+    "trace": lambda lab: (lab.machine.tracefs / "instances" / lab.machine.name).exists(),
+    "twin": lambda lab: bool(lab.twins),
+    "flushed": lambda lab: lab.is_flushed,
+}
+
+
 # -- the host ---------------------------------------------------------------------------------------------------------
 
 
