@@ -1,4 +1,4 @@
-"""Bytes through real sidecars, with eBPF, with Istio's rules present and flushed, and by the rules alone for reference."""
+"""Bytes through real sidecars: with eBPF, Istio's rules present and flushed; and by the rules alone, the reference."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from dataplane_rig import until
+
 from streams_lab import ECHO_VIP, Scene, mem_pages
 from streams_played import BLOCK, LENGTH, Meeting, Plan, Tally, play
 
@@ -62,7 +63,7 @@ def streams(scene: Scene, count: int, largest: int, width: int = 12) -> Tally:
         with ThreadPoolExecutor(width) as pool:
             for done in pool.map(one, range(count)):
                 tally.add(*done)
-    print(f"MERLAB_SEED={SEED}: {tally}")
+    print(f"MERLAB_SEED={SEED}: {tally}")  # noqa: T201
     return tally
 
 
@@ -84,8 +85,8 @@ def test_thousands_of_streams_arrive_whole(scene, way, count):
     assert tally.cut <= count // 100
 
 
-def talkers(scene: Scene, listeners, direction: str) -> tuple[socket.socket, socket.socket, socket.socket]:
-    """A connection; who sends, who receives, and both ends' keeper."""
+def talkers(scene: Scene, listeners, direction: str) -> tuple[socket.socket, socket.socket]:
+    """A connection: who sends and who receives."""
     client = scene.connect()
     client.sendall(b"?")  # a sidecar dials its application when there is something to say
     ready, _, _ = select.select(listeners, [], [], 10)
@@ -128,7 +129,7 @@ def test_a_receiver_that_does_not_read_blocks_its_sender(scene, way, direction):
         with sender, receiver:
             sent = fill(sender)
             grown = (mem_pages(scene.sleep.netns) - before) * 4096
-            print(f"{way}, {direction}: let in {sent / 1e6:.1f} MB, TCP's buffers grew by {grown / 1e6:.1f} MB")
+            print(f"{way}, {direction}: let in {sent / 1e6:.1f} MB, TCP holds {grown / 1e6:.1f} MB more")  # noqa: T201
             assert 1 << 20 < sent <= LET_IN
             assert grown <= 3 * LET_IN, "three legs"
             receiver.settimeout(20)
@@ -137,8 +138,9 @@ def test_a_receiver_that_does_not_read_blocks_its_sender(scene, way, direction):
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("direction", ["upload", "download"])
-def test_a_receiver_of_one_megabyte_a_second(scene, way, direction):
+def test_a_receiver_of_one_megabyte_a_second(scene, direction):
     with scene.servers() as listeners:
         sender, receiver = talkers(scene, listeners, direction)
         with sender, receiver:
@@ -150,8 +152,9 @@ def test_a_receiver_of_one_megabyte_a_second(scene, way, direction):
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("direction", ["upload", "download"])
-def test_a_hundred_megabytes(scene, way, direction):
+def test_a_hundred_megabytes(scene, direction):
     size = 100_000_000
     sizes = (size, 1) if direction == "upload" else (1, size)
     with scene.servers() as listeners, contextlib.closing(Meeting(listeners)) as meeting:
@@ -197,13 +200,13 @@ def many(scene: Scene, count: int) -> None:
         legs = [pair.leg for pair in scene.lab.dataplane.pairs()]
         assert {leg: legs.count(leg) for leg in set(legs)} == dict.fromkeys(("outbound", "mesh", "inbound"), count)
         for turn in range(2):
-            for number, (client, server) in enumerate(ends):
+            for number, (client, _) in enumerate(ends):
                 client.sendall(b"%d ask" % (number + turn))
             for number, (client, server) in enumerate(ends):
                 server.settimeout(20), client.settimeout(20)
                 assert server.recv(100) == b"%d ask" % (number + turn)
                 server.sendall(b"%d tell" % number)
-            for number, (client, server) in enumerate(ends):
+            for number, (client, _) in enumerate(ends):
                 assert client.recv(100) == b"%d tell" % number
     until(lambda: not scene.leftovers(), "no entry is left", 30)
 
@@ -214,6 +217,7 @@ def test_hundreds_of_connections_at_once(scene):
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("way", WAYS[1:], indirect=True)
-def test_eight_thousand_connections_at_once(scene, way):
+def test_eight_thousand_connections_at_once(scene):
     many(scene, 8000)
