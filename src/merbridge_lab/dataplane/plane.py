@@ -12,7 +12,6 @@ from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
 from merbridge_lab.dataplane.pods import Pod, address
-from merbridge_lab.dataplane.upgrade import unlink
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
