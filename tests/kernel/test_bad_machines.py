@@ -122,11 +122,10 @@ def test_a_full_disk_flushes_nothing(host):  # noqa: ARG001
     subprocess.run(["mount", "-o", "remount,size=1m", str(lab.run)], check=True)
     filler = lab.run / "filler"
     try:
-        with filler.open("wb") as file:
+        with filler.open("wb", buffering=0) as file:
             try:
                 while True:
                     file.write(b"x" * 4096)
-                    file.flush()
             except OSError:
                 pass
         done = merlab("step", "9")
