@@ -37,6 +37,7 @@ from merbridge_lab.dataplane.pins import u64
 from merbridge_lab.dataplane.pods import netns_cookie
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.pods import Pod
+from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
 from streams_lab import ECHO, ECHO_VIP, HELLO_VIP, Scene, sh
 from streams_played import Meeting, Plan, play, verdict
@@ -480,7 +481,10 @@ class TestOutside:
 
     def test_half_closed_connections_are_whole(self, scene, served, rules):
         before = scene.lab.dataplane.counters()
-        with scene.agents["permissive"].listen(ECHO) as listener:
+        with contextlib.ExitStack() as stack:
+            if rules == "rules flushed":
+                stack.enter_context(EmbeddedWorkload(scene.lab.machine, served).rules.flushed())
+            listener = stack.enter_context(scene.agents["permissive"].listen(ECHO))
             for number in range(30):
                 client = scene.node.connect(served.spec.ip, ECHO)
                 # Half-closed before its sidecar has reached the application, Envoy cuts one in three, by the rules too.
@@ -612,7 +616,11 @@ def test_so_original_dst_of_sockets_that_are_not_ours(scene):
 def test_what_is_sent_before_the_handshake_is_over_is_not_overtaken(scene):
     """send() on a socket that is still connecting gives its bytes to TCP when it is; what follows must wait."""
     drop = ["INPUT", "-p", "tcp", "--dport", "15001", "--syn", "-j", "DROP"]
-    with scene.servers() as listeners:
+    sidecar = scene.sleep.sidecar_pid
+    with scene.servers() as listeners, contextlib.ExitStack() as stack:
+        # The sidecar reads nothing before all is sent, so that order is told by the kernel's queues alone.
+        stack.callback(os.kill, sidecar, signal.SIGCONT)
+        os.kill(sidecar, signal.SIGSTOP)
         sh(scene.sleep.netns, "iptables-nft", "-I", *drop)
         try:
             client = scene.agents["sleep"].ask(op="begin", to=[ECHO_VIP, ECHO])[1]
@@ -635,6 +643,7 @@ def test_what_is_sent_before_the_handshake_is_over_is_not_overtaken(scene):
         finally:
             sh(scene.sleep.netns, "iptables-nft", "-D", *drop)
         sender.join(10)
+        stack.close()
         server = accept(listeners)
         assert receive(server, 60_000) == early + late
         assert scene.counter("sleep", "passed_on_tcp") > before
