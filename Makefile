@@ -4,16 +4,17 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down verify setup dev check format test soak timings clean
+.PHONY: help up down verify setup dev check format test soak timings clean test-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
 
 MERLAB = scripts/setup root .venv/bin/merlab
+CLUSTER = scripts/setup root env PATH="$$PATH" DOCKER_HOST="$$DOCKER_HOST" MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m tests.cluster
 PYTEST_AS_ROOT = scripts/setup root env MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m pytest -p no:cacheprovider
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 up: setup ## set up this machine, then bring up the embedded lab: ten steps, each verified
 	@$(MERLAB) up --lab embedded $(ARGS)
@@ -56,6 +57,16 @@ test: ## set up, then run all tests
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)
+
+test-cluster: setup dev ## build a Kubernetes and an Istio, then run the cluster tests on them
+	@$(CLUSTER) test $(ARGS)
+
+up-kind: setup dev ## the same cluster to play with, and the kind lab on it
+	@$(CLUSTER) up $(ARGS)
+
+down-kind: ## remove what up-kind made; what was built stays in the cache
+	@scripts/setup venv dev
+	@$(CLUSTER) down
 
 timings: setup ## how long up, step 9, verify and down take here, and in how much memory
 	@scripts/setup root .venv/bin/python -m tests.timings $(ARGS)

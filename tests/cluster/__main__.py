@@ -1,11 +1,11 @@
 """The test cluster: `python -m tests.cluster COMMAND`, or make's test-cluster, up-kind, down-kind.
 
-  build         build what is missing
-  start, stop   the Docker daemon of our own, where none answers
-  env           how to talk to the cluster: lines for a shell's eval
-  up [ARGS]     build, start, then merlab up --lab kind ARGS
-  down          merlab down --lab kind, then stop what start started
-  test [ARGS]   build, start, pytest -m cluster ARGS, then the same as down
+build         build what is missing
+start, stop   the Docker daemon of our own, where none answers
+env           how to talk to the cluster: lines for a shell's eval
+up [ARGS]     build, start, then merlab up --lab kind ARGS
+down          merlab down --lab kind, then stop what start started
+test [ARGS]   build, start, pytest -m cluster ARGS, then the same as down
 """
 
 from __future__ import annotations
@@ -48,56 +48,68 @@ def environment() -> dict[str, str]:
     return told
 
 
-def build() -> bool:
-    """Build what is missing; return whether that took a daemon of our own."""
+def prepare() -> bool:
+    """Build what is missing and enter the cluster's environment; return whether that took a daemon of our own."""
     with builds.alone():
         builds.binaries()
         started = engine.start()
         builds.images()
-    engine.RUN.mkdir(mode=0o700, exist_ok=True)
     os.environ.update(environment())
     return started
 
 
+def build() -> int:
+    if prepare():
+        engine.stop()
+    return 0
+
+
+def env() -> int:
+    sys.stdout.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in environment().items())
+    return 0
+
+
+def up(*arguments: str) -> int:
+    prepare()
+    return subprocess.run((MERLAB, "up", "--lab", "kind", *merlab_arguments(), *arguments), check=False).returncode
+
+
 def down() -> int:
+    os.environ.update(environment())
     status = subprocess.run((MERLAB, "down", "--lab", "kind"), check=False).returncode
     if engine.ours():
         engine.stop()
     return status
 
 
-def main(command: str, *arguments: str) -> int:
+def test(*arguments: str) -> int:
+    started = prepare()
+    os.environ["MERLAB_REQUIRE"] = ",".join(filter(None, (os.environ.get("MERLAB_REQUIRE"), "cluster")))
+    pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "cluster", *arguments)
+    try:
+        return subprocess.run(pytest, check=False).returncode
+    finally:
+        if started:
+            down()
+
+
+COMMANDS = {
+    "build": build,
+    "start": lambda: engine.start() and 0,
+    "stop": engine.stop,
+    "env": env,
+    "up": up,
+    "down": down,
+    "test": test,
+}
+
+
+def main(name: str = "", *arguments: str) -> int:
+    if name not in COMMANDS:
+        sys.exit(__doc__)
     engine.choose()
-    if command == "env":
-        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment().items()))
-        return 0
-    if command == "start":
-        engine.start()
-        return 0
-    if command == "stop":
-        engine.stop()
-        return 0
-    if command == "down":
-        os.environ.update(environment())
-        return down()
-    if command == "build":
-        if build():
-            engine.stop()
-        return 0
-    if command == "up":
-        build()
-        return subprocess.run((MERLAB, "up", "--lab", "kind", *merlab_arguments(), *arguments), check=False).returncode
-    if command == "test":
-        started = build()
-        os.environ.setdefault("MERLAB_REQUIRE", "cluster")
-        try:
-            pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "cluster", *arguments)
-            return subprocess.run(pytest, check=False).returncode
-        finally:
-            if started:
-                down()
-    sys.exit(__doc__)
+    return COMMANDS[name](*arguments) or 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(sys.argv[1:] or ["help"])))
+    sys.exit(main(*sys.argv[1:]))

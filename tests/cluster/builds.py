@@ -18,11 +18,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 HERE = Path(__file__).parent
 #: The label that tells from what an image was built.
@@ -39,7 +41,9 @@ def versions() -> dict[str, Any]:
 def cache() -> Path:
     """Where builds are kept: MERLAB_CLUSTER_CACHE, or the user's cache folder."""
     named = os.environ.get("MERLAB_CLUSTER_CACHE")
-    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merlab-cluster"
+    folder = (
+        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merlab-cluster"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
 
@@ -57,7 +61,7 @@ def alone() -> Iterator[None]:
 
 
 def say(words: str) -> None:
-    print(f"test cluster: {words}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"test cluster: {words}\n")
 
 
 def run(*argv: str | Path, **options: Any) -> str:
@@ -185,7 +189,14 @@ def bootstrap() -> Path:
 def root_file_system() -> Path:
     """The folder with base.tar: Debian with what every image needs, and Istio's user."""
     debian = versions()["debian"]
-    dropped = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists")
+    dropped = (
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/locale",
+        "usr/share/info",
+        "var/cache/apt",
+        "var/lib/apt/lists",
+    )
 
     def make(folder: Path) -> None:
         need("debootstrap", "debootstrap")
