@@ -280,8 +280,11 @@ def _image(name: str) -> str:
                 _add_system_images(context)
             options = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
             # The network is for Debian's packages. The builder of old is in every Docker; the new one is not.
+            environment = os.environ | {"DOCKER_BUILDKIT": "0"}
             argv = ("docker", "build", "-q", "--network=host", "--label", label, "-t", spec["ref"], *options, context)
-            run(*argv, env=os.environ | {"DOCKER_BUILDKIT": "0"})
+            built = subprocess.run(argv, check=False, capture_output=True, text=True, env=environment)
+            if built.returncode:
+                sys.exit(f"test cluster: docker could not build {spec['ref']}:\n{built.stdout}{built.stderr}")
 
     return _built(name, _key(parts, arguments), build)
 
