@@ -1,17 +1,18 @@
 """The test cluster: `python -m tests.cluster COMMAND`, or make's test-cluster, up-kind, down-kind.
 
 build         build what is missing
-start, stop   the Docker daemon of our own, where none answers
 env           how to talk to the cluster: lines for a shell's eval
+start, stop   the Docker daemon of our own, where none answers; it stays until it is stopped
 up [ARGS]     build, start, then merlab up --lab kind ARGS
-down          merlab down --lab kind, then stop what start started
-test [ARGS]   build, start, pytest -m cluster ARGS, then the same as down
+down          merlab down --lab kind, then stop
+test [ARGS]   build, pytest -m cluster ARGS; a daemon that it started ends with it, and all that is in it
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ from tests.cluster import builds, engine
 
 MERLAB = Path(sys.executable).with_name("merlab")
 KUBECONFIG = engine.RUN / "kubeconfig"
+
+
+def merlab(command: str, *arguments: str) -> int:
+    return subprocess.run((MERLAB, command, "--lab", "kind", *arguments), check=False).returncode
 
 
 def merlab_arguments() -> list[str]:
@@ -48,19 +53,30 @@ def environment() -> dict[str, str]:
     return told
 
 
-def prepare() -> bool:
-    """Build what is missing and enter the cluster's environment; return whether that took a daemon of our own."""
-    with builds.alone():
+def prepare(*, keep: bool = False) -> None:
+    """Build what is missing, see to it that a daemon answers, and enter the cluster's environment."""
+    with builds.alone("build"):
         builds.binaries()
-        started = engine.start()
+        engine.start(keep=keep)
         builds.images()
     os.environ.update(environment())
-    return started
 
 
 def build() -> int:
-    if prepare():
-        engine.stop()
+    try:
+        prepare()
+    finally:
+        engine.release()
+    return 0
+
+
+def start() -> int:
+    engine.start(keep=True)
+    return 0
+
+
+def stop() -> int:
+    engine.stop()
     return 0
 
 
@@ -70,45 +86,38 @@ def env() -> int:
 
 
 def up(*arguments: str) -> int:
-    prepare()
-    return subprocess.run((MERLAB, "up", "--lab", "kind", *merlab_arguments(), *arguments), check=False).returncode
+    prepare(keep=True)
+    return merlab("up", *merlab_arguments(), *arguments)
 
 
 def down() -> int:
     os.environ.update(environment())
-    status = subprocess.run((MERLAB, "down", "--lab", "kind"), check=False).returncode
-    if engine.ours():
-        engine.stop()
+    status = merlab("down")
+    engine.stop()
     return status
 
 
 def test(*arguments: str) -> int:
-    started = prepare()
-    os.environ["MERLAB_REQUIRE"] = ",".join(filter(None, (os.environ.get("MERLAB_REQUIRE"), "cluster")))
-    pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "cluster", *arguments)
-    try:
-        return subprocess.run(pytest, check=False).returncode
-    finally:
-        if started:
-            down()
+    with builds.alone("test"):
+        try:
+            prepare()
+            os.environ["MERLAB_REQUIRE"] = ",".join(filter(None, (os.environ.get("MERLAB_REQUIRE"), "cluster")))
+            pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "cluster", *arguments)
+            return subprocess.run(pytest, check=False).returncode
+        finally:
+            engine.release()
 
 
-COMMANDS = {
-    "build": build,
-    "start": lambda: engine.start() and 0,
-    "stop": engine.stop,
-    "env": env,
-    "up": up,
-    "down": down,
-    "test": test,
-}
+COMMANDS = {"build": build, "start": start, "stop": stop, "env": env, "up": up, "down": down, "test": test}
 
 
 def main(name: str = "", *arguments: str) -> int:
     if name not in COMMANDS:
         sys.exit(__doc__)
+    # What was started is stopped, also when a time limit ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     engine.choose()
-    return COMMANDS[name](*arguments) or 0
+    return COMMANDS[name](*arguments)
 
 
 if __name__ == "__main__":

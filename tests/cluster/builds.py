@@ -49,13 +49,13 @@ def cache() -> Path:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """One at a time: two builds would only be in each other's way."""
-    with (cache() / "lock").open("w") as lock:
+def alone(what: str) -> Iterator[None]:
+    """One at a time: two builds, and two tests, would be in each other's way."""
+    with (cache() / f"{what}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another build to end")
+            say(f"waiting for another {what} to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -22,6 +22,8 @@ RUN = Path("/run/merlab-cluster")
 SOCKET = f"unix://{RUN}/docker.sock"
 _PIDFILE = RUN / "docker.pid"
 _CGROUP = "merlab-cluster"
+#: There while the daemon is meant to outlive the command that started it. One without it was left by a killed test.
+_KEPT = RUN / "kept"
 
 
 def answers(host: str | None = None) -> bool:
@@ -45,10 +47,21 @@ def ours() -> bool:
     return _pid() is not None and answers(SOCKET)
 
 
-def start() -> bool:
-    """See to it that a daemon answers. Return whether it took a new one, which is then the caller's to stop."""
-    if choose():
-        return False
+def start(*, keep: bool = False) -> None:
+    """See to it that a daemon answers. Unless it is to be kept, whoever calls this calls `release` in the end."""
+    if not choose():
+        _start()
+    if keep and ours():
+        _KEPT.touch()
+
+
+def release() -> None:
+    """Stop the daemon if it is ours, and nobody said that it is to be kept."""
+    if ours() and not _KEPT.exists():
+        stop()
+
+
+def _start() -> None:
     if os.geteuid() != 0:
         sys.exit("test cluster: no Docker daemon answers, and starting one takes root")
     builds.need("dockerd", "docker.io")
@@ -81,7 +94,6 @@ def start() -> bool:
             sys.exit(f"test cluster: dockerd did not start; the end of {RUN}/docker.log:\n{tail}")
         time.sleep(0.2)
     os.environ["DOCKER_HOST"] = SOCKET
-    return True
 
 
 def stop() -> None:
