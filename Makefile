@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down verify setup dev check format test soak timings clean test-cluster up-kind down-kind
+.PHONY: help up down verify setup dev check format test soak timings clean test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
@@ -60,6 +60,9 @@ soak: setup dev ## the long tests: full products of signals, streams, healthy ru
 
 test-cluster: setup dev ## build a Kubernetes and an Istio, then run the cluster tests on them
 	@$(CLUSTER) test $(ARGS)
+
+soak-cluster: setup dev ## the long tests of the kind lab
+	@$(CLUSTER) test -m "cluster and soak" $(ARGS)
 
 up-kind: setup dev ## the same cluster to play with, and the kind lab on it
 	@$(CLUSTER) up $(ARGS)
