@@ -81,6 +81,14 @@ def need(command: str, package: str) -> None:
     run(*apt, stdin=subprocess.DEVNULL, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
 
 
+def remove(folder: Path) -> None:
+    """Remove a folder for good, with what was mounted in it: debootstrap and Docker mount, and may be killed."""
+    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+        if Path(where := line.split()[1]).is_relative_to(folder):
+            subprocess.run(("umount", "--lazy", where), check=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 # --- files
 
 
@@ -235,6 +243,8 @@ _HOMES: dict[str, Callable[[], Path]] = {
 
 def binaries() -> None:
     """All that takes a compiler or a download, the longest first."""
+    for left in cache().glob("making-*"):
+        remove(left)
     for home in (*dict.fromkeys(_HOMES.values()), lambda: tool("kind"), kubectl, root_file_system):
         home()
 

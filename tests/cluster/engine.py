@@ -108,11 +108,7 @@ def stop() -> None:
             _await_end(pid, 30)
             os.kill(pid, signal.SIGKILL)
     _remove_cgroups()
-    if RUN.exists():
-        for line in Path("/proc/self/mounts").read_text().splitlines()[::-1]:
-            if (where := line.split()[1]).startswith(f"{RUN}/"):
-                subprocess.run(("umount", "--lazy", where), check=False)
-        shutil.rmtree(RUN, ignore_errors=True)
+    builds.remove(RUN)
 
 
 def _pid() -> int | None:
