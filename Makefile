@@ -4,16 +4,17 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down verify setup dev check format test soak timings clean
+.PHONY: help up down verify setup dev check format test soak timings clean test-cluster
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
 
 MERLAB = scripts/setup root .venv/bin/merlab
+CLUSTER = scripts/setup root env PATH="$$PATH" DOCKER_HOST="$$DOCKER_HOST" MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m tests.cluster
 PYTEST_AS_ROOT = scripts/setup root env MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m pytest -p no:cacheprovider
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 up: setup ## set up this machine, then bring up the embedded lab: ten steps, each verified
 	@$(MERLAB) up --lab embedded $(ARGS)
@@ -56,6 +57,9 @@ test: ## set up, then run all tests
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)
+
+test-cluster: setup dev ## build a Kubernetes and an Istio, and test what was built (the bed of the kind lab to come)
+	@$(CLUSTER) test $(ARGS)
 
 timings: setup ## how long up, step 9, verify and down take here, and in how much memory
 	@scripts/setup root .venv/bin/python -m tests.timings $(ARGS)

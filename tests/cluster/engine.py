@@ -1,0 +1,154 @@
+"""A Docker daemon of our own, where none answers.
+
+It shares nothing with one that is installed: its data are in the cache, all else in one folder under /run, and it
+sets no rule, bridge, address or sysctl in the machine's network (kind's own network makes a bridge, and goes again).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.cluster import builds
+
+RUN = Path("/run/merlab-cluster")
+SOCKET = f"unix://{RUN}/docker.sock"
+_PIDFILE = RUN / "docker.pid"
+_CGROUP = "merlab-cluster"
+#: There while the daemon is meant to outlive the command that started it. One without it was left by a killed test.
+_KEPT = RUN / "kept"
+
+
+def answers(host: str | None = None) -> bool:
+    """Does a daemon answer there, or wherever docker would look by itself?"""
+    if not shutil.which("docker"):
+        return False
+    environment = os.environ | ({"DOCKER_HOST": host} if host else {})
+    argv = ("docker", "version", "--format", "{{.Server.Version}}")
+    return subprocess.run(argv, check=False, capture_output=True, env=environment, timeout=30).returncode == 0
+
+
+def choose() -> bool:
+    """Make docker and kind talk to the daemon there is. Return whether there is one."""
+    if ours():
+        os.environ["DOCKER_HOST"] = SOCKET
+    return answers()
+
+
+def ours() -> bool:
+    """Is the daemon of our own running?"""
+    return _pid() is not None and answers(SOCKET)
+
+
+def start(*, keep: bool = False) -> None:
+    """See to it that a daemon answers. Unless it is to be kept, whoever calls this calls `release` in the end."""
+    if not choose():
+        _start()
+    if keep and ours():
+        _KEPT.touch()
+
+
+def release() -> None:
+    """Stop the daemon if it is ours, and nobody said that it is to be kept."""
+    if ours() and not _KEPT.exists():
+        stop()
+
+
+def _start() -> None:
+    if os.geteuid() != 0:
+        sys.exit("test cluster: no Docker daemon answers, and starting one takes root")
+    builds.need("dockerd", "docker.io")
+    runc = builds.module("small") / "runc"
+    RUN.mkdir(mode=0o700, exist_ok=True)
+    settings = {
+        "data-root": str(builds.cache() / "docker"),
+        "exec-root": str(RUN / "exec"),
+        "pidfile": str(_PIDFILE),
+        "hosts": [SOCKET],
+        "bridge": "none",
+        "iptables": False,
+        "ip6tables": False,
+        "ip-forward": False,
+        "ip-masq": False,
+        "cgroup-parent": f"/{_CGROUP}",
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "runtimes": {"merlab": {"path": str(runc)}},
+        "default-runtime": "merlab",
+    }
+    (RUN / "daemon.json").write_text(json.dumps(settings, indent=2))
+    builds.say("starting a Docker daemon of our own")
+    with (RUN / "docker.log").open("w") as log:
+        argv = ("dockerd", "--config-file", RUN / "daemon.json")
+        started = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not answers(SOCKET):
+        if started.poll() is not None or time.monotonic() > deadline:
+            tail = "\n".join((RUN / "docker.log").read_text().splitlines()[-10:])
+            sys.exit(f"test cluster: dockerd did not start; the end of {RUN}/docker.log:\n{tail}")
+        time.sleep(0.2)
+    os.environ["DOCKER_HOST"] = SOCKET
+
+
+def stop() -> None:
+    """End our daemon, with all containers, networks and volumes. Its images stay, in the cache."""
+    pid = _pid()
+    if pid is not None:
+        if answers(SOCKET):
+            _empty()
+        builds.say("stopping our Docker daemon")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            _await_end(pid, 30)
+            os.kill(pid, signal.SIGKILL)
+    _remove_cgroups()
+    builds.remove(RUN)
+
+
+def _pid() -> int | None:
+    """The process of our daemon, if it lives and is one."""
+    try:
+        pid = int(_PIDFILE.read_text())
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if str(RUN / "daemon.json").encode() in argv else None
+
+
+def _empty() -> None:
+    environment = os.environ | {"DOCKER_HOST": SOCKET}
+
+    def docker(*words: str) -> str:
+        found = subprocess.run(("docker", *words), check=False, capture_output=True, text=True, env=environment)
+        return found.stdout
+
+    if containers := docker("ps", "-aq").split():
+        docker("rm", "--force", "--volumes", *containers)
+    docker("network", "prune", "--force")
+    docker("volume", "prune", "--force")
+    docker("image", "prune", "--force")
+
+
+def _await_end(pid: int, seconds: float) -> None:
+    """Wait for a process, whether it is a child of ours or not. Raise ProcessLookupError once it is gone."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        os.kill(pid, 0)
+        time.sleep(0.1)
+
+
+def _remove_cgroups() -> None:
+    for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
+        top = hierarchy / _CGROUP
+        if top.is_dir():
+            for folder, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()

@@ -1,0 +1,3 @@
+module merlab/cluster/small
+
+go 1.25
