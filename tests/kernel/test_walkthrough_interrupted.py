@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from walk_host import LONG, MERLAB, MOMENTS, Lab, Running, environment, is_plain, kill, merlab
+from walk_host import LONG, MERLAB, MOMENTS, Lab, Running, environment, is_plain, kill, kill_after, merlab, seconds_of
 
 from merbridge_lab.waiting import until
 
@@ -35,6 +35,24 @@ def test_a_flush_that_was_killed_is_mended(lab, mender):
         assert merlab("up", "-q").returncode == 0
     assert lab.rules() == before
     assert not lab.is_flushed
+    assert merlab("verify", "-q").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def length(lab):  # noqa: ARG001 - must be up
+    """How long step 9 takes here, in seconds."""
+    return seconds_of("step", "9", "-q")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("tenth", range(10))
+def test_any_instant_of_step_9(lab, length, tenth):
+    before = lab.rules()
+    kill_after(length * (tenth + 0.5) / 10, "step", "9")
+    assert merlab("restore").returncode == 0
+    assert lab.rules() == before
+    assert merlab("up", "-q").returncode == 0
+    assert lab.twins == []
     assert merlab("verify", "-q").returncode == 0
 
 

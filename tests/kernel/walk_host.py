@@ -150,6 +150,22 @@ def kill(*words: str, at: Callable[[], bool]) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+def kill_after(seconds: float, *words: str) -> None:
+    """Start merlab and kill it after some seconds, wherever it is then."""
+    running = Running(*words)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.process.wait(seconds)
+    running.end(signal.SIGKILL)
+
+
+def seconds_of(*words: str) -> float:
+    """Measure how long a call takes that holds."""
+    began = time.monotonic()
+    done = merlab(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return time.monotonic() - began
+
+
 class Lab:
     """The lab of the tests, seen and broken past merlab."""
 
@@ -235,6 +251,7 @@ MOMENTS = {
     "first_pod": lambda lab: (lab.run / "netns" / "sleep").exists(),
     "last_pod": lambda lab: (lab.run / "netns" / "helloworld-v2").exists(),
     "sidecars": lambda lab: bool(len(lab.pids()) > 4),
+    "loading": lambda lab: any((lab.pins.root / each).exists() for each in ("trace_event_was_off", "progs/connect4")),
     "first_link": lambda lab: (lab.pins.root / "links" / "connect4").exists(),
     "trace": lambda lab: (lab.machine.tracefs / "instances" / lab.machine.name).exists(),
     "twin": lambda lab: bool(lab.twins),
