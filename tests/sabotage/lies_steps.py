@@ -50,7 +50,7 @@ def _(scene):
     scene.lab.dataplane.set_debug(on=False)
 
 
-@lie("a tool is missing", r"iptables.*: found .*needed", steps=(0,))
+@lie("a tool is missing", r"iptables.*: found .*needed", steps=(0,), refused=True)
 def _(_scene):
     """iptables-nft is not on the PATH."""
     with tempfile.TemporaryDirectory() as folder:

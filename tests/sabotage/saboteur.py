@@ -70,7 +70,8 @@ class Sabotage:
     """`cause` is a regular expression that the cause must match; `sabotage` takes a Scene.
 
     `steps` are the steps to run where it is not `verify` that is lied to. The `quick` ones are those of `make test`;
-    left out of these are those that tests/kernel/test_walkthrough_broken.py has, and more of the same.
+    left out of these are those that tests/kernel/test_walkthrough_broken.py has, and more of the same. `refused` ones
+    are about the machine, not the lab: merlab must say that it cannot (exit status 3), in words that match `cause`.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Sabotage:
     do: Callable[..., Iterator[None]]
     steps: tuple[int, ...] = ()
     quick: bool = True
+    refused: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -179,6 +181,9 @@ def judge(sabotage: Sabotage, report: Report) -> str | None:
     told = f"{report.verdict.value}: {report.cause or report.error}"
     if sabotage.kind == ODDITY:
         return None if report.verdict.value == "pass" else told
+    if sabotage.refused:
+        refused = report.error is not None and re.search(sabotage.cause, report.error.what)
+        return None if refused and report.verdict.value == "error" else f"not refused: {told}"
     if report.verdict.value != "fail":
         return f"noticed wrongly: {told}" if report.error else f"NOT NOTICED: {told}"
     if not re.search(sabotage.cause, report.cause or ""):
