@@ -24,18 +24,17 @@ def lab():
     assert merlab("down").returncode == 0
 
 
-@pytest.mark.parametrize("mender", ["restore", "up", "down"])
+@pytest.mark.parametrize("mender", [("restore",), ("up", "--until", "2", "-q"), ("down",)], ids=lambda words: words[0])
 def test_a_flush_that_was_killed_is_mended(lab, mender):
     before = lab.rules()
     kill(
         "step", "9", at=lambda: lab.is_flushed and not lab.in_pod("sleep", "iptables-nft-save", "-t", "nat").count("-A")
     )
-    assert merlab(mender, "-q").returncode == 0
-    if mender == "down":
+    assert merlab(*mender).returncode == 0
+    if mender == ("down",):
         assert merlab("up", "-q").returncode == 0
     assert lab.rules() == before
     assert not lab.is_flushed
-    assert merlab("verify", "-q").returncode == 0
 
 
 @pytest.fixture(scope="module")

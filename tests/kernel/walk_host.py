@@ -293,9 +293,25 @@ def _others_objects(kind: str) -> set[int]:
     return found
 
 
+def _is_merlabs(kind: str, number: int) -> bool:
+    """Whether it carries our name; what containers and other programs load meanwhile is none of our business."""
+    with contextlib.suppress(OSError):  # gone meanwhile
+        fd = bpf.by_id(kind, number)
+        try:
+            if kind == "link":
+                return _is_merlabs("prog", bpf.link_info(fd).prog_id)
+            return (bpf.prog_info if kind == "prog" else bpf.map_info)(fd).name.startswith("merlab")
+        finally:
+            os.close(fd)
+    return False
+
+
 def _objects() -> dict[str, set[int]]:
     pinned = {"prog": "progs", "link": "links", "map": "maps"}
-    return {kind: set(bpf.ids(kind)) - _others_objects(folder) for kind, folder in pinned.items()}
+    return {
+        kind: {number for number in bpf.ids(kind) if _is_merlabs(kind, number)} - _others_objects(folder)
+        for kind, folder in pinned.items()
+    }
 
 
 def _tracing() -> dict[str, object]:
