@@ -18,7 +18,9 @@ def trace(scene):
     return Instance(scene.lab.machine.tracefs, scene.lab.machine.name)
 
 
-@lie("debug output switched off again", "the dataplane's debug flag is off", steps=(4,))
+@lie(
+    "debug output switched off again", "the dataplane's debug flag is off|wrote no line to the lab's trace", steps=(4,)
+)
 def _(scene):
     """Somebody clears the debug flag in `config` whenever it is set."""
 
