@@ -208,7 +208,7 @@ def cell_name(cell: matrix.Cell) -> str:
 CHANGES = "nothing changed meanwhile"
 STILL = "what stood still stands"
 #: Where every request times out, not every check is asked: so long, in seconds, and no longer.
-PATIENCE = 60.0
+PATIENCE = 20.0
 GIVEN_UP = "given up"
 
 

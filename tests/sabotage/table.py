@@ -24,6 +24,7 @@ another tool, another dataplane, a hand that tries to help.
 """
 
 
+STANDING_CHECKS = ("node.in_order", "mesh.in_order", "dataplane.in_order")
 #: What is shown for itself, and noticed by the check that it is the control of.
 CONTROLS = {"cell: no eBPF, rules": "nothing: it is the control of the first cell, and measured anyway"}
 NOT_MEASURED = "cell: (not measured)"
@@ -46,6 +47,8 @@ class Row:
     report: Any
 
     def failing(self, check: str) -> str | None:
+        if check == STILL and any(self.failing(part) for part in STANDING_CHECKS):
+            return None  # the same check, and asked again only where it held before
         return next((why for _, why in self.seen.get(check, ()) if why), None)
 
 
