@@ -5,22 +5,17 @@ the sidecar still learns the original destination, and the payload is handed fro
 still there, but have nothing left to do: ISTIO_REDIRECT stands still.
 """
 
-import re
-
 from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step
 from merbridge_lab.checks import machine, mesh, redirect, rules
 
 
 def act(lab: Lab) -> None:
-    before = {shown.command: set(shown.output.splitlines()) for shown in lab.inventory()}
+    before = {shown.command: shown for shown in lab.inventory()}
     lab.dataplane.ensure()
     for command in lab.dataplane.typed():
         lab.show(command)
     for shown in lab.inventory():
-        new = [line for line in shown.output.splitlines() if line not in before.get(shown.command, set())]
-        # bpftool describes a map or a program in several lines; the first has its id, type and name.
-        heads = [line for line in new if re.match(r"\d+: ", line)] or new
-        lab.show(shown.command, "\n".join(f"+ {line}" for line in heads) or "(nothing new)")
+        lab.show(shown.command, shown.beyond(before[shown.command]))
 
 
 def observe(lab: Lab) -> Observation:

@@ -186,6 +186,7 @@ class FakePod:
         self, lab: FakeLab, name: str, ip: str, *, served: bool = True, sidecar: bool = True, version: str = ""
     ) -> None:
         self.lab, self.name, self.ip = lab, name, ip
+        self.url = f"http://{ip}:5000/hello"
         self.served, self.sidecar, self.version = served, sidecar, version
         self.stray = False
         self.rules = FakeRules(self, keep=lab.keep and served)
@@ -210,6 +211,8 @@ class FakePod:
         )
 
     def request_command(self) -> str:
+        if not self.served:
+            return f"nsenter --net=/run/fake/netns/{self.name} curl -s helloworld:5000/hello"
         return f"merlab exec {self.name} -- curl -s helloworld:5000/hello"
 
     def enter_commands(self) -> list[str]:
@@ -490,6 +493,7 @@ class FakeLab:
                 "attached": self.dataplane.attached,
                 "programs": 6 if self.dataplane.attached else 0,
             },
+            "path": [{"from": "sleep's app", "by": "eBPF", "to": "sleep's sidecar"}] if self.exists else [],
             "flushed": [pod.name for pod in self.pods if pod.rules.outstanding],
             "problems": [*self.node.problems(), *self.mesh.problems()] if self.exists else [],
         }

@@ -27,6 +27,7 @@ class AccessLogLine:
     code: str
     flags: str
     details: str
+    tls_failure: str
     upstream_host: str
     upstream_cluster: str
     upstream_local: str
@@ -49,6 +50,11 @@ class AccessLogLine:
         return self.upstream_cluster.startswith("inbound|") and self.upstream_local.startswith("127.0.0.6:")
 
     @property
+    def broken_tls(self) -> bool:
+        """Whether the connection to the other sidecar failed for a reason of TLS's."""
+        return self.tls_failure not in ("", "-")
+
+    @property
     def rejected_plain_text(self) -> bool:
         """Whether the listener closed a connection that matched no filter chain, as plain text under STRICT does."""
         return self.flags == "NR" and self.details == "filter_chain_not_found"
@@ -60,7 +66,7 @@ def parse(line: str) -> AccessLogLine | None:
     if found is None:
         return None
     names = (
-        "request_id", "code", "flags", "details", "upstream_host", "upstream_cluster", "upstream_local",
+        "request_id", "code", "flags", "details", "tls_failure", "upstream_host", "upstream_cluster", "upstream_local",
         "downstream_local", "downstream_remote", "sni",
     )  # fmt: skip
     return AccessLogLine(**{name: found[name] for name in names}, raw=line.rstrip("\n"))

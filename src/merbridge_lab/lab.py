@@ -5,6 +5,7 @@ A step never asks which lab it runs in; what a lab cannot do is missing from its
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +32,16 @@ class Shown:
 
     command: str
     output: str = ""
+
+    def beyond(self, before: Shown) -> str:
+        """Give the lines that were not there `before`, with a plus sign.
+
+        bpftool describes a map or a program in several lines: of those only the first, with id, type and name.
+        """
+        known = set(before.output.splitlines())
+        new = [line for line in self.output.splitlines() if line not in known]
+        heads = [line for line in new if re.match(r"\d+: ", line)] or new
+        return "\n".join(f"+ {line}" for line in heads) or "(nothing new)"
 
 
 class Part(Protocol):
@@ -111,9 +122,10 @@ class Entered:
 
 
 class Workload(Protocol):
-    """A pod of the walkthrough."""
+    """A pod of the walkthrough; `url` is where its app answers by its own address, past every service."""
 
     name: str
+    url: str
 
     @property
     def rules(self) -> Rules:

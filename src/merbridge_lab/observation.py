@@ -23,7 +23,8 @@ CURL_CLOSED = (52, 56)
 class Exchange:
     """One request by one fresh connection, and what came of it.
 
-    `exit_status` is curl's; `status` the HTTP status or None; `local` the client's "ip:port" as it saw it itself.
+    `exit_status` is curl's; `status` the HTTP status or None; `local` the client's "ip:port" as it saw it itself, and
+    `remote` whom it believes to have spoken to (getpeername).
     """
 
     nonce: str
@@ -35,6 +36,7 @@ class Exchange:
     local: str
     seconds: float
     error: str = ""
+    remote: str = ""
 
     @property
     def served(self) -> bool:

@@ -117,6 +117,12 @@ class Runner:
                     self.observer.cell_ends(outcome)
                 report.matrix.sort(key=lambda outcome: outcome.cell.place)
             report.changes = _differences(before, self.lab.fingerprint())
+            if report.verdict is Verdict.PASS:
+                report.changes += [
+                    f"what stood before stands no longer: {check.finding.why}"
+                    for check in self._look_at(standing)
+                    if not check.finding.held
+                ]
         except LabError as error:
             report.error = error
         report.seconds += time.monotonic() - began
@@ -125,10 +131,12 @@ class Runner:
     def stand(self, report: Report, steps: Iterable[Step]) -> bool:
         """Look once, into `report`, whether what ensure steps brought about still stands; change nothing."""
         began = time.monotonic()
-        for step in steps:
-            report.standing += [self._await(check, self.lab, 0.0) for check in step.verify]
+        report.standing += self._look_at(steps)
         report.seconds = time.monotonic() - began
         return all(check.finding.held for check in report.standing)
+
+    def _look_at(self, steps: Iterable[Step]) -> list[CheckOutcome]:
+        return [self._await(check, self.lab, 0.0) for step in steps for check in step.verify]
 
     def _step(self, step: Step, report: Report) -> StepOutcome:
         began = time.monotonic()

@@ -74,6 +74,19 @@ def client_line_inbound(seen):
     return replace(seen, client_log={**seen.client_log, nonce: line})
 
 
+def client_line_with(**changes):
+    def change(seen):
+        nonce = seen.exchanges[0].nonce
+        return replace(seen, client_log={**seen.client_log, nonce: replace(seen.client_log[nonce], **changes)})
+
+    return change
+
+
+def refused_by_tls(seen):
+    broken = client_line_with(tls_failure="TLS_error:CERTIFICATE_VERIFY_FAILED", upstream_host="10.244.0.11:5000")
+    return exchange(broken(seen), status=503)
+
+
 def server_log_lost(seen):
     log = dict(seen.server_log)
     log.pop(seen.exchanges[2].nonce)
@@ -168,6 +181,7 @@ FAILS = [
     (mesh.served, healthy, curl(28, "timed out", 3), ["1 of 8", "sleep", "helloworld:5000", "curl exit 28: timed out"]),
     (mesh.served, healthy, lambda s: exchange(s, status=503), ["1 of 8 requests of sleep", "HTTP 503"]),
     (mesh.served, healthy, lambda s: exchange(s, status=None), ["not served"]),
+    (mesh.served, healthy, refused_by_tls, ["HTTP 503", "to 10.244.0.11:5000", "CERTIFICATE_VERIFY_FAILED"]),
     (mesh.served, flushed, curl(52, "empty reply"), ["1 of 4", "curl exit 52"]),
     # mesh.both_versions_answered
     (
@@ -209,6 +223,25 @@ FAILS = [
         healthy,
         delivered_by_another_path(upstream_cluster="InboundPassthroughCluster"),
         ["no server's sidecar delivered 1 of 8"],
+    ),
+    # ... and the records name one chain of connections
+    (
+        mesh.both_sidecars_served,
+        healthy,
+        client_line_with(downstream_remote="10.244.0.10:1"),
+        ["access log of sleep is of a connection from 10.244.0.10:1", "the request came from 10.244.0.10:"],
+    ),
+    (
+        mesh.both_sidecars_served,
+        healthy,
+        delivered_by_another_path(downstream_remote="10.244.0.10:1"),
+        ["access log of helloworld-v", "10.244.0.10:1", "the sidecar of sleep sent the request from 10.244.0.10:"],
+    ),
+    (
+        mesh.both_sidecars_served,
+        healthy,
+        delivered_by_another_path(sni="-"),
+        ["came to the sidecar of helloworld-v", "in plain text"],
     ),
     # rules.do_the_work: on the control where there is one, else on the client
     (rules.do_the_work, healthy, control(redirect_moved(-1)), ["ISTIO_REDIRECT of sleep-twin moved by 7 for 8"]),
@@ -275,6 +308,12 @@ FAILS = [
         ["rules of sleep differ", "their order"],
     ),
     # redirect.intercepted
+    (
+        redirect.intercepted,
+        healthy,
+        lambda s: exchange(s, remote="127.0.0.1:15001"),
+        ["the app of sleep sees that it speaks to 127.0.0.1:15001"],
+    ),
     (redirect.intercepted, healthy, counted("sleep", "outbound_connects", -1), ["intercepted 7 of 8", "sleep"]),
     (redirect.intercepted, healthy, no_counters, ["intercepted 0 of 8", "sleep"]),
     # redirect.payload_moved: each leg alone

@@ -296,6 +296,20 @@ def test_what_changes_while_it_is_proven_voids_the_proof():
     assert report.cause == "the sidecar of sleep changed while it was looked at: the proof is void"
 
 
+def test_what_stood_before_must_stand_when_all_is_measured():
+    lab = up(FakeLab())
+    real = lab.twins
+
+    def twins():
+        lab.node.problem = "a stranger is in the node"
+        return real()
+
+    lab.twins = twins
+    report = prove(lab)
+    assert report.verdict is Verdict.FAIL
+    assert report.cause == "what stood before stands no longer: a stranger is in the node"
+
+
 def test_the_matrix_is_not_measured_where_a_step_failed():
     lab = up(FakeLab())
     lab.mute = {"helloworld-v2"}

@@ -69,7 +69,7 @@ def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
 
 
 class Map(NamedTuple):
-    """What the kernel says about a map."""
+    """What the kernel says about a map; `btf_id` is 0 where it came without types."""
 
     id: int
     type: int
@@ -77,10 +77,14 @@ class Map(NamedTuple):
     key_size: int
     value_size: int
     max_entries: int
+    btf_id: int
 
 
 class Prog(NamedTuple):
-    """What the kernel says about a program; the run statistics count while statistics are enabled."""
+    """What the kernel says about a program; the run statistics count while statistics are enabled.
+
+    Programs and maps that were loaded together share a `btf_id`, the types they came with; 0 is none.
+    """
 
     id: int
     type: int
@@ -89,6 +93,7 @@ class Prog(NamedTuple):
     run_time_ns: int
     run_count: int
     map_ids: tuple[int, ...]
+    btf_id: int
 
 
 class Link(NamedTuple):
@@ -110,7 +115,8 @@ def map_info(fd: int) -> Map:
     """Describe the map behind `fd`."""
     raw = _info(fd, ctypes.create_string_buffer(_INFO_BYTES), "look at a map")
     kind, number, key, value, entries, _, name = struct.unpack_from("=6I16s", raw)
-    return Map(number, kind, name.rstrip(b"\0").decode(), key, value, entries)
+    (btf,) = struct.unpack_from("=I", raw, 64)
+    return Map(number, kind, name.rstrip(b"\0").decode(), key, value, entries, btf)
 
 
 def prog_info(fd: int) -> Prog:
@@ -123,8 +129,9 @@ def prog_info(fd: int) -> Prog:
     kind, number, tag = struct.unpack_from("=II8s", raw)
     (count,) = struct.unpack_from("=I", raw, 52)
     (name,) = struct.unpack_from("=16s", raw, 64)
+    (btf,) = struct.unpack_from("=I", raw, 128)
     nanoseconds, runs = struct.unpack_from("=QQ", raw, 192)
-    return Prog(number, kind, name.rstrip(b"\0").decode(), tag.hex(), nanoseconds, runs, tuple(ids[:count]))
+    return Prog(number, kind, name.rstrip(b"\0").decode(), tag.hex(), nanoseconds, runs, tuple(ids[:count]), btf)
 
 
 def link_info(fd: int) -> Link:

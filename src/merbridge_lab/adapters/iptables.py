@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Tables that iptables-nft makes itself; every other one is native nftables.
 _COMPAT = re.compile(r"^table (?:ip|ip6|arp|bridge) (?:nat|filter|mangle|raw|security)\b")
+#: The base chains that iptables-nft makes in them; every other one is native, though iptables shows nothing of it.
+_BASE_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "BROUTING"})
 
 
 def inside(netns: Path, *argv: str) -> list[str]:
@@ -48,9 +50,31 @@ def snapshot(netns: Path) -> RuleSet:
             texts[backend] = run(inside(netns, tool, "-c")).stdout
     native: tuple[str, ...] = ()
     if shutil.which("nft"):
-        tables = run(inside(netns, "nft", "list", "tables")).stdout.splitlines()
-        native = tuple(line.strip() for line in tables if line.strip() and not _COMPAT.match(line.strip()))
+        native = native_in(run(inside(netns, "nft", "list", "chains")).stdout) or _left_out(texts.get("nft", ""))
     return RuleSet(texts, native, nftables.generation(netns))
+
+
+def native_in(chains: str) -> tuple[str, ...]:
+    """Name the tables and base chains that no iptables made, from what `nft list chains` prints; as nft names them."""
+    found: dict[str, None] = {}
+    table = chain = ""
+    for line in (line.strip() for line in chains.splitlines()):
+        if line.startswith("table "):
+            table = line.removesuffix("{").strip()
+            if not _COMPAT.match(table):
+                found[table] = None
+        elif line.startswith("chain "):
+            chain = line.split()[1]
+        elif line.startswith("type ") and _COMPAT.match(table) and chain not in _BASE_CHAINS:
+            found[f"chain {table.removeprefix('table ')} {chain}"] = None
+    return tuple(found)
+
+
+def _left_out(saved: str) -> tuple[str, ...]:
+    """Name the tables that iptables-save left out, with a comment, for rules in them that it cannot have made."""
+    return tuple(
+        f"table ip {found[1]}" for found in re.finditer(r"^# Table `(\w+)' .*incompatible", saved, re.MULTILINE)
+    )
 
 
 def save(netns: Path, backend: str, table: str) -> str:

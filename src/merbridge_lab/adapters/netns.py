@@ -7,6 +7,7 @@ pinned here is the lab's own business.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -76,21 +77,33 @@ def run_inside(netns: Path, work: Callable[[], T]) -> T:
     return _in_thread(entered)
 
 
-def create(pin: Path, kind: int, work: Callable[[], None] | None = None, *, start: Path | None = None) -> None:
+def create(pin: Path, kind: int, work: Callable[[], None] | None = None) -> None:
     """Make a namespace of `kind` (NEWNET or NEWNS), run `work` in it, and pin it at `pin` if that succeeded.
 
-    A new mount namespace is a copy of ours that still follows it. With `start` a network namespace is entered first.
-    If merlab is killed on the way, the namespace goes with it. Raises LabError where the kernel refuses, and what
-    `work` raises.
+    A new mount namespace is a copy of ours that still follows it. If merlab is killed on the way, the namespace goes
+    with it. Raises LabError where the kernel refuses, and what `work` raises.
     """
+    # A mount namespace can be pinned only in an older one (mnt_ns_loop in fs/namespace.c), told by numbers that
+    # since Linux 6.18 each CPU hands out from a batch of its own. In a container started a moment ago, ours may
+    # have a higher number than one made now on another CPU; on the CPU it was made on, numbers go on from it.
+    attempts: list[int | None] = [None, *sorted(os.sched_getaffinity(0))] if kind == NEWNS else [None]
+    for cpu in attempts:
+        try:
+            _create(pin, kind, work, cpu)
+        except OSError as error:
+            if error.errno != errno.EINVAL or cpu == attempts[-1]:
+                raise LabError(f"the namespace {pin} cannot be made: {error}", hint="merlab doctor") from error
+        else:
+            return
+
+
+def _create(pin: Path, kind: int, work: Callable[[], None] | None, cpu: int | None) -> None:
+    made, pinned = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
 
     def body() -> None:
-        if start is not None:
-            descriptor = os.open(start, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _call("setns", descriptor, NEWNET)
-            finally:
-                os.close(descriptor)
+        if cpu is not None:
+            os.sched_setaffinity(0, {cpu})  # of this thread alone
         _call("unshare", kind)
         if kind == NEWNS:
             # Slave, not private: what the host unmounts must not be kept busy by a pod.
@@ -100,15 +113,11 @@ def create(pin: Path, kind: int, work: Callable[[], None] | None = None, *, star
         made.set()
         pinned.wait()
 
-    made, pinned, failed = threading.Event(), threading.Event(), threading.Event()
-    errors: list[BaseException] = []
-
     def guarded() -> None:
         try:
             body()
         except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
             errors.append(error)
-            failed.set()
             made.set()
 
     thread = threading.Thread(target=guarded, name="merlab-namespace")
@@ -122,8 +131,6 @@ def create(pin: Path, kind: int, work: Callable[[], None] | None = None, *, star
     finally:
         pinned.set()
         thread.join()
-    if errors and isinstance(errors[0], OSError):
-        raise LabError(f"the namespace {pin} cannot be made: {errors[0]}", hint="merlab doctor") from errors[0]
     if errors:
         raise errors[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http
+import http.client
 import socket
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,27 @@ if TYPE_CHECKING:
 
 #: How long a healthy process may take to answer, in seconds; a stopped one never does.
 _ANSWER = 0.5
+#: The same for a long answer.
+_TELL = 2.0
+
+
+def fetch(netns: Path, port: int, path: str) -> str | None:
+    """Give the body of the answer to GET `path`; None where there is no such answer in time."""
+
+    def ask() -> str | None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TELL)
+        try:
+            connection.request("GET", path, headers={"connection": "close"})
+            answer = connection.getresponse()
+            body = answer.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            return None
+        else:
+            return body if answer.status == http.HTTPStatus.OK else None
+        finally:
+            connection.close()
+
+    return run_inside(netns, ask)
 
 
 def says_ok(netns: Path, port: int, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,17 @@ class Process:
             return Path(f"/proc/{self.pid}/exe").samefile(binary)
         except OSError:
             return False
+
+    def sockets(self) -> set[int]:
+        """Give the inodes of the sockets it has open."""
+        found = set()
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    kind, _, inode = str(descriptor.readlink()).partition(":")
+                    if kind == "socket":
+                        found.add(int(inode.strip("[]")))
+        return found
 
 
 def look(pid: int) -> Process | None:

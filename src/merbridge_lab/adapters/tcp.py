@@ -6,10 +6,11 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from merbridge_lab.adapters.netns import run_inside
 
-_ESTABLISHED = "01"
+_ESTABLISHED, _LISTEN = "01", "0A"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,13 @@ class Connection:
     local: str
     remote: str
     uid: int
+
+
+class Listener(NamedTuple):
+    """A socket that accepts connections: its port, and the inode that /proc/PID/fd shows."""
+
+    port: int
+    inode: int
 
 
 def _address(text: str) -> str:
@@ -32,3 +40,14 @@ def established(netns: Path) -> list[Connection]:
     text = run_inside(netns, Path("/proc/thread-self/net/tcp").read_text)
     rows = [line.split() for line in text.splitlines()[1:]]
     return [Connection(_address(row[1]), _address(row[2]), int(row[7])) for row in rows if row[3] == _ESTABLISHED]
+
+
+def listening(netns: Path) -> list[Listener]:
+    """List the TCP sockets that accept connections in the namespace pinned at `netns`, of IPv4 and IPv6."""
+
+    def read() -> list[str]:
+        tables = [Path("/proc/thread-self/net", name) for name in ("tcp", "tcp6")]
+        return [line for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+
+    rows = [line.split() for line in run_inside(netns, read)]
+    return [Listener(int(row[1].rpartition(":")[2], 16), int(row[9])) for row in rows if row[3] == _LISTEN]

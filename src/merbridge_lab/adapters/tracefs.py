@@ -59,6 +59,20 @@ class Instance:
             self.path.rmdir()
 
     @contextlib.contextmanager
+    def kept(self) -> Iterator[Callable[[], None]]:
+        """Give a function that removes the instance even if tracefs is unmounted from its path meanwhile."""
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(self.path.name, dir_fd=folder)
+
+        try:
+            yield remove
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
     def following(self) -> Iterator[Callable[[float], list[str]]]:
         """Give a function that waits up to some seconds for lines and takes them out, whole ones only."""
         descriptor = os.open(self.pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

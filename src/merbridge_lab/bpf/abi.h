@@ -7,7 +7,7 @@
 //
 // IPv4 addresses are in network byte order, ports in host byte order, in every map.
 
-#define SIDECAR_UID   1337
+#define SIDECAR_UID   1337 // and its group
 #define PORT_ADMIN    15000
 #define PORT_OUTBOUND 15001
 #define PORT_INBOUND  15006
@@ -105,7 +105,8 @@ struct handover {
 
 // peers[end]: the sockets that messages are moved between.
 struct end {
-    u64 pair; // the socket cookie of the side that dialled: never used twice, unlike addresses and ports
+    u64 pair; // never used twice, unlike addresses and ports: the socket cookie of the side that dialled, or
+              // a moment if that socket was dialled again
     u32 side; // 0 dialled, 1 accepted
     u32 pad;
 };

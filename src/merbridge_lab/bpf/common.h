@@ -12,6 +12,7 @@
 #define AF_INET6    10
 #define IPPROTO_TCP 6
 #define TCP_CLOSE   7
+#define TCP_LISTEN  10
 #define MAPPED      bpf_htonl(0xffff) // third word of ::ffff:a.b.c.d
 #define LOOPBACK4   bpf_htonl(0x7f000001)
 #define INBOUND4    bpf_htonl(0x7f000006) // the source that a sidecar dials its own application from
@@ -76,6 +77,12 @@ INLINE void count(u64 netns, u32 counter, u64 by) {
     if (counters)
         // Atomic, although per CPU: programs in process context can be preempted by one on the same CPU.
         __sync_fetch_and_add(&counters->value[index], by);
+}
+
+// By user or by group, as Istio's rules tell.
+INLINE int is_sidecar(void) {
+    u64 who = bpf_get_current_uid_gid();
+    return (u32)who == SIDECAR_UID || who >> 32 == SIDECAR_UID;
 }
 
 INLINE int is_loopback(u32 ip4) {

@@ -14,18 +14,31 @@ struct dial {
     u32 bind; // the source must become the pod's own address
 };
 
+#define DIALLED_AGAIN (1ULL << 63) // no cookie has this bit
+
 // Ports of a sidecar that other sidecars reach as they are.
 INLINE int is_infrastructure(u32 port) {
     return port == PORT_HBONE || port == PORT_AGENT || port == PORT_HEALTH || port == PORT_STATS;
 }
 
+// Whether the sidecar of a pod accepts connections. If not, the pod may be another one by now, with the same
+// address and not known to us yet: it is dialled as it would be without us.
+INLINE int has_listener(u64 netns) {
+    struct bpf_sock *listener = (struct bpf_sock *)merlab_listeners.lookup(&netns);
+
+    if (!listener)
+        return 0;
+    bpf_sk_release(listener);
+    return 1;
+}
+
 INLINE void decide(struct dial *dial, u32 own_ip4, u32 src_ip4) {
     u32 ip4 = dial->ip4;
-    u32 uid = bpf_get_current_uid_gid();
+    u64 *server;
 
     dial->leg = LEG_NONE;
     dial->bind = 0;
-    if (uid != SIDECAR_UID) {
+    if (!is_sidecar()) {
         if (is_loopback(ip4) || ip4 == 0 || ip4 == own_ip4)
             return;
         dial->leg = LEG_OUTBOUND;
@@ -48,7 +61,8 @@ INLINE void decide(struct dial *dial, u32 own_ip4, u32 src_ip4) {
         }
         return;
     }
-    if (merlab_pod_ips.lookup(&ip4) && !is_infrastructure(dial->port)) {
+    server = merlab_pod_ips.lookup(&ip4);
+    if (server && !is_infrastructure(dial->port) && has_listener(*server)) {
         // The server's REDIRECT rule would change the port to 15006: by dialling it, the wire is the same
         // without them.
         dial->leg = LEG_MESH;
@@ -82,7 +96,9 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
         count(netns, COUNTER_MAP_FULL, 1);
         return LEG_NONE;
     }
-    pair = bpf_get_socket_cookie(ctx);
+    // A socket that was disconnected and is dialled again must not meet the other end of its first
+    // connection.
+    pair = flow->pair ? bpf_ktime_get_ns() | DIALLED_AGAIN : bpf_get_socket_cookie(ctx);
     flow->pair = pair;
     flow->side = 0;
     flow->leg = dial->leg;

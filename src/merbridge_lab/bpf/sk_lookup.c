@@ -33,9 +33,11 @@ int merlab_lookup(struct bpf_sk_lookup *ctx) {
     if (!cookie)
         return SK_PASS;
     netns = *cookie;
+    if (!merlab_pods.lookup(&netns))
+        return SK_PASS;
     listener = (struct bpf_sock *)merlab_listeners.lookup(&netns);
     if (!listener)
-        return SK_PASS;
+        return SK_DROP; // a reset, as by the rules when no sidecar listens; never past it to the application
     failed = bpf_sk_assign(ctx, listener, 0);
     bpf_sk_release(listener);
     if (!failed) {

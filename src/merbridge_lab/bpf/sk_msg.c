@@ -39,10 +39,21 @@ INLINE u32 receiver_full(struct flow *flow, u64 sk, u32 size) {
     return (u64)charged > high;
 }
 
+// Has the sender given bytes to TCP that the receiver has not read? A send() that began before the handshake
+// was over does so behind our back. Redirected bytes have no sequence numbers: until then both stand at the
+// first.
+INLINE int bytes_on_tcp(u64 sender, u64 receiver) {
+    u32 written = 0, copied = 1;
+
+    PEEK(written, sender + OFF_TCP_WRITE_SEQ);
+    PEEK(copied, receiver + OFF_TCP_COPIED_SEQ);
+    return written != copied;
+}
+
 // Gives 0 if this message may be redirected, else the counter of the reason why not.
 INLINE u32 may_redirect(struct flow *flow, struct pair *pair, u32 to, u32 size) {
     struct config *config = configuration();
-    u64 sk, cookie;
+    u64 sk, cookie, own;
 
     if (flow->tcp)
         return COUNTER_PASSED_ON_TCP;
@@ -54,6 +65,9 @@ INLINE u32 may_redirect(struct flow *flow, struct pair *pair, u32 to, u32 size) 
     cookie = pair->cookie[to];
     if (!is_still(sk, cookie))
         return COUNTER_PASSED_NOT_PAIRED;
+    own = pair->sk[1 - to];
+    if (bytes_on_tcp(own, sk))
+        return COUNTER_PASSED_ON_TCP;
     if (receiver_full(flow, sk, size))
         return COUNTER_PASSED_RECEIVER_FULL;
     return 0;

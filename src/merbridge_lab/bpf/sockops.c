@@ -77,7 +77,7 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     // Bytes sent with the SYN went by TCP: what follows must not overtake them.
     flow->tcp = ctx->data_segs_out != 0;
     pair.sk[0] = (u64)sk;
-    pair.cookie[0] = id;
+    pair.cookie[0] = bpf_get_socket_cookie(ctx);
     pair.netns[0] = netns;
     pair.tcp[0] = flow->tcp;
     pair.orig_ip4 = flow->orig_ip4;

@@ -14,7 +14,7 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
     struct sockaddr4 *answer = ctx->optval;
     struct flow *flow;
     u64 netns, pair = 0;
-    u32 ip4, port, counter;
+    u32 ip4, port, state, counter;
 
     if (ctx->level != SOL_IP || ctx->optname != SO_ORIGINAL_DST) {
         // The kernel shows programs one page; anything longer would come back cut unless we decline.
@@ -22,8 +22,10 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
             ctx->optlen = 0;
         return 1;
     }
-    if (!sk)
+    if (!sk || sk->protocol != IPPROTO_TCP)
         return 1;
+    state = sk->state;
+    BARRIER;
     ip4 = sk->src_ip4;
     BARRIER;
     port = sk->src_port;
@@ -41,8 +43,8 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
     } else {
         // Steered here by sk_lookup, the socket has the address that was dialled. NAT's answer, if there is
         // one, stays.
-        if (ctx->retval == 0 || port == PORT_OUTBOUND || port == PORT_INBOUND ||
-            (u32)bpf_get_current_uid_gid() != SIDECAR_UID)
+        if (ctx->retval == 0 || state == TCP_CLOSE || state == TCP_LISTEN || port == PORT_OUTBOUND ||
+            port == PORT_INBOUND || !is_sidecar())
             return 1;
         counter = COUNTER_ORIGINAL_DST_LOCAL;
     }

@@ -21,9 +21,11 @@ def find_served(seen: Observation) -> Finding:
     reading = Reading(f"curl:{seen.client}", "200s", 0, good, seen.exchanges[0].body.strip() or None)
     for exchange in seen.exchanges:
         if not exchange.served:
+            line = seen.client_log.get(exchange.nonce)
+            reason = f": its sidecar, to {line.upstream_host}: {line.tls_failure}" if line and line.broken_tls else ""
             return fails(
                 f"{len(seen.exchanges) - good} of {len(seen.exchanges)} requests of {seen.client} to {exchange.url}"
-                f" were not served ({exchange})",
+                f" were not served ({exchange}{reason})",
                 reading,
             )
     return holds(f"{good} requests of {seen.client}, {good} answers", reading)
@@ -85,11 +87,37 @@ def find_both_sidecars(seen: Observation) -> Finding:
             f"no server's sidecar delivered {total - len(delivered)} of {total} requests of {seen.client}{astray}",
             *evidence,
         )
+    chain = find_one_chain(seen)
+    if not chain.held:
+        return fails(chain.why, *evidence)
     return holds(
         f"all {total} requests stand in the access logs of {seen.client} and {', '.join(sorted(seen.servers))},"
         " delivered from 127.0.0.6",
         *evidence,
     )
+
+
+def find_one_chain(seen: Observation) -> Finding:
+    """Look whether the records of each request name one chain of connections, from the client to the server, in TLS.
+
+    A nonce can be copied into a log by whoever saw it; the ports of the very connections it came by cannot be guessed.
+    """
+    for exchange in seen.exchanges:
+        out = seen.client_log[exchange.nonce]
+        server, into = seen.server_log[exchange.nonce]
+        if out.downstream_remote != exchange.local:
+            return fails(
+                f"the record in the access log of {seen.client} is of a connection from {out.downstream_remote}:"
+                f" the request came from {exchange.local}"
+            )
+        if into.downstream_remote != out.upstream_local:
+            return fails(
+                f"the record in the access log of {server} is of a connection from {into.downstream_remote}:"
+                f" the sidecar of {seen.client} sent the request from {out.upstream_local}"
+            )
+        if into.sni == "-":
+            return fails(f"the request came to the sidecar of {server} in plain text, not by mutual TLS")
+    return holds("the records name one chain of connections from the client to the server, in TLS")
 
 
 def find_closed_as_plain_text(seen: Observation) -> Finding:

@@ -28,6 +28,13 @@ def find_intercepted(seen: Observation) -> Finding:
     total = len(seen.exchanges)
     if reading.moved < total:
         return fails(f"eBPF intercepted {reading.moved} of {total} fresh connections of {seen.client}", reading)
+    for exchange in seen.exchanges:
+        if exchange.remote.startswith("127."):
+            return fails(
+                f"the app of {seen.client} sees that it speaks to {exchange.remote} instead of the address it dialled:"
+                " getpeername is not answered",
+                reading,
+            )
     return holds(f"{reading.moved} connections of {seen.client} intercepted at connect()", reading)
 
 

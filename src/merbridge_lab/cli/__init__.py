@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 # Imported for the commands they define, in the order in which the help lists them.
-from merbridge_lab.cli import hand, later, look, run  # noqa: F401
+# isort: off
+from merbridge_lab.cli import run, look, hand, later  # noqa: F401
 from merbridge_lab.cli.app import app
+# isort: on
 
 __all__ = ["app", "main"]
 

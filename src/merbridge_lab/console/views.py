@@ -51,10 +51,10 @@ def narrate(paper: Paper, step: Step, commands: Sequence[str]) -> None:
         paper.prose(f"verified: {check.description} ({check.name})", 3, mark="   ", style="faint")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
+def _table(*columns: str, gap: int = 2) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "client")  # a name is not to be cut
     return table
 
 
@@ -87,7 +87,9 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
 def matrix(paper: Paper, outcomes: Sequence[CellOutcome]) -> None:
     """Print what happens with and without eBPF and rules, and below it why each line is believed."""
     paper.line("[title]With and without eBPF, with and without rules[/]")
-    table = _table("", "eBPF", "client's rules", "servers' rules", "client", "answered", "both sidecars")
+    # On a narrow page the columns stand closer.
+    gap = 2 if paper.out.width > 70 else 1  # noqa: PLR2004
+    table = _table("", "eBPF", "client's rules", "servers' rules", "client", "answered", "both sidecars", gap=gap)
     for number, outcome in enumerate(outcomes, 1):
         cell, style = outcome.cell, outcome.finding.verdict.value
         table.add_row(

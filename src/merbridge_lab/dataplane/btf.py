@@ -119,6 +119,8 @@ def defines(blob: Path = VMLINUX) -> list[str]:
             "OFF_SK_RCVBUF": btf.member("sock", "sk_rcvbuf").offset,
             "OFF_SK_USERLOCKS": locks.offset,
             "SHIFT_SK_USERLOCKS": locks.shift,
+            "OFF_TCP_WRITE_SEQ": btf.member("tcp_sock", "write_seq").offset,
+            "OFF_TCP_COPIED_SEQ": btf.member("tcp_sock", "copied_seq").offset,
             "OFF_SK_USER_DATA": btf.member("sock", "sk_user_data").offset,
             "OFF_PSOCK_INGRESS_MSG": btf.member("sk_psock", "ingress_msg").offset,
             "OFF_PSOCK_REFCNT": btf.member("sk_psock", "refcnt").offset,

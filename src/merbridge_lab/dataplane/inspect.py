@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
 from merbridge_lab.dataplane import abi
-from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
-from merbridge_lab.dataplane.pods import Pod, address, netns_cookie
+from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64
+from merbridge_lab.dataplane.pods import Pod, address, inbound_cookies, netns_cookie
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+
+
+HOOK_NAMES = frozenset(hook.name for hook in HOOKS)
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,12 @@ class ProgramInfo:
     attached_to: str
 
 
-def objects_problems(pins: Pins) -> list[str]:
-    """Say what is wrong with the pinned maps and programs; any of it means that they must be made anew."""
-    made_by = pins.stamp()
-    if made_by is None:
-        return [f"the pins below {pins.root} are not whole: there is no valid stamp"]
-    if made_by != abi.stamp():
-        return [f"made by merlab {made_by}, not by this one, {abi.stamp()}"]
+def _programs_problems(pins: Pins) -> tuple[list[str], set[int]]:
+    """Say what is wrong with the pinned programs, and give the ids of the maps that they use."""
     found: list[str] = []
     used: set[int] = set()
+    with opened(pins.map("stamp")) as fd:
+        types = bpf.map_info(fd).btf_id
     for name, kind in PROGRAMS.items():
         try:
             with opened(pins.prog(name)) as fd:
@@ -45,7 +46,20 @@ def objects_problems(pins: Pins) -> list[str]:
             continue
         if (program.name, program.type) != (PREFIX + name, kind):
             found.append(f"the pin of program {name} holds {program.name or 'another program'}")
+        elif program.btf_id != types:
+            found.append(f"program {name} (id {program.id}) is not the one that was loaded with the others")
         used.update(program.map_ids)
+    return found, used
+
+
+def objects_problems(pins: Pins) -> list[str]:
+    """Say what is wrong with the pinned maps and programs; any of it means that they must be made anew."""
+    made_by = pins.stamp()
+    if made_by is None:
+        return [f"the pins below {pins.root} are not whole: there is no valid stamp"]
+    if made_by != abi.stamp():
+        return [f"made by merlab {made_by}, not by this one, {abi.stamp()}"]
+    found, used = _programs_problems(pins)
     for name in MAPS:
         try:
             with opened(pins.map(name)) as fd:
@@ -96,11 +110,18 @@ def lookup_problem(pins: Pins, pod: Pod) -> str | None:
 
 
 def listener_problem(pins: Pins, pod: Pod, cookie: int) -> str | None:
-    """Say whether a pod's sidecar is missing from the listeners."""
+    """Say whether a pod's sidecar is missing from the listeners, or something else is in its place."""
+    port = abi.constants()["PORT_INBOUND"]
+    registered = None
     with contextlib.suppress(OSError), pins.open_map("listeners") as fd:
-        if bpf.lookup(fd, u64(cookie), 8) is not None:
-            return None
-    return f"no {abi.constants()['PORT_INBOUND']} listener registered for {pod.name}"
+        registered = bpf.lookup(fd, u64(cookie), 8)  # of a sockhash, this gives the socket's cookie
+    if registered is None:
+        return f"no {port} listener registered for {pod.name}"
+    if pod.sidecar_pid is not None:
+        own = inbound_cookies(pod.sidecar_pid, cookie)
+        if own and number(registered) not in own:
+            return f"the {port} listener registered for {pod.name} is not its sidecar's"
+    return None
 
 
 def redirects(program: int, peers: int) -> bool:
@@ -143,6 +164,51 @@ def _pod_problems(pins: Pins, pod: Pod) -> list[str]:
     return found
 
 
+def _attached(target: Path, attach_type: int) -> list[int]:
+    """Give the ids of the programs that are attached to a cgroup or network namespace itself; none if it is gone."""
+    try:
+        fd = os.open(target, os.O_RDONLY)
+    except OSError:
+        return []
+    try:
+        return bpf.attached_progs(fd, attach_type)
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def _named(program: int) -> str:
+    with contextlib.suppress(OSError):
+        fd = bpf.by_id("prog", program)
+        try:
+            return f"{bpf.prog_info(fd).name or 'nameless'} (id {program})"
+        finally:
+            os.close(fd)
+    return f"id {program}"
+
+
+def strangers(pins: Pins, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
+    """Name the programs of others in the places where ours decide: what is seen there could be their work.
+
+    Those on cgroups above are none of our business: they were there for every process of the machine.
+    """
+    ours = {link.prog_id for _, link in _links(pins)}
+    found = [
+        f"on the cgroup {place} {hook.name} runs another program, {_named(program)}"
+        for place in (Path(folder) for folder, _names, _files in os.walk(cgroup))
+        for hook in HOOKS
+        for program in _attached(place, hook.attach_type)
+        if program not in ours
+    ]
+    return found + [
+        f"in the network namespace of {pod.name} sk_lookup runs another program, {_named(program)}"
+        for pod in pods
+        for program in _attached(pod.netns, bpf.SK_LOOKUP)
+        if program not in ours
+    ]
+
+
 def problems(pins: Pins, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
     """Name every way in which the dataplane is not attached as it should be."""
     if not pins.any:
@@ -169,7 +235,13 @@ def problems(pins: Pins, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
     except OSError as failed:
         if not found:
             found.append(f"the pins below {pins.root} cannot be read: {failed}")
-    return found
+    # What is wrong with our own programs explains a stranger better than the other way round.
+    return found or strangers(pins, cgroup, pods)
+
+
+def links(pins: Pins) -> dict[str, bpf.Link]:
+    """Give every pinned link by its name."""
+    return {f"sk_lookup/{pin}" if pin not in HOOK_NAMES else pin: link for pin, link in _links(pins)}
 
 
 def _links(pins: Pins) -> list[tuple[str, bpf.Link]]:

@@ -68,6 +68,13 @@ class Dataplane:
         """List the loaded programs and where each is attached."""
         return inspect.programs(self._pins)
 
+    def links(self) -> dict[str, str]:
+        """Say of each pinned link, by its name, which it is and what runs where: a link made anew is another one."""
+        return {
+            name: f"link {link.id}, program {link.prog_id}, on {link.target}"
+            for name, link in inspect.links(self._pins).items()
+        }
+
     @property
     def attached(self) -> bool:
         """Whether any hook is attached."""

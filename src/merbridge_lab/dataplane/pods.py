@@ -17,9 +17,10 @@ from merbridge_lab.dataplane import abi
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 _CLONE_NEWNET = 0x40000000
+_SO_COOKIE = 57
 _SO_NETNS_COOKIE = 71  # Linux 5.14
 _PIDFD_GETFD = {"x86_64": 438, "aarch64": 438}
 
@@ -98,12 +99,23 @@ def _is_inbound(sock: socket.socket, cookie: int) -> bool:
 @contextlib.contextmanager
 def inbound_listener(pid: int, cookie: int) -> Iterator[int | None]:
     """Give a descriptor of our own of the socket on which process `pid` accepts inbound connections, or None."""
-    found: socket.socket | None = None
+    with contextlib.closing(_inbound(pid, cookie)) as found:
+        sock = next(found, None)
+        yield sock.fileno() if sock else None
+
+
+def inbound_cookies(pid: int, cookie: int) -> set[int]:
+    """Give the cookies of all sockets on which process `pid` accepts inbound connections: one a thread of Envoy's."""
+    with contextlib.closing(_inbound(pid, cookie)) as found:
+        return {int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]) for sock in found}
+
+
+def _inbound(pid: int, cookie: int) -> Generator[socket.socket, None, None]:
+    """Give our own descriptors of the inbound listeners of `pid`, each open until the next one is asked for."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
-        yield None  # it has just ended
-        return
+        return  # it has just ended
     try:
         for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name)):
             try:
@@ -112,12 +124,8 @@ def inbound_listener(pid: int, cookie: int) -> Iterator[int | None]:
                 sock = socket.socket(fileno=_pidfd_getfd(pidfd, int(entry.name)))
             except OSError:
                 continue  # closed meanwhile, or of no family Python knows
-            if _is_inbound(sock, cookie):
-                found = sock
-                break
-            sock.close()
-        yield found.fileno() if found else None
+            with sock:
+                if _is_inbound(sock, cookie):
+                    yield sock
     finally:
-        if found:
-            found.close()
         os.close(pidfd)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -114,6 +115,45 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         return _pem(key), certificate.public_bytes(serialization.Encoding.PEM)
+
+
+class Seen(NamedTuple):
+    """What a certificate says, and whether the lab's authority has signed it."""
+
+    identities: tuple[str, ...]
+    until: dt.datetime
+    serial: int
+    signed: bool
+
+
+def look(folder: Path, authority: Path) -> Seen | str:
+    """Look at the certificate in `folder`, beside the authority kept at `authority`; or say why that cannot be."""
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "cert-chain.pem").read_bytes())
+        trusted = x509.load_pem_x509_certificate(authority.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        return str(error)
+    try:
+        certificate.verify_directly_issued_by(trusted)
+        signed = True
+    except (ValueError, TypeError, InvalidSignature):
+        signed = False
+    identities = tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
+    if hasattr(certificate, "not_valid_after_utc"):  # cryptography 42
+        until = certificate.not_valid_after_utc
+    else:
+        until = certificate.not_valid_after.replace(tzinfo=dt.timezone.utc)
+    return Seen(identities, until, certificate.serial_number, signed)
+
+
+def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = False) -> bool:
+    """Whether what is in `folder` is valid now, names `identity`, and is the authority's (or, `foreign`, is not)."""
+    seen = look(folder, authority)
+    if isinstance(seen, str):
+        return False
+    now = dt.datetime.now(dt.timezone.utc)
+    return seen.signed is not foreign and seen.until > now and seen.identities == (identity,)
 
 
 def install(folder: Path, identity: str, *, authority: Authority, trusted: Authority, owner: int) -> None:

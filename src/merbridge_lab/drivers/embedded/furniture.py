@@ -29,6 +29,15 @@ def texts(pod: PodSpec) -> dict[str, str]:
     return {"hosts": "\n".join(lines) + "\n", "resolv.conf": _RESOLV, "nsswitch.conf": _NSSWITCH}
 
 
+def differences(pod: PodSpec, root: Path) -> list[str]:
+    """Say which of those files is another one for a process with the root directory `root`."""
+    return [
+        f"/etc/{name} of {pod.name} is not the one that merlab gave it"
+        for name, text in texts(pod).items()
+        if Path("/etc", name).exists() and not has(root / "etc" / name, text)
+    ]
+
+
 def write(pod: PodSpec, folder: Path) -> bool:
     """Write those files to the pod's directory; say whether anything changed. Raises OSError."""
     changed = False

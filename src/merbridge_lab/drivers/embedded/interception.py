@@ -70,6 +70,10 @@ class Interception:
         """List the programs in the kernel and where they are attached."""
         return self._plane.programs()
 
+    def links(self) -> Mapping[str, str]:
+        """Say of each link which it is; one that was made anew meanwhile is another one."""
+        return self._plane.links()
+
     def _older_connections(self) -> set[str]:
         """Find, by their source, the connections between pods and to apps that eBPF does not carry."""
         addresses = {pod.spec.ip for pod in self._mesh.pods}

@@ -153,6 +153,8 @@ class EmbeddedLab:
             found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
         for program in self.dataplane.programs():
             found[f"the program {program.name}"] = f"{program.id} {program.attached_to}"
+        for name, link in self.dataplane.links().items():
+            found[f"the link {name}"] = link
         return found
 
     def trace_command(self) -> str:

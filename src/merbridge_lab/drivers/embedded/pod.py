@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import cgroup, iptables, links, netns, probe, process
 from merbridge_lab.adapters.files import add_log, has, put
 from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import by_hand, enter, furniture, layout, services, sidecar
+from merbridge_lab.drivers.embedded import by_hand, enter, furniture, inspection, layout, services, sidecar
 from merbridge_lab.drivers.embedded.node import POD_SYSCTLS
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
@@ -55,7 +55,7 @@ class Pod:
         self._ensure_files()
         for kind in ("app", "sidecar"):
             (self.cgroup / kind).mkdir(parents=True, exist_ok=True)
-        if self.spec.sidecar and (restart or not self._is_hopeful(self._process("sidecar"))):
+        if self.spec.sidecar and (restart or not self._is_hopeful(self._process("sidecar")) or self._is_altered()):
             self._start("sidecar")
         app = self._process("app")
         if app is None or app.is_stopped:
@@ -189,6 +189,13 @@ class Pod:
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - seen.started / _TICKS
         return age < _START or sidecar.is_ready(self.netns)
 
+    def _is_altered(self) -> bool:
+        """Whether the sidecar answers, but is not what was started here."""
+        if not sidecar.is_ready(self.netns):
+            return False
+        seen = {kind: each for kind, each in self._seen().items() if kind == "sidecar"}
+        return bool(inspection.differences(self.netns, self.spec, self.folder, seen))
+
     def problems(self) -> list[str]:
         """Say, a sentence each, what is not as `ensure` makes it; rules flushed on purpose are not a problem."""
         name = self.spec.name
@@ -200,13 +207,18 @@ class Pod:
             found.append(f"the mount namespace of {name} is not there ({self.mntns})")
         for kind in self._kinds():
             found += self._process_problems(kind)
-        return found
+        return found or inspection.differences(self.netns, self.spec, self.folder, self._seen())
+
+    def _seen(self) -> dict[str, Process]:
+        return {kind: seen for kind in self._kinds() if (seen := self._process(kind)) is not None}
 
     def _process_problems(self, kind: str) -> list[str]:
         seen, there = self._process(kind), self._processes(kind)
         where = f"the {kind} of {self.spec.name}"
         if seen is None and there:
-            return [f"{where} has been replaced: {self.cgroup / kind} holds {there[0].command} (pid {there[0].pid})"]
+            stray = ", in another network namespace" if there[0].netns != netns.inode(self.netns) else ""
+            holds = f"{self.cgroup / kind} holds {there[0].command} (pid {there[0].pid}){stray}"
+            return [f"{where} has been replaced: {holds}"]
         if seen is None:
             return [f"{where} is not running (no process in {self.cgroup / kind})"]
         if seen.is_stopped:

@@ -55,6 +55,7 @@ def ask(client: EmbeddedWorkload, url: str) -> Exchange:
         local=f"{facts.get('local_ip', '')}:{facts.get('local_port', 0)}",
         seconds=float(facts.get("time_total") or 0.0),
         error=done.stderr.strip(),
+        remote=f"{facts.get('remote_ip', '')}:{facts.get('remote_port', 0)}",
     )
 
 
@@ -107,18 +108,22 @@ def observe(
         for name, log in logs.items():
             for line in log.lines():
                 if line.request_id in nonces and not line.outbound:
-                    theirs[line.request_id] = (name, line)
+                    # Of several attempts, the one that the client's sidecar tells of: its last.
+                    last = mine.get(line.request_id)
+                    if line.request_id not in theirs or (last and last.upstream_local == line.downstream_remote):
+                        theirs[line.request_id] = (name, line)
                 elif line.rejected_plain_text and line.downstream_remote in closed:
                     refused.append((name, line))
         return mine, theirs, refused
 
     def all_logged() -> bool:
         mine, theirs, refused = found()
-        return (
-            answered <= mine.keys()
-            and answered <= theirs.keys()
-            and closed <= {line.downstream_remote for _, line in refused}
-        )
+        told = {
+            nonce
+            for nonce in mine.keys() & theirs.keys()
+            if theirs[nonce][1].downstream_remote == mine[nonce].upstream_local
+        }
+        return answered <= told and closed <= {line.downstream_remote for _, line in refused}
 
     # A deadline that passes is no error here: the checks see that a line is missing, and say which.
     if logged:

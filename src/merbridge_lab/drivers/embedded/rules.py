@@ -50,8 +50,13 @@ class PodRules:
         return iptables.snapshot(self._netns)
 
     def copy(self) -> None:
-        """Save the rules as they are now, for a person to look at. Raises OSError."""
-        self.copied_at.write_text(iptables.save(self._netns, self._backend, "nat"))
+        """Save the rules, for a person to look at and to put back; while they are flushed, as they were.
+
+        A copy of a flushed table would be worse than none: the command that we show for putting it back reads it.
+        Raises OSError.
+        """
+        saved = self._read()
+        self.copied_at.write_text(saved.text if saved else iptables.save(self._netns, self._backend, "nat"))
 
     @property
     def outstanding(self) -> bool:

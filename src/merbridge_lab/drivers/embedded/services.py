@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import jinja2
+
 
 def template(name: str, **values: object) -> str:
     """Render `data/NAME`."""
+    return str(_compiled(name).render(**values))
+
+
+@functools.cache
+def _compiled(name: str) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -26,7 +34,7 @@ def template(name: str, **values: object) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - YAML and iptables, from our own data
     )
-    return environment.from_string(data(name)).render(**values)
+    return environment.from_string(data(name))
 
 
 def data(name: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ACCESS_LOG = "access.log"
 LOG = "envoy.log"
 _BOOTSTRAP = "bootstrap.yaml"
-_CERTIFICATES = "certs"
+CERTIFICATES = "certs"
 
 _FOR_OTHERS = stat.S_IXOTH | stat.S_IROTH
 
@@ -79,19 +79,25 @@ def render(pod: PodSpec, folder: Path) -> str:
     )
 
 
+def is_configured(pod: PodSpec, folder: Path) -> bool:
+    """Whether the configuration on disk is the one of `pod`."""
+    return has(folder / _BOOTSTRAP, render(pod, folder))
+
+
 def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
     """Write the configuration, the certificates and the empty logs of a sidecar; say whether anything changed.
 
     Raises OSError.
     """
-    changed = False
-    if not (folder / _CERTIFICATES).is_dir():
-        from merbridge_lab.drivers.embedded import certificates
+    from merbridge_lab.drivers.embedded import certificates
 
+    changed = False
+    if not certificates.are_good(folder / CERTIFICATES, pod.identity, machine.run / "ca.pem", foreign=pod.foreign):
+        shutil.rmtree(folder / CERTIFICATES, ignore_errors=True)
         trusted = certificates.Authority.load(machine.run / "ca.pem")
         authority = certificates.Authority.fresh() if pod.foreign else trusted
         certificates.install(
-            folder / _CERTIFICATES, pod.identity, authority=authority, trusted=trusted, owner=layout.SIDECAR_ID
+            folder / CERTIFICATES, pod.identity, authority=authority, trusted=trusted, owner=layout.SIDECAR_ID
         )
         changed = True
     wanted = render(pod, folder)

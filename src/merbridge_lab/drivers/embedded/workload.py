@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import by_shell, sidecar
+from merbridge_lab.drivers.embedded import by_shell, layout, sidecar
 from merbridge_lab.drivers.embedded.rules import PodRules
 from merbridge_lab.lab import HELLO, Entered
 
@@ -25,6 +25,7 @@ class EmbeddedWorkload:
     def __init__(self, machine: Machine, pod: Pod, *, keep: bool = False) -> None:
         self.pod = pod
         self.name = pod.spec.name
+        self.url = f"http://{pod.spec.ip}:{layout.HTTP_PORT}/hello"
         self.access_log = pod.access_log
         self.rules = PodRules(self.name, pod.netns, machine.saved, backend=pod.spec.backend, keep=keep)
 

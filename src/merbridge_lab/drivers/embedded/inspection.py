@@ -1,0 +1,153 @@
+"""Is a sidecar what merlab made of it? Asked of the running process, not of the files it was started with."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from merbridge_lab.adapters import probe, tcp
+from merbridge_lab.adapters.process import look
+from merbridge_lab.drivers.embedded import certificates, furniture, layout, sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from merbridge_lab.adapters.process import Process
+    from merbridge_lab.drivers.embedded.layout import PodSpec
+
+#: Who must serve which port of a pod.
+_PORTS = {
+    layout.OUTBOUND_PORT: "sidecar",
+    layout.INBOUND_PORT: "sidecar",
+    layout.HEALTH_PORT: "sidecar",
+    layout.ADMIN_PORT: "sidecar",
+    layout.HTTP_PORT: "app",
+    layout.ECHO_PORT: "app",
+}
+#: What protobuf leaves out of its JSON, being the default.
+_DEFAULTS: tuple[object, ...] = (None, False, 0, "", "STATIC", "ROUND_ROBIN", [], {})
+
+
+def differences(netns: Path, pod: PodSpec, folder: Path, processes: dict[str, Process]) -> list[str]:
+    """Say, a sentence each, in what the pod's processes are not what merlab started. Raises OSError."""
+    found = list(_usurped(netns, pod, processes))
+    if "sidecar" in processes and not found:
+        found += _configuration(netns, pod, folder) or _certificate(netns, pod, folder)
+    if "app" in processes:
+        found += furniture.differences(pod, Path(f"/proc/{processes['app'].pid}/root"))
+    return found
+
+
+# -- ports -----------------------------------------------------------------------------------------------------------
+
+
+def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process]) -> Iterator[str]:
+    """Find listeners on the ports of sidecar and app that are not theirs: the more specific address wins."""
+    own = {kind: seen.sockets() for kind, seen in processes.items()}
+    for listener in tcp.listening(netns):
+        kind = _PORTS.get(listener.port, "")
+        if kind in own and listener.inode not in own[kind]:
+            yield f"port {listener.port} of {pod.name} is served by {_owner(listener.inode)}, not only by its {kind}"
+
+
+def _owner(inode: int) -> str:
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended this moment, or protected
+            seen = look(int(each.name))
+            if seen is not None and inode in seen.sockets():
+                return f"{seen.command} (pid {seen.pid})"
+    return "a process that cannot be found"
+
+
+# -- configuration ---------------------------------------------------------------------------------------------------
+
+
+def _configuration(netns: Path, pod: PodSpec, folder: Path) -> list[str]:
+    """Compare what the sidecar says it runs with, to what merlab would give it."""
+    where = f"the sidecar of {pod.name}"
+    if not sidecar.is_configured(pod, folder):
+        return [f"the configuration file of {where} is not merlab's ({folder})"]
+    dumped = _ask(netns, "/config_dump")
+    running = next((each["bootstrap"] for each in dumped.get("configs", ()) if "bootstrap" in each), None)
+    if running is None:
+        return [f"{where} does not tell with which configuration it runs"]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast
+    wanted = yaml.load(sidecar.render(pod, folder), Loader=loader)  # noqa: S506 - both are safe
+    running["node"] = {key: running["node"].get(key) for key in wanted["node"]}  # Envoy adds what it is to who it is
+    differing = next(_unlike(_plain(wanted), _plain(running), ""), None)
+    return [f"{where} runs with another configuration than merlab's: {differing}"] if differing else []
+
+
+def _ask(netns: Path, path: str) -> dict[str, Any]:
+    answer = probe.fetch(netns, layout.ADMIN_PORT, path)
+    told: Any = json.loads(answer) if answer else {}
+    return told if isinstance(told, dict) else {}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - YAML and JSON
+    """Leave out what is the default, and what Envoy does not show, the place of a private key; numbers as strings."""
+    if isinstance(value, dict):
+        plain = {key: _plain(each) for key, each in value.items() if key != "private_key"}
+        return {key: each for key, each in plain.items() if each not in _DEFAULTS}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    # JSON has no 64-bit numbers, so protobuf writes them as strings.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and value else value
+
+
+def _unlike(wanted: Any, running: Any, path: str) -> Iterator[str]:  # noqa: ANN401
+    if isinstance(wanted, dict) and isinstance(running, dict):
+        for key in wanted.keys() | running.keys():
+            yield from _unlike(wanted.get(key), running.get(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(wanted, list) and isinstance(running, list):
+        if len(wanted) != len(running):
+            yield f"{path} is {_names(running)}, not {_names(wanted)}"
+        for at, (one, other) in enumerate(zip(wanted, running, strict=False)):
+            name = one.get("name", at) if isinstance(one, dict) else at
+            yield from _unlike(one, other, f"{path}[{name}]")
+    elif wanted != running:
+        yield f"{path} is {_short(running)}, not {_short(wanted)}"
+
+
+def _names(values: list[Any]) -> str:
+    return ", ".join(str(each.get("name", each) if isinstance(each, dict) else each) for each in values) or "empty"
+
+
+def _short(value: object) -> str:
+    text = "not set" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a sentence, not a dump
+
+
+# -- certificates ----------------------------------------------------------------------------------------------------
+
+
+def _certificate(netns: Path, pod: PodSpec, folder: Path) -> list[str]:
+    """Look at the certificate that is on disk, and whether it is the one that the sidecar runs with."""
+    seen = certificates.look(folder / sidecar.CERTIFICATES, folder.parent.parent / "ca.pem")
+    if problem := _certificate_problem(pod, seen):
+        return [f"the certificate of {pod.name} {problem}"]
+    running = {
+        int(each["serial_number"], 16)
+        for pair in _ask(netns, "/certs").get("certificates", ())
+        for each in pair.get("cert_chain", ())
+    }
+    if running != {getattr(seen, "serial", None)}:
+        return [f"the sidecar of {pod.name} runs with another certificate than the one in {folder}"]
+    return []
+
+
+def _certificate_problem(pod: PodSpec, seen: certificates.Seen | str) -> str | None:
+    if isinstance(seen, str):
+        return f"cannot be read: {seen}"
+    if seen.signed is pod.foreign:
+        return "is of the lab's authority" if seen.signed else "is not of the lab's authority"
+    if seen.until <= dt.datetime.now(dt.timezone.utc):
+        return f"expired at {seen.until:%Y-%m-%d %H:%M} UTC"
+    if pod.identity not in seen.identities:
+        return f"names {', '.join(seen.identities) or 'nobody'}, not {pod.identity}"
+    return None

@@ -1,0 +1,218 @@
+"""Playing with the lab by hand: shell, trace, sysdump, a pause between steps; looked at as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import tarfile
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from walk_host import LONG, MERLAB, Lab, Running, _tracing, environment, merlab
+
+if TYPE_CHECKING:
+    import subprocess
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def lab():
+    merlab("down")
+    assert merlab("up", "-q").returncode == 0
+    yield Lab()
+    assert merlab("down").returncode == 0
+
+
+class Terminal:
+    """A program on a terminal of its own, typed at and read."""
+
+    def __init__(self, *argv: str) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.execvpe(argv[0], argv, {**environment(), "TERM": "dumb"})  # noqa: S606
+        self.seen = ""
+
+    def expect(self, pattern: str) -> str:
+        """Read until `pattern` is on the screen; give all that is new."""
+        deadline = time.monotonic() + LONG
+        while not (found := re.search(pattern, self.seen)):
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self._fd], [], [], 0.1)[0]:
+                try:
+                    self.seen += os.read(self._fd, 65536).decode(errors="replace")
+                except OSError:  # the other end has closed it
+                    assert re.search(pattern, self.seen), self.seen
+        new, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return new
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def end(self) -> int:
+        """Wait for its end, reading on; give the exit status."""
+        while True:
+            try:
+                if not os.read(self._fd, 65536):
+                    break
+            except OSError:
+                break
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self._fd)
+        return status
+
+
+def test_a_shell_is_the_app(lab):  # noqa: ARG001 - must be up
+    shell = Terminal(MERLAB, "shell", "sleep")
+    shell.expect(r"merlab:sleep\$ ")
+    shell.type("id -u; curl -s helloworld:5000/hello\n")
+    assert re.search(r"65534\s+Hello version: v", shell.expect(r"Hello version: v\d, instance: helloworld-v\d"))
+    shell.type("exit 3\n")
+    assert shell.end() == 3
+
+
+def test_leaving_a_root_shell_says_what_was_changed(lab):
+    before = lab.rules()
+    shell = Terminal(MERLAB, "shell", "sleep", "--netns")
+    shell.expect(r"merlab:sleep\(netns\)# ")
+    shell.type("iptables --version; iptables -t nat -F; echo left=$(iptables -t nat -S | grep -c REDIRECT.*to-ports)\n")
+    assert "nf_tables" in shell.expect(r"\r\nleft=0\r\n")
+    shell.type("exit\n")
+    shell.expect("the rules of sleep are not as merlab made them; merlab up puts them back")
+    assert shell.end() == 0
+    assert merlab("up", "-q", "--until", "2").returncode == 0
+    assert lab.rules() == before
+
+
+def _debug() -> int:
+    return int(Lab().pins.config()["debug"])
+
+
+def _follow(*words: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Follow the trace during one request with a nonce of its own; give what came, and the nonce."""
+    nonce = f"by-hand-{time.monotonic_ns()}"
+    following = Running("trace", *[word.replace("NONCE", nonce) for word in words])
+    try:
+        assert following.reaches(lambda: bool(_followers()) and _debug() == 1)
+        curl = ["curl", "-s", "-H", f"x-request-id: {nonce}", "helloworld:5000/hello"]
+        assert merlab("exec", "sleep", "--", *curl).stdout.startswith("Hello version")
+        # A line that is looked for by nonce comes once the sidecars have logged the request, with a later event.
+        logs = [Lab().run / "pods" / pod / "access.log" for pod in ("sleep", "helloworld-v1", "helloworld-v2")]
+        assert following.reaches(lambda: sum(nonce in log.read_text() for log in logs) == 2)
+        merlab("exec", "helloworld-v1", "--", *curl[:2], "helloworld:5000/hello")
+    finally:
+        done = following.end(signal.SIGINT)
+    assert _followers() == []
+    return done, nonce
+
+
+def _followers() -> list[str]:
+    """Name the trace buffers of followers that collect lines."""
+    found = []
+    for each in (Lab().machine.tracefs / "instances").glob("*-trace-*"):
+        enable = each / "events/bpf_trace/bpf_trace_printk/enable"
+        if enable.exists() and enable.read_text().strip() == "1":
+            found.append(each.name)
+    return found
+
+
+def test_a_trace_is_followed_until_ctrl_c(lab):  # noqa: ARG001
+    done, _ = _follow()
+    assert done.returncode == 0
+    assert "intercepted" in done.stdout
+    assert "bytes moved from socket to socket" in done.stdout
+    assert "asks for the original destination" in done.stdout
+
+
+def test_a_raw_trace_is_the_kernels_own(lab):  # noqa: ARG001
+    done, _ = _follow("--raw")
+    assert re.search(r"bpf_trace_printk: \[merlab\] connect pair=", done.stdout)
+
+
+def test_a_trace_in_json_is_an_object_a_line(lab):  # noqa: ARG001
+    done, _ = _follow("--json", "--pod", "sleep")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {"connect", "established", "redirect"} <= {event["kind"] for event in events}
+    sources = {event["ip"] for event in events if event["kind"] == "established"}
+    assert sources == {"10.244.0.10"}
+
+
+def test_a_trace_of_one_request_has_its_connections_only(lab):  # noqa: ARG001
+    done, _ = _follow("--json", "--nonce", "NONCE")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {"outbound", "mesh"} <= {event["leg"] for event in events if event["kind"] == "connect"}
+    assert len({event["pair"] for event in events if event["leg"] == "outbound"}) == 1
+
+
+def test_a_trace_leaves_the_debug_flag_as_it_was(lab):
+    merlab("step", "4", "-q")
+    _follow()
+    assert lab.pins.config()["debug"] == 1
+
+
+def test_a_sysdump_has_what_is_needed_and_no_keys(lab, tmp_path):  # noqa: ARG001
+    merlab("verify", "-q")
+    target = tmp_path / "dump.tar.gz"
+    done = merlab("sysdump", "-o", str(target), "--json")
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(target) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        texts = {member.name: archive.extractfile(member).read().decode() for member in archive.getmembers()}
+    assert {"versions.txt", "doctor.json", "status.json", "last-report.json", "programs.json"} <= names
+    assert {f"{pod}/rules.txt" for pod in ("sleep", "helloworld-v1", "helloworld-v2")} <= names
+    assert {f"sleep/{log}" for log in ("access.log", "envoy.log")} <= names
+    assert all("PRIVATE KEY" not in text for text in texts.values())
+    assert json.loads(done.stdout)["holds"] == sorted(names)
+    report = json.loads(next(text for name, text in texts.items() if name.endswith("last-report.json")))
+    assert report["command"] == "verify"
+
+
+def test_a_sysdump_without_a_lab_still_says_what_machine_it_is(tmp_path):
+    target = tmp_path / "dump.tar.gz"
+    done = merlab("sysdump", "-o", str(target), env=environment("merlab-nowhere"))
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(target) as archive:
+        assert any(name.endswith("/doctor.json") for name in archive.getnames())
+
+
+def test_up_waits_for_enter_between_steps(lab):  # noqa: ARG001
+    up = Terminal(MERLAB, "up", "--pause", "--until", "2")
+    up.expect("Enter for step 1")
+    up.type("\n")
+    up.expect("Enter for step 2")
+    up.type("\x03")
+    up.expect("interrupted by SIGINT")
+    assert up.end() == 130
+
+
+def test_a_pause_needs_a_terminal():
+    done = merlab("up", "--pause")
+    assert done.returncode == 2
+    assert "terminal" in done.stderr
+
+
+def test_status_draws_the_path_of_a_request(lab):
+    assert merlab("status").stdout.count("eBPF") >= 4
+    lab.pins.link("connect4").unlink()
+    try:
+        assert "link connect4 is not pinned" in merlab("status").stdout
+    finally:
+        assert merlab("up", "-q", "--until", "3").returncode == 0
+
+
+def test_down_ends_a_trace_that_is_followed():
+    merlab("up", "-q", "--until", "3")
+    following = Running("trace")
+    assert following.reaches(lambda: bool(_followers()) and _debug() == 1)
+    try:
+        assert merlab("down").returncode == 0
+        assert following.process.wait(LONG) == 0
+        following.end()
+        assert _tracing()["instances"] == []
+    finally:
+        assert merlab("up", "-q", "--until", "3").returncode == 0

@@ -1,0 +1,375 @@
+"""A lab that is broken in one place does not get past `verify`, which says what is wrong and where; `up` mends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import struct
+import subprocess
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from walk_host import Lab, failed_checks, is_plain, merlab, told
+
+from merbridge_lab.adapters import bpf, mounts
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.pins import HOOKS, opened, u32, u64
+from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+from merbridge_lab.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.kernel
+
+_PROG_DETACH = 9
+
+
+@dataclass(frozen=True)
+class Break:
+    """One way to break a lab; `check` is the one that must fail, `cause` (a pattern) what it must say.
+
+    Those that are not `quick` are much like others, or slow, and tried in soak only.
+    """
+
+    name: str
+    do: Callable[[Lab], contextlib.AbstractContextManager[None] | None]
+    check: str
+    cause: str
+    quick: bool = True
+
+
+def _unlink(hook: str) -> Callable[[Lab], None]:
+    return lambda lab: lab.pins.link(hook).unlink()
+
+
+def _detach_link(lab: Lab) -> None:
+    with opened(lab.pins.link("connect4")) as link:
+        bpf.link_detach(link)
+
+
+def _detach_sk_msg(lab: Lab) -> None:
+    with opened(lab.pins.prog("sk_msg")) as program, opened(lab.pins.map("peers")) as peers:
+        bpf._bpf(_PROG_DETACH, struct.pack("=IIII", peers, program, bpf.SK_MSG_VERDICT, 0), "detach sk_msg")
+
+
+def _forget(table: str, key: Callable[[Lab], bytes]) -> Callable[[Lab], None]:
+    def do(lab: Lab) -> None:
+        with opened(lab.pins.map(table)) as fd:
+            assert bpf.delete(fd, key(lab))
+
+    return do
+
+
+@contextlib.contextmanager
+def _meanwhile(turn: Callable[[], None]) -> Iterator[None]:
+    """Do `turn` again and again for the length of the block."""
+    over = threading.Event()
+
+    def body() -> None:
+        while not over.wait(0.001):
+            turn()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _empty_peers(lab: Lab) -> Iterator[None]:
+    size = abi.layouts()["end"].size
+    with opened(lab.pins.map("peers")) as peers:
+
+        def turn() -> None:
+            for key in bpf.keys(peers, size):
+                with contextlib.suppress(OSError):
+                    bpf.delete(peers, key)
+
+        with _meanwhile(turn):
+            yield
+
+
+def _signal(pod: str, kind: str, number: int) -> Callable[[Lab], None]:
+    def do(lab: Lab) -> None:
+        pid = lab.pid(pod, kind)
+        os.kill(pid, number)
+        if number == signal.SIGKILL:
+            assert until(lambda: pid not in lab.pids(), timeout=5, awaiting="the process to end")
+
+    return do
+
+
+def _in(pod: str, *argv: str, stdin: str | None = None) -> Callable[[Lab], None]:
+    def do(lab: Lab) -> None:
+        lab.in_pod(pod, *argv, stdin=stdin)
+
+    return do
+
+
+def _move_rules(lab: Lab) -> None:
+    rules = lab.in_pod("sleep", "iptables-nft-save", "-t", "nat")
+    lab.in_pod("sleep", "iptables-nft", "-t", "nat", "-F")
+    lab.in_pod("sleep", "env", "XTABLES_LOCKFILE=/dev/null", "iptables-legacy-restore", stdin=rules)
+
+
+#: Does what Istio's rules do, in one line that a flush of the other backend does not touch.
+_REDIRECT = (
+    *("env", "XTABLES_LOCKFILE=/dev/null", "iptables-legacy", "-t", "nat"),
+    *("-A", "OUTPUT", "-p", "tcp", "--dport", "5000", "-m", "owner", "!", "--uid-owner", "1337"),
+    *("-j", "REDIRECT", "--to-ports", "15001"),
+)
+_NATIVE = """
+table ip handmade {
+  chain output {
+    type nat hook output priority -100;
+    tcp dport 5000 meta skuid != 1337 redirect to :15001
+  }
+}
+"""
+
+
+@contextlib.contextmanager
+def _rule_that_comes_when_flushed(lab: Lab) -> Iterator[None]:
+    there = False
+
+    def turn() -> None:
+        nonlocal there
+        if lab.is_flushed and not there:
+            lab.in_pod("sleep", *_REDIRECT)
+            there = True
+
+    with _meanwhile(turn):
+        yield
+    assert there
+
+
+def _move_app(lab: Lab) -> None:
+    pid = lab.pid("sleep", "app")
+    (lab.cgroup("helloworld-v1", "app") / "cgroup.procs").write_text(str(pid))
+
+
+def _app_in_another_netns(lab: Lab) -> None:
+    old = lab.pid("sleep", "app")
+    script = 'echo 0 >"$0/cgroup.procs" && exec nsenter "--net=$1" setsid --fork sleep infinity'
+    argv = ["sh", "-c", script, str(lab.cgroup("sleep", "app")), str(lab.netns("helloworld-v1"))]
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    os.kill(old, signal.SIGKILL)
+    assert until(lambda: old not in lab.pids(), timeout=5, awaiting="the process to end")
+
+
+def _log(pod: str) -> Callable[[Lab], None]:
+    """Put an empty log in the place of the one that the sidecar has open."""
+
+    def do(lab: Lab) -> None:
+        path = lab.run / "pods" / pod / "access.log"
+        path.rename(path.with_name("access.log.1"))
+        path.touch()
+        os.chown(path, 1337, 1337)
+
+    return do
+
+
+def _covered_log(lab: Lab) -> None:
+    """Cover the log by a frozen copy of it."""
+    path = lab.run / "pods" / "helloworld-v1" / "access.log"
+    copy = path.with_name("frozen")
+    copy.write_bytes(path.read_bytes())
+    mounts.bind(copy, path)
+
+
+BREAKS = [
+    *(
+        Break(
+            f"no_{hook.name}",
+            _unlink(hook.name),
+            "dataplane.in_order",
+            f"link {hook.name} is not pinned",
+            quick=hook.name in ("connect4", "sockops", "getsockopt"),
+        )
+        for hook in HOOKS
+    ),
+    Break("connect4_attached_to_nothing", _detach_link, "dataplane.in_order", "connect4 is attached to nothing"),
+    Break(
+        "no_sk_lookup_of_a_pod",
+        lambda lab: lab.pins.lookup_link("helloworld-v1").unlink(),
+        "dataplane.in_order",
+        "sk_lookup of helloworld-v1 is not pinned",
+    ),
+    Break("sk_msg_detached", _detach_sk_msg, "dataplane.in_order", "sk_msg is not attached to peers"),
+    Break("program_unpinned", lambda lab: lab.pins.prog("sk_msg").unlink(), "dataplane.in_order", "program sk_msg"),
+    Break("map_unpinned", lambda lab: lab.pins.map("pods").unlink(), "dataplane.in_order", "map pods is not pinned"),
+    Break(
+        "pod_not_in_the_map",
+        _forget("pods", lambda lab: u64(lab.cookie())),
+        "dataplane.in_order",
+        "pod sleep is not in the pod map",
+    ),
+    Break(
+        "address_not_in_the_map",
+        _forget("pod_ips", lambda _: u32(struct.unpack("=I", bytes([10, 244, 0, 12]))[0])),
+        "dataplane.in_order",
+        "the address 10.244.0.12 does not lead to pod helloworld-v2",
+    ),
+    Break(
+        "listener_not_registered",
+        _forget("listeners", lambda lab: u64(lab.cookie("helloworld-v2"))),
+        "dataplane.in_order",
+        "no 15006 listener registered for helloworld-v2",
+    ),
+    Break("redirect_off", lambda lab: lab.pins.configure(redirect=0), "dataplane.in_order", "redirect is switched off"),
+    Break("peers_emptied", _empty_peers, "mesh.served", "requests of sleep .* were not served", quick=False),
+    Break(
+        "client_sidecar_killed",
+        _signal("sleep", "sidecar", signal.SIGKILL),
+        "mesh.in_order",
+        "the sidecar of sleep is not running",
+    ),
+    Break(
+        "server_sidecar_killed",
+        _signal("helloworld-v1", "sidecar", signal.SIGKILL),
+        "mesh.in_order",
+        "the sidecar of helloworld-v1 is not running",
+    ),
+    Break(
+        "client_sidecar_stopped",
+        _signal("sleep", "sidecar", signal.SIGSTOP),
+        "mesh.in_order",
+        "the sidecar of sleep is stopped",
+    ),
+    Break(
+        "server_sidecar_stopped",
+        _signal("helloworld-v2", "sidecar", signal.SIGSTOP),
+        "mesh.in_order",
+        "the sidecar of helloworld-v2 is stopped",
+    ),
+    Break(
+        "client_app_killed", _signal("sleep", "app", signal.SIGKILL), "mesh.in_order", "the app of sleep is not running"
+    ),
+    Break(
+        "one_server_app_killed",
+        _signal("helloworld-v2", "app", signal.SIGKILL),
+        "mesh.in_order",
+        "the app of helloworld-v2 is not running",
+    ),
+    Break("app_in_another_cgroup", _move_app, "mesh.in_order", "the app of sleep is not running"),
+    Break("app_in_another_netns", _app_in_another_netns, "mesh.in_order", "the app of sleep has been replaced"),
+    Break("rules_flushed", _in("sleep", "iptables-nft", "-t", "nat", "-F"), "mesh.in_order", "iptables rules of sleep"),
+    Break(
+        "server_rules_flushed",
+        _in("helloworld-v1", "iptables-nft", "-t", "nat", "-F"),
+        "mesh.in_order",
+        "iptables rules of helloworld-v1",
+    ),
+    Break(
+        "a_rule_deleted",
+        _in("sleep", "iptables-nft", "-t", "nat", "-D", "ISTIO_OUTPUT", "1"),
+        "mesh.in_order",
+        "iptables rules of sleep",
+    ),
+    Break("rules_in_the_other_backend", _move_rules, "mesh.in_order", "rules of sleep"),
+    Break("another_rule_in_legacy", _in("sleep", *_REDIRECT), "mesh.in_order", "sleep.*legacy"),
+    Break("another_rule_in_native_nft", _in("sleep", "nft", "-f", "-", stdin=_NATIVE), "mesh.in_order", "handmade"),
+    Break(
+        "a_rule_that_comes_when_flushed",
+        _rule_that_comes_when_flushed,
+        "rules.were_absent",
+        "rules? stood in sleep|rules of sleep changed",
+    ),
+    Break(
+        "no_service_address",
+        _in("node", "iptables-nft", "-t", "nat", "-D", "MERLAB-SERVICES", "1"),
+        "node.in_order",
+        "services' addresses",
+    ),
+    Break(
+        "node_does_not_forward", _in("node", "sysctl", "-qw", "net.ipv4.ip_forward=0"), "node.in_order", "ip_forward"
+    ),
+    Break("no_veth", _in("node", "ip", "link", "delete", "veth10"), "mesh.in_order", "sleep"),
+    Break(
+        "no_default_route", _in("helloworld-v1", "ip", "route", "delete", "default"), "mesh.in_order", "helloworld-v1"
+    ),
+    Break("client_log_replaced", _log("sleep"), "mesh.in_order", "log of .*sleep"),
+    Break("server_log_replaced", _log("helloworld-v2"), "mesh.in_order", "log of .*helloworld-v2"),
+    Break("server_log_covered", _covered_log, "mesh.in_order", "log of .*helloworld-v1"),
+    Break("no_mount_namespace", lambda lab: mounts.umount(lab.run / "mnt" / "sleep"), "mesh.in_order", "sleep"),
+    Break("no_net_namespace", lambda lab: mounts.umount(lab.netns()), "mesh.in_order", "sleep"),
+    Break("no_bpffs", lambda lab: mounts.umount(lab.machine.bpffs), "node.in_order", "BPF file system"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab():
+    merlab("down")
+    try:
+        done = merlab("up", "--until", "3", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield Lab()
+    finally:
+        assert merlab("down").returncode == 0
+
+
+def broken(lab: Lab, one: Break) -> None:
+    with one.do(lab) or contextlib.nullcontext():
+        done = merlab("verify", "--json")
+    report = told(done)
+    assert is_plain(done)
+    assert (report["verdict"], done.returncode) == ("fail", 1), report["cause"]
+    assert re.search(one.cause, report["cause"]), report["cause"]
+    assert one.check in failed_checks(report)
+
+
+def problems(lab: Lab) -> list[str]:
+    """Ask merlab's own eyes, past its command line."""
+    seen = EmbeddedLab(name=lab.machine.name)
+    return [*seen.node.problems(), *seen.mesh.problems(), *seen.dataplane.problems()]
+
+
+@pytest.mark.parametrize("one", [one for one in BREAKS if one.quick], ids=lambda one: one.name)
+def test_a_broken_lab_is_noticed_and_mended(lab, one):
+    assert problems(lab) == []
+    broken(lab, one)
+    mended = merlab("up", "--until", "3", "--json")
+    assert mended.returncode == 0, told(mended)["cause"] or told(mended)["error"]
+    assert problems(lab) == []
+
+
+@pytest.mark.usefixtures("lab")
+def test_after_all_of_them_the_lab_is_as_good_as_new():
+    done = merlab("verify", "--json")
+    assert (done.returncode, told(done)["cause"]) == (0, None)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("one", BREAKS, ids=lambda one: one.name)
+def test_a_broken_lab_is_mended_to_a_whole_one(lab, one):
+    broken(lab, one)
+    for words in (("up", "--json"), ("verify", "--json")):
+        done = merlab(*words)
+        assert (done.returncode, told(done)["cause"]) == (0, None)
+
+
+# -- what only a demonstration needs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["flag", "instance"])
+def test_without_debug_output_step_5_fails_and_step_4_mends_it(lab, how):
+    assert merlab("step", "4").returncode == 0
+    if how == "flag":
+        lab.pins.configure(debug=0)
+    else:
+        (lab.machine.tracefs / "instances" / lab.machine.name).rmdir()
+    done = merlab("step", "5", "--json")
+    assert done.returncode == 1
+    assert failed_checks(told(done)) == {"trace.tells_the_request"}
+    assert "the trace does not tell of the request" in told(done)["cause"]
+    mended = merlab("step", "4..5", "--json")
+    assert (mended.returncode, told(mended)["cause"]) == (0, None)
+    assert told(mended)["steps"][0]["acted"]

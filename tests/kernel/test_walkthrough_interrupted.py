@@ -1,0 +1,100 @@
+"""merlab killed or interrupted while rules are flushed: not one is lost, and no twin is left."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+
+import pytest
+from walk_host import LONG, MERLAB, MOMENTS, Lab, Running, environment, is_plain, kill, merlab
+
+from merbridge_lab.waiting import until
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def lab():
+    """A lab that is up, with its rules as they are."""
+    merlab("down")
+    assert merlab("up", "-q").returncode == 0
+    yield Lab()
+    assert merlab("down").returncode == 0
+
+
+@pytest.mark.parametrize("mender", ["restore", "up", "down"])
+def test_a_flush_that_was_killed_is_mended(lab, mender):
+    before = lab.rules()
+    kill(
+        "step", "9", at=lambda: lab.is_flushed and not lab.in_pod("sleep", "iptables-nft-save", "-t", "nat").count("-A")
+    )
+    assert merlab(mender, "-q").returncode == 0
+    if mender == "down":
+        assert merlab("up", "-q").returncode == 0
+    assert lab.rules() == before
+    assert not lab.is_flushed
+    assert merlab("verify", "-q").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [
+        ((signal.SIGINT,), 130),
+        ((signal.SIGINT, signal.SIGINT), 130),
+        ((signal.SIGTERM,), 143),
+        ((signal.SIGHUP,), 129),
+        ((signal.SIGTERM, signal.SIGINT, signal.SIGINT), 143),
+    ],
+    ids=["INT", "INT twice", "TERM", "HUP", "TERM, INT twice"],
+)
+@pytest.mark.parametrize("moment", ["flushed", "twin"])
+def test_a_signal_during_step_9_loses_no_rule(lab, moment, signals, status):
+    before = lab.rules()
+    running = Running("step", "9")
+    assert running.reaches(lambda: MOMENTS[moment](lab))
+    done = running.end(*signals)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert is_plain(done)
+    assert "interrupted by" in done.stderr
+    assert lab.rules() == before
+    assert lab.twins == []
+    assert not lab.is_flushed
+
+
+def test_ctrl_c_in_a_terminal_reaches_all_and_loses_nothing(lab):
+    before = lab.rules()
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [MERLAB, "step", "9"],
+        stdin=slave,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,
+        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # noqa: PLW1509 - takes the terminal
+    )
+    os.close(slave)
+    try:
+        assert until(lambda: lab.is_flushed, timeout=LONG, awaiting="the flush")
+        os.write(master, b"\x03")
+        assert process.wait(timeout=LONG) == 130
+    finally:
+        os.close(master)
+    assert lab.rules() == before
+    assert lab.twins == []
+
+
+def test_a_second_merlab_names_the_first(lab):  # noqa: ARG001 - must be up
+    running = Running("verify")
+    try:
+        assert running.reaches(lambda: bool(Lab().twins))
+        done = subprocess.run(
+            [MERLAB, "up"], env=environment(), capture_output=True, text=True, timeout=LONG, check=False
+        )
+        assert done.returncode == 3
+        assert f"another merlab is at work: PID {running.process.pid}" in done.stderr
+        assert is_plain(done)
+    finally:
+        assert running.end().returncode == 0

@@ -1,0 +1,68 @@
+"""merlab killed or interrupted while it makes or removes a lab: nothing is left, and the next call mends it."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from walk_host import MOMENTS, Lab, Running, differences, is_plain, kill, merlab, picture
+
+pytestmark = pytest.mark.kernel
+
+QUICK = ("first_pod", "sidecars", "first_link", "flushed")
+
+
+@pytest.fixture
+def host():
+    """The host as it is without a lab, which it must be again."""
+    merlab("down")
+    before = picture()
+    yield before
+    assert merlab("down").returncode == 0
+    assert differences(before) == {}
+
+
+@pytest.mark.parametrize("moment", QUICK)
+def test_an_up_killed_leaves_nothing_that_down_does_not_remove(host, moment):
+    kill("up", at=lambda: MOMENTS[moment](Lab()))
+    assert merlab("down").returncode == 0
+    assert differences(host) == {}
+
+
+def test_an_up_goes_on_from_where_one_was_killed(host):  # noqa: ARG001 - looked at afterwards
+    kill("up", at=lambda: MOMENTS["first_link"](Lab()))
+    done = merlab("up", "-q")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert merlab("verify", "-q").returncode == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("then", ["down", "up"])
+def test_every_moment_of_an_up(host, moment, then):
+    kill("up", at=lambda: MOMENTS[moment](Lab()))
+    assert merlab(then, "-q").returncode == 0
+    if then == "down":
+        assert differences(host) == {}
+    else:
+        assert merlab("verify", "-q").returncode == 0
+
+
+def test_a_killed_down_is_gone_on_with(host):
+    assert merlab("up", "-q", "--until", "3").returncode == 0
+    running = Running("down")
+    running.reaches(lambda: not (Lab().pins.root / "links" / "connect4").exists())
+    running.end(signal.SIGKILL)
+    assert merlab("down").returncode == 0
+    assert differences(host) == {}
+
+
+@pytest.mark.parametrize("moment", ["first_pod", "first_link"])
+def test_a_signal_during_up_leaves_what_down_removes(host, moment):
+    running = Running("up")
+    assert running.reaches(lambda: MOMENTS[moment](Lab()))
+    done = running.end(signal.SIGINT)
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert is_plain(done)
+    assert merlab("down").returncode == 0
+    assert differences(host) == {}

@@ -1,0 +1,299 @@
+"""merlab as a person calls it, the lab it makes looked at past it, and the host before and after."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from substrate_host import state
+
+from merbridge_lab import lock
+from merbridge_lab.adapters import bpf, cgroup, iptables, mounts, netns
+from merbridge_lab.dataplane.pins import Pins
+from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+NAME = "merlab-walk"
+MERLAB = str(Path(sys.executable).with_name("merlab"))
+#: Longer than anything that is called here takes, in seconds.
+LONG = 120.0
+_BUSY = re.compile(r"another merlab is at work: PID (\d+)")
+_TRACE = Path("/sys/kernel/tracing")
+_EVENT = "events/bpf_trace/bpf_trace_printk/enable"
+
+
+def environment(name: str = NAME, **changes: str) -> dict[str, str]:
+    """Give the environment of a call; the outcome must not depend on the terminal the tests were started from."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "MERLAB_LAB")}
+    return {**kept, "MERLAB_NAME": name, **changes}
+
+
+def merlab(*words: str, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.CompletedProcess[str]:
+    """Call merlab. While the lab of somebody else is at work on this machine, wait for its end, and call again."""
+    options.setdefault("env", environment())
+    options.setdefault("stdin", subprocess.DEVNULL)
+    while True:
+        done = subprocess.run(
+            [*prefix, MERLAB, *words], capture_output=True, text=True, timeout=LONG, check=False, **options
+        )
+        busy = _BUSY.search(done.stderr + done.stdout) if done.returncode == 3 else None
+        if busy is None or not _is_somebody_elses(int(busy[1])):
+            return done
+
+
+def _is_somebody_elses(pid: int) -> bool:
+    """Whether the merlab with this PID works on another lab than ours; if so, it has ended when this returns."""
+    try:
+        names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    if f"MERLAB_NAME={NAME}".encode() in names:
+        return False
+    until(lambda: not Path(f"/proc/{pid}").exists(), timeout=LONG, awaiting="another lab's merlab to end")
+    return True
+
+
+def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Read the one JSON object that stdout must hold."""
+    assert done.stdout.startswith("{"), done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def step(report: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Give one step of a report."""
+    return next(dict(each) for each in report["steps"] if each["number"] == number)
+
+
+def failed_checks(report: Mapping[str, Any]) -> set[str]:
+    """Name the checks that did not hold."""
+    checks = [*report["standing"], *(check for each in report["steps"] for check in each["checks"])]
+    return {check["name"] for check in checks if check["verdict"] == "fail"}
+
+
+def is_plain(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether it complained in a sentence, not in a traceback."""
+    return "Traceback" not in done.stderr + done.stdout and "a defect of merlab" not in done.stderr + done.stdout
+
+
+def _wait_for_others() -> None:
+    """Wait until no merlab, of whatever lab, is at work on this machine."""
+
+    def is_free() -> bool:
+        folder = os.open(lock.WHERE, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(folder)
+        return True
+
+    assert until(is_free, timeout=LONG, awaiting="other labs' merlabs to end")
+
+
+class Running:
+    """A merlab at work, in a session of its own, to be stopped in the middle."""
+
+    def __init__(self, *words: str, **options: Any) -> None:
+        _wait_for_others()
+        self.process = subprocess.Popen(
+            [MERLAB, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=environment(),
+            **options,
+        )
+
+    def reaches(self, moment: Callable[[], bool], timeout: float = 60.0) -> bool:
+        """Wait until `moment` is seen, looking a thousand times a second; False where it has ended before."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if moment():
+                return True
+            try:
+                self.process.wait(0.001)
+            except subprocess.TimeoutExpired:
+                continue
+            return False
+        return False
+
+    def end(self, *signals: int) -> subprocess.CompletedProcess[str]:
+        """Send signals, and wait for the end."""
+        for each in signals:
+            self.process.send_signal(each)
+        out, err = self.process.communicate(timeout=LONG)
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
+
+
+def kill(*words: str, at: Callable[[], bool]) -> None:
+    """Start merlab and kill it as soon as `at` is seen."""
+    running = Running(*words)
+    reached = running.reaches(at)
+    done = running.end(signal.SIGKILL)
+    assert reached, done.stdout + done.stderr
+    assert done.returncode == -signal.SIGKILL
+
+
+class Lab:
+    """The lab of the tests, seen and broken past merlab."""
+
+    def __init__(self, name: str = NAME) -> None:
+        self.machine = Machine(name)
+        self.run = self.machine.run
+        self.pins = Pins(self.machine.bpffs / name)
+
+    def netns(self, pod: str = "sleep") -> Path:
+        return self.machine.netns(pod)
+
+    def cgroup(self, pod: str, kind: str) -> Path:
+        return Machine(self.machine.name).mesh_cgroup / pod / kind
+
+    def pid(self, pod: str, kind: str) -> int:
+        return cgroup.processes(self.cgroup(pod, kind))[0]
+
+    def pids(self) -> list[int]:
+        return cgroup.all_processes(Machine(self.machine.name).mesh_cgroup)
+
+    def cookie(self, pod: str = "sleep") -> int:
+        return netns.cookie(self.netns(pod))
+
+    def rules(self, pod: str = "sleep") -> dict[str, list[str]]:
+        """Give the rules of a pod by backend, counters left out."""
+        found = iptables.snapshot(self.netns(pod))
+        return {
+            backend: [re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#")]
+            for backend, text in found.texts.items()
+        }
+
+    def in_pod(self, pod: str, *argv: str, stdin: str | None = None) -> str:
+        """Run the host's tools in a pod's network namespace."""
+        done = subprocess.run(
+            ["nsenter", f"--net={self.netns(pod)}", *argv], input=stdin, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    @property
+    def is_flushed(self) -> bool:
+        return (self.machine.saved / "sleep.rules").exists()
+
+    @property
+    def twins(self) -> list[str]:
+        """Name what there is of twins: cgroups, namespaces, folders."""
+        places = [Machine(self.machine.name).cgroup / "twins", self.run / "netns", self.run / "mnt", self.run / "pods"]
+        return [str(path) for place in places for path in place.glob("*-twin*")]
+
+    def programs(self) -> dict[str, int]:
+        """Give the ids of the pinned programs and links."""
+        found = {}
+        for kind in ("progs", "links", "links/sk_lookup", "maps"):
+            for pin in sorted((self.pins.root / kind).iterdir()):
+                if not pin.is_dir():
+                    found[f"{kind}/{pin.name}"] = _id(pin, kind.partition("/")[0])
+        return found
+
+    def lasting(self) -> dict[str, Any]:
+        """Give all that a run on a healthy lab must leave alone."""
+        pods = [pod.name for pod in layout.PODS]
+        return {
+            "pids": {f"{pod} {kind}": self.pid(pod, kind) for pod in pods for kind in ("app", "sidecar")},
+            "programs": self.programs(),
+            "rules": {pod: self.rules(pod) for pod in pods},
+            "cookies": {pod: self.cookie(pod) for pod in pods},
+        }
+
+
+def _id(pin: Path, folder: str) -> int:
+    """Give the id of what is pinned at `pin`, in the folder of its kind."""
+    fd = bpf.pinned(pin)
+    try:
+        info = {"progs": bpf.prog_info, "links": bpf.link_info, "maps": bpf.map_info}[folder]
+        return int(info(fd).id)
+    finally:
+        os.close(fd)
+
+
+#: What has come into being at a moment of `up`, in their order; each is seen by a look at the machine.
+MOMENTS = {
+    "run_directory": lambda lab: lab.run.exists(),
+    "node": lambda lab: (lab.run / "netns" / "node").exists(),
+    "first_pod": lambda lab: (lab.run / "netns" / "sleep").exists(),
+    "last_pod": lambda lab: (lab.run / "netns" / "helloworld-v2").exists(),
+    "sidecars": lambda lab: bool(len(lab.pids()) > 4),
+    "first_link": lambda lab: (lab.pins.root / "links" / "connect4").exists(),
+    "trace": lambda lab: (lab.machine.tracefs / "instances" / lab.machine.name).exists(),
+    "twin": lambda lab: bool(lab.twins),
+    "flushed": lambda lab: lab.is_flushed,
+}
+
+
+# -- the host ---------------------------------------------------------------------------------------------------------
+
+
+def _output(*argv: str) -> list[str]:
+    return sorted(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+def _others_objects(kind: str) -> set[int]:
+    """Give the ids of the BPF objects that other labs on this machine have pinned."""
+    found = set()
+    for mount in mounts.table():
+        if mount.fstype == "bpf" and mount.target.parts[:2] == ("/", "run") and mount.target.parts[2] != NAME:
+            for pin in mount.target.rglob("*"):
+                if pin.relative_to(mount.target).parts[1:2] == (kind,) and not pin.is_dir():
+                    found.add(_id(pin, kind))
+    return found
+
+
+def _objects() -> dict[str, set[int]]:
+    pinned = {"prog": "progs", "link": "links", "map": "maps"}
+    return {kind: set(bpf.ids(kind)) - _others_objects(folder) for kind, folder in pinned.items()}
+
+
+def _tracing() -> dict[str, object]:
+    """Look at the machine's own trace, by a mount that is on no path."""
+    from merbridge_lab.adapters.kernel import detached_mount
+
+    with detached_mount("tracefs") as root:
+        place = Path(f"/proc/self/fd/{root}")
+        instances = [each.name for each in (place / "instances").iterdir()]
+        mine = [each for each in instances if each == NAME or each.startswith(f"{NAME}-")]
+        return {"instances": mine, "event": (place / _EVENT).read_text().strip()}
+
+
+def picture(name: str = NAME) -> dict[str, object]:
+    """Take a picture of the host, what belongs to labs of other names left out."""
+    temporary = [each.name for each in Path("/tmp").iterdir()]  # noqa: S108 - looked at, not written to
+    return {
+        **state(name),
+        "addresses": _output("ip", "-o", "address"),
+        "routes": _output("ip", "route", "show", "table", "all"),
+        "tracing": _tracing(),
+        "temporary": sorted(each for each in temporary if each.startswith(("merlab", "bcc"))),
+        **_objects(),
+    }
+
+
+def differences(before: Mapping[str, object]) -> dict[str, object]:
+    """Compare the host with `before`, waiting for what is on its way out; give what differs."""
+
+    def now() -> dict[str, object]:
+        seen = picture()
+        return {key: (before[key], seen[key]) for key in before if seen[key] != before[key]}
+
+    until(lambda: not now(), timeout=5, awaiting="the host to be as before")
+    return now()

@@ -1,0 +1,274 @@
+"""Lies about eBPF: what is attached is not what it seems, or not all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from kernel_objects import held, map_like, nothing, pin_instead, update_link
+from lies_mesh import pins, pod
+from saboteur import again_and_again, lie
+
+from merbridge_lab import dataplane
+from merbridge_lab.adapters import bpf, netns
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.pins import HOOKS, PREFIX, PROGRAMS, opened, u32, u64
+from merbridge_lab.dataplane.pods import netns_cookie
+
+CONNECT = bpf.CGROUP_INET4_CONNECT
+HOOK = {hook.name: hook for hook in HOOKS}
+#: With which attach type each program must be loaded; -1 where it does not matter.
+EXPECTED = {hook.program: hook.attach_type for hook in HOOKS if hook.name != "sockops"} | {"lookup": bpf.SK_LOOKUP}
+
+
+def do_nothing(program, name="nothing"):
+    return held(nothing(PROGRAMS[program], EXPECTED.get(program, -1), name=name))
+
+
+@lie("link {hook} removed", "link {hook} is not pinned", {"hook": list(HOOK)}, quick={"connect4"})
+def _(scene, hook):
+    """The pin of the link {hook} is deleted, and with it the link."""
+    pins(scene).link(hook).unlink()
+    yield
+
+
+@lie("link sk_lookup of one server removed", "link sk_lookup of helloworld-v1 is not pinned")
+def _(scene):
+    """The pin of helloworld-v1's sk_lookup link is deleted, and with it the link."""
+    pins(scene).lookup_link("helloworld-v1").unlink()
+    yield
+
+
+@lie("link {hook} detached", "{hook} is attached to nothing", {"hook": ["connect4", "sockops"]})
+def _(scene, hook):
+    """The link {hook} is taken from the cgroup; its pin stays."""
+    with opened(pins(scene).link(hook)) as link:
+        bpf.link_detach(link)
+    yield
+
+
+@lie("link {hook} updated to a no-op", "{hook} runs program", {"hook": list(HOOK)}, quick={"connect6", "sockops"})
+def _(scene, hook):
+    """BPF_LINK_UPDATE gives the link {hook} a program of the same type that does nothing."""
+    with opened(pins(scene).link(hook)) as link, do_nothing(HOOK[hook].program) as program:
+        update_link(link, program)
+    yield
+
+
+@lie("link sk_lookup of one server updated to a no-op", "sk_lookup of helloworld-v1 runs program")
+def _(scene):
+    """BPF_LINK_UPDATE gives helloworld-v1's sk_lookup link a program that does nothing."""
+    with opened(pins(scene).lookup_link("helloworld-v1")) as link, do_nothing("lookup") as program:
+        update_link(link, program)
+    yield
+
+
+@lie("program {program} unpinned", "program {program} is not pinned", {"program": ["connect4", "sk_msg", "unread"]})
+def _(scene, program):
+    """The pin of the program {program} is deleted."""
+    pins(scene).prog(program).unlink()
+    yield
+
+
+@lie(
+    "program {program} impersonated",
+    "program {program}.* is not the one",
+    {"program": list(PROGRAMS)},
+    quick={"connect4", "getpeer6", "unread"},
+)
+def _(scene, program):
+    """{program} is replaced, where it is attached and where it is pinned, by one of its name that does nothing."""
+    own = pins(scene)
+    with do_nothing(program, PREFIX + program) as fd:
+        pin_instead(fd, own.prog(program))
+        if program == "sk_msg":
+            with own.open_map("peers") as peers:
+                bpf.prog_attach(fd, peers, bpf.SK_MSG_VERDICT)
+        links = own.lookup_links() if program == "lookup" else [own.link(h.name) for h in HOOKS if h.program == program]
+        for pin in links:
+            with opened(pin) as link:
+                update_link(link, fd)
+    yield
+
+
+@lie("sk_msg replaced on the sockhash", "sk_msg is not attached to peers")
+def _(scene):
+    """Another sk_msg program, which lets everything pass to TCP, takes the place of ours on `peers`."""
+    with do_nothing("sk_msg") as program, pins(scene).open_map("peers") as peers:
+        bpf.prog_attach(program, peers, bpf.SK_MSG_VERDICT)
+    yield
+
+
+@lie("sockhash emptied all the time", r"eBPF moved \d+ messages of at least|were not served", steps=(6,))
+def _(scene):
+    """Every socket is deleted from `peers` as soon as it is there, so nothing can be redirected."""
+    with pins(scene).open_map("peers") as peers:
+        size = abi.layouts()["end"].size
+
+        def empty():
+            for key in bpf.keys(peers, size):
+                with contextlib.suppress(OSError):
+                    bpf.delete(peers, key)
+
+        with again_and_again(empty):
+            yield
+
+
+@lie("pod map without {name}", "pod {name} is not in the pod map", {"name": ["sleep", "helloworld-v2"]})
+def _(scene, name):
+    """The entry of {name} is deleted from the pod map."""
+    with pins(scene).open_map("pods") as pods:
+        bpf.delete(pods, u64(netns_cookie(pod(scene, name).netns)))
+    yield
+
+
+@lie("a server's address leads nowhere", r"the address 10\.244\.0\.11 does not lead to pod helloworld-v1")
+def _(scene):
+    """helloworld-v1's address is deleted from pod_ips: its sidecar is dialled by no one."""
+    with pins(scene).open_map("pod_ips") as ips:
+        bpf.delete(ips, u32(dataplane.Pod("", pod(scene, "helloworld-v1").spec.ip, pod(scene, "sleep").netns).ip4))
+    yield
+
+
+@lie("wrong listener registered", r"listener registered for helloworld-v1 is not its sidecar's")
+def _(scene):
+    """A socket that nobody accepts from stands in `listeners` for helloworld-v1."""
+    target = pod(scene, "helloworld-v1")
+
+    def listen():
+        return socket.create_server(("127.0.0.1", 15999))
+
+    with netns.run_inside(target.netns, listen) as sock, pins(scene).open_map("listeners") as listeners:
+        bpf.update(listeners, u64(netns_cookie(target.netns)), u64(sock.fileno()))
+        yield
+        bpf.delete(listeners, u64(netns_cookie(target.netns)))
+
+
+@lie("no listener registered", r"no 15006 listener registered for helloworld-v2")
+def _(scene):
+    """helloworld-v2's entry is deleted from `listeners`."""
+    with pins(scene).open_map("listeners") as listeners:
+        bpf.delete(listeners, u64(netns_cookie(pod(scene, "helloworld-v2").netns)))
+    yield
+
+
+@lie("attached to another cgroup", r"connect4 is attached to cgroup \d+, not to cgroup|is attached to cgroup")
+def _(scene):
+    """The whole dataplane is attached to the twins' cgroup instead of the mesh's."""
+    lab = scene.lab
+    plane = dataplane.Dataplane(lab.machine.bpffs / lab.machine.name, lab.machine.tracefs)
+    plane.attach(lab.machine.cgroup / "twins", lab.dataplane._pods())
+    yield
+
+
+@lie("redirect switched off", "redirect is switched off")
+def _(scene):
+    """The switch in `config` is set to 0."""
+    pins(scene).configure(redirect=0)
+    yield
+
+
+@lie("redirect switched off meanwhile", r"eBPF moved \d+ messages of at least", quick=False)
+def _(scene):
+    """The switch in `config` is set to 0 when the matrix begins."""
+    scene.at("matrix begins", lambda: pins(scene).configure(redirect=0))
+    yield
+
+
+@lie("counters frozen", "map counters is not the one that the programs use")
+def _(scene):
+    """A copy of the counters, which nobody counts in, is pinned in their place."""
+    own = pins(scene)
+    with own.open_map("counters") as ours, held(map_like(ours)) as copy:
+        size = abi.layouts()["counters"].size
+        for key in bpf.keys(ours, 8):
+            bpf.update(copy, key, b"".join(bpf.per_cpu(ours, key, size)))
+        pin_instead(copy, own.map("counters"))
+    yield
+
+
+@lie("map {name} unpinned", "map {name} is not pinned", {"name": ["peers", "flows"]})
+def _(scene, name):
+    """The pin of the map {name} is deleted."""
+    pins(scene).map(name).unlink()
+    yield
+
+
+@lie("a pod without counters", "pod sleep has no counters")
+def _(scene):
+    """sleep's counters are deleted: what is decided for it is counted nowhere."""
+    with pins(scene).open_map("counters") as counters:
+        bpf.delete(counters, u64(netns_cookie(pod(scene, "sleep").netns)))
+    yield
+
+
+@lie("a link detached meanwhile", "the link connect4 changed while it was looked at")
+def _(scene):
+    """connect4's link is detached after the last request of the last cell but one."""
+
+    def strike():
+        with opened(pins(scene).link("connect4")) as link:
+            bpf.link_detach(link)
+
+    scene.at("cell 6 ends", strike)
+    yield
+
+
+@lie("a link made anew meanwhile", r"the link connect4 changed while")
+def _(scene):
+    """connect4's link is detached and made again between step 9 and the matrix: nothing intercepts for a moment."""
+
+    def strike():
+        pins(scene).link("connect4").unlink()
+        lab = scene.lab
+        dataplane.Dataplane(lab.machine.bpffs / lab.machine.name).attach(lab.machine.mesh_cgroup, lab.dataplane._pods())
+
+    scene.at("matrix begins", strike)
+    yield
+
+
+@lie("a second dataplane on the cgroup", r"on the cgroup .*mesh.* another program, merlab_\w+ \(id \d+\)")
+def _(scene):
+    """Another merlab has attached its own dataplane to the same cgroup, for the same pods."""
+    lab = scene.lab
+    other = dataplane.Dataplane(lab.machine.bpffs / "other", lab.machine.tracefs)
+    try:
+        other.attach(lab.machine.mesh_cgroup, lab.dataplane._pods())
+        yield
+    finally:
+        other.detach(1.0)
+        lab.dataplane.settle()
+
+
+@lie("a foreign connect4 on sleep's own cgroup", r"on the cgroup .*mesh/sleep/app.* another program, stranger")
+def _(scene):
+    """A program that is not ours decides about sleep's connections, on a cgroup below the mesh's."""
+    target = os.open(scene.lab.machine.mesh_cgroup / "sleep" / "app", os.O_RDONLY)
+    with held(target), do_nothing("connect4", "stranger") as fd, held(bpf.link_create(fd, target, CONNECT)):
+        yield
+
+
+@lie(
+    "a foreign sk_lookup in a server's namespace",
+    r"in the network namespace of helloworld-v1 .*another program, stranger",
+)
+def _(scene):
+    """A program that is not ours decides which socket gets helloworld-v1's connections."""
+    target = os.open(pod(scene, "helloworld-v1").netns, os.O_RDONLY)
+    with held(target), do_nothing("lookup", "stranger") as fd, held(bpf.link_create(fd, target, bpf.SK_LOOKUP)):
+        yield
+
+
+@lie("a stranger comes meanwhile", r"stands no longer: on the cgroup .*mesh.* another program, stranger")
+def _(scene):
+    """A program that is not ours is attached to the mesh's cgroup when the matrix begins."""
+    with contextlib.ExitStack() as stack:
+
+        def strike():
+            target = stack.enter_context(held(os.open(scene.lab.machine.mesh_cgroup, os.O_RDONLY)))
+            program = stack.enter_context(do_nothing("connect4", "stranger"))
+            stack.enter_context(held(bpf.link_create(program, target, CONNECT)))
+
+        scene.at("matrix begins", strike)
+        yield

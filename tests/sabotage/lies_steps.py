@@ -1,0 +1,80 @@
+"""Lies that single steps are told: what `verify` does not look at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from lies_dataplane import pins
+from saboteur import again_and_again, lie
+
+from merbridge_lab.adapters.tracefs import Instance
+
+
+def trace(scene):
+    return Instance(scene.lab.machine.tracefs, scene.lab.machine.name)
+
+
+@lie("debug output switched off again", "the dataplane's debug flag is off", steps=(4,))
+def _(scene):
+    """Somebody clears the debug flag in `config` whenever it is set."""
+
+    def clear():
+        if pins(scene).config()["debug"]:
+            pins(scene).configure(debug=0)
+
+    with again_and_again(clear):
+        yield
+
+
+@lie("trace buffer that records nothing", "the dataplane wrote no line to the lab's trace", steps=(4,))
+def _(scene):
+    """The lab's trace instance is there, with its event enabled, and does not record."""
+    own = trace(scene)
+    own.enable()
+    (own.path / "tracing_on").write_text("0")
+    yield
+    own.remove()
+
+
+@lie("trace of half the story", "the trace does not tell of the request .*: no bytes of it were moved", steps=(5,))
+def _(scene):
+    """Redirecting is switched off, so the request goes through the sidecars by TCP; debug output is on."""
+    scene.lab.dataplane.set_debug(on=True)
+    pins(scene).configure(redirect=0)
+    yield
+    pins(scene).configure(redirect=1)
+    scene.lab.dataplane.set_debug(on=False)
+
+
+@lie("a tool is missing", r"iptables.*: found .*needed", steps=(0,))
+def _(_scene):
+    """iptables-nft is not on the PATH."""
+    with tempfile.TemporaryDirectory() as folder:
+        for place in os.environ["PATH"].split(os.pathsep):
+            with contextlib.suppress(OSError):
+                for tool in Path(place).iterdir():
+                    link = Path(folder, tool.name)
+                    if not tool.name.startswith("iptables") and not link.exists():
+                        link.symlink_to(tool)
+        before = os.environ["PATH"]
+        os.environ["PATH"] = folder
+        try:
+            assert shutil.which("iptables-nft") is None
+            yield
+        finally:
+            os.environ["PATH"] = before
+
+
+@lie("a pod with another address", "has no address 10.244.0.10, but 10.244.0.99", steps=(7,))
+def _(scene):
+    """sleep's address was changed."""
+    from merbridge_lab.adapters.proc import run
+
+    pod = scene.lab.workload("sleep").pod
+    run(pod.argv_as_root(["ip", "address", "add", "10.244.0.99/32", "dev", "eth0"]))
+    run(pod.argv_as_root(["ip", "address", "del", "10.244.0.10/32", "dev", "eth0"]))
+    yield

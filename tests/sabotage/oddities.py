@@ -1,0 +1,195 @@
+"""Oddities: unusual and harmless. `verify` must pass, and disturb nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from kernel_objects import held, nothing, open_tracepoint
+from saboteur import ALL, ODDITY, oddity
+
+from merbridge_lab.adapters import bpf, mounts
+from merbridge_lab.drivers.embedded import sidecar
+from merbridge_lab.waiting import until
+
+
+@contextlib.contextmanager
+def running(argv, **options):
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@oddity("busy machine")
+def _(_scene):
+    """Two processes for each processor do nothing but compute."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * (os.cpu_count() or 1)):
+            stack.enter_context(running([sys.executable, "-I", "-S", "-c", "while True: pass"]))
+        yield
+
+
+@oddity("foreign trace reader")
+def _(scene):
+    """Somebody reads the machine's own trace_pipe, and debug output is on."""
+    with running(["cat", str(scene.lab.machine.tracefs / "trace_pipe")], stdout=subprocess.DEVNULL):
+        scene.lab.dataplane.set_debug(on=True)
+        yield
+        scene.lab.dataplane.set_debug(on=False)
+
+
+@oddity("debug output on")
+def _(scene):
+    """Every decision of the dataplane is told in the lab's trace."""
+    scene.lab.dataplane.set_debug(on=True)
+    yield
+    scene.lab.dataplane.set_debug(on=False)
+
+
+@oddity("foreign BPF programs")
+def _(scene):
+    """Others have programs on another cgroup, on the cgroup above, and on a tracepoint."""
+    lab = scene.lab
+    other = lab.machine.cgroup.with_name(f"{lab.machine.name}-other")
+    other.mkdir()
+    try:
+        with contextlib.ExitStack() as stack:
+            connect = stack.enter_context(held(nothing(bpf.PROG_CGROUP_SOCK_ADDR, bpf.CGROUP_INET4_CONNECT)))
+            for place in (other, lab.machine.cgroup):
+                target = stack.enter_context(held(os.open(place, os.O_RDONLY)))
+                stack.enter_context(held(bpf.link_create(connect, target, bpf.CGROUP_INET4_CONNECT)))
+            watcher = stack.enter_context(held(nothing(bpf.PROG_RAW_TRACEPOINT, verdict=0)))
+            stack.enter_context(held(open_tracepoint(watcher, "sched_switch")))
+            yield
+    finally:
+        other.rmdir()
+
+
+@oddity("foreign Envoy")
+def _(_scene):
+    """Another Envoy, not merlab's, runs on the machine."""
+    config = "admin: { address: { socket_address: { address: 127.0.0.1, port_value: 0 } } }"
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder, "admin")
+        argv = [str(sidecar.find_envoy()), "--config-yaml", config, "--disable-hot-restart", "--log-level", "off",
+                "--admin-address-path", str(where)]  # fmt: skip
+        with running(argv, stderr=subprocess.DEVNULL):
+            assert until(where.exists, timeout=10, awaiting="another Envoy to start")
+            yield
+
+
+#: Opens connections of its own to itself, says so, and holds them until it is told enough.
+IDLE = """
+import resource, socket, sys
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+listener = socket.create_server(("127.0.0.1", 7777), backlog=4096)
+held = []
+for _ in range(int(sys.argv[1])):
+    held += socket.create_connection(("127.0.0.1", 7777)), listener.accept()
+print(len(held), flush=True)
+sys.stdin.read()
+"""
+
+
+@oddity("5,000 idle connections")
+def _(scene):
+    """5,000 connections of sleep's app to itself are open and idle."""
+    argv = scene.lab.workload("sleep").app_argv(["/usr/bin/python3", "-I", "-c", IDLE, "5000"])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "10000\n"
+        yield
+        holder.stdin.close()
+
+
+@contextlib.contextmanager
+def environment(**values):
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@oddity("odd locale")
+def _(_scene):
+    """The environment asks for Turkish, with numbers and times of its own."""
+    with environment(LANG="tr_TR.UTF-8", LC_ALL="tr_TR.UTF-8", LANGUAGE="tr"):
+        yield
+
+
+@oddity("read-only home")
+def _(_scene):
+    """HOME is a file system that cannot be written to."""
+    with tempfile.TemporaryDirectory() as home:
+        mounts.mount("none", Path(home), "tmpfs", data="ro")
+        try:
+            with environment(HOME=home, XDG_CACHE_HOME=f"{home}/.cache"):
+                yield
+        finally:
+            mounts.umount(Path(home))
+
+
+#: One connection of an app; it asks on and on, until the last line it is given, and says how often it was answered.
+ASKER = """
+import http.client, select, sys
+connection = http.client.HTTPConnection("helloworld", 5000, timeout=10)
+asked = 0
+connection.connect()
+opened = connection.sock
+while not select.select([sys.stdin], [], [], 0.005)[0]:
+    connection.request("GET", "/hello")
+    answer = connection.getresponse()
+    body = answer.read()
+    assert answer.status == 200 and body.startswith(b"Hello version"), (asked, answer.status, body)
+    assert connection.sock is opened, f"the connection was closed after {asked} answers"
+    asked += 1
+print(asked)
+"""
+
+
+@contextlib.contextmanager
+def keep_alive_client(scene):
+    """Ask all the time over one connection of sleep's app; fails if one request of it does."""
+    argv = scene.lab.workload("sleep").app_argv(["/usr/bin/python3", "-I", "-c", ASKER])
+    client = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    late = threading.Timer(300, client.kill)
+    late.start()
+    try:
+        yield
+    finally:
+        told, wrong = client.communicate("enough\n")
+        late.cancel()
+    assert client.returncode == 0, wrong
+    assert int(told) > 100, told
+
+
+@oddity("a client that keeps its connection")
+def _(scene):
+    """An app asks on and on over one connection; not one of its requests fails."""
+    with keep_alive_client(scene):
+        yield
+
+
+@oddity("all of that at once", quick=True)
+def _(scene):
+    """All the oddities above together, except the busy machine."""
+    with contextlib.ExitStack() as stack:
+        for each in [
+            each for each in ALL if each.kind == ODDITY and each.name not in ("busy machine", "all of that at once")
+        ]:
+            stack.enter_context(each.on(scene))
+        yield

@@ -1,0 +1,297 @@
+"""Sabotage: ways to break or to fake a lab, and what merlab says to each.
+
+A *lie* is a lab that is not what it claims to be: `verify` must not pass, and its cause must name what and where. An
+*oddity* is unusual and harmless: `verify` must pass. Each is a generator: it sabotages, yields while merlab looks,
+and mends what `ensure` of the lab's parts would not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab import matrix
+from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+from merbridge_lab.errors import LabError, NotHeldError
+from merbridge_lab.loader import steps
+from merbridge_lab.model import Kind
+from merbridge_lab.report import Report
+from merbridge_lab.runner import Runner, Silent, _differences
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from merbridge_lab.evidence import Finding
+
+NAME = "merlab-sab"
+STEPS = steps()
+STANDING, VERIFY = range(1, 4), range(8, 10)
+
+LIE, ODDITY = "lie", "oddity"
+
+
+class Scene(Silent):
+    """The lab under sabotage, and the moments at which a sabotage may strike while merlab looks."""
+
+    def __init__(self, lab: EmbeddedLab) -> None:
+        self.lab = lab
+        self.struck: list[str] = []
+        self._waiting: list[tuple[str, Callable[[], None]]] = []
+
+    def at(self, moment: str, strike: Callable[[], None]) -> None:
+        """Strike once, at "step 8 ends", "matrix begins" or "cell 1 ends" (and so on)."""
+        self._waiting.append((moment, strike))
+
+    def _is(self, moment: str) -> None:
+        due = [pair for pair in self._waiting if pair[0] == moment]
+        self._waiting = [pair for pair in self._waiting if pair[0] != moment]
+        for _, strike in due:
+            strike()
+            self.struck.append(moment)
+
+    def step_ends(self, outcome: Any) -> None:
+        self._is(f"step {outcome.step.number} ends")
+
+    def matrix_begins(self) -> None:
+        self._cells = 0
+        self._is("matrix begins")
+
+    def cell_ends(self, _outcome: Any) -> None:
+        self._cells += 1
+        self._is(f"cell {self._cells} ends")
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """`cause` is a regular expression that the cause must match; `sabotage` takes a Scene.
+
+    `steps` are the steps to run where it is not `verify` that is lied to. The `quick` ones are those of `make test`.
+    """
+
+    name: str
+    kind: str
+    what: str
+    cause: str
+    do: Callable[..., Iterator[None]]
+    steps: tuple[int, ...] = ()
+    quick: bool = True
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def on(self, scene: Scene) -> Iterator[None]:
+        with contextlib.contextmanager(self.do)(scene, **self.arguments):
+            yield
+
+
+ALL: list[Sabotage] = []
+
+
+def _register(name: str, kind: str, cause: str, each: dict[str, list[Any]] | None, more: dict[str, Any]) -> Any:
+    def keep(do: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+        what = " ".join((do.__doc__ or "").split())
+        values: list[dict[str, Any]] = [{}]
+        for key, options in (each or {}).items():
+            values = [value | {key: option} for value in values for option in options]
+        quick = more.pop("quick", True)
+        for value in values:
+            words = {key: option if isinstance(option, str) else option.__name__ for key, option in value.items()}
+            ALL.append(
+                Sabotage(
+                    name.format(**words),
+                    kind,
+                    what.format(**words),
+                    cause.format(**words),
+                    do,
+                    arguments=value,
+                    quick=quick if isinstance(quick, bool) else bool(quick & set(words.values())),
+                    **more,
+                )
+            )
+        return do
+
+    return keep
+
+
+def lie(name: str, cause: str, each: dict[str, list[Any]] | None = None, **more: Any) -> Any:
+    """Register a lie; `each` gives its parameters, which `name` and `cause` may name in braces.
+
+    `quick` says whether it is one of the quick ones, or with which values of its parameters.
+    """
+    return _register(name, LIE, cause, each, more)
+
+
+def oddity(name: str, each: dict[str, list[Any]] | None = None, **more: Any) -> Any:
+    """Register an oddity."""
+    return _register(name, ODDITY, "", each, {"quick": False} | more)
+
+
+# -- the lab ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def standing_lab(name: str = NAME) -> Iterator[EmbeddedLab]:
+    lab = EmbeddedLab(name=name)
+    try:
+        mend(lab)
+        yield lab
+    finally:
+        for part in (lab.dataplane, lab.mesh, lab.node):
+            part.remove()
+        lab.remove(10)
+
+
+def mend(lab: EmbeddedLab) -> None:
+    """Bring the lab into order, as `up` would, and see that it is."""
+    lab.mend()
+    for part in (lab.node, lab.mesh, lab.dataplane):
+        part.ensure()
+    left = problems(lab)
+    assert not left, f"not mended: {left}"
+
+
+def problems(lab: EmbeddedLab) -> list[str]:
+    return [*lab.node.problems(), *lab.mesh.problems(), *lab.dataplane.problems()]
+
+
+# -- what merlab says ------------------------------------------------------------------------------------------------
+
+
+def verify(scene: Scene) -> Report:
+    """What `merlab verify` does."""
+    report = Report("verify", scene.lab.name)
+    runner = Runner(scene.lab, scene)
+    return runner.prove(report, standing=[STEPS[n] for n in STANDING], steps=[STEPS[n] for n in VERIFY])
+
+
+def run_steps(scene: Scene, numbers: tuple[int, ...]) -> Report:
+    """What `merlab step N` does for each."""
+    report = Report("step", scene.lab.name)
+    return Runner(scene.lab, scene, patience=0.1).run(report, [STEPS[n] for n in numbers])
+
+
+def judge(sabotage: Sabotage, report: Report) -> str | None:
+    """Say what is wrong with what merlab said, or None."""
+    told = f"{report.verdict.value}: {report.cause or report.error}"
+    if sabotage.kind == ODDITY:
+        return None if report.verdict.value == "pass" else told
+    if report.verdict.value != "fail":
+        return f"noticed wrongly: {told}" if report.error else f"NOT NOTICED: {told}"
+    if not re.search(sabotage.cause, report.cause or ""):
+        return f"the cause does not say {sabotage.cause!r}: {report.cause}"
+    return None
+
+
+#: Cells by their place in the table, as columns of docs/sabotage.md.
+def cell_name(cell: matrix.Cell) -> str:
+    words = ["eBPF" if cell.ebpf else "no eBPF"]
+    words.append(
+        {(True, True): "rules", (False, True): "client flushed", (False, False): "all flushed"}[
+            cell.client_rules, cell.server_rules
+        ]
+    )
+    return "cell: " + ", ".join(words)
+
+
+CHANGES = "nothing changed meanwhile"
+#: Where every request times out, not every check is asked: so long, in seconds, and no longer.
+PATIENCE = 60.0
+GIVEN_UP = "given up"
+
+
+class Looking:
+    """Evaluates every check of every step, every cell and the fingerprint, and stops at none."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene, self.lab = scene, scene.lab
+        #: check → [(where, why it does not hold, or None)]
+        self.found: dict[str, list[tuple[str, str | None]]] = {}
+
+    def note(self, check: str, where: str, why: str | None) -> None:
+        self.found.setdefault(check, []).append((where, why))
+
+    def look(self, where: str, checks: Any, subject: object) -> None:
+        for check in checks:
+            try:
+                finding: Finding = check.over(subject)
+            except (LabError, OSError) as error:
+                self.note(check.name, where, f"error: {error}")
+            else:
+                self.note(check.name, where, None if finding.held else finding.why)
+
+    def step(self, step: Any) -> None:
+        where = f"step {step.number}"
+        is_ensure = step.kind is Kind.ENSURE
+        checks = step.witness if is_ensure else step.verify
+        try:
+            if is_ensure:
+                if step.number in (0, 4):
+                    step.act(self.lab)
+                self.look(where, step.verify, self.lab)
+            subject = (step.observe or (lambda _lab: None))(self.lab) if is_ensure else step.act(self.lab)
+        except (LabError, NotHeldError, OSError) as error:
+            for check in checks:
+                self.note(check.name, where, f"error: {error}")
+        else:
+            self.look(where, checks, subject)
+        self.lab.shown()
+        self.scene._is(f"step {step.number} ends")
+
+    def cells(self) -> None:
+        self.scene.matrix_begins()
+        try:
+            for outcome in matrix.measure(self.lab):
+                self.note(cell_name(outcome.cell), "verify", None if outcome.finding.held else outcome.finding.why)
+                self.scene.cell_ends(outcome)
+        except (LabError, NotHeldError, OSError) as error:
+            self.note("cell: (not measured)", "verify", f"error: {error}")
+
+
+def everything(scene: Scene) -> dict[str, list[tuple[str, str | None]]]:
+    """Look with all there is; gives check → [(where, why it does not hold, or None)]."""
+    looking = Looking(scene)
+    before = scene.lab.fingerprint()
+    began = time.monotonic()
+    for step in STEPS:
+        if time.monotonic() - began < PATIENCE:
+            looking.step(step)
+    if time.monotonic() - began < PATIENCE:
+        looking.cells()
+    else:
+        looking.found[GIVEN_UP] = []
+    changes = _differences(before, scene.lab.fingerprint())
+    looking.note(CHANGES, "verify", changes[0] if changes else None)
+    STEPS[4].undo(scene.lab)  # type: ignore[misc]
+    return looking.found
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def again_and_again(work: Callable[[], None]) -> Iterator[threading.Event]:
+    """Call `work` all the time, in a thread, while the block lasts; the event says that it was called once."""
+    end, began = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            while not end.is_set():
+                work()
+                began.set()
+                end.wait(0.0005)
+        except BaseException as error:  # noqa: BLE001 - shown by the test's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=body, name="saboteur")
+    thread.start()
+    try:
+        yield began
+    finally:
+        end.set()
+        thread.join()
+    if errors:
+        raise errors[0]

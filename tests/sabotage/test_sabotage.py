@@ -1,0 +1,146 @@
+"""No broken or faked lab gets past verify, and nothing harmless stops it; each check earns its place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import lies_dataplane  # noqa: F401 - each registers its sabotages
+import lies_mesh  # noqa: F401
+import lies_rules  # noqa: F401
+import lies_steps  # noqa: F401
+import pytest
+from oddities import keep_alive_client
+from saboteur import ALL, LIE, ODDITY, Scene, everything, judge, mend, run_steps, standing_lab, verify
+from table import Row, render
+
+from merbridge_lab.adapters import bpf, tcp
+from merbridge_lab.adapters.cgroup import all_processes
+
+pytestmark = pytest.mark.kernel
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "sabotage.md"
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with standing_lab() as made:
+        yield made
+
+
+@pytest.fixture
+def whole(lab):
+    yield lab
+    mend(lab)
+
+
+def named(kind):
+    return [
+        pytest.param(each, id=each.name.replace(" ", "_"), marks=[] if each.quick else [pytest.mark.soak])
+        for each in ALL
+        if each.kind == kind
+    ]
+
+
+def told(sabotage, lab):
+    scene = Scene(lab)
+    with sabotage.on(scene):
+        return run_steps(scene, sabotage.steps) if sabotage.steps else verify(scene)
+
+
+def test_there_are_thirty_lies_and_all_differ():
+    lies = [each for each in ALL if each.kind == LIE]
+    assert len(lies) >= 30
+    assert len({each.name for each in ALL}) == len(ALL)
+    assert all(each.what and each.cause for each in lies)
+
+
+@pytest.mark.parametrize("sabotage", named(LIE))
+def test_a_lie_is_noticed_and_its_cause_named(whole, sabotage):
+    report = told(sabotage, whole)
+    assert judge(sabotage, report) is None
+
+
+@pytest.mark.parametrize("sabotage", named(ODDITY))
+def test_an_oddity_is_none_of_our_business(whole, sabotage):
+    report = told(sabotage, whole)
+    assert judge(sabotage, report) is None
+
+
+def test_an_app_cannot_write_a_sidecars_log(whole):
+    """A record that an app could forge would be none: only the sidecar's user and root can write it."""
+    for workload in whole.workloads():
+        status = workload.access_log.stat()
+        assert (status.st_uid, status.st_mode & 0o022) == (1337, 0)
+
+
+def _state(lab):
+    mesh = lab.machine.mesh_cgroup
+    return {
+        "processes": sorted(all_processes(mesh)),
+        "programs": sorted(program.id for program in lab.dataplane.programs()),
+        "loaded": sorted(_merlabs_programs()),
+        "links": dict(lab.dataplane.links()),
+        "rules": {each.name: each.rules.snapshot().specs("nat") for each in lab.workloads()},
+        "twins": sorted(path.name for path in (lab.machine.run / "pods").iterdir()),
+        "saved": sorted(path.name for path in lab.machine.saved.iterdir()),
+    }
+
+
+def _merlabs_programs():
+    for number in bpf.ids("prog"):
+        try:
+            fd = bpf.by_id("prog", number)
+        except OSError:
+            continue
+        try:
+            if bpf.prog_info(fd).name.startswith("merlab_"):
+                yield number
+        finally:
+            os.close(fd)
+
+
+def test_verify_leaves_all_as_it_was(whole):
+    before = _state(whole)
+    with keep_alive_client(Scene(whole)):
+        for _ in range(3):
+            report = verify(Scene(whole))
+            assert report.verdict.value == "pass", report.cause
+    after = _state(whole)
+    # Other labs may be at work on this machine; what we own must be the same.
+    before.pop("loaded"), after.pop("loaded")
+    assert after == before
+    assert not [each for workload in whole.workloads() for each in tcp.established(workload.pod.netns)
+                if each.remote.startswith("10.244.1.200")]  # fmt: skip
+
+
+@pytest.mark.soak
+def test_ten_verifies_under_a_client_that_keeps_its_connection(whole):
+    with keep_alive_client(Scene(whole)):
+        for _ in range(10):
+            report = verify(Scene(whole))
+            assert report.verdict.value == "pass", report.cause
+
+
+@pytest.mark.soak
+def test_a_hundred_healthy_verifies(whole):
+    causes = [report.cause or str(report.error) for _ in range(100)
+              if (report := verify(Scene(whole))).verdict.value != "pass"]  # fmt: skip
+    assert causes == []
+
+
+@pytest.mark.soak
+def test_each_check_earns_its_place(lab):
+    """Writes docs/sabotage.md, by looking with every check at every sabotage."""
+    rows = []
+    for sabotage in ALL:
+        mend(lab)
+        scene = Scene(lab)
+        with sabotage.on(scene):
+            seen = everything(scene)
+        mend(lab)
+        rows.append(Row(sabotage, seen, told(sabotage, lab)))
+        mend(lab)
+    text, useless = render(rows)
+    DOCUMENT.write_text(text)
+    assert not useless, f"no sabotage needs these checks: {useless}"

@@ -1,0 +1,586 @@
+"""The command line: what it takes, what it refuses, its exit statuses, and one JSON object on stdout.
+
+With a lab in memory behind it, in this process; as the user types it, in a process of its own.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import goldens
+from fakes import FakeDriver, up
+from merbridge_lab import __version__, cli, drivers, interrupts, lock
+from merbridge_lab.errors import LabError
+from merbridge_lab.requirements import Requirement
+from schema_files import read
+
+#: The name of a lab that is not there, so that no test sees, let alone touches, one that is up on this machine.
+ALONE = {"MERLAB_NAME": "merlab-unit", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+COMMANDS = ["up", "step", "verify", "restore", "down", "status", "doctor", "steps", "exec"]
+PLANNED = ["manifests", "compare", "agent", "bench"]
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    """A lab in memory that every call of merlab in this test means, with a lock of its own."""
+    fake = FakeDriver()
+    monkeypatch.setattr(drivers, "pick", lambda asked: (fake, "asked for" if asked else "it is up"))
+    monkeypatch.setattr(lock, "held", partial(lock.held, tmp_path))
+    monkeypatch.setenv("COLUMNS", "100")
+    handlers = {signum: signal.getsignal(signum) for signum in interrupts.SIGNALS}
+    yield fake
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def merlab(*arguments):
+    """Run merlab in this process."""
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def typed(*arguments, **environment):
+    """Run merlab as a user does, in a process of its own."""
+    python = "from merbridge_lab.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", python, *arguments],
+        capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL,
+        env={**os.environ, **ALONE, **environment},
+    )  # fmt: skip
+
+
+# -- help
+
+
+def words_of(command):
+    """All that the help of a command says in our own words: how it is laid out is typer's business."""
+    yield f"# {command.name}"
+    yield (command.help or "").strip().replace("\b", "")
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        names = " ".join([*parameter.opts, *parameter.secondary_opts]) or parameter.name
+        metavar = f" {parameter.metavar}" if parameter.metavar else ""
+        yield f"  {names}{metavar}: {getattr(parameter, 'help', None) or ''}".rstrip()
+
+
+def root():
+    return typer.main.get_command(cli.app)
+
+
+def test_what_the_help_says():
+    group = root()
+    shown = [command for command in group.commands.values() if not command.hidden]
+    text = "\n".join(line for command in [group, *shown] for line in [*words_of(command), ""])
+    goldens.check("help.txt", text)
+
+
+def test_planned_commands_are_not_in_the_help_and_the_others_are():
+    hidden = {name for name, command in root().commands.items() if command.hidden}
+    assert hidden >= set(PLANNED) - {"completion"}
+    assert not hidden & set(COMMANDS)
+
+
+@pytest.mark.parametrize("width", ["60", "100", "200"])
+def test_help_names_every_command_and_keeps_to_the_width(width):
+    done = typed("--help", COLUMNS=width)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= int(width)
+    for name in COMMANDS:
+        assert re.search(rf"(?m)^\W*{name} ", done.stdout), name
+    for name in PLANNED:
+        assert not re.search(rf"(?m)^\W*{name} ", done.stdout), name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    done = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
+    assert done.exit_code == 0
+    assert f"merlab {command}" in done.stdout
+    assert "Example" in done.stdout
+    assert CliRunner().invoke(cli.app, [command, "-h"]).exit_code == 0
+
+
+def test_no_arguments_is_help():
+    done = typed()
+    assert "verify" in done.stdout + done.stderr
+
+
+def test_version():
+    done = typed("--version")
+    assert (done.returncode, done.stdout) == (0, f"merlab {__version__}\n")
+
+
+IMPORTED = """
+import sys
+from merbridge_lab.cli import main
+sys.argv = ["merlab", *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    print(sorted(name for name in {names!r} if name in sys.modules), end.code, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["up", "--help"], ["--version"], ["up", "--no-such-option"]], ids=str
+)
+def test_help_does_not_wait_for_what_only_a_lab_needs(arguments):
+    names = ["bcc", "kubernetes", "pyroute2", "cryptography", "jinja2", "yaml", "sh"]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED.format(arguments=arguments, names=names)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1].startswith("[] ")
+
+
+def test_the_walkthrough_itself_needs_neither_rich_nor_typer():
+    code = (
+        "import sys, merbridge_lab.runner; from merbridge_lab import loader; loader.steps();"
+        "print({'rich', 'typer', 'click', 'bcc', 'pyroute2', 'sh'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "set()"
+
+
+# -- wrong usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["step", "12"], ["step", "10"], ["step", "-1"], ["step", "9..3"], ["step", "x"], ["step", "3..x"],
+        ["step", "..3"],
+        ["step", "3.."], ["step", "8..12"], ["step", ""], ["step"], ["step", "3", "--keep"], ["step", "9..3", "--keep"],
+        ["step", "1", "2"], ["up", "--until", "10"], ["up", "--until", "x"], ["up", "--no-such-option"],
+        ["up", "--timeout", "soon"], ["up", "--timeout", "0"], ["up", "--iptables", "ebtables"], ["up", "7"],
+        ["up", "--pause"], ["up", "--pause", "--json"], ["steps", "x"], ["exec"], ["exec", "sleep"],
+        ["exec", "sleep", "--"], ["nosuch"], ["verify", "now"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage_is_2_and_touches_no_lab(driver, arguments):
+    done = merlab(*arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert not driver.lab.exists
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["step", "12"], "the steps are 0 to 9"),
+        (["step", "9..3"], "the steps are 0 to 9"),
+        (["step", "x"], "neither a step (9) nor a range of steps (5..9)"),
+        (["step", "3", "--keep"], "--keep goes with step 9"),
+        (["exec", "sleep"], "what should run?"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("driver")
+def test_wrong_usage_says_what_is_right(arguments, words):
+    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", merlab(*arguments).stderr).split())
+    assert words in said
+
+
+def test_wrong_usage_as_the_user_types_it():
+    done = typed("step", "12")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+# -- what is not there
+
+
+@pytest.mark.parametrize("name", ["kind", "cluster"])
+@pytest.mark.parametrize("command", [["up"], ["verify"], ["status"], ["step", "9"], ["down"], ["doctor"]], ids=" ".join)
+def test_labs_that_are_planned_are_3_and_say_what_to_use(name, command):
+    done = merlab(*command, "--lab", name)
+    assert done.exit_code == 3
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"merlab: the {name} lab is planned, but not built yet",
+        "  → merlab up --lab embedded",
+    ]
+
+
+def test_an_unknown_lab_is_3_and_says_which_there_are():
+    done = merlab("up", "--lab", "minikube")
+    assert done.exit_code == 3
+    assert "no lab called 'minikube'; there are auto, embedded, kind, cluster" in done.stderr
+
+
+def test_the_lab_of_the_environment_counts_where_none_is_up(monkeypatch):
+    from merbridge_lab.drivers import embedded
+
+    monkeypatch.setattr(embedded.EmbeddedDriver, "is_up", lambda _self: False)
+    monkeypatch.setenv("MERLAB_LAB", "kind")
+    with pytest.raises(LabError, match="the kind lab is planned"):
+        drivers.pick(None)
+    assert drivers.pick("embedded")[0].name == "embedded"
+    assert drivers.pick("auto")[0].name == "embedded"
+    monkeypatch.delenv("MERLAB_LAB")
+    driver, why = drivers.pick(None)
+    assert (driver.name, why.partition(":")[0]) == ("embedded", "auto")
+
+
+def test_the_lab_that_is_up_comes_before_the_environment(monkeypatch):
+    from merbridge_lab.drivers import embedded
+
+    monkeypatch.setattr(embedded.EmbeddedDriver, "is_up", lambda _self: True)
+    monkeypatch.setenv("MERLAB_LAB", "kind")
+    driver, why = drivers.pick(None)
+    assert (driver.name, why) == ("embedded", "it is up")
+
+
+@pytest.mark.parametrize("command", PLANNED)
+@pytest.mark.parametrize("more", [[], ["--some", "thing", "else"]], ids=str)
+def test_planned_commands_are_3_and_say_what_to_use(command, more):
+    done = merlab(command, *more)
+    assert done.exit_code == 3
+    what, hint = done.stderr.splitlines()
+    assert what == f"merlab: merlab {command} is planned, but not built yet"
+    assert hint.startswith("  → merlab ")
+
+
+def as_nobody(*arguments):
+    """Run merlab as an ordinary user; root becomes one for it."""
+    become = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.geteuid() == 0 else []
+    python = "import sys; sys.argv[0] = 'merlab'; from merbridge_lab.cli import main; main()"
+    return subprocess.run(
+        [*become, sys.executable, "-B", "-c", python, *arguments],
+        capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL, env={**os.environ, **ALONE},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nobody():
+    done = as_nobody("up", "--lab", "kind")
+    if done.returncode != 3:
+        pytest.skip(f"an ordinary user cannot run this checkout: {(done.stderr.splitlines() or ['?'])[-1]}")
+    return as_nobody
+
+
+@pytest.mark.parametrize("command", [["up"], ["verify"], ["step", "9"], ["down"], ["restore"]], ids=" ".join)
+def test_without_root_it_is_3_one_sentence_and_one_command(nobody, command):
+    done = nobody(*command)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("lab: ")]
+    assert len(lines) == 2
+    assert lines[0].startswith("merlab: the embedded lab ")
+    assert lines[0].endswith("that takes root")
+    assert lines[1] == f"  → sudo merlab {' '.join(command)}"
+
+
+def test_without_root_json_is_one_object(nobody):
+    done = nobody("up", "--json")
+    assert done.returncode == 3
+    told = read("run", done.stdout)
+    assert (told["verdict"], told["command"], told["lab"]) == ("error", "up", "embedded")
+    assert told["error"]["what"].endswith("that takes root")
+
+
+def test_without_root_one_can_look(nobody):
+    assert nobody("status").stdout == "no lab is up  → merlab up\n"
+    assert nobody("steps").returncode == 0
+    assert len(nobody("steps", "9").stdout.splitlines()) > 5
+
+
+# -- a life of a lab
+
+
+def test_up_and_its_exit_status(driver):
+    done = merlab("up")
+    assert done.exit_code == 0
+    assert "✔ up: 10 of 10 steps held" in done.stdout
+    assert done.stderr == "lab: fake (it is up)\n"
+    assert driver.lab.kept["verdict"] == "pass"
+
+
+@pytest.mark.usefixtures("driver")
+def test_up_says_which_lab_and_why():
+    assert merlab("up", "--lab", "fake").stderr == "lab: fake (asked for)\n"
+
+
+def test_up_until(driver):
+    done = merlab("up", "--until", "2", "-q")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("✔ up: 3 of 3 steps held")
+    assert driver.lab.mesh.there
+    assert not driver.lab.dataplane.there
+
+
+def test_up_puts_right_what_a_crash_left(driver):
+    up(driver.lab)
+    sleep = driver.lab.workload("sleep")
+    sleep.rules.saved = sleep.rules.text
+    sleep.rules.flush()
+    assert merlab("up", "-q").exit_code == 0
+    assert not sleep.rules.outstanding
+    assert len(sleep.rules.snapshot().nat) == 18
+
+
+@pytest.mark.parametrize("command", [["step", "9"], ["step", "5..9"], ["verify"]], ids=" ".join)
+@pytest.mark.usefixtures("driver")
+def test_without_a_lab_it_is_3(command):
+    done = merlab(*command)
+    assert done.exit_code == 3
+    assert done.stderr.splitlines()[1:] == ["merlab: no lab is up", "  → merlab up"]
+
+
+@pytest.mark.parametrize("wanted", ["0", "7", "9", "5..9", "0..9", "3..3"])
+def test_step(driver, wanted):
+    up(driver.lab)
+    done = merlab("step", wanted, "--json")
+    assert done.exit_code == 0
+    first, _, last = wanted.partition("..")
+    numbers = list(range(int(first), int(last or first) + 1))
+    assert [step["number"] for step in read("run", done.stdout)["steps"]] == numbers
+
+
+def test_the_flush_can_be_kept_and_restored(driver):
+    up(driver.lab)
+    done = merlab("step", "9", "--keep")
+    assert done.exit_code == 0
+    assert "merlab restore puts them back" in done.stderr
+    assert driver.lab.workload("sleep").rules.outstanding
+    assert "1 skipped" in done.stdout
+    assert merlab("restore").stdout == "the nat rules of sleep are back\n"
+    assert merlab("restore").stdout == "nothing is flushed\n"
+
+
+def test_restore_as_json(driver):
+    up(driver.lab)
+    merlab("step", "9", "--keep")
+    assert json.loads(merlab("restore", "--json").stdout) == {"schema": 1, "lab": "fake", "restored": ["sleep"]}
+    assert json.loads(merlab("restore", "--json").stdout)["restored"] == []
+
+
+def test_verify_leaves_everything_as_it_was(driver):
+    up(driver.lab)
+    before = driver.lab.fingerprint()
+    done = merlab("verify", "--json")
+    assert done.exit_code == 0, done.stderr
+    told = read("run", done.stdout)
+    assert [step["number"] for step in told["steps"]] == [8, 9]
+    assert len(told["matrix"]) == 6
+    assert driver.lab.fingerprint() == before
+
+
+def test_verify_of_a_broken_lab_is_1_and_names_what_is_broken(driver):
+    up(driver.lab).dataplane.problem = "the link connect4 is not pinned"
+    done = merlab("verify", "--json")
+    assert done.exit_code == 1
+    assert read("run", done.stdout)["cause"] == "the link connect4 is not pinned"
+    told = merlab("verify")
+    assert told.exit_code == 1
+    assert "✘ verify: the link connect4 is not pinned" in told.stdout
+    assert "→ merlab up" in told.stdout
+    assert merlab("up", "-q").exit_code == 0
+    assert merlab("verify", "-q").exit_code == 0
+
+
+def test_down_twice(driver):
+    up(driver.lab)
+    assert merlab("down").stdout == "the lab is gone\n"
+    done = merlab("down")
+    assert (done.exit_code, done.stdout) == (0, "there was nothing to remove\n")
+    assert json.loads(merlab("down", "--json").stdout) == {"schema": 1, "lab": "fake", "removed": False}
+
+
+def test_down_removes_the_rest_although_one_part_refuses(driver):
+    up(driver.lab).dataplane.refuses = LabError("a link will not go", hint="merlab doctor")
+    done = merlab("down")
+    assert done.exit_code == 3
+    assert "merlab: a link will not go" in done.stderr
+    assert not driver.lab.exists
+
+
+@pytest.mark.parametrize("is_up", [True, False])
+def test_status_is_0_whether_or_not_a_lab_is_up(driver, is_up):
+    if is_up:
+        up(driver.lab)
+    done = merlab("status", "--json")
+    assert done.exit_code == 0
+    assert read("status", done.stdout)["up"] is is_up
+    assert merlab("status").exit_code == 0
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("warn", 0), ("fail", 3)])
+def test_doctor(driver, verdict, status):
+    driver.lab.unable = [Requirement("tool.bpftool", verdict, "nothing", "bpftool", "apt-get install bpftool")]
+    done = merlab("doctor", "--json")
+    assert done.exit_code == status
+    assert read("doctor", done.stdout)["able"] is (status == 0)
+    told = merlab("doctor")
+    assert told.exit_code == status
+    assert ("apt-get install bpftool" in told.stdout) == (verdict != "pass")
+
+
+@pytest.mark.usefixtures("driver")
+def test_steps():
+    told = json.loads(merlab("steps", "--json").stdout)
+    assert [step["number"] for step in told["steps"]] == list(range(10))
+    assert all(step["title"] and step["state"] for step in told["steps"])
+    assert len(merlab("steps").stdout.splitlines()) == 10
+
+
+@pytest.mark.usefixtures("driver")
+def test_one_step_is_told():
+    (told,) = json.loads(merlab("steps", "9", "--json").stdout)["steps"]
+    assert told["commands"][1] == "nsenter --net=/run/fake/netns/sleep iptables-nft -t nat -F"
+    assert "redirect.ebpf_took_over" in told["checks"]
+    said = merlab("steps", "9").stdout
+    for command in told["commands"]:
+        assert f"   $ {command}\n" in said
+
+
+# -- one JSON object, whatever happens
+
+
+def break_nothing(_lab):
+    pass
+
+
+def break_a_part(lab):
+    lab.mesh.incurable = "the sidecar of sleep is not ready"
+
+
+def break_an_act(lab):
+    def refuse():
+        raise LabError("nft failed", "merlab doctor", "nft list tables", "no")
+
+    lab.dataplane.ensure = refuse
+
+
+def break_merlab(lab):
+    lab.dataplane.ensure = lambda: 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "verdict"),
+    [(break_nothing, 0, "pass"), (break_a_part, 1, "fail"), (break_an_act, 3, "error"), (break_merlab, 4, "error")],
+)
+def test_up_with_json_is_one_object_whatever_happens(driver, change, status, verdict):
+    change(driver.lab)
+    done = merlab("up", "--json", "--timeout", "0.1")
+    assert done.exit_code == status
+    told = read("run", done.stdout)
+    assert (told["verdict"], told["command"], told["lab"]) == (verdict, "up", "fake")
+    assert told["steps"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_defect_says_how_to_report_it(driver):
+    break_merlab(driver.lab)
+    done = merlab("up")
+    assert done.exit_code == 4
+    assert "merlab: a defect of merlab: ZeroDivisionError: division by zero" in done.stderr
+    assert "merlab up --debug" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["verify"], ["step", "9"]], ids=" ".join)
+@pytest.mark.usefixtures("driver")
+def test_json_without_a_lab_is_one_object(command):
+    done = merlab(*command, "--json")
+    assert done.exit_code == 3
+    told = read("run", done.stdout)
+    assert (told["error"]["what"], told["error"]["hint"]) == ("no lab is up", "merlab up")
+    assert told["command"] == command[0]
+
+
+@pytest.mark.parametrize("command", [["down"], ["restore"], ["status"], ["doctor"], ["steps"]], ids=" ".join)
+def test_json_of_an_error_is_one_object_for_every_command(command):
+    done = merlab(*command, "--lab", "kind", "--json")
+    assert done.exit_code == 3
+    told = read("run", done.stdout)
+    assert told["error"]["what"] == "the kind lab is planned, but not built yet"
+
+
+@pytest.mark.usefixtures("driver")
+def test_progress_with_json_goes_to_stderr():
+    done = merlab("up", "--json")
+    assert re.sub(r"\d\.\d s", "0.0 s", done.stderr).splitlines() == [
+        "lab: fake (it is up)",
+        *(f"step {number}: pass (0.0 s)" for number in range(10)),
+    ]
+    assert merlab("up", "--json", "-q").stderr == ""
+
+
+# -- one at a time
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_second_merlab_is_3_and_says_which_pid_has_it(tmp_path):
+    hold = f"import sys, pathlib; from merbridge_lab import lock\nwith lock.held(pathlib.Path({str(tmp_path)!r})):\n"
+    first = subprocess.Popen(
+        [sys.executable, "-c", f"{hold}    print(flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with contextlib.closing(first.stdin):
+        first.stdout.readline()
+        for command in (["up"], ["verify"], ["step", "9"], ["down"], ["restore"]):
+            done = merlab(*command)
+            assert done.exit_code == 3
+            assert f"another merlab is at work: PID {first.pid}" in done.stderr
+        assert merlab("status").exit_code == 0
+        assert merlab("steps").exit_code == 0
+    first.wait(timeout=10)
+    first.stdout.close()
+    assert merlab("up", "-q").exit_code == 0
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from merbridge_lab.cli import main; main()", "steps", "--lab", "embedded"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **ALONE},
+    )  # fmt: skip
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert "Traceback" not in said
+    assert "Broken" not in said
+    assert process.wait(timeout=60) == 0
+
+
+def test_exec_of_an_unknown_workload(driver):
+    up(driver.lab)
+    done = merlab("exec", "nginx", "--", "true")
+    assert done.exit_code == 3
+    assert "no workload called 'nginx'; there are sleep, helloworld-v1, helloworld-v2" in done.stderr
+
+
+EXEC = """
+import sys
+sys.path.insert(0, {tests!r})
+from fakes import FakeDriver, FakeLab, up
+from merbridge_lab import drivers
+drivers.pick = lambda asked: (FakeDriver(up(FakeLab())), "it is up")
+from merbridge_lab.cli import main
+sys.argv = ["merlab", "exec", "sleep", *{more!r}]
+main()
+"""
+
+
+@pytest.mark.parametrize("status", [0, 7, 130])
+def test_exec_passes_on_exit_status_output_and_options(status):
+    more = ["--", "sh", "-c", f'echo "$0 $*"; exit {status}', "--json", "-v", "--lab", "a  b"]
+    done = subprocess.run(
+        [sys.executable, "-c", EXEC.format(tests=str(Path(__file__).parents[1]), more=more)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert done.stdout == "--json -v --lab a  b\n"
+    assert done.stderr == ""

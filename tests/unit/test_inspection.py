@@ -1,0 +1,92 @@
+"""What a running sidecar says of itself, compared with what merlab gave it; and its certificate."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from merbridge_lab.drivers.embedded import certificates, inspection, layout
+
+POD = layout.PODS[1]
+
+
+def differing(wanted, running):
+    return list(inspection._unlike(inspection._plain(wanted), inspection._plain(running), ""))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running"),
+    [
+        ({"a": 5}, {"a": "5"}),  # protobuf's JSON writes 64-bit numbers as strings
+        ({"type": "STATIC", "flag": False, "b": {"c": 1}}, {"b": {"c": 1}}),  # and leaves out what is the default
+        ({"private_key": {"filename": "k"}}, {"private_key": {"filename": "[redacted]"}}),
+        ({"list": [{"name": "x", "port": 0}]}, {"list": [{"name": "x"}]}),
+    ],
+)
+def test_the_same_configuration_in_other_words(wanted, running):
+    assert differing(wanted, running) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running", "told"),
+    [
+        ({"a": {"b": True}}, {"a": {}}, "a is not set, not"),
+        ({"a": {"b": True, "c": 1}}, {"a": {"c": 1}}, "a.b is not set, not true"),
+        ({"a": 1}, {"a": 1, "z": "new"}, 'z is "new", not not set'),
+        ({"a": [{"name": "x", "p": 1}]}, {"a": [{"name": "x", "p": 2}]}, 'a[x].p is "2", not "1"'),
+        ({"a": [{"name": "x"}]}, {"a": [{"name": "x"}, {"name": "plain"}]}, "a is x, plain, not x"),
+        ({"a": ["x"]}, {"a": []}, "a is not set, not"),
+    ],
+)
+def test_what_differs_is_named_by_its_place(wanted, running, told):
+    assert differing(wanted, running)[0].startswith(told)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return certificates.Authority.load(tmp_path / "ca.pem")
+
+
+def seen(tmp_path, signer, trusted, identity=POD.identity):
+    certificates.install(tmp_path / "certs", identity, authority=signer, trusted=trusted, owner=0)
+    return certificates.look(tmp_path / "certs", tmp_path / "ca.pem")
+
+
+@pytest.fixture(autouse=True)
+def _no_owner(monkeypatch):
+    """An ordinary user cannot give files away."""
+    monkeypatch.setattr(certificates.os, "chown", lambda *_: None)
+    monkeypatch.setattr("merbridge_lab.adapters.files.os.fchown", lambda *_: None)
+
+
+def test_a_certificate_of_the_labs_authority(tmp_path, authority):
+    assert inspection._certificate_problem(POD, seen(tmp_path, authority, authority)) is None
+    assert certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
+    assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem", foreign=True)
+
+
+def test_a_certificate_of_another_authority(tmp_path, authority):
+    found = seen(tmp_path, certificates.Authority.fresh(), authority)
+    assert inspection._certificate_problem(POD, found) == "is not of the lab's authority"
+    assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
+
+
+def test_a_certificate_of_another_pod(tmp_path, authority):
+    found = seen(tmp_path, authority, authority, identity=layout.spiffe("somebody"))
+    assert "names spiffe://cluster.local/ns/default/sa/somebody, not" in inspection._certificate_problem(POD, found)
+    assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
+
+
+def test_a_certificate_that_expired(tmp_path, authority, monkeypatch):
+    monkeypatch.setattr(certificates, "_LIFE", -dt.timedelta(hours=1))
+    found = seen(tmp_path, authority, authority)
+    assert inspection._certificate_problem(POD, found).startswith("expired at 20")
+    assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
+
+
+def test_no_certificate(tmp_path, authority):
+    assert authority
+    found = certificates.look(tmp_path / "certs", tmp_path / "ca.pem")
+    assert inspection._certificate_problem(POD, found).startswith("cannot be read")
+    assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
