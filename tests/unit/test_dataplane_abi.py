@@ -19,10 +19,11 @@ def test_counters_have_the_names_that_users_see():
 
 def test_layouts_are_those_of_c():
     layouts = abi.layouts()
-    assert {name: layouts[name].size for name in ("config", "end", "wire", "handover", "flow")} == {
+    assert {name: layouts[name].size for name in ("config", "end", "wire", "handshake", "handover", "flow")} == {
         "config": 8,
         "end": 16,
-        "wire": 24,
+        "wire": 16,
+        "handshake": 8,
         "handover": 24,
         "flow": 40,
     }

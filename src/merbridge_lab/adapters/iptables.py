@@ -15,6 +15,7 @@ from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.ruleset import BACKENDS, RuleSet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 #: Tables that iptables-nft makes itself; every other one is native nftables.
@@ -90,6 +91,18 @@ def load(netns: Path, text: str, backend: str) -> None:
 def flush(netns: Path, backend: str, table: str) -> None:
     """Delete every rule of `table`; its chains stay, empty."""
     run(flush_argv(netns, backend, table))
+
+
+def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
+    """Delete every rule and chain of `netns`, whoever made them; the `tables` of the backend `but` stay."""
+    found = snapshot(netns)
+    for backend, text in found.texts.items():
+        present = {line[1:] for line in text.splitlines() if line.startswith("*")}
+        for table in sorted(present - set(tables if backend == but else ())):
+            for option in ("-F", "-X"):
+                run(inside(netns, *_tool(backend), "-t", table, option))
+    for table in found.native:
+        run(inside(netns, "nft", "delete", *table.split()))
 
 
 def save_argv(netns: Path, backend: str, table: str) -> list[str]:

@@ -49,6 +49,20 @@ class Process:
                         found.add(int(inode.strip("[]")))
         return found
 
+    def has_open(self, file: Path) -> bool:
+        """Whether one of its descriptors is `file`, wherever it sees that file."""
+        try:
+            wanted = file.stat()
+            descriptors = list(Path(f"/proc/{self.pid}/fd").iterdir())
+        except OSError:
+            return False
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                found = descriptor.stat()
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
+        return False
+
 
 def look(pid: int) -> Process | None:
     """Give the process `pid`, or None if it is gone or only a zombie of it is left."""

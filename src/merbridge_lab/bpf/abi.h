@@ -85,16 +85,24 @@ struct counters {
     u64 value[32];
 };
 
-// The two addresses of a connection as both its ends see them, the dialling side first.
+// The two addresses of a connection as the dialling side sees them, its own first.
 struct wire {
-    u64 netns; // of the pod when dst_ip4 is in 127/8, which exists once in every pod; else 0
     u32 src_ip4;
     u32 dst_ip4;
     u32 src_port;
     u32 dst_port;
 };
 
-// handover[wire]: what the dialling side tells the accepting side; taken out by the latter.
+// What both ends of a connection, and only they, know when it is made: the first sequence number of either
+// direction. Both are chosen at random, and no NAT changes them, as it may change addresses and ports: where
+// a connection that Istio's rules redirected has left its trace in conntrack, even ours get another source
+// port.
+struct handshake {
+    u32 from_dialling;
+    u32 from_accepting;
+};
+
+// handover[handshake]: what the dialling side tells the accepting side; taken out by the latter.
 struct handover {
     u64 pair;
     u32 orig_ip4;
@@ -124,6 +132,7 @@ struct pair {
     u32 orig_port;
     u32 leg;
     u32 ends; // how many of the two sockets are there
+    struct handshake handshake;
 };
 
 // flows: in the storage of a socket

@@ -38,7 +38,7 @@ BPF_ARRAY(merlab_stamp, struct stamp, 1);
 BPF_HASH(merlab_pods, u64, struct pod, MAX_PODS);
 BPF_HASH(merlab_pod_ips, u32, u64, MAX_PODS);
 BPF_F_TABLE("percpu_hash", u64, struct counters, merlab_counters, MAX_PODS, 0);
-BPF_F_TABLE("hash", struct wire, struct handover, merlab_handover, MAX_PAIRS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", struct handshake, struct handover, merlab_handover, MAX_PAIRS, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", u64, struct pair, merlab_pairs, MAX_PAIRS, BPF_F_NO_PREALLOC);
 BPF_SK_STORAGE(merlab_flows, struct flow);
 

@@ -129,7 +129,7 @@ int merlab_connect4(struct bpf_sock_addr *ctx) {
         return 1;
     if (dial.bind && src_ip4 == 0) {
         // Without this the source would be 127.0.0.1 and the sidecar could not tell who called. Fails on a
-        // socket that has a port already; such a connection is then told apart by its network namespace.
+        // socket that has a port already.
         source.ip4 = own_ip4;
         bpf_bind(ctx, &source, sizeof(source));
     }

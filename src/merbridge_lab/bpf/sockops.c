@@ -3,14 +3,15 @@
 // sockops: brings the two ends of a connection together, and cleans up behind it.
 //
 // On the wire ACTIVE_ESTABLISHED (SYN-ACK received) comes before PASSIVE_ESTABLISHED (its ACK received), so
-// the dialling side leaves a note under the connection's addresses, and the accepting side takes it away.
+// the dialling side leaves a note under the connection's first sequence numbers, and the accepting side takes
+// it away.
 
 #include "common.h"
 
-// Fills `wire` as the dialling side sees it; 0 if this is not an IPv4 connection.
-INLINE int wire_of(struct bpf_sock_ops *ctx, struct wire *wire, u64 netns, int accepted) {
+// Whether this is an IPv4 connection; if so, fills `wire`.
+INLINE int wire_of(struct bpf_sock_ops *ctx, struct wire *wire) {
     u32 family = ctx->family;
-    u32 local_ip4, remote_ip4, local_port, remote_port, word;
+    u32 word;
 
     if (family == AF_INET6) {
         // An IPv6 socket of a pure IPv6 connection shows 127.0.0.6 in remote_ip4 (LOOPBACK4_IPV6): not ours.
@@ -25,19 +26,14 @@ INLINE int wire_of(struct bpf_sock_ops *ctx, struct wire *wire, u64 netns, int a
     } else if (family != AF_INET) {
         return 0;
     }
-    local_ip4 = ctx->local_ip4;
+    wire->src_ip4 = ctx->local_ip4;
     BARRIER;
-    remote_ip4 = ctx->remote_ip4;
+    wire->dst_ip4 = ctx->remote_ip4;
     BARRIER;
-    local_port = ctx->local_port;
+    wire->src_port = ctx->local_port;
     BARRIER;
-    remote_port = bpf_ntohl(ctx->remote_port);
+    wire->dst_port = bpf_ntohl(ctx->remote_port);
     BARRIER;
-    wire->src_ip4 = accepted ? remote_ip4 : local_ip4;
-    wire->dst_ip4 = accepted ? local_ip4 : remote_ip4;
-    wire->src_port = accepted ? remote_port : local_port;
-    wire->dst_port = accepted ? local_port : remote_port;
-    wire->netns = is_loopback(wire->dst_ip4) ? netns : 0;
     return 1;
 }
 
@@ -71,7 +67,7 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
 
     if (!flow || flow->leg == LEG_NONE || flow->side != 0)
         return;
-    if (!wire_of(ctx, &pair.wire, netns, 0))
+    if (!wire_of(ctx, &pair.wire))
         return;
     id = flow->pair;
     // Bytes sent with the SYN went by TCP: what follows must not overtake them.
@@ -84,6 +80,11 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     pair.orig_port = flow->orig_port;
     pair.leg = flow->leg;
     pair.ends = 1;
+    // What is acknowledged, as a SYN may bring data.
+    pair.handshake.from_dialling = ctx->snd_una;
+    BARRIER;
+    pair.handshake.from_accepting = ctx->rcv_nxt;
+    BARRIER;
     handover.pair = id;
     handover.orig_ip4 = flow->orig_ip4;
     handover.orig_port = flow->orig_port;
@@ -91,28 +92,33 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     watch_close(ctx);
     if (merlab_pairs.update(&id, &pair))
         count(netns, COUNTER_MAP_FULL, 1);
-    if (merlab_handover.update(&pair.wire, &handover))
+    if (merlab_handover.update(&pair.handshake, &handover))
         count(netns, COUNTER_MAP_FULL, 1);
     enter(ctx, id, 0, netns);
     SAY("established pair=%llx src=%pI4:%u", id, &pair.wire.src_ip4, pair.wire.src_port);
 }
 
 INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
-    struct wire wire = {};
+    struct handshake handshake = {};
     struct handover *note;
     struct pair *pair;
     struct flow *flow;
     u64 id;
-    u32 leg;
+    u32 leg, ip4, port = ctx->local_port;
 
-    if (!wire_of(ctx, &wire, netns, 1))
-        return;
-    note = merlab_handover.lookup(&wire);
+    BARRIER;
+    ip4 = ctx->local_ip4;
+    BARRIER;
+    handshake.from_dialling = ctx->rcv_nxt;
+    BARRIER;
+    handshake.from_accepting = ctx->snd_una;
+    BARRIER;
+    note = merlab_handover.lookup(&handshake);
     if (!note)
         return;
     flow = merlab_flows.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (!flow) {
-        merlab_handover.delete(&wire);
+        merlab_handover.delete(&handshake);
         count(netns, COUNTER_MAP_FULL, 1);
         return;
     }
@@ -125,7 +131,7 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     flow->orig_port = note->orig_port;
     flow->unread = 0;
     flow->tcp = ctx->data_segs_out != 0;
-    merlab_handover.delete(&wire);
+    merlab_handover.delete(&handshake);
     watch_close(ctx);
     enter(ctx, id, 1, netns);
     pair = merlab_pairs.lookup(&id);
@@ -140,7 +146,7 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     }
     if (leg >= LEG_OUTBOUND && leg <= LEG_INBOUND)
         count(netns, COUNTER_ACCEPTED_OUTBOUND + leg - LEG_OUTBOUND, 1);
-    SAY("accepted pair=%llx at=%pI4:%u", id, &wire.dst_ip4, wire.dst_port);
+    SAY("accepted pair=%llx at=%pI4:%u", id, &ip4, port);
 }
 
 // The socket itself leaves `peers` by the kernel's doing.
@@ -148,7 +154,7 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk) {
     struct flow *flow = merlab_flows.sk_storage_get(sk, 0, 0);
     struct handover *note;
     struct pair *pair;
-    struct wire wire;
+    struct handshake handshake;
     u64 id;
 
     if (!flow || flow->leg == LEG_NONE)
@@ -158,10 +164,10 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk) {
     if (!pair)
         return;
     if (flow->side == 0) {
-        wire = pair->wire;
-        note = merlab_handover.lookup(&wire);
+        handshake = pair->handshake;
+        note = merlab_handover.lookup(&handshake);
         if (note && note->pair == id)
-            merlab_handover.delete(&wire);
+            merlab_handover.delete(&handshake);
     }
     // The other end may have bytes to read yet, so the entry stays for as long as one of them is there.
     pair->sk[flow->side & 1] = 0;

@@ -101,9 +101,9 @@ def _drain(pins: Pins, timeout: float) -> Detached:
             unread = stack.enter_context(opened(pins.prog("unread")))
         except OSError:
             return Detached(0, 0)  # a crash while loading: nothing was attached yet
-        wire = abi.layouts()["wire"].size
+        handshake = abi.layouts()["handshake"].size
         until(
-            lambda: not bpf.keys(handover, wire),
+            lambda: not bpf.keys(handover, handshake),
             timeout=min(timeout, _HANDOVER),
             awaiting="connections that are being set up",
         )

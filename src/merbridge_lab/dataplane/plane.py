@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab.adapters import bpf
 from merbridge_lab.dataplane import abi, inspect
 from merbridge_lab.dataplane.attach import attach
-from merbridge_lab.dataplane.detach import Detached, detach
+from merbridge_lab.dataplane.detach import Detached, detach, unlink
 from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
 from merbridge_lab.dataplane.pods import Pod, address
 from merbridge_lab.errors import LabError
@@ -59,6 +59,12 @@ class Dataplane:
         Those keep the programs loaded until they are closed, and lose nothing. Nothing attached is fine.
         """
         return detach(self._pins, timeout)
+
+    def stand_aside(self) -> None:
+        """Intercept no new connection until the next `attach`; those that are intercepted go on."""
+        for hook in reversed(HOOKS):
+            if hook.program.startswith("connect"):
+                unlink(self._pins.link(hook.name))
 
     def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
         """Name every way in which the attachment is not what it should be; none means healthy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,11 @@ class Interception:
             awaiting="the sidecars' older connections to run out",
         )
 
+    def stand_aside(self) -> None:
+        """Let new connections go by the rules until `ensure` has mended the dataplane; a whole one goes on."""
+        if self.attached and self.problems():
+            self._plane.stand_aside()
+
     def settle(self) -> bool:
         """Let the connections that sidecars keep for later requests run out; say whether all did."""
         return bool(
@@ -97,7 +103,9 @@ class Interception:
         if self._machine.exists:
             self._plane.detach(_DRAIN)
             for name in self._trace.siblings():
-                Instance(self._machine.tracefs, name).remove()
+                # Busy: a `merlab trace` reads it. It sees that the lab is gone, ends, and removes it itself.
+                with contextlib.suppress(OSError):
+                    Instance(self._machine.tracefs, name).remove()
 
     def problems(self) -> list[str]:
         """Say, a sentence each, what is not as `ensure` makes it."""
@@ -135,16 +143,17 @@ class Interception:
         return self.attached and self._plane.debug and self._trace.enabled
 
     def set_debug(self, *, on: bool) -> None:
-        """Switch trace lines on or off; off is fine where nothing is attached."""
+        """Switch trace lines on or off; off is fine where nothing is attached. Raises LabError."""
         if on:
+            self._plane.debug = True
             try:
                 self._trace.enable()
             except OSError as error:
                 raise KernelCannotError("trace events of BPF programs", "5.9", str(error)) from error
+            return
         if self.attached:
-            self._plane.debug = on
-        if not on:
-            self._trace.remove()
+            self._plane.debug = False
+        self._trace.remove()
 
     def debug_commands(self) -> list[str]:
         """Give the commands that switch trace lines on: our buffer first, then the flag."""
@@ -170,21 +179,23 @@ class Interception:
             raise LabError("no eBPF is attached, so there is no trace", hint="merlab up")
         own = Instance(self._machine.tracefs, f"{self._machine.name}-trace-{os.getpid()}")
         was_on = self._plane.debug
-        try:
-            own.enable()
-            self._plane.debug = True
-            with own.following() as take:
-                while True:
-                    interrupts.checkpoint()
-                    for line in take(_LOOK_UP):
-                        event = events.parse(line)
-                        if event is not None:
-                            yield event
-        finally:
-            with interrupts.shielded():
-                if self.attached and not was_on:
-                    self._plane.debug = False
-                own.remove()
+        # Held open, the mount serves for removing the instance even when `merlab down` has taken it away.
+        with own.kept() as remove:
+            try:
+                own.enable()
+                self._plane.debug = True
+                with own.following() as take:
+                    while self.attached:
+                        interrupts.checkpoint()
+                        for line in take(_LOOK_UP):
+                            event = events.parse(line)
+                            if event is not None:
+                                yield event
+            finally:
+                with interrupts.shielded():
+                    if self.attached and not was_on:
+                        self._plane.debug = False
+                    remove()
 
     def drain_trace(self) -> tuple[TraceEvent, ...]:
         """Take the trace's lines out, decoded; lines that are not the dataplane's are left out."""

@@ -205,11 +205,16 @@ class EmbeddedLab:
             raise LabError("no lab is up", hint="merlab up")
 
     def mend(self) -> None:
-        """Clear up what a killed merlab left in the way: twins, outstanding flushes."""
+        """Clear up what is in the way of looking at the lab part by part.
+
+        Twins and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
+        break the requests by which the mesh is judged, long before it is the dataplane's turn.
+        """
         with interrupts.shielded():
             for pod in self._stale_twins():
                 self._remove_twin(pod)
             self.restore()
+            self.dataplane.stand_aside()
 
     def _stale_twins(self) -> list[Pod]:
         sleep = layout.PODS[0]

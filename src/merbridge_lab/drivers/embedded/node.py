@@ -35,9 +35,9 @@ class Node:
         if not netns.is_pinned(self.netns):
             netns.create(self.netns, netns.NEWNET)
         links.set_up(self.netns, NODE_SYSCTLS)
-        rules = services.service_rules()
-        if not services.are_loaded(self.netns, rules, self._backend, tables=("nat",)):
-            iptables.load(self.netns, rules, self._backend)
+        if self._rule_problems():
+            iptables.clear(self.netns, but=self._backend, tables=services.NODES)
+            iptables.load(self.netns, services.service_rules(), self._backend)
 
     def remove(self) -> None:
         """Let the namespace go; nothing there is fine. Raises OSError."""
@@ -48,9 +48,14 @@ class Node:
         if not netns.is_pinned(self.netns):
             return [f"the node's network namespace is not there ({self.netns})"]
         found = [f"in the node's network namespace {each}" for each in links.differences(self.netns, NODE_SYSCTLS)]
-        if not services.are_loaded(self.netns, services.service_rules(), self._backend, tables=("nat",)):
-            found.append(f"the rules for the services' addresses are not in the nat table of {self.netns}")
-        return found
+        return found + self._rule_problems()
+
+    def _rule_problems(self) -> list[str]:
+        if not services.are_loaded(self.netns, services.service_rules(), self._backend, tables=services.NODES):
+            return [f"the rules for the services' addresses are not in the nat table of {self.netns}"]
+        if others := services.others(self.netns, self._backend, tables=services.NODES):
+            return [f"there are other rules in the node than those of the services: {others[0]}"]
+        return []
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make it, once the run directory is there."""

@@ -6,7 +6,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import cgroup, iptables, links, netns, probe, process
+from merbridge_lab.adapters import cgroup, iptables, links, mounts, netns, probe, process
 from merbridge_lab.adapters.files import add_log, has, put
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import by_hand, enter, furniture, inspection, layout, services, sidecar
@@ -51,7 +51,7 @@ class Pod:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ensure_network()
-        restart = sidecar.furnish(self._machine, self.spec, self.folder) if self.spec.sidecar else False
+        restart = self._ensure_sidecar_files() if self.spec.sidecar else False
         self._ensure_files()
         for kind in ("app", "sidecar"):
             (self.cgroup / kind).mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,16 @@ class Pod:
                 self._node.netns, self.spec.veth, self.spec.name, self.netns, self.spec.ip, layout.NODE_ADDRESS
             )
         if self._rule_problems():
+            iptables.clear(self.netns, but=self.spec.backend, tables=services.OURS)
             iptables.load(self.netns, services.pod_rules(), self.spec.backend)
+
+    def _ensure_sidecar_files(self) -> bool:
+        """Write what a sidecar reads and writes to; say whether it must be started anew to know."""
+        while mounts.at(self.access_log) is not None:
+            mounts.umount(self.access_log)
+        changed = sidecar.furnish(self._machine, self.spec, self.folder)
+        running = self._process("sidecar")
+        return changed or (running is not None and not running.has_open(self.access_log))
 
     def _ensure_files(self) -> None:
         changed = furniture.write(self.spec, self.folder)
@@ -226,6 +235,8 @@ class Pod:
         if not self._answers(kind):
             port = layout.HEALTH_PORT if kind == "sidecar" else layout.HTTP_PORT
             return [f"{where} does not answer on port {port} (pid {seen.pid})"]
+        if kind == "sidecar" and not seen.has_open(self.access_log):
+            return [f"the access log of {self.spec.name} is not the one that its sidecar writes ({self.access_log})"]
         return []
 
     def _link_problems(self) -> list[str]:
@@ -243,9 +254,12 @@ class Pod:
     def _rule_problems(self) -> list[str]:
         if not self.spec.rules or self._is_flushed_on_purpose():
             return []
-        if services.are_loaded(self.netns, services.pod_rules(), self.spec.backend):
-            return []
-        return [f"the iptables rules of {self.spec.name} are not Istio's ({self.spec.backend} tables, {self.netns})"]
+        name, backend = self.spec.name, self.spec.backend
+        if not services.are_loaded(self.netns, services.pod_rules(), backend):
+            return [f"the iptables rules of {name} are not Istio's ({backend} tables, {self.netns})"]
+        if others := services.others(self.netns, backend):
+            return [f"there are other rules in {name} than Istio's: {others[0]}"]
+        return []
 
     def _is_flushed_on_purpose(self) -> bool:
         """Whether a save of this pod's rules is outstanding: a file in saved/ of its name, with any extension."""

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from merbridge_lab import ruleset
+from merbridge_lab.adapters import iptables
 from merbridge_lab.adapters.iptables import inside
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import layout
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import jinja2
+
+#: The tables that hold rules of ours, in a pod and in the node.
+OURS = ("nat", "filter")
+NODES = ("nat",)
 
 
 def template(name: str, **values: object) -> str:
@@ -61,7 +66,22 @@ def by_chain(text: str) -> Mapping[tuple[str, str], list[str]]:
     return chains
 
 
-def are_loaded(netns: Path, text: str, backend: str, *, tables: Sequence[str] = ("nat", "filter")) -> bool:
+def others(netns: Path, backend: str, *, tables: Sequence[str] = OURS) -> list[str]:
+    """Name the rules in `netns` that are where none of ours are: in other tables, the other backend, native nftables.
+
+    Raises LabError when they cannot be read.
+    """
+    found = iptables.snapshot(netns)
+    strays = [
+        f"{rule} ({kind})"
+        for kind, text in found.texts.items()
+        for rule in ruleset.parse(text)
+        if kind != backend or rule.table not in tables
+    ]
+    return [*strays, *found.native]
+
+
+def are_loaded(netns: Path, text: str, backend: str, *, tables: Sequence[str] = OURS) -> bool:
     """Whether the rules of `tables` in `netns` are those of `text`, in their order, and no others.
 
     Raises LabError when they cannot be read.

@@ -1,0 +1,114 @@
+"""An embedded lab with real sidecars, in whose pods the tests make sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from pathlib import Path
+
+from dataplane_rig import Agent, until
+
+from merbridge_lab.adapters import bpf, cgroup
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.pins import Pins
+from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+from merbridge_lab.drivers.embedded.pods import Pod
+
+NAME = "merlab-tcp"
+ECHO_VIP, HELLO_VIP = (service.vip for service in sorted(layout.SERVICES, key=lambda each: each.name))
+ECHO = layout.ECHO_PORT
+#: Linux's own: machines tuned for bulk let TCP alone, on each of three legs, buffer a lot more.
+TCP_RMEM = "4096 131072 6291456"
+
+
+class Scene:
+    """The lab; its echo apps stand aside for listeners of ours on the same port."""
+
+    def __init__(self, name: str = NAME) -> None:
+        self.lab = EmbeddedLab(name=name)
+        self.stack = contextlib.ExitStack()
+        self.stack.callback(self.lab.remove, 10.0)
+        self.lab.remove(10.0)  # what a killed session left
+        self.lab.node.ensure()
+        self.lab.mesh.ensure()
+        self.pins = Pins(self.lab.machine.bpffs / name)
+        self.sleep, self.v1, self.v2 = (workload.pod for workload in self.lab.workloads())
+        self.pods = (self.sleep, self.v1, self.v2)
+        for pod in self.pods:
+            sh(pod.netns, "sysctl", "-qw", f"net.ipv4.tcp_rmem={TCP_RMEM}")
+        self.agents: dict[str, Agent] = {}
+        for pod in self.pods:
+            self.enter(pod)
+        for pod in (self.v1, self.v2):
+            self.displace_echo(pod)
+
+    def enter(self, pod: Pod) -> Agent:
+        """Put an agent into a pod that makes sockets as its app would."""
+        agent = Agent(pod.cgroup / "app", str(pod.netns), layout.APP_ID)
+        self.stack.callback(agent.end)
+        self.agents[pod.spec.name] = agent
+        return agent
+
+    def displace_echo(self, pod: Pod) -> None:
+        """Start the app again with its echo on another port: ours is for the tests."""
+        agent = self.agents[pod.spec.name]
+        for pid in cgroup.processes(pod.cgroup / "app"):
+            if pid != agent.pid:
+                subprocess.run(["kill", "-9", str(pid)], check=False)
+        until(lambda: set(cgroup.processes(pod.cgroup / "app")) <= {agent.pid}, "the app is gone")
+        argv = pod._app_argv()
+        subprocess.run(pod._daemon("app", [*argv[:-1], "9001"]), check=True)
+        until(lambda: pod._answers("app"), "the app answers")
+
+    @contextlib.contextmanager
+    def servers(self):
+        """Listen on the echo port of both servers."""
+        with contextlib.ExitStack() as stack:
+            names = (self.v1.spec.name, self.v2.spec.name)
+            yield [stack.enter_context(self.agents[name].listen(ECHO)) for name in names]
+
+    def attach(self) -> None:
+        self.lab.dataplane.ensure()
+
+    def detach(self) -> None:
+        self.lab.dataplane.remove()
+
+    def flushed(self):
+        return self.lab.flushed(self.lab.workloads())
+
+    def connect(self, ip: str = ECHO_VIP, port: int = ECHO, **more) -> socket.socket:
+        return self.agents["sleep"].connect(ip, port, **more)
+
+    def leftovers(self, *names: str) -> dict[str, int]:
+        """How many entries are in the maps that only live connections have entries in."""
+        found = {}
+        for name in names or ("handover", "pairs", "peers"):
+            with self.pins.open_map(name) as fd:
+                found[name] = len(bpf.keys(fd, bpf.map_info(fd).key_size))
+        return {name: number for name, number in found.items() if number}
+
+    def empty(self) -> None:
+        until(lambda: not self.leftovers(), f"no entry is left: {self.leftovers()}", 8)
+
+    def counter(self, pod: str, name: str) -> int:
+        assert name in abi.counter_names()
+        return self.lab.dataplane.counters()[pod][name]
+
+    def close(self) -> None:
+        self.stack.close()
+
+
+def sh(netns: Path, *argv: str, stdin: str | None = None) -> str:
+    full = ["nsenter", f"--net={netns}", *argv]
+    return subprocess.run(full, input=stdin, check=True, capture_output=True, text=True, timeout=20).stdout
+
+
+def mem_pages(netns: Path) -> int:
+    """What TCP holds in buffers on the whole machine, in pages."""
+    for line in sh(netns, "cat", "/proc/net/sockstat").splitlines():
+        if line.startswith("TCP:"):
+            words = line.split()
+            return int(words[words.index("mem") + 1])
+    raise AssertionError("no TCP in sockstat")

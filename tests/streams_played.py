@@ -1,0 +1,301 @@
+"""Streams of bytes over two connected sockets, planned by a seed and checked byte by byte at both ends.
+
+The sockets belong to pods (dataplane_rig.Agent makes them there and hands them over); who calls send() and recv() on
+them makes no difference to the kernel, so one process plays both ends and needs no other channel to compare notes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import select
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+
+#: What is sent, over and over, from a place that depends on the stream. No power of two, so that a piece that is lost,
+#: repeated or exchanged is seen for what it is.
+LENGTH = 1_000_003
+BLOCK = random.Random("merlab").randbytes(LENGTH) * 2  # noqa: S311
+HEADER = struct.Struct("!4sQ")
+
+#: Seconds until a stream that does not move is given up.
+PATIENCE = 40.0
+
+SMALLEST, LARGEST = 1, 20_000_000
+ORDERLY, RESETS, CLOSES = "ends in good order", "resets", "closes with bytes unread"
+MODES = ("block", "waitall", "peek", "poll")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One connection: how much goes each way (index 0 from the client, 1 from the server), and how it ends."""
+
+    seed: int
+    sizes: tuple[int, int]
+    ending: str = ORDERLY
+    who: int = 0  # of the two ends it
+    breaks_at: float = 1.0  # of what that end has to send
+    modes: tuple[str, str] = ("block", "block")  # in which the two ends read
+    paused: tuple[float, float] = (0.0, 0.0)  # how likely a pause is before a send or recv of an end
+    waits: int | None = None  # this end half-closes only when the other one has
+
+    @classmethod
+    def of(cls, seed: int, largest: int = LARGEST) -> Plan:
+        rng = random.Random(seed)  # noqa: S311
+
+        def size() -> int:
+            return min(largest, round(SMALLEST * (largest / SMALLEST) ** rng.random()))
+
+        ending = rng.choices((ORDERLY, RESETS, CLOSES), (6, 2, 1))[0]
+        return cls(
+            seed=seed,
+            sizes=(size(), size()),
+            ending=ending,
+            who=rng.randrange(2),
+            breaks_at=rng.random(),
+            modes=(rng.choice(MODES), rng.choice(MODES)),
+            paused=(rng.choice((0, 0, 0.02, 0.2)), rng.choice((0, 0, 0.02, 0.2))),
+            waits=rng.choice((None, 0, 1)),
+        )
+
+
+@dataclass
+class End:
+    """What one end of a stream saw."""
+
+    sent: int = 0
+    got: int = 0
+    wrong: str = ""
+    end: str = ""  # of what came in: "eof", "reset", or what else
+    failed: str = ""  # what stopped the sending
+    early: int = 0  # blocking calls that said "try again"
+    short: int = 0  # MSG_WAITALL that came back with less
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+def _is_reset(failed: OSError) -> bool:
+    return failed.errno in (errno.ECONNRESET, errno.EPIPE)
+
+
+class _Side:
+    """One end at work."""
+
+    def __init__(self, plan: Plan, side: int, sock: socket.socket) -> None:
+        self.plan, self.side, self.sock = plan, side, sock
+        self.seen = End()
+        self.stop = threading.Event()
+        self.breaks = plan.ending != ORDERLY and plan.who == side
+        self.mode = "poll" if self.breaks else plan.modes[side]
+        whole = struct.pack("=qq", int(PATIENCE), 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, whole)
+
+    def _offset(self, sender: int) -> int:
+        return (self.plan.seed * 7919 + sender * 104_729) % LENGTH
+
+    def _pause(self, rng: random.Random) -> None:
+        if rng.random() < self.plan.paused[self.side]:
+            time.sleep(rng.random() * 0.02)  # part of the plan: nothing is awaited
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def send(self, other: _Side) -> None:
+        rng = random.Random(self.plan.seed * 2 + self.side)  # noqa: S311
+        size = self.plan.sizes[self.side]
+        if self.breaks:
+            size = int(size * self.plan.breaks_at)
+        start, view = self._offset(self.side), memoryview(BLOCK)
+        try:
+            while self.seen.sent < size:
+                self._pause(rng)
+                want = min(rng.choice((1, 100, 4096, 70_000, 500_000)), size - self.seen.sent)
+                at = (start + self.seen.sent) % LENGTH
+                self.seen.sent += self._push(view[at : at + want])
+            if not self.breaks:
+                if self.plan.waits == self.side:
+                    self.seen.done.wait(PATIENCE)
+                self.sock.shutdown(socket.SHUT_WR)
+        except OSError as failed:
+            self.seen.failed = "reset" if _is_reset(failed) else str(failed)
+            if self.plan.ending == ORDERLY:
+                other.stop.set()
+        if self.breaks:
+            self._break()
+
+    def _push(self, piece: memoryview) -> int:
+        begun = time.monotonic()
+        while True:
+            try:
+                return self.sock.send(piece)
+            except BlockingIOError:
+                if time.monotonic() - begun > PATIENCE - 1:
+                    raise TimeoutError("nobody takes what is sent") from None
+                self.seen.early += 1
+
+    def _break(self) -> None:
+        # The last descriptor must go for the connection to end, and nobody may be at work on it then.
+        self.stop.set()
+        self.seen.done.wait(PATIENCE)
+        if self.plan.ending == RESETS:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+        self.sock.close()
+
+    # -- receiving ---------------------------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        rng = random.Random(self.plan.seed * 2 + self.side + 1_000_000)  # noqa: S311
+        start = self._offset(1 - self.side)
+        try:
+            while not self.stop.is_set():
+                self._pause(rng)
+                data = self._pull(rng.choice((1, 100, 4096, 70_000, 500_000)))
+                if data is None:
+                    continue
+                if not data:
+                    self.seen.end = "eof"
+                    return
+                at = (start + self.seen.got) % LENGTH
+                if memoryview(BLOCK)[at : at + len(data)] != data:
+                    self._tell(data, start)
+                    return
+                self.seen.got += len(data)
+        except OSError as failed:
+            self.seen.end = "reset" if _is_reset(failed) else str(failed)
+        finally:
+            self.seen.done.set()
+
+    def _tell(self, data: bytes, start: int) -> None:
+        probe = data[:16]
+        found = (BLOCK.find(probe) - start) % LENGTH if probe in BLOCK else None
+        self.seen.wrong = f"at byte {self.seen.got} what belongs at {found} (modulo {LENGTH}), {len(data)} bytes"
+        self.seen.end = "wrong"
+
+    def _pull(self, want: int) -> bytes | None:
+        """Some bytes; none at the end; None to ask again."""
+        begun = time.monotonic()
+        try:
+            if self.mode == "poll":
+                if not select.select([self.sock], [], [], 0.1)[0]:
+                    return None
+                return self.sock.recv(want, socket.MSG_DONTWAIT)
+            if self.mode == "waitall":
+                data = self.sock.recv(want, socket.MSG_WAITALL)
+                self.seen.short += len(data) < want
+                return data
+            if self.mode == "peek":
+                ahead = self.sock.recv(want, socket.MSG_PEEK)
+                data = self.sock.recv(len(ahead)) if ahead else b""
+                if data != ahead[: len(data)]:
+                    self.seen.wrong = f"at byte {self.seen.got} something else than what was peeked"
+                return data
+            return self.sock.recv(want)
+        except BlockingIOError:
+            if self.mode != "poll":
+                if time.monotonic() - begun > PATIENCE - 1:
+                    raise TimeoutError("nothing comes any more") from None
+                self.seen.early += 1
+            return None
+
+
+def play(plan: Plan, client: socket.socket, server: socket.socket) -> tuple[End, End]:
+    """Carry a plan out over a connection and give what its two ends saw; both sockets are closed."""
+    sides = (_Side(plan, 0, client), _Side(plan, 1, server))
+    jobs = [
+        threading.Thread(target=sides[0].send, args=(sides[1],)),
+        threading.Thread(target=sides[1].send, args=(sides[0],)),
+        *(threading.Thread(target=side.receive) for side in sides),
+    ]
+    try:
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+    finally:
+        for side in sides:
+            side.stop.set()
+        for job in jobs:
+            if job.is_alive():
+                job.join()
+        client.close(), server.close()
+    return sides[0].seen, sides[1].seen
+
+
+def verdict(plan: Plan, client: End, server: End) -> list[str]:
+    """Say what went wrong with a stream; nothing if it did as TCP would."""
+    ends, found = (client, server), []
+    for side, name in enumerate(("client", "server")):
+        seen, other = ends[side], ends[1 - side]
+        if seen.wrong:
+            found.append(f"the {name} got {seen.wrong}")
+        if seen.got > other.sent:
+            found.append(f"the {name} got {seen.got} of {other.sent} bytes sent")
+        if plan.ending == ORDERLY:
+            if (seen.sent, seen.failed) != (plan.sizes[side], ""):
+                found.append(f"the {name} could send only {seen.sent} of {plan.sizes[side]} bytes: {seen.failed}")
+            if (seen.got, seen.end) != (plan.sizes[1 - side], "eof"):
+                found.append(f"the {name} got {seen.got} of {plan.sizes[1 - side]} bytes, then {seen.end!r}")
+        elif plan.who != side and seen.end not in ("eof", "reset"):
+            found.append(f"the {name} was not told that the other end {plan.ending}: {seen.end!r}, {seen.failed!r}")
+    return [f"{plan}: {each}" for each in found]
+
+
+class Meeting:
+    """Brings clients together with the connections that servers accept, by a number that the client sends first."""
+
+    def __init__(self, listeners: list[socket.socket]) -> None:
+        self._listeners = listeners
+        self._met: dict[int, socket.socket] = {}
+        self._news = threading.Condition()
+        self._ended, self._end = os.pipe()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        poll = select.poll()
+        by_fd = {each.fileno(): each for each in self._listeners}
+        for fd in (*by_fd, self._ended):
+            poll.register(fd, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._ended:
+                    return
+                with contextlib.suppress(OSError):
+                    sock, _ = by_fd[fd].accept()
+                    threading.Thread(target=self._greet, args=(sock,), daemon=True).start()
+
+    def _greet(self, sock: socket.socket) -> None:
+        sock.settimeout(PATIENCE)
+        head = b""
+        try:
+            while len(head) < HEADER.size and (more := sock.recv(HEADER.size - len(head))):
+                head += more
+        except OSError:
+            pass
+        if len(head) < HEADER.size or not head.startswith(b"MERL"):
+            sock.close()
+            return
+        sock.settimeout(None)
+        with self._news:
+            self._met[HEADER.unpack(head)[1]] = sock
+            self._news.notify_all()
+
+    def server_of(self, number: int, client: socket.socket) -> socket.socket:
+        """Introduce `client` and give the other end. Raises TimeoutError."""
+        client.sendall(HEADER.pack(b"MERL", number))
+        client.settimeout(None)
+        with self._news:
+            if not self._news.wait_for(lambda: number in self._met, PATIENCE):
+                raise TimeoutError(f"stream {number} was accepted by nobody")
+            return self._met.pop(number)
+
+    def close(self) -> None:
+        os.write(self._end, b"x")
+        self._threads[0].join()
+        os.close(self._end), os.close(self._ended)
+        for sock in self._met.values():
+            sock.close()
