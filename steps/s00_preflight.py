@@ -10,6 +10,7 @@ from merbridge_lab.checks import machine
 
 
 def act(lab: Lab) -> None:
+    lab.require_able()
     for shown in lab.inventory():
         lab.show(shown.command, shown.output)
 

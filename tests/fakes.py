@@ -435,6 +435,10 @@ class FakeLab:
     def requirements(self) -> list[Requirement]:
         return [Requirement("kernel.version", "pass", "6.18.44", ">= 5.15"), *self.unable]
 
+    def require_able(self) -> None:
+        for lacking in self.unable:
+            raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
+
     def inventory(self) -> list[Shown]:
         programs = "7: cgroup_sock_addr  name merlab_connect4\n" if self.dataplane.attached else ""
         return [Shown("bpftool prog", f"1: cgroup_device  name sd_devices\n{programs}")]

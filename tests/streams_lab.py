@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dataplane_rig import Agent, until
 
@@ -14,7 +13,12 @@ from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.lab import EmbeddedLab
-from merbridge_lab.drivers.embedded.pods import Pod
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from merbridge_lab.drivers.embedded.pods import Pod
 
 NAME = "merlab-tcp"
 ECHO_VIP, HELLO_VIP = (service.vip for service in sorted(layout.SERVICES, key=lambda each: each.name))

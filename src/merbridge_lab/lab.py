@@ -192,6 +192,9 @@ class Lab(Protocol):
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
 
+    def require_able(self) -> None:
+        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+
     def inventory(self) -> list[Shown]:
         """Show the eBPF that is in the kernel now: maps, programs, cgroup attachments."""
 

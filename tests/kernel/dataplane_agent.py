@@ -80,6 +80,29 @@ def sidecar(port: int) -> None:
     threading.Thread(target=loop, daemon=True).start()
 
 
+def datagrams(request: dict) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if request.get("at"):
+        sock.bind(tuple(request["at"]))
+    if request.get("to"):
+        sock.connect(tuple(request["to"]))
+    return sock
+
+
+def ask_original_dst(kind: str) -> object:
+    family = socket.AF_INET6 if kind == "v6" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as sock:
+        if kind == "listener":
+            sock.bind(("127.0.0.1", 0))
+            sock.listen(1)
+        if kind == "udp":
+            sock.connect(("127.0.0.1", 9))
+        try:
+            return original_dst(sock)
+        except OSError as failed:
+            return failed.errno
+
+
 def handle(request: dict) -> tuple[object, socket.socket | None]:
     op = request["op"]
     if op == "log":
@@ -88,7 +111,15 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:
         sidecar(15001)
         sidecar(15006)
         return True, None
+    if op == "udp":
+        return True, datagrams(request)
+    if op == "original_dst":
+        return ask_original_dst(request["kind"]), None
     sock = socket.socket(socket.AF_INET6 if request.get("v6") else socket.AF_INET)
+    if op == "begin":
+        sock.setblocking(False)
+        sock.connect_ex(tuple(request["to"]))
+        return True, sock
     if op == "listen":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if request.get("rcvbuf"):
@@ -96,6 +127,8 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:
         sock.bind(tuple(request["at"]))
         sock.listen(128)
         return True, sock
+    if request.get("reuse"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if request.get("bind"):
         sock.bind(tuple(request["bind"]))
     sock.settimeout(5)

@@ -26,21 +26,21 @@ def do_nothing(program, name="nothing"):
     return held(nothing(PROGRAMS[program], EXPECTED.get(program, -1), name=name))
 
 
-@lie("link {hook} removed", "link {hook} is not pinned", {"hook": list(HOOK)}, quick={"connect4"})
+@lie("link {hook} removed", "link {hook} is not pinned", {"hook": list(HOOK)}, quick=False)
 def _(scene, hook):
     """The pin of the link {hook} is deleted, and with it the link."""
     pins(scene).link(hook).unlink()
     yield
 
 
-@lie("link sk_lookup of one server removed", "link sk_lookup of helloworld-v1 is not pinned")
+@lie("link sk_lookup of one server removed", "link sk_lookup of helloworld-v1 is not pinned", quick=False)
 def _(scene):
     """The pin of helloworld-v1's sk_lookup link is deleted, and with it the link."""
     pins(scene).lookup_link("helloworld-v1").unlink()
     yield
 
 
-@lie("link {hook} detached", "{hook} is attached to nothing", {"hook": ["connect4", "sockops"]})
+@lie("link {hook} detached", "{hook} is attached to nothing", {"hook": ["connect4", "sockops"]}, quick=False)
 def _(scene, hook):
     """The link {hook} is taken from the cgroup; its pin stays."""
     with opened(pins(scene).link(hook)) as link:
@@ -64,7 +64,12 @@ def _(scene):
     yield
 
 
-@lie("program {program} unpinned", "program {program} is not pinned", {"program": ["connect4", "sk_msg", "unread"]})
+@lie(
+    "program {program} unpinned",
+    "program {program} is not pinned",
+    {"program": ["connect4", "sk_msg", "unread"]},
+    quick=False,
+)
 def _(scene, program):
     """The pin of the program {program} is deleted."""
     pins(scene).prog(program).unlink()
@@ -115,7 +120,7 @@ def _(scene):
             yield
 
 
-@lie("pod map without {name}", "pod {name} is not in the pod map", {"name": ["sleep", "helloworld-v2"]})
+@lie("pod map without {name}", "pod {name} is not in the pod map", {"name": ["sleep", "helloworld-v2"]}, quick=False)
 def _(scene, name):
     """The entry of {name} is deleted from the pod map."""
     with pins(scene).open_map("pods") as pods:
@@ -123,7 +128,7 @@ def _(scene, name):
     yield
 
 
-@lie("a server's address leads nowhere", r"the address 10\.244\.0\.11 does not lead to pod helloworld-v1")
+@lie("a server's address leads nowhere", r"the address 10\.244\.0\.11 does not lead to pod helloworld-v1", quick=False)
 def _(scene):
     """helloworld-v1's address is deleted from pod_ips: its sidecar is dialled by no one."""
     with pins(scene).open_map("pod_ips") as ips:
@@ -145,7 +150,7 @@ def _(scene):
         bpf.delete(listeners, u64(netns_cookie(target.netns)))
 
 
-@lie("no listener registered", r"no 15006 listener registered for helloworld-v2")
+@lie("no listener registered", r"no 15006 listener registered for helloworld-v2", quick=False)
 def _(scene):
     """helloworld-v2's entry is deleted from `listeners`."""
     with pins(scene).open_map("listeners") as listeners:
@@ -162,7 +167,7 @@ def _(scene):
     yield
 
 
-@lie("redirect switched off", "redirect is switched off")
+@lie("redirect switched off", "redirect is switched off", quick=False)
 def _(scene):
     """The switch in `config` is set to 0."""
     pins(scene).configure(redirect=0)
@@ -188,7 +193,7 @@ def _(scene):
     yield
 
 
-@lie("map {name} unpinned", "map {name} is not pinned", {"name": ["peers", "flows"]})
+@lie("map {name} unpinned", "map {name} is not pinned", {"name": ["peers", "flows"]}, quick=False)
 def _(scene, name):
     """The pin of the map {name} is deleted."""
     pins(scene).map(name).unlink()

@@ -73,14 +73,14 @@ def configured(target, change):
         restart(target)
 
 
-@lie("sidecar of {name} killed", "the sidecar of {name} is not running", BOTH)
+@lie("sidecar of {name} killed", "the sidecar of {name} is not running", BOTH, quick=False)
 def _(scene, name):
     """The Envoy of {name} is killed."""
     end(pod(scene, name))
     yield
 
 
-@lie("sidecar of {name} stopped", "the sidecar of {name} is stopped", BOTH)
+@lie("sidecar of {name} stopped", "the sidecar of {name} is stopped", BOTH, quick=False)
 def _(scene, name):
     """The Envoy of {name} is stopped by SIGSTOP: its port accepts, and nobody answers."""
     os.kill(pod(scene, name).sidecar_pid, signal.SIGSTOP)
@@ -326,7 +326,7 @@ def _(scene):
     end(target, "app")
 
 
-@lie("one of two servers down", "the app of helloworld-v2 is not running")
+@lie("one of two servers down", "the app of helloworld-v2 is not running", quick=False)
 def _(scene):
     """helloworld-v2's app is killed; retries hide it from the client."""
     end(pod(scene, "helloworld-v2"), "app")
@@ -340,7 +340,11 @@ def _(scene):
     yield
 
 
-@lie("sleep in another pod's namespace", "the app of sleep has been replaced: .* in another network namespace")
+@lie(
+    "sleep in another pod's namespace",
+    "the app of sleep has been replaced: .* in another network namespace",
+    quick=False,
+)
 def _(scene):
     """The process in sleep's cgroup runs in helloworld-v1's network namespace."""
     sleep, other = pod(scene, "sleep"), pod(scene, "helloworld-v1")

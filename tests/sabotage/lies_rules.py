@@ -41,14 +41,19 @@ def rule(where, *words, backend="nft"):
     run(iptables.inside(where, *iptables._tool(backend), "-w", *words))
 
 
-@lie("rules of {name} flushed behind merlab's back", "the iptables rules of {name} are not Istio's", BOTH)
+@lie("rules of {name} flushed behind merlab's back", "the iptables rules of {name} are not Istio's", BOTH, quick=False)
 def _(scene, name):
     """The nat table of {name} is flushed, not by merlab."""
     iptables.flush(pod(scene, name).netns, "nft", "nat")
     yield
 
 
-@lie("rules of {name} in the other backend too", "there are other rules in {name} than Istio's: .*legacy", BOTH)
+@lie(
+    "rules of {name} in the other backend too",
+    "there are other rules in {name} than Istio's: .*legacy",
+    BOTH,
+    quick=False,
+)
 def _(scene, name):
     """Istio's rules are loaded into the legacy tables of {name} as well, where flushing nft leaves them."""
     where = pod(scene, name).netns
@@ -58,7 +63,7 @@ def _(scene, name):
     rule(where, "-t", "nat", "-X", backend="legacy")
 
 
-@lie("native nftables in {name}", "there are other rules in {name} than Istio's: table inet detour", BOTH)
+@lie("native nftables in {name}", "there are other rules in {name} than Istio's: table inet detour", BOTH, quick=False)
 def _(scene, name):
     """A native nftables table of {name} redirects to the sidecar, so that flushing iptables changes nothing."""
     where = pod(scene, name).netns

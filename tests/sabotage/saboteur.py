@@ -69,7 +69,8 @@ class Scene(Silent):
 class Sabotage:
     """`cause` is a regular expression that the cause must match; `sabotage` takes a Scene.
 
-    `steps` are the steps to run where it is not `verify` that is lied to. The `quick` ones are those of `make test`.
+    `steps` are the steps to run where it is not `verify` that is lied to. The `quick` ones are those of `make test`;
+    left out of these are those that tests/kernel/test_walkthrough_broken.py has, and more of the same.
     """
 
     name: str

@@ -22,7 +22,7 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280}
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 1, 2, 3, 4
 _OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _TEST_RUN = 6, 7, 8, 10
 _INFO, _PROG_QUERY = 15, 16
-_LINK_CREATE, _ENABLE_STATS, _LINK_DETACH = 28, 32, 34
+_LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS, _LINK_DETACH = 28, 29, 32, 34
 #: What has ids: (command for the next id, command for a descriptor).
 _IDS = {"prog": (11, 13), "map": (12, 14), "link": (31, 30)}
 
@@ -240,6 +240,11 @@ def per_cpu(fd: int, key: bytes, size: int) -> list[bytes] | None:
 def link_create(prog: int, target: int, attach_type: int) -> int:
     """Attach a program to a cgroup or network namespace; it stays so while the descriptor given, or a pin, exists."""
     return _bpf(_LINK_CREATE, struct.pack("=IIII", prog, target, attach_type, 0), "attach by a link")[0]
+
+
+def link_update(link: int, program: int) -> None:
+    """Let a link run another program of the same type from now on; no event falls in between."""
+    _bpf(_LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "update a link")
 
 
 def link_detach(fd: int) -> None:

@@ -12,6 +12,8 @@ struct dial {
     u32 ip4;
     u32 port;
     u32 bind; // the source must become the pod's own address
+    u32 src_ip4;
+    u32 src_port; // 0 unless the caller chose one
 };
 
 #define DIALLED_AGAIN (1ULL << 63) // no cookie has this bit
@@ -32,7 +34,16 @@ INLINE int has_listener(u64 netns) {
     return 1;
 }
 
-INLINE void decide(struct dial *dial, u32 own_ip4, u32 src_ip4) {
+// Where the sidecar listens for its application. One source port may be used for several destinations at the
+// same time, and must not be for one: who chose it dials another address of the loopback for each, which are
+// all the sidecar's.
+INLINE u32 door(struct dial *dial) {
+    u32 hash = (dial->ip4 ^ dial->port << 7) * 2654435761u;
+
+    return dial->src_port ? bpf_htonl(0x7f800000 | hash >> 9) : LOOPBACK4;
+}
+
+INLINE void decide(struct dial *dial, u32 own_ip4) {
     u32 ip4 = dial->ip4;
     u64 *server;
 
@@ -42,13 +53,13 @@ INLINE void decide(struct dial *dial, u32 own_ip4, u32 src_ip4) {
         if (is_loopback(ip4) || ip4 == 0 || ip4 == own_ip4)
             return;
         dial->leg = LEG_OUTBOUND;
-        dial->ip4 = LOOPBACK4;
+        dial->ip4 = door(dial);
         dial->port = PORT_OUTBOUND;
         dial->bind = 1;
         return;
     }
     if (ip4 == own_ip4) {
-        if (src_ip4 == INBOUND4) {
+        if (dial->src_ip4 == INBOUND4) {
             dial->leg = LEG_INBOUND;
         } else if (dial->port != PORT_HBONE) {
             // A sidecar calling its own pod. To 127.0.0.1, because Istio's rule for this case leaves that
@@ -71,8 +82,7 @@ INLINE void decide(struct dial *dial, u32 own_ip4, u32 src_ip4) {
 }
 
 // Decides, counts and remembers. Gives the leg.
-INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial *dial, u32 *own_ip4,
-                     u32 src_ip4) {
+INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial *dial, u32 *own_ip4) {
     u64 netns = bpf_get_netns_cookie(ctx);
     struct pod *pod = merlab_pods.lookup(&netns);
     struct flow *flow;
@@ -82,7 +92,7 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
     if (!pod)
         return LEG_NONE;
     *own_ip4 = pod->ip4;
-    decide(dial, pod->ip4, src_ip4);
+    decide(dial, pod->ip4);
     if (dial->leg == LEG_NONE) {
         count(netns, COUNTER_UNTOUCHED_CONNECTS, 1);
         // The same socket may have been dialled before, and disconnected.
@@ -116,18 +126,20 @@ int merlab_connect4(struct bpf_sock_addr *ctx) {
     struct bpf_sock *sk = ctx->sk;
     struct dial dial = {};
     struct sockaddr4 source = {.family = AF_INET};
-    u32 src_ip4, own_ip4 = 0;
+    u32 own_ip4 = 0;
 
     if (!sk || ctx->protocol != IPPROTO_TCP)
         return 1;
-    src_ip4 = sk->src_ip4;
+    dial.src_ip4 = sk->src_ip4;
+    BARRIER;
+    dial.src_port = sk->src_port;
     BARRIER;
     dial.ip4 = ctx->user_ip4;
     BARRIER;
     dial.port = bpf_ntohs(ctx->user_port);
-    if (intercept(ctx, sk, &dial, &own_ip4, src_ip4) == LEG_NONE)
+    if (intercept(ctx, sk, &dial, &own_ip4) == LEG_NONE)
         return 1;
-    if (dial.bind && src_ip4 == 0) {
+    if (dial.bind && dial.src_ip4 == 0) {
         // Without this the source would be 127.0.0.1 and the sidecar could not tell who called. Fails on a
         // socket that has a port already.
         source.ip4 = own_ip4;
@@ -144,12 +156,14 @@ int merlab_connect6(struct bpf_sock_addr *ctx) {
     struct bpf_sock *sk = ctx->sk;
     struct dial dial = {};
     struct sockaddr6 source = {.family = AF_INET6};
-    u32 src_ip4, own_ip4 = 0;
+    u32 own_ip4 = 0;
     u32 word0, word1, word2;
 
     if (!sk || ctx->protocol != IPPROTO_TCP)
         return 1;
-    src_ip4 = sk->src_ip4;
+    dial.src_ip4 = sk->src_ip4;
+    BARRIER;
+    dial.src_port = sk->src_port;
     BARRIER;
     word0 = ctx->user_ip6[0];
     BARRIER;
@@ -162,9 +176,9 @@ int merlab_connect6(struct bpf_sock_addr *ctx) {
     dial.ip4 = ctx->user_ip6[3];
     BARRIER;
     dial.port = bpf_ntohs(ctx->user_port);
-    if (intercept(ctx, sk, &dial, &own_ip4, src_ip4) == LEG_NONE)
+    if (intercept(ctx, sk, &dial, &own_ip4) == LEG_NONE)
         return 1;
-    if (dial.bind && src_ip4 == 0) {
+    if (dial.bind && dial.src_ip4 == 0) {
         source.ip6[2] = MAPPED;
         source.ip6[3] = own_ip4;
         bpf_bind(ctx, &source, sizeof(source));

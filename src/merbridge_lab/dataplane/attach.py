@@ -5,46 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
-from merbridge_lab.dataplane import abi, inspect
-from merbridge_lab.dataplane.detach import detach, unlink
+from merbridge_lab.dataplane import abi, inspect, trace_event, upgrade
+from merbridge_lab.dataplane.detach import detach
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
-from merbridge_lab.dataplane.pods import Pod, inbound_listener, netns_cookie
+from merbridge_lab.dataplane.pods import inbound_listener, netns_cookie
+from merbridge_lab.dataplane.upgrade import unlink
 from merbridge_lab.errors import KernelCannotError, LabError
-from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from merbridge_lab.dataplane.pods import Pod
 
 #: How long live connections of an older dataplane get to read what is on its way to them, in seconds.
 _REPLACE = 3.0
-
-#: How late the kernel may switch the trace event on, in seconds; seen: about one millisecond.
-_EVENT_LATE = 0.03
-_EVENT = Path("events/bpf_trace/bpf_trace_printk/enable")
-
-
-@contextlib.contextmanager
-def _trace_event_kept(tracefs: Path | None) -> Iterator[None]:
-    """Put the machine's trace event back as it was: loading a program that can print switches it on."""
-    enable = tracefs / _EVENT if tracefs else None
-    before = enable.read_text().strip() if enable and enable.exists() else None
-    try:
-        yield
-    finally:
-        if enable and before == "0":
-            _switch_off(enable)
-
-
-def _switch_off(enable: Path) -> None:
-    """Switch the event off, and see that it stays so: newer kernels switch it on from a work queue, a little later."""
-    for _ in range(5):
-        enable.write_text("0")
-        if not until(lambda: enable.read_text().strip() != "0", timeout=_EVENT_LATE, awaiting="the trace event"):
-            return
 
 
 def load(pins: Pins, tracefs: Path | None) -> None:
@@ -53,7 +31,7 @@ def load(pins: Pins, tracefs: Path | None) -> None:
 
     for folder in ("links/sk_lookup", "maps", "progs"):
         (pins.root / folder).mkdir(parents=True, exist_ok=True)
-    with _trace_event_kept(tracefs):
+    with trace_event.kept(pins, tracefs):
         loaded = compiler.load()
         try:
             for name in PROGRAMS:
@@ -108,6 +86,8 @@ def _link(program: int, target: Path, attach_type: int, pin: Path, what: str) ->
 
 def _hooks(pins: Pins, cgroup: Path, hooks: Sequence[Hook]) -> None:
     for hook in hooks:
+        if hook.name.startswith("connect"):
+            upgrade.inherit(pins.link(hook.name), upgrade.old(pins).link(hook.name), pins.prog(hook.program))
         if inspect.hook_problem(pins, hook, cgroup) is None:
             continue
         unlink(pins.link(hook.name))
@@ -137,9 +117,10 @@ def _listener(pins: Pins, pod: Pod, cookie: int) -> None:
 
 
 def _steer(pins: Pins, pod: Pod) -> None:
+    pin = pins.lookup_link(pod.name)
+    upgrade.inherit(pin, upgrade.old(pins).lookup_link(pod.name), pins.prog("lookup"))
     if inspect.lookup_problem(pins, pod) is None:
         return
-    pin = pins.lookup_link(pod.name)
     unlink(pin)
     with opened(pins.prog("lookup")) as program:
         _link(program, pod.netns, bpf.SK_LOOKUP, pin, f"sk_lookup of {pod.name}")
@@ -161,13 +142,32 @@ def _dismiss(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
         for name in ("listeners", "pods", "counters"):
             with pins.open_map(name) as table, contextlib.suppress(OSError):
                 bpf.delete(table, u64(cookie))
+        _forget_pairs(pins, cookie)
+
+
+def _forget_pairs(pins: Pins, cookie: int) -> None:
+    """Forget the connections of a pod that went, or is not served any more: what they still send goes by TCP.
+
+    Where the pod is gone, its sockets may take minutes to end, as nobody acknowledges their last bytes.
+    """
+    layout = abi.layouts()["pair"]
+    with pins.open_map("pairs") as pairs, pins.open_map("handover") as handover:
+        for key in bpf.keys(pairs, 8):
+            raw = bpf.lookup(pairs, key, layout.size)
+            pair = layout.unpack(raw) if raw else None
+            if pair and cookie in pair["netns"]:
+                bpf.delete(pairs, key)
+                bpf.delete(handover, abi.layouts()["handshake"].pack(**pair["handshake"]))
 
 
 def attach(pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod]) -> None:
     """Bring about that exactly `pods` are served, below `cgroup`; see Dataplane.attach."""
     cookies = {pod.name: netns_cookie(pod.netns) for pod in pods}
+    trace_event.put_back(pins, tracefs)
     try:
-        if inspect.objects_problems(pins):
+        if upgrade.is_due(pins):
+            upgrade.begin(pins, lambda coming: load(coming, tracefs))
+        elif inspect.objects_problems(pins):
             detach(pins, _REPLACE)
             load(pins, tracefs)
         with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:
@@ -182,6 +182,7 @@ def attach(pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod]) 
             _listener(pins, pod, cookies[pod.name])
             _steer(pins, pod)
         _hooks(pins, cgroup, [hook for hook in HOOKS if hook not in early])
+        upgrade.finish(pins)
     except OSError as failed:
         raise LabError(
             f"the dataplane cannot be attached to {cgroup}: {failed.strerror or failed}", hint="merlab down"

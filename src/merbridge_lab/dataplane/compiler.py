@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merbridge_lab.adapters import bccpath, bpf
+from merbridge_lab.adapters import bccpath, bpf, kernel
 from merbridge_lab.dataplane import abi, btf, headers
 from merbridge_lab.dataplane.pins import MAPS
 from merbridge_lab.errors import KernelCannotError, LabError
@@ -109,7 +109,9 @@ def load() -> Loaded:
         flags.append("-DPSOCK_CHARGES_RMEM=1")
     bcc: Any = bccpath.load()
     lines: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="merlab-") as tree:
+    # On a file system that is mounted nowhere: a directory in /tmp would stay behind when we are killed.
+    with kernel.detached_mount("tmpfs") as mounted:
+        tree = f"/proc/self/fd/{mounted}"
         headers.write(Path(tree))
         try:
             with _environment("BCC_KERNEL_SOURCE", tree), _caught_stderr() as lines:

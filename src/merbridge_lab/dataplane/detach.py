@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
-from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane import abi, upgrade
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PROGRAMS, Pins, opened, u64
+from merbridge_lab.dataplane.upgrade import unlink
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ class Detached:
 
     drained: int
     left: int
-
-
-def unlink(pin: Path) -> None:
-    """Take a link from its target and remove its pin; nothing there is fine."""
-    with contextlib.suppress(OSError), opened(pin) as link:
-        bpf.link_detach(link)
-    pin.unlink(missing_ok=True)
 
 
 class _Drain:
@@ -132,6 +126,8 @@ def detach(pins: Pins, timeout: float) -> Detached:
         pins.map(name).unlink(missing_ok=True)
     for name in PROGRAMS:
         pins.prog(name).unlink(missing_ok=True)
+    for rest in ("old", "next"):  # of an upgrade that did not come to its end
+        upgrade.clear(Pins(pins.root / rest))
     for folder in ("links/sk_lookup", "links", "maps", "progs"):
         _remove_folder(pins.root / folder)
     with contextlib.suppress(OSError):  # the mount point itself, or not empty

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf
-from merbridge_lab.dataplane import abi, inspect
+from merbridge_lab.dataplane import abi, inspect, orphans, trace_event
 from merbridge_lab.dataplane.attach import attach
-from merbridge_lab.dataplane.detach import Detached, detach, unlink
+from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
 from merbridge_lab.dataplane.pods import Pod, address
 from merbridge_lab.errors import LabError
@@ -58,13 +58,20 @@ class Dataplane:
 
         Those keep the programs loaded until they are closed, and lose nothing. Nothing attached is fine.
         """
+        trace_event.put_back(self._pins, self._tracefs)
         return detach(self._pins, timeout)
 
-    def stand_aside(self) -> None:
-        """Intercept no new connection until the next `attach`; those that are intercepted go on."""
-        for hook in reversed(HOOKS):
+    def stand_aside(self, cgroup: Path, pods: Sequence[Pod]) -> None:
+        """Intercept no new connection until the next `attach`, if anything is wrong; what is intercepted goes on.
+
+        A whole dataplane of another version goes on: `attach` takes over from it without a gap.
+        """
+        if self._pins.stamp() not in (None, abi.stamp()) or not self.problems(cgroup, pods):
+            return
+        for hook in HOOKS:
             if hook.program.startswith("connect"):
-                unlink(self._pins.link(hook.name))
+                self._pins.link(hook.name).unlink(missing_ok=True)
+        orphans.detach(self._pins, cgroup, pods)
 
     def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
         """Name every way in which the attachment is not what it should be; none means healthy."""

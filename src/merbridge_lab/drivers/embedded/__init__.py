@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.drivers.embedded import layout
@@ -44,6 +45,13 @@ class EmbeddedDriver:
             raise LabError(
                 "the embedded lab makes namespaces and loads programs into the kernel: that takes root",
                 hint=f"sudo {shlex.join(sys.argv)}",
+            )
+        from merbridge_lab.requirements import host
+
+        privileges = host.privileges(Path("/"))
+        if privileges.verdict == "fail":
+            raise LabError(
+                f"the embedded lab needs {privileges.needed}; found {privileges.found}", hint=privileges.hint
             )
 
     def requirements(self) -> list[Requirement]:

@@ -55,8 +55,7 @@ class Interception:
 
     def stand_aside(self) -> None:
         """Let new connections go by the rules until `ensure` has mended the dataplane; a whole one goes on."""
-        if self.attached and self.problems():
-            self._plane.stand_aside()
+        self._plane.stand_aside(self._machine.mesh_cgroup, self._pods())
 
     def settle(self) -> bool:
         """Let the connections that sidecars keep for later requests run out; say whether all did."""

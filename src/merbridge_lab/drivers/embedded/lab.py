@@ -18,6 +18,7 @@ from merbridge_lab.drivers.embedded.parts import MeshPart, NodePart
 from merbridge_lab.drivers.embedded.pods import Mesh, Pod
 from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Shown, Twins
 
 if TYPE_CHECKING:
@@ -170,6 +171,12 @@ class EmbeddedLab:
         from merbridge_lab import requirements
 
         return requirements.embedded(backend=self._backend)
+
+    def require_able(self) -> None:
+        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        for lacking in self.requirements():
+            if lacking.verdict == Verdict.FAIL.value:
+                raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
 
     def inventory(self) -> list[Shown]:
         """Show maps, programs and cgroup attachments; nothing where bpftool is not installed."""

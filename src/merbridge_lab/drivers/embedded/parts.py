@@ -76,7 +76,11 @@ class MeshPart:
             for workload in self._workloads()
             if workload.rules.outstanding
         ]
-        return flushed + self._mesh.problems()
+        return flushed + self.broken()
+
+    def broken(self) -> list[str]:
+        """Say what is not as `ensure` makes it, what is flushed on purpose left out."""
+        return self._mesh.problems()
 
     def readings(self) -> tuple[Reading, ...]:
         """Name the processes."""

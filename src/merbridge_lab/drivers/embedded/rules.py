@@ -53,10 +53,16 @@ class PodRules:
         """Save the rules, for a person to look at and to put back; while they are flushed, as they were.
 
         A copy of a flushed table would be worse than none: the command that we show for putting it back reads it.
-        Raises OSError.
+        Raises LabError when it cannot be written.
         """
         saved = self._read()
-        self.copied_at.write_text(saved.text if saved else iptables.save(self._netns, self._backend, "nat"))
+        try:
+            self.copied_at.write_text(saved.text if saved else iptables.save(self._netns, self._backend, "nat"))
+        except OSError as error:
+            raise LabError(
+                f"the rules of {self._name} cannot be copied to {self.copied_at}: {error.strerror}; nothing was flushed",
+                hint=f"df {self.copied_at.parent}",
+            ) from error
 
     @property
     def outstanding(self) -> bool:

@@ -37,7 +37,7 @@ def describe(lab: EmbeddedLab) -> dict[str, Any]:
         },
         "path": _path(described, attached=attached) if up else [],
         "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
-        "problems": [*lab.node.problems(), *lab.mesh.problems(), *lab.dataplane.problems()] if up else [],
+        "problems": [*lab.node.problems(), *lab.mesh.broken(), *lab.dataplane.problems()] if up else [],
     }
 
 

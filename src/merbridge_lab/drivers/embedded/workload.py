@@ -24,6 +24,7 @@ class EmbeddedWorkload:
 
     def __init__(self, machine: Machine, pod: Pod, *, keep: bool = False) -> None:
         self.pod = pod
+        self._lab = machine.name
         self.name = pod.spec.name
         self.url = f"http://{pod.spec.ip}:{layout.HTTP_PORT}/hello"
         self.access_log = pod.access_log
@@ -55,7 +56,8 @@ class EmbeddedWorkload:
         """Give the walkthrough's request, as one types it here."""
         url = HELLO.removeprefix("http://")
         if self.pod.spec.mesh:
-            return f"merlab exec {self.name} -- curl -s {url}"
+            named = "" if self._lab == layout.NAME else f"MERLAB_NAME={self._lab} "
+            return f"{named}merlab exec {self.name} -- curl -s {url}"
         return pasteable(self.app_argv(["curl", "-s", url]))
 
     def enter_commands(self) -> list[str]:

@@ -1,0 +1,645 @@
+"""What a connection must not notice of the dataplane, through real sidecars; the reference is the lab without it.
+
+Where upstream Merbridge fails (facts/dataplane.md), and the test by which ours does not:
+
+1. "not in mesh" cached for ever: TestSidecars.test_one_that_starts_late_is_served_at_once
+2. no flow control: test_streams.py::test_a_receiver_that_does_not_read_blocks_its_sender
+3. sidecar bypassed with the rules flushed: TestSidecars.test_none_is_bypassed_while_it_is_down,
+   test_dataplane_traffic.py::test_client_outside_the_mesh_is_steered
+4. calls to oneself: test_calls_to_oneself_are_as_by_the_rules
+5. half-closed connections lost: TestOutside.test_half_closed_connections_are_whole
+6. map entries never deleted: every test here and in test_streams.py ends with empty maps
+7. attached for every process of the node: test_dataplane_traffic.py::test_a_twin_is_not_served
+8. offsets hard-coded: test_dataplane_abi.py::test_offsets_are_those_of_this_kernel
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import uuid
+
+import pytest
+from dataplane_rig import Agent, until
+from streams_lab import ECHO, ECHO_VIP, HELLO_VIP, Scene, sh
+from streams_played import Meeting, Plan, play, verdict
+
+from merbridge_lab import dataplane
+from merbridge_lab.adapters import bpf, cgroup, tcp
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.pins import u64
+from merbridge_lab.dataplane.pods import netns_cookie
+from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.drivers.embedded.pods import Pod
+from merbridge_lab.errors import LabError
+
+pytestmark = pytest.mark.kernel
+
+READY = 15.0
+NODE = layout.NODE_ADDRESS
+EXTERNAL = "203.0.113.9"
+
+
+@pytest.fixture(scope="module")
+def whole():
+    scene = Scene()
+    try:
+        scene.node = Agent(None, str(scene.lab._node.netns))
+        scene.stack.callback(scene.node.end)
+        scene.node.sh("ip", "address", "add", f"{EXTERNAL}/32", "dev", "lo")
+        yield scene
+    finally:
+        scene.close()
+
+
+@pytest.fixture
+def scene(whole):
+    whole.attach()
+    assert whole.lab.dataplane.problems() == []
+    yield whole
+    if whole.lab.dataplane.attached:
+        whole.empty()
+
+
+@pytest.fixture(params=["rules present", "rules flushed"])
+def rules(request, scene):
+    with contextlib.ExitStack() as stack:
+        if request.param == "rules flushed":
+            stack.enter_context(scene.flushed())
+        yield request.param
+
+
+def accept(listeners) -> socket.socket:
+    ready, _, _ = select.select(listeners, [], [], 10)
+    assert ready, "nobody came"
+    sock = ready[0].accept()[0]
+    sock.settimeout(10)
+    return sock
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (part := sock.recv(size - len(data))):
+        data += part
+    return data
+
+
+def exchange(client: socket.socket, server: socket.socket, size: int = 100_000) -> None:
+    """Both ways, more than one socket buffer's worth at a time."""
+    for one, other in ((client, server), (server, client)):
+        message = os.urandom(size)
+        sender = threading.Thread(target=one.sendall, args=(message,))
+        sender.start()
+        assert receive(other, size) == message
+        sender.join()
+
+
+def conversation(scene: Scene, listeners, ip: str = ECHO_VIP, port: int = ECHO, **more):
+    client = scene.connect(ip, port, **more)
+    client.sendall(b"?")
+    server = accept(listeners)
+    assert server.recv(1) == b"?"
+    return client, server
+
+
+def grown(scene: Scene, before) -> dict[str, dict[str, int]]:
+    after = scene.lab.dataplane.counters()
+    return {pod: {n: v - before[pod][n] for n, v in after[pod].items() if v != before[pod][n]} for pod in after}
+
+
+class Chatter:
+    """Two ends that talk all the time, until told to stop; neither may see anything else than what was said."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.ends = (client, server)
+        self.turns = 0
+        self._stop = threading.Event()
+        self._wrong: list[str] = []
+        self._thread = threading.Thread(target=self._talk)
+        self._thread.start()
+
+    def _talk(self) -> None:
+        try:
+            while not self._stop.is_set():
+                exchange(*self.ends, size=20_000)
+                self.turns += 1
+        except (OSError, AssertionError) as failed:
+            self._wrong.append(f"after {self.turns} turns: {failed!r}")
+
+    def moves(self) -> None:
+        """Wait until something was said that was begun after now."""
+        now = self.turns
+        until(lambda: self._wrong or self.turns >= now + 2, "they go on talking", 20)
+        assert self._wrong == []
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        for sock in self.ends:
+            sock.close()
+        assert self._wrong == []
+
+
+# -- open connections -----------------------------------------------------------------------------------------------------
+
+
+def test_open_connections_live_through_attach_flush_restore_and_detach(whole):
+    """None is reset, not a byte is lost: of those that were there before, and of those made at each stage."""
+    whole.detach()
+    with whole.servers() as listeners, contextlib.ExitStack() as stack:
+        talks: list[Chatter] = []
+
+        def one_more() -> None:
+            talks.append(Chatter(*conversation(whole, listeners)))
+            stack.callback(talks[-1].end)
+
+        def all_go_on() -> None:
+            for talk in talks:
+                talk.moves()
+
+        one_more()
+        for _ in range(2):
+            whole.attach()
+            all_go_on()
+            one_more()
+            with whole.flushed():
+                all_go_on()
+                one_more()
+                all_go_on()
+            all_go_on()
+            one_more()
+            whole.detach()
+            all_go_on()
+        whole.attach()
+        all_go_on()
+
+
+class Old:
+    """A dataplane with other layouts and another name of its version."""
+
+    def __init__(self, monkeypatch, folder) -> None:
+        self._monkeypatch = monkeypatch
+        shutil.copytree(abi.BPF, folder)
+        header = (folder / "abi.h").read_text()
+        more = header.replace("struct handover {\n", "struct handover {\n    u64 more;\n")
+        more = more.replace("struct flow {\n", "struct flow {\n    u64 more;\n")
+        assert more != header
+        (folder / "abi.h").write_text(more)
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def in_place(self):
+        with self._monkeypatch.context() as patch:
+            patch.setattr(abi, "BPF", self._folder)
+            self._forget()
+            yield
+        self._forget()
+
+    @staticmethod
+    def _forget() -> None:
+        for cached in (abi.constants, abi.counter_names, abi.legs, abi.layouts, abi.source, abi.stamp):
+            cached.cache_clear()
+
+
+def test_another_version_is_taken_over_without_losing_a_request(scene, rules, monkeypatch, tmp_path):
+    old = Old(monkeypatch, tmp_path / "bpf")
+    scene.detach()
+    with old.in_place():
+        scene.attach()
+        before = scene.pins.stamp()
+    assert scene.pins.stamp() == before != abi.stamp()
+    assert scene.lab.dataplane.problems()[0].startswith(f"made by merlab {before}")
+    with scene.servers() as listeners, contextlib.closing(Meeting(listeners)) as meeting:
+        client = scene.connect()
+        live = Chatter(client, meeting.server_of(10**9, client))
+        failures, served, stop = [], [], threading.Event()
+
+        def ask() -> None:
+            number = 0
+            while not stop.is_set():
+                plan = Plan(number, (3000, 3000))
+                try:
+                    client = scene.connect()
+                    failures.extend(verdict(plan, *play(plan, client, meeting.server_of(number, client))))
+                except (OSError, AssertionError, TimeoutError) as failed:
+                    failures.append(f"request {number}: {failed!r}")
+                served.append(number)
+                number += 1
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            until(lambda: len(served) > 5, "requests are served by the old version")
+            live.moves()
+            scene.lab.dataplane._plane.attach(scene.lab.machine.mesh_cgroup, scene.lab.dataplane._pods())
+            now = len(served)
+            until(lambda: len(served) > now + 5, "and by the new one")
+            live.moves()
+        finally:
+            stop.set()
+            asking.join()
+            live.end()
+        assert failures == [], f"of {len(served)} requests"
+        assert scene.pins.stamp() == abi.stamp()
+        assert scene.lab.dataplane.problems() == []
+        assert not (scene.pins.root / "old").exists()
+        assert rules
+        assert scene.counter("sleep", "outbound_connects") >= 5
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_other_one_at_work(scene, monkeypatch, tmp_path):
+    old = Old(monkeypatch, tmp_path / "bpf")
+    scene.detach()
+    with old.in_place():
+        scene.attach()
+        (abi.BPF / "sk_msg.c").write_text("int merlab_sk_msg(struct sk_msg_md *msg) { return undefined; }\n")
+        abi.source.cache_clear(), abi.stamp.cache_clear()
+        with pytest.raises(LabError, match="BCC could not"):
+            scene.attach()
+    with scene.servers() as listeners:
+        client, server = conversation(scene, listeners)
+        assert server.getpeername()[0] == "127.0.0.6"
+        client.close(), server.close()
+    assert not (scene.pins.root / "next").exists()
+
+
+# -- sidecars and pods that come and go -----------------------------------------------------------------------------------
+
+
+def plain(scene: Scene, pod: Pod, port: int) -> str:
+    """How a client outside the mesh, without mutual TLS, fares: "refused", "closed" by a sidecar, or what it is told."""
+    answer, sock = scene.node.dial(pod.spec.ip, port)
+    if sock is None:
+        return "refused" if answer == errno.ECONNREFUSED else os.strerror(answer)
+    with sock, contextlib.suppress(ConnectionResetError):
+        sock.sendall(b"GET /hello HTTP/1.0\r\n\r\n")
+        if data := sock.recv(1000):
+            return data.decode()
+    return "closed"
+
+
+class TestSidecars:
+    def down(self, pod: Pod) -> None:
+        cgroup.clear(pod.cgroup / "sidecar", timeout=5)
+        # A process leaves its cgroup before the last of its threads has closed its files.
+        ports = (layout.INBOUND_PORT, layout.OUTBOUND_PORT)
+        until(lambda: not [each for each in tcp.listening(pod.netns) if each.port in ports], "its listeners are gone")
+
+    def up(self, scene: Scene, pod: Pod) -> None:
+        subprocess.run(pod._daemons()["sidecar"], check=True)
+        until(lambda: pod._answers("sidecar"), "the sidecar is ready", READY)
+        assert scene.lab.dataplane.problems() == [], "seen by sockops, without another attach"
+
+    def test_none_is_bypassed_while_it_is_down(self, scene, rules):
+        assert plain(scene, scene.v1, layout.HTTP_PORT) == "closed"
+        self.down(scene.v1)
+        try:
+            assert plain(scene, scene.v1, layout.HTTP_PORT) == "refused", rules
+        finally:
+            self.up(scene, scene.v1)
+        assert plain(scene, scene.v1, layout.HTTP_PORT) == "closed"
+
+    def test_one_that_starts_late_is_served_at_once(self, scene, rules):
+        """The application dials, in vain, before there is any sidecar; nothing of that may stick."""
+        self.down(scene.sleep)
+        self.down(scene.v1)
+        try:
+            for _ in range(3):
+                assert scene.agents["sleep"].dial(ECHO_VIP, ECHO) == (errno.ECONNREFUSED, None), rules
+        finally:
+            self.up(scene, scene.v1)
+            self.up(scene, scene.sleep)
+        seen = set()
+        with scene.servers() as listeners:
+            while len(seen) < 2:
+                before = scene.lab.dataplane.counters()
+                client, server = conversation(scene, listeners)
+                exchange(client, server, 1000)
+                seen.add(server.getsockname()[0])
+                assert grown(scene, before)["sleep"]["mesh_redirected_bytes"] > 1000
+                client.close(), server.close()
+
+    def test_one_that_is_killed_ends_its_connections_and_comes_back(self, scene, rules):
+        with scene.servers() as listeners:
+            client, server = conversation(scene, listeners)
+            client.settimeout(10)
+            pod = scene.v1 if server.getsockname()[0] == scene.v1.spec.ip else scene.v2
+            os.kill(pod.sidecar_pid, signal.SIGKILL)
+            for sock in (client, server):
+                with contextlib.suppress(ConnectionResetError):
+                    assert sock.recv(1) == b"", rules
+                sock.close()
+            self.down(pod)
+            self.up(scene, pod)
+            for _ in range(4):
+                for sock in conversation(scene, listeners):
+                    sock.close()
+
+    def test_one_that_closes_its_listener_and_opens_it_again(self, scene, rules):
+        port = abi.constants()["PORT_ADMIN"]
+        sh(scene.v2.netns, "curl", "-sS", "-X", "POST", f"127.0.0.1:{port}/drain_listeners?inboundonly")
+        until(lambda: any("no 15006" in wrong for wrong in scene.lab.dataplane.problems()), "its listener is closed")
+        assert plain(scene, scene.v2, layout.HTTP_PORT) == "refused", rules
+        self.down(scene.v2)
+        self.up(scene, scene.v2)
+        assert plain(scene, scene.v2, layout.HTTP_PORT) == "closed"
+
+
+def entries(scene: Scene, cookie: int) -> list[str]:
+    """The maps in which something stands for a network namespace."""
+    found = []
+    for name in ("pods", "counters", "listeners"):
+        with scene.pins.open_map(name) as fd:
+            found += [name] if u64(cookie) in bpf.keys(fd, 8) else []
+    with scene.pins.open_map("pod_ips") as fd:
+        found += ["pod_ips"] if u64(cookie) in [bpf.lookup(fd, key, 8) for key in bpf.keys(fd, 4)] else []
+    layout_of = abi.layouts()["pair"]
+    with scene.pins.open_map("pairs") as fd:
+        raw = [bpf.lookup(fd, key, layout_of.size) for key in bpf.keys(fd, 8)]
+        found += ["pairs" for each in raw if each and cookie in layout_of.unpack(each)["netns"]]
+    return found
+
+
+def test_a_pod_made_anew_with_the_same_address(scene):
+    pod, old = scene.v1, netns_cookie(scene.v1.netns)
+    assert set(entries(scene, old)) >= {"pods", "counters", "listeners", "pod_ips"}
+    with scene.servers() as listeners:
+        live = [conversation(scene, listeners) for _ in range(4)]  # two of them with the pod that goes
+        pod.remove()
+        scene.agents[pod.spec.name].end()
+        pod.ensure()
+        pod.wait_ready(READY)
+    scene.enter(pod)
+    scene.displace_echo(pod)
+    new = netns_cookie(pod.netns)
+    assert new != old
+    with scene.servers() as listeners:
+        # Not known to the dataplane yet: it is dialled as by the rules, which it has.
+        seen = set()
+        while len(seen) < 2:
+            client, server = conversation(scene, listeners)
+            exchange(client, server, 1000)
+            seen.add(server.getsockname()[0])
+            client.close(), server.close()
+        scene.lab.dataplane._plane.attach(scene.lab.machine.mesh_cgroup, scene.lab.dataplane._pods())
+        assert entries(scene, old) == []
+        assert scene.lab.dataplane.problems() == []
+        before = scene.lab.dataplane.counters()
+        for _ in range(2):
+            client, server = conversation(scene, listeners)
+            client.close(), server.close()
+        assert grown(scene, before)[pod.spec.name]["accepted_mesh"] == 1
+        for pair in live:
+            for sock in pair:
+                sock.close()
+        # Their other ends are gone without a word; sleep's sidecar would wait for them for minutes.
+        cgroup.clear(scene.sleep.cgroup / "sidecar", timeout=5)
+        subprocess.run(scene.sleep._daemons()["sidecar"], check=True)
+        until(lambda: scene.sleep._answers("sidecar"), "the sidecar is ready", READY)
+
+
+# -- where it goes ----------------------------------------------------------------------------------------------------------
+
+
+def curl(pod: Pod, url: str, *more: str) -> str:
+    argv = pod.argv_as_app(["curl", "-sS", "-i", "--max-time", "10", *more, url])
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=20).stdout
+
+
+def calls_to_oneself(scene: Scene) -> dict[str, object]:
+    """What the application of v1 and its sidecar's log tell of calls to itself."""
+    told: dict[str, object] = {}
+    own = scene.v1.spec.ip
+    for how, ip in (("by service", HELLO_VIP), ("by pod address", own), ("by loopback", "127.0.0.1")):
+        for _ in range(40):
+            nonce = str(uuid.uuid4())
+            answer = curl(scene.v1, f"http://{ip}:{layout.HTTP_PORT}/hello", "-H", f"x-request-id: {nonce}")
+            if "instance: helloworld-v1" in answer:
+                break
+        peer = re.search(r"x-peer: (\S+)", answer)[1]
+        told[how] = (peer, len(logged(scene.v1, nonce, 2 if how == "by service" else 0)))
+    return told
+
+
+def logged(pod: Pod, nonce: str, expected: int) -> list[str]:
+    def lines() -> list[str]:
+        return [line for line in pod.access_log.read_text().splitlines() if nonce in line]
+
+    until(lambda: len(lines()) >= expected, f"{expected} lines of {nonce} in the log")
+    return lines()
+
+
+def test_calls_to_oneself_are_as_by_the_rules(scene):
+    scene.detach()
+    reference = calls_to_oneself(scene)
+    assert reference == {
+        "by service": ("127.0.0.6", 2),  # out by its own sidecar, and in by it
+        "by pod address": (scene.v1.spec.ip, 0),
+        "by loopback": ("127.0.0.1", 0),
+    }
+    scene.attach()
+    assert calls_to_oneself(scene) == reference
+    with scene.flushed():
+        assert calls_to_oneself(scene) == reference
+
+
+@pytest.fixture(scope="module")
+def permissive(whole):
+    """A pod of the mesh that lets plain text in, so that a client outside can talk to its application."""
+    spec = layout.twin(layout.PODS[1], 5, name="permissive", mesh=True, permissive=True)
+    pod = Pod(whole.lab.machine, whole.lab._node, spec)
+    try:
+        pod.ensure()
+        pod.wait_ready(READY)
+        whole.enter(pod)
+        whole.displace_echo(pod)
+        yield pod
+    finally:
+        whole.agents.pop(spec.name).end()
+        pod.remove()
+
+
+class TestOutside:
+    @pytest.fixture
+    def served(self, scene, permissive):
+        """The pod is known to the dataplane as well."""
+        more = dataplane.Pod(permissive.spec.name, permissive.spec.ip, permissive.netns, permissive.sidecar_pid)
+        scene.lab.dataplane._plane.attach(scene.lab.machine.mesh_cgroup, [*scene.lab.dataplane._pods(), more])
+        yield permissive
+        scene.empty()
+        scene.attach()
+
+    def test_half_closed_connections_are_whole(self, scene, served, rules):
+        before = scene.lab.dataplane.counters()
+        with scene.agents["permissive"].listen(ECHO) as listener:
+            for number in range(30):
+                client = scene.node.connect(served.spec.ip, ECHO)
+                request = os.urandom(20_000)
+                client.sendall(request)
+                client.shutdown(socket.SHUT_WR)
+                server = accept([listener])
+                assert server.getpeername()[0] == "127.0.0.6"
+                assert receive(server, 30_000) == request, f"then the end; {number}"
+                server.sendall(request[::-1])
+                server.close()
+                assert receive(client, 30_000) == request[::-1]
+                client.close()
+        moved = grown(scene, before)["permissive"]
+        assert moved.get("sk_lookup_assigned", 0) == (30 if rules == "rules flushed" else 0)
+        assert moved["inbound_redirected_bytes"] >= 30 * 20_000
+
+
+def test_destinations_outside_the_mesh(scene, rules):
+    """The node (headless: by its address), and an external address: by the sidecar's PassthroughCluster."""
+    for ip in (NODE, EXTERNAL):
+        with scene.node.listen(7000) as listener:
+            client, server = conversation(scene, [listener], ip, 7000)
+            with client, server:
+                assert server.getpeername()[0] == scene.sleep.spec.ip
+                assert client.getpeername() == (ip, 7000)
+                exchange(client, server)
+                client.shutdown(socket.SHUT_WR)
+                assert server.recv(1) == b""
+                server.sendall(b"after the end of the other direction")
+                server.close()
+                assert receive(client, 100).startswith(b"after")
+    assert rules
+
+
+def classes(scene: Scene) -> dict[str, str]:
+    """How connections end that nobody takes."""
+    found = {}
+    places = {
+        "closed port of a pod": (scene.v1.spec.ip, 5999),
+        "port of a sidecar that nobody has": (scene.v1.spec.ip, 15008),
+        "closed port outside": (NODE, 7001),
+        "closed port of oneself": (scene.sleep.spec.ip, 5999),
+        "loopback": ("127.0.0.1", 5999),
+    }
+    for name, (ip, port) in places.items():
+        answer, sock = scene.agents["sleep"].dial(ip, port)
+        if sock is None:
+            found[name] = errno.errorcode[answer]
+            continue
+        with sock:
+            try:
+                sock.sendall(b"anybody?")
+                found[name] = "closed" if sock.recv(1) == b"" else "answered"
+            except (ConnectionResetError, BrokenPipeError):
+                found[name] = "closed"
+    return found
+
+
+def test_connections_that_nobody_takes_fail_as_by_the_rules(scene):
+    scene.detach()
+    reference = classes(scene)
+    scene.attach()
+    assert classes(scene) == reference
+    with scene.flushed():
+        assert classes(scene) == reference
+
+
+def test_clients_that_speak_v4_mapped_ipv6(scene, rules):
+    with scene.servers() as listeners:
+        client, server = conversation(scene, listeners, f"::ffff:{ECHO_VIP}", ECHO, v6=True)
+        with client, server:
+            assert client.getpeername()[:2] == (f"::ffff:{ECHO_VIP}", ECHO), rules
+            exchange(client, server)
+    with scene.agents[scene.v1.spec.name].listen(6000, at="::1", v6=True) as listener:
+        before = scene.lab.dataplane.counters()
+        client = scene.agents[scene.v1.spec.name].connect("::1", 6000, v6=True)
+        server = accept([listener])
+        exchange(client, server)
+        client.close(), server.close()
+        assert grown(scene, before) == {pod.spec.name: {} for pod in scene.pods}, "native IPv6 is none of ours"
+
+
+def test_clients_that_choose_their_port(scene, rules):
+    """Also one port for two destinations at the same time, which TCP allows."""
+    with scene.servers() as listeners, scene.node.listen(7000) as elsewhere:
+        one = conversation(scene, listeners, bind=["0.0.0.0", 45999], reuse=True)
+        assert one[0].getsockname()[1] == 45999
+        two = conversation(scene, [elsewhere], NODE, 7000, bind=["0.0.0.0", 45999], reuse=True)
+        assert two[0].getsockname()[1] == 45999, rules
+        for pair in (one, two):
+            exchange(*pair)
+        for sock in (*one, *two):
+            sock.close()
+
+
+def test_udp_is_untouched(scene, rules):
+    before = scene.lab.dataplane.counters()
+    server = scene.node.ask(op="udp", at=[NODE, 7000])[1]
+    for kind in ({}, {"to": [NODE, 7000]}):
+        client = scene.agents["sleep"].ask(op="udp", **kind)[1]
+        client.send(b"datagram") if kind else client.sendto(b"datagram", (NODE, 7000))
+        data, peer = server.recvfrom(100)
+        assert (data, peer[0]) == (b"datagram", scene.sleep.spec.ip), rules
+        client.close()
+    server.close()
+    assert grown(scene, before) == {pod.spec.name: {} for pod in scene.pods}
+
+
+def original_dst(agent: Agent, **request) -> object:
+    return agent.ask(op="original_dst", **request)[0]
+
+
+def test_so_original_dst_of_sockets_that_are_not_ours(scene):
+    """Asked by the user of a sidecar: of a listener, of UDP, of a socket that is not connected."""
+    agent = Agent(scene.sleep.cgroup / "sidecar", str(scene.sleep.netns), layout.SIDECAR_ID)
+    try:
+        kinds = ("listener", "udp", "fresh", "v6")
+        told = {}
+        for state in ("attached", "detached"):
+            scene.attach() if state == "attached" else scene.detach()
+            told[state] = [original_dst(agent, kind=kind) for kind in kinds]
+        assert told["attached"] == told["detached"]
+    finally:
+        agent.end()
+
+
+def test_what_is_sent_before_the_handshake_is_over_is_not_overtaken(scene):
+    """send() on a socket that is still connecting gives its bytes to TCP when it is; what follows must wait."""
+    drop = ["INPUT", "-p", "tcp", "--dport", "15001", "--syn", "-j", "DROP"]
+    with scene.servers() as listeners:
+        sh(scene.sleep.netns, "iptables-nft", "-I", *drop)
+        try:
+            client = scene.agents["sleep"].ask(op="begin", to=[ECHO_VIP, ECHO])[1]
+            client.setblocking(True)
+            early, late = os.urandom(30_000), os.urandom(30_000)
+            begun = threading.Event()
+
+            def send() -> None:
+                begun.set()
+                client.sendall(early)
+                for at in range(0, len(late), 1000):
+                    client.sendall(late[at : at + 1000])
+
+            before = scene.counter("sleep", "passed_on_tcp")
+            sender = threading.Thread(target=send)
+            sender.start()
+            begun.wait(5)
+            # Asleep in the send() that was begun before the handshake.
+            until(lambda: asleep(sender.native_id), "send() waits for the handshake")
+        finally:
+            sh(scene.sleep.netns, "iptables-nft", "-D", *drop)
+        sender.join(10)
+        server = accept(listeners)
+        assert receive(server, 60_000) == early + late
+        assert scene.counter("sleep", "passed_on_tcp") > before
+        client.close(), server.close()
+
+
+def asleep(thread: int) -> bool:
+    """Whether a thread of ours is inside sendto(2): the only thing it does, so it sleeps there."""
+    with open(f"/proc/self/task/{thread}/syscall") as file:  # noqa: PTH123
+        return file.read().split()[0] in ("44", "206")  # x86_64, aarch64
