@@ -19,6 +19,7 @@ from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane
 from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import HELLO, Shown
 
 if TYPE_CHECKING:
@@ -183,6 +184,12 @@ class KindLab:
         from merbridge_lab.requirements import engine
 
         return engine.kind(kubernetes=self._settings.kubernetes, misfit=self._settings.misfit())
+
+    def require_able(self) -> None:
+        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        for lacking in self.requirements():
+            if lacking.verdict == Verdict.FAIL.value:
+                raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
 
     def inventory(self) -> list[Shown]:
         """Show the eBPF in this machine's kernel, which is the node's too; nothing where that cannot be seen."""
