@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
+    from merbridge_lab import dataplane
     from merbridge_lab.drivers.embedded.pods import Pod
 
 NAME = "merlab-tcp"
@@ -75,6 +76,11 @@ class Scene:
 
     def attach(self) -> None:
         self.lab.dataplane.ensure()
+
+    def attach_now(self, *more: dataplane.Pod) -> None:
+        """Without waiting for older connections to run out."""
+        pods = [*self.lab.dataplane._pods(), *more]
+        self.lab.dataplane._plane.attach(self.lab.machine.mesh_cgroup, pods)
 
     def detach(self) -> None:
         self.lab.dataplane.remove()

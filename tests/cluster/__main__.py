@@ -1,4 +1,4 @@
-"""The test cluster: `python -m tests.cluster COMMAND`, or make's test-cluster, up-kind, down-kind.
+"""The test cluster: `python -m tests.cluster COMMAND`, or make test-cluster.
 
 build         build what is missing
 env           how to talk to the cluster: lines for a shell's eval

@@ -1,6 +1,6 @@
 """What a connection must not notice of the dataplane, through real sidecars; the reference is the lab without it.
 
-Where upstream Merbridge fails (facts/dataplane.md), and the test by which ours does not:
+Where upstream Merbridge was seen to fail, and the test by which ours does not:
 
 1. "not in mesh" cached for ever: TestSidecars.test_one_that_starts_late_is_served_at_once
 2. no flow control: test_streams.py::test_a_receiver_that_does_not_read_blocks_its_sender
@@ -10,7 +10,14 @@ Where upstream Merbridge fails (facts/dataplane.md), and the test by which ours 
 5. half-closed connections lost: TestOutside.test_half_closed_connections_are_whole
 6. map entries never deleted: every test here and in test_streams.py ends with empty maps
 7. attached for every process of the node: test_dataplane_traffic.py::test_a_twin_is_not_served
-8. offsets hard-coded: test_dataplane_abi.py::test_offsets_are_those_of_this_kernel
+8. offsets hard-coded: test_dataplane_abi.py::test_btf_members
+
+Where the kernel (Linux 6.18) leaves no choice, for a socket whose bytes are redirected:
+- a blocking recv() may say EAGAIN while another thread writes to the socket and waits for room;
+- MSG_WAITALL may come back with less; splice(2) from it finds nothing (below, as an expected failure);
+- close() with redirected bytes unread sends a FIN, not a reset: the other end learns it when it writes on.
+And Envoy, by the rules as well: it cuts some connections that both ends half-close at once, and one in three that the
+client half-closes before the sidecar has reached the application.
 """
 
 from __future__ import annotations
@@ -23,15 +30,12 @@ import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import threading
 import uuid
 
 import pytest
 from dataplane_rig import Agent, until
-from streams_lab import ECHO, ECHO_VIP, HELLO_VIP, Scene, sh
-from streams_played import Meeting, Plan, play, verdict
 
 from merbridge_lab import dataplane
 from merbridge_lab.adapters import bpf, cgroup, tcp
@@ -40,7 +44,10 @@ from merbridge_lab.dataplane.pins import u64
 from merbridge_lab.dataplane.pods import netns_cookie
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.pods import Pod
+from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
+from streams_lab import ECHO, ECHO_VIP, HELLO_VIP, Scene, sh
+from streams_played import Meeting, Plan, play, verdict
 
 pytestmark = pytest.mark.kernel
 
@@ -149,13 +156,14 @@ class Chatter:
         assert self._wrong == []
 
 
-# -- open connections -----------------------------------------------------------------------------------------------------
+# -- open connections ---------------------------------------------------------------------------
 
 
 def test_open_connections_live_through_attach_flush_restore_and_detach(whole):
     """None is reset, not a byte is lost: of those that were there before, and of those made at each stage."""
     whole.detach()
     with whole.servers() as listeners, contextlib.ExitStack() as stack:
+        stack.callback(whole.empty)
         talks: list[Chatter] = []
 
         def one_more() -> None:
@@ -168,7 +176,7 @@ def test_open_connections_live_through_attach_flush_restore_and_detach(whole):
 
         one_more()
         for _ in range(2):
-            whole.attach()
+            whole.attach_now()
             all_go_on()
             one_more()
             with whole.flushed():
@@ -179,7 +187,7 @@ def test_open_connections_live_through_attach_flush_restore_and_detach(whole):
             one_more()
             whole.detach()
             all_go_on()
-        whole.attach()
+        whole.attach_now()
         all_go_on()
 
 
@@ -240,7 +248,7 @@ def test_another_version_is_taken_over_without_losing_a_request(scene, rules, mo
         try:
             until(lambda: len(served) > 5, "requests are served by the old version")
             live.moves()
-            scene.lab.dataplane._plane.attach(scene.lab.machine.mesh_cgroup, scene.lab.dataplane._pods())
+            scene.attach_now()
             now = len(served)
             until(lambda: len(served) > now + 5, "and by the new one")
             live.moves()
@@ -272,11 +280,11 @@ def test_a_version_that_cannot_be_loaded_leaves_the_other_one_at_work(scene, mon
     assert not (scene.pins.root / "next").exists()
 
 
-# -- sidecars and pods that come and go -----------------------------------------------------------------------------------
+# -- sidecars and pods that come and go ---------------------------------------------------------------------------
 
 
 def plain(scene: Scene, pod: Pod, port: int) -> str:
-    """How a client outside the mesh, without mutual TLS, fares: "refused", "closed" by a sidecar, or what it is told."""
+    """How a client outside the mesh, without TLS, fares: "refused", "closed" by a sidecar, or what it is told."""
     answer, sock = scene.node.dial(pod.spec.ip, port)
     if sock is None:
         return "refused" if answer == errno.ECONNREFUSED else os.strerror(answer)
@@ -390,7 +398,7 @@ def test_a_pod_made_anew_with_the_same_address(scene):
             exchange(client, server, 1000)
             seen.add(server.getsockname()[0])
             client.close(), server.close()
-        scene.lab.dataplane._plane.attach(scene.lab.machine.mesh_cgroup, scene.lab.dataplane._pods())
+        scene.attach_now()
         assert entries(scene, old) == []
         assert scene.lab.dataplane.problems() == []
         before = scene.lab.dataplane.counters()
@@ -407,7 +415,7 @@ def test_a_pod_made_anew_with_the_same_address(scene):
         until(lambda: scene.sleep._answers("sidecar"), "the sidecar is ready", READY)
 
 
-# -- where it goes ----------------------------------------------------------------------------------------------------------
+# -- where it goes ---------------------------------------------------------------------------
 
 
 def curl(pod: Pod, url: str, *more: str) -> str:
@@ -473,21 +481,26 @@ class TestOutside:
     def served(self, scene, permissive):
         """The pod is known to the dataplane as well."""
         more = dataplane.Pod(permissive.spec.name, permissive.spec.ip, permissive.netns, permissive.sidecar_pid)
-        scene.lab.dataplane._plane.attach(scene.lab.machine.mesh_cgroup, [*scene.lab.dataplane._pods(), more])
+        scene.attach_now(more)
         yield permissive
         scene.empty()
         scene.attach()
 
     def test_half_closed_connections_are_whole(self, scene, served, rules):
         before = scene.lab.dataplane.counters()
-        with scene.agents["permissive"].listen(ECHO) as listener:
+        with contextlib.ExitStack() as stack:
+            if rules == "rules flushed":
+                stack.enter_context(EmbeddedWorkload(scene.lab.machine, served).rules.flushed())
+            listener = stack.enter_context(scene.agents["permissive"].listen(ECHO))
             for number in range(30):
                 client = scene.node.connect(served.spec.ip, ECHO)
+                # Half-closed before its sidecar has reached the application, Envoy cuts one in three, by the rules too.
+                client.sendall(b"not TLS")
+                server = accept([listener])
+                assert (receive(server, 7), server.getpeername()[0]) == (b"not TLS", "127.0.0.6")
                 request = os.urandom(20_000)
                 client.sendall(request)
                 client.shutdown(socket.SHUT_WR)
-                server = accept([listener])
-                assert server.getpeername()[0] == "127.0.0.6"
                 assert receive(server, 30_000) == request, f"then the end; {number}"
                 server.sendall(request[::-1])
                 server.close()
@@ -610,7 +623,11 @@ def test_so_original_dst_of_sockets_that_are_not_ours(scene):
 def test_what_is_sent_before_the_handshake_is_over_is_not_overtaken(scene):
     """send() on a socket that is still connecting gives its bytes to TCP when it is; what follows must wait."""
     drop = ["INPUT", "-p", "tcp", "--dport", "15001", "--syn", "-j", "DROP"]
-    with scene.servers() as listeners:
+    sidecar = scene.sleep.sidecar_pid
+    with scene.servers() as listeners, contextlib.ExitStack() as stack:
+        # The sidecar reads nothing before all is sent, so that order is told by the kernel's queues alone.
+        stack.callback(os.kill, sidecar, signal.SIGCONT)
+        os.kill(sidecar, signal.SIGSTOP)
         sh(scene.sleep.netns, "iptables-nft", "-I", *drop)
         try:
             client = scene.agents["sleep"].ask(op="begin", to=[ECHO_VIP, ECHO])[1]
@@ -633,10 +650,25 @@ def test_what_is_sent_before_the_handshake_is_over_is_not_overtaken(scene):
         finally:
             sh(scene.sleep.netns, "iptables-nft", "-D", *drop)
         sender.join(10)
+        stack.close()
         server = accept(listeners)
         assert receive(server, 60_000) == early + late
         assert scene.counter("sleep", "passed_on_tcp") > before
         client.close(), server.close()
+
+
+@pytest.mark.xfail(reason="splice(2) looks at TCP's own queue only, not at what was redirected (Linux 6.18)")
+def test_an_application_that_reads_by_splice(scene):
+    """As Go's io.Copy does from one connection to another."""
+    with scene.servers() as listeners, contextlib.ExitStack() as stack:
+        client, server = (stack.enter_context(sock) for sock in conversation(scene, listeners))
+        ends = os.pipe()
+        for end in ends:
+            stack.callback(os.close, end)
+        client.sendall(b"hello")
+        server.setblocking(False)
+        assert select.select([server], [], [], 5)[0], "there is something to read"
+        assert os.splice(server.fileno(), ends[1], 100) == 5
 
 
 def asleep(thread: int) -> bool:

@@ -29,7 +29,8 @@ NAME = "merlab-walk"
 MERLAB = str(Path(sys.executable).with_name("merlab"))
 #: Longer than anything that is called here takes, in seconds.
 LONG = 120.0
-_BUSY = re.compile(r"another merlab is at work: PID (\d+)")
+#: Without a PID, the other one has ended while merlab looked who it was.
+_BUSY = re.compile(r"another merlab is at work(?:: PID (\d+))?")
 _TRACE = Path("/sys/kernel/tracing")
 _EVENT = "events/bpf_trace/bpf_trace_printk/enable"
 
@@ -49,7 +50,7 @@ def merlab(*words: str, prefix: tuple[str, ...] = (), **options: Any) -> subproc
             [*prefix, MERLAB, *words], capture_output=True, text=True, timeout=LONG, check=False, **options
         )
         busy = _BUSY.search(done.stderr + done.stdout) if done.returncode == 3 else None
-        if busy is None or not _is_somebody_elses(int(busy[1])):
+        if busy is None or (busy[1] and not _is_somebody_elses(int(busy[1]))):
             return done
 
 

@@ -208,7 +208,7 @@ def _(scene):
     yield
 
 
-@lie("a link detached meanwhile", "the link connect4 changed while it was looked at")
+@lie("a link detached meanwhile", "the link connect4 changed while it was looked at", quick=False)
 def _(scene):
     """connect4's link is detached after the last request of the last cell but one."""
 

@@ -60,7 +60,7 @@ class PodRules:
             self.copied_at.write_text(saved.text if saved else iptables.save(self._netns, self._backend, "nat"))
         except OSError as error:
             raise LabError(
-                f"the rules of {self._name} cannot be copied to {self.copied_at}: {error.strerror}; nothing was flushed",
+                f"the rules of {self._name} cannot be copied to {self.copied_at}: {error.strerror}",
                 hint=f"df {self.copied_at.parent}",
             ) from error
 
@@ -132,7 +132,7 @@ class PodRules:
             with contextlib.suppress(OSError):
                 draft.unlink()
             raise LabError(
-                f"the rules of {self._name} cannot be saved to {self.saved_at}: {error.strerror}; nothing was flushed",
+                f"the rules of {self._name} cannot be saved to {self.saved_at}: {error.strerror}",
                 hint=f"df {self.saved_at.parent}",
             ) from error
 
