@@ -109,7 +109,9 @@ class Session:
 
         driver = self.driver(asked, options)
         driver.require_able()
-        with lock.held(), driver.open(keep=keep, backend=backend) as lab:
+        # Labs of different kinds do not get into each other's way.
+        place = getattr(driver, "lock_at", None)
+        with lock.held(place) if place else lock.held(), driver.open(keep=keep, backend=backend) as lab:
             yield lab
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.drivers.options import Options
@@ -22,6 +23,8 @@ class KindDriver:
     """Opens the kind lab."""
 
     name = "kind"
+    #: See lock: a directory that every user may open, and that is not the embedded lab's.
+    lock_at = Path("/var")
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -77,11 +80,9 @@ class KindDriver:
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
-        from merbridge_lab.drivers.kind.settings import Settings
-        from merbridge_lab.requirements import engine
+        from merbridge_lab.drivers.kind.lab import KindLab
 
-        settings = Settings.default().asked(self.options)
-        return engine.kind(kubernetes=settings.kubernetes, misfit=settings.misfit())
+        return KindLab(self.options).requirements()
 
     @contextlib.contextmanager
     def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[KindLab]:

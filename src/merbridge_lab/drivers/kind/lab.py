@@ -15,7 +15,7 @@ from merbridge_lab.drivers import batch
 from merbridge_lab.drivers.kind import cluster, layout, state
 from merbridge_lab.drivers.kind.cluster import NodePart
 from merbridge_lab.drivers.kind.mesh import MeshPart
-from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane
+from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
 from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
@@ -82,11 +82,10 @@ class KindLab:
 
     @functools.cached_property
     def _settings(self) -> Settings:
-        found = cluster.nodes()
-        if cluster.are_ours(found) and all(node.running for node in found):
-            with contextlib.suppress(LabError):
-                if kept := self.kept():
-                    return kept.asked(self._options)
+        with contextlib.suppress(LabError):
+            found = cluster.nodes()
+            if cluster.are_ours(found) and all(node.running for node in found) and (kept := self.kept()):
+                return kept.asked(self._options)
         return Settings.default().asked(self._options)
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ class KindLab:
 
     def lacks(self, capability: str) -> str:
         """Say why a capability is missing."""
-        return f"no {capability}: {WHY}"
+        return why(capability)
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""

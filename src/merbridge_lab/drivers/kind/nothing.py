@@ -9,8 +9,13 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from merbridge_lab.evidence import Reading
 
-#: The one sentence that says why.
-WHY = "the kind lab runs with --dataplane none so far: no dataplane, so nothing but the rules intercepts"
+
+def why(capability: str) -> str:
+    """Say in one sentence why a capability is missing."""
+    return f"the kind lab has no {capability} so far (--dataplane none): nothing but the rules intercepts"
+
+
+WHY = why("dataplane")
 
 
 class NoDataplane:
