@@ -6,11 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.proc import run
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from merbridge_lab.errors import LabError
 
 _INSTALL = 300.0
 
@@ -28,7 +27,24 @@ def install_argv(settings: Sequence[str]) -> list[str]:
 
 def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabError | None]) -> None:
     """Install Istio, and wait until it is there, unless `look` gives an error meanwhile. Raises LabError."""
-    run([*install_argv(settings), "--kubeconfig", kubeconfig], timeout=_INSTALL, look=look)
+    try:
+        run([*install_argv(settings), "--kubeconfig", kubeconfig], timeout=_INSTALL, look=look)
+    except LabError as error:
+        if error.command is None:  # what `look` saw
+            raise
+        raise LabError(
+            f"istioctl could not install Istio: {error.what}",
+            hint="merlab doctor --lab kind",
+            command=error.command,
+            stderr=complaint(error.stderr or ""),
+        ) from error
+
+
+def complaint(said: str) -> str:
+    """Leave what istioctl complains of: a ship and its progress come before."""
+    lines = said.splitlines()
+    first = next((number for number, line in enumerate(lines) if line.startswith("Error")), 0)
+    return "\n".join(lines[first:])
 
 
 def uninstall(*, kubeconfig: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import re
 import ssl
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -246,7 +247,10 @@ class Api:
             )
             running.run_forever(timeout=timeout)
         except ApiException as error:
-            raise self._refused(error, "exec in", f"{namespace}/{pod}") from error
+            # The websocket library tells the status only in words, and none where it could not connect.
+            told = re.search(r"Handshake status (\d+)", str(error.reason))
+            error.status = int(told[1]) if told else _SERVER_ERROR
+            raise self._refused(error, "exec in", path("Pod", pod, namespace)) from error
         except OSError as error:
             raise self._silent(error) from error
         if running.is_open():

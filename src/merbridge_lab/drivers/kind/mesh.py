@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab import waiting
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 #: How long all sidecars may take to know of each other, in seconds.
 _SERVED = 30.0
 _GONE = 60.0
+#: How long istioctl may take until what it applies is there, in seconds.
+_APPLIED = 8.0
 
 
 class MeshPart:
@@ -72,6 +75,7 @@ class MeshPart:
         if len(found) != 1:
             return [f"there are {len(found) or 'no'} pods of {workload.name}; there should be one"]
         pod = found[0]
+        workload.see(pod)
         if pod.sidecar != wanted:
             return [f"{pod.name} has {f'a {pod.sidecar}' if pod.sidecar else 'no'} sidecar, not a {wanted} one"]
         if not pod.ready:
@@ -97,22 +101,23 @@ class MeshPart:
 
     def ensure(self) -> None:
         """Put in what is missing, mend what is broken, and wait until a request is served. Raises LabError."""
-        settings = self._settings()
+        settings, kept = self._settings(), self._kept()
         for workload in self._workloads():
             workload.rules.restore()
         self._load_images(settings)
-        istio = self._of_istio()
-        if istio:
+        if self._of_istio():
             self._install(settings)
+        if kept is None:  # what was asked for first is asked for until it is there
+            self._api().apply(manifests.configuration(settings))
         for name in manifests.APPLIED:
             for document in manifests.objects(name, settings):
                 self._api().apply(document)
-        self._api().apply(manifests.configuration(settings))
-        self._renew()
+        self._renew(every=kept is not None and any(name != "images" for name in settings.differ_from(kept)))
         for spec in layout.WORKLOADS:
             rollout.wait(self._api(), spec.name)
         self._refuse_without_sidecar()
         self._await_served()
+        self._api().apply(manifests.configuration(settings))
 
     def _load_images(self, settings: Settings) -> None:
         """Copy the images that only this machine has, or that it has already, into the node."""
@@ -124,20 +129,30 @@ class MeshPart:
                 kind.load(layout.CLUSTER, here)
 
     def _install(self, settings: Settings) -> None:
+        began = time.monotonic()
+
         def hopeless() -> LabError | None:
             found = self._api().all("Pod", layout.ISTIO)
-            seen = trouble.in_pods(found) or trouble.refused("istiod", self._api().events(layout.ISTIO))
+            waited = time.monotonic() - began
+            # istioctl applies first, and takes a few seconds for it: until then the pods are those of before.
+            seen = trouble.in_pods(found, waited - _APPLIED)
+            if seen is None and not found:
+                seen = trouble.refused("istiod", self._api().events(layout.ISTIO), waited)
             return rollout.with_log(self._api(), layout.ISTIO, seen) if seen else None
 
         with waiting.during(f"istioctl installs Istio {settings.istio_tag} from {settings.istio_hub}"):
             istioctl.install(settings.istio(), kubeconfig=self._api().kubeconfig_file, look=hopeless)
 
-    def _renew(self) -> None:
-        """Have pods made anew that lack a sidecar, have the wrong kind of one, or have lost their rules."""
+    def _renew(self, *, every: bool) -> None:
+        """Have pods made anew that lack a sidecar, have the wrong kind of one, or have lost their rules.
+
+        `every` one, where Istio was changed: a pod keeps the sidecar it was made with.
+        """
         for workload in self._workloads():
             for pod in pods.living(self._api(), workload.spec):
+                workload.see(pod)
                 wrong = pod.sidecar != self._settings().sidecars
-                if wrong or (pod.ready and self._without_rules(workload)):
+                if every or wrong or (pod.ready and self._without_rules(workload)):
                     self._api().delete(kube.path("Pod", pod.name), grace=1)
                     self._await_gone(pod.uid, workload)
 
@@ -169,7 +184,8 @@ class MeshPart:
 
     def _await_served(self) -> None:
         sleep, *servers = self._workloads()
-        sleep.found(anew=True)
+        for workload in (sleep, *servers):
+            workload.found(anew=True)
         answered: set[str] = set()
         last: list[str] = ["nothing was asked"]
 

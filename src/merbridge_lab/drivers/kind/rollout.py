@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import waiting
@@ -23,14 +24,16 @@ _LOG_LINES = 12
 
 def wait(api: Api, name: str, namespace: str = layout.NAMESPACE) -> None:
     """Wait until a Deployment is as it should be. Raises LabError, early where it will not be."""
+    began = time.monotonic()
     seen: dict[str, Any] = {"found": None, "pods": []}
 
     def ready() -> bool:
         found = api.get(kube.path("Deployment", name, namespace))
         seen["pods"] = pods_of(api, found)
-        seen["found"] = trouble.in_pods(seen["pods"])
+        waited = time.monotonic() - began
+        seen["found"] = trouble.in_pods(seen["pods"], waited)
         if seen["found"] is None and not seen["pods"]:
-            seen["found"] = trouble.refused(name, api.events(namespace))
+            seen["found"] = trouble.refused(name, api.events(namespace), waited)
         return seen["found"] is not None or is_done(found)
 
     def awaited() -> str:
@@ -40,7 +43,7 @@ def wait(api: Api, name: str, namespace: str = layout.NAMESPACE) -> None:
     if seen["found"] is not None:
         raise with_log(api, namespace, seen["found"])
     if not done:
-        late = trouble.in_pods(seen["pods"], now=True) or trouble.refused(name, api.events(namespace), now=True)
+        late = trouble.in_pods(seen["pods"], _READY, now=True)
         why = f": {late.what}" if late else f", waiting for {trouble.waited_for(seen['pods'])}"
         raise LabError(
             f"{name} was not ready within {_READY:.0f} s{why}",

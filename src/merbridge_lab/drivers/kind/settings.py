@@ -27,6 +27,7 @@ _ISTIO = (
     "values.global.imagePullPolicy=IfNotPresent",
     "values.global.proxy.resources.requests.cpu=10m",
     "values.global.proxy.resources.requests.memory=40Mi",
+    "values.pilot.autoscaleEnabled=false",
     "values.pilot.resources.requests.cpu=50m",
     "values.pilot.resources.requests.memory=128Mi",
 )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: How long a pod may be without a place before that is called hopeless, in seconds: another may just be ending.
 _PLACE = 10.0
+#: For how long pods of before may still be there, in seconds: their trouble is not that of the new ones.
+_OLD_ONES = 5.0
 #: How long the pods of a Deployment may be refused before that is.
 _REFUSED = 8.0
 _NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"}
@@ -45,8 +47,10 @@ def _seconds_since(stamp: str | None) -> float:
     return (datetime.now(timezone.utc) - then).total_seconds()
 
 
-def in_pods(pods: Iterable[dict[str, Any]], *, now: bool = False) -> Trouble | None:
-    """Find what will not mend itself; with `now` also what might, given time."""
+def in_pods(pods: Iterable[dict[str, Any]], waited: float, *, now: bool = False) -> Trouble | None:
+    """Find what will not mend itself, having waited so many seconds; with `now` also what might, given time."""
+    if waited < _OLD_ONES:
+        return None
     for pod in pods:
         if pod["metadata"].get("deletionTimestamp"):
             continue
@@ -107,19 +111,24 @@ def _short(said: str) -> str:
     return re.sub(r"\s+", " ", said.rpartition(": failed to ")[2])[:300]
 
 
-def refused(deployment: str, events: Sequence[dict[str, Any]], *, now: bool = False) -> Trouble | None:
-    """Find out why a Deployment has no pods at all: what makes them was refused."""
+def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float) -> Trouble | None:
+    """Find out why a Deployment has had no pods at all for `waited` seconds: what makes them was refused.
+
+    Events are kept for an hour: what is older than the wait tells of other times.
+    """
+    if waited < _REFUSED:
+        return None
     for event in reversed(events):
         owner = event["involvedObject"]
         mine = owner["kind"] in ("ReplicaSet", "Deployment") and owner["name"].startswith(deployment)
-        if mine and event.get("reason") == "FailedCreate":
-            first = event.get("firstTimestamp") or event["metadata"]["creationTimestamp"]
-            if now or _seconds_since(first) > _REFUSED:
-                return Trouble(
-                    f"no pod of {deployment} can be made: {event.get('message', '')}",
-                    f"kubectl --context {layout.CONTEXT} -n {layout.ISTIO} get pods: is istiod there?",
-                    deployment,
-                )
+        last = event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
+        # Their times are whole seconds.
+        if mine and event.get("reason") == "FailedCreate" and _seconds_since(last) <= waited + 1:
+            return Trouble(
+                f"no pod of {deployment} can be made: {event.get('message', '')}",
+                f"kubectl --context {layout.CONTEXT} -n {layout.ISTIO} get pods: is istiod there?",
+                deployment,
+            )
     return None
 
 
@@ -139,7 +148,9 @@ def waited_for(pods: Sequence[dict[str, Any]]) -> str:
 
 def told(events: Sequence[dict[str, Any]], last: int = 6) -> str:
     """Give the last warnings of a namespace, a line each."""
-    warnings = [event for event in events if event.get("type") == "Warning"][-last:]
+    # istiod's autoscaler complains all the time where nothing measures.
+    told_ = (event for event in events if event["involvedObject"]["kind"] != "HorizontalPodAutoscaler")
+    warnings = [event for event in told_ if event.get("type") == "Warning"][-last:]
     return "\n".join(
         f"{event['involvedObject']['kind'].lower()} {event['involvedObject']['name']}: "
         f"{event.get('reason', '')}: {event.get('message', '').strip()}"

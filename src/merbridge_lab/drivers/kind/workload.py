@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
 from merbridge_lab.adapters import docker
+from merbridge_lab.adapters.kube import GoneError
 from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers import batch
 from merbridge_lab.drivers.kind import inside, layout, pods
@@ -53,6 +54,11 @@ class KindWorkload:
             self._known = (pod, inside.find(pod, self.spec.container))
         return self._known
 
+    def see(self, pod: Pod) -> None:
+        """Take note of the pod as it is now: what was found of one that was restarted is forgotten."""
+        if self._known and (self._known[0].uid, self._known[0].containers) != (pod.uid, pod.containers):
+            self._known = None
+
     @property
     def pod(self) -> Pod:
         """Its pod."""
@@ -65,9 +71,14 @@ class KindWorkload:
         nonce = batch.new_nonce()
         argv = batch.curl(nonce, url)
         pod = self.pod
-        status, stdout, stderr = self._api.execute(
-            layout.NAMESPACE, pod.name, self.spec.container, argv, batch.REQUEST + 5
-        )
+        try:
+            status, stdout, stderr = self._api.execute(
+                layout.NAMESPACE, pod.name, self.spec.container, argv, batch.REQUEST + 5
+            )
+        except GoneError as error:
+            raise inside.RestartedError(
+                f"the pod {pod.name} is gone: {self.name} was restarted meanwhile", hint="type this again"
+            ) from error
         return batch.read(nonce, url, status, stdout, stderr)
 
     def log(self) -> SidecarLog:
