@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from merbridge_lab.adapters.docker import Container
-    from merbridge_lab.adapters.kube import Api
-    from merbridge_lab.drivers.kind.settings import Settings
+    from merbridge_lab.drivers.kind.access import Access
 
 _LABEL = f"{kind.LABEL}={layout.CLUSTER}"
 _NETWORK_LABEL = f"{layout.NETWORK_LABEL}={layout.CLUSTER}"
@@ -57,12 +56,11 @@ def foreign() -> LabError:
 
 
 class NodePart:
-    """The cluster; `api` gives access to it, `keep` has `remove` leave it."""
+    """The cluster; `changed` is called when it was made or started, `keep` has `remove` leave it."""
 
-    def __init__(
-        self, settings: Callable[[], Settings], api: Callable[[], Api], *, kubeconfig: str | None, keep: bool
-    ) -> None:
-        self._settings, self._api, self._kubeconfig, self._keep = settings, api, kubeconfig, keep
+    def __init__(self, access: Access, changed: Callable[[], None], *, kubeconfig: str | None, keep: bool) -> None:
+        self._access, self._api, self._changed = access, access.api, changed
+        self._kubeconfig, self._keep = kubeconfig, keep
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -112,6 +110,7 @@ class NodePart:
         elif not self._is_made():
             self._delete()
             self._create()
+        self._changed()
         self._await_ready()
         if self._kubeconfig:
             kind.export(layout.CLUSTER, self._kubeconfig)
@@ -142,7 +141,7 @@ class NodePart:
         return bool(waiting.until(answers, timeout=_HALF_MADE, every=0.5, awaiting=awaited))
 
     def _create(self) -> None:
-        settings = self._settings()
+        settings = self._access.settings()
         settings.require_fit()
         image, network = settings.kind_image, self._network()
         if not docker.has_image(image):
@@ -210,7 +209,7 @@ class NodePart:
 
     def typed(self) -> list[str]:
         """Give the commands a person would type to make it; the last one is for a cluster that merlab made."""
-        create = pasteable(kind.create_argv(layout.CLUSTER, self._settings().kind_image))
+        create = pasteable(kind.create_argv(layout.CLUSTER, self._access.likely().kind_image))
         network = self._network()
         own = [pasteable(docker.network_argv(network, _NETWORK_LABEL))] if network == layout.NETWORK else []
         return [

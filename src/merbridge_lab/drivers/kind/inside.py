@@ -82,10 +82,10 @@ def read_tasks(told: str) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows if len(row) == 3 and row[2] == "RUNNING"}  # noqa: PLR2004 - task, PID, status
 
 
-def sandbox(node: str, uid: str) -> str:
-    """Give the id of the container that holds a pod's namespaces, by the label that the kubelet's runtime gives it."""
+def sandboxes(node: str, uid: str) -> list[str]:
+    """Give the ids of the containers that hold, or have held, a pod's namespaces, by the labels of the runtime."""
     wanted = f'labels."io.kubernetes.pod.uid"=={uid},labels."io.cri-containerd.kind"==sandbox'
-    return docker.execute(node, [*CTR, "containers", "ls", "--quiet", wanted]).stdout.strip()
+    return docker.execute(node, [*CTR, "containers", "ls", "--quiet", wanted]).stdout.split()
 
 
 def look(node: str, pid: int) -> Process:

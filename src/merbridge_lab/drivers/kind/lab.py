@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from merbridge_lab import interrupts
-from merbridge_lab.adapters import kind, kube
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers import batch
 from merbridge_lab.drivers.kind import cluster, layout, state
+from merbridge_lab.drivers.kind.access import Access
 from merbridge_lab.drivers.kind.cluster import NodePart
 from merbridge_lab.drivers.kind.mesh import MeshPart
 from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
-from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
@@ -25,7 +23,6 @@ from merbridge_lab.lab import HELLO, Shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from merbridge_lab.adapters.kube import Api
     from merbridge_lab.drivers.options import Options
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -40,53 +37,18 @@ class KindLab:
     capabilities: frozenset[str] = frozenset()
 
     def __init__(self, options: Options, *, keep: bool = False) -> None:
-        self._options = options
         self._keep = keep
         self._shown: list[Shown] = []
         self._workloads: dict[str, KindWorkload] = {}
+        self._access = access = Access(options)
+        self.api, self.node_name, self.settings = access.api, access.node, access.settings
         self.dataplane = NoDataplane()
-        self.node = NodePart(self.settings, self.api, kubeconfig=options.kubeconfig, keep=options.keep_cluster)
-        self.mesh = MeshPart(
-            self.settings, self.kept, self.api, self.workloads, self.node_name, keep=options.keep_cluster
-        )
+        self.node = NodePart(access, self._forget, kubeconfig=options.kubeconfig, keep=options.keep_cluster)
+        self.mesh = MeshPart(access, self.workloads, keep=options.keep_cluster)
 
-    # -- access -------------------------------------------------------------------------------------------------------
-
-    def api(self) -> Api:
-        """Give the cluster's API. Raises LabError where there is no cluster."""
-        return self._api
-
-    @functools.cached_property
-    def _api(self) -> Api:
-        return kube.Api(kind.kubeconfig_of(layout.CLUSTER))
-
-    def node_name(self) -> str:
-        """Give the container that is the node. Raises LabError where there is none."""
-        return self._node_name
-
-    @functools.cached_property
-    def _node_name(self) -> str:
-        found = cluster.nodes()
-        if not found:
-            raise LabError("no lab is up", hint="merlab up --lab kind")
-        return found[0].name
-
-    def kept(self) -> Settings | None:
-        """Give what the lab was made with, as the cluster tells; None where it does not."""
-        found = self._api.find(kube.path("ConfigMap", layout.SETTINGS))
-        return Settings.from_json(found["data"]["settings.json"]) if found else None
-
-    def settings(self) -> Settings:
-        """Give what the lab is to be: the table's, the cluster's own if it is up, and what was asked for."""
-        return self._settings
-
-    @functools.cached_property
-    def _settings(self) -> Settings:
-        with contextlib.suppress(LabError):
-            found = cluster.nodes()
-            if cluster.are_ours(found) and all(node.running for node in found) and (kept := self.kept()):
-                return kept.asked(self._options)
-        return Settings.default().asked(self._options)
+    def _forget(self) -> None:
+        self._access.forget()
+        self._workloads.clear()
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 
@@ -100,7 +62,7 @@ class KindLab:
         if name not in specs:
             raise LabError(f"there is no workload called {name!r}; there are {', '.join(specs)}", hint="merlab status")
         if name not in self._workloads:
-            self._workloads[name] = KindWorkload(self._api, specs[name], self._node_name, keep=self._keep)
+            self._workloads[name] = KindWorkload(self.api(), specs[name], self.node_name(), keep=self._keep)
         return self._workloads[name]
 
     def servers(self) -> list[KindWorkload]:
@@ -182,7 +144,8 @@ class KindLab:
         """Probe what this machine offers and lacks."""
         from merbridge_lab.requirements import engine
 
-        return engine.kind(kubernetes=self._settings.kubernetes, misfit=self._settings.misfit())
+        likely = self._access.likely()
+        return engine.kind(kubernetes=likely.kubernetes, misfit=likely.misfit())
 
     def require_able(self) -> None:
         """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
@@ -240,7 +203,7 @@ class KindLab:
 
     def stays(self) -> list[str]:
         """Say what `down` leaves on purpose, with the command that removes it."""
-        return state.pulled(self._settings)
+        return state.pulled(self._access.likely())
 
     def states(self, steps: Sequence[Step]) -> list[str]:
         """Say of each step whether what it ensures holds now."""

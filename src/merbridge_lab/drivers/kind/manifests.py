@@ -43,8 +43,8 @@ def objects(name: str, settings: Settings) -> list[dict[str, Any]]:
     return [one for one in yaml.safe_load_all(text(name, settings)) if one]
 
 
-def configuration(settings: Settings) -> dict[str, Any]:
-    """Give the object that keeps, in the cluster, what the lab was made with."""
+def configuration(settings: Settings, *, finished: bool) -> dict[str, Any]:
+    """Give the object that keeps, in the cluster, what the lab was made with, and whether that came to its end."""
     from merbridge_lab.drivers.kind import layout
 
     return {
@@ -55,5 +55,5 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "namespace": layout.NAMESPACE,
             "labels": {"app.kubernetes.io/managed-by": "merlab"},
         },
-        "data": {"settings.json": settings.to_json()},
+        "data": {"settings.json": settings.to_json(), "finished": str(finished).lower()},
     }

@@ -16,7 +16,7 @@ from merbridge_lab.evidence import Reading
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from merbridge_lab.adapters.kube import Api
+    from merbridge_lab.drivers.kind.access import Access
     from merbridge_lab.drivers.kind.settings import Settings
     from merbridge_lab.drivers.kind.workload import KindWorkload
 
@@ -30,18 +30,9 @@ _APPLIED = 8.0
 class MeshPart:
     """What is put into the cluster; `keep` has `remove` take it out, since the cluster stays."""
 
-    def __init__(
-        self,
-        settings: Callable[[], Settings],
-        kept: Callable[[], Settings | None],
-        api: Callable[[], Api],
-        workloads: Callable[[], Sequence[KindWorkload]],
-        node: Callable[[], str],
-        *,
-        keep: bool,
-    ) -> None:
-        self._settings, self._kept, self._api = settings, kept, api
-        self._workloads, self._node, self._keep = workloads, node, keep
+    def __init__(self, access: Access, workloads: Callable[[], Sequence[KindWorkload]], *, keep: bool) -> None:
+        self._access, self._workloads, self._keep = access, workloads, keep
+        self._settings, self._kept, self._api, self._node = access.settings, access.kept, access.api, access.node
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -54,11 +45,11 @@ class MeshPart:
         istiod = api.find(kube.path("Deployment", "istiod", layout.ISTIO))
         if istiod is None:
             return ["Istio is not installed in the cluster"]
-        if not istiod["status"].get("availableReplicas"):
+        if not rollout.is_done(istiod):
             sentences.append("istiod is not available")
         kept = self._kept()
-        if kept is None:
-            sentences.append("the cluster does not say with what the lab was made")
+        if kept is None or not self._access.finished():
+            sentences.append("the making of the lab, or its last change, was cut short")
         elif different := self._settings().differ_from(kept):
             sentences.append(f"the lab was made with other {', '.join(different)} than those asked for")
         labels = api.get(kube.path("Namespace", layout.NAMESPACE))["metadata"].get("labels") or {}
@@ -105,19 +96,21 @@ class MeshPart:
         for workload in self._workloads():
             workload.rules.restore()
         self._load_images(settings)
+        changed = kept is not None and any(name != "images" for name in settings.differ_from(kept))
+        every = changed or (kept is not None and not self._access.finished())
         if self._of_istio():
+            # What was asked for first is asked for until it is there; later on, what was there last.
+            self._api().apply(manifests.configuration(kept or settings, finished=False))
             self._install(settings)
-        if kept is None:  # what was asked for first is asked for until it is there
-            self._api().apply(manifests.configuration(settings))
         for name in manifests.APPLIED:
             for document in manifests.objects(name, settings):
                 self._api().apply(document)
-        self._renew(every=kept is not None and any(name != "images" for name in settings.differ_from(kept)))
+        self._renew(every=every)
         for spec in layout.WORKLOADS:
             rollout.wait(self._api(), spec.name)
         self._refuse_without_sidecar()
         self._await_served()
-        self._api().apply(manifests.configuration(settings))
+        self._api().apply(manifests.configuration(settings, finished=True))
 
     def _load_images(self, settings: Settings) -> None:
         """Copy the images that only this machine has, or that it has already, into the node."""
@@ -237,7 +230,7 @@ class MeshPart:
 
     def typed(self) -> list[str]:
         """Give the commands a person would type to put it in."""
-        settings = self._settings()
+        settings = self._access.likely()
         kubectl = f"kubectl --context {layout.CONTEXT}"
         loaded = [ref for ref in settings.pod_images() if not ref.startswith("docker.io/")]
         install = [*istioctl.install_argv(settings.istio()), "--context", layout.CONTEXT]

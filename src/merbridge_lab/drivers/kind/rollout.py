@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 #: An image of 200 MB that is pulled by a slow line is the longest wait there is, in seconds.
 _READY = 240.0
+#: How long containers that all run may take to be ready, in seconds; a sidecar takes three.
+_RUNNING = 60.0
 _LOG_LINES = 12
 
 
 def wait(api: Api, name: str, namespace: str = layout.NAMESPACE) -> None:
     """Wait until a Deployment is as it should be. Raises LabError, early where it will not be."""
     began = time.monotonic()
-    seen: dict[str, Any] = {"found": None, "pods": []}
+    seen: dict[str, Any] = {"found": None, "pods": [], "running": None}
 
     def ready() -> bool:
         found = api.get(kube.path("Deployment", name, namespace))
@@ -34,7 +36,16 @@ def wait(api: Api, name: str, namespace: str = layout.NAMESPACE) -> None:
         seen["found"] = trouble.in_pods(seen["pods"], waited)
         if seen["found"] is None and not seen["pods"]:
             seen["found"] = trouble.refused(name, api.events(namespace), waited)
-        return seen["found"] is not None or is_done(found)
+        if is_done(found):
+            seen["found"] = None
+            return True
+        if not trouble.all_run(seen["pods"]):
+            seen["running"] = None
+        elif seen["running"] is None:
+            seen["running"] = time.monotonic()
+        elif time.monotonic() - seen["running"] > _RUNNING:
+            seen["found"] = seen["found"] or trouble.never_ready(seen["pods"], name, _RUNNING)
+        return seen["found"] is not None
 
     def awaited() -> str:
         return f"{name} to be ready: {trouble.waited_for(seen['pods'])}"

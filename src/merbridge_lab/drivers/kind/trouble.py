@@ -111,6 +111,28 @@ def _short(said: str) -> str:
     return re.sub(r"\s+", " ", said.rpartition(": failed to ")[2])[:300]
 
 
+def never_ready(pods: Sequence[dict[str, Any]], name: str, seconds: float) -> Trouble:
+    """Say which container has been running for `seconds` and is not ready; its log should say why."""
+    for pod in pods:
+        for status in _containers(pod):
+            if "running" in (status.get("state") or {}) and not status.get("ready"):
+                return Trouble(
+                    f"the container {status['name']} of {pod['metadata']['name']} runs, but is not ready after"
+                    f" {seconds:.0f} s",
+                    f"kubectl --context {layout.CONTEXT} describe pod {pod['metadata']['name']}",
+                    pod["metadata"]["name"],
+                    status["name"],
+                )
+    return Trouble(f"{name} is not ready after {seconds:.0f} s", "merlab status --lab kind", name)
+
+
+def all_run(pods: Sequence[dict[str, Any]]) -> bool:
+    """Whether every container of the pods is there and runs, or has come to a good end."""
+    states = [status.get("state") or {} for pod in pods for status in _containers(pod)]
+    ended = [(state.get("terminated") or {}).get("exitCode") == 0 for state in states]
+    return bool(states) and all("running" in state or done for state, done in zip(states, ended, strict=True))
+
+
 def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float) -> Trouble | None:
     """Find out why a Deployment has had no pods at all for `waited` seconds: what makes them was refused.
 

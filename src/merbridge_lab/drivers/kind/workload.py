@@ -111,7 +111,7 @@ class KindWorkload:
         pod = pods.the_one(pods.living(self._api, self.spec), self.spec)
         pids = inside.tasks(pod.node)
         cid = pod.containers[self.spec.container]
-        holder = pids.get(inside.sandbox(pod.node, pod.uid))
+        holder = next((pids[each] for each in inside.sandboxes(pod.node, pod.uid) if each in pids), None)
         expected = inside.look(pod.node, holder).netns if holder else 0
         cgroup = f"pod{pod.uid}/{cid}"
         if cid not in pids:
