@@ -121,7 +121,8 @@ class Api:
         if error.status == _NOT_FOUND:
             return GoneError(f"there is no {where} in the cluster", stderr=said)
         if error.status in (_UNAUTHORIZED, _FORBIDDEN):
-            return self._expired() or LabError(
+            # To its administrator an API says so only while it starts and has not read its own rules yet.
+            return self._expired() or SilentError(
                 f"the cluster does not let us {method} {where}", hint="merlab down, then merlab up", stderr=said
             )
         if error.status == _TOO_MANY or (error.status or 0) >= _SERVER_ERROR:

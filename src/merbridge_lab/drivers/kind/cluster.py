@@ -11,6 +11,7 @@ from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers.kind import layout, manifests, trouble
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
+from merbridge_lab.requirements import Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,19 @@ def foreign() -> LabError:
         f"there is a kind cluster called {layout.CLUSTER} already, and merlab did not make it: it stays untouched",
         hint=f"if you do not need it: {pasteable(kind.delete_argv(layout.CLUSTER))}",
     )
+
+
+def requirement() -> list[Requirement]:
+    """Say whether the cluster's name is free, or merlab's; nothing where Docker does not tell."""
+    try:
+        found = nodes()
+    except LabError:
+        return []
+    needed = f"no foreign cluster called {layout.CLUSTER}"
+    if found and not are_ours(found):
+        return [Requirement("cluster.name", "fail", foreign().what, needed, foreign().hint)]
+    said = f"{layout.CLUSTER} is merlab's" if found else f"{layout.CLUSTER} is free"
+    return [Requirement("cluster.name", "pass", said, needed)]
 
 
 class NodePart:

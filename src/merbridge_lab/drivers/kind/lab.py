@@ -38,6 +38,7 @@ class KindLab:
 
     def __init__(self, options: Options, *, keep: bool = False) -> None:
         self._keep = keep
+        self._keeps_cluster = options.keep_cluster
         self._shown: list[Shown] = []
         self._workloads: dict[str, KindWorkload] = {}
         self._access = access = Access(options)
@@ -145,7 +146,7 @@ class KindLab:
         from merbridge_lab.requirements import engine
 
         likely = self._access.likely()
-        return engine.kind(kubernetes=likely.kubernetes, misfit=likely.misfit())
+        return [*engine.kind(kubernetes=likely.kubernetes, misfit=likely.misfit()), *cluster.requirement()]
 
     def require_able(self) -> None:
         """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
@@ -203,7 +204,8 @@ class KindLab:
 
     def stays(self) -> list[str]:
         """Say what `down` leaves on purpose, with the command that removes it."""
-        return state.pulled(self._access.likely())
+        kept = [f"the cluster {layout.CLUSTER} stays, as asked; merlab down removes it"] if self._keeps_cluster else []
+        return [*kept, *state.pulled(self._access.likely())]
 
     def states(self, steps: Sequence[Step]) -> list[str]:
         """Say of each step whether what it ensures holds now."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: How long all sidecars may take to know of each other, in seconds.
 _SERVED = 30.0
 _GONE = 60.0
+#: What istioctl leaves in every namespace.
+_LEFT_BY_ISTIO = ("istio-ca-root-cert", "istio-ca-crl")
 #: How long istioctl may take until what it applies is there, in seconds.
 _APPLIED = 8.0
 
@@ -76,7 +78,12 @@ class MeshPart:
                 f"the nat rules of {workload.name} are flushed (saved in {workload.rules.saved_at}): merlab restore"
             ]
         rules = workload.rules.snapshot()
-        return [] if rules.istio or rules.native else [f"there are no ISTIO rules in {pod.name}"]
+        if rules.native and not rules.istio:
+            return [
+                f"the rules of {pod.name} are native nftables ({rules.native[0]}), which merlab does not read yet:"
+                " --istio-set values.global.nativeNftables=false has Istio make iptables' own"
+            ]
+        return [] if rules.istio else [f"there are no ISTIO rules in {pod.name}"]
 
     def readings(self) -> tuple[Reading, ...]:
         """Name the pods."""
@@ -212,7 +219,8 @@ class MeshPart:
         with waiting.during("istioctl removes Istio"):
             istioctl.uninstall(kubeconfig=api.kubeconfig_file)
         api.delete(kube.path("Namespace", layout.ISTIO))
-        api.delete(kube.path("ConfigMap", layout.SETTINGS))
+        for name in (layout.SETTINGS, *_LEFT_BY_ISTIO):
+            api.delete(kube.path("ConfigMap", name))
         for crd in api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]:
             if crd["spec"]["group"].endswith("istio.io"):
                 api.delete(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
