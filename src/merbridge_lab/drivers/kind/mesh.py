@@ -79,10 +79,8 @@ class MeshPart:
             ]
         rules = workload.rules.snapshot()
         if rules.native and not rules.istio:
-            return [
-                f"the rules of {pod.name} are native nftables ({rules.native[0]}), which merlab does not read yet:"
-                " --istio-set values.global.nativeNftables=false has Istio make iptables' own"
-            ]
+            what = f"the rules of {pod.name} are native nftables ({rules.native[0]}), which merlab does not read yet"
+            return [f"{what}: --istio-set values.global.nativeNftables=false has Istio make iptables' own"]
         return [] if rules.istio else [f"there are no ISTIO rules in {pod.name}"]
 
     def readings(self) -> tuple[Reading, ...]:
