@@ -43,6 +43,9 @@ def _processes(name: str) -> set[str]:
     """Processes of the lab `name`, by command line, by cgroup, or by a namespace that is not ours."""
     found = set()
     own = process.look(os.getpid())
+    others = {
+        pin.stat().st_ino for pin in Path("/run").glob("merlab*/netns/*") if pin.parts[2] != name and pin.exists()
+    }
     for entry in Path("/proc").iterdir():
         try:
             seen = process.look(int(entry.name)) if entry.name.isdigit() else None
@@ -51,7 +54,7 @@ def _processes(name: str) -> set[str]:
             continue  # gone, or one that even root may not look at
         if seen is None:
             continue
-        elsewhere = (seen.netns, seen.mntns) != (own.netns, own.mntns)
+        elsewhere = (seen.netns, seen.mntns) != (own.netns, own.mntns) and seen.netns not in others
         if name in seen.command or name in group or (elsewhere and not _is_another_lab(group + seen.command, name)):
             found.add(seen.command)
     return found

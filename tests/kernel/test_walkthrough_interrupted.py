@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from walk_host import LONG, MERLAB, MOMENTS, Lab, Running, environment, is_plain, kill, merlab
+from walk_host import LONG, MERLAB, MOMENTS, Lab, Running, environment, is_plain, kill, kill_after, merlab, seconds_of
 
 from merbridge_lab.waiting import until
 
@@ -24,17 +24,34 @@ def lab():
     assert merlab("down").returncode == 0
 
 
-@pytest.mark.parametrize("mender", ["restore", "up", "down"])
+@pytest.mark.parametrize("mender", [("restore",), ("up", "--until", "2", "-q"), ("down",)], ids=lambda words: words[0])
 def test_a_flush_that_was_killed_is_mended(lab, mender):
     before = lab.rules()
     kill(
         "step", "9", at=lambda: lab.is_flushed and not lab.in_pod("sleep", "iptables-nft-save", "-t", "nat").count("-A")
     )
-    assert merlab(mender, "-q").returncode == 0
-    if mender == "down":
+    assert merlab(*mender).returncode == 0
+    if mender == ("down",):
         assert merlab("up", "-q").returncode == 0
     assert lab.rules() == before
     assert not lab.is_flushed
+
+
+@pytest.fixture(scope="module")
+def length(lab):  # noqa: ARG001 - must be up
+    """How long step 9 takes here, in seconds."""
+    return seconds_of("step", "9", "-q")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("tenth", range(10))
+def test_any_instant_of_step_9(lab, length, tenth):
+    before = lab.rules()
+    kill_after(length * (tenth + 0.5) / 10, "step", "9")
+    assert merlab("restore").returncode == 0
+    assert lab.rules() == before
+    assert merlab("up", "-q").returncode == 0
+    assert lab.twins == []
     assert merlab("verify", "-q").returncode == 0
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 
 import pytest
-from walk_host import MOMENTS, Lab, Running, differences, is_plain, kill, merlab, picture
+from walk_host import MOMENTS, Lab, Running, differences, is_plain, kill, kill_after, merlab, picture, seconds_of
 
 pytestmark = pytest.mark.kernel
 
-QUICK = ("first_pod", "sidecars", "first_link", "flushed")
+QUICK = ("first_pod", "sidecars", "loading", "flushed")
 
 
 @pytest.fixture
@@ -46,6 +46,21 @@ def test_every_moment_of_an_up(host, moment, then):
         assert differences(host) == {}
     else:
         assert merlab("verify", "-q").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def length():
+    """How long an `up` from nothing takes here, in seconds."""
+    merlab("down")
+    return seconds_of("up", "-q")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("tenth", range(10))
+def test_any_instant_of_an_up(length, host, tenth):
+    kill_after(length * (tenth + 0.5) / 10, "up")
+    assert merlab("down").returncode == 0
+    assert differences(host) == {}
 
 
 def test_a_killed_down_is_gone_on_with(host):

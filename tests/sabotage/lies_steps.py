@@ -18,7 +18,9 @@ def trace(scene):
     return Instance(scene.lab.machine.tracefs, scene.lab.machine.name)
 
 
-@lie("debug output switched off again", "the dataplane's debug flag is off", steps=(4,))
+@lie(
+    "debug output switched off again", "the dataplane's debug flag is off|wrote no line to the lab's trace", steps=(4,)
+)
 def _(scene):
     """Somebody clears the debug flag in `config` whenever it is set."""
 
@@ -50,7 +52,7 @@ def _(scene):
     scene.lab.dataplane.set_debug(on=False)
 
 
-@lie("a tool is missing", r"iptables.*: found .*needed", steps=(0,))
+@lie("a tool is missing", r"iptables.*: found .*needed", steps=(0,), refused=True)
 def _(_scene):
     """iptables-nft is not on the PATH."""
     with tempfile.TemporaryDirectory() as folder:

@@ -43,7 +43,7 @@ class Scene(Silent):
         self._waiting: list[tuple[str, Callable[[], None]]] = []
 
     def at(self, moment: str, strike: Callable[[], None]) -> None:
-        """Strike once, at "step 8 ends", "matrix begins" or "cell 1 ends" (and so on)."""
+        """Strike once, at "step 8 begins", "step 8 ends", "matrix begins" or "cell 1 ends" (and so on)."""
         self._waiting.append((moment, strike))
 
     def _is(self, moment: str) -> None:
@@ -52,6 +52,9 @@ class Scene(Silent):
         for _, strike in due:
             strike()
             self.struck.append(moment)
+
+    def step_begins(self, step: Any) -> None:
+        self._is(f"step {step.number} begins")
 
     def step_ends(self, outcome: Any) -> None:
         self._is(f"step {outcome.step.number} ends")
@@ -70,7 +73,8 @@ class Sabotage:
     """`cause` is a regular expression that the cause must match; `sabotage` takes a Scene.
 
     `steps` are the steps to run where it is not `verify` that is lied to. The `quick` ones are those of `make test`;
-    left out of these are those that tests/kernel/test_walkthrough_broken.py has, and more of the same.
+    left out of these are those that tests/kernel/test_walkthrough_broken.py has, and more of the same. `refused` ones
+    are about the machine, not the lab: merlab must say that it cannot (exit status 3), in words that match `cause`.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Sabotage:
     do: Callable[..., Iterator[None]]
     steps: tuple[int, ...] = ()
     quick: bool = True
+    refused: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -179,6 +184,9 @@ def judge(sabotage: Sabotage, report: Report) -> str | None:
     told = f"{report.verdict.value}: {report.cause or report.error}"
     if sabotage.kind == ODDITY:
         return None if report.verdict.value == "pass" else told
+    if sabotage.refused:
+        refused = report.error is not None and re.search(sabotage.cause, report.error.what)
+        return None if refused and report.verdict.value == "error" else f"not refused: {told}"
     if report.verdict.value != "fail":
         return f"noticed wrongly: {told}" if report.error else f"NOT NOTICED: {told}"
     if not re.search(sabotage.cause, report.cause or ""):
@@ -198,6 +206,7 @@ def cell_name(cell: matrix.Cell) -> str:
 
 
 CHANGES = "nothing changed meanwhile"
+STILL = "what stood still stands"
 #: Where every request times out, not every check is asked: so long, in seconds, and no longer.
 PATIENCE = 60.0
 GIVEN_UP = "given up"
@@ -225,6 +234,7 @@ class Looking:
 
     def step(self, step: Any) -> None:
         where = f"step {step.number}"
+        self.scene.step_begins(step)
         is_ensure = step.kind is Kind.ENSURE
         checks = step.witness if is_ensure else step.verify
         try:
@@ -251,22 +261,36 @@ class Looking:
             self.note("cell: (not measured)", "verify", f"error: {error}")
 
 
-def everything(scene: Scene) -> dict[str, list[tuple[str, str | None]]]:
-    """Look with all there is; gives check → [(where, why it does not hold, or None)]."""
+def everything(sabotage: Sabotage, scene: Scene) -> dict[str, list[tuple[str, str | None]]]:
+    """Look with all that `told` may look with, and stop at nothing; gives check → [(where, why not, or None)]."""
     looking = Looking(scene)
+    if sabotage.steps:
+        for number in sabotage.steps:
+            looking.step(STEPS[number])
+        return looking.found
+    for number in STANDING:
+        looking.look("standing", STEPS[number].verify, scene.lab)
     before = scene.lab.fingerprint()
     began = time.monotonic()
-    for step in STEPS:
+    for number in VERIFY:
         if time.monotonic() - began < PATIENCE:
-            looking.step(step)
+            looking.step(STEPS[number])
     if time.monotonic() - began < PATIENCE:
         looking.cells()
     else:
         looking.found[GIVEN_UP] = []
     changes = _differences(before, scene.lab.fingerprint())
     looking.note(CHANGES, "verify", changes[0] if changes else None)
-    STEPS[4].undo(scene.lab)  # type: ignore[misc]
+    for number in STANDING:
+        for check in STEPS[number].verify:
+            finding = check.over(scene.lab)
+            looking.note(STILL, "verify", None if finding.held else finding.why)
     return looking.found
+
+
+def told(sabotage: Sabotage, scene: Scene) -> Report:
+    """What merlab says: `verify`, or `step N` for each of the sabotage's steps."""
+    return run_steps(scene, sabotage.steps) if sabotage.steps else verify(scene)
 
 
 # -- helpers ---------------------------------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import lies_dataplane  # noqa: F401 - each registers its sabotages
+import lies_brief  # noqa: F401 - each registers its sabotages
+import lies_dataplane  # noqa: F401
 import lies_mesh  # noqa: F401
 import lies_rules  # noqa: F401
 import lies_steps  # noqa: F401
 import pytest
 from oddities import keep_alive_client
-from saboteur import ALL, LIE, ODDITY, Scene, everything, judge, mend, run_steps, standing_lab, verify
+from saboteur import ALL, LIE, ODDITY, Scene, everything, judge, mend, standing_lab, told, verify
 from table import Row, render
 
 from merbridge_lab.adapters import bpf, tcp
@@ -42,10 +43,10 @@ def named(kind):
     ]
 
 
-def told(sabotage, lab):
+def say(sabotage, lab):
     scene = Scene(lab)
     with sabotage.on(scene):
-        return run_steps(scene, sabotage.steps) if sabotage.steps else verify(scene)
+        return told(sabotage, scene)
 
 
 def test_there_are_thirty_lies_and_all_differ():
@@ -57,13 +58,13 @@ def test_there_are_thirty_lies_and_all_differ():
 
 @pytest.mark.parametrize("sabotage", named(LIE))
 def test_a_lie_is_noticed_and_its_cause_named(whole, sabotage):
-    report = told(sabotage, whole)
+    report = say(sabotage, whole)
     assert judge(sabotage, report) is None
 
 
 @pytest.mark.parametrize("sabotage", named(ODDITY))
 def test_an_oddity_is_none_of_our_business(whole, sabotage):
-    report = told(sabotage, whole)
+    report = say(sabotage, whole)
     assert judge(sabotage, report) is None
 
 
@@ -137,9 +138,9 @@ def test_each_check_earns_its_place(lab):
         mend(lab)
         scene = Scene(lab)
         with sabotage.on(scene):
-            seen = everything(scene)
+            seen = everything(sabotage, scene)
         mend(lab)
-        rows.append(Row(sabotage, seen, told(sabotage, lab)))
+        rows.append(Row(sabotage, seen, say(sabotage, lab)))
         mend(lab)
     text, useless = render(rows)
     DOCUMENT.write_text(text)
