@@ -26,9 +26,7 @@ step = Step(
     number=1,
     kind=Kind.ENSURE,
     act=act,
-    verify=(
-        machine.in_order("node", "namespace, routes, cgroup and service addresses are there", lambda lab: lab.node),
-    ),
+    verify=(machine.in_order("node", "the node is there, with all that pods need of it", lambda lab: lab.node),),
     commands=commands,
     undo=undo,
 )

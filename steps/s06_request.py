@@ -4,8 +4,8 @@ The request of the walkthrough, as the app would send it, by a fresh connection 
 into their access logs, and eBPF counts the bytes it moved past TCP/IP.
 """
 
-from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step
-from merbridge_lab.checks import mesh, redirect
+from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step, Variant
+from merbridge_lab.checks import mesh, redirect, rules
 
 
 def act(lab: Lab) -> Observation:
@@ -19,6 +19,14 @@ def commands(lab: Lab) -> list[str]:
     return [lab.workload("sleep").request_command()]
 
 
+by_rules = Variant(
+    verify=(mesh.served(), mesh.both_sidecars_served(), rules.do_the_work()),
+    narration="""
+The request of the walkthrough, as the app would send it, by a fresh connection each time. Both sidecars write it into
+their access logs, and it is the rules that send it there: ISTIO_REDIRECT moves with each connection.
+""",
+)
+
 step = Step(
     number=6,
     kind=Kind.DEMONSTRATE,
@@ -26,4 +34,5 @@ step = Step(
     verify=(mesh.served(), mesh.both_sidecars_served(), redirect.payload_moved()),
     commands=commands,
     needs=frozenset({DATAPLANE}),
+    without={DATAPLANE: by_rules},
 )

@@ -4,12 +4,12 @@ The rules are all there. Look at the packets of ISTIO_REDIRECT: with eBPF they d
 A twin of sleep that eBPF does not serve has the same rules, and its ISTIO_REDIRECT moves with every connection.
 """
 
-from merbridge_lab.api import TWIN, Kind, Lab, Observation, Step
+from merbridge_lab.api import DATAPLANE, TWIN, Kind, Lab, Observation, Step, Variant
 from merbridge_lab.checks import mesh, rules
 from merbridge_lab.checks.rules import REDIRECT
 
 
-def act(lab: Lab) -> Observation:
+def ask(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
     sleep.rules.copy()
     lab.show(sleep.rules.save_command())
@@ -18,6 +18,11 @@ def act(lab: Lab) -> Observation:
     seen = lab.observe(sleep)
     lab.show(sleep.request_command(), "".join(exchange.body for exchange in seen.exchanges))
     lab.show(sleep.rules.list_command(REDIRECT), sleep.rules.listing(REDIRECT))
+    return seen
+
+
+def act(lab: Lab) -> Observation:
+    seen = ask(lab)
     with lab.twin() as twin:
         return seen.beside(lab.observe(twin))
 
@@ -28,6 +33,15 @@ def commands(lab: Lab) -> list[str]:
     return [sleep.rules.save_command(), sleep.rules.list_command(), look, sleep.request_command(), look]
 
 
+by_rules = Variant(
+    act=ask,
+    verify=(mesh.served(), mesh.both_sidecars_served(), rules.do_the_work()),
+    narration="""
+The rules are all there. Look at the packets of ISTIO_REDIRECT before and after: without eBPF, every new connection
+moves them by one, for it is this rule that sends the connection to the sidecar.
+""",
+)
+
 step = Step(
     number=8,
     kind=Kind.DEMONSTRATE,
@@ -35,4 +49,5 @@ step = Step(
     verify=(mesh.served(), mesh.both_sidecars_served(), rules.stood_still()),
     commands=commands,
     needs=frozenset({TWIN}),
+    without={DATAPLANE: by_rules},
 )

@@ -5,11 +5,11 @@ there. A flushed twin without eBPF speaks plain text to the server's sidecar, wh
 does otherwise. Afterwards the saved rules are put back.
 """
 
-from merbridge_lab.api import TWIN, Kind, Lab, Observation, Step
+from merbridge_lab.api import DATAPLANE, TWIN, Kind, Lab, Observation, RuleSet, Step, Variant
 from merbridge_lab.checks import mesh, redirect, rules
 
 
-def act(lab: Lab) -> Observation:
+def ask_flushed(lab: Lab) -> tuple[Observation, RuleSet]:
     sleep = lab.workload("sleep")
     sleep.rules.copy()
     lab.show(sleep.rules.save_command())
@@ -18,14 +18,29 @@ def act(lab: Lab) -> Observation:
         seen = lab.observe(sleep)
         lab.show(sleep.rules.list_command(), sleep.rules.listing())
         lab.show(sleep.request_command(), "".join(exchange.body or f"{exchange}\n" for exchange in seen.exchanges))
-    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
-        control = lab.observe(twin)
-        lab.show(twin.request_command(), "\n".join(str(exchange) for exchange in control.exchanges))
-    seen = seen.beside(control)
+    return seen, saved
+
+
+def with_restored(lab: Lab, seen: Observation, saved: RuleSet) -> Observation:
+    sleep = lab.workload("sleep")
     if sleep.rules.outstanding:  # asked to leave them flushed
         return seen.around(saved, None)
     lab.show(sleep.rules.restore_command())
     return seen.around(saved, sleep.rules.snapshot())
+
+
+def act(lab: Lab) -> Observation:
+    seen, saved = ask_flushed(lab)
+    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
+        control = lab.observe(twin)
+        lab.show(twin.request_command(), "\n".join(str(exchange) for exchange in control.exchanges))
+    return with_restored(lab, seen.beside(control), saved)
+
+
+def act_by_rules(lab: Lab) -> Observation:
+    control = lab.observe(lab.workload("sleep"))
+    seen, saved = ask_flushed(lab)
+    return with_restored(lab, seen.beside(control), saved)
 
 
 def commands(lab: Lab) -> list[str]:
@@ -38,6 +53,16 @@ def commands(lab: Lab) -> list[str]:
         sleep.rules.restore_command(),
     ]
 
+
+by_rules = Variant(
+    act=act_by_rules,
+    verify=(rules.were_absent(), rules.flushed_is_closed(), rules.restored()),
+    narration="""
+This is the walkthrough's "before": no eBPF is in place. With the rules present the request goes through both sidecars.
+With not one of them left, the app speaks plain text straight to the server's sidecar, which takes mutual TLS only and
+closes the connection. Afterwards the saved rules are put back.
+""",
+)
 
 step = Step(
     number=9,
@@ -52,4 +77,5 @@ step = Step(
     ),
     commands=commands,
     needs=frozenset({TWIN}),
+    without={DATAPLANE: by_rules},
 )

@@ -460,6 +460,9 @@ class FakeLab:
         for part in (self.dataplane, self.mesh, self.node):
             part.there = False
 
+    def stays(self) -> list[str]:
+        return []
+
     def require_up(self) -> None:
         if not self.exists:
             raise LabError("no lab is up", hint="merlab up")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merbridge_lab.evidence import Control, Finding, Reading, Verdict, fails, holds, skips
 from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Entered, Lab, Part, Twins, Workload
-from merbridge_lab.model import Check, Kind, Step
+from merbridge_lab.model import Check, Kind, Step, Variant
 from merbridge_lab.observation import Exchange, Observation
 from merbridge_lab.ruleset import RuleSet
 
@@ -26,6 +26,7 @@ __all__ = [
     "RuleSet",
     "Step",
     "Twins",
+    "Variant",
     "Verdict",
     "Workload",
     "fails",

@@ -122,10 +122,13 @@ class Entered:
 
 
 class Workload(Protocol):
-    """A pod of the walkthrough; `url` is where its app answers by its own address, past every service."""
+    """A pod of the walkthrough."""
 
     name: str
-    url: str
+
+    @property
+    def url(self) -> str:
+        """Where its app answers by its own address, past every service."""
 
     @property
     def rules(self) -> Rules:

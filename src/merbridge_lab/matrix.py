@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.api import Finding, Verdict, fails, holds
+from merbridge_lab.api import DATAPLANE, TWIN, Finding, Verdict, fails, holds
 from merbridge_lab.checks import mesh, redirect, rules
 from merbridge_lab.evidence import Control
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from merbridge_lab.api import Lab, Observation, Reading, Workload
 
-
+#: What a lab must have for the cells to be measured.
+NEEDS = frozenset({DATAPLANE, TWIN})
 _MANY = 16
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from merbridge_lab.evidence import Finding
     from merbridge_lab.lab import Lab
@@ -43,6 +43,20 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What a step does instead where a lab lacks a capability; what is left out is as in the step.
+
+    `needs` are the capabilities that it still needs.
+    """
+
+    act: Callable[[Lab], Any] | None = None
+    verify: tuple[Check, ...] | None = None
+    commands: Callable[[Lab], Sequence[str]] | None = None
+    narration: str = ""
+    needs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Step:
     """One numbered step of the walkthrough.
 
@@ -50,8 +64,8 @@ class Step:
     step may also have `observe`, which sends requests once `verify` holds, and `witness`, the checks that look at
     what it gave. `always` has an ensure step act although its checks hold. `commands` lists what a person would
     type for the step, complete from a root shell on the host; `needs` names capabilities of the lab without which
-    it is skipped; `undo` takes back what an ensure step brought about. `title` and `narration` come from the
-    module's docstring.
+    it is skipped, `without` what it does instead where one is missing; `undo` takes back what an ensure step brought
+    about. `title` and `narration` come from the module's docstring.
     """
 
     number: int
@@ -63,6 +77,21 @@ class Step:
     witness: tuple[Check, ...] = ()
     always: bool = False
     needs: frozenset[str] = field(default_factory=frozenset)
+    without: Mapping[str, Variant] = field(default_factory=dict)
     undo: Callable[[Lab], None] | None = None
     title: str = ""
     narration: str = ""
+
+    def on(self, capabilities: Collection[str]) -> Step:
+        """Give the step as it is in a lab with these capabilities."""
+        for capability, variant in self.without.items():
+            if capability not in capabilities:
+                return replace(
+                    self,
+                    act=variant.act or self.act,
+                    verify=self.verify if variant.verify is None else variant.verify,
+                    commands=variant.commands or self.commands,
+                    narration=variant.narration or self.narration,
+                    needs=variant.needs,
+                )
+        return self

@@ -104,6 +104,12 @@ class Runner:
 
         Stops at the first part that does not hold. What changes meanwhile voids the proof.
         """
+        for capability in sorted(matrix.NEEDS - self.lab.capabilities):
+            report.error = LabError(
+                f"there is nothing to prove: {self.lab.lacks(capability)}",
+                hint="merlab step 8..9 shows what the rules do without one",
+            )
+            return report
         if not self.stand(report, standing):
             return report
         before = self.lab.fingerprint()
@@ -139,6 +145,7 @@ class Runner:
         return [self._await(check, self.lab, 0.0) for step in steps for check in step.verify]
 
     def _step(self, step: Step, report: Report) -> StepOutcome:
+        step = step.on(self.lab.capabilities)
         began = time.monotonic()
         self.observer.step_begins(step)
         self.lab.shown()  # forget what an interrupted step left

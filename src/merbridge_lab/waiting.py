@@ -5,6 +5,8 @@ The only place where merlab sleeps.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,9 +15,12 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from merbridge_lab import interrupts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
+
+#: How often a command that takes its time is told of, in seconds.
+_BETWEEN_WORDS = 0.5
 
 
 class _Listener:
@@ -32,18 +37,38 @@ def _tell(awaiting: str, seconds: float) -> None:
         _Listener.tell(awaiting, seconds)
 
 
-def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
+@contextlib.contextmanager
+def during(what: str) -> Iterator[None]:
+    """Say what goes on, and for how long already, while the block runs: a command that takes its time."""
+    began = time.monotonic()
+    over = threading.Event()
+
+    def body() -> None:
+        while not over.wait(_BETWEEN_WORDS):
+            _tell(what, time.monotonic() - began)
+
+    thread = threading.Thread(target=body, name="merlab-during", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def until(look: Callable[[], T], *, timeout: float, awaiting: str | Callable[[], str], every: float = 0.1) -> T | None:
     """Call `look` until it gives something true, at most `timeout` seconds; give that, or the last thing it gave.
 
-    `awaiting` says in a few words what is awaited, for the progress line. The caller decides what a timeout
-    means; what it must not do is take it for a success.
+    `awaiting` says in a few words what is awaited, for the progress line, or is asked for them. Looks come `every`
+    so many seconds, the first ones sooner. The caller decides what a timeout means; what it must not do is take it
+    for a success.
     """
     result = look()
     if result:
         return result
 
     def nap(seconds: float) -> None:
-        _tell(awaiting, time.monotonic() - began)
+        _tell(awaiting if isinstance(awaiting, str) else awaiting(), time.monotonic() - began)
         interrupts.checkpoint()
         time.sleep(seconds)
         interrupts.checkpoint()
@@ -51,7 +76,7 @@ def until(look: Callable[[], T], *, timeout: float, awaiting: str) -> T | None:
     began = time.monotonic()
     attempts = Retrying(
         retry=retry_if_result(lambda seen: not seen),
-        wait=wait_exponential(multiplier=0.01, max=0.1),
+        wait=wait_exponential(multiplier=0.01, max=every),
         stop=stop_after_delay(timeout),
         sleep=nap,
     )

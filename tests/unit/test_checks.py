@@ -40,6 +40,17 @@ def without_ebpf():
     return lab.observe(lab.workload("sleep"))
 
 
+def flushed_without_ebpf():
+    """The rules of sleep flushed, with no eBPF anywhere, beside the same requests with them present."""
+    lab = up(FakeLab())
+    lab.dataplane.remove()
+    sleep = lab.workload("sleep")
+    present = lab.observe(sleep)
+    with sleep.rules.flushed() as saved:
+        seen = lab.observe(sleep)
+    return seen.beside(present).around(saved, sleep.rules.snapshot())
+
+
 # -- ways of breaking an observation
 
 
@@ -172,6 +183,7 @@ HOLDS = [
     (redirect.payload_moved, healthy),
     (redirect.payload_moved, flushed),
     (redirect.ebpf_took_over, flushed),
+    (rules.flushed_is_closed, flushed_without_ebpf),
     (trace.lines_appear, healthy),
     (trace.tells_the_request, healthy),
 ]
@@ -343,6 +355,11 @@ FAILS = [
     ),
     (redirect.payload_moved, healthy, no_counters, ["outbound leg", "mesh, from", "inbound leg"]),
     (redirect.payload_moved, healthy, lambda s: replace(s, server_log={}), ["no payload to move", "sleep"]),
+    # rules.flushed_is_closed
+    (rules.flushed_is_closed, flushed_without_ebpf, no_control, ["with the rules present"]),
+    (rules.flushed_is_closed, flushed_without_ebpf, curl(7, "refused"), ["sleep", "not closed", "curl exit 7"]),
+    (rules.flushed_is_closed, flushed_without_ebpf, lambda seen: replace(seen, rejected=()), ["no server's inbound"]),
+    (rules.flushed_is_closed, flushed_without_ebpf, control(client_log_lost), ["control did not hold", "no record"]),
     # redirect.ebpf_took_over
     (redirect.ebpf_took_over, flushed, no_control, ["no flushed twin was asked"]),
     (redirect.ebpf_took_over, flushed, counted("sleep", "outbound_connects", -4), ["intercepted 0 of 4", "sleep"]),

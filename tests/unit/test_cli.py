@@ -26,8 +26,8 @@ from schema_files import read
 
 #: The name of a lab that is not there, so that no test sees, let alone touches, one that is up on this machine.
 ALONE = {"MERLAB_NAME": "merlab-unit", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-COMMANDS = ["up", "step", "verify", "restore", "down", "status", "doctor", "steps", "exec"]
-PLANNED = ["manifests", "compare", "agent", "bench"]
+COMMANDS = ["up", "step", "verify", "restore", "down", "status", "doctor", "steps", "exec", "manifests"]
+PLANNED = ["compare", "agent", "bench"]
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_wrong_usage_as_the_user_types_it():
 # -- what is not there
 
 
-@pytest.mark.parametrize("name", ["kind", "cluster"])
+@pytest.mark.parametrize("name", ["cluster"])
 @pytest.mark.parametrize("command", [["up"], ["verify"], ["status"], ["step", "9"], ["down"], ["doctor"]], ids=" ".join)
 def test_labs_that_are_planned_are_3_and_say_what_to_use(name, command):
     done = merlab(*command, "--lab", name)
@@ -222,17 +222,25 @@ def test_an_unknown_lab_is_3_and_says_which_there_are():
 
 
 def test_the_lab_of_the_environment_counts_where_none_is_up(monkeypatch):
-    from merbridge_lab.drivers import embedded
+    from merbridge_lab.drivers import embedded, kind
 
     monkeypatch.setattr(embedded.EmbeddedDriver, "is_up", lambda _self: False)
-    monkeypatch.setenv("MERLAB_LAB", "kind")
-    with pytest.raises(LabError, match="the kind lab is planned"):
+    monkeypatch.setattr(kind.KindDriver, "is_up", lambda _self: False)
+    monkeypatch.setattr(kind.KindDriver, "is_possible", lambda _self: False)
+    monkeypatch.setenv("MERLAB_LAB", "cluster")
+    with pytest.raises(LabError, match="the cluster lab is planned"):
         drivers.pick(None)
+    monkeypatch.setenv("MERLAB_LAB", "kind")
+    driver, why = drivers.pick(None)
+    assert (driver.name, why) == ("kind", "MERLAB_LAB")
     assert drivers.pick("embedded")[0].name == "embedded"
     assert drivers.pick("auto")[0].name == "embedded"
     monkeypatch.delenv("MERLAB_LAB")
     driver, why = drivers.pick(None)
     assert (driver.name, why.partition(":")[0]) == ("embedded", "auto")
+    monkeypatch.setattr(kind.KindDriver, "is_possible", lambda _self: True)
+    driver, why = drivers.pick(None)
+    assert (driver.name, why.partition(":")[0]) == ("kind", "auto")
 
 
 def test_the_lab_that_is_up_comes_before_the_environment(monkeypatch):
@@ -397,7 +405,7 @@ def test_down_twice(driver):
     assert merlab("down").stdout == "the lab is gone\n"
     done = merlab("down")
     assert (done.exit_code, done.stdout) == (0, "there was nothing to remove\n")
-    assert json.loads(merlab("down", "--json").stdout) == {"schema": 1, "lab": "fake", "removed": False}
+    assert json.loads(merlab("down", "--json").stdout) == {"schema": 1, "lab": "fake", "removed": False, "stays": []}
 
 
 def test_down_removes_the_rest_although_one_part_refuses(driver):
@@ -503,10 +511,10 @@ def test_json_without_a_lab_is_one_object(command):
 
 @pytest.mark.parametrize("command", [["down"], ["restore"], ["status"], ["doctor"], ["steps"]], ids=" ".join)
 def test_json_of_an_error_is_one_object_for_every_command(command):
-    done = merlab(*command, "--lab", "kind", "--json")
+    done = merlab(*command, "--lab", "cluster", "--json")
     assert done.exit_code == 3
     told = read("run", done.stdout)
-    assert told["error"]["what"] == "the kind lab is planned, but not built yet"
+    assert told["error"]["what"] == "the cluster lab is planned, but not built yet"
 
 
 @pytest.mark.usefixtures("driver")

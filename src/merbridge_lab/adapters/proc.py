@@ -19,12 +19,14 @@ from merbridge_lab import interrupts
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
 #: A command that answers from the kernel or the file system needs no longer than this, in seconds.
 QUICK = 10.0
+#: How often a command that takes long is looked after, in seconds.
+_LOOK_AFTER = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,31 @@ def foreground(argv: Sequence[str]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _looked_after(look: Callable[[], LabError | None] | None, end: Callable[[], None]) -> Iterator[list[LabError]]:
+    """Call `look` again and again while the block runs; `end` the command once it gives an error, and keep that."""
+    seen: list[LabError] = []
+    over = threading.Event()
+
+    def body() -> None:
+        while look is not None and not seen and not over.wait(_LOOK_AFTER):
+            try:
+                found = look()
+            except LabError:
+                continue  # what cannot be seen now is seen later, or the command says it itself
+            if found is not None:
+                seen.append(found)
+                end()
+
+    thread = threading.Thread(target=body, name="merlab-look-after", daemon=True)
+    if look is not None:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+
+
 def run(
     argv: Sequence[str],
     *,
@@ -61,10 +88,13 @@ def run(
     ok: Sequence[int] = (0,),
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
+    look: Callable[[], LabError | None] | None = None,
 ) -> Result:
     """Run `argv` and wait for it, at most `timeout` seconds.
 
-    Raises LabError when the program is missing, does not end in time, or ends with a status not in `ok`.
+    `look` is called about once a second, in a thread of its own, while it runs: once it gives an error, the command
+    is ended and that error raised. Raises LabError when the program is missing, does not end in time, or ends with a
+    status not in `ok`.
     """
     command = pasteable(argv)
     interrupts.checkpoint()
@@ -98,11 +128,14 @@ def run(
     timer = threading.Timer(timeout, end)
     timer.daemon = True
     timer.start()
+    hopeless: list[LabError] = []
     try:
-        with interrupts.cancelling(end):
+        with interrupts.cancelling(end), _looked_after(look, end) as hopeless:
             done = running.wait()
     except sh.SignalException as killed:
         interrupts.checkpoint()
+        if hopeless:
+            raise hopeless[0] from None
         if late.is_set():
             what = f"{argv[0]} did not end within {timeout:g} s"
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.api import Check, Finding, Reading, fails, holds, skips
-from merbridge_lab.checks.mesh import as_control, find_both_sidecars
+from merbridge_lab.checks.mesh import as_control, find_both_sidecars, find_closed_as_plain_text
 
 if TYPE_CHECKING:
     from merbridge_lab.api import Observation, RuleSet
@@ -121,6 +121,30 @@ def find_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
     if before.generation != after.generation:
         return fails(f"the rules of {workload} changed while the requests ran, flushed as they were", reading)
     return holds(f"not one rule in {workload}", reading)
+
+
+def flushed_is_closed() -> Check:
+    """Check that without eBPF, a flush takes the request out of the mesh: the server's sidecar closes it."""
+    return Check(
+        "rules.flushed_is_closed",
+        "flushed, every request is closed by the server's sidecar; with the rules present it was served",
+        find_flushed_closed,
+        hint="merlab status",
+    )
+
+
+def find_flushed_closed(seen: Observation) -> Finding:
+    """Look at the closed connections, and at the same requests with the rules present beside them."""
+    closed = find_closed_as_plain_text(seen)
+    if seen.control is None:
+        return fails("nothing was asked with the rules present: what is closed now might always be", *closed.evidence)
+    moved = find_moved(seen.control)
+    control = as_control("rules.move_when_present", moved)
+    if not closed.held:
+        return fails(closed.why, *closed.evidence, control=control)
+    if not moved.held:
+        return fails(f"the control did not hold: {moved.why}", *closed.evidence, control=control)
+    return holds(f"{closed.why}; present, {moved.why}", *closed.evidence, control=control)
 
 
 def restored() -> Check:

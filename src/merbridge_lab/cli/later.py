@@ -7,7 +7,6 @@ from merbridge_lab.cli.session import Session
 from merbridge_lab.errors import LabError
 
 _INSTEAD = {
-    "manifests": "merlab steps 2",
     "compare": "merlab verify -v",
     "agent": "merlab up --lab embedded",
     "bench": "merlab verify -v",

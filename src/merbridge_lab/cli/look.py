@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from merbridge_lab import exits, interrupts
+from merbridge_lab.cli import asked
 from merbridge_lab.cli.app import Debug, JsonFlag, LabName, NoColor, app
 from merbridge_lab.cli.session import Session, numbers, selected
+
+if TYPE_CHECKING:
+    from merbridge_lab.model import Step
 
 
 @app.command()
@@ -68,7 +72,9 @@ def steps(
             if wanted is None:
                 rows = list(zip(all_steps(), chosen.states(all_steps()), strict=True))
             else:
-                told = [(each, list(each.commands(chosen))) for each in selected(wanted)]
+                told = [
+                    (each, _typed(each, chosen)) for each in (one.on(chosen.capabilities) for one in selected(wanted))
+                ]
         if json and wanted is None:
             listed = [{"number": each.number, "title": each.title, "state": state} for each, state in rows]
             run.console.json({"schema": 1, "lab": run.lab, "steps": listed})
@@ -89,6 +95,36 @@ def steps(
         else:
             for each, commands in told:
                 run.console.narrate(each, commands)
+
+
+def _typed(step: Step, lab: Any) -> list[str]:  # noqa: ANN401 - any lab
+    """Give the commands for a step; none where the lab lacks what it needs."""
+    return [] if step.needs - lab.capabilities else list(step.commands(lab))
+
+
+@app.command()
+def manifests(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of them; by default all that is applied.")
+    ] = None,
+    image: asked.ImageOption = None,
+    json: JsonFlag = False,
+    debug: Debug = False,
+) -> None:
+    """Print what a step applies to a cluster, for kubectl apply -f -; "kind" is for kind create cluster --config -.
+
+    Examples:  merlab manifests sleep | kubectl apply -f -    merlab manifests
+    """
+    with Session("manifests", as_json=json, debug=debug, quiet=True) as run:
+        from merbridge_lab.drivers.kind import manifests as known
+        from merbridge_lab.drivers.kind.settings import Settings
+
+        settings = Settings.default().asked(asked.options(images=image))
+        names = [name] if name else list(known.APPLIED)
+        if json:
+            run.console.json({"schema": 1, "manifests": {each: known.text(each, settings) for each in names}})
+        else:
+            run.console.text(known.texts(names, settings))
 
 
 @app.command()

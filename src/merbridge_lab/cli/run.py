@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from merbridge_lab import interrupts
+from merbridge_lab.cli import asked
 from merbridge_lab.cli.app import (
     PATIENCE,
     Backend,
@@ -31,6 +32,15 @@ def up(
         Backend | None, typer.Option("--iptables", help="In which tables Istio's rules are loaded; by default nft.")
     ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Wait for Enter before each further step.")] = False,
+    dataplane: asked.DataplaneOption = None,
+    sidecars: asked.SidecarsOption = None,
+    kubeconfig: asked.KubeconfigOption = None,
+    context: asked.ContextOption = None,
+    kind_image: asked.KindImageOption = None,
+    istio_hub: asked.IstioHubOption = None,
+    istio_tag: asked.IstioTagOption = None,
+    istio_set: asked.IstioSetOption = None,
+    image: asked.ImageOption = None,
     json: JsonFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
@@ -52,7 +62,18 @@ def up(
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
 
-        with run.changing(lab, backend=iptables.value if iptables else None) as chosen:
+        options = asked.options(
+            dataplane=dataplane,
+            sidecars=sidecars,
+            kubeconfig=kubeconfig,
+            context=context,
+            kind_image=kind_image,
+            istio_hub=istio_hub,
+            istio_tag=istio_tag,
+            istio_set=istio_set,
+            images=image,
+        )
+        with run.changing(lab, backend=iptables.value if iptables else None, options=options) as chosen:
             run.report = Report("up", chosen.name)
             chosen.mend()
             runner = Runner(chosen, run.console, patience=timeout, between=run.console.pause if pause else None)
@@ -148,6 +169,8 @@ def restore(
 @app.command()
 def down(
     lab: LabName = None,
+    keep_cluster: asked.KeepClusterOption = False,
+    kubeconfig: asked.KubeconfigOption = None,
     json: JsonFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
@@ -163,8 +186,10 @@ def down(
         from merbridge_lab.loader import steps
         from merbridge_lab.runner import undo
 
-        with run.changing(lab) as chosen:
+        options = asked.options(kubeconfig=kubeconfig, keep_cluster=keep_cluster)
+        with run.changing(lab, options=options) as chosen:
             removed = chosen.exists
+            stays = chosen.stays() if removed else []
             with interrupts.shielded():
                 try:
                     if removed:
@@ -172,6 +197,8 @@ def down(
                 finally:
                     chosen.remove(timeout)
         if json:
-            run.console.json({"schema": 1, "lab": run.lab, "removed": removed})
+            run.console.json({"schema": 1, "lab": run.lab, "removed": removed, "stays": stays})
         else:
             run.console.say("the lab is gone" if removed else "there was nothing to remove")
+        for sentence in () if json else stays:
+            run.console.say(sentence)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from merbridge_lab.drivers import Driver
+    from merbridge_lab.drivers.options import Options
     from merbridge_lab.model import Step
     from merbridge_lab.report import Report
 
@@ -88,23 +89,29 @@ class Session:
         report.error = error
         self.console.json(report.to_json())
 
-    def driver(self, asked: str | None) -> Driver:
-        """Pick the lab, and say which and why."""
+    def driver(self, asked: str | None, options: Options | None = None) -> Driver:
+        """Pick the lab, and say which and why. Raises BadParameter for `options` that it does not have."""
         from merbridge_lab import drivers
 
         driver, why = drivers.pick(asked)
+        if options is not None and options.said() and not drivers.tell(driver, options):
+            raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, and this is the {driver.name} lab")
         self.lab = driver.name
         self.console.note(f"lab: {driver.name} ({why})")
         return driver
 
     @contextlib.contextmanager
-    def changing(self, asked: str | None, *, keep: bool = False, backend: str | None = None) -> Iterator[Any]:
+    def changing(
+        self, asked: str | None, *, keep: bool = False, backend: str | None = None, options: Options | None = None
+    ) -> Iterator[Any]:
         """Pick a lab and have it to oneself for the length of the block."""
         from merbridge_lab import lock
 
-        driver = self.driver(asked)
+        driver = self.driver(asked, options)
         driver.require_able()
-        with lock.held(), driver.open(keep=keep, backend=backend) as lab:
+        # Labs of different kinds do not get into each other's way.
+        place = getattr(driver, "lock_at", None)
+        with lock.held(place) if place else lock.held(), driver.open(keep=keep, backend=backend) as lab:
             yield lab
 
     @contextlib.contextmanager

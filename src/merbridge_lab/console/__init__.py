@@ -51,6 +51,12 @@ class Console:
         self._waiting.stop()
         self._paper.line(escape(text))
 
+    def text(self, text: str) -> None:
+        """Print a text as it is, for another program to read."""
+        self._waiting.stop()
+        self._paper.out.file.write(text)
+        self._paper.out.file.flush()
+
     def error(self, error: LabError) -> None:
         """Print what is in the way and what to type next."""
         self._waiting.stop()

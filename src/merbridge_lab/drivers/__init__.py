@@ -10,10 +10,11 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from merbridge_lab.drivers.options import Options
     from merbridge_lab.requirements import Requirement
 
 #: Labs that the design knows and this version has not built.
-_PLANNED = ("kind", "cluster")
+_PLANNED = ("cluster",)
 
 
 class Driver(Protocol):
@@ -43,20 +44,37 @@ def pick(asked: str | None) -> tuple[Driver, str]:
     Raises LabError for a lab that is not built yet or does not exist.
     """
     from merbridge_lab.drivers.embedded import EmbeddedDriver
+    from merbridge_lab.drivers.kind import KindDriver
 
-    embedded = EmbeddedDriver()
+    built: tuple[EmbeddedDriver | KindDriver, ...] = (EmbeddedDriver(), KindDriver())
+    embedded, kind = built
     name, why = asked, "asked for"
-    if name is None and embedded.is_up():
-        return embedded, "it is up"
     if name is None:
+        for driver in built:
+            if driver.is_up():
+                return driver, "it is up"
         name, why = os.environ.get("MERLAB_LAB") or "auto", "MERLAB_LAB"
     if name == "auto":
-        name, why = "embedded", "auto: the one lab that is built so far"
-    if name == embedded.name:
-        return embedded, why
+        if isinstance(kind, KindDriver) and kind.is_possible():
+            return kind, "auto: kind, istioctl and a Docker that answers are all there"
+        return embedded, "auto: it takes this machine and nothing else"
+    for driver in built:
+        if name == driver.name:
+            return driver, why
     if name in _PLANNED:
         raise LabError(f"the {name} lab is planned, but not built yet", hint="merlab up --lab embedded")
     raise LabError(
-        f"there is no lab called {name!r}; there are auto, embedded, {', '.join(_PLANNED)}",
+        f"there is no lab called {name!r}; there are auto, {', '.join(each.name for each in built)},"
+        f" {', '.join(_PLANNED)}",
         hint="merlab up --lab embedded",
     )
+
+
+def tell(driver: Driver, options: Options) -> bool:
+    """Tell a lab what was asked of it; say whether it is one that can be asked such things: one on a cluster."""
+    from merbridge_lab.drivers.kind import KindDriver
+
+    if isinstance(driver, KindDriver):
+        driver.options = options
+        return True
+    return False

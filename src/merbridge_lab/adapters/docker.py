@@ -1,0 +1,199 @@
+"""Docker, by its command line: is it there, what containers, images and networks it has, commands in a container."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters.proc import Result, run
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: A daemon that is busy starting containers may take this long to answer, in seconds.
+_ANSWER = 30.0
+_PULL = 900.0
+
+_SILENT = ("Cannot connect to the Docker daemon", "error during connect", "Is the docker daemon running")
+_FORBIDDEN = "permission denied while trying to connect"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The daemon: what it runs on and what it has. `memory` in bytes; `root` is where it keeps images."""
+
+    version: str
+    system: str
+    cgroup_version: str
+    rootless: bool
+    cpus: int
+    memory: int
+    root: str
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container: `mounts` are the paths in it where something is mounted, `networks` those it is on."""
+
+    name: str
+    state: str
+    image: str
+    labels: dict[str, str]
+    mounts: tuple[str, ...]
+    networks: tuple[str, ...]
+
+    @property
+    def running(self) -> bool:
+        """Whether its processes run."""
+        return self.state == "running"
+
+
+def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin: str | None = None) -> Result:
+    """Run docker. Raises LabError, with what to do where the daemon does not answer."""
+    try:
+        return run(["docker", *argv], timeout=timeout, ok=ok, stdin=stdin)
+    except LabError as error:
+        raise _explained(error) from error
+
+
+def _explained(error: LabError) -> LabError:
+    said = error.stderr or ""
+    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if any(words in said for words in _SILENT):
+        return LabError(
+            f"no Docker daemon answers at {where}",
+            hint="start it: systemctl start docker; or say where it is: export DOCKER_HOST=…",
+            command=error.command,
+            stderr=error.stderr,
+        )
+    if _FORBIDDEN in said:
+        return LabError(
+            f"this user may not use the Docker daemon at {where}",
+            hint="become a member of the group docker, or root",
+            command=error.command,
+            stderr=error.stderr,
+        )
+    return error
+
+
+def engine() -> Engine:
+    """Ask the daemon what it is. Raises LabError when none answers."""
+    return read_engine(json.loads(docker("info", "--format", "{{json .}}").stdout))
+
+
+def read_engine(told: dict[str, Any]) -> Engine:
+    """Read what `docker info` tells. Raises LabError: it exits with 0 also when no daemon answers."""
+    errors = told.get("ServerErrors") or []
+    if errors or not told.get("ServerVersion"):
+        raise _explained(LabError("docker info failed", command="docker info", stderr="\n".join(errors) or _SILENT[0]))
+    return Engine(
+        version=told["ServerVersion"],
+        system=told.get("OperatingSystem", ""),
+        cgroup_version=str(told.get("CgroupVersion", "")),
+        rootless=any("rootless" in option for option in told.get("SecurityOptions") or []),
+        cpus=int(told.get("NCPU", 0)),
+        memory=int(told.get("MemTotal", 0)),
+        root=told.get("DockerRootDir", ""),
+    )
+
+
+def containers(label: str) -> list[Container]:
+    """List the containers with `label`, running or not, by name."""
+    ids = docker("ps", "--all", "--quiet", "--filter", f"label={label}").stdout.split()
+    if not ids:
+        return []
+    # One may go between the two commands; inspect then tells of the others, and fails.
+    told = docker("inspect", "--type", "container", *ids, ok=(0, 1)).stdout
+    return read_containers(json.loads(told or "[]"))
+
+
+def read_containers(told: list[dict[str, Any]]) -> list[Container]:
+    """Read what `docker inspect` tells."""
+    found = [
+        Container(
+            name=one["Name"].lstrip("/"),
+            state=one["State"]["Status"],
+            image=one["Config"]["Image"],
+            labels=one["Config"].get("Labels") or {},
+            mounts=tuple(mount["Destination"] for mount in one.get("Mounts") or []),
+            networks=tuple((one.get("NetworkSettings") or {}).get("Networks") or {}),
+        )
+        for one in told
+    ]
+    return sorted(found, key=lambda container: container.name)
+
+
+def start(container: str) -> None:
+    """Start a container that was stopped."""
+    docker("start", container)
+
+
+def remove(containers_: Sequence[str]) -> None:
+    """End and remove containers, with their volumes."""
+    docker("rm", "--force", "--volumes", *containers_)
+
+
+def exec_argv(container: str, argv: Sequence[str], *, stdin: bool = False, terminal: bool = False) -> list[str]:
+    """Give the command that runs `argv` in a container."""
+    options = [*(["-i"] if stdin or terminal else []), *(["-t"] if terminal else [])]
+    return ["docker", "exec", *options, container, *argv]
+
+
+def execute(
+    container: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = _ANSWER, ok: Sequence[int] = (0,)
+) -> Result:
+    """Run `argv` in a container."""
+    try:
+        return run(exec_argv(container, argv, stdin=stdin is not None), timeout=timeout, ok=ok, stdin=stdin)
+    except LabError as error:
+        raise _explained(error) from error
+
+
+def has_image(ref: str) -> bool:
+    """Whether the daemon has an image of that name."""
+    return docker("image", "inspect", "--format", "{{.Id}}", ref, ok=(0, 1)).status == 0
+
+
+def pull(ref: str) -> None:
+    """Pull an image. Raises LabError naming it, where it was looked for, and how to do without."""
+    try:
+        docker("pull", "--quiet", ref, timeout=_PULL)
+    except LabError as error:
+        raise LabError(
+            f"the image {ref} is not on this machine and cannot be pulled from {registry(ref)}",
+            hint=f"bring it here by hand: docker save {ref} on another machine, docker load on this one",
+            command=error.command,
+            stderr=error.stderr,
+        ) from error
+
+
+def registry(ref: str) -> str:
+    """Say which registry serves an image: the first part of its name if that looks like a host, else Docker Hub."""
+    first, slash, _ = ref.partition("/")
+    is_host = slash and ("." in first or ":" in first or first == "localhost")
+    return first if is_host else "docker.io"
+
+
+def network_labels(name: str) -> dict[str, str] | None:
+    """Give the labels of a network, or None where there is none of that name."""
+    told = docker("network", "inspect", "--format", "{{json .Labels}}", name, ok=(0, 1))
+    return dict(json.loads(told.stdout) or {}) if told.status == 0 else None
+
+
+def network_argv(name: str, label: str) -> list[str]:
+    """Give the command that makes a network such as kind makes."""
+    masquerade = "com.docker.network.bridge.enable_ip_masquerade=true"
+    return ["docker", "network", "create", "-d", "bridge", "-o", masquerade, "--label", label, name]
+
+
+def create_network(name: str, label: str) -> None:
+    """Make a network with a label."""
+    docker(*network_argv(name, label)[1:])
+
+
+def remove_network(name: str) -> None:
+    """Remove a network that no container is on."""
+    docker("network", "rm", name)

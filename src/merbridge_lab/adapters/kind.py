@@ -1,0 +1,138 @@
+"""The command kind: a cluster whose nodes are containers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from merbridge_lab.adapters.proc import Result, run
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: The label of kind's containers; its value is the cluster's name.
+LABEL = "io.x-k8s.kind.cluster"
+#: Which Docker network kind puts its nodes on. An experiment of kind's, documented in its release notes.
+NETWORK = "KIND_EXPERIMENTAL_DOCKER_NETWORK"
+
+_CREATE = 400.0
+_LOAD = 900.0
+_ANSWER = 60.0
+_TEMPORARY = "merlab-kind-"
+
+
+def version() -> str:
+    """Give its version, such as "v0.33.0"."""
+    return run(["kind", "version"]).stdout.split()[1]
+
+
+def create_argv(name: str, image: str, kubeconfig: str | None = None) -> list[str]:
+    """Give the command that makes a cluster; it reads the configuration from its standard input."""
+    where = ["--kubeconfig", kubeconfig] if kubeconfig else []
+    return ["kind", "create", "cluster", "--name", name, "--image", image, "--config", "-", *where]
+
+
+def create(name: str, image: str, config: str, *, network: str) -> None:
+    """Make a cluster, whose context goes into no kubeconfig. Raises LabError."""
+    # kind does not do without a file to write to. Its folder's name tells whose kind this is: see at_work.
+    with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-") as folder:
+        argv = create_argv(name, image, str(Path(folder, "kubeconfig")))
+        run(argv, timeout=_CREATE, stdin=config, env={**os.environ, NETWORK: network})
+
+
+def export_argv(name: str, kubeconfig: str | None = None) -> list[str]:
+    """Give the command that puts a cluster's context into a kubeconfig."""
+    return ["kind", "export", "kubeconfig", "--name", name, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
+
+
+def export(name: str, kubeconfig: str) -> None:
+    """Put a cluster's context into a kubeconfig. Raises LabError."""
+    run(export_argv(name, kubeconfig), timeout=_ANSWER)
+
+
+def delete_argv(name: str, kubeconfig: str | None = None) -> list[str]:
+    """Give the command that deletes a cluster, and its context from the kubeconfig."""
+    return ["kind", "delete", "cluster", "--name", name, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
+
+
+def delete(name: str, kubeconfig: str | None) -> Result:
+    """Delete a cluster; whether it is gone, one looks up."""
+    return run(delete_argv(name, kubeconfig), timeout=_ANSWER, ok=range(256))
+
+
+def kubeconfig_of(name: str) -> dict[str, Any]:
+    """Give the administrator's configuration for a cluster."""
+    told = run(["kind", "get", "kubeconfig", "--name", name], timeout=_ANSWER).stdout
+    return dict(yaml.safe_load(told))
+
+
+def load_argv(name: str, refs: Sequence[str]) -> list[str]:
+    """Give the command that copies images from Docker to the nodes."""
+    return ["kind", "load", "docker-image", "--name", name, *refs]
+
+
+def load(name: str, refs: Sequence[str]) -> None:
+    """Copy images from Docker to the nodes. Raises LabError; where a disk is full it says which."""
+    try:
+        run(load_argv(name, refs), timeout=_LOAD)
+    except LabError as error:
+        if "no space left on device" in (error.stderr or ""):
+            raise LabError(
+                f"there is no room on the disk to load {', '.join(refs)} into the node",
+                hint=f"df -h {tempfile.gettempdir()} /var/lib/docker; then docker system prune, or TMPDIR=… elsewhere",
+                command=error.command,
+                stderr=error.stderr,
+            ) from error
+        raise
+
+
+# -- what a merlab that was killed may have left
+
+
+def at_work(name: str) -> list[int]:
+    """Give the PIDs of processes that create the cluster `name` on behalf of a merlab that is gone.
+
+    A merlab that is killed cannot end them. They are told by the folder for their kubeconfig, which has its PID.
+    """
+    found = []
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and is_orphan((process / "cmdline").read_bytes().decode().split("\0"), name):
+                found.append(int(process.name))
+    return found
+
+
+def is_orphan(argv: Sequence[str], name: str) -> bool:
+    """Whether `argv` is such a process."""
+    if [Path(argv[0]).name, *argv[1:5]] != ["kind", "create", "cluster", "--name", name]:
+        return False
+    owner = next((_owner(word) for word in argv if _owner(word)), None)
+    return owner is not None and not Path("/proc", owner).exists()
+
+
+def _owner(path: str) -> str | None:
+    parts = [part for part in Path(path).parts if part.startswith(_TEMPORARY)]
+    return parts[0].removeprefix(_TEMPORARY).partition("-")[0] if parts else None
+
+
+def end(pid: int) -> None:
+    """End such a process; one that is gone already is fine."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
+def sweep() -> None:
+    """Remove the folders that such a merlab left, with the keys in them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        owner = _owner(str(folder))
+        with contextlib.suppress(OSError):
+            if owner and not Path("/proc", owner).exists() and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder)

@@ -1,0 +1,260 @@
+"""The API of a Kubernetes cluster, by the kubernetes client library.
+
+Objects are the plain dictionaries of the API. What reads is tried again while the API does not answer (an API server
+that is restarted, or held up, is back within seconds), and says so meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import re
+import ssl
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from merbridge_lab import interrupts, waiting
+from merbridge_lab.adapters.memory import Unnamed
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+T = TypeVar("T")
+Object = dict[str, Any]
+
+#: Seconds for a connection, and for an answer.
+_TIMEOUT = (3.0, 8.0)
+#: How long a silent API is asked again, in seconds.
+_PATIENCE = 40.0
+_NOT_FOUND, _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 404, 401, 403, 429, 500
+_MANAGER = "merlab"
+
+_NAMED = {
+    "Namespace": "/api/v1/namespaces/{name}",
+    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts/{name}",
+    "Service": "/api/v1/namespaces/{namespace}/services/{name}",
+    "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps/{name}",
+    "Pod": "/api/v1/namespaces/{namespace}/pods/{name}",
+    "Node": "/api/v1/nodes/{name}",
+    "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
+    "PeerAuthentication": "/apis/security.istio.io/v1/namespaces/{namespace}/peerauthentications/{name}",
+}
+
+
+class SilentError(LabError):
+    """The API does not answer, or answers that it cannot now."""
+
+
+class GoneError(LabError):
+    """The object is not there."""
+
+
+def path(kind: str, name: str = "", namespace: str = "default") -> str:
+    """Give the path of an object, or without `name` that of all of its kind in the namespace."""
+    return _NAMED[kind].format(namespace=namespace, name=name).rstrip("/")
+
+
+class Api:
+    """One cluster, entered with the credentials of a kubeconfig that has one context."""
+
+    def __init__(self, kubeconfig: Mapping[str, Any]) -> None:
+        self._kubeconfig = kubeconfig
+        cluster, user = kubeconfig["clusters"][0]["cluster"], kubeconfig["users"][0]["user"]
+        self.server = str(cluster["server"])
+        self._files = {
+            "ssl_ca_cert": Unnamed(base64.b64decode(cluster["certificate-authority-data"])),
+            "cert_file": Unnamed(base64.b64decode(user["client-certificate-data"])),
+            "key_file": Unnamed(base64.b64decode(user["client-key-data"])),
+        }
+        self._certificate = base64.b64decode(user["client-certificate-data"])
+
+    @functools.cached_property
+    def _client(self) -> Any:  # noqa: ANN401 - the library has no types
+        from kubernetes.client import ApiClient, Configuration
+        from kubernetes.dynamic import DynamicClient
+
+        configuration = Configuration()
+        configuration.host = self.server
+        for name, file in self._files.items():
+            setattr(configuration, name, file.path)
+        configuration.proxy = None  # the cluster is on this machine, whatever https_proxy says
+        configuration.retries = 0  # we do that, and say so
+        # Without a discoverer the client asks nothing beforehand and writes no cache.
+        return DynamicClient(ApiClient(configuration), discoverer=lambda *_: None)
+
+    @functools.cached_property
+    def kubeconfig_file(self) -> str:
+        """Where other programs find the kubeconfig while this process lives."""
+        import yaml
+
+        self._files["kubeconfig"] = Unnamed(yaml.safe_dump(dict(self._kubeconfig)).encode())
+        return self._files["kubeconfig"].path
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def _once(
+        self, method: str, where: str, query: Mapping[str, object], body: object = None, content: str = ""
+    ) -> bytes:
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        interrupts.checkpoint()
+        options: dict[str, Any] = {"query_params": list(query.items()), "_request_timeout": _TIMEOUT}
+        if content:
+            options["content_type"] = content
+        try:
+            response = self._client.request(method, where, body=body, serialize=False, **options)
+        except ApiException as error:
+            raise self._refused(error, method, where) from error
+        except (HTTPError, OSError) as error:
+            raise self._silent(error) from error
+        return bytes(response.data)
+
+    def _refused(self, error: Any, method: str, where: str) -> LabError:  # noqa: ANN401 - the library has no types
+        said = str(getattr(error, "body", "") or error)
+        try:
+            said = json.loads(said)["message"]
+        except (ValueError, KeyError, TypeError):
+            said = said[:500]
+        if error.status == _NOT_FOUND:
+            return GoneError(f"there is no {where} in the cluster", stderr=said)
+        if error.status in (_UNAUTHORIZED, _FORBIDDEN):
+            # To its administrator an API says so only while it starts and has not read its own rules yet.
+            return self._expired() or SilentError(
+                f"the cluster does not let us {method} {where}", hint="merlab down, then merlab up", stderr=said
+            )
+        if error.status == _TOO_MANY or (error.status or 0) >= _SERVER_ERROR:
+            return SilentError(
+                f"the API at {self.server} cannot answer now", hint="merlab doctor --lab kind", stderr=said
+            )
+        return LabError(f"the cluster refuses to {method} {where}", stderr=said)
+
+    def _silent(self, error: Exception) -> LabError:
+        said = str(error)
+        if "certificate has expired" in said or isinstance(error, ssl.SSLError):
+            return self._expired() or LabError(
+                f"the certificates of the cluster at {self.server} do not hold any more",
+                hint="merlab down --lab kind, then merlab up --lab kind",
+                stderr=said,
+            )
+        return SilentError(
+            f"the API of the cluster at {self.server} does not answer", hint="merlab doctor --lab kind", stderr=said
+        )
+
+    def _expired(self) -> LabError | None:
+        from cryptography import x509
+
+        ends = x509.load_pem_x509_certificate(self._certificate).not_valid_after.replace(tzinfo=None)
+        if ends.timestamp() - time.timezone > time.time():
+            return None
+        return LabError(
+            f"the certificates of the cluster expired on {ends:%Y-%m-%d}",
+            hint="merlab down --lab kind, then merlab up --lab kind",
+        )
+
+    def _patiently(self, once: Callable[[], T], *, patience: float = _PATIENCE) -> T:
+        """Try again while the API is silent, at most `patience` seconds."""
+        last: list[LabError] = []
+        given: list[T] = []
+
+        def attempt() -> bool:
+            try:
+                given.append(once())
+            except SilentError as error:
+                last.append(error)
+                return False
+            return True
+
+        if not waiting.until(attempt, timeout=patience, awaiting="the cluster's API to answer"):
+            raise last[-1]
+        return given[0]
+
+    # -- objects ----------------------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether the API answers, and says that it is ready."""
+        try:
+            return self._once("get", "/readyz", {}) == b"ok"
+        except SilentError:
+            return False
+
+    def get(self, where: str, **query: object) -> Object:
+        """Give what is at a path. Raises GoneError, SilentError, LabError."""
+        return dict(json.loads(self._patiently(lambda: self._once("get", where, query))))
+
+    def find(self, where: str) -> Object | None:
+        """Give what is at a path, or None."""
+        try:
+            return self.get(where)
+        except GoneError:
+            return None
+
+    def all(self, kind: str, namespace: str = "default", selector: str = "") -> list[Object]:
+        """Give all objects of a kind in a namespace, or those with the labels of `selector`."""
+        query = {"labelSelector": selector} if selector else {}
+        return list(self.get(path(kind, namespace=namespace), **query)["items"])
+
+    def events(self, namespace: str = "default") -> list[Object]:
+        """Give the events of a namespace, the latest last."""
+        found = self.get(f"/api/v1/namespaces/{namespace}/events")["items"]
+        return sorted(found, key=lambda one: one.get("lastTimestamp") or one["metadata"]["creationTimestamp"])
+
+    def apply(self, document: Object) -> None:
+        """Have an object be so, fields that others set aside (server-side apply)."""
+        meta = document["metadata"]
+        where = path(document["kind"], meta["name"], meta.get("namespace", "default"))
+        content = "application/apply-patch+yaml"
+        query = {"fieldManager": _MANAGER, "force": "true"}
+        self._patiently(lambda: self._once("patch", where, query, document, content))
+
+    def delete(self, where: str, *, grace: int | None = None) -> None:
+        """Delete what is at a path; nothing there is fine."""
+        query = {} if grace is None else {"gracePeriodSeconds": grace}
+        try:
+            self._patiently(lambda: self._once("delete", where, query))
+        except GoneError:
+            return
+
+    # -- pods -------------------------------------------------------------------------------------------------------
+
+    def log(
+        self, namespace: str, pod: str, container: str, *, tail: int | None = None, since: int | None = None
+    ) -> str:
+        """Give what a container printed: its last `tail` lines, or what is no older than `since` seconds."""
+        query: dict[str, object] = {"container": container}
+        if tail is not None:
+            query["tailLines"] = tail
+        if since is not None:
+            query["sinceSeconds"] = since
+        where = f"{path('Pod', pod, namespace)}/log"
+        return self._patiently(lambda: self._once("get", where, query)).decode(errors="replace")
+
+    def execute(
+        self, namespace: str, pod: str, container: str, argv: Sequence[str], timeout: float
+    ) -> tuple[int, str, str]:
+        """Run `argv` in a container; give its exit status and both streams. Raises LabError."""
+        from kubernetes.client import CoreV1Api
+        from kubernetes.client.exceptions import ApiException
+        from kubernetes.stream import stream
+
+        interrupts.checkpoint()
+        core = CoreV1Api(self._client.client)
+        options = {"stdin": False, "stdout": True, "stderr": True, "tty": False, "_preload_content": False}
+        try:
+            running = stream(
+                core.connect_get_namespaced_pod_exec, pod, namespace, container=container, command=list(argv), **options
+            )
+            running.run_forever(timeout=timeout)
+        except ApiException as error:
+            # The websocket library tells the status only in words, and none where it could not connect.
+            told = re.search(r"Handshake status (\d+)", str(error.reason))
+            error.status = int(told[1]) if told else _SERVER_ERROR
+            raise self._refused(error, "exec in", path("Pod", pod, namespace)) from error
+        except OSError as error:
+            raise self._silent(error) from error
+        if running.is_open():
+            running.close()
+            raise LabError(f"{argv[0]} in {namespace}/{pod} did not end within {timeout:g} s", hint="merlab status")
+        return int(running.returncode or 0), running.read_stdout(timeout=0), running.read_stderr(timeout=0)

@@ -1,0 +1,5 @@
+"""`python -m merbridge_lab.cli`."""
+
+from merbridge_lab.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""A batch of requests, whichever lab sends it: what is asked, what came of it, what it left in rules and logs."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Protocol
+
+from merbridge_lab.observation import Exchange, Observation
+from merbridge_lab.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.lab import Workload
+
+    #: A line with the name of the server that wrote it.
+    Entry = tuple[str, AccessLogLine]
+
+#: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
+REQUEST = 5
+#: How long a sidecar may take to write a request into its log, in seconds (Istio's flush once a second).
+_LOGGED = 3.0
+
+
+class Log(Protocol):
+    """What a sidecar has written into its access log since this was made."""
+
+    def lines(self) -> tuple[AccessLogLine, ...]:
+        """Give the lines that are there by now."""
+
+
+def new_nonce() -> str:
+    """Give an x-request-id that nobody else has."""
+    return str(uuid.uuid4())
+
+
+def curl(nonce: str, url: str) -> list[str]:
+    """Give the curl that asks `url` once, on a fresh connection, and tells all about it."""
+    tell = "\\n%{json}"
+    return ["curl", "-sS", "-i", "--max-time", str(REQUEST), "-H", f"x-request-id: {nonce}", "-w", tell, url]
+
+
+def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Exchange:
+    """Make an exchange of what such a curl left."""
+    response, _, told = stdout.rpartition("\n")
+    try:
+        facts = json.loads(told)
+    except ValueError:
+        facts, response = {}, stdout
+    head, _, body = response.replace("\r\n", "\n").partition("\n\n")
+    headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+    return Exchange(
+        nonce=nonce,
+        url=url,
+        exit_status=exit_status,
+        status=facts.get("http_code") or None,
+        body=body,
+        headers=headers,
+        local=f"{facts.get('local_ip', '')}:{facts.get('local_port', 0)}",
+        seconds=float(facts.get("time_total") or 0.0),
+        error=stderr.strip(),
+        remote=f"{facts.get('remote_ip', '')}:{facts.get('remote_port', 0)}",
+    )
+
+
+def observe(
+    client: Workload,
+    *,
+    ask: Callable[[], Exchange],
+    own: Log,
+    logs: Mapping[str, Log],
+    count: int,
+    counters: Callable[[], Mapping[str, Mapping[str, int]]],
+    trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
+    logged: bool = True,
+) -> Observation:
+    """Send `count` requests by `ask`, one after the other, and read everything around them.
+
+    `own` is the log of the client's sidecar, `logs` those of the servers' by name. The rules are read before the first
+    request and after the last; the logs are awaited to a deadline, by nonce, unless `logged` is off.
+    """
+    if trace is not None:
+        trace()
+    counted = counters()
+    before = client.rules.snapshot()
+    exchanges = tuple(ask() for _ in range(count))
+    after = client.rules.snapshot()
+    answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
+    closed = {exchange.local for exchange in exchanges if exchange.closed}
+
+    def found() -> tuple[dict[str, AccessLogLine], dict[str, Entry], list[Entry]]:
+        nonces = {exchange.nonce for exchange in exchanges}
+        mine = {line.request_id: line for line in own.lines() if line.outbound and line.request_id in nonces}
+        theirs: dict[str, Entry] = {}
+        refused = []
+        for name, log in logs.items():
+            for line in log.lines():
+                if line.request_id in nonces and not line.outbound:
+                    # Of several attempts, the one that the client's sidecar tells of: its last.
+                    last = mine.get(line.request_id)
+                    if line.request_id not in theirs or (last and last.upstream_local == line.downstream_remote):
+                        theirs[line.request_id] = (name, line)
+                elif line.rejected_plain_text and line.downstream_remote in closed:
+                    refused.append((name, line))
+        return mine, theirs, refused
+
+    def all_logged() -> bool:
+        mine, theirs, refused = found()
+        told = {
+            nonce
+            for nonce in mine.keys() & theirs.keys()
+            if theirs[nonce][1].downstream_remote == mine[nonce].upstream_local
+        }
+        return answered <= told and closed <= {line.downstream_remote for _, line in refused}
+
+    # A deadline that passes is no error here: the checks see that a line is missing, and say which.
+    if logged:
+        until(all_logged, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
+    client_log, server_log, rejected = found()
+    return Observation(
+        client=client.name,
+        exchanges=exchanges,
+        client_log=client_log,
+        server_log=server_log,
+        rejected=tuple(rejected),
+        before=before,
+        after=after,
+        counters_before=counted,
+        counters_after=counters(),
+        trace=trace() if trace is not None else (),
+    )

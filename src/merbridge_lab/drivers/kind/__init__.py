@@ -1,0 +1,97 @@
+"""The kind lab: a kind cluster with Istio, on this machine's Docker."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.drivers.options import Options
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from merbridge_lab.drivers.kind.lab import KindLab
+    from merbridge_lab.requirements import Requirement
+
+_COMMANDS = {"docker": "Docker", "kind": "kind", "istioctl": "istioctl"}
+
+
+class KindDriver:
+    """Opens the kind lab."""
+
+    name = "kind"
+    #: See lock: a directory that every user may open, and that is not the embedded lab's.
+    lock_at = Path("/var")
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+
+    def is_up(self) -> bool:
+        """Whether anything of the lab is there; not where no Docker answers."""
+        from merbridge_lab.drivers.kind import cluster
+
+        if not all(shutil.which(command) for command in ("docker", "kind")):
+            return False
+        try:
+            return cluster.exists()
+        except LabError:
+            return False
+
+    def is_possible(self) -> bool:
+        """Whether kind, istioctl and a Docker that answers are all there."""
+        from merbridge_lab.adapters import docker
+
+        if not all(shutil.which(command) for command in _COMMANDS):
+            return False
+        try:
+            docker.engine()
+        except LabError:
+            return False
+        return True
+
+    def require_able(self) -> None:
+        """Raise LabError when the lab cannot be worked with at all: a command is missing, no Docker answers."""
+        from merbridge_lab.adapters import docker
+
+        self.options.require_built()
+        for command, what in _COMMANDS.items():
+            if shutil.which(command) is None:
+                raise LabError(
+                    f"the kind lab needs {what}, and {command} is not on PATH", hint="merlab doctor --lab kind"
+                )
+        if docker.engine().rootless:
+            raise LabError(
+                "this Docker is rootless: a node in it may not change network namespaces as the walkthrough does",
+                hint="use Docker's daemon of the system: export DOCKER_HOST=unix:///var/run/docker.sock",
+            )
+        self._require_context()
+
+    def _require_context(self) -> None:
+        from merbridge_lab.drivers.kind import layout
+
+        if self.options.context not in (None, layout.CONTEXT):
+            raise LabError(
+                f"the kind lab is the context {layout.CONTEXT}, not {self.options.context}",
+                hint="another cluster is for --lab cluster, which is planned",
+            )
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and lacks."""
+        from merbridge_lab.drivers.kind.lab import KindLab
+
+        return KindLab(self.options).requirements()
+
+    @contextlib.contextmanager
+    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[KindLab]:
+        """Give the lab for the length of the block. Raises LabError for a backend: Istio chooses it itself."""
+        from merbridge_lab.drivers.kind.lab import KindLab
+
+        self.options.require_built()
+        if backend is not None:
+            raise LabError(
+                "--iptables is for the embedded lab: on a cluster, Istio chooses the tables", hint="merlab up"
+            )
+        yield KindLab(self.options, keep=keep)

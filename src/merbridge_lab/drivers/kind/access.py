@@ -1,0 +1,77 @@
+"""The way to the cluster: its API, its node, and with what the lab was made. Found once, and anew when it changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import kind, kube
+from merbridge_lab.drivers.kind import cluster, layout
+from merbridge_lab.drivers.kind.settings import Settings
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from merbridge_lab.adapters.kube import Api
+    from merbridge_lab.drivers.options import Options
+
+
+class Access:
+    """What is known of the cluster so far."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._api: Api | None = None
+        self._node = ""
+        self._settings: Settings | None = None
+
+    def forget(self) -> None:
+        """Find it anew the next time: the cluster was made or started meanwhile, with other keys and ports."""
+        self._api, self._node = None, ""
+
+    def api(self) -> Api:
+        """Give the cluster's API. Raises LabError where there is no cluster."""
+        if self._api is None:
+            self._api = kube.Api(kind.kubeconfig_of(layout.CLUSTER))
+        return self._api
+
+    def node(self) -> str:
+        """Give the container that is the node. Raises LabError where there is none."""
+        if not self._node:
+            found = cluster.nodes()
+            if not found:
+                raise LabError("no lab is up", hint="merlab up --lab kind")
+            self._node = found[0].name
+        return self._node
+
+    def kept(self) -> Settings | None:
+        """Give what the lab was made with, as the cluster tells; None where it does not. Raises LabError."""
+        found = self.api().find(kube.path("ConfigMap", layout.SETTINGS))
+        return Settings.from_json(found["data"]["settings.json"]) if found else None
+
+    def finished(self) -> bool:
+        """Whether the lab's making, or its last change, came to its end."""
+        found = self.api().find(kube.path("ConfigMap", layout.SETTINGS))
+        return found is not None and found["data"].get("finished") == "true"
+
+    def settings(self) -> Settings:
+        """Give what the lab is to be: what it was made with, else the table's, and what was asked for.
+
+        Raises LabError where the cluster is there and cannot be asked: what is not known must not be replaced.
+        """
+        if self._settings is None:
+            found = cluster.nodes()
+            kept = self.kept() if cluster.are_ours(found) else None
+            self._settings = (kept or Settings.default()).asked(self._options)
+        return self._settings
+
+    def likely(self) -> Settings:
+        """Give the same, or the best guess where the cluster cannot be asked now; nothing is made with that."""
+        if self._settings is not None:
+            return self._settings
+        try:
+            found = cluster.nodes()
+            running = cluster.are_ours(found) and all(node.running for node in found)
+            if not found or (running and self.api().ready()):
+                return self.settings()
+        except LabError:
+            self.forget()
+        return Settings.default().asked(self._options)

@@ -1,0 +1,233 @@
+"""The cluster as a part of the lab: a node that is a container, the API on it, a network of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from merbridge_lab import waiting
+from merbridge_lab.adapters import docker, kind, kube
+from merbridge_lab.adapters.proc import pasteable
+from merbridge_lab.drivers.kind import layout, manifests, trouble
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Reading
+from merbridge_lab.requirements import Requirement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merbridge_lab.adapters.docker import Container
+    from merbridge_lab.drivers.kind.access import Access
+
+_LABEL = f"{kind.LABEL}={layout.CLUSTER}"
+_NETWORK_LABEL = f"{layout.NETWORK_LABEL}={layout.CLUSTER}"
+#: How long a cluster may take to answer after it was started, in seconds.
+_STARTED = 120.0
+#: How long one whose making was cut short may take to, before it is made anew.
+_HALF_MADE = 60.0
+
+
+def nodes() -> list[Container]:
+    """List the containers of the cluster, whoever made it. Raises LabError where Docker does not answer."""
+    return docker.containers(_LABEL)
+
+
+def are_ours(found: list[Container]) -> bool:
+    """Whether merlab made them: its configuration gave them a mount that no other has."""
+    return bool(found) and all(layout.MARK in container.mounts for container in found)
+
+
+def own_network() -> bool:
+    """Whether there is a network that merlab made."""
+    labels = docker.network_labels(layout.NETWORK)
+    return labels is not None and labels.get(layout.NETWORK_LABEL) == layout.CLUSTER
+
+
+def exists() -> bool:
+    """Whether anything of the lab's is there: nodes, a network, a kind that a killed merlab left at work."""
+    return are_ours(nodes()) or own_network() or bool(kind.at_work(layout.CLUSTER))
+
+
+def foreign() -> LabError:
+    """Give the error for a cluster of that name that is not merlab's."""
+    return LabError(
+        f"there is a kind cluster called {layout.CLUSTER} already, and merlab did not make it: it stays untouched",
+        hint=f"if you do not need it: {pasteable(kind.delete_argv(layout.CLUSTER))}",
+    )
+
+
+def requirement() -> list[Requirement]:
+    """Say whether the cluster's name is free, or merlab's; nothing where Docker does not tell."""
+    try:
+        found = nodes()
+    except LabError:
+        return []
+    needed = f"no foreign cluster called {layout.CLUSTER}"
+    if found and not are_ours(found):
+        return [Requirement("cluster.name", "fail", foreign().what, needed, foreign().hint)]
+    said = f"{layout.CLUSTER} is merlab's" if found else f"{layout.CLUSTER} is free"
+    return [Requirement("cluster.name", "pass", said, needed)]
+
+
+class NodePart:
+    """The cluster; `changed` is called when it was made or started, `keep` has `remove` leave it."""
+
+    def __init__(self, access: Access, changed: Callable[[], None], *, kubeconfig: str | None, keep: bool) -> None:
+        self._access, self._api, self._changed = access, access.api, changed
+        self._kubeconfig, self._keep = kubeconfig, keep
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it. Raises LabError where Docker does not answer."""
+        found = nodes()
+        if not found:
+            return [f"there is no kind cluster called {layout.CLUSTER}"]
+        if not are_ours(found):
+            return [foreign().what]
+        stopped = [f"the container {node.name} is {node.state}, not running" for node in found if not node.running]
+        if stopped:
+            return stopped
+        if not self._api().ready():
+            return [f"the API of {layout.CLUSTER} at {self._api().server} is not ready"]
+        return self._not_ready()
+
+    def _not_ready(self) -> list[str]:
+        sentences = []
+        for node in self._api().get("/api/v1/nodes")["items"]:
+            states = {one["type"]: one for one in node["status"].get("conditions") or []}
+            if states.get("Ready", {}).get("status") != "True":
+                said = states.get("Ready", {}).get("message", "it has not said so")
+                sentences.append(f"the node {node['metadata']['name']} is not ready: {said}")
+        names = self._api().find(kube.path("Deployment", "coredns", "kube-system"))
+        if names is None or not names["status"].get("availableReplicas"):
+            sentences.append("no name is resolved in the cluster: coredns is not available")
+        return sentences
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Name the containers and their state."""
+        return tuple(Reading(f"docker:{node.name}", "", None, f"{node.state}, {node.image}") for node in nodes())
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Make the cluster, or start it, and wait until it is ready. Raises LabError."""
+        self._await_orphan()
+        found = nodes()
+        if found and not are_ours(found):
+            raise foreign()
+        if not found:
+            self._create()
+        elif any(not node.running for node in found):
+            for node in found:
+                docker.start(node.name)
+        elif not self._is_made():
+            self._delete()
+            self._create()
+        self._changed()
+        self._await_ready()
+        if self._kubeconfig:
+            kind.export(layout.CLUSTER, self._kubeconfig)
+
+    @staticmethod
+    def _await_orphan() -> None:
+        """Let a kind that a killed merlab left at work come to its end: two at once would undo each other's work."""
+        waiting.until(
+            lambda: not kind.at_work(layout.CLUSTER),
+            timeout=_STARTED,
+            every=0.5,
+            awaiting="kind, which a merlab that was killed had started, to end",
+        )
+        for pid in kind.at_work(layout.CLUSTER):
+            kind.end(pid)
+        kind.sweep()
+
+    def _is_made(self) -> bool:
+        """Whether kind came to its end with this cluster: if it was killed, there may be a node and no Kubernetes."""
+
+        def answers() -> bool:
+            try:
+                return self._api().ready()
+            except LabError:
+                return False
+
+        awaited = f"the API of {layout.CLUSTER} to answer"
+        return bool(waiting.until(answers, timeout=_HALF_MADE, every=0.5, awaiting=awaited))
+
+    def _create(self) -> None:
+        settings = self._access.settings()
+        settings.require_fit()
+        image, network = settings.kind_image, self._network()
+        if not docker.has_image(image):
+            with waiting.during(f"docker pulls {image} from {docker.registry(image)}"):
+                docker.pull(image)
+        if network == layout.NETWORK and docker.network_labels(network) is None:
+            docker.create_network(network, _NETWORK_LABEL)
+        try:
+            with waiting.during(f"kind makes the cluster {layout.CLUSTER} of {image}"):
+                kind.create(layout.CLUSTER, image, manifests.text("kind", settings), network=network)
+        except LabError as error:
+            raise LabError(
+                f"kind could not make the cluster {layout.CLUSTER} of {image}",
+                hint="merlab doctor --lab kind",
+                command=error.command,
+                stderr=error.stderr or error.what,
+            ) from error
+
+    @staticmethod
+    def _network() -> str:
+        return os.environ.get(kind.NETWORK) or layout.NETWORK
+
+    def _await_ready(self) -> None:
+        last: list[str] = []
+
+        def ready() -> bool:
+            last[:] = self.problems()
+            return not last
+
+        awaited = f"the cluster {layout.CLUSTER} to be ready"
+        if not waiting.until(ready, timeout=_STARTED, every=0.5, awaiting=awaited):
+            events = trouble.told(self._api().events("kube-system")) if self._api().ready() else ""
+            raise LabError(
+                f"the cluster was not ready within {_STARTED:.0f} s: {last[0]}",
+                hint="merlab doctor --lab kind",
+                stderr=events or None,
+            )
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Delete the cluster and its network, if they are merlab's; nothing to delete is fine. Raises LabError."""
+        for pid in kind.at_work(layout.CLUSTER):
+            kind.end(pid)
+        kind.sweep()
+        if self._keep:
+            return
+        if are_ours(nodes()):
+            self._delete()
+        if own_network():
+            docker.remove_network(layout.NETWORK)
+
+    def _delete(self) -> None:
+        with waiting.during(f"kind deletes the cluster {layout.CLUSTER}"):
+            done = kind.delete(layout.CLUSTER, self._kubeconfig)
+        left = nodes()
+        if left:  # kind may fail over a kubeconfig that it cannot read
+            docker.remove([node.name for node in left])
+        if nodes():
+            raise LabError(
+                f"the cluster {layout.CLUSTER} could not be deleted", command=done.command, stderr=done.stderr
+            )
+
+    # -- as a person would type it ----------------------------------------------------------------------------------
+
+    def typed(self) -> list[str]:
+        """Give the commands a person would type to make it; the last one is for a cluster that merlab made."""
+        create = pasteable(kind.create_argv(layout.CLUSTER, self._access.likely().kind_image))
+        network = self._network()
+        own = [pasteable(docker.network_argv(network, _NETWORK_LABEL))] if network == layout.NETWORK else []
+        return [
+            *own,
+            f"merlab manifests kind | {kind.NETWORK}={network} {create}",
+            pasteable(kind.export_argv(layout.CLUSTER, self._kubeconfig)),
+        ]

@@ -1,0 +1,225 @@
+"""The kind lab: the walkthrough on a kind cluster with Istio."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from merbridge_lab import interrupts
+from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.drivers import batch
+from merbridge_lab.drivers.kind import cluster, layout, state
+from merbridge_lab.drivers.kind.access import Access
+from merbridge_lab.drivers.kind.cluster import NodePart
+from merbridge_lab.drivers.kind.mesh import MeshPart
+from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
+from merbridge_lab.drivers.kind.workload import KindWorkload
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Verdict
+from merbridge_lab.lab import HELLO, Shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from merbridge_lab.drivers.options import Options
+    from merbridge_lab.model import Step
+    from merbridge_lab.observation import Observation
+    from merbridge_lab.requirements import Requirement
+    from merbridge_lab.ruleset import RuleSet
+
+
+class KindLab:
+    """The Lab protocol over a kind cluster; `keep` leaves rules flushed after a flush."""
+
+    name = "kind"
+    capabilities: frozenset[str] = frozenset()
+
+    def __init__(self, options: Options, *, keep: bool = False) -> None:
+        self._keep = keep
+        self._keeps_cluster = options.keep_cluster
+        self._shown: list[Shown] = []
+        self._workloads: dict[str, KindWorkload] = {}
+        self._access = access = Access(options)
+        self.api, self.node_name, self.settings = access.api, access.node, access.settings
+        self.dataplane = NoDataplane()
+        self.node = NodePart(access, self._forget, kubeconfig=options.kubeconfig, keep=options.keep_cluster)
+        self.mesh = MeshPart(access, self.workloads, keep=options.keep_cluster)
+
+    def _forget(self) -> None:
+        self._access.forget()
+        self._workloads.clear()
+
+    # -- the walkthrough's nouns --------------------------------------------------------------------------------------
+
+    def workloads(self) -> list[KindWorkload]:
+        """Give the workloads of the walkthrough."""
+        return [self.workload(spec.name) for spec in layout.WORKLOADS]
+
+    def workload(self, name: str) -> KindWorkload:
+        """Give a workload by name; raises LabError for one that does not exist."""
+        specs = {spec.name: spec for spec in layout.WORKLOADS}
+        if name not in specs:
+            raise LabError(f"there is no workload called {name!r}; there are {', '.join(specs)}", hint="merlab status")
+        if name not in self._workloads:
+            self._workloads[name] = KindWorkload(self.api(), specs[name], self.node_name(), keep=self._keep)
+        return self._workloads[name]
+
+    def servers(self) -> list[KindWorkload]:
+        """Give the workloads behind the service helloworld."""
+        return [self.workload(spec.name) for spec in layout.SERVERS]
+
+    def twin(self, of: str = "sleep", *, sidecar: bool = True) -> NoReturn:  # noqa: ARG002 - the protocol's
+        """Raise LabError: without a dataplane, sleep itself shows what the rules do."""
+        raise LabError(self.lacks("twin"))
+
+    def twins(self) -> NoReturn:
+        """Raise LabError; see twin."""
+        raise LabError(self.lacks("twin"))
+
+    @contextlib.contextmanager
+    def flushed(self, workloads: Sequence[KindWorkload]) -> Iterator[dict[str, RuleSet]]:
+        """Save and flush nat in all of `workloads` for the length of the block."""
+        with contextlib.ExitStack() as stack:
+            yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
+
+    def settle(self) -> bool:
+        """There is no dataplane for which a request would need new connections."""
+        return False
+
+    def observe(
+        self,
+        client: KindWorkload,
+        *,
+        count: int = 4,
+        trace: bool = False,  # noqa: ARG002 - the protocol's; there is none
+        url: str = HELLO,
+        server: KindWorkload | None = None,
+        logged: bool = True,
+    ) -> Observation:
+        """Send requests as the app of `client` and read everything around them."""
+        return batch.observe(
+            client,
+            ask=lambda: client.ask(url),
+            own=client.log(),
+            logs={one.name: one.log() for one in ([server] if server is not None else self.servers())},
+            count=count,
+            counters=dict,
+            logged=logged,
+        )
+
+    def logged(self, nonces: Iterable[str]) -> list[str]:
+        """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        wanted = tuple(nonces)
+        return [
+            f"{workload.name}: {line}"
+            for workload in self.workloads()
+            for line in workload.logged().splitlines()
+            if any(nonce in line for nonce in wanted)
+        ]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Give what must not change while something is proven."""
+        found = {}
+        for workload in self.workloads():
+            pod, process = workload.found(anew=True)
+            found[f"the pod of {workload.name}"] = f"{pod.uid}, {pod.restarts} restarts"
+            found[f"the app of {workload.name}"] = f"{process.pid} since {process.started}"
+            found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
+        return found
+
+    def trace_command(self) -> str:
+        """Raise LabError: there is no dataplane to leave a trace."""
+        raise LabError(WHY, hint="merlab up --lab embedded")
+
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> NoReturn:  # noqa: ARG002
+        """Raise LabError; see trace_command."""
+        raise LabError(WHY, hint="merlab up --lab embedded")
+
+    def lacks(self, capability: str) -> str:
+        """Say why a capability is missing."""
+        return why(capability)
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and lacks."""
+        from merbridge_lab.requirements import engine
+
+        likely = self._access.likely()
+        return [*engine.kind(kubernetes=likely.kubernetes, misfit=likely.misfit()), *cluster.requirement()]
+
+    def require_able(self) -> None:
+        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        for lacking in self.requirements():
+            if lacking.verdict == Verdict.FAIL.value:
+                raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
+
+    def inventory(self) -> list[Shown]:
+        """Show the eBPF in this machine's kernel, which is the node's too; nothing where that cannot be seen."""
+        if shutil.which("bpftool") is None or os.geteuid() != 0:
+            return []
+        commands = (["bpftool", "map"], ["bpftool", "prog"], ["bpftool", "cgroup", "tree"])
+        return [Shown(pasteable(command), run(command, ok=range(256)).stdout) for command in commands]
+
+    def show(self, command: str, output: str = "") -> None:
+        """Record a command that a person would type, with what it printed."""
+        self._shown.append(Shown(command, output))
+
+    def shown(self) -> Sequence[Shown]:
+        """Give what was recorded since this was last asked, and forget it."""
+        taken, self._shown = self._shown, []
+        return taken
+
+    # -- the lab as a whole -------------------------------------------------------------------------------------------
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of the lab is there. Raises LabError where Docker does not answer."""
+        return cluster.exists()
+
+    def require_up(self) -> None:
+        """Raise LabError when no lab is up."""
+        found = cluster.nodes()
+        if found and not cluster.are_ours(found):
+            raise cluster.foreign()
+        if not found:
+            raise LabError("no lab is up", hint="merlab up --lab kind")
+        if stopped := [node.name for node in found if not node.running]:
+            raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind")
+
+    def mend(self) -> None:
+        """Put back what a killed merlab left flushed, if the cluster is up."""
+        found = cluster.nodes()
+        if cluster.are_ours(found) and all(node.running for node in found):
+            with interrupts.shielded(), contextlib.suppress(LabError):
+                self.restore()
+
+    def restore(self) -> list[str]:
+        """Put back whatever is flushed; give the names of the workloads concerned."""
+        return [workload.name for workload in self.workloads() if workload.rules.restore()]
+
+    def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
+        """Remove whatever is left of the lab."""
+        self.node.remove()
+
+    def stays(self) -> list[str]:
+        """Say what `down` leaves on purpose, with the command that removes it."""
+        kept = [f"the cluster {layout.CLUSTER} stays, as asked; merlab down removes it"] if self._keeps_cluster else []
+        return [*kept, *state.pulled(self._access.likely())]
+
+    def states(self, steps: Sequence[Step]) -> list[str]:
+        """Say of each step whether what it ensures holds now."""
+        return state.states(self, steps)
+
+    def describe(self) -> dict[str, Any]:
+        """Give the state of the lab as `merlab status --json` has it."""
+        return state.describe(self)
+
+    def dump(self) -> dict[str, Callable[[], Any]]:
+        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        return state.dump(self)
+
+    def keep_report(self, told: dict[str, Any]) -> None:
+        """Keep the report of the last run on the node, for a sysdump."""
+        with contextlib.suppress(LabError):
+            state.keep_report(self, told)

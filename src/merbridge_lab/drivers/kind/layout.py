@@ -1,0 +1,39 @@
+"""What the kind lab is called, and where its things are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The cluster of the walkthrough.
+CLUSTER = "merbridge"
+CONTEXT = f"kind-{CLUSTER}"
+#: A mount that merlab's cluster has and no other: data/manifests/kind.yaml.
+MARK = "/kind/made-by-merlab"
+#: The Docker network of the node, and the label that says whose it is.
+NETWORK = "merlab"
+NETWORK_LABEL = "io.merlab.cluster"
+
+NAMESPACE = "default"
+ISTIO = "istio-system"
+SIDECAR = "istio-proxy"
+#: A ConfigMap that holds what the lab was made with.
+SETTINGS = "merlab"
+
+#: On the node, on its volume: what a flush took, and what is for people to look at.
+STATE = "/var/lib/merlab"
+
+
+@dataclass(frozen=True)
+class WorkloadSpec:
+    """A workload of the walkthrough: its Deployment's name, the labels of its pods, the container of its app."""
+
+    name: str
+    selector: str
+    container: str
+
+
+SLEEP = WorkloadSpec("sleep", "app=sleep", "sleep")
+SERVERS = tuple(
+    WorkloadSpec(f"helloworld-{version}", f"app=helloworld,version={version}", "helloworld") for version in ("v1", "v2")
+)
+WORKLOADS = (SLEEP, *SERVERS)

@@ -1,0 +1,258 @@
+"""Istio and the pods of the walkthrough as a part of the lab."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from merbridge_lab import waiting
+from merbridge_lab.adapters import docker, istioctl, kind, kube
+from merbridge_lab.adapters.proc import pasteable
+from merbridge_lab.drivers.kind import layout, manifests, pods, rollout, trouble
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from merbridge_lab.drivers.kind.access import Access
+    from merbridge_lab.drivers.kind.settings import Settings
+    from merbridge_lab.drivers.kind.workload import KindWorkload
+
+#: How long all sidecars may take to know of each other, in seconds.
+_SERVED = 30.0
+_GONE = 60.0
+#: What istioctl leaves in every namespace.
+_LEFT_BY_ISTIO = ("istio-ca-root-cert", "istio-ca-crl")
+#: How long istioctl may take until what it applies is there, in seconds.
+_APPLIED = 8.0
+
+
+class MeshPart:
+    """What is put into the cluster; `keep` has `remove` take it out, since the cluster stays."""
+
+    def __init__(self, access: Access, workloads: Callable[[], Sequence[KindWorkload]], *, keep: bool) -> None:
+        self._access, self._workloads, self._keep = access, workloads, keep
+        self._settings, self._kept, self._api, self._node = access.settings, access.kept, access.api, access.node
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it."""
+        return self._of_istio() or [sentence for one in self._workloads() for sentence in self._of(one)]
+
+    def _of_istio(self) -> list[str]:
+        api, sentences = self._api(), []
+        istiod = api.find(kube.path("Deployment", "istiod", layout.ISTIO))
+        if istiod is None:
+            return ["Istio is not installed in the cluster"]
+        if not rollout.is_done(istiod):
+            sentences.append("istiod is not available")
+        kept = self._kept()
+        if kept is None or not self._access.finished():
+            sentences.append("the making of the lab, or its last change, was cut short")
+        elif different := self._settings().differ_from(kept):
+            sentences.append(f"the lab was made with other {', '.join(different)} than those asked for")
+        labels = api.get(kube.path("Namespace", layout.NAMESPACE))["metadata"].get("labels") or {}
+        if labels.get("istio-injection") != "enabled":
+            sentences.append(f"the namespace {layout.NAMESPACE} has no label istio-injection=enabled")
+        strict = api.find(kube.path("PeerAuthentication", "default"))
+        if strict is None or (strict["spec"].get("mtls") or {}).get("mode") != "STRICT":
+            sentences.append("no PeerAuthentication has the sidecars take mutual TLS only")
+        return sentences
+
+    def _of(self, workload: KindWorkload) -> list[str]:
+        found = pods.living(self._api(), workload.spec)
+        wanted = self._settings().sidecars
+        if len(found) != 1:
+            return [f"there are {len(found) or 'no'} pods of {workload.name}; there should be one"]
+        pod = found[0]
+        workload.see(pod)
+        if pod.sidecar != wanted:
+            return [f"{pod.name} has {f'a {pod.sidecar}' if pod.sidecar else 'no'} sidecar, not a {wanted} one"]
+        if not pod.ready:
+            return [f"{pod.name} is not ready"]
+        if workload.rules.outstanding:
+            return [
+                f"the nat rules of {workload.name} are flushed (saved in {workload.rules.saved_at}): merlab restore"
+            ]
+        rules = workload.rules.snapshot()
+        if rules.native and not rules.istio:
+            what = f"the rules of {pod.name} are native nftables ({rules.native[0]}), which merlab does not read yet"
+            return [f"{what}: --istio-set values.global.nativeNftables=false has Istio make iptables' own"]
+        return [] if rules.istio else [f"there are no ISTIO rules in {pod.name}"]
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Name the pods."""
+        told = []
+        for workload in self._workloads():
+            with contextlib.suppress(LabError):
+                pod = workload.pod
+                said = f"{pod.name}, {pod.ip}, {pod.sidecar or 'no'} sidecar"
+                told.append(Reading(f"pod:{workload.name}", "", None, said))
+        return tuple(told)
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Put in what is missing, mend what is broken, and wait until a request is served. Raises LabError."""
+        settings, kept = self._settings(), self._kept()
+        for workload in self._workloads():
+            workload.rules.restore()
+        self._load_images(settings)
+        changed = kept is not None and any(name != "images" for name in settings.differ_from(kept))
+        every = changed or (kept is not None and not self._access.finished())
+        if self._of_istio():
+            # What was asked for first is asked for until it is there; later on, what was there last.
+            self._api().apply(manifests.configuration(kept or settings, finished=False))
+            self._install(settings)
+        for name in manifests.APPLIED:
+            for document in manifests.objects(name, settings):
+                self._api().apply(document)
+        self._renew(every=every)
+        for spec in layout.WORKLOADS:
+            rollout.wait(self._api(), spec.name)
+        self._refuse_without_sidecar()
+        self._await_served()
+        self._api().apply(manifests.configuration(settings, finished=True))
+
+    def _load_images(self, settings: Settings) -> None:
+        """Copy the images that only this machine has, or that it has already, into the node."""
+        there = rollout.images_on(self._node())
+        missing = [ref for ref in settings.pod_images() if rollout.full_name(ref) not in there]
+        here = [ref for ref in missing if docker.has_image(ref)]
+        if here:
+            with waiting.during(f"kind loads {len(here)} images into the node: {', '.join(here)}"):
+                kind.load(layout.CLUSTER, here)
+
+    def _install(self, settings: Settings) -> None:
+        began = time.monotonic()
+
+        def hopeless() -> LabError | None:
+            found = self._api().all("Pod", layout.ISTIO)
+            waited = time.monotonic() - began
+            # istioctl applies first, and takes a few seconds for it: until then the pods are those of before.
+            seen = trouble.in_pods(found, waited - _APPLIED)
+            if seen is None and not found:
+                seen = trouble.refused("istiod", self._api().events(layout.ISTIO), waited)
+            return rollout.with_log(self._api(), layout.ISTIO, seen) if seen else None
+
+        with waiting.during(f"istioctl installs Istio {settings.istio_tag} from {settings.istio_hub}"):
+            istioctl.install(settings.istio(), kubeconfig=self._api().kubeconfig_file, look=hopeless)
+
+    def _renew(self, *, every: bool) -> None:
+        """Have pods made anew that lack a sidecar, have the wrong kind of one, or have lost their rules.
+
+        `every` one, where Istio was changed: a pod keeps the sidecar it was made with.
+        """
+        for workload in self._workloads():
+            for pod in pods.living(self._api(), workload.spec):
+                workload.see(pod)
+                wrong = pod.sidecar != self._settings().sidecars
+                if every or wrong or (pod.ready and self._without_rules(workload)):
+                    self._api().delete(kube.path("Pod", pod.name), grace=1)
+                    self._await_gone(pod.uid, workload)
+
+    @staticmethod
+    def _without_rules(workload: KindWorkload) -> bool:
+        try:
+            rules = workload.rules.snapshot()
+        except LabError:
+            return False
+        return not (rules.istio or rules.native)
+
+    def _await_gone(self, uid: str, workload: KindWorkload) -> None:
+        waiting.until(
+            lambda: all(pod.uid != uid for pod in pods.living(self._api(), workload.spec)),
+            timeout=_GONE,
+            every=0.3,
+            awaiting=f"the old pod of {workload.name} to go",
+        )
+
+    def _refuse_without_sidecar(self) -> None:
+        for workload in self._workloads():
+            for pod in pods.living(self._api(), workload.spec):
+                if not pod.sidecar:
+                    raise LabError(
+                        f"Istio gave {pod.name} no sidecar, although its namespace asks for it",
+                        hint=f"kubectl --context {layout.CONTEXT} get mutatingwebhookconfigurations: is istio's there?",
+                        stderr=trouble.told(self._api().events()) or None,
+                    )
+
+    def _await_served(self) -> None:
+        sleep, *servers = self._workloads()
+        for workload in (sleep, *servers):
+            workload.found(anew=True)
+        answered: set[str] = set()
+        last: list[str] = ["nothing was asked"]
+
+        def served() -> bool:
+            exchange = sleep.ask("http://helloworld:5000/hello")
+            last[0] = f"{exchange}"
+            answered.update(server.name for server in servers if exchange.served and server.name in exchange.body)
+            return len(answered) == len(servers)
+
+        if not waiting.until(served, timeout=_SERVED, awaiting="requests to be served by v1 and v2"):
+            raise LabError(
+                f"within {_SERVED:.0f} s sleep was answered by {' and '.join(answered) or 'nobody'} only: {last[0]}",
+                hint="merlab status --lab kind",
+                stderr=trouble.told(self._api().events()) or None,
+            )
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Take out what was put in, where the cluster is to stay; else it goes with the cluster."""
+        if not self._keep:
+            return
+        api = self._api()
+        for name in reversed(manifests.APPLIED):
+            for document in manifests.objects(name, self._settings()):
+                meta = document["metadata"]
+                if document["kind"] == "Namespace":
+                    api.apply({**document, "metadata": {"name": meta["name"]}})  # lets go of the label that was ours
+                else:
+                    api.delete(kube.path(document["kind"], meta["name"], meta["namespace"]))
+        with waiting.during("istioctl removes Istio"):
+            istioctl.uninstall(kubeconfig=api.kubeconfig_file)
+        api.delete(kube.path("Namespace", layout.ISTIO))
+        for name in (layout.SETTINGS, *_LEFT_BY_ISTIO):
+            api.delete(kube.path("ConfigMap", name))
+        for crd in api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]:
+            if crd["spec"]["group"].endswith("istio.io"):
+                api.delete(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
+        docker.execute(self._node(), ["rm", "-rf", layout.STATE])
+        gone = waiting.until(
+            lambda: api.find(kube.path("Namespace", layout.ISTIO)) is None,
+            timeout=_GONE,
+            every=0.5,
+            awaiting=f"the namespace {layout.ISTIO} to go",
+        )
+        if not gone:
+            raise LabError(f"the namespace {layout.ISTIO} is still there after {_GONE:.0f} s", hint="merlab down again")
+
+    # -- as a person would type it ----------------------------------------------------------------------------------
+
+    def typed(self) -> list[str]:
+        """Give the commands a person would type to put it in."""
+        settings = self._access.likely()
+        kubectl = f"kubectl --context {layout.CONTEXT}"
+        loaded = [ref for ref in settings.pod_images() if not ref.startswith("docker.io/")]
+        install = [*istioctl.install_argv(settings.istio()), "--context", layout.CONTEXT]
+        return [
+            *([pasteable(kind.load_argv(layout.CLUSTER, loaded))] if loaded else []),
+            pasteable(install),
+            *(
+                f"merlab manifests {name}{_changed(name, settings)} | {kubectl} apply -f -"
+                for name in manifests.APPLIED
+            ),
+            f"{kubectl} wait --for=condition=Available deployment --all --timeout=120s",
+        ]
+
+
+def _changed(name: str, settings: Settings) -> str:
+    """Give the options that a manifest's images were named by."""
+    default = type(settings).default().images
+    mine = {key: ref for key, ref in settings.images.items() if key.startswith(name) and ref != default[key]}
+    return "".join(f" --image {key}={ref}" for key, ref in mine.items())

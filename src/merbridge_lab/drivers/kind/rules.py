@@ -1,0 +1,223 @@
+"""The rules of a pod: read, flushed and put back without ever being lost.
+
+What is flushed is saved on the node before, and is on its disk; the file that holds it *is* the mark that a flush is
+outstanding. It names the pod, the process and the namespace it is of: no other pod ever gets it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from merbridge_lab import interrupts, ruleset
+from merbridge_lab.adapters import docker
+from merbridge_lab.drivers.kind import inside, layout
+from merbridge_lab.drivers.kind.inside import RestartedError
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from merbridge_lab.drivers.kind.inside import Process
+    from merbridge_lab.drivers.kind.pods import Pod
+    from merbridge_lab.ruleset import RuleSet
+
+_HEADER = "# merlab: nat of"
+_OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED = 94, 95, 96
+
+# $1 backend, $2 file, $3 header. iptables-save ends with "# Completed": a text without that was cut by a full disk.
+_FLUSH = """
+[ ! -e "$2" ] || exit 94
+folder=$(dirname "$2")
+mkdir -p "$folder" && { echo "$3"; inside "iptables-$1-save" -c -t nat; } >"$2.new" || exit 95
+tail -n 1 "$2.new" | grep -q '^# Completed' && sync "$2.new" && mv "$2.new" "$2" && sync "$folder" || exit 95
+inside "iptables-$1" -w 5 -t nat -F || exit 96
+"""
+# $1 backend, $2 file.
+_RESTORE = 'inside "iptables-$1-restore" -w 5 -c <"$2" && inside "iptables-$1-save" -c -t nat'
+_COPY = 'mkdir -p "$(dirname "$2")" && inside "iptables-$1-save" -c -t nat >"$2"'
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a flush took, and from where."""
+
+    backend: str
+    uid: str
+    pid: int
+    started: int
+    netns: int
+    text: str
+
+
+def header(name: str, backend: str, uid: str, process: Process) -> str:
+    """Give the first line of the file."""
+    facts = f"backend={backend} uid={uid} pid={process.pid} started={process.started} netns={process.netns}"
+    return f"{_HEADER} {name}, {facts}"
+
+
+def read(text: str) -> Saved | None:
+    """Read such a file; None for what is none."""
+    facts = dict(re.findall(r"(\w+)=(\S+)", text.partition("\n")[0]))
+    try:
+        saved = Saved(
+            facts["backend"], facts["uid"], int(facts["pid"]), int(facts["started"]), int(facts["netns"]), text
+        )
+    except (KeyError, ValueError):
+        return None
+    return saved if text.startswith(_HEADER) and saved.backend in ruleset.BACKENDS else None
+
+
+class PodRules:
+    """The nat rules of the workload `name`; `keep` leaves them flushed after a flush.
+
+    `node` is where its pod is, `found` gives the pod and its process as they are now, and has them looked for anew
+    where it is told so.
+    """
+
+    def __init__(
+        self, name: str, node: str, found: Callable[[bool], tuple[Pod, Process]], *, keep: bool = False
+    ) -> None:
+        self._name, self._node, self._found, self._keep = name, node, found, keep
+        self._backend = ""
+        #: What a flush took; there exactly as long as the flush is outstanding.
+        self.saved_at = f"{layout.STATE}/saved/{name}.rules"
+        #: A copy for a person to look at.
+        self.copied_at = f"{layout.STATE}/{name}.rules"
+
+    @property
+    def _process(self) -> Process:
+        return self._found(False)[1]
+
+    @property
+    def backend(self) -> str:
+        """In which tables Istio's rules are, found by looking; nft where there are none."""
+        if not self._backend:
+            self._backend = self.snapshot().backend
+        return self._backend or "nft"
+
+    def snapshot(self) -> RuleSet:
+        """Read them, in every backend."""
+        return inside.snapshot(self._process)
+
+    def copy(self) -> None:
+        """Save the rules for a person to look at and to put back; while they are flushed, as they were."""
+        if self.outstanding:
+            docker.execute(self._node, ["cp", self.saved_at, self.copied_at])
+        else:
+            inside.script(self._process, _COPY, self.backend, self.copied_at)
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether rules are flushed and saved right now."""
+        return docker.execute(self._node, ["test", "-e", self.saved_at], ok=(0, 1)).status == 0
+
+    @contextlib.contextmanager
+    def flushed(self) -> Iterator[RuleSet]:
+        """Flush nat for the length of the block; see lab.Rules."""
+        self.restore()
+        pod, process = self._found(True)
+        before = inside.snapshot(process)
+        if before.native and not before.backend:
+            raise LabError(
+                f"the rules of {self._name} are native nftables ({before.native[0]}), which merlab does not flush",
+                hint="merlab up --lab kind --istio-set values.global.nativeNftables=false",
+            )
+        if not before.backend:
+            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up --lab kind")
+        self._backend = before.backend
+        try:
+            self._flush(pod, process)
+            yield before
+        except BaseException:
+            self.restore()
+            raise
+        if not self._keep:
+            self.restore()
+
+    def _flush(self, pod: Pod, process: Process) -> None:
+        first = header(self._name, self._backend, pod.uid, process)
+        failed = (_OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED)
+        with interrupts.shielded():
+            done = inside.script(process, _FLUSH, self._backend, self.saved_at, first, ok=(0, *failed))
+        if done.status == _OUTSTANDING:
+            raise LabError(f"the rules of {self._name} are flushed already", hint="merlab restore --lab kind")
+        if done.status == _NOT_SAVED:
+            raise LabError(
+                f"the rules of {self._name} cannot be saved to {self.saved_at} on {self._node}; nothing was flushed",
+                hint=f"docker exec {self._node} df {layout.STATE}",
+                stderr=done.stderr,
+            )
+        if done.status:
+            raise LabError(f"the rules of {self._name} cannot be flushed", stderr=done.stderr)
+
+    def restore(self) -> bool:
+        """Put back what a flush took, if one is outstanding, and say whether one was.
+
+        Raises LabError when the rules cannot be put back; they stay saved then.
+        """
+        with interrupts.shielded():
+            told = docker.execute(self._node, ["cat", self.saved_at], ok=(0, 1))
+            if told.status:
+                return False
+            saved = read(told.stdout)
+            if saved is None:
+                raise LabError(
+                    f"{self.saved_at} on {self._node} is not a file of rules that merlab saved",
+                    hint=f"look at it; docker exec {self._node} rm {self.saved_at} makes merlab forget it",
+                )
+            process = self._owner(saved)
+            if process is not None:
+                self._put_back(saved, process)
+            # Else the pod was made anew meanwhile, with rules of its own: these are of a namespace that is gone.
+            docker.execute(self._node, ["rm", self.saved_at])
+            return True
+
+    def _owner(self, saved: Saved) -> Process | None:
+        """Find a process in the very namespace that was flushed: the same one, or that of a restarted container."""
+        with contextlib.suppress(RestartedError):
+            process = inside.look(self._node, saved.pid)
+            if (process.started, process.netns) == (saved.started, saved.netns):
+                return process
+        try:
+            pod, process = self._found(True)
+        except LabError as error:
+            if isinstance(error, RestartedError) or "no pod of" in error.what:
+                return None
+            raise
+        return process if (pod.uid, process.netns) == (saved.uid, saved.netns) else None
+
+    def _put_back(self, saved: Saved, process: Process) -> None:
+        present = inside.script(process, _RESTORE, saved.backend, self.saved_at).stdout
+        if [str(rule) for rule in ruleset.parse(present)] != [str(rule) for rule in ruleset.parse(saved.text)]:
+            raise LabError(
+                f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._node}",
+                hint=inside.typed_shell(process, f"iptables-{saved.backend}-restore -c < {self.saved_at}"),
+            )
+
+    # -- as a person would type it ----------------------------------------------------------------------------------
+
+    def save_command(self) -> str:
+        """Give the command that saves the rules with their counters."""
+        return inside.typed_shell(self._process, f"iptables-{self.backend}-save -c -t nat > {self.copied_at}")
+
+    def flush_command(self) -> str:
+        """Give the command that flushes nat."""
+        return inside.typed(self._process, f"iptables-{self.backend}", "-t", "nat", "-F")
+
+    def restore_command(self) -> str:
+        """Give the command that puts the saved rules back."""
+        return inside.typed_shell(self._process, f"iptables-{self.backend}-restore -c < {self.copied_at}")
+
+    def list_command(self, chain: str = "") -> str:
+        """Give the command that lists the nat rules, or those of one chain, with their counters."""
+        return inside.typed(self._process, *self._list(chain))
+
+    def listing(self, chain: str = "") -> str:
+        """Give what `list_command` prints now."""
+        return inside.script(self._process, 'inside "$@"', *self._list(chain)).stdout
+
+    def _list(self, chain: str) -> list[str]:
+        return [f"iptables-{self.backend}", "-t", "nat", "-vnL", *([chain] if chain else [])]

@@ -1,0 +1,150 @@
+"""With what the lab is made: versions and images, from the table, from the cluster, from the command line."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from merbridge_lab.drivers.options import Options
+
+DATA = resources.files("merbridge_lab") / "data"
+
+#: The lab's own, beneath what is asked by --istio-set: a small machine has two cores, and sidecars ask for a tenth.
+_ISTIO = (
+    "profile=minimal",
+    "meshConfig.accessLogFile=/dev/stdout",
+    "values.global.imagePullPolicy=IfNotPresent",
+    "values.global.proxy.resources.requests.cpu=10m",
+    "values.global.proxy.resources.requests.memory=40Mi",
+    "values.pilot.autoscaleEnabled=false",
+    "values.pilot.resources.requests.cpu=50m",
+    "values.pilot.resources.requests.memory=128Mi",
+)
+
+
+@functools.lru_cache(maxsize=1)
+def versions() -> Mapping[str, Any]:
+    """Give data/versions.yaml."""
+    return dict(yaml.safe_load((DATA / "versions.yaml").read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the lab is made with. `images` maps a workload to its image."""
+
+    kind_image: str
+    istio_hub: str
+    istio_tag: str
+    istio_set: tuple[str, ...] = ()
+    sidecars: str = "classic"
+    images: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def default(cls) -> Settings:
+        """Give those of the table."""
+        table = versions()
+        return cls(table["kind"]["image"], table["istio"]["hub"], table["istio"]["tag"], images=table["images"])
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Read what `to_json` wrote. Raises LabError."""
+        try:
+            told = json.loads(text)
+            return cls(**{**told, "istio_set": tuple(told["istio_set"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabError(
+                "what the lab was made with cannot be read from the ConfigMap default/merlab",
+                hint="merlab down --lab kind, then merlab up --lab kind",
+                stderr=str(error),
+            ) from error
+
+    def to_json(self) -> str:
+        """Give them as they are kept in the cluster."""
+        return json.dumps(asdict(self))
+
+    def asked(self, options: Options) -> Settings:
+        """Give them as changed by what was asked for. Raises LabError for an image of something that is not there."""
+        if unknown := set(options.images) - set(self.images):
+            raise LabError(
+                f"--image {min(unknown)}=…: there is no such workload; there are {', '.join(self.images)}",
+                hint="the images of Istio are told by --istio-hub and --istio-tag, the node's by --kind-image",
+            )
+        return replace(
+            self,
+            kind_image=options.kind_image or self.kind_image,
+            istio_hub=options.istio_hub or self.istio_hub,
+            istio_tag=options.istio_tag or self.istio_tag,
+            istio_set=options.istio_set or self.istio_set,
+            sidecars=options.sidecars or self.sidecars,
+            images={**self.images, **options.images},
+        )
+
+    def differ_from(self, other: Settings) -> list[str]:
+        """Name what differs, the node's image aside: that one is chosen once for all."""
+        mine, theirs = asdict(self), asdict(other)
+        return [name for name in mine if name != "kind_image" and mine[name] != theirs[name]]
+
+    # -- what is told to istioctl -----------------------------------------------------------------------------------
+
+    def istio(self) -> list[str]:
+        """Give the settings for istioctl, "key=value"; what was asked for stands last, and so wins."""
+        native = str(self.sidecars == "native").lower()
+        return [
+            *_ISTIO,
+            f"hub={self.istio_hub}",
+            f"tag={self.istio_tag}",
+            f"values.pilot.env.ENABLE_NATIVE_SIDECARS={native}",
+            *self.istio_set,
+        ]
+
+    def pod_images(self) -> list[str]:
+        """List the images that pods of the lab run."""
+        return [
+            f"{self.istio_hub}/pilot:{self.istio_tag}",
+            f"{self.istio_hub}/proxyv2:{self.istio_tag}",
+            *dict.fromkeys(self.images.values()),
+        ]
+
+    # -- what fits together -----------------------------------------------------------------------------------------
+
+    @property
+    def kubernetes(self) -> tuple[int, int] | None:
+        """Which Kubernetes the node's image has, as far as its tag says."""
+        return _minor(self.kind_image.partition("@")[0].rpartition(":")[2])
+
+    def misfit(self) -> str | None:
+        """Say what is known not to fit together; nothing is known of versions that are not in the table."""
+        release = _minor(self.istio_tag)
+        if release is None or self.kubernetes is None:
+            return None
+        supported = versions()["compatible"].get(f"{release[0]}.{release[1]}")
+        if supported is None:
+            return None
+        lowest, highest = (_minor(end) or (0, 0) for end in supported)
+        if lowest <= self.kubernetes <= highest:
+            return None
+        return (
+            f"Istio {release[0]}.{release[1]} supports Kubernetes {supported[0]} to {supported[1]},"
+            f" and {self.kind_image} has {self.kubernetes[0]}.{self.kubernetes[1]}"
+        )
+
+    def require_fit(self) -> None:
+        """Raise LabError for versions that are known not to fit together."""
+        if misfit := self.misfit():
+            raise LabError(misfit, hint=f"--kind-image {versions()['kind']['image']}")
+
+
+def _minor(text: str) -> tuple[int, int] | None:
+    found = re.match(r"v?(\d+)\.(\d+)(?=[.-]|$)", text)
+    return (int(found[1]), int(found[2])) if found else None

@@ -1,0 +1,144 @@
+"""The state of the lab, told: for `merlab status`, `merlab steps` and for a sysdump."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters import docker
+from merbridge_lab.adapters.proc import run
+from merbridge_lab.drivers.kind import cluster, layout, pods
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from merbridge_lab.drivers.kind.lab import KindLab
+    from merbridge_lab.drivers.kind.settings import Settings
+    from merbridge_lab.drivers.kind.workload import KindWorkload
+    from merbridge_lab.model import Step
+
+_LAST_REPORT = f"{layout.STATE}/last-report.json"
+#: How much of each log goes into a sysdump, in lines from its end.
+_TAIL = 2000
+
+
+def is_up(lab: KindLab) -> bool:
+    """Whether the cluster is there, is merlab's, runs and answers."""
+    found = cluster.nodes()
+    return cluster.are_ours(found) and all(node.running for node in found) and lab.api().ready()
+
+
+def describe(lab: KindLab) -> dict[str, Any]:
+    """Give the state of the lab as `merlab status --json` has it."""
+    up = is_up(lab)
+    workloads = lab.workloads() if up else []
+    described = [told for workload in workloads if (told := _workload(lab, workload)) is not None]
+    there = cluster.are_ours(cluster.nodes())
+    return {
+        "schema": 1,
+        "lab": lab.name,
+        "up": there,
+        "workloads": described,
+        "dataplane": {"kind": "none", "attached": False, "programs": 0},
+        "path": _path(described) if len(described) > 1 else [],
+        "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
+        "problems": [*lab.node.problems(), *(lab.mesh.problems() if up else [])] if there else [],
+    }
+
+
+def _workload(lab: KindLab, workload: KindWorkload) -> dict[str, Any] | None:
+    found = pods.living(lab.api(), workload.spec)
+    if not found:
+        return None
+    pod = found[0]
+    told: dict[str, Any] = {"backend": "", "istio_rules": 0}
+    pid = None
+    try:
+        pid = workload.found(anew=True)[1].pid
+        rules = workload.rules.snapshot()
+        told = {"backend": rules.backend, "istio_rules": len(rules.istio)}
+    except LabError:
+        pass  # a pod that does not run has neither; why, the problems say
+    return {
+        "name": workload.name,
+        "pid": pid,
+        "ip": pod.ip or "0.0.0.0",  # noqa: S104 - "none yet", not an address to bind to
+        "sidecar": pod.sidecar_ready,
+        "sidecar_kind": pod.sidecar,
+        "pod": pod.name,
+        "node": pod.node,
+        "rules": told,
+    }
+
+
+def _path(described: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Say what brings a new request of sleep from each station to the next one."""
+
+    def by(pod: dict[str, Any]) -> str:
+        return "rules" if pod["rules"]["istio_rules"] else "nothing"
+
+    client, *servers = described
+    legs = [{"from": f"{client['name']}'s app", "by": by(client), "to": f"{client['name']}'s sidecar"}]
+    legs += [
+        {"from": f"{client['name']}'s sidecar", "by": by(server), "to": f"{server['name']}'s sidecar, then its app"}
+        for server in servers
+    ]
+    return legs
+
+
+def states(lab: KindLab, steps: Sequence[Step]) -> list[str]:
+    """Say of each step whether what it ensures holds now."""
+    up = is_up(lab)
+    told = []
+    for step in (step.on(lab.capabilities) for step in steps):
+        if step.needs - lab.capabilities:
+            told.append("skipped")
+        elif step.kind.value == "demonstrate":
+            told.append("shows")
+        elif step.number > 0 and not up:
+            told.append("not yet")
+        else:
+            told.append("holds" if all(check.over(lab).held for check in step.verify) else "does not hold")
+    return told
+
+
+def pulled(settings: Settings) -> list[str]:
+    """Say which of the lab's images stay in Docker, with the command that removes them."""
+    wanted = [settings.kind_image, *settings.pod_images()]
+    there = [ref for ref in wanted if docker.has_image(ref)]
+    return [f"its images stay with Docker; this removes them: docker image rm {' '.join(there)}"] if there else []
+
+
+# -- sysdump -----------------------------------------------------------------------------------------------------------
+
+
+def keep_report(lab: KindLab, told: dict[str, Any]) -> None:
+    """Write the report of the last run to the node."""
+    text = json.dumps(told, default=str)
+    write = ["sh", "-c", 'mkdir -p "$1" && cat >"$2"', "sh", layout.STATE, _LAST_REPORT]
+    docker.execute(lab.node_name(), write, stdin=text)
+
+
+def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
+    """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+    parts: dict[str, Callable[[], Any]] = {
+        "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
+        "status.json": lambda: describe(lab),
+        "kernel.txt": lambda: run(["uname", "-a"]).stdout,
+        "docker.json": lambda: asdict(docker.engine()),
+        "nodes.json": lambda: [asdict(node) for node in cluster.nodes()],
+        "settings.json": lambda: asdict(lab.settings()),
+    }
+    if not is_up(lab):
+        return parts
+    api, node = lab.api(), lab.node_name()
+    parts["last-report.json"] = lambda: docker.execute(node, ["cat", _LAST_REPORT]).stdout
+    for namespace in ("kube-system", layout.ISTIO, layout.NAMESPACE):
+        parts[f"{namespace}/pods.json"] = lambda name=namespace: api.all("Pod", name)  # type: ignore[misc]
+        parts[f"{namespace}/events.json"] = lambda name=namespace: api.events(name)  # type: ignore[misc]
+    for workload in lab.workloads():
+        parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(one.rules.snapshot().texts.values())  # type: ignore[misc]
+        parts[f"{workload.name}/sidecar.log"] = lambda one=workload: one.logged(_TAIL)  # type: ignore[misc]
+    return parts

@@ -1,0 +1,205 @@
+"""A workload as the steps see it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from merbridge_lab import accesslog
+from merbridge_lab.adapters import docker
+from merbridge_lab.adapters.kube import GoneError
+from merbridge_lab.adapters.proc import pasteable
+from merbridge_lab.drivers import batch
+from merbridge_lab.drivers.kind import inside, layout, pods
+from merbridge_lab.drivers.kind.rules import PodRules
+from merbridge_lab.lab import HELLO, Entered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.adapters.kube import Api
+    from merbridge_lab.drivers.kind.inside import Process
+    from merbridge_lab.drivers.kind.layout import WorkloadSpec
+    from merbridge_lab.drivers.kind.pods import Pod
+    from merbridge_lab.observation import Exchange
+
+#: The character of an x-request-id that Envoy changes where it decides about tracing (its UUID extension).
+_TRACED = 14
+_SHELL_BIN = f"{layout.STATE}/bin"
+
+
+class KindWorkload:
+    """A workload on the cluster; `keep` leaves its rules flushed after a flush."""
+
+    def __init__(self, api: Api, spec: WorkloadSpec, node: str, *, keep: bool = False) -> None:
+        self._api, self.spec, self._node = api, spec, node
+        self.name = spec.name
+        self._known: tuple[Pod, Process] | None = None
+        self.rules = PodRules(spec.name, node, self.found, keep=keep)
+
+    @property
+    def url(self) -> str:
+        """Where its app answers by its own address."""
+        return f"http://{self.pod.ip}:5000/hello"
+
+    def found(self, anew: bool) -> tuple[Pod, Process]:
+        """Give its pod and its app's process, as they were found first or, if `anew`, as they are now."""
+        if self._known is None or anew:
+            pod = pods.the_one(pods.living(self._api, self.spec), self.spec)
+            self._known = (pod, inside.find(pod, self.spec.container))
+        return self._known
+
+    def see(self, pod: Pod) -> None:
+        """Take note of the pod as it is now: what was found of one that was restarted is forgotten."""
+        if self._known and (self._known[0].uid, self._known[0].containers) != (pod.uid, pod.containers):
+            self._known = None
+
+    @property
+    def pod(self) -> Pod:
+        """Its pod."""
+        return self.found(anew=False)[0]
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def ask(self, url: str) -> Exchange:
+        """Ask once, as its app."""
+        nonce = batch.new_nonce()
+        argv = batch.curl(nonce, url)
+        pod = self.pod
+        try:
+            status, stdout, stderr = self._api.execute(
+                layout.NAMESPACE, pod.name, self.spec.container, argv, batch.REQUEST + 5
+            )
+        except GoneError as error:
+            raise inside.RestartedError(
+                f"the pod {pod.name} is gone: {self.name} was restarted meanwhile", hint="type this again"
+            ) from error
+        return batch.read(nonce, url, status, stdout, stderr)
+
+    def log(self) -> SidecarLog:
+        """Give what its sidecar writes into its access log from now on."""
+        return SidecarLog(self._api, self.pod.name)
+
+    def logged(self, tail: int = 2000) -> str:
+        """Give the end of its sidecar's log."""
+        return self._api.log(layout.NAMESPACE, self.pod.name, layout.SIDECAR, tail=tail)
+
+    def request_command(self) -> str:
+        """Give the walkthrough's request, as one types it here."""
+        asked = ["curl", "-s", HELLO.removeprefix("http://")]
+        argv = ["kubectl", "--context", layout.CONTEXT, "exec", f"deploy/{self.name}", "-c", self.spec.container, "--"]
+        return pasteable([*argv, *asked])
+
+    # -- entering ---------------------------------------------------------------------------------------------------
+
+    def enter_commands(self) -> list[str]:
+        """Give the command that finds the app's process, and the one that looks around in its namespace."""
+        pod, process = self.found(anew=False)
+        cid = pod.containers[self.spec.container]
+        return [
+            f"{pasteable(docker.exec_argv(pod.node, [*inside.CTR, 'tasks', 'ls']))} | grep {cid[:12]}",
+            inside.typed(process, "ip", "-o", "-4", "address", "show"),
+        ]
+
+    def enter(self) -> Entered:
+        """Find the app's process and look around in its namespaces; the pod's sandbox says what they should be."""
+        pod = pods.the_one(pods.living(self._api, self.spec), self.spec)
+        pids = inside.tasks(pod.node)
+        cid = pod.containers[self.spec.container]
+        holder = next((pids[each] for each in inside.sandboxes(pod.node, pod.uid) if each in pids), None)
+        expected = inside.look(pod.node, holder).netns if holder else 0
+        cgroup = f"pod{pod.uid}/{cid}"
+        if cid not in pids:
+            return Entered(self.name, None, "", pod.ip, (), expected, 0, cgroup, "")
+        process = inside.look(pod.node, pids[cid])
+        return Entered(
+            workload=self.name,
+            pid=process.pid,
+            comm=process.comm,
+            expected_address=pod.ip,
+            addresses=process.addresses,
+            expected_netns=expected,
+            netns=process.netns,
+            expected_cgroup=cgroup,
+            cgroup=inside.cgroup_names(process.cgroup),
+            looked=process.looked,
+        )
+
+    # -- by hand ----------------------------------------------------------------------------------------------------
+
+    def app_argv(self, argv: Sequence[str], *, terminal: bool | None = None) -> list[str]:
+        """Give the argv that runs `argv` as the app: its user, its files, its network; it takes no kubeconfig.
+
+        On a terminal where ours is one, unless said otherwise.
+        """
+        pod = self.pod
+        if terminal is None:
+            terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        options = ["--exec-id", f"merlab-{uuid.uuid4().hex[:12]}", *(["--tty"] if terminal else [])]
+        command = [*inside.CTR, "tasks", "exec", *options, pod.containers[self.spec.container], *argv]
+        return docker.exec_argv(pod.node, command, stdin=True, terminal=terminal)
+
+    @contextlib.contextmanager
+    def shell(self, *, netns: bool) -> Iterator[tuple[list[str], str]]:
+        """Give the argv of a shell as the app, or with `netns` as root in the network namespace; and a welcome."""
+        if not netns:
+            argv = self.app_argv(["env", f"PS1=merlab:{self.name}$ ", "sh", "-i"], terminal=True)
+            yield argv, f"you are {self.name}'s app; try: curl -s helloworld:5000/hello. exit leaves."
+            return
+        _, process = self.found(anew=True)
+        backend = self.rules.backend
+        docker.execute(process.node, ["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
+        path = f"PATH={_SHELL_BIN}/{backend}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        run = ["nsenter", "-t", str(process.pid), "-n", "env", path, f"PS1=merlab:{self.name}(netns)# ", "sh", "-i"]
+        yield (
+            docker.exec_argv(process.node, run, stdin=True, terminal=True),
+            (
+                f"you are root on the node, in the network namespace of {self.name}; iptables is iptables-{backend}."
+                " Try: iptables -t nat -vnL. exit leaves."
+            ),
+        )
+
+    def changes(self) -> list[str]:
+        """Say what of the rules is not as Istio made it, and how to put it back."""
+        if self.rules.outstanding:
+            return [f"the nat rules of {self.name} are flushed; merlab restore puts them back"]
+        if self.rules.snapshot().istio:
+            return []
+        return [f"the rules of {self.name} are not as Istio made them; merlab up makes the pod anew"]
+
+
+_LINKS = """
+mkdir -p "$1" && for tool in iptables iptables-save iptables-restore; do
+    ln -sf "$(command -v "iptables-$2${tool#iptables}")" "$1/$tool"
+done
+"""
+
+
+class SidecarLog:
+    """What a sidecar has printed since this was made; the cluster's clock is not ours, so by its age."""
+
+    def __init__(self, api: Api, pod: str) -> None:
+        self._api, self._pod = api, pod
+        self._began = time.monotonic()
+
+    def lines(self) -> tuple[AccessLogLine, ...]:
+        """Give the lines of the access log."""
+        age = int(time.monotonic() - self._began) + 1
+        return read_log(self._api.log(layout.NAMESPACE, self._pod, layout.SIDECAR, since=age))
+
+
+def read_log(text: str) -> tuple[AccessLogLine, ...]:
+    """Read an access log whose request ids may have been marked by Envoy for tracing."""
+    return tuple(replace(line, request_id=unmarked(line.request_id)) for line in accesslog.parse_all(text))
+
+
+def unmarked(request_id: str) -> str:
+    """Give an x-request-id as it was sent: a UUID of version 4."""
+    if len(request_id) > _TRACED and request_id[_TRACED] in "9ab":
+        return f"{request_id[:_TRACED]}4{request_id[_TRACED + 1 :]}"
+    return request_id

@@ -1,0 +1,45 @@
+"""What a command line may ask of a lab on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DATAPLANES = ("none", "merbridge", "merlab")
+SIDECARS = ("classic", "native")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for; None, and an empty tuple or mapping, where nothing was said."""
+
+    dataplane: str | None = None
+    sidecars: str | None = None
+    kubeconfig: str | None = None
+    context: str | None = None
+    kind_image: str | None = None
+    istio_hub: str | None = None
+    istio_tag: str | None = None
+    istio_set: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
+    keep_cluster: bool = False
+
+    def said(self) -> list[str]:
+        """Name the options that were given, as one types them."""
+        typed = {"images": "image"}
+        return [
+            f"--{typed.get(one.name, one.name).replace('_', '-')}" for one in fields(self) if getattr(self, one.name)
+        ]
+
+    def require_built(self) -> None:
+        """Raise LabError for a dataplane that is planned and not built yet."""
+        if self.dataplane not in (None, "none"):
+            raise LabError(
+                f"--dataplane {self.dataplane} is planned for clusters, but not built yet",
+                hint="--dataplane none shows what the rules do; merlab up --lab embedded has our own dataplane",
+            )

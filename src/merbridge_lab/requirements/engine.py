@@ -1,0 +1,158 @@
+"""What the kind lab needs: Docker, kind, istioctl, and a machine that carries a Kubernetes node."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import docker, istioctl
+from merbridge_lab.adapters import kind as kind_command
+from merbridge_lab.errors import LabError
+from merbridge_lab.requirements.requirement import FAIL, PASS, SKIP, WARN, Requirement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from merbridge_lab.adapters.docker import Engine
+
+_GIB = 1024**3
+_MEMORY, _DISK = 3, 5
+#: kind's own documentation: "Pod errors due to too many open files". Several clusters on a machine need these.
+_INOTIFY = {"max_user_instances": 256, "max_user_watches": 65536}
+#: From this Kubernetes on, the kubelet refuses cgroup v1 unless it is told otherwise.
+_NO_CGROUP_V1 = (1, 35)
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def kind(*, kubernetes: tuple[int, int] | None = None, misfit: str | None = None) -> list[Requirement]:
+    """Probe what the kind lab needs; `kubernetes` is the node's, `misfit` says what does not fit together."""
+    found = [_command("docker", docker_version), _command("kind", kind_command.version)]
+    found += [_command("istioctl", istioctl.version), _command("kubectl", None, missing=WARN)]
+    try:
+        engine = docker.engine() if shutil.which("docker") else None
+    except LabError as error:
+        engine = None
+        found.append(Requirement("docker.answers", FAIL, error.what, "a Docker daemon that answers", error.hint))
+    if engine is not None:
+        found += of_engine(engine, kubernetes)
+        found.append(disk(engine))
+    found += [inotify(Path("/proc/sys/fs/inotify")), proxies(os.environ), versions(misfit)]
+    return found
+
+
+def docker_version() -> str:
+    """Give the version of Docker's command line."""
+    return docker.docker("version", "--format", "{{.Client.Version}}", ok=(0, 1)).stdout.strip() or "of unknown version"
+
+
+def _command(name: str, version: Callable[[], str] | None, *, missing: str = FAIL) -> Requirement:
+    needed = f"{name} on PATH"
+    path = shutil.which(name)
+    if path is None:
+        return Requirement(f"tool.{name}", missing, "not installed", needed, _install(name))
+    try:
+        return Requirement(f"tool.{name}", PASS, f"{version()} ({path})" if version else path, needed)
+    except (LabError, IndexError, ValueError, KeyError) as error:
+        said = error.stderr or error.what if isinstance(error, LabError) else str(error)
+        return Requirement(f"tool.{name}", FAIL, f"{path} does not run: {said}", needed, _install(name))
+
+
+def _install(name: str) -> str:
+    return {
+        "docker": "https://docs.docker.com/engine/install (or the distribution's docker.io)",
+        "kind": "go install sigs.k8s.io/kind@v0.33.0, or https://kind.sigs.k8s.io",
+        "istioctl": "https://istio.io/latest/docs/ops/diagnostic-tools/istioctl",
+        "kubectl": "https://kubernetes.io/docs/tasks/tools; merlab does without, the commands it shows do not",
+    }[name]
+
+
+def of_engine(engine: Engine, kubernetes: tuple[int, int] | None) -> list[Requirement]:
+    """Judge what Docker tells of itself."""
+    rootful = Requirement(
+        "docker.rootful",
+        FAIL if engine.rootless else PASS,
+        "rootless" if engine.rootless else "its daemon is root's",
+        "not rootless",
+        "export DOCKER_HOST=unix:///var/run/docker.sock" if engine.rootless else None,
+    )
+    enough = engine.memory >= _MEMORY * _GIB
+    memory = Requirement(
+        "docker.memory",
+        PASS if enough else FAIL,
+        f"{engine.memory / _GIB:.1f} GiB, {engine.cpus} CPUs",
+        f">= {_MEMORY} GiB",
+        None if enough else "give the machine, or Docker Desktop's, more memory",
+    )
+    answers = f"{engine.version} on {engine.system}"
+    return [Requirement("docker.answers", PASS, answers, "it answers"), rootful, memory, cgroup(engine, kubernetes)]
+
+
+def cgroup(engine: Engine, kubernetes: tuple[int, int] | None) -> Requirement:
+    """Look at the version of cgroups: Kubernetes from 1.35 on wants v2."""
+    name, found = "docker.cgroup", f"v{engine.cgroup_version}"
+    if engine.cgroup_version != "1" or kubernetes is None or kubernetes < _NO_CGROUP_V1:
+        return Requirement(name, PASS, found, "v2, or Kubernetes < 1.35")
+    return Requirement(
+        name,
+        WARN,
+        f"{found}, with Kubernetes {kubernetes[0]}.{kubernetes[1]}, whose kubelet refuses it by default",
+        "v2, or Kubernetes < 1.35",
+        "boot with systemd.unified_cgroup_hierarchy=1, or choose an older node: --kind-image kindest/node:v1.34…",
+    )
+
+
+def disk(engine: Engine) -> Requirement:
+    """Look for room where Docker keeps its images, if that is on this machine."""
+    needed = f">= {_DISK} GiB free"
+    try:
+        free = shutil.disk_usage(engine.root).free
+    except OSError:
+        return Requirement("docker.disk", SKIP, f"{engine.root} cannot be looked at from here", needed)
+    enough = free >= _DISK * _GIB
+    found = f"{free / _GIB:.1f} GiB free in {engine.root}"
+    return Requirement(
+        "docker.disk", PASS if enough else FAIL, found, needed, None if enough else "docker system prune"
+    )
+
+
+def inotify(folder: Path) -> Requirement:
+    """Look at the limits on watching files, which a node's processes share with all others of root."""
+    low = {}
+    for name, least in _INOTIFY.items():
+        try:
+            limit = int((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return Requirement("kernel.inotify", SKIP, f"{folder / name} cannot be read", "kind's limits")
+        if limit < least:
+            low[name] = limit
+    needed = ", ".join(f"{name} >= {least}" for name, least in _INOTIFY.items())
+    if not low:
+        return Requirement("kernel.inotify", PASS, "enough", needed)
+    found = ", ".join(f"{name} {limit}" for name, limit in low.items())
+    raise_ = " ".join(f"fs.inotify.{name}={_INOTIFY[name] * 8}" for name in low)
+    return Requirement("kernel.inotify", WARN, found, needed, f"sysctl {raise_}")
+
+
+def proxies(environment: Mapping[str, str]) -> Requirement:
+    """Look for a proxy: kind hands it on to the node, where it must not catch what is meant for the cluster."""
+    told = {name.lower(): value for name, value in environment.items() if value}
+    set_ = [name for name in _PROXIES if name in told]
+    if not set_:
+        return Requirement("proxy", PASS, "none", "none, or one that leaves the cluster alone")
+    return Requirement(
+        "proxy",
+        WARN,
+        ", ".join(f"{name}={told[name]}" for name in set_),
+        "none, or one that leaves the cluster alone",
+        "kind adds the cluster's own addresses to no_proxy; images are pulled by way of the proxy",
+    )
+
+
+def versions(misfit: str | None) -> Requirement:
+    """Say what is known not to fit together."""
+    hint = "choose others: --kind-image, --istio-tag" if misfit else None
+    return Requirement(
+        "versions", FAIL if misfit else PASS, misfit or "nothing known against them", "Kubernetes and Istio fit", hint
+    )

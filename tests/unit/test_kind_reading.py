@@ -1,0 +1,364 @@
+"""What the kind lab reads: Docker's, containerd's, the kernel's and the API's own words, captured from a real one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from merbridge_lab.adapters import docker, kind
+from merbridge_lab.drivers.kind import cluster, inside, layout, pods, rollout, rules, trouble, workload
+from merbridge_lab.drivers.kind.inside import Process
+from merbridge_lab.errors import LabError
+
+CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
+RULES = (CAPTURED.parent / "sleep.nft.rules").read_text()
+
+UID = "bd96bb07-3d44-40cc-a653-683af879e235"
+CID = "ecce52e87f281d60ceafc41e6cac9b58e6ea17a39a522beb12cf6d3183526d38"
+LOOKED = f"""\
+1845 (a (b) c) S 1365 1845 1845 0 -1 4194560 821 0 0 0 0 1 0 0 20 0 1 0 868095 2560000 331 18446744073709551615
+4026534339
+sleep
+0::/kubelet/kubepods/burstable/pod{UID}/{CID}
+1: lo    inet 127.0.0.1/8 scope host lo\\       valid_lft forever preferred_lft forever
+2: eth0    inet 10.244.0.5/24 brd 10.244.0.255 scope global eth0\\       valid_lft forever preferred_lft forever
+"""
+NO_BACKEND = "# merlab: nat of sleep, backend=x uid=1 pid=2 started=3 netns=4"
+NATIVE = """\
+table inet istio-proxy-nat {
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+	}
+	chain istio-redirect {
+	}
+}
+"""
+
+
+def captured(name):
+    return json.loads((CAPTURED / f"{name}.json").read_text())
+
+
+# -- Docker
+
+
+def test_the_engine():
+    engine = docker.read_engine(captured("info"))
+    assert engine.version == "20.10.24+dfsg1"
+    assert (engine.cgroup_version, engine.rootless, engine.cpus) == ("1", False, 2)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"ServerErrors": ["Cannot connect to the Docker daemon at unix:///x.sock. Is the docker daemon running?"]},
+        {"ServerVersion": ""},
+    ],
+)
+def test_an_engine_that_does_not_answer_is_an_error_although_docker_info_exits_with_0(told):
+    with pytest.raises(LabError, match="no Docker daemon answers"):
+        docker.read_engine(told)
+
+
+def test_the_mark_is_seen_on_the_container():
+    (node,) = found = docker.read_containers(captured("inspect"))
+    assert (node.name, node.running) == ("merbridge-control-plane", True)
+    assert node.labels[kind.LABEL] == layout.CLUSTER
+    assert cluster.are_ours(found)
+
+
+def test_without_the_mark_a_cluster_is_foreign():
+    told = captured("inspect")
+    told[0]["Mounts"] = [mount for mount in told[0]["Mounts"] if mount["Destination"] != layout.MARK]
+    assert not cluster.are_ours(docker.read_containers(told))
+    assert not cluster.are_ours([])
+    assert not cluster.are_ours(docker.read_containers([*captured("inspect"), *told])), "all nodes, or none"
+
+
+@pytest.mark.parametrize(
+    ("ref", "registry", "full"),
+    [
+        ("busybox", "docker.io", "docker.io/library/busybox:latest"),
+        ("curlimages/curl:8", "docker.io", "docker.io/curlimages/curl:8"),
+        ("docker.io/istio/pilot:1.30.4", "docker.io", "docker.io/istio/pilot:1.30.4"),
+        ("ghcr.io/merbridge/merbridge", "ghcr.io", "ghcr.io/merbridge/merbridge:latest"),
+        ("localhost:5000/x:1", "localhost:5000", "localhost:5000/x:1"),
+        ("kindest/node:v1@sha256:00", "docker.io", "docker.io/kindest/node:v1@sha256:00"),
+    ],
+)
+def test_names_of_images(ref, registry, full):
+    assert docker.registry(ref) == registry
+    assert rollout.full_name(ref) == full
+
+
+def test_a_kind_is_an_orphan_only_if_its_merlab_is_gone():
+    def argv(pid, name="merbridge"):
+        where = f"/var/tmp/merlab-kind-{pid}-abc/kubeconfig"  # noqa: S108 - not made
+        return ["/x/kind", *kind.create_argv(name, "image", where)[1:], ""]
+
+    assert kind.is_orphan(argv(2**22 + 1), "merbridge")
+    assert not kind.is_orphan(argv(1), "merbridge"), "that merlab lives"
+    assert not kind.is_orphan(argv(2**22 + 1, "other"), "merbridge")
+    assert not kind.is_orphan(["kind", *kind.create_argv("merbridge", "image")[1:]], "merbridge"), "a user's own"
+    assert not kind.is_orphan([""], "merbridge")
+
+
+# -- the node
+
+
+def test_tasks():
+    found = inside.read_tasks((CAPTURED / "tasks.txt").read_text())
+    assert len(found) > 10
+    assert all(len(cid) == 64 for cid in found)
+    assert inside.read_tasks("TASK PID STATUS\nabc 12 STOPPED\n") == {}
+
+
+def test_a_process_whose_name_has_brackets():
+    process = inside.read_process("node", LOOKED)
+    assert (process.pid, process.started, process.netns, process.comm) == (1845, 868095, 4026534339, "sleep")
+    assert process.addresses == ("10.244.0.5",)
+    assert inside.cgroup_names(process.cgroup) == f"pod{UID}/{CID}"
+
+
+def test_the_cgroup_of_the_systemd_driver_tells_the_same():
+    path = f"/kubelet.slice/kubelet-kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{CID}.scope"
+    assert inside.cgroup_names(path) == f"pod{UID}/{CID}"
+    assert inside.cgroup_names("/docker/x") == "/docker/x"
+
+
+def test_rules_of_both_backends_and_native_chains():
+    told = f"# a warning\n#= nft\n{RULES}#= legacy\n*nat\nCOMMIT\n#= chains\n{NATIVE}"
+    seen = inside.read_snapshot(told)
+    assert set(seen.texts) == {"nft", "legacy"}
+    assert seen.backend == "nft"
+    assert len(seen.istio) == 18
+    assert seen.native == ("table inet istio-proxy-nat",)
+
+
+def test_a_backend_without_tools_is_absent():
+    assert set(inside.read_snapshot(f"#= legacy\n{RULES}").texts) == {"legacy"}
+    assert inside.read_snapshot("").texts == {}
+
+
+# -- what a flush saves
+
+
+@pytest.fixture
+def process():
+    return inside.read_process("node", LOOKED)
+
+
+def test_what_was_saved_says_of_whom_it_is(process):
+    text = f"{rules.header('sleep', 'nft', UID, process)}\n{RULES}"
+    saved = rules.read(text)
+    assert (saved.backend, saved.uid, saved.pid, saved.started, saved.netns) == ("nft", UID, 1845, 868095, 4026534339)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        RULES,
+        "# merlab: nat of sleep, backend=nft\n",
+        NO_BACKEND,
+    ],
+)
+def test_what_is_not_such_a_file_is_not_taken_for_one(text):
+    assert rules.read(text) is None
+
+
+class Node:
+    """A node with a file of saved rules, and the processes that are there."""
+
+    def __init__(self, monkeypatch, saved, processes):
+        self.processes, self.restored = {one.pid: one for one in processes}, []
+        self.saved = saved
+        monkeypatch.setattr(docker, "execute", self.execute)
+        monkeypatch.setattr(inside, "look", self.look)
+        monkeypatch.setattr(inside, "script", self.script)
+
+    def execute(self, _node, argv, **_):
+        class Told:
+            status, stdout = 0, ""
+
+        if argv[0] == "cat":
+            Told.status, Told.stdout = (0, self.saved) if self.saved else (1, "")
+        if argv[0] == "rm":
+            self.saved = None
+        return Told
+
+    def look(self, _node, pid):
+        if pid not in self.processes:
+            raise inside.RestartedError("gone")
+        return self.processes[pid]
+
+    def script(self, process, _text, *_argv, **_):
+        class Told:
+            status, stdout = 0, RULES
+
+        self.restored.append(process.pid)
+        return Told
+
+
+def _process(pid, *, started=868095, netns=4026534339):
+    return Process("node", pid, started, netns, "sleep", "", "")
+
+
+def _pod(uid):
+    return pods.Pod("sleep-1", uid, "10.244.0.5", "node", {}, "classic", True, True, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("processes", "now", "restored"),
+    [
+        pytest.param([_process(1845)], None, [1845], id="the same process"),
+        pytest.param([_process(1845, started=9)], (_pod("other"), _process(7, netns=5)), [], id="its PID is another's"),
+        pytest.param([], (_pod(UID), _process(99)), [99], id="the container was restarted in the same namespace"),
+        pytest.param([], (_pod("other"), _process(99, netns=5)), [], id="the pod was made anew"),
+        pytest.param([], (_pod("other"), _process(99)), [], id="made anew, and the inode is used again"),
+        pytest.param([], (_pod(UID), _process(99, netns=5)), [], id="the node was restarted"),
+        pytest.param([], None, [], id="there is no pod"),
+    ],
+)
+def test_rules_go_back_into_the_very_namespace_they_were_taken_from_or_nowhere(
+    monkeypatch, process, processes, now, restored
+):
+    node = Node(monkeypatch, f"{rules.header('sleep', 'nft', UID, process)}\n{RULES}", processes)
+
+    def found(_anew):
+        if now is None:
+            raise LabError("no pod of sleep is running")
+        return now
+
+    pod_rules = rules.PodRules("sleep", "node", found)
+    assert pod_rules.restore() is True
+    assert node.restored == restored
+    assert node.saved is None
+    assert pod_rules.restore() is False
+
+
+def test_rules_that_did_not_come_back_stay_saved(monkeypatch, process):
+    node = Node(monkeypatch, f"{rules.header('sleep', 'nft', UID, process)}\n{RULES}", [process])
+    node.script = lambda *_a, **_k: type("Told", (), {"stdout": "*nat\nCOMMIT\n"})
+    monkeypatch.setattr(inside, "script", node.script)
+    with pytest.raises(LabError, match="are not what was saved"):
+        rules.PodRules("sleep", "node", lambda _anew: None).restore()
+    assert node.saved
+
+
+def test_a_file_that_merlab_did_not_write_is_left_alone(monkeypatch):
+    node = Node(monkeypatch, "# mine\n", [])
+    with pytest.raises(LabError, match="is not a file of rules that merlab saved"):
+        rules.PodRules("sleep", "node", lambda _anew: None).restore()
+    assert node.saved
+
+
+# -- pods
+
+
+@pytest.mark.parametrize("kind_", ["classic", "native"])
+def test_sidecars_are_told_apart_by_where_they_stand(kind_):
+    pod = pods.read(captured(f"pod-{kind_}"))
+    assert pod.sidecar == kind_
+    assert pod.ready
+    assert pod.sidecar_ready
+    assert set(pod.containers) == {"sleep", "istio-proxy"}
+    assert pod.node == "merbridge-control-plane"
+
+
+def test_a_pod_without_sidecar():
+    told = captured("pod-classic")
+    told["spec"]["containers"] = [one for one in told["spec"]["containers"] if one["name"] != "istio-proxy"]
+    assert pods.read(told).sidecar == ""
+
+
+def test_an_init_container_of_that_name_that_ends_is_no_sidecar():
+    told = captured("pod-native")
+    for one in told["spec"]["initContainers"]:
+        one.pop("restartPolicy", None)
+    assert pods.read(told).sidecar == ""
+
+
+def test_no_pod_with_its_app_running_is_an_error():
+    pod = pods.read(captured("pod-without-image"))
+    with pytest.raises(LabError, match="no pod of sleep is running"):
+        pods.the_one([pod], layout.SLEEP)
+
+
+# -- why a pod does not come up
+
+
+def test_a_healthy_pod_is_no_trouble():
+    assert trouble.in_pods([captured("pod-classic"), captured("pod-native")], 100) is None
+
+
+def test_an_image_that_cannot_be_had_is_told_with_its_registry_and_the_way_to_load_it():
+    found = trouble.in_pods([captured("pod-without-image")], 100)
+    assert "merlab.test/nothere:1" in found.what
+    assert "from merlab.test" in found.what
+    assert "i/o timeout" in found.what
+    assert "kind load docker-image --name merbridge merlab.test/nothere:1" in found.hint
+
+
+def test_a_pod_without_a_place_says_what_is_short():
+    assert "Insufficient cpu" in trouble.in_pods([captured("pod-without-place")], 100).what
+
+
+def test_trouble_of_the_pods_of_before_is_not_that_of_the_new_ones():
+    assert trouble.in_pods([captured("pod-without-place")], 1) is None
+    ending = captured("pod-without-image")
+    ending["metadata"]["deletionTimestamp"] = "2026-11-24T11:12:00Z"
+    assert trouble.in_pods([ending], 100) is None
+
+
+def _refusal(last):
+    return {
+        "type": "Warning",
+        "reason": "FailedCreate",
+        "message": "failed calling webhook",
+        "lastTimestamp": last,
+        "involvedObject": {"kind": "ReplicaSet", "name": "sleep-5cd55f4554"},
+        "metadata": {"creationTimestamp": last},
+    }
+
+
+def test_refusals_of_an_hour_ago_do_not_count():
+    assert trouble.refused("sleep", [_refusal("2026-01-01T00:00:00Z")], 20) is None
+    found = trouble.refused("sleep", [_refusal("2999-01-01T00:00:00Z")], 20)
+    assert "failed calling webhook" in found.what
+    assert trouble.refused("sleep", [_refusal("2999-01-01T00:00:00Z")], 1) is None, "it is tried again"
+    assert trouble.refused("helloworld-v1", [_refusal("2999-01-01T00:00:00Z")], 20) is None
+
+
+def test_what_runs_and_is_never_ready_is_named():
+    told = captured("pod-classic")
+    for one in told["status"]["containerStatuses"]:
+        one["ready"] = one["name"] != "istio-proxy"
+    found = trouble.never_ready([told], "sleep", 60)
+    assert found.container == "istio-proxy"
+    assert trouble.all_run([told])
+    assert not trouble.all_run([captured("pod-without-image")])
+    assert not trouble.all_run([])
+
+
+def test_warnings_of_an_autoscaler_are_left_out():
+    noise = _refusal("2026-01-01T00:00:00Z")
+    noise["involvedObject"] = {"kind": "HorizontalPodAutoscaler", "name": "istiod"}
+    told = trouble.told([_refusal("2026-01-01T00:00:00Z"), noise])
+    assert told == "replicaset sleep-5cd55f4554: FailedCreate: failed calling webhook"
+
+
+# -- logs
+
+
+def test_a_request_id_that_envoy_marked_for_tracing_is_still_ours():
+    nonce = "11111111-2222-4333-8444-555555555555"
+    assert workload.unmarked(nonce) == nonce
+    assert workload.unmarked("11111111-2222-9333-8444-555555555555") == nonce
+    assert workload.unmarked("-") == "-"
+
+
+def test_the_access_log_stands_between_other_lines():
+    line = (CAPTURED.parent / "sleep.access.log").read_text().splitlines()[-1]
+    text = f"2026-11-24T10:30:19Z\tinfo\tEnvoy proxy is ready\n{line}\n"
+    assert len(workload.read_log(text)) == 1

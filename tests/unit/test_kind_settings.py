@@ -1,0 +1,215 @@
+"""With what the kind lab is made: the table, what was asked for, what fits together, what is applied."""
+
+import dataclasses
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from merbridge_lab import cli, drivers
+from merbridge_lab.adapters.docker import Engine
+from merbridge_lab.adapters.istioctl import complaint
+from merbridge_lab.drivers.kind import KindDriver, layout, manifests
+from merbridge_lab.drivers.kind.settings import Settings, versions
+from merbridge_lab.drivers.options import Options
+from merbridge_lab.errors import LabError
+from merbridge_lab.requirements import engine
+
+
+@pytest.fixture
+def settings():
+    return Settings.default()
+
+
+def test_the_table_fits_together(settings):
+    assert settings.misfit() is None
+    assert settings.kubernetes == (1, 36)
+    assert "@sha256:" in settings.kind_image, "known from kind's own sources"
+
+
+@pytest.mark.parametrize(
+    ("image", "tag", "fits"),
+    [
+        ("kindest/node:v1.37.0", "1.30.4", False),
+        ("kindest/node:v1.31.9", "1.30.4", False),
+        ("kindest/node:v1.32.0", "1.30.4", True),
+        ("kindest/node:v1.37.0", "1.31-merlab", True),  # nothing is known of it
+        ("my/node:latest", "1.30.4", True),
+    ],
+)
+def test_pairs_are_checked(settings, image, tag, fits):
+    asked = settings.asked(Options(kind_image=image, istio_tag=tag))
+    assert (asked.misfit() is None) == fits
+    if not fits:
+        with pytest.raises(LabError, match=r"Istio 1\.30 supports Kubernetes 1\.32 to 1\.36") as refused:
+            asked.require_fit()
+        assert versions()["kind"]["image"] in refused.value.hint
+
+
+def test_what_is_asked_for_wins_and_what_is_not_stays(settings):
+    asked = settings.asked(Options(istio_hub="h", images={"sleep": "s:1"}, sidecars="native", istio_set=("a=b",)))
+    assert (asked.istio_hub, asked.istio_tag) == ("h", settings.istio_tag)
+    assert asked.images == {**settings.images, "sleep": "s:1"}
+    assert asked.istio()[-1] == "a=b"
+    assert "values.pilot.env.ENABLE_NATIVE_SIDECARS=true" in asked.istio()
+    assert settings.asked(Options()) == settings
+    assert asked.differ_from(settings) == ["istio_hub", "istio_set", "sidecars", "images"]
+
+
+def test_an_image_of_what_is_not_there_is_refused(settings):
+    with pytest.raises(LabError, match="no such workload"):
+        settings.asked(Options(images={"slept": "x"}))
+
+
+def test_what_is_kept_in_the_cluster_is_read_back(settings):
+    asked = settings.asked(Options(istio_set=("a=b", "c=d")))
+    kept = manifests.configuration(asked, finished=False)["data"]
+    assert Settings.from_json(kept["settings.json"]) == asked
+    assert kept["finished"] == "false"
+    with pytest.raises(LabError, match="cannot be read"):
+        Settings.from_json("{}")
+
+
+# -- manifests
+
+
+@pytest.mark.parametrize("name", manifests.NAMES)
+def test_every_manifest_is_yaml_and_merlabs(settings, name):
+    objects = manifests.objects(name, settings)
+    assert objects
+    for one in objects:
+        if one["kind"] not in ("Cluster", "Namespace"):
+            assert one["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "merlab"
+            assert one["metadata"]["namespace"] == layout.NAMESPACE
+
+
+def test_the_clusters_configuration_has_the_mark(settings):
+    (cluster,) = manifests.objects("kind", settings)
+    mounts = [mount["containerPath"] for node in cluster["nodes"] for mount in node["extraMounts"]]
+    assert mounts == [layout.MARK]
+
+
+def test_workloads_are_those_of_the_layout(settings):
+    objects = [one for name in manifests.APPLIED for one in manifests.objects(name, settings)]
+    deployments = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Deployment"}
+    assert set(deployments) == {spec.name for spec in layout.WORKLOADS}
+    for spec in layout.WORKLOADS:
+        labels = deployments[spec.name]["spec"]["selector"]["matchLabels"]
+        assert ",".join(f"{key}={value}" for key, value in labels.items()) == spec.selector
+        (container,) = deployments[spec.name]["spec"]["template"]["spec"]["containers"]
+        assert (container["name"], container["image"]) == (spec.container, settings.images[spec.name])
+        assert deployments[spec.name]["spec"]["strategy"]["type"] == "Recreate"
+
+
+def test_no_other_manifest():
+    done = CliRunner().invoke(cli.app, ["manifests", "nginx"])
+    assert done.exit_code == 3
+    assert "there is no manifest called 'nginx'; there are kind, namespace, strict, sleep, helloworld" in done.stderr
+
+
+def test_manifests_can_be_piped():
+    done = CliRunner().invoke(cli.app, ["manifests", "sleep", "--image", "sleep=my/curl:1"])
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    kinds = [one["kind"] for one in yaml.safe_load_all(done.stdout)]
+    assert kinds == ["ServiceAccount", "Deployment"]
+    assert "image: my/curl:1" in done.stdout
+    whole = CliRunner().invoke(cli.app, ["manifests"]).stdout
+    assert [one["kind"] for one in yaml.safe_load_all(whole)][:2] == ["Namespace", "PeerAuthentication"]
+
+
+# -- options
+
+
+def test_options_of_clusters_are_wrong_usage_elsewhere():
+    done = CliRunner().invoke(cli.app, ["up", "--lab", "embedded", "--istio-hub", "x"])
+    assert done.exit_code == 2
+    assert "--istio-hub is for labs on a cluster" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--image", "--istio-set"])
+def test_pairs_are_said_as_pairs(option):
+    done = CliRunner().invoke(cli.app, ["up", "--lab", "kind", option, "sleep"])
+    assert done.exit_code == 2
+    assert "NAME=VALUE" in done.stderr
+
+
+@pytest.mark.parametrize("dataplane", ["merbridge", "merlab"])
+def test_dataplanes_that_are_planned_are_3(dataplane):
+    done = CliRunner().invoke(cli.app, ["up", "--lab", "kind", "--dataplane", dataplane])
+    assert done.exit_code == 3
+    assert f"--dataplane {dataplane} is planned" in done.stderr
+
+
+def test_only_labs_on_clusters_can_be_told():
+    assert drivers.tell(KindDriver(), Options())
+    assert not drivers.tell(drivers.pick("embedded")[0], Options())
+
+
+def test_options_are_named_as_they_are_typed():
+    given = Options(kind_image="x", images={"sleep": "y"}, keep_cluster=True)
+    assert given.said() == ["--kind-image", "--image", "--keep-cluster"]
+    assert Options().said() == []
+
+
+def test_missing_commands_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match="docker is not on PATH"):
+        KindDriver().require_able()
+    assert not KindDriver().is_up()
+    assert not KindDriver().is_possible()
+
+
+def test_the_complaint_of_istioctl_stands_behind_its_ship():
+    said = "   /|\\\n  |  \\__\n✘ Istiod\nError: failed to install manifests\nit says more"
+    assert complaint(said) == "Error: failed to install manifests\nit says more"
+    assert complaint("no such word") == "no such word"
+
+
+# -- doctor
+
+
+ENGINE = Engine("28.2", "Debian", "2", rootless=False, cpus=2, memory=8 * 1024**3, root="/")
+
+
+def verdicts(found):
+    return {one.name: one.verdict for one in found}
+
+
+def test_a_good_engine():
+    assert set(verdicts(engine.of_engine(ENGINE, (1, 36))).values()) == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "verdict"),
+    [
+        ({"rootless": True}, "docker.rootful", "fail"),
+        ({"memory": 1024**3}, "docker.memory", "fail"),
+        ({"cgroup_version": "1"}, "docker.cgroup", "warn"),
+    ],
+)
+def test_what_an_engine_lacks_comes_with_what_mends_it(change, name, verdict):
+    found = engine.of_engine(dataclasses.replace(ENGINE, **change), (1, 35))
+    assert verdicts(found)[name] == verdict
+    assert next(one for one in found if one.name == name).hint
+
+
+def test_cgroup_v1_is_fine_before_kubernetes_1_35():
+    assert engine.cgroup(dataclasses.replace(ENGINE, cgroup_version="1"), (1, 34)).verdict == "pass"
+
+
+def test_limits_of_inotify(tmp_path):
+    (tmp_path / "max_user_watches").write_text("1000000")
+    (tmp_path / "max_user_instances").write_text("128")
+    found = engine.inotify(tmp_path)
+    assert (found.verdict, found.hint) == ("warn", "sysctl fs.inotify.max_user_instances=2048")
+    (tmp_path / "max_user_instances").write_text("8192")
+    assert engine.inotify(tmp_path).verdict == "pass"
+    assert engine.inotify(tmp_path / "nothing").verdict == "skip"
+
+
+def test_proxies_and_versions():
+    assert engine.proxies({}).verdict == "pass"
+    assert engine.proxies({"HTTPS_PROXY": "http://proxy:3128"}).verdict == "warn"
+    assert engine.versions(None).verdict == "pass"
+    assert engine.versions("they do not fit").verdict == "fail"
