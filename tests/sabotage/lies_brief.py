@@ -129,16 +129,16 @@ def _(scene):
 
 @contextlib.contextmanager
 def _as_soon_as(there, strike):
-    """Strike whenever `there` begins to be true, in a thread; what fails under a pod that ends is no matter."""
+    """Strike whenever `there` begins to be true, in a thread; that either fails as the pod ends is no matter."""
     last = False
 
     def follow():
         nonlocal last
-        now = there()
-        if now and not last:
-            with contextlib.suppress(LabError, OSError):
+        with contextlib.suppress(LabError, OSError):
+            now = there()
+            if now and not last:
                 strike()
-        last = now
+            last = now
 
     with again_and_again(follow):
         yield

@@ -249,11 +249,12 @@ console.verdict(report)
 
 def on_terminal(*, slow=0, no_color=False, **environment):
     """Run in a process whose stdout and stderr are a terminal; give what came out of it."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", RUN.format(tests=str(TESTS), slow=slow, no_color=no_color)],
         stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environment},
+        env={**inherited, "TERM": "xterm-256color", "COLUMNS": "100", **environment},
     )  # fmt: skip
     os.close(theirs)
     read = b""
