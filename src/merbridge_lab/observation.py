@@ -54,6 +54,15 @@ class Exchange:
         return f"HTTP {self.status}"
 
 
+def arrivals(sent: str, changed_sources: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """Give the "ip:port" as which what was sent from `sent` may have arrived: unchanged, or changed on the way."""
+    known, new = frozenset[str](), frozenset({sent})
+    while new:
+        known |= new
+        new = frozenset(after for before in new for after in changed_sources.get(before, ())) - known
+    return known
+
+
 @dataclass(frozen=True)
 class Observation:
     """A batch of requests of one client, with the state of the world before and after it.
@@ -62,7 +71,8 @@ class Observation:
     the latter with the server's name. `rejected` are connections that a server's inbound listener closed for
     speaking plain text. `before` and `after` are the client's rules; `counters_before` and `counters_after` the
     dataplane's, workload → counter → number, empty where no dataplane is attached. `control` is the same batch
-    by a twin that the dataplane does not serve. `saved` and `restored` are the rules around a flush.
+    by a twin that the dataplane does not serve. `saved` and `restored` are the rules around a flush. `changed_sources`
+    are those of conntrack (adapters.conntrack), read where the records of a request did not name the same ports.
     """
 
     client: str
@@ -78,6 +88,7 @@ class Observation:
     control: Observation | None = None
     saved: RuleSet | None = None
     restored: RuleSet | None = None
+    changed_sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.exchanges:
@@ -93,6 +104,10 @@ class Observation:
         `restored` is None where they were left flushed on purpose.
         """
         return replace(self, saved=saved, restored=restored)
+
+    def arrivals(self, sent: str) -> frozenset[str]:
+        """Give the "ip:port" as which what was sent from `sent` may have arrived."""
+        return arrivals(sent, self.changed_sources)
 
     @property
     def versions(self) -> frozenset[str]:

@@ -33,12 +33,14 @@ import socket
 import subprocess
 import threading
 import uuid
+from dataclasses import replace
 
 import pytest
 from dataplane_rig import Agent, until
 
 from merbridge_lab import dataplane
 from merbridge_lab.adapters import bpf, cgroup, tcp
+from merbridge_lab.checks import mesh
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import u64
 from merbridge_lab.dataplane.pods import netns_cookie
@@ -328,13 +330,14 @@ class TestSidecars:
             self.up(scene, scene.sleep)
         seen = set()
         with scene.servers() as listeners:
-            while len(seen) < 2:
+            for _ in range(20):
                 before = scene.lab.dataplane.counters()
                 client, server = conversation(scene, listeners)
                 exchange(client, server, 1000)
                 seen.add(server.getsockname()[0])
                 assert grown(scene, before)["sleep"]["mesh_redirected_bytes"] > 1000
                 client.close(), server.close()
+        assert len(seen) == 2
 
     def test_one_that_is_killed_ends_its_connections_and_comes_back(self, scene, rules):
         with scene.servers() as listeners:
@@ -381,7 +384,7 @@ def test_a_pod_made_anew_with_the_same_address(scene):
     pod, old = scene.v1, netns_cookie(scene.v1.netns)
     assert set(entries(scene, old)) >= {"pods", "counters", "listeners", "pod_ips"}
     with scene.servers() as listeners:
-        live = [conversation(scene, listeners) for _ in range(4)]  # two of them with the pod that goes
+        live = [conversation(scene, listeners) for _ in range(4)]  # some of them with the pod that goes
         pod.remove()
         scene.agents[pod.spec.name].end()
         pod.ensure()
@@ -393,19 +396,23 @@ def test_a_pod_made_anew_with_the_same_address(scene):
     with scene.servers() as listeners:
         # Not known to the dataplane yet: it is dialled as by the rules, which it has.
         seen = set()
-        while len(seen) < 2:
+        for _ in range(20):
             client, server = conversation(scene, listeners)
             exchange(client, server, 1000)
             seen.add(server.getsockname()[0])
             client.close(), server.close()
+        assert len(seen) == 2
         scene.attach_now()
         assert entries(scene, old) == []
         assert scene.lab.dataplane.problems() == []
         before = scene.lab.dataplane.counters()
-        for _ in range(2):
+        own = 0
+        for _ in range(20):  # each of the sidecar's workers takes turns by itself
             client, server = conversation(scene, listeners)
+            own += server.getsockname()[0] == pod.spec.ip
             client.close(), server.close()
-        assert grown(scene, before)[pod.spec.name]["accepted_mesh"] == 1
+        assert own
+        assert grown(scene, before)[pod.spec.name]["accepted_mesh"] == own
         for pair in live:
             for sock in pair:
                 sock.close()
@@ -413,6 +420,24 @@ def test_a_pod_made_anew_with_the_same_address(scene):
         cgroup.clear(scene.sleep.cgroup / "sidecar", timeout=5)
         subprocess.run(scene.sleep._daemons()["sidecar"], check=True)
         until(lambda: scene.sleep._answers("sidecar"), "the sidecar is ready", READY)
+
+
+def test_a_source_port_that_conntrack_changes_is_followed(scene):
+    """From one port to two services, by the rules: the sidecar sees the second connection come from another port."""
+    scene.detach()
+    sh(scene.sleep.netns, "sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 20019")
+    try:
+        with scene.servers(), contextlib.ExitStack() as stack:
+            for _ in range(20):  # all the ports there are
+                stack.enter_context(scene.connect())
+        seen = scene.lab.observe(scene.lab.workload("sleep"))
+    finally:
+        sh(scene.sleep.netns, "sysctl", "-qw", "net.ipv4.ip_local_port_range=32768 60999")
+    told = {exchange.local: seen.client_log[exchange.nonce].downstream_remote for exchange in seen.exchanges}
+    assert any(sent != arrived for sent, arrived in told.items()), told
+    finding = mesh.find_both_sidecars(seen)
+    assert finding.held, finding.why
+    assert "the request came from" in mesh.find_both_sidecars(replace(seen, changed_sources={})).why
 
 
 # -- where it goes ---------------------------------------------------------------------------

@@ -105,12 +105,12 @@ def find_one_chain(seen: Observation) -> Finding:
     for exchange in seen.exchanges:
         out = seen.client_log[exchange.nonce]
         server, into = seen.server_log[exchange.nonce]
-        if out.downstream_remote != exchange.local:
+        if out.downstream_remote not in seen.arrivals(exchange.local):
             return fails(
                 f"the record in the access log of {seen.client} is of a connection from {out.downstream_remote}:"
                 f" the request came from {exchange.local}"
             )
-        if into.downstream_remote != out.upstream_local:
+        if into.downstream_remote not in seen.arrivals(out.upstream_local):
             return fails(
                 f"the record in the access log of {server} is of a connection from {into.downstream_remote}:"
                 f" the sidecar of {seen.client} sent the request from {out.upstream_local}"
@@ -138,7 +138,7 @@ def find_closed_as_plain_text(seen: Observation) -> Finding:
             return fails(
                 f"{seen.client}, flushed and without eBPF, was not closed before an HTTP status ({exchange})", *evidence
             )
-        if exchange.local not in refused:
+        if not seen.arrivals(exchange.local) & refused:
             return fails(
                 f"{seen.client}, flushed and without eBPF, was closed, but no server's inbound listener"
                 f" logged plain text from {exchange.local}",

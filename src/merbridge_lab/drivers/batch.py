@@ -6,11 +6,11 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Protocol
 
-from merbridge_lab.observation import Exchange, Observation
+from merbridge_lab.observation import Exchange, Observation, arrivals
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from merbridge_lab.accesslog import AccessLogLine
     from merbridge_lab.dataplane.events import TraceEvent
@@ -66,6 +66,60 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
     )
 
 
+class _Records:
+    """What the sidecars wrote of a batch. `changed` is what conntrack was asked, None where it was not needed."""
+
+    def __init__(
+        self,
+        exchanges: Sequence[Exchange],
+        own: Log,
+        logs: Mapping[str, Log],
+        changed_sources: Callable[[], Mapping[str, frozenset[str]]],
+    ) -> None:
+        self._own, self._logs, self._ask = own, logs, changed_sources
+        self._nonces = {exchange.nonce for exchange in exchanges}
+        self._answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
+        self._closed = {exchange.local for exchange in exchanges if exchange.closed}
+        self.changed: Mapping[str, frozenset[str]] | None = None
+
+    def _same(self, sent: str, arrived: str) -> bool:
+        if sent != arrived and self.changed is None:
+            self.changed = self._ask()
+        return arrived in arrivals(sent, self.changed or {})
+
+    def _refused(self, line: AccessLogLine) -> bool:
+        return line.rejected_plain_text and any(self._same(sent, line.downstream_remote) for sent in self._closed)
+
+    def read(self) -> tuple[dict[str, AccessLogLine], dict[str, Entry], list[Entry]]:
+        """Give what there is by now: the client's lines and the servers' by nonce, and the refusals of plain text."""
+        own = [line for line in self._own.lines() if line.request_id in self._nonces]
+        mine = {line.request_id: line for line in own if line.outbound}
+        theirs: dict[str, Entry] = {}
+        refused = []
+        for name, log in self._logs.items():
+            for line in log.lines():
+                if line.request_id in self._nonces and not line.outbound:
+                    # Of several attempts, the one that the client's sidecar tells of: its last.
+                    last = mine.get(line.request_id)
+                    is_last = last and self._same(last.upstream_local, line.downstream_remote)
+                    if is_last or line.request_id not in theirs:
+                        theirs[line.request_id] = (name, line)
+                elif self._refused(line):
+                    refused.append((name, line))
+        return mine, theirs, refused
+
+    def complete(self) -> bool:
+        """Whether each answer stands in both logs, and each closed connection in a server's."""
+        mine, theirs, refused = self.read()
+        told = {
+            nonce
+            for nonce in mine.keys() & theirs.keys()
+            if self._same(mine[nonce].upstream_local, theirs[nonce][1].downstream_remote)
+        }
+        sources = {line.downstream_remote for _, line in refused}
+        return self._answered <= told and all(arrivals(sent, self.changed or {}) & sources for sent in self._closed)
+
+
 def observe(
     client: Workload,
     *,
@@ -74,13 +128,15 @@ def observe(
     logs: Mapping[str, Log],
     count: int,
     counters: Callable[[], Mapping[str, Mapping[str, int]]],
+    changed_sources: Callable[[], Mapping[str, frozenset[str]]],
     trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
     logged: bool = True,
 ) -> Observation:
     """Send `count` requests by `ask`, one after the other, and read everything around them.
 
     `own` is the log of the client's sidecar, `logs` those of the servers' by name. The rules are read before the first
-    request and after the last; the logs are awaited to a deadline, by nonce, unless `logged` is off.
+    request and after the last; the logs are awaited to a deadline, by nonce, unless `logged` is off. `changed_sources`
+    is asked at most once, and only where two records do not name the same port.
     """
     if trace is not None:
         trace()
@@ -88,38 +144,11 @@ def observe(
     before = client.rules.snapshot()
     exchanges = tuple(ask() for _ in range(count))
     after = client.rules.snapshot()
-    answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
-    closed = {exchange.local for exchange in exchanges if exchange.closed}
-
-    def found() -> tuple[dict[str, AccessLogLine], dict[str, Entry], list[Entry]]:
-        nonces = {exchange.nonce for exchange in exchanges}
-        mine = {line.request_id: line for line in own.lines() if line.outbound and line.request_id in nonces}
-        theirs: dict[str, Entry] = {}
-        refused = []
-        for name, log in logs.items():
-            for line in log.lines():
-                if line.request_id in nonces and not line.outbound:
-                    # Of several attempts, the one that the client's sidecar tells of: its last.
-                    last = mine.get(line.request_id)
-                    if line.request_id not in theirs or (last and last.upstream_local == line.downstream_remote):
-                        theirs[line.request_id] = (name, line)
-                elif line.rejected_plain_text and line.downstream_remote in closed:
-                    refused.append((name, line))
-        return mine, theirs, refused
-
-    def all_logged() -> bool:
-        mine, theirs, refused = found()
-        told = {
-            nonce
-            for nonce in mine.keys() & theirs.keys()
-            if theirs[nonce][1].downstream_remote == mine[nonce].upstream_local
-        }
-        return answered <= told and closed <= {line.downstream_remote for _, line in refused}
-
+    records = _Records(exchanges, own, logs, changed_sources)
     # A deadline that passes is no error here: the checks see that a line is missing, and say which.
     if logged:
-        until(all_logged, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
-    client_log, server_log, rejected = found()
+        until(records.complete, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
+    client_log, server_log, rejected = records.read()
     return Observation(
         client=client.name,
         exchanges=exchanges,
@@ -131,4 +160,5 @@ def observe(
         counters_before=counted,
         counters_after=counters(),
         trace=trace() if trace is not None else (),
+        changed_sources=records.changed or {},
     )

@@ -129,6 +129,7 @@ class EmbeddedLab:
             [server] if server is not None else self.servers(),
             url=url,
             count=count,
+            between=[self._node.netns],
             counters=self.dataplane.counters,
             trace=self.dataplane.drain_trace if trace else None,
             logged=logged,

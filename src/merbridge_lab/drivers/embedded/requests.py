@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
+from merbridge_lab.adapters import conntrack
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
 
@@ -46,11 +47,16 @@ def observe(
     *,
     url: str,
     count: int,
+    between: Sequence[Path],
     counters: Callable[[], Mapping[str, Mapping[str, int]]],
     trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
     logged: bool = True,
 ) -> Observation:
-    """Send `count` requests, one after the other, and read everything around them; see batch.observe."""
+    """Send `count` requests, one after the other, and read everything around them; see batch.observe.
+
+    `between` are the network namespaces, besides theirs, that what they say to each other passes.
+    """
+    path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
     return batch.observe(
         client,
         ask=lambda: ask(client, url),
@@ -58,6 +64,7 @@ def observe(
         logs={server.name: _Log(server.access_log) for server in servers},
         count=count,
         counters=counters,
+        changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),
         trace=trace,
         logged=logged,
     )

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import docker, iptables
+from merbridge_lab.adapters import conntrack, docker, iptables
 from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.errors import LabError
 from merbridge_lab.ruleset import BACKENDS, RuleSet
@@ -44,6 +44,10 @@ for backend in nft legacy; do
 done
 if command -v nft >/dev/null; then echo "#= chains" && inside nft list chains; fi
 true
+"""
+_CONNTRACK = """
+list() { "$@" conntrack -L -p tcp 2>/dev/null || "$@" cat /proc/net/nf_conntrack; }
+inside true && list inside && list env
 """
 _SECTION = re.compile(r"^#= (\w+)$", re.MULTILINE)
 
@@ -164,6 +168,11 @@ def snapshot(process: Process) -> RuleSet:
             hint="use a node image that has it; kindest/node does",
         )
     return rules
+
+
+def changed_sources(process: Process) -> conntrack.Sources:
+    """Read which source addresses conntrack changed in the namespace, and on the node. Raises LabError."""
+    return conntrack.read_changed_sources(script(process, _CONNTRACK).stdout)
 
 
 def read_snapshot(told: str) -> RuleSet:

@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from merbridge_lab import interrupts
+from merbridge_lab.adapters import conntrack
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers import batch
 from merbridge_lab.drivers.kind import cluster, layout, state
@@ -99,13 +100,15 @@ class KindLab:
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read everything around them."""
+        servers = [server] if server is not None else self.servers()
         return batch.observe(
             client,
             ask=lambda: client.ask(url),
             own=client.log(),
-            logs={one.name: one.log() for one in ([server] if server is not None else self.servers())},
+            logs={one.name: one.log() for one in servers},
             count=count,
             counters=dict,
+            changed_sources=lambda: conntrack.together(one.changed_sources() for one in (client, *servers)),
             logged=logged,
         )
 

@@ -19,7 +19,7 @@ from merbridge_lab.drivers.kind.rules import PodRules
 from merbridge_lab.lab import HELLO, Entered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from merbridge_lab.accesslog import AccessLogLine
     from merbridge_lab.adapters.kube import Api
@@ -84,6 +84,10 @@ class KindWorkload:
     def log(self) -> SidecarLog:
         """Give what its sidecar writes into its access log from now on."""
         return SidecarLog(self._api, self.pod.name)
+
+    def changed_sources(self) -> Mapping[str, frozenset[str]]:
+        """Give the source addresses that conntrack changed in its network, and on its node."""
+        return inside.changed_sources(self.found(anew=False)[1])
 
     def logged(self, tail: int = 2000) -> str:
         """Give the end of its sidecar's log."""

@@ -1,0 +1,75 @@
+"""Which source addresses conntrack has changed, in a network namespace.
+
+Two connections from one port to two destinations may be redirected to one listener, where their addresses would be
+the same. Conntrack then gives the later one another source port (nf_nat_setup_info in net/netfilter/nf_nat_core.c),
+also where no rule asks for it. What sent and what accepted the connection then name different ports.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters.netns import run_inside
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+#: "ip:port" as the sender of a connection knows it → as which it arrived, for each connection that changed it.
+Sources = dict[str, frozenset[str]]
+
+
+def changed_sources(netns: Path) -> Sources:
+    """Read what conntrack remembers of TCP in `netns`: two minutes after the end of a connection it is still there.
+
+    Raises LabError.
+    """
+    from pyroute2 import NetlinkError, NFCTSocket
+
+    def work() -> Sources:
+        with NFCTSocket() as netlink:
+            return _changed((_end(entry, "ORIG", "SRC"), _end(entry, "REPLY", "DST")) for entry in netlink.dump())
+
+    try:
+        return run_inside(netns, work)
+    except (OSError, NetlinkError) as error:
+        raise LabError(
+            f"conntrack's table cannot be read in {netns}, so no source port can be followed: {error}",
+            hint="use a kernel with CONFIG_NF_CT_NETLINK",
+        ) from error
+
+
+def read_changed_sources(told: str) -> Sources:
+    """Read the same from what `conntrack -L` prints, or from /proc/net/nf_conntrack."""
+
+    def ends(line: str) -> tuple[str, str]:
+        words = [word.partition("=")[::2] for word in line.split() if "=" in word]
+        original, reply = (dict(words[at : at + 4]) for at in (0, 4))
+        return f"{original['src']}:{original['sport']}", f"{reply['dst']}:{reply['dport']}"
+
+    return _changed(ends(line) for line in told.splitlines() if "tcp" in line.split() and line.count(" dport=") > 1)
+
+
+def together(many: Iterable[Mapping[str, frozenset[str]]]) -> Sources:
+    """Join what several namespaces told, which one connection may have passed one after the other."""
+    joined: Sources = {}
+    for each in many:
+        for sent, arrived in each.items():
+            joined[sent] = joined.get(sent, frozenset()) | arrived
+    return joined
+
+
+def _changed(ends: Iterable[tuple[str, str]]) -> Sources:
+    return together({sent: frozenset({arrived})} for sent, arrived in ends if sent and arrived and sent != arrived)
+
+
+def _end(entry: Any, direction: str, end: str) -> str:  # noqa: ANN401 - pyroute2 has no types
+    """Give one end of a connection as "ip:port"; "" where it is not TCP over IPv4."""
+    both = entry.get_attr(f"CTA_TUPLE_{direction}")
+    address, protocol = both.get_attr("CTA_TUPLE_IP"), both.get_attr("CTA_TUPLE_PROTO")
+    ip = address.get_attr(f"CTA_IP_V4_{end}")
+    if ip is None or protocol.get_attr("CTA_PROTO_NUM") != socket.IPPROTO_TCP:
+        return ""
+    return f"{ip}:{protocol.get_attr(f'CTA_PROTO_{end}_PORT')}"
