@@ -99,7 +99,9 @@ def steps(
 
 def _typed(step: Step, lab: Any) -> list[str]:  # noqa: ANN401 - any lab
     """Give the commands for a step; none where the lab lacks what it needs."""
-    return [] if step.needs - lab.capabilities else list(step.commands(lab))
+    for command in () if step.needs - lab.capabilities else step.commands(lab):
+        lab.show(command)
+    return [shown.command for shown in lab.shown()]
 
 
 @app.command()

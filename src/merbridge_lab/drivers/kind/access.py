@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import kind, kube
+from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers.kind import cluster, layout
 from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.errors import LabError
@@ -59,9 +62,27 @@ class Access:
         """
         if self._settings is None:
             found = cluster.nodes()
-            kept = self.kept() if cluster.are_ours(found) else None
-            self._settings = (kept or Settings.default()).asked(self._options)
+            ours = cluster.are_ours(found)
+            settings = ((self.kept() if ours else None) or Settings.default()).asked(self._options)
+            self._settings = replace(settings, kind_image=found[0].image) if ours else settings
         return self._settings
+
+    def other_image(self) -> str | None:
+        """Say that another node image was asked for than the cluster has: it is chosen when that is made."""
+        asked, found = self._options.kind_image, cluster.nodes()
+        if asked is None or not cluster.are_ours(found) or found[0].image == asked:
+            return None
+        return f"the cluster {layout.CLUSTER} is there, with a node of {found[0].image}, not {asked}"
+
+    def export(self) -> list[str]:
+        """Give what one types so that kubectl and istioctl know the cluster; nothing where they do."""
+        if self._options.kubeconfig:
+            return [f"export {pasteable(['KUBECONFIG=' + self._options.kubeconfig])}"]
+        found = kind.in_kubeconfig(layout.CLUSTER)
+        with contextlib.suppress(LabError):
+            if found is not None and (not cluster.nodes() or self.api().is_at(found)):
+                return []
+        return [pasteable(kind.export_argv(layout.CLUSTER))]
 
     def likely(self) -> Settings:
         """Give the same, or the best guess where the cluster cannot be asked now; nothing is made with that."""

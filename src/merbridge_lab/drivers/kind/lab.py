@@ -40,6 +40,7 @@ class KindLab:
         self._keep = keep
         self._keeps_cluster = options.keep_cluster
         self._shown: list[Shown] = []
+        self._knows_context = False
         self._workloads: dict[str, KindWorkload] = {}
         self._access = access = Access(options)
         self.api, self.node_name, self.settings = access.api, access.node, access.settings
@@ -162,7 +163,13 @@ class KindLab:
         return [Shown(pasteable(command), run(command, ok=range(256)).stdout) for command in commands]
 
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with what it printed."""
+        """Record a command that a person would type, with what it printed.
+
+        The first one that goes to the cluster by its context comes after the one that makes the context known.
+        """
+        if layout.CONTEXT in command and not self._knows_context:
+            self._shown += [Shown(each) for each in self._access.export()]
+            self._knows_context = True
         self._shown.append(Shown(command, output))
 
     def shown(self) -> Sequence[Shown]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from merbridge_lab.drivers.kind.access import Access
+    from merbridge_lab.drivers.kind.pods import Pod
     from merbridge_lab.drivers.kind.settings import Settings
     from merbridge_lab.drivers.kind.workload import KindWorkload
 
@@ -152,7 +153,7 @@ class MeshPart:
                 wrong = pod.sidecar != self._settings().sidecars
                 if every or wrong or (pod.ready and self._without_rules(workload)):
                     self._api().delete(kube.path("Pod", pod.name), grace=1)
-                    self._await_gone(pod.uid, workload)
+                    self._await_gone(pod, workload)
 
     @staticmethod
     def _without_rules(workload: KindWorkload) -> bool:
@@ -162,13 +163,24 @@ class MeshPart:
             return False
         return not (rules.istio or rules.native)
 
-    def _await_gone(self, uid: str, workload: KindWorkload) -> None:
-        waiting.until(
-            lambda: all(pod.uid != uid for pod in pods.living(self._api(), workload.spec)),
+    def _await_gone(self, old: Pod, workload: KindWorkload) -> None:
+        # Wholly gone: until then the Deployment may still count it, and look as if all were done.
+        def is_gone() -> bool:
+            found = self._api().find(kube.path("Pod", old.name))
+            return found is None or found["metadata"]["uid"] != old.uid
+
+        gone = waiting.until(
+            is_gone,
             timeout=_GONE,
             every=0.3,
             awaiting=f"the old pod of {workload.name} to go",
         )
+        if not gone:
+            raise LabError(
+                f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
+                hint=f"kubectl --context {layout.CONTEXT} delete pod --force -l {workload.spec.selector}; merlab up",
+                stderr=trouble.told(self._api().events()) or None,
+            )
 
     def _refuse_without_sidecar(self) -> None:
         for workload in self._workloads():
@@ -218,7 +230,8 @@ class MeshPart:
             istioctl.uninstall(kubeconfig=api.kubeconfig_file)
         api.delete(kube.path("Namespace", layout.ISTIO))
         for name in (layout.SETTINGS, *_LEFT_BY_ISTIO):
-            api.delete(kube.path("ConfigMap", name))
+            for namespace in api.get("/api/v1/namespaces")["items"]:
+                api.delete(kube.path("ConfigMap", name, namespace["metadata"]["name"]))
         for crd in api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]:
             if crd["spec"]["group"].endswith("istio.io"):
                 api.delete(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
