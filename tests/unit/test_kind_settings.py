@@ -80,7 +80,7 @@ def test_every_manifest_is_yaml_and_merlabs(settings, name):
     for one in objects:
         if one["kind"] not in ("Cluster", "Namespace"):
             assert one["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "merlab"
-            assert one["metadata"]["namespace"] == layout.NAMESPACE
+            assert one["metadata"]["namespace"] == (layout.HELPERS if name == "helper" else layout.NAMESPACE)
 
 
 def test_the_clusters_configuration_has_the_mark(settings):

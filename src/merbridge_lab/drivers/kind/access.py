@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import kind, kube
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.kind import cluster, layout
+from merbridge_lab.drivers.kind import cluster, hands, layout
 from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from merbridge_lab.adapters.kube import Api
+    from merbridge_lab.drivers.kind.hands import Hands
     from merbridge_lab.drivers.options import Options
 
 
@@ -24,11 +25,12 @@ class Access:
         self._options = options
         self._api: Api | None = None
         self._node = ""
+        self._hands: Hands | None = None
         self._settings: Settings | None = None
 
     def forget(self) -> None:
         """Find it anew the next time: the cluster was made or started meanwhile, with other keys and ports."""
-        self._api, self._node = None, ""
+        self._api, self._node, self._hands = None, "", None
 
     def api(self) -> Api:
         """Give the cluster's API. Raises LabError where there is no cluster."""
@@ -44,6 +46,22 @@ class Access:
                 raise LabError("no lab is up", hint="merlab up --lab kind")
             self._node = found[0].name
         return self._node
+
+    def find_hands(self) -> Hands | None:
+        """Give that by which pods are entered, or None where there is nothing. Raises LabError without a lab."""
+        if self._hands is None:
+            self._hands = hands.find(self.api(), self.node())
+        return self._hands
+
+    def hands(self) -> Hands:
+        """Give that by which pods are entered. Raises LabError."""
+        found = self.find_hands()
+        if found is None:
+            raise LabError(
+                f"the node {self.node()} has no iptables or nsenter to enter pods with, and no helper pod runs",
+                hint="merlab up --lab kind makes one",
+            )
+        return found
 
     def kept(self) -> Settings | None:
         """Give what the lab was made with, as the cluster tells; None where it does not. Raises LabError."""

@@ -44,6 +44,7 @@ class KindLab:
         self._workloads: dict[str, KindWorkload] = {}
         self._access = access = Access(options)
         self.api, self.node_name, self.settings = access.api, access.node, access.settings
+        self.find_hands = access.find_hands
         self.dataplane = NoDataplane()
         self.node = NodePart(access, self._forget, kubeconfig=options.kubeconfig, keep=options.keep_cluster)
         self.mesh = MeshPart(access, self.workloads, keep=options.keep_cluster)
@@ -64,7 +65,7 @@ class KindLab:
         if name not in specs:
             raise LabError(f"there is no workload called {name!r}; there are {', '.join(specs)}", hint="merlab status")
         if name not in self._workloads:
-            self._workloads[name] = KindWorkload(self.api(), specs[name], self.node_name(), keep=self._keep)
+            self._workloads[name] = KindWorkload(self.api(), specs[name], self._access.hands(), keep=self._keep)
         return self._workloads[name]
 
     def servers(self) -> list[KindWorkload]:
