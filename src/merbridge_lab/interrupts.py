@@ -36,7 +36,8 @@ class _State:
 def _note(signum: int, _frame: FrameType | None) -> None:
     if _State.raised:
         return
-    _State.pending = signum
+    if _State.pending is None:  # the first one says how to end
+        _State.pending = signum
     if _State.cancel is not None and not _State.shields:
         _State.cancel()
 

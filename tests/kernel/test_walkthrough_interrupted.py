@@ -56,23 +56,24 @@ def test_any_instant_of_step_9(lab, length, tenth):
 
 
 @pytest.mark.parametrize(
-    ("signals", "status"),
+    "signals",
     [
-        ((signal.SIGINT,), 130),
-        ((signal.SIGINT, signal.SIGINT), 130),
-        ((signal.SIGTERM,), 143),
-        ((signal.SIGHUP,), 129),
-        ((signal.SIGTERM, signal.SIGINT, signal.SIGINT), 143),
+        (signal.SIGINT,),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM,),
+        (signal.SIGHUP,),
+        (signal.SIGTERM, signal.SIGINT, signal.SIGINT),
     ],
     ids=["INT", "INT twice", "TERM", "HUP", "TERM, INT twice"],
 )
 @pytest.mark.parametrize("moment", ["flushed", "twin"])
-def test_a_signal_during_step_9_loses_no_rule(lab, moment, signals, status):
+def test_a_signal_during_step_9_loses_no_rule(lab, moment, signals):
     before = lab.rules()
     running = Running("step", "9")
     assert running.reaches(lambda: MOMENTS[moment](lab))
     done = running.end(*signals)
-    assert done.returncode == status, done.stdout + done.stderr
+    # Of signals sent at once, any may be the first to be seen.
+    assert done.returncode in {128 + each for each in signals}, done.stdout + done.stderr
     assert is_plain(done)
     assert "interrupted by" in done.stderr
     assert lab.rules() == before

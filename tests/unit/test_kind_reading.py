@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab.adapters import docker, kind
-from merbridge_lab.drivers.kind import cluster, inside, layout, pods, rollout, rules, trouble, workload
+from merbridge_lab.drivers.kind import cluster, hands, inside, layout, pods, rollout, rules, trouble, workload
 from merbridge_lab.drivers.kind.inside import Process
 from merbridge_lab.errors import LabError
 
@@ -23,6 +23,7 @@ sleep
 1: lo    inet 127.0.0.1/8 scope host lo\\       valid_lft forever preferred_lft forever
 2: eth0    inet 10.244.0.5/24 brd 10.244.0.255 scope global eth0\\       valid_lft forever preferred_lft forever
 """
+HANDS = hands.NodesOwn("node")
 NO_BACKEND = "# merlab: nat of sleep, backend=x uid=1 pid=2 started=3 netns=4"
 NATIVE = """\
 table inet istio-proxy-nat {
@@ -114,7 +115,7 @@ def test_tasks():
 
 
 def test_a_process_whose_name_has_brackets():
-    process = inside.read_process("node", LOOKED)
+    process = inside.read_process(HANDS, LOOKED)
     assert (process.pid, process.started, process.netns, process.comm) == (1845, 868095, 4026534339, "sleep")
     assert process.addresses == ("10.244.0.5",)
     assert inside.cgroup_names(process.cgroup) == f"pod{UID}/{CID}"
@@ -145,7 +146,7 @@ def test_a_backend_without_tools_is_absent():
 
 @pytest.fixture
 def process():
-    return inside.read_process("node", LOOKED)
+    return inside.read_process(HANDS, LOOKED)
 
 
 def test_what_was_saved_says_of_whom_it_is(process):
@@ -201,7 +202,7 @@ class Node:
 
 
 def _process(pid, *, started=868095, netns=4026534339):
-    return Process("node", pid, started, netns, "sleep", "", "")
+    return Process(HANDS, pid, started, netns, "sleep", "", "")
 
 
 def _pod(uid):
@@ -230,7 +231,7 @@ def test_rules_go_back_into_the_very_namespace_they_were_taken_from_or_nowhere(
             raise LabError("no pod of sleep is running")
         return now
 
-    pod_rules = rules.PodRules("sleep", "node", found)
+    pod_rules = rules.PodRules("sleep", HANDS, found)
     assert pod_rules.restore() is True
     assert node.restored == restored
     assert node.saved is None
@@ -242,14 +243,14 @@ def test_rules_that_did_not_come_back_stay_saved(monkeypatch, process):
     node.script = lambda *_a, **_k: type("Told", (), {"stdout": "*nat\nCOMMIT\n"})
     monkeypatch.setattr(inside, "script", node.script)
     with pytest.raises(LabError, match="are not what was saved"):
-        rules.PodRules("sleep", "node", lambda _anew: None).restore()
+        rules.PodRules("sleep", HANDS, lambda _anew: None).restore()
     assert node.saved
 
 
 def test_a_file_that_merlab_did_not_write_is_left_alone(monkeypatch):
     node = Node(monkeypatch, "# mine\n", [])
     with pytest.raises(LabError, match="is not a file of rules that merlab saved"):
-        rules.PodRules("sleep", "node", lambda _anew: None).restore()
+        rules.PodRules("sleep", HANDS, lambda _anew: None).restore()
     assert node.saved
 
 

@@ -1,14 +1,18 @@
 """With what the kind lab is made: the table, what was asked for, what fits together, what is applied."""
 
 import dataclasses
+import time
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from merbridge_lab import cli, drivers
+from merbridge_lab.adapters import kind as kind_command
+from merbridge_lab.adapters import kube
 from merbridge_lab.adapters.docker import Engine
 from merbridge_lab.adapters.istioctl import complaint
+from merbridge_lab.drivers import kind
 from merbridge_lab.drivers.kind import KindDriver, layout, manifests
 from merbridge_lab.drivers.kind.settings import Settings, versions
 from merbridge_lab.drivers.options import Options
@@ -80,7 +84,7 @@ def test_every_manifest_is_yaml_and_merlabs(settings, name):
     for one in objects:
         if one["kind"] not in ("Cluster", "Namespace"):
             assert one["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "merlab"
-            assert one["metadata"]["namespace"] == layout.NAMESPACE
+            assert one["metadata"]["namespace"] == (layout.HELPERS if name == "helper" else layout.NAMESPACE)
 
 
 def test_the_clusters_configuration_has_the_mark(settings):
@@ -160,6 +164,45 @@ def test_missing_commands_are_named(monkeypatch, tmp_path):
     assert not KindDriver().is_possible()
 
 
+def test_a_docker_that_hangs_holds_up_nobody(monkeypatch, tmp_path):
+    for name in ("docker", "kind", "istioctl"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 60\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(kind, "_ANSWER", 0.3)
+    monkeypatch.delenv("MERLAB_LAB", raising=False)
+    began = time.monotonic()
+    assert not KindDriver().is_up()
+    assert drivers.pick("auto")[0].name == "embedded"
+    assert time.monotonic() - began < 5
+
+
+def test_the_cluster_is_reached_past_any_proxy(monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert kube.without_proxy("127.0.0.1") == "127.0.0.1"
+    monkeypatch.setenv("NO_PROXY", "example.com,.local")
+    assert kube.without_proxy("127.0.0.1") == "example.com,.local,127.0.0.1"
+
+
+def test_a_context_is_found_where_kubectl_looks(monkeypatch, tmp_path):
+    there = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "contexts": [{"name": "kind-merbridge", "context": {"cluster": "c", "user": "u"}}],
+    }
+    (tmp_path / "there").write_text(yaml.safe_dump(there))
+    (tmp_path / "broken").write_text("{")
+    (tmp_path / "empty").write_text("")
+    monkeypatch.setenv("KUBECONFIG", ":".join(str(tmp_path / one) for one in ("none", "broken", "empty", "there")))
+    assert kind_command.in_kubeconfig("merbridge") == {"server": "https://127.0.0.1:1"}
+    assert kind_command.in_kubeconfig("other") is None
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert kind_command.in_kubeconfig("merbridge") is None
+    monkeypatch.delenv("KUBECONFIG")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert kind_command.in_kubeconfig("merbridge") is None
+
+
 def test_the_complaint_of_istioctl_stands_behind_its_ship():
     said = "   /|\\\n  |  \\__\n✘ Istiod\nError: failed to install manifests\nit says more"
     assert complaint(said) == "Error: failed to install manifests\nit says more"
@@ -208,8 +251,36 @@ def test_limits_of_inotify(tmp_path):
     assert engine.inotify(tmp_path / "nothing").verdict == "skip"
 
 
-def test_proxies_and_versions():
-    assert engine.proxies({}).verdict == "pass"
-    assert engine.proxies({"HTTPS_PROXY": "http://proxy:3128"}).verdict == "warn"
+@pytest.mark.parametrize(
+    ("environment", "verdict", "words"),
+    [
+        ({}, "pass", "none"),
+        ({"HTTPS_PROXY": "http://proxy:3128"}, "pass", "https_proxy=http://proxy:3128: the node pulls"),
+        ({"https_proxy": "http://me:secret@proxy:3128"}, "pass", "https_proxy=http://…@proxy:3128"),
+        ({"http_proxy": "127.0.0.1:3128"}, "warn", "http_proxy=127.0.0.1:3128"),
+        ({"all_proxy": "socks5://localhost:1080"}, "warn", "all_proxy=socks5://localhost:1080"),
+    ],
+)
+def test_a_proxy_must_be_one_that_the_node_can_reach(environment, verdict, words):
+    found = engine.proxies(environment)
+    assert found.verdict == verdict
+    assert words in found.found
+    assert "secret" not in found.found
+
+
+@pytest.mark.parametrize(
+    ("where", "verdict"),
+    [
+        ("unix:///run/docker.sock", "pass"),
+        ("tcp://127.0.0.1:2375", "pass"),
+        ("tcp://192.0.2.1:2376", "fail"),
+        ("ssh://me@host", "fail"),
+    ],
+)
+def test_the_api_listens_where_docker_is(where, verdict):
+    assert engine.ports({"DOCKER_HOST": where}).verdict == verdict
+
+
+def test_versions():
     assert engine.versions(None).verdict == "pass"
     assert engine.versions("they do not fit").verdict == "fail"

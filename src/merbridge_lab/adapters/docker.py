@@ -79,9 +79,9 @@ def _explained(error: LabError) -> LabError:
     return error
 
 
-def engine() -> Engine:
-    """Ask the daemon what it is. Raises LabError when none answers."""
-    return read_engine(json.loads(docker("info", "--format", "{{json .}}").stdout))
+def engine(*, timeout: float = _ANSWER) -> Engine:
+    """Ask the daemon what it is. Raises LabError when none answers, or not within `timeout` seconds."""
+    return read_engine(json.loads(docker("info", "--format", "{{json .}}", timeout=timeout).stdout))
 
 
 def read_engine(told: dict[str, Any]) -> Engine:

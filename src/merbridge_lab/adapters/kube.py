@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import os
 import re
 import ssl
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from merbridge_lab import interrupts, waiting
 from merbridge_lab.adapters.memory import Unnamed
@@ -56,6 +58,12 @@ def path(kind: str, name: str = "", namespace: str = "default") -> str:
     return _NAMED[kind].format(namespace=namespace, name=name).rstrip("/")
 
 
+def without_proxy(host: str) -> str:
+    """Give what no_proxy is to be, so that `host` is reached directly, and whatever was before."""
+    told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    return ",".join(dict.fromkeys([*filter(None, told.split(",")), host]))
+
+
 class Api:
     """One cluster, entered with the credentials of a kubeconfig that has one context."""
 
@@ -79,10 +87,17 @@ class Api:
         configuration.host = self.server
         for name, file in self._files.items():
             setattr(configuration, name, file.path)
-        configuration.proxy = None  # the cluster is on this machine, whatever https_proxy says
+        # The cluster is on this machine, whatever https_proxy says. The library's websockets ask the environment.
+        configuration.proxy = None
+        os.environ["no_proxy"] = without_proxy(str(urlsplit(self.server).hostname))
         configuration.retries = 0  # we do that, and say so
         # Without a discoverer the client asks nothing beforehand and writes no cache.
         return DynamicClient(ApiClient(configuration), discoverer=lambda *_: None)
+
+    def is_at(self, cluster: Mapping[str, Any]) -> bool:
+        """Whether a kubeconfig's entry leads to this cluster: one made anew has other keys and another port."""
+        ours = self._kubeconfig["clusters"][0]["cluster"]
+        return all(ours[key] == cluster.get(key) for key in ("server", "certificate-authority-data"))
 
     @functools.cached_property
     def kubeconfig_file(self) -> str:

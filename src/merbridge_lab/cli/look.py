@@ -99,7 +99,9 @@ def steps(
 
 def _typed(step: Step, lab: Any) -> list[str]:  # noqa: ANN401 - any lab
     """Give the commands for a step; none where the lab lacks what it needs."""
-    return [] if step.needs - lab.capabilities else list(step.commands(lab))
+    for command in () if step.needs - lab.capabilities else step.commands(lab):
+        lab.show(command)
+    return [shown.command for shown in lab.shown()]
 
 
 @app.command()
@@ -108,10 +110,14 @@ def manifests(
         str | None, typer.Argument(metavar="NAME", help="One of them; by default all that is applied.")
     ] = None,
     image: asked.ImageOption = None,
+    istio_hub: asked.IstioHubOption = None,
+    istio_tag: asked.IstioTagOption = None,
     json: JsonFlag = False,
     debug: Debug = False,
 ) -> None:
     """Print what a step applies to a cluster, for kubectl apply -f -; "kind" is for kind create cluster --config -.
+
+    "helper" is applied only where the node has no iptables or nsenter.
 
     Examples:  merlab manifests sleep | kubectl apply -f -    merlab manifests
     """
@@ -119,7 +125,7 @@ def manifests(
         from merbridge_lab.drivers.kind import manifests as known
         from merbridge_lab.drivers.kind.settings import Settings
 
-        settings = Settings.default().asked(asked.options(images=image))
+        settings = Settings.default().asked(asked.options(images=image, istio_hub=istio_hub, istio_tag=istio_tag))
         names = [name] if name else list(known.APPLIED)
         if json:
             run.console.json({"schema": 1, "manifests": {each: known.text(each, settings) for each in names}})

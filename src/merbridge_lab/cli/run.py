@@ -199,6 +199,7 @@ def down(
         if json:
             run.console.json({"schema": 1, "lab": run.lab, "removed": removed, "stays": stays})
         else:
-            run.console.say("the lab is gone" if removed else "there was nothing to remove")
+            gone = "what merlab put into the cluster is gone" if keep_cluster else "the lab is gone"
+            run.console.say(gone if removed else "there was nothing to remove")
         for sentence in () if json else stays:
             run.console.say(sentence)

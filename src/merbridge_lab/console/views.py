@@ -72,8 +72,10 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
         held = f"{rules['istio_rules']} ISTIO rules in {rules['backend']}" if rules["istio_rules"] else "none"
         ready = "[pass]ready[/]" if pod["sidecar"] else "[fail]not ready[/]"
         table.add_row(pod["name"], pod["ip"], str(pod["pid"] or "none"), ready, held)
-    paper.out.print(table)
-    paper.line("\na new request goes")
+    if described["workloads"]:
+        paper.out.print(table)
+    if described["path"]:
+        paper.line("\na new request goes")
     for leg in described["path"]:
         style = "fail" if leg["by"] == "nothing" else "pass"
         paper.line(f"   {leg['from']:<22} ─ [{style}]{leg['by']}[/] → {escape(leg['to'])}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from merbridge_lab.adapters import docker, istioctl
 from merbridge_lab.adapters import kind as kind_command
@@ -23,6 +25,7 @@ _MEMORY, _DISK = 3, 5
 _INOTIFY = {"max_user_instances": 256, "max_user_watches": 65536}
 #: From this Kubernetes on, the kubelet refuses cgroup v1 unless it is told otherwise.
 _NO_CGROUP_V1 = (1, 35)
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -38,7 +41,7 @@ def kind(*, kubernetes: tuple[int, int] | None = None, misfit: str | None = None
     if engine is not None:
         found += of_engine(engine, kubernetes)
         found.append(disk(engine))
-    found += [inotify(Path("/proc/sys/fs/inotify")), proxies(os.environ), versions(misfit)]
+    found += [inotify(Path("/proc/sys/fs/inotify")), ports(os.environ), proxies(os.environ), versions(misfit)]
     return found
 
 
@@ -139,15 +142,40 @@ def proxies(environment: Mapping[str, str]) -> Requirement:
     """Look for a proxy: kind hands it on to the node, where it must not catch what is meant for the cluster."""
     told = {name.lower(): value for name, value in environment.items() if value}
     set_ = [name for name in _PROXIES if name in told]
+    needed = "none, or one that the node can reach too"
     if not set_:
-        return Requirement("proxy", PASS, "none", "none, or one that leaves the cluster alone")
-    return Requirement(
-        "proxy",
-        WARN,
-        ", ".join(f"{name}={told[name]}" for name in set_),
-        "none, or one that leaves the cluster alone",
-        "kind adds the cluster's own addresses to no_proxy; images are pulled by way of the proxy",
-    )
+        return Requirement("proxy", PASS, "none", needed)
+    found = ", ".join(f"{name}={_without_password(told[name])}" for name in set_)
+    if any(_host(told[name]) in _LOOPBACK for name in set_):
+        hint = "name it by an address that containers reach; on its own loopback the node finds nothing"
+        return Requirement("proxy", WARN, found, needed, hint)
+    # kind hands it on to the node, with the cluster's own addresses in no_proxy; merlab talks to the API without it.
+    return Requirement("proxy", PASS, f"{found}: the node pulls images by way of it", needed)
+
+
+def ports(environment: Mapping[str, str]) -> Requirement:
+    """Look for a port for the cluster's API: kind takes a free one on the loopback of the machine Docker is on."""
+    needed = "a free port on 127.0.0.1, of the machine that Docker is on"
+    where = environment.get("DOCKER_HOST", "")
+    if where.partition("://")[0] in ("tcp", "ssh", "http", "https") and _host(where) not in _LOOPBACK:
+        hint = "use a Docker on this machine: unset DOCKER_HOST"
+        return Requirement("ports", FAIL, f"DOCKER_HOST={where}, another machine's", needed, hint)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+    except OSError as error:
+        return Requirement("ports", FAIL, f"none: {error}", needed, "sysctl net.ipv4.ip_local_port_range; ss -s")
+    return Requirement("ports", PASS, f"{port} is one", needed)
+
+
+def _host(url: str) -> str:
+    """Give the host of an address, which proxies are often named by without "http://"."""
+    return urlsplit(url if "://" in url else f"//{url}").hostname or ""
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.rpartition('//')[0]}//…@{tail}" if at else url
 
 
 def versions(misfit: str | None) -> Requirement:

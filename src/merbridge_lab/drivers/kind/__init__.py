@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from merbridge_lab.drivers.kind.lab import KindLab
     from merbridge_lab.requirements import Requirement
 
+#: How long Docker may take to say that it is there, in seconds; one that hangs must not hold up the other labs.
+_ANSWER = 5.0
 _COMMANDS = {"docker": "Docker", "kind": "kind", "istioctl": "istioctl"}
 
 
@@ -33,7 +36,7 @@ class KindDriver:
         """Whether anything of the lab is there; not where no Docker answers."""
         from merbridge_lab.drivers.kind import cluster
 
-        if not all(shutil.which(command) for command in ("docker", "kind")):
+        if not all(shutil.which(command) for command in ("docker", "kind")) or self.silence:
             return False
         try:
             return cluster.exists()
@@ -42,15 +45,18 @@ class KindDriver:
 
     def is_possible(self) -> bool:
         """Whether kind, istioctl and a Docker that answers are all there."""
+        return all(shutil.which(command) for command in _COMMANDS) and not self.silence
+
+    @functools.cached_property
+    def silence(self) -> str:
+        """Why Docker does not answer, in a sentence; nothing where it does. Asked once."""
         from merbridge_lab.adapters import docker
 
-        if not all(shutil.which(command) for command in _COMMANDS):
-            return False
         try:
-            docker.engine()
-        except LabError:
-            return False
-        return True
+            docker.engine(timeout=_ANSWER)
+        except LabError as error:
+            return error.what
+        return ""
 
     def require_able(self) -> None:
         """Raise LabError when the lab cannot be worked with at all: a command is missing, no Docker answers."""

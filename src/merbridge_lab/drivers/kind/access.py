@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import kind, kube
-from merbridge_lab.drivers.kind import cluster, layout
+from merbridge_lab.adapters.proc import pasteable
+from merbridge_lab.drivers.kind import cluster, hands, layout
 from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from merbridge_lab.adapters.kube import Api
+    from merbridge_lab.drivers.kind.hands import Hands
     from merbridge_lab.drivers.options import Options
 
 
@@ -21,11 +25,12 @@ class Access:
         self._options = options
         self._api: Api | None = None
         self._node = ""
+        self._hands: Hands | None = None
         self._settings: Settings | None = None
 
     def forget(self) -> None:
         """Find it anew the next time: the cluster was made or started meanwhile, with other keys and ports."""
-        self._api, self._node = None, ""
+        self._api, self._node, self._hands = None, "", None
 
     def api(self) -> Api:
         """Give the cluster's API. Raises LabError where there is no cluster."""
@@ -41,6 +46,22 @@ class Access:
                 raise LabError("no lab is up", hint="merlab up --lab kind")
             self._node = found[0].name
         return self._node
+
+    def find_hands(self) -> Hands | None:
+        """Give that by which pods are entered, or None where there is nothing. Raises LabError without a lab."""
+        if self._hands is None:
+            self._hands = hands.find(self.api(), self.node())
+        return self._hands
+
+    def hands(self) -> Hands:
+        """Give that by which pods are entered. Raises LabError."""
+        found = self.find_hands()
+        if found is None:
+            raise LabError(
+                f"the node {self.node()} has no iptables or nsenter to enter pods with, and no helper pod runs",
+                hint="merlab up --lab kind makes one",
+            )
+        return found
 
     def kept(self) -> Settings | None:
         """Give what the lab was made with, as the cluster tells; None where it does not. Raises LabError."""
@@ -59,9 +80,27 @@ class Access:
         """
         if self._settings is None:
             found = cluster.nodes()
-            kept = self.kept() if cluster.are_ours(found) else None
-            self._settings = (kept or Settings.default()).asked(self._options)
+            ours = cluster.are_ours(found)
+            settings = ((self.kept() if ours else None) or Settings.default()).asked(self._options)
+            self._settings = replace(settings, kind_image=found[0].image) if ours else settings
         return self._settings
+
+    def other_image(self) -> str | None:
+        """Say that another node image was asked for than the cluster has: it is chosen when that is made."""
+        asked, found = self._options.kind_image, cluster.nodes()
+        if asked is None or not cluster.are_ours(found) or found[0].image == asked:
+            return None
+        return f"the cluster {layout.CLUSTER} is there, with a node of {found[0].image}, not {asked}"
+
+    def export(self) -> list[str]:
+        """Give what one types so that kubectl and istioctl know the cluster; nothing where they do."""
+        if self._options.kubeconfig:
+            return [f"export {pasteable(['KUBECONFIG=' + self._options.kubeconfig])}"]
+        found = kind.in_kubeconfig(layout.CLUSTER)
+        with contextlib.suppress(LabError):
+            if found is not None and (not cluster.nodes() or self.api().is_at(found)):
+                return []
+        return [pasteable(kind.export_argv(layout.CLUSTER))]
 
     def likely(self) -> Settings:
         """Give the same, or the best guess where the cluster cannot be asked now; nothing is made with that."""

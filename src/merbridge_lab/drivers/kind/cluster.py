@@ -23,8 +23,12 @@ _LABEL = f"{kind.LABEL}={layout.CLUSTER}"
 _NETWORK_LABEL = f"{layout.NETWORK_LABEL}={layout.CLUSTER}"
 #: How long a cluster may take to answer after it was started, in seconds.
 _STARTED = 120.0
-#: How long one whose making was cut short may take to, before it is made anew.
+#: How long one that never was ready may take to be, before it is made anew: kind may have been killed half-way.
 _HALF_MADE = 60.0
+#: A file on the node that says that the cluster has been ready once; it stays as long as the node.
+_MADE = "/kind/merlab-was-ready"
+#: What kind takes off the only node of a cluster, among the last things it does: with it no pod finds a place.
+_TAINT = "node-role.kubernetes.io/control-plane"
 
 
 def nodes() -> list[Container]:
@@ -85,6 +89,8 @@ class NodePart:
             return [f"there is no kind cluster called {layout.CLUSTER}"]
         if not are_ours(found):
             return [foreign().what]
+        if other := self._access.other_image():
+            return [other]
         stopped = [f"the container {node.name} is {node.state}, not running" for node in found if not node.running]
         if stopped:
             return stopped
@@ -99,6 +105,8 @@ class NodePart:
             if states.get("Ready", {}).get("status") != "True":
                 said = states.get("Ready", {}).get("message", "it has not said so")
                 sentences.append(f"the node {node['metadata']['name']} is not ready: {said}")
+            if any(taint["key"] == _TAINT for taint in node["spec"].get("taints") or []):
+                sentences.append(f"the node {node['metadata']['name']} takes no pods: it has the taint {_TAINT}")
         names = self._api().find(kube.path("Deployment", "coredns", "kube-system"))
         if names is None or not names["status"].get("availableReplicas"):
             sentences.append("no name is resolved in the cluster: coredns is not available")
@@ -116,16 +124,20 @@ class NodePart:
         found = nodes()
         if found and not are_ours(found):
             raise foreign()
-        if not found:
-            self._create()
-        elif any(not node.running for node in found):
-            for node in found:
+        if other := self._access.other_image():
+            raise LabError(other, hint="merlab down --lab kind, then merlab up --lab kind with the other image")
+        for node in found:
+            if not node.running:
                 docker.start(node.name)
-        elif not self._is_made():
+        self._changed()
+        if found and not self._was_made() and not self._comes_up():
             self._delete()
+            found = []
+        if not found:
             self._create()
         self._changed()
         self._await_ready()
+        docker.execute(self._access.node(), ["touch", _MADE])
         if self._kubeconfig:
             kind.export(layout.CLUSTER, self._kubeconfig)
 
@@ -142,17 +154,21 @@ class NodePart:
             kind.end(pid)
         kind.sweep()
 
-    def _is_made(self) -> bool:
-        """Whether kind came to its end with this cluster: if it was killed, there may be a node and no Kubernetes."""
+    def _was_made(self) -> bool:
+        """Whether the cluster has been ready once. One that has is the user's, and is never made anew unasked."""
+        return docker.execute(self._access.node(), ["test", "-e", _MADE], ok=(0, 1)).status == 0
 
-        def answers() -> bool:
+    def _comes_up(self) -> bool:
+        """Whether one that never was ready becomes so; a kind that was killed leaves half a Kubernetes."""
+
+        def ready() -> bool:
             try:
-                return self._api().ready()
+                return not self.problems()
             except LabError:
                 return False
 
-        awaited = f"the API of {layout.CLUSTER} to answer"
-        return bool(waiting.until(answers, timeout=_HALF_MADE, every=0.5, awaiting=awaited))
+        awaited = f"the cluster {layout.CLUSTER}, whose making was cut short, to become ready"
+        return bool(waiting.until(ready, timeout=_HALF_MADE, every=0.5, awaiting=awaited))
 
     def _create(self) -> None:
         settings = self._access.settings()
@@ -190,7 +206,7 @@ class NodePart:
             events = trouble.told(self._api().events("kube-system")) if self._api().ready() else ""
             raise LabError(
                 f"the cluster was not ready within {_STARTED:.0f} s: {last[0]}",
-                hint="merlab doctor --lab kind",
+                hint="merlab doctor --lab kind; merlab down --lab kind, then up, makes it anew",
                 stderr=events or None,
             )
 
@@ -222,12 +238,12 @@ class NodePart:
     # -- as a person would type it ----------------------------------------------------------------------------------
 
     def typed(self) -> list[str]:
-        """Give the commands a person would type to make it; the last one is for a cluster that merlab made."""
+        """Give the commands a person would type to make it."""
         create = pasteable(kind.create_argv(layout.CLUSTER, self._access.likely().kind_image))
         network = self._network()
         own = [pasteable(docker.network_argv(network, _NETWORK_LABEL))] if network == layout.NETWORK else []
         return [
             *own,
             f"merlab manifests kind | {kind.NETWORK}={network} {create}",
-            pasteable(kind.export_argv(layout.CLUSTER, self._kubeconfig)),
+            *([pasteable(kind.export_argv(layout.CLUSTER, self._kubeconfig))] if self._kubeconfig else []),
         ]

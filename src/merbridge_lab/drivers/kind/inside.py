@@ -1,7 +1,7 @@
 """On the node, in the network namespace of a pod: pod → node → container → PID, and what is done there.
 
-Commands go by `docker exec` into the node. Every one first opens the namespace and looks at its inode, so none can end
-up in the namespace of another pod that has got the PID meanwhile.
+Commands go into the node, or into a helper pod on it: see hands. Every one first opens the namespace and looks at its
+inode, so none can end up in the namespace of another pod that has got the PID meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import conntrack, docker, iptables
-from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.errors import LabError
 from merbridge_lab.ruleset import BACKENDS, RuleSet
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from merbridge_lab.adapters.proc import Result
+    from merbridge_lab.drivers.kind.hands import Hands
     from merbridge_lab.drivers.kind.pods import Pod
 
 #: The namespace of containerd in which the kubelet's containers are.
@@ -60,13 +60,18 @@ class RestartedError(LabError):
 class Process:
     """A process of a pod, seen on its node. `started` in clock ticks after boot, `netns` an inode."""
 
-    node: str
+    hands: Hands
     pid: int
     started: int
     netns: int
     comm: str
     cgroup: str
     looked: str
+
+    @property
+    def node(self) -> str:
+        """The node it is on."""
+        return self.hands.node
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -92,21 +97,21 @@ def sandboxes(node: str, uid: str) -> list[str]:
     return docker.execute(node, [*CTR, "containers", "ls", "--quiet", wanted]).stdout.split()
 
 
-def look(node: str, pid: int) -> Process:
+def look(hands: Hands, pid: int) -> Process:
     """Look at a process on the node. Raises RestartedError where it is gone."""
-    told = docker.execute(node, ["sh", "-c", _LOOK, "sh", str(pid)], ok=(0, _NO_SUCH))
+    told = hands.execute(["sh", "-c", _LOOK, "sh", str(pid)], ok=(0, _NO_SUCH))
     if told.status:
-        raise RestartedError(f"there is no process {pid} on {node} any more", hint="merlab status")
-    return read_process(node, told.stdout)
+        raise RestartedError(f"there is no process {pid} on {hands.node} any more", hint="merlab status")
+    return read_process(hands, told.stdout)
 
 
-def read_process(node: str, told: str) -> Process:
+def read_process(hands: Hands, told: str) -> Process:
     """Read what `_LOOK` prints: proc_pid_stat(5), inode, name, cgroup, addresses."""
     stat, netns, comm, cgroup, *addresses = told.splitlines()
     # The name may hold blanks and brackets; what follows the last bracket does not.
     fields = stat.rpartition(")")[2].split()
     return Process(
-        node=node,
+        hands=hands,
         pid=int(stat.split()[0]),
         started=int(fields[19]),
         netns=int(netns),
@@ -116,15 +121,15 @@ def read_process(node: str, told: str) -> Process:
     )
 
 
-def find(pod: Pod, container: str) -> Process:
-    """Find the process of a container of a pod. Raises LabError where it is not the pod's: address and cgroup tell."""
+def find(hands: Hands, pod: Pod, container: str) -> Process:
+    """Find the process of a container of a pod. Raises LabError where it is not the pod's: its address tells."""
     pids = tasks(pod.node)
     cid = pod.containers.get(container, "")
     if cid not in pids:
         raise RestartedError(
             f"the container {container} of {pod.name} does not run on {pod.node} any more", hint="merlab status"
         )
-    process = look(pod.node, pids[cid])
+    process = look(hands, pids[cid])
     if pod.ip not in process.addresses:
         raise LabError(
             f"PID {process.pid} on {pod.node} is not in the network of {pod.name}: it has"
@@ -146,11 +151,8 @@ def cgroup_names(path: str) -> str:
 
 def script(process: Process, text: str, *argv: str, ok: Sequence[int] = (0,)) -> Result:
     """Run a fixed shell text on the node; `inside` runs a command in the namespace. Raises RestartedError, LabError."""
-    told = docker.execute(
-        process.node,
-        ["sh", "-c", _ENTER + text, "sh", str(process.pid), str(process.netns), *argv],
-        ok=(*ok, _NO_SUCH),
-    )
+    command = ["sh", "-c", _ENTER + text, "sh", str(process.pid), str(process.netns), *argv]
+    told = process.hands.execute(command, ok=(*ok, _NO_SUCH))
     if told.status == _NO_SUCH:
         raise RestartedError(
             f"PID {process.pid} on {process.node} is gone, or is another one: the pod was restarted meanwhile",
@@ -164,8 +166,8 @@ def snapshot(process: Process) -> RuleSet:
     rules = read_snapshot(script(process, _SNAPSHOT).stdout)
     if not rules.texts:
         raise LabError(
-            f"there is no iptables on the node {process.node}, so its pods' rules cannot be read",
-            hint="use a node image that has it; kindest/node does",
+            f"iptables reads nothing on the node {process.node}, so its pods' rules are not known",
+            hint="merlab up --lab kind",
         )
     return rules
 
@@ -185,10 +187,10 @@ def read_snapshot(told: str) -> RuleSet:
 
 def typed(process: Process, *argv: str) -> str:
     """Give the command with which a person does something in the namespace."""
-    return pasteable(docker.exec_argv(process.node, ["nsenter", "-t", str(process.pid), "-n", *argv]))
+    return process.hands.typed(["nsenter", "-t", str(process.pid), "-n", *argv])
 
 
-def typed_shell(process: Process, text: str, *, stdin: bool = False) -> str:
+def typed_shell(process: Process, text: str) -> str:
     """Give a command of a person's that reads from or writes to a file on the node."""
     line = f"nsenter -t {process.pid} -n {text}"
-    return pasteable(docker.exec_argv(process.node, ["sh", "-c", line], stdin=stdin))
+    return process.hands.typed(["sh", "-c", line])

@@ -41,9 +41,11 @@ class KindLab:
         self._keep = keep
         self._keeps_cluster = options.keep_cluster
         self._shown: list[Shown] = []
+        self._knows_context = False
         self._workloads: dict[str, KindWorkload] = {}
         self._access = access = Access(options)
         self.api, self.node_name, self.settings = access.api, access.node, access.settings
+        self.find_hands = access.find_hands
         self.dataplane = NoDataplane()
         self.node = NodePart(access, self._forget, kubeconfig=options.kubeconfig, keep=options.keep_cluster)
         self.mesh = MeshPart(access, self.workloads, keep=options.keep_cluster)
@@ -64,7 +66,7 @@ class KindLab:
         if name not in specs:
             raise LabError(f"there is no workload called {name!r}; there are {', '.join(specs)}", hint="merlab status")
         if name not in self._workloads:
-            self._workloads[name] = KindWorkload(self.api(), specs[name], self.node_name(), keep=self._keep)
+            self._workloads[name] = KindWorkload(self.api(), specs[name], self._access.hands(), keep=self._keep)
         return self._workloads[name]
 
     def servers(self) -> list[KindWorkload]:
@@ -165,7 +167,13 @@ class KindLab:
         return [Shown(pasteable(command), run(command, ok=range(256)).stdout) for command in commands]
 
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with what it printed."""
+        """Record a command that a person would type, with what it printed.
+
+        The first one that goes to the cluster by its context comes after the one that makes the context known.
+        """
+        if layout.CONTEXT in command and not self._knows_context:
+            self._shown += [Shown(each) for each in self._access.export()]
+            self._knows_context = True
         self._shown.append(Shown(command, output))
 
     def shown(self) -> Sequence[Shown]:

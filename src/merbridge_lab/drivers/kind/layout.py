@@ -19,6 +19,10 @@ SIDECAR = "istio-proxy"
 #: A ConfigMap that holds what the lab was made with.
 SETTINGS = "merlab"
 
+#: A pod that enters others where the node has no tools for it, and the namespace it is in.
+HELPER = "merlab-helper"
+HELPERS = "kube-system"
+
 #: On the node, on its volume: what a flush took, and what is for people to look at.
 STATE = "/var/lib/merlab"
 

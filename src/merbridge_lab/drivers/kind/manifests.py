@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: In the order in which they are applied: a pod gets its sidecar when it is made.
 APPLIED = ("namespace", "strict", "sleep", "helloworld")
-NAMES = ("kind", *APPLIED)
+NAMES = ("kind", *APPLIED, "helper")
 
 
 def text(name: str, settings: Settings) -> str:
@@ -30,7 +30,7 @@ def text(name: str, settings: Settings) -> str:
         return plain.read_text(encoding="utf-8")
     template = (folder / f"{name}.yaml.j2").read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - YAML, no HTML
-    return environment.from_string(template).render(images=settings.images)
+    return environment.from_string(template).render(images=settings.images, helper=settings.proxy_image)
 
 
 def texts(names: Sequence[str], settings: Settings) -> str:

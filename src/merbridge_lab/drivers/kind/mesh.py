@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab import waiting
 from merbridge_lab.adapters import docker, istioctl, kind, kube
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.kind import layout, manifests, pods, rollout, trouble
+from merbridge_lab.drivers.kind import hands, layout, manifests, pods, rollout, trouble
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from merbridge_lab.drivers.kind.access import Access
+    from merbridge_lab.drivers.kind.pods import Pod
     from merbridge_lab.drivers.kind.settings import Settings
     from merbridge_lab.drivers.kind.workload import KindWorkload
 
@@ -40,7 +41,11 @@ class MeshPart:
 
     def problems(self) -> list[str]:
         """Say what is not as `ensure` makes it."""
-        return self._of_istio() or [sentence for one in self._workloads() for sentence in self._of(one)]
+        return (
+            self._of_istio()
+            or self._of_hands()
+            or [sentence for one in self._workloads() for sentence in self._of(one)]
+        )
 
     def _of_istio(self) -> list[str]:
         api, sentences = self._api(), []
@@ -61,6 +66,11 @@ class MeshPart:
         if strict is None or (strict["spec"].get("mtls") or {}).get("mode") != "STRICT":
             sentences.append("no PeerAuthentication has the sidecars take mutual TLS only")
         return sentences
+
+    def _of_hands(self) -> list[str]:
+        if self._access.find_hands() is not None:
+            return []
+        return [f"the node {self._node()} has no iptables or nsenter to enter pods with, and no helper pod runs"]
 
     def _of(self, workload: KindWorkload) -> list[str]:
         found = pods.living(self._api(), workload.spec)
@@ -86,7 +96,7 @@ class MeshPart:
     def readings(self) -> tuple[Reading, ...]:
         """Name the pods."""
         told = []
-        for workload in self._workloads():
+        for workload in self._workloads() if self._access.find_hands() else ():
             with contextlib.suppress(LabError):
                 pod = workload.pod
                 said = f"{pod.name}, {pod.ip}, {pod.sidecar or 'no'} sidecar"
@@ -98,6 +108,9 @@ class MeshPart:
     def ensure(self) -> None:
         """Put in what is missing, mend what is broken, and wait until a request is served. Raises LabError."""
         settings, kept = self._settings(), self._kept()
+        if self._of_hands():
+            self._load_images(settings)
+            hands.make(self._api(), settings)
         for workload in self._workloads():
             workload.rules.restore()
         self._load_images(settings)
@@ -152,7 +165,7 @@ class MeshPart:
                 wrong = pod.sidecar != self._settings().sidecars
                 if every or wrong or (pod.ready and self._without_rules(workload)):
                     self._api().delete(kube.path("Pod", pod.name), grace=1)
-                    self._await_gone(pod.uid, workload)
+                    self._await_gone(pod, workload)
 
     @staticmethod
     def _without_rules(workload: KindWorkload) -> bool:
@@ -162,13 +175,24 @@ class MeshPart:
             return False
         return not (rules.istio or rules.native)
 
-    def _await_gone(self, uid: str, workload: KindWorkload) -> None:
-        waiting.until(
-            lambda: all(pod.uid != uid for pod in pods.living(self._api(), workload.spec)),
+    def _await_gone(self, old: Pod, workload: KindWorkload) -> None:
+        # Wholly gone: until then the Deployment may still count it, and look as if all were done.
+        def is_gone() -> bool:
+            found = self._api().find(kube.path("Pod", old.name))
+            return found is None or found["metadata"]["uid"] != old.uid
+
+        gone = waiting.until(
+            is_gone,
             timeout=_GONE,
             every=0.3,
             awaiting=f"the old pod of {workload.name} to go",
         )
+        if not gone:
+            raise LabError(
+                f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
+                hint=f"kubectl --context {layout.CONTEXT} delete pod --force -l {workload.spec.selector}; merlab up",
+                stderr=trouble.told(self._api().events()) or None,
+            )
 
     def _refuse_without_sidecar(self) -> None:
         for workload in self._workloads():
@@ -214,11 +238,13 @@ class MeshPart:
                     api.apply({**document, "metadata": {"name": meta["name"]}})  # lets go of the label that was ours
                 else:
                     api.delete(kube.path(document["kind"], meta["name"], meta["namespace"]))
+        hands.remove(api)
         with waiting.during("istioctl removes Istio"):
             istioctl.uninstall(kubeconfig=api.kubeconfig_file)
         api.delete(kube.path("Namespace", layout.ISTIO))
         for name in (layout.SETTINGS, *_LEFT_BY_ISTIO):
-            api.delete(kube.path("ConfigMap", name))
+            for namespace in api.get("/api/v1/namespaces")["items"]:
+                api.delete(kube.path("ConfigMap", name, namespace["metadata"]["name"]))
         for crd in api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]:
             if crd["spec"]["group"].endswith("istio.io"):
                 api.delete(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
@@ -234,11 +260,18 @@ class MeshPart:
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 
+    def _is_helped(self) -> bool:
+        with contextlib.suppress(LabError):
+            return isinstance(self._access.find_hands(), hands.Helpers)
+        return False
+
     def typed(self) -> list[str]:
         """Give the commands a person would type to put it in."""
         settings = self._access.likely()
         kubectl = f"kubectl --context {layout.CONTEXT}"
         loaded = [ref for ref in settings.pod_images() if not ref.startswith("docker.io/")]
+        hub, tag = f"--istio-hub={settings.istio_hub}", f"--istio-tag={settings.istio_tag}"
+        helper = pasteable(["merlab", "manifests", "helper", hub, tag])
         install = [*istioctl.install_argv(settings.istio()), "--context", layout.CONTEXT]
         return [
             *([pasteable(kind.load_argv(layout.CLUSTER, loaded))] if loaded else []),
@@ -247,6 +280,7 @@ class MeshPart:
                 f"merlab manifests {name}{_changed(name, settings)} | {kubectl} apply -f -"
                 for name in manifests.APPLIED
             ),
+            *([f"{helper} | {kubectl} apply -f -"] if self._is_helped() else []),
             f"{kubectl} wait --for=condition=Available deployment --all --timeout=120s",
         ]
 

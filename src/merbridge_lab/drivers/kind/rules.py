@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab import interrupts, ruleset
-from merbridge_lab.adapters import docker
 from merbridge_lab.drivers.kind import inside, layout
 from merbridge_lab.drivers.kind.inside import RestartedError
 from merbridge_lab.errors import LabError
@@ -20,6 +19,7 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from merbridge_lab.drivers.kind.hands import Hands
     from merbridge_lab.drivers.kind.inside import Process
     from merbridge_lab.drivers.kind.pods import Pod
     from merbridge_lab.ruleset import RuleSet
@@ -73,14 +73,14 @@ def read(text: str) -> Saved | None:
 class PodRules:
     """The nat rules of the workload `name`; `keep` leaves them flushed after a flush.
 
-    `node` is where its pod is, `found` gives the pod and its process as they are now, and has them looked for anew
+    `hands` enter it, `found` gives the pod and its process as they are now, and has them looked for anew
     where it is told so.
     """
 
     def __init__(
-        self, name: str, node: str, found: Callable[[bool], tuple[Pod, Process]], *, keep: bool = False
+        self, name: str, hands: Hands, found: Callable[[bool], tuple[Pod, Process]], *, keep: bool = False
     ) -> None:
-        self._name, self._node, self._found, self._keep = name, node, found, keep
+        self._name, self._hands, self._found, self._keep = name, hands, found, keep
         self._backend = ""
         #: What a flush took; there exactly as long as the flush is outstanding.
         self.saved_at = f"{layout.STATE}/saved/{name}.rules"
@@ -105,14 +105,14 @@ class PodRules:
     def copy(self) -> None:
         """Save the rules for a person to look at and to put back; while they are flushed, as they were."""
         if self.outstanding:
-            docker.execute(self._node, ["cp", self.saved_at, self.copied_at])
+            self._hands.execute(["cp", self.saved_at, self.copied_at])
         else:
             inside.script(self._process, _COPY, self.backend, self.copied_at)
 
     @property
     def outstanding(self) -> bool:
         """Whether rules are flushed and saved right now."""
-        return docker.execute(self._node, ["test", "-e", self.saved_at], ok=(0, 1)).status == 0
+        return self._hands.execute(["test", "-e", self.saved_at], ok=(0, 1)).status == 0
 
     @contextlib.contextmanager
     def flushed(self) -> Iterator[RuleSet]:
@@ -138,6 +138,7 @@ class PodRules:
             self.restore()
 
     def _flush(self, pod: Pod, process: Process) -> None:
+        node = self._hands.node
         first = header(self._name, self._backend, pod.uid, process)
         failed = (_OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED)
         with interrupts.shielded():
@@ -146,8 +147,8 @@ class PodRules:
             raise LabError(f"the rules of {self._name} are flushed already", hint="merlab restore --lab kind")
         if done.status == _NOT_SAVED:
             raise LabError(
-                f"the rules of {self._name} cannot be saved to {self.saved_at} on {self._node}; nothing was flushed",
-                hint=f"docker exec {self._node} df {layout.STATE}",
+                f"the rules of {self._name} cannot be saved to {self.saved_at} on {node}; nothing was flushed",
+                hint=f"docker exec {node} df {layout.STATE}",
                 stderr=done.stderr,
             )
         if done.status:
@@ -159,26 +160,26 @@ class PodRules:
         Raises LabError when the rules cannot be put back; they stay saved then.
         """
         with interrupts.shielded():
-            told = docker.execute(self._node, ["cat", self.saved_at], ok=(0, 1))
+            told = self._hands.execute(["cat", self.saved_at], ok=(0, 1))
             if told.status:
                 return False
             saved = read(told.stdout)
             if saved is None:
                 raise LabError(
-                    f"{self.saved_at} on {self._node} is not a file of rules that merlab saved",
-                    hint=f"look at it; docker exec {self._node} rm {self.saved_at} makes merlab forget it",
+                    f"{self.saved_at} on {self._hands.node} is not a file of rules that merlab saved",
+                    hint=f"look at it; docker exec {self._hands.node} rm {self.saved_at} makes merlab forget it",
                 )
             process = self._owner(saved)
             if process is not None:
                 self._put_back(saved, process)
             # Else the pod was made anew meanwhile, with rules of its own: these are of a namespace that is gone.
-            docker.execute(self._node, ["rm", self.saved_at])
+            self._hands.execute(["rm", self.saved_at])
             return True
 
     def _owner(self, saved: Saved) -> Process | None:
         """Find a process in the very namespace that was flushed: the same one, or that of a restarted container."""
         with contextlib.suppress(RestartedError):
-            process = inside.look(self._node, saved.pid)
+            process = inside.look(self._hands, saved.pid)
             if (process.started, process.netns) == (saved.started, saved.netns):
                 return process
         try:
@@ -193,7 +194,7 @@ class PodRules:
         present = inside.script(process, _RESTORE, saved.backend, self.saved_at).stdout
         if [str(rule) for rule in ruleset.parse(present)] != [str(rule) for rule in ruleset.parse(saved.text)]:
             raise LabError(
-                f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._node}",
+                f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._hands.node}",
                 hint=inside.typed_shell(process, f"iptables-{saved.backend}-restore -c < {self.saved_at}"),
             )
 

@@ -108,11 +108,16 @@ class Settings:
             *self.istio_set,
         ]
 
+    @property
+    def proxy_image(self) -> str:
+        """The image of the sidecars, which has iptables too."""
+        return f"{self.istio_hub}/proxyv2:{self.istio_tag}"
+
     def pod_images(self) -> list[str]:
         """List the images that pods of the lab run."""
         return [
             f"{self.istio_hub}/pilot:{self.istio_tag}",
-            f"{self.istio_hub}/proxyv2:{self.istio_tag}",
+            self.proxy_image,
             *dict.fromkeys(self.images.values()),
         ]
 

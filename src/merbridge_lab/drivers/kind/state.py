@@ -33,7 +33,7 @@ def is_up(lab: KindLab) -> bool:
 def describe(lab: KindLab) -> dict[str, Any]:
     """Give the state of the lab as `merlab status --json` has it."""
     up = is_up(lab)
-    workloads = lab.workloads() if up else []
+    workloads = lab.workloads() if up and lab.find_hands() is not None else []
     described = [told for workload in workloads if (told := _workload(lab, workload)) is not None]
     there = cluster.are_ours(cluster.nodes())
     return {

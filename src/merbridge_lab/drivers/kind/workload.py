@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.accesslog import AccessLogLine
     from merbridge_lab.adapters.kube import Api
+    from merbridge_lab.drivers.kind.hands import Hands
     from merbridge_lab.drivers.kind.inside import Process
     from merbridge_lab.drivers.kind.layout import WorkloadSpec
     from merbridge_lab.drivers.kind.pods import Pod
@@ -36,11 +37,11 @@ _SHELL_BIN = f"{layout.STATE}/bin"
 class KindWorkload:
     """A workload on the cluster; `keep` leaves its rules flushed after a flush."""
 
-    def __init__(self, api: Api, spec: WorkloadSpec, node: str, *, keep: bool = False) -> None:
-        self._api, self.spec, self._node = api, spec, node
+    def __init__(self, api: Api, spec: WorkloadSpec, hands: Hands, *, keep: bool = False) -> None:
+        self._api, self.spec, self._hands = api, spec, hands
         self.name = spec.name
         self._known: tuple[Pod, Process] | None = None
-        self.rules = PodRules(spec.name, node, self.found, keep=keep)
+        self.rules = PodRules(spec.name, hands, self.found, keep=keep)
 
     @property
     def url(self) -> str:
@@ -51,7 +52,7 @@ class KindWorkload:
         """Give its pod and its app's process, as they were found first or, if `anew`, as they are now."""
         if self._known is None or anew:
             pod = pods.the_one(pods.living(self._api, self.spec), self.spec)
-            self._known = (pod, inside.find(pod, self.spec.container))
+            self._known = (pod, inside.find(self._hands, pod, self.spec.container))
         return self._known
 
     def see(self, pod: Pod) -> None:
@@ -116,11 +117,11 @@ class KindWorkload:
         pids = inside.tasks(pod.node)
         cid = pod.containers[self.spec.container]
         holder = next((pids[each] for each in inside.sandboxes(pod.node, pod.uid) if each in pids), None)
-        expected = inside.look(pod.node, holder).netns if holder else 0
+        expected = inside.look(self._hands, holder).netns if holder else 0
         cgroup = f"pod{pod.uid}/{cid}"
         if cid not in pids:
             return Entered(self.name, None, "", pod.ip, (), expected, 0, cgroup, "")
-        process = inside.look(pod.node, pids[cid])
+        process = inside.look(self._hands, pids[cid])
         return Entered(
             workload=self.name,
             pid=process.pid,
@@ -157,11 +158,11 @@ class KindWorkload:
             return
         _, process = self.found(anew=True)
         backend = self.rules.backend
-        docker.execute(process.node, ["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
+        self._hands.execute(["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
         path = f"PATH={_SHELL_BIN}/{backend}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         run = ["nsenter", "-t", str(process.pid), "-n", "env", path, f"PS1=merlab:{self.name}(netns)# ", "sh", "-i"]
         yield (
-            docker.exec_argv(process.node, run, stdin=True, terminal=True),
+            self._hands.argv(run),
             (
                 f"you are root on the node, in the network namespace of {self.name}; iptables is iptables-{backend}."
                 " Try: iptables -t nat -vnL. exit leaves."
