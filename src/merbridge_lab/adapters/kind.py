@@ -55,7 +55,32 @@ def export_argv(name: str, kubeconfig: str | None = None) -> list[str]:
 
 def export(name: str, kubeconfig: str) -> None:
     """Put a cluster's context into a kubeconfig. Raises LabError."""
-    run(export_argv(name, kubeconfig), timeout=_ANSWER)
+    try:
+        run(export_argv(name, kubeconfig), timeout=_ANSWER)
+    except LabError as error:
+        raise LabError(
+            f"the context of {name} cannot be put into {kubeconfig}",
+            hint="name another file by --kubeconfig",
+            command=error.command,
+            stderr=error.stderr,
+        ) from error
+
+
+def context_in(kubeconfig: str, name: str) -> dict[str, Any] | None:
+    """Give what a kubeconfig says of a cluster; None where it is not in there. Raises LabError for what is none."""
+    file = Path(kubeconfig)
+    if not file.exists():
+        return None
+    try:
+        told = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        clusters = {one["name"]: dict(one["cluster"]) for one in told.get("clusters") or []}
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise LabError(
+            f"{kubeconfig} is no kubeconfig that can be read",
+            hint="name another file by --kubeconfig, or remove this one",
+            stderr=str(error),
+        ) from error
+    return clusters.get(f"kind-{name}")
 
 
 def delete_argv(name: str, kubeconfig: str | None = None) -> list[str]:
