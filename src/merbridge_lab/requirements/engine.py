@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from merbridge_lab.adapters import docker, istioctl
 from merbridge_lab.adapters import kind as kind_command
+from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, SKIP, WARN, Requirement
 
@@ -47,7 +48,9 @@ def kind(*, kubernetes: tuple[int, int] | None = None, misfit: str | None = None
 
 def docker_version() -> str:
     """Give the version of Docker's command line."""
-    return docker.docker("version", "--format", "{{.Client.Version}}", ok=(0, 1)).stdout.strip() or "of unknown version"
+    # Where no daemon answers it ends with 1, its own version told.
+    told = run(["docker", "version", "--format", "{{.Client.Version}}"], ok=(0, 1))
+    return told.stdout.strip() or "of unknown version"
 
 
 def _command(name: str, version: Callable[[], str] | None, *, missing: str = FAIL) -> Requirement:
