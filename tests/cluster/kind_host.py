@@ -40,9 +40,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **changes}
 
 
-def merlab(
-    command: str, *words: str, prefix: tuple[str, ...] = (), **changes: str
-) -> subprocess.CompletedProcess[str]:
+def merlab(command: str, *words: str, prefix: tuple[str, ...] = (), **changes: str) -> subprocess.CompletedProcess[str]:
     """Call merlab; `changes` are of its environment."""
     return subprocess.run(
         [*prefix, *words_for(command, *words)],
