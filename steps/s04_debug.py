@@ -4,14 +4,16 @@ Each decision of the programs now leaves a line in the kernel's trace buffer. Ou
 so nothing is taken from other readers of the trace.
 """
 
-from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step
+from merbridge_lab.api import DATAPLANE, SWITCH, TRACE, Kind, Lab, Observation, Step, Variant
 from merbridge_lab.checks import trace
 
 
 def act(lab: Lab) -> None:
     lab.dataplane.set_debug(on=True)
-    for command in lab.dataplane.debug_commands():
+    *commands, last = lab.dataplane.debug_commands()
+    for command in commands:
         lab.show(command)
+    lab.show(last, lab.dataplane.debug_shown())
 
 
 def observe(lab: Lab) -> Observation:
@@ -26,6 +28,14 @@ def undo(lab: Lab) -> None:
     lab.dataplane.set_debug(on=False)
 
 
+by_rollout = Variant(
+    narration="""
+Edit the DaemonSet and add -d after /app/mbctl. The flag is compiled in, so the pod is made anew, and with it the
+programs and all that they knew. From then on each decision leaves a line in the kernel's trace buffer.
+""",
+    needs=frozenset({DATAPLANE, TRACE}),
+)
+
 step = Step(
     number=4,
     kind=Kind.ENSURE,
@@ -35,5 +45,6 @@ step = Step(
     witness=(trace.lines_appear(),),
     commands=commands,
     needs=frozenset({DATAPLANE, TRACE}),
+    without={SWITCH: by_rollout},
     undo=undo,
 )

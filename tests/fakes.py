@@ -18,7 +18,7 @@ from merbridge_lab import accesslog, ruleset
 from merbridge_lab.dataplane import events
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
-from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Entered, Shown, Twins
+from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Entered, Shown, Twins
 from merbridge_lab.observation import Exchange, Observation
 from merbridge_lab.requirements import Requirement
 from merbridge_lab.ruleset import RuleSet
@@ -97,6 +97,10 @@ class FakeDataplane(FakePart):
 
     def debug_commands(self) -> list[str]:
         return ["bpftool map update pinned /run/fake/bpf/config key 0 0 0 0 value 1 0 0 0"]
+
+    @staticmethod
+    def debug_shown() -> str:
+        return ""
 
 
 class FakeRules:
@@ -230,7 +234,7 @@ class FakeLab:
 
     def __init__(self, *, keep: bool = False) -> None:
         self.keep = keep
-        self.capabilities = frozenset({DATAPLANE, TRACE, TWIN})
+        self.capabilities = frozenset({DATAPLANE, INBOUND, PEER, SWITCH, TRACE, TWIN})
         self.unable: list[Requirement] = []
         self.mute: set[str] = set()
         self.idle_legs: set[str] = set()

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from merbridge_lab.evidence import Control, Finding, Reading, Verdict, fails, holds, skips
-from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Entered, Lab, Part, Twins, Workload
+from merbridge_lab.lab import (
+    DATAPLANE,
+    HELLO,
+    INBOUND,
+    PEER,
+    SWITCH,
+    TRACE,
+    TWIN,
+    Entered,
+    Lab,
+    Part,
+    Twins,
+    Workload,
+)
 from merbridge_lab.model import Check, Kind, Step, Variant
 from merbridge_lab.observation import Exchange, Observation
 from merbridge_lab.ruleset import RuleSet
@@ -11,6 +24,9 @@ from merbridge_lab.ruleset import RuleSet
 __all__ = [
     "DATAPLANE",
     "HELLO",
+    "INBOUND",
+    "PEER",
+    "SWITCH",
     "TRACE",
     "TWIN",
     "Check",

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 DATAPLANE = "dataplane"
 TRACE = "trace"
 TWIN = "twin"
+#: Its debug output is switched while the dataplane runs; without it, the dataplane starts anew for that.
+SWITCH = "switch"
+#: Without one rule on the servers' side, requests still go through their sidecars.
+INBOUND = "inbound"
+#: The apps say who asked them.
+PEER = "peer"
 
 HELLO = "http://helloworld:5000/hello"
 
@@ -168,7 +174,10 @@ class Dataplane(Part, Protocol):
         """Whether it writes trace lines."""
 
     def debug_commands(self) -> list[str]:
-        """Give the commands a person would type to switch its trace lines on."""
+        """Give the commands a person would type to switch its trace lines on; the last one shows what came of it."""
+
+    def debug_shown(self) -> str:
+        """Give what the last of these commands prints, or the part of it that matters."""
 
 
 class Lab(Protocol):

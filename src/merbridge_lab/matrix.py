@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.api import DATAPLANE, TWIN, Finding, Verdict, fails, holds
+from merbridge_lab.api import DATAPLANE, INBOUND, PEER, TWIN, Finding, Verdict, fails, holds
 from merbridge_lab.checks import mesh, redirect, rules
 from merbridge_lab.evidence import Control
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from merbridge_lab.api import Lab, Observation, Reading, Workload
+    from merbridge_lab.api import Exchange, Lab, Observation, Reading, Workload
 
 #: What a lab must have for the cells to be measured.
 NEEDS = frozenset({DATAPLANE, TWIN})
@@ -39,7 +39,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """A cell as it was measured on `client`; `finding` says whether what was expected of it was seen."""
+    """A cell as it was measured on `client`; `finding` says whether what was expected of it was seen.
+
+    One that skips is of a cell that the dataplane is known not to serve: what was seen is told, and proves nothing.
+    """
 
     cell: Cell
     client: str
@@ -88,7 +91,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=False),
             bypassed,
-            _find_bypass(bypassed, strays, rules.find_moved(by_rules)),
+            _find_bypass(bypassed, strays, rules.find_moved(by_rules), told=PEER in lab.capabilities),
         )
 
         present = lab.observe(sleep).beside(by_rules)
@@ -124,15 +127,42 @@ def _all_flushed(lab: Lab, sleep: Workload, servers: Sequence[Workload], outside
     with lab.flushed([sleep, *servers]) as saved:
         before = {server.name: server.rules.snapshot() for server in servers}
         seen = lab.observe(sleep).around(saved[sleep.name], None)
-        from_outside = lab.observe(outside)
+        from_outside = lab.observe(outside) if INBOUND in lab.capabilities else None
         after = {server.name: server.rules.snapshot() for server in servers}
-    findings = [*_served_by_ebpf(seen), rules.find_absent(seen)]
-    findings += [rules.find_gone(name, before[name], after[name]) for name in after]
+    gone = [rules.find_absent(seen), *(rules.find_gone(name, before[name], after[name]) for name in after)]
+    if from_outside is None:
+        finding = _find_limit(seen, gone, lab.lacks(INBOUND))
+        return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, finding)
+    findings = [*_served_by_ebpf(seen), *gone]
     if fresh:
         findings.append(redirect.find_dialled_sidecar(seen))
     findings += [_both_answer(lab, outside, from_outside), redirect.find_steered(from_outside)]
     why = "by eBPF on both sides: {payload}; no rule was left in any pod; {last}"
     return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, _all(why, *findings))
+
+
+def _find_limit(seen: Observation, gone: Sequence[Finding], limit: str) -> Finding:
+    """Tell what came of requests where the dataplane is known to leave the servers' side to the rules.
+
+    That the rules were gone is ours, and must hold. What then happens is upstream's: it is told, whatever it is.
+    """
+    evidence = tuple(reading for finding in gone for reading in finding.evidence)
+    for finding in gone:
+        if not finding.held:
+            return fails(finding.why, *evidence)
+    by_ebpf = _served_by_ebpf(seen)
+    if all(finding.held for finding in by_ebpf):
+        return _all("by eBPF on both sides, this time: {payload}; no rule was left in any pod", *by_ebpf, *gone)
+    answered = sum(exchange.served for exchange in seen.exchanges)
+    through = sum(line.inbound for _, line in seen.server_log.values())
+    other = next((f" (one: {exchange})" for exchange in seen.exchanges if not exchange.served), "")
+    total = len(seen.exchanges)
+    return Finding(
+        Verdict.SKIP,
+        f"a known limit, not a broken lab: {limit}. Seen: {answered} of {total} answered{other}, {through} of {total}"
+        " through a server's sidecar",
+        (*evidence, *by_ebpf[0].evidence, *by_ebpf[1].evidence),
+    )
 
 
 def _served_by_ebpf(seen: Observation) -> tuple[Finding, ...]:
@@ -157,8 +187,11 @@ def _names(workloads: Sequence[Workload]) -> str:
     return " and ".join(each.name for each in workloads)
 
 
-def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding) -> Finding:
-    """Look whether the app answered with no sidecar in the path: neither has a record, and the app saw the client."""
+def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, told: bool) -> Finding:
+    """Look whether the app answered with no sidecar in the path: neither has a record, and the app saw the client.
+
+    Where apps do not tell whom they saw (`told` is off), no sidecar may have left its headers on the answer.
+    """
     readings: list[Reading] = [*mesh.find_served(seen).evidence]
     control = Control("mesh.later_request_logged", Verdict.PASS if later.held else Verdict.FAIL, later.evidence)
     for exchange in seen.exchanges:
@@ -168,7 +201,11 @@ def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding) -> Fi
                 *readings,
                 control=control,
             )
-        if exchange.headers.get("x-peer") != exchange.local.rpartition(":")[0]:
+        if not told and (marked := _sidecars_mark(exchange)):
+            return fails(
+                f"all flushed and without eBPF, a sidecar answered all the same ({marked})", *readings, control=control
+            )
+        if told and exchange.headers.get("x-peer") != exchange.local.rpartition(":")[0]:
             peer = exchange.headers.get("x-peer", "nobody it names")
             return fails(
                 f"all flushed and without eBPF, the app was asked by {peer}, not by {seen.client} itself",
@@ -188,6 +225,14 @@ def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding) -> Fi
         *readings,
         control=control,
     )
+
+
+def _sidecars_mark(exchange: Exchange) -> str:
+    """Give the header by which an Envoy marks what it passes on; nothing where there is none."""
+    headers = exchange.headers
+    if "envoy" in headers.get("server", ""):
+        return f"server: {headers['server']}"
+    return next((f"{name}: {value}" for name, value in headers.items() if name.startswith("x-envoy-")), "")
 
 
 def _all(why: str, *findings: Finding) -> Finding:

@@ -73,6 +73,8 @@ class Observation:
     dataplane's, workload → counter → number, empty where no dataplane is attached. `control` is the same batch
     by a twin that the dataplane does not serve. `saved` and `restored` are the rules around a flush. `changed_sources`
     are those of conntrack (adapters.conntrack), read where the records of a request did not name the same ports.
+    `noted` is there for a dataplane that keeps in a map where each connection was meant to go: nonce → leg → "ip:port".
+    `limits` says of legs that it is known not to serve, why not.
     """
 
     client: str
@@ -89,6 +91,8 @@ class Observation:
     saved: RuleSet | None = None
     restored: RuleSet | None = None
     changed_sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    noted: Mapping[str, Mapping[str, str]] | None = None
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.exchanges:
@@ -118,6 +122,16 @@ class Observation:
             if exchange.served and exchange.body.startswith("Hello version: ")
             for word in exchange.body.split()[2:3]
         )
+
+    def notes(self, leg: str) -> dict[str, str]:
+        """Give, by nonce, where the connections of a leg were meant to go, as the dataplane noted it."""
+        return {nonce: legs[leg] for nonce, legs in (self.noted or {}).items() if leg in legs}
+
+    def noting(self, leg: str) -> Reading:
+        """Read how many of the batch's connections on a leg the dataplane's map holds."""
+        noted = self.notes(leg)
+        raw = ", ".join(dict.fromkeys(noted.values())) or None
+        return Reading(f"bpf:pair_original_dst/{self.client}/{leg}", "connections", 0, len(noted), raw)
 
     @property
     def servers(self) -> frozenset[str]:

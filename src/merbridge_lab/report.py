@@ -95,11 +95,11 @@ class Report:
 
     @property
     def skipped(self) -> int:
-        """How many steps and checks were skipped; a skip is never a pass."""
+        """How many steps, checks and cells were skipped; a skip is never a pass."""
         return sum(
             (step.verdict is Verdict.SKIP) + sum(check.finding.verdict is Verdict.SKIP for check in step.checks)
             for step in self.steps
-        )
+        ) + sum(cell.finding.verdict is Verdict.SKIP for cell in self.matrix)
 
     @property
     def verdict(self) -> Verdict:
@@ -107,7 +107,7 @@ class Report:
         if self.error is not None:
             return Verdict.ERROR
         seen = {step.verdict for step in self.steps}
-        cells = (cell.finding.held for cell in self.matrix)
+        cells = (cell.finding.verdict is not Verdict.FAIL for cell in self.matrix)
         if self.changes or not all(check.finding.held for check in self.standing) or not all(cells):
             return Verdict.FAIL
         if Verdict.FAIL in seen:
@@ -124,7 +124,7 @@ class Report:
             if step.verdict is Verdict.FAIL:
                 return next((c.finding.why for c in step.checks if c.finding.verdict is Verdict.FAIL), step.reason)
         for cell in self.matrix:
-            if not cell.finding.held:
+            if cell.finding.verdict is Verdict.FAIL:
                 return cell.finding.why
         return self.changes[0] if self.changes else None
 

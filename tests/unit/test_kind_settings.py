@@ -84,7 +84,8 @@ def test_every_manifest_is_yaml_and_merlabs(settings, name):
     for one in objects:
         if one["kind"] not in ("Cluster", "Namespace"):
             assert one["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "merlab"
-            assert one["metadata"]["namespace"] == (layout.HELPERS if name == "helper" else layout.NAMESPACE)
+            namespace = {"helper": layout.HELPERS, "merbridge": layout.ISTIO}.get(name, layout.NAMESPACE)
+            assert one["metadata"].get("namespace", namespace) == namespace
 
 
 def test_the_clusters_configuration_has_the_mark(settings):
@@ -138,7 +139,7 @@ def test_pairs_are_said_as_pairs(option):
     assert "NAME=VALUE" in done.stderr
 
 
-@pytest.mark.parametrize("dataplane", ["merbridge", "merlab"])
+@pytest.mark.parametrize("dataplane", ["merlab"])
 def test_dataplanes_that_are_planned_are_3(dataplane):
     done = CliRunner().invoke(cli.app, ["up", "--lab", "kind", "--dataplane", dataplane])
     assert done.exit_code == 3

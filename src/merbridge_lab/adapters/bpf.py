@@ -20,7 +20,7 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 # enum bpf_cmd
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 1, 2, 3, 4
-_OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _TEST_RUN = 6, 7, 8, 10
+_OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _TEST_RUN = 6, 7, 8, 9, 10
 _INFO, _PROG_QUERY = 15, 16
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS, _LINK_DETACH = 28, 29, 32, 34
 #: What has ids: (command for the next id, command for a descriptor).
@@ -40,7 +40,8 @@ PROG_TYPES = {
 
 # enum bpf_attach_type
 CGROUP_SOCK_OPS, SK_MSG_VERDICT = 3, 7
-CGROUP_INET4_CONNECT, CGROUP_INET6_CONNECT = 10, 11
+CGROUP_INET4_BIND, CGROUP_INET4_CONNECT, CGROUP_INET6_CONNECT = 8, 10, 11
+CGROUP_UDP4_SENDMSG, CGROUP_UDP4_RECVMSG = 14, 19
 CGROUP_GETSOCKOPT = 21
 CGROUP_INET4_GETPEERNAME, CGROUP_INET6_GETPEERNAME = 29, 30
 SK_LOOKUP = 36
@@ -255,6 +256,11 @@ def link_detach(fd: int) -> None:
 def prog_attach(prog: int, target: int, attach_type: int) -> None:
     """Attach a program to a sockhash; it goes with the map."""
     _bpf(_PROG_ATTACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "attach to a map")
+
+
+def prog_detach(prog: int, target: int, attach_type: int) -> None:
+    """Take a program that was attached without a link off a cgroup."""
+    _bpf(_PROG_DETACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "detach from a cgroup")
 
 
 def attached_progs(target: int, attach_type: int) -> list[int]:

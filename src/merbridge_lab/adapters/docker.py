@@ -135,6 +135,11 @@ def read_containers(told: list[dict[str, Any]]) -> list[Container]:
     return sorted(found, key=lambda container: container.name)
 
 
+def pid(container: str) -> int:
+    """Give the PID, on the daemon's machine, of a container's first process; 0 where it does not run."""
+    return int(docker("inspect", "--type", "container", "--format", "{{.State.Pid}}", container).stdout)
+
+
 def start(container: str) -> None:
     """Start a container that was stopped."""
     docker("start", container)
@@ -186,6 +191,11 @@ def pull(ref: str) -> None:
             command=error.command,
             stderr=error.stderr,
         ) from error
+
+
+def require_offered(ref: str, *, timeout: float) -> None:
+    """Ask an image's registry whether it has it, without pulling it. Raises LabError, in `timeout` seconds at most."""
+    docker("manifest", "inspect", ref, timeout=timeout)
 
 
 def registry(ref: str) -> str:

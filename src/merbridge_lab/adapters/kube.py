@@ -40,10 +40,16 @@ _NAMED = {
     "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps/{name}",
     "Pod": "/api/v1/namespaces/{namespace}/pods/{name}",
     "Node": "/api/v1/nodes/{name}",
+    "DaemonSet": "/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}",
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
     "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}",
     "PeerAuthentication": "/apis/security.istio.io/v1/namespaces/{namespace}/peerauthentications/{name}",
 }
+
+#: The kinds of objects that are applied and found.
+KINDS = frozenset(_NAMED)
 
 
 class SilentError(LabError):
@@ -240,10 +246,22 @@ class Api:
     # -- pods -------------------------------------------------------------------------------------------------------
 
     def log(
-        self, namespace: str, pod: str, container: str, *, tail: int | None = None, since: int | None = None
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        tail: int | None = None,
+        since: int | None = None,
+        previous: bool = False,
     ) -> str:
-        """Give what a container printed: its last `tail` lines, or what is no older than `since` seconds."""
+        """Give what a container printed: its last `tail` lines, or what is no older than `since` seconds.
+
+        `previous` asks for what the one before it printed, which ended.
+        """
         query: dict[str, object] = {"container": container}
+        if previous:
+            query["previous"] = "true"
         if tail is not None:
             query["tailLines"] = tail
         if since is not None:

@@ -23,6 +23,8 @@ def find_served(seen: Observation) -> Finding:
         if not exchange.served:
             line = seen.client_log.get(exchange.nonce)
             reason = f": its sidecar, to {line.upstream_host}: {line.tls_failure}" if line and line.broken_tls else ""
+            if exchange.closed and line is None and seen.saved is not None:
+                reason = "; its own sidecar has no record of it: with the rules flushed, nothing sent it there"
             return fails(
                 f"{len(seen.exchanges) - good} of {len(seen.exchanges)} requests of {seen.client} to {exchange.url}"
                 f" were not served ({exchange}{reason})",

@@ -24,6 +24,8 @@ def intercepted() -> Check:
 
 def find_intercepted(seen: Observation) -> Finding:
     """Look at the counter of rewritten connects in the client's namespace."""
+    if seen.noted is not None:
+        return find_noted(seen)
     reading = seen.counter(seen.client, "outbound_connects")
     total = len(seen.exchanges)
     if reading.moved < total:
@@ -36,6 +38,32 @@ def find_intercepted(seen: Observation) -> Finding:
                 reading,
             )
     return holds(f"{reading.moved} connections of {seen.client} intercepted at connect()", reading)
+
+
+def find_noted(seen: Observation) -> Finding:
+    """Look whether the dataplane's map says of every connection of the client where it was meant to go."""
+    noted, total = seen.notes("outbound"), len(seen.exchanges)
+    reading = seen.noting("outbound")
+    if not noted:
+        ran = seen.counter("node", "connect4_runs")
+        return fails(
+            f"eBPF intercepted none of {total} fresh connections of {seen.client}: its program ran {ran.moved} times"
+            f" on the node, and its map holds none of them (first: {seen.exchanges[0].local} to"
+            f" {seen.exchanges[0].remote})",
+            reading,
+            ran,
+        )
+    if len(noted) < total:
+        return fails(f"eBPF intercepted {len(noted)} of {total} fresh connections of {seen.client}", reading)
+    for exchange in seen.exchanges:
+        # Upstream answers no getpeername: the app sees itself speak to the sidecar's port.
+        if not exchange.remote.endswith(":15001"):
+            return fails(
+                f"the map holds the connection from {exchange.local}, but it went to {exchange.remote},"
+                " not to the sidecar",
+                reading,
+            )
+    return holds(f"{total} connections of {seen.client} intercepted at connect()", reading)
 
 
 def find_dialled_sidecar(seen: Observation) -> Finding:
@@ -77,6 +105,8 @@ def find_payload(seen: Observation) -> Finding:
     servers = sorted(seen.servers)
     if not servers:
         return fails(f"no server's sidecar has a record of a request of {seen.client}: there was no payload to move")
+    if seen.noted is not None:
+        return find_moved_on_noted(seen)
     messages = {
         "outbound": ((seen.client,), 2 * total),
         "mesh, from the client": ((seen.client,), total),
@@ -124,3 +154,29 @@ def find_took_over(seen: Observation) -> Finding:
     if not closed.held:
         return fails(f"the control did not hold: {closed.why}", *evidence, control=control)
     return holds(f"{intercepted_.why}, both sidecars served; {closed.why}", *evidence, control=control)
+
+
+def find_moved_on_noted(seen: Observation) -> Finding:
+    """Look whether the connections of all legs are in the dataplane's map, and its mover ran for each message.
+
+    The mover counts for the whole node. What it moved, and how much, only the trace tells, where debug is on.
+    """
+    total = len(seen.exchanges)
+    served = [leg for leg in ("outbound", "mesh", "inbound") if leg not in seen.limits]
+    runs = seen.counter("node", "sk_msg_runs")
+    lines = [event for event in seen.trace if event.kind == "redirect"]
+    moved = sum(event.size for event in lines)
+    traced = [Reading("trace:node/redirect", "messages", 0, len(lines), lines[0].raw)] if lines else []
+    evidence = (*(seen.noting(leg) for leg in served), runs, *traced)
+    short = [f"{len(seen.notes(leg))} of {total} on the {leg} leg" for leg in served if len(seen.notes(leg)) < total]
+    if short:
+        return fails(f"the dataplane's map holds only some connections of {seen.client}: {', '.join(short)}", *evidence)
+    needed = 2 * total * len(served)
+    if runs.moved < needed:
+        return fails(f"the program that moves payload ran {runs.moved} times for at least {needed} messages", *evidence)
+    if lines and len(lines) < needed:
+        return fails(f"the trace tells of {len(lines)} messages moved, of at least {needed}", *evidence)
+    legs = "all three legs" if not seen.limits else f"the {' and '.join(served)} legs"
+    said = f"{len(lines)} messages, {moved} bytes" if lines else f"{runs.moved} messages handed to it"
+    limits = "".join(f"; not on the {leg} leg: {why}" for leg, why in seen.limits.items())
+    return holds(f"{said}, moved from socket to socket on {legs}{limits}", *evidence)

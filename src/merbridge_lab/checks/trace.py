@@ -33,7 +33,7 @@ def debug_is_on() -> Check:
 def find_debug(lab: Lab) -> Finding:
     """Read the flag back."""
     on = lab.dataplane.debug
-    reading = Reading("bpf:config/debug", "", None, int(on))
+    reading = Reading("dataplane:debug", "", None, int(on))
     return holds("debug is on", reading) if on else fails("the dataplane's debug flag is off", reading)
 
 
@@ -50,6 +50,8 @@ def tells_the_request() -> Check:
 def find_told(seen: Observation) -> Finding:
     """Follow the pair that the app's connection opened through the trace."""
     exchange = seen.exchanges[0]
+    if seen.noted is not None:
+        return find_told_by_address(seen)
     port = int(exchange.local.rpartition(":")[2] or 0)
     mine = {event.pair for event in seen.trace if event.kind == "established" and event.port == port}
     told = [event for event in seen.trace if event.pair in mine]
@@ -63,3 +65,35 @@ def find_told(seen: Observation) -> Finding:
         if kind not in kinds:
             return fails(f"the trace does not tell of the request from {exchange.local}: {meaning}", *evidence)
     return holds(f"{len(told)} lines tell of the connection from {exchange.local}", *evidence)
+
+
+def find_told_by_address(seen: Observation) -> Finding:
+    """Look for lines that name the address this request was meant for, where a trace names no connections.
+
+    Lines of others may be among those of payload; that it was this request's, the access logs and maps tell.
+    """
+    exchange = seen.exchanges[0]
+    wanted = seen.notes("outbound").get(exchange.nonce)
+    redirected = [event for event in seen.trace if event.kind == "redirect"]
+    connects = [event for event in seen.trace if event.kind == "connect" and f"{event.ip}:{event.port}" == wanted]
+    told = [*connects, *(event for event in seen.trace if event.kind != "connect")]
+    evidence = tuple(Reading("trace:node", event.kind, None, event.sentence(), event.raw) for event in told)
+    if wanted is None:
+        return fails(
+            f"the dataplane's map tells of no connection from {exchange.local} to {exchange.remote}: whatever the trace"
+            " shows, this request was not intercepted",
+            *evidence,
+        )
+    if not connects:
+        return fails(
+            f"the trace does not tell of the request to {wanted}: no connect() to it was intercepted", *evidence
+        )
+    if not redirected:
+        return fails(
+            f"the trace does not tell of the request to {wanted}: no bytes were moved from socket to socket", *evidence
+        )
+    return holds(
+        f"{len(connects)} connects to {wanted} intercepted, {len(redirected)} messages moved from socket to socket;"
+        " the original destination stands in the map",
+        *evidence,
+    )

@@ -32,7 +32,7 @@ class Sidecars(str, Enum):
 
 DataplaneOption = Annotated[
     Dataplane | None,
-    typer.Option("--dataplane", rich_help_panel=_PANEL, help="What intercepts; so far none, the others are planned."),
+    typer.Option("--dataplane", rich_help_panel=_PANEL, help="What intercepts: none, or upstream's merbridge."),
 ]
 SidecarsOption = Annotated[
     Sidecars | None,
@@ -73,7 +73,16 @@ ImageOption = Annotated[
         "--image",
         metavar="NAME=REF",
         rich_help_panel=_PANEL,
-        help="The image of sleep, helloworld-v1 or helloworld-v2; may be repeated.",
+        help="The image of sleep, helloworld-v1, helloworld-v2 or merbridge; may be repeated.",
+    ),
+]
+MerbridgeManifestOption = Annotated[
+    str | None,
+    typer.Option(
+        "--merbridge-manifest",
+        metavar="URL|FILE|release|main",
+        rich_help_panel=_PANEL,
+        help="What installs Merbridge; by default a manifest of merlab's own. release and main are upstream's.",
     ),
 ]
 KeepClusterOption = Annotated[
@@ -104,6 +113,7 @@ def options(
     istio_tag: str | None = None,
     istio_set: Sequence[str] | None = None,
     images: Sequence[str] | None = None,
+    merbridge_manifest: str | None = None,
     keep_cluster: bool = False,
 ) -> Options:
     """Put together what was given."""
@@ -118,5 +128,6 @@ def options(
         istio_tag=istio_tag,
         istio_set=tuple(istio_set or ()),
         images=pairs("--image", images),
+        merbridge_manifest=merbridge_manifest,
         keep_cluster=keep_cluster,
     )

@@ -112,12 +112,13 @@ def manifests(
     image: asked.ImageOption = None,
     istio_hub: asked.IstioHubOption = None,
     istio_tag: asked.IstioTagOption = None,
+    merbridge_manifest: asked.MerbridgeManifestOption = None,
     json: JsonFlag = False,
     debug: Debug = False,
 ) -> None:
     """Print what a step applies to a cluster, for kubectl apply -f -; "kind" is for kind create cluster --config -.
 
-    "helper" is applied only where the node has no iptables or nsenter.
+    "helper" is applied only where the node has no iptables or nsenter, "merbridge" with --dataplane merbridge.
 
     Examples:  merlab manifests sleep | kubectl apply -f -    merlab manifests
     """
@@ -125,7 +126,9 @@ def manifests(
         from merbridge_lab.drivers.kind import manifests as known
         from merbridge_lab.drivers.kind.settings import Settings
 
-        settings = Settings.default().asked(asked.options(images=image, istio_hub=istio_hub, istio_tag=istio_tag))
+        settings = Settings.default().asked(
+            asked.options(images=image, istio_hub=istio_hub, istio_tag=istio_tag, merbridge_manifest=merbridge_manifest)
+        )
         names = [name] if name else list(known.APPLIED)
         if json:
             run.console.json({"schema": 1, "manifests": {each: known.text(each, settings) for each in names}})

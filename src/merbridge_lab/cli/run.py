@@ -41,6 +41,7 @@ def up(
     istio_tag: asked.IstioTagOption = None,
     istio_set: asked.IstioSetOption = None,
     image: asked.ImageOption = None,
+    merbridge_manifest: asked.MerbridgeManifestOption = None,
     json: JsonFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
@@ -72,6 +73,7 @@ def up(
             istio_tag=istio_tag,
             istio_set=istio_set,
             images=image,
+            merbridge_manifest=merbridge_manifest,
         )
         with run.changing(lab, backend=iptables.value if iptables else None, options=options) as chosen:
             run.report = Report("up", chosen.name)

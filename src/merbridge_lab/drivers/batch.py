@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     #: A line with the name of the server that wrote it.
     Entry = tuple[str, AccessLogLine]
+    #: From the requests, and the client's and the servers' records of them, to Observation.noted.
+    Noted = Callable[
+        [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]], Mapping[str, Mapping[str, str]]
+    ]
 
 #: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
 REQUEST = 5
@@ -130,6 +134,8 @@ def observe(
     counters: Callable[[], Mapping[str, Mapping[str, int]]],
     changed_sources: Callable[[], Mapping[str, frozenset[str]]],
     trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
+    noted: Noted | None = None,
+    limits: Mapping[str, str] | None = None,
     logged: bool = True,
 ) -> Observation:
     """Send `count` requests by `ask`, one after the other, and read everything around them.
@@ -161,4 +167,6 @@ def observe(
         counters_after=counters(),
         trace=trace() if trace is not None else (),
         changed_sources=records.changed or {},
+        noted=noted(exchanges, client_log, server_log) if noted is not None else None,
+        limits=limits or {},
     )

@@ -27,6 +27,7 @@ class Options:
     istio_tag: str | None = None
     istio_set: tuple[str, ...] = ()
     images: Mapping[str, str] = field(default_factory=dict)
+    merbridge_manifest: str | None = None
     keep_cluster: bool = False
 
     def said(self) -> list[str]:
@@ -38,8 +39,8 @@ class Options:
 
     def require_built(self) -> None:
         """Raise LabError for a dataplane that is planned and not built yet."""
-        if self.dataplane not in (None, "none"):
+        if self.dataplane == "merlab":
             raise LabError(
-                f"--dataplane {self.dataplane} is planned for clusters, but not built yet",
-                hint="--dataplane none shows what the rules do; merlab up --lab embedded has our own dataplane",
+                "--dataplane merlab is planned for clusters, but not built yet",
+                hint="--dataplane merbridge is upstream's; merlab up --lab embedded has our own dataplane",
             )

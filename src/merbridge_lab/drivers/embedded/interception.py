@@ -163,6 +163,11 @@ class Interception:
             f"bpftool map update pinned {config} key 0 0 0 0 value 1 0 0 0 1 0 0 0",
         ]
 
+    @staticmethod
+    def debug_shown() -> str:
+        """Give nothing: they print nothing."""
+        return ""
+
     def trace_command(self) -> str:
         """Give the command that reads the trace."""
         return f"cat {self._trace.pipe}"

@@ -19,7 +19,7 @@ from merbridge_lab.drivers.embedded.pods import Mesh, Pod
 from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
-from merbridge_lab.lab import DATAPLANE, HELLO, TRACE, TWIN, Shown, Twins
+from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Shown, Twins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ class EmbeddedLab:
     """The Lab protocol over the kernel of this machine; `keep` leaves rules flushed after a flush."""
 
     name = "embedded"
-    capabilities = frozenset({DATAPLANE, TRACE, TWIN})
+    capabilities = frozenset({DATAPLANE, INBOUND, PEER, SWITCH, TRACE, TWIN})
 
     def __init__(self, *, name: str = layout.NAME, keep: bool = False, backend: str = "nft") -> None:
         self.machine = Machine(name)

@@ -100,4 +100,8 @@ class KindDriver:
             raise LabError(
                 "--iptables is for the embedded lab: on a cluster, Istio chooses the tables", hint="merlab up"
             )
-        yield KindLab(self.options, keep=keep)
+        lab = KindLab(self.options, keep=keep)
+        try:
+            yield lab
+        finally:
+            lab.close()

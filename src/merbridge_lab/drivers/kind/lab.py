@@ -5,25 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import interrupts
-from merbridge_lab.adapters import conntrack
+from merbridge_lab.adapters import conntrack, docker, kube
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers import batch
 from merbridge_lab.drivers.kind import cluster, layout, state
 from merbridge_lab.drivers.kind.access import Access
 from merbridge_lab.drivers.kind.cluster import NodePart
+from merbridge_lab.drivers.kind.merbridge import images, installed, manifest, preflight, twins, watch
+from merbridge_lab.drivers.kind.merbridge.part import MerbridgePart, cluster_answers
 from merbridge_lab.drivers.kind.mesh import MeshPart
 from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
+from merbridge_lab.drivers.kind.settings import MERBRIDGE
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
-from merbridge_lab.lab import HELLO, Shown
+from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from merbridge_lab.dataplane.merbridge.trace import MerbridgeEvent
     from merbridge_lab.drivers.options import Options
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -31,11 +36,17 @@ if TYPE_CHECKING:
     from merbridge_lab.ruleset import RuleSet
 
 
+#: What upstream's dataplane cannot, of what a lab's may.
+_LACKS = {
+    SWITCH: "Merbridge compiles its debug flag in, so it starts anew for that",
+    INBOUND: "outside CNI mode, Merbridge leaves the way into a pod to the pod's rules",
+}
+
+
 class KindLab:
     """The Lab protocol over a kind cluster; `keep` leaves rules flushed after a flush."""
 
     name = "kind"
-    capabilities: frozenset[str] = frozenset()
 
     def __init__(self, options: Options, *, keep: bool = False) -> None:
         self._keep = keep
@@ -46,13 +57,42 @@ class KindLab:
         self._access = access = Access(options)
         self.api, self.node_name, self.settings = access.api, access.node, access.settings
         self.find_hands = access.find_hands
-        self.dataplane = NoDataplane()
         self.node = NodePart(access, self._forget, kubeconfig=options.kubeconfig, keep=options.keep_cluster)
         self.mesh = MeshPart(access, self.workloads, keep=options.keep_cluster)
+        self._none = NoDataplane()
+        self.merbridge = MerbridgePart(access, self.mesh.renew, self.mesh.warm)
+        self._pair = twins.Pair(access, self.merbridge.place)
 
     def _forget(self) -> None:
         self._access.forget()
         self._workloads.clear()
+        self.merbridge.forget()
+
+    def close(self) -> None:
+        """Take away what was made for as long as this merlab runs."""
+        if self._pair.made:
+            self._pair.close()
+
+    # -- what intercepts ----------------------------------------------------------------------------------------------
+
+    @property
+    def intercepts(self) -> bool:
+        """Whether the lab is to have a dataplane."""
+        return self._access.likely().dataplane == MERBRIDGE
+
+    @property
+    def dataplane(self) -> MerbridgePart | NoDataplane:
+        """Upstream's Merbridge, or none."""
+        return self.merbridge if self.intercepts else self._none
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the lab can, by its dataplane."""
+        return frozenset({DATAPLANE, TRACE, TWIN}) if self.intercepts else frozenset()
+
+    def _limits(self) -> dict[str, str]:
+        native = self._access.settings().sidecars != "classic"
+        return dict.fromkeys(("mesh", "inbound"), preflight.NATIVE) if native else {}
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 
@@ -73,13 +113,23 @@ class KindLab:
         """Give the workloads behind the service helloworld."""
         return [self.workload(spec.name) for spec in layout.SERVERS]
 
-    def twin(self, of: str = "sleep", *, sidecar: bool = True) -> NoReturn:  # noqa: ARG002 - the protocol's
-        """Raise LabError: without a dataplane, sleep itself shows what the rules do."""
-        raise LabError(self.lacks("twin"))
+    @contextlib.contextmanager
+    def twin(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[KindWorkload]:  # noqa: ARG002 - the protocol's
+        """Give a client that is out of the dataplane's reach; its pod stays while merlab runs, for the next time.
 
-    def twins(self) -> NoReturn:
-        """Raise LabError; see twin."""
-        raise LabError(self.lacks("twin"))
+        It has a sidecar always. Raises LabError without a dataplane: there sleep itself shows what the rules do.
+        """
+        if not self.intercepts:
+            raise LabError(self.lacks(TWIN))
+        yield self._pair.get()[0]
+
+    @contextlib.contextmanager
+    def twins(self) -> Iterator[Twins]:
+        """Give that client with a server of its own; see twin."""
+        if not self.intercepts:
+            raise LabError(self.lacks(TWIN))
+        client, server = self._pair.get()
+        yield Twins(client, server, twins.URL)
 
     @contextlib.contextmanager
     def flushed(self, workloads: Sequence[KindWorkload]) -> Iterator[dict[str, RuleSet]]:
@@ -88,7 +138,7 @@ class KindLab:
             yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
 
     def settle(self) -> bool:
-        """There is no dataplane for which a request would need new connections."""
+        """Say that they do not: Istio's sidecars keep them for an hour."""
         return False
 
     def observe(
@@ -96,23 +146,36 @@ class KindLab:
         client: KindWorkload,
         *,
         count: int = 4,
-        trace: bool = False,  # noqa: ARG002 - the protocol's; there is none
+        trace: bool = False,  # noqa: ARG002 - the protocol's; what there is, is always read
         url: str = HELLO,
         server: KindWorkload | None = None,
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read everything around them."""
         servers = [server] if server is not None else self.servers()
-        return batch.observe(
-            client,
-            ask=lambda: client.ask(url),
-            own=client.log(),
-            logs={one.name: one.log() for one in servers},
-            count=count,
-            counters=dict,
-            changed_sources=lambda: conntrack.together(one.changed_sources() for one in (client, *servers)),
-            logged=logged,
-        )
+        around: dict[str, Any] = {"counters": dict}
+        with contextlib.ExitStack() as stack:
+            if self.intercepts and installed.there(self._access):
+                place = self.merbridge.place()
+                seeing = stack.enter_context(watch.watching(place, self.merbridge.state()))
+                around = {"counters": seeing.counters, "trace": seeing.trace, "noted": seeing.noted}
+                around["limits"] = self._limits()
+            seen = batch.observe(
+                client,
+                ask=lambda: client.ask(url),
+                own=client.log(),
+                logs={one.name: one.log() for one in servers},
+                count=count,
+                changed_sources=lambda: conntrack.together(one.changed_sources() for one in (client, *servers)),
+                logged=logged,
+                **around,
+            )
+        return replace(seen, trace=watch.of_requests(seen.trace, self._places(servers))) if seen.trace else seen
+
+    def _places(self, servers: Sequence[KindWorkload]) -> frozenset[str]:
+        """Give the addresses to which requests go: the service's, and those of the pods behind it."""
+        service = self.api().get(kube.path("Service", "helloworld"))["spec"]["clusterIP"]
+        return frozenset({service, *(one.pod.ip for one in servers)})
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
@@ -132,18 +195,29 @@ class KindLab:
             found[f"the pod of {workload.name}"] = f"{pod.uid}, {pod.restarts} restarts"
             found[f"the app of {workload.name}"] = f"{process.pid} since {process.started}"
             found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
+        if self.intercepts:
+            state = self.merbridge.state()
+            found |= {f"the program {hook}": str(number) for hook, number in state.programs.items()}
         return found
 
     def trace_command(self) -> str:
-        """Raise LabError: there is no dataplane to leave a trace."""
-        raise LabError(WHY, hint="merlab up --lab embedded")
+        """Give the walkthrough's command, on the node."""
+        return pasteable(docker.exec_argv(self._access.node(), ["cat", "/sys/kernel/tracing/trace_pipe"]))
 
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> NoReturn:  # noqa: ARG002
-        """Raise LabError; see trace_command."""
-        raise LabError(WHY, hint="merlab up --lab embedded")
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
+        """Give the trace's events as they come, until interrupted. Raises LabError where there are none to come."""
+        if not self.intercepts:
+            raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
+        if pod or nonce:
+            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab trace; merlab step 5")
+        if not self.merbridge.debug:
+            raise LabError("Merbridge writes no trace lines: it runs without -d", hint="merlab step 4")
+        return watch.follow(self.merbridge.place())
 
     def lacks(self, capability: str) -> str:
         """Say why a capability is missing."""
+        if self.intercepts:
+            return _LACKS.get(capability, f"the kind lab has no {capability}")
         return why(capability)
 
     def requirements(self) -> list[Requirement]:
@@ -151,13 +225,21 @@ class KindLab:
         from merbridge_lab.requirements import engine
 
         likely = self._access.likely()
-        return [*engine.kind(kubernetes=likely.kubernetes, misfit=likely.misfit()), *cluster.requirement()]
+        found = [*engine.kind(kubernetes=likely.kubernetes, misfit=likely.misfit()), *cluster.requirement()]
+        return [*found, *preflight.requirements(likely.sidecars, self._others)] if self.intercepts else found
+
+    def _others(self) -> list[str]:
+        return installed.others(self.api()) if cluster_answers(self._access) else []
 
     def require_able(self) -> None:
         """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
                 raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
+        if self.intercepts and not self.merbridge.attached:
+            wanted = manifest.daemonset(manifest.objects(self.settings()))
+            node = self._access.node() if cluster_answers(self._access) else None
+            images.require([one["image"] for one in manifest.containers(wanted)], node)
 
     def inventory(self) -> list[Shown]:
         """Show the eBPF in this machine's kernel, which is the node's too; nothing where that cannot be seen."""
@@ -204,6 +286,17 @@ class KindLab:
         if cluster.are_ours(found) and all(node.running for node in found):
             with interrupts.shielded(), contextlib.suppress(LabError):
                 self.restore()
+                self._mend_dataplane()
+
+    def _mend_dataplane(self) -> None:
+        """Take away what a killed merlab left beside the pods; take Merbridge out where none is asked for any more."""
+        kept = self._access.kept()
+        if kept is None or kept.dataplane != MERBRIDGE:
+            return
+        self._pair.close()
+        watch.sweep(self.merbridge.place())
+        if not self.intercepts:
+            self.merbridge.remove()
 
     def restore(self) -> list[str]:
         """Put back whatever is flushed; give the names of the workloads concerned."""
@@ -211,6 +304,8 @@ class KindLab:
 
     def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
         """Remove whatever is left of the lab."""
+        if self.intercepts and cluster_answers(self._access):
+            self._pair.close()
         self.node.remove()
 
     def stays(self) -> list[str]:

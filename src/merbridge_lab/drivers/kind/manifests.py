@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from merbridge_lab.drivers.kind.settings import DATA
+from merbridge_lab.drivers.kind.settings import DATA, MERBRIDGE
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 #: In the order in which they are applied: a pod gets its sidecar when it is made.
 APPLIED = ("namespace", "strict", "sleep", "helloworld")
-NAMES = ("kind", *APPLIED, "helper")
+NAMES = ("kind", *APPLIED, "helper", "merbridge", "twin")
 
 
 def text(name: str, settings: Settings) -> str:
     """Give a manifest by name. Raises LabError for one that does not exist."""
     if name not in NAMES:
         raise LabError(f"there is no manifest called {name!r}; there are {', '.join(NAMES)}", hint="merlab manifests")
+    if name == MERBRIDGE and settings.merbridge_manifest:
+        from merbridge_lab.drivers.kind.merbridge import manifest
+
+        return yaml.safe_dump_all(manifest.objects(settings), sort_keys=False)
     folder = DATA / "manifests"
     plain = folder / f"{name}.yaml"
     if plain.is_file():

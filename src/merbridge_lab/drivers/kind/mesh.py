@@ -196,6 +196,17 @@ class MeshPart:
                 stderr=trouble.told(self._api().events()) or None,
             )
 
+    def renew(self) -> None:
+        """Have every pod made anew, and wait until all are ready. Raises LabError."""
+        self._renew(every=True)
+        for spec in layout.WORKLOADS:
+            rollout.wait(self._api(), spec.name)
+        self._refuse_without_sidecar()
+
+    def warm(self) -> int:
+        """Ask until v1 and v2 have answered; give how many requests were answered by something else before."""
+        return self._await_served()
+
     def _refuse_without_sidecar(self) -> None:
         for workload in self._workloads():
             for pod in pods.living(self._api(), workload.spec):
@@ -206,16 +217,19 @@ class MeshPart:
                         stderr=trouble.told(self._api().events()) or None,
                     )
 
-    def _await_served(self) -> None:
+    def _await_served(self) -> int:
         sleep, *servers = self._workloads()
         for workload in (sleep, *servers):
             workload.found(anew=True)
         answered: set[str] = set()
         last: list[str] = ["nothing was asked"]
+        cold = 0
 
         def served() -> bool:
+            nonlocal cold
             exchange = sleep.ask("http://helloworld:5000/hello")
             last[0] = f"{exchange}"
+            cold += not exchange.served
             answered.update(server.name for server in servers if exchange.served and server.name in exchange.body)
             return len(answered) == len(servers)
 
@@ -225,6 +239,7 @@ class MeshPart:
                 hint="merlab status --lab kind",
                 stderr=trouble.told(self._api().events()) or None,
             )
+        return cold
 
     # -- removing ---------------------------------------------------------------------------------------------------
 

@@ -51,3 +51,7 @@ class NoDataplane:
     def debug_commands(self) -> list[str]:
         """Give nothing."""
         return []
+
+    def debug_shown(self) -> str:
+        """Give nothing."""
+        return ""

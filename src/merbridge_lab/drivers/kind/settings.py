@@ -33,6 +33,11 @@ _ISTIO = (
 )
 
 
+#: The dataplane that is upstream's, and the name of its image.
+MERBRIDGE = "merbridge"
+_NOT_THE_MESHS = ("kind_image", "dataplane", "merbridge_manifest")
+
+
 @functools.lru_cache(maxsize=1)
 def versions() -> Mapping[str, Any]:
     """Give data/versions.yaml."""
@@ -49,12 +54,20 @@ class Settings:
     istio_set: tuple[str, ...] = ()
     sidecars: str = "classic"
     images: Mapping[str, str] = field(default_factory=dict)
+    dataplane: str = "none"
+    merbridge_manifest: str = ""
 
     @classmethod
     def default(cls) -> Settings:
         """Give those of the table."""
         table = versions()
-        return cls(table["kind"]["image"], table["istio"]["hub"], table["istio"]["tag"], images=table["images"])
+        return cls(
+            kind_image=table["kind"]["image"],
+            istio_hub=table["istio"]["hub"],
+            istio_tag=table["istio"]["tag"],
+            images=table["images"],
+            dataplane=table["dataplane"],
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
@@ -88,12 +101,23 @@ class Settings:
             istio_set=options.istio_set or self.istio_set,
             sidecars=options.sidecars or self.sidecars,
             images={**self.images, **options.images},
+            dataplane=options.dataplane or self.dataplane,
+            merbridge_manifest=options.merbridge_manifest or self.merbridge_manifest,
         )
 
     def differ_from(self, other: Settings) -> list[str]:
-        """Name what differs, the node's image aside: that one is chosen once for all."""
-        mine, theirs = asdict(self), asdict(other)
-        return [name for name in mine if name != "kind_image" and mine[name] != theirs[name]]
+        """Name what of the mesh differs. The node's image is chosen once for all; the dataplane looks after itself."""
+        mine, theirs = self._of_mesh(), other._of_mesh()
+        return [name for name in mine if mine[name] != theirs[name]]
+
+    def _of_mesh(self) -> dict[str, Any]:
+        told = {**asdict(self), "images": self.of_workloads}
+        return {name: value for name, value in told.items() if name not in _NOT_THE_MESHS}
+
+    @property
+    def of_workloads(self) -> dict[str, str]:
+        """The images of the workloads."""
+        return {name: ref for name, ref in self.images.items() if name != MERBRIDGE}
 
     # -- what is told to istioctl -----------------------------------------------------------------------------------
 
@@ -118,7 +142,7 @@ class Settings:
         return [
             f"{self.istio_hub}/pilot:{self.istio_tag}",
             self.proxy_image,
-            *dict.fromkeys(self.images.values()),
+            *dict.fromkeys(self.of_workloads.values()),
         ]
 
     # -- what fits together -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -44,10 +45,10 @@ def describe(lab: KindLab) -> dict[str, Any]:
         "lab": lab.name,
         "up": there,
         "workloads": described,
-        "dataplane": {"kind": "none", "attached": False, "programs": 0},
-        "path": _path(described) if len(described) > 1 else [],
+        "dataplane": _dataplane(lab) if up else {"kind": "none", "attached": False, "programs": 0},
+        "path": _path(described, attached=up and lab.dataplane.attached) if len(described) > 1 else [],
         "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
-        "problems": [*lab.node.problems(), *(lab.mesh.problems() if up else [])] if there else [],
+        "problems": [*lab.node.problems(), *(_problems(lab) if up else [])] if there else [],
     }
 
 
@@ -76,14 +77,28 @@ def _workload(lab: KindLab, workload: KindWorkload) -> dict[str, Any] | None:
     }
 
 
-def _path(described: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Say what brings a new request of sleep from each station to the next one."""
+def _dataplane(lab: KindLab) -> dict[str, Any]:
+    if not lab.intercepts:
+        return {"kind": "none", "attached": False, "programs": 0}
+    programs = 0
+    with contextlib.suppress(LabError):
+        programs = len(lab.merbridge.state().programs)
+    return {"kind": "merbridge", "attached": lab.dataplane.attached, "programs": programs}
+
+
+def _problems(lab: KindLab) -> list[str]:
+    return [*lab.mesh.problems(), *(lab.dataplane.problems() if lab.intercepts else [])]
+
+
+def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, str]]:
+    """Say what brings a new request of sleep from each station to the next one; into a pod its rules do, always."""
 
     def by(pod: dict[str, Any]) -> str:
         return "rules" if pod["rules"]["istio_rules"] else "nothing"
 
     client, *servers = described
-    legs = [{"from": f"{client['name']}'s app", "by": by(client), "to": f"{client['name']}'s sidecar"}]
+    out = "eBPF" if attached else by(client)
+    legs = [{"from": f"{client['name']}'s app", "by": out, "to": f"{client['name']}'s sidecar"}]
     legs += [
         {"from": f"{client['name']}'s sidecar", "by": by(server), "to": f"{server['name']}'s sidecar, then its app"}
         for server in servers

@@ -1,0 +1,83 @@
+"""The debug flag in the arguments of mbctl, wherever they stand in a container: in its command or in its args."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_FLAGS = ("-d", "--debug", "--debug=true")
+
+
+def _words(container: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Give in which field mbctl is called, and at which place; None where the image's own command calls it."""
+    for field in ("command", "args"):
+        for place, word in enumerate(container.get(field) or ()):
+            if str(word).rpartition("/")[2] == "mbctl" or _in_shell(str(word)):
+                return field, place
+    return None
+
+
+def _in_shell(word: str) -> bool:
+    return " " in word and "mbctl" in word
+
+
+def debug(container: Mapping[str, Any]) -> bool:
+    """Whether the container's mbctl is told to write trace lines."""
+    words = [str(word) for field in ("command", "args") for word in container.get(field) or ()]
+    return any(word in _FLAGS or (_in_shell(word) and _in_text(word)) for word in words)
+
+
+def _in_text(text: str) -> bool:
+    return any(word in _FLAGS for word in text.split())
+
+
+def with_debug(container: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the container with -d after mbctl, as the walkthrough puts it; with it already, as it is."""
+    changed = copy.deepcopy(dict(container))
+    if debug(container):
+        return changed
+    at = _words(container)
+    if at is None:
+        # mbctl is the image's command: args are then mbctl's own.
+        changed["args"] = ["-d", *(container.get("args") or ())]
+        return changed
+    field, place = at
+    word = str(changed[field][place])
+    if _in_shell(word):
+        changed[field][place] = word.replace("mbctl", "mbctl -d", 1)
+    else:
+        changed[field].insert(place + 1, "-d")
+    return changed
+
+
+def without_debug(container: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the container without the flag."""
+    changed = copy.deepcopy(dict(container))
+    for field in ("command", "args"):
+        if field in changed:
+            kept = [word for word in changed[field] if str(word) not in _FLAGS]
+            changed[field] = [_cleared(str(word)) if _in_shell(str(word)) else word for word in kept]
+    return changed
+
+
+def _cleared(text: str) -> str:
+    for flag in _FLAGS:
+        text = text.replace(f"mbctl {flag}", "mbctl", 1)
+    return text
+
+
+def excerpt(container: Mapping[str, Any]) -> str:
+    """Give the lines of YAML that one looks at in the walkthrough: the container's command and args."""
+    lines = []
+    for field in ("command", "args"):
+        if container.get(field):
+            lines += [f"        {field}:", *(f"        - {_quoted(str(word))}" for word in container[field])]
+    return "\n".join(lines)
+
+
+def _quoted(word: str) -> str:
+    return word if shlex.quote(word) == word else f"'{word}'"

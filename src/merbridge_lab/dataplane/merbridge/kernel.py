@@ -1,0 +1,174 @@
+"""Upstream's programs and maps as the kernel has them: found by where they are attached, not by what they are called.
+
+Upstream pins them on a bpffs of its container's own, so the node shows none of them; the kernel shows all. Takes root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import bpf
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+#: What upstream attaches to the root cgroup it sees, by the names of bpftool.
+HOOKS = {
+    "connect4": bpf.CGROUP_INET4_CONNECT,
+    "sock_ops": bpf.CGROUP_SOCK_OPS,
+    "getsockopt": bpf.CGROUP_GETSOCKOPT,
+    "bind4": bpf.CGROUP_INET4_BIND,
+    "sendmsg4": bpf.CGROUP_UDP4_SENDMSG,
+    "recvmsg4": bpf.CGROUP_UDP4_RECVMSG,
+}
+#: Without these it intercepts nothing; which of the others there are depends on the release.
+NEEDED = ("connect4", "sock_ops", "getsockopt")
+#: The program that moves payload, attached to the map of sockets.
+MOVER = "sk_msg"
+PODS, SOCKETS, WANTED = "local_pod_ips", "sock_pair_map", "pair_original_dst"
+
+# The kernel keeps 15 characters of a name.
+_NAME = 15
+# struct pair and struct origin_info of bpf/headers/helpers.h: addresses of 16 bytes since 0.7.2, of 4 before.
+_WIDE, _NARROW = 36, 12
+_WIDE_POD = 16
+
+
+@dataclass(frozen=True)
+class State:
+    """What is attached: programs by hook, the maps they use by (cut) name, each an id in the kernel."""
+
+    programs: Mapping[str, int] = field(default_factory=dict)
+    maps: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[str]:
+        """Name what it needs and is not attached."""
+        return [hook for hook in NEEDED if hook not in self.programs]
+
+
+@contextlib.contextmanager
+def _opened(kind: str, number: int) -> Iterator[int]:
+    descriptor = bpf.by_id(kind, number)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def look(cgroup: Path) -> State:
+    """Look at what is attached to a cgroup, and to the map of sockets that it uses. Raises OSError."""
+    programs: dict[str, int] = {}
+    maps: dict[str, int] = {}
+    with _folder(cgroup) as target:
+        for hook, kind in HOOKS.items():
+            if found := bpf.attached_progs(target, kind):
+                programs[hook] = found[0]
+    for number in programs.values():
+        with contextlib.suppress(FileNotFoundError), _opened("prog", number) as fd:
+            for used in bpf.prog_info(fd).map_ids:
+                with _opened("map", used) as map_fd:
+                    maps[bpf.map_info(map_fd).name] = used
+    if (sockets := maps.get(SOCKETS)) is not None:
+        # Kernels before 5.18 do not say what is attached to a map.
+        with contextlib.suppress(OSError), _opened("map", sockets) as fd:
+            if movers := bpf.attached_progs(fd, bpf.SK_MSG_VERDICT):
+                programs[MOVER] = movers[0]
+    return State(programs, maps)
+
+
+def runs(state: State) -> dict[str, int]:
+    """Give how often each program ran while statistics were on."""
+    counted = {}
+    for hook, number in state.programs.items():
+        with contextlib.suppress(OSError), _opened("prog", number) as fd:
+            counted[f"{hook}_runs"] = bpf.prog_info(fd).run_count
+    return counted
+
+
+def pods(state: State) -> list[str]:
+    """List the addresses in local_pod_ips: the pods with a sidecar that upstream knows of on this node."""
+    number = state.maps.get(PODS[:_NAME])
+    if number is None:
+        return []
+    with _opened("map", number) as fd:
+        size = bpf.map_info(fd).key_size
+        return sorted(read_pod(key) for key in bpf.keys(fd, size))
+
+
+def read_pod(key: bytes) -> str:
+    """Read a key of local_pod_ips: an IPv4 address, since 0.7.2 the last of four words."""
+    return socket.inet_ntoa(key[-4:])
+
+
+def entries(state: State, name: str) -> int | None:
+    """Count the entries of a map; None where there is no such map."""
+    number = state.maps.get(name[:_NAME])
+    if number is None:
+        return None
+    with _opened("map", number) as fd:
+        return len(bpf.keys(fd, bpf.map_info(fd).key_size))
+
+
+def wanted(state: State, source: str, dialled: str) -> str | None:
+    """Give where a connection was meant to go, as upstream keeps it; None where it keeps nothing.
+
+    `source` and `dialled` are "ip:port", as they are after the rewriting. Raises OSError.
+    """
+    number = state.maps.get(WANTED[:_NAME])
+    if number is None:
+        return None
+    with _opened("map", number) as fd:
+        found = bpf.map_info(fd)
+        key = pair(source, dialled, found.key_size)
+        value = bpf.lookup(fd, key, found.value_size) if key else None
+    return read_wanted(value) if value else None
+
+
+def pair(source: str, dialled: str, size: int) -> bytes:
+    """Give the key of a connection in pair_original_dst, in one of its two sizes; nothing for another size."""
+    (sip, sport), (dip, dport) = (_split(place) for place in (source, dialled))
+    if size == _WIDE:
+        return struct.pack("=12x4s12x4s2s2s", sip, dip, sport, dport)
+    return struct.pack("=4s4s2s2s", sip, dip, sport, dport) if size == _NARROW else b""
+
+
+def _split(place: str) -> tuple[bytes, bytes]:
+    ip, _, port = place.rpartition(":")
+    return socket.inet_aton(ip), struct.pack("!H", int(port))
+
+
+def read_wanted(value: bytes) -> str:
+    """Read struct origin_info: the address and the port in the network's order; the flags follow the port."""
+    if len(value) > _WIDE_POD:
+        ip, port = struct.unpack_from("=12x4s4x2s", value)
+    else:
+        ip, port = struct.unpack_from("=4x4s2s", value)
+    return f"{socket.inet_ntoa(ip)}:{struct.unpack('!H', port)[0]}"
+
+
+def detach(cgroup: Path) -> list[str]:
+    """Take everything off a cgroup that upstream attaches there; name the hooks. Raises OSError."""
+    taken = []
+    with _folder(cgroup) as target:
+        for hook, kind in HOOKS.items():
+            for number in bpf.attached_progs(target, kind):
+                with _opened("prog", number) as fd:
+                    bpf.prog_detach(fd, target, kind)
+                taken.append(hook)
+    return taken

@@ -1,0 +1,71 @@
+"""What upstream's pod prints, recognised: ready, or why it crashes, and which known issue that is.
+
+The texts are upstream's (mbctl's log, its Makefile's and bpftool's errors); the issues are those of
+github.com/merbridge/merbridge.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: mbctl watches the node's pods, and attaches its programs next.
+READY = "Pod Watcher Ready"
+
+_ISSUES = "https://github.com/merbridge/merbridge/issues/"
+
+
+@dataclass(frozen=True)
+class Crash:
+    """Why upstream's pod ended. `cgroup` is the crash of the walkthrough; `issue` the nearest known one, 0 for none."""
+
+    what: str
+    said: str
+    cgroup: bool = False
+    issue: int = 0
+
+    @property
+    def link(self) -> str:
+        """Where the nearest known issue is."""
+        return f"{_ISSUES}{self.issue}" if self.issue else ""
+
+
+# In the order in which they are looked for: the first cause comes first, what follows from it later.
+_CRASHES: tuple[tuple[str, str, bool, int], ...] = (
+    (r"does not have cgroupv2 enabled", "it finds no cgroup2", True, 60),
+    (r"sock_pair_map.*(?:Invalid argument|EINVAL|errno 22)", "this kernel refuses its map sock_pair_map", False, 270),
+    (r"legacy map definitions", "its bpftool is newer than its programs: maps are defined in the old way", False, 0),
+    (r"(?:unknown func|invalid func|Unknown symbol)", "this kernel is too old for its programs", False, 80),
+    (
+        r"failed to attach program|can't (?:get|open) cgroup|failed to query|Failed to attach",
+        "it cannot attach to its cgroup",
+        True,
+        38,
+    ),
+    (r"failed to pin program|can't pin|failed to pin", "it cannot pin its programs", True, 106),
+    (r"(?:fatal error: .*: No such file|clang.*error|error: )", "its programs do not compile here", False, 356),
+    (r"mount: .*(?:permission denied|failed)|must be superuser", "it may not mount a bpffs", False, 144),
+    (r"failed to attach ebpf programs|failed to attach", "it cannot attach its programs", True, 38),
+    (r"failed to load ebpf programs", "its programs cannot be loaded", False, 127),
+    (r"start watcher failed|create client error", "it cannot watch the pods of the cluster", False, 0),
+)  # fmt: skip
+_LINES = 12
+
+
+def ready(log: str) -> bool:
+    """Whether its pod watcher has said that it is ready."""
+    return READY in log
+
+
+def crash(log: str) -> Crash | None:
+    """Say why the pod ended, by the first of upstream's lines that tells; None where no known text is in the log."""
+    for pattern, what, cgroup, issue in _CRASHES:
+        for line in log.splitlines():
+            if re.search(pattern, line):
+                return Crash(what, line.strip(), cgroup, issue)
+    return None
+
+
+def tail(log: str) -> str:
+    """Give upstream's own last lines."""
+    return "\n".join(log.strip().splitlines()[-_LINES:])

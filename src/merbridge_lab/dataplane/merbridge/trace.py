@@ -1,0 +1,114 @@
+"""Upstream's lines in the kernel's trace, decoded: the formats of its releases 0.4 to 0.8.1 and of its main branch.
+
+The formats are facts about upstream's output (bpf/mb_*.c of each release, github.com/merbridge/merbridge).
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from dataclasses import dataclass
+
+from merbridge_lab.dataplane.events import TraceEvent
+
+# What the kernel puts before a line; comm may hold blanks or be `<...>`.
+_ENVELOPE = re.compile(
+    r"^\s*(?P<comm>.+)-(?P<pid>\d+)\s+\[\d+\]\s+\S{4,6}\s+(?P<seconds>\d+\.\d+): "
+    r"(?:bpf_trace_printk|0|0x0*1): (?P<debug>\[debug\] )?(?P<said>.*)$"
+)
+# The first releases print an address as a number in the network's order, later ones as people write it.
+_IP = r"(?P<ip>[0-9a-fA-F.:]*[0-9a-fA-F]|0x[0-9a-fA-F]+)"
+# The cookie has 64 bits and is printed as %d: what is there may be cut off, and negative.
+_COOKIE = r"(?:cookie: (?P<cookie>-?\d+), )?"
+_ENDS = rf", src: (?P<source>\S+), dst: {_IP}(?::(?P<port>\d+))?"
+_PLACE = rf"addr: {_IP}:(?P<port>\d+)"
+
+_FORMATS: tuple[tuple[str, str], ...] = (
+    ("connect", rf"call from user container: {_COOKIE}ip: {_IP}, port: (?P<port>\d+)"),
+    ("sidecar_connect", rf"call from sidecar container: {_COOKIE}ip: {_IP}, port: (?P<port>\d+)"),
+    ("elsewhere", rf"dest ip: {_IP} not in this node, bypass"),
+    ("no_pod_ip", r"get current pod ip error"),
+    ("to_sidecar", r"enovy to other, rewrite dst port from -?\d+ to (?P<port>\d+)"),
+    ("policy", r"(?:ignored dest|dest (?:port )?\S+ not in pod|exclude ipranges).*"),
+    ("not_in_mesh", r"can not get port listen for cgroup\(-?\d+\)"),
+    ("original_dst", rf"origin dst: {_PLACE}"),
+    ("asks", rf"optname: \d+, (?P<reason>dst|source): {_PLACE}"),
+    ("no_original_dst", r"can not get original dst.*"),
+    (
+        "redirect",
+        rf"redirect (?P<size>\d+) bytes with eBPF successfully(?:{_ENDS})?",
+    ),
+    ("detected", rf"detected process (?P<process>\d+)'s ip is {_IP}"),
+    ("reconnect", r"incorrect connection: cookie=-?\d+"),
+    ("dns", r"successfully deal DNS redirect query"),
+    ("bind", r"change bind address from \S+ to \S+"),
+    ("failure", r".*(?:failed|invalid getsockopt optval|error|not found|can not be NULL).*"),
+)
+_KNOWN = tuple((kind, re.compile(text + r"\s*$")) for kind, text in _FORMATS)
+
+_SENTENCES = {
+    "connect": "connect() by {comm} ({pid}) to {at} intercepted: it goes to its sidecar",
+    "sidecar_connect": "the sidecar ({comm} {pid}) dials {at}, a mesh pod of this node",
+    "elsewhere": "the sidecar ({comm} {pid}) dials {ip}, which is not in local_pod_ips: left alone",
+    "no_pod_ip": "the address of the pod is not known: normal outside CNI mode",
+    "to_sidecar": "sidecar to sidecar: the port becomes {port}",
+    "policy": "left alone by the pod's annotations: {said}",
+    "not_in_mesh": "{comm} ({pid}) dialled before its sidecar listened: taken for not in the mesh, for good",
+    "original_dst": "{comm} ({pid}) asked for the original destination: {at}",
+    "asks": "{comm} ({pid}) asks for an original destination; {reason} of its connection: {at}",
+    "no_original_dst": "{comm} ({pid}) asked for an original destination, and none was kept",
+    "redirect": "{size} bytes sent by {comm} ({pid}) moved from socket to socket",
+    "detected": "the sidecar's address is {ip}, learned from its first connection",
+    "reconnect": "the sidecar dialled itself while its address was not known: refused, it tries once more",
+    "dns": "a DNS query went to the sidecar",
+    "bind": "a listener was moved from the loopback to all addresses",
+    "failure": "upstream says that something failed: {said}",
+}
+
+
+@dataclass(frozen=True)
+class MerbridgeEvent(TraceEvent):
+    """A line of upstream's. `said` is its text; `pair` is 0, since upstream names no connection."""
+
+    said: str = ""
+
+    def sentence(self) -> str:
+        """Say it in plain English."""
+        at = f"{self.ip}:{self.port}"
+        facts = {"comm": self.comm, "pid": self.pid, "ip": self.ip, "port": self.port, "size": self.size, "at": at}
+        return _SENTENCES[self.kind].format(**facts, reason=self.reason, said=self.said)
+
+
+def parse(line: str) -> MerbridgeEvent | None:
+    """Decode a raw line of trace_pipe; None for lines of others."""
+    found = _ENVELOPE.match(line)
+    if found is None:
+        return None
+    for kind, pattern in _KNOWN:
+        told = pattern.match(found["said"])
+        # Words as common as "failed" may be anybody's; what upstream says in debug mode has its mark.
+        if told is None:
+            continue
+        values = {name: value for name, value in told.groupdict().items() if value is not None}
+        return MerbridgeEvent(
+            seconds=float(found["seconds"]),
+            comm=found["comm"],
+            pid=int(found["pid"]),
+            kind=kind,
+            raw=line.rstrip("\n"),
+            ip=dotted(values.get("ip", "")),
+            port=int(values.get("port", 0)),
+            source=values.get("source", ""),
+            size=int(values.get("size", 0)),
+            reason=values.get("reason", ""),
+            said=found["said"].strip(),
+        )
+    return None
+
+
+def dotted(ip: str) -> str:
+    """Give an address as people write it: a number in hexadecimal is an IPv4 address in the network's order."""
+    if not ip.startswith("0x"):
+        return ip
+    return socket.inet_ntoa(struct.pack("=I", int(ip, 16)))

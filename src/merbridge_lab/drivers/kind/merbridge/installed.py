@@ -1,0 +1,110 @@
+"""The DaemonSet in the cluster: as it was applied, as it is now, and its one pod."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters import kube
+from merbridge_lab.dataplane.merbridge import arguments
+from merbridge_lab.drivers.kind import layout
+from merbridge_lab.drivers.kind.merbridge import manifest
+from merbridge_lab.drivers.kind.settings import MERBRIDGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.adapters.kube import Api
+    from merbridge_lab.drivers.kind.access import Access
+
+Object = dict[str, Any]
+
+#: What merlab notes on the DaemonSet: as it was applied, from which manifest, what was mended, whether -d is merlab's.
+APPLIED, FROM, MENDED, DEBUG = (f"merlab.io/{name}" for name in ("applied", "manifest", "mended", "debug"))
+NAME, NAMESPACE = MERBRIDGE, layout.ISTIO
+PATH = kube.path("DaemonSet", NAME, NAMESPACE)
+
+
+def noted(daemonset: Object, key: str) -> str:
+    """Give one of merlab's notes; nothing where there is none."""
+    return str((daemonset["metadata"].get("annotations") or {}).get(key, ""))
+
+
+def is_ours(daemonset: Object) -> bool:
+    """Whether merlab put it in."""
+    return bool(noted(daemonset, APPLIED))
+
+
+def as_applied(daemonset: Object) -> Object:
+    """Give it as merlab applied it, without its notes."""
+    return dict(json.loads(noted(daemonset, APPLIED)))
+
+
+def with_notes(daemonset: Object, notes: dict[str, str]) -> Object:
+    """Give it with merlab's notes, as it is applied."""
+    told = copy.deepcopy(daemonset)
+    told["metadata"].setdefault("annotations", {}).update({**notes, APPLIED: json.dumps(daemonset, sort_keys=True)})
+    return told
+
+
+def debug(daemonset: Object) -> bool:
+    """Whether its mbctl is told to write trace lines."""
+    return arguments.debug(manifest.main(daemonset))
+
+
+def edits(daemonset: Object) -> list[str]:
+    """Say in what it is not as merlab applied it; the debug flag is anybody's to set."""
+    pair = [copy.deepcopy(each) for each in (as_applied(daemonset), daemonset)]
+    for each in pair:
+        manifest.set_debug(each, on=False)
+    wanted, live = pair
+    return manifest.differences(wanted["spec"], live["spec"], "spec")
+
+
+def pods(api: Api, daemonset: Object) -> Sequence[Object]:
+    """List its pods, those that are ending aside."""
+    return [pod for pod in every_pod(api, daemonset) if not pod["metadata"].get("deletionTimestamp")]
+
+
+def every_pod(api: Api, daemonset: Object) -> Sequence[Object]:
+    """List its pods, also those that are ending."""
+    labels = daemonset["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    return api.all("Pod", daemonset["metadata"]["namespace"], selector)
+
+
+def rolled_out(daemonset: Object) -> bool:
+    """Whether every node has its pod, made of what the DaemonSet is now, and ready."""
+    status = daemonset["status"]
+    wanted = status.get("desiredNumberScheduled", 0)
+    return bool(
+        wanted
+        and status.get("observedGeneration", 0) >= daemonset["metadata"]["generation"]
+        and status.get("updatedNumberScheduled", 0) == wanted
+        and status.get("numberReady", 0) == wanted
+    )
+
+
+def others(api: Api) -> list[str]:
+    """Name the DaemonSets that are a Merbridge, and are not the one that merlab put in."""
+    return [
+        f"{one['metadata']['namespace']}/{one['metadata']['name']}"
+        for one in api.get("/apis/apps/v1/daemonsets")["items"]
+        if _is_merbridge(one) and not is_ours(one)
+    ]
+
+
+def _is_merbridge(daemonset: Object) -> bool:
+    words = [
+        str(word)
+        for one in manifest.containers(daemonset)
+        for word in (*(one.get("args") or ()), *(one.get("command") or ()))
+    ]
+    return daemonset["metadata"]["name"] == NAME or any("mbctl" in word for word in words)
+
+
+def there(access: Access) -> bool:
+    """Whether merlab's Merbridge is in the cluster."""
+    found = access.api().find(PATH)
+    return found is not None and is_ours(found)

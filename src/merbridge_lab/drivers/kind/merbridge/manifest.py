@@ -1,0 +1,150 @@
+"""What installs upstream Merbridge: a manifest of our own, one of upstream's by name, or whatever one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from merbridge_lab.adapters import download, kube
+from merbridge_lab.dataplane.merbridge import arguments
+from merbridge_lab.drivers.kind import manifests
+from merbridge_lab.drivers.kind.settings import MERBRIDGE, Settings, versions
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Object = dict[str, Any]
+#: The first releases' hostPath, under which they crash over the cgroup they find, and what took its place.
+OLD_PATH, NEW_PATH = "/sys/fs", "/sys/fs/cgroup"
+#: Which cgroup2 mount it is to take, where it would take another one.
+CGROUP2_PATH = "CGROUP2_PATH"
+
+
+def text(settings: Settings) -> str:
+    """Give the manifest as it was found. Raises LabError."""
+    name = settings.merbridge_manifest
+    if not name:
+        return manifests.text(MERBRIDGE, settings)
+    known = versions()["merbridge-manifests"]
+    if name in known:
+        return download.text(known[name]["url"], sha256=known[name]["sha256"])
+    if "://" in name:
+        return download.text(name)
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise LabError(
+            f"the manifest {name} cannot be read: {error.strerror}",
+            hint=f"--merbridge-manifest takes a URL, a file, or one of {', '.join(known)}",
+        ) from error
+
+
+def objects(settings: Settings) -> list[Object]:
+    """Give what is applied: the manifest's objects, with the image that was asked for. Raises LabError."""
+    name = settings.merbridge_manifest
+    where = name or "merlab's own manifest"
+    try:
+        found = [one for one in yaml.safe_load_all(text(settings)) if one]
+        kinds = [one["kind"] for one in found]
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise LabError(f"{where} is not a Kubernetes manifest", stderr=str(error)) from error
+    if unknown := sorted(set(kinds) - kube.KINDS):
+        raise LabError(f"{where} holds a {unknown[0]}, which merlab does not apply", hint="kubectl apply -f it before")
+    if kinds.count("DaemonSet") != 1:
+        raise LabError(f"{where} holds {kinds.count('DaemonSet')} DaemonSets; Merbridge is one")
+    ours = name in ("", *versions()["merbridge-manifests"])
+    asked = settings.images[MERBRIDGE] != Settings.default().images[MERBRIDGE]
+    for one in found:
+        if one["kind"] == "DaemonSet":
+            _prepare(one, settings.images[MERBRIDGE] if ours or asked else "")
+    return found
+
+
+def _prepare(daemonset: Object, image: str) -> None:
+    """Set the image, and let one that was loaded into the node be used: Always would look for it elsewhere."""
+    for container in containers(daemonset):
+        if image and MERBRIDGE in str(container.get("image", "")):
+            container["image"] = image
+        container["imagePullPolicy"] = "IfNotPresent"
+
+
+def daemonset(found: Sequence[Object]) -> Object:
+    """Give the DaemonSet of a manifest."""
+    return next(one for one in found if one["kind"] == "DaemonSet")
+
+
+def containers(daemonset: Object) -> Iterator[Object]:
+    """Give all containers of a DaemonSet, those that run before the others too."""
+    spec = daemonset["spec"]["template"]["spec"]
+    yield from spec.get("initContainers") or []
+    yield from spec["containers"]
+
+
+def main(daemonset: Object) -> Object:
+    """Give the container that is Merbridge's own."""
+    found: Sequence[Object] = daemonset["spec"]["template"]["spec"]["containers"]
+    return next((one for one in found if MERBRIDGE in one["name"]), found[0])
+
+
+def replaced(daemonset: Object, container: Object) -> None:
+    """Put a changed container into the place of the one with its name."""
+    found = daemonset["spec"]["template"]["spec"]["containers"]
+    found[:] = [container if one["name"] == container["name"] else one for one in found]
+
+
+def set_debug(daemonset: Object, *, on: bool) -> None:
+    """Have its mbctl write trace lines, or not."""
+    change = arguments.with_debug if on else arguments.without_debug
+    replaced(daemonset, change(main(daemonset)))
+
+
+# -- the cgroup crash ------------------------------------------------------------------------------------------------
+
+
+def mend(daemonset: Object, cgroup_mount: str) -> str:
+    """Change what it crashes over, and say what was changed; nothing where it is as it should be already.
+
+    Upstream's own cure (#106) is the hostPath; where that is right, CGROUP2_PATH says which mount to take.
+    """
+    container, volumes = main(daemonset), daemonset["spec"]["template"]["spec"].get("volumes") or []
+    for volume in volumes:
+        if (volume.get("hostPath") or {}).get("path", "").rstrip("/") == OLD_PATH:
+            volume["hostPath"]["path"] = NEW_PATH
+            for mount in container.get("volumeMounts") or []:
+                if mount["name"] == volume["name"]:
+                    mount["mountPath"] = NEW_PATH
+            return f"hostPath {NEW_PATH} instead of {OLD_PATH}"
+    environment = [one for one in container.get("env") or [] if one["name"] != CGROUP2_PATH]
+    wanted = {"name": CGROUP2_PATH, "value": cgroup_mount}
+    if wanted in (container.get("env") or []) or not cgroup_mount:
+        return ""
+    container["env"] = [*environment, wanted]
+    return f"{CGROUP2_PATH}={cgroup_mount}"
+
+
+# -- as it is, beside as it should be --------------------------------------------------------------------------------
+
+
+def differences(wanted: object, live: object, where: str = "") -> list[str]:
+    """Say in what an object of the cluster is not as it was applied; what others added is left aside."""
+    if isinstance(wanted, dict):
+        if not isinstance(live, dict):
+            return [f"{where.lstrip('.')} is gone"]
+        found = (differences(value, live.get(key), f"{where}.{key}") for key, value in wanted.items())
+        return [each for one in found for each in one]
+    if isinstance(wanted, list):
+        if not isinstance(live, list) or len(live) != len(wanted):
+            return [f"{where.lstrip('.')} is {_short(live)}, not {_short(wanted)}"]
+        pairs = enumerate(zip(wanted, live, strict=True))
+        return [each for at, (mine, theirs) in pairs for each in differences(mine, theirs, f"{where}[{at}]")]
+    # Empty and absent are one to the API.
+    if wanted == live or (not wanted and not live):
+        return []
+    return [f"{where.lstrip('.')} is {_short(live)}, not {_short(wanted)}"]
+
+
+def _short(value: object) -> str:
+    return str(value) if isinstance(value, (str, int, bool)) else yaml.safe_dump(value, default_flow_style=True).strip()

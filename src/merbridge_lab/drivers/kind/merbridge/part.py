@@ -1,0 +1,333 @@
+"""Upstream Merbridge as a part of the lab: is it in order, put it in, switch its debug output, take it out."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from merbridge_lab import waiting
+from merbridge_lab.adapters import kind, kube
+from merbridge_lab.adapters.proc import pasteable
+from merbridge_lab.dataplane.merbridge import arguments, kernel
+from merbridge_lab.dataplane.merbridge import log as words
+from merbridge_lab.drivers.kind import layout, manifests, pods
+from merbridge_lab.drivers.kind.merbridge import images, installed, leavings, manifest, place, starting
+from merbridge_lab.drivers.kind.merbridge.installed import NAME, NAMESPACE, PATH
+from merbridge_lab.drivers.kind.settings import MERBRIDGE
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merbridge_lab.drivers.kind.access import Access
+    from merbridge_lab.drivers.kind.merbridge.installed import Object
+    from merbridge_lab.drivers.kind.merbridge.place import Place
+
+_KUBECTL = f"kubectl --context {layout.CONTEXT} -n {NAMESPACE}"
+_GONE = 60.0
+
+
+class MerbridgePart:
+    """Upstream's DaemonSet and what it attaches; `renew` has the apps made anew, `warm` sends the first requests.
+
+    `warm` gives how many of them were answered by 503 before all were served.
+    """
+
+    def __init__(self, access: Access, renew: Callable[[], None], warm: Callable[[], int]) -> None:
+        self._access, self._renew, self._warm = access, renew, warm
+        self._place: Place | None = None
+        self._cold: int | None = None
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def place(self) -> Place:
+        """Give the node as this machine's kernel has it. Raises LabError."""
+        if self._place is None or self._place.node != self._access.node():
+            self._place = place.find(self._access.node())
+        return self._place
+
+    def forget(self) -> None:
+        """Find the node anew the next time: it was made or started meanwhile."""
+        self._place = None
+
+    def state(self) -> kernel.State:
+        """Give what is attached to the node's cgroup. Raises LabError."""
+        try:
+            return kernel.look(self.place().cgroup)
+        except OSError as error:
+            raise LabError(
+                f"what is attached to the node's cgroup cannot be seen: {error.strerror}",
+                hint="merlab doctor --lab kind",
+            ) from error
+
+    @property
+    def attached(self) -> bool:
+        """Whether its programs are attached to the node's cgroup."""
+        with contextlib.suppress(LabError):
+            return not self.state().missing
+        return False
+
+    @property
+    def debug(self) -> bool:
+        """Whether the pod that runs was told to write trace lines."""
+        found = self._access.api().find(PATH)
+        return bool(found and installed.debug(found) and installed.rolled_out(found))
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it: the DaemonSet, its pod and what that says, the kernel."""
+        api = self._access.api()
+        found = api.find(PATH)
+        if found is None:
+            return [f"Merbridge is not installed: there is no DaemonSet {NAMESPACE}/{NAME}"]
+        if not installed.is_ours(found):
+            return [f"the DaemonSet {NAMESPACE}/{NAME} is not merlab's: it stays untouched"]
+        if edits := self._other_than_asked(found) or installed.edits(found):
+            return [f"the DaemonSet {NAMESPACE}/{NAME} is not as merlab applied it: {'; '.join(edits)}"]
+        if others := installed.others(api):
+            return [f"there is another Merbridge, {others[0]}: two get into each other's way"]
+        if not installed.rolled_out(found):
+            return [f"the pod of Merbridge is not ready: {rollout_state(api, found)}"]
+        return self._of_pod(found) or self._of_kernel()
+
+    def _other_than_asked(self, found: Object) -> list[str]:
+        settings = self._access.settings()
+        name = installed.noted(found, installed.FROM)
+        if name != settings.merbridge_manifest:
+            return [f"it is from {name or 'merlab'}, not from {settings.merbridge_manifest or 'merlab'}"]
+        image, wanted = manifest.main(found)["image"], settings.images[MERBRIDGE]
+        if not settings.merbridge_manifest and image != wanted:
+            return [f"its image is {image}, not {wanted}"]
+        return []
+
+    def _of_pod(self, found: Object) -> list[str]:
+        api = self._access.api()
+        for pod in installed.pods(api, found):
+            if not words.ready(starting.log(api, pod)):
+                return [f"the log of {pod['metadata']['name']} does not say that it is ready ({words.READY})"]
+        return []
+
+    def _of_kernel(self) -> list[str]:
+        state = self.state()
+        if state.missing:
+            return [f"not attached to the cgroup of {self._access.node()}: {', '.join(state.missing)}"]
+        known = set(kernel.pods(state))
+        return [
+            f"{kernel.PODS} does not hold {pod.ip}, the address of {pod.name}"
+            for pod in self._mesh_pods()
+            # Upstream does not see native sidecars; doctor and step 3 say what that costs.
+            if pod.sidecar == "classic" and pod.ip not in known
+        ]
+
+    def _mesh_pods(self) -> list[pods.Pod]:
+        api = self._access.api()
+        return [pod for spec in layout.WORKLOADS for pod in pods.living(api, spec) if pod.ip]
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Give what was seen of it."""
+        told = []
+        with contextlib.suppress(LabError):
+            found = self._access.api().find(PATH)
+            if found is not None:
+                told.append(Reading("kubernetes:merbridge/image", "", None, manifest.main(found)["image"]))
+                if mended := installed.noted(found, installed.MENDED):
+                    told.append(Reading("kubernetes:merbridge/mended", "", None, f"crashed over its cgroup: {mended}"))
+            state = self.state()
+            told += [Reading(f"bpf:node/{hook}", "program", None, number) for hook, number in state.programs.items()]
+            told.append(Reading(f"bpf:{kernel.PODS}", "pods", None, ", ".join(kernel.pods(state)) or "none"))
+        if self._cold is not None:
+            told.append(Reading("curl:sleep/warm-up", "503s", None, self._cold))
+        return tuple(told)
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Put it in, see it started, mend the crash of the walkthrough, make the apps anew. Raises LabError."""
+        api, settings = self._access.api(), self._access.settings()
+        found = api.find(PATH)
+        if found is not None and not installed.is_ours(found):
+            raise foreign(f"{NAMESPACE}/{NAME}")
+        if others := installed.others(api):
+            raise foreign(others[0])
+        objects = manifest.objects(settings)
+        wanted = manifest.daemonset(objects)
+        images.load(self._access.node(), [one["image"] for one in manifest.containers(wanted)])
+        if found is None:
+            leavings.sweep(self.place())
+        notes = {installed.FROM: settings.merbridge_manifest}
+        if found is not None:
+            notes |= self._kept(wanted, found)
+        for one in objects:
+            api.apply(installed.with_notes(one, notes) if one is wanted else one)
+        self._await(wanted, notes)
+        api.apply(manifests.configuration(settings, finished=True))
+        self._renew()
+        self._await(wanted, notes)
+        self._cold = self._warm()
+
+    def _kept(self, wanted: Object, found: Object) -> dict[str, str]:
+        """Carry over into `wanted` what was mended, and the debug flag; give the notes of both."""
+        notes = {}
+        if installed.noted(found, installed.MENDED):
+            notes[installed.MENDED] = manifest.mend(wanted, self.place().cgroup_mount)
+        if installed.debug(found):
+            manifest.set_debug(wanted, on=True)
+            notes[installed.DEBUG] = installed.noted(found, installed.DEBUG)
+        return notes
+
+    def _await(self, wanted: Object, notes: dict[str, str]) -> None:
+        try:
+            starting.wait(self._access.api(), self.problems)
+        except starting.Crashed as crash:
+            mended = ""
+            if crash.why and crash.why.cgroup and installed.MENDED not in notes:
+                mended = manifest.mend(wanted, self.place().cgroup_mount)
+            if not mended:
+                raise starting.crashed(crash) from crash
+            notes[installed.MENDED] = mended
+            self._retry(wanted, notes, crash.pod)
+
+    def _retry(self, wanted: Object, notes: dict[str, str], crashed: str) -> None:
+        """Start it once more with what was mended. Raises LabError."""
+        api = self._access.api()
+        leavings.sweep(self.place())
+        api.apply(installed.with_notes(wanted, notes))
+        api.delete(kube.path("Pod", crashed, NAMESPACE), grace=0)
+        with waiting.during(f"Merbridge crashed over its cgroup; mended by {notes[installed.MENDED]}, it starts again"):
+            try:
+                starting.wait(api, self.problems)
+            except starting.Crashed as again:
+                raise starting.crashed(again) from again
+
+    # -- debug output -------------------------------------------------------------------------------------------------
+
+    def set_debug(self, *, on: bool) -> None:
+        """Add -d to mbctl's arguments and wait until it runs so; or take merlab's -d away, and wait for nothing."""
+        api = self._access.api()
+        found = api.find(PATH) if on or cluster_answers(self._access) else None
+        if found is None or not installed.is_ours(found):
+            if on:
+                raise LabError("Merbridge is not installed", hint="merlab step 3")
+            return
+        if on == installed.debug(found):
+            if on and not installed.rolled_out(found):
+                self._roll()
+            return
+        if not on and not installed.noted(found, installed.DEBUG):
+            return
+        wanted = installed.as_applied(found)
+        manifest.set_debug(wanted, on=on)
+        kept = {key: installed.noted(found, key) for key in (installed.FROM, installed.MENDED)}
+        api.apply(installed.with_notes(wanted, {**kept, installed.DEBUG: "on" if on else ""}))
+        if on:
+            self._roll()
+
+    def _roll(self) -> None:
+        try:
+            starting.wait(self._access.api(), self.problems)
+        except starting.Crashed as crash:
+            raise starting.crashed(crash) from crash
+        self._cold = self._warm()
+
+    def debug_commands(self) -> list[str]:
+        """Give what one types to add -d, to see it rolled out, and to look at what became of the DaemonSet."""
+        change = [{"op": "add", "path": "/spec/template/spec/containers/0/args/1", "value": "-d"}]
+        patch = ["patch", "daemonset", NAME, "--type", "json", "-p", str(change).replace("'", '"')]
+        return [
+            f"{_KUBECTL} {pasteable(patch)}",
+            f"{_KUBECTL} rollout status daemonset {NAME}",
+            f"{_KUBECTL} get daemonset {NAME} -o yaml",
+        ]
+
+    def debug_shown(self) -> str:
+        """Give the lines of the last one's output that matter."""
+        found = self._access.api().find(PATH)
+        return arguments.excerpt(manifest.main(found)) if found else ""
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Take it out as its own clean-up does, and see that nothing of it is left on the node. Raises LabError."""
+        if not cluster_answers(self._access):
+            return
+        api = self._access.api()
+        found = api.find(PATH)
+        if found is not None and not installed.is_ours(found):
+            return
+        if found is not None:
+            api.delete(PATH)
+            self._await_gone(found)
+        for kind_ in ("ClusterRoleBinding", "ClusterRole"):
+            self._delete_ours(kube.path(kind_, NAME))
+        self._delete_ours(kube.path("ServiceAccount", NAME, NAMESPACE))
+        if found is not None:
+            leavings.sweep(self.place())
+            leavings.require_none(self.place())
+
+    def _delete_ours(self, where: str) -> None:
+        api = self._access.api()
+        if api.find(where) is not None:
+            api.delete(where)
+
+    def _await_gone(self, found: Object) -> None:
+        api = self._access.api()
+        awaiting = "Merbridge to take its programs away and end"
+        if waiting.until(lambda: not installed.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
+            return
+        for pod in installed.every_pod(api, found):  # its clean-up hangs: what it left is taken off below
+            api.delete(kube.path("Pod", pod["metadata"]["name"], NAMESPACE), grace=0)
+
+    # -- as a person would type it ----------------------------------------------------------------------------------
+
+    def typed(self) -> list[str]:
+        """Give the commands a person would type to put it in."""
+        settings = self._access.likely()
+        options = [] if not settings.merbridge_manifest else [f"--merbridge-manifest={settings.merbridge_manifest}"]
+        if settings.images[MERBRIDGE] != type(settings).default().images[MERBRIDGE]:
+            options.append(f"--image=merbridge={settings.images[MERBRIDGE]}")
+        get = pasteable(["merlab", "manifests", "merbridge", *options])
+        restart = [
+            f"kubectl --context {layout.CONTEXT} rollout restart deployment {spec.name}" for spec in layout.WORKLOADS
+        ]
+        return [
+            pasteable(kind.load_argv(layout.CLUSTER, [settings.images[MERBRIDGE]])),
+            f"{get} | kubectl --context {layout.CONTEXT} apply -f -",
+            *self._typed_mend(),
+            f"{_KUBECTL} rollout status daemonset {NAME}",
+            f"{_KUBECTL} logs ds/{NAME}",
+            *restart,
+        ]
+
+    def _typed_mend(self) -> list[str]:
+        with contextlib.suppress(LabError):
+            found = self._access.api().find(PATH)
+            mended = installed.noted(found, installed.MENDED) if found else ""
+            if mended.startswith(manifest.CGROUP2_PATH):
+                return [f"{_KUBECTL} set env daemonset/{NAME} {mended}"]
+            if mended:
+                return [f"{_KUBECTL} edit daemonset {NAME}  # {mended}"]
+        return []
+
+
+def rollout_state(api: kube.Api, found: Object) -> str:
+    """Say in a few words what the rollout waits for."""
+    from merbridge_lab.drivers.kind import trouble
+
+    return trouble.waited_for(installed.pods(api, found))
+
+
+def foreign(name: str) -> LabError:
+    """Give the error for a Merbridge that merlab did not put in."""
+    namespace, _, daemonset = name.partition("/")
+    return LabError(
+        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
+        hint=f"if you do not need it: kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}",
+    )
+
+
+def cluster_answers(access: Access) -> bool:
+    """Whether the node runs and its API answers."""
+    from merbridge_lab.drivers.kind import cluster
+
+    found = cluster.nodes()
+    return cluster.are_ours(found) and all(node.running for node in found) and access.api().ready()

@@ -1,0 +1,119 @@
+"""Twins: a client and a server for as long as merlab runs, the client out of the dataplane's reach.
+
+Upstream attaches to the node's root cgroup, so no pod of the node is out of its reach; a process of this machine that
+enters only the network and the files of a pod is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from merbridge_lab import interrupts, waiting
+from merbridge_lab.adapters import kube
+from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.drivers import batch
+from merbridge_lab.drivers.kind import layout, manifests, pods, trouble
+from merbridge_lab.drivers.kind.layout import WorkloadSpec
+from merbridge_lab.drivers.kind.merbridge import place as places
+from merbridge_lab.drivers.kind.workload import KindWorkload
+from merbridge_lab.errors import LabError
+from merbridge_lab.lab import HELLO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from merbridge_lab.drivers.kind.access import Access
+    from merbridge_lab.drivers.kind.merbridge.place import Place
+    from merbridge_lab.observation import Exchange
+
+CLIENT = WorkloadSpec("sleep-twin", "app=sleep-twin", "sleep")
+SERVER = WorkloadSpec("helloworld-twin", "app=helloworld-twin", "helloworld")
+URL = "http://helloworld-twin:5000/hello"
+_READY = 60.0
+
+
+class OutsideWorkload(KindWorkload):
+    """A pod whose network one uses from outside the node's cgroup; its sidecar is in the node as ever."""
+
+    place: Place
+
+    def _argv(self, argv: Sequence[str]) -> list[str]:
+        process = self.place.process(self.found(anew=False)[1].pid)
+        # The files are the pod's too: its curl, and its way to resolve names.
+        return ["nsenter", f"--net={process}/ns/net", f"--mount={process}/ns/mnt", "--", *argv]
+
+    def ask(self, url: str) -> Exchange:
+        """Ask once, from outside."""
+        nonce = batch.new_nonce()
+        done = run(self._argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+        return batch.read(nonce, url, done.status, done.stdout, done.stderr)
+
+    def request_command(self) -> str:
+        """Give the request as a person types it, on the machine that Docker runs on."""
+        return pasteable(self._argv(["curl", "-s", HELLO.removeprefix("http://")]))
+
+
+class Pair:
+    """The two twins, made when they are needed first and removed by `close`."""
+
+    def __init__(self, access: Access, place: Callable[[], Place]) -> None:
+        self._access, self._place = access, place
+        self._made: tuple[OutsideWorkload, KindWorkload] | None = None
+
+    def get(self) -> tuple[OutsideWorkload, KindWorkload]:
+        """Give client and server. Raises LabError."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def _make(self) -> tuple[OutsideWorkload, KindWorkload]:
+        if not places.is_outside(self._place()):
+            raise LabError(
+                "merlab itself runs in the node's cgroup, so no request of its own is out of the dataplane's reach",
+                hint="run merlab on the machine itself, not in the node",
+            )
+        self.close()
+        api, hands = self._access.api(), self._access.hands()
+        for document in manifests.objects("twin", self._access.settings()):
+            api.apply(document)
+        client = OutsideWorkload(api, CLIENT, hands)
+        client.place = self._place()
+        server = KindWorkload(api, SERVER, hands)
+        self._made = client, server
+        self._await_ready()
+        return client, server
+
+    def _await_ready(self) -> None:
+        api = self._access.api()
+        found: list[pods.Pod] = []
+
+        def ready() -> bool:
+            found[:] = [pod for spec in (CLIENT, SERVER) for pod in pods.living(api, spec)]
+            return len(found) == 2 and all(pod.ready for pod in found)  # noqa: PLR2004 - a pair
+
+        if not waiting.until(ready, timeout=_READY, every=0.3, awaiting="the twins to be ready"):
+            told = api.all("Pod", layout.NAMESPACE, f"app in ({CLIENT.name},{SERVER.name})")
+            seen = trouble.in_pods(told, _READY, now=True)
+            raise LabError(
+                f"the twins were not ready within {_READY:.0f} s{f': {seen.what}' if seen else ''}",
+                hint="merlab status --lab kind",
+                stderr=trouble.told(api.events()) or None,
+            )
+
+    def close(self) -> None:
+        """Remove them, also those of a merlab that was killed, and what was saved of their rules. Raises LabError."""
+        made, self._made = self._made, None
+        api = self._access.api()
+        with interrupts.shielded():
+            for spec in (CLIENT, SERVER):
+                api.delete(kube.path("Pod", spec.name), grace=0)
+            api.delete(kube.path("Service", SERVER.name))
+            for workload in made or ():
+                with contextlib.suppress(LabError):
+                    workload.rules.restore()  # of a pod that is gone: its rules are forgotten
+
+    @property
+    def made(self) -> bool:
+        """Whether there are any now that this merlab made."""
+        return self._made is not None

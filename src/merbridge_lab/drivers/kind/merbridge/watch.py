@@ -1,0 +1,124 @@
+"""What the kernel tells of a batch of requests: run counts, where connections were meant to go, the trace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from merbridge_lab import interrupts
+from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters.tracefs import Instance
+from merbridge_lab.dataplane.merbridge import kernel, trace
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.dataplane.merbridge.trace import MerbridgeEvent
+    from merbridge_lab.drivers.batch import Entry
+    from merbridge_lab.drivers.kind.merbridge.place import Place
+    from merbridge_lab.observation import Exchange
+
+#: A buffer of merlab's own in the node's tracefs: nothing is taken from others who read trace_pipe.
+INSTANCE = "merlab-kind"
+#: Where upstream sends what one sidecar says to another.
+_INBOUND = 15006
+#: How long to wait for lines before it is asked whether to go on, in seconds.
+_BETWEEN = 0.2
+#: Kinds of lines that name where somebody dialled.
+_DIALS = ("connect", "sidecar_connect", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is read around a batch."""
+
+    state: kernel.State
+    take: Callable[[], list[str]]
+
+    def counters(self) -> Mapping[str, Mapping[str, int]]:
+        """Give how often each program has run, on the whole node."""
+        return {"node": kernel.runs(self.state)}
+
+    def trace(self) -> tuple[MerbridgeEvent, ...]:
+        """Take the lines out that are there."""
+        return tuple(event for line in self.take() if (event := trace.parse(line)) is not None)
+
+    def noted(
+        self,
+        exchanges: Sequence[Exchange],
+        client_log: Mapping[str, AccessLogLine],
+        server_log: Mapping[str, Entry],
+    ) -> dict[str, dict[str, str]]:
+        """Look every connection of every request up in the map of original destinations."""
+        found: dict[str, dict[str, str]] = {}
+        for exchange in exchanges:
+            dialled = {"outbound": (exchange.local, exchange.remote)}
+            if (line := client_log.get(exchange.nonce)) is not None:
+                host = line.upstream_host.rpartition(":")[0]
+                dialled["mesh"] = (line.upstream_local, f"{host}:{_INBOUND}")
+            if (entry := server_log.get(exchange.nonce)) is not None:
+                dialled["inbound"] = (entry[1].upstream_local, entry[1].upstream_host)
+            legs = {leg: self._wanted(*places) for leg, places in dialled.items()}
+            found[exchange.nonce] = {leg: wanted for leg, wanted in legs.items() if wanted}
+        return found
+
+    def _wanted(self, source: str, dialled: str) -> str | None:
+        # An address that a log leaves out ("-") is no address.
+        with contextlib.suppress(OSError, ValueError):
+            return kernel.wanted(self.state, source, dialled)
+        return None
+
+
+@contextlib.contextmanager
+def watching(place: Place, state: kernel.State) -> Iterator[Watch]:
+    """Count runs, and collect the trace in a buffer of our own, for the length of the block. Raises LabError."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, bpf.enable_stats())
+        yield Watch(state, stack.enter_context(collecting(place)).drain)
+
+
+@contextlib.contextmanager
+def collecting(place: Place) -> Iterator[Instance]:
+    """Collect trace lines in a buffer of our own for the length of the block. Raises LabError."""
+    place.mount_trace()
+    # One each for every merlab: somebody may follow the trace meanwhile.
+    instance = Instance(place.tracing, f"{INSTANCE}-{os.getpid()}")
+    try:
+        instance.enable()
+    except OSError as error:
+        raise LabError(
+            f"the trace of the node cannot be read: {error.strerror} ({instance.path})", hint="merlab doctor --lab kind"
+        ) from error
+    try:
+        yield instance
+    finally:
+        instance.remove()
+
+
+def follow(place: Place) -> Iterator[MerbridgeEvent]:
+    """Give the events as they come, until interrupted. Raises LabError."""
+    with collecting(place) as instance, instance.following() as take:
+        while True:
+            interrupts.checkpoint()
+            yield from (event for line in take(_BETWEEN) if (event := trace.parse(line)) is not None)
+
+
+def sweep(place: Place) -> None:
+    """Remove the buffers that a killed merlab left."""
+    for name in Instance(place.tracing, INSTANCE).siblings():
+        with contextlib.suppress(OSError):
+            Instance(place.tracing, name).remove()
+
+
+def of_requests(events: Sequence[TraceEvent], places: frozenset[str]) -> tuple[TraceEvent, ...]:
+    """Leave out who dialled elsewhere: `places` are the addresses, with or without port, that the requests went to."""
+    return tuple(
+        event
+        for event in events
+        if event.kind not in _DIALS or event.ip in places or f"{event.ip}:{event.port}" in places
+    )

@@ -1,0 +1,371 @@
+"""What upstream Merbridge prints, traces and keeps in its maps, read; and its DaemonSet, changed and compared.
+
+The trace lines of formats that no capture has are written from upstream's sources, release by release.
+"""
+
+import copy
+import http.server
+import struct
+import threading
+
+import pytest
+import yaml
+
+from merbridge_lab.adapters import download
+from merbridge_lab.dataplane.merbridge import arguments, kernel, log, trace
+from merbridge_lab.drivers.kind import manifests
+from merbridge_lab.drivers.kind.merbridge import installed, manifest, preflight, watch
+from merbridge_lab.drivers.kind.settings import Settings, versions
+from merbridge_lab.drivers.options import Options
+from merbridge_lab.errors import LabError
+
+# -- the trace
+
+
+def line(said, comm="curl", pid=4242, mark="bpf_trace_printk", flags="...11"):
+    return f"{comm:>16}-{pid:<7} [001] {flags}  4520.123456: {mark}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "ip", "port"),
+    [
+        ("[debug] call from user container: cookie: 77, ip: 10.96.0.10, port: 5000", "connect", "10.96.0.10", 5000),
+        ("[debug] call from user container: cookie: -77, ip: 10.96.0.10, port: 80", "connect", "10.96.0.10", 80),
+        ("[debug] call from user container: cookie: 77, ip: 0x400600a, port: 5000", "connect", "10.96.0.4", 5000),
+        ("[debug] call from user container: ip: 0x400600a, port: 5000", "connect", "10.96.0.4", 5000),
+        ("[debug] call from user container: cookie: 7, ip: fd00::a, port: 5000", "connect", "fd00::a", 5000),
+        ("[debug] call from sidecar container: cookie: 7, ip: 10.0.0.7, port: 15006", "sidecar_connect", "10.0.0.7", 15006),
+        ("[debug] dest ip: 10.96.0.1 not in this node, bypass", "elsewhere", "10.96.0.1", 0),
+        ("[debug] dest ip: 0x400600a not in this node, bypass", "elsewhere", "10.96.0.4", 0),
+        ("[debug] get current pod ip error", "no_pod_ip", "", 0),
+        ("[debug] enovy to other, rewrite dst port from -30573 to 15006", "to_sidecar", "", 15006),
+        ("[debug] can not get port listen for cgroup(3341)", "not_in_mesh", "", 0),
+        ("[debug] origin dst: addr: 10.244.0.7:5000", "original_dst", "10.244.0.7", 5000),
+        ("[debug] optname: 80, dst: addr: 10.244.0.7:15006", "asks", "10.244.0.7", 15006),
+        ("[debug] redirect 91 bytes with eBPF successfully", "redirect", "", 0),
+        ("[debug] redirect 91 bytes with eBPF successfully, src: 127.0.0.1, dst: 127.0.0.2", "redirect", "127.0.0.2", 0),
+        ("[debug] detected process 4031's ip is 10.244.0.6", "detected", "10.244.0.6", 0),
+        ("incorrect connection: cookie=-5", "reconnect", "", 0),
+        ("[debug] successfully deal DNS redirect query", "dns", "", 0),
+        ("[debug] ignored dest ranges by exclude_out_ranges, ip: 10.0.0.1", "policy", "", 0),
+        ("[debug] dest port 5000 not in pod(10.244.0.6)'s include_out_ports, ignored.", "policy", "", 0),
+        ("write cookie_original_dst failed", "failure", "", 0),
+        ("failed to get origin", "failure", "", 0),
+    ],
+)  # fmt: skip
+def test_each_format_of_each_release_is_known(said, kind, ip, port):
+    event = trace.parse(line(said))
+    assert (event.kind, event.ip, event.port) == (kind, ip, port)
+    assert " " in event.sentence()
+    assert "{" not in event.sentence()
+
+
+@pytest.mark.parametrize("mark", ["bpf_trace_printk", "0", "0x1", "0x00000001"])
+@pytest.mark.parametrize("comm", ["curl", "wrk:worker_0", "<...>", "my own app-2", "a b"])
+@pytest.mark.parametrize("flags", ["d..31", "...11", "d...", ".....1"])
+def test_the_kernels_part_of_a_line(mark, comm, flags):
+    event = trace.parse(line("[debug] redirect 91 bytes with eBPF successfully", comm=comm, mark=mark, flags=flags))
+    assert (event.comm, event.pid, event.seconds, event.size) == (comm, 4242, 4520.123456, 91)
+
+
+@pytest.mark.parametrize(
+    "said", ["[merlab] redirect pair=1 bytes=2", "hello", "[debug] redirect many bytes with eBPF successfully"]
+)
+def test_lines_of_others_are_not_upstreams(said):
+    assert trace.parse(line(said)) is None
+
+
+def test_what_was_dialled_elsewhere_is_left_out():
+    said = [
+        "[debug] call from user container: cookie: 77, ip: 10.96.0.10, port: 5000",
+        "[debug] call from user container: cookie: 78, ip: 10.96.0.99, port: 443",
+        "[debug] redirect 91 bytes with eBPF successfully",
+    ]
+    events = [trace.parse(line(each)) for each in said]
+    assert [event.raw for event in watch.of_requests(events, frozenset({"10.96.0.10"}))] == [
+        events[0].raw,
+        events[2].raw,
+    ]
+
+
+# -- the log
+
+
+@pytest.mark.parametrize(
+    ("said", "cgroup", "issue"),
+    [
+        ("Makefile:87: *** It looks like your system does not have cgroupv2 enabled, or the automatic", True, 60),
+        ("Error: failed to pin program cgroup/connect4", True, 106),
+        ("Error: failed to attach program", True, 38),
+        ('level=fatal msg="failed to attach ebpf programs: unexpected exit code: 2"', True, 38),
+        ("mb_connect.c:17:10: fatal error: 'linux/bpf.h' file not found: No such file", False, 356),
+        ("libbpf: map 'sock_pair_map': failed to create: Invalid argument(-22)", False, 270),
+        ('level=fatal msg="failed to load ebpf programs: unexpected exit code: 2"', False, 127),
+    ],
+)  # fmt: skip
+def test_crashes_are_known_by_upstreams_words(said, cgroup, issue):
+    crash = log.crash(f"make load\nsome other line\n{said}\nmake: *** [Makefile:9: load] Error 2\n")
+    assert (crash.cgroup, crash.issue) == (cgroup, issue)
+    assert crash.said == said.strip()
+    assert crash.link.endswith(f"/issues/{issue}")
+
+
+def test_the_cause_of_a_crash_wins_over_what_follows_from_it():
+    said = "It looks like your system does not have cgroupv2 enabled\nfailed to load ebpf programs: exit code 2"
+    assert log.crash(said).issue == 60
+
+
+def test_a_log_of_other_words_is_no_known_crash_and_ready_is_read():
+    assert log.crash("starting\nall is well\n") is None
+    assert not log.ready("starting")
+    assert log.ready('time="…" level=info msg="Pod Watcher Ready" func="controller.Run()"')
+    assert log.tail("\n".join(map(str, range(40)))).splitlines()[0] == "28"
+
+
+# -- the debug flag
+
+
+MBCTL = ["/app/mbctl", "-m", "istio"]
+
+
+@pytest.mark.parametrize(
+    ("container", "changed"),
+    [
+        ({"args": MBCTL}, {"args": ["/app/mbctl", "-d", "-m", "istio"]}),
+        ({"command": MBCTL}, {"command": ["/app/mbctl", "-d", "-m", "istio"]}),
+        ({"command": ["mbctl"], "args": ["-m", "istio"]}, {"command": ["mbctl", "-d"], "args": ["-m", "istio"]}),
+        ({"args": ["-m", "istio"]}, {"args": ["-d", "-m", "istio"]}),
+        ({}, {"args": ["-d"]}),
+        ({"command": ["sh", "-c", "mbctl -m istio"]}, {"command": ["sh", "-c", "mbctl -d -m istio"]}),
+    ],
+)  # fmt: skip
+def test_the_flag_goes_after_mbctl_wherever_that_stands_and_comes_off_again(container, changed):
+    before = copy.deepcopy(container)
+    assert arguments.with_debug(container) == changed
+    assert container == before
+    assert arguments.debug(changed)
+    assert not arguments.debug(container)
+    assert arguments.with_debug(changed) == changed
+    off = arguments.without_debug(changed)
+    assert not arguments.debug(off)
+    assert off in (container, {"args": []})
+
+
+@pytest.mark.parametrize("flag", ["-d", "--debug", "--debug=true"])
+def test_a_flag_that_is_there_already_stays_as_it_is(flag):
+    container = {"args": [*MBCTL, flag]}
+    assert arguments.with_debug(container) == container
+    assert arguments.without_debug(container) == {"args": MBCTL}
+
+
+def test_the_excerpt_is_yaml():
+    told = yaml.safe_load(arguments.excerpt({"args": ["/app/mbctl", "-d", "--use-reconnect=true"]}))
+    assert told == {"args": ["/app/mbctl", "-d", "--use-reconnect=true"]}
+
+
+# -- maps
+
+
+def test_a_connection_is_looked_up_by_addresses_and_ports_in_the_networks_order():
+    wide = kernel.pair("127.0.0.1:41234", "127.128.0.5:15001", 36)
+    assert wide[12:16] == bytes([127, 0, 0, 1])
+    assert wide[28:32] == bytes([127, 128, 0, 5])
+    assert wide[32:] == struct.pack("!HH", 41234, 15001)
+    assert not any(wide[:12])
+    assert kernel.pair("127.0.0.1:41234", "127.128.0.5:15001", 12) == wide[12:16] + wide[28:32] + wide[32:]
+    assert kernel.pair("127.0.0.1:41234", "127.128.0.5:15001", 20) == b""
+
+
+def test_where_it_was_meant_to_go():
+    ip, port = bytes([10, 96, 0, 10]), struct.pack("!H", 5000)
+    assert kernel.read_wanted(bytes(12) + ip + struct.pack("=I", 77) + port + b"\1\0") == "10.96.0.10:5000"
+    assert kernel.read_wanted(struct.pack("=I", 77) + ip + port + b"\1\0") == "10.96.0.10:5000"
+    assert kernel.read_pod(bytes(12) + ip) == kernel.read_pod(ip) == "10.96.0.10"
+
+
+# -- the manifest
+
+
+@pytest.fixture
+def settings():
+    return Settings.default()
+
+
+@pytest.fixture
+def daemonset(settings):
+    return manifest.daemonset(manifest.objects(settings))
+
+
+def old(tmp_path, path="/sys/fs", policy="Always"):
+    """A manifest such as the first releases had: another hostPath, an image that is always pulled."""
+    text = manifests.text("merbridge", Settings.default())
+    text = text.replace("mountPath: /sys/fs/cgroup", f"mountPath: {path}").replace(
+        "path: /sys/fs/cgroup", f"path: {path}"
+    )
+    file = tmp_path / "old.yaml"
+    file.write_text(text.replace("imagePullPolicy: IfNotPresent", f"imagePullPolicy: {policy}"))
+    return str(file)
+
+
+def test_ours_is_for_the_last_release_and_takes_a_loaded_image(settings, daemonset):
+    container = manifest.main(daemonset)
+    assert container["image"] == settings.images["merbridge"] == "ghcr.io/merbridge/merbridge:0.8.1"
+    assert container["imagePullPolicy"] == "IfNotPresent"
+    assert not arguments.debug(container)
+    assert manifest.mend(copy.deepcopy(daemonset), "") == ""
+
+
+def test_another_image_and_another_manifest(settings, tmp_path):
+    asked = settings.asked(Options(images={"merbridge": "my/merbridge:1"}))
+    assert manifest.main(manifest.daemonset(manifest.objects(asked)))["image"] == "my/merbridge:1"
+    named = settings.asked(Options(merbridge_manifest=old(tmp_path)))
+    container = manifest.main(manifest.daemonset(manifest.objects(named)))
+    assert container["imagePullPolicy"] == "IfNotPresent", "Always defeats an image that was loaded"
+    assert yaml.safe_load_all(manifests.text("merbridge", named))
+    assert named.differ_from(settings) == [], "the mesh is not made anew for it"
+    assert Settings.from_json(asked.to_json()) == asked
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("kind: [", "is not a Kubernetes manifest"),
+        ("just words", "is not a Kubernetes manifest"),
+        ("kind: Job", "holds a Job, which merlab does not apply"),
+        ("kind: ConfigMap", "holds 0 DaemonSets"),
+    ],
+)
+def test_a_manifest_that_is_none_says_so(settings, tmp_path, content, said):
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(LabError, match=said):
+        manifest.objects(settings.asked(Options(merbridge_manifest=str(tmp_path / "bad.yaml"))))
+
+
+def test_a_manifest_that_is_not_there_names_those_that_are(settings):
+    with pytest.raises(LabError, match="cannot be read") as refused:
+        manifest.objects(settings.asked(Options(merbridge_manifest="nowhere.yaml")))
+    assert "release, main" in refused.value.hint
+
+
+def test_upstreams_own_are_known_by_commit_and_digest():
+    for known in versions()["merbridge-manifests"].values():
+        assert len(known["sha256"]) == 64
+        assert "/merbridge/merbridge/" in known["url"]
+        assert not known["url"].startswith("http://")
+
+
+def test_only_the_web_is_downloaded_from(tmp_path):
+    with pytest.raises(LabError, match="neither a file nor a URL"):
+        download.text(f"file://{tmp_path}")
+
+
+@pytest.fixture
+def served():
+    """A small web server with one file."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/file" else 404)
+            self.end_headers()
+            self.wfile.write(b"kind: List\n")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/file"
+        server.shutdown()
+
+
+def test_what_is_not_what_it_was_is_refused(served):
+    assert download.text(served) == "kind: List\n"
+    with pytest.raises(LabError, match="is not what it was"):
+        download.text(served, sha256="0" * 64)
+    with pytest.raises(LabError, match="cannot be downloaded"):
+        download.text(f"{served}/not-there")
+
+
+# -- the crash, mended
+
+
+def test_the_old_host_path_is_mended_as_upstream_did_and_then_the_mount_is_named(settings, tmp_path):
+    found = manifest.daemonset(manifest.objects(settings.asked(Options(merbridge_manifest=old(tmp_path)))))
+    assert manifest.mend(found, "/sys/fs/cgroup/unified") == "hostPath /sys/fs/cgroup instead of /sys/fs"
+    (mount,) = [one for one in manifest.main(found)["volumeMounts"] if one["name"] == "cgroup"]
+    assert mount["mountPath"] == "/sys/fs/cgroup"
+    assert manifest.mend(found, "/sys/fs/cgroup/unified") == "CGROUP2_PATH=/sys/fs/cgroup/unified"
+    assert manifest.main(found)["env"] == [{"name": "CGROUP2_PATH", "value": "/sys/fs/cgroup/unified"}]
+    assert manifest.mend(found, "/sys/fs/cgroup/unified") == "", "there is nothing more to mend"
+
+
+# -- edited by hand
+
+
+def live(daemonset, **notes):
+    """As the API gives it: with merlab's notes, and with what others add."""
+    told = installed.with_notes(daemonset, {installed.FROM: "", **notes})
+    told["spec"]["template"]["spec"]["restartPolicy"] = "Always"
+    told["spec"]["template"]["spec"]["containers"][0]["terminationMessagePath"] = "/dev/termination-log"
+    return told
+
+
+def test_what_the_api_adds_is_no_edit_nor_is_the_debug_flag(daemonset):
+    found = live(daemonset)
+    assert installed.is_ours(found)
+    assert installed.edits(found) == []
+    manifest.set_debug(found, on=True)
+    assert installed.debug(found)
+    assert installed.edits(found) == []
+
+
+def test_an_edit_is_named_with_its_place(daemonset):
+    found = live(daemonset)
+    container = manifest.main(found)
+    container["args"] = [*container["args"][:1], "-m", "kuma"]
+    container["securityContext"]["privileged"] = False
+    del found["spec"]["template"]["spec"]["hostNetwork"]
+    said = " | ".join(installed.edits(found))
+    assert "spec.template.spec.containers[0].args is [/app/mbctl, -m, kuma], not [/app/mbctl, -m, istio" in said
+    assert "securityContext.privileged is False, not True" in said
+    assert "hostNetwork" in said
+
+
+def test_one_without_merlabs_notes_is_not_merlabs(daemonset):
+    assert not installed.is_ours(daemonset)
+
+
+# -- preflight
+
+
+def test_what_it_needs_is_said_with_the_way_on():
+    assert preflight.privileges(0).verdict == "pass"
+    lacking = [
+        preflight.privileges(1000),
+        preflight.architecture("aarch64"),
+        preflight.version("5.4.0-9"),
+        preflight.cgroup2("nodev\tcgroup\n"),
+    ]
+    for one in lacking:
+        assert one.verdict == "fail"
+        assert "--dataplane none" in one.hint
+    assert preflight.version("6.18.1").verdict == "pass"
+    assert preflight.cgroup2("nodev\tcgroup\nnodev\tcgroup2\n").verdict == "pass"
+
+
+def test_native_sidecars_are_no_obstacle_and_cost_what_is_said():
+    assert preflight.kind_of_sidecars("classic").verdict == "pass"
+    native = preflight.kind_of_sidecars("native")
+    assert native.verdict == "warn"
+    assert "local_pod_ips stays empty" in native.found
+
+
+def test_another_merbridge_is_named():
+    (one,) = preflight.alone(lambda: ["mesh/merbridge"])
+    assert one.verdict == "fail"
+    assert "kubectl -n mesh delete daemonset merbridge" in one.hint
+
+    def silent():
+        raise LabError("the API does not answer")
+
+    assert preflight.alone(silent) == []
