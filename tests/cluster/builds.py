@@ -234,6 +234,7 @@ _HOMES: dict[str, Callable[[], Path]] = {
     "coredns": lambda: module("coredns"),
     "runc": lambda: module("small"),
     "helloworld": lambda: module("small"),
+    "lookalike": lambda: module("lookalike"),
     "pilot-discovery": lambda: tool("istio"),
     "pilot-agent": lambda: tool("istio"),
     "envoy": envoy,

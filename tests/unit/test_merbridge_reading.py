@@ -34,7 +34,7 @@ def line(said, comm="curl", pid=4242, mark="bpf_trace_printk", flags="...11"):
         ("[debug] call from user container: cookie: 77, ip: 0x400600a, port: 5000", "connect", "10.96.0.4", 5000),
         ("[debug] call from user container: ip: 0x400600a, port: 5000", "connect", "10.96.0.4", 5000),
         ("[debug] call from user container: cookie: 7, ip: fd00::a, port: 5000", "connect", "fd00::a", 5000),
-        ("[debug] call from sidecar container: cookie: 7, ip: 10.0.0.7, port: 15006", "sidecar_connect", "10.0.0.7", 15006),
+        ("[debug] call from sidecar container: cookie: 7, ip: 10.0.0.7, port: 80", "sidecar_connect", "10.0.0.7", 80),
         ("[debug] dest ip: 10.96.0.1 not in this node, bypass", "elsewhere", "10.96.0.1", 0),
         ("[debug] dest ip: 0x400600a not in this node, bypass", "elsewhere", "10.96.0.4", 0),
         ("[debug] get current pod ip error", "no_pod_ip", "", 0),
@@ -43,7 +43,7 @@ def line(said, comm="curl", pid=4242, mark="bpf_trace_printk", flags="...11"):
         ("[debug] origin dst: addr: 10.244.0.7:5000", "original_dst", "10.244.0.7", 5000),
         ("[debug] optname: 80, dst: addr: 10.244.0.7:15006", "asks", "10.244.0.7", 15006),
         ("[debug] redirect 91 bytes with eBPF successfully", "redirect", "", 0),
-        ("[debug] redirect 91 bytes with eBPF successfully, src: 127.0.0.1, dst: 127.0.0.2", "redirect", "127.0.0.2", 0),
+        ("[debug] redirect 91 bytes with eBPF successfully, src: 127.0.0.1, dst: 10.0.0.2", "redirect", "10.0.0.2", 0),
         ("[debug] detected process 4031's ip is 10.244.0.6", "detected", "10.244.0.6", 0),
         ("incorrect connection: cookie=-5", "reconnect", "", 0),
         ("[debug] successfully deal DNS redirect query", "dns", "", 0),
@@ -69,7 +69,7 @@ def test_the_kernels_part_of_a_line(mark, comm, flags):
 
 
 @pytest.mark.parametrize(
-    "said", ["[merlab] redirect pair=1 bytes=2", "hello", "[debug] redirect many bytes with eBPF successfully"]
+    "said", ["[merlab] redirect pair=1 bytes=2", "hello", "some other program failed: error 5", "redirect 9 apples"]
 )
 def test_lines_of_others_are_not_upstreams(said):
     assert trace.parse(line(said)) is None

@@ -24,6 +24,14 @@ _COOKIE = r"(?:cookie: (?P<cookie>-?\d+), )?"
 _ENDS = rf", src: (?P<source>\S+), dst: {_IP}(?::(?P<port>\d+))?"
 _PLACE = rf"addr: {_IP}:(?P<port>\d+)"
 
+# These stand there without the mark of debug mode, and so must not be taken for words of others.
+_FAILURES = (
+    r"(?:write cookie_original_dst|update cookie origin|update origin cookie) failed.*"
+    r"|failed (?:to )?get origin|not from pod|request origin not found .*|resp origin (?:flags \S+ error|not found)"
+    r"|optname: \d+: invalid getsockopt optval|bind \S+ error|get ip for mark \S+ error"
+    r"|cg_info can not be NULL|update cgroup_info_map of .* error"
+    r"|read level ?\S* (?:of pid )?error|error (?:out perf event|delete hostpid).*"
+)
 _FORMATS: tuple[tuple[str, str], ...] = (
     ("connect", rf"call from user container: {_COOKIE}ip: {_IP}, port: (?P<port>\d+)"),
     ("sidecar_connect", rf"call from sidecar container: {_COOKIE}ip: {_IP}, port: (?P<port>\d+)"),
@@ -39,13 +47,14 @@ _FORMATS: tuple[tuple[str, str], ...] = (
         "redirect",
         rf"redirect (?P<size>\d+) bytes with eBPF successfully(?:{_ENDS})?",
     ),
-    ("detected", rf"detected process (?P<process>\d+)'s ip is {_IP}"),
+    ("detected", r"detected process (?P<process>\d+)'s ip is (?P<ip>-?[0-9a-fA-F.:]+)"),
     ("reconnect", r"incorrect connection: cookie=-?\d+"),
     ("dns", r"successfully deal DNS redirect query"),
+    ("tc", r"tc (?:ingress|egress): .*"),
     ("bind", r"change bind address from \S+ to \S+"),
-    ("failure", r".*(?:failed|invalid getsockopt optval|error|not found|can not be NULL).*"),
+    ("failure", _FAILURES),
 )
-_KNOWN = tuple((kind, re.compile(text + r"\s*$")) for kind, text in _FORMATS)
+_KNOWN = tuple((kind, re.compile(rf"(?:{text})\s*$")) for kind, text in _FORMATS)
 
 _SENTENCES = {
     "connect": "connect() by {comm} ({pid}) to {at} intercepted: it goes to its sidecar",
@@ -62,7 +71,9 @@ _SENTENCES = {
     "detected": "the sidecar's address is {ip}, learned from its first connection",
     "reconnect": "the sidecar dialled itself while its address was not known: refused, it tries once more",
     "dns": "a DNS query went to the sidecar",
+    "tc": "in CNI mode, at the pod's interface: {said}",
     "bind": "a listener was moved from the loopback to all addresses",
+    "other": "upstream says: {said}",
     "failure": "upstream says that something failed: {said}",
 }
 
@@ -85,30 +96,34 @@ def parse(line: str) -> MerbridgeEvent | None:
     found = _ENVELOPE.match(line)
     if found is None:
         return None
+    said = found["said"].strip()
+    kind, values = _told(said) or ("other", {})
+    if kind == "other" and not found["debug"]:
+        return None
+    return MerbridgeEvent(
+        seconds=float(found["seconds"]),
+        comm=found["comm"],
+        pid=int(found["pid"]),
+        kind=kind,
+        raw=line.rstrip("\n"),
+        ip=dotted(values.get("ip", "")),
+        port=int(values.get("port", 0)),
+        source=values.get("source", ""),
+        size=int(values.get("size", 0)),
+        reason=values.get("reason", ""),
+        said=said,
+    )
+
+
+def _told(said: str) -> tuple[str, dict[str, str]] | None:
     for kind, pattern in _KNOWN:
-        told = pattern.match(found["said"])
-        # Words as common as "failed" may be anybody's; what upstream says in debug mode has its mark.
-        if told is None:
-            continue
-        values = {name: value for name, value in told.groupdict().items() if value is not None}
-        return MerbridgeEvent(
-            seconds=float(found["seconds"]),
-            comm=found["comm"],
-            pid=int(found["pid"]),
-            kind=kind,
-            raw=line.rstrip("\n"),
-            ip=dotted(values.get("ip", "")),
-            port=int(values.get("port", 0)),
-            source=values.get("source", ""),
-            size=int(values.get("size", 0)),
-            reason=values.get("reason", ""),
-            said=found["said"].strip(),
-        )
+        if (told := pattern.match(said)) is not None:
+            return kind, {name: value for name, value in told.groupdict().items() if value is not None}
     return None
 
 
 def dotted(ip: str) -> str:
-    """Give an address as people write it: a number in hexadecimal is an IPv4 address in the network's order."""
-    if not ip.startswith("0x"):
-        return ip
-    return socket.inet_ntoa(struct.pack("=I", int(ip, 16)))
+    """Give an address as people write it: a number, of whatever base, is an IPv4 address in the network's order."""
+    if ip.startswith("0x"):
+        return socket.inet_ntoa(struct.pack("=I", int(ip, 16)))
+    return socket.inet_ntoa(struct.pack("=i", int(ip))) if ip.lstrip("-").isdigit() else ip

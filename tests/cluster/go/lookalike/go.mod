@@ -1,0 +1,3 @@
+module merlab/cluster/lookalike
+
+go 1.25

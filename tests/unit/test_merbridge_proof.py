@@ -1,0 +1,200 @@
+"""The checks, and the matrix, over what a dataplane like upstream's leaves: notes in a map, run counts, a trace.
+
+The observations are those of the lab in memory, whose requests leave real log lines and rule counters; what the map and
+the trace hold of them is laid beside.
+"""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+
+from fakes import FakeLab, up
+from merbridge_lab import matrix
+from merbridge_lab.checks import mesh, redirect, trace
+from merbridge_lab.dataplane.merbridge import trace as upstream
+from merbridge_lab.evidence import Verdict
+from merbridge_lab.lab import INBOUND, PEER
+from merbridge_lab.report import Report
+
+VIP = "10.96.0.10:5000"
+LEGS = ("outbound", "mesh", "inbound")
+
+
+def as_upstream(seen, legs=LEGS, runs=None):
+    """Lay beside an observation what upstream's map and run counts hold of it."""
+    exchanges = tuple(replace(one, remote="127.128.0.7:15001") for one in seen.exchanges)
+    noted = {one.nonce: dict.fromkeys(legs, VIP) for one in exchanges}
+    after = {"connect4_runs": 9, "sk_msg_runs": 6 * len(exchanges) if runs is None else runs}
+    return replace(
+        seen,
+        exchanges=exchanges,
+        noted=noted,
+        counters_before={"node": dict.fromkeys(after, 0)},
+        counters_after={"node": after},
+        trace=(),
+    )
+
+
+@pytest.fixture
+def healthy():
+    lab = up(FakeLab())
+    return as_upstream(lab.observe(lab.workload("sleep")))
+
+
+def lines(*said):
+    text = "            curl-4242    [001] ...11  4520.123456: bpf_trace_printk: [debug] {}"
+    return tuple(upstream.parse(text.format(each)) for each in said)
+
+
+CONNECT = "call from user container: cookie: 77, ip: 10.96.0.10, port: 5000"
+MOVED = "redirect 91 bytes with eBPF successfully"
+
+
+def test_what_the_map_holds_is_intercepted_and_moved(healthy):
+    assert redirect.find_intercepted(healthy).held
+    moved = redirect.find_payload(healthy)
+    assert moved.held
+    assert "on all three legs" in moved.why
+    assert {reading.source for reading in moved.evidence} >= {
+        "bpf:pair_original_dst/sleep/mesh",
+        "bpf:node/sk_msg_runs",
+    }
+
+
+def test_programs_that_run_and_note_nothing_intercept_nothing(healthy):
+    finding = redirect.find_intercepted(replace(healthy, noted={}))
+    assert not finding.held
+    assert "intercepted none of 4 fresh connections of sleep: its program ran 9 times" in finding.why
+
+
+def test_one_connection_that_is_not_in_the_map_is_one_too_many(healthy):
+    noted = dict(list(healthy.noted.items())[1:])
+    assert "intercepted 3 of 4" in redirect.find_intercepted(replace(healthy, noted=noted)).why
+
+
+def test_a_note_of_a_connection_that_went_elsewhere_proves_nothing(healthy):
+    exchanges = tuple(replace(one, remote=VIP) for one in healthy.exchanges)
+    finding = redirect.find_intercepted(replace(healthy, exchanges=exchanges))
+    assert "not to the sidecar" in finding.why
+
+
+@pytest.mark.parametrize("missing", LEGS)
+def test_a_leg_without_notes_is_named_unless_it_is_a_known_limit(healthy, missing):
+    short = as_upstream(healthy, [leg for leg in LEGS if leg != missing])
+    finding = redirect.find_payload(short)
+    assert f"0 of 4 on the {missing} leg" in finding.why
+    limited = redirect.find_payload(replace(short, limits={missing: "the reason"}))
+    assert limited.held
+    assert f"not on the {missing} leg: the reason" in limited.why
+
+
+def test_a_mover_that_did_not_run_for_each_message(healthy):
+    assert "ran 23 times for at least 24 messages" in redirect.find_payload(as_upstream(healthy, runs=23)).why
+
+
+def test_where_there_is_a_trace_it_must_tell_of_each_message(healthy):
+    full = replace(healthy, trace=lines(CONNECT, *[MOVED] * 24))
+    assert "24 messages, 2184 bytes" in redirect.find_payload(full).why
+    short = replace(healthy, trace=lines(CONNECT, *[MOVED] * 23))
+    assert "the trace tells of 23 messages moved" in redirect.find_payload(short).why
+
+
+def test_a_trace_is_of_the_request_if_it_names_where_the_map_says_it_was_meant_to_go(healthy):
+    assert trace.find_told(replace(healthy, trace=lines(CONNECT, MOVED))).held
+    elsewhere = lines(CONNECT.replace("10.96.0.10", "10.96.0.99"), MOVED)
+    assert "no connect() to it was intercepted" in trace.find_told(replace(healthy, trace=elsewhere)).why
+    assert "no bytes were moved" in trace.find_told(replace(healthy, trace=lines(CONNECT))).why
+
+
+def test_a_trace_that_looks_right_without_a_note_in_the_map_proves_nothing(healthy):
+    finding = trace.find_told(replace(healthy, noted={}, trace=lines(CONNECT, MOVED)))
+    assert not finding.held
+    assert "this request was not intercepted" in finding.why
+
+
+def test_a_flushed_request_that_its_sidecar_never_saw_is_said_to_have_been_sent_nowhere():
+    lab = up(FakeLab())
+    lab.dataplane.remove()
+    sleep = lab.workload("sleep")
+    with sleep.rules.flushed() as saved:
+        seen = lab.observe(sleep)
+    finding = mesh.find_served(seen.around(saved, sleep.rules.snapshot()))
+    assert "its own sidecar has no record of it: with the rules flushed, nothing sent it there" in finding.why
+
+
+# -- the matrix
+
+
+class Without(FakeLab):
+    """A lab whose dataplane leaves the servers' side to the rules, and whose apps do not tell who asked."""
+
+    def __init__(self, *missing):
+        super().__init__()
+        self.capabilities -= set(missing)
+        self.bypassing = False
+
+    @contextlib.contextmanager
+    def flushed(self, workloads):
+        with super().flushed(workloads) as saved:
+            self.bypassing = True
+            yield saved
+            self.bypassing = False
+
+    def observe(self, client, **options):
+        seen = super().observe(client, **options)
+        return replace(seen, server_log={}) if self.bypassing else seen
+
+
+def last_cell(lab):
+    return sorted(matrix.measure(up(lab)), key=lambda outcome: outcome.cell.place)[2]
+
+
+def test_what_upstream_is_known_not_to_serve_is_told_apart_from_a_broken_lab():
+    outcome = last_cell(Without(INBOUND))
+    assert outcome.finding.verdict is Verdict.SKIP
+    assert outcome.finding.why.startswith("a known limit, not a broken lab:")
+    assert "4 of 4 answered, 0 of 4 through a server's sidecar" in outcome.finding.why
+    report = Report("verify", "fake", matrix=[outcome])
+    assert report.skipped == 1
+    assert report.cause is None
+    assert outcome.to_json()["verdict"] == "skip"
+
+
+def test_the_same_where_it_should_serve_them_is_a_failure():
+    outcome = last_cell(Without())
+    assert outcome.finding.verdict is Verdict.FAIL
+
+
+def test_where_it_serves_them_all_the_same_it_is_no_limit():
+    lab = FakeLab()
+    lab.capabilities -= {INBOUND}
+    assert last_cell(lab).finding.held
+
+
+def test_rules_that_were_not_gone_are_never_a_known_limit():
+    class Kept(Without):
+        def flushed(self, workloads):
+            return contextlib.nullcontext({one.name: one.rules.snapshot() for one in workloads})
+
+    finding = last_cell(Kept(INBOUND)).finding
+    assert finding.verdict is Verdict.FAIL
+    assert "flushed as it was" in finding.why
+
+
+@pytest.mark.parametrize(
+    ("headers", "held"),
+    [({}, True), ({"server": "istio-envoy"}, False), ({"x-envoy-upstream-service-time": "3"}, False)],
+)
+def test_an_app_that_does_not_tell_who_asked_must_have_answered_without_a_sidecars_headers(headers, held):
+    class Silent(FakeLab):
+        def observe(self, client, **options):
+            seen = super().observe(client, **options)
+            if options.get("logged", True):
+                return seen
+            return replace(seen, exchanges=tuple(replace(one, headers=headers) for one in seen.exchanges))
+
+    lab = Silent()
+    lab.capabilities -= {PEER}
+    bypassed = sorted(matrix.measure(up(lab)), key=lambda outcome: outcome.cell.place)[5]
+    assert bypassed.finding.held is held, bypassed.finding.why
