@@ -47,6 +47,11 @@ class Access:
             self._node = found[0].name
         return self._node
 
+    def answers(self) -> bool:
+        """Whether the cluster is merlab's, its node runs, and its API answers. Raises LabError without Docker."""
+        found = cluster.nodes()
+        return cluster.are_ours(found) and all(node.running for node in found) and self.api().ready()
+
     def find_hands(self) -> Hands | None:
         """Give that by which pods are entered, or None where there is nothing. Raises LabError without a lab."""
         if self._hands is None:

@@ -16,7 +16,7 @@ from merbridge_lab.drivers.kind import cluster, layout, state
 from merbridge_lab.drivers.kind.access import Access
 from merbridge_lab.drivers.kind.cluster import NodePart
 from merbridge_lab.drivers.kind.merbridge import images, installed, manifest, preflight, twins, watch
-from merbridge_lab.drivers.kind.merbridge.part import MerbridgePart, cluster_answers
+from merbridge_lab.drivers.kind.merbridge.part import MerbridgePart
 from merbridge_lab.drivers.kind.mesh import MeshPart
 from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
 from merbridge_lab.drivers.kind.settings import MERBRIDGE
@@ -229,7 +229,7 @@ class KindLab:
         return [*found, *preflight.requirements(likely.sidecars, self._others)] if self.intercepts else found
 
     def _others(self) -> list[str]:
-        return installed.others(self.api()) if cluster_answers(self._access) else []
+        return installed.others(self.api()) if self._access.answers() else []
 
     def require_able(self) -> None:
         """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
@@ -238,7 +238,7 @@ class KindLab:
                 raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
         if self.intercepts and not self.merbridge.attached:
             wanted = manifest.daemonset(manifest.objects(self.settings()))
-            node = self._access.node() if cluster_answers(self._access) else None
+            node = self._access.node() if self._access.answers() else None
             images.require([one["image"] for one in manifest.containers(wanted)], node)
 
     def inventory(self) -> list[Shown]:
@@ -304,7 +304,7 @@ class KindLab:
 
     def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
         """Remove whatever is left of the lab."""
-        if self.intercepts and cluster_answers(self._access):
+        if self.intercepts and self._access.answers():
             self._pair.close()
         self.node.remove()
 

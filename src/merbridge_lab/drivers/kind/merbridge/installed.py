@@ -11,6 +11,7 @@ from merbridge_lab.dataplane.merbridge import arguments
 from merbridge_lab.drivers.kind import layout
 from merbridge_lab.drivers.kind.merbridge import manifest
 from merbridge_lab.drivers.kind.settings import MERBRIDGE
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,3 +109,12 @@ def there(access: Access) -> bool:
     """Whether merlab's Merbridge is in the cluster."""
     found = access.api().find(PATH)
     return found is not None and is_ours(found)
+
+
+def foreign(name: str) -> LabError:
+    """Give the error for a Merbridge that merlab did not put in."""
+    namespace, _, daemonset = name.partition("/")
+    return LabError(
+        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
+        hint=f"if you do not need it: kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}",
+    )

@@ -6,14 +6,11 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from merbridge_lab import waiting
-from merbridge_lab.adapters import kind, kube
-from merbridge_lab.adapters.proc import pasteable
+from merbridge_lab.adapters import kube
 from merbridge_lab.dataplane.merbridge import arguments, kernel
-from merbridge_lab.dataplane.merbridge import log as words
-from merbridge_lab.drivers.kind import layout, manifests, pods
-from merbridge_lab.drivers.kind.merbridge import images, installed, leavings, manifest, place, starting
+from merbridge_lab.drivers.kind import manifests
+from merbridge_lab.drivers.kind.merbridge import images, installed, leavings, manifest, order, place, starting, typed
 from merbridge_lab.drivers.kind.merbridge.installed import NAME, NAMESPACE, PATH
-from merbridge_lab.drivers.kind.settings import MERBRIDGE
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from merbridge_lab.drivers.kind.merbridge.installed import Object
     from merbridge_lab.drivers.kind.merbridge.place import Place
 
-_KUBECTL = f"kubectl --context {layout.CONTEXT} -n {NAMESPACE}"
 _GONE = 60.0
 
 
@@ -76,52 +72,7 @@ class MerbridgePart:
 
     def problems(self) -> list[str]:
         """Say what is not as `ensure` makes it: the DaemonSet, its pod and what that says, the kernel."""
-        api = self._access.api()
-        found = api.find(PATH)
-        if found is None:
-            return [f"Merbridge is not installed: there is no DaemonSet {NAMESPACE}/{NAME}"]
-        if not installed.is_ours(found):
-            return [f"the DaemonSet {NAMESPACE}/{NAME} is not merlab's: it stays untouched"]
-        if edits := self._other_than_asked(found) or installed.edits(found):
-            return [f"the DaemonSet {NAMESPACE}/{NAME} is not as merlab applied it: {'; '.join(edits)}"]
-        if others := installed.others(api):
-            return [f"there is another Merbridge, {others[0]}: two get into each other's way"]
-        if not installed.rolled_out(found):
-            return [f"the pod of Merbridge is not ready: {rollout_state(api, found)}"]
-        return self._of_pod(found) or self._of_kernel()
-
-    def _other_than_asked(self, found: Object) -> list[str]:
-        settings = self._access.settings()
-        name = installed.noted(found, installed.FROM)
-        if name != settings.merbridge_manifest:
-            return [f"it is from {name or 'merlab'}, not from {settings.merbridge_manifest or 'merlab'}"]
-        image, wanted = manifest.main(found)["image"], settings.images[MERBRIDGE]
-        if not settings.merbridge_manifest and image != wanted:
-            return [f"its image is {image}, not {wanted}"]
-        return []
-
-    def _of_pod(self, found: Object) -> list[str]:
-        api = self._access.api()
-        for pod in installed.pods(api, found):
-            if not words.ready(starting.log(api, pod)):
-                return [f"the log of {pod['metadata']['name']} does not say that it is ready ({words.READY})"]
-        return []
-
-    def _of_kernel(self) -> list[str]:
-        state = self.state()
-        if state.missing:
-            return [f"not attached to the cgroup of {self._access.node()}: {', '.join(state.missing)}"]
-        known = set(kernel.pods(state))
-        return [
-            f"{kernel.PODS} does not hold {pod.ip}, the address of {pod.name}"
-            for pod in self._mesh_pods()
-            # Upstream does not see native sidecars; doctor and step 3 say what that costs.
-            if pod.sidecar == "classic" and pod.ip not in known
-        ]
-
-    def _mesh_pods(self) -> list[pods.Pod]:
-        api = self._access.api()
-        return [pod for spec in layout.WORKLOADS for pod in pods.living(api, spec) if pod.ip]
+        return order.problems(self._access, self.state)
 
     def readings(self) -> tuple[Reading, ...]:
         """Give what was seen of it."""
@@ -146,9 +97,9 @@ class MerbridgePart:
         api, settings = self._access.api(), self._access.settings()
         found = api.find(PATH)
         if found is not None and not installed.is_ours(found):
-            raise foreign(f"{NAMESPACE}/{NAME}")
+            raise installed.foreign(f"{NAMESPACE}/{NAME}")
         if others := installed.others(api):
-            raise foreign(others[0])
+            raise installed.foreign(others[0])
         objects = manifest.objects(settings)
         wanted = manifest.daemonset(objects)
         images.load(self._access.node(), [one["image"] for one in manifest.containers(wanted)])
@@ -204,7 +155,7 @@ class MerbridgePart:
     def set_debug(self, *, on: bool) -> None:
         """Add -d to mbctl's arguments and wait until it runs so; or take merlab's -d away, and wait for nothing."""
         api = self._access.api()
-        found = api.find(PATH) if on or cluster_answers(self._access) else None
+        found = api.find(PATH) if on or self._access.answers() else None
         if found is None or not installed.is_ours(found):
             if on:
                 raise LabError("Merbridge is not installed", hint="merlab step 3")
@@ -229,26 +180,11 @@ class MerbridgePart:
             raise starting.crashed(crash) from crash
         self._cold = self._warm()
 
-    def debug_commands(self) -> list[str]:
-        """Give what one types to add -d, to see it rolled out, and to look at what became of the DaemonSet."""
-        change = [{"op": "add", "path": "/spec/template/spec/containers/0/args/1", "value": "-d"}]
-        patch = ["patch", "daemonset", NAME, "--type", "json", "-p", str(change).replace("'", '"')]
-        return [
-            f"{_KUBECTL} {pasteable(patch)}",
-            f"{_KUBECTL} rollout status daemonset {NAME}",
-            f"{_KUBECTL} get daemonset {NAME} -o yaml",
-        ]
-
-    def debug_shown(self) -> str:
-        """Give the lines of the last one's output that matter."""
-        found = self._access.api().find(PATH)
-        return arguments.excerpt(manifest.main(found)) if found else ""
-
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def remove(self) -> None:
         """Take it out as its own clean-up does, and see that nothing of it is left on the node. Raises LabError."""
-        if not cluster_answers(self._access):
+        if not self._access.answers():
             return
         api = self._access.api()
         found = api.find(PATH)
@@ -281,53 +217,16 @@ class MerbridgePart:
 
     def typed(self) -> list[str]:
         """Give the commands a person would type to put it in."""
-        settings = self._access.likely()
-        options = [] if not settings.merbridge_manifest else [f"--merbridge-manifest={settings.merbridge_manifest}"]
-        if settings.images[MERBRIDGE] != type(settings).default().images[MERBRIDGE]:
-            options.append(f"--image=merbridge={settings.images[MERBRIDGE]}")
-        get = pasteable(["merlab", "manifests", "merbridge", *options])
-        restart = [
-            f"kubectl --context {layout.CONTEXT} rollout restart deployment {spec.name}" for spec in layout.WORKLOADS
-        ]
-        return [
-            pasteable(kind.load_argv(layout.CLUSTER, [settings.images[MERBRIDGE]])),
-            f"{get} | kubectl --context {layout.CONTEXT} apply -f -",
-            *self._typed_mend(),
-            f"{_KUBECTL} rollout status daemonset {NAME}",
-            f"{_KUBECTL} logs ds/{NAME}",
-            *restart,
-        ]
-
-    def _typed_mend(self) -> list[str]:
+        found = None
         with contextlib.suppress(LabError):
             found = self._access.api().find(PATH)
-            mended = installed.noted(found, installed.MENDED) if found else ""
-            if mended.startswith(manifest.CGROUP2_PATH):
-                return [f"{_KUBECTL} set env daemonset/{NAME} {mended}"]
-            if mended:
-                return [f"{_KUBECTL} edit daemonset {NAME}  # {mended}"]
-        return []
+        return typed.put_in(self._access.likely(), installed.noted(found, installed.MENDED) if found else "")
 
+    def debug_commands(self) -> list[str]:
+        """Give what one types to add -d, to see it rolled out, and to look at what became of the DaemonSet."""
+        return typed.add_debug()
 
-def rollout_state(api: kube.Api, found: Object) -> str:
-    """Say in a few words what the rollout waits for."""
-    from merbridge_lab.drivers.kind import trouble
-
-    return trouble.waited_for(installed.pods(api, found))
-
-
-def foreign(name: str) -> LabError:
-    """Give the error for a Merbridge that merlab did not put in."""
-    namespace, _, daemonset = name.partition("/")
-    return LabError(
-        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
-        hint=f"if you do not need it: kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}",
-    )
-
-
-def cluster_answers(access: Access) -> bool:
-    """Whether the node runs and its API answers."""
-    from merbridge_lab.drivers.kind import cluster
-
-    found = cluster.nodes()
-    return cluster.are_ours(found) and all(node.running for node in found) and access.api().ready()
+    def debug_shown(self) -> str:
+        """Give the lines of the last one's output that matter."""
+        found = self._access.api().find(PATH)
+        return arguments.excerpt(manifest.main(found)) if found else ""

@@ -1,0 +1,70 @@
+"""Is Merbridge in order? Its DaemonSet, its pod and what that says, what it attached, the pods it knows of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.dataplane.merbridge import kernel
+from merbridge_lab.dataplane.merbridge import log as words
+from merbridge_lab.drivers.kind import layout, pods, trouble
+from merbridge_lab.drivers.kind.merbridge import installed, manifest, starting
+from merbridge_lab.drivers.kind.merbridge.installed import NAME, NAMESPACE, PATH
+from merbridge_lab.drivers.kind.settings import MERBRIDGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merbridge_lab.drivers.kind.access import Access
+    from merbridge_lab.drivers.kind.merbridge.installed import Object
+
+
+def problems(access: Access, state: Callable[[], kernel.State]) -> list[str]:
+    """Say, a sentence each, what is not in order, as far as that can be seen by then. Raises LabError."""
+    found = access.api().find(PATH)
+    if found is None:
+        return [f"Merbridge is not installed: there is no DaemonSet {NAMESPACE}/{NAME}"]
+    return _of_daemonset(access, found) or _of_pods(access, found) or _of_kernel(access, state())
+
+
+def _of_daemonset(access: Access, found: Object) -> list[str]:
+    if not installed.is_ours(found):
+        return [f"the DaemonSet {NAMESPACE}/{NAME} is not merlab's: it stays untouched"]
+    if edits := _other_than_asked(access, found) or installed.edits(found):
+        return [f"the DaemonSet {NAMESPACE}/{NAME} is not as merlab applied it: {'; '.join(edits)}"]
+    if others := installed.others(access.api()):
+        return [f"there is another Merbridge, {others[0]}: two get into each other's way"]
+    return []
+
+
+def _of_pods(access: Access, found: Object) -> list[str]:
+    api = access.api()
+    if not installed.rolled_out(found):
+        return [f"the pod of Merbridge is not ready: {trouble.waited_for(installed.pods(api, found))}"]
+    for pod in installed.pods(api, found):
+        if not words.ready(starting.log(api, pod)):
+            return [f"the log of {pod['metadata']['name']} does not say that it is ready ({words.READY})"]
+    return []
+
+
+def _other_than_asked(access: Access, found: Object) -> list[str]:
+    settings = access.settings()
+    name = installed.noted(found, installed.FROM)
+    if name != settings.merbridge_manifest:
+        return [f"it is from {name or 'merlab'}, not from {settings.merbridge_manifest or 'merlab'}"]
+    image, wanted = manifest.main(found)["image"], settings.images[MERBRIDGE]
+    if not settings.merbridge_manifest and image != wanted:
+        return [f"its image is {image}, not {wanted}"]
+    return []
+
+
+def _of_kernel(access: Access, state: kernel.State) -> list[str]:
+    if state.missing:
+        return [f"not attached to the cgroup of {access.node()}: {', '.join(state.missing)}"]
+    known, api = set(kernel.pods(state)), access.api()
+    return [
+        f"{kernel.PODS} does not hold {pod.ip}, the address of {pod.name}"
+        for spec in layout.WORKLOADS
+        for pod in pods.living(api, spec)
+        # Upstream does not see native sidecars; doctor and step 3 say what that costs.
+        if pod.ip and pod.sidecar == "classic" and pod.ip not in known
+    ]

@@ -1,0 +1,52 @@
+"""What a person types to put Merbridge in and to switch its debug output on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import kind
+from merbridge_lab.adapters.proc import pasteable
+from merbridge_lab.drivers.kind import layout
+from merbridge_lab.drivers.kind.merbridge import manifest
+from merbridge_lab.drivers.kind.merbridge.installed import NAME, NAMESPACE
+from merbridge_lab.drivers.kind.settings import MERBRIDGE
+
+if TYPE_CHECKING:
+    from merbridge_lab.drivers.kind.settings import Settings
+
+_ANY = f"kubectl --context {layout.CONTEXT}"
+_KUBECTL = f"{_ANY} -n {NAMESPACE}"
+
+
+def put_in(settings: Settings, mended: str) -> list[str]:
+    """Give the commands that load its image, apply its manifest, make the apps anew; `mended` is what was changed."""
+    image = settings.images[MERBRIDGE]
+    options = [f"--merbridge-manifest={settings.merbridge_manifest}"] if settings.merbridge_manifest else []
+    options += [f"--image=merbridge={image}"] if image != type(settings).default().images[MERBRIDGE] else []
+    get = pasteable(["merlab", "manifests", "merbridge", *options])
+    return [
+        pasteable(kind.load_argv(layout.CLUSTER, [image])),
+        f"{get} | {_ANY} apply -f -",
+        *_mend(mended),
+        f"{_KUBECTL} rollout status daemonset {NAME}",
+        f"{_KUBECTL} logs ds/{NAME}",
+        *(f"{_ANY} rollout restart deployment {spec.name}" for spec in layout.WORKLOADS),
+    ]
+
+
+def _mend(mended: str) -> list[str]:
+    if mended.startswith(manifest.CGROUP2_PATH):
+        return [f"{_KUBECTL} set env daemonset/{NAME} {mended}"]
+    return [f"{_KUBECTL} edit daemonset {NAME}  # {mended}"] if mended else []
+
+
+def add_debug() -> list[str]:
+    """Give the commands that add -d after /app/mbctl, await the new pod, and show what became of the DaemonSet."""
+    change = [{"op": "add", "path": "/spec/template/spec/containers/0/args/1", "value": "-d"}]
+    patch = pasteable(["patch", "daemonset", NAME, "--type", "json", "-p", json.dumps(change)])
+    return [
+        f"{_KUBECTL} {patch}",
+        f"{_KUBECTL} rollout status daemonset {NAME}",
+        f"{_KUBECTL} get daemonset {NAME} -o yaml",
+    ]

@@ -1,0 +1,238 @@
+"""The kind lab with stand-ins for Merbridge: they behave at their edges as it does, and intercept nothing.
+
+They exercise what merlab does around it: putting it in, the crash of the walkthrough, the debug flag, the trace, what
+it leaves. Whatever they print, trace and keep in their map, merlab must see that they intercept nothing, and say so.
+Upstream's own image was run outside of the tests: docs/merbridge.md.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kind_host import NODE, Running, docker, held, in_node, kubectl, leftovers, merlab, refusal, rules, settled, told
+from tests.cluster import builds
+
+from merbridge_lab.drivers.kind import manifests
+from merbridge_lab.drivers.kind.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.cluster
+
+LOOKALIKE = f"merbridge={builds.ref('lookalike')}"
+DAEMONSET = ("-n", "istio-system", "daemonset", "merbridge")
+#: What the walkthrough, and verify, must say of something that intercepts nothing.
+NOTHING = "eBPF intercepted none of"
+
+
+def up(*words: str) -> Any:
+    return merlab("up", "--dataplane", "merbridge", "--json", *words)
+
+
+def step(number: str) -> tuple[int, dict[str, Any]]:
+    done = merlab("step", number, "--json")
+    return done.returncode, told(done)
+
+
+def check(report: dict[str, Any], number: int, name: str) -> dict[str, Any]:
+    outcome = next(one for one in report["steps"] if one["number"] == number)
+    return next(one for one in outcome["checks"] if one["name"] == name)
+
+
+def daemonset() -> dict[str, Any]:
+    return dict(json.loads(kubectl("get", *DAEMONSET, "-o", "json")))
+
+
+def args() -> list[str]:
+    return list(daemonset()["spec"]["template"]["spec"]["containers"][0]["args"])
+
+
+def evidence(found: dict[str, Any]) -> dict[str, Any]:
+    return {one["source"]: one["after"] for one in found["evidence"]}
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[dict[str, object]]:
+    assert held(merlab("down"))
+    before = leftovers()
+    yield before
+    assert held(merlab("down"))
+    assert settled(leftovers, before) == before
+
+
+def test_without_reach_to_the_image_it_ends_at_once_and_names_the_ways_on(machine: dict[str, object]) -> None:
+    began = time.monotonic()
+    done = up("--image", "merbridge=merlab.test/nobody/has:this")
+    said = refusal(done)
+    assert time.monotonic() - began < 60
+    assert "merlab.test/nobody/has:this, is not on this machine and cannot be had from merlab.test" in said
+    for way in ("docker load", "--image merbridge=REF", "--dataplane none", "--lab embedded"):
+        assert way in said
+    assert leftovers() == machine, "nothing was made"
+
+
+@pytest.fixture(scope="module")
+def lab(machine: dict[str, object]) -> dict[str, Any]:  # noqa: ARG001 - comes first
+    """A lab with the stand-in that starts well: how `up` ended in it."""
+    done = up("--image", LOOKALIKE)
+    assert done.returncode == 1, done.stdout[-4000:] + done.stderr[-4000:]
+    return told(done)
+
+
+def test_up_stops_where_nothing_is_intercepted_although_all_looks_right(lab: dict[str, Any]) -> None:
+    assert [one["outcome"] for one in lab["steps"]] == ["pass", "pass", "pass", "fail"]
+    in_order = check(lab, 3, "dataplane.in_order")
+    assert in_order["verdict"] == "pass", "it is installed, says that it is ready, is attached, and fills its map"
+    seen = evidence(in_order)
+    assert {"bpf:node/connect4", "bpf:node/sock_ops", "bpf:node/getsockopt"} <= set(seen)
+    assert len(seen["bpf:local_pod_ips"].split(", ")) == 3
+    assert NOTHING in lab["cause"]
+    assert "its program ran" in lab["cause"]
+
+
+def test_step_4_adds_the_flag_once_and_lines_come(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    assert "-d" not in args()
+    status, report = step("4")
+    assert status == 0, report["cause"]
+    assert args()[:2] == ["/app/mbctl", "-d"]
+    shown = report["steps"][0]["commands"]
+    assert any("patch daemonset merbridge" in one for one in shown)
+    before = daemonset()["metadata"]["generation"]
+    status, report = step("4")
+    assert (status, report["steps"][0]["acted"]) == (0, False)
+    assert args().count("-d") == 1
+    assert daemonset()["metadata"]["generation"] == before
+
+
+def test_step_5_tells_a_trace_that_looks_right_from_one_of_this_request(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    step("4")
+    status, report = step("5")
+    assert status == 1
+    found = check(report, 5, "trace.tells_the_request")
+    kinds = {one["unit"] for one in found["evidence"]}
+    assert {"redirect"} <= kinds, "its lines were read and decoded"
+    assert "whatever the trace shows, this request was not intercepted" in report["cause"]
+
+
+def test_step_9_says_that_nothing_sent_the_request_to_its_sidecar_and_restores(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    before = rules()
+    status, report = step("9")
+    assert status == 1
+    assert "with the rules flushed, nothing sent it there" in report["cause"]
+    assert NOTHING in check(report, 9, "redirect.ebpf_took_over")["reason"]
+    assert check(report, 9, "rules.restored")["verdict"] == "pass"
+    assert rules() == before
+
+
+def test_verify_is_no_proof_and_says_who_did_the_work(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    done = merlab("verify", "--json")
+    assert done.returncode == 1
+    assert "the rules did the work, not eBPF" in told(done)["cause"]
+
+
+def test_a_twin_is_out_of_its_reach_and_is_gone_afterwards(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    status, report = step("8")
+    assert status == 1
+    control = check(report, 8, "rules.stood_still")["control"]
+    assert control["verdict"] == "pass"
+    assert any("sleep-twin" in one["source"] for one in control["evidence"])
+    assert "twin" not in kubectl("get", "pods,services", "-o", "name")
+
+
+# -- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_by_hand_is_named_and_undone(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    change = [{"op": "replace", "path": "/spec/template/spec/hostNetwork", "value": False}]
+    kubectl("patch", *DAEMONSET, "--type", "json", "-p", json.dumps(change))
+    said = told(merlab("status", "--json"))["problems"]
+    assert any("is not as merlab applied it" in one and "hostNetwork" in one for one in said), said
+    _, report = step("3")
+    assert check(report, 3, "dataplane.in_order")["verdict"] == "pass"
+    assert daemonset()["spec"]["template"]["spec"]["hostNetwork"] is True
+
+
+def test_a_flag_that_was_added_by_hand_is_no_edit_and_stays(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    assert merlab("step", "3").returncode == 1
+    if "-d" not in args():
+        change = [{"op": "add", "path": "/spec/template/spec/containers/0/args/1", "value": "-d"}]
+        kubectl("patch", *DAEMONSET, "--type", "json", "-p", json.dumps(change))
+    kubectl("rollout", "status", *DAEMONSET[:2], "daemonset/merbridge", "--timeout=60s")
+    status, report = step("4")
+    assert status == 0, report["cause"]
+    assert args().count("-d") == 1
+
+
+def test_a_node_without_a_bpffs_is_no_obstacle(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    in_node("umount", "/sys/fs/bpf")
+    try:
+        _, report = step("3")
+        assert check(report, 3, "dataplane.in_order")["verdict"] == "pass"
+    finally:
+        in_node("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+
+
+def test_one_that_was_killed_leaves_its_programs_and_the_next_starts_all_the_same(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    kubectl("delete", *DAEMONSET, "--cascade=orphan")
+    kubectl("-n", "istio-system", "delete", "pod", "-l", "app=merbridge", "--force", "--grace-period=0")
+    _, report = step("3")
+    assert check(report, 3, "dataplane.in_order")["verdict"] == "pass", report["cause"]
+
+
+def test_another_ones_merbridge_stays_untouched(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    foreign = manifests.text("merbridge", Settings.default()).split("---\n")[-1].replace("istio-system", "default")
+    kubectl(
+        "apply", "-f", "-", stdin=foreign.replace("serviceAccountName: merbridge\n", "serviceAccountName: default\n")
+    )
+    try:
+        said = refusal(up("--until", "3", "--image", LOOKALIKE))
+        assert "default/merbridge" in said
+        assert "kubectl" in said
+    finally:
+        kubectl("delete", "daemonset", "merbridge", "-n", "default", "--force", "--grace-period=0")
+
+
+def test_the_crash_over_the_cgroup_is_known_mended_and_told(lab: dict[str, Any], tmp_path: Path) -> None:  # noqa: ARG001
+    text = manifests.text("merbridge", Settings.default())
+    old = tmp_path / "old.yaml"
+    old.write_text(text.replace("/sys/fs/cgroup", "/sys/fs").replace("IfNotPresent", "Always"))
+    report = told(up("--until", "3", "--image", LOOKALIKE, "--merbridge-manifest", str(old)))
+    in_order = check(report, 3, "dataplane.in_order")
+    assert in_order["verdict"] == "pass", report["cause"]
+    mended = evidence(in_order)["kubernetes:merbridge/mended"]
+    assert "hostPath /sys/fs/cgroup instead of /sys/fs" in mended
+    assert any("hostPath /sys/fs/cgroup" in one for one in report["steps"][3]["commands"])
+    assert NOTHING in report["cause"]
+
+
+def test_one_that_crashes_once_and_takes_its_time_is_waited_for(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    late = f"merbridge={builds.ref('lookalike-late')}"
+    report = told(up("--until", "3", "--image", late))
+    assert check(report, 3, "dataplane.in_order")["verdict"] == "pass", report["cause"]
+
+
+def test_another_crash_shows_upstreams_own_words_and_the_nearest_issue(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    done = up("--until", "3", "--image", f"merbridge={builds.ref('lookalike-broken')}")
+    said = refusal(done)
+    assert "Merbridge crashes: its programs do not compile here" in said
+    assert "issues/356" in said
+    assert "fatal error: 'linux/bpf.h' file not found" in told(done)["error"]["stderr"]
+    assert merlab("step", "9").returncode == 1
+
+
+def test_down_in_the_middle_of_a_rollout_leaves_nothing_on_the_node(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    told(up("--until", "3", "--image", LOOKALIKE))
+    kubectl("rollout", "restart", *DAEMONSET[:2], "daemonset/merbridge")
+    running = Running("step", "4")
+    assert running.reaches(lambda _: "-d" in args())
+    running.end(signal.SIGKILL)
+    assert held(merlab("down", "--keep-cluster"))
+    assert "merbridge" not in kubectl("get", "daemonsets,clusterroles,clusterrolebindings", "-A", "-o", "name")
+    assert in_node("sh", "-c", "ls /sys/fs/bpf; ls /opt/cni/bin /etc/cni/net.d | grep -i merbridge", check=False) == ""
+    assert NODE in docker("ps", "--format", "{{.Names}}")
