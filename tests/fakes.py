@@ -234,6 +234,7 @@ class FakeLab:
 
     def __init__(self, *, keep: bool = False) -> None:
         self.keep = keep
+        self.to_the_letter = False
         self.capabilities = frozenset({DATAPLANE, INBOUND, PEER, SWITCH, TRACE, TWIN})
         self.unable: list[Requirement] = []
         self.mute: set[str] = set()

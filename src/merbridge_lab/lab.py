@@ -184,7 +184,12 @@ class Lab(Protocol):
     """One lab: what the steps speak to."""
 
     name: str
-    capabilities: frozenset[str]
+    #: Whether it is made of what the walkthrough was written for: what was typed in 2022 is told beside its commands.
+    to_the_letter: bool
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can, of what a step may need."""
 
     @property
     def node(self) -> Part:

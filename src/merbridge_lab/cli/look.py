@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from merbridge_lab import exits, interrupts
 from merbridge_lab.cli import asked
 from merbridge_lab.cli.app import Debug, JsonFlag, LabName, NoColor, app
 from merbridge_lab.cli.session import Session, numbers, selected
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from merbridge_lab.model import Step
@@ -66,6 +68,7 @@ def steps(
     """
     with Session("steps", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
         from merbridge_lab.loader import steps as all_steps
+        from merbridge_lab.walkthrough import original
 
         wanted = numbers(number) if number else None
         with run.looking(lab, up=False) as chosen:
@@ -75,6 +78,7 @@ def steps(
                 told = [
                     (each, _typed(each, chosen)) for each in (one.on(chosen.capabilities) for one in selected(wanted))
                 ]
+            typed_then = original if chosen.to_the_letter else lambda _: ()
         if json and wanted is None:
             listed = [{"number": each.number, "title": each.title, "state": state} for each, state in rows]
             run.console.json({"schema": 1, "lab": run.lab, "steps": listed})
@@ -85,6 +89,7 @@ def steps(
                     "title": each.title,
                     "narration": each.narration,
                     "commands": commands,
+                    "original": [vars(one) for one in typed_then(each.number)],
                     "checks": [check.name for check in each.verify + each.witness],
                 }
                 for each, commands in told
@@ -94,13 +99,14 @@ def steps(
             run.console.steps(rows)
         else:
             for each, commands in told:
-                run.console.narrate(each, commands)
+                run.console.narrate(each, commands, typed_then(each.number))
 
 
 def _typed(step: Step, lab: Any) -> list[str]:  # noqa: ANN401 - any lab
-    """Give the commands for a step; none where the lab lacks what it needs."""
-    for command in () if step.needs - lab.capabilities else step.commands(lab):
-        lab.show(command)
+    """Give the commands for a step; none where the lab lacks what it needs, or is not there to name pods and PIDs."""
+    with contextlib.suppress(LabError):
+        for command in () if step.needs - lab.capabilities else step.commands(lab):
+            lab.show(command)
     return [shown.command for shown in lab.shown()]
 
 

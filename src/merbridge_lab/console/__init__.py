@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from merbridge_lab.model import Step
     from merbridge_lab.report import CheckOutcome, Report, StepOutcome
     from merbridge_lab.requirements import Requirement
+    from merbridge_lab.walkthrough import Original
 
 _MOST_STDERR = 12
 _A_DAY = 86400.0
@@ -170,9 +171,9 @@ class Console:
         """Print the steps with their state."""
         views.steps(self._paper, rows)
 
-    def narrate(self, step: Step, commands: Sequence[str]) -> None:
-        """Print all about one step."""
-        views.narrate(self._paper, step, commands)
+    def narrate(self, step: Step, commands: Sequence[str], original: Sequence[Original] = ()) -> None:
+        """Print all about one step; `original` is what was typed for it in 2022."""
+        views.narrate(self._paper, step, commands, original)
 
     def status(self, described: Mapping[str, Any]) -> None:
         """Print a picture of the lab."""

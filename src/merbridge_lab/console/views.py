@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Step
     from merbridge_lab.requirements import Requirement
+    from merbridge_lab.walkthrough import Original
 
 _CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_cyan", "bright_green")
 
@@ -39,14 +40,21 @@ def steps(paper: Paper, rows: Sequence[tuple[Step, str]]) -> None:
         paper.line(f"{step.number}  {escape(state):<14} {escape(step.title)}")
 
 
-def narrate(paper: Paper, step: Step, commands: Sequence[str]) -> None:
-    """Print a step's narration and the commands a person would type for it."""
+def narrate(paper: Paper, step: Step, commands: Sequence[str], original: Sequence[Original]) -> None:
+    """Print a step's narration, the commands a person would type for it, and what was typed in 2022."""
     paper.line(f"[title]{step.number}  {escape(step.title)}[/]\n")
     paper.prose(step.narration, 3)
     paper.line("")
     for command in commands:
         paper.line(f"   [cmd]$ {escape(command)}[/]")
     paper.line("")
+    if original:
+        paper.line("   As it was written in 2022:")
+    for one in original:
+        paper.line(f"   [faint]$ {escape(one.then)}[/]")
+        paper.prose(f"now {one.now}" if one.now else "as ever", 5, style="faint")
+    if original:
+        paper.line("")
     for check in step.verify + step.witness:
         paper.prose(f"verified: {check.description} ({check.name})", 3, mark="   ", style="faint")
 

@@ -39,6 +39,7 @@ class EmbeddedLab:
     """The Lab protocol over the kernel of this machine; `keep` leaves rules flushed after a flush."""
 
     name = "embedded"
+    to_the_letter = False
     capabilities = frozenset({DATAPLANE, INBOUND, PEER, SWITCH, TRACE, TWIN})
 
     def __init__(self, *, name: str = layout.NAME, keep: bool = False, backend: str = "nft") -> None:

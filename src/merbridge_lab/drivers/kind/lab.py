@@ -47,6 +47,7 @@ class KindLab:
     """The Lab protocol over a kind cluster; `keep` leaves rules flushed after a flush."""
 
     name = "kind"
+    to_the_letter = True
 
     def __init__(self, options: Options, *, keep: bool = False) -> None:
         self._keep = keep
