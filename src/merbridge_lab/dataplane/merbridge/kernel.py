@@ -32,6 +32,7 @@ NEEDED = ("connect4", "sock_ops", "getsockopt")
 #: The program that moves payload, attached to the map of sockets.
 MOVER = "sk_msg"
 PODS, SOCKETS, WANTED = "local_pod_ips", "sock_pair_map", "pair_original_dst"
+CONTAINERS = "cgroup_info_map"
 
 # The kernel keeps 15 characters of a name.
 _NAME = 15
@@ -138,6 +139,22 @@ def wanted(state: State, source: str, dialled: str) -> str | None:
         key = pair(source, dialled, found.key_size)
         value = bpf.lookup(fd, key, found.value_size) if key else None
     return read_wanted(value) if value else None
+
+
+def outside_mesh(state: State, cgroups: Mapping[str, int]) -> list[str]:
+    """Name those of `cgroups` (name → id) that upstream takes for not in the mesh, once and for all. Raises OSError."""
+    number = state.maps.get(CONTAINERS[:_NAME])
+    if number is None:
+        return []
+    with _opened("map", number) as fd:
+        size = bpf.map_info(fd).value_size
+        found = {name: bpf.lookup(fd, struct.pack("=Q", each), size) for name, each in cgroups.items()}
+    return [name for name, value in found.items() if value and not read_in_mesh(value)]
+
+
+def read_in_mesh(value: bytes) -> bool:
+    """Read struct cgroup_info of bpf/headers/cgroup.h: the cgroup's id, then whether it is in the mesh."""
+    return bool(struct.unpack_from("=8xI", value)[0])
 
 
 def pair(source: str, dialled: str, size: int) -> bytes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from merbridge_lab.dataplane.merbridge import kernel
 from merbridge_lab.dataplane.merbridge import log as words
-from merbridge_lab.drivers.kind import layout, pods, trouble
+from merbridge_lab.drivers.kind import inside, layout, pods, trouble
 from merbridge_lab.drivers.kind.merbridge import installed, manifest, starting
 from merbridge_lab.drivers.kind.merbridge.installed import NAME, NAMESPACE, PATH
 from merbridge_lab.drivers.kind.settings import MERBRIDGE
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
 
     from merbridge_lab.drivers.kind.access import Access
     from merbridge_lab.drivers.kind.merbridge.installed import Object
+    from merbridge_lab.drivers.kind.merbridge.place import Place
 
 
-def problems(access: Access, state: Callable[[], kernel.State]) -> list[str]:
+def problems(access: Access, place: Callable[[], Place], state: Callable[[], kernel.State]) -> list[str]:
     """Say, a sentence each, what is not in order, as far as that can be seen by then. Raises LabError."""
     found = access.api().find(PATH)
     if found is None:
         return [f"Merbridge is not installed: there is no DaemonSet {NAMESPACE}/{NAME}"]
-    return _of_daemonset(access, found) or _of_pods(access, found) or _of_kernel(access, state())
+    return _of_daemonset(access, found) or _of_pods(access, found) or _of_kernel(access, place(), state())
 
 
 def _of_daemonset(access: Access, found: Object) -> list[str]:
@@ -40,10 +42,11 @@ def _of_pods(access: Access, found: Object) -> list[str]:
     api = access.api()
     if not installed.rolled_out(found):
         return [f"the pod of Merbridge is not ready: {trouble.waited_for(installed.pods(api, found))}"]
-    for pod in installed.pods(api, found):
+    living = installed.pods(api, found)
+    for pod in living:
         if not words.ready(starting.log(api, pod)):
             return [f"the log of {pod['metadata']['name']} does not say that it is ready ({words.READY})"]
-    return []
+    return [] if living else ["the pod of Merbridge is ending, and the next one is not made yet"]
 
 
 def _other_than_asked(access: Access, found: Object) -> list[str]:
@@ -57,14 +60,34 @@ def _other_than_asked(access: Access, found: Object) -> list[str]:
     return []
 
 
-def _of_kernel(access: Access, state: kernel.State) -> list[str]:
+def _of_kernel(access: Access, place: Place, state: kernel.State) -> list[str]:
     if state.missing:
         return [f"not attached to the cgroup of {access.node()}: {', '.join(state.missing)}"]
     known, api = set(kernel.pods(state)), access.api()
-    return [
+    unknown = [
         f"{kernel.PODS} does not hold {pod.ip}, the address of {pod.name}"
         for spec in layout.WORKLOADS
         for pod in pods.living(api, spec)
         # Upstream does not see native sidecars; doctor and step 3 say what that costs.
         if pod.ip and pod.sidecar == "classic" and pod.ip not in known
     ]
+    return unknown or forgotten(access, place, state)
+
+
+def forgotten(access: Access, place: Place, state: kernel.State) -> list[str]:
+    """Name the containers that Merbridge takes for not in the mesh: they dialled before a sidecar listened."""
+    return [
+        f"Merbridge takes {name} for not in the mesh: it dialled before its sidecar listened, and that is cached"
+        for name in kernel.outside_mesh(state, _cgroups(access, place))
+    ]
+
+
+def _cgroups(access: Access, place: Place) -> dict[str, int]:
+    api, running, found = access.api(), inside.tasks(access.node()), {}
+    for spec in layout.WORKLOADS:
+        for pod in pods.living(api, spec):
+            for name in (spec.container, layout.SIDECAR):
+                # One that ends meanwhile is looked at the next time.
+                with contextlib.suppress(OSError, KeyError):
+                    found[f"the container {name} of {pod.name}"] = place.cgroup_id(running[pod.containers[name]])
+    return found

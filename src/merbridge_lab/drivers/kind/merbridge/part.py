@@ -72,7 +72,7 @@ class MerbridgePart:
 
     def problems(self) -> list[str]:
         """Say what is not as `ensure` makes it: the DaemonSet, its pod and what that says, the kernel."""
-        return order.problems(self._access, self.state)
+        return order.problems(self._access, self.place, self.state)
 
     def readings(self) -> tuple[Reading, ...]:
         """Give what was seen of it."""
@@ -93,7 +93,11 @@ class MerbridgePart:
     # -- making -----------------------------------------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """Put it in, see it started, mend the crash of the walkthrough, make the apps anew. Raises LabError."""
+        """Put it in, see it started, mend the crash of the walkthrough, send the first requests. Raises LabError.
+
+        The apps are made anew *before*: their sidecars keep connections that Merbridge does not know, and one that it
+        sees dial before it listens it takes for not in the mesh, for good. Where it does so, it forgets by a new start.
+        """
         api, settings = self._access.api(), self._access.settings()
         found = api.find(PATH)
         if found is not None and not installed.is_ours(found):
@@ -103,17 +107,19 @@ class MerbridgePart:
         objects = manifest.objects(settings)
         wanted = manifest.daemonset(objects)
         images.load(self._access.node(), [one["image"] for one in manifest.containers(wanted)])
+        notes = {installed.FROM: settings.merbridge_manifest}
         if found is None:
             leavings.sweep(self.place())
-        notes = {installed.FROM: settings.merbridge_manifest}
-        if found is not None:
+            self._renew()
+        else:
             notes |= self._kept(wanted, found)
         for one in objects:
             api.apply(installed.with_notes(one, notes) if one is wanted else one)
+        if self.attached and order.forgotten(self._access, self.place(), self.state()):
+            for pod in installed.pods(api, api.get(PATH)):
+                api.delete(kube.path("Pod", pod["metadata"]["name"], NAMESPACE))
         self._await(wanted, notes)
         api.apply(manifests.configuration(settings, finished=True))
-        self._renew()
-        self._await(wanted, notes)
         self._cold = self._warm()
 
     def _kept(self, wanted: Object, found: Object) -> dict[str, str]:

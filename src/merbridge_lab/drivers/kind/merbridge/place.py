@@ -55,6 +55,13 @@ class Place:
         """Give the /proc folder of a process of the node's, by its PID there."""
         return self.root / "proc" / str(pid)
 
+    def cgroup_id(self, pid: int) -> int:
+        """Give the id of the cgroup of a process of the node's, by its PID there. Raises OSError."""
+        own = cgroup_of(Path(f"/proc/{self.pid}")).rstrip("/")
+        below = cgroup_of(self.process(pid)).removeprefix(own).lstrip("/")
+        # What bpf_get_current_cgroup_id() gives is the inode of the cgroup's folder.
+        return (self.cgroup / below).stat().st_ino
+
     def mount_trace(self) -> None:
         """See to it that tracefs is mounted in the node. Raises LabError."""
         where = "/sys/kernel/tracing"

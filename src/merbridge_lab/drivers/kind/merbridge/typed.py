@@ -20,18 +20,19 @@ _KUBECTL = f"{_ANY} -n {NAMESPACE}"
 
 
 def put_in(settings: Settings, mended: str) -> list[str]:
-    """Give the commands that load its image, apply its manifest, make the apps anew; `mended` is what was changed."""
+    """Give the commands that make the apps anew, load its image, apply its manifest; `mended` is what was changed."""
     image = settings.images[MERBRIDGE]
     options = [f"--merbridge-manifest={settings.merbridge_manifest}"] if settings.merbridge_manifest else []
     options += [f"--image=merbridge={image}"] if image != type(settings).default().images[MERBRIDGE] else []
     get = pasteable(["merlab", "manifests", "merbridge", *options])
     return [
+        *(f"{_ANY} rollout restart deployment {spec.name}" for spec in layout.WORKLOADS),
+        f"{_ANY} wait --for=condition=Available deployment --all --timeout=120s",
         pasteable(kind.load_argv(layout.CLUSTER, [image])),
         f"{get} | {_ANY} apply -f -",
         *_mend(mended),
         f"{_KUBECTL} rollout status daemonset {NAME}",
         f"{_KUBECTL} logs ds/{NAME}",
-        *(f"{_ANY} rollout restart deployment {spec.name}" for spec in layout.WORKLOADS),
     ]
 
 
