@@ -23,7 +23,7 @@ LEGS = ("outbound", "mesh", "inbound")
 
 def as_upstream(seen, legs=LEGS, runs=None):
     """Lay beside an observation what upstream's map and run counts hold of it."""
-    exchanges = tuple(replace(one, remote="127.128.0.7:15001") for one in seen.exchanges)
+    exchanges = tuple(replace(one, remote="127.128.0.7:5000") for one in seen.exchanges)
     noted = {one.nonce: dict.fromkeys(legs, VIP) for one in exchanges}
     after = {"connect4_runs": 9, "sk_msg_runs": 6 * len(exchanges) if runs is None else runs}
     return replace(

@@ -5,8 +5,10 @@ The trace lines of formats that no capture has are written from upstream's sourc
 
 import copy
 import http.server
+import json
 import struct
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
@@ -369,3 +371,75 @@ def test_another_merbridge_is_named():
         raise LabError("the API does not answer")
 
     assert preflight.alone(silent) == []
+
+
+# -- captured from the real thing
+
+
+CAPTURED = Path(__file__).parents[1] / "captured" / "merbridge"
+
+
+def captured_trace(name):
+    """The events of a captured trace, whose head is the kernel's."""
+    raw = [each for each in (CAPTURED / name).read_text().splitlines() if not each.startswith("#")]
+    events = [trace.parse(each) for each in raw]
+    assert all(events), "every line is upstream's"
+    return events
+
+
+def captured_map(name):
+    told = json.loads((CAPTURED / f"map-{name}.json").read_text())
+    return {unhexed(one["key"]): unhexed(one["value"]) for one in told}
+
+
+def unhexed(text):
+    return bytes(int(each, 16) for each in text)
+
+
+def test_a_real_request_that_opens_a_connection_between_sidecars():
+    events = captured_trace("trace-first-request.txt")
+    kinds = [event.kind for event in events]
+    assert kinds[:3] == ["no_pod_ip", "connect", "redirect"]
+    assert {"sidecar_connect", "detected"} <= set(kinds)
+    assert (events[1].comm, events[1].ip, events[1].port) == ("curl", "10.96.147.164", 5000)
+    assert kinds.count("redirect") == 7
+    dialled = next(event for event in events if event.kind == "sidecar_connect")
+    assert (dialled.comm, dialled.ip, dialled.port) == ("wrk:worker_1", "10.244.0.8", 15006)
+
+
+def test_real_requests_over_kept_connections_move_four_messages():
+    kinds = [event.kind for event in captured_trace("trace-5-requests.txt")]
+    assert kinds.count("connect") == 5
+    assert "failure" not in kinds
+    assert "other" not in kinds
+
+
+def test_a_real_sidecar_that_dialled_before_it_listened():
+    events = captured_trace("trace-helloworld-restart.txt")
+    cached = [event for event in events if event.kind == "not_in_mesh"]
+    assert {event.comm for event in cached} == {"pilot-agent"}
+    assert len(cached) == 2
+    known = captured_map("cgroup_info_map")
+    assert min(kernel.read_in_mesh(value) for value in known.values()) is False
+    assert any(kernel.read_in_mesh(value) for value in known.values())
+
+
+def test_a_real_log_is_ready_and_no_crash():
+    said = (CAPTURED / "log-ready.txt").read_text()
+    assert log.ready(said)
+    assert log.crash(said) is None
+
+
+def test_real_connections_are_found_by_the_key_that_is_made_of_curls_account():
+    found = captured_map("pair_original_dst")
+    value = found[kernel.pair("127.0.0.1:54592", "127.128.0.6:15001", 36)]
+    assert kernel.read_wanted(value) == "10.96.147.164:5000"
+    assert {kernel.read_wanted(each) for each in found.values()} >= {"10.96.147.164:5000"}
+
+
+def test_real_pods():
+    assert sorted(kernel.read_pod(key) for key in captured_map("local_pod_ips")) == [
+        "10.244.0.5",
+        "10.244.0.8",
+        "10.244.0.9",
+    ]

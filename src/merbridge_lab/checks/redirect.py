@@ -56,8 +56,8 @@ def find_noted(seen: Observation) -> Finding:
     if len(noted) < total:
         return fails(f"eBPF intercepted {len(noted)} of {total} fresh connections of {seen.client}", reading)
     for exchange in seen.exchanges:
-        # Upstream answers no getpeername: the app sees itself speak to the sidecar's port.
-        if not exchange.remote.endswith(":15001"):
+        # Upstream answers no getpeername: the app sees that it speaks to the loopback, where its sidecar listens.
+        if not exchange.remote.startswith("127."):
             return fails(
                 f"the map holds the connection from {exchange.local}, but it went to {exchange.remote},"
                 " not to the sidecar",

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 #: A buffer of merlab's own in the node's tracefs: nothing is taken from others who read trace_pipe.
 INSTANCE = "merlab-kind"
-#: Where upstream sends what one sidecar says to another.
-_INBOUND = 15006
+#: Where upstream sends what an app says to its sidecar, and one sidecar to another.
+_OUTBOUND, _INBOUND = 15001, 15006
 #: How long to wait for lines before it is asked whether to go on, in seconds.
 _BETWEEN = 0.2
 #: Kinds of lines that name where somebody dialled.
@@ -57,7 +57,9 @@ class Watch:
         """Look every connection of every request up in the map of original destinations."""
         found: dict[str, dict[str, str]] = {}
         for exchange in exchanges:
-            dialled = {"outbound": (exchange.local, exchange.remote)}
+            # Of the address that it was sent to, curl tells the IP alone: the port it names is the URL's.
+            sidecar = f"{exchange.remote.rpartition(':')[0]}:{_OUTBOUND}"
+            dialled = {"outbound": (exchange.local, sidecar)}
             if (line := client_log.get(exchange.nonce)) is not None:
                 host = line.upstream_host.rpartition(":")[0]
                 dialled["mesh"] = (line.upstream_local, f"{host}:{_INBOUND}")
