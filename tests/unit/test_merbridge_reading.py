@@ -16,7 +16,7 @@ import yaml
 from merbridge_lab.adapters import download
 from merbridge_lab.dataplane.merbridge import arguments, kernel, log, trace
 from merbridge_lab.drivers.kind import manifests
-from merbridge_lab.drivers.kind.merbridge import installed, manifest, preflight, watch
+from merbridge_lab.drivers.kind.merbridge import installed, limits, manifest, preflight, watch
 from merbridge_lab.drivers.kind.settings import Settings, versions
 from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError
@@ -100,7 +100,8 @@ def test_what_was_dialled_elsewhere_is_left_out():
         ("Error: failed to pin program cgroup/connect4", True, 106),
         ("Error: failed to attach program", True, 38),
         ('level=fatal msg="failed to attach ebpf programs: unexpected exit code: 2"', True, 38),
-        ("mb_connect.c:17:10: fatal error: 'linux/bpf.h' file not found: No such file", False, 356),
+        ("Error: invalid attach type", True, 38),
+        ("mb_connect.c:17:10: fatal error: 'linux/bpf.h' file not found", False, 356),
         ("libbpf: map 'sock_pair_map': failed to create: Invalid argument(-22)", False, 270),
         ('level=fatal msg="failed to load ebpf programs: unexpected exit code: 2"', False, 127),
     ],
@@ -299,6 +300,24 @@ def test_the_old_host_path_is_mended_as_upstream_did_and_then_the_mount_is_named
     assert manifest.mend(found, "/sys/fs/cgroup/unified") == "CGROUP2_PATH=/sys/fs/cgroup/unified"
     assert manifest.main(found)["env"] == [{"name": "CGROUP2_PATH", "value": "/sys/fs/cgroup/unified"}]
     assert manifest.mend(found, "/sys/fs/cgroup/unified") == "", "there is nothing more to mend"
+
+
+def test_a_host_path_that_is_missing_is_added(daemonset):
+    spec = daemonset["spec"]["template"]["spec"]
+    spec["volumes"] = [one for one in spec["volumes"] if one["name"] != "cgroup"]
+    container = manifest.main(daemonset)
+    container["volumeMounts"] = [one for one in container["volumeMounts"] if one["name"] != "cgroup"]
+    assert manifest.mend(daemonset, "/sys/fs/cgroup") == "hostPath /sys/fs/cgroup, which was missing"
+    assert {"name": "cgroup", "mountPath": "/sys/fs/cgroup"} in container["volumeMounts"]
+    assert manifest.mend(daemonset, "/sys/fs/cgroup") == "CGROUP2_PATH=/sys/fs/cgroup"
+
+
+def test_where_an_app_listens():
+    head = "  sl  local_address rem_address   st tx_queue rx_queue"
+    row = "   0: 00000000:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0"
+    assert limits.listens(f"{head}\n{row}\n")
+    assert not limits.listens(f"{head}\n{row.replace('0A', '01')}\n")
+    assert not limits.listens(f"{head}\n{row.replace('1388', '1389')}\n")
 
 
 # -- edited by hand

@@ -30,25 +30,31 @@ class Crash:
         return f"{_ISSUES}{self.issue}" if self.issue else ""
 
 
-# In the order in which they are looked for: the first cause comes first, what follows from it later.
+# The first line that tells is the cause: a load that fails is tried a second time, and what that says follows from it.
 _CRASHES: tuple[tuple[str, str, bool, int], ...] = (
     (r"does not have cgroupv2 enabled", "it finds no cgroup2", True, 60),
-    (r"sock_pair_map.*(?:Invalid argument|EINVAL|errno 22)", "this kernel refuses its map sock_pair_map", False, 270),
-    (r"legacy map definitions", "its bpftool is newer than its programs: maps are defined in the old way", False, 0),
-    (r"(?:unknown func|invalid func|Unknown symbol)", "this kernel is too old for its programs", False, 80),
+    (r"Error: invalid attach type", "it finds two cgroup2 mounts and takes them for one", True, 38),
     (
-        r"failed to attach program|can't (?:get|open) cgroup|failed to query|Failed to attach",
+        r"Error: failed to attach program|can't open cgroup|[Ff]ailed to query",
         "it cannot attach to its cgroup",
         True,
         38,
     ),
-    (r"failed to pin program|can't pin|failed to pin", "it cannot pin its programs", True, 106),
-    (r"(?:fatal error: .*: No such file|clang.*error|error: )", "its programs do not compile here", False, 356),
+    (r"Error: failed to pin program|can't pin", "it finds the pins of one that was killed", True, 106),
+    (r"sock_pair_map.*(?:Invalid argument|EINVAL|errno 22)", "this kernel refuses its map sock_pair_map", False, 270),
+    (r"legacy map definitions", "its bpftool is newer than its programs: maps are defined in the old way", False, 0),
+    (r"unknown func|invalid func|Unknown symbol", "this kernel is too old for its programs", False, 80),
+    (
+        r"fatal error: .*(?:not found|No such file)|\d+ errors? generated",
+        "its programs do not compile here",
+        False,
+        356,
+    ),
     (r"mount: .*(?:permission denied|failed)|must be superuser", "it may not mount a bpffs", False, 144),
-    (r"failed to attach ebpf programs|failed to attach", "it cannot attach its programs", True, 38),
-    (r"failed to load ebpf programs", "its programs cannot be loaded", False, 127),
+    (r"failed to attach ebpf programs", "it cannot attach its programs", True, 38),
+    (r"failed to load ebpf programs|(?<!un)load failed", "its programs cannot be loaded", False, 127),
     (r"start watcher failed|create client error", "it cannot watch the pods of the cluster", False, 0),
-)  # fmt: skip
+)
 _LINES = 12
 
 
@@ -59,8 +65,8 @@ def ready(log: str) -> bool:
 
 def crash(log: str) -> Crash | None:
     """Say why the pod ended, by the first of upstream's lines that tells; None where no known text is in the log."""
-    for pattern, what, cgroup, issue in _CRASHES:
-        for line in log.splitlines():
+    for line in log.splitlines():
+        for pattern, what, cgroup, issue in _CRASHES:
             if re.search(pattern, line):
                 return Crash(what, line.strip(), cgroup, issue)
     return None

@@ -15,7 +15,7 @@ from merbridge_lab.drivers import batch
 from merbridge_lab.drivers.kind import cluster, layout, state
 from merbridge_lab.drivers.kind.access import Access
 from merbridge_lab.drivers.kind.cluster import NodePart
-from merbridge_lab.drivers.kind.merbridge import images, installed, manifest, preflight, twins, watch
+from merbridge_lab.drivers.kind.merbridge import images, installed, limits, manifest, preflight, twins, watch
 from merbridge_lab.drivers.kind.merbridge.part import MerbridgePart
 from merbridge_lab.drivers.kind.mesh import MeshPart
 from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
@@ -91,10 +91,6 @@ class KindLab:
         """What the lab can, by its dataplane."""
         return frozenset({DATAPLANE, TRACE, TWIN}) if self.intercepts else frozenset()
 
-    def _limits(self) -> dict[str, str]:
-        native = self._access.settings().sidecars != "classic"
-        return dict.fromkeys(("mesh", "inbound"), preflight.NATIVE) if native else {}
-
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 
     def workloads(self) -> list[KindWorkload]:
@@ -160,7 +156,7 @@ class KindLab:
                 place = self.merbridge.place()
                 seeing = stack.enter_context(watch.watching(place, self.merbridge.state()))
                 around = {"counters": seeing.counters, "trace": seeing.trace, "noted": seeing.noted}
-                around["limits"] = self._limits()
+                around["limits"] = limits.of(place, self._access.settings().sidecars, servers)
             seen = batch.observe(
                 client,
                 ask=lambda: client.ask(url),

@@ -107,9 +107,10 @@ def set_debug(daemonset: Object, *, on: bool) -> None:
 def mend(daemonset: Object, cgroup_mount: str) -> str:
     """Change what it crashes over, and say what was changed; nothing where it is as it should be already.
 
-    Upstream's own cure (#106) is the hostPath; where that is right, CGROUP2_PATH says which mount to take.
+    Upstream's own cure (#106) is the hostPath; where that is there, CGROUP2_PATH says which mount to take.
     """
-    container, volumes = main(daemonset), daemonset["spec"]["template"]["spec"].get("volumes") or []
+    container, spec = main(daemonset), daemonset["spec"]["template"]["spec"]
+    volumes = spec.setdefault("volumes", [])
     for volume in volumes:
         if (volume.get("hostPath") or {}).get("path", "").rstrip("/") == OLD_PATH:
             volume["hostPath"]["path"] = NEW_PATH
@@ -117,6 +118,10 @@ def mend(daemonset: Object, cgroup_mount: str) -> str:
                 if mount["name"] == volume["name"]:
                     mount["mountPath"] = NEW_PATH
             return f"hostPath {NEW_PATH} instead of {OLD_PATH}"
+    if not any((volume.get("hostPath") or {}).get("path") == NEW_PATH for volume in volumes):
+        volumes.append({"name": "cgroup", "hostPath": {"path": NEW_PATH}})
+        container.setdefault("volumeMounts", []).append({"name": "cgroup", "mountPath": NEW_PATH})
+        return f"hostPath {NEW_PATH}, which was missing"
     environment = [one for one in container.get("env") or [] if one["name"] != CGROUP2_PATH]
     wanted = {"name": CGROUP2_PATH, "value": cgroup_mount}
     if wanted in (container.get("env") or []) or not cgroup_mount:

@@ -110,9 +110,9 @@ class MerbridgePart:
         notes = {installed.FROM: settings.merbridge_manifest}
         if found is None:
             leavings.sweep(self.place())
-            self._renew()
         else:
             notes |= self._kept(wanted, found)
+        self._renew()
         for one in objects:
             api.apply(installed.with_notes(one, notes) if one is wanted else one)
         if self.attached and order.forgotten(self._access, self.place(), self.state()):
@@ -174,6 +174,8 @@ class MerbridgePart:
             return
         wanted = installed.as_applied(found)
         manifest.set_debug(wanted, on=on)
+        if on:
+            self._renew()  # the new pod knows nothing of the connections that the sidecars keep
         kept = {key: installed.noted(found, key) for key in (installed.FROM, installed.MENDED)}
         api.apply(installed.with_notes(wanted, {**kept, installed.DEBUG: "on" if on else ""}))
         if on:

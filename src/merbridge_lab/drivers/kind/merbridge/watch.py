@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import interrupts
 from merbridge_lab.adapters import bpf
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.dataplane.merbridge import kernel, trace
+from merbridge_lab.drivers.kind.merbridge import place as places
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Watch:
 
     state: kernel.State
     take: Callable[[], list[str]]
+    place: Place
 
     def counters(self) -> Mapping[str, Mapping[str, int]]:
         """Give how often each program has run, on the whole node."""
@@ -46,7 +49,17 @@ class Watch:
 
     def trace(self) -> tuple[MerbridgeEvent, ...]:
         """Take the lines out that are there."""
-        return tuple(event for line in self.take() if (event := trace.parse(line)) is not None)
+        events = (event for line in self.take() if (event := trace.parse(line)) is not None)
+        return tuple(event for event in events if not self._elsewhere(event.pid))
+
+    def _elsewhere(self, pid: int) -> bool:
+        """Whether a task is not one of this node's: the trace is the whole kernel's. One that is gone may have been."""
+        try:
+            found = places.cgroup_of(Path(f"/proc/{pid}"))
+        except OSError:
+            return False
+        own = places.cgroup_of(Path(f"/proc/{self.place.pid}")).rstrip("/")
+        return found != own and not found.startswith(f"{own}/")
 
     def noted(
         self,
@@ -81,7 +94,7 @@ def watching(place: Place, state: kernel.State) -> Iterator[Watch]:
     """Count runs, and collect the trace in a buffer of our own, for the length of the block. Raises LabError."""
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, bpf.enable_stats())
-        yield Watch(state, stack.enter_context(collecting(place)).drain)
+        yield Watch(state, stack.enter_context(collecting(place)).drain, place)
 
 
 @contextlib.contextmanager
