@@ -170,13 +170,16 @@ def test_the_excerpt_is_yaml():
 
 
 def test_a_connection_is_looked_up_by_addresses_and_ports_in_the_networks_order():
-    wide = kernel.pair("127.0.0.1:41234", "127.128.0.5:15001", 36)
-    assert wide[12:16] == bytes([127, 0, 0, 1])
-    assert wide[28:32] == bytes([127, 128, 0, 5])
-    assert wide[32:] == struct.pack("!HH", 41234, 15001)
+    ends = "127.0.0.1:41234", "127.128.0.5:15001"
+    wide, mapped = kernel.pairs(*ends, 36)
+    assert len(wide) == len(mapped) == 36
+    assert wide[12:16] == mapped[12:16] == bytes([127, 0, 0, 1])
+    assert wide[28:32] == mapped[28:32] == bytes([127, 128, 0, 5])
+    assert wide[32:] == mapped[32:] == struct.pack("!HH", 41234, 15001)
     assert not any(wide[:12])
-    assert kernel.pair("127.0.0.1:41234", "127.128.0.5:15001", 12) == wide[12:16] + wide[28:32] + wide[32:]
-    assert kernel.pair("127.0.0.1:41234", "127.128.0.5:15001", 20) == b""
+    assert mapped[8:12] == mapped[24:28] == b"\0\0\xff\xff"
+    assert kernel.pairs(*ends, 12) == [wide[12:16] + wide[28:32] + wide[32:]]
+    assert kernel.pairs(*ends, 20) == []
 
 
 def test_where_it_was_meant_to_go():
@@ -451,7 +454,7 @@ def test_a_real_log_is_ready_and_no_crash():
 
 def test_real_connections_are_found_by_the_key_that_is_made_of_curls_account():
     found = captured_map("pair_original_dst")
-    value = found[kernel.pair("127.0.0.1:54592", "127.128.0.6:15001", 36)]
+    value = found[kernel.pairs("127.0.0.1:54592", "127.128.0.6:15001", 36)[0]]
     assert kernel.read_wanted(value) == "10.96.147.164:5000"
     assert {kernel.read_wanted(each) for each in found.values()} >= {"10.96.147.164:5000"}
 

@@ -136,9 +136,9 @@ def wanted(state: State, source: str, dialled: str) -> str | None:
         return None
     with _opened("map", number) as fd:
         found = bpf.map_info(fd)
-        key = pair(source, dialled, found.key_size)
-        value = bpf.lookup(fd, key, found.value_size) if key else None
-    return read_wanted(value) if value else None
+        keys = pairs(source, dialled, found.key_size)
+        values = (bpf.lookup(fd, key, found.value_size) for key in keys)
+        return next((read_wanted(value) for value in values if value), None)
 
 
 def outside_mesh(state: State, cgroups: Mapping[str, int]) -> list[str]:
@@ -157,12 +157,16 @@ def read_in_mesh(value: bytes) -> bool:
     return bool(struct.unpack_from("=8xI", value)[0])
 
 
-def pair(source: str, dialled: str, size: int) -> bytes:
-    """Give the key of a connection in pair_original_dst, in one of its two sizes; nothing for another size."""
+def pairs(source: str, dialled: str, size: int) -> list[bytes]:
+    """Give the keys that a connection may have in pair_original_dst; none for a size that no release has.
+
+    In words of four bytes, releases leave the first three of an IPv4 address empty; the main branch maps it into IPv6.
+    """
     (sip, sport), (dip, dport) = (_split(place) for place in (source, dialled))
-    if size == _WIDE:
-        return struct.pack("=12x4s12x4s2s2s", sip, dip, sport, dport)
-    return struct.pack("=4s4s2s2s", sip, dip, sport, dport) if size == _NARROW else b""
+    if size == _NARROW:
+        return [sip + dip + sport + dport]
+    forms = (bytes(12), bytes(10) + b"\xff\xff") if size == _WIDE else ()
+    return [form + sip + form + dip + sport + dport for form in forms]
 
 
 def _split(place: str) -> tuple[bytes, bytes]:
