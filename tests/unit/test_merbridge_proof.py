@@ -14,7 +14,8 @@ from merbridge_lab import matrix
 from merbridge_lab.checks import mesh, redirect, trace
 from merbridge_lab.dataplane.merbridge import trace as upstream
 from merbridge_lab.evidence import Verdict
-from merbridge_lab.lab import INBOUND, PEER
+from merbridge_lab.lab import INBOUND, PEER, SWITCH
+from merbridge_lab.loader import steps
 from merbridge_lab.report import Report
 
 VIP = "10.96.0.10:5000"
@@ -198,3 +199,17 @@ def test_an_app_that_does_not_tell_who_asked_must_have_answered_without_a_sideca
     lab.capabilities -= {PEER}
     bypassed = sorted(matrix.measure(up(lab)), key=lambda outcome: outcome.cell.place)[5]
     assert bypassed.finding.held is held, bypassed.finding.why
+
+
+# -- steps in a lab whose dataplane starts anew for its debug flag
+
+
+def test_step_4_tells_that_the_pod_is_made_anew_and_shows_what_became_of_it():
+    step = steps()[4].on(FakeLab().capabilities - {SWITCH})
+    assert "the pod is made anew" in " ".join(step.narration.split())
+    assert step.needs == steps()[4].needs
+    assert "the pod is made anew" not in " ".join(steps()[4].narration.split())
+    lab = up(FakeLab())
+    lab.dataplane.debug_shown = lambda: "args: [-d]"
+    step.act(lab)
+    assert [shown.output for shown in lab.shown()][-1] == "args: [-d]"

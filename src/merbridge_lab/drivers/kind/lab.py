@@ -12,7 +12,7 @@ from merbridge_lab import interrupts
 from merbridge_lab.adapters import conntrack, docker, kube
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers import batch
-from merbridge_lab.drivers.kind import cluster, layout, state
+from merbridge_lab.drivers.kind import cluster, layout, manifests, state
 from merbridge_lab.drivers.kind.access import Access
 from merbridge_lab.drivers.kind.cluster import NodePart
 from merbridge_lab.drivers.kind.merbridge import images, installed, limits, manifest, preflight, twins, watch
@@ -294,6 +294,7 @@ class KindLab:
         watch.sweep(self.merbridge.place())
         if not self.intercepts:
             self.merbridge.remove()
+            self.api().apply(manifests.configuration(self.settings(), finished=self._access.finished()))
 
     def restore(self) -> list[str]:
         """Put back whatever is flushed; give the names of the workloads concerned."""
