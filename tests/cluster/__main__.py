@@ -34,6 +34,7 @@ def merlab_arguments() -> list[str]:
         f"--kind-image={builds.ref('node')}",
         f"--istio-hub={told['istio-hub']}",
         f"--istio-tag={told['istio-tag']}",
+        f"--dataplane={told['dataplane']}",
         *(f"--istio-set={setting}" for setting in told["istio-set"]),
         *(f"--image={name}={builds.ref(image)}" for name, image in told["images"].items()),
     ]

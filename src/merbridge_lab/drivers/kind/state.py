@@ -159,4 +159,4 @@ def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
     for workload in lab.workloads():
         parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(one.rules.snapshot().texts.values())  # type: ignore[misc]
         parts[f"{workload.name}/sidecar.log"] = lambda one=workload: one.logged(_TAIL)  # type: ignore[misc]
-    return parts
+    return {**parts, **lab.merbridge.dump()} if lab.intercepts else parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from merbridge_lab import waiting
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from merbridge_lab.drivers.kind.merbridge.place import Place
 
 _GONE = 60.0
+#: How much of its log goes into a sysdump, in lines from its end.
+_TAIL = 2000
 
 
 class MerbridgePart:
@@ -220,6 +223,18 @@ class MerbridgePart:
             return
         for pod in installed.every_pod(api, found):  # its clean-up hangs: what it left is taken off below
             api.delete(kube.path("Pod", pod["metadata"]["name"], NAMESPACE), grace=0)
+
+    def dump(self) -> dict[str, Callable[[], object]]:
+        """Name the parts of a sysdump that are its own."""
+        api = self._access.api()
+        return {
+            "merbridge/daemonset.json": lambda: api.find(PATH),
+            "merbridge/log.txt": lambda: "\n".join(
+                starting.log(api, pod, tail=_TAIL) for pod in installed.pods(api, api.get(PATH))
+            ),
+            "merbridge/attached.json": lambda: asdict(self.state()),
+            "merbridge/leavings.json": lambda: leavings.found(self.place()),
+        }
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 
