@@ -1,7 +1,7 @@
 """Read the trace of one request.
 
 Three things to notice, in this order: the app's connect() is intercepted, the sidecar asks where the app wanted to
-go, and bytes are moved from socket to socket.
+go, and bytes are moved from socket to socket. Where a dataplane leaves no line of the second, its map tells it.
 """
 
 from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step

@@ -213,7 +213,9 @@ def test_the_crash_over_the_cgroup_is_known_mended_and_told(lab: dict[str, Any],
 
 def test_one_that_crashes_once_and_takes_its_time_is_waited_for(lab: dict[str, Any]) -> None:  # noqa: ARG001
     late = f"merbridge={builds.ref('lookalike-late')}"
-    report = told(up("--until", "3", "--image", late))
+    done = up("--until", "3", "--image", late, "--merbridge-manifest", "merlab")
+    report = told(done)
+    assert report["error"] is None, done.stdout[-3000:] + done.stderr[-3000:]
     assert check(report, 3, "dataplane.in_order")["verdict"] == "pass", report["cause"]
 
 

@@ -230,6 +230,8 @@ def test_another_image_and_another_manifest(settings, tmp_path):
     assert yaml.safe_load_all(manifests.text("merbridge", named))
     assert named.differ_from(settings) == [], "the mesh is not made anew for it"
     assert Settings.from_json(asked.to_json()) == asked
+    assert named.asked(Options()).merbridge_manifest == named.merbridge_manifest, "what the lab was made with stays"
+    assert named.asked(Options(merbridge_manifest="merlab")).merbridge_manifest == ""
 
 
 @pytest.mark.parametrize(

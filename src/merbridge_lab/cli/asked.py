@@ -80,9 +80,9 @@ MerbridgeManifestOption = Annotated[
     str | None,
     typer.Option(
         "--merbridge-manifest",
-        metavar="URL|FILE|release|main",
+        metavar="URL|FILE|release|main|merlab",
         rich_help_panel=_PANEL,
-        help="What installs Merbridge; by default a manifest of merlab's own. release and main are upstream's.",
+        help="What installs Merbridge; by default merlab's own. release and main are upstream's.",
     ),
 ]
 KeepClusterOption = Annotated[

@@ -102,8 +102,12 @@ class Settings:
             sidecars=options.sidecars or self.sidecars,
             images={**self.images, **options.images},
             dataplane=options.dataplane or self.dataplane,
-            merbridge_manifest=options.merbridge_manifest or self.merbridge_manifest,
+            merbridge_manifest=self._manifest(options.merbridge_manifest),
         )
+
+    def _manifest(self, asked: str | None) -> str:
+        """Give what installs Merbridge; "merlab" is merlab's own, for a lab that was made with another one."""
+        return self.merbridge_manifest if asked is None else {"merlab": ""}.get(asked, asked)
 
     def differ_from(self, other: Settings) -> list[str]:
         """Name what of the mesh differs. The node's image is chosen once for all; the dataplane looks after itself."""

@@ -51,12 +51,13 @@ func update(pods int) {
 
 // How often this pod's container has been started again.
 func restarts() int {
+	most := 0
 	for _, one := range list("app=merbridge") {
 		for _, status := range one.Status.ContainerStatuses {
-			return status.RestartCount
+			most = max(most, status.RestartCount)
 		}
 	}
-	return 0
+	return most
 }
 
 func list(selector string) []pod {
