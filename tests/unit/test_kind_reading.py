@@ -312,23 +312,31 @@ def test_trouble_of_the_pods_of_before_is_not_that_of_the_new_ones():
     assert trouble.in_pods([ending], 100) is None
 
 
-def _refusal(last):
+def _refusal(last, first="2026-01-01T00:00:00Z"):
     return {
         "type": "Warning",
         "reason": "FailedCreate",
         "message": "failed calling webhook",
+        "firstTimestamp": first,
         "lastTimestamp": last,
         "involvedObject": {"kind": "ReplicaSet", "name": "sleep-5cd55f4554"},
         "metadata": {"creationTimestamp": last},
     }
 
 
+_FUTURE = "2999-01-01T00:00:00Z"
+
+
 def test_refusals_of_an_hour_ago_do_not_count():
-    assert trouble.refused("sleep", [_refusal("2026-01-01T00:00:00Z")], 20) is None
-    found = trouble.refused("sleep", [_refusal("2999-01-01T00:00:00Z")], 20)
+    assert trouble.refused("sleep", [_refusal("2026-01-01T00:00:00Z")], 30) is None
+    found = trouble.refused("sleep", [_refusal(_FUTURE)], 30)
     assert "failed calling webhook" in found.what
-    assert trouble.refused("sleep", [_refusal("2999-01-01T00:00:00Z")], 1) is None, "it is tried again"
-    assert trouble.refused("helloworld-v1", [_refusal("2999-01-01T00:00:00Z")], 20) is None
+    assert trouble.refused("helloworld-v1", [_refusal(_FUTURE)], 30) is None
+
+
+def test_what_was_refused_is_tried_again():
+    assert trouble.refused("sleep", [_refusal(_FUTURE)], 10) is None, "not waited for long"
+    assert trouble.refused("sleep", [_refusal(_FUTURE, first=_FUTURE)], 30) is None, "refused only just now"
 
 
 def test_what_runs_and_is_never_ready_is_named():

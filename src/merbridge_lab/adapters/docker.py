@@ -18,6 +18,9 @@ _ANSWER = 30.0
 _PULL = 900.0
 
 _SILENT = ("Cannot connect to the Docker daemon", "error during connect", "Is the docker daemon running")
+#: What docker exec says, and how it ends, where the container is stopped before or while the command runs.
+_NOT_RUNNING = ("Error response from daemon: ", "No such container")
+_STOPPED = (126, 137)
 _FORBIDDEN = "permission denied while trying to connect"
 
 
@@ -53,10 +56,16 @@ class Container:
 
 def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin: str | None = None) -> Result:
     """Run docker. Raises LabError, with what to do where the daemon does not answer."""
-    try:
-        return run(["docker", *argv], timeout=timeout, ok=ok, stdin=stdin)
-    except LabError as error:
-        raise _explained(error) from error
+    told = run(["docker", *argv], timeout=timeout, ok=range(256), stdin=stdin)
+    # It ends with 1 both where something is not there and where the daemon is not: its words tell.
+    if told.status in ok and not (told.status and _is_silent(told.stderr)):
+        return told
+    what = f"docker {argv[0]} failed with exit status {told.status}"
+    raise _explained(LabError(what, hint="merlab doctor", command=told.command, stderr=told.stderr.strip()))
+
+
+def _is_silent(said: str) -> bool:
+    return any(words in said for words in (*_SILENT, _FORBIDDEN))
 
 
 def _explained(error: LabError) -> LabError:
@@ -145,11 +154,20 @@ def exec_argv(container: str, argv: Sequence[str], *, stdin: bool = False, termi
 def execute(
     container: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = _ANSWER, ok: Sequence[int] = (0,)
 ) -> Result:
-    """Run `argv` in a container."""
-    try:
-        return run(exec_argv(container, argv, stdin=stdin is not None), timeout=timeout, ok=ok, stdin=stdin)
-    except LabError as error:
-        raise _explained(error) from error
+    """Run `argv` in a container. Raises LabError, also where the container was stopped meanwhile."""
+    told = run(exec_argv(container, argv, stdin=stdin is not None), timeout=timeout, ok=range(256), stdin=stdin)
+    said = told.stderr.strip()
+    if told.status in _STOPPED or (told.status and any(words in said for words in _NOT_RUNNING)):
+        raise LabError(
+            f"the container {container} does not run, or was restarted just now",
+            hint="merlab up starts it and goes on",
+            command=told.command,
+            stderr=said,
+        )
+    if told.status in ok and not (told.status and _is_silent(said)):
+        return told
+    what = f"{argv[0]} failed with exit status {told.status} in the container {container}"
+    raise _explained(LabError(what, hint="merlab doctor", command=told.command, stderr=said))
 
 
 def has_image(ref: str) -> bool:

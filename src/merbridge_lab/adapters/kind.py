@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -55,7 +56,32 @@ def export_argv(name: str, kubeconfig: str | None = None) -> list[str]:
 
 def export(name: str, kubeconfig: str) -> None:
     """Put a cluster's context into a kubeconfig. Raises LabError."""
-    run(export_argv(name, kubeconfig), timeout=_ANSWER)
+    try:
+        run(export_argv(name, kubeconfig), timeout=_ANSWER)
+    except LabError as error:
+        raise LabError(
+            f"the context of {name} cannot be put into {kubeconfig}",
+            hint="name another file by --kubeconfig",
+            command=error.command,
+            stderr=error.stderr,
+        ) from error
+
+
+def context_in(kubeconfig: str, name: str) -> dict[str, Any] | None:
+    """Give what a kubeconfig says of a cluster; None where it is not in there. Raises LabError for what is none."""
+    file = Path(kubeconfig)
+    if not file.exists():
+        return None
+    try:
+        told = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        clusters = {one["name"]: dict(one["cluster"]) for one in told.get("clusters") or []}
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise LabError(
+            f"{kubeconfig} is no kubeconfig that can be read",
+            hint="name another file by --kubeconfig, or remove this one",
+            stderr=str(error),
+        ) from error
+    return clusters.get(f"kind-{name}")
 
 
 def delete_argv(name: str, kubeconfig: str | None = None) -> list[str]:
@@ -101,14 +127,22 @@ def load(name: str, refs: Sequence[str]) -> None:
     try:
         run(load_argv(name, refs), timeout=_LOAD)
     except LabError as error:
-        if "no space left on device" in (error.stderr or ""):
-            raise LabError(
-                f"there is no room on the disk to load {', '.join(refs)} into the node",
-                hint=f"df -h {tempfile.gettempdir()} /var/lib/docker; then docker system prune, or TMPDIR=… elsewhere",
-                command=error.command,
-                stderr=error.stderr,
-            ) from error
-        raise
+        raise not_loaded(error, refs) from error
+
+
+def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
+    """Say why images do not get into a node: kind has Docker save them to a file here, which ctr imports there."""
+    said = error.stderr or ""
+    what, hint = f"kind could not load {', '.join(refs)} into the node", "merlab doctor --lab kind"
+    if "no space left on device" in said:
+        node = re.search(r'"docker exec [^"]*?(\S+) ctr ', said)
+        if node:
+            what = f"there is no room on the disk of the node {node[1]} for {', '.join(refs)}"
+            hint = f"docker exec {node[1]} df -h /var; docker system prune makes room on Docker's disk"
+        else:
+            what = f"there is no room on the disk with {tempfile.gettempdir()} to save {', '.join(refs)}"
+            hint = f"df -h {tempfile.gettempdir()}; make room, or choose another place: export TMPDIR=…"
+    return LabError(what, hint=hint, command=error.command, stderr=error.stderr)
 
 
 # -- what a merlab that was killed may have left

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import ssl
-import time
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -41,6 +41,7 @@ _NAMED = {
     "Pod": "/api/v1/namespaces/{namespace}/pods/{name}",
     "Node": "/api/v1/nodes/{name}",
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
+    "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}",
     "PeerAuthentication": "/apis/security.istio.io/v1/namespaces/{namespace}/peerauthentications/{name}",
 }
 
@@ -161,8 +162,12 @@ class Api:
     def _expired(self) -> LabError | None:
         from cryptography import x509
 
-        ends = x509.load_pem_x509_certificate(self._certificate).not_valid_after.replace(tzinfo=None)
-        if ends.timestamp() - time.timezone > time.time():
+        certificate = x509.load_pem_x509_certificate(self._certificate)
+        if hasattr(certificate, "not_valid_after_utc"):  # cryptography 42
+            ends = certificate.not_valid_after_utc
+        else:
+            ends = certificate.not_valid_after.replace(tzinfo=timezone.utc)
+        if ends > datetime.now(timezone.utc):
             return None
         return LabError(
             f"the certificates of the cluster expired on {ends:%Y-%m-%d}",

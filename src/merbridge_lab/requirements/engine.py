@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from merbridge_lab.adapters import docker, istioctl
 from merbridge_lab.adapters import kind as kind_command
+from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, SKIP, WARN, Requirement
 
@@ -47,7 +48,9 @@ def kind(*, kubernetes: tuple[int, int] | None = None, misfit: str | None = None
 
 def docker_version() -> str:
     """Give the version of Docker's command line."""
-    return docker.docker("version", "--format", "{{.Client.Version}}", ok=(0, 1)).stdout.strip() or "of unknown version"
+    # Where no daemon answers it ends with 1, its own version told.
+    told = run(["docker", "version", "--format", "{{.Client.Version}}"], ok=(0, 1))
+    return told.stdout.strip() or "of unknown version"
 
 
 def _command(name: str, version: Callable[[], str] | None, *, missing: str = FAIL) -> Requirement:
@@ -144,13 +147,13 @@ def proxies(environment: Mapping[str, str]) -> Requirement:
     set_ = [name for name in _PROXIES if name in told]
     needed = "none, or one that the node can reach too"
     if not set_:
-        return Requirement("proxy", PASS, "none", needed)
+        return Requirement("docker.proxy", PASS, "none", needed)
     found = ", ".join(f"{name}={_without_password(told[name])}" for name in set_)
     if any(_host(told[name]) in _LOOPBACK for name in set_):
         hint = "name it by an address that containers reach; on its own loopback the node finds nothing"
-        return Requirement("proxy", WARN, found, needed, hint)
+        return Requirement("docker.proxy", WARN, found, needed, hint)
     # kind hands it on to the node, with the cluster's own addresses in no_proxy; merlab talks to the API without it.
-    return Requirement("proxy", PASS, f"{found}: the node pulls images by way of it", needed)
+    return Requirement("docker.proxy", PASS, f"{found}: the node pulls images by way of it", needed)
 
 
 def ports(environment: Mapping[str, str]) -> Requirement:
@@ -159,13 +162,13 @@ def ports(environment: Mapping[str, str]) -> Requirement:
     where = environment.get("DOCKER_HOST", "")
     if where.partition("://")[0] in ("tcp", "ssh", "http", "https") and _host(where) not in _LOOPBACK:
         hint = "use a Docker on this machine: unset DOCKER_HOST"
-        return Requirement("ports", FAIL, f"DOCKER_HOST={where}, another machine's", needed, hint)
+        return Requirement("docker.ports", FAIL, f"DOCKER_HOST={where}, another machine's", needed, hint)
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
     except OSError as error:
-        return Requirement("ports", FAIL, f"none: {error}", needed, "sysctl net.ipv4.ip_local_port_range; ss -s")
-    return Requirement("ports", PASS, f"{port} is one", needed)
+        return Requirement("docker.ports", FAIL, f"none: {error}", needed, "sysctl net.ipv4.ip_local_port_range; ss -s")
+    return Requirement("docker.ports", PASS, f"{port} is one", needed)
 
 
 def _host(url: str) -> str:
@@ -182,5 +185,9 @@ def versions(misfit: str | None) -> Requirement:
     """Say what is known not to fit together."""
     hint = "choose others: --kind-image, --istio-tag" if misfit else None
     return Requirement(
-        "versions", FAIL if misfit else PASS, misfit or "nothing known against them", "Kubernetes and Istio fit", hint
+        "cluster.versions",
+        FAIL if misfit else PASS,
+        misfit or "nothing known against them",
+        "Kubernetes and Istio fit",
+        hint,
     )

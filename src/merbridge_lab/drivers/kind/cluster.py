@@ -84,6 +84,9 @@ class NodePart:
 
     def problems(self) -> list[str]:
         """Say what is not as `ensure` makes it. Raises LabError where Docker does not answer."""
+        return self._of_cluster() or self._not_exported()
+
+    def _of_cluster(self) -> list[str]:
         found = nodes()
         if not found:
             return [f"there is no kind cluster called {layout.CLUSTER}"]
@@ -97,6 +100,14 @@ class NodePart:
         if not self._api().ready():
             return [f"the API of {layout.CLUSTER} at {self._api().server} is not ready"]
         return self._not_ready()
+
+    def _not_exported(self) -> list[str]:
+        if not self._kubeconfig:
+            return []
+        there = kind.context_in(self._kubeconfig, layout.CLUSTER)
+        if there is not None and there == kind.kubeconfig_of(layout.CLUSTER)["clusters"][0]["cluster"]:
+            return []
+        return [f"{self._kubeconfig} does not have the context {layout.CONTEXT} as it is now"]
 
     def _not_ready(self) -> list[str]:
         sentences = []
@@ -120,6 +131,8 @@ class NodePart:
 
     def ensure(self) -> None:
         """Make the cluster, or start it, and wait until it is ready. Raises LabError."""
+        if self._kubeconfig:
+            kind.context_in(self._kubeconfig, layout.CLUSTER)  # a file that is none is told of before anything is made
         self._await_orphan()
         found = nodes()
         if found and not are_ours(found):
@@ -163,7 +176,7 @@ class NodePart:
 
         def ready() -> bool:
             try:
-                return not self.problems()
+                return not self._of_cluster()
             except LabError:
                 return False
 
@@ -198,7 +211,7 @@ class NodePart:
         last: list[str] = []
 
         def ready() -> bool:
-            last[:] = self.problems()
+            last[:] = self._of_cluster()
             return not last
 
         awaited = f"the cluster {layout.CLUSTER} to be ready"

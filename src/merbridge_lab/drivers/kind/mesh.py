@@ -54,6 +54,8 @@ class MeshPart:
             return ["Istio is not installed in the cluster"]
         if not rollout.is_done(istiod):
             sentences.append("istiod is not available")
+        if not api.all("MutatingWebhookConfiguration", selector="app=sidecar-injector"):
+            sentences.append("Istio is not asked for sidecars: its MutatingWebhookConfiguration is missing")
         kept = self._kept()
         if kept is None or not self._access.finished():
             sentences.append("the making of the lab, or its last change, was cut short")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _PLACE = 10.0
 #: For how long pods of before may still be there, in seconds: their trouble is not that of the new ones.
 _OLD_ONES = 5.0
-#: How long the pods of a Deployment may be refused before that is.
-_REFUSED = 8.0
+#: How long the pods of a Deployment may be refused before that is: the eleventh try comes 20 s after the first.
+_REFUSED = 25.0
 _NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"}
 _CRASHED = {"CrashLoopBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 #: Crashes of a container before that is called hopeless: a sidecar may give up once while its server starts.
@@ -138,20 +138,26 @@ def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float) ->
 
     Events are kept for an hour: what is older than the wait tells of other times.
     """
-    if waited < _REFUSED:
+    mine = [event for event in events if _is_refusal(event, deployment) and _age(event) <= waited + 1]
+    refused_for = min(waited, max((_age(event, of="firstTimestamp") for event in mine), default=0.0))
+    if refused_for < _REFUSED:
         return None
-    for event in reversed(events):
-        owner = event["involvedObject"]
-        mine = owner["kind"] in ("ReplicaSet", "Deployment") and owner["name"].startswith(deployment)
-        last = event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
-        # Their times are whole seconds.
-        if mine and event.get("reason") == "FailedCreate" and _seconds_since(last) <= waited + 1:
-            return Trouble(
-                f"no pod of {deployment} can be made: {event.get('message', '')}",
-                f"kubectl --context {layout.CONTEXT} -n {layout.ISTIO} get pods: is istiod there?",
-                deployment,
-            )
-    return None
+    return Trouble(
+        f"no pod of {deployment} can be made: {mine[-1].get('message', '')}",
+        f"kubectl --context {layout.CONTEXT} -n {layout.ISTIO} get pods: is istiod there?",
+        deployment,
+    )
+
+
+def _is_refusal(event: dict[str, Any], deployment: str) -> bool:
+    owner = event["involvedObject"]
+    is_mine = owner["kind"] in ("ReplicaSet", "Deployment") and owner["name"].startswith(deployment)
+    return is_mine and event.get("reason") == "FailedCreate"
+
+
+def _age(event: dict[str, Any], *, of: str = "lastTimestamp") -> float:
+    """Give the seconds since an event was seen last, or first; its times are whole seconds."""
+    return _seconds_since(event.get(of) or event["metadata"]["creationTimestamp"])
 
 
 def waited_for(pods: Sequence[dict[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers import batch
 from merbridge_lab.drivers.kind import inside, layout, pods
 from merbridge_lab.drivers.kind.rules import PodRules
+from merbridge_lab.errors import NotHeldError
 from merbridge_lab.lab import HELLO, Entered
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class KindWorkload:
         return batch.read(nonce, url, status, stdout, stderr)
 
     def log(self) -> SidecarLog:
-        """Give what its sidecar writes into its access log from now on."""
+        """Give what its sidecar writes into its access log from now on. Raises NotHeldError where it has none."""
+        if not self.pod.sidecar:
+            raise NotHeldError(f"{self.pod.name} has no sidecar: merlab up gives it one")
         return SidecarLog(self._api, self.pod.name)
 
     def changed_sources(self) -> Mapping[str, frozenset[str]]:

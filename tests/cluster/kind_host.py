@@ -1,0 +1,224 @@
+"""merlab on the test cluster as a person calls it; its cluster, and this machine, looked at and broken past merlab."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.drivers.kind import layout
+from merbridge_lab.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+MERLAB = str(Path(sys.executable).with_name("merlab"))
+NODE = f"{layout.CLUSTER}-control-plane"
+SAVED = f"{layout.STATE}/saved/sleep.rules"
+#: Longer than anything that is called here takes, in seconds.
+LONG = 300.0
+
+# -- merlab -----------------------------------------------------------------------------------------------------------
+
+
+def words_for(command: str, *words: str) -> list[str]:
+    """Give the words of a call; `up` is told of the test cluster's images."""
+    told = shlex.split(os.environ["MERLAB_TEST_CLUSTER"]) if command == "up" else []
+    return [MERLAB, command, "--lab", "kind", *told, *words]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Give the environment of a call; the outcome must not depend on the terminal the tests were started from."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "MERLAB_LAB")}
+    return {**kept, **changes}
+
+
+def merlab(command: str, *words: str, prefix: tuple[str, ...] = (), **changes: str) -> subprocess.CompletedProcess[str]:
+    """Call merlab; `changes` are of its environment."""
+    return subprocess.run(
+        [*prefix, *words_for(command, *words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+        env=environment(**changes),
+    )
+
+
+def held(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether all held; where not, what was said is shown with the test."""
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:])  # noqa: T201
+    return done.returncode == 0
+
+
+def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Read the one JSON object that stdout must hold."""
+    assert done.stdout.startswith("{"), done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """Give the sentence of a call, with --json, that could not go on: exit status 3, one cause, one remedy."""
+    assert done.returncode == 3, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "Traceback" not in done.stdout + done.stderr
+    error = told(done)["error"]
+    assert error["what"]
+    assert "\n" not in error["what"]
+    assert error["hint"], error
+    return f"{error['what']} → {error['hint']}"
+
+
+class Running:
+    """A merlab at work, in a session of its own, to be stopped in the middle."""
+
+    def __init__(self, command: str, *words: str) -> None:
+        self._done: subprocess.CompletedProcess[str] | None = None
+        self.process = subprocess.Popen(
+            words_for(command, *words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=environment(),
+        )
+
+    def reaches(self, moment: Callable[[int], bool], timeout: float = 120.0) -> bool:
+        """Wait until `moment`, which is given the PID, is seen; False where merlab has ended before."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if moment(self.process.pid):
+                return True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.005)
+                print(*self.end().stdout, *self.end().stderr, sep="")  # noqa: T201 - shown where the test fails
+                return False
+        self.end(9)
+        return False
+
+    def end(self, *signals: int) -> subprocess.CompletedProcess[str]:
+        """Send signals, and wait for the end."""
+        if self._done is None:
+            for each in signals:
+                self.process.send_signal(each)
+            out, err = self.process.communicate(timeout=LONG)
+            self._done = subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
+        return self._done
+
+
+def stopped(*words: str, at: Callable[[int], bool], by: int) -> subprocess.CompletedProcess[str]:
+    """Start merlab and send it a signal as soon as `at` is seen."""
+    running = Running(*words)
+    assert running.reaches(at)
+    return running.end(by)
+
+
+# -- this machine -----------------------------------------------------------------------------------------------------
+
+
+def docker(*words: str) -> str:
+    return subprocess.run(("docker", *words), check=True, capture_output=True, text=True, timeout=LONG).stdout
+
+
+def _processes() -> dict[int, tuple[int, list[str]]]:
+    """Give, by PID, the parent and the command of every process in this network: others may have test beds too."""
+    found, here = {}, os.readlink("/proc/self/ns/net")  # noqa: PTH115 - it is no path
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(process / "ns/net") == here:  # noqa: PTH115
+                parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(process.name)] = parent, (process / "cmdline").read_text().split("\0")
+    return found
+
+
+def runs(*words: str) -> Callable[[int], bool]:
+    """Make a moment: merlab runs a command that begins with `words`."""
+
+    def seen(pid: int) -> bool:
+        commands = [argv for parent, argv in _processes().values() if parent == pid]
+        return any([Path(argv[0]).name, *argv[1 : len(words)]] == list(words) for argv in commands)
+
+    return seen
+
+
+def leftovers() -> dict[str, object]:
+    """Give all of which `down` must leave as much as there was before."""
+    temporary = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108 - looked at, not written to
+    commands = [argv for _, argv in _processes().values() if Path(argv[0]).name in ("kind", "istioctl")]
+    kubeconfig = Path(os.environ["KUBECONFIG"])
+    return {
+        "containers": sorted(docker("ps", "--all", "--quiet").split()),
+        "volumes": sorted(docker("volume", "ls", "--quiet").split()),
+        "networks": sorted(docker("network", "ls", "--format", "{{.Name}}").split()),
+        "kubeconfig": kubeconfig.read_text() if kubeconfig.exists() else None,
+        "temporary": sorted(each.name for each in temporary.glob("merlab-kind-*")),
+        "commands": commands,
+    }
+
+
+# -- the cluster ------------------------------------------------------------------------------------------------------
+
+
+def in_node(*argv: str, check: bool = True, stdin: str | None = None) -> str:
+    """Run a command on the node."""
+    return subprocess.run(
+        ("docker", "exec", "-i", NODE, *argv), check=check, capture_output=True, text=True, timeout=LONG, input=stdin
+    ).stdout
+
+
+def kubectl(*words: str, stdin: str | None = None) -> str:
+    """Ask the API, from the node and with a key that merlab does not use."""
+    return in_node("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf", *words, stdin=stdin)
+
+
+def pod_of(selector: str) -> dict[str, Any]:
+    """Give the one pod that is not ending."""
+    found = json.loads(kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+    (pod,) = (one for one in found if not one["metadata"].get("deletionTimestamp"))
+    return dict(pod)
+
+
+def rules(selector: str = "app=sleep") -> list[str]:
+    """Give the nat rules of a pod, counters left out, by the process that holds its namespaces."""
+    uid = pod_of(selector)["metadata"]["uid"]
+    held_by = in_node("ctr", "-n", "k8s.io", "containers", "ls", "-q", f'labels."io.kubernetes.pod.uid"=={uid}').split()
+    tasks = [line.split() for line in in_node("ctr", "-n", "k8s.io", "tasks", "ls").splitlines()]
+    pid = next(row[1] for row in tasks if row[0] in held_by and row[2] == "RUNNING")
+    saved = in_node("nsenter", "-t", pid, "-n", "iptables-nft-save", "-t", "nat").splitlines()
+    return [re.sub(r"\[\d+:\d+\]", "", line) for line in saved if line.startswith(("-A", ":"))]
+
+
+def is_flushed(_pid: int = 0) -> bool:
+    """Whether the rules of sleep are saved, and gone."""
+    if not in_node("sh", "-c", f"test -e {SAVED} && echo saved", check=False):
+        return False
+    return not any(line.startswith("-A") for line in rules())
+
+
+#: What has come into being at a moment of `up`, in their order; each is seen by a look past merlab.
+MOMENTS: Mapping[str, Callable[[int], bool]] = {
+    "network": lambda _: layout.NETWORK in docker("network", "ls", "--format", "{{.Name}}").split(),
+    "container": lambda _: bool(docker("ps", "--quiet", "--filter", f"name={NODE}")),
+    "keys": lambda _: bool(in_node("sh", "-c", "ls /etc/kubernetes/pki/ca.key", check=False)),
+    "administrator": lambda _: bool(in_node("sh", "-c", "ls /etc/kubernetes/admin.conf", check=False)),
+    "loading": runs("kind", "load"),
+    "installing": runs("istioctl", "install"),
+    "rollout": lambda _: bool(in_node(*_KUBECTL, "get", "deployment", "sleep", "-o", "name", check=False)),
+    "flushed": is_flushed,
+}
+_KUBECTL = ("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf")
+
+
+def settled(look: Callable[[], object], wanted: object, seconds: float = 10.0) -> object:
+    """Give what `look` gives, once it is as wanted, or after some seconds."""
+    until(lambda: look() == wanted, timeout=seconds, awaiting="what is on its way out to be gone")
+    return look()

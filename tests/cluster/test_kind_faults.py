@@ -1,0 +1,469 @@
+"""What may go wrong while the kind lab is made and used: merlab says what it is, changes nothing by half, and mends it.
+
+The tests that need no cluster, or a half of one, come first; the others share one. Each of them gets it whole, and
+each can run alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from kind_host import (
+    LONG,
+    MOMENTS,
+    NODE,
+    SAVED,
+    Running,
+    docker,
+    environment,
+    held,
+    in_node,
+    is_flushed,
+    kubectl,
+    leftovers,
+    merlab,
+    pod_of,
+    refusal,
+    rules,
+    runs,
+    settled,
+    stopped,
+    told,
+)
+from tests.cluster import builds, engine
+
+from merbridge_lab.drivers.kind import layout
+from merbridge_lab.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+pytestmark = pytest.mark.cluster
+
+
+# -- without a cluster, or with a half of one -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine() -> Iterator[Mapping[str, object]]:
+    """This machine as it is without a lab, which it must be again after all of these tests."""
+    assert held(merlab("down"))
+    before = leftovers()
+    assert before["commands"] == []
+    assert before["temporary"] == []
+    yield before
+    assert held(merlab("down"))
+    assert settled(leftovers, before) == before
+
+
+@pytest.fixture
+def nothing(machine: Mapping[str, object]) -> Mapping[str, object]:
+    """The machine without a lab, now."""
+    assert held(merlab("down"))
+    assert settled(leftovers, machine) == machine
+    return machine
+
+
+@pytest.fixture
+def foreign(nothing: Mapping[str, object]) -> Iterator[str]:  # noqa: ARG001 - comes first
+    """A node of a cluster called merbridge that somebody else began to make; its id."""
+    argv = ("kind", "create", "cluster", "--name", layout.CLUSTER, "--image", builds.ref("node"), "--retain")
+    # kind's own network would stay.
+    changes = {"KIND_EXPERIMENTAL_DOCKER_NETWORK": "foreign"}
+    making = subprocess.Popen(argv, env=environment(**changes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert until(lambda: MOMENTS["container"](0), timeout=30, awaiting="the node of another's cluster")
+    finally:
+        making.kill()
+        making.wait()
+    yield docker("inspect", "--format", "{{.Id}} {{.State.StartedAt}}", NODE)
+    docker("rm", "--force", "--volumes", NODE)
+    docker("network", "rm", "foreign")
+
+
+def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
+    for words in (("up", "--json"), ("step", "6", "--json")):
+        said = refusal(merlab(*words))
+        assert "merlab did not make it" in said
+        assert f"kind delete cluster --name {layout.CLUSTER}" in said
+    assert told(merlab("status", "--json"))["up"] is False
+    assert held(merlab("down"))
+    assert docker("inspect", "--format", "{{.Id}} {{.State.StartedAt}}", NODE) == foreign
+    assert merlab("doctor", "--json").returncode == 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_down_leaves_nothing_of_a_create_that_was_cut_short(nothing: Mapping[str, object], signum: int) -> None:
+    done = stopped("up", at=MOMENTS["container"], by=signum)
+    assert done.returncode == (130 if signum == signal.SIGINT else -signum)
+    assert docker("ps", "--quiet")
+    assert held(merlab("down"))
+    assert settled(leftovers, nothing) == nothing
+
+
+def test_up_goes_on_from_a_create_that_was_killed_and_has_the_lab_to_itself(nothing: Mapping[str, object]) -> None:  # noqa: ARG001
+    stopped("up", at=MOMENTS["keys"], by=signal.SIGKILL)
+    going_on = Running("up", "--json")
+    assert going_on.reaches(runs("docker"))
+    assert f"another merlab is at work: PID {going_on.process.pid}" in refusal(merlab("down", "--json"))
+    done = going_on.end()
+    assert held(done)
+    assert told(done)["verdict"] == "pass"
+
+
+# -- on one cluster ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lab() -> None:
+    """A lab as it should be: it is made, or mended, where it is not."""
+    status = told(merlab("status", "--json"))
+    if not status["up"] or status["problems"] or status["flushed"]:
+        assert held(merlab("up", "-q"))
+
+
+def mended() -> bool:
+    """Whether `up` brings all back to what it should be, and finds it so."""
+    return held(merlab("up", "-q", "--until", "2")) and told(merlab("status", "--json"))["problems"] == []
+
+
+def test_a_flush_that_was_killed_is_mended_by_up(lab: None) -> None:  # noqa: ARG001 - must be up
+    before = rules()
+    stopped("step", "9", at=is_flushed, by=signal.SIGKILL)
+    assert told(merlab("status", "--json"))["flushed"] == ["sleep"]
+    assert held(merlab("up", "-q", "--until", "2"))
+    assert rules() == before
+    assert not is_flushed()
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_flushed_loses_no_rule(lab: None, signum: int, status: int) -> None:  # noqa: ARG001
+    before = rules()
+    done = stopped("step", "9", at=is_flushed, by=signum)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert "interrupted by" in done.stderr
+    assert rules() == before
+    assert told(merlab("status", "--json"))["flushed"] == []
+
+
+# The shell that saves and flushes has the first line of the file among its arguments; this one has not.
+_HOLD = f"""
+until [ -e {SAVED}.new ]; do :; done
+pid=$(pgrep -o -f '[#] merlab: nat of sleep') && kill -STOP "$pid" && echo "$pid"
+"""
+
+
+def test_a_pod_deleted_between_save_and_flush_is_noticed_and_the_new_one_is_not_flushed(lab: None) -> None:  # noqa: ARG001
+    before, old = rules(), pod_of("app=sleep")["metadata"]
+    with contextlib.ExitStack() as stack:
+        watching = subprocess.Popen(
+            ("docker", "exec", NODE, "timeout", "60", "sh", "-c", _HOLD), stdout=subprocess.PIPE, text=True
+        )
+        stack.callback(watching.communicate)
+        running = Running("step", "9", "--json")
+        held_up, _ = watching.communicate(timeout=60)
+        assert held_up.strip().isdigit()
+        stack.callback(in_node, "kill", "-CONT", held_up.strip(), check=False)
+        kubectl("delete", "pod", old["name"], "--wait")
+        kubectl("rollout", "status", "deployment/sleep", "--timeout=60s")
+    said = refusal(running.end())
+    assert "restarted" in said
+    assert "type this again" in said
+    assert pod_of("app=sleep")["metadata"]["uid"] != old["uid"]
+    assert rules() == before
+    assert told(merlab("status", "--json"))["flushed"] == []
+    assert held(merlab("step", "9", "-q"))
+
+
+def test_a_kubeconfig_that_is_no_kubeconfig_is_named(lab: None, tmp_path: Path) -> None:  # noqa: ARG001
+    wrong = tmp_path / "config"
+    wrong.write_text("this: [is no kubeconfig")
+    said = refusal(merlab("up", "--until", "1", "--kubeconfig", str(wrong), "--json"))
+    assert str(wrong) in said
+    assert wrong.read_text() == "this: [is no kubeconfig"
+    # What merlab does in the cluster does not go by the user's.
+    assert held(merlab("step", "6", KUBECONFIG=str(wrong)))
+    assert held(merlab("step", "6", KUBECONFIG=str(tmp_path / "missing" / "config")))
+
+
+def _outdated(certificate: x509.Certificate, key: str, ca: str) -> str:
+    """Make a certificate that is as another, and ended yesterday."""
+    signer = x509.load_pem_x509_certificate(ca.encode())
+    signing = serialization.load_pem_private_key(key.encode(), None)
+    yesterday = datetime.now(timezone.utc) - timedelta(days=1)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(certificate.subject)
+        .issuer_name(signer.subject)
+        .public_key(certificate.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(yesterday - timedelta(days=365))
+        .not_valid_after(yesterday)
+    )
+    for extension in certificate.extensions:
+        made = made.add_extension(extension.value, extension.critical)
+    return made.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.fixture
+def outdated() -> Iterator[None]:
+    """The administrator's certificate, with which merlab talks to the API, has expired."""
+    where = "/etc/kubernetes/admin.conf"
+    good = in_node("cat", where)
+    config = yaml.safe_load(good)
+    user = config["users"][0]["user"]
+    certificate = x509.load_pem_x509_certificate(base64.b64decode(user["client-certificate-data"]))
+    key, ca = (in_node("cat", f"/etc/kubernetes/pki/ca.{kind}") for kind in ("key", "crt"))
+    user["client-certificate-data"] = base64.b64encode(_outdated(certificate, key, ca).encode()).decode()
+    in_node("tee", where, stdin=yaml.safe_dump(config))
+    yield
+    in_node("tee", where, stdin=good)
+
+
+def test_certificates_that_have_expired_are_called_so(lab: None, outdated: None) -> None:  # noqa: ARG001
+    before = kubectl("get", "pods,nodes,configmaps", "-A", "-o", "name")
+    for words in (("up", "--json"), ("step", "6", "--json")):
+        said = refusal(merlab(*words))
+        assert "expired on" in said
+        assert "merlab down --lab kind, then merlab up --lab kind" in said
+    assert kubectl("get", "pods,nodes,configmaps", "-A", "-o", "name") == before
+
+
+#: What of Istio's injection is taken away, and what status says then.
+_OFF = {
+    "label": (("label", "namespace", layout.NAMESPACE, "istio-injection-"), "istio-injection=enabled"),
+    "webhook": (("delete", "mutatingwebhookconfiguration", "-l", "app=sidecar-injector"), "MutatingWebhook"),
+}
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        pytest.param(("label", "webhook"), id="both"),
+        pytest.param(("label",), id="label", marks=pytest.mark.soak),
+        pytest.param(("webhook",), id="webhook", marks=pytest.mark.soak),
+    ],
+)
+def test_without_injection_a_sidecar_is_missed_and_comes_back(lab: None, off: tuple[str, ...]) -> None:  # noqa: ARG001
+    for each in off:
+        kubectl(*_OFF[each][0])
+    kubectl("delete", "pod", "-l", "app=sleep", "--wait")
+    kubectl("rollout", "status", "deployment/sleep", "--timeout=60s")
+    done = merlab("step", "6", "--json")
+    assert done.returncode == 1
+    assert "has no sidecar" in told(done)["cause"]
+    problems = told(merlab("status", "--json"))["problems"]
+    assert all(any(_OFF[each][1] in sentence for sentence in problems) for each in off), problems
+    assert mended()
+
+
+def _free_cpu() -> int:
+    """Give how many thousandths of a CPU nobody has asked for on the node."""
+    requests = kubectl("describe", "node").rpartition("Allocated resources:")[2]
+    taken = next(line.split()[1] for line in requests.splitlines() if line.split()[:1] == ["cpu"])
+    cores = kubectl("get", "node", "-o", "jsonpath={.items[0].status.allocatable.cpu}")
+    thousandths = [int(one[:-1]) if one.endswith("m") else int(one) * 1000 for one in (cores, taken)]
+    return thousandths[0] - thousandths[1]
+
+
+@pytest.fixture
+def full() -> Iterator[None]:
+    """A pod that has all of the CPU that is left, and sleep's, which gives its share up."""
+    kubectl("scale", "deployment/sleep", "--replicas=0")
+    kubectl("wait", "pod", "-l", "app=sleep", "--for=delete", "--timeout=60s")
+    requests = {"cpu": f"{_free_cpu()}m"}
+    hog = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "hog", "namespace": "kube-system"},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [
+                {
+                    "name": "hog",
+                    "image": builds.ref("curl"),
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["sleep", "infinity"],
+                    "resources": {"requests": requests},
+                }
+            ],
+        },
+    }
+    kubectl("apply", "-f", "-", stdin=json.dumps(hog))
+    kubectl("wait", "-n", "kube-system", "pod/hog", "--for=condition=Ready", "--timeout=60s")
+    yield
+    kubectl("delete", "-n", "kube-system", "pod", "hog", "--ignore-not-found", "--wait")
+
+
+def test_a_rollout_that_finds_no_place_says_why_and_soon(lab: None, full: None) -> None:  # noqa: ARG001
+    began = time.monotonic()
+    said = refusal(merlab("up", "--json"))
+    assert time.monotonic() - began < 30
+    assert "Insufficient cpu" in said
+    kubectl("delete", "-n", "kube-system", "pod", "hog", "--wait")
+    assert mended()
+
+
+def test_an_api_that_stands_still_for_20_seconds_is_waited_for(lab: None) -> None:  # noqa: ARG001
+    kubectl("scale", "deployment/sleep", "--replicas=0")
+    running = Running("up")
+    # Once merlab has asked for the pod, it waits for it.
+    assert running.reaches(lambda _: kubectl("get", "deployment/sleep", "-o", "jsonpath={.spec.replicas}") == "1")
+    in_node("pkill", "-STOP", "kube-apiserver")
+    try:
+        time.sleep(20)
+        assert running.process.poll() is None
+    finally:
+        in_node("pkill", "-CONT", "kube-apiserver")
+    done = running.end()
+    assert held(done)
+    assert "still waiting: the cluster's API to answer" in done.stderr
+
+
+# -- images that do not get through -----------------------------------------------------------------------------------
+
+_SMALL = 'mount -t tmpfs -o size=1m none "$TMPDIR" && exec "$@"'
+#: Where containerd puts what it imports.
+_CONTENT = "/var/lib/containerd/io.containerd.content.v1.content"
+
+
+@pytest.fixture
+def no_image() -> str:
+    """Sleep's image, which the node has forgotten, as if it had never been loaded; sleep goes, for it runs it."""
+    kubectl("scale", "deployment/sleep", "--replicas=0")
+    kubectl("wait", "pod", "-l", "app=sleep", "--for=delete", "--timeout=60s")
+    ref = builds.ref("curl")
+    in_node("ctr", "-n", "k8s.io", "images", "rm", "--sync", ref)
+    return ref
+
+
+def test_a_disk_that_is_full_while_an_image_is_loaded_is_named(lab: None, no_image: str, tmp_path: Path) -> None:  # noqa: ARG001
+    # Here, where Docker saves it to: a full disk for this call alone, in a mount namespace of its own.
+    prefix = ("unshare", "--mount", "sh", "-c", _SMALL, "sh")
+    said = refusal(merlab("up", "--json", prefix=prefix, TMPDIR=str(tmp_path)))
+    assert f"no room on the disk with {tmp_path} to save {no_image}" in said
+
+    in_node("mount", "-t", "tmpfs", "-o", "size=1m", "none", _CONTENT)
+    try:
+        in_node("mkdir", "-p", f"{_CONTENT}/ingest", f"{_CONTENT}/blobs/sha256")
+        said = refusal(merlab("up", "--json"))
+    finally:
+        in_node("umount", _CONTENT)
+    assert f"no room on the disk of the node {NODE} for {no_image}" in said
+    assert no_image not in in_node("ctr", "-n", "k8s.io", "images", "ls", "-q").split()
+    assert mended()
+
+
+# -- Docker and the node, stopped -------------------------------------------------------------------------------------
+
+
+def _docker_stops() -> None:
+    """Stop the daemon of the test bed, and with it all that runs in it."""
+    pid = engine._pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+
+
+def _docker_starts() -> None:
+    """Start it again; one that runs is left alone."""
+    argv = (sys.executable, "-c", "from tests.cluster import engine; engine.start()")
+    subprocess.run(argv, check=True, timeout=LONG)
+
+
+@pytest.fixture
+def own_docker() -> Iterator[None]:
+    """A Docker daemon that is the test bed's, and that answers again afterwards."""
+    if not engine.ours():
+        pytest.xfail("the Docker daemon here is not the test bed's to stop")
+    yield
+    _docker_starts()
+
+
+def test_docker_that_is_stopped_in_the_middle_is_named_and_all_comes_back(lab: None, own_docker: None) -> None:  # noqa: ARG001
+    running = Running("up", "--json")
+    assert running.reaches(runs("docker", "exec"))
+    _docker_stops()
+    assert "no Docker daemon answers" in refusal(running.end())
+    for command in ("status", "up", "down"):
+        said = refusal(merlab(command, "--json"))
+        assert "no Docker daemon answers" in said
+        assert "systemctl start docker" in said
+    _docker_starts()
+    assert docker("inspect", "--format", "{{.State.Status}}", NODE).strip() == "exited"
+    assert mended()
+
+
+def test_a_node_that_is_restarted_in_the_middle_comes_back(lab: None) -> None:  # noqa: ARG001
+    running = Running("up", "--json")
+    assert running.reaches(runs("docker", "exec"))
+    docker("restart", "--time", "5", NODE)
+    done = running.end()
+    # Whether it gets through depends on what was under way; where not, it says so.
+    if told(done)["verdict"] == "error":
+        assert NODE in refusal(done) or "API" in refusal(done)
+    else:
+        assert held(done) or told(done)["cause"]
+    assert mended()
+
+
+# -- every moment, and any: minutes each ------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("then", ["up", "down"])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_every_moment_of_an_up(nothing: Mapping[str, object], signum: int, moment: str, then: str) -> None:
+    done = stopped("up", at=MOMENTS[moment], by=signum)
+    assert done.returncode == (130 if signum == signal.SIGINT else -signum)
+    assert "Traceback" not in done.stderr
+    assert held(merlab(then, "-q"))
+    if then == "down":
+        assert settled(leftovers, nothing) == nothing
+    else:
+        assert told(merlab("status", "--json"))["problems"] == []
+
+
+def _killed_after(seconds: float, *words: str) -> None:
+    running = Running(*words)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.process.wait(seconds)
+    running.end(signal.SIGKILL)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("tenth", range(10))
+def test_any_instant_of_an_up(nothing: Mapping[str, object], tenth: int) -> None:
+    # It takes 80 to 120 s here.
+    _killed_after(9.0 * (tenth + 0.5), "up")
+    assert held(merlab("up", "-q"))
+    assert told(merlab("status", "--json"))["problems"] == []
+    assert held(merlab("down"))
+    assert settled(leftovers, nothing) == nothing
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("tenth", range(10))
+def test_any_instant_of_step_9(lab: None, tenth: int) -> None:  # noqa: ARG001 - must be up
+    before = rules()
+    began = time.monotonic()
+    assert held(merlab("step", "9", "-q"))
+    _killed_after((time.monotonic() - began) * (tenth + 0.5) / 10, "step", "9")
+    assert held(merlab("restore"))
+    assert rules() == before
+    assert held(merlab("step", "9", "-q"))
