@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down verify setup dev check format test soak timings clean test-cluster
+.PHONY: help up down verify setup dev check format test soak timings clean test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
@@ -58,8 +58,18 @@ test: ## set up, then run all tests
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)
 
-test-cluster: setup dev ## build a Kubernetes and an Istio, and test what was built (the bed of the kind lab to come)
+test-cluster: setup dev ## the kind lab's tests, on a real Kubernetes and Istio that are built here
 	@$(CLUSTER) test $(ARGS)
+
+soak-cluster: setup dev ## the long tests of the kind lab: killed at ten instants, and the like
+	@$(CLUSTER) test -m "cluster and soak" $(ARGS)
+
+up-kind: setup dev ## the kind lab on that Kubernetes, to play with
+	@$(CLUSTER) up $(ARGS)
+
+down-kind: ## remove it, and its Docker daemon
+	@scripts/setup venv dev
+	@$(CLUSTER) down
 
 timings: setup ## how long up, step 9, verify and down take here, and in how much memory
 	@scripts/setup root .venv/bin/python -m tests.timings $(ARGS)

@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
     folders = (builds.tool("kind"), builds.tool("istio"), builds.kubectl())
     path = [folder for folder in os.environ.get("PATH", "").split(":") if folder]
     told = {
-        "PATH": ":".join(dict.fromkeys((*map(str, folders), *path))),
+        "PATH": ":".join(dict.fromkeys((*map(str, folders), str(MERLAB.parent), *path))),
         "KUBECONFIG": str(KUBECONFIG),
         "MERLAB_TEST_CLUSTER": shlex.join(merlab_arguments()),
     }
@@ -87,7 +87,10 @@ def env() -> int:
 
 def up(*arguments: str) -> int:
     prepare(keep=True)
-    return merlab("up", *merlab_arguments(), *arguments)
+    status = merlab("up", *merlab_arguments(), *arguments)
+    builds.say(f'for a root shell: eval "$({shlex.join((sys.executable, "-m", "tests.cluster", "env"))})"')
+    builds.say("then merlab step 9, merlab status, kubectl get pods …; make down-kind removes all of it")
+    return status
 
 
 def down() -> int:

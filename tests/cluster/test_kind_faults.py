@@ -1,7 +1,7 @@
 """What may go wrong while the kind lab is made and used: merlab says what it is, changes nothing by half, and mends it.
 
 The tests that need no cluster, or a half of one, come first; the others share one. Each of them gets it whole, and
-each can run alone.
+each can run alone. In brief they take six to ten minutes; what is marked `soak` takes hours.
 """
 
 from __future__ import annotations
@@ -106,10 +106,9 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
     assert merlab("doctor", "--json").returncode == 3
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_down_leaves_nothing_of_a_create_that_was_cut_short(nothing: Mapping[str, object], signum: int) -> None:
-    done = stopped("up", at=MOMENTS["container"], by=signum)
-    assert done.returncode == (130 if signum == signal.SIGINT else -signum)
+def test_down_leaves_nothing_of_a_create_that_was_killed(nothing: Mapping[str, object]) -> None:
+    done = stopped("up", at=MOMENTS["container"], by=signal.SIGKILL)
+    assert done.returncode == -signal.SIGKILL
     assert docker("ps", "--quiet")
     assert held(merlab("down"))
     assert settled(leftovers, nothing) == nothing
@@ -150,7 +149,9 @@ def test_a_flush_that_was_killed_is_mended_by_up(lab: None) -> None:  # noqa: AR
     assert not is_flushed()
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak)]
+)
 def test_a_signal_while_flushed_loses_no_rule(lab: None, signum: int, status: int) -> None:  # noqa: ARG001
     before = rules()
     done = stopped("step", "9", at=is_flushed, by=signum)
@@ -201,10 +202,13 @@ def test_a_kubeconfig_that_is_no_kubeconfig_is_named(lab: None, tmp_path: Path) 
     assert held(merlab("step", "6", KUBECONFIG=str(tmp_path / "missing" / "config")))
 
 
-def _outdated(certificate: x509.Certificate, key: str, ca: str) -> str:
+def _certificate(where: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(in_node("cat", where).encode())
+
+
+def _outdated(certificate: x509.Certificate, signer: x509.Certificate) -> str:
     """Make a certificate that is as another, and ended yesterday."""
-    signer = x509.load_pem_x509_certificate(ca.encode())
-    signing = serialization.load_pem_private_key(key.encode(), None)
+    signing = serialization.load_pem_private_key(in_node("cat", "/etc/kubernetes/pki/ca.key").encode(), None)
     yesterday = datetime.now(timezone.utc) - timedelta(days=1)
     made = (
         x509.CertificateBuilder()
@@ -228,8 +232,8 @@ def outdated() -> Iterator[None]:
     config = yaml.safe_load(good)
     user = config["users"][0]["user"]
     certificate = x509.load_pem_x509_certificate(base64.b64decode(user["client-certificate-data"]))
-    key, ca = (in_node("cat", f"/etc/kubernetes/pki/ca.{kind}") for kind in ("key", "crt"))
-    user["client-certificate-data"] = base64.b64encode(_outdated(certificate, key, ca).encode()).decode()
+    old = _outdated(certificate, _certificate("/etc/kubernetes/pki/ca.crt"))
+    user["client-certificate-data"] = base64.b64encode(old.encode()).decode()
     in_node("tee", where, stdin=yaml.safe_dump(config))
     yield
     in_node("tee", where, stdin=good)
@@ -242,6 +246,22 @@ def test_certificates_that_have_expired_are_called_so(lab: None, outdated: None)
         assert "expired on" in said
         assert "merlab down --lab kind, then merlab up --lab kind" in said
     assert kubectl("get", "pods,nodes,configmaps", "-A", "-o", "name") == before
+
+
+@pytest.mark.soak
+def test_a_cluster_whose_own_certificate_has_expired_is_made_anew_by_what_merlab_says(lab: None) -> None:  # noqa: ARG001
+    certificate, ca = (_certificate(f"/etc/kubernetes/pki/{name}.crt") for name in ("apiserver", "ca"))
+    in_node("tee", "/etc/kubernetes/pki/apiserver.crt", stdin=_outdated(certificate, ca))
+    in_node("pkill", "kube-apiserver")
+
+    def said() -> str:
+        done = merlab("step", "6", "--json")
+        return refusal(done) if done.returncode == 3 else ""
+
+    assert until(lambda: "certificates" in said(), timeout=90, every=1, awaiting="the API server to be back")
+    assert "merlab down --lab kind, then merlab up --lab kind" in said()
+    assert held(merlab("down"))
+    assert held(merlab("up", "-q"))
 
 
 #: What of Istio's injection is taken away, and what status says then.
@@ -408,6 +428,7 @@ def test_docker_that_is_stopped_in_the_middle_is_named_and_all_comes_back(lab: N
     assert mended()
 
 
+@pytest.mark.soak
 def test_a_node_that_is_restarted_in_the_middle_comes_back(lab: None) -> None:  # noqa: ARG001
     running = Running("up", "--json")
     assert running.reaches(runs("docker", "exec"))
@@ -439,6 +460,12 @@ def test_every_moment_of_an_up(nothing: Mapping[str, object], signum: int, momen
         assert told(merlab("status", "--json"))["problems"] == []
 
 
+def _seconds_of(*words: str) -> float:
+    began = time.monotonic()
+    assert held(merlab(*words))
+    return time.monotonic() - began
+
+
 def _killed_after(seconds: float, *words: str) -> None:
     running = Running(*words)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -446,11 +473,23 @@ def _killed_after(seconds: float, *words: str) -> None:
     running.end(signal.SIGKILL)
 
 
+@pytest.fixture(scope="module")
+def length() -> float:
+    """How long an `up` from nothing takes here, in seconds."""
+    assert held(merlab("down"))
+    return _seconds_of("up", "-q")
+
+
+@pytest.fixture
+def length_of_9(lab: None) -> float:  # noqa: ARG001 - must be up
+    """How long step 9 takes here now, in seconds."""
+    return _seconds_of("step", "9", "-q")
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("tenth", range(10))
-def test_any_instant_of_an_up(nothing: Mapping[str, object], tenth: int) -> None:
-    # It takes 80 to 120 s here.
-    _killed_after(9.0 * (tenth + 0.5), "up")
+def test_any_instant_of_an_up(length: float, nothing: Mapping[str, object], tenth: int) -> None:
+    _killed_after(length * (tenth + 0.5) / 10, "up")
     assert held(merlab("up", "-q"))
     assert told(merlab("status", "--json"))["problems"] == []
     assert held(merlab("down"))
@@ -459,11 +498,9 @@ def test_any_instant_of_an_up(nothing: Mapping[str, object], tenth: int) -> None
 
 @pytest.mark.soak
 @pytest.mark.parametrize("tenth", range(10))
-def test_any_instant_of_step_9(lab: None, tenth: int) -> None:  # noqa: ARG001 - must be up
+def test_any_instant_of_step_9(length_of_9: float, tenth: int) -> None:
     before = rules()
-    began = time.monotonic()
-    assert held(merlab("step", "9", "-q"))
-    _killed_after((time.monotonic() - began) * (tenth + 0.5) / 10, "step", "9")
+    _killed_after(length_of_9 * (tenth + 0.5) / 10, "step", "9")
     assert held(merlab("restore"))
     assert rules() == before
     assert held(merlab("step", "9", "-q"))

@@ -187,20 +187,19 @@ def test_the_cluster_is_reached_past_any_proxy(monkeypatch):
 
 def test_a_context_is_found_where_kubectl_looks(monkeypatch, tmp_path):
     there = {
-        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
-        "contexts": [{"name": "kind-merbridge", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "kind-merbridge", "cluster": {"server": "https://127.0.0.1:1"}}],
     }
     (tmp_path / "there").write_text(yaml.safe_dump(there))
     (tmp_path / "broken").write_text("{")
     (tmp_path / "empty").write_text("")
     monkeypatch.setenv("KUBECONFIG", ":".join(str(tmp_path / one) for one in ("none", "broken", "empty", "there")))
-    assert kind_command.in_kubeconfig("merbridge") == {"server": "https://127.0.0.1:1"}
-    assert kind_command.in_kubeconfig("other") is None
+    assert kind_command.known("merbridge") == {"server": "https://127.0.0.1:1"}
+    assert kind_command.known("other") is None
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    assert kind_command.in_kubeconfig("merbridge") is None
+    assert kind_command.known("merbridge") is None
     monkeypatch.delenv("KUBECONFIG")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert kind_command.in_kubeconfig("merbridge") is None
+    assert kind_command.known("merbridge") is None
 
 
 def test_the_complaint_of_istioctl_stands_behind_its_ship():

@@ -100,20 +100,13 @@ def kubeconfig_of(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(told))
 
 
-def in_kubeconfig(name: str) -> dict[str, Any] | None:
-    """Give what the kubeconfig that kubectl would read says of a cluster of kind's; None where it has no such context.
-
-    A file that cannot be read is passed over, as kubectl does where one is missing.
-    """
-    context = f"kind-{name}"
+def known(name: str) -> dict[str, Any] | None:
+    """Give what the kubeconfig that kubectl would read says of a cluster; None where it is not in there."""
     told = os.environ.get("KUBECONFIG", "")
-    for file in filter(None, told.split(os.pathsep)) if told else [Path.home() / ".kube" / "config"]:
-        with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-            read = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            by_name = {one["name"]: one["cluster"] for one in read["clusters"]}
-            for one in read["contexts"]:
-                if one["name"] == context:
-                    return dict(by_name[one["context"]["cluster"]])
+    for file in filter(None, told.split(os.pathsep)) if told else [str(Path.home() / ".kube" / "config")]:
+        with contextlib.suppress(LabError):
+            if (found := context_in(file, name)) is not None:
+                return found
     return None
 
 

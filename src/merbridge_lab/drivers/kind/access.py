@@ -96,7 +96,7 @@ class Access:
         """Give what one types so that kubectl and istioctl know the cluster; nothing where they do."""
         if self._options.kubeconfig:
             return [f"export {pasteable(['KUBECONFIG=' + self._options.kubeconfig])}"]
-        found = kind.in_kubeconfig(layout.CLUSTER)
+        found = kind.known(layout.CLUSTER)
         with contextlib.suppress(LabError):
             if found is not None and (not cluster.nodes() or self.api().is_at(found)):
                 return []
