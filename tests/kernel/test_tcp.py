@@ -10,7 +10,7 @@ Where upstream Merbridge was seen to fail, and the test by which ours does not:
 5. half-closed connections lost: TestOutside.test_half_closed_connections_are_whole
 6. map entries never deleted: every test here and in test_streams.py ends with empty maps
 7. attached for every process of the node: test_dataplane_traffic.py::test_a_twin_is_not_served
-8. offsets hard-coded: test_dataplane_abi.py::test_btf_members
+8. offsets hard-coded: test_btf.py::test_every_offset_that_the_programs_get_is_the_one_that_bpftool_tells
 
 Where the kernel (Linux 6.18) leaves no choice, for a socket whose bytes are redirected:
 - a blocking recv() may say EAGAIN while another thread writes to the socket and waits for room;
