@@ -146,6 +146,6 @@ struct flow {
     u32 leg;
     u32 orig_ip4;
     u32 orig_port;
-    u32 tcp; // 1: this direction goes by TCP for good
-    u32 pad;
+    u32 tcp;     // 1: this direction goes by TCP for good
+    u32 steered; // 1: accepted by the inbound listener by way of sk_lookup
 };
