@@ -766,6 +766,7 @@ def test_clients_that_speak_v4_mapped_ipv6(scene, rules):
         with client, server:
             assert client.getpeername()[:2] == (f"::ffff:{ECHO_VIP}", ECHO), rules
             exchange(client, server)
+    scene.empty()  # the sidecars have said their last words
     with scene.agents[scene.v1.spec.name].listen(6000, at="::1", v6=True) as listener:
         before = scene.lab.dataplane.counters()
         client = scene.agents[scene.v1.spec.name].connect("::1", 6000, v6=True)
