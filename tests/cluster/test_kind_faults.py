@@ -109,7 +109,8 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
 def test_down_leaves_nothing_of_a_create_that_was_killed(nothing: Mapping[str, object]) -> None:
     done = stopped("up", at=MOMENTS["container"], by=signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
-    assert docker("ps", "--quiet")
+    (problem,) = told(merlab("status", "--json"))["problems"]
+    assert "was cut short" in problem
     assert held(merlab("down"))
     assert settled(leftovers, nothing) == nothing
 

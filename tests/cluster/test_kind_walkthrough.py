@@ -50,6 +50,11 @@ SKIPPED, HOLD = {3, 4, 5}, {0, 1, 2, 6, 7, 8, 9}
 FROM_NOTHING, HEALTHY, STEP_9, FLUSHED = 120.0, 25.0, 20.0, 3.0
 
 
+def within(seconds: float) -> float:
+    """Give a budget as it is on this machine now: what else runs on it stretches it."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 @pytest.fixture(scope="module")
 def before() -> Mapping[str, object]:
     """This machine without a lab."""
@@ -103,7 +108,7 @@ def test_from_nothing_seven_steps_hold_and_three_are_skipped_with_the_reason(fre
     assert all("no dataplane" in step(fresh, number)["reason"] for number in SKIPPED)
     assert all(step(fresh, number)["checks"] for number in HOLD)
     assert all(step(fresh, number)["acted"] for number in HOLD)
-    assert fresh["seconds"] <= FROM_NOTHING
+    assert fresh["seconds"] <= within(FROM_NOTHING)
 
 
 def test_on_a_healthy_lab_up_makes_nothing_anew(lab: None) -> None:
@@ -111,7 +116,7 @@ def test_on_a_healthy_lab_up_makes_nothing_anew(lab: None) -> None:
     report = shown(merlab("up", "--json"))
     assert [step(report, number)["acted"] for number in (1, 2)] == [False, False]
     assert ([pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS], rules()) == before
-    assert report["seconds"] <= HEALTHY
+    assert report["seconds"] <= within(HEALTHY)
 
 
 # -- steps
@@ -162,11 +167,11 @@ def test_step_9_flushed_is_closed_by_the_servers_sidecar_and_the_rules_come_back
     assert moved_to - moved_from == 4, "the control: the same requests with the rules present"
     assert seen["envoy:sleep/access"][1] == 4
     assert rules() == before
-    assert report["seconds"] <= STEP_9
+    assert report["seconds"] <= within(STEP_9)
     # --debug tells every command before it runs: from the one that flushes to the one after the restore.
     flushed = next(when for line, when in times if "-t nat -F || exit" in line)
     restored = next(when for line, when in times if "$ docker exec" in line and f" rm {SAVED}" in line)
-    assert 0 < restored - flushed <= FLUSHED
+    assert 0 < restored - flushed <= within(FLUSHED)
 
 
 def test_kept_flushed_a_request_is_closed_until_the_rules_are_restored(lab: None) -> None:

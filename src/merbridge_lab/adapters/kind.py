@@ -30,6 +30,10 @@ _ANSWER = 60.0
 _TEMPORARY = "merlab-kind-"
 
 
+class UnfinishedError(LabError):
+    """There is a node, and Kubernetes was not made on it, or not yet."""
+
+
 def version() -> str:
     """Give its version, such as "v0.33.0"."""
     return run(["kind", "version"]).stdout.split()[1]
@@ -95,8 +99,15 @@ def delete(name: str, kubeconfig: str | None) -> Result:
 
 
 def kubeconfig_of(name: str) -> dict[str, Any]:
-    """Give the administrator's configuration for a cluster."""
-    told = run(["kind", "get", "kubeconfig", "--name", name], timeout=_ANSWER).stdout
+    """Give the administrator's configuration for a cluster. Raises UnfinishedError where it was never made."""
+    try:
+        told = run(["kind", "get", "kubeconfig", "--name", name], timeout=_ANSWER).stdout
+    except LabError as error:
+        if "admin.conf: No such file" not in (error.stderr or ""):
+            raise
+        raise UnfinishedError(
+            f"the cluster {name} has no Kubernetes: its making was cut short", hint="merlab up makes it anew"
+        ) from error
     return dict(yaml.safe_load(told))
 
 

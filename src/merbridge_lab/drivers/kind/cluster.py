@@ -95,11 +95,14 @@ class NodePart:
         if other := self._access.other_image():
             return [other]
         stopped = [f"the container {node.name} is {node.state}, not running" for node in found if not node.running]
-        if stopped:
-            return stopped
-        if not self._api().ready():
-            return [f"the API of {layout.CLUSTER} at {self._api().server} is not ready"]
-        return self._not_ready()
+        return stopped or self._silent() or self._not_ready()
+
+    def _silent(self) -> list[str]:
+        try:
+            api = self._api()
+        except kind.UnfinishedError as error:
+            return [error.what]
+        return [] if api.ready() else [f"the API of {layout.CLUSTER} at {api.server} is not ready"]
 
     def _not_exported(self) -> list[str]:
         if not self._kubeconfig:
@@ -172,7 +175,11 @@ class NodePart:
         return docker.execute(self._access.node(), ["test", "-e", _MADE], ok=(0, 1)).status == 0
 
     def _comes_up(self) -> bool:
-        """Whether one that never was ready becomes so; a kind that was killed leaves half a Kubernetes."""
+        """Whether one that never was ready becomes so; a kind that was killed leaves half a Kubernetes, or none."""
+        try:
+            self._api()
+        except kind.UnfinishedError:
+            return False
 
         def ready() -> bool:
             try:

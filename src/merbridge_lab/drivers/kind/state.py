@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.adapters import docker
+from merbridge_lab.adapters import docker, kind
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.kind import cluster, layout, pods
 from merbridge_lab.errors import LabError
@@ -27,7 +27,10 @@ _TAIL = 2000
 def is_up(lab: KindLab) -> bool:
     """Whether the cluster is there, is merlab's, runs and answers."""
     found = cluster.nodes()
-    return cluster.are_ours(found) and all(node.running for node in found) and lab.api().ready()
+    try:
+        return cluster.are_ours(found) and all(node.running for node in found) and lab.api().ready()
+    except kind.UnfinishedError:
+        return False
 
 
 def describe(lab: KindLab) -> dict[str, Any]:
