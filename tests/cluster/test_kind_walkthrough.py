@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from kind_host import (
     LONG,
     MERLAB,
     NODE,
-    SAVED,
     docker,
     environment,
     held,
@@ -46,13 +44,6 @@ pytestmark = pytest.mark.cluster
 HELLO = ("curl", "-s", "helloworld:5000/hello")
 #: What a lab without a dataplane skips, and the rest.
 SKIPPED, HOLD = {3, 4, 5}, {0, 1, 2, 6, 7, 8, 9}
-#: How long things may take, in seconds: up with the images present, up on a healthy lab, step 9, and its flush.
-FROM_NOTHING, HEALTHY, STEP_9, FLUSHED = 120.0, 25.0, 20.0, 3.0
-
-
-def within(seconds: float) -> float:
-    """Give a budget as it is on this machine now: what else runs on it stretches it."""
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +99,6 @@ def test_from_nothing_seven_steps_hold_and_three_are_skipped_with_the_reason(fre
     assert all("no dataplane" in step(fresh, number)["reason"] for number in SKIPPED)
     assert all(step(fresh, number)["checks"] for number in HOLD)
     assert all(step(fresh, number)["acted"] for number in HOLD)
-    assert fresh["seconds"] <= within(FROM_NOTHING)
 
 
 def test_on_a_healthy_lab_up_makes_nothing_anew(lab: None) -> None:
@@ -116,7 +106,6 @@ def test_on_a_healthy_lab_up_makes_nothing_anew(lab: None) -> None:
     report = shown(merlab("up", "--json"))
     assert [step(report, number)["acted"] for number in (1, 2)] == [False, False]
     assert ([pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS], rules()) == before
-    assert report["seconds"] <= within(HEALTHY)
 
 
 # -- steps
@@ -150,13 +139,7 @@ def test_step_8_shows_the_rules_and_that_they_move(lab: None) -> None:
 
 def test_step_9_flushed_is_closed_by_the_servers_sidecar_and_the_rules_come_back(lab: None) -> None:
     before = rules()
-    argv = [*words_for("step", "9", "--json"), "--debug"]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()) as run:
-        assert run.stderr is not None
-        assert run.stdout is not None
-        times = [(line, time.monotonic()) for line in run.stderr]
-        report = json.loads(run.stdout.read())
-    assert run.returncode == 0
+    report = shown(merlab("step", "9", "--json"))
     assert {check["name"] for check in step(report, 9)["checks"]} == {
         "rules.were_absent",
         "rules.flushed_is_closed",
@@ -167,11 +150,6 @@ def test_step_9_flushed_is_closed_by_the_servers_sidecar_and_the_rules_come_back
     assert moved_to - moved_from == 4, "the control: the same requests with the rules present"
     assert seen["envoy:sleep/access"][1] == 4
     assert rules() == before
-    assert report["seconds"] <= within(STEP_9)
-    # --debug tells every command before it runs: from the one that flushes to the one after the restore.
-    flushed = next(when for line, when in times if "-t nat -F || exit" in line)
-    restored = next(when for line, when in times if "$ docker exec" in line and f" rm {SAVED}" in line)
-    assert 0 < restored - flushed <= within(FLUSHED)
 
 
 def test_kept_flushed_a_request_is_closed_until_the_rules_are_restored(lab: None) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from kernel_without import lacking, unmounted
 from walk_host import LONG, MERLAB, NAME, Lab, differences, environment, is_plain, merlab, picture
 
 from merbridge_lab.adapters import cgroup
@@ -60,6 +61,13 @@ BAD = [
             "touch /mnt/none",
             'mount --bind /mnt/none "$hidden"',
         ),
+    ),
+    Bad("no_btf", "kernel.btf", "CONFIG_DEBUG_INFO_BTF", _first("mount -t tmpfs none /sys/kernel/btf")),
+    Bad(
+        "no_cgroup2",
+        "cannot mount cgroup2: No such device",
+        "CONFIG_CGROUP_BPF",
+        (*_first(unmounted("cgroup2")), *lacking("cgroup2")),
     ),
     Bad("no_root_capabilities", "CAP_", "root", ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all")),
 ]

@@ -17,7 +17,8 @@ import pytest
 from dataplane_rig import Rig, until
 
 from merbridge_lab.adapters import bpf
-from merbridge_lab.dataplane import Dataplane, Pod
+from merbridge_lab.adapters.tracefs import Instance
+from merbridge_lab.dataplane import Dataplane, Pod, trace_event
 from merbridge_lab.dataplane.pins import Pins, opened, u64
 from merbridge_lab.errors import LabError
 
@@ -328,20 +329,20 @@ Dataplane(Path(pins), Path(tracefs)).attach(Path(mesh), [Pod(p[0], p[1], Path(p[
 """
 
 
-def test_killed_while_attaching(rig, server):
+def kill_attaching(rig: Rig, moment) -> None:
     pods = [f"{pod.name},{pod.ip},{pod.netns},{pod.sidecar_pid}" for pod in rig.pods]
     argv = [sys.executable, "-c", ATTACH, str(rig.pins), str(rig.tracefs), str(rig.mesh), *pods]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE, env=env)
+    child.stdout.readline()
+    while child.poll() is None and not moment():
+        pass
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
 
-    def kill(moment) -> None:
-        child = subprocess.Popen(argv, stdout=subprocess.PIPE, env=env)
-        child.stdout.readline()
-        while child.poll() is None and not moment():
-            pass
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
 
+def test_killed_while_attaching(rig, server):
     moments = [
         "progs/connect4",
         "progs/unread",
@@ -351,7 +352,7 @@ def test_killed_while_attaching(rig, server):
         "links/sk_lookup/sleep",
     ]
     for number, name in enumerate(moments):
-        kill((rig.pins / name).exists)
+        kill_attaching(rig, (rig.pins / name).exists)
         if number % 2:
             rig.attach()
             assert rig.problems() == []
@@ -439,6 +440,43 @@ def test_the_machines_trace_event_is_left_as_it_was(rig):
         assert enable.read_text().strip() == "0"
     finally:
         enable.write_text(before.strip())
+
+
+def test_a_trace_event_that_a_killed_merlab_left_on_is_switched_off_by_the_next(rig):
+    """Also where all that the killed one had pinned is gone with it, as with a container."""
+    enable = rig.tracefs / "events/bpf_trace/bpf_trace_printk/enable"
+    before = enable.read_text().strip()
+    enable.write_text("0")
+    try:
+        kill_attaching(rig, lambda: enable.read_text().strip() == "1")
+        assert enable.read_text().strip() == "1"
+        for pin in sorted(rig.pins.rglob("*"), reverse=True):
+            pin.rmdir() if pin.is_dir() else pin.unlink()
+        assert (rig.tracefs / trace_event.MARK).is_dir()
+        rig.attach()
+        assert enable.read_text().strip() == "0"
+        assert not (rig.tracefs / trace_event.MARK).exists()
+        enable.write_text("1")
+        with trace_event.kept(rig.tracefs):
+            pass
+        rig.plane.detach(1.0)
+        assert enable.read_text().strip() == "1", "on because somebody wants it: it stays"
+    finally:
+        enable.write_text(before)
+
+
+def test_the_trace_of_a_lab_is_not_that_of_another_one_with_a_longer_name(rig):
+    name = f"merlab-dp-{os.getpid()}"
+    instances = [Instance(rig.tracefs, f"{name}{more}") for more in ("", "2", "-two", "-trace-17", "-trace-x")]
+    own = instances[0]
+    try:
+        for each in instances:
+            each.path.mkdir()
+        assert sorted(own.siblings()) == [name, f"{name}-trace-17"]
+    finally:
+        for each in instances:
+            each.remove()
+    assert own.siblings() == []
 
 
 def test_looking_needs_no_bcc(rig):

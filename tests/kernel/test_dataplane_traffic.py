@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import json
 import os
 import random
 import socket
@@ -12,7 +14,7 @@ import threading
 import time
 
 import pytest
-from dataplane_rig import NODE_IP, RULES, Rig, until
+from dataplane_rig import NODE_IP, RULES, Agent, Place, Rig, until
 
 pytestmark = pytest.mark.kernel
 
@@ -39,7 +41,12 @@ def server(rig):
 @pytest.fixture
 def ruled(rig):
     """Istio's rules in both pods and the twin, for the length of a test."""
-    places = (rig.sleep, rig.hello, rig.twin)
+    with rules_in((rig.sleep, rig.hello, rig.twin)):
+        yield
+
+
+@contextlib.contextmanager
+def rules_in(places):
     for place in places:
         place.rules(RULES)
     yield
@@ -191,6 +198,67 @@ def test_client_outside_the_mesh_is_steered(rig, server, rules, request):
     assert moved["inbound_redirected_bytes"] == 2000
     entry = rig.hello.log()[-1]
     assert (entry["peer"][0], entry["original"]) == (NODE_IP, [rig.hello.ip, PORT])
+
+
+#: As the user of a sidecar: what the kernel answers to SO_ORIGINAL_DST on the descriptors given, as it is.
+ASK = """
+import json, socket, sys
+def ask(number):
+    with socket.socket(fileno=number) as sock:
+        try:
+            return sock.getsockopt(socket.SOL_IP, 80, 16).hex()
+        except OSError as failed:
+            return failed.errno
+print(json.dumps([ask(int(number)) for number in sys.argv[1:]]))
+"""
+
+
+def original_dst_of_established(rig: Rig, place: Place) -> dict[str, str | int]:
+    """Sockets of a sidecar's user that neither connect() nor sk_lookup has touched."""
+    with contextlib.ExitStack() as stack:
+
+        def pair(dialling: Agent, listening: Agent, ip: str, port: int):
+            listener = stack.enter_context(listening.listen(port))
+            return stack.enter_context(dialling.connect(ip, port)), stack.enter_context(listener.accept()[0])
+
+        sidecar = place.sidecar
+        found = {
+            "dialled, outside the mesh": pair(sidecar, rig.node, NODE_IP, 7100)[0],
+            "accepted, on a port of Istio's": pair(rig.node, sidecar, place.ip, 15020)[1],
+        }
+        found["dialled, on the loopback"], found["accepted, on the loopback"] = pair(
+            sidecar, sidecar, "127.0.0.1", 7101
+        )
+        numbers = [sock.fileno() for sock in found.values()]
+        argv = ["/usr/bin/python3", "-I", "-S", "-c", ASK, *map(str, numbers)]
+        done = subprocess.run(
+            argv, check=True, capture_output=True, text=True, timeout=10, pass_fds=numbers, user=1337, group=1337
+        )
+        return dict(zip(found, json.loads(done.stdout), strict=True))
+
+
+def test_so_original_dst_of_established_sockets_that_are_not_ours(rig):
+    """In a pod and in one that is not served, with Istio's rules and without: as without the dataplane."""
+    places = (rig.hello, rig.twin)
+
+    def told() -> list[dict[str, str | int]]:
+        return [original_dst_of_established(rig, place) for place in places]
+
+    rig.plane.detach(1.0)
+    try:
+        reference = told()
+        with rules_in(places):
+            reference += told()
+    finally:
+        rig.attach()
+    assert set(reference[0].values()) == {errno.ENOENT}, "no connection tracking, no answer"
+    before = rig.plane.counters()
+    seen = told()
+    with rules_in(places):
+        seen += told()
+    assert seen == reference
+    after = rig.plane.counters()
+    assert not [name for pod in after for name in grown(before[pod], after[pod]) if name.startswith("original_dst")]
 
 
 def test_a_twin_is_not_served(rig):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import signal
 import subprocess
@@ -12,14 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+from kernel_without import lacking, unmounted
 from substrate_host import NAME, READY, Lab, as_app, curl, state
 
 from merbridge_lab import accesslog
-from merbridge_lab.adapters import cgroup, files, iptables, links, mounts, netns, process
+from merbridge_lab.adapters import cgroup, files, iptables, links, netns, process
 from merbridge_lab.drivers.embedded import furniture, layout, services, sidecar
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.pods import Pod
-from merbridge_lab.errors import KernelCannotError, LabError
+from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
 pytestmark = pytest.mark.kernel
@@ -359,16 +359,28 @@ def test_a_cgroup_of_somebody_elses_is_left_alone(request):
     assert (machine.cgroup / "theirs").is_dir()
 
 
-def test_without_a_system_cgroup2_the_lab_has_its_own(request, monkeypatch):
-    before = state("merlab-own")
-    monkeypatch.setattr("merbridge_lab.adapters.cgroup.find_root", lambda _run: None)
-    machine = Machine("merlab-own")
-    request.addfinalizer(machine.remove)
+OWN = """
+from merbridge_lab.adapters import mounts
+from merbridge_lab.drivers.embedded.machine import Machine
+machine = Machine("merlab-own")
+try:
     machine.ensure()
-    assert mounts.at(machine.run / "cgroup").fstype == "cgroup2"
-    assert machine.problems() == []
+    print(mounts.at(machine.run / "cgroup").fstype, machine.cgroup, machine.problems())
+finally:
     machine.remove()
-    monkeypatch.undo()
+print(machine.exists, machine.run.exists(), machine.cgroup.exists())
+"""
+
+
+def test_without_a_system_cgroup2_the_lab_has_its_own():
+    """As where there are cgroups of version 1 alone, and a kernel that knows version 2."""
+    before = state("merlab-own")
+    argv = ["unshare", "--mount", "sh", "-ec", f'{unmounted("cgroup2")}; exec "$@"', "sh", sys.executable, "-c", OWN]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.splitlines() == [
+        "cgroup2 /run/merlab-own/cgroup/merlab-own []",
+        "False False False",
+    ], done.stderr
     assert state("merlab-own") == before
 
 
@@ -434,17 +446,15 @@ def test_a_read_only_file_system_is_named_and_nothing_is_left(where):
     assert not Machine("merlab-readonly").run.exists()
 
 
-def test_a_kernel_that_cannot_mount_cgroup2_is_named_and_nothing_is_left(monkeypatch):
-    real = mounts.mount
-
-    def refuse(source, target, fstype=None, flags=0, data=""):
-        if fstype == "cgroup2":
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        real(source, target, fstype, flags, data)
-
-    monkeypatch.setattr("merbridge_lab.adapters.cgroup.find_root", lambda _run: None)
-    monkeypatch.setattr(mounts, "mount", refuse)
-    machine = Machine("merlab-own")
-    with pytest.raises(KernelCannotError, match="cgroup version 2"):
-        machine.ensure()
-    assert not machine.run.exists()
+@pytest.mark.parametrize("kind", ["cgroup2", "bpf"])
+def test_a_kernel_without_a_file_system_is_named_and_nothing_is_left(kind):
+    before = state("merlab-readonly")
+    argv = ["unshare", "--mount", "sh", "-ec", f'{unmounted(kind)}; exec "$@"', "sh", *lacking(kind)]
+    done = subprocess.run(
+        [*argv, sys.executable, "-c", ENSURE], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout.startswith("this kernel cannot do "), done.stderr
+    assert {"cgroup2": "cgroup version 2", "bpf": "a BPF file system"}[kind] in done.stdout
+    assert "No such device" in done.stdout
+    assert "| use Linux 4." in done.stdout
+    assert state("merlab-readonly") == before

@@ -18,6 +18,7 @@ from substrate_host import state
 
 from merbridge_lab import lock
 from merbridge_lab.adapters import bpf, cgroup, iptables, mounts, netns
+from merbridge_lab.dataplane import trace_event
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.machine import Machine
@@ -266,7 +267,9 @@ MOMENTS = {
     "first_pod": lambda lab: (lab.run / "netns" / "sleep").exists(),
     "last_pod": lambda lab: (lab.run / "netns" / "helloworld-v2").exists(),
     "sidecars": lambda lab: bool(len(lab.pids()) > 4),
-    "loading": lambda lab: any((lab.pins.root / each).exists() for each in ("trace_event_was_off", "progs/connect4")),
+    "loading": lambda lab: (
+        (lab.machine.tracefs / trace_event.MARK).exists() or (lab.pins.root / "progs/connect4").exists()
+    ),
     "first_link": lambda lab: (lab.pins.root / "links" / "connect4").exists(),
     "trace": lambda lab: (lab.machine.tracefs / "instances" / lab.machine.name).exists(),
     "twin": lambda lab: bool(lab.twins),
@@ -322,7 +325,8 @@ def _tracing() -> dict[str, object]:
         place = Path(f"/proc/self/fd/{root}")
         instances = [each.name for each in (place / "instances").iterdir()]
         mine = [each for each in instances if each == NAME or each.startswith(f"{NAME}-")]
-        return {"instances": mine, "event": (place / _EVENT).read_text().strip()}
+        marked = (place / trace_event.MARK).exists()
+        return {"instances": mine, "event": (place / _EVENT).read_text().strip(), "marked": marked}
 
 
 def picture(name: str = NAME) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,15 @@ class Instance:
         self.switch.write_text("1")
 
     def siblings(self) -> list[str]:
-        """List the instances whose names begin with this one's, itself among them."""
+        """List this one, if it is there, and those of readers: of this name, with "-trace-" and a PID after it."""
         folder = self.path.parent
-        return [each.name for each in folder.glob(f"{self.path.name}*")] if folder.is_dir() else []
+        if not folder.is_dir():
+            return []
+        return [
+            each.name
+            for each in folder.iterdir()
+            if re.fullmatch(rf"{re.escape(self.path.name)}(-trace-\d+)?", each.name)
+        ]
 
     def remove(self) -> None:
         """Remove the instance and all it holds; nothing there is fine. Raises OSError when someone reads it."""

@@ -18,6 +18,9 @@
 #define PORT_STATS    15090
 
 // A receiver holding more unread bytes than this gets the rest by TCP, whose window makes the sender wait.
+// Where the kernel charges them, the message at hand is not counted in: it is 557,056 bytes at most (17
+// fragments of 32 kB), and one that alone is more than a quarter of a small buffer would send its connection
+// to TCP for good.
 #define HIGH_WATER 2097152
 
 #define MAX_PODS    1024
@@ -143,6 +146,6 @@ struct flow {
     u32 leg;
     u32 orig_ip4;
     u32 orig_port;
-    u32 tcp; // 1: this direction goes by TCP for good
-    u32 pad;
+    u32 tcp;     // 1: this direction goes by TCP for good
+    u32 steered; // 1: accepted by the inbound listener by way of sk_lookup
 };

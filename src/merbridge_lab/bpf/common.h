@@ -12,7 +12,6 @@
 #define AF_INET6    10
 #define IPPROTO_TCP 6
 #define TCP_CLOSE   7
-#define TCP_LISTEN  10
 #define MAPPED      bpf_htonl(0xffff) // third word of ::ffff:a.b.c.d
 #define LOOPBACK4   bpf_htonl(0x7f000001)
 #define INBOUND4    bpf_htonl(0x7f000006) // the source that a sidecar dials its own application from
@@ -87,6 +86,18 @@ INLINE int is_sidecar(void) {
 
 INLINE int is_loopback(u32 ip4) {
     return (bpf_ntohl(ip4) >> 24) == 127;
+}
+
+// Ports of a pod that are Istio's own.
+INLINE int is_istios(u32 port) {
+    return port == PORT_ADMIN || port == PORT_OUTBOUND || port == PORT_INBOUND || port == PORT_HBONE ||
+           port == PORT_AGENT || port == PORT_HEALTH || port == PORT_DNS || port == PORT_STATS;
+}
+
+// Whether sk_lookup gives a connection to the inbound listener, if it is to the address of a pod. By
+// addresses, not by ingress_ifindex, which is not lo for what a pod sends to its own address.
+INLINE int is_steered(u32 local_ip4, u32 remote_ip4, u32 port) {
+    return !is_loopback(remote_ip4) && remote_ip4 != local_ip4 && !is_istios(port);
 }
 
 // BCC's bpf_trace_printk() cannot stand in a macro, so the helper is named once more. At most three values a

@@ -97,8 +97,10 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
         count(netns, COUNTER_UNTOUCHED_CONNECTS, 1);
         // The same socket may have been dialled before, and disconnected.
         flow = merlab_flows.sk_storage_get(sk, 0, 0);
-        if (flow)
+        if (flow) {
             flow->leg = LEG_NONE;
+            flow->steered = 0;
+        }
         return LEG_NONE;
     }
     flow = merlab_flows.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -116,6 +118,7 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
     flow->orig_port = port;
     flow->tcp = 0;
     flow->unread = 0;
+    flow->steered = 0;
     count(netns, COUNTER_OUTBOUND_CONNECTS + dial->leg - LEG_OUTBOUND, 1);
     SAY("connect pair=%llx leg=%u", pair, dial->leg);
     SAY("wanted pair=%llx dst=%pI4:%u", pair, &ip4, port);

@@ -7,11 +7,6 @@
 
 #include "common.h"
 
-INLINE int is_istios(u32 port) {
-    return port == PORT_ADMIN || port == PORT_OUTBOUND || port == PORT_INBOUND || port == PORT_HBONE ||
-           port == PORT_AGENT || port == PORT_HEALTH || port == PORT_DNS || port == PORT_STATS;
-}
-
 int merlab_lookup(struct bpf_sk_lookup *ctx) {
     u32 local_ip4, remote_ip4, port;
     struct bpf_sock *listener;
@@ -26,8 +21,7 @@ int merlab_lookup(struct bpf_sk_lookup *ctx) {
     BARRIER;
     port = ctx->local_port;
     BARRIER;
-    // By addresses, not by ingress_ifindex, which is not lo for what a pod sends to its own address.
-    if (is_loopback(remote_ip4) || remote_ip4 == local_ip4 || is_istios(port))
+    if (!is_steered(local_ip4, remote_ip4, port))
         return SK_PASS;
     cookie = merlab_pod_ips.lookup(&local_ip4);
     if (!cookie)

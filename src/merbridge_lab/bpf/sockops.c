@@ -98,6 +98,22 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     SAY("established pair=%llx src=%pI4:%u", id, &pair.wire.src_ip4, pair.wire.src_port);
 }
 
+// Accepted from someone who left no note. Brought here by sk_lookup, it will be asked where it was to go.
+INLINE void arrived(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
+    struct pod *pod = merlab_pods.lookup(&netns);
+    struct wire wire = {};
+    struct flow *flow;
+
+    if (!pod || !wire_of(ctx, &wire) || wire.src_ip4 != pod->ip4 ||
+        !is_steered(wire.src_ip4, wire.dst_ip4, wire.src_port))
+        return;
+    flow = merlab_flows.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (flow)
+        flow->steered = 1;
+    else
+        count(netns, COUNTER_MAP_FULL, 1);
+}
+
 INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     struct handshake handshake = {};
     struct handover *note;
@@ -114,8 +130,10 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
     handshake.from_accepting = ctx->snd_una;
     BARRIER;
     note = merlab_handover.lookup(&handshake);
-    if (!note)
+    if (!note) {
+        arrived(ctx, sk, netns);
         return;
+    }
     flow = merlab_flows.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (!flow) {
         merlab_handover.delete(&handshake);

@@ -14,7 +14,7 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
     struct sockaddr4 *answer = ctx->optval;
     struct flow *flow;
     u64 netns, pair = 0;
-    u32 ip4, port, state, counter;
+    u32 ip4, port, counter;
 
     if (ctx->level != SOL_IP || ctx->optname != SO_ORIGINAL_DST) {
         // The kernel shows programs one page; anything longer would come back cut unless we decline.
@@ -24,8 +24,6 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
     }
     if (!sk || sk->protocol != IPPROTO_TCP)
         return 1;
-    state = sk->state;
-    BARRIER;
     ip4 = sk->src_ip4;
     BARRIER;
     port = sk->src_port;
@@ -34,19 +32,19 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
     if (!merlab_pods.lookup(&netns))
         return 1;
     flow = merlab_flows.sk_storage_get(sk, 0, 0);
-    if (flow && flow->leg != LEG_NONE && flow->side == 1) {
+    if (!flow)
+        return 1;
+    if (flow->leg != LEG_NONE && flow->side == 1) {
         // Wins over NAT's answer, which would name the port we dialled.
         pair = flow->pair;
         ip4 = flow->orig_ip4;
         port = flow->orig_port;
         counter = COUNTER_ORIGINAL_DST_ANSWERED;
-    } else {
-        // Steered here by sk_lookup, the socket has the address that was dialled. NAT's answer, if there is
-        // one, stays.
-        if (ctx->retval == 0 || state == TCP_CLOSE || state == TCP_LISTEN || port == PORT_OUTBOUND ||
-            port == PORT_INBOUND || !is_sidecar())
-            return 1;
+    } else if (flow->steered && ctx->retval != 0 && is_sidecar()) {
+        // The socket has the address that was dialled. NAT's answer, if there is one, stays.
         counter = COUNTER_ORIGINAL_DST_LOCAL;
+    } else {
+        return 1;
     }
     if ((void *)(answer + 1) > ctx->optval_end)
         return 1;

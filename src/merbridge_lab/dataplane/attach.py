@@ -31,7 +31,7 @@ def load(pins: Pins, tracefs: Path | None) -> None:
 
     for folder in ("links/sk_lookup", "maps", "progs"):
         (pins.root / folder).mkdir(parents=True, exist_ok=True)
-    with trace_event.kept(pins, tracefs):
+    with trace_event.kept(tracefs):
         loaded = compiler.load()
         try:
             for name in PROGRAMS:
@@ -163,7 +163,7 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
 def attach(pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod]) -> None:
     """Bring about that exactly `pods` are served, below `cgroup`; see Dataplane.attach."""
     cookies = {pod.name: netns_cookie(pod.netns) for pod in pods}
-    trace_event.put_back(pins, tracefs)
+    trace_event.put_back(tracefs)
     try:
         if upgrade.is_due(pins):
             upgrade.begin(pins, lambda coming: load(coming, tracefs))

@@ -13,6 +13,7 @@ from merbridge_lab.errors import KernelCannotError
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
+_HEADER = struct.Struct("<HBBIIIII")
 _STRUCT, _UNION = 4, 5
 #: Bytes that follow the 12 of a type, by kind: (fixed, per element). Kinds not named here have none.
 _TAIL = {
@@ -40,7 +41,9 @@ class Btf:
     """The types of one BTF blob."""
 
     def __init__(self, blob: bytes) -> None:
-        magic, _, _, header, types, types_len, strings, strings_len = struct.unpack_from("<HBBIIIII", blob)
+        if len(blob) < _HEADER.size:
+            raise ValueError("too short to be BTF")
+        magic, _, _, header, types, types_len, strings, strings_len = _HEADER.unpack_from(blob)
         if magic != 0xEB9F:  # noqa: PLR2004  (BTF_MAGIC)
             raise ValueError("not BTF, or of the other byte order")
         self._blob = blob
@@ -109,8 +112,10 @@ def defines(blob: Path = VMLINUX) -> list[str]:
     """Give the -D options that bpf/queue.h needs. Raises KernelCannotError without BTF or a member."""
     try:
         btf = Btf(blob.read_bytes())
-    except (OSError, ValueError) as missing:
+    except OSError as missing:
         raise KernelCannotError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"no {blob}") from missing
+    except ValueError as wrong:
+        raise KernelCannotError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"{blob}: {wrong}") from wrong
     try:
         locks = btf.member("sock", "sk_userlocks")
         places = {

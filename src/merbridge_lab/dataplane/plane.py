@@ -58,7 +58,7 @@ class Dataplane:
 
         Those keep the programs loaded until they are closed, and lose nothing. Nothing attached is fine.
         """
-        trace_event.put_back(self._pins, self._tracefs)
+        trace_event.put_back(self._tracefs)
         return detach(self._pins, timeout)
 
     def stand_aside(self, cgroup: Path, pods: Sequence[Pod]) -> None:

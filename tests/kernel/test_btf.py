@@ -1,0 +1,104 @@
+"""Where this kernel's structures have their members: what we read out of its BTF against what bpftool reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from merbridge_lab.dataplane import btf
+from merbridge_lab.errors import KernelCannotError
+
+pytestmark = pytest.mark.kernel
+
+#: The member behind each name that bpf/queue.h uses.
+MEMBERS = {
+    "SK_COOKIE": ("sock_common", "skc_cookie"),
+    "SK_RMEM_ALLOC": ("sock", "sk_backlog.rmem_alloc"),
+    "SK_RCVBUF": ("sock", "sk_rcvbuf"),
+    "SK_USERLOCKS": ("sock", "sk_userlocks"),
+    "SK_USER_DATA": ("sock", "sk_user_data"),
+    "TCP_WRITE_SEQ": ("tcp_sock", "write_seq"),
+    "TCP_COPIED_SEQ": ("tcp_sock", "copied_seq"),
+    "PSOCK_INGRESS_MSG": ("sk_psock", "ingress_msg"),
+    "PSOCK_REFCNT": ("sk_psock", "refcnt"),
+}
+#: Beyond those: bit fields, and members of anonymous structures and unions within anonymous ones.
+MORE = [
+    ("sock", "sk_no_check_tx"),
+    ("sock", "sk_shutdown"),
+    ("sock", "sk_protocol"),
+    ("sock", "__sk_common.skc_daddr"),
+    ("sock", "__sk_common.skc_num"),
+    ("sk_buff", "sk"),
+    ("sk_buff", "tcp_tsorted_anchor"),
+    ("sk_buff", "pkt_type"),
+    ("sk_buff", "protocol"),
+    ("inet_connection_sock", "icsk_ack.pending"),
+    ("tcp_sock", "repair"),
+]
+
+
+@pytest.fixture(scope="module")
+def types() -> dict[int, dict]:
+    argv = ["bpftool", "btf", "dump", "file", str(btf.VMLINUX), "format", "raw", "-j"]
+    done = subprocess.run(argv, check=True, capture_output=True, timeout=30)
+    return {each["id"]: each for each in json.loads(done.stdout)["types"]}
+
+
+def places(types: dict[int, dict], type_id: int, prefix: str = "", start: int = 0) -> dict[str, int]:
+    """Where every member of a structure begins, in bits: those of anonymous ones by the names C gives them."""
+    found: dict[str, int] = {}
+    seen = types[type_id]
+    while seen["kind"] in ("TYPEDEF", "CONST", "VOLATILE", "RESTRICT", "TYPE_TAG"):
+        seen = types[seen["type_id"]]
+    for member in seen["members"] if seen["kind"] in ("STRUCT", "UNION") else ():
+        at = start + member["bits_offset"]
+        if member["name"] == "(anon)":
+            found |= places(types, member["type_id"], prefix, at)
+        else:
+            found[prefix + member["name"]] = at
+            found |= places(types, member["type_id"], f"{prefix}{member['name']}.", at)
+    return found
+
+
+def bits(types: dict[int, dict], struct: str, member: str) -> int:
+    ids = [each["id"] for each in types.values() if (each["kind"], each["name"]) == ("STRUCT", struct)]
+    assert len(ids) == 1
+    return places(types, ids[0])[member]
+
+
+def test_every_offset_that_the_programs_get_is_the_one_that_bpftool_tells(types):
+    told = dict(option.removeprefix("-D").split("=") for option in btf.defines())
+    expected = {f"OFF_{name}": str(bits(types, *member) // 8) for name, member in MEMBERS.items()}
+    expected["SHIFT_SK_USERLOCKS"] = str(bits(types, *MEMBERS["SK_USERLOCKS"]) % 8)
+    assert told == expected
+
+
+def test_members_of_anonymous_structures_and_bit_fields_are_where_bpftool_says(types):
+    described = btf.Btf(btf.VMLINUX.read_bytes())
+    found = {each: described.member(*each) for each in MORE}
+    assert found == {each: divmod(bits(types, *each), 8) for each in MORE}
+    assert any(place.shift for place in found.values()), "a bit field that does not begin a byte is among them"
+
+
+@pytest.mark.parametrize("member", [member.rpartition(".")[2] for _, member in MEMBERS.values()])
+def test_a_kernel_without_a_member_is_refused_by_its_name(tmp_path, member):
+    """The kernel's own description, with that one name changed."""
+    blob = btf.VMLINUX.read_bytes()
+    name = b"\0" + member.encode() + b"\0"
+    assert name in blob
+    changed = tmp_path / "vmlinux"
+    changed.write_bytes(blob.replace(name, b"\0" + b"x" * len(member) + b"\0"))
+    with pytest.raises(KernelCannotError, match=rf"struct \w+ has no member \S*{member}"):
+        btf.defines(changed)
+
+
+@pytest.mark.parametrize("blob", [None, b"", b"\x9f\xeb\1\0", b"\xeb\x9f" + bytes(30), b"no BTF, but long enough"])
+def test_a_kernel_without_btf_is_refused(tmp_path, blob):
+    path = tmp_path / "vmlinux"
+    if blob is not None:
+        path.write_bytes(blob)
+    with pytest.raises(KernelCannotError, match="BTF"):
+        btf.defines(path)
