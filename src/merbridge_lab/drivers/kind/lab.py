@@ -223,7 +223,11 @@ class KindLab:
 
         likely = self._access.likely()
         found = [*engine.kind(kubernetes=likely.kubernetes, misfit=likely.misfit()), *cluster.requirement()]
-        return [*found, *preflight.requirements(likely.sidecars, self._others)] if self.intercepts else found
+        return (
+            [*found, *preflight.requirements(likely.images[MERBRIDGE], likely.sidecars, self._others)]
+            if self.intercepts
+            else found
+        )
 
     def _others(self) -> list[str]:
         return installed.others(self.api()) if self._access.answers() else []

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import kernel
+from merbridge_lab.adapters import docker, kernel
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 
@@ -24,13 +24,14 @@ NATIVE = (
 )
 
 
-def requirements(sidecars: str, others: Callable[[], Sequence[str]]) -> list[Requirement]:
+def requirements(image: str, sidecars: str, others: Callable[[], Sequence[str]]) -> list[Requirement]:
     """Look at all; `others` names each Merbridge in the cluster that merlab did not put in."""
     return [
         privileges(os.geteuid()),
         architecture(platform.machine()),
         version(os.uname().release),
         cgroup2(Path("/proc/filesystems").read_text()),
+        *of_image(image),
         kind_of_sidecars(sidecars),
         *alone(others),
     ]
@@ -64,6 +65,19 @@ def cgroup2(filesystems: str) -> Requirement:
     has = "cgroup2" in filesystems.split()
     hint = None if has else f"a kernel with cgroup2; {_WITHOUT}"
     return Requirement("merbridge.cgroup2", PASS if has else FAIL, "there" if has else "not there", "cgroup2", hint)
+
+
+def of_image(ref: str) -> list[Requirement]:
+    """Say whether Docker has its image; whether a registry would give it, step 0 finds out. Nothing without Docker."""
+    needed = "its image here, or from its registry"
+    try:
+        here = docker.has_image(ref)
+    except LabError:
+        return []
+    if here:
+        return [Requirement("merbridge.image", PASS, ref, needed)]
+    found = f"{ref} is not on this machine: up looks for it at {docker.registry(ref)}"
+    return [Requirement("merbridge.image", WARN, found, needed, f"docker pull {ref}, or --image merbridge=REF")]
 
 
 def kind_of_sidecars(sidecars: str) -> Requirement:
