@@ -118,6 +118,11 @@ def test_the_cause_of_a_crash_wins_over_what_follows_from_it():
     assert log.crash(said).issue == 60
 
 
+def test_the_order_of_two_streams_does_not_matter():
+    said = "failed to load ebpf programs: exit code 2\nx.c:1:1: fatal error: 'linux/bpf.h' file not found\n"
+    assert log.crash(said).issue == 356
+
+
 def test_a_log_of_other_words_is_no_known_crash_and_ready_is_read():
     assert log.crash("starting\nall is well\n") is None
     assert not log.ready("starting")
@@ -467,3 +472,21 @@ def test_real_pods():
         "10.244.0.8",
         "10.244.0.9",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("no-cgroup-mount-0.8.1", "it finds no cgroup2"),
+        ("two-cgroup2-2022", "it finds two cgroup2 mounts and takes them for one"),
+        ("wrong-cgroup2-path-0.8.1", "it cannot attach to its cgroup"),
+        ("pins-left-2022", "it finds the pins of one that was killed"),
+    ],
+)
+def test_real_crashes_over_the_cgroup(name, what):
+    crash = log.crash((CAPTURED / f"crash-{name}.log").read_text())
+    assert (crash.what, crash.cgroup) == (what, True)
+
+
+def test_a_real_end_is_no_crash():
+    assert log.crash((CAPTURED / "log-end.txt").read_text()) is None

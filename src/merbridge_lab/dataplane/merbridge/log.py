@@ -31,7 +31,7 @@ class Crash:
 
 
 # The first line that tells is the cause: a load that fails is tried a second time, and what that says follows from it.
-_CRASHES: tuple[tuple[str, str, bool, int], ...] = (
+_CAUSES: tuple[tuple[str, str, bool, int], ...] = (
     (r"does not have cgroupv2 enabled", "it finds no cgroup2", True, 60),
     (r"Error: invalid attach type", "it finds two cgroup2 mounts and takes them for one", True, 38),
     (
@@ -51,9 +51,13 @@ _CRASHES: tuple[tuple[str, str, bool, int], ...] = (
         356,
     ),
     (r"mount: .*(?:permission denied|failed)|must be superuser", "it may not mount a bpffs", False, 144),
+    (r"start watcher failed|create client error", "it cannot watch the pods of the cluster", False, 0),
+)
+# mbctl's own last words, which say no more than that something failed. They go another way than the errors of what it
+# ran, and may stand before them.
+_LAST_WORDS: tuple[tuple[str, str, bool, int], ...] = (
     (r"failed to attach ebpf programs", "it cannot attach its programs", True, 38),
     (r"failed to load ebpf programs|(?<!un)load failed", "its programs cannot be loaded", False, 127),
-    (r"start watcher failed|create client error", "it cannot watch the pods of the cluster", False, 0),
 )
 _LINES = 12
 
@@ -65,10 +69,11 @@ def ready(log: str) -> bool:
 
 def crash(log: str) -> Crash | None:
     """Say why the pod ended, by the first of upstream's lines that tells; None where no known text is in the log."""
-    for line in log.splitlines():
-        for pattern, what, cgroup, issue in _CRASHES:
-            if re.search(pattern, line):
-                return Crash(what, line.strip(), cgroup, issue)
+    for known in (_CAUSES, _LAST_WORDS):
+        for line in log.splitlines():
+            for pattern, what, cgroup, issue in known:
+                if re.search(pattern, line):
+                    return Crash(what, line.strip(), cgroup, issue)
     return None
 
 

@@ -38,6 +38,7 @@ func main() {
 		fmt.Println(uncompiled)
 		log.Fatal("failed to load ebpf programs: unexpected exit code: 2")
 	case "late":
+		time.Sleep(3 * time.Second) // until the API tells that it was started again
 		if restarts() == 0 {
 			log.Fatal("failed to get what it needs, this time")
 		}

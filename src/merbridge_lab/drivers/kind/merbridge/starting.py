@@ -21,6 +21,8 @@ Object = dict[str, Any]
 
 #: It compiles its programs when it starts, on one core some ten seconds, in seconds.
 _STARTS = 180.0
+#: What the kubelet gives instead of the log of a container that it removes at that moment.
+_NOT_THERE = "unable to retrieve container logs"
 #: After so many crashes it is hopeless. The one over the cgroup is from the first: it does not mend itself.
 _CRASHES = 2
 
@@ -40,7 +42,8 @@ def log(api: Api, pod: Object, *, tail: int | None = None) -> str:
     for previous in (True, False):
         # There is no previous one, or none has started yet.
         with contextlib.suppress(LabError):
-            said.append(api.log(meta["namespace"], meta["name"], container, tail=tail, previous=previous))
+            told = api.log(meta["namespace"], meta["name"], container, tail=tail, previous=previous)
+            said.append("" if told.startswith(_NOT_THERE) else told)
     return "".join(said[-1:] if _runs(pod) else said)
 
 
