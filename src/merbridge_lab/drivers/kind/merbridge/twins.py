@@ -31,6 +31,8 @@ CLIENT = WorkloadSpec("sleep-twin", "app=sleep-twin", "sleep")
 SERVER = WorkloadSpec("helloworld-twin", "app=helloworld-twin", "helloworld")
 URL = "http://helloworld-twin:5000/hello"
 _READY = 60.0
+#: What is entered, as nsenter and as /proc calls it. The cgroup is not: that is the point.
+_ENTERED = {"net": "net", "mount": "mnt", "uts": "uts"}
 
 
 class OutsideWorkload(KindWorkload):
@@ -40,8 +42,10 @@ class OutsideWorkload(KindWorkload):
 
     def _argv(self, argv: Sequence[str]) -> list[str]:
         process = self.place.process(self.found(anew=False)[1].pid)
-        # The files are the pod's too: its curl, and its way to resolve names.
-        return ["nsenter", f"--net={process}/ns/net", f"--mount={process}/ns/mnt", "--", *argv]
+        # The files are the pod's too: its curl, and its way to resolve names. So is the host's name: curl looks it up
+        # (for LDAP, of all things), and the machine's is not in the pod's /etc/hosts.
+        namespaces = [f"--{kind}={process}/ns/{name}" for kind, name in _ENTERED.items()]
+        return ["nsenter", *namespaces, "--", *argv]
 
     def ask(self, url: str) -> Exchange:
         """Ask once, from outside."""
