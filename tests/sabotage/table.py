@@ -82,7 +82,7 @@ def render(rows: list[Row]) -> tuple[str, list[str]]:
     checks = order(rows)
     letters = {check: str(number) for number, check in enumerate(checks, 1)}
     lies = [row for row in rows if row.sabotage.kind == LIE]
-    out = [HEAD.format(date=dt.datetime.now(dt.timezone.utc).date().isoformat(), kernel=platform.release())]
+    out = [HEAD.format(date=dt.datetime.now(dt.timezone.utc).date().isoformat(), kernel=platform.release().partition("-")[0])]
     out.append(
         "\n## Checks and what would be lost without them\n\n| | check | notices | without it |\n|---|---|---|---|\n"
     )
