@@ -129,18 +129,32 @@ def grown(scene: Scene, before) -> dict[str, dict[str, int]]:
     return {pod: {n: v - before[pod][n] for n, v in after[pod].items() if v != before[pod][n]} for pod in after}
 
 
-class Chatter:
+class Lasting:
+    """Something that goes on in a thread until told to stop; `_wrong` has what went wrong with it."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._wrong: list[str] = []
+        self._thread = threading.Thread(target=self._go_on)
+        self._thread.start()
+
+    def _go_on(self) -> None:
+        raise NotImplementedError
+
+    def _await_end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Chatter(Lasting):
     """Two ends that talk all the time, until told to stop; neither may see anything else than what was said."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.ends = (client, server)
         self.turns = 0
-        self._stop = threading.Event()
-        self._wrong: list[str] = []
-        self._thread = threading.Thread(target=self._talk)
-        self._thread.start()
+        super().__init__()
 
-    def _talk(self) -> None:
+    def _go_on(self) -> None:
         try:
             while not self._stop.is_set():
                 exchange(*self.ends, size=20_000)
@@ -155,8 +169,7 @@ class Chatter:
         assert self._wrong == []
 
     def end(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._await_end()
         for sock in self.ends:
             sock.close()
         assert self._wrong == []
@@ -197,7 +210,7 @@ def test_open_connections_live_through_attach_flush_restore_and_detach(whole):
         all_go_on()
 
 
-class Caller:
+class Caller(Lasting):
     """An HTTP client of the application that keeps its one connection, until told to stop; no request may fail."""
 
     def __init__(self, scene: Scene) -> None:
@@ -206,12 +219,9 @@ class Caller:
         self._connection.sock = scene.connect(HELLO_VIP, layout.HTTP_PORT)
         self._connection.sock.settimeout(10)
         self.served: list[str] = []
-        self._stop = threading.Event()
-        self._wrong: list[str] = []
-        self._thread = threading.Thread(target=self._call)
-        self._thread.start()
+        super().__init__()
 
-    def _call(self) -> None:
+    def _go_on(self) -> None:
         try:
             while not self._stop.is_set():
                 self._connection.request("GET", "/hello")
@@ -231,8 +241,7 @@ class Caller:
         assert set(self.served[now:]) == {"127.0.0.6"}
 
     def end(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._await_end()
         self._connection.close()
         assert self._wrong == []
 

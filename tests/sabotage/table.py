@@ -82,7 +82,8 @@ def render(rows: list[Row]) -> tuple[str, list[str]]:
     checks = order(rows)
     letters = {check: str(number) for number, check in enumerate(checks, 1)}
     lies = [row for row in rows if row.sabotage.kind == LIE]
-    out = [HEAD.format(date=dt.datetime.now(dt.timezone.utc).date().isoformat(), kernel=platform.release().partition("-")[0])]
+    today, kernel = dt.datetime.now(dt.timezone.utc).date(), platform.release().partition("-")[0]
+    out = [HEAD.format(date=today.isoformat(), kernel=kernel)]
     out.append(
         "\n## Checks and what would be lost without them\n\n| | check | notices | without it |\n|---|---|---|---|\n"
     )

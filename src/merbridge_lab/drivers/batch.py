@@ -81,7 +81,7 @@ class _Records:
         changed_sources: Callable[[], Mapping[str, frozenset[str]]],
     ) -> None:
         self._own, self._logs, self._ask = own, logs, changed_sources
-        self._nonces = {exchange.nonce for exchange in exchanges}
+        self._local = {exchange.nonce: exchange.local for exchange in exchanges}
         self._answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
         self._closed = {exchange.local for exchange in exchanges if exchange.closed}
         self.changed: Mapping[str, frozenset[str]] | None = None
@@ -96,13 +96,13 @@ class _Records:
 
     def read(self) -> tuple[dict[str, AccessLogLine], dict[str, Entry], list[Entry]]:
         """Give what there is by now: the client's lines and the servers' by nonce, and the refusals of plain text."""
-        own = [line for line in self._own.lines() if line.request_id in self._nonces]
+        own = [line for line in self._own.lines() if line.request_id in self._local]
         mine = {line.request_id: line for line in own if line.outbound}
         theirs: dict[str, Entry] = {}
         refused = []
         for name, log in self._logs.items():
             for line in log.lines():
-                if line.request_id in self._nonces and not line.outbound:
+                if line.request_id in self._local and not line.outbound:
                     # Of several attempts, the one that the client's sidecar tells of: its last.
                     last = mine.get(line.request_id)
                     is_last = last and self._same(last.upstream_local, line.downstream_remote)
@@ -118,7 +118,8 @@ class _Records:
         told = {
             nonce
             for nonce in mine.keys() & theirs.keys()
-            if self._same(mine[nonce].upstream_local, theirs[nonce][1].downstream_remote)
+            if self._same(self._local[nonce], mine[nonce].downstream_remote)
+            and self._same(mine[nonce].upstream_local, theirs[nonce][1].downstream_remote)
         }
         sources = {line.downstream_remote for _, line in refused}
         return self._answered <= told and all(arrivals(sent, self.changed or {}) & sources for sent in self._closed)
