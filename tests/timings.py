@@ -13,12 +13,10 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
-MERLAB = Path(sys.executable).with_name("merlab")
+from tests.called import MERLAB
 
 #: What the time of `merlab --help` is compared with: an application of typer that has nothing to do.
 EMPTY = """\
@@ -69,7 +67,7 @@ def help_beside_empty(times: int) -> list[Measured]:
         script.write(EMPTY)
         script.flush()
         for _ in range(times):
-            ours.run([str(MERLAB), "--help"])
+            ours.run([MERLAB, "--help"])
             empty.run([sys.executable, script.name, "--help"])
     ratio = statistics.median(ours.seconds) / statistics.median(empty.seconds)
     ours.goal = f"{ratio:.2f} x an empty typer app, goal 1.3"
@@ -78,13 +76,13 @@ def help_beside_empty(times: int) -> list[Measured]:
 
 def lab(times: int) -> list[Measured]:
     """Measure the embedded lab's life, twice up from nothing: only the first has cold caches."""
-    up, down = [str(MERLAB), "up", "--lab", "embedded"], [str(MERLAB), "down"]
+    up, down = [MERLAB, "up", "--lab", "embedded"], [str(MERLAB), "down"]
     first_down = measure("down, whatever there was", "", down)
     cold = Measured("up, from nothing", "<= 15 s, goal 5 s")
     cold.run(up)
     again = measure("up, on a healthy lab", "<= 6 s", up, times)
-    step = measure("step 9", "<= 2 s", [str(MERLAB), "step", "9"], times)
-    verify = measure("verify", "<= 5 s", [str(MERLAB), "verify"], times)
+    step = measure("step 9", "<= 2 s", [MERLAB, "step", "9"], times)
+    verify = measure("verify", "<= 5 s", [MERLAB, "verify"], times)
     last_down = measure("down", "<= 1 s", down)
     nothing = measure("down, nothing there", "", down)
     cold.run(up)
@@ -112,8 +110,8 @@ def main() -> None:
     parser.add_argument("--no-lab", action="store_true", help="only what needs no lab")
     options = parser.parse_args()
     rows = help_beside_empty(max(options.times, 5))
-    rows.append(measure("doctor", "", [str(MERLAB), "doctor"], options.times))
-    rows.append(measure("steps", "", [str(MERLAB), "steps"], options.times))
+    rows.append(measure("doctor", "", [MERLAB, "doctor"], options.times))
+    rows.append(measure("steps", "", [MERLAB, "steps"], options.times))
     if not options.no_lab:
         rows += lab(options.times)
     show(Console(width=None if sys.stdout.isatty() else 120), rows)

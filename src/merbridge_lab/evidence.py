@@ -20,8 +20,9 @@ class Reading:
     """One quantity read before and after something happened.
 
     `source` names where it was read: "bpf:sleep/outbound_redirected_bytes" (a kernel map),
-    "iptables:sleep/nat/ISTIO_REDIRECT" (a rule), "envoy:helloworld-v1/access" (a log), "curl:sleep" (the client),
-    "proc:sleep" (the process tree). A quantity that has no before (a log line found) leaves it None.
+    "iptables:sleep/nat/ISTIO_REDIRECT" or "nft:sleep/inet istio-proxy-nat/istio-redirect" (a rule),
+    "envoy:helloworld-v1/access" (a log), "curl:sleep" (the client), "proc:sleep" (the process tree). A quantity
+    that has no before (a log line found) leaves it None.
     """
 
     source: str

@@ -149,6 +149,5 @@ class Observation:
 
     def rule(self, chain: str) -> Reading:
         """Read the packets that the client's rules in `chain` matched."""
-        return Reading(
-            f"iptables:{self.client}/nat/{chain}", "packets", self.before.packets(chain), self.after.packets(chain)
-        )
+        where = self.before.source(self.client, chain)
+        return Reading(where, "packets", self.before.packets(chain), self.after.packets(chain))

@@ -8,10 +8,12 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests import called
+from tests.called import MERLAB, environment, told
 
 from merbridge_lab.drivers.kind import layout
 from merbridge_lab.waiting import until
@@ -19,7 +21,6 @@ from merbridge_lab.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-MERLAB = str(Path(sys.executable).with_name("merlab"))
 NODE = f"{layout.CLUSTER}-control-plane"
 SAVED = f"{layout.STATE}/saved/sleep.rules"
 #: Longer than anything that is called here takes, in seconds.
@@ -32,12 +33,6 @@ def words_for(command: str, *words: str) -> list[str]:
     """Give the words of a call; `up` is told of the test cluster's images."""
     told = shlex.split(os.environ["MERLAB_TEST_CLUSTER"]) if command == "up" else []
     return [MERLAB, command, "--lab", "kind", *told, *words]
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """Give the environment of a call; the outcome must not depend on the terminal the tests were started from."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "MERLAB_LAB")}
-    return {**kept, **changes}
 
 
 def merlab(command: str, *words: str, prefix: tuple[str, ...] = (), **changes: str) -> subprocess.CompletedProcess[str]:
@@ -60,12 +55,6 @@ def held(done: subprocess.CompletedProcess[str]) -> bool:
     return done.returncode == 0
 
 
-def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Read the one JSON object that stdout must hold."""
-    assert done.stdout.startswith("{"), done.stdout + done.stderr
-    return dict(json.loads(done.stdout))
-
-
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
     """Give the sentence of a call, with --json, that could not go on: exit status 3, one cause, one remedy."""
     assert done.returncode == 3, done.stdout[-4000:] + done.stderr[-4000:]
@@ -77,20 +66,11 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return f"{error['what']} → {error['hint']}"
 
 
-class Running:
-    """A merlab at work, in a session of its own, to be stopped in the middle."""
+class Running(called.Started):
+    """A merlab at work, to be stopped in the middle."""
 
     def __init__(self, command: str, *words: str) -> None:
-        self._done: subprocess.CompletedProcess[str] | None = None
-        self.process = subprocess.Popen(
-            words_for(command, *words),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=environment(),
-        )
+        super().__init__(words_for(command, *words), environment(), LONG)
 
     def reaches(self, moment: Callable[[int], bool], timeout: float = 120.0) -> bool:
         """Wait until `moment`, which is given the PID, is seen; False where merlab has ended before."""
@@ -104,15 +84,6 @@ class Running:
                 return False
         self.end(9)
         return False
-
-    def end(self, *signals: int) -> subprocess.CompletedProcess[str]:
-        """Send signals, and wait for the end."""
-        if self._done is None:
-            for each in signals:
-                self.process.send_signal(each)
-            out, err = self.process.communicate(timeout=LONG)
-            self._done = subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
-        return self._done
 
 
 def stopped(*words: str, at: Callable[[int], bool], by: int) -> subprocess.CompletedProcess[str]:
@@ -187,14 +158,25 @@ def pod_of(selector: str) -> dict[str, Any]:
     return dict(pod)
 
 
-def rules(selector: str = "app=sleep") -> list[str]:
-    """Give the nat rules of a pod, counters left out, by the process that holds its namespaces."""
+def _in_network_of(selector: str, *argv: str) -> str:
+    """Run a command in the network namespace of a pod, by the process that holds its namespaces."""
     uid = pod_of(selector)["metadata"]["uid"]
     held_by = in_node("ctr", "-n", "k8s.io", "containers", "ls", "-q", f'labels."io.kubernetes.pod.uid"=={uid}').split()
     tasks = [line.split() for line in in_node("ctr", "-n", "k8s.io", "tasks", "ls").splitlines()]
     pid = next(row[1] for row in tasks if row[0] in held_by and row[2] == "RUNNING")
-    saved = in_node("nsenter", "-t", pid, "-n", "iptables-nft-save", "-t", "nat").splitlines()
+    return in_node("nsenter", "-t", pid, "-n", *argv)
+
+
+def rules(selector: str = "app=sleep") -> list[str]:
+    """Give the nat rules of a pod, counters left out."""
+    saved = _in_network_of(selector, "iptables-nft-save", "-t", "nat").splitlines()
     return [re.sub(r"\[\d+:\d+\]", "", line) for line in saved if line.startswith(("-A", ":"))]
+
+
+def native_rules(selector: str = "app=sleep") -> list[str]:
+    """Give the rules in nftables' own tables of a pod, counters left out."""
+    listed = _in_network_of(selector, "nft", "--stateless", "list", "ruleset").splitlines()
+    return [line.strip() for line in listed if line.startswith("\t\t") and "hook" not in line]
 
 
 def is_flushed(_pid: int = 0) -> bool:

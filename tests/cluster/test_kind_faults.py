@@ -28,7 +28,6 @@ from kind_host import (
     SAVED,
     Running,
     docker,
-    environment,
     held,
     in_node,
     is_flushed,
@@ -41,8 +40,8 @@ from kind_host import (
     runs,
     settled,
     stopped,
-    told,
 )
+from tests.called import environment, told
 from tests.cluster import builds, engine
 
 from merbridge_lab.drivers.kind import layout

@@ -13,7 +13,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kind_host import NODE, Running, docker, held, in_node, kubectl, leftovers, merlab, refusal, rules, settled, told
+from kind_host import NODE, Running, docker, held, in_node, kubectl, leftovers, merlab, refusal, rules, settled
+from tests.called import told
 from tests.cluster import builds
 
 from merbridge_lab.drivers.kind import manifests

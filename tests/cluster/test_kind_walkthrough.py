@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kind_host import (
     LONG,
-    MERLAB,
     NODE,
     docker,
-    environment,
     held,
     in_node,
     kubectl,
     leftovers,
     merlab,
+    native_rules,
     pod_of,
     rules,
     settled,
-    told,
     words_for,
 )
+from tests.called import MERLAB, environment, told
 from tests.cluster import builds
 
 from merbridge_lab.drivers.kind import layout
@@ -280,6 +279,30 @@ def test_native_sidecars_are_told_by_the_pod_and_all_holds_with_them(lab: None) 
     assert {each["outcome"] for each in report["steps"]} == {"pass"}
     status = told(merlab("status", "--json"))
     assert ({one["sidecar_kind"] for one in status["workloads"]}, status["problems"]) == ({"native"}, [])
+
+
+def test_rules_in_nftables_own_table_are_read_flushed_and_put_back(lab: None) -> None:
+    native = ("--istio-set", "values.global.nativeNftables=true")
+    assert step(shown(merlab("up", "--json", "--until", "2", *native)), 2)["outcome"] == "pass"
+    before = native_rules()
+    assert any("redirect to :15001" in rule for rule in before)
+    assert [rule for rule in rules() if rule.startswith("-A")] == [], "iptables shows nothing of them"
+    report = shown(merlab("step", "6..9", "--json"))
+    assert {each["outcome"] for each in report["steps"]} == {"pass"}
+    was, now = readings(report, 8)["nft:sleep/inet istio-proxy-nat/istio-redirect"]
+    assert now - was >= 4
+    assert native_rules() == before
+    assert held(merlab("step", "9", "--keep"))
+    assert native_rules() == []
+    assert told(merlab("status", "--json"))["flushed"] == ["sleep"]
+    assert held(merlab("restore"))
+    assert native_rules() == before
+    flush, _, _, put_back = step(report, 9)["commands"][-4:]
+    for line, left in ((flush, []), (put_back, before)):
+        subprocess.run(("sh", "-c", line), check=True, capture_output=True, timeout=LONG)
+        assert native_rules() == left, line
+    assert held(merlab("up", "-q", "--until", "2")), "not asked for any more, they are iptables' again"
+    assert native_rules("app=sleep") != before
 
 
 def test_where_the_node_has_no_tools_a_helper_pod_enters(lab: None) -> None:

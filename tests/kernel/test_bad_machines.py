@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from kernel_without import lacking, unmounted
-from walk_host import LONG, MERLAB, NAME, Lab, differences, environment, is_plain, merlab, picture
+from tests.called import MERLAB
+from walk_host import LONG, NAME, Lab, differences, environment, is_plain, merlab, picture
 
 from merbridge_lab.adapters import cgroup
 from merbridge_lab.drivers.embedded.machine import Machine

@@ -13,7 +13,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from walk_host import LONG, MERLAB, Lab, Running, _tracing, environment, merlab
+from tests.called import MERLAB
+from walk_host import LONG, Lab, Running, _tracing, environment, merlab
 
 if TYPE_CHECKING:
     import subprocess

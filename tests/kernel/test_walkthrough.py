@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from substrate_host import state
-from walk_host import MERLAB, NAME, Lab, environment, is_plain, merlab, step, told
+from tests.called import MERLAB, told
+from walk_host import NAME, Lab, environment, is_plain, merlab, step
 
 from merbridge_lab.adapters import netns
 

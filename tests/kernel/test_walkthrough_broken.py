@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from walk_host import Lab, failed_checks, is_plain, merlab, told
+from tests.called import told
+from walk_host import Lab, failed_checks, is_plain, merlab
 
 from merbridge_lab.adapters import bpf, mounts
 from merbridge_lab.dataplane import abi

@@ -8,7 +8,8 @@ import signal
 import subprocess
 
 import pytest
-from walk_host import LONG, MERLAB, MOMENTS, Lab, Running, environment, is_plain, kill, kill_after, merlab, seconds_of
+from tests.called import MERLAB
+from walk_host import LONG, MOMENTS, Lab, Running, environment, is_plain, kill, kill_after, merlab, seconds_of
 
 from merbridge_lab.waiting import until
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from substrate_host import state
+from tests import called
+from tests.called import MERLAB
 
 from merbridge_lab import lock
 from merbridge_lab.adapters import bpf, cgroup, iptables, mounts, netns
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 NAME = "merlab-walk"
-MERLAB = str(Path(sys.executable).with_name("merlab"))
 #: Longer than anything that is called here takes, in seconds.
 LONG = 120.0
 #: Without a PID, the other one has ended while merlab looked who it was.
@@ -38,9 +37,8 @@ _EVENT = "events/bpf_trace/bpf_trace_printk/enable"
 
 
 def environment(name: str = NAME, **changes: str) -> dict[str, str]:
-    """Give the environment of a call; the outcome must not depend on the terminal the tests were started from."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "MERLAB_LAB")}
-    return {**kept, "MERLAB_NAME": name, **changes}
+    """Give the environment of a call; see called.environment."""
+    return called.environment(MERLAB_NAME=name, **changes)
 
 
 def merlab(*words: str, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.CompletedProcess[str]:
@@ -66,12 +64,6 @@ def _is_somebody_elses(pid: int) -> bool:
         return False
     until(lambda: not Path(f"/proc/{pid}").exists(), timeout=LONG, awaiting="another lab's merlab to end")
     return True
-
-
-def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Read the one JSON object that stdout must hold."""
-    assert done.stdout.startswith("{"), done.stdout + done.stderr
-    return dict(json.loads(done.stdout))
 
 
 def step(report: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -106,25 +98,16 @@ def _wait_for_others() -> None:
     assert until(is_free, timeout=LONG, awaiting="other labs' merlabs to end")
 
 
-class Running:
-    """A merlab at work, in a session of its own, to be stopped in the middle."""
+class Running(called.Started):
+    """A merlab at work, to be stopped in the middle."""
 
     def __init__(self, *words: str) -> None:
-        self._words = words
-        self._done: subprocess.CompletedProcess[str] | None = None
-        self._start()
+        super().__init__([MERLAB, *words], environment(), LONG)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start it when no other is at work."""
         _wait_for_others()
-        self.process = subprocess.Popen(
-            [MERLAB, *self._words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=environment(),
-        )
+        super().start()
 
     def reaches(self, moment: Callable[[], bool], timeout: float = 60.0) -> bool:
         """Wait until `moment` is seen, looking a thousand times a second; False where it has ended before.
@@ -143,19 +126,9 @@ class Running:
             if done.returncode != 3 or not _BUSY.search(done.stderr):
                 print(done.stdout, done.stderr)  # noqa: T201 - shown where the test fails
                 return False
-            self._done = None
-            self._start()
+            self.start()
         self.end(signal.SIGKILL)
         return False
-
-    def end(self, *signals: int) -> subprocess.CompletedProcess[str]:
-        """Send signals, and wait for the end."""
-        if self._done is None:
-            for each in signals:
-                self.process.send_signal(each)
-            out, err = self.process.communicate(timeout=LONG)
-            self._done = subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
-        return self._done
 
 
 def kill(*words: str, at: Callable[[], bool]) -> None:

@@ -12,6 +12,7 @@ from merbridge_lab.errors import LabError
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
 RULES = (CAPTURED.parent / "sleep.nft.rules").read_text()
+NATIVE_RULES = (CAPTURED / "sleep.native.rules").read_text()
 
 UID = "bd96bb07-3d44-40cc-a653-683af879e235"
 CID = "ecce52e87f281d60ceafc41e6cac9b58e6ea17a39a522beb12cf6d3183526d38"
@@ -133,7 +134,29 @@ def test_rules_of_both_backends_and_native_chains():
     assert set(seen.texts) == {"nft", "legacy"}
     assert seen.backend == "nft"
     assert len(seen.istio) == 18
-    assert seen.native == ("table inet istio-proxy-nat",)
+    assert seen.native == ("table inet istio-proxy-nat",), "named as foreign where nft lists no rules of it"
+    assert seen.source("sleep", "ISTIO_REDIRECT") == "iptables:sleep/nat/ISTIO_REDIRECT"
+
+
+def test_istios_own_nftables_table_is_read_by_the_names_its_chains_have_in_iptables():
+    seen = inside.read_snapshot(f"#= nft\n#= chains\n{NATIVE}#= native\n{NATIVE_RULES}")
+    assert (seen.backend, seen.backend_of("nat"), seen.native) == ("native", "native", ())
+    assert len(seen.nat) == len(seen.istio) == NATIVE_RULES.count("counter packets")
+    assert seen.packets("ISTIO_REDIRECT") == 12
+    assert "-t nat -A ISTIO_REDIRECT meta l4proto tcp redirect to :15001" in seen.specs("nat")
+    assert seen.source("sleep", "ISTIO_REDIRECT") == "nft:sleep/inet istio-proxy-nat/istio-redirect"
+
+
+def test_flushed_that_table_has_chains_and_not_one_rule():
+    seen = inside.read_snapshot(f"#= nft\n#= chains\n{NATIVE}#= native\n{NATIVE}")
+    assert (seen.backend, seen.nat, seen.native) == ("", (), ())
+    assert seen.source("sleep") == "nft:sleep/inet istio-proxy-nat"
+
+
+def test_another_native_table_is_not_istios():
+    other = NATIVE.replace("istio-proxy-nat", "detour")
+    seen = inside.read_snapshot(f"#= nft\n#= chains\n{NATIVE}{other}#= native\n{NATIVE_RULES}")
+    assert seen.native == ("table inet detour",)
 
 
 def test_a_backend_without_tools_is_absent():

@@ -97,7 +97,7 @@ def find_absent(seen: Observation) -> Finding:
     """Look at the rules as they were just before and just after the batch."""
     saved = seen.saved
     had = len(saved.istio) if saved else 0
-    reading = Reading(f"iptables:{seen.client}/nat", "rules", had, len(seen.after.nat))
+    reading = Reading(seen.before.source(seen.client), "rules", had, len(seen.after.nat))
     for when, rules in (("before the first request", seen.before), ("after the last request", seen.after)):
         if rules.nat:
             return fails(
@@ -114,7 +114,7 @@ def find_absent(seen: Observation) -> Finding:
 
 def find_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
     """Look whether a server had no nat rule from `before` to `after`."""
-    reading = Reading(f"iptables:{workload}/nat", "rules", len(before.nat), len(after.nat))
+    reading = Reading(before.source(workload), "rules", len(before.nat), len(after.nat))
     left = [*before.nat, *after.nat, *before.native, *after.native]
     if left:
         return fails(f"{len(left)} rules stood in {workload}, flushed as it was: {left[0]}", reading)
@@ -159,7 +159,7 @@ def find_restored(seen: Observation) -> Finding:
     if seen.restored is None:
         return skips(f"the rules of {seen.client} are left flushed, as asked; merlab restore puts them back")
     before, after = seen.saved.specs("nat"), seen.restored.specs("nat")
-    reading = Reading(f"iptables:{seen.client}/nat", "rules", len(before), len(after))
+    reading = Reading(seen.saved.source(seen.client), "rules", len(before), len(after))
     if before != after:
         differing = next(iter(set(before) ^ set(after)), "their order")
         return fails(f"the rules of {seen.client} differ from the saved ones after restoring: {differing}", reading)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import conntrack, docker, iptables
 from merbridge_lab.errors import LabError
-from merbridge_lab.ruleset import BACKENDS, RuleSet
+from merbridge_lab.ruleset import BACKENDS, NATIVE, NATIVE_TABLE, RuleSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,13 +37,14 @@ _LOOK = """
 cat "/proc/$1/stat" && stat -L -c %i "/proc/$1/ns/net" && cat "/proc/$1/comm" && tail -n 1 "/proc/$1/cgroup" || exit 97
 nsenter -t "$1" -n ip -o -4 address show
 """
-_SNAPSHOT = """
+_SNAPSHOT = f"""
 for backend in nft legacy; do
     command -v "iptables-$backend-save" >/dev/null || continue
     rules=$(inside "iptables-$backend-save" -c 2>&1) && echo "#= $backend" && echo "$rules"
 done
-if command -v nft >/dev/null; then echo "#= chains" && inside nft list chains; fi
-true
+command -v nft >/dev/null || exit 0
+echo "#= chains" && inside nft list chains
+! rules=$(inside nft list table {NATIVE_TABLE} 2>/dev/null) || {{ echo "#= {NATIVE}" && echo "$rules"; }}
 """
 _CONNTRACK = """
 list() { "$@" conntrack -L -p tcp 2>/dev/null || "$@" cat /proc/net/nf_conntrack; }
@@ -181,8 +182,11 @@ def read_snapshot(told: str) -> RuleSet:
     """Read what `_SNAPSHOT` prints."""
     _, *parts = _SECTION.split(told)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
-    texts = {name: sections[name] for name in BACKENDS if name in sections}
-    return RuleSet(texts, iptables.native_in(sections.get("chains", "")), None)
+    texts = {name: sections[name] for name in (*BACKENDS, NATIVE) if name in sections}
+    native = iptables.native_in(sections.get("chains", ""))
+    if NATIVE in texts:
+        native = tuple(table for table in native if table != f"table {NATIVE_TABLE}")
+    return RuleSet(texts, native, None)
 
 
 def typed(process: Process, *argv: str) -> str:

@@ -89,11 +89,7 @@ class MeshPart:
             return [
                 f"the nat rules of {workload.name} are flushed (saved in {workload.rules.saved_at}): merlab restore"
             ]
-        rules = workload.rules.snapshot()
-        if rules.native and not rules.istio:
-            what = f"the rules of {pod.name} are native nftables ({rules.native[0]}), which merlab does not read yet"
-            return [f"{what}: --istio-set values.global.nativeNftables=false has Istio make iptables' own"]
-        return [] if rules.istio else [f"there are no ISTIO rules in {pod.name}"]
+        return [] if workload.rules.snapshot().istio else [f"there are no ISTIO rules in {pod.name}"]
 
     def readings(self) -> tuple[Reading, ...]:
         """Name the pods."""
@@ -172,10 +168,9 @@ class MeshPart:
     @staticmethod
     def _without_rules(workload: KindWorkload) -> bool:
         try:
-            rules = workload.rules.snapshot()
+            return not workload.rules.snapshot().istio
         except LabError:
             return False
-        return not (rules.istio or rules.native)
 
     def _await_gone(self, old: Pod, workload: KindWorkload) -> None:
         # Wholly gone: until then the Deployment may still count it, and look as if all were done.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab import interrupts, ruleset
-from merbridge_lab.drivers.kind import inside, layout
+from merbridge_lab.drivers.kind import inside, layout, tables
 from merbridge_lab.drivers.kind.inside import RestartedError
 from merbridge_lab.errors import LabError
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 _HEADER = "# merlab: nat of"
 _OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED = 94, 95, 96
 
-# $1 backend, $2 file, $3 header. iptables-save ends with "# Completed": a text without that was cut by a full disk.
-_FLUSH = """
+# $1 backend, $2 file, $3 header. What is saved ends with "# Completed": a text without that was cut by a full disk.
+_FLUSH = f"""{tables.SHELL}
 [ ! -e "$2" ] || exit 94
 folder=$(dirname "$2")
-mkdir -p "$folder" && { echo "$3"; inside "iptables-$1-save" -c -t nat; } >"$2.new" || exit 95
+mkdir -p "$folder" && {{ echo "$3"; save; }} >"$2.new" || exit 95
 tail -n 1 "$2.new" | grep -q '^# Completed' && sync "$2.new" && mv "$2.new" "$2" && sync "$folder" || exit 95
-inside "iptables-$1" -w 5 -t nat -F || exit 96
+flush || exit 96
 """
 # $1 backend, $2 file.
-_RESTORE = 'inside "iptables-$1-restore" -w 5 -c <"$2" && inside "iptables-$1-save" -c -t nat'
-_COPY = 'mkdir -p "$(dirname "$2")" && inside "iptables-$1-save" -c -t nat >"$2"'
+_RESTORE = f'{tables.SHELL} load <"$2" && save'
+_COPY = f'{tables.SHELL} mkdir -p "$(dirname "$2")" && save >"$2"'
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read(text: str) -> Saved | None:
         )
     except (KeyError, ValueError):
         return None
-    return saved if text.startswith(_HEADER) and saved.backend in ruleset.BACKENDS else None
+    return saved if text.startswith(_HEADER) and saved.backend in (*ruleset.BACKENDS, ruleset.NATIVE) else None
 
 
 class PodRules:
@@ -120,11 +120,6 @@ class PodRules:
         self.restore()
         pod, process = self._found(True)
         before = inside.snapshot(process)
-        if before.native and not before.backend:
-            raise LabError(
-                f"the rules of {self._name} are native nftables ({before.native[0]}), which merlab does not flush",
-                hint="merlab up --lab kind --istio-set values.global.nativeNftables=false",
-            )
         if not before.backend:
             raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up --lab kind")
         self._backend = before.backend
@@ -195,22 +190,22 @@ class PodRules:
         if [str(rule) for rule in ruleset.parse(present)] != [str(rule) for rule in ruleset.parse(saved.text)]:
             raise LabError(
                 f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._hands.node}",
-                hint=inside.typed_shell(process, f"iptables-{saved.backend}-restore -c < {self.saved_at}"),
+                hint=inside.typed_shell(process, f"{tables.commands(saved.backend).load} < {self.saved_at}"),
             )
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 
     def save_command(self) -> str:
         """Give the command that saves the rules with their counters."""
-        return inside.typed_shell(self._process, f"iptables-{self.backend}-save -c -t nat > {self.copied_at}")
+        return inside.typed_shell(self._process, f"{tables.commands(self.backend).save} > {self.copied_at}")
 
     def flush_command(self) -> str:
         """Give the command that flushes nat."""
-        return inside.typed(self._process, f"iptables-{self.backend}", "-t", "nat", "-F")
+        return inside.typed(self._process, *tables.commands(self.backend).flush)
 
     def restore_command(self) -> str:
         """Give the command that puts the saved rules back."""
-        return inside.typed_shell(self._process, f"iptables-{self.backend}-restore -c < {self.copied_at}")
+        return inside.typed_shell(self._process, f"{tables.commands(self.backend).load} < {self.copied_at}")
 
     def list_command(self, chain: str = "") -> str:
         """Give the command that lists the nat rules, or those of one chain, with their counters."""
@@ -221,4 +216,5 @@ class PodRules:
         return inside.script(self._process, 'inside "$@"', *self._list(chain)).stdout
 
     def _list(self, chain: str) -> list[str]:
-        return [f"iptables-{self.backend}", "-t", "nat", "-vnL", *([chain] if chain else [])]
+        known = tables.commands(self.backend)
+        return [*known.list_chain, tables.chain_name(self.backend, chain)] if chain else [*known.list_all]

@@ -14,10 +14,11 @@ from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.kube import GoneError
 from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers import batch
-from merbridge_lab.drivers.kind import inside, layout, pods
+from merbridge_lab.drivers.kind import inside, layout, pods, tables
 from merbridge_lab.drivers.kind.rules import PodRules
 from merbridge_lab.errors import NotHeldError
 from merbridge_lab.lab import HELLO, Entered
+from merbridge_lab.ruleset import NATIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -161,15 +162,16 @@ class KindWorkload:
             return
         _, process = self.found(anew=True)
         backend = self.rules.backend
-        self._hands.execute(["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
+        if backend == NATIVE:
+            told = f"its rules are nftables' own. Try: {pasteable(tables.commands(NATIVE).list_all)}"
+        else:
+            told = f"iptables is iptables-{backend}. Try: iptables -t nat -vnL"
+            self._hands.execute(["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
         path = f"PATH={_SHELL_BIN}/{backend}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         run = ["nsenter", "-t", str(process.pid), "-n", "env", path, f"PS1=merlab:{self.name}(netns)# ", "sh", "-i"]
         yield (
             self._hands.argv(run),
-            (
-                f"you are root on the node, in the network namespace of {self.name}; iptables is iptables-{backend}."
-                " Try: iptables -t nat -vnL. exit leaves."
-            ),
+            f"you are root on the node, in the network namespace of {self.name}; {told}. exit leaves.",
         )
 
     def changes(self) -> list[str]:
