@@ -19,7 +19,7 @@ from merbridge_lab.lab import (
 )
 from merbridge_lab.model import Check, Kind, Step, Variant
 from merbridge_lab.observation import Exchange, Observation
-from merbridge_lab.ruleset import RuleSet
+from merbridge_lab.ruleset import RuleSet, place
 
 __all__ = [
     "DATAPLANE",
@@ -47,5 +47,6 @@ __all__ = [
     "Workload",
     "fails",
     "holds",
+    "place",
     "skips",
 ]

@@ -68,6 +68,11 @@ def parse_native(text: str) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def place(backend: str) -> str:
+    """Name a backend for a person."""
+    return "native nftables" if backend == NATIVE else backend
+
+
 @dataclass(frozen=True)
 class RuleSet:
     """The rules of one network namespace in all backends at one moment.

@@ -142,7 +142,7 @@ def test_istios_own_nftables_table_is_read_by_the_names_its_chains_have_in_iptab
     seen = inside.read_snapshot(f"#= nft\n#= chains\n{NATIVE}#= native\n{NATIVE_RULES}")
     assert (seen.backend, seen.backend_of("nat"), seen.native) == ("native", "native", ())
     assert len(seen.nat) == len(seen.istio) == NATIVE_RULES.count("counter packets")
-    assert seen.packets("ISTIO_REDIRECT") == 12
+    assert seen.packets("ISTIO_REDIRECT") == 14
     assert "-t nat -A ISTIO_REDIRECT meta l4proto tcp redirect to :15001" in seen.specs("nat")
     assert seen.source("sleep", "ISTIO_REDIRECT") == "nft:sleep/inet istio-proxy-nat/istio-redirect"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import Check, Finding, Reading, fails, holds, skips
+from merbridge_lab.api import Check, Finding, Reading, fails, holds, place, skips
 from merbridge_lab.checks.mesh import as_control, find_both_sidecars, find_closed_as_plain_text
 
 if TYPE_CHECKING:
@@ -163,4 +163,4 @@ def find_restored(seen: Observation) -> Finding:
     if before != after:
         differing = next(iter(set(before) ^ set(after)), "their order")
         return fails(f"the rules of {seen.client} differ from the saved ones after restoring: {differing}", reading)
-    return holds(f"all {len(after)} nat rules of {seen.client} are back, in {seen.restored.backend}", reading)
+    return holds(f"all {len(after)} nat rules of {seen.client} are back, in {place(seen.restored.backend)}", reading)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from merbridge_lab.console.paper import MARK, Paper
 from merbridge_lab.evidence import Verdict
+from merbridge_lab.ruleset import place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
     table = _table("pod", "address", "pid", "sidecar", "rules")
     for pod in described["workloads"]:
         rules = pod["rules"]
-        held = f"{rules['istio_rules']} ISTIO rules in {rules['backend']}" if rules["istio_rules"] else "none"
+        held = f"{rules['istio_rules']} ISTIO rules in {place(rules['backend'])}" if rules["istio_rules"] else "none"
         ready = "[pass]ready[/]" if pod["sidecar"] else "[fail]not ready[/]"
         table.add_row(pod["name"], pod["ip"], str(pod["pid"] or "none"), ready, held)
     if described["workloads"]:
