@@ -50,7 +50,12 @@ class Access:
     def answers(self) -> bool:
         """Whether the cluster is merlab's, its node runs, and its API answers. Raises LabError without Docker."""
         found = cluster.nodes()
-        return cluster.are_ours(found) and all(node.running for node in found) and self.api().ready()
+        if not cluster.are_ours(found) or not all(node.running for node in found):
+            return False
+        try:
+            return self.api().ready()
+        except LabError:  # its making was cut short: there is nothing yet to talk to it by
+            return False
 
     def find_hands(self) -> Hands | None:
         """Give that by which pods are entered, or None where there is nothing. Raises LabError without a lab."""

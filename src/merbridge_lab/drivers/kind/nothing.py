@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def why(capability: str) -> str:
     """Say in one sentence why a capability is missing."""
-    return f"this lab was made without a {capability} (--dataplane none): nothing but the rules intercepts"
+    return f"this lab has no {capability} (--dataplane none): nothing but the rules intercepts"
 
 
 WHY = why("dataplane")

@@ -163,8 +163,10 @@ class MerbridgePart:
 
     def set_debug(self, *, on: bool) -> None:
         """Add -d to mbctl's arguments and wait until it runs so; or take merlab's -d away, and wait for nothing."""
+        if not on and not self._access.answers():
+            return
         api = self._access.api()
-        found = api.find(PATH) if on or self._access.answers() else None
+        found = api.find(PATH)
         if found is None or not installed.is_ours(found):
             if on:
                 raise LabError("Merbridge is not installed", hint="merlab step 3")
