@@ -192,11 +192,11 @@ def test_what_is_not_such_a_file_is_not_taken_for_one(text):
 
 
 class Node:
-    """A node with a file of saved rules, and the processes that are there."""
+    """A node with a file of saved rules, the processes that are there, and the sandbox of a pod."""
 
-    def __init__(self, monkeypatch, saved, processes):
-        self.processes, self.restored = {one.pid: one for one in processes}, []
-        self.saved = saved
+    def __init__(self, monkeypatch, saved, processes, uid="", sandbox=None):
+        self.processes, self.restored = {one.pid: one for one in (*processes, *([sandbox] if sandbox else []))}, []
+        self.saved, self.uid, self.sandbox = saved, uid, sandbox
         monkeypatch.setattr(docker, "execute", self.execute)
         monkeypatch.setattr(inside, "look", self.look)
         monkeypatch.setattr(inside, "script", self.script)
@@ -209,6 +209,12 @@ class Node:
             Told.status, Told.stdout = (0, self.saved) if self.saved else (1, "")
         if argv[0] == "rm":
             self.saved = None
+        if "tasks" in argv:
+            Told.stdout = (
+                f"TASK PID STATUS\nsandbox {self.sandbox.pid} RUNNING\n" if self.sandbox else "TASK PID STATUS\n"
+            )
+        if "containers" in argv:
+            Told.stdout = "sandbox\n" if self.sandbox and f"=={self.uid}," in argv[-1] else ""
         return Told
 
     def look(self, _node, pid):
@@ -228,33 +234,24 @@ def _process(pid, *, started=868095, netns=4026534339):
     return Process(HANDS, pid, started, netns, "sleep", "", "")
 
 
-def _pod(uid):
-    return pods.Pod("sleep-1", uid, "10.244.0.5", "node", {}, "classic", True, True, False, 0)
-
-
 @pytest.mark.parametrize(
-    ("processes", "now", "restored"),
+    ("processes", "uid", "sandbox", "restored"),
     [
-        pytest.param([_process(1845)], None, [1845], id="the same process"),
-        pytest.param([_process(1845, started=9)], (_pod("other"), _process(7, netns=5)), [], id="its PID is another's"),
-        pytest.param([], (_pod(UID), _process(99)), [99], id="the container was restarted in the same namespace"),
-        pytest.param([], (_pod("other"), _process(99, netns=5)), [], id="the pod was made anew"),
-        pytest.param([], (_pod("other"), _process(99)), [], id="made anew, and the inode is used again"),
-        pytest.param([], (_pod(UID), _process(99, netns=5)), [], id="the node was restarted"),
-        pytest.param([], None, [], id="there is no pod"),
+        pytest.param([_process(1845)], "", None, [1845], id="the same process"),
+        pytest.param([_process(1845, started=9)], "other", _process(7, netns=5), [], id="its PID is another's"),
+        pytest.param([], UID, _process(99), [99], id="the container ended, and the namespace is held by the sandbox"),
+        pytest.param([], "other", _process(99, netns=5), [], id="the pod was made anew"),
+        pytest.param([], "other", _process(99), [], id="made anew, and the inode is used again"),
+        pytest.param([], UID, _process(99, netns=5), [], id="the node was restarted"),
+        pytest.param([], "", None, [], id="there is no pod"),
     ],
 )
 def test_rules_go_back_into_the_very_namespace_they_were_taken_from_or_nowhere(
-    monkeypatch, process, processes, now, restored
+    monkeypatch, process, processes, uid, sandbox, restored
 ):
-    node = Node(monkeypatch, f"{rules.header('sleep', 'nft', UID, process)}\n{RULES}", processes)
-
-    def found(_anew):
-        if now is None:
-            raise LabError("no pod of sleep is running")
-        return now
-
-    pod_rules = rules.PodRules("sleep", HANDS, found)
+    saved = f"{rules.header('sleep', 'nft', UID, process)}\n{RULES}"
+    node = Node(monkeypatch, saved, processes, uid, sandbox)
+    pod_rules = rules.PodRules("sleep", HANDS, lambda _anew: None)
     assert pod_rules.restore() is True
     assert node.restored == restored
     assert node.saved is None

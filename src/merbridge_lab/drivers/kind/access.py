@@ -113,9 +113,13 @@ class Access:
         return [pasteable(kind.export_argv(layout.CLUSTER))]
 
     def likely(self) -> Settings:
-        """Give the same, or the best guess where the cluster cannot be asked now; nothing is made with that."""
+        """Give the same, or the best guess where the cluster cannot be asked now; nothing is made with that.
+
+        Of a cluster that is there and does not answer, nothing is demanded for a dataplane that it may not have.
+        """
         if self._settings is not None:
             return self._settings
+        found = []
         try:
             found = cluster.nodes()
             running = cluster.are_ours(found) and all(node.running for node in found)
@@ -123,4 +127,5 @@ class Access:
                 return self.settings()
         except LabError:
             self.forget()
-        return Settings.default().asked(self._options)
+        guess = Settings.default().asked(self._options)
+        return replace(guess, dataplane=self._options.dataplane or "none") if found else guess

@@ -203,6 +203,8 @@ class NodePart:
             with waiting.during(f"kind makes the cluster {layout.CLUSTER} of {image}"):
                 kind.create(layout.CLUSTER, image, manifests.text("kind", settings), network=network)
         except LabError as error:
+            if not nodes() and own_network():
+                docker.remove_network(layout.NETWORK)
             raise LabError(
                 f"kind could not make the cluster {layout.CLUSTER} of {image}",
                 hint="merlab doctor --lab kind",

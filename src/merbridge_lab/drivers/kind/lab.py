@@ -298,7 +298,9 @@ class KindLab:
         watch.sweep(self.merbridge.place())
         if not self.intercepts:
             self.merbridge.remove()
-            self.api().apply(manifests.configuration(self.settings(), finished=self._access.finished()))
+            # No more than that: what else is asked for, the steps see to.
+            without = replace(kept, dataplane="none")
+            self.api().apply(manifests.configuration(without, finished=self._access.finished()))
 
     def restore(self) -> list[str]:
         """Put back whatever is flushed; give the names of the workloads concerned."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab import waiting
 from merbridge_lab.adapters import docker, istioctl, kind, kube
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.kind import hands, layout, manifests, pods, rollout, trouble
+from merbridge_lab.drivers.kind import cluster, hands, layout, manifests, pods, rollout, trouble
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 
@@ -239,8 +239,8 @@ class MeshPart:
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def remove(self) -> None:
-        """Take out what was put in, where the cluster is to stay; else it goes with the cluster."""
-        if not self._keep:
+        """Take out what was put in, where the cluster is ours and is to stay; else it goes with the cluster."""
+        if not self._keep or not cluster.are_ours(cluster.nodes()):
             return
         api = self._api()
         for name in reversed(manifests.APPLIED):

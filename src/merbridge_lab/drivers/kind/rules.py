@@ -172,18 +172,21 @@ class PodRules:
             return True
 
     def _owner(self, saved: Saved) -> Process | None:
-        """Find a process in the very namespace that was flushed: the same one, or that of a restarted container."""
+        """Find a process in the very namespace that was flushed: the same one, or the pod's that holds it.
+
+        A container that is between two starts has no process; the pod's sandbox has, as long as the namespace lives.
+        """
         with contextlib.suppress(RestartedError):
             process = inside.look(self._hands, saved.pid)
             if (process.started, process.netns) == (saved.started, saved.netns):
                 return process
-        try:
-            pod, process = self._found(True)
-        except LabError as error:
-            if isinstance(error, RestartedError) or "no pod of" in error.what:
-                return None
-            raise
-        return process if (pod.uid, process.netns) == (saved.uid, saved.netns) else None
+        running = inside.tasks(self._hands.node)
+        for sandbox in inside.sandboxes(self._hands.node, saved.uid):
+            with contextlib.suppress(RestartedError, KeyError):
+                process = inside.look(self._hands, running[sandbox])
+                if process.netns == saved.netns:
+                    return process
+        return None
 
     def _put_back(self, saved: Saved, process: Process) -> None:
         present = inside.script(process, _RESTORE, saved.backend, self.saved_at).stdout
