@@ -144,10 +144,12 @@ def _all_flushed(lab: Lab, sleep: Workload, servers: Sequence[Workload], outside
 def _find_limit(seen: Observation, gone: Sequence[Finding], limit: str) -> Finding:
     """Tell what came of requests where the dataplane is known to leave the servers' side to the rules.
 
-    That the rules were gone is ours, and must hold. What then happens is upstream's: it is told, whatever it is.
+    That the rules were gone, and that the client's connections were intercepted, must hold: that is no limit. What
+    then happens at the servers is upstream's: it is told, whatever it is.
     """
-    evidence = tuple(reading for finding in gone for reading in finding.evidence)
-    for finding in gone:
+    must = [*gone, redirect.find_intercepted(seen)]
+    evidence = tuple(reading for finding in must for reading in finding.evidence)
+    for finding in must:
         if not finding.held:
             return fails(finding.why, *evidence)
     by_ebpf = _served_by_ebpf(seen)

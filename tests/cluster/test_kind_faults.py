@@ -41,7 +41,7 @@ from kind_host import (
     settled,
     stopped,
 )
-from tests.called import environment, told
+from tests.called import MERLAB, environment, told
 from tests.cluster import builds, engine
 
 from merbridge_lab.drivers.kind import layout
@@ -100,7 +100,8 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
         assert "merlab did not make it" in said
         assert f"kind delete cluster --name {layout.CLUSTER}" in said
     assert told(merlab("status", "--json"))["up"] is False
-    assert held(merlab("down"))
+    for words in (("down",), ("down", "--keep-cluster")):
+        assert held(merlab(*words))
     assert docker("inspect", "--format", "{{.Id}} {{.State.StartedAt}}", NODE) == foreign
     assert merlab("doctor", "--json").returncode == 3
 
@@ -426,6 +427,15 @@ def test_docker_that_is_stopped_in_the_middle_is_named_and_all_comes_back(lab: N
     _docker_starts()
     assert docker("inspect", "--format", "{{.State.Status}}", NODE).strip() == "exited"
     assert mended()
+
+
+def test_a_stopped_node_is_started_by_an_up_that_asks_for_nothing(lab: None) -> None:  # noqa: ARG001
+    """What the lab was made with cannot be asked while its node is stopped; nothing else may be demanded for it."""
+    docker("stop", "--time", "5", NODE)
+    assert any("not running" in one for one in told(merlab("status", "--json"))["problems"])
+    bare = [MERLAB, "up", "--lab", "kind", "-q", "--until", "2"]
+    assert held(subprocess.run(bare, capture_output=True, text=True, check=False, timeout=LONG, env=environment()))
+    assert told(merlab("status", "--json"))["problems"] == []
 
 
 @pytest.mark.soak

@@ -347,10 +347,12 @@ def test_down_keeps_the_cluster_where_it_is_asked_to(lab: None) -> None:
 
 
 def test_down_leaves_nothing_but_the_images_which_it_names(
-    fresh: dict[str, Any],
-    before: Mapping[str, object],
+    fresh: dict[str, Any], before: Mapping[str, object], tmp_path: Path
 ) -> None:
     assert leftovers() != before
+    asked = tmp_path / "kubeconfig"
+    assert held(merlab("up", "-q", "--until", "1", "--kubeconfig", str(asked)))
+    assert "kind-merbridge" in asked.read_text()
     subprocess.run(("kind", "export", "kubeconfig", "--name", layout.CLUSTER), check=True, capture_output=True)
     assert "kind-merbridge" in Path(os.environ["KUBECONFIG"]).read_text()
     done = merlab("down", "--json")
@@ -359,7 +361,8 @@ def test_down_leaves_nothing_but_the_images_which_it_names(
     for image in ("node", "pilot", "proxyv2", "curl", "helloworld-v1", "helloworld-v2"):
         assert builds.ref(image) in stays.partition("docker image rm")[2]
         assert docker("image", "inspect", "--format", "{{.Id}}", builds.ref(image))
-    assert "kind-merbridge" not in Path(os.environ["KUBECONFIG"]).read_text()
+    for config in (asked, Path(os.environ["KUBECONFIG"])):
+        assert "kind-merbridge" not in config.read_text()
     Path(os.environ["KUBECONFIG"]).unlink()
     assert settled(leftovers, {**before, "kubeconfig": None}) == {**before, "kubeconfig": None}
     assert told(merlab("down", "--json"))["removed"] is False

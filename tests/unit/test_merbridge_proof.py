@@ -99,6 +99,14 @@ def test_where_there_is_a_trace_it_must_tell_of_each_message(healthy):
     assert "24 messages, 2184 bytes" in redirect.find_payload(full).why
     short = replace(healthy, trace=lines(CONNECT, *[MOVED] * 23))
     assert "the trace tells of 23 messages moved" in redirect.find_payload(short).why
+    none = replace(healthy, trace=lines(CONNECT))
+    assert "the trace tells of 0 messages moved" in redirect.find_payload(none).why
+
+
+def test_without_a_trace_it_is_said_that_messages_were_handed_over_not_that_they_moved(healthy):
+    said = redirect.find_payload(replace(healthy, trace=())).why
+    assert "handed to the program that moves them, on all three legs" in said
+    assert "moved from socket to socket" not in said
 
 
 def test_a_trace_is_of_the_request_if_it_names_where_the_map_says_it_was_meant_to_go(healthy):
@@ -160,6 +168,17 @@ def test_what_upstream_is_known_not_to_serve_is_told_apart_from_a_broken_lab():
     assert report.skipped == 1
     assert report.cause is None
     assert outcome.to_json()["verdict"] == "skip"
+
+
+def test_a_client_that_is_not_intercepted_is_no_limit_of_the_servers_side():
+    class Idle(Without):
+        def observe(self, client, **options):
+            seen = super().observe(client, **options)
+            return replace(seen, counters_after=seen.counters_before) if self.bypassing else seen
+
+    finding = last_cell(Idle(INBOUND)).finding
+    assert finding.verdict is Verdict.FAIL
+    assert "intercepted 0 of 4" in finding.why
 
 
 def test_the_same_where_it_should_serve_them_is_a_failure():

@@ -7,6 +7,8 @@ import copy
 import http.server
 import json
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,10 +18,26 @@ import yaml
 from merbridge_lab.adapters import download
 from merbridge_lab.dataplane.merbridge import arguments, kernel, log, trace
 from merbridge_lab.drivers.kind import manifests
-from merbridge_lab.drivers.kind.merbridge import installed, limits, manifest, preflight, watch
+from merbridge_lab.drivers.kind.merbridge import installed, limits, manifest, preflight, starting, watch
 from merbridge_lab.drivers.kind.settings import Settings, versions
 from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError
+
+OTHERS_NAME = """\
+kind: DaemonSet
+metadata: {name: mb}
+spec:
+  selector: {matchLabels: {a: b}}
+  template: {spec: {containers: []}}
+"""
+
+
+class Node:
+    """A node whose tracefs is a plain folder."""
+
+    def __init__(self, tracing):
+        self.tracing = tracing
+
 
 # -- the trace
 
@@ -145,6 +163,10 @@ MBCTL = ["/app/mbctl", "-m", "istio"]
         ({"args": ["-m", "istio"]}, {"args": ["-d", "-m", "istio"]}),
         ({}, {"args": ["-d"]}),
         ({"command": ["sh", "-c", "mbctl -m istio"]}, {"command": ["sh", "-c", "mbctl -d -m istio"]}),
+        (
+            {"args": ["sh", "-c", "[ -d /host ] && /app/mbctl -m istio; sleep 1"]},
+            {"args": ["sh", "-c", "[ -d /host ] && /app/mbctl -d -m istio; sleep 1"]},
+        ),
     ],
 )  # fmt: skip
 def test_the_flag_goes_after_mbctl_wherever_that_stands_and_comes_off_again(container, changed):
@@ -159,7 +181,19 @@ def test_the_flag_goes_after_mbctl_wherever_that_stands_and_comes_off_again(cont
     assert off in (container, {"args": []})
 
 
-@pytest.mark.parametrize("flag", ["-d", "--debug", "--debug=true"])
+def test_a_flag_at_the_end_of_a_shells_line_comes_off_and_anothers_stays():
+    container = {"args": ["sh", "-c", "[ -d /host ] && mbctl -m istio -d"]}
+    assert arguments.debug(container)
+    assert arguments.without_debug(container) == {"args": ["sh", "-c", "[ -d /host ] && mbctl -m istio"]}
+
+
+def test_where_the_flag_comes_to_stand():
+    assert arguments.place_of_flag({"args": MBCTL}) == "args/1"
+    assert arguments.place_of_flag({"command": ["mbctl"], "args": ["-m", "istio"]}) == "command/1"
+    assert arguments.place_of_flag({"args": ["-m", "istio"]}) == "args/0"
+
+
+@pytest.mark.parametrize("flag", ["-d", "-d=true", "--debug", "--debug=true"])
 def test_a_flag_that_is_there_already_stays_as_it_is(flag):
     container = {"args": [*MBCTL, flag]}
     assert arguments.with_debug(container) == container
@@ -246,12 +280,58 @@ def test_another_image_and_another_manifest(settings, tmp_path):
         ("just words", "is not a Kubernetes manifest"),
         ("kind: Job", "holds a Job, which merlab does not apply"),
         ("kind: ConfigMap", "holds 0 DaemonSets"),
+        ("kind: DaemonSet\nmetadata: {name: merbridge, namespace: istio-system}", "is not whole: it lacks 'spec'"),
+        (
+            OTHERS_NAME,
+            "is default/mb; merlab looks for it at istio-system/merbridge",
+        ),
     ],
 )
 def test_a_manifest_that_is_none_says_so(settings, tmp_path, content, said):
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(LabError, match=said):
         manifest.objects(settings.asked(Options(merbridge_manifest=str(tmp_path / "bad.yaml"))))
+
+
+def test_a_manifest_that_is_no_text_says_so(settings, tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LabError, match="cannot be read: it is not text"):
+        manifest.objects(settings.asked(Options(merbridge_manifest=str(tmp_path / "bad.yaml"))))
+
+
+def test_a_manifest_is_found_again_from_another_folder(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings.asked(Options(merbridge_manifest="mine.yaml")).merbridge_manifest == str(tmp_path / "mine.yaml")
+    for name in ("release", "https://example.org/all.yaml"):
+        assert settings.asked(Options(merbridge_manifest=name)).merbridge_manifest == name
+
+
+def test_what_was_applied_with_it_is_noted_and_a_namespace_is_not(settings):
+    objects = manifest.objects(settings)
+    daemonset = installed.with_notes(manifest.daemonset(objects), {installed.OBJECTS: installed.paths(objects)})
+    assert sorted(installed.objects_of(daemonset)) == sorted(installed.objects_of(None))
+    assert all(installed.is_marked(installed.marked(one)) for one in objects)
+    assert not installed.is_marked({"metadata": {"name": "merbridge"}})
+    assert json.loads(installed.paths([{"kind": "Namespace", "metadata": {"name": "istio-system"}}])) == []
+
+
+def test_a_container_that_runs_is_starting_however_often_it_was_ended_before():
+    running = {"restartCount": 5, "ready": False, "state": {"running": {}}}
+    waits = {**running, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    assert starting._crashes({"status": {"containerStatuses": [running]}}) == 0
+    assert starting._crashes({"status": {"containerStatuses": [waits]}}) == 5
+
+
+def test_buffers_of_merlabs_that_are_gone_are_removed_and_no_others(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()", "merlab"], stdin=subprocess.PIPE) as living:
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        others = [f"merlab-kind-{living.pid}", "merlab", f"merlab-trace-{gone.pid}", "somebody"]
+        for name in (*others, f"merlab-kind-{gone.pid}"):
+            (tmp_path / "instances" / name).mkdir(parents=True)
+        watch.sweep(Node(tmp_path))
+        assert sorted(each.name for each in (tmp_path / "instances").iterdir()) == sorted(others)
+        living.communicate(b"\n")
 
 
 def test_a_manifest_that_is_not_there_names_those_that_are(settings):

@@ -174,9 +174,10 @@ def find_moved_on_noted(seen: Observation) -> Finding:
     needed = 2 * total * len(served)
     if runs.moved < needed:
         return fails(f"the program that moves payload ran {runs.moved} times for at least {needed} messages", *evidence)
-    if lines and len(lines) < needed:
+    if seen.trace and len(lines) < needed:
         return fails(f"the trace tells of {len(lines)} messages moved, of at least {needed}", *evidence)
     legs = "all three legs" if not seen.limits else f"the {' and '.join(served)} legs"
-    said = f"{len(lines)} messages, {moved} bytes" if lines else f"{runs.moved} messages handed to it"
+    told = f"{len(lines)} messages, {moved} bytes, moved from socket to socket"
+    said = told if seen.trace else f"{runs.moved} messages handed to the program that moves them,"
     limits = "".join(f"; not on the {leg} leg: {why}" for leg, why in seen.limits.items())
-    return holds(f"{said}, moved from socket to socket on {legs}{limits}", *evidence)
+    return holds(f"{said} on {legs}{limits}", *evidence)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_FLAGS = ("-d", "--debug", "--debug=true")
+_FLAGS = ("-d", "--debug", "-d=true", "--debug=true")
+#: Where a shell calls it: its name, and its arguments as far as this command goes.
+_CALL = re.compile(r"(?P<name>(?:^|(?<=[\s/]))mbctl\b)(?P<rest>[^;&|\n]*)")
 
 
 def _words(container: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -22,7 +25,7 @@ def _words(container: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def _in_shell(word: str) -> bool:
-    return " " in word and "mbctl" in word
+    return " " in word and _CALL.search(word) is not None
 
 
 def debug(container: Mapping[str, Any]) -> bool:
@@ -32,7 +35,7 @@ def debug(container: Mapping[str, Any]) -> bool:
 
 
 def _in_text(text: str) -> bool:
-    return any(word in _FLAGS for word in text.split())
+    return any(word in _FLAGS for call in _CALL.finditer(text) for word in call["rest"].split())
 
 
 def with_debug(container: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def with_debug(container: Mapping[str, Any]) -> dict[str, Any]:
     field, place = at
     word = str(changed[field][place])
     if _in_shell(word):
-        changed[field][place] = word.replace("mbctl", "mbctl -d", 1)
+        changed[field][place] = _CALL.sub(r"\g<name> -d\g<rest>", word, count=1)
     else:
         changed[field].insert(place + 1, "-d")
     return changed
@@ -65,9 +68,14 @@ def without_debug(container: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cleared(text: str) -> str:
-    for flag in _FLAGS:
-        text = text.replace(f"mbctl {flag}", "mbctl", 1)
-    return text
+    flag = rf"\s(?:{'|'.join(map(re.escape, sorted(_FLAGS, key=len, reverse=True)))})(?=\s|$)"
+    return _CALL.sub(lambda call: call["name"] + re.sub(flag, "", call["rest"]), text)
+
+
+def place_of_flag(container: Mapping[str, Any]) -> str:
+    """Give where -d comes to stand, as "args/1": the field, and the place in it."""
+    at = _words(container)
+    return f"{at[0]}/{at[1] + 1}" if at else "args/0"
 
 
 def excerpt(container: Mapping[str, Any]) -> str:

@@ -34,6 +34,8 @@ MOVER = "sk_msg"
 PODS, SOCKETS, WANTED = "local_pod_ips", "sock_pair_map", "pair_original_dst"
 CONTAINERS = "cgroup_info_map"
 
+#: How the names of all of upstream's programs begin.
+_PREFIX = "mb_"
 # The kernel keeps 15 characters of a name.
 _NAME = 15
 # struct pair and struct origin_info of bpf/headers/helpers.h: addresses of 16 bytes since 0.7.2, of 4 before.
@@ -86,11 +88,24 @@ def look(cgroup: Path) -> State:
                 with _opened("map", used) as map_fd:
                     maps[bpf.map_info(map_fd).name] = used
     if (sockets := maps.get(SOCKETS)) is not None:
-        # Kernels before 5.18 do not say what is attached to a map.
-        with contextlib.suppress(OSError), _opened("map", sockets) as fd:
-            if movers := bpf.attached_progs(fd, bpf.SK_MSG_VERDICT):
-                programs[MOVER] = movers[0]
+        movers = _movers(sockets)
+        if movers:
+            programs[MOVER] = movers[0]
     return State(programs, maps)
+
+
+def _movers(sockets: int) -> list[int]:
+    """Find the program that is attached to the map of sockets. Raises OSError."""
+    with _opened("map", sockets) as fd, contextlib.suppress(OSError):
+        return bpf.attached_progs(fd, bpf.SK_MSG_VERDICT)
+    # Kernels before 5.18 do not say what is attached to a map: it is the one of that kind that uses it.
+    found = []
+    for number in bpf.ids("prog"):
+        with contextlib.suppress(OSError), _opened("prog", number) as fd:
+            info = bpf.prog_info(fd)
+            if info.type == bpf.PROG_SK_MSG and sockets in info.map_ids:
+                found.append(number)
+    return found
 
 
 def runs(state: State) -> dict[str, int]:
@@ -184,12 +199,23 @@ def read_wanted(value: bytes) -> str:
 
 
 def detach(cgroup: Path) -> list[str]:
-    """Take everything off a cgroup that upstream attaches there; name the hooks. Raises OSError."""
+    """Take upstream's programs off a cgroup; name the hooks. Others', by their names, stay. Raises OSError."""
     taken = []
     with _folder(cgroup) as target:
         for hook, kind in HOOKS.items():
             for number in bpf.attached_progs(target, kind):
                 with _opened("prog", number) as fd:
-                    bpf.prog_detach(fd, target, kind)
-                taken.append(hook)
+                    if bpf.prog_info(fd).name.startswith(_PREFIX):
+                        bpf.prog_detach(fd, target, kind)
+                        taken.append(hook)
     return taken
+
+
+def loaded(maps: Mapping[str, int]) -> list[str]:
+    """Name those of `maps` (name → id) that are in the kernel still. Raises OSError."""
+    found = []
+    for name, number in maps.items():
+        with contextlib.suppress(FileNotFoundError), _opened("map", number) as fd:
+            if bpf.map_info(fd).name == name:
+                found.append(name)
+    return found

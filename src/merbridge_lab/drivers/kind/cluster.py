@@ -9,6 +9,7 @@ from merbridge_lab import waiting
 from merbridge_lab.adapters import docker, kind, kube
 from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers.kind import layout, manifests, trouble
+from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.requirements import Requirement
@@ -156,6 +157,10 @@ class NodePart:
         docker.execute(self._access.node(), ["touch", _MADE])
         if self._kubeconfig:
             kind.export(layout.CLUSTER, self._kubeconfig)
+            kept = self._access.kept()
+            if kept is not None:  # so that `down` knows of it; a lab that is made now keeps it with all else
+                kept = kept.asked(Options(kubeconfig=self._kubeconfig))
+                self._api().apply(manifests.configuration(kept, finished=self._access.finished()))
 
     @staticmethod
     def _await_orphan() -> None:
@@ -248,7 +253,10 @@ class NodePart:
 
     def _delete(self) -> None:
         with waiting.during(f"kind deletes the cluster {layout.CLUSTER}"):
-            done = kind.delete(layout.CLUSTER, self._kubeconfig)
+            told = self._kubeconfig or self._access.likely().kubeconfig
+            done = kind.delete(layout.CLUSTER, None)
+            if told:
+                kind.delete(layout.CLUSTER, told)
         left = nodes()
         if left:  # kind may fail over a kubeconfig that it cannot read
             docker.remove([node.name for node in left])

@@ -310,7 +310,10 @@ class KindLab:
         """Remove whatever is left of the lab."""
         if self.intercepts and self._access.answers():
             self._pair.close()
+            with contextlib.suppress(LabError):
+                watch.sweep(self.merbridge.place())
         self.node.remove()
+        self.merbridge.require_gone()
 
     def stays(self) -> list[str]:
         """Say what `down` leaves on purpose, with the command that removes it."""

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -35,7 +36,7 @@ _ISTIO = (
 
 #: The dataplane that is upstream's, and the name of its image.
 MERBRIDGE = "merbridge"
-_NOT_THE_MESHS = ("kind_image", "dataplane", "merbridge_manifest")
+_NOT_THE_MESHS = ("kind_image", "dataplane", "merbridge_manifest", "kubeconfig")
 
 
 @functools.lru_cache(maxsize=1)
@@ -46,7 +47,7 @@ def versions() -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the lab is made with. `images` maps a workload to its image."""
+    """All that the lab is made with. `images` maps a workload to its image; `kubeconfig` is who was told of it."""
 
     kind_image: str
     istio_hub: str
@@ -56,6 +57,7 @@ class Settings:
     images: Mapping[str, str] = field(default_factory=dict)
     dataplane: str = "none"
     merbridge_manifest: str = ""
+    kubeconfig: str = ""
 
     @classmethod
     def default(cls) -> Settings:
@@ -103,11 +105,20 @@ class Settings:
             images={**self.images, **options.images},
             dataplane=options.dataplane or self.dataplane,
             merbridge_manifest=self._manifest(options.merbridge_manifest),
+            kubeconfig=str(Path(options.kubeconfig).absolute()) if options.kubeconfig else self.kubeconfig,
         )
 
     def _manifest(self, asked: str | None) -> str:
-        """Give what installs Merbridge; "merlab" is merlab's own, for a lab that was made with another one."""
-        return self.merbridge_manifest if asked is None else {"merlab": ""}.get(asked, asked)
+        """Give what installs Merbridge; "merlab" is merlab's own, for a lab that was made with another one.
+
+        A file by its whole path: the next call may come from another folder.
+        """
+        if asked is None:
+            return self.merbridge_manifest
+        if asked == "merlab":
+            return ""
+        is_file = "://" not in asked and asked not in versions()["merbridge-manifests"]
+        return str(Path(asked).absolute()) if is_file and asked else asked
 
     def differ_from(self, other: Settings) -> list[str]:
         """Name what of the mesh differs. The node's image is chosen once for all; the dataplane looks after itself."""

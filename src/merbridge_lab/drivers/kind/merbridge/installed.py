@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-#: What merlab notes on the DaemonSet: as it was applied, from which manifest, what was mended, whether -d is merlab's.
-APPLIED, FROM, MENDED, DEBUG = (f"merlab.io/{name}" for name in ("applied", "manifest", "mended", "debug"))
+#: What merlab notes on the DaemonSet: as it was applied, from which manifest, what was mended, whether -d is merlab's,
+#: and what else was applied with it.
+APPLIED, FROM, MENDED, DEBUG, OBJECTS = (
+    f"merlab.io/{name}" for name in ("applied", "manifest", "mended", "debug", "objects")
+)
+#: The label of all that merlab applied for it.
+_MARK = ("app.kubernetes.io/managed-by", "merlab")
 NAME, NAMESPACE = MERBRIDGE, layout.ISTIO
 PATH = kube.path("DaemonSet", NAME, NAMESPACE)
 
@@ -35,6 +40,31 @@ def noted(daemonset: Object, key: str) -> str:
 def is_ours(daemonset: Object) -> bool:
     """Whether merlab put it in."""
     return bool(noted(daemonset, APPLIED))
+
+
+def marked(applied: Object) -> Object:
+    """Give an object with the label that says that it is merlab's."""
+    told = copy.deepcopy(applied)
+    told["metadata"].setdefault("labels", {})[_MARK[0]] = _MARK[1]
+    return told
+
+
+def is_marked(found: Object) -> bool:
+    """Whether an object is merlab's."""
+    return (found["metadata"].get("labels") or {}).get(_MARK[0]) == _MARK[1]
+
+
+def paths(objects: Sequence[Object]) -> str:
+    """Give, as a note, where in the API the objects are that go with the DaemonSet; a namespace stays."""
+    found = [(one["kind"], one["metadata"]) for one in objects if one["kind"] not in ("DaemonSet", "Namespace")]
+    return json.dumps([kube.path(kind, meta["name"], meta.get("namespace", NAMESPACE)) for kind, meta in found])
+
+
+def objects_of(daemonset: Object | None) -> Sequence[str]:
+    """Read that note; where there is none, give where merlab's own manifest has its objects."""
+    noted_ = noted(daemonset, OBJECTS) if daemonset else ""
+    roles = [kube.path(kind, NAME) for kind in ("ClusterRoleBinding", "ClusterRole")]
+    return list(json.loads(noted_)) if noted_ else [*roles, kube.path("ServiceAccount", NAME, NAMESPACE)]
 
 
 def as_applied(daemonset: Object) -> Object:

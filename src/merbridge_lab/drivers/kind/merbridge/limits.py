@@ -31,7 +31,10 @@ def of(place: Place, sidecars: str, servers: Sequence[KindWorkload]) -> dict[str
 
 def _only_ipv6(process: Path) -> bool:
     """Whether the app takes IPv4's connections by a socket for IPv6."""
-    return not listens((process / "net/tcp").read_text()) and listens((process / "net/tcp6").read_text())
+    try:
+        return not listens((process / "net/tcp").read_text()) and listens((process / "net/tcp6").read_text())
+    except OSError:  # it ended: whatever is asked of it then will say so
+        return False
 
 
 def listens(table: str) -> bool:

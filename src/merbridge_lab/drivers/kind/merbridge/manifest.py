@@ -9,7 +9,7 @@ import yaml
 
 from merbridge_lab.adapters import download, kube
 from merbridge_lab.dataplane.merbridge import arguments
-from merbridge_lab.drivers.kind import manifests
+from merbridge_lab.drivers.kind import layout, manifests
 from merbridge_lab.drivers.kind.settings import MERBRIDGE, Settings, versions
 from merbridge_lab.errors import LabError
 
@@ -35,9 +35,10 @@ def text(settings: Settings) -> str:
         return download.text(name)
     try:
         return Path(name).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise LabError(
-            f"the manifest {name} cannot be read: {error.strerror}",
+            f"the manifest {name} cannot be read: {why}",
             hint=f"--merbridge-manifest takes a URL, a file, or one of {', '.join(known)}",
         ) from error
 
@@ -55,12 +56,27 @@ def objects(settings: Settings) -> list[Object]:
         raise LabError(f"{where} holds a {unknown[0]}, which merlab does not apply", hint="kubectl apply -f it before")
     if kinds.count("DaemonSet") != 1:
         raise LabError(f"{where} holds {kinds.count('DaemonSet')} DaemonSets; Merbridge is one")
+    _require_merbridge(daemonset(found), where)
     ours = name in ("", *versions()["merbridge-manifests"])
     asked = settings.images[MERBRIDGE] != Settings.default().images[MERBRIDGE]
     for one in found:
         if one["kind"] == "DaemonSet":
             _prepare(one, settings.images[MERBRIDGE] if ours or asked else "")
     return found
+
+
+def _require_merbridge(daemonset: Object, where: str) -> None:
+    """Refuse what could not be found again, or has no container."""
+    try:
+        name = f"{daemonset['metadata'].get('namespace', 'default')}/{daemonset['metadata']['name']}"
+        whole = bool(daemonset["spec"]["selector"]["matchLabels"]) and all(one["name"] for one in containers(daemonset))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LabError(f"the DaemonSet of {where} is not whole: it lacks {error}") from error
+    wanted = f"{layout.ISTIO}/{MERBRIDGE}"
+    if name != wanted:
+        raise LabError(f"the DaemonSet of {where} is {name}; merlab looks for it at {wanted}")
+    if not whole:
+        raise LabError(f"the DaemonSet of {where} selects no pods")
 
 
 def _prepare(daemonset: Object, image: str) -> None:

@@ -10,7 +10,7 @@ from merbridge_lab.dataplane.merbridge import log as words
 from merbridge_lab.drivers.kind import inside, layout, pods, trouble
 from merbridge_lab.drivers.kind.merbridge import installed, manifest, starting
 from merbridge_lab.drivers.kind.merbridge.installed import NAME, NAMESPACE, PATH
-from merbridge_lab.drivers.kind.settings import MERBRIDGE
+from merbridge_lab.drivers.kind.settings import MERBRIDGE, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def _other_than_asked(access: Access, found: Object) -> list[str]:
     if name != settings.merbridge_manifest:
         return [f"it is from {name or 'merlab'}, not from {settings.merbridge_manifest or 'merlab'}"]
     image, wanted = manifest.main(found)["image"], settings.images[MERBRIDGE]
-    if not settings.merbridge_manifest and image != wanted:
+    if image != wanted and (not settings.merbridge_manifest or wanted != Settings.default().images[MERBRIDGE]):
         return [f"its image is {image}, not {wanted}"]
     return []
 

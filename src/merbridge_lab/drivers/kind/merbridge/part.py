@@ -36,6 +36,7 @@ class MerbridgePart:
     def __init__(self, access: Access, renew: Callable[[], None], warm: Callable[[], int]) -> None:
         self._access, self._renew, self._warm = access, renew, warm
         self._place: Place | None = None
+        self._maps: dict[str, int] = {}
         self._cold: int | None = None
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -75,12 +76,15 @@ class MerbridgePart:
 
     def problems(self) -> list[str]:
         """Say what is not as `ensure` makes it: the DaemonSet, its pod and what that says, the kernel."""
-        return order.problems(self._access, self.place, self.state)
+        try:
+            return order.problems(self._access, self.place, self.state)
+        except OSError as error:  # a program or a map went while it was looked at
+            return [f"what Merbridge has in the kernel changes at this moment: {error.strerror}"]
 
     def readings(self) -> tuple[Reading, ...]:
         """Give what was seen of it."""
         told = []
-        with contextlib.suppress(LabError):
+        with contextlib.suppress(LabError, OSError):
             found = self._access.api().find(PATH)
             if found is not None:
                 told.append(Reading("kubernetes:merbridge/image", "", None, manifest.main(found)["image"]))
@@ -109,21 +113,34 @@ class MerbridgePart:
             raise installed.foreign(others[0])
         objects = manifest.objects(settings)
         wanted = manifest.daemonset(objects)
+        # Before anything of it is there: whatever happens then, the lab knows what it has.
+        api.apply(manifests.configuration(settings, finished=self._access.finished()))
         images.load(self._access.node(), [one["image"] for one in manifest.containers(wanted)])
-        notes = {installed.FROM: settings.merbridge_manifest}
+        notes = {installed.FROM: settings.merbridge_manifest, installed.OBJECTS: installed.paths(objects)}
         if found is None:
             leavings.sweep(self.place())
         else:
             notes |= self._kept(wanted, found)
         self._renew()
         for one in objects:
-            api.apply(installed.with_notes(one, notes) if one is wanted else one)
+            if one is not wanted:
+                api.apply(one if one["kind"] == "Namespace" else installed.marked(one))
+        after = self._apply(wanted, notes)
         if self.attached and order.forgotten(self._access, self.place(), self.state()):
             for pod in installed.pods(api, api.get(PATH)):
                 api.delete(kube.path("Pod", pod["metadata"]["name"], NAMESPACE))
-        self._await(wanted, notes)
-        api.apply(manifests.configuration(settings, finished=True))
+        self._await(wanted, notes, after)
         self._cold = self._warm()
+
+    def _apply(self, wanted: Object, notes: dict[str, str]) -> frozenset[str]:
+        """Apply the DaemonSet, and give the uids of the pods that it will replace; none where nothing changes."""
+        api = self._access.api()
+        before = api.find(PATH)
+        old = [] if before is None else installed.every_pod(api, before)
+        api.apply(installed.with_notes(wanted, notes))
+        if before is None or before["metadata"]["generation"] == api.get(PATH)["metadata"]["generation"]:
+            return frozenset()
+        return frozenset(pod["metadata"]["uid"] for pod in old)
 
     def _kept(self, wanted: Object, found: Object) -> dict[str, str]:
         """Carry over into `wanted` what was mended, and the debug flag; give the notes of both."""
@@ -135,29 +152,36 @@ class MerbridgePart:
             notes[installed.DEBUG] = installed.noted(found, installed.DEBUG)
         return notes
 
-    def _await(self, wanted: Object, notes: dict[str, str]) -> None:
-        try:
-            starting.wait(self._access.api(), self.problems)
-        except starting.Crashed as crash:
-            mended = ""
-            if crash.why and crash.why.cgroup and installed.MENDED not in notes:
-                mended = manifest.mend(wanted, self.place().cgroup_mount)
-            if not mended:
-                raise starting.crashed(crash) from crash
-            notes[installed.MENDED] = mended
-            self._retry(wanted, notes, crash.pod)
-
-    def _retry(self, wanted: Object, notes: dict[str, str], crashed: str) -> None:
-        """Start it once more with what was mended. Raises LabError."""
+    def _await(self, wanted: Object, notes: dict[str, str], after: frozenset[str]) -> None:
+        """Wait until it is ready; of each thing that it crashes over and that can be mended, once."""
         api = self._access.api()
-        leavings.sweep(self.place())
-        api.apply(installed.with_notes(wanted, notes))
-        api.delete(kube.path("Pod", crashed, NAMESPACE), grace=0)
-        with waiting.during(f"Merbridge crashed over its cgroup; mended by {notes[installed.MENDED]}, it starts again"):
+        told = "Merbridge starts"
+        swept = False
+        while True:
             try:
-                starting.wait(api, self.problems)
-            except starting.Crashed as again:
-                raise starting.crashed(again) from again
+                with waiting.during(told):
+                    return starting.wait(api, self.problems, after)
+            except starting.Crashed as crash:
+                left = [] if swept else leavings.sweep(self.place())
+                swept = True
+                if left:
+                    told = f"Merbridge crashed beside what a killed one had left; {' and '.join(left)} taken away"
+                elif mended := self._mend(wanted, notes, crash):
+                    told = f"Merbridge crashed over its cgroup; mended by {mended}"
+                else:
+                    raise starting.crashed(crash) from crash
+                told += ", it starts again"
+                after = self._apply(wanted, notes)
+                api.delete(kube.path("Pod", crash.pod, NAMESPACE), grace=0)
+
+    def _mend(self, wanted: Object, notes: dict[str, str], crash: starting.Crashed) -> str:
+        """Change what it crashed over, and say what was changed; nothing where that is not known, or was done."""
+        if crash.why is None or not crash.why.cgroup or installed.MENDED in notes:
+            return ""
+        mended = manifest.mend(wanted, self.place().cgroup_mount)
+        if mended:
+            notes[installed.MENDED] = mended
+        return mended
 
     # -- debug output -------------------------------------------------------------------------------------------------
 
@@ -181,14 +205,14 @@ class MerbridgePart:
         manifest.set_debug(wanted, on=on)
         if on:
             self._renew()  # the new pod knows nothing of the connections that the sidecars keep
-        kept = {key: installed.noted(found, key) for key in (installed.FROM, installed.MENDED)}
-        api.apply(installed.with_notes(wanted, {**kept, installed.DEBUG: "on" if on else ""}))
+        kept = {key: installed.noted(found, key) for key in (installed.FROM, installed.MENDED, installed.OBJECTS)}
+        after = self._apply(wanted, {**kept, installed.DEBUG: "on" if on else ""})
         if on:
-            self._roll()
+            self._roll(after)
 
-    def _roll(self) -> None:
+    def _roll(self, after: frozenset[str] = frozenset()) -> None:
         try:
-            starting.wait(self._access.api(), self.problems)
+            starting.wait(self._access.api(), self.problems, after)
         except starting.Crashed as crash:
             raise starting.crashed(crash) from crash
         self._cold = self._warm()
@@ -201,22 +225,25 @@ class MerbridgePart:
             return
         api = self._access.api()
         found = api.find(PATH)
-        if found is not None and not installed.is_ours(found):
+        if installed.others(api):
             return
+        with contextlib.suppress(LabError):
+            self._maps = dict(self.state().maps)
         if found is not None:
             api.delete(PATH)
             self._await_gone(found)
-        for kind_ in ("ClusterRoleBinding", "ClusterRole"):
-            self._delete_ours(kube.path(kind_, NAME))
-        self._delete_ours(kube.path("ServiceAccount", NAME, NAMESPACE))
-        if found is not None:
-            leavings.sweep(self.place())
-            leavings.require_none(self.place())
+        for where in installed.objects_of(found):
+            there = api.find(where)
+            if there is not None and installed.is_marked(there):
+                api.delete(where)
+        # Also where the DaemonSet is gone already: who took it away may have left what it had attached.
+        leavings.sweep(self.place())
+        leavings.require_none(self.place())
 
-    def _delete_ours(self, where: str) -> None:
-        api = self._access.api()
-        if api.find(where) is not None:
-            api.delete(where)
+    def require_gone(self) -> None:
+        """Look, once the pods are gone too, whether its maps are. Raises LabError."""
+        maps, self._maps = self._maps, {}
+        leavings.require_no_maps(maps)
 
     def _await_gone(self, found: Object) -> None:
         api = self._access.api()
@@ -249,7 +276,12 @@ class MerbridgePart:
 
     def debug_commands(self) -> list[str]:
         """Give what one types to add -d, to see it rolled out, and to look at what became of the DaemonSet."""
-        return typed.add_debug()
+        place = "args/1"  # in merlab's own manifest
+        with contextlib.suppress(LabError):
+            found = self._access.api().find(PATH)
+            if found is not None:
+                place = arguments.place_of_flag(manifest.main(found))
+        return typed.add_debug(place)
 
     def debug_shown(self) -> str:
         """Give the lines of the last one's output that matter."""

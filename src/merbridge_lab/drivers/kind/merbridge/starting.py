@@ -53,12 +53,15 @@ def _runs(pod: Object) -> bool:
 
 
 def _crashes(pod: Object) -> int:
-    """Count how often a container of it has ended with an error and is not ready since."""
+    """Count how often a container of it has ended with an error and does not run since.
+
+    One that runs is starting: that it was ended before, with its node, is no crash.
+    """
     statuses = (pod["status"].get("initContainerStatuses") or []) + (pod["status"].get("containerStatuses") or [])
     ended = (
         one.get("restartCount", 0) + bool(((one.get("state") or {}).get("terminated") or {}).get("exitCode"))
         for one in statuses
-        if not one.get("ready")
+        if not one.get("ready") and "running" not in (one.get("state") or {})
     )
     return max(ended, default=0)
 

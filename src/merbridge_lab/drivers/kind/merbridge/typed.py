@@ -42,9 +42,9 @@ def _mend(mended: str) -> list[str]:
     return [f"{_KUBECTL} edit daemonset {NAME}  # {mended}"] if mended else []
 
 
-def add_debug() -> list[str]:
-    """Give the commands that add -d after /app/mbctl, await the new pod, and show what became of the DaemonSet."""
-    change = [{"op": "add", "path": "/spec/template/spec/containers/0/args/1", "value": "-d"}]
+def add_debug(place: str) -> list[str]:
+    """Give the commands that add -d at `place`, await the new pod, and show what became of the DaemonSet."""
+    change = [{"op": "add", "path": f"/spec/template/spec/containers/0/{place}", "value": "-d"}]
     patch = pasteable(["patch", "daemonset", NAME, "--type", "json", "-p", json.dumps(change)])
     return [
         f"{_KUBECTL} {patch}",

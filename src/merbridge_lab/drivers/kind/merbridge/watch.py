@@ -101,6 +101,7 @@ def watching(place: Place, state: kernel.State) -> Iterator[Watch]:
 def collecting(place: Place) -> Iterator[Instance]:
     """Collect trace lines in a buffer of our own for the length of the block. Raises LabError."""
     place.mount_trace()
+    sweep(place)
     # One each for every merlab: somebody may follow the trace meanwhile.
     instance = Instance(place.tracing, f"{INSTANCE}-{os.getpid()}")
     try:
@@ -124,10 +125,19 @@ def follow(place: Place) -> Iterator[MerbridgeEvent]:
 
 
 def sweep(place: Place) -> None:
-    """Remove the buffers that a killed merlab left."""
-    for name in Instance(place.tracing, INSTANCE).siblings():
-        with contextlib.suppress(OSError):
-            Instance(place.tracing, name).remove()
+    """Remove the buffers that a killed merlab left; those of one that lives are named by its PID."""
+    with contextlib.suppress(OSError):
+        for path in Instance(place.tracing, INSTANCE).path.parent.iterdir():
+            name, _, pid = path.name.rpartition("-")
+            if name == INSTANCE and pid.isdigit() and not _is_merlab(int(pid)):
+                Instance(place.tracing, path.name).remove()
+
+
+def _is_merlab(pid: int) -> bool:
+    try:
+        return b"merlab" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def of_requests(events: Sequence[TraceEvent], places: frozenset[str]) -> tuple[TraceEvent, ...]:
