@@ -284,3 +284,23 @@ def test_the_api_listens_where_docker_is(where, verdict):
 def test_versions():
     assert engine.versions(None).verdict == "pass"
     assert engine.versions("they do not fit").verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "verdict"),
+    [
+        ("1.30.4", "1.30.4", "pass"),
+        ("1.31-merlab", "1.30.4", "pass"),
+        ("1.28.0", "1.30.4", "fail"),
+        ("2.0.0", "1.30.4", "fail"),
+        ("unknown", "1.30.4", "skip"),
+        ("1.30.4", "latest", "skip"),
+    ],
+)
+def test_istioctl_is_compared_with_the_release_it_is_to_install(own, asked, verdict):
+    assert engine.istioctl_fits(own, asked).verdict == verdict
+
+
+def test_a_kind_that_was_never_tried_is_a_warning():
+    assert engine.kind_tried("v0.33.0", ["v0.33.0"]).verdict == "pass"
+    assert engine.kind_tried("v0.20.0", ["v0.33.0"]).verdict == "warn"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -16,7 +18,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, SKIP, WARN, Requirement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from merbridge_lab.adapters.docker import Engine
 
@@ -30,8 +32,18 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
-def kind(*, kubernetes: tuple[int, int] | None = None, misfit: str | None = None) -> list[Requirement]:
-    """Probe what the kind lab needs; `kubernetes` is the node's, `misfit` says what does not fit together."""
+def kind(
+    *,
+    kubernetes: tuple[int, int] | None = None,
+    misfit: str | None = None,
+    istio: str = "",
+    tested: Sequence[str] = (),
+) -> list[Requirement]:
+    """Probe what the kind lab needs.
+
+    `kubernetes` is the node's, `misfit` says what does not fit together, `istio` is the release that is asked for,
+    `tested` are the versions of kind that were tried.
+    """
     found = [_command("docker", docker_version), _command("kind", kind_command.version)]
     found += [_command("istioctl", istioctl.version), _command("kubectl", None, missing=WARN)]
     try:
@@ -43,7 +55,35 @@ def kind(*, kubernetes: tuple[int, int] | None = None, misfit: str | None = None
         found += of_engine(engine, kubernetes)
         found.append(disk(engine))
     found += [inotify(Path("/proc/sys/fs/inotify")), ports(os.environ), proxies(os.environ), versions(misfit)]
+    return [*found, *_tools(istio, tested)]
+
+
+def _tools(istio: str, tested: Sequence[str]) -> list[Requirement]:
+    """Compare the versions of the commands, where they tell them, with what they are to work on."""
+    found = []
+    with contextlib.suppress(LabError, IndexError, ValueError, KeyError):
+        found.append(istioctl_fits(istioctl.version(), istio))
+    with contextlib.suppress(LabError, IndexError, ValueError, KeyError):
+        found.append(kind_tried(kind_command.version(), tested))
     return found
+
+
+def istioctl_fits(own: str, asked: str) -> Requirement:
+    """Compare istioctl with the release that it is to install: its charts are of its own, one minor apart is supported."""
+    name, needed = "cluster.istioctl", f"of {asked}, or one minor version from it"
+    ours, theirs = (re.match(r"v?(\d+)\.(\d+)", each) for each in (own, asked))
+    if ours is None or theirs is None:
+        return Requirement(name, SKIP, f"{own} cannot be compared with {asked}", needed)
+    apart = abs(int(ours[2]) - int(theirs[2])) if ours[1] == theirs[1] else 2
+    hint = None if apart <= 1 else f"--istio-tag {own}, or an istioctl of {asked}"
+    return Requirement(name, PASS if apart <= 1 else FAIL, own, needed, hint)
+
+
+def kind_tried(own: str, tested: Sequence[str]) -> Requirement:
+    """Say whether this kind was tried; another one may do as well."""
+    known = own in tested
+    needed = f"{' or '.join(tested)}, which merlab was tried with"
+    return Requirement("cluster.kind", PASS if known else WARN, own, needed, None if known else _install("kind"))
 
 
 def docker_version() -> str:

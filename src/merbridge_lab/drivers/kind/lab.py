@@ -19,7 +19,7 @@ from merbridge_lab.drivers.kind.merbridge import images, installed, limits, mani
 from merbridge_lab.drivers.kind.merbridge.part import MerbridgePart
 from merbridge_lab.drivers.kind.mesh import MeshPart
 from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
-from merbridge_lab.drivers.kind.settings import MERBRIDGE
+from merbridge_lab.drivers.kind.settings import MERBRIDGE, versions
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
@@ -222,7 +222,13 @@ class KindLab:
         from merbridge_lab.requirements import engine
 
         likely = self._access.likely()
-        found = [*engine.kind(kubernetes=likely.kubernetes, misfit=likely.misfit()), *cluster.requirement()]
+        tools = engine.kind(
+            kubernetes=likely.kubernetes,
+            misfit=likely.misfit(),
+            istio=likely.istio_tag,
+            tested=versions()["kind"]["tested"],
+        )
+        found = [*tools, *cluster.requirement()]
         return (
             [*found, *preflight.requirements(likely.images[MERBRIDGE], likely.sidecars, self._others)]
             if self.intercepts
