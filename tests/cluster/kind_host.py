@@ -167,10 +167,18 @@ def _in_network_of(selector: str, *argv: str) -> str:
     return in_node("nsenter", "-t", pid, "-n", *argv)
 
 
-def rules(selector: str = "app=sleep") -> list[str]:
+def rules(selector: str = "app=sleep", backend: str = "nft") -> list[str]:
     """Give the nat rules of a pod, counters left out."""
-    saved = _in_network_of(selector, "iptables-nft-save", "-t", "nat").splitlines()
+    saved = _in_network_of(selector, f"iptables-{backend}-save", "-t", "nat").splitlines()
     return [re.sub(r"\[\d+:\d+\]", "", line) for line in saved if line.startswith(("-A", ":"))]
+
+
+_MOVE = "iptables-nft-save -t nat | iptables-legacy-restore && iptables-nft -t nat -F && iptables-nft -t nat -X"
+
+
+def move_to_legacy(selector: str = "app=sleep") -> None:
+    """Move the nat rules of a pod from the nft to the legacy tables, as an older iptables would have made them."""
+    _in_network_of(selector, "sh", "-c", _MOVE)
 
 
 def native_rules(selector: str = "app=sleep") -> list[str]:

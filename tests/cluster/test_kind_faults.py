@@ -106,6 +106,16 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
     assert merlab("doctor", "--json").returncode == 3
 
 
+NOBODYS = "merlab.test/nobody/has:this"
+
+
+def test_a_node_image_that_nobody_has_is_named_and_nothing_is_left(nothing: Mapping[str, object]) -> None:
+    said = refusal(merlab("up", "--json", "--kind-image", NOBODYS))
+    assert NOBODYS in said
+    assert "docker pull" in said
+    assert settled(leftovers, nothing) == nothing
+
+
 def test_down_leaves_nothing_of_a_create_that_was_killed(nothing: Mapping[str, object]) -> None:
     done = stopped("up", at=MOMENTS["container"], by=signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
@@ -357,6 +367,14 @@ def test_an_api_that_stands_still_for_20_seconds_is_waited_for(lab: None) -> Non
 
 
 # -- images that do not get through -----------------------------------------------------------------------------------
+
+
+def test_an_image_that_nobody_has_is_named_with_how_to_load_it_by_hand(lab: None) -> None:  # noqa: ARG001
+    said = refusal(merlab("up", "--json", "--until", "2", "--image", f"sleep={NOBODYS}"))
+    assert NOBODYS in said
+    assert "kind load docker-image" in said
+    assert mended()
+
 
 _SMALL = 'mount -t tmpfs -o size=1m none "$TMPDIR" && exec "$@"'
 #: Where containerd puts what it imports.

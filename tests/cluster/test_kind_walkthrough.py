@@ -21,6 +21,7 @@ from kind_host import (
     kubectl,
     leftovers,
     merlab,
+    move_to_legacy,
     native_rules,
     pod_of,
     rules,
@@ -303,6 +304,25 @@ def test_rules_in_nftables_own_table_are_read_flushed_and_put_back(lab: None) ->
         assert native_rules() == left, line
     assert held(merlab("up", "-q", "--until", "2")), "not asked for any more, they are iptables' again"
     assert native_rules("app=sleep") != before
+
+
+def test_rules_in_legacy_tables_are_found_flushed_and_put_back(lab: None) -> None:
+    made = rules()
+    move_to_legacy()
+    before = rules(backend="legacy")
+    assert [rule for rule in before if rule.startswith("-A")] == [rule for rule in made if rule.startswith("-A")]
+    try:
+        report = shown(merlab("step", "8..9", "--json"))
+        assert {each["outcome"] for each in report["steps"]} == {"pass"}
+        assert any("iptables-legacy -t nat -F" in line for line in step(report, 9)["commands"])
+        assert rules(backend="legacy") == before
+        assert held(merlab("step", "9", "--keep", "-q"))
+        assert not any(rule.startswith("-A") for rule in rules(backend="legacy"))
+        assert held(merlab("restore"))
+        assert rules(backend="legacy") == before
+    finally:
+        kubectl("delete", "pod", "-l", "app=sleep", "--wait")
+        kubectl("rollout", "status", "deployment/sleep", "--timeout=60s")
 
 
 def test_where_the_node_has_no_tools_a_helper_pod_enters(lab: None) -> None:

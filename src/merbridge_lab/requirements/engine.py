@@ -69,7 +69,7 @@ def _tools(istio: str, tested: Sequence[str]) -> list[Requirement]:
 
 
 def istioctl_fits(own: str, asked: str) -> Requirement:
-    """Compare istioctl with the release that it is to install: its charts are of its own, one minor apart is supported."""
+    """Compare istioctl, whose charts are its own, with the release that it is to install: one minor apart is fine."""
     name, needed = "cluster.istioctl", f"of {asked}, or one minor version from it"
     ours, theirs = (re.match(r"v?(\d+)\.(\d+)", each) for each in (own, asked))
     if ours is None or theirs is None:
