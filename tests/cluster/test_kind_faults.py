@@ -112,7 +112,7 @@ NOBODYS = "merlab.test/nobody/has:this"
 def test_a_node_image_that_nobody_has_is_named_and_nothing_is_left(nothing: Mapping[str, object]) -> None:
     said = refusal(merlab("up", "--json", "--kind-image", NOBODYS))
     assert NOBODYS in said
-    assert "docker pull" in said
+    assert "docker load" in said
     assert settled(leftovers, nothing) == nothing
 
 
