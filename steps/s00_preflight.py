@@ -16,7 +16,7 @@ def act(lab: Lab) -> None:
 
 
 def commands(lab: Lab) -> list[str]:
-    return ["uname -r", *(shown.command for shown in lab.inventory())]
+    return ["uname -r", *lab.inventory_commands()]
 
 
 step = Step(number=0, kind=Kind.ENSURE, act=act, verify=(machine.able(),), commands=commands, always=True)

@@ -25,7 +25,7 @@ def observe(lab: Lab) -> Observation:
 
 
 def commands(lab: Lab) -> list[str]:
-    return [*lab.dataplane.typed(), *(shown.command for shown in lab.inventory())]
+    return [*lab.dataplane.typed(), *lab.inventory_commands()]
 
 
 def undo(lab: Lab) -> None:

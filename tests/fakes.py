@@ -448,6 +448,14 @@ class FakeLab:
         programs = "7: cgroup_sock_addr  name merlab_connect4\n" if self.dataplane.attached else ""
         return [Shown("bpftool prog", f"1: cgroup_device  name sd_devices\n{programs}")]
 
+    @staticmethod
+    def inventory_commands() -> list[str]:
+        return ["bpftool prog"]
+
+    @staticmethod
+    def on_paper() -> None:
+        return None
+
     def show(self, command: str, output: str = "") -> None:
         self._shown.append(Shown(command, output))
 

@@ -180,6 +180,12 @@ class Dataplane(Part, Protocol):
         """Give what the last of these commands prints, or the part of it that matters."""
 
 
+class OnPaper(Protocol):
+    """What of a lab the `commands` of steps use; `words` stand in them for what only a lab that is up has."""
+
+    words: tuple[str, ...]
+
+
 class Lab(Protocol):
     """One lab: what the steps speak to."""
 
@@ -214,6 +220,12 @@ class Lab(Protocol):
 
     def inventory(self) -> list[Shown]:
         """Show the eBPF that is in the kernel now: maps, programs, cgroup attachments."""
+
+    def inventory_commands(self) -> list[str]:
+        """Give the commands a person would type to see it."""
+
+    def on_paper(self) -> OnPaper | None:
+        """Give what tells the commands of steps where there is no lab to ask; None where none is needed for that."""
 
     def workload(self, name: str) -> Workload:
         """Give a workload by name."""

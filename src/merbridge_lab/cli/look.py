@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,8 @@ from merbridge_lab.cli.session import Session, numbers, selected
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from merbridge_lab.model import Step
 
 
@@ -76,7 +78,7 @@ def steps(
                 rows = list(zip(all_steps(), chosen.states(all_steps()), strict=True))
             else:
                 told = [
-                    (each, _typed(each, chosen)) for each in (one.on(chosen.capabilities) for one in selected(wanted))
+                    (each, *_typed(each, chosen)) for each in (one.on(chosen.capabilities) for one in selected(wanted))
                 ]
             typed_then = original if chosen.to_the_letter else lambda _: ()
         if json and wanted is None:
@@ -89,25 +91,43 @@ def steps(
                     "title": each.title,
                     "narration": each.narration,
                     "commands": commands,
+                    "note": note or None,
                     "original": [vars(one) for one in typed_then(each.number)],
                     "checks": [check.name for check in each.verify + each.witness],
                 }
-                for each, commands in told
+                for each, commands, note in told
             ]
             run.console.json({"schema": 1, "lab": run.lab, "steps": stories})
         elif wanted is None:
             run.console.steps(rows)
         else:
-            for each, commands in told:
-                run.console.narrate(each, commands, typed_then(each.number))
+            for each, commands, note in told:
+                run.console.narrate(each, commands, typed_then(each.number), note)
 
 
-def _typed(step: Step, lab: Any) -> list[str]:  # noqa: ANN401 - any lab
-    """Give the commands for a step; none where the lab lacks what it needs, or is not there to name pods and PIDs."""
-    with contextlib.suppress(LabError):
-        for command in () if step.needs - lab.capabilities else step.commands(lab):
-            lab.show(command)
-    return [shown.command for shown in lab.shown()]
+def _typed(step: Step, lab: Any) -> tuple[list[str], str]:  # noqa: ANN401 - any lab
+    """Give the commands for a step, none where the lab lacks what it needs; and what is to be said of them.
+
+    A lab that is not there to name pods and PIDs has its commands on paper, with words for what is not known.
+    """
+    note = ""
+    try:
+        commands = [] if step.needs - lab.capabilities else step.commands(lab)
+    except LabError as error:
+        paper = lab.on_paper()
+        commands = step.commands(paper) if paper else []
+        note = _stand_for(paper.words if paper else (), commands, error)
+    for command in commands:
+        lab.show(command)
+    return [shown.command for shown in lab.shown()], note
+
+
+def _stand_for(words: Sequence[str], commands: Sequence[str], why: LabError) -> str:
+    if not commands:
+        return f"what to type cannot be said now: {why.what}"
+    used = [word for word in words if any(word in re.findall(r"\w+", command) for command in commands)]
+    verb = "stands" if len(used) == 1 else "stand"
+    return f"{' and '.join(used)} {verb} for what the lab will have: {why.what}" if used else ""
 
 
 @app.command()

@@ -171,9 +171,9 @@ class Console:
         """Print the steps with their state."""
         views.steps(self._paper, rows)
 
-    def narrate(self, step: Step, commands: Sequence[str], original: Sequence[Original] = ()) -> None:
-        """Print all about one step; `original` is what was typed for it in 2022."""
-        views.narrate(self._paper, step, commands, original)
+    def narrate(self, step: Step, commands: Sequence[str], original: Sequence[Original] = (), note: str = "") -> None:
+        """Print all about one step; `original` is what was typed for it in 2022, `note` is of the commands."""
+        views.narrate(self._paper, step, commands, original, note)
 
     def status(self, described: Mapping[str, Any]) -> None:
         """Print a picture of the lab."""

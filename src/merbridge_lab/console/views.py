@@ -41,13 +41,15 @@ def steps(paper: Paper, rows: Sequence[tuple[Step, str]]) -> None:
         paper.line(f"{step.number}  {escape(state):<14} {escape(step.title)}")
 
 
-def narrate(paper: Paper, step: Step, commands: Sequence[str], original: Sequence[Original]) -> None:
-    """Print a step's narration, the commands a person would type for it, and what was typed in 2022."""
+def narrate(paper: Paper, step: Step, commands: Sequence[str], original: Sequence[Original], note: str) -> None:
+    """Print a step's narration, the commands a person would type for it, a note on them, and what was typed in 2022."""
     paper.line(f"[title]{step.number}  {escape(step.title)}[/]\n")
     paper.prose(step.narration, 3)
     paper.line("")
     for command in commands:
         paper.line(f"   [cmd]$ {escape(command)}[/]")
+    if note:
+        paper.prose(note, 3, mark="   ")
     paper.line("")
     if original:
         paper.line("   As it was written in 2022:")

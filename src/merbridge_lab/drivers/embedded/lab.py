@@ -184,12 +184,18 @@ class EmbeddedLab:
         """Show maps, programs and cgroup attachments; nothing where bpftool is not installed."""
         if shutil.which("bpftool") is None:
             return []
-        commands = (
-            ["bpftool", "map"],
-            ["bpftool", "prog"],
-            ["bpftool", "cgroup", "tree", str(self.machine.cgroup.parent)],
-        )
-        return [Shown(pasteable(command), run(command, ok=range(256)).stdout) for command in commands]
+        return [Shown(pasteable(argv), run(argv, ok=range(256)).stdout) for argv in self._inventory()]
+
+    def inventory_commands(self) -> list[str]:
+        """Give the commands that show the same."""
+        return [pasteable(argv) for argv in self._inventory()]
+
+    def _inventory(self) -> list[list[str]]:
+        tree = ["bpftool", "cgroup", "tree", str(self.machine.cgroup.parent)]
+        return [["bpftool", "map"], ["bpftool", "prog"], tree]
+
+    def on_paper(self) -> None:
+        """Give nothing: the names of all that is in this lab are fixed."""
 
     def show(self, command: str, output: str = "") -> None:
         """Record a command that a person would type, with what it printed."""

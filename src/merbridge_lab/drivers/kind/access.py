@@ -35,6 +35,7 @@ class Access:
     def api(self) -> Api:
         """Give the cluster's API. Raises LabError where there is no cluster."""
         if self._api is None:
+            self.node()  # where there is none, this says so in plain words; kind has others
             self._api = kube.Api(kind.kubeconfig_of(layout.CLUSTER))
         return self._api
 

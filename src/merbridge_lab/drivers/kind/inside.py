@@ -187,14 +187,3 @@ def read_snapshot(told: str) -> RuleSet:
     if NATIVE in texts:
         native = tuple(table for table in native if table != f"table {NATIVE_TABLE}")
     return RuleSet(texts, native, None)
-
-
-def typed(process: Process, *argv: str) -> str:
-    """Give the command with which a person does something in the namespace."""
-    return process.hands.typed(["nsenter", "-t", str(process.pid), "-n", *argv])
-
-
-def typed_shell(process: Process, text: str) -> str:
-    """Give a command of a person's that reads from or writes to a file on the node."""
-    line = f"nsenter -t {process.pid} -n {text}"
-    return process.hands.typed(["sh", "-c", line])

@@ -9,16 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import interrupts
-from merbridge_lab.adapters import conntrack, docker, kube
-from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.adapters import conntrack, kube
+from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
-from merbridge_lab.drivers.kind import cluster, layout, manifests, state
+from merbridge_lab.drivers.kind import cluster, layout, manifests, state, typed
 from merbridge_lab.drivers.kind.access import Access
 from merbridge_lab.drivers.kind.cluster import NodePart
 from merbridge_lab.drivers.kind.merbridge import images, installed, limits, manifest, preflight, twins, watch
 from merbridge_lab.drivers.kind.merbridge.part import MerbridgePart
 from merbridge_lab.drivers.kind.mesh import MeshPart
 from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
+from merbridge_lab.drivers.kind.paper import LabOnPaper
 from merbridge_lab.drivers.kind.settings import MERBRIDGE, versions
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
@@ -41,6 +42,8 @@ _LACKS = {
     SWITCH: "Merbridge compiles its debug flag in, so it starts anew for that",
     INBOUND: "outside CNI mode, Merbridge leaves the way into a pod to the pod's rules",
 }
+#: What shows the eBPF in a kernel.
+_INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
 
 
 class KindLab:
@@ -199,7 +202,7 @@ class KindLab:
 
     def trace_command(self) -> str:
         """Give the walkthrough's command, on the node."""
-        return pasteable(docker.exec_argv(self._access.node(), ["cat", "/sys/kernel/tracing/trace_pipe"]))
+        return typed.trace(self._access.node())
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
         """Give the trace's events as they come, until interrupted. Raises LabError where there are none to come."""
@@ -252,8 +255,15 @@ class KindLab:
         """Show the eBPF in this machine's kernel, which is the node's too; nothing where that cannot be seen."""
         if shutil.which("bpftool") is None or os.geteuid() != 0:
             return []
-        commands = (["bpftool", "map"], ["bpftool", "prog"], ["bpftool", "cgroup", "tree"])
-        return [Shown(pasteable(command), run(command, ok=range(256)).stdout) for command in commands]
+        return [Shown(command, run(command.split(), ok=range(256)).stdout) for command in _INVENTORY]
+
+    def inventory_commands(self) -> list[str]:
+        """Give the walkthrough's, as root types them on this machine."""
+        return list(_INVENTORY)
+
+    def on_paper(self) -> LabOnPaper:
+        """Give what tells the commands of steps where there is no lab to ask; nothing can be done with it."""
+        return LabOnPaper(self)
 
     def show(self, command: str, output: str = "") -> None:
         """Record a command that a person would type, with what it printed.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 #: The cluster of the walkthrough.
 CLUSTER = "merbridge"
 CONTEXT = f"kind-{CLUSTER}"
+#: Its node, which is a container, as kind names it.
+NODE = f"{CLUSTER}-control-plane"
 #: A mount that merlab's cluster has and no other: data/manifests/kind.yaml.
 MARK = "/kind/made-by-merlab"
 #: The Docker network of the node, and the label that says whose it is.

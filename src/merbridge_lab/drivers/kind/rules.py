@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab import interrupts, ruleset
-from merbridge_lab.drivers.kind import inside, layout, tables
+from merbridge_lab.drivers.kind import inside, layout, tables, typed
 from merbridge_lab.drivers.kind.inside import RestartedError
 from merbridge_lab.errors import LabError
 
@@ -70,7 +70,7 @@ def read(text: str) -> Saved | None:
     return saved if text.startswith(_HEADER) and saved.backend in (*ruleset.BACKENDS, ruleset.NATIVE) else None
 
 
-class PodRules:
+class PodRules(typed.Rules):
     """The nat rules of the workload `name`; `keep` leaves them flushed after a flush.
 
     `hands` enter it, `found` gives the pod and its process as they are now, and has them looked for anew
@@ -80,15 +80,15 @@ class PodRules:
     def __init__(
         self, name: str, hands: Hands, found: Callable[[bool], tuple[Pod, Process]], *, keep: bool = False
     ) -> None:
+        super().__init__(name)
         self._name, self._hands, self._found, self._keep = name, hands, found, keep
         self._backend = ""
         #: What a flush took; there exactly as long as the flush is outstanding.
         self.saved_at = f"{layout.STATE}/saved/{name}.rules"
-        #: A copy for a person to look at.
-        self.copied_at = f"{layout.STATE}/{name}.rules"
 
     @property
-    def _process(self) -> Process:
+    def process(self) -> Process:
+        """The process by which they are reached."""
         return self._found(False)[1]
 
     @property
@@ -100,14 +100,14 @@ class PodRules:
 
     def snapshot(self) -> RuleSet:
         """Read them, in every backend."""
-        return inside.snapshot(self._process)
+        return inside.snapshot(self.process)
 
     def copy(self) -> None:
         """Save the rules for a person to look at and to put back; while they are flushed, as they were."""
         if self.outstanding:
             self._hands.execute(["cp", self.saved_at, self.copied_at])
         else:
-            inside.script(self._process, _COPY, self.backend, self.copied_at)
+            inside.script(self.process, _COPY, self.backend, self.copied_at)
 
     @property
     def outstanding(self) -> bool:
@@ -193,31 +193,9 @@ class PodRules:
         if [str(rule) for rule in ruleset.parse(present)] != [str(rule) for rule in ruleset.parse(saved.text)]:
             raise LabError(
                 f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._hands.node}",
-                hint=inside.typed_shell(process, f"{tables.commands(saved.backend).load} < {self.saved_at}"),
+                hint=typed.shell(process, f"{tables.commands(saved.backend).load} < {self.saved_at}"),
             )
-
-    # -- as a person would type it ----------------------------------------------------------------------------------
-
-    def save_command(self) -> str:
-        """Give the command that saves the rules with their counters."""
-        return inside.typed_shell(self._process, f"{tables.commands(self.backend).save} > {self.copied_at}")
-
-    def flush_command(self) -> str:
-        """Give the command that flushes nat."""
-        return inside.typed(self._process, *tables.commands(self.backend).flush)
-
-    def restore_command(self) -> str:
-        """Give the command that puts the saved rules back."""
-        return inside.typed_shell(self._process, f"{tables.commands(self.backend).load} < {self.copied_at}")
-
-    def list_command(self, chain: str = "") -> str:
-        """Give the command that lists the nat rules, or those of one chain, with their counters."""
-        return inside.typed(self._process, *self._list(chain))
 
     def listing(self, chain: str = "") -> str:
         """Give what `list_command` prints now."""
-        return inside.script(self._process, 'inside "$@"', *self._list(chain)).stdout
-
-    def _list(self, chain: str) -> list[str]:
-        known = tables.commands(self.backend)
-        return [*known.list_chain, tables.chain_name(self.backend, chain)] if chain else [*known.list_all]
+        return inside.script(self.process, 'inside "$@"', *self.list_argv(chain)).stdout

@@ -14,10 +14,10 @@ from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.kube import GoneError
 from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers import batch
-from merbridge_lab.drivers.kind import inside, layout, pods, tables
+from merbridge_lab.drivers.kind import inside, layout, pods, tables, typed
 from merbridge_lab.drivers.kind.rules import PodRules
 from merbridge_lab.errors import NotHeldError
-from merbridge_lab.lab import HELLO, Entered
+from merbridge_lab.lab import Entered
 from merbridge_lab.ruleset import NATIVE
 
 if TYPE_CHECKING:
@@ -100,20 +100,14 @@ class KindWorkload:
 
     def request_command(self) -> str:
         """Give the walkthrough's request, as one types it here."""
-        asked = ["curl", "-s", HELLO.removeprefix("http://")]
-        argv = ["kubectl", "--context", layout.CONTEXT, "exec", f"deploy/{self.name}", "-c", self.spec.container, "--"]
-        return pasteable([*argv, *asked])
+        return typed.request(self.spec)
 
     # -- entering ---------------------------------------------------------------------------------------------------
 
     def enter_commands(self) -> list[str]:
         """Give the command that finds the app's process, and the one that looks around in its namespace."""
         pod, process = self.found(anew=False)
-        cid = pod.containers[self.spec.container]
-        return [
-            f"{pasteable(docker.exec_argv(pod.node, [*inside.CTR, 'tasks', 'ls']))} | grep {cid[:12]}",
-            inside.typed(process, "ip", "-o", "-4", "address", "show"),
-        ]
+        return typed.enter(process, pod.containers[self.spec.container])
 
     def enter(self) -> Entered:
         """Find the app's process and look around in its namespaces; the pod's sandbox says what they should be."""
