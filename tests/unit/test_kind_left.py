@@ -1,5 +1,6 @@
 """What the command kind leaves when it is ended, and what is found of it: real processes, by kind's name."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -41,7 +42,9 @@ def place(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+    yield folder
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.killpg(int((tmp_path / "told").read_text()), 9)  # it leads a session of its own, and loops for ever
 
 
 def test_what_a_load_that_was_ended_had_saved_is_removed(monkeypatch, place):
@@ -62,7 +65,7 @@ def test_what_a_merlab_that_was_killed_had_saved_is_swept_and_not_what_one_that_
             assert folder.name.startswith(f"merlab-kind-{merlab.pid}-")
         finally:
             merlab.kill()
-    os.killpg(int(told.read_text()), 9)  # it leads a session of its own
+    os.killpg(int(told.read_text()), 9)
     until(lambda: not Path("/proc", told.read_text().strip()).exists())
     kind.sweep()
     assert list(place.iterdir()) == []
