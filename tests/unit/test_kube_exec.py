@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from tests.unit.api_server import BINARY, CLOSE, Keys, Server, plainly, upgraded
+from tests.unit.api_server import BINARY, CLOSE, Keys, Server, frame, plainly, upgraded
 
 from merbridge_lab.adapters import kube
 from merbridge_lab.errors import LabError
@@ -61,6 +61,16 @@ def failure(message, **more):
 def test_both_streams_and_success(execute):
     frames = [said(1, b""), said(1, b"out\xc3"), said(2, b"err"), said(1, b"\xbc" + b"x" * 1000), said(3, SUCCESS)]
     assert execute(upgraded(*frames, CLOSED)) == (0, f"outü{'x' * 1000}", "err")
+
+
+def test_what_comes_in_pieces_is_put_together(execute):
+    def slowly(connection):
+        whole = frame(*said(1, b"x" * 1000)) + frame(*said(3, SUCCESS)) + frame(*CLOSED)
+        for start in (0, 1, 3, 500, 1003, 1010):
+            connection.sendall(whole[start : {0: 1, 1: 3, 3: 500, 500: 1003, 1003: 1010}.get(start)])
+            time.sleep(1.5 * kube._GLANCE)
+
+    assert execute(upgraded(then=slowly)) == (0, "x" * 1000, "")
 
 
 def test_the_exit_status_of_the_command(execute):

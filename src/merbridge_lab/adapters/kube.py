@@ -38,8 +38,9 @@ _PATIENCE = 40.0
 _NOT_FOUND, _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 404, 401, 403, 429, 500
 _MANAGER = "merlab"
 
-#: How an exec is told apart from its streams: the first byte of each message, in this protocol of the API.
-_PROTOCOL, _STDOUT, _STDERR, _STATUS = "v4.channel.k8s.io", 1, 2, 3
+#: What comes of a command in a container: each message begins with a byte that says of which channel it is.
+_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
+_STDOUT, _STDERR, _STATUS = 1, 2, 3
 #: How often one looks, while a command runs in a container, whether merlab is to stop; in seconds.
 _GLANCE = 0.25
 #: What kubelet, containerd and runc say of a container that ended, or was made anew, before the command ran in it.
@@ -324,7 +325,7 @@ class Api:
             f"wss{self.server.removeprefix('https')}{where}",
             timeout=_TIMEOUT[1],
             sslopt={option: self._files[name].path for option, name in keys.items()},
-            subprotocols=[_PROTOCOL],
+            subprotocols=list(_PROTOCOLS),
         )
         try:
             yield connection
