@@ -75,6 +75,19 @@ def test_expired_certificates_do_not_keep_a_sysdump_from_being_written(lab, tmp_
     assert (tmp_path / "dump.tar.gz").exists()
 
 
+def test_a_node_without_tools_does_not_keep_a_sysdump_from_being_written(lab, tmp_path):
+    def answer(connection, request):
+        if request.startswith("GET /readyz "):
+            connection.sendall(b"HTTP/1.1 200 x\r\nContent-Length: 2\r\n\r\nok")
+        else:
+            plainly(404, "not found")(connection, request)
+
+    bare = lab(answer, days=1)
+    assert state.is_up(bare)
+    assert bare.find_hands() is None
+    assert "last-report.json" in sysdump.write(tmp_path / "dump.tar.gz", bare)
+
+
 def test_a_lab_whose_parts_cannot_be_looked_at_says_of_each_why(lab):
     refused = lab(plainly(409, "conflict"), days=1, dataplane="merbridge")
     told = state._problems(refused, up=True)
