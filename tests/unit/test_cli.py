@@ -340,7 +340,7 @@ def test_up_puts_right_what_a_crash_left(driver):
     assert len(sleep.rules.snapshot().nat) == 18
 
 
-@pytest.mark.parametrize("command", [["step", "9"], ["step", "5..9"], ["verify"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["step", "9"], ["step", "5..9"], ["verify"], ["restore"]], ids=" ".join)
 @pytest.mark.usefixtures("driver")
 def test_without_a_lab_it_is_3(command):
     done = merlab(*command)

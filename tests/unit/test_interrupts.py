@@ -70,6 +70,21 @@ say(run(["echo", "cleaned up"]).stdout.strip())
     assert time.monotonic() - began < 15
 
 
+def test_a_ctrl_c_that_who_looks_after_the_command_notices_is_not_lost(start):
+    one = start("""
+def look():
+    hit()
+    interrupts.checkpoint()
+    say("not reached")
+
+try:
+    run(["sleep", "60"], timeout=60, look=look)
+except interrupts.Interrupted as stop:
+    say(f"interrupted by {stop}")
+""")
+    assert one.rest() == ["interrupted by SIGINT"]
+
+
 def test_a_second_ctrl_c_during_the_clean_up_changes_nothing(start):
     one = start("""
 try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,8 @@ from merbridge_lab.drivers.kind.settings import Settings, versions
 from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements import engine
+
+CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
 
 
 @pytest.fixture
@@ -118,7 +121,7 @@ def test_manifests_can_be_piped():
     assert done.stderr == ""
     kinds = [one["kind"] for one in yaml.safe_load_all(done.stdout)]
     assert kinds == ["ServiceAccount", "Deployment"]
-    assert "image: my/curl:1" in done.stdout
+    assert 'image: "my/curl:1"' in done.stdout
     whole = CliRunner().invoke(cli.app, ["manifests"]).stdout
     assert [one["kind"] for one in yaml.safe_load_all(whole)][:2] == ["Namespace", "PeerAuthentication"]
 
@@ -137,6 +140,52 @@ def test_pairs_are_said_as_pairs(option):
     done = CliRunner().invoke(cli.app, ["up", "--lab", "kind", option, "sleep"])
     assert done.exit_code == 2
     assert "NAME=VALUE" in done.stderr
+
+
+DIGEST = "@sha256:" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            f"--image=sleep={ref}"
+            for ref in ("foo:", "@x", "a: b", "*a", "", ":1", "A", "a//b", "-a", "a@sha256:0", "a\n")
+        ),
+        "--kind-image=kindest/node:",
+        "--istio-hub=docker.io/istio:1",
+        "--istio-hub=docker.io/istio/",
+        "--istio-tag=1.30.4 x",
+        "--istio-tag=",
+    ],
+)
+def test_what_is_no_image_is_wrong_usage(given):
+    for command in (["up", "--lab", "kind"], ["manifests"] if "kind-image" not in given else ["up"]):
+        done = CliRunner().invoke(cli.app, [*command, given])
+        assert done.exit_code == 2, done.output
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "curl",
+        "curlimages/curl:8.16.0",
+        "localhost:5000/x:1",
+        "[::1]:5000/x",
+        "merlab.test/a_b/c__d-e--f.g:V1_x.y-z",
+        f"kindest/node:v1.36.0{DIGEST}",
+        f"docker.io/istio/proxyv2{DIGEST}",
+        "10.0.0.1:443/1e3",
+        "1e3",
+        "null",
+        "123",
+    ],
+)
+def test_what_is_an_image_gets_into_the_manifest_as_it_is(ref):
+    done = CliRunner().invoke(cli.app, ["manifests", "sleep", "--image", f"sleep={ref}"])
+    assert done.exit_code == 0, done.output
+    deployment = list(yaml.safe_load_all(done.stdout))[-1]
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == ref
 
 
 @pytest.mark.parametrize("dataplane", ["merlab"])
@@ -163,6 +212,17 @@ def test_missing_commands_are_named(monkeypatch, tmp_path):
         KindDriver().require_able()
     assert not KindDriver().is_up()
     assert not KindDriver().is_possible()
+
+
+def test_istioctl_is_needed_by_down_only_to_take_istio_out(monkeypatch, tmp_path):
+    (tmp_path / "docker").write_text(f"#!/bin/sh\ncat {CAPTURED / 'info.json'}\n")
+    (tmp_path / "kind").write_text("#!/bin/sh\n")
+    for name in ("docker", "kind"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    KindDriver().require_able()
+    with pytest.raises(LabError, match="istioctl is not on PATH"):
+        KindDriver(Options(keep_cluster=True)).require_able()
 
 
 def test_a_docker_that_hangs_holds_up_nobody(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,17 @@ def test_a_timeout_is_a_failure_and_ends_the_command():
     assert time.monotonic() - began < 10
     assert failed.value.what == "sh did not end within 0.3 s"
     assert "began" in failed.value.stderr
+
+
+def test_what_the_command_started_ends_with_it(tmp_path):
+    told = tmp_path / "pid"
+    with pytest.raises(LabError, match="did not end within"):
+        run(["sh", "-c", 'sleep 60 & echo $! >"$1"; wait', "sh", str(told)], timeout=0.5)
+    state = Path("/proc", told.read_text().strip(), "stat")
+    gone = time.monotonic() + 5
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < gone:
+        time.sleep(0.05)
+    assert time.monotonic() < gone
 
 
 def test_a_missing_program_is_one_sentence_with_a_hint():

@@ -45,10 +45,15 @@ def create_argv(name: str, image: str, kubeconfig: str | None = None) -> list[st
     return ["kind", "create", "cluster", "--name", name, "--image", image, "--config", "-", *where]
 
 
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder for the length of a block; what a merlab that is killed leaves of it, `sweep` finds by its name."""
+    return tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-", ignore_cleanup_errors=True)
+
+
 def create(name: str, image: str, config: str, *, network: str) -> None:
     """Make a cluster, whose context goes into no kubeconfig. Raises LabError."""
     # kind does not do without a file to write to. Its folder's name tells whose kind this is: see at_work.
-    with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-") as folder:
+    with _folder() as folder:
         argv = create_argv(name, image, str(Path(folder, "kubeconfig")))
         run(argv, timeout=_CREATE, stdin=config, env={**os.environ, NETWORK: network})
 
@@ -73,12 +78,11 @@ def export(name: str, kubeconfig: str) -> None:
 
 def context_in(kubeconfig: str, name: str) -> dict[str, Any] | None:
     """Give what a kubeconfig says of a cluster; None where it is not in there. Raises LabError for what is none."""
-    file = Path(kubeconfig)
-    if not file.exists():
-        return None
     try:
-        told = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        told = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8")) or {}
         clusters = {one["name"]: dict(one["cluster"]) for one in told.get("clusters") or []}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise LabError(
             f"{kubeconfig} is no kubeconfig that can be read",
@@ -129,7 +133,9 @@ def load_argv(name: str, refs: Sequence[str]) -> list[str]:
 def load(name: str, refs: Sequence[str]) -> None:
     """Copy images from Docker to the nodes. Raises LabError; where a disk is full it says which."""
     try:
-        run(load_argv(name, refs), timeout=_LOAD)
+        # kind saves them, gigabytes perhaps, in a folder that stays there when it is ended half-way.
+        with _folder() as folder:
+            run(load_argv(name, refs), timeout=_LOAD, env={**os.environ, "TMPDIR": folder})
     except LabError as error:
         raise not_loaded(error, refs) from error
 
@@ -160,7 +166,8 @@ def at_work(name: str) -> list[int]:
     found = []
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if process.name.isdigit() and is_orphan((process / "cmdline").read_bytes().decode().split("\0"), name):
+            argv = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if process.name.isdigit() and is_orphan(argv, name):
                 found.append(int(process.name))
     return found
 
@@ -179,13 +186,20 @@ def _owner(path: str) -> str | None:
 
 
 def end(pid: int) -> None:
-    """End such a process; one that is gone already is fine."""
-    with contextlib.suppress(ProcessLookupError):
+    """End such a process; one that is gone already is fine. Raises LabError for another user's."""
+    try:
         os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise LabError(
+            f"a merlab that was killed left a kind at work, process {pid}, and it is another user's",
+            hint=f"sudo kill {pid}",
+        ) from error
 
 
 def sweep() -> None:
-    """Remove the folders that such a merlab left, with the keys in them."""
+    """Remove the folders that such a merlab left, with keys or images in them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
         owner = _owner(str(folder))
         with contextlib.suppress(OSError):

@@ -12,16 +12,21 @@ import json
 import os
 import re
 import ssl
+import time
+from collections import defaultdict
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from merbridge_lab import interrupts, waiting
 from merbridge_lab.adapters.memory import Unnamed
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from websocket import WebSocket
 
 T = TypeVar("T")
 Object = dict[str, Any]
@@ -32,6 +37,14 @@ _TIMEOUT = (3.0, 8.0)
 _PATIENCE = 40.0
 _NOT_FOUND, _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 404, 401, 403, 429, 500
 _MANAGER = "merlab"
+
+#: What comes of a command in a container: each message begins with a byte that says of which channel it is.
+_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
+_STDOUT, _STDERR, _STATUS = 1, 2, 3
+#: How often one looks, while a command runs in a container, whether merlab is to stop; in seconds.
+_GLANCE = 0.25
+#: What kubelet, containerd and runc say of a container that ended, or was made anew, before the command ran in it.
+_ENDED = re.compile(r"container not found|CONTAINER_EXITED|no running task|stopped container|has stopped|not running")
 
 _NAMED = {
     "Namespace": "/api/v1/namespaces/{name}",
@@ -78,6 +91,8 @@ class Api:
         self._kubeconfig = kubeconfig
         cluster, user = kubeconfig["clusters"][0]["cluster"], kubeconfig["users"][0]["user"]
         self.server = str(cluster["server"])
+        # It is on this machine, whatever https_proxy says. Websockets, and the commands we run, ask the environment.
+        os.environ["no_proxy"] = without_proxy(str(urlsplit(self.server).hostname))
         self._files = {
             "ssl_ca_cert": Unnamed(base64.b64decode(cluster["certificate-authority-data"])),
             "cert_file": Unnamed(base64.b64decode(user["client-certificate-data"])),
@@ -94,9 +109,7 @@ class Api:
         configuration.host = self.server
         for name, file in self._files.items():
             setattr(configuration, name, file.path)
-        # The cluster is on this machine, whatever https_proxy says. The library's websockets ask the environment.
         configuration.proxy = None
-        os.environ["no_proxy"] = without_proxy(str(urlsplit(self.server).hostname))
         configuration.retries = 0  # we do that, and say so
         # Without a discoverer the client asks nothing beforehand and writes no cache.
         return DynamicClient(ApiClient(configuration), discoverer=lambda *_: None)
@@ -129,25 +142,26 @@ class Api:
         try:
             response = self._client.request(method, where, body=body, serialize=False, **options)
         except ApiException as error:
-            raise self._refused(error, method, where) from error
+            raise self._refused(error.status, error.body or str(error), method, where) from error
         except (HTTPError, OSError) as error:
             raise self._silent(error) from error
         return bytes(response.data)
 
-    def _refused(self, error: Any, method: str, where: str) -> LabError:  # noqa: ANN401 - the library has no types
-        said = str(getattr(error, "body", "") or error)
+    def _refused(self, status: int | None, said: str, method: str, where: str) -> LabError:
         try:
             said = json.loads(said)["message"]
         except (ValueError, KeyError, TypeError):
             said = said[:500]
-        if error.status == _NOT_FOUND:
+        if status == _NOT_FOUND:
             return GoneError(f"there is no {where} in the cluster", stderr=said)
-        if error.status in (_UNAUTHORIZED, _FORBIDDEN):
+        if _ENDED.search(said):
+            return GoneError(f"the container is not there any more in {where}", hint="merlab status", stderr=said)
+        if status in (_UNAUTHORIZED, _FORBIDDEN):
             # To its administrator an API says so only while it starts and has not read its own rules yet.
             return self._expired() or SilentError(
                 f"the cluster does not let us {method} {where}", hint="merlab down, then merlab up", stderr=said
             )
-        if error.status == _TOO_MANY or (error.status or 0) >= _SERVER_ERROR:
+        if status == _TOO_MANY or (status or 0) >= _SERVER_ERROR:
             return SilentError(
                 f"the API at {self.server} cannot answer now", hint="merlab doctor --lab kind", stderr=said
             )
@@ -155,7 +169,9 @@ class Api:
 
     def _silent(self, error: Exception) -> LabError:
         said = str(error)
-        if "certificate has expired" in said or isinstance(error, ssl.SSLError):
+        # One that goes away in the middle of a handshake says nothing about certificates.
+        broken_off = isinstance(error, ssl.SSLEOFError)
+        if "certificate has expired" in said or (isinstance(error, ssl.SSLError) and not broken_off):
             return self._expired() or LabError(
                 f"the certificates of the cluster at {self.server} do not hold any more",
                 hint="merlab down --lab kind, then merlab up --lab kind",
@@ -272,27 +288,87 @@ class Api:
     def execute(
         self, namespace: str, pod: str, container: str, argv: Sequence[str], timeout: float
     ) -> tuple[int, str, str]:
-        """Run `argv` in a container; give its exit status and both streams. Raises LabError."""
-        from kubernetes.client import CoreV1Api
-        from kubernetes.client.exceptions import ApiException
-        from kubernetes.stream import stream
+        """Run `argv` in a container; give its exit status and both streams.
 
+        Raises GoneError where the pod or the container is not there any more, SilentError where the API does not answer
+        or breaks off, LabError where the command cannot be run or does not end within `timeout` seconds.
+        """
+        from websocket import WebSocketBadStatusException, WebSocketException
+
+        where = path("Pod", pod, namespace)
+        query = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", one) for one in argv)]
         interrupts.checkpoint()
-        core = CoreV1Api(self._client.client)
-        options = {"stdin": False, "stdout": True, "stderr": True, "tty": False, "_preload_content": False}
         try:
-            running = stream(
-                core.connect_get_namespaced_pod_exec, pod, namespace, container=container, command=list(argv), **options
-            )
-            running.run_forever(timeout=timeout)
-        except ApiException as error:
-            # The websocket library tells the status only in words, and none where it could not connect.
-            told = re.search(r"Handshake status (\d+)", str(error.reason))
-            error.status = int(told[1]) if told else _SERVER_ERROR
-            raise self._refused(error, "exec in", path("Pod", pod, namespace)) from error
-        except OSError as error:
+            with self._upgraded(f"{where}/exec?{urlencode(query)}") as connection:
+                told = _channels(connection, timeout)
+        except WebSocketBadStatusException as error:
+            said = (getattr(error, "resp_body", None) or b"").decode(errors="replace") or str(error)
+            raise self._refused(error.status_code, said, "exec in", where) from error
+        except (WebSocketException, OSError) as error:
+            interrupts.checkpoint()
             raise self._silent(error) from error
-        if running.is_open():
-            running.close()
+        if told is None:
             raise LabError(f"{argv[0]} in {namespace}/{pod} did not end within {timeout:g} s", hint="merlab status")
-        return int(running.returncode or 0), running.read_stdout(timeout=0), running.read_stderr(timeout=0)
+        status = self._status(told[_STATUS], f"{argv[0]} in {namespace}/{pod}")
+        return status, told[_STDOUT].decode(errors="replace"), told[_STDERR].decode(errors="replace")
+
+    @contextmanager
+    def _upgraded(self, where: str) -> Iterator[WebSocket]:
+        """Open a websocket for the length of the block; each of its steps has the time of an answer, and no more.
+
+        Not by kubernetes.stream: that one waits for a connection, and for the answer on it, without end.
+        """
+        from websocket import create_connection
+
+        keys = {"ca_certs": "ssl_ca_cert", "certfile": "cert_file", "keyfile": "key_file"}
+        connection = create_connection(
+            f"wss{self.server.removeprefix('https')}{where}",
+            timeout=_TIMEOUT[1],
+            sslopt={option: self._files[name].path for option, name in keys.items()},
+            subprotocols=list(_PROTOCOLS),
+        )
+        try:
+            yield connection
+        finally:
+            connection.shutdown()  # type: ignore[no-untyped-call]
+
+    def _status(self, told: bytes, what: str) -> int:
+        """Read the Status object with which the API says how a command ended. Raises LabError where it did not run."""
+        if not told:
+            raise SilentError(
+                f"the API of the cluster at {self.server} broke off {what}", hint="merlab doctor --lab kind"
+            )
+        status = json.loads(told)
+        if status["status"] == "Success":
+            return 0
+        if status.get("reason") == "NonZeroExitCode":
+            return int(next(one["message"] for one in status["details"]["causes"] if one["reason"] == "ExitCode"))
+        said = str(status.get("message"))
+        if _ENDED.search(said):
+            raise GoneError(
+                f"{what} did not run: its container is not there any more", hint="merlab status", stderr=said
+            )
+        raise LabError(f"{what} could not be run", hint="merlab status", stderr=said)
+
+
+def _channels(connection: WebSocket, timeout: float) -> Mapping[int, bytes] | None:
+    """Read what comes on each channel until the API closes the connection; None where it does not in `timeout` seconds.
+
+    Raises Interrupted, and what the library raises where the connection is lost.
+    """
+    from websocket import ABNF, WebSocketTimeoutException
+
+    channels: dict[int, bytes] = defaultdict(bytes)
+    connection.settimeout(_GLANCE)
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        interrupts.checkpoint()
+        try:
+            kind, message = connection.recv_data(control_frame=True)
+        except WebSocketTimeoutException:
+            continue  # what came of a message is kept for the next time
+        if kind == ABNF.OPCODE_CLOSE:
+            return channels
+        if kind in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and message:
+            channels[message[0]] += message[1:]
+    return None

@@ -19,7 +19,7 @@ from merbridge_lab import interrupts
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -56,29 +56,24 @@ def foreground(argv: Sequence[str]) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _looked_after(look: Callable[[], LabError | None] | None, end: Callable[[], None]) -> Iterator[list[LabError]]:
-    """Call `look` again and again while the block runs; `end` the command once it gives an error, and keep that."""
-    seen: list[LabError] = []
-    over = threading.Event()
+def _wait(running: sh.RunningCommand, look: Callable[[], LabError | None] | None, end: Callable[[], None]) -> None:
+    """Wait for a command; call `look` between, `end` the command once that gives an error, and raise it.
 
-    def body() -> None:
-        while look is not None and not seen and not over.wait(_LOOK_AFTER):
-            try:
+    Not in a thread of its own: whoever looks asks, as everyone does, whether a signal came in, and is told only once.
+    """
+    while look is not None:
+        try:
+            running.wait(timeout=_LOOK_AFTER)
+        except sh.TimeoutException:
+            found = None
+            with contextlib.suppress(LabError):  # what cannot be seen now is seen later, or the command says it itself
                 found = look()
-            except LabError:
-                continue  # what cannot be seen now is seen later, or the command says it itself
             if found is not None:
-                seen.append(found)
                 end()
-
-    thread = threading.Thread(target=body, name="merlab-look-after", daemon=True)
-    if look is not None:
-        thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
+                raise found from None
+        else:
+            return
+    running.wait()
 
 
 def run(
@@ -92,8 +87,8 @@ def run(
 ) -> Result:
     """Run `argv` and wait for it, at most `timeout` seconds.
 
-    `look` is called about once a second, in a thread of its own, while it runs: once it gives an error, the command
-    is ended and that error raised. Raises LabError when the program is missing, does not end in time, or ends with a
+    `look` is called about once a second while it runs: once it gives an error, the command is ended and that error
+    raised. Raises LabError when the program is missing, does not end in time, or ends with a
     status not in `ok`.
     """
     command = pasteable(argv)
@@ -122,20 +117,17 @@ def run(
     def end() -> None:
         late.set()
         with contextlib.suppress(OSError):
-            running.kill()
+            running.kill_group()  # with what it started: nothing of it goes on writing after it
 
     # sh's own _timeout looks ten times a second, which would cost every quick command 100 ms.
     timer = threading.Timer(timeout, end)
     timer.daemon = True
     timer.start()
-    hopeless: list[LabError] = []
     try:
-        with interrupts.cancelling(end), _looked_after(look, end) as hopeless:
-            done = running.wait()
+        with interrupts.cancelling(end):
+            _wait(running, look, end)
     except sh.SignalException as killed:
         interrupts.checkpoint()
-        if hopeless:
-            raise hopeless[0] from None
         if late.is_set():
             what = f"{argv[0]} did not end within {timeout:g} s"
         else:
@@ -150,9 +142,9 @@ def run(
         timer.cancel()
     result = Result(
         command,
-        done.exit_code,
-        done.stdout.decode(errors="replace"),
-        done.stderr.decode(errors="replace"),
+        running.exit_code,
+        running.stdout.decode(errors="replace"),
+        running.stderr.decode(errors="replace"),
     )
     if result.status not in ok:
         raise LabError(

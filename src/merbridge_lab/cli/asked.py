@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PANEL = "Labs on a cluster"
+#: The form of an image's name, [host[:port]/]path[:tag][@digest], as github.com/distribution/reference has it.
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_DIGEST = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
+_REFERENCE = re.compile(
+    rf"(?:{_HOST}(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?(?:@{_DIGEST})?", re.ASCII
+)
 
 
 class Dataplane(str, Enum):
@@ -102,6 +110,14 @@ def pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
     return read
 
 
+def reference(option: str, given: str, ref: str | None = None) -> None:
+    """Check that what was given makes the name of an image, `ref` or itself. Raises BadParameter."""
+    if not _REFERENCE.fullmatch(given if ref is None else ref):
+        raise typer.BadParameter(
+            f"{option} {given}: that is no image; one is named as docker.io/curlimages/curl:8.16.0"
+        )
+
+
 def options(
     *,
     dataplane: Dataplane | None = None,
@@ -116,8 +132,17 @@ def options(
     merbridge_manifest: str | None = None,
     keep_cluster: bool = False,
 ) -> Options:
-    """Put together what was given."""
+    """Put together what was given. Raises BadParameter."""
     pairs("--istio-set", istio_set)
+    named = pairs("--image", images)
+    for name, ref in named.items():
+        reference("--image", f"{name}={ref}", ref)
+    if kind_image is not None:
+        reference("--kind-image", kind_image)
+    if istio_hub is not None:
+        reference("--istio-hub", istio_hub, f"{istio_hub}/proxyv2")
+    if istio_tag is not None:
+        reference("--istio-tag", istio_tag, f"proxyv2:{istio_tag}")
     return Options(
         dataplane=dataplane.value if dataplane else None,
         sidecars=sidecars.value if sidecars else None,
@@ -127,7 +152,7 @@ def options(
         istio_hub=istio_hub,
         istio_tag=istio_tag,
         istio_set=tuple(istio_set or ()),
-        images=pairs("--image", images),
+        images=named,
         merbridge_manifest=merbridge_manifest,
         keep_cluster=keep_cluster,
     )

@@ -159,6 +159,7 @@ def restore(
     """
     with Session("restore", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         with run.changing(lab) as chosen:
+            chosen.require_up()
             restored = chosen.restore()
         if json:
             run.console.json({"schema": 1, "lab": run.lab, "restored": restored})

@@ -7,9 +7,10 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.adapters import docker, kind
+from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.kind import cluster, layout, pods
+from merbridge_lab.drivers.kind.settings import MERBRIDGE
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ _TAIL = 2000
 
 
 def is_up(lab: KindLab) -> bool:
-    """Whether the cluster is there, is merlab's, runs and answers."""
+    """Whether the cluster is there, is merlab's, runs and answers. Raises LabError where Docker does not answer."""
     found = cluster.nodes()
+    if not cluster.are_ours(found) or not all(node.running for node in found):
+        return False
     try:
-        return cluster.are_ours(found) and all(node.running for node in found) and lab.api().ready()
-    except kind.UnfinishedError:
+        return lab.api().ready()
+    except LabError:  # why, the problems say
         return False
 
 
@@ -48,7 +51,7 @@ def describe(lab: KindLab) -> dict[str, Any]:
         "dataplane": _dataplane(lab) if up else {"kind": "none", "attached": False, "programs": 0},
         "path": _path(described, attached=up and lab.dataplane.attached) if len(described) > 1 else [],
         "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
-        "problems": [*lab.node.problems(), *(_problems(lab) if up else [])] if there else [],
+        "problems": _problems(lab, up=up) if there else [],
     }
 
 
@@ -86,8 +89,17 @@ def _dataplane(lab: KindLab) -> dict[str, Any]:
     return {"kind": "merbridge", "attached": lab.dataplane.attached, "programs": programs}
 
 
-def _problems(lab: KindLab) -> list[str]:
-    return [*lab.mesh.problems(), *(lab.dataplane.problems() if lab.intercepts else [])]
+def _problems(lab: KindLab, *, up: bool) -> list[str]:
+    parts = [lab.node, *([lab.mesh] if up else []), *([lab.dataplane] if up and lab.intercepts else [])]
+    return [sentence for part in parts for sentence in _told(part.problems)]
+
+
+def _told(problems: Callable[[], list[str]]) -> list[str]:
+    """Ask a part for its problems; that it cannot be looked at is one, and must not hide those of the others."""
+    try:
+        return problems()
+    except LabError as error:
+        return [f"{error.what}; {error.hint}" if error.hint else error.what]
 
 
 def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, str]]:
@@ -125,6 +137,8 @@ def states(lab: KindLab, steps: Sequence[Step]) -> list[str]:
 def pulled(settings: Settings) -> list[str]:
     """Say which of the lab's images stay in Docker, with the command that removes them."""
     wanted = [settings.kind_image, *settings.pod_images()]
+    if settings.dataplane == MERBRIDGE:
+        wanted.append(settings.images[MERBRIDGE])
     there = [ref for ref in wanted if docker.has_image(ref)]
     return [f"its images stay with Docker; this removes them: docker image rm {' '.join(there)}"] if there else []
 
@@ -156,7 +170,8 @@ def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
     for namespace in ("kube-system", layout.ISTIO, layout.NAMESPACE):
         parts[f"{namespace}/pods.json"] = lambda name=namespace: api.all("Pod", name)  # type: ignore[misc]
         parts[f"{namespace}/events.json"] = lambda name=namespace: api.events(name)  # type: ignore[misc]
-    for workload in lab.workloads():
-        parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(one.rules.snapshot().texts.values())  # type: ignore[misc]
-        parts[f"{workload.name}/sidecar.log"] = lambda one=workload: one.logged(_TAIL)  # type: ignore[misc]
+    with contextlib.suppress(LabError):  # where nothing is there to enter pods with; why, status.json says
+        for workload in lab.workloads():
+            parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(one.rules.snapshot().texts.values())  # type: ignore[misc]
+            parts[f"{workload.name}/sidecar.log"] = lambda one=workload: one.logged(_TAIL)  # type: ignore[misc]
     return {**parts, **lab.merbridge.dump()} if lab.intercepts else parts
