@@ -37,11 +37,20 @@ def held(where: Path = WHERE) -> Iterator[None]:
 
 
 def _holder(fd: int) -> str:
-    """Find the holder in /proc/locks, whose lines end in "FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF"."""
-    inode = str(os.fstat(fd).st_ino)
+    found = os.fstat(fd)
     with contextlib.suppress(OSError):
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()
-            if "->" not in fields and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-                return f": PID {fields[4]}"
+        return read_holder(Path("/proc/locks").read_text(), found.st_dev, found.st_ino)
     return ""
+
+
+def read_holder(locks: str, device: int, inode: int) -> str:
+    """Find the holder in /proc/locks, whose lines end in "FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF".
+
+    The root of every tmpfs has the same inode. Some file systems (btrfs, overlayfs) tell another device than the
+    kernel's: where none is the same, it is a holder if there is but one.
+    """
+    rows = [fields for line in locks.splitlines() if "->" not in (fields := line.split()) and fields[1] == "FLOCK"]
+    alike = [fields for fields in rows if fields[5].endswith(f":{inode}")]
+    exact = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    same = [fields for fields in alike if fields[5] == exact] or (alike if len(alike) == 1 else [])
+    return f": PID {same[0][4]}" if same else ""

@@ -1,77 +1,33 @@
-"""The lock: between real processes, as it is between two calls of merlab."""
+"""Who holds the lock, as /proc/locks tells."""
 
 import os
-import signal
-import subprocess
-import sys
-
-import pytest
 
 from merbridge_lab import lock
-from merbridge_lab.errors import LabError
 
-HOLD = """
-import sys
-from pathlib import Path
-from merbridge_lab import lock
-with lock.held(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
+LOCKS = """\
+1: POSIX  ADVISORY  WRITE 11 00:1b:1 0 EOF
+2: FLOCK  ADVISORY  WRITE 22 00:1b:1 0 EOF
+2: -> FLOCK  ADVISORY  WRITE 23 00:1b:1 0 EOF
+3: FLOCK  ADVISORY  WRITE 33 00:2c:1 0 EOF
+4: FLOCK  ADVISORY  WRITE 44 08:01:77 0 EOF
 """
 
 
-@pytest.fixture
-def holder(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
+def test_the_holder_is_told_by_device_and_inode():
+    assert lock.read_holder(LOCKS, os.makedev(0, 0x1B), 1) == ": PID 22"
+    assert lock.read_holder(LOCKS, os.makedev(0, 0x2C), 1) == ": PID 33"
 
 
-def test_a_second_holder_is_told_the_pid_of_the_first(tmp_path, holder):
-    with pytest.raises(LabError) as refused, lock.held(tmp_path):
-        pytest.fail("two at once")
-    assert refused.value.what == f"another merlab is at work: PID {holder.pid}"
-    assert refused.value.hint
+def test_of_several_on_other_devices_none_is_named_and_a_single_one_is():
+    assert lock.read_holder(LOCKS, os.makedev(9, 9), 1) == ""
+    assert lock.read_holder(LOCKS, os.makedev(9, 9), 77) == ": PID 44"
+    assert lock.read_holder(LOCKS, os.makedev(9, 9), 5) == ""
 
 
-def test_it_goes_with_the_process_also_when_that_is_killed(tmp_path, holder):
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+def test_a_real_one(tmp_path):
     with lock.held(tmp_path):
-        pass
-
-
-def test_it_is_given_back_also_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), lock.held(tmp_path):
-        raise ZeroDivisionError
-    with lock.held(tmp_path):
-        pass
-
-
-def test_it_is_not_inherited_by_what_merlab_starts(tmp_path):
-    """A sidecar that outlives merlab must not keep the lock."""
-    with lock.held(tmp_path):
-        left = subprocess.Popen(["sleep", "60"])
-    try:
-        with lock.held(tmp_path):
-            pass
-    finally:
-        left.kill()
-        left.wait()
-
-
-def test_it_leaves_no_file_behind(tmp_path):
-    with lock.held(tmp_path):
-        assert os.listdir(tmp_path) == []  # noqa: PTH208 - a list is what is compared
-    assert not list(tmp_path.iterdir())
-
-
-def test_two_folders_are_two_locks(tmp_path, holder):
-    other = tmp_path / "other"
-    other.mkdir()
-    with lock.held(other):
-        assert holder.poll() is None
+        fd = os.open(tmp_path, os.O_RDONLY)
+        try:
+            assert lock._holder(fd) == f": PID {os.getpid()}"
+        finally:
+            os.close(fd)
