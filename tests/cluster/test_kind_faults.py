@@ -366,6 +366,22 @@ def test_an_api_that_stands_still_for_20_seconds_is_waited_for(lab: None) -> Non
     assert "still waiting: the cluster's API to answer" in done.stderr
 
 
+_SILENCE = f"until [ -e {SAVED} ]; do :; done; pkill -STOP kube-apiserver"
+
+
+def test_an_api_that_falls_silent_while_flushed_does_not_keep_the_rules_away(lab: None) -> None:  # noqa: ARG001
+    before = rules()
+    waiting = subprocess.Popen(("docker", "exec", NODE, "timeout", "60", "sh", "-c", _SILENCE))
+    try:
+        done = merlab("step", "9", "--json")
+        assert waiting.wait(60) == 0
+        assert in_node("sh", "-c", f"test -e {SAVED} || echo restored") == "restored\n"
+    finally:
+        in_node("pkill", "-CONT", "kube-apiserver")
+    assert "does not answer" in refusal(done)
+    assert rules() == before
+
+
 # -- images that do not get through -----------------------------------------------------------------------------------
 
 
