@@ -30,6 +30,8 @@ LOOKALIKE = f"merbridge={builds.ref('lookalike')}"
 DAEMONSET = ("-n", "istio-system", "daemonset", "merbridge")
 #: What the walkthrough, and verify, must say of something that intercepts nothing.
 NOTHING = "eBPF intercepted none of"
+FLUSHED = "with the rules flushed, nothing sent it there"
+RULES = "the rules did the work, not eBPF"
 
 
 def up(*words: str) -> Any:
@@ -56,6 +58,40 @@ def args() -> list[str]:
 
 def evidence(found: dict[str, Any]) -> dict[str, Any]:
     return {one["source"]: one["after"] for one in found["evidence"]}
+
+
+# -- what each of the stand-ins must come to --------------------------------------------------------------------------
+
+
+def flushed_it_fails() -> None:
+    """See step 9 fail for the right cause, and put the rules back."""
+    before = rules()
+    status, report = step("9")
+    assert status == 1
+    assert FLUSHED in report["cause"]
+    assert NOTHING in check(report, 9, "redirect.ebpf_took_over")["reason"]
+    assert check(report, 9, "rules.restored")["verdict"] == "pass"
+    assert rules() == before
+
+
+def it_stands_and_proves_nothing() -> dict[str, Any]:
+    """See verify fail where all that it asks for before it asks for a proof is there."""
+    done = merlab("verify", "--json")
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    report = told(done)
+    assert [one["verdict"] for one in report["standing"]] == ["pass"] * len(report["standing"])
+    assert RULES in report["cause"]
+    return report
+
+
+def it_does_not_stand() -> str:
+    """See verify fail at what it asks for before it asks for a proof; give the cause."""
+    done = merlab("verify", "--json")
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    report = told(done)
+    assert report["steps"] == []
+    assert report["standing"][-1]["name"] == "dataplane.in_order"
+    return str(report["cause"])
 
 
 @pytest.fixture(scope="module")
@@ -122,24 +158,11 @@ def test_step_5_tells_a_trace_that_looks_right_from_one_of_this_request(lab: dic
 
 
 def test_step_9_says_that_nothing_sent_the_request_to_its_sidecar_and_restores(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    before = rules()
-    status, report = step("9")
-    assert status == 1
-    assert "with the rules flushed, nothing sent it there" in report["cause"]
-    assert NOTHING in check(report, 9, "redirect.ebpf_took_over")["reason"]
-    assert check(report, 9, "rules.restored")["verdict"] == "pass"
-    assert rules() == before
+    flushed_it_fails()
 
 
-def test_verify_is_no_proof_and_says_who_did_the_work(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    done = merlab("verify", "--json")
-    assert done.returncode == 1
-    assert "the rules did the work, not eBPF" in told(done)["cause"]
-
-
-def test_a_twin_is_out_of_its_reach_and_is_gone_afterwards(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    status, report = step("8")
-    assert status == 1
+def test_verify_is_no_proof_and_its_twin_is_out_of_reach_and_gone_afterwards(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    report = it_stands_and_proves_nothing()
     control = check(report, 8, "rules.stood_still")["control"]
     assert control["verdict"] == "pass"
     assert any("sleep-twin" in one["source"] for one in control["evidence"])
@@ -210,14 +233,20 @@ def test_the_crash_over_the_cgroup_is_known_mended_and_told(lab: dict[str, Any],
     assert "hostPath /sys/fs/cgroup instead of /sys/fs" in mended
     assert any("hostPath /sys/fs/cgroup" in one for one in report["steps"][3]["commands"])
     assert NOTHING in report["cause"]
+    flushed_it_fails()
+    it_stands_and_proves_nothing()
 
 
 def test_one_that_crashes_once_and_takes_its_time_is_waited_for(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    late = f"merbridge={builds.ref('lookalike-late')}"
-    done = up("--until", "3", "--image", late, "--merbridge-manifest", "merlab")
+    late = builds.ref("lookalike-late")
+    done = up("--until", "3", "--image", f"merbridge={late}", "--merbridge-manifest", "merlab")
     report = told(done)
     assert report["error"] is None, done.stdout[-3000:] + done.stderr[-3000:]
-    assert check(report, 3, "dataplane.in_order")["verdict"] == "pass", report["cause"]
+    in_order = check(report, 3, "dataplane.in_order")
+    assert in_order["verdict"] == "pass", report["cause"]
+    assert evidence(in_order)["kubernetes:merbridge/image"] == late
+    flushed_it_fails()
+    it_stands_and_proves_nothing()
 
 
 def test_another_crash_shows_upstreams_own_words_and_the_nearest_issue(lab: dict[str, Any]) -> None:  # noqa: ARG001
@@ -226,7 +255,9 @@ def test_another_crash_shows_upstreams_own_words_and_the_nearest_issue(lab: dict
     assert "Merbridge crashes: its programs do not compile here" in said
     assert "issues/356" in said
     assert "fatal error: 'linux/bpf.h' file not found" in told(done)["error"]["stderr"]
-    assert merlab("step", "9").returncode == 1
+    flushed_it_fails()
+    said = it_does_not_stand()
+    assert f"its image is {builds.ref('lookalike-broken')}, not " in said, "the lab is still meant to be the one before"
 
 
 def test_down_in_the_middle_of_a_rollout_leaves_nothing_on_the_node(lab: dict[str, Any]) -> None:  # noqa: ARG001
