@@ -28,6 +28,8 @@ pytestmark = pytest.mark.cluster
 
 LOOKALIKE = f"merbridge={builds.ref('lookalike')}"
 DAEMONSET = ("-n", "istio-system", "daemonset", "merbridge")
+CONTAINER = "/spec/template/spec/containers/0"
+HOST_NETWORK = "/spec/template/spec/hostNetwork"
 #: What the walkthrough, and verify, must say of something that intercepts nothing.
 NOTHING = "eBPF intercepted none of"
 FLUSHED = "with the rules flushed, nothing sent it there"
@@ -58,6 +60,37 @@ def args() -> list[str]:
 
 def evidence(found: dict[str, Any]) -> dict[str, Any]:
     return {one["source"]: one["after"] for one in found["evidence"]}
+
+
+# -- by hand, past merlab ---------------------------------------------------------------------------------------------
+
+
+def edit(op: str, path: str, value: object = None) -> None:
+    change = [{"op": op, "path": path, **({} if value is None else {"value": value})}]
+    kubectl("patch", *DAEMONSET, "--type", "json", "-p", json.dumps(change))
+
+
+def rolled_out() -> None:
+    kubectl("rollout", "status", *DAEMONSET[:2], "daemonset/merbridge", "--timeout=60s")
+
+
+def has_host_network() -> bool:
+    return bool(daemonset()["spec"]["template"]["spec"].get("hostNetwork"))
+
+
+def without_the_flag() -> None:
+    """Take -d off, as somebody does who has read enough, and see the pod of before gone."""
+    edit("remove", f"{CONTAINER}/args/{args().index('-d')}")
+    rolled_out()
+    assert "-d" not in args()
+
+
+def pod() -> str:
+    """Give the uid of the one pod there is; a second one, and none, are failures."""
+    (uid,) = kubectl(
+        "-n", "istio-system", "get", "pods", "-l", "app=merbridge", "-o", "jsonpath={.items[*].metadata.uid}"
+    ).split()
+    return uid
 
 
 # -- what each of the stand-ins must come to --------------------------------------------------------------------------
@@ -173,31 +206,36 @@ def test_verify_is_no_proof_and_its_twin_is_out_of_reach_and_gone_afterwards(lab
 
 
 def test_an_edit_by_hand_is_named_and_undone(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    change = [{"op": "replace", "path": "/spec/template/spec/hostNetwork", "value": False}]
-    kubectl("patch", *DAEMONSET, "--type", "json", "-p", json.dumps(change))
+    edit("replace", HOST_NETWORK, value=False)
     said = told(merlab("status", "--json"))["problems"]
     assert any("is not as merlab applied it" in one and "hostNetwork" in one for one in said), said
     _, report = step("3")
     assert check(report, 3, "dataplane.in_order")["verdict"] == "pass"
-    assert daemonset()["spec"]["template"]["spec"]["hostNetwork"] is True
+    assert has_host_network()
 
 
 def test_a_flag_that_was_added_by_hand_is_no_edit_and_stays(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    assert merlab("step", "3").returncode == 1
-    if "-d" not in args():
-        change = [{"op": "add", "path": "/spec/template/spec/containers/0/args/1", "value": "-d"}]
-        kubectl("patch", *DAEMONSET, "--type", "json", "-p", json.dumps(change))
-    kubectl("rollout", "status", *DAEMONSET[:2], "daemonset/merbridge", "--timeout=60s")
+    without_the_flag()
+    edit("add", f"{CONTAINER}/args/1", "-d")
+    rolled_out()
+    assert told(merlab("status", "--json"))["problems"] == []
+    before = daemonset()["metadata"]["generation"]
     status, report = step("4")
     assert status == 0, report["cause"]
+    assert report["steps"][0]["acted"] is False
     assert args().count("-d") == 1
+    assert daemonset()["metadata"]["generation"] == before
 
 
 def test_a_node_without_a_bpffs_is_no_obstacle(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    before = pod()
     in_node("umount", "/sys/fs/bpf")
     try:
-        _, report = step("3")
-        assert check(report, 3, "dataplane.in_order")["verdict"] == "pass"
+        assert "/sys/fs/bpf" not in in_node("cat", "/proc/mounts")
+        kubectl("-n", "istio-system", "delete", "pod", "-l", "app=merbridge", "--wait")
+        rolled_out()
+        assert pod() != before
+        assert told(merlab("status", "--json"))["problems"] == []
     finally:
         in_node("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
 
