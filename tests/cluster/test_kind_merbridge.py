@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,12 +19,13 @@ from kind_host import NODE, Running, docker, held, in_node, kubectl, leftovers, 
 from tests.called import told
 from tests.cluster import builds
 
+from merbridge_lab.dataplane.merbridge import kernel
 from merbridge_lab.drivers.kind import manifests
+from merbridge_lab.drivers.kind.merbridge import installed
 from merbridge_lab.drivers.kind.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.cluster
 
@@ -34,6 +37,8 @@ HOST_NETWORK = "/spec/template/spec/hostNetwork"
 NOTHING = "eBPF intercepted none of"
 FLUSHED = "with the rules flushed, nothing sent it there"
 RULES = "the rules did the work, not eBPF"
+#: Upstream's maps, by what the kernel keeps of their names.
+MAPS = {name[:15] for name in (kernel.PODS, kernel.SOCKETS, kernel.WANTED, kernel.CONTAINERS, "cookie_original_dst")}
 
 
 def up(*words: str) -> Any:
@@ -91,6 +96,25 @@ def pod() -> str:
         "-n", "istio-system", "get", "pods", "-l", "app=merbridge", "-o", "jsonpath={.items[*].metadata.uid}"
     ).split()
     return uid
+
+
+def bpftool(*words: str) -> Any:
+    done = subprocess.run(("bpftool", "--json", *words), check=True, capture_output=True, text=True, timeout=30)
+    return json.loads(done.stdout.strip() or "[]")  # of none, it prints an empty line
+
+
+def attached() -> list[str]:
+    """Give the programs on the cgroup of the node's container, found from this machine's side."""
+    process = Path("/proc") / docker("inspect", "--format", "{{.State.Pid}}", NODE).strip()
+    cgroup = next(line for line in (process / "cgroup").read_text().splitlines() if line.startswith("0::"))
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    top = next(mount for _, mount, kind, *_ in mounts if kind == "cgroup2")
+    return sorted(one["name"] for one in bpftool("cgroup", "show", top + cgroup.removeprefix("0::")))
+
+
+def maps() -> dict[int, str]:
+    """Give upstream's maps in this machine's kernel, by id."""
+    return {one["id"]: one["name"] for one in bpftool("map", "show") if one.get("name") in MAPS}
 
 
 # -- what each of the stand-ins must come to --------------------------------------------------------------------------
@@ -298,13 +322,26 @@ def test_another_crash_shows_upstreams_own_words_and_the_nearest_issue(lab: dict
     assert f"its image is {builds.ref('lookalike-broken')}, not " in said, "the lab is still meant to be the one before"
 
 
+def test_after_a_crash_up_with_an_image_that_starts_brings_it_in_order(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    report = told(up("--until", "3", "--image", LOOKALIKE))
+    assert report["error"] is None, report["error"]
+    in_order = check(report, 3, "dataplane.in_order")
+    assert in_order["verdict"] == "pass", report["cause"]
+    assert f"merbridge={evidence(in_order)['kubernetes:merbridge/image']}" == LOOKALIKE
+    assert NOTHING in report["cause"]
+
+
 def test_down_in_the_middle_of_a_rollout_leaves_nothing_on_the_node(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    told(up("--until", "3", "--image", LOOKALIKE))
-    kubectl("rollout", "restart", *DAEMONSET[:2], "daemonset/merbridge")
+    assert "-d" not in args()
+    assert attached() == ["mb_get_sockopt", "mb_sock_connect", "mb_sockops"]
+    assert "local_pod_ips" in maps().values()
     running = Running("step", "4")
     assert running.reaches(lambda _: "-d" in args())
     running.end(signal.SIGKILL)
+    assert not installed.rolled_out(daemonset()), "it was killed in the middle"
     assert held(merlab("down", "--keep-cluster"))
+    assert attached() == []
+    assert settled(maps, {}) == {}
     assert "merbridge" not in kubectl("get", "daemonsets,clusterroles,clusterrolebindings", "-A", "-o", "name")
     listed = in_node("sh", "-c", "ls /sys/fs/bpf; ls /opt/cni/bin /etc/cni/net.d | grep -i merbridge", check=False)
     assert set(listed.split()) <= {"maps.debug", "progs.debug"}, "every bpffs has these two"
