@@ -238,6 +238,25 @@ def test_an_edit_by_hand_is_named_and_undone(lab: dict[str, Any]) -> None:  # no
     assert has_host_network()
 
 
+def test_an_edit_by_hand_while_step_3_waits_is_undone_or_named_and_not_waited_for(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    edit("replace", HOST_NETWORK, value=False)
+    running = Running("step", "3", "--json")
+    try:
+        assert running.reaches(lambda _: has_host_network() and not installed.rolled_out(daemonset()))
+        edit("replace", HOST_NETWORK, value=False)
+        try:
+            running.process.communicate(timeout=90)  # half of what it waits for a pod that is about to be ready
+        finally:
+            done = running.end(signal.SIGINT)
+        if not has_host_network():
+            said = refusal(done)
+            assert "is not as merlab applied it" in said
+            assert "hostNetwork" in said
+    finally:
+        edit("add", HOST_NETWORK, value=True)
+        rolled_out()
+
+
 def test_a_flag_that_was_added_by_hand_is_no_edit_and_stays(lab: dict[str, Any]) -> None:  # noqa: ARG001
     without_the_flag()
     edit("add", f"{CONTAINER}/args/1", "-d")
