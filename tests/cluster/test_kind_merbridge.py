@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,19 +19,26 @@ from kind_host import NODE, Running, docker, held, in_node, kubectl, leftovers, 
 from tests.called import told
 from tests.cluster import builds
 
+from merbridge_lab.dataplane.merbridge import kernel
 from merbridge_lab.drivers.kind import manifests
+from merbridge_lab.drivers.kind.merbridge import installed
 from merbridge_lab.drivers.kind.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.cluster
 
 LOOKALIKE = f"merbridge={builds.ref('lookalike')}"
 DAEMONSET = ("-n", "istio-system", "daemonset", "merbridge")
+CONTAINER = "/spec/template/spec/containers/0"
+HOST_NETWORK = "/spec/template/spec/hostNetwork"
 #: What the walkthrough, and verify, must say of something that intercepts nothing.
 NOTHING = "eBPF intercepted none of"
+FLUSHED = "with the rules flushed, nothing sent it there"
+RULES = "the rules did the work, not eBPF"
+#: Upstream's maps, by what the kernel keeps of their names.
+MAPS = {name[:15] for name in (kernel.PODS, kernel.SOCKETS, kernel.WANTED, kernel.CONTAINERS, "cookie_original_dst")}
 
 
 def up(*words: str) -> Any:
@@ -56,6 +65,90 @@ def args() -> list[str]:
 
 def evidence(found: dict[str, Any]) -> dict[str, Any]:
     return {one["source"]: one["after"] for one in found["evidence"]}
+
+
+# -- by hand, past merlab ---------------------------------------------------------------------------------------------
+
+
+def edit(op: str, path: str, value: object = None) -> None:
+    change = [{"op": op, "path": path, **({} if value is None else {"value": value})}]
+    kubectl("patch", *DAEMONSET, "--type", "json", "-p", json.dumps(change))
+
+
+def rolled_out() -> None:
+    kubectl("rollout", "status", *DAEMONSET[:2], "daemonset/merbridge", "--timeout=60s")
+
+
+def has_host_network() -> bool:
+    return bool(daemonset()["spec"]["template"]["spec"].get("hostNetwork"))
+
+
+def without_the_flag() -> None:
+    """Take -d off, as somebody does who has read enough, and see the pod of before gone."""
+    edit("remove", f"{CONTAINER}/args/{args().index('-d')}")
+    rolled_out()
+    assert "-d" not in args()
+
+
+def pod() -> str:
+    """Give the uid of the one pod there is; a second one, and none, are failures."""
+    (uid,) = kubectl(
+        "-n", "istio-system", "get", "pods", "-l", "app=merbridge", "-o", "jsonpath={.items[*].metadata.uid}"
+    ).split()
+    return uid
+
+
+def bpftool(*words: str) -> Any:
+    done = subprocess.run(("bpftool", "--json", *words), check=True, capture_output=True, text=True, timeout=30)
+    return json.loads(done.stdout.strip() or "[]")  # of none, it prints an empty line
+
+
+def attached() -> list[str]:
+    """Give the programs on the cgroup of the node's container, found from this machine's side."""
+    process = Path("/proc") / docker("inspect", "--format", "{{.State.Pid}}", NODE).strip()
+    cgroup = next(line for line in (process / "cgroup").read_text().splitlines() if line.startswith("0::"))
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    top = next(mount for _, mount, kind, *_ in mounts if kind == "cgroup2")
+    return sorted(one["name"] for one in bpftool("cgroup", "show", top + cgroup.removeprefix("0::")))
+
+
+def maps() -> dict[int, str]:
+    """Give upstream's maps in this machine's kernel, by id."""
+    return {one["id"]: one["name"] for one in bpftool("map", "show") if one.get("name") in MAPS}
+
+
+# -- what each of the stand-ins must come to --------------------------------------------------------------------------
+
+
+def flushed_it_fails() -> None:
+    """See step 9 fail for the right cause, and put the rules back."""
+    before = rules()
+    status, report = step("9")
+    assert status == 1
+    assert FLUSHED in report["cause"]
+    assert NOTHING in check(report, 9, "redirect.ebpf_took_over")["reason"]
+    assert check(report, 9, "rules.restored")["verdict"] == "pass"
+    assert rules() == before
+
+
+def it_stands_and_proves_nothing() -> dict[str, Any]:
+    """See verify fail where all that it asks for before it asks for a proof is there."""
+    done = merlab("verify", "--json")
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    report = told(done)
+    assert [one["verdict"] for one in report["standing"]] == ["pass"] * len(report["standing"])
+    assert RULES in report["cause"]
+    return report
+
+
+def it_does_not_stand() -> str:
+    """See verify fail at what it asks for before it asks for a proof; give the cause."""
+    done = merlab("verify", "--json")
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    report = told(done)
+    assert report["steps"] == []
+    assert report["standing"][-1]["name"] == "dataplane.in_order"
+    return str(report["cause"])
 
 
 @pytest.fixture(scope="module")
@@ -122,24 +215,11 @@ def test_step_5_tells_a_trace_that_looks_right_from_one_of_this_request(lab: dic
 
 
 def test_step_9_says_that_nothing_sent_the_request_to_its_sidecar_and_restores(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    before = rules()
-    status, report = step("9")
-    assert status == 1
-    assert "with the rules flushed, nothing sent it there" in report["cause"]
-    assert NOTHING in check(report, 9, "redirect.ebpf_took_over")["reason"]
-    assert check(report, 9, "rules.restored")["verdict"] == "pass"
-    assert rules() == before
+    flushed_it_fails()
 
 
-def test_verify_is_no_proof_and_says_who_did_the_work(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    done = merlab("verify", "--json")
-    assert done.returncode == 1
-    assert "the rules did the work, not eBPF" in told(done)["cause"]
-
-
-def test_a_twin_is_out_of_its_reach_and_is_gone_afterwards(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    status, report = step("8")
-    assert status == 1
+def test_verify_is_no_proof_and_its_twin_is_out_of_reach_and_gone_afterwards(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    report = it_stands_and_proves_nothing()
     control = check(report, 8, "rules.stood_still")["control"]
     assert control["verdict"] == "pass"
     assert any("sleep-twin" in one["source"] for one in control["evidence"])
@@ -150,31 +230,55 @@ def test_a_twin_is_out_of_its_reach_and_is_gone_afterwards(lab: dict[str, Any]) 
 
 
 def test_an_edit_by_hand_is_named_and_undone(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    change = [{"op": "replace", "path": "/spec/template/spec/hostNetwork", "value": False}]
-    kubectl("patch", *DAEMONSET, "--type", "json", "-p", json.dumps(change))
+    edit("replace", HOST_NETWORK, value=False)
     said = told(merlab("status", "--json"))["problems"]
     assert any("is not as merlab applied it" in one and "hostNetwork" in one for one in said), said
     _, report = step("3")
     assert check(report, 3, "dataplane.in_order")["verdict"] == "pass"
-    assert daemonset()["spec"]["template"]["spec"]["hostNetwork"] is True
+    assert has_host_network()
+
+
+def test_an_edit_by_hand_while_step_3_waits_is_undone_or_named_and_not_waited_for(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    edit("replace", HOST_NETWORK, value=False)
+    running = Running("step", "3", "--json")
+    try:
+        assert running.reaches(lambda _: has_host_network() and not installed.rolled_out(daemonset()))
+        edit("replace", HOST_NETWORK, value=False)
+        try:
+            running.process.communicate(timeout=90)  # half of what it waits for a pod that is about to be ready
+        finally:
+            done = running.end(signal.SIGINT)
+        if not has_host_network():
+            said = refusal(done)
+            assert "is not as merlab applied it" in said
+            assert "hostNetwork" in said
+    finally:
+        edit("add", HOST_NETWORK, value=True)
+        rolled_out()
 
 
 def test_a_flag_that_was_added_by_hand_is_no_edit_and_stays(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    assert merlab("step", "3").returncode == 1
-    if "-d" not in args():
-        change = [{"op": "add", "path": "/spec/template/spec/containers/0/args/1", "value": "-d"}]
-        kubectl("patch", *DAEMONSET, "--type", "json", "-p", json.dumps(change))
-    kubectl("rollout", "status", *DAEMONSET[:2], "daemonset/merbridge", "--timeout=60s")
+    without_the_flag()
+    edit("add", f"{CONTAINER}/args/1", "-d")
+    rolled_out()
+    assert told(merlab("status", "--json"))["problems"] == []
+    before = daemonset()["metadata"]["generation"]
     status, report = step("4")
     assert status == 0, report["cause"]
+    assert report["steps"][0]["acted"] is False
     assert args().count("-d") == 1
+    assert daemonset()["metadata"]["generation"] == before
 
 
 def test_a_node_without_a_bpffs_is_no_obstacle(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    before = pod()
     in_node("umount", "/sys/fs/bpf")
     try:
-        _, report = step("3")
-        assert check(report, 3, "dataplane.in_order")["verdict"] == "pass"
+        assert "/sys/fs/bpf" not in in_node("cat", "/proc/mounts")
+        kubectl("-n", "istio-system", "delete", "pod", "-l", "app=merbridge", "--wait")
+        rolled_out()
+        assert pod() != before
+        assert told(merlab("status", "--json"))["problems"] == []
     finally:
         in_node("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
 
@@ -210,14 +314,20 @@ def test_the_crash_over_the_cgroup_is_known_mended_and_told(lab: dict[str, Any],
     assert "hostPath /sys/fs/cgroup instead of /sys/fs" in mended
     assert any("hostPath /sys/fs/cgroup" in one for one in report["steps"][3]["commands"])
     assert NOTHING in report["cause"]
+    flushed_it_fails()
+    it_stands_and_proves_nothing()
 
 
 def test_one_that_crashes_once_and_takes_its_time_is_waited_for(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    late = f"merbridge={builds.ref('lookalike-late')}"
-    done = up("--until", "3", "--image", late, "--merbridge-manifest", "merlab")
+    late = builds.ref("lookalike-late")
+    done = up("--until", "3", "--image", f"merbridge={late}", "--merbridge-manifest", "merlab")
     report = told(done)
     assert report["error"] is None, done.stdout[-3000:] + done.stderr[-3000:]
-    assert check(report, 3, "dataplane.in_order")["verdict"] == "pass", report["cause"]
+    in_order = check(report, 3, "dataplane.in_order")
+    assert in_order["verdict"] == "pass", report["cause"]
+    assert evidence(in_order)["kubernetes:merbridge/image"] == late
+    flushed_it_fails()
+    it_stands_and_proves_nothing()
 
 
 def test_another_crash_shows_upstreams_own_words_and_the_nearest_issue(lab: dict[str, Any]) -> None:  # noqa: ARG001
@@ -226,16 +336,30 @@ def test_another_crash_shows_upstreams_own_words_and_the_nearest_issue(lab: dict
     assert "Merbridge crashes: its programs do not compile here" in said
     assert "issues/356" in said
     assert "fatal error: 'linux/bpf.h' file not found" in told(done)["error"]["stderr"]
-    assert merlab("step", "9").returncode == 1
+    flushed_it_fails()
+    assert "the pod of Merbridge is not ready" in it_does_not_stand()
+
+
+def test_after_a_crash_up_with_an_image_that_starts_brings_it_in_order(lab: dict[str, Any]) -> None:  # noqa: ARG001
+    report = told(up("--until", "3", "--image", LOOKALIKE))
+    assert report["error"] is None, report["error"]
+    in_order = check(report, 3, "dataplane.in_order")
+    assert in_order["verdict"] == "pass", report["cause"]
+    assert f"merbridge={evidence(in_order)['kubernetes:merbridge/image']}" == LOOKALIKE
+    assert NOTHING in report["cause"]
 
 
 def test_down_in_the_middle_of_a_rollout_leaves_nothing_on_the_node(lab: dict[str, Any]) -> None:  # noqa: ARG001
-    told(up("--until", "3", "--image", LOOKALIKE))
-    kubectl("rollout", "restart", *DAEMONSET[:2], "daemonset/merbridge")
+    assert "-d" not in args()
+    assert attached() == ["mb_get_sockopt", "mb_sock_connect", "mb_sockops"]
+    assert "local_pod_ips" in maps().values()
     running = Running("step", "4")
     assert running.reaches(lambda _: "-d" in args())
     running.end(signal.SIGKILL)
+    assert not installed.rolled_out(daemonset()), "it was killed in the middle"
     assert held(merlab("down", "--keep-cluster"))
+    assert attached() == []
+    assert settled(maps, {}) == {}
     assert "merbridge" not in kubectl("get", "daemonsets,clusterroles,clusterrolebindings", "-A", "-o", "name")
     listed = in_node("sh", "-c", "ls /sys/fs/bpf; ls /opt/cni/bin /etc/cni/net.d | grep -i merbridge", check=False)
     assert set(listed.split()) <= {"maps.debug", "progs.debug"}, "every bpffs has these two"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,4 +169,4 @@ def differences(wanted: object, live: object, where: str = "") -> list[str]:
 
 
 def _short(value: object) -> str:
-    return str(value) if isinstance(value, (str, int, bool)) else yaml.safe_dump(value, default_flow_style=True).strip()
+    return str(value) if isinstance(value, (str, int, bool)) else "absent" if value is None else json.dumps(value)

@@ -81,7 +81,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
             return True
         daemonset = api.get(installed.PATH)
         found = [pod for pod in installed.pods(api, daemonset) if pod["metadata"]["uid"] not in after]
-        ended[:] = _hopeless(api, found, time.monotonic() - began)
+        ended[:] = _edited(daemonset) or _hopeless(api, found, time.monotonic() - began)
         return bool(ended)
 
     awaiting = lambda: f"Merbridge to be ready: {last[0]}"  # noqa: E731
@@ -94,6 +94,17 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
             hint=f"kubectl --context {layout.CONTEXT} -n {installed.NAMESPACE} logs ds/{installed.NAME}",
             stderr=_last_words(api),
         )
+
+
+def _edited(daemonset: Object) -> list[Crashed | LabError]:
+    """Say that somebody changed it since it was applied: what comes of that is not what is waited for."""
+    edits = installed.edits(daemonset)
+    if not edits:
+        return []
+    what = (
+        f"the DaemonSet {installed.NAMESPACE}/{installed.NAME} is not as merlab applied it any more: {'; '.join(edits)}"
+    )
+    return [LabError(what, hint="merlab step 3 makes it again what it was")]
 
 
 def _hopeless(api: Api, found: Sequence[Object], waited: float) -> list[Crashed | LabError]:
