@@ -38,8 +38,9 @@ func main() {
 		fmt.Println(uncompiled)
 		log.Fatal("failed to load ebpf programs: unexpected exit code: 2")
 	case "late":
-		time.Sleep(3 * time.Second) // until the API tells that it was started again
-		if restarts() == 0 {
+		// A pod's containers share /dev/shm, also with the one that ended before.
+		if file, err := os.OpenFile("/dev/shm/started", os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+			_ = file.Close()
 			log.Fatal("failed to get what it needs, this time")
 		}
 		time.Sleep(10 * time.Second)

@@ -20,8 +20,7 @@ type pod struct {
 		Containers []struct{ Name string }
 	}
 	Status struct {
-		PodIP             string
-		ContainerStatuses []struct{ RestartCount int }
+		PodIP string
 	}
 }
 
@@ -32,7 +31,7 @@ var (
 
 // Put the pods of this node that have a classic sidecar into the map, as upstream does.
 func update(pods int) {
-	for _, one := range list("") {
+	for _, one := range list() {
 		injected := false
 		for _, container := range one.Spec.Containers {
 			injected = injected || container.Name == "istio-proxy" && len(one.Spec.Containers) > 1
@@ -49,23 +48,12 @@ func update(pods int) {
 	}
 }
 
-// How often this pod's container has been started again.
-func restarts() int {
-	most := 0
-	for _, one := range list("app=merbridge") {
-		for _, status := range one.Status.ContainerStatuses {
-			most = max(most, status.RestartCount)
-		}
-	}
-	return most
-}
-
-func list(selector string) []pod {
+func list() []pod {
 	node, err := os.Hostname() // with the host's network, a pod has the host's name
 	if err != nil {
 		log.Fatal(err)
 	}
-	query := url.Values{"fieldSelector": {"spec.nodeName=" + node}, "labelSelector": {selector}}
+	query := url.Values{"fieldSelector": {"spec.nodeName=" + node}}
 	address := net.JoinHostPort(os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"))
 	request, err := http.NewRequest(http.MethodGet, "https://"+address+"/api/v1/pods?"+query.Encode(), nil)
 	if err != nil {

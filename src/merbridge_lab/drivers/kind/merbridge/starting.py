@@ -44,7 +44,8 @@ def log(api: Api, pod: Object, *, tail: int | None = None) -> str:
         with contextlib.suppress(LabError):
             told = api.log(meta["namespace"], meta["name"], container, tail=tail, previous=previous)
             said.append("" if told.startswith(_NOT_THERE) else told)
-    return "".join(said[-1:] if _runs(pod) else said)
+    # Where a log is cut off, as by a machine that stopped, the kubelet gives zeros.
+    return "".join(said[-1:] if _runs(pod) else said).replace("\0", "")
 
 
 def _runs(pod: Object) -> bool:
@@ -101,9 +102,8 @@ def _edited(daemonset: Object) -> list[Crashed | LabError]:
     edits = installed.edits(daemonset)
     if not edits:
         return []
-    what = (
-        f"the DaemonSet {installed.NAMESPACE}/{installed.NAME} is not as merlab applied it any more: {'; '.join(edits)}"
-    )
+    name = f"{installed.NAMESPACE}/{installed.NAME}"
+    what = f"the DaemonSet {name} is not as merlab applied it any more: {'; '.join(edits)}"
     return [LabError(what, hint="merlab step 3 makes it again what it was")]
 
 
