@@ -439,7 +439,8 @@ def test_an_edit_is_named_with_its_place(daemonset):
     said = " | ".join(installed.edits(found))
     assert "spec.template.spec.containers[0].args is [/app/mbctl, -m, kuma], not [/app/mbctl, -m, istio" in said
     assert "securityContext.privileged is False, not True" in said
-    assert "hostNetwork" in said
+    assert "hostNetwork is absent, not True" in said
+    assert "\n" not in said
 
 
 def test_one_without_merlabs_notes_is_not_merlabs(daemonset):

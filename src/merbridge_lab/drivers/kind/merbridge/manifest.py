@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,4 +168,8 @@ def differences(wanted: object, live: object, where: str = "") -> list[str]:
 
 
 def _short(value: object) -> str:
-    return str(value) if isinstance(value, (str, int, bool)) else "absent" if value is None else json.dumps(value)
+    if value is None:
+        return "absent"
+    if isinstance(value, (str, int, bool)):
+        return str(value)
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip()
