@@ -86,6 +86,11 @@ def _is_reset(failed: OSError) -> bool:
     return failed.errno in (errno.ECONNRESET, errno.EPIPE)
 
 
+def _state(sock: socket.socket) -> int:
+    """Give the state of a connection as linux/tcp_states.h numbers them: 1 established, 8 the other end has closed."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
 class _Side:
     """One end at work."""
 
@@ -203,7 +208,7 @@ class _Side:
         except BlockingIOError:
             if self.mode != "poll":
                 if time.monotonic() - begun > PATIENCE - 1:
-                    raise TimeoutError("nothing comes any more") from None
+                    raise TimeoutError(f"nothing comes any more, in TCP's state {_state(self.sock)}") from None
                 self.seen.early += 1
             return None
 

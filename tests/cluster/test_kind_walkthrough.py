@@ -200,7 +200,7 @@ def test_exec_is_the_app_and_passes_its_status_on(lab: None) -> None:
 
 def test_a_shell_in_the_network_namespace_has_the_right_iptables_first(lab: None) -> None:
     """script(1) gives it the terminal it asks for."""
-    line = f"{MERLAB} shell sleep --netns --lab kind"
+    line = f"'{MERLAB}' shell sleep --netns --lab kind"
     done = subprocess.run(
         ("script", "-qec", line, "/dev/null"),
         input="iptables -t nat -S ISTIO_REDIRECT; ip -o -4 address show\nexit\n",

@@ -160,7 +160,7 @@ def test_odd_surroundings_change_no_verdict(host, changes):  # noqa: ARG001
 
 def test_a_reader_that_goes_away_stops_no_work(host):  # noqa: ARG001
     done = subprocess.run(
-        ["sh", "-c", f"{MERLAB} up --until 3 | head -1; {MERLAB} status --json"],
+        ["sh", "-c", f"'{MERLAB}' up --until 3 | head -1; '{MERLAB}' status --json"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -175,7 +175,7 @@ def test_a_reader_that_goes_away_stops_no_work(host):  # noqa: ARG001
 
 def test_a_closed_stdin_is_fine(host):  # noqa: ARG001
     done = subprocess.run(
-        ["sh", "-c", f"exec {MERLAB} up -q --until 2 <&-"],
+        ["sh", "-c", f"exec '{MERLAB}' up -q --until 2 <&-"],
         env=environment(), capture_output=True, text=True, timeout=LONG, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -215,7 +215,7 @@ def test_missing_commands_are_named(monkeypatch, tmp_path):
 
 
 def test_istioctl_is_needed_by_down_only_to_take_istio_out(monkeypatch, tmp_path):
-    (tmp_path / "docker").write_text(f"#!/bin/sh\ncat {CAPTURED / 'info.json'}\n")
+    (tmp_path / "docker").write_text(f"#!/bin/sh\ncat '{CAPTURED / 'info.json'}'\n")
     (tmp_path / "kind").write_text("#!/bin/sh\n")
     for name in ("docker", "kind"):
         (tmp_path / name).chmod(0o755)

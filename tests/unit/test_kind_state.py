@@ -20,15 +20,15 @@ CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
 DOCKER = """#!/bin/sh
 case "$1 $2" in
 "ps "*) echo 5caa3cc94ef5 ;;
-"inspect "*) cat {captured}/inspect.json ;;
-"info "*) cat {captured}/info.json ;;
+"inspect "*) cat "{captured}/inspect.json" ;;
+"info "*) cat "{captured}/info.json" ;;
 "image inspect") [ -e "{images}" ] && for ref; do :; done && grep -qxF "$ref" "{images}" ;;
 *) echo "Error: no such thing" >&2; exit 1 ;;
 esac
 """
 KIND = """#!/bin/sh
 case "$1 $2" in
-"get kubeconfig") cat {kubeconfig} ;;
+"get kubeconfig") cat "{kubeconfig}" ;;
 *) echo "kind v0.33.0 x" ;;
 esac
 """
