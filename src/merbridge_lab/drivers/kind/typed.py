@@ -5,6 +5,7 @@ None of it asks the cluster: what only that knows is given, or a word stands for
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from merbridge_lab.adapters import docker
@@ -64,7 +65,7 @@ def trace(node: str) -> str:
     return pasteable(docker.exec_argv(node, ["cat", "/sys/kernel/tracing/trace_pipe"]))
 
 
-class Rules:
+class Rules(ABC):
     """The commands for the nat rules of the workload `name`; which tables, and where, says who has them."""
 
     def __init__(self, name: str) -> None:
@@ -72,14 +73,14 @@ class Rules:
         self.copied_at = f"{layout.STATE}/{name}.rules"
 
     @property
+    @abstractmethod
     def backend(self) -> str:
         """In which tables the rules are."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def process(self) -> Process:
         """The process whose network namespace they are in."""
-        raise NotImplementedError
 
     def save_command(self) -> str:
         """Give the command that saves the rules with their counters."""

@@ -12,6 +12,7 @@ from merbridge_lab.dataplane.merbridge import arguments, kernel
 from merbridge_lab.drivers.kind import manifests
 from merbridge_lab.drivers.kind.merbridge import images, installed, leavings, manifest, order, place, starting, typed
 from merbridge_lab.drivers.kind.merbridge.installed import NAME, NAMESPACE, PATH
+from merbridge_lab.drivers.kind.settings import MERBRIDGE
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 
@@ -224,18 +225,21 @@ class MerbridgePart:
         if not self._access.answers():
             return
         api = self._access.api()
-        found = api.find(PATH)
-        if installed.others(api):
-            return
-        with contextlib.suppress(LabError):
-            self._maps = dict(self.state().maps)
-        if found is not None:
+        found, kept = api.find(PATH), self._access.kept()
+        alone = not installed.others(api)
+        if alone:
+            with contextlib.suppress(LabError):
+                self._maps = dict(self.state().maps)
+        if found is not None and installed.is_ours(found):
             api.delete(PATH)
             self._await_gone(found)
         for where in installed.objects_of(found):
             there = api.find(where)
             if there is not None and installed.is_marked(there):
                 api.delete(where)
+        # On the node another's looks like ours; and of a lab that never had one, there is nothing.
+        if not alone or kept is None or kept.dataplane != MERBRIDGE:
+            return
         # Also where the DaemonSet is gone already: who took it away may have left what it had attached.
         leavings.sweep(self.place())
         leavings.require_none(self.place())
