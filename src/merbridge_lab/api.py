@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merbridge_lab.evidence import Control, Finding, Reading, Verdict, fails, holds, skips
+from merbridge_lab.evidence import Control, Finding, Reading, Unread, Verdict, assess, fails, holds, skips, value_of
 from merbridge_lab.lab import (
     DATAPLANE,
     HELLO,
@@ -42,11 +42,14 @@ __all__ = [
     "RuleSet",
     "Step",
     "Twins",
+    "Unread",
     "Variant",
     "Verdict",
     "Workload",
+    "assess",
     "fails",
     "holds",
     "place",
     "skips",
+    "value_of",
 ]

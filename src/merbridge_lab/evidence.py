@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 
 class Verdict(str, Enum):
@@ -37,6 +43,36 @@ class Reading:
         if isinstance(self.before, int) and isinstance(self.after, int):
             return self.after - self.before
         return 0
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A reading that could not be taken, in the place of its value.
+
+    `source` names what should have been read, as in Reading; `why` what was in the way: a tool that is missing, a
+    permission, an answer that could not be parsed, a log that was cut. It is never equal to a value that was read.
+    """
+
+    source: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.source} could not be read: {self.why}"
+
+
+class UnreadError(Exception):
+    """Somebody needed the value of a reading that could not be taken."""
+
+    def __init__(self, unread: Unread) -> None:
+        super().__init__(str(unread))
+        self.unread = unread
+
+
+def value_of(reading: T | Unread) -> T:
+    """Return what was read. Raise UnreadError where it could not be."""
+    if isinstance(reading, Unread):
+        raise UnreadError(reading)
+    return reading
 
 
 @dataclass(frozen=True)
@@ -79,3 +115,16 @@ def fails(why: str, *evidence: Reading, control: Control | None = None) -> Findi
 def skips(why: str) -> Finding:
     """Build the finding of a check that could not look; never a pass."""
     return Finding(Verdict.SKIP, why)
+
+
+def assess(look: Callable[..., Finding], *subjects: object, unread: Verdict = Verdict.FAIL) -> Finding:
+    """Return what `look` finds in `subjects`. What was not read is not a pass: this is the one place that decides it.
+
+    Where `look` needs the value of a reading that could not be taken, the finding is `unread` (a failure or a skip),
+    with the reason.
+    """
+    try:
+        return look(*subjects)
+    except UnreadError as error:
+        evidence = (Reading(error.unread.source, "", None, None, f"not read: {error.unread.why}"),)
+        return Finding(unread, str(error.unread), evidence)

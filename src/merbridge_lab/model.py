@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from merbridge_lab.evidence import Verdict, assess
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -29,17 +31,19 @@ class Check:
     """A predicate over what a step brought about: the lab (ensure) or what its act returned (demonstrate).
 
     `name` is "subject.claim", as scripts see it; `description` the claim in words; `hint` what to type or look
-    at when it does not hold. Patience is the caller's: a check looks once.
+    at when it does not hold. `unread` is the verdict where a reading that it needs could not be taken. Patience is the
+    caller's: a check looks once.
     """
 
     name: str
     description: str
     look: Callable[[Any], Finding]
     hint: str = ""
+    unread: Verdict = Verdict.FAIL
 
     def over(self, subject: object) -> Finding:
         """Look once."""
-        return self.look(subject)
+        return assess(self.look, subject, unread=self.unread)
 
 
 @dataclass(frozen=True)
