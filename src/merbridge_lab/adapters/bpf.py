@@ -68,8 +68,7 @@ def _bpf(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"{what}: bpf(2) has no known number on {platform.machine()}")
-    # Newer kernels write into what they know of the attribute, however long we say that ours is: the revision of what
-    # is attached (Linux 6.6) is 64 bytes behind the start. So there is room for more than that.
+    # Newer kernels write into what they know of the attribute (Linux 6.6: at byte 56), however long we say it is.
     room = ctypes.create_string_buffer(attr, _ATTRIBUTE)
     result = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), room, ctypes.c_ulong(max(len(attr), 8)))
     if result < 0:
@@ -282,7 +281,7 @@ def attached_progs(target: int, attach_type: int, flags: int = 0) -> list[int]:
     For tcx and netkit `target` is the number of an interface in the caller's network namespace.
     """
     found, how = (ctypes.c_uint32 * 64)(), (ctypes.c_uint32 * 64)()
-    # Of LSM programs the kernel tells what is attached only to who asks how, too; older ones know no such question.
+    # Of LSM programs the kernel tells what is attached only to who asks how, too.
     asked = ctypes.addressof(how) if attach_type == _LSM_CGROUP and not flags else 0
     attr = struct.pack("=IIIIQIIQ", target, attach_type, flags, 0, ctypes.addressof(found), len(found), 0, asked)
     raw = _bpf(_PROG_QUERY, attr, "ask what is attached")[1]

@@ -175,10 +175,11 @@ class Interception:
         """Give the command that reads the trace."""
         return f"cat {self._trace.pipe}"
 
-    def follow_trace(self) -> Iterator[TraceEvent]:
+    def follow_trace(self) -> Iterator[TraceEvent | None]:
         """Give the trace's events as they come, until interrupted, from a buffer that is there just for this.
 
-        So nothing is taken from others who read the trace. Where debug output is off, it is on meanwhile.
+        Where nothing comes for a moment, None is given. So nothing is taken from others who read the trace. Where
+        debug output is off, it is on meanwhile.
         """
         from merbridge_lab.dataplane import events
 
@@ -194,7 +195,10 @@ class Interception:
                 with own.following() as take:
                     while self.attached:
                         interrupts.checkpoint()
-                        for line in take(_LOOK_UP):
+                        lines = take(_LOOK_UP)
+                        if not lines:
+                            yield None
+                        for line in lines:
                             event = events.parse(line)
                             if event is not None:
                                 yield event

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab import interrupts
 from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import layout, requests, state, tracing
+from merbridge_lab.drivers.embedded import layout, logs, requests, state, tracing
 from merbridge_lab.drivers.embedded.interception import Interception
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.node import Node
@@ -124,8 +124,14 @@ class EmbeddedLab:
         server: EmbeddedWorkload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send requests as the app of `client` and read everything around them."""
-        return requests.observe(
+        """Send requests as the app of `client` and read everything around them.
+
+        Raises LabError where the lab's file system is full, before or after: then a record that is missing proves
+        nothing.
+        """
+        logs.bound(path for path in (self.machine.run / "pods").iterdir())
+        logs.require_room(self.machine.run)
+        seen = requests.observe(
             client,
             [server] if server is not None else self.servers(),
             url=url,
@@ -135,15 +141,16 @@ class EmbeddedLab:
             trace=self.dataplane.drain_trace if trace else None,
             logged=logged,
         )
+        logs.require_room(self.machine.run)
+        return seen
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
         wanted = tuple(nonces)
-        logs = (self.machine.run / "pods").glob("*/access.log")
         return [
             f"{log.parent.name}: {line}"
-            for log in logs
-            for line in log.read_text(errors="replace").splitlines()
+            for log in (self.machine.run / "pods").glob("*/access.log")
+            for line in logs.tail(log).splitlines()
             if any(nonce in line for nonce in wanted)
         ]
 
