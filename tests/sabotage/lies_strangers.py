@@ -1,4 +1,6 @@
-"""Lies by strangers: programs of others wherever the kernel takes them, and a dataplane that is half another one (P6)."""
+"""Lies by strangers (P6): programs of others wherever the kernel takes them, and a dataplane that is half another."""
+
+# ruff: noqa: SIM117 - what a program is attached with, and the program, are two things
 
 from __future__ import annotations
 
@@ -9,10 +11,11 @@ import socket
 import kernel_objects as objects
 from kernel_objects import held, nothing
 from lies_mesh import pins, pod
-from saboteur import lie, oddity
+from saboteur import again_and_again, lie, oddity
 
 from merbridge_lab import dataplane
 from merbridge_lab.adapters import bpf, netns
+from merbridge_lab.adapters.proc import run
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import PREFIX, opened, u32, u64
 from merbridge_lab.dataplane.pods import netns_cookie
@@ -69,7 +72,7 @@ def _(scene, hook):
     quick={"egress"},
 )
 def _(scene, hook):
-    """A program of type {hook} that is not ours is attached to the cgroup above the mesh's: what it drops is missing."""
+    """A program of type {hook} that is not ours is attached to the cgroup above the mesh's: it may drop."""
     with stranger(scene.lab.machine.cgroup, hook):
         yield
 
@@ -226,4 +229,55 @@ def _(scene, hook):
 def _(scene):
     """A program that sees UDP only is on the cgroup above the mesh's."""
     with stranger(scene.lab.machine.cgroup, "sendmsg4"):
+        yield
+
+
+# -- what no curl would notice (P7) ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unnoticed(scene, name, hook, attach_type):
+    """Replace a program by one that does nothing, in pin and link, with its types, and with its tag in the stamp."""
+    own, layout = pins(scene), abi.layouts()["stamp"]
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(opened(own.prog(name)))
+        link, stamp = stack.enter_context(opened(own.link(hook))), stack.enter_context(opened(own.map("stamp")))
+        fd = stack.enter_context(held(objects.with_types(18, attach_type, PREFIX + name, ours)))
+        before = bpf.lookup(stamp, bytes(4), layout.size)
+        tags = own.tags() | {name: bpf.prog_info(fd).tag}
+        words = " ".join(f"{each}={tag}" for each, tag in tags.items()).encode()
+        bpf.update(stamp, bytes(4), layout.pack(version=layout.unpack(before)["version"], programs=words))
+        objects.pin_instead(fd, own.prog(name))
+        objects.update_link(link, fd)
+        yield
+        # Nothing tells `ensure` that there is something to mend.
+        bpf.update(stamp, bytes(4), before)
+        objects.pin_instead(ours, own.prog(name))
+        objects.update_link(link, ours)
+
+
+@lie("connect6 blind, and nothing tells", "eBPF did not intercept the connection of sleep by an IPv6 socket")
+def _(scene):
+    """connect6 does nothing, and whatever is read of the kernel's objects says that it is merlab's."""
+    with unnoticed(scene, "connect6", "connect6", bpf.CGROUP_INET6_CONNECT):
+        yield
+
+
+@lie("getpeername6 blind, and nothing tells", r"by an IPv6 socket, .*sees that it speaks to 127\.0\.0\.1:15001")
+def _(scene):
+    """getpeername6 does nothing, and whatever is read of the kernel's objects says that it is merlab's."""
+    with unnoticed(scene, "getpeer6", "getpeername6", bpf.CGROUP_INET6_GETPEERNAME):
+        yield
+
+
+@lie("echo cut off at the apps", r"sleep was not answered by plain TCP to echo|by plain TCP to echo, eBPF carries no")
+def _(scene):
+    """Whatever helloworld's apps accept on port 9000 is destroyed at once; HTTP goes on."""
+    servers = [pod(scene, name) for name in ("helloworld-v1", "helloworld-v2")]
+
+    def destroy():
+        for each in servers:
+            run(each.argv_as_root(["ss", "-H", "-K", "-t", "state", "established", "sport", "=", ":9000"]))
+
+    with again_and_again(destroy):
         yield

@@ -45,7 +45,6 @@ CGROUP_UDP4_SENDMSG, CGROUP_UDP4_RECVMSG = 14, 19
 CGROUP_GETSOCKOPT = 21
 CGROUP_INET4_GETPEERNAME, CGROUP_INET6_GETPEERNAME = 29, 30
 SK_LOOKUP = 36
-#: What a sockhash may have besides: parser and verdicts of what its sockets receive.
 SK_SKB_TYPES = {4: "sk_skb stream parser", 5: "sk_skb stream verdict", 38: "sk_skb verdict"}
 FLOW_DISSECTOR = 17
 TCX = {46: "tcx ingress", 47: "tcx egress"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab import interrupts
 from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import layout, logs, requests, state, tracing
+from merbridge_lab.drivers.embedded import dialling, layout, logs, requests, state, tracing
 from merbridge_lab.drivers.embedded.interception import Interception
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.node import Node
@@ -19,12 +19,13 @@ from merbridge_lab.drivers.embedded.pods import Mesh, Pod
 from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
-from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Shown, Twins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.dials import Dial
     from merbridge_lab.drivers.embedded.layout import PodSpec
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -40,7 +41,7 @@ class EmbeddedLab:
 
     name = "embedded"
     to_the_letter = False
-    capabilities = frozenset({DATAPLANE, INBOUND, PEER, SWITCH, TRACE, TWIN})
+    capabilities = frozenset({DATAPLANE, DIALS, INBOUND, PEER, SWITCH, TRACE, TWIN})
 
     def __init__(self, *, name: str = layout.NAME, keep: bool = False, backend: str = "nft") -> None:
         self.machine = Machine(name)
@@ -143,6 +144,10 @@ class EmbeddedLab:
         )
         logs.require_room(self.machine.run)
         return seen
+
+    def dial(self, client: EmbeddedWorkload) -> Sequence[Dial]:
+        """Dial as the app of `client` in ways that curl does not, and give what eBPF has of each."""
+        return dialling.dial(client, self.dataplane.pairs)
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
