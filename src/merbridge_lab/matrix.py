@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.api import DATAPLANE, INBOUND, PEER, TWIN, Finding, Verdict, fails, holds
-from merbridge_lab.checks import mesh, redirect, rules
+from merbridge_lab.api import DATAPLANE, DIALS, INBOUND, PEER, TWIN, Finding, Verdict, fails, holds
+from merbridge_lab.checks import dials, mesh, redirect, rules
 from merbridge_lab.evidence import Control
 
 if TYPE_CHECKING:
@@ -95,13 +95,15 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         )
 
         present = lab.observe(sleep).beside(by_rules)
+        others = dials.find_carried(sleep.name, lab.dial(sleep) if DIALS in lab.capabilities else ())
         yield _outcome(
             Cell(ebpf=True, client_rules=True, server_rules=True),
             present,
             _all(
-                "by eBPF: {payload}; {last}",
+                f"by eBPF: {{payload}}{f', {others.why}' if others.evidence else ''}; {{last}}",
                 *_served_by_ebpf(present),
                 _both_answer(lab, sleep, present),
+                others,
                 rules.find_stood_still(present),
             ),
         )

@@ -52,6 +52,7 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
             found.extend(result if isinstance(result, list) else [result])
 
     look("root", "root", lambda: host.privileges(root), as_root=False)
+    look("ptrace_scope", "below 3", lambda: host.ptrace(root), as_root=False)
     look("machine.architecture", "x86_64", host.architecture, as_root=False)
     look("kernel.version", ">= 5.15", kernel.version, as_root=False)
     look("kernel.btf", "there", lambda: kernel.btf(root), as_root=False)

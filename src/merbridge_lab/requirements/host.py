@@ -8,6 +8,7 @@ import platform
 import tempfile
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import kernel
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 
 if TYPE_CHECKING:
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
 
 #: What merlab does as root, by the bits of CapEff (linux/capability.h).
 _CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
     "CAP_KILL": 5,
+    "CAP_SETGID": 6,
     "CAP_SETUID": 7,
     "CAP_NET_ADMIN": 12,
     "CAP_NET_RAW": 13,
+    "CAP_SYS_CHROOT": 18,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
 }
@@ -52,6 +57,18 @@ def missing_capabilities(status: str) -> list[str]:
     effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
     bits = int(effective, 16)
     return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
+
+
+def ptrace(root: Path) -> Requirement:
+    """Look whether root may take a descriptor from another process: so a sidecar that listens already is registered."""
+    name, needed = "ptrace_scope", f"kernel.yama.ptrace_scope below {kernel.NOBODY_TRACES}, or no Yama"
+    scope = kernel.ptrace_scope(root)
+    if scope is None:
+        return Requirement(name, PASS, "no Yama", needed)
+    if scope < kernel.NOBODY_TRACES:
+        return Requirement(name, PASS, f"kernel.yama.ptrace_scope is {scope}", needed)
+    found = f"kernel.yama.ptrace_scope is {scope}, until the next boot without it"
+    return Requirement(name, FAIL, found, needed, kernel.FIND_PTRACE_SCOPE)
 
 
 def architecture() -> Requirement:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.proc import run
+from merbridge_lab.drivers.embedded import logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +102,7 @@ def _of_pod(workload: EmbeddedWorkload) -> dict[str, Callable[[], Any]]:
     }
     for each in ("access.log", "envoy.log", "app.log", "bootstrap.yaml", "hosts"):
         if (folder / each).exists():
-            parts[f"{name}/{each}"] = lambda path=folder / each: path.read_bytes()[-_TAIL:].decode(errors="replace")  # type: ignore[misc]
+            parts[f"{name}/{each}"] = lambda path=folder / each: logs.tail(path, _TAIL)  # type: ignore[misc]
     return parts
 
 

@@ -24,12 +24,13 @@ from merbridge_lab.drivers.kind.settings import MERBRIDGE, versions
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
-from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dataplane.merbridge.trace import MerbridgeEvent
+    from merbridge_lab.dials import Dial
     from merbridge_lab.drivers.options import Options
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -176,6 +177,10 @@ class KindLab:
         """Give the addresses to which requests go: the service's, and those of the pods behind it."""
         service = self.api().get(kube.path("Service", "helloworld"))["spec"]["clusterIP"]
         return frozenset({service, *(one.pod.ip for one in servers)})
+
+    def dial(self, client: KindWorkload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
+        """Raise LabError: upstream keeps no map of its connections."""
+        raise LabError(self.lacks(DIALS), hint="merlab verify --lab embedded")
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
