@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +50,7 @@ def read_holder(locks: str, device: int, inode: int) -> str:
     The root of every tmpfs has the same inode. Some file systems (btrfs, overlayfs) tell another device than the
     kernel's: where none is the same, it is a holder if there is but one.
     """
-    rows = [fields for line in locks.splitlines() if "->" not in (fields := line.split()) and fields[1] == "FLOCK"]
+    rows = [fields for line in lines_of(locks) if "->" not in (fields := line.split()) and fields[1] == "FLOCK"]
     alike = [fields for fields in rows if fields[5].endswith(f":{inode}")]
     exact = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
     same = [fields for fields in alike if fields[5] == exact] or (alike if len(alike) == 1 else [])

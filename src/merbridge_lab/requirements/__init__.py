@@ -13,6 +13,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.requirements import host, kernel, tools
 from merbridge_lab.requirements.distribution import Distribution
 from merbridge_lab.requirements.requirement import FAIL, SKIP, Requirement
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,4 +77,4 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
 
 
 def _in_words(error: LabError) -> str:
-    return f"{error.what}: {error.stderr.splitlines()[0]}" if error.stderr else error.what
+    return f"{error.what}: {lines_of(error.stderr)[0]}" if error.stderr else error.what

@@ -9,6 +9,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ def privileges(root: Path) -> Requirement:
     needed = "root, with " + ", ".join(_CAPABILITIES)
     if os.geteuid() != 0:
         return Requirement("root", FAIL, f"user {os.geteuid()}", needed, "sudo merlab …, or become root")
-    missing = missing_capabilities((root / "proc/self/status").read_text(encoding="utf-8"))
+    missing = missing_capabilities(read_text(root / "proc/self/status"))
     if missing:
         return Requirement(
             "root",
@@ -49,7 +50,7 @@ def privileges(root: Path) -> Requirement:
 
 def missing_capabilities(status: str) -> list[str]:
     """Give the capabilities that /proc/self/status says are not in effect."""
-    effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    effective = next((line.split()[1] for line in lines_of(status) if line.startswith("CapEff:")), "0")
     bits = int(effective, 16)
     return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
 
@@ -71,12 +72,12 @@ def judge_architecture(machine: str) -> Requirement:
 
 def memory(root: Path) -> Requirement:
     """Look for room for three sidecars, three apps and the compiler."""
-    return judge_memory((root / "proc/meminfo").read_text(encoding="utf-8"))
+    return judge_memory(read_text(root / "proc/meminfo"))
 
 
 def judge_memory(meminfo: str) -> Requirement:
     """Judge a /proc/meminfo, whose figures are in KiB."""
-    figures = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.splitlines() if ":" in line}
+    figures = {line.split(":")[0]: int(line.split()[1]) for line in lines_of(meminfo) if ":" in line}
     available = figures.get("MemAvailable", figures.get("MemFree", 0)) // 1024
     if available >= _MEMORY:
         return Requirement("memory", PASS, f"{available} MB available", MEMORY_NEEDED)
@@ -125,7 +126,7 @@ def _write_unnamed(place: Path) -> None:
 
 def shared_memory(root: Path) -> Requirement:
     """Look for /dev/shm: Envoy aborts at its start where nothing is mounted there."""
-    mounts = [line.split()[1] for line in (root / "proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    mounts = [line.split(" ")[1] for line in lines_of(read_text(root / "proc/self/mounts"))]
     name, needed = "shared_memory", f"{_SHARED} mounted (Envoy)"
     if _SHARED in mounts:
         return Requirement(name, PASS, f"{_SHARED} mounted", needed)

@@ -14,6 +14,7 @@ from merbridge_lab.adapters import kernel as asked
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +111,7 @@ def namespaces() -> Requirement:
     try:
         run(["unshare", "--net", "--mount", *pair])
     except LabError as error:
-        said = (error.stderr or error.what).strip().splitlines()
+        said = lines_of((error.stderr or error.what).strip())
         if "propagation" in (error.stderr or ""):
             hint = "the root of a chroot has to be a mount: mount --bind DIR DIR before chroot DIR"
         else:

@@ -20,6 +20,7 @@ from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -143,7 +144,7 @@ class EmbeddedLab:
         return [
             f"{log.parent.name}: {line}"
             for log in logs
-            for line in log.read_text(errors="replace").splitlines()
+            for line in lines_of(log.read_text(errors="replace"))
             if any(nonce in line for nonce in wanted)
         ]
 
