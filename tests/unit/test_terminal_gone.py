@@ -92,7 +92,7 @@ WAIT = "sys.stdout.write('ready\\n'); sys.stdout.flush(); import time; time.slee
 def test_a_terminal_that_goes_away_ends_the_run_as_sighup_does(tmp_path):
     """M5: what is at work comes to its clean end, and the status is 129."""
     run = OnTerminal(program(tmp_path, WAIT))
-    run.read_until(b"ready")
+    run.read_until(b"ready\r\n")
     run.go_away()
     status, errors = run.end()
     assert "Traceback" not in errors
@@ -118,7 +118,7 @@ def test_a_terminal_that_goes_away_while_enter_is_awaited(tmp_path):
 def test_under_nohup_a_terminal_that_goes_away_changes_nothing(tmp_path):
     """M5, M6: who ignores hangups wants the work done."""
     run = OnTerminal(program(tmp_path, WAIT), ignore=[signal.SIGHUP])
-    run.read_until(b"ready")
+    run.read_until(b"ready\r\n")
     run.go_away()
     status, errors = run.end()
     assert "Traceback" not in errors
@@ -129,7 +129,7 @@ def test_a_command_that_only_prints_ends_so_too():
     """M5: where there is nothing left to stop, the outcome still did not reach anybody."""
     text = "import time, sys; sys.argv[0] = 'merlab'; from merbridge_lab.cli import main; "
     run = OnTerminal([sys.executable, "-c", f"{text}print('ready', flush=True); time.sleep(1); main()", "steps", "9"])
-    run.read_until(b"ready")
+    run.read_until(b"ready\r\n")
     run.go_away()
     status, errors = run.end()
     assert "Traceback" not in errors
