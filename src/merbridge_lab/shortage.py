@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: What Python raises, without an errno, where clone(2) said EAGAIN.
 _NO_THREAD = "can't start new thread"
+#: What dash, bash and util-linux say there.
+_NO_FORK = re.compile(r"[Cc]annot fork|fork[^\n]*Resource temporarily unavailable")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -68,6 +70,8 @@ def of(error: BaseException, where: str | Path | None = None, *, but: Container[
 
 def in_words(said: str) -> ShortageError | None:
     """Give the same where a command that failed complained of it, by the words of strerror(3)."""
+    if _NO_FORK.search(said):
+        return _processes(None)
     for code, tell in _KINDS.items():
         if os.strerror(code) in said and code not in _AMBIGUOUS:
             found = re.search(r"(/[^\s:'\"]+)[:'\"]+ *" + re.escape(os.strerror(code)), said)
@@ -135,13 +139,14 @@ def _files_of_all(_where: object) -> ShortageError:
 
 def _processes(_where: object) -> ShortageError:
     what = "no further process or thread can be started"
-    full = next((each for each in _pids_limits() if each[1] >= each[2]), None)
+    full = next((each for each in pids_limits() if each[1] >= each[2]), None)
     if full is not None:
         place, _, most = full
         return ShortageError(
             f"{what}: the limit of {most} is reached in the cgroup {place}", hint=f"cat {place}/pids.max"
         )
-    tightest = min(_pids_limits(), key=lambda each: each[2] - each[1], default=None)
+    # Who tried may have ended since, and be counted no more.
+    tightest = min(pids_limits(), key=lambda each: each[2] - each[1], default=None)
     if tightest is not None:
         place, current, most = tightest
         return ShortageError(
@@ -178,7 +183,7 @@ def _limit(name: str) -> str:
     return found[1] if found else "unknown"
 
 
-def _pids_limits() -> list[tuple[Path, int, int]]:
+def pids_limits() -> list[tuple[Path, int, int]]:
     """Give the cgroups that limit our processes, from ours up: its directory, how many there are, how many may be."""
     found: list[tuple[Path, int, int]] = []
     try:

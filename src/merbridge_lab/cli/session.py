@@ -189,7 +189,7 @@ class Session:
             return f"; what is in place cannot be seen now ({error})"
         held = [step.step.number for step in report.steps if step.verdict is Verdict.PASS]
         as_far = f" as far as step {held[-1]}" if held and report.command == "up" else ""
-        return f"; the lab is in place{as_far}: merlab up goes on from there, merlab down removes it"
+        return f"; the lab is in place{as_far} (merlab up goes on from there, merlab down removes it)"
 
 
 def numbers(text: str) -> range:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import resource
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
+from merbridge_lab import shortage
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 from merbridge_lab.text import lines_of, read_text
 
@@ -28,6 +31,9 @@ _CAPABILITIES = {
 _SHARED = "/dev/shm"  # noqa: S108
 
 _MEMORY = 512
+#: Counted on a lab at work: an Envoy cannot start with 32, and 48 do; three sidecars, twins and their clients make 65.
+_FILES = 64
+_PROCESSES = 80
 MEMORY_NEEDED = f">= {_MEMORY} MB available"
 
 
@@ -88,6 +94,33 @@ def judge_memory(meminfo: str) -> Requirement:
         MEMORY_NEEDED,
         "end what uses it: ps aux --sort -rss | head",
     )
+
+
+def limits() -> list[Requirement]:
+    """Look at how many files and processes we may have: the lab's take theirs from the same limits."""
+    files = judge_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    return [files, judge_processes(shortage.pids_limits())]
+
+
+def judge_files(soft: int, hard: int) -> Requirement:
+    """Judge RLIMIT_NOFILE: merlab has the soft limit, a sidecar the hard one."""
+    name, needed = "limits.files", f"{_FILES} open files a process"
+    most = min(each for each in (soft, hard, sys.maxsize) if each != resource.RLIM_INFINITY)
+    if most >= _FILES:
+        return Requirement(name, PASS, "any number" if most == sys.maxsize else f"{most} open files a process", needed)
+    return Requirement(name, FAIL, f"{most} open files a process", needed, "ulimit -n 4096")
+
+
+def judge_processes(limits: list[tuple[Path, int, int]]) -> Requirement:
+    """Judge the pids.max of the cgroups we are in: each its directory, how many there are, how many may be."""
+    name, needed = "limits.processes", f"room for {_PROCESSES} processes and threads"
+    place, current, most = min(limits, key=lambda each: each[2] - each[1], default=(None, 0, 0))
+    if place is None:
+        return Requirement(name, PASS, "not limited", needed)
+    found = f"{current} of {most} in {place}"
+    if most - current >= _PROCESSES:
+        return Requirement(name, PASS, found, needed)
+    return Requirement(name, FAIL, found, needed, f"echo max > {place}/pids.max")
 
 
 def run_directory(root: Path) -> Requirement:
