@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from merbridge_lab.text import lines_of
+
 _LINE = re.compile(
     r"^\[(?P<time>[^\]]+)\] "
     r'"(?P<request>[^"]*)" (?P<code>\S+) (?P<flags>\S+) (?P<details>\S+) (?P<termination>\S+) '
@@ -74,4 +76,4 @@ def parse(line: str) -> AccessLogLine | None:
 
 def parse_all(text: str) -> tuple[AccessLogLine, ...]:
     """Read all lines of `text` that are complete and in the format."""
-    return tuple(line for raw in text.splitlines() if (line := parse(raw)) is not None)
+    return tuple(line for raw in lines_of(text) if (line := parse(raw)) is not None)

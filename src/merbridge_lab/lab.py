@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from merbridge_lab.text import lines_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
@@ -47,8 +49,8 @@ class Shown:
 
         bpftool describes a map or a program in several lines: of those only the first, with id, type and name.
         """
-        known = set(before.output.splitlines())
-        new = [line for line in self.output.splitlines() if line not in known]
+        known = set(lines_of(before.output))
+        new = [line for line in lines_of(self.output) if line not in known]
         heads = [line for line in new if re.match(r"\d+: ", line)] or new
         return "\n".join(f"+ {line}" for line in heads) or "(nothing new)"
 

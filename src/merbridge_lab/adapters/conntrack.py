@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -49,7 +50,7 @@ def read_changed_sources(told: str) -> Sources:
         original, reply = (dict(words[at : at + 4]) for at in (0, 4))
         return f"{original['src']}:{original['sport']}", f"{reply['dst']}:{reply['dport']}"
 
-    return _changed(ends(line) for line in told.splitlines() if "tcp" in line.split() and line.count(" dport=") > 1)
+    return _changed(ends(line) for line in lines_of(told) if "tcp" in line.split() and line.count(" dport=") > 1)
 
 
 def together(many: Iterable[Mapping[str, frozenset[str]]]) -> Sources:

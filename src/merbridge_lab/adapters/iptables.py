@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import nftables
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.ruleset import BACKENDS, RuleSet
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +60,7 @@ def native_in(chains: str) -> tuple[str, ...]:
     """Name the tables and base chains that no iptables made, from what `nft list chains` prints; as nft names them."""
     found: dict[str, None] = {}
     table = chain = ""
-    for line in (line.strip() for line in chains.splitlines()):
+    for line in (line.strip() for line in lines_of(chains)):
         if line.startswith("table "):
             table = line.removesuffix("{").strip()
             if not _COMPAT.match(table):
@@ -97,7 +98,7 @@ def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
     """Delete every rule and chain of `netns`, whoever made them; the `tables` of the backend `but` stay."""
     found = snapshot(netns)
     for backend, text in found.texts.items():
-        present = {line[1:] for line in text.splitlines() if line.startswith("*")}
+        present = {line[1:] for line in lines_of(text) if line.startswith("*")}
         for table in sorted(present - set(tables if backend == but else ())):
             for option in ("-F", "-X"):
                 run(inside(netns, *_tool(backend), "-t", table, option))

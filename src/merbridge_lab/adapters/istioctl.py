@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabE
 
 def complaint(said: str) -> str:
     """Leave what istioctl complains of: a ship and its progress come before."""
-    lines = said.splitlines()
+    lines = lines_of(said)
     first = next((number for number, line in enumerate(lines) if line.startswith("Error")), 0)
     return "\n".join(lines[first:])
 

@@ -6,6 +6,8 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from merbridge_lab import text
+
 
 @dataclass(frozen=True)
 class Process:
@@ -69,7 +71,7 @@ def look(pid: int) -> Process | None:
     proc = Path("/proc", str(pid))
     try:
         # The name may hold blanks and brackets; what follows the last bracket does not.
-        fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        fields = text.read_text(proc / "stat").rpartition(")")[2].split()
         argv = tuple((proc / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0"))
         netns, mntns = ((proc / "ns" / kind).stat().st_ino for kind in ("net", "mnt"))
     except (FileNotFoundError, ProcessLookupError):

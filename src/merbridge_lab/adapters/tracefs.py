@@ -12,6 +12,8 @@ import re
 import select
 from typing import TYPE_CHECKING
 
+from merbridge_lab.text import lines_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -132,4 +134,4 @@ class Instance:
             pass
         finally:
             os.close(descriptor)
-        return b"".join(chunks).decode(errors="replace").splitlines()
+        return lines_of(b"".join(chunks).decode(errors="replace"))

@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Protocol
 
 from merbridge_lab.observation import Exchange, Observation, arrivals
+from merbridge_lab.text import lines_of
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
     except ValueError:
         facts, response = {}, stdout
     head, _, body = response.replace("\r\n", "\n").partition("\n\n")
-    headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+    headers = dict(line.lower().split(": ", 1) for line in lines_of(head)[1:] if ": " in line)
     return Exchange(
         nonce=nonce,
         url=url,

@@ -20,6 +20,7 @@ from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -155,7 +156,7 @@ class EmbeddedLab:
         return [
             f"{log.parent.name}: {line}"
             for log in (self.machine.run / "pods").glob("*/access.log")
-            for line in logs.tail(log).splitlines()
+            for line in lines_of(logs.tail(log))
             if any(nonce in line for nonce in wanted)
         ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import iptables, links, netns
 from merbridge_lab.drivers.embedded import layout, services
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ class Node:
         settings = " ".join(f"net.{name.replace('/', '.')}={value}" for name, value in NODE_SYSCTLS.items())
         dnat = [
             f"{inside} iptables-{self._backend} -t nat {line}"
-            for line in services.service_rules().splitlines()
+            for line in lines_of(services.service_rules())
             if line.startswith("-A")
         ]
         return [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import logs
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,4 +108,4 @@ def _of_pod(workload: EmbeddedWorkload) -> dict[str, Callable[[], Any]]:
 
 
 def _lines_with(path: str, word: str) -> str:
-    return "\n".join(line for line in Path(path).read_text().splitlines() if word in line)
+    return "\n".join(line for line in lines_of(read_text(Path(path))) if word in line)

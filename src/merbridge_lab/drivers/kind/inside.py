@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import conntrack, docker, iptables
 from merbridge_lab.errors import LabError
 from merbridge_lab.ruleset import BACKENDS, NATIVE, NATIVE_TABLE, RuleSet
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,7 @@ class Process:
     @property
     def addresses(self) -> tuple[str, ...]:
         """The IPv4 addresses in its namespace, the loopback's aside."""
-        rows = [line.split() for line in self.looked.splitlines()]
+        rows = [line.split() for line in lines_of(self.looked)]
         return tuple(row[3].partition("/")[0] for row in rows if row[1] != "lo")
 
 
@@ -88,7 +89,7 @@ def tasks(node: str) -> dict[str, int]:
 
 def read_tasks(told: str) -> dict[str, int]:
     """Read what `ctr tasks ls` prints."""
-    rows = [line.split() for line in told.splitlines()[1:]]
+    rows = [line.split() for line in lines_of(told)[1:]]
     return {row[0]: int(row[1]) for row in rows if len(row) == 3 and row[2] == "RUNNING"}  # noqa: PLR2004 - task, PID, status
 
 
@@ -108,7 +109,7 @@ def look(hands: Hands, pid: int) -> Process:
 
 def read_process(hands: Hands, told: str) -> Process:
     """Read what `_LOOK` prints: proc_pid_stat(5), inode, name, cgroup, addresses."""
-    stat, netns, comm, cgroup, *addresses = told.splitlines()
+    stat, netns, comm, cgroup, *addresses = lines_of(told)
     # The name may hold blanks and brackets; what follows the last bracket does not.
     fields = stat.rpartition(")")[2].split()
     return Process(

@@ -25,6 +25,7 @@ from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -188,7 +189,7 @@ class KindLab:
         return [
             f"{workload.name}: {line}"
             for workload in self.workloads()
-            for line in workload.logged().splitlines()
+            for line in lines_of(workload.logged())
             if any(nonce in line for nonce in wanted)
         ]
 

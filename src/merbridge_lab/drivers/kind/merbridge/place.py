@@ -10,6 +10,7 @@ from pathlib import Path
 from merbridge_lab.adapters import docker
 from merbridge_lab.drivers.kind import layout
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of, read_text
 
 _CGROUP2 = "cgroup2"
 
@@ -29,7 +30,7 @@ class Place:
     @property
     def cgroup_mount(self) -> str:
         """Where, in the node, cgroup2 is mounted; nothing where it is not."""
-        for line in Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines():
+        for line in lines_of(read_text(Path(f"/proc/{self.pid}/mountinfo"))):
             left, _, right = line.partition(" - ")
             if right.startswith(f"{_CGROUP2} ") and left.split()[4].startswith("/sys/fs/cgroup"):
                 return left.split()[4]
@@ -85,7 +86,7 @@ def find(node: str) -> Place:
 
 def cgroup_of(process: Path) -> str:
     """Give the cgroup2 path of a process, seen from here."""
-    for line in (process / "cgroup").read_text().splitlines():
+    for line in lines_of(read_text(process / "cgroup")):
         if line.startswith("0::"):
             return line.removeprefix("0::")
     return ""
