@@ -77,12 +77,12 @@ class Access:
     def kept(self) -> Settings | None:
         """Give what the lab was made with, as the cluster tells; None where it does not. Raises LabError."""
         found = self.api().find(kube.path("ConfigMap", layout.SETTINGS))
-        return Settings.from_json(found["data"]["settings.json"]) if found else None
+        return Settings.from_json((found.get("data") or {}).get("settings.json", "")) if found else None
 
     def finished(self) -> bool:
         """Whether the lab's making, or its last change, came to its end."""
         found = self.api().find(kube.path("ConfigMap", layout.SETTINGS))
-        return found is not None and found["data"].get("finished") == "true"
+        return found is not None and (found.get("data") or {}).get("finished") == "true"
 
     def settings(self) -> Settings:
         """Give what the lab is to be: what it was made with, else the table's, and what was asked for.

@@ -230,6 +230,7 @@ class KindLab:
             misfit=likely.misfit(),
             istio=likely.istio_tag,
             tested=versions()["kind"]["tested"],
+            same_kernel=self.intercepts,
         )
         found = [*tools, *cluster.requirement()]
         return (
