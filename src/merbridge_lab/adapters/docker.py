@@ -178,9 +178,7 @@ def execute(
     if told.status in ok and not (told.status and docker_words.is_silent(said)):
         return told
     what = f"{argv[0]} failed with exit status {told.status} in the container {container}"
-    raise docker_words.explained(
-        LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=said)
-    )
+    raise docker_words.explained(LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=said))
 
 
 def has_image(ref: str) -> bool:

@@ -22,10 +22,17 @@ _SILENT = re.compile(
     r"|could not be found in this wsl 2 distro|cannot connect to podman",
     re.IGNORECASE,
 )
-_FORBIDDEN = re.compile(r"permission denied while trying to connect|dial unix \S+: connect: permission denied", re.I)
+_FORBIDDEN = re.compile(
+    r"permission denied while trying to connect|dial unix \S+: connect: permission denied", re.IGNORECASE
+)
+_PODMAN = re.compile(
+    r"cannot connect to podman|emulate docker cli using podman|podman system connection", re.IGNORECASE
+)
 _VERSION = re.compile(r"client version \S+ is too (?:new|old)[^\n]*", re.IGNORECASE)
 _TLS = re.compile(r"http request to an https server|does not look like a tls handshake", re.IGNORECASE)
-_CONTEXT = re.compile(r'context "?([^\s":]+)"?: context not found|context "([^"]+)" (?:not found|does not exist)', re.I)
+_CONTEXT = re.compile(
+    r'context "?([^\s":]+)"?: context not found|context "([^"]+)" (?:not found|does not exist)', re.IGNORECASE
+)
 _ADDRESS = re.compile(r"\b(?:unix|tcp|ssh|npipe|https?|fd)://[^\s\"']+?(?=[.,;:]?(?:[\s\"']|$))")
 _DEFAULT = "unix:///var/run/docker.sock"
 #: The lab that needs no Docker, and beside it what the other one needs.
@@ -47,24 +54,28 @@ def explained(error: LabError) -> LabError:
 
 
 def _told(said: str) -> tuple[str, str]:
-    if "podman" in said.lower():
-        found = is_podman("")
-        return found.what, found.hint or ""
+    """Give what is wrong and what to type; two empty ones where it is not about reaching a daemon."""
     where = address(said)
-    if _FORBIDDEN.search(said):
-        return f"this user may not use the Docker daemon at {where}", "become a member of the group docker, or root"
-    if found_ := _VERSION.search(said):
-        return (
-            f"docker and the daemon at {where} are too far apart: {found_[0].strip()}",
-            "docker version  # then upgrade the older one",
+    what, hint = "", ""
+    if _PODMAN.search(said):
+        podman = is_podman("")
+        what, hint = podman.what, podman.hint or ""
+    elif _FORBIDDEN.search(said):
+        what, hint = (
+            f"this user may not use the Docker daemon at {where}",
+            "become a member of the group docker, or root",
         )
-    if _TLS.search(said):
-        return f"the daemon at {where} is not spoken to as it expects: one side uses TLS", "docker context ls"
-    if missing := _CONTEXT.search(said):
-        return f"docker has no context {missing[1] or missing[2]}", "docker context use default; unset DOCKER_CONTEXT"
-    if _SILENT.search(said):
-        return f"no Docker daemon answers at {where}", _start(where)
-    return "", ""
+    elif apart := _VERSION.search(said):
+        what = f"docker and the daemon at {where} are too far apart: {apart[0].strip()}"
+        hint = "docker version  # then upgrade the older one"
+    elif _TLS.search(said):
+        what, hint = f"the daemon at {where} is not spoken to as it expects: one side uses TLS", "docker context ls"
+    elif missing := _CONTEXT.search(said):
+        what = f"docker has no context {missing[1] or missing[2]}"
+        hint = "docker context use default; unset DOCKER_CONTEXT"
+    elif _SILENT.search(said):
+        what, hint = f"no Docker daemon answers at {where}", _start(where)
+    return what, hint
 
 
 def address(said: str) -> str:

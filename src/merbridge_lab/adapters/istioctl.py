@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _INSTALL = 300.0
-_CROSS = re.compile(r"^\s*[✘✗✖❌×]\ufe0f?\s*")
+_CROSS = re.compile(r"^\s*[✘✗✖❌]\ufe0f?\s*")
 _LAST = re.compile(r"^(?:Error|error)(?::\s*|\b)")
 
 

@@ -186,7 +186,7 @@ def at_work(name: str) -> list[int]:
 
 
 def is_orphan(process: Path, name: str) -> bool:
-    """Whether `process`, a folder of /proc, is such a one. Raises OSError for one that is gone, or is not ours to see."""
+    """Whether `process`, a folder of /proc, is such a one. Raises OSError for one that is gone or out of sight."""
     argv = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
     if [Path(argv[0]).name, *argv[1:5]] != [_COMMAND, "create", "cluster", "--name", name]:
         return False

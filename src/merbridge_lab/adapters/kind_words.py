@@ -13,7 +13,9 @@ _ROUTINE = re.compile(r"^goroutine \d+ \[")
 #: What comes first: kind's own sentence; then who complains in kubeadm and below it.
 _HEAD = re.compile(r"^(?:ERROR|FATAL|panic|error): ?|^Error: ")
 _COMPLAINTS = (
-    re.compile(r"\[kubelet-check\].*(?:not|fail|error|refused|deadline|unhealthy)|kubelet is (?:not|unhealthy|configured)"),
+    re.compile(
+        r"\[kubelet-check\].*(?:not|fail|error|refused|deadline|unhealthy)|kubelet is (?:not|unhealthy|configured)"
+    ),
     re.compile(r"^\s*\[ERROR \w[^\]]*\]"),
     re.compile(r"validate .*(?:kubelet|cgroup)|cgroup v1|required cgroups disabled"),
     re.compile(r"too many open files|no space left on device|address already in use|port is already allocated"),
@@ -32,13 +34,29 @@ _KNOWN = (
     ),
     (r"no space left on device", "a disk is full", "docker system df; df -h"),
     (r"port is already allocated|address already in use|Port-\d+\]", "a port is in use already", "ss -ltnp"),
-    (r"address pools have been (?:fully )?(?:subnetted|exhausted)|non-overlapping IPv4", "Docker has no network left to give", "docker network prune"),
+    (
+        r"address pools have been (?:fully )?(?:subnetted|exhausted)|non-overlapping IPv4",
+        "Docker has no network left to give",
+        "docker network prune",
+    ),
     (r"already exist for a cluster", "there are nodes of that name already", "merlab down --lab kind"),
-    (r"exec format error", "its image is for another architecture", "docker image inspect --format '{{.Architecture}}' {image}"),
+    (
+        r"exec format error",
+        "its image is for another architecture",
+        "docker image inspect --format '{{.Architecture}}' {image}",
+    ),
     (r"could not find a log line that matches", "its node does not start", "merlab doctor --lab kind"),
     (r"failed to pull image", "its node's image cannot be pulled", "docker pull {image}"),
-    (r"kubelet-check|kubelet is (?:not|unhealthy)", "kubeadm waited for the kubelet, which is not healthy", "merlab doctor --lab kind"),
-    (r"wait-control-plane|control.plane", "kubeadm waited for the control plane, which did not come up", "merlab doctor --lab kind"),
+    (
+        r"kubelet-check|kubelet is (?:not|unhealthy)",
+        "kubeadm waited for the kubelet, which is not healthy",
+        "merlab doctor --lab kind",
+    ),
+    (
+        r"wait-control-plane|control.plane",
+        "kubeadm waited for the control plane, which did not come up",
+        "merlab doctor --lab kind",
+    ),
 )
 
 

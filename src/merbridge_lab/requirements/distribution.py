@@ -53,13 +53,13 @@ _UBUNTUS = {
     "plucky": (25, 4),
     "questing": (25, 10),
 }
-#: How Ubuntu numbers its kernels, each with a package of tools: x.y.0-ABI-flavour. WSL's, the mainline builds', Debian's,
-#: Proxmox's and one's own have none.
+#: How Ubuntu numbers its kernels, each with a package of tools: x.y.0-ABI-flavour. WSL's, the mainline builds',
+#: Debian's, Proxmox's and one's own have none.
 _UBUNTUS_KERNEL = re.compile(
     r"\d+\.\d+\.0-[1-9]\d{0,3}-(?:generic|lowlatency|realtime|virtual|aws|azure|gcp|gke|gkeop|ibm|intel|iotg|kvm|nvidia"
     r"|oem|oracle|raspi|laptop|starfive|allwinner|bluefield|xilinx)(?:-[a-z0-9]+)*"
 )
-#: From this RHEL on, and in those made from it, there is no package iptables-legacy.
+#: Where RHEL, and what is made from it, has a package iptables-legacy no more, or in EPEL alone.
 _RHELS = ("rhel", "centos", "ol")
 _NO_LEGACY = (9,)
 

@@ -158,7 +158,9 @@ def kernel(engine: Engine, release: str, *, needed: bool = True) -> Requirement:
     where = product or engine.system or "Docker"
     release_ = f", Linux {engine.kernel}" if engine.kernel else ""
     found = f"{where} runs containers in a virtual machine or on another one{release_}; here is Linux {release}"
-    hint = "docker context use default  # Docker Engine on this machine; or --dataplane none, or merlab up --lab embedded"
+    hint = (
+        "docker context use default  # Docker Engine on this machine; or --dataplane none, or merlab up --lab embedded"
+    )
     return Requirement(name, FAIL if needed else WARN, found, wanted, hint)
 
 

@@ -74,8 +74,11 @@ class KindLab:
 
     def close(self) -> None:
         """Take away what was made for as long as this merlab runs."""
-        if self._pair.made:
-            self._pair.close()
+        try:
+            if self._pair.made:
+                self._pair.close()
+        finally:
+            self._access.close()
 
     # -- what intercepts ----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the cluster keeps of the lab's settings, field by field: whoever may write a ConfigMap there may write anything."""
+"""What the cluster keeps of the lab's settings, field by field: who may write a ConfigMap may write anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _MOST = 4096
 _DROPPED = frozenset({"kubeconfig"})
 
 
-def read(text: str, *, workloads: Collection[str], dataplanes: Collection[str], manifests: Collection[str]) -> dict[str, Any]:
+def read(
+    text: str, *, workloads: Collection[str], dataplanes: Collection[str], manifests: Collection[str]
+) -> dict[str, Any]:
     """Read the settings of a lab from their JSON. Raises ValueError naming the first field that is not as it must be.
 
     `workloads` are those that have an image, `manifests` the names of upstream's.

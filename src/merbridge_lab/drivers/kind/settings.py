@@ -74,7 +74,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Read what `to_json` wrote, or whoever may write to the cluster. Raises LabError naming what is not as it must be."""
+        """Read what `to_json` wrote, or whoever may write there. Raises LabError naming what is not as it must be."""
         table = versions()
         try:
             told = schema.read(

@@ -95,8 +95,9 @@ def objects_of(daemonset: Object | None) -> Sequence[str]:
     except (ValueError, RecursionError):
         return own
     # The note may be anybody's: of what is not a place in the API, nothing is asked.
-    is_list = isinstance(told, list) and all(isinstance(one, str) and _PLACE.fullmatch(one) for one in told)
-    return told if is_list else own
+    if not isinstance(told, list) or not all(isinstance(one, str) and _PLACE.fullmatch(one) for one in told):
+        return own
+    return told
 
 
 def as_applied(daemonset: Object) -> Object:

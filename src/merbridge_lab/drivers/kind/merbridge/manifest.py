@@ -55,7 +55,9 @@ def objects(settings: Settings) -> list[Object]:
     except (yaml.YAMLError, TypeError, KeyError) as error:
         # Its name may be the cluster's word: what is in a file that is no manifest is nobody's business.
         said = error.problem if isinstance(error, yaml.MarkedYAMLError) else f"{type(error).__name__}: {error}"
-        raise LabError(f"{where} is not a Kubernetes manifest", hint="merlab manifests merbridge", stderr=said) from error
+        raise LabError(
+            f"{where} is not a Kubernetes manifest", hint="merlab manifests merbridge", stderr=said
+        ) from error
     if not whole:
         raise LabError(f"{where} holds an object without a name", hint="merlab manifests merbridge")
     if unknown := sorted(set(kinds) - kube.KINDS):

@@ -246,7 +246,7 @@ class MerbridgePart:
         leavings.require_none(self.place())
 
     def _had(self) -> bool:
-        """Whether the lab has, or may have, a Merbridge: what cannot be read of it must not keep it from being removed."""
+        """Whether the lab has a Merbridge, or may have: what cannot be read must not keep it from being removed."""
         try:
             kept = self._access.kept()
         except LabError:

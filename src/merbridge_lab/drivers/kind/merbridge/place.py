@@ -58,7 +58,7 @@ class Place:
             raise LabError(f"the cgroup of the node {self.node} is not known: {error}") from error
 
     def has(self, path: str) -> bool:
-        """Whether a cgroup, as /proc/PID/cgroup names it on this machine, is the node's or below it. Raises LabError."""
+        """Whether a cgroup, as /proc/PID/cgroup names it here, is the node's or below it. Raises LabError."""
         return is_below(path, self.cgroup_path)
 
     @property
