@@ -217,7 +217,7 @@ def test_a_wrong_daemon_is_named_with_the_next_command(said, what):
 )
 def test_an_image_that_is_not_pulled_says_why_in_the_first_line(says, said, why):
     says("docker", err=said, status=1)
-    with pytest.raises(LabError, match="cannot be pulled from r.example") as error:
+    with pytest.raises(LabError, match=r"cannot be pulled from r\.example") as error:
         docker.pull("r.example/x:9")
     assert why in error.value.what
 
@@ -235,7 +235,7 @@ def test_an_image_that_is_not_pulled_says_why_in_the_first_line(says, said, why)
 )
 def test_c08_a_docker_that_is_podman_is_called_so(says, told):
     says("docker", out=json.dumps(told))
-    with pytest.raises(LabError, match="docker is Podman [45].* does not support") as error:
+    with pytest.raises(LabError, match=r"docker is Podman [45].* does not support") as error:
         docker.engine()
     assert error.value.hint.startswith("merlab up --lab embedded")
 

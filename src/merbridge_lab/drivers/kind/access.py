@@ -28,6 +28,7 @@ class Access:
         self._node = ""
         self._hands: Hands | None = None
         self._helper: hands.Helpers | None = None
+        self.helpless: LabError | None = None
         self._settings: Settings | None = None
 
     def forget(self) -> None:
@@ -70,10 +71,18 @@ class Access:
             if hands.have_tools(node):
                 self._hands = hands.NodesOwn(node)
             else:
-                settings = self.likely()
-                if rollout.full_name(settings.proxy_image) in rollout.images_on(node):
-                    self._hands = self._helper = hands.make(api, node, settings)
+                self._help(api, node)
         return self._hands
+
+    def _help(self, api: Api, node: str) -> None:
+        """Make a helper; why there is none, `hands` says."""
+        settings = self.likely()
+        self.helpless = None
+        try:
+            if rollout.full_name(settings.proxy_image) in rollout.images_on(node):
+                self._hands = self._helper = hands.make(api, node, settings)
+        except LabError as error:
+            self.helpless = error
 
     def close(self) -> None:
         """Remove the helper that was made, and those of merlabs that were killed."""
@@ -90,7 +99,7 @@ class Access:
         """Give that by which pods are entered. Raises LabError."""
         found = self.find_hands()
         if found is None:
-            raise LabError(
+            raise self.helpless or LabError(
                 f"the node {self.node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has",
                 hint="merlab up --lab kind",
             )

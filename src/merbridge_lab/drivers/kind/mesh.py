@@ -72,6 +72,8 @@ class MeshPart:
     def _of_hands(self) -> list[str]:
         if self._access.find_hands() is not None:
             return []
+        if (why := self._access.helpless) is not None:
+            return [why.what]
         return [f"the node {self._node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has"]
 
     def _of(self, workload: KindWorkload) -> list[str]:
