@@ -111,7 +111,7 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
 
 #: What kubeadm says in a node whose kubelet does not get healthy, after four minutes; and a stack, as it prints one.
 KUBEADM = r"""#!/bin/sh
-[ "$1" = init ] || exec kubeadm.real "$@"
+[ "$1" = init ] || exec /real/kubeadm "$@"
 cat >&2 <<'END'
 [kubelet-check] The kubelet is not healthy after 4m0.000462313s
 error execution phase wait-control-plane
@@ -124,7 +124,8 @@ exit 1
 """
 BROKEN = f"""
 FROM {{node}}
-RUN at=$(command -v kubeadm) && ln -s "$(readlink -f "$at")" "$(dirname "$at")/kubeadm.real" && rm "$at" \
+RUN at=$(command -v kubeadm) && mkdir /real \
+ && if [ -L "$at" ]; then ln -s "$(readlink -f "$at")" /real/kubeadm && rm "$at"; else mv "$at" /real/kubeadm; fi \
  && echo {base64.b64encode(KUBEADM.encode()).decode()} | base64 -d >"$at" && chmod 755 "$at"
 """
 
@@ -491,7 +492,7 @@ def _docker_starts() -> None:
 
 
 class Between:
-    """A socket in front of the Docker daemon, whoever's that is: what is behind it can be taken away for merlab alone."""
+    """A socket in front of the Docker daemon, whoever's that is: it can be taken away for merlab alone."""
 
     def __init__(self, folder: Path, daemon: str) -> None:
         self._daemon, self.path = daemon, folder / "docker.sock"

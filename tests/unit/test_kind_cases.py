@@ -430,7 +430,8 @@ SLICE = f"/kubelet.slice/kubelet-kubepods-pod{POD.replace('-', '_')}.slice/cri-c
 
 def looked(cgroups):
     stat = "7 (sleep) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0 0 0"
-    return f"{stat}\n4026534339\nsleep\n{cgroups}\n1: lo    inet 127.0.0.1/8 scope host lo\\\n2: eth0    inet 10.0.0.5/24 x\n"
+    addresses = "1: lo    inet 127.0.0.1/8 scope host lo\\\n2: eth0    inet 10.0.0.5/24 x\n"
+    return f"{stat}\n4026534339\nsleep\n{cgroups}\n{addresses}"
 
 
 @pytest.mark.parametrize(
@@ -459,7 +460,8 @@ def test_c18_a_name_with_line_ends_does_not_shift_what_is_read(tmp_path):
     """The node's own shell reads a real process whose name has one."""
     if shutil.which("nsenter") is None:
         pytest.fail("nsenter is needed")
-    code = "import sys, ctypes; ctypes.CDLL(None).prctl(15, b'a\\n4026531840', 0, 0, 0); print(flush=True); sys.stdin.read()"
+    rename = "ctypes.CDLL(None).prctl(15, b'a\\n4026531840', 0, 0, 0)"
+    code = f"import sys, ctypes; {rename}; print(flush=True); sys.stdin.read()"
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(_python(code))
         stack.callback(child.kill)
