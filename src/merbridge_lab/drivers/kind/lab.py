@@ -76,8 +76,11 @@ class KindLab:
 
     def close(self) -> None:
         """Take away what was made for as long as this merlab runs."""
-        if self._pair.made:
-            self._pair.close()
+        try:
+            if self._pair.made:
+                self._pair.close()
+        finally:
+            self._access.close()
 
     # -- what intercepts ----------------------------------------------------------------------------------------------
 
@@ -236,6 +239,7 @@ class KindLab:
             misfit=likely.misfit(),
             istio=likely.istio_tag,
             tested=versions()["kind"]["tested"],
+            same_kernel=self.intercepts,
         )
         found = [*tools, *cluster.requirement()]
         return (
