@@ -166,7 +166,7 @@ class EmbeddedLab:
         for workload in self.workloads():
             found[f"the app of {workload.name}"] = str(workload.pod.app_pid)
             found[f"the sidecar of {workload.name}"] = str(workload.pod.sidecar_pid)
-            found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
+            found[f"the nat rules of {workload.name}"] = workload.rules.snapshot().fingerprint("nat")
         for program in self.dataplane.programs():
             found[f"the program {program.name}"] = f"{program.id} {program.attached_to}"
         for name, link in self.dataplane.links().items():

@@ -52,11 +52,14 @@ class Node:
         return found + self._rule_problems()
 
     def _rule_problems(self) -> list[str]:
-        if not services.are_loaded(self.netns, services.service_rules(), self._backend, tables=services.NODES):
-            return [f"the rules for the services' addresses are not in the nat table of {self.netns}"]
-        if others := services.others(self.netns, self._backend, tables=services.NODES):
-            return [f"there are other rules in the node than those of the services: {others[0]}"]
-        return []
+        return services.problems(
+            self.netns,
+            services.service_rules(),
+            self._backend,
+            tables=services.NODES,
+            wrong=f"the rules for the services' addresses are not in the nat table of {self.netns}",
+            stray="there are other rules in the node than those of the services",
+        )
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make it, once the run directory is there."""

@@ -23,7 +23,7 @@ from merbridge_lab.drivers.kind.paper import LabOnPaper
 from merbridge_lab.drivers.kind.settings import MERBRIDGE, versions
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Verdict
+from merbridge_lab.evidence import Unread, Verdict
 from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
 from merbridge_lab.text import lines_of
 
@@ -175,7 +175,9 @@ class KindLab:
                 logged=logged,
                 **around,
             )
-        return replace(seen, trace=watch.of_requests(seen.trace, self._places(servers))) if seen.trace else seen
+        if not seen.trace or isinstance(seen.trace, Unread):
+            return seen
+        return replace(seen, trace=watch.of_requests(seen.trace, self._places(servers)))
 
     def _places(self, servers: Sequence[KindWorkload]) -> frozenset[str]:
         """Give the addresses to which requests go: the service's, and those of the pods behind it."""
@@ -203,7 +205,7 @@ class KindLab:
             pod, process = workload.found(anew=True)
             found[f"the pod of {workload.name}"] = f"{pod.uid}, {pod.restarts} restarts"
             found[f"the app of {workload.name}"] = f"{process.pid} since {process.started}"
-            found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
+            found[f"the nat rules of {workload.name}"] = workload.rules.snapshot().fingerprint("nat")
         if self.intercepts:
             state = self.merbridge.state()
             found |= {f"the program {hook}": str(number) for hook, number in state.programs.items()}
