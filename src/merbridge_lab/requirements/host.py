@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import pwd
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,17 @@ def missing_capabilities(status: str) -> list[str]:
     effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
     bits = int(effective, 16)
     return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
+
+
+def sidecars_user(number: int) -> Requirement:
+    """Look whether somebody real has the number of the sidecars' user: that one could signal and trace them."""
+    name, needed = "sidecars_user", f"no user of this machine has the number {number}"
+    try:
+        taken = pwd.getpwuid(number).pw_name
+    except KeyError:
+        return Requirement(name, PASS, "nobody has it", needed)
+    hint = f"give {taken} another number (usermod -u NUMBER {taken}), or see that nobody else logs in as {taken}"
+    return Requirement(name, WARN, f"{taken} has it, and is to the kernel the user of the lab's sidecars", needed, hint)
 
 
 def architecture() -> Requirement:
