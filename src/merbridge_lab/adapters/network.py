@@ -79,9 +79,10 @@ def read(netns: Path, sysctls: Iterable[str] = ()) -> Network:
                 "address": [_address(each, names) for each in netlink.get_addr()],
                 "route": [_route(each, names) for each in netlink.get_routes()],
                 "rule": [_rule(each) for each in netlink.get_rules()],
-                "neighbour": [*_neighbours(netlink.get_neighbours(), names), *(f"proxy {number}" for number in range(_proxies()))],
+                "neighbour": [*_neighbours(netlink.get_neighbours(), names)],
                 "queueing discipline": [_qdisc(each, names) for each in netlink.get_qdiscs()],
             }
+        lines["neighbour"] += [f"proxy {number}" for number in range(_proxies())]
         lines["IPsec rule"] = [f"{kind} {number}" for kind in _XFRM_GET for number in range(_xfrm(kind))]
         values = {name: _value(name) for name in sysctls}
         return Network({link.name: link for link, _ in links}, {k: frozenset(v) for k, v in lines.items()}, values)
@@ -116,9 +117,7 @@ def _link(message: Any) -> tuple[Link, str]:  # noqa: ANN401
         words.append(f"of link {message.get_attr('IFLA_MASTER')}")
     if message.get_attr("IFLA_PROTO_DOWN"):
         words.append("proto_down")
-    link = Link(
-        name, message["index"], kind, up, message.get_attr("IFLA_ADDRESS") or "", message.get_attr("IFLA_LINK")
-    )
+    link = Link(name, message["index"], kind, up, message.get_attr("IFLA_ADDRESS") or "", message.get_attr("IFLA_LINK"))
     return link, " ".join(words)
 
 

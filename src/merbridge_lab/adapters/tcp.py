@@ -51,6 +51,4 @@ def listening(netns: Path) -> list[Listener]:
         return [line for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
 
     rows = [line.split() for line in run_inside(netns, read)]
-    return [
-        Listener(int(row[1].rpartition(":")[2], 16), int(row[9]), int(row[7])) for row in rows if row[3] == _LISTEN
-    ]
+    return [Listener(int(row[1].rpartition(":")[2], 16), int(row[9]), int(row[7])) for row in rows if row[3] == _LISTEN]

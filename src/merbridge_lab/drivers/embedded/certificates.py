@@ -136,7 +136,7 @@ class Seen(NamedTuple):
 def _untimely(since: dt.datetime, until: dt.datetime) -> str | None:
     now = dt.datetime.now(dt.timezone.utc)
     if now < since:
-        return f"is valid from {since:%Y-%m-%d %H:%M} UTC on, and here it is {now:%Y-%m-%d %H:%M} UTC: look at the clock"
+        return f"is valid from {since:%Y-%m-%d %H:%M} UTC on, and the clock says {now:%Y-%m-%d %H:%M} UTC"
     if until <= now:
         return f"expired at {until:%Y-%m-%d %H:%M} UTC"
     return None
@@ -150,7 +150,7 @@ def _period(certificate: x509.Certificate) -> tuple[dt.datetime, dt.datetime]:
 
 
 def authority_problem(path: Path) -> str | None:
-    """Say what is wrong with the authority kept at `path`: not there, not readable, not valid now; None if it is good."""
+    """Say what is wrong with the authority kept at `path` (unreadable, or not valid now); None if it is good."""
     try:
         content = path.read_bytes()
         serialization.load_pem_private_key(content, password=None)

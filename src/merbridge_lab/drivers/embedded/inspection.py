@@ -14,7 +14,7 @@ from merbridge_lab.adapters.process import look
 from merbridge_lab.drivers.embedded import certificates, furniture, layout, sidecar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from merbridge_lab.adapters.process import Process
     from merbridge_lab.drivers.embedded.layout import PodSpec
@@ -25,6 +25,7 @@ _PORTS = {
     layout.INBOUND_PORT: "sidecar",
     layout.HEALTH_PORT: "sidecar",
     layout.ADMIN_PORT: "sidecar",
+    layout.STATS_PORT: "sidecar",
     layout.HTTP_PORT: "app",
     layout.ECHO_PORT: "app",
 }
@@ -32,13 +33,14 @@ _PORTS = {
 _DEFAULTS: tuple[object, ...] = (None, False, 0, "", "STATIC", "ROUND_ROBIN", [], {})
 
 
-#: Nobody's user but the app's may listen on a port besides: that is what a command by `merlab exec` may do.
-_GUEST = layout.APP_ID
+def differences(
+    netns: Path, pod: PodSpec, folder: Path, processes: dict[str, Process], guests: Iterable[Process] = ()
+) -> list[str]:
+    """Say, a sentence each, in what the pod's processes are not what merlab started. Raises OSError.
 
-
-def differences(netns: Path, pod: PodSpec, folder: Path, processes: dict[str, Process]) -> list[str]:
-    """Say, a sentence each, in what the pod's processes are not what merlab started. Raises OSError."""
-    found = list(_usurped(netns, pod, processes))
+    `guests` are the processes of the app's cgroup: those that `merlab exec` starts may listen on ports of their own.
+    """
+    found = list(_usurped(netns, pod, processes, guests))
     if "sidecar" in processes and not found:
         found += _configuration(netns, pod, folder) or _certificate(netns, pod, folder)
     if "app" in processes:
@@ -49,7 +51,7 @@ def differences(netns: Path, pod: PodSpec, folder: Path, processes: dict[str, Pr
 # -- ports -----------------------------------------------------------------------------------------------------------
 
 
-def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process]) -> Iterator[str]:
+def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process], guests: Iterable[Process]) -> Iterator[str]:
     """Find listeners that are not their owners', and ports on which nobody listens: the more specific address wins."""
     own = {kind: seen.sockets() for kind, seen in processes.items()}
     served = _served(pod)
@@ -61,7 +63,7 @@ def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process]) -> Iterat
             continue
         if kind in own:
             yield f"port {listener.port} of {pod.name} is served by {_owner(listener.inode)}, not only by its {kind}"
-        elif listener.uid != _GUEST and not any(listener.inode in sockets for sockets in own.values()):
+        elif listener.uid != layout.APP_ID or not any(listener.inode in guest.sockets() for guest in guests):
             yield f"port {listener.port} of {pod.name} is served by {_owner(listener.inode)}, which is not the pod's"
     for port in sorted(served - there):
         yield f"nobody listens on port {port} of {pod.name}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.drivers.embedded.machine import Machine
 
+
 class Node:
     """The machine the pods run on: routes, and the virtual addresses of the services."""
 

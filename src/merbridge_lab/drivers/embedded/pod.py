@@ -171,7 +171,7 @@ class Pod:
         if not sidecar.is_ready(self.netns):
             return False
         seen = {kind: each for kind, each in self.processes.seen().items() if kind == "sidecar"}
-        return bool(inspection.differences(self.netns, self.spec, self.folder, seen))
+        return bool(self._differences(seen))
 
     def problems(self, node: Network | None = None) -> list[str]:
         """Say, a sentence each, what is not as `ensure` makes it; rules flushed on purpose are not a problem.
@@ -187,7 +187,10 @@ class Pod:
         for kind in self.processes.kinds:
             found += self.processes.problems(kind, self.access_log)
         found += self.processes.limited()
-        return found or inspection.differences(self.netns, self.spec, self.folder, self.processes.seen())
+        return found or self._differences(self.processes.seen()) or self.processes.besides()
+
+    def _differences(self, seen: dict[str, Process]) -> list[str]:
+        return inspection.differences(self.netns, self.spec, self.folder, seen, self.processes.there("app"))
 
     def _rule_problems(self) -> list[str]:
         if not self.spec.rules or self._is_flushed_on_purpose():

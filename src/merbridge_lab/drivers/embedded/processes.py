@@ -12,7 +12,6 @@ from merbridge_lab.drivers.embedded import enter, identity, layout, services, si
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from merbridge_lab.adapters.process import Process
@@ -155,22 +154,31 @@ class Processes:
         """Say what is wrong with the process of a kind: at most one sentence, the one that explains the others."""
         seen, there = self.find(kind), self.there(kind)
         where = f"the {kind} of {self._spec.name}"
-        if seen is None and there:
-            why = self.mismatch(kind, there[0])
-            holds = f"{self.cgroup / kind} holds {there[0].command} (pid {there[0].pid}), {why}"
-            return [f"{where} has been replaced: {holds}"]
-        if seen is None:
+        if seen is not None:
+            return [found] if (found := self._problem(kind, where, seen, access_log)) else []
+        if not there:
             return [f"{where} is not running (no process in {self.cgroup / kind})"]
+        why = self.mismatch(kind, there[0])
+        holds = f"{self.cgroup / kind} holds {there[0].command} (pid {there[0].pid}), {why}"
+        return [f"{where} has been replaced: {holds}"]
+
+    def _problem(self, kind: str, where: str, seen: Process, access_log: Path) -> str:
         if held := self.held(kind, seen):
-            return [f"{where} {held} (pid {seen.pid})"]
+            return f"{where} {held} (pid {seen.pid})"
         if not self.answers(kind):
             port = layout.HEALTH_PORT if kind == "sidecar" else layout.HTTP_PORT
-            return [f"{where} does not answer on port {port} (pid {seen.pid})"]
-        if strangers := self.strangers(kind):
-            return [f"beside {where} there runs in its cgroup {strangers[0]}"]
+            return f"{where} does not answer on port {port} (pid {seen.pid})"
         if kind == "sidecar" and not seen.has_open(access_log):
-            return [f"the access log of {self._spec.name} is not the one that its sidecar writes ({access_log})"]
-        return []
+            return f"the access log of {self._spec.name} is not the one that its sidecar writes ({access_log})"
+        return ""
+
+    def besides(self) -> list[str]:
+        """Say what runs in the cgroups of app and sidecar besides them."""
+        return [
+            f"beside the {kind} of {self._spec.name} there runs in its cgroup {stranger}"
+            for kind in self.kinds
+            for stranger in self.strangers(kind)
+        ]
 
     def limited(self) -> list[str]:
         """Say what limits the cgroups of the pod, and what else is in them."""

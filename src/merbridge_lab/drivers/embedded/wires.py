@@ -83,8 +83,7 @@ def of_pod(spec: PodSpec, where: Path, node: Path, node_found: Network | None = 
     for kind, line in compared.missing:
         if (kind, line) not in end:
             yield f"{'lo is down: ' if 'lo (loopback)' in line else ''}{space} has no {kind} {line}"
-    for line in compared.extra:
-        yield wiring.stranger(space, line)
+    yield from (wiring.stranger(space, each) for each in compared.extra)
     if at_node is None:
         yield f"{spec.name} has no node to be linked to ({node})"
         return

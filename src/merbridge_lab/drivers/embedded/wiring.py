@@ -25,9 +25,7 @@ Line = tuple[str, str]
 
 #: For each link. A namespace inherits the host's, and a strict rp_filter would drop what REDIRECT answers from
 #: 127.0.0.6; with route_localnet or accept_local packets may come in that no healthy node sends.
-_CONF = {
-    name: "0" for name in ("rp_filter", "accept_local", "route_localnet", "proxy_arp", "arp_ignore", "arp_filter")
-}
+_CONF = dict.fromkeys(("rp_filter", "accept_local", "route_localnet", "proxy_arp", "arp_ignore", "arp_filter"), "0")
 #: For the whole namespace: what the kernel does by default.
 _TCP = {
     "ipv4/ip_nonlocal_bind": "0",
@@ -199,9 +197,7 @@ class Compared(NamedTuple):
     extra: tuple[Line, ...]
 
 
-def compare(
-    found: Network, wanted: set[Line], *, neighbours: Mapping[str, str], also: Iterable[Line] = ()
-) -> Compared:
+def compare(found: Network, wanted: set[Line], *, neighbours: Mapping[str, str], also: Iterable[Line] = ()) -> Compared:
     """Compare what was read with what must be there.
 
     `neighbours` says of each link who is at its other end ("ADDRESS at HARDWARE"). `also` may be there or not.
@@ -222,4 +218,5 @@ def differing(found: Mapping[str, str | None], wanted: Mapping[str, str]) -> lis
 
 def stranger(where: str, line: Line) -> str:
     """Say of a line that it is there and should not be."""
-    return f"{where} has a {line[0]} that is not merlab's: {line[1]}"
+    article = "an" if line[0][0] in "aI" else "a"
+    return f"{where} has {article} {line[0]} that is not merlab's: {line[1]}"
