@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import pwd
 import resource
 import sys
 import tempfile
@@ -76,6 +77,17 @@ def ptrace(root: Path) -> Requirement:
         return Requirement(name, PASS, f"kernel.yama.ptrace_scope is {scope}", needed)
     found = f"kernel.yama.ptrace_scope is {scope}, until the next boot without it"
     return Requirement(name, FAIL, found, needed, kernel.FIND_PTRACE_SCOPE)
+
+
+def sidecars_user(number: int) -> Requirement:
+    """Look whether somebody real has the number of the sidecars' user: that one could signal and trace them."""
+    name, needed = "sidecars_user", f"no user of this machine has the number {number}"
+    try:
+        taken = pwd.getpwuid(number).pw_name
+    except KeyError:
+        return Requirement(name, PASS, "nobody has it", needed)
+    hint = f"give {taken} another number (usermod -u NUMBER {taken}), or see that nobody else logs in as {taken}"
+    return Requirement(name, WARN, f"{taken} has it, and is to the kernel the user of the lab's sidecars", needed, hint)
 
 
 def architecture() -> Requirement:
