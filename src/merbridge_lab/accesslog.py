@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merbridge_lab.evidence import Unread
+from merbridge_lab.text import lines_of
 
 _LINE = re.compile(
     r"^\[(?P<time>[^\]]+)\] "
@@ -116,7 +117,7 @@ def _parse_json(line: str) -> AccessLogLine | None:
 
 def parse_all(text: str) -> tuple[AccessLogLine, ...]:
     """Read all lines of `text` that are complete and in the format."""
-    return tuple(line for raw in text.splitlines() if (line := parse(raw)) is not None)
+    return tuple(line for raw in lines_of(text) if (line := parse(raw)) is not None)
 
 
 def read(text: str, source: str) -> tuple[AccessLogLine, ...] | Unread:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.api import (
     DATAPLANE,
+    DIALS,
     INBOUND,
     PEER,
     TWIN,
@@ -22,7 +23,7 @@ from merbridge_lab.api import (
     holds,
     value_of,
 )
-from merbridge_lab.checks import mesh, redirect, rules
+from merbridge_lab.checks import dials, mesh, redirect, rules
 from merbridge_lab.evidence import Control
 
 if TYPE_CHECKING:
@@ -110,13 +111,15 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         )
 
         present = lab.observe(sleep).beside(by_rules)
+        others = dials.find_carried(sleep.name, lab.dial(sleep) if DIALS in lab.capabilities else ())
         yield _outcome(
             Cell(ebpf=True, client_rules=True, server_rules=True),
             present,
             lambda: _all(
-                "by eBPF: {payload}; {last}",
+                f"by eBPF: {{payload}}{f', {others.why}' if others.evidence else ''}; {{last}}",
                 *_served_by_ebpf(present),
                 _both_answer(lab, sleep, present),
+                others,
                 rules.find_stood_still(present),
             ),
         )

@@ -14,6 +14,8 @@ from merbridge_lab.evidence import Unread, UnreadError, value_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+from merbridge_lab.text import lines_of
+
 _RULE = re.compile(r"^(?:\[(?P<packets>\d+):(?P<bytes>\d+)\] )?-A (?P<chain>\S+) ?(?P<spec>.*)$")
 
 BACKENDS = ("nft", "legacy")
@@ -44,11 +46,11 @@ class Rule:
 
 def parse(text: str) -> tuple[Rule, ...]:
     """Read the rules of an `iptables-save` text, with or without counters, in their order; or see parse_native."""
-    if any(line.startswith("table ") for line in text.splitlines()):
+    if any(line.startswith("table ") for line in lines_of(text)):
         return parse_native(text)
     rules = []
     table = ""
-    for line in text.splitlines():
+    for line in lines_of(text):
         if line.startswith("*"):
             table = line[1:].strip()
         elif found := _RULE.match(line.strip()):
@@ -64,7 +66,7 @@ def parse_native(text: str) -> tuple[Rule, ...]:
     """
     rules = []
     chain = ""
-    for line in (line.strip() for line in text.splitlines()):
+    for line in (line.strip() for line in lines_of(text)):
         if line.startswith("chain "):
             chain = line.split()[1].replace("-", "_").upper()
         elif line == "}":

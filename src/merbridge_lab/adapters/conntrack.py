@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,7 +59,7 @@ def read_changed_sources(told: str) -> Sources:
             return "", ""
         return f"{found['src'][0]}:{found['sport'][0]}", f"{found['dst'][1]}:{found['dport'][1]}"
 
-    return _changed(ends(line) for line in told.splitlines() if "tcp" in line.split()[:3])
+    return _changed(ends(line) for line in lines_of(told) if "tcp" in line.split()[:3])
 
 
 def together(many: Iterable[Mapping[str, frozenset[str]]]) -> Sources:

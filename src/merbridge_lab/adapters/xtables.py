@@ -74,4 +74,4 @@ def _entries(protocol: _Protocol, name: str) -> int:
             raise OSError(number, f"the legacy table {name}: {os.strerror(number)}")
     _, hooks, *_, entries, _size = layout.unpack(buffer.raw)
     # Each hook ends with a policy, and the table with an entry that no packet reaches.
-    return int(entries - hooks.bit_count()) - 1
+    return int(entries) - int(hooks).bit_count() - 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError, value_of
 from merbridge_lab.observation import Exchange, Observation, arrivals
+from merbridge_lab.text import lines_of
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 #: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
 REQUEST = 5
+#: In the place of curl's exit status where it did something else than it was told; curl has no such number.
+NOT_ONCE = 255
 #: How long a sidecar may take to write a request into its log, in seconds (Istio's flush once a second).
 _LOGGED = 3.0
 
@@ -46,9 +49,13 @@ def new_nonce() -> str:
 
 
 def curl(nonce: str, url: str) -> list[str]:
-    """Give the curl that asks `url` once, on a fresh connection, and tells all about it."""
+    """Give the curl that asks `url` once, on a fresh connection, and tells all about it.
+
+    Nobody's ~/.curlrc and no proxy has a say in it, or a request that was closed might be sent again and be answered.
+    """
     tell = "\\n%{json}"
-    return ["curl", "-sS", "-i", "--max-time", str(REQUEST), "-H", f"x-request-id: {nonce}", "-w", tell, url]
+    once = ["-q", "-sS", "-i", "--noproxy", "*", "--retry", "0", "--max-redirs", "0", "--max-time", str(REQUEST)]
+    return ["curl", *once, "-H", f"x-request-id: {nonce}", "-w", tell, url]
 
 
 def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Exchange:
@@ -59,7 +66,10 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
     except ValueError:
         facts, response = {}, stdout
     head, _, body = response.replace("\r\n", "\n").partition("\n\n")
-    headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+    if (more := _more_than_one(facts)) and not exit_status:
+        # Whatever was answered, it was not answered to the one request that is judged.
+        exit_status, stderr = NOT_ONCE, more
+    headers = dict(line.lower().split(": ", 1) for line in lines_of(head)[1:] if ": " in line)
     return Exchange(
         nonce=nonce,
         url=url,
@@ -89,6 +99,13 @@ def _reading(source: str, take: Callable[[], T]) -> T | Unread:
         if type(error) is not LabError:
             raise
         return Unread(source, error.what)
+
+
+def _more_than_one(facts: Mapping[str, object]) -> str:
+    """Say that curl did more than to ask once over one new connection; empty if it did just that."""
+    wanted = {"num_connects": 1, "num_redirects": 0, "num_retries": 0, "proxy_used": 0}
+    found = [f"{name} is {facts[name]}" for name, number in wanted.items() if facts.get(name, number) != number]
+    return f"curl asked in another way than once over one connection: {', '.join(found)}" if found else ""
 
 
 class _Records:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.proc import run
+from merbridge_lab.drivers.embedded import logs
 from merbridge_lab.ruleset import RuleSet
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,9 +105,9 @@ def _of_pod(workload: EmbeddedWorkload) -> dict[str, Callable[[], Any]]:
     }
     for each in ("access.log", "envoy.log", "app.log", "bootstrap.yaml", "hosts"):
         if (folder / each).exists():
-            parts[f"{name}/{each}"] = lambda path=folder / each: path.read_bytes()[-_TAIL:].decode(errors="replace")  # type: ignore[misc]
+            parts[f"{name}/{each}"] = lambda path=folder / each: logs.tail(path, _TAIL)  # type: ignore[misc]
     return parts
 
 
 def _lines_with(path: str, word: str) -> str:
-    return "\n".join(line for line in Path(path).read_text().splitlines() if word in line)
+    return "\n".join(line for line in lines_of(read_text(Path(path))) if word in line)

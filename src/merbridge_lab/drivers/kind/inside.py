@@ -15,6 +15,7 @@ from merbridge_lab.adapters import agreement, conntrack, docker, iptables
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
 from merbridge_lab.ruleset import BACKENDS, NATIVE, NATIVE_TABLE, RuleSet
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,8 @@ _ENTER = (
 )
 _LOOK = """
 [ -e "/proc/$1/ns/net" ] || exit 97
-cat "/proc/$1/stat" && stat -L -c %i "/proc/$1/ns/net" && cat "/proc/$1/comm" && tail -n 1 "/proc/$1/cgroup" || exit 97
+line() { tr '\\n' ' ' <"$1" && echo; }  # a process may have line ends in its name
+line "/proc/$1/stat" && stat -L -c %i "/proc/$1/ns/net" && line "/proc/$1/comm" && cat "/proc/$1/cgroup" || exit 97
 nsenter -t "$1" -n ip -o -4 address show
 """
 # What could not be read is told in a section of its own, with the reason. Where the kernel has made no legacy tables in
@@ -66,6 +68,8 @@ _CONNTRACK = """
 list() { "$@" conntrack -L -p tcp 2>/dev/null || "$@" cat /proc/net/nf_conntrack; }
 inside true && list inside && list env
 """
+#: A line of /proc/PID/cgroup: number, controllers, path.
+_CGROUP = re.compile(r"\d+:[^:\s]*:/")
 _SECTION = re.compile(r"^#= (\w+)$", re.MULTILINE)
 
 
@@ -93,7 +97,7 @@ class Process:
     @property
     def addresses(self) -> tuple[str, ...]:
         """The IPv4 addresses in its namespace, the loopback's aside."""
-        rows = [line.split() for line in self.looked.splitlines()]
+        rows = [line.split() for line in lines_of(self.looked)]
         return tuple(row[3].partition("/")[0] for row in rows if row[1] != "lo")
 
 
@@ -104,7 +108,7 @@ def tasks(node: str) -> dict[str, int]:
 
 def read_tasks(told: str) -> dict[str, int]:
     """Read what `ctr tasks ls` prints."""
-    rows = [line.split() for line in told.splitlines()[1:]]
+    rows = [line.split() for line in lines_of(told)[1:]]
     return {row[0]: int(row[1]) for row in rows if len(row) == 3 and row[2] == "RUNNING"}  # noqa: PLR2004 - task, PID, status
 
 
@@ -123,8 +127,10 @@ def look(hands: Hands, pid: int) -> Process:
 
 
 def read_process(hands: Hands, told: str) -> Process:
-    """Read what `_LOOK` prints: proc_pid_stat(5), inode, name, cgroup, addresses."""
-    stat, netns, comm, cgroup, *addresses = told.splitlines()
+    """Read what `_LOOK` prints: proc_pid_stat(5), inode, name, the lines of its cgroups, addresses."""
+    stat, netns, comm, *lines = told.split("\n")
+    cgroups = [line for line in lines if _CGROUP.match(line)]
+    addresses = [line for line in lines if line and not _CGROUP.match(line)]
     # The name may hold blanks and brackets; what follows the last bracket does not.
     fields = stat.rpartition(")")[2].split()
     return Process(
@@ -132,8 +138,8 @@ def read_process(hands: Hands, told: str) -> Process:
         pid=int(stat.split()[0]),
         started=int(fields[19]),
         netns=int(netns),
-        comm=comm,
-        cgroup=cgroup.rpartition("::")[2],
+        comm=comm.strip(),
+        cgroup=cgroup_of_pod(cgroups),
         looked="".join(f"{line}\n" for line in addresses),
     )
 
@@ -154,6 +160,24 @@ def find(hands: Hands, pod: Pod, container: str) -> Process:
             hint="merlab step 7 shows what was found",
         )
     return process
+
+
+def cgroup_of_pod(lines: Sequence[str]) -> str:
+    """Give the cgroup, of the lines of /proc/PID/cgroup, by which a container is known.
+
+    That is version 2's, where it names one. An old runc on cgroup v1 makes none there: its processes stay in the cgroup
+    of containerd's, and the other hierarchies name the container. Where these disagree, all of them are given.
+    """
+    paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines}
+    unified = paths.pop("", "")
+    if _named(unified):
+        return unified
+    others = {cgroup_names(path): path for path in paths.values() if _named(path)}
+    return " and ".join(others.values()) or unified
+
+
+def _named(path: str) -> bool:
+    return cgroup_names(path) != path
 
 
 def cgroup_names(path: str) -> str:

@@ -24,12 +24,14 @@ from merbridge_lab.drivers.kind.settings import MERBRIDGE, versions
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, Verdict
-from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dataplane.merbridge.trace import MerbridgeEvent
+    from merbridge_lab.dials import Dial
     from merbridge_lab.drivers.options import Options
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -74,8 +76,11 @@ class KindLab:
 
     def close(self) -> None:
         """Take away what was made for as long as this merlab runs."""
-        if self._pair.made:
-            self._pair.close()
+        try:
+            if self._pair.made:
+                self._pair.close()
+        finally:
+            self._access.close()
 
     # -- what intercepts ----------------------------------------------------------------------------------------------
 
@@ -179,13 +184,17 @@ class KindLab:
         service = self.api().get(kube.path("Service", "helloworld"))["spec"]["clusterIP"]
         return frozenset({service, *(one.pod.ip for one in servers)})
 
+    def dial(self, client: KindWorkload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
+        """Raise LabError: upstream keeps no map of its connections."""
+        raise LabError(self.lacks(DIALS), hint="merlab verify --lab embedded")
+
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
         wanted = tuple(nonces)
         return [
             f"{workload.name}: {line}"
             for workload in self.workloads()
-            for line in workload.logged().splitlines()
+            for line in lines_of(workload.logged())
             if any(nonce in line for nonce in wanted)
         ]
 
@@ -232,6 +241,7 @@ class KindLab:
             misfit=likely.misfit(),
             istio=likely.istio_tag,
             tested=versions()["kind"]["tested"],
+            same_kernel=self.intercepts,
         )
         found = [*tools, *cluster.requirement()]
         return (

@@ -72,7 +72,9 @@ class MeshPart:
     def _of_hands(self) -> list[str]:
         if self._access.find_hands() is not None:
             return []
-        return [f"the node {self._node()} has no iptables or nsenter to enter pods with, and no helper pod runs"]
+        if (why := self._access.helpless) is not None:
+            return [why.what]
+        return [f"the node {self._node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has"]
 
     def _of(self, workload: KindWorkload) -> list[str]:
         found = pods.living(self._api(), workload.spec)
@@ -116,8 +118,7 @@ class MeshPart:
         """Put in what is missing, mend what is broken, and wait until a request is served. Raises LabError."""
         settings, kept = self._settings(), self._kept()
         if self._of_hands():
-            self._load_images(settings)
-            hands.make(self._api(), settings)
+            self._load_images(settings)  # among them that of the pod that enters others
         for workload in self._workloads():
             workload.rules.restore()
         self._load_images(settings)
@@ -147,15 +148,15 @@ class MeshPart:
                 kind.load(layout.CLUSTER, here)
 
     def _install(self, settings: Settings) -> None:
-        began = time.monotonic()
+        began, memory = time.monotonic(), trouble.Memory()
 
         def hopeless() -> LabError | None:
             found = self._api().all("Pod", layout.ISTIO)
             waited = time.monotonic() - began
             # istioctl applies first, and takes a few seconds for it: until then the pods are those of before.
-            seen = trouble.in_pods(found, waited - _APPLIED)
+            seen = trouble.in_pods(found, waited - _APPLIED, memory=memory)
             if seen is None and not found:
-                seen = trouble.refused("istiod", self._api().events(layout.ISTIO), waited)
+                seen = trouble.refused("istiod", self._api().events(layout.ISTIO), waited, memory)
             return rollout.with_log(self._api(), layout.ISTIO, seen) if seen else None
 
         with waiting.during(f"istioctl installs Istio {settings.istio_tag} from {settings.istio_hub}"):

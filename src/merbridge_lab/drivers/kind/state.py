@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.kind import cluster, layout, pods
+from merbridge_lab.drivers.kind import cluster, kept, layout, pods
 from merbridge_lab.drivers.kind.settings import MERBRIDGE
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import UnreadError
@@ -167,6 +168,8 @@ def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
         "nodes.json": lambda: [asdict(node) for node in cluster.nodes()],
         "settings.json": lambda: asdict(lab.settings()),
     }
+    if where := kept.log():
+        parts["kind-create.log"] = lambda: Path(where).read_text(encoding="utf-8", errors="replace")
     if not is_up(lab):
         return parts
     api, node = lab.api(), lab.node_name()

@@ -188,18 +188,25 @@ done
 """
 
 
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class SidecarLog:
-    """What a sidecar has printed since this was made; the cluster's clock is not ours, so by its age."""
+    """What a sidecar has printed since this was made; the cluster's clock is not ours, so by its age.
+
+    That is measured by a clock that goes on while the machine is suspended, as the cluster's does.
+    """
 
     def __init__(self, api: Api, pod: str) -> None:
         self._api, self._pod = api, pod
         self._source = f"envoy:{pod}/access"
-        self._began = time.monotonic()
+        self._began = _now()
 
     def lines(self) -> tuple[AccessLogLine, ...] | Unread:
         """Give the lines of the access log; or that they are in another format."""
-        age = int(time.monotonic() - self._began) + 1
-        return read_log(self._api.log(layout.NAMESPACE, self._pod, layout.SIDECAR, since=age), self._source)
+        since = int(_now() - self._began) + 1
+        return read_log(self._api.log(layout.NAMESPACE, self._pod, layout.SIDECAR, since=since), self._source)
 
 
 def read_log(text: str, source: str = "envoy:sidecar/access") -> tuple[AccessLogLine, ...] | Unread:
