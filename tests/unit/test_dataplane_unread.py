@@ -220,7 +220,7 @@ def test_before_linux_5_18_others_that_could_be_there_are_unread_and_none_is_non
     assert sockets._by_elimination(1) == []
 
 
-# -- M4: descriptors that nobody may take --------------------------------------------------------------------------------
+# -- M4: descriptors that nobody may take ------------------------------------------------------------------------------
 
 LOOK = """
 import os, socket, sys
