@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
-from merbridge_lab.adapters import conntrack
+from merbridge_lab.adapters import cgroup, conntrack
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
+from merbridge_lab.errors import LabError, NotHeldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 def ask(client: EmbeddedWorkload, url: str) -> Exchange:
     """Ask once, as the app of `client`."""
     nonce = batch.new_nonce()
-    done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+    try:
+        done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+    except LabError as error:
+        # Who joins a frozen cgroup stands still with it, and would never be heard of.
+        if cgroup.is_frozen(client.pod.cgroup / "app"):
+            raise NotHeldError(f"the app of {client.name} is frozen ({client.pod.cgroup / 'app'})") from error
+        raise
     return batch.read(nonce, url, done.status, done.stdout, done.stderr)
 
 
