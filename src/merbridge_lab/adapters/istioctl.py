@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ def complaint(said: str) -> str:
     """
     kept: list[str] = []
     bare, below, last = "", False, False
-    for line in said.splitlines():
+    for line in lines_of(said):
         last = last or bool(_LAST.match(line))
         if _CROSS.match(line):
             # A cross with nothing but a name says something only by what is below it.
@@ -69,7 +70,7 @@ def complaint(said: str) -> str:
 
 def cause(said: str) -> str:
     """Give the first complaint, in a line without its mark; the last line where there is none but that."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in lines_of(said) if line.strip()]
     crossed = [_CROSS.sub("", line) for line in lines if _CROSS.match(line)]
     found = crossed or [_LAST.sub("", line) for line in lines if _LAST.match(line)]
     return found[0] if found else ""

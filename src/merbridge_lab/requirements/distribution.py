@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+from merbridge_lab.text import lines_of
+
 _TABLE = Path(__file__).parents[1] / "data" / "packages.txt"
 
 #: By ID or ID_LIKE of os-release(5).
@@ -67,7 +69,7 @@ _NO_LEGACY = (9,)
 @lru_cache(maxsize=1)
 def table() -> dict[str, dict[str, tuple[str, ...]]]:
     """Read the table of packages: need → package manager → packages."""
-    lines = [line.split() for line in _TABLE.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split() for line in lines_of(_TABLE.read_text(encoding="utf-8")) if line.strip()]
     return {
         need: {
             manager: () if cell == "-" else tuple(cell.split("+"))
@@ -81,7 +83,7 @@ def table() -> dict[str, dict[str, tuple[str, ...]]]:
 def os_release(text: str) -> dict[str, str]:
     """Read os-release(5): shell assignments, quoted or not."""
     values = {}
-    for line in text.splitlines():
+    for line in lines_of(text):
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
             try:

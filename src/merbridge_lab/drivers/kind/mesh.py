@@ -11,7 +11,7 @@ from merbridge_lab.adapters import docker, istioctl, kind, kube
 from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers.kind import cluster, hands, layout, manifests, pods, rollout, trouble
 from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Reading
+from merbridge_lab.evidence import Reading, UnreadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,7 +91,16 @@ class MeshPart:
             return [
                 f"the nat rules of {workload.name} are flushed (saved in {workload.rules.saved_at}): merlab restore"
             ]
-        return [] if workload.rules.snapshot().istio else [f"there are no ISTIO rules in {pod.name}"]
+        return self._of_rules(workload, pod)
+
+    @staticmethod
+    def _of_rules(workload: KindWorkload, pod: Pod) -> list[str]:
+        seen = workload.rules.snapshot()
+        if unread := seen.unread:
+            return [f"the rules of {pod.name}: {each}" for each in unread]
+        if not seen.istio:
+            return [f"there are no ISTIO rules in {pod.name}"]
+        return [f"the ISTIO rules of {pod.name} {fault}"] if (fault := seen.fault()) else []
 
     def readings(self) -> tuple[Reading, ...]:
         """Name the pods."""
@@ -169,8 +178,8 @@ class MeshPart:
     @staticmethod
     def _without_rules(workload: KindWorkload) -> bool:
         try:
-            return not workload.rules.snapshot().istio
-        except LabError:
+            return bool(workload.rules.snapshot().fault())
+        except (LabError, UnreadError):
             return False
 
     def _await_gone(self, old: Pod, workload: KindWorkload) -> None:

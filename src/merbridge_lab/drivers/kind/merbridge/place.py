@@ -11,6 +11,7 @@ from pathlib import Path
 from merbridge_lab.adapters import docker
 from merbridge_lab.drivers.kind import layout
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of, read_text
 
 _CGROUP2 = "cgroup2"
 #: In which cgroup of its own systemd is, as PID 1.
@@ -41,7 +42,7 @@ class Place:
         return self._mounted()[1]
 
     def _mounted(self) -> tuple[str, str]:
-        text = Path(f"/proc/{self.pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        text = read_text(Path(f"/proc/{self.pid}/mountinfo"))
         return cgroup2_in(text)
 
     @property
@@ -125,7 +126,7 @@ def find(node: str) -> Place:
 
 def cgroup_of(process: Path) -> str:
     """Give the cgroup2 path of a process, seen from here."""
-    for line in (process / "cgroup").read_text().splitlines():
+    for line in lines_of(read_text(process / "cgroup")):
         if line.startswith("0::"):
             return line.removeprefix("0::")
     return ""
