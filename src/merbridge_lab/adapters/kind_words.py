@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from merbridge_lab.text import lines_of
+
 #: Lines of the summary, at most: all of it is in a file.
 _MOST = 8
 #: One frame of a Go stack: a function with its package and receiver, and below it, indented, a file with its line.
