@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from merbridge_lab.drivers.embedded import saves
 from merbridge_lab.evidence import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from merbridge_lab.drivers.embedded.machine import Machine
     from merbridge_lab.drivers.embedded.node import Node
@@ -53,8 +55,9 @@ class NodePart:
 class MeshPart:
     """The pods with their rules, sidecars and apps."""
 
-    def __init__(self, mesh: Mesh, workloads: Callable[[], Sequence[EmbeddedWorkload]]) -> None:
+    def __init__(self, mesh: Mesh, workloads: Callable[[], Sequence[EmbeddedWorkload]], saved: Path) -> None:
         self._mesh = mesh
+        self._saved = saved
         self._workloads = workloads
 
     def ensure(self) -> None:
@@ -80,7 +83,8 @@ class MeshPart:
 
     def broken(self) -> list[str]:
         """Say what is not as `ensure` makes it, what is flushed on purpose left out."""
-        return self._mesh.problems()
+        pods = [(pod.spec.name, pod.netns) for pod in self._mesh.pods]
+        return saves.problems(self._saved, pods) + self._mesh.problems()
 
     def readings(self) -> tuple[Reading, ...]:
         """Name the processes."""

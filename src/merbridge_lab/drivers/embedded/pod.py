@@ -11,6 +11,7 @@ from merbridge_lab.adapters.files import add_log, has, put
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import by_hand, enter, furniture, inspection, layout, services, sidecar
 from merbridge_lab.drivers.embedded.node import POD_SYSCTLS
+from merbridge_lab.drivers.embedded.saves import SaveFile
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
@@ -262,8 +263,8 @@ class Pod:
         return []
 
     def _is_flushed_on_purpose(self) -> bool:
-        """Whether a save of this pod's rules is outstanding: a file in saved/ of its name, with any extension."""
-        return any(saved.name.partition(".")[0] == self.spec.name for saved in self._machine.saved.glob("*"))
+        """Whether a good save of the rules of this very network namespace is there."""
+        return SaveFile(self._machine.saved, self.spec.name).is_of(self.netns)
 
     # -- entering and removing -------------------------------------------------------------------------------------
 
