@@ -95,7 +95,7 @@ def until(look: Callable[[], T], *, timeout: float, awaiting: str | Callable[[],
 
 
 def retrying(work: Callable[[], T], *, on: type[Exception], timeout: float, awaiting: str) -> T:
-    """Do `work`, again where it raises `on`, for at most `timeout` seconds; give what it gives. Raises the last `on`."""
+    """Do `work`, again where it raises `on`, for at most `timeout` seconds; raises the last of these then."""
     began = time.monotonic()
 
     def nap(seconds: float) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.files import delete_folder
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
@@ -51,6 +53,7 @@ def all_processes(cgroup: Path) -> list[int]:
     return [pid for each in subtree(cgroup) for pid in processes(each)]
 
 
+@change("kill a cgroup")
 def kill(cgroup: Path) -> None:
     """Send SIGKILL to every process in and below `cgroup`.
 
@@ -94,7 +97,7 @@ def remove(cgroup: Path, timeout: float) -> None:
         # Busy until the last exiting task has left, which is after it is listed no more.
         with contextlib.suppress(OSError):
             for each in subtree(cgroup):
-                each.rmdir()
+                delete_folder(each)
         return not cgroup.exists()
 
     if cgroup.exists() and not until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import Result, run
 from merbridge_lab.errors import LabError
 
@@ -140,11 +141,13 @@ def pid(container: str) -> int:
     return int(docker("inspect", "--type", "container", "--format", "{{.State.Pid}}", container).stdout)
 
 
+@change("start a container")
 def start(container: str) -> None:
     """Start a container that was stopped."""
     docker("start", container)
 
 
+@change("remove containers")
 def remove(containers_: Sequence[str]) -> None:
     """End and remove containers, with their volumes."""
     docker("rm", "--force", "--volumes", *containers_)
@@ -156,6 +159,7 @@ def exec_argv(container: str, argv: Sequence[str], *, stdin: bool = False, termi
     return ["docker", "exec", *options, container, *argv]
 
 
+@change("run in a container")
 def execute(
     container: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = _ANSWER, ok: Sequence[int] = (0,)
 ) -> Result:
@@ -180,6 +184,7 @@ def has_image(ref: str) -> bool:
     return docker("image", "inspect", "--format", "{{.Id}}", ref, ok=(0, 1)).status == 0
 
 
+@change("pull an image")
 def pull(ref: str) -> None:
     """Pull an image. Raises LabError naming it, where it was looked for, and how to do without."""
     try:
@@ -217,11 +222,13 @@ def network_argv(name: str, label: str) -> list[str]:
     return ["docker", "network", "create", "-d", "bridge", "-o", masquerade, "--label", label, name]
 
 
+@change("make a network")
 def create_network(name: str, label: str) -> None:
     """Make a network with a label."""
     docker(*network_argv(name, label)[1:])
 
 
+@change("remove a network")
 def remove_network(name: str) -> None:
     """Remove a network that no container is on."""
     docker("network", "rm", name)

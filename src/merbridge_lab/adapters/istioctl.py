@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
 
@@ -25,6 +26,7 @@ def install_argv(settings: Sequence[str]) -> list[str]:
     return ["istioctl", "install", "-y", *(word for setting in settings for word in ("--set", setting))]
 
 
+@change("install Istio")
 def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabError | None]) -> None:
     """Install Istio, and wait until it is there, unless `look` gives an error meanwhile. Raises LabError."""
     try:
@@ -47,6 +49,7 @@ def complaint(said: str) -> str:
     return "\n".join(lines[first:])
 
 
+@change("uninstall Istio")
 def uninstall(*, kubeconfig: str) -> None:
     """Take away all that Istio has in the cluster, but its namespace."""
     run(["istioctl", "uninstall", "-y", "--purge", "--kubeconfig", kubeconfig], timeout=_INSTALL)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import Result, run
 from merbridge_lab.errors import LabError
 
@@ -50,6 +51,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-", ignore_cleanup_errors=True)
 
 
+@change("make a cluster")
 def create(name: str, image: str, config: str, *, network: str) -> None:
     """Make a cluster, whose context goes into no kubeconfig. Raises LabError."""
     # kind does not do without a file to write to. Its folder's name tells whose kind this is: see at_work.
@@ -63,6 +65,7 @@ def export_argv(name: str, kubeconfig: str | None = None) -> list[str]:
     return ["kind", "export", "kubeconfig", "--name", name, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
 
 
+@change("write a kubeconfig")
 def export(name: str, kubeconfig: str) -> None:
     """Put a cluster's context into a kubeconfig. Raises LabError."""
     try:
@@ -97,6 +100,7 @@ def delete_argv(name: str, kubeconfig: str | None = None) -> list[str]:
     return ["kind", "delete", "cluster", "--name", name, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
 
 
+@change("delete a cluster")
 def delete(name: str, kubeconfig: str | None) -> Result:
     """Delete a cluster; whether it is gone, one looks up."""
     return run(delete_argv(name, kubeconfig), timeout=_ANSWER, ok=range(256))
@@ -130,6 +134,7 @@ def load_argv(name: str, refs: Sequence[str]) -> list[str]:
     return ["kind", "load", "docker-image", "--name", name, *refs]
 
 
+@change("load images")
 def load(name: str, refs: Sequence[str]) -> None:
     """Copy images from Docker to the nodes. Raises LabError; where a disk is full it says which."""
     try:
@@ -185,6 +190,7 @@ def _owner(path: str) -> str | None:
     return parts[0].removeprefix(_TEMPORARY).partition("-")[0] if parts else None
 
 
+@change("end a process")
 def end(pid: int) -> None:
     """End such a process; one that is gone already is fine. Raises LabError for another user's."""
     try:
@@ -198,6 +204,7 @@ def end(pid: int) -> None:
         ) from error
 
 
+@change("delete temporary folders")
 def sweep() -> None:
     """Remove the folders that such a merlab left, with keys or images in them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):

@@ -12,6 +12,9 @@ import re
 import select
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.files import delete_folder, make_folder, write
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -46,8 +49,8 @@ class Instance:
 
     def enable(self) -> None:
         """Make the instance if it is not there, and have it collect lines. Raises OSError."""
-        self.path.mkdir(exist_ok=True)
-        self.switch.write_text("1")
+        make_folder(self.path)
+        write(self.switch, "1")
 
     def siblings(self) -> list[str]:
         """List this one, if it is there, and those of readers: of this name, with "-trace-" and a PID after it."""
@@ -63,7 +66,7 @@ class Instance:
     def remove(self) -> None:
         """Remove the instance and all it holds; nothing there is fine. Raises OSError when someone reads it."""
         with contextlib.suppress(FileNotFoundError):
-            self.path.rmdir()
+            delete_folder(self.path)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Callable[[], None]]:
@@ -71,7 +74,7 @@ class Instance:
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
         def remove() -> None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), change("delete a folder"):
                 os.rmdir(self.path.name, dir_fd=folder)
 
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import has, put
 from merbridge_lab.errors import LabError
 
@@ -48,6 +49,7 @@ def write(pod: PodSpec, folder: Path) -> bool:
     return changed
 
 
+@change("arrange a pod's file system")
 def arrange(run: Path, pod: PodSpec, folder: Path, envoy: Path | None) -> None:
     """Arrange the mount namespace this thread has just made. Raises OSError, LabError."""
     # Opened before the run directory is covered: the way to them afterwards.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import interrupts
 from merbridge_lab.adapters import iptables, netns
+from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers.embedded import layout, requests, saves, state, tracing, twins
 from merbridge_lab.drivers.embedded.interception import Interception
@@ -268,7 +269,7 @@ class EmbeddedLab:
         """Keep the report of the last run beside the lab's other files, for a sysdump."""
         if self.machine.run.is_dir() and self.machine.exists:
             with contextlib.suppress(OSError):
-                (self.machine.run / state.LAST_REPORT).write_text(json.dumps(told, default=str))
+                put(self.machine.run / state.LAST_REPORT, json.dumps(told, default=str))
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
         """Give the trace's events as they come; see tracing.follow."""

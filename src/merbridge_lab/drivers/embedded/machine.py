@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, mounts
+from merbridge_lab.adapters.files import delete_folder, make_folder
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.errors import KernelCannotError, LabError
 
@@ -74,7 +75,7 @@ class Machine:
         try:
             self._take_run_directory()
             for name in _FOLDERS:
-                (self.run / name).mkdir(exist_ok=True)
+                make_folder(self.run / name)
             self._take_cgroup()
             self._mount(self.bpffs, "bpf", "a BPF file system", "4.4", "mode=0700")
             with contextlib.suppress(KernelCannotError):
@@ -104,7 +105,7 @@ class Machine:
 
     def _claim(self) -> None:
         try:
-            self.run.mkdir(mode=0o755)
+            make_folder(self.run, mode=0o755, exist_ok=False)
         except FileExistsError:
             if self.run.is_symlink() or not self.run.is_dir() or os.path.ismount(self.run) or any(self.run.iterdir()):
                 raise LabError(
@@ -118,12 +119,12 @@ class Machine:
 
     def _take_cgroup(self) -> None:
         if self._cgroup_root == self._own_cgroup2:
-            self._own_cgroup2.mkdir(exist_ok=True)
+            make_folder(self._own_cgroup2)
             self._mount(self._own_cgroup2, "cgroup2", "cgroup version 2", "4.5")
         self._refuse_strangers()
         try:
             for name in _BRANCHES:
-                (self.cgroup / name).mkdir(parents=True, exist_ok=True)
+                make_folder(self.cgroup / name, parents=True)
         except OSError as error:
             raise LabError(
                 f"the cgroup {self.cgroup} cannot be made: {error.strerror}",
@@ -172,7 +173,7 @@ class Machine:
         elif self.run.is_dir() and not self.run.is_symlink():
             # What a merlab killed between mkdir and mount leaves; a directory with something in it is not ours.
             with contextlib.suppress(OSError):
-                self.run.rmdir()
+                delete_folder(self.run)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, iptables, links, mounts, netns, probe, process
-from merbridge_lab.adapters.files import add_log, has, put
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.files import add_log, delete_tree, has, make_folder, put
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import by_hand, enter, furniture, inspection, layout, services, sidecar
 from merbridge_lab.drivers.embedded.node import POD_SYSCTLS
@@ -50,12 +50,12 @@ class Pod:
 
         Raises LabError, OSError.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, parents=True)
         self._ensure_network()
         restart = self._ensure_sidecar_files() if self.spec.sidecar else False
         self._ensure_files()
         for kind in ("app", "sidecar"):
-            (self.cgroup / kind).mkdir(parents=True, exist_ok=True)
+            make_folder(self.cgroup / kind, parents=True)
         if self.spec.sidecar and (restart or not self._is_hopeful(self._process("sidecar")) or self._is_altered()):
             self._start("sidecar")
         app = self._process("app")
@@ -98,7 +98,8 @@ class Pod:
 
     def _start(self, kind: str) -> None:
         cgroup.clear(self.cgroup / kind, timeout=5)
-        run(self._daemons()[kind])
+        with change("start a process"):
+            run(self._daemons()[kind])
 
     def _daemons(self) -> dict[str, list[str]]:
         """Give the argv that starts each of its processes, by kind."""
@@ -287,7 +288,7 @@ class Pod:
             links.disconnect(self._node.netns, self.spec.veth)
         netns.unpin(self.netns)
         netns.unpin(self.mntns)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        delete_tree(self.folder)
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make it, once the node is there."""
