@@ -1,16 +1,17 @@
 """merlab with somebody at the door through which it changes the machine (adapters/change.py): a script, and its caller.
 
     python door.py list FILE -- step 9             notes each change point as it is passed, a line each
-    python door.py kill SITE -- step 9             kills itself by SIGKILL just before the first change at SITE
+    python door.py kill SITE N -- step 9           kills itself by SIGKILL just before the Nth change at SITE
     python door.py mark -- step 9                  says at each change point, before and after, what strace can see
 
-A change point is told by what is changed, by the line of merlab from which that was asked of the adapters, and by the
-line of the walkthrough that this is part of: so a flush of sleep and one of its twin are two.
+SITE may be the beginning of one. A change point is told by what is changed, by the line of merlab from which that was
+asked of the adapters, and by the line of the walkthrough that this is part of: a flush of sleep and one of its twin are
+two.
 """
 
 from __future__ import annotations
 
-import ctypes
+import itertools
 import os
 import signal
 import sys
@@ -20,8 +21,8 @@ import merbridge_lab
 from merbridge_lab.adapters import change
 
 _SOURCE = str(Path(merbridge_lab.__file__).parent)
-#: No descriptor has this number: the write fails, and strace shows what should have been written.
-NOWHERE = 1_000_000
+#: Below this folder, which is nowhere, a file is asked for at each change point: strace shows its name.
+MARKS = "/merlab-at-the-door"
 #: Whose lines say which part of a run it is.
 _WALKTHROUGH = ("/matrix.py", "/cli/run.py")
 
@@ -53,13 +54,14 @@ def _lister(file: str) -> object:
 
 
 def _mark(what: str, *, done: bool) -> None:
-    text = f"merlab:{'after' if done else 'before'}:{what}".encode()
-    ctypes.CDLL(None).write(NOWHERE, text, len(text))
+    os.access(f"{MARKS}/{'after' if done else 'before'}/{what}", os.F_OK)
 
 
-def _killer(where: str) -> object:
+def _killer(where: str, number: int) -> object:
+    passed = itertools.count(1)
+
     def passing(what: str, *, done: bool) -> None:
-        if not done and site(what) == where:
+        if not done and site(what).startswith(where) and next(passed) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return passing
@@ -67,7 +69,11 @@ def _killer(where: str) -> object:
 
 def main(words: list[str]) -> None:
     mode, *rest = words[: words.index("--")]
-    change.passing = {"list": lambda: _lister(rest[0]), "mark": lambda: _mark, "kill": lambda: _killer(rest[0])}[mode]()
+    change.passing = {
+        "list": lambda: _lister(rest[0]),
+        "mark": lambda: _mark,
+        "kill": lambda: _killer(rest[0], int(rest[1])),
+    }[mode]()
     sys.argv = ["merlab", *words[words.index("--") + 1 :]]
     from merbridge_lab.cli import main as merlab
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
 from merbridge_lab.adapters import conntrack
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def ask(client: EmbeddedWorkload, url: str) -> Exchange:
     """Ask once, as the app of `client`."""
     nonce = batch.new_nonce()
-    done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+    with change("ask as an app"):  # in the app's cgroup, which the process enters
+        done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
     return batch.read(nonce, url, done.status, done.stdout, done.stderr)
 
 
