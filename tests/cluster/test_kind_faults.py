@@ -130,7 +130,7 @@ def test_up_goes_on_from_a_create_that_was_killed_and_has_the_lab_to_itself(noth
     stopped("up", at=MOMENTS["keys"], by=signal.SIGKILL)
     going_on = Running("up", "--json")
     assert going_on.reaches(runs("docker"))
-    assert f"another merlab is at work: PID {going_on.process.pid}" in refusal(merlab("down", "--json"))
+    assert f"(PID {going_on.process.pid}, since " in refusal(merlab("down", "--json"))
     done = going_on.end()
     assert held(done)
     assert told(done)["verdict"] == "pass"

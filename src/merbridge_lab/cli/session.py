@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -102,17 +103,28 @@ class Session:
 
     @contextlib.contextmanager
     def changing(
-        self, asked: str | None, *, keep: bool = False, backend: str | None = None, options: Options | None = None
+        self,
+        asked: str | None,
+        *,
+        wait: float,
+        keep: bool = False,
+        backend: str | None = None,
+        options: Options | None = None,
     ) -> Iterator[Any]:
-        """Pick a lab and have it to oneself for the length of the block."""
+        """Pick a lab and have it to oneself for the length of the block; wait up to `wait` seconds for that."""
         from merbridge_lab import lock
 
         driver = self.driver(asked, options)
         driver.require_able()
-        # Labs of different kinds do not get into each other's way.
-        place = getattr(driver, "lock_at", None)
-        with lock.held(place) if place else lock.held(), driver.open(keep=keep, backend=backend) as lab:
-            yield lab
+        again = shlex.join(
+            ["merlab", self.command, "--wait", *(sys.argv[2:] if sys.argv[1:2] == [self.command] else [])]
+        )
+        with contextlib.ExitStack() as stack:
+            if wait:
+                self.console.awaits(f"the lab {driver.lab_name} to be free")
+            stack.enter_context(lock.held(driver.lab_name, self.command, wait=wait, again=again))
+            self.console.close()
+            yield stack.enter_context(driver.open(keep=keep, backend=backend))
 
     @contextlib.contextmanager
     def looking(self, asked: str | None, *, up: bool = True) -> Iterator[Any]:

@@ -126,6 +126,10 @@ class Console:
                     self._paper.line(f"       control {finding.control.name}: {finding.control.verdict.value}")
                     self._paper.evidence(finding.control.evidence)
 
+    def awaits(self, what: str) -> None:
+        """Start showing that `what` is waited for, until `close`."""
+        self._waiting.start(f"waiting: {what}")
+
     def matrix_begins(self) -> None:
         """Start showing that the matrix is being measured."""
         self._waiting.start("measuring with and without eBPF, with and without rules")
