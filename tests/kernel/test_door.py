@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from walk_host import LONG, Lab, _wait_for_others, differences, environment, is_plain, merlab, picture
+from walk_host import LONG, Lab, differences, environment, is_plain, merlab, picture
 
 from merbridge_lab.drivers.embedded import layout
 
@@ -47,15 +47,11 @@ OF_RULES = ("save rules", "make the save known", "flush rules", "load rules", "d
 
 
 def at_the_door(*words, prefix=()):
-    """Call merlab by door.py. Where somebody else's merlab is at work, wait for its end."""
-    while True:
-        done = subprocess.run(
-            [*prefix, sys.executable, "-B", DOOR, *words],
-            env=environment(), capture_output=True, text=True, timeout=LONG, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        if done.returncode != 3 or "another merlab is at work" not in done.stderr:
-            return done
-        _wait_for_others()
+    """Call merlab by door.py."""
+    return subprocess.run(
+        [*prefix, sys.executable, "-B", DOOR, *words],
+        env=environment(), capture_output=True, text=True, timeout=LONG, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 class World:
