@@ -20,8 +20,7 @@ CHANGING = {
 }  # fmt: skip
 #: Calls outside of a change point, and why they may be.
 EXCEPTIONS = {
-    ("drivers/embedded/by_shell.py", "TemporaryDirectory"): "a shell's own folder in /tmp, no part of the lab",
-    ("drivers/embedded/by_shell.py", "symlink_to"): "the same",
+    ("adapters/proc.py", "killpg"): "ends what it started itself, at a change point or to look",
     ("adapters/kind.py", "TemporaryDirectory"): "what kind writes for the moment; adapters/kind.sweep finds it",
 }
 

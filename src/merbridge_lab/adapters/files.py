@@ -76,3 +76,9 @@ def delete_tree(path: Path) -> None:
 def rename(path: Path, to: Path) -> None:
     """Give a file or folder another name, in the place of whatever file has that. Raises OSError."""
     path.rename(to)
+
+
+@change("set a file's mode")
+def set_mode(path: Path, mode: int) -> None:
+    """Set the permissions of a file or folder, whatever the umask is. Raises OSError."""
+    path.chmod(mode)

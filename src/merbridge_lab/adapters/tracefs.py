@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import delete_folder, make_folder, write
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 _EVENT = "events/bpf_trace/bpf_trace_printk/enable"
 _CHUNK = 1 << 16
+#: By these a line has the columns that it has by default.
+_OPTIONS = {
+    "context-info": "1",
+    "irq-info": "1",
+    "latency-format": "0",
+    "raw": "0",
+    "hex": "0",
+    "bin": "0",
+    "fields": "0",
+}
 
 
 class Instance:
@@ -48,8 +59,15 @@ class Instance:
             return False
 
     def enable(self) -> None:
-        """Make the instance if it is not there, and have it collect lines. Raises OSError."""
+        """Make the instance if it is not there, and have it collect lines in a form that is known. Raises OSError.
+
+        A new instance takes over the options of the machine's own buffer, some of which leave out whole columns.
+        """
         make_folder(self.path)
+        for option, value in _OPTIONS.items():
+            with contextlib.suppress(OSError):  # this kernel has no such option, or no other form
+                write(self.path / "options" / option, value)
+        write(self.path / "tracing_on", "1")
         write(self.switch, "1")
 
     def siblings(self) -> list[str]:
@@ -118,4 +136,4 @@ class Instance:
             pass
         finally:
             os.close(descriptor)
-        return b"".join(chunks).decode(errors="replace").splitlines()
+        return lines_of(b"".join(chunks).decode(errors="replace"))

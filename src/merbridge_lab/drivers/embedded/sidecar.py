@@ -15,6 +15,7 @@ from merbridge_lab.adapters.files import add_log, delete_tree, has, put
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.services import template
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from merbridge_lab.drivers.embedded.layout import PodSpec
@@ -138,6 +139,6 @@ def last_words(log: Path, lines: int = 10) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+            return "\n".join(lines_of(file.read().decode(errors="replace"))[-lines:])
     except FileNotFoundError:
         return ""
