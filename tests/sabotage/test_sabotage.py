@@ -9,6 +9,7 @@ import lies_brief  # noqa: F401 - each registers its sabotages
 import lies_dataplane  # noqa: F401
 import lies_mesh  # noqa: F401
 import lies_pods  # noqa: F401
+import lies_readings  # noqa: F401
 import lies_rules  # noqa: F401
 import lies_saves  # noqa: F401
 import lies_steps  # noqa: F401

@@ -41,10 +41,10 @@ class _Log:
     def __init__(self, name: str, path: Path) -> None:
         self._source = f"envoy:{name}/access"
         self._path = path
-        self._before, self._inode, self._tail, self._new = 0, 0, b"", b""
+        self._before, self._inode, self._written, self._tail, self._new = 0, 0, 0, b"", b""
         with contextlib.suppress(OSError), path.open("rb") as file:  # lines() will not find it either
             seen = os.fstat(file.fileno())
-            self._before, self._inode = seen.st_size, seen.st_ino
+            self._before, self._inode, self._written = seen.st_size, seen.st_ino, seen.st_mtime_ns
             file.seek(max(0, self._before - _TAIL))
             self._tail = file.read(self._before - file.tell())
 
@@ -57,7 +57,8 @@ class _Log:
             return Unread(self._source, f"{self._path}: {error.strerror}")
 
     def _read(self, file: BinaryIO) -> tuple[AccessLogLine, ...] | Unread:
-        if os.fstat(file.fileno()).st_ino != self._inode:
+        seen = os.fstat(file.fileno())
+        if seen.st_ino != self._inode:
             return Unread(self._source, f"{self._path} was replaced by another file while it was looked at")
         file.seek(max(0, self._before - len(self._tail)))
         if file.read(len(self._tail)) != self._tail:
@@ -67,6 +68,8 @@ class _Log:
         self._tail = (self._tail + new)[-_TAIL:]
         self._new += new
         self._before += len(new)
+        if not self._new and seen.st_mtime_ns != self._written:
+            return Unread(self._source, f"{self._path} was written and cut again while it was looked at")
         space = os.fstatvfs(file.fileno())
         if space.f_blocks and not space.f_bavail:
             return Unread(self._source, f"the file system of {self._path} is full, so no line can be added")
