@@ -10,6 +10,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import agreement, nftables, xtables
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, value_of
@@ -108,16 +109,19 @@ def save(netns: Path, backend: str, table: str) -> str:
     return run(save_argv(netns, backend, table)).stdout
 
 
+@change("load rules")
 def load(netns: Path, text: str, backend: str) -> None:
     """Replace the tables that `text` names by its rules and counters, in one transaction a table."""
     run(inside(netns, *_tool(backend, "-restore"), "-c"), stdin=text)
 
 
+@change("flush rules")
 def flush(netns: Path, backend: str, table: str) -> None:
     """Delete every rule of `table`; its chains stay, empty."""
     run(flush_argv(netns, backend, table))
 
 
+@change("clear rules")
 def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
     """Delete every rule and chain of `netns`, whoever made them; the `tables` of the backend `but` stay.
 

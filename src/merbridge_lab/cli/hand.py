@@ -49,6 +49,8 @@ def shell(
     with Session("shell", debug=debug, no_color=no_color) as run:
         with run.looking(lab) as chosen:
             found = chosen.workload(workload)
+            if found.rules.outstanding:
+                run.console.warn(f"the nat rules of {workload} are flushed: merlab restore puts them back")
             with found.shell(netns=netns) as (argv, welcome):
                 run.console.say(welcome)
                 status = _foreground(argv)

@@ -74,6 +74,11 @@ class Console:
             self._waiting.stop()
             self._paper.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Print a line that whoever asked for few words needs as well."""
+        self._waiting.stop()
+        self._paper.err.print(f"[warn]![/] {escape(text)}", soft_wrap=True)
+
     # -- the runner's observer ------------------------------------------------------------------------------------
 
     def step_begins(self, step: Step) -> None:
@@ -167,9 +172,8 @@ class Console:
             return
         cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
         paper.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
-        hint = next((check.check.hint for check in report.failed() if check.check.hint), "")
-        if hint:
-            paper.line(f"  → {escape(hint)}")
+        if report.hint:
+            paper.line(f"  → {escape(report.hint)}")
 
     # -- pictures -------------------------------------------------------------------------------------------------
 
