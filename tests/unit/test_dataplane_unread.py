@@ -292,7 +292,7 @@ def test_unread_is_said_in_one_way():
     assert str(Unread("what runs on x", "EPERM")) == "what runs on x could not be read: EPERM"
 
 
-# -- a dataplane that is half another one --------------------------------------------------------------------------------
+# -- a dataplane that is half another one ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
