@@ -50,10 +50,10 @@ class Instance:
 
     @property
     def enabled(self) -> bool:
-        """Whether lines are collected now."""
+        """Whether lines are collected now. Raises OSError where that cannot be read."""
         try:
             return self.switch.read_text().strip() == "1"
-        except OSError:
+        except FileNotFoundError:
             return False
 
     def enable(self) -> None:
