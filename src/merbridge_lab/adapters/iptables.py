@@ -74,6 +74,15 @@ def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str) -> 
     return RuleSet(texts, tuple(dict.fromkeys((*agreement.foreign(nft), *named))), nft.generation, beside)
 
 
+def backend_of(netns: Path, table: str) -> str | None:
+    """Say in which backend `table` has rules, or None where in neither; by the kernel, whatever the tools are like."""
+    nft, legacy = kernels(netns)
+    if any((chain.family, chain.table) == ("ip", table) and chain.rules for chain in value_of(nft).chains):
+        return "nft"
+    there = any((each.family, each.name) == ("ip", table) and each.entries for each in value_of(legacy))
+    return "legacy" if there else None
+
+
 def kernels(netns: Path) -> Kernels:
     """Ask the kernel for what is in nftables and in the legacy tables."""
     nft: Tables | Unread
@@ -101,7 +110,7 @@ def _saved(netns: Path, backend: str) -> str | Unread:
     try:
         return run(inside(netns, tool, "-c")).stdout
     except LabError as error:
-        return Unread(source, ": ".join(filter(None, (error.what, (error.stderr or "").partition("\n")[0]))))
+        return Unread(source, ": ".join(filter(None, (tool, error.what, (error.stderr or "").partition("\n")[0]))))
 
 
 def save(netns: Path, backend: str, table: str) -> str:

@@ -202,7 +202,7 @@ class EmbeddedLab:
         """Say in which backend the rules of the lab that is up are; None where there is none, or no rules."""
         if not netns.is_pinned(self._node.netns):
             return None
-        return iptables.snapshot(self._node.netns).backend_of("nat")
+        return iptables.backend_of(self._node.netns, "nat")
 
     def require_up(self) -> None:
         """Raise LabError when no lab is up."""
