@@ -129,6 +129,8 @@ class Runner:
                     for check in self._look_at(standing)
                     if not check.finding.held
                 ]
+        except NotHeldError as broken:
+            report.changes += [broken.cause]
         except LabError as error:
             report.error = error
         report.seconds += time.monotonic() - began
