@@ -6,11 +6,13 @@ Only the version 2 hierarchy carries BPF programs; where it is mounted differs b
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab import shortage
 from merbridge_lab.adapters import mounts
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
@@ -32,12 +34,17 @@ def find_root(other_than: Path) -> Path | None:
 
 
 def processes(cgroup: Path) -> list[int]:
-    """List the processes directly in `cgroup`; none if it is not there."""
+    """List the processes directly in `cgroup`; none if it is not there. Raises LabError."""
     try:
         return [int(pid) for pid in (cgroup / "cgroup.procs").read_text().split()]
-    except (FileNotFoundError, OSError):
-        # ENODEV: removed between opening and reading.
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # removed between opening and reading
+            return []
+        raise shortage.of(error) or LabError(
+            f"the processes in {cgroup} cannot be read: {error.strerror}", hint=f"cat {cgroup}/cgroup.procs"
+        ) from error
 
 
 def subtree(cgroup: Path) -> Iterator[Path]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread, UnreadError, value_of
 from merbridge_lab.observation import Exchange, Observation, arrivals
+from merbridge_lab.text import lines_of
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
         [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]], Mapping[str, Mapping[str, str]]
     ]
 
+T = TypeVar("T")
+
 #: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
 REQUEST = 5
 #: In the place of curl's exit status where it did something else than it was told; curl has no such number.
@@ -34,8 +39,8 @@ _LOGGED = 3.0
 class Log(Protocol):
     """What a sidecar has written into its access log since this was made."""
 
-    def lines(self) -> tuple[AccessLogLine, ...]:
-        """Give the lines that are there by now."""
+    def lines(self) -> tuple[AccessLogLine, ...] | Unread:
+        """Give the lines that are there by now; or that it could not be read, and why."""
 
 
 def new_nonce() -> str:
@@ -64,7 +69,7 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
     if (more := _more_than_one(facts)) and not exit_status:
         # Whatever was answered, it was not answered to the one request that is judged.
         exit_status, stderr = NOT_ONCE, more
-    headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+    headers = dict(line.lower().split(": ", 1) for line in lines_of(head)[1:] if ": " in line)
     return Exchange(
         nonce=nonce,
         url=url,
@@ -77,6 +82,23 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
         error=stderr.strip(),
         remote=f"{facts.get('remote_ip', '')}:{facts.get('remote_port', 0)}",
     )
+
+
+def _reading(source: str, take: Callable[[], T]) -> T | Unread:
+    """Take a reading; where it cannot be taken, say why.
+
+    An error of a kind of its own says more than that (the pod was made anew meanwhile): it is for the caller.
+    """
+    try:
+        return take()
+    except UnreadError as error:
+        return error.unread
+    except OSError as error:
+        return Unread(source, error.strerror or str(error))
+    except LabError as error:
+        if type(error) is not LabError:
+            raise
+        return Unread(source, error.what)
 
 
 def _more_than_one(facts: Mapping[str, object]) -> str:
@@ -100,24 +122,38 @@ class _Records:
         self._local = {exchange.nonce: exchange.local for exchange in exchanges}
         self._answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
         self._closed = {exchange.local for exchange in exchanges if exchange.closed}
-        self.changed: Mapping[str, frozenset[str]] | None = None
+        self.changed: Mapping[str, frozenset[str]] | Unread | None = None
 
     def _same(self, sent: str, arrived: str) -> bool:
         if sent != arrived and self.changed is None:
-            self.changed = self._ask()
-        return arrived in arrivals(sent, self.changed or {})
+            self.changed = _reading("conntrack", self._ask)
+        return arrived in self._arrivals(sent)
+
+    def _arrivals(self, sent: str) -> frozenset[str]:
+        changed = self.changed
+        return arrivals(sent, {} if changed is None or isinstance(changed, Unread) else changed)
 
     def _refused(self, line: AccessLogLine) -> bool:
         return line.rejected_plain_text and any(self._same(sent, line.downstream_remote) for sent in self._closed)
 
-    def read(self) -> tuple[dict[str, AccessLogLine], dict[str, Entry], list[Entry]]:
-        """Give what there is by now: the client's lines and the servers' by nonce, and the refusals of plain text."""
-        own = [line for line in self._own.lines() if line.request_id in self._local]
-        mine = {line.request_id: line for line in own if line.outbound}
+    def read_client(self) -> dict[str, AccessLogLine] | Unread:
+        """Give the client's lines that there are by now, by nonce."""
+        lines = self._own.lines()
+        if isinstance(lines, Unread):
+            return lines
+        return {line.request_id: line for line in lines if line.request_id in self._local and line.outbound}
+
+    def read_servers(
+        self, mine: Mapping[str, AccessLogLine]
+    ) -> tuple[dict[str, Entry] | Unread, tuple[Entry, ...] | Unread]:
+        """Give the servers' lines by nonce, and the refusals of plain text; every one's log must be readable."""
         theirs: dict[str, Entry] = {}
         refused = []
         for name, log in self._logs.items():
-            for line in log.lines():
+            lines = log.lines()
+            if isinstance(lines, Unread):
+                return lines, lines
+            for line in lines:
                 if line.request_id in self._local and not line.outbound:
                     # Of several attempts, the one that the client's sidecar tells of: its last.
                     last = mine.get(line.request_id)
@@ -126,11 +162,14 @@ class _Records:
                         theirs[line.request_id] = (name, line)
                 elif self._refused(line):
                     refused.append((name, line))
-        return mine, theirs, refused
+        return theirs, tuple(refused)
 
     def complete(self) -> bool:
         """Whether each answer stands in both logs, and each closed connection in a server's."""
-        mine, theirs, refused = self.read()
+        mine = self.read_client()
+        theirs, refused = self.read_servers({} if isinstance(mine, Unread) else mine)
+        if isinstance(mine, Unread) or isinstance(theirs, Unread) or isinstance(refused, Unread):
+            return False
         told = {
             nonce
             for nonce in mine.keys() & theirs.keys()
@@ -138,7 +177,7 @@ class _Records:
             and self._same(mine[nonce].upstream_local, theirs[nonce][1].downstream_remote)
         }
         sources = {line.downstream_remote for _, line in refused}
-        return self._answered <= told and all(arrivals(sent, self.changed or {}) & sources for sent in self._closed)
+        return self._answered <= told and all(self._arrivals(sent) & sources for sent in self._closed)
 
 
 def observe(
@@ -162,8 +201,8 @@ def observe(
     is asked at most once, and only where two records do not name the same port.
     """
     if trace is not None:
-        trace()
-    counted = counters()
+        _reading("trace", trace)
+    counted = _reading("bpf:counters", counters)
     before = client.rules.snapshot()
     exchanges = tuple(ask() for _ in range(count))
     after = client.rules.snapshot()
@@ -171,19 +210,22 @@ def observe(
     # A deadline that passes is no error here: the checks see that a line is missing, and say which.
     if logged:
         until(records.complete, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
-    client_log, server_log, rejected = records.read()
+    client_log = records.read_client()
+    server_log, rejected = records.read_servers({} if isinstance(client_log, Unread) else client_log)
     return Observation(
         client=client.name,
         exchanges=exchanges,
         client_log=client_log,
         server_log=server_log,
-        rejected=tuple(rejected),
+        rejected=rejected,
         before=before,
         after=after,
         counters_before=counted,
-        counters_after=counters(),
-        trace=trace() if trace is not None else (),
+        counters_after=_reading("bpf:counters", counters),
+        trace=_reading("trace", trace) if trace is not None else (),
         changed_sources=records.changed or {},
-        noted=noted(exchanges, client_log, server_log) if noted is not None else None,
+        noted=_reading("bpf:pair_original_dst", lambda: noted(exchanges, value_of(client_log), value_of(server_log)))
+        if noted is not None
+        else None,
         limits=limits or {},
     )

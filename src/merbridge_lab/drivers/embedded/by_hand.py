@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import links
 from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers.embedded import furniture, layout, services, wiring
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def _network(pod: Pod, node: Path) -> list[str]:
 def _rules(pod: Pod) -> list[str]:
     if not pod.spec.rules:
         return []
-    rules = [line for line in services.pod_rules().splitlines() if not line.startswith("#")]
+    rules = [line for line in lines_of(services.pod_rules()) if not line.startswith("#")]
     restore = f"nsenter --net={pod.netns} iptables-{pod.spec.backend}-restore"
     return ["\n".join([f"{restore} <<'EOF'", *rules, "EOF"])]
 

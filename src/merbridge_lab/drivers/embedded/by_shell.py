@@ -48,6 +48,7 @@ def changes(pod: Pod, *, saved: bool) -> list[str]:
     """Say what of the pod's rules is not as merlab made it, and how to put it back; `saved`: merlab flushed them."""
     if saved:
         return [f"the nat rules of {pod.spec.name} are flushed; merlab restore puts them back"]
-    if services.are_loaded(pod.netns, services.pod_rules(), pod.spec.backend):
-        return []
-    return [f"the rules of {pod.spec.name} are not as merlab made them; merlab up puts them back"]
+    wrong = f"the rules of {pod.spec.name} are not as merlab made them"
+    stray = f"there are other rules in {pod.spec.name} than those that merlab made"
+    found = services.problems(pod.netns, services.pod_rules(), pod.spec.backend, wrong=wrong, stray=stray)
+    return [f"{each}; merlab up puts them back" for each in found[:1]]

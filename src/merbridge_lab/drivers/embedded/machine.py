@@ -9,6 +9,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from merbridge_lab import shortage
 from merbridge_lab.adapters import cgroup, mounts
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.errors import KernelCannotError, LabError
@@ -119,8 +120,8 @@ class Machine:
                     hint=f"look at it, then move it away: mv {self.run} {self.run}.other",
                 ) from None
         except OSError as error:
-            raise LabError(
-                f"{self.run} cannot be made: {error.strerror}", hint=f"mount -o remount,rw {self.run.parent}"
+            raise shortage.of(error) or LabError(
+                f"{self.run} cannot be made: {error.strerror}", hint=f"ls -ld {self.run.parent}"
             ) from error
 
     def _take_cgroup(self) -> None:
@@ -132,9 +133,8 @@ class Machine:
             for name in _BRANCHES:
                 (self.cgroup / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LabError(
-                f"the cgroup {self.cgroup} cannot be made: {error.strerror}",
-                hint=f"mount -o remount,rw {self._cgroup_root}",
+            raise shortage.of(error) or LabError(
+                f"the cgroup {self.cgroup} cannot be made: {error.strerror}", hint=f"ls -ld {self._cgroup_root}"
             ) from error
 
     def _strangers(self) -> list[str]:

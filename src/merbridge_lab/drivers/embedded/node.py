@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import iptables, links, netns, tcp
 from merbridge_lab.drivers.embedded import layout, services, wires, wiring
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,18 +59,21 @@ class Node:
         return [f"a process listens on port {each.port} in the node" for each in tcp.listening(self.netns)]
 
     def _rule_problems(self) -> list[str]:
-        if not services.are_loaded(self.netns, services.service_rules(), self._backend, tables=services.NODES):
-            return [f"the rules for the services' addresses are not in the nat table of {self.netns}"]
-        if others := services.others(self.netns, self._backend, tables=services.NODES):
-            return [f"there are other rules in the node than those of the services: {others[0]}"]
-        return []
+        return services.problems(
+            self.netns,
+            services.service_rules(),
+            self._backend,
+            tables=services.NODES,
+            wrong=f"the rules for the services' addresses are not in the nat table of {self.netns}",
+            stray="there are other rules in the node than those of the services",
+        )
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make it, once the run directory is there."""
         inside = f"nsenter --net={self.netns}"
         dnat = [
             f"{inside} iptables-{self._backend} -t nat {line}"
-            for line in services.service_rules().splitlines()
+            for line in lines_of(services.service_rules())
             if line.startswith("-A")
         ]
         return [

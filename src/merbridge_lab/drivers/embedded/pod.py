@@ -196,11 +196,13 @@ class Pod:
         if not self.spec.rules or self._is_flushed_on_purpose():
             return []
         name, backend = self.spec.name, self.spec.backend
-        if not services.are_loaded(self.netns, services.pod_rules(), backend):
-            return [f"the iptables rules of {name} are not Istio's ({backend} tables, {self.netns})"]
-        if others := services.others(self.netns, backend):
-            return [f"there are other rules in {name} than Istio's: {others[0]}"]
-        return []
+        return services.problems(
+            self.netns,
+            services.pod_rules(),
+            backend,
+            wrong=f"the iptables rules of {name} are not Istio's ({backend} tables, {self.netns})",
+            stray=f"there are other rules in {name} than Istio's",
+        )
 
     def _is_flushed_on_purpose(self) -> bool:
         """Whether a save of this pod's rules is outstanding: a file in saved/ of its name, with any extension."""
