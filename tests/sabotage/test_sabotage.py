@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lies_brief  # noqa: F401 - each registers its sabotages
 import lies_dataplane  # noqa: F401
+import lies_limits  # noqa: F401
 import lies_mesh  # noqa: F401
 import lies_rules  # noqa: F401
 import lies_steps  # noqa: F401
