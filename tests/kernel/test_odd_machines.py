@@ -91,6 +91,8 @@ ODD = [
     Odd("no_ipv6", prefix=lacking("ipv6")),
     Odd("hidepid", ("mount -t proc -o hidepid=2 proc /proc",)),
     Odd("few_files", ("ulimit -n 64",)),
+    Odd("umask_0", ("umask 0",)),
+    Odd("umask_077", ("umask 077",)),
     Odd("locked_memory", ("ulimit -l 64",)),
     Odd("odd_mount_points", tuple(f'd=$(printf "/run/odd/{name}"); mkdir -p "$d"; mount -t tmpfs none "$d"'
                                   for name in NAMES)),

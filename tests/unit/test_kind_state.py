@@ -22,7 +22,9 @@ case "$1 $2" in
 "ps "*) echo 5caa3cc94ef5 ;;
 "inspect "*) cat "{captured}/inspect.json" ;;
 "info "*) cat "{captured}/info.json" ;;
-"image inspect") [ -e "{images}" ] && for ref; do :; done && grep -qxF "$ref" "{images}" ;;
+"image inspect") [ -e "{images}" ] && for ref; do :; done && grep -qxF "$ref" "{images}" && exit
+    echo "Error: No such image: $ref" >&2; exit 1 ;;
+"network inspect") echo "Error: No such network: $3" >&2; exit 1 ;;
 *) echo "Error: no such thing" >&2; exit 1 ;;
 esac
 """
@@ -63,7 +65,7 @@ def test_expired_certificates_are_a_problem_and_status_goes_on(lab):
     told = state.describe(expired)
     (problem,) = told["problems"]
     assert problem.startswith("the certificates of the cluster expired on ")
-    assert problem.endswith("; merlab down --lab kind, then merlab up --lab kind")
+    assert problem.endswith("; merlab down --lab kind && merlab up --lab kind")
     assert told["up"] is True, "the cluster is there"
     assert told["workloads"] == []
     assert json.dumps(told)

@@ -58,6 +58,43 @@ def all_processes(cgroup: Path) -> list[int]:
     return [pid for each in subtree(cgroup) for pid in processes(each)]
 
 
+def is_frozen(cgroup: Path) -> bool:
+    """Whether the kernel runs nothing in `cgroup`, because it or one above it is frozen."""
+    try:
+        return "frozen 1" in (cgroup / "cgroup.events").read_text()
+    except OSError:
+        return False
+
+
+#: What limits the processes of a cgroup, and what says that nothing does. A file is there where its controller is on.
+_UNLIMITED = {
+    "cgroup.freeze": "0",
+    "cpu.max": "max",
+    "cpuset.cpus": "",
+    "memory.high": "max",
+    "memory.max": "max",
+    "pids.max": "max",
+}
+
+
+def limits(cgroup: Path) -> list[str]:
+    """Say which limits are set on `cgroup` itself: "FILE is VALUE"."""
+    found = []
+    for name, free in _UNLIMITED.items():
+        with contextlib.suppress(OSError):
+            have = (cgroup / name).read_text().strip()
+            if (have.split() or [""])[0] != free:
+                found.append(f"{name} is {have}")
+    return found
+
+
+def release(cgroup: Path) -> None:
+    """Take the limits off `cgroup` and let it run; one that is not there is none. Raises OSError."""
+    for limited in limits(cgroup):
+        name = limited.partition(" ")[0]
+        (cgroup / name).write_text(f"{_UNLIMITED[name]}\n")
+
+
 def kill(cgroup: Path) -> None:
     """Send SIGKILL to every process in and below `cgroup`.
 

@@ -24,10 +24,11 @@ class Connection:
 
 
 class Listener(NamedTuple):
-    """A socket that accepts connections: its port, and the inode that /proc/PID/fd shows."""
+    """A socket that accepts connections: its port, the inode that /proc/PID/fd shows, and the user that owns it."""
 
     port: int
     inode: int
+    uid: int
 
 
 def _address(text: str) -> str:
@@ -51,4 +52,4 @@ def listening(netns: Path) -> list[Listener]:
         return [line for table in tables if table.exists() for line in lines_of(table.read_text())[1:]]
 
     rows = [line.split() for line in run_inside(netns, read)]
-    return [Listener(int(row[1].rpartition(":")[2], 16), int(row[9])) for row in rows if row[3] == _LISTEN]
+    return [Listener(int(row[1].rpartition(":")[2], 16), int(row[9]), int(row[7])) for row in rows if row[3] == _LISTEN]

@@ -88,7 +88,7 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
     if described["path"]:
         paper.line("\na new request goes")
     for leg in described["path"]:
-        style = "fail" if leg["by"] == "nothing" else "pass"
+        style = "pass" if leg["by"] in ("eBPF", "rules") else "fail"
         paper.line(f"   {leg['from']:<22} ─ [{style}]{leg['by']}[/] → {escape(leg['to'])}")
     paper.line("")
     for name in described["flushed"]:

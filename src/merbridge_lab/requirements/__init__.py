@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     Probe = Callable[[], "Requirement | list[Requirement]"]
 
+#: Istio's number of the sidecars' user, which its rules name.
+SIDECARS = 1337
+
 __all__ = ["Requirement", "able", "embedded"]
 
 
@@ -57,6 +60,8 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
             found.extend(result if isinstance(result, list) else [result])
 
     look("root", "root", lambda: host.privileges(root), as_root=False)
+    look("ptrace_scope", "below 3", lambda: host.ptrace(root), as_root=False)
+    look("sidecars_user", "1337 is free", lambda: host.sidecars_user(SIDECARS), as_root=False)
     look("machine.architecture", "x86_64", host.architecture, as_root=False)
     look("kernel.version", ">= 5.15", kernel.version, as_root=False)
     look("kernel.btf", "there", lambda: kernel.btf(root), as_root=False)

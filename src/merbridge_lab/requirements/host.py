@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import pwd
 import resource
 import sys
 import tempfile
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
+from merbridge_lab.adapters import kernel
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 from merbridge_lab.text import lines_of, read_text
 
@@ -19,10 +21,14 @@ if TYPE_CHECKING:
 
 #: What merlab does as root, by the bits of CapEff (linux/capability.h).
 _CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
     "CAP_KILL": 5,
+    "CAP_SETGID": 6,
     "CAP_SETUID": 7,
     "CAP_NET_ADMIN": 12,
     "CAP_NET_RAW": 13,
+    "CAP_SYS_CHROOT": 18,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
 }
@@ -59,6 +65,29 @@ def missing_capabilities(status: str) -> list[str]:
     effective = next((line.split()[1] for line in lines_of(status) if line.startswith("CapEff:")), "0")
     bits = int(effective, 16)
     return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
+
+
+def ptrace(root: Path) -> Requirement:
+    """Look whether root may take a descriptor from another process: so a sidecar that listens already is registered."""
+    name, needed = "ptrace_scope", f"kernel.yama.ptrace_scope below {kernel.NOBODY_TRACES}, or no Yama"
+    scope = kernel.ptrace_scope(root)
+    if scope is None:
+        return Requirement(name, PASS, "no Yama", needed)
+    if scope < kernel.NOBODY_TRACES:
+        return Requirement(name, PASS, f"kernel.yama.ptrace_scope is {scope}", needed)
+    found = f"kernel.yama.ptrace_scope is {scope}, until the next boot without it"
+    return Requirement(name, FAIL, found, needed, kernel.FIND_PTRACE_SCOPE)
+
+
+def sidecars_user(number: int) -> Requirement:
+    """Look whether somebody real has the number of the sidecars' user: that one could signal and trace them."""
+    name, needed = "sidecars_user", f"no user of this machine has the number {number}"
+    try:
+        taken = pwd.getpwuid(number).pw_name
+    except KeyError:
+        return Requirement(name, PASS, "nobody has it", needed)
+    hint = f"give {taken} another number (usermod -u NUMBER {taken}), or see that nobody else logs in as {taken}"
+    return Requirement(name, WARN, f"{taken} has it, and is to the kernel the user of the lab's sidecars", needed, hint)
 
 
 def architecture() -> Requirement:
