@@ -347,7 +347,7 @@ def _(scene):
     """sleep's Envoy may open 60 files and no more."""
     target = pod(scene, "sleep")
     end(target)
-    argv = ["prlimit", "--nofile=60:200", *target.processes._argv("sidecar")]
+    argv = ["prlimit", "--nofile=60:60", *target.processes._argv("sidecar")]
     log = target.folder / "sabotage.log"
     run(enter.as_daemon(target.cgroup / "sidecar", target.netns, target.mntns, layout.SIDECAR_ID, log, argv))
     assert until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
