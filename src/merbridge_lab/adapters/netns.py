@@ -28,7 +28,6 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 # <linux/sched.h>
 NEWNET = 0x40000000
 NEWNS = 0x00020000
-_FS = 0x00000200
 
 #: getsockopt option, since Linux 5.14 (include/uapi/asm-generic/socket.h).
 _SO_NETNS_COOKIE = 71

@@ -10,9 +10,6 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DATAPLANES = ("none", "merbridge", "merlab")
-SIDECARS = ("classic", "native")
-
 
 @dataclass(frozen=True)
 class Options:
