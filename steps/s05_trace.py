@@ -4,14 +4,14 @@ Three things to notice, in this order: the app's connect() is intercepted, the s
 go, and bytes are moved from socket to socket. Where a dataplane leaves no line of the second, its map tells it.
 """
 
-from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step
+from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step, value_of
 from merbridge_lab.checks import mesh, trace
 
 
 def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
     seen = lab.observe(sleep, count=1, trace=True)
-    lab.show(lab.trace_command(), "\n".join(event.sentence() for event in seen.trace))
+    lab.show(lab.trace_command(), "\n".join(event.sentence() for event in value_of(seen.trace)))
     return seen
 
 

@@ -522,7 +522,7 @@ class FakeLab:
 class FakeDriver:
     """Opens one FakeLab again and again, as the kernel keeps a lab between two calls of merlab."""
 
-    name = "fake"
+    name = lab_name = "fake"
 
     def __init__(self, lab: FakeLab | None = None) -> None:
         self.lab = lab or FakeLab()

@@ -1,56 +1,146 @@
-"""Only one merlab changes the lab at a time.
+"""Only one merlab command changes a lab at a time; labs of other names do not wait for each other.
 
-The lock is a BSD lock on the directory that holds the run directory: it leaves no file behind, goes with the
-process that holds it, and is found whichever network namespace one calls from.
+The lock is a BSD lock on a file named after the lab, in a directory that only its owner can open: root's is
+/run/merlab.locks. A lock that others can open is a lock that others can hold, and with it stop root's merlab. The file
+says who holds it. Both go when the lock is released; what a killed merlab leaves, the next command takes over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import json
 import os
+import stat
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.errors import LabError
+from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WHERE = Path("/run")
+#: Root's locks. Nobody else can make a folder in /run.
+ROOTS = Path("/run/merlab.locks")
+_FOLDER = "merlab.locks"
+#: The longest entry that is read: a lock's own is a hundred bytes.
+_LONGEST = 4096
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock: which command, on which lab, as which process, since when (seconds since 1970)."""
+
+    lab: str
+    command: str
+    pid: int
+    since: float
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        began = time.strftime("%H:%M:%S", time.localtime(self.since))
+        return f"{self.command} on the lab {self.lab} (PID {self.pid}, since {began})"
+
+
+def folder() -> Path:
+    """Return where this user's locks are."""
+    if os.geteuid() == 0:
+        return ROOTS
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(runtime, _FOLDER) if Path(runtime).is_absolute() else Path.home() / ".cache" / _FOLDER
 
 
 @contextlib.contextmanager
-def held(where: Path = WHERE) -> Iterator[None]:
-    """Hold the lock for the length of the block; raises LabError naming the process that has it."""
-    fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def held(lab: str, command: str, *, wait: float = 0.0, again: str | None = None) -> Iterator[None]:
+    """Hold the lock of `lab` for the length of the block.
+
+    Wait up to `wait` seconds for another command. Raise LabError naming it, with `again` as the hint.
+    """
+    path = folder() / f"{lab}.lock"
+    descriptor = _take(path)
+    if descriptor is None and wait > 0:
+        descriptor = until(lambda: _take(path), timeout=wait, awaiting=lambda: _words(path), every=0.25)
+    if descriptor is None:
+        raise LabError(_words(path), hint=again)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LabError(
-                f"another merlab is at work{_holder(fd)}", hint="wait for it to end, then type this again"
-            ) from None
+        _write(descriptor, Holder(lab, command, os.getpid(), time.time()))
         yield
     finally:
-        os.close(fd)
+        # While it is held: whoever opened the file before this sees that it is not the one at `path` any more.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with contextlib.suppress(OSError):  # other labs have locks there
+            path.parent.rmdir()
+        os.close(descriptor)
 
 
-def _holder(fd: int) -> str:
-    found = os.fstat(fd)
+def holder(path: Path) -> Holder | None:
+    """Return who wrote the lock file; None for one that nobody has written yet, or that is gone."""
+    try:
+        with path.open("rb") as file:
+            said = json.loads(file.read(_LONGEST))
+        return Holder(str(said["lab"]), str(said["command"]), int(said["pid"]), float(said["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _words(path: Path) -> str:
+    who = holder(path)
+    return f"another merlab command is running: {who or f'on the lab {path.stem}'}"
+
+
+def _take(path: Path) -> int | None:
+    """Take the lock; return its descriptor, or None while another process holds it. Raise LabError."""
+    while True:
+        try:
+            _make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            continue  # the last lock was released, and the folder with it, between the two lines
+        except OSError as error:
+            raise _cannot(path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _make_folder(path: Path) -> None:
+    if path != ROOTS:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise LabError(f"{path} is not a folder of this user's, and merlab's locks belong there", hint=f"rm -r {path}")
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+
+
+def _write(descriptor: int, entry: Holder) -> None:
+    # It only serves the message that others print: on a full /run the lock holds all the same.
     with contextlib.suppress(OSError):
-        return read_holder(Path("/proc/locks").read_text(), found.st_dev, found.st_ino)
-    return ""
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(entry)).encode(), 0)
 
 
-def read_holder(locks: str, device: int, inode: int) -> str:
-    """Find the holder in /proc/locks, whose lines end in "FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF".
-
-    The root of every tmpfs has the same inode. Some file systems (btrfs, overlayfs) tell another device than the
-    kernel's: where none is the same, it is a holder if there is but one.
-    """
-    rows = [fields for line in locks.splitlines() if "->" not in (fields := line.split()) and fields[1] == "FLOCK"]
-    alike = [fields for fields in rows if fields[5].endswith(f":{inode}")]
-    exact = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
-    same = [fields for fields in alike if fields[5] == exact] or (alike if len(alike) == 1 else [])
-    return f": PID {same[0][4]}" if same else ""
+def _cannot(path: Path, error: OSError) -> LabError:
+    above = path.parent.parent
+    hints = {errno.EROFS: f"mount -o remount,rw {above}", errno.ENOSPC: f"df -h {above}"}
+    return LabError(
+        f"merlab's lock {path} cannot be made: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0)
+    )

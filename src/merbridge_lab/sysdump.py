@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab import __version__, redaction
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import as_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -95,8 +96,8 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
         except (LabError, OSError) as error:
             lacking[name] = redaction.text(" ".join(str(error).split()))
             told = f"not to be had: {error}\n"
-        parts[name] = redaction.text(told) if isinstance(told, str) else _json(told)
-    parts["index.txt"] = _index(parts, lacking)
+        parts[name] = printable(redaction.text(told)) if isinstance(told, str) else _json(told)
+    parts["index.txt"] = printable(_index(parts, lacking))
     try:
         _pack(target, parts)
     except FileExistsError as error:
@@ -112,7 +113,7 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
 
 def _json(told: Any) -> str:  # noqa: ANN401 - whatever JSON holds
     plain = json.loads(json.dumps(told, default=str))
-    return json.dumps(redaction.value(plain), indent=2) + "\n"
+    return as_json(redaction.value(plain), indent=2) + "\n"
 
 
 def _index(parts: Mapping[str, str], lacking: Mapping[str, str]) -> str:

@@ -113,7 +113,7 @@ def test_a_second_merlab_names_the_first(lab):  # noqa: ARG001 - must be up
             [MERLAB, "up"], env=environment(), capture_output=True, text=True, timeout=LONG, check=False
         )
         assert done.returncode == 3
-        assert f"another merlab is at work: PID {running.process.pid}" in done.stderr
+        assert f"(PID {running.process.pid}, since " in done.stderr
         assert is_plain(done)
     finally:
         assert running.end().returncode == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import signal
@@ -16,7 +15,6 @@ from substrate_host import state
 from tests import called
 from tests.called import MERLAB
 
-from merbridge_lab import lock
 from merbridge_lab.adapters import bpf, cgroup, iptables, mounts, netns
 from merbridge_lab.dataplane import trace_event
 from merbridge_lab.dataplane.pins import Pins
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
 NAME = "merlab-walk"
 #: Longer than anything that is called here takes, in seconds.
 LONG = 120.0
-#: Without a PID, the other one has ended while merlab looked who it was.
-_BUSY = re.compile(r"another merlab is at work(?:: PID (\d+))?")
 _TRACE = Path("/sys/kernel/tracing")
 _EVENT = "events/bpf_trace/bpf_trace_printk/enable"
 
@@ -42,28 +38,12 @@ def environment(name: str = NAME, **changes: str) -> dict[str, str]:
 
 
 def merlab(*words: str, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.CompletedProcess[str]:
-    """Call merlab. While the lab of somebody else is at work on this machine, wait for its end, and call again."""
+    """Call merlab."""
     options.setdefault("env", environment())
     options.setdefault("stdin", subprocess.DEVNULL)
-    while True:
-        done = subprocess.run(
-            [*prefix, MERLAB, *words], capture_output=True, text=True, timeout=LONG, check=False, **options
-        )
-        busy = _BUSY.search(done.stderr + done.stdout) if done.returncode == 3 else None
-        if busy is None or (busy[1] and not _is_somebody_elses(int(busy[1]))):
-            return done
-
-
-def _is_somebody_elses(pid: int) -> bool:
-    """Whether the merlab with this PID works on another lab than ours; if so, it has ended when this returns."""
-    try:
-        names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return True
-    if f"MERLAB_NAME={NAME}".encode() in names:
-        return False
-    until(lambda: not Path(f"/proc/{pid}").exists(), timeout=LONG, awaiting="another lab's merlab to end")
-    return True
+    return subprocess.run(
+        [*prefix, MERLAB, *words], capture_output=True, text=True, timeout=LONG, check=False, **options
+    )
 
 
 def step(report: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -82,38 +62,14 @@ def is_plain(done: subprocess.CompletedProcess[str]) -> bool:
     return "Traceback" not in done.stderr + done.stdout and "a defect of merlab" not in done.stderr + done.stdout
 
 
-def _wait_for_others() -> None:
-    """Wait until no merlab, of whatever lab, is at work on this machine."""
-
-    def is_free() -> bool:
-        folder = os.open(lock.WHERE, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(folder)
-        return True
-
-    assert until(is_free, timeout=LONG, awaiting="other labs' merlabs to end")
-
-
 class Running(called.Started):
     """A merlab at work, to be stopped in the middle."""
 
     def __init__(self, *words: str) -> None:
         super().__init__([MERLAB, *words], environment(), LONG)
 
-    def start(self) -> None:
-        """Start it when no other is at work."""
-        _wait_for_others()
-        super().start()
-
     def reaches(self, moment: Callable[[], bool], timeout: float = 60.0) -> bool:
-        """Wait until `moment` is seen, looking a thousand times a second; False where it has ended before.
-
-        Where somebody else's merlab was quicker to begin, it begins again.
-        """
+        """Wait until `moment` is seen, looking a thousand times a second; False where it has ended before."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if moment():
@@ -123,10 +79,8 @@ class Running(called.Started):
             except subprocess.TimeoutExpired:
                 continue
             done = self.end()
-            if done.returncode != 3 or not _BUSY.search(done.stderr):
-                print(done.stdout, done.stderr)  # noqa: T201 - shown where the test fails
-                return False
-            self.start()
+            print(done.stdout, done.stderr)  # noqa: T201 - shown where the test fails
+            return False
         self.end(signal.SIGKILL)
         return False
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import lies_brief  # noqa: F401 - each registers its sabotages
 import lies_dataplane  # noqa: F401
 import lies_mesh  # noqa: F401
+import lies_pods  # noqa: F401
+import lies_readings  # noqa: F401
 import lies_rules  # noqa: F401
 import lies_steps  # noqa: F401
+import lies_strangers  # noqa: F401
 import pytest
 from oddities import keep_alive_client
 from saboteur import ALL, LIE, ODDITY, Scene, everything, judge, mend, standing_lab, told, verify

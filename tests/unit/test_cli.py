@@ -10,7 +10,8 @@ import re
 import signal
 import subprocess
 import sys
-from functools import partial
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def driver(monkeypatch, tmp_path):
     """A lab in memory that every call of merlab in this test means, with a lock of its own."""
     fake = FakeDriver()
     monkeypatch.setattr(drivers, "pick", lambda asked: (fake, "asked for" if asked else "it is up"))
-    monkeypatch.setattr(lock, "held", partial(lock.held, tmp_path))
+    monkeypatch.setattr(lock, "folder", lambda: tmp_path / "locks")
     monkeypatch.setenv("COLUMNS", "100")
     handlers = {signum: signal.getsignal(signum) for signum in interrupts.SIGNALS}
     yield fake
@@ -530,24 +531,64 @@ def test_progress_with_json_goes_to_stderr():
 # -- one at a time
 
 
+@contextlib.contextmanager
+def another(folder, lab="fake", command="verify"):
+    """Have another process hold the lock of a lab; gives the process."""
+    hold = (
+        "import sys, pathlib; from merbridge_lab import lock\n"
+        f"lock.folder = lambda: pathlib.Path({str(folder)!r})\n"
+        f"with lock.held({lab!r}, {command!r}):\n    print(flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait(timeout=10)
+        process.stdout.close()
+
+
 @pytest.mark.usefixtures("driver")
-def test_a_second_merlab_is_3_and_says_which_pid_has_it(tmp_path):
-    hold = f"import sys, pathlib; from merbridge_lab import lock\nwith lock.held(pathlib.Path({str(tmp_path)!r})):\n"
-    first = subprocess.Popen(
-        [sys.executable, "-c", f"{hold}    print(flush=True); sys.stdin.read()"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    with contextlib.closing(first.stdin):
-        first.stdout.readline()
+def test_u4_a_second_merlab_is_3_and_says_which_lab_command_and_pid_has_it_since_when(tmp_path):
+    with another(tmp_path / "locks") as first:
         for command in (["up"], ["verify"], ["step", "9"], ["down"], ["restore"]):
             done = merlab(*command)
             assert done.exit_code == 3
-            assert f"another merlab is at work: PID {first.pid}" in done.stderr
+            said = rf"another merlab command is running: verify on the lab fake \(PID {first.pid}, since [\d:]{{8}}\)"
+            assert re.search(said, done.stderr)
+            assert f"→ merlab {command[0]} --wait" in done.stderr
         assert merlab("status").exit_code == 0
         assert merlab("steps").exit_code == 0
-    first.wait(timeout=10)
-    first.stdout.close()
     assert merlab("up", "-q").exit_code == 0
+    assert not (tmp_path / "locks").exists()
+
+
+@pytest.mark.usefixtures("driver")
+def test_u4_a_lab_of_another_name_is_not_waited_for(tmp_path):
+    with another(tmp_path / "locks", lab="merlab-two"):
+        assert merlab("up", "-q").exit_code == 0
+        assert [each.name for each in (tmp_path / "locks").iterdir()] == ["merlab-two.lock"]
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("words", [("--wait",), ("--wait-timeout", "60"), ("--wait", "--wait-timeout", "60")])
+def test_u4_wait_lets_the_other_one_end_and_says_what_is_awaited(tmp_path, words):
+    with another(tmp_path / "locks") as first:
+        threading.Timer(1.5, first.stdin.close).start()
+        done = merlab("up", *words)
+    assert done.exit_code == 0
+    assert f"still waiting: another merlab command is running: verify on the lab fake (PID {first.pid}" in done.stderr
+
+
+@pytest.mark.usefixtures("driver")
+def test_u4_wait_timeout_ends_the_waiting(tmp_path):
+    with another(tmp_path / "locks"):
+        began = time.monotonic()
+        done = merlab("down", "--wait-timeout", "0.3", "--json")
+        assert 0.3 <= time.monotonic() - began < 10
+    assert done.exit_code == 3
+    assert "another merlab command is running" in read("run", done.stdout)["error"]["what"]
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Annotated
 
@@ -30,6 +31,12 @@ LabName = Annotated[
 Timeout = Annotated[
     float, typer.Option("--timeout", metavar="S", min=0.1, help="How long a check may take to come true, seconds.")
 ]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for another merlab command on the same lab, as long as it runs.")
+]
+WaitTimeout = Annotated[
+    float | None, typer.Option("--wait-timeout", metavar="S", min=0.0, help="Wait for it, but at most S seconds.")
+]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Show evidence and all output.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what did not hold.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show every command that is run, and tracebacks.")]
@@ -40,6 +47,11 @@ WorkloadName = Annotated[str, typer.Argument(metavar="WORKLOAD", help="sleep, he
 PATIENCE = 20.0
 #: For commands that hand all they do not know to another program.
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def patience(wait: bool, timeout: float | None) -> float:
+    """Return how many seconds to wait for another command, as --wait and --wait-timeout say."""
+    return timeout if timeout is not None else math.inf if wait else 0.0
 
 
 class Backend(str, Enum):

@@ -19,7 +19,10 @@ from merbridge_lab.cli.app import (
     Quiet,
     Timeout,
     Verbose,
+    Wait,
+    WaitTimeout,
     app,
+    patience,
 )
 from merbridge_lab.cli.session import Session, numbers, selected
 
@@ -42,6 +45,8 @@ def up(
     istio_set: asked.IstioSetOption = None,
     image: asked.ImageOption = None,
     merbridge_manifest: asked.MerbridgeManifestOption = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
@@ -75,7 +80,8 @@ def up(
             images=image,
             merbridge_manifest=merbridge_manifest,
         )
-        with run.changing(lab, backend=iptables.value if iptables else None, options=options) as chosen:
+        backend = iptables.value if iptables else None
+        with run.changing(lab, wait=patience(wait, wait_timeout), backend=backend, options=options) as chosen:
             run.report = Report("up", chosen.name)
             chosen.mend()
             runner = Runner(chosen, run.console, patience=timeout, between=run.console.pause if pause else None)
@@ -88,6 +94,8 @@ def step(
     number: Annotated[str, typer.Argument(metavar="N|N..M", help="A step, or a range of steps.")],
     lab: LabName = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the rules flushed after step 9, to play with.")] = False,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
@@ -106,7 +114,7 @@ def step(
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
 
-        with run.changing(lab, keep=keep) as chosen:
+        with run.changing(lab, wait=patience(wait, wait_timeout), keep=keep) as chosen:
             if wanted[0] > 0:
                 chosen.require_up()
             run.report = Report("step", chosen.name)
@@ -119,6 +127,8 @@ def step(
 @app.command()
 def verify(
     lab: LabName = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
@@ -136,7 +146,7 @@ def verify(
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
 
-        with run.changing(lab) as chosen:
+        with run.changing(lab, wait=patience(wait, wait_timeout)) as chosen:
             chosen.require_up()
             run.report = Report("verify", chosen.name)
             runner = Runner(chosen, run.console, patience=timeout)
@@ -147,6 +157,8 @@ def verify(
 @app.command()
 def restore(
     lab: LabName = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -158,7 +170,7 @@ def restore(
     Example:  merlab restore
     """
     with Session("restore", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
-        with run.changing(lab) as chosen:
+        with run.changing(lab, wait=patience(wait, wait_timeout)) as chosen:
             chosen.require_up()
             restored = chosen.restore()
         if json:
@@ -174,6 +186,8 @@ def down(
     lab: LabName = None,
     keep_cluster: asked.KeepClusterOption = False,
     kubeconfig: asked.KubeconfigOption = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
@@ -190,7 +204,7 @@ def down(
         from merbridge_lab.runner import undo
 
         options = asked.options(kubeconfig=kubeconfig, keep_cluster=keep_cluster)
-        with run.changing(lab, options=options) as chosen:
+        with run.changing(lab, wait=patience(wait, wait_timeout), options=options) as chosen:
             removed = chosen.exists
             stays = chosen.stays() if removed else []
             with interrupts.shielded():

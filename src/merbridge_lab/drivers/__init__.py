@@ -21,6 +21,8 @@ class Driver(Protocol):
     """One kind of lab: says whether it is up, what it needs, and opens it."""
 
     name: str
+    #: What this very lab is called: labs of other names are not waited for, see lock.
+    lab_name: str
 
     def is_up(self) -> bool:
         """Whether a lab of this kind, or a part of one, is there."""

@@ -31,13 +31,13 @@ class EmbeddedDriver:
     name = "embedded"
 
     def __init__(self) -> None:
-        self._lab_name = os.environ.get("MERLAB_NAME") or layout.NAME
-        if not _NAME.fullmatch(self._lab_name):
-            raise LabError(f"MERLAB_NAME={self._lab_name!r} is no name for a lab", hint="unset MERLAB_NAME")
+        self.lab_name = os.environ.get("MERLAB_NAME") or layout.NAME
+        if not _NAME.fullmatch(self.lab_name):
+            raise LabError(f"MERLAB_NAME={self.lab_name!r} is no name for a lab", hint="unset MERLAB_NAME")
 
     def is_up(self) -> bool:
         """Whether anything of the lab is there: its run directory is where it begins and ends."""
-        return layout.RUN.with_name(self._lab_name).exists()
+        return layout.RUN.with_name(self.lab_name).exists()
 
     def require_able(self) -> None:
         """Raise LabError when this process may not work with the lab."""
@@ -68,7 +68,7 @@ class EmbeddedDriver:
         """
         from merbridge_lab.drivers.embedded.lab import EmbeddedLab
 
-        present = EmbeddedLab(name=self._lab_name).present_backend() if os.geteuid() == 0 else None
+        present = EmbeddedLab(name=self.lab_name).present_backend() if os.geteuid() == 0 else None
         if backend and present and backend != present:
             raise LabError(f"the lab is up, with its rules in {present} tables, not {backend}", hint="merlab down")
-        yield EmbeddedLab(name=self._lab_name, keep=keep, backend=present or backend or "nft")
+        yield EmbeddedLab(name=self.lab_name, keep=keep, backend=present or backend or "nft")

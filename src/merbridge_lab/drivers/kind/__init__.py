@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.drivers.kind import layout
 from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError
 
@@ -26,8 +26,7 @@ class KindDriver:
     """Opens the kind lab."""
 
     name = "kind"
-    #: See lock: a directory that every user may open, and that is not the embedded lab's.
-    lock_at = Path("/var")
+    lab_name = layout.CLUSTER
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -78,8 +77,6 @@ class KindDriver:
         self._require_context()
 
     def _require_context(self) -> None:
-        from merbridge_lab.drivers.kind import layout
-
         if self.options.context not in (None, layout.CONTEXT):
             raise LabError(
                 f"the kind lab is the context {layout.CONTEXT}, not {self.options.context}",

@@ -88,6 +88,6 @@ def _cgroups(access: Access, place: Place) -> dict[str, int]:
         for pod in pods.living(api, spec):
             for name in (spec.container, layout.SIDECAR):
                 # One that ends meanwhile is looked at the next time.
-                with contextlib.suppress(OSError, KeyError):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError, KeyError):
                     found[f"the container {name} of {pod.name}"] = place.cgroup_id(running[pod.containers[name]])
     return found
