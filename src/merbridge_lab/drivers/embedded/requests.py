@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
-from merbridge_lab.adapters import conntrack
+from merbridge_lab.adapters import cgroup, conntrack
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
+from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.evidence import Unread
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ _TAIL = 512
 def ask(client: EmbeddedWorkload, url: str) -> Exchange:
     """Ask once, as the app of `client`."""
     nonce = batch.new_nonce()
-    done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+    try:
+        done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+    except LabError as error:
+        # Who joins a frozen cgroup stands still with it, and would never be heard of.
+        if cgroup.is_frozen(client.pod.cgroup / "app"):
+            raise NotHeldError(f"the app of {client.name} is frozen ({client.pod.cgroup / 'app'})") from error
+        raise
     return batch.read(nonce, url, done.status, done.stdout, done.stderr)
 
 
