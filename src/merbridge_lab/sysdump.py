@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab import __version__, redaction
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
-from merbridge_lab.text import as_json, printable
+from merbridge_lab.text import as_json, lines_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,7 +75,7 @@ def _os_release() -> str:
 
 def _kernel_log() -> str:
     """Give the end of the kernel's log; where kernel.dmesg_restrict forbids it, dmesg says so."""
-    lines = run(["dmesg"]).stdout.splitlines()
+    lines = lines_of(run(["dmesg"]).stdout)
     return "\n".join(lines[-_LOG_LINES:]) + "\n"
 
 

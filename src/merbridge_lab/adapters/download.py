@@ -62,6 +62,8 @@ def _content(url: str, answer: Path, deadline: float) -> bytes:
     except LabError as error:
         if error.what.startswith(url) or "curl is not" in error.what:
             raise
+        if (large := _grown(url, answer)()) is not None:
+            raise large from error
         why = (error.stderr or error.what).strip()
         raise LabError(f"{url} cannot be downloaded", hint=_HINT, command=error.command, stderr=why) from error
     content = answer.read_bytes() if answer.exists() else b""  # curl makes no file of an empty answer
