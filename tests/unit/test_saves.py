@@ -9,8 +9,6 @@ from merbridge_lab.drivers.embedded.saves import Save, SaveFile, SpoiltError
 
 _CAPTURED = Path(__file__).parents[1] / "captured" / "sleep.nft.rules"
 RULES = "# Generated\n*nat" + _CAPTURED.read_text().partition("*nat")[2]
-    "# Generated\n*nat" + (Path(__file__).parents[1] / "captured" / "sleep.nft.rules").read_text().partition("*nat")[2]
-)
 SAVE = Save("nft", 42, RULES)
 
 
