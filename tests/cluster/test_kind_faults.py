@@ -307,7 +307,7 @@ def test_certificates_that_have_expired_are_called_so(lab: None, outdated: None)
     for words in (("up", "--json"), ("step", "6", "--json")):
         said = refusal(merlab(*words))
         assert "expired on" in said
-        assert "merlab down --lab kind, then merlab up --lab kind" in said
+        assert "merlab down --lab kind && merlab up --lab kind" in said
     assert kubectl("get", "pods,nodes,configmaps", "-A", "-o", "name") == before
 
 
@@ -322,7 +322,7 @@ def test_a_cluster_whose_own_certificate_has_expired_is_made_anew_by_what_merlab
         return refusal(done) if done.returncode == 3 else ""
 
     assert until(lambda: "certificates" in said(), timeout=90, every=1, awaiting="the API server to be back")
-    assert "merlab down --lab kind, then merlab up --lab kind" in said()
+    assert "merlab down --lab kind && merlab up --lab kind" in said()
     assert held(merlab("down"))
     assert held(merlab("up", "-q"))
 

@@ -219,6 +219,15 @@ for _way, (_argv, _cause) in WAYS.items():
     _register(_way, _argv, _cause)
 
 
+#: What may differ between a lab and what merlab made, and the lie that hides behind it.
+HIDDEN = {
+    "IPv6": "a link-local address in sleep",
+    "tunnels at rest": "a tunnel in sleep",
+    "other kernels": "a route as older kernels have it, elsewhere in sleep",
+    "learnt neighbours": "a neighbour told wrongly in sleep",
+}
+
+
 @lie("a link of a twin that is not there", r"the node's network namespace has a link .*: veth100 \(veth\)")
 def _(scene):
     """The node has a link by a twin's name, and no twin is there."""
@@ -309,6 +318,14 @@ def _(scene, name):
     yield
 
 
+@lie("app of sleep frozen meanwhile", "the app of sleep is frozen", quick=False)
+def _(scene):
+    """The cgroup of sleep's app is frozen between step 9 and the matrix."""
+    path = pod(scene, "sleep").cgroup / "app" / "cgroup.freeze"
+    scene.at("matrix begins", lambda: path.write_text("1"))
+    yield
+
+
 @lie("all pods frozen", "the cgroup .*/mesh is limited: cgroup.freeze is 1")
 def _(scene):
     """The cgroup above all pods is frozen."""
@@ -325,10 +342,15 @@ def _(scene):
     yield
 
 
-@lie("few files for a sidecar", "the sidecar of sleep .*it may have only 64 files open")
+@lie("few files for a sidecar", "the sidecar of sleep .*it may have only 200 files open")
 def _(scene):
-    """sleep's Envoy may open 64 files and no more."""
-    run(["prlimit", f"--pid={pod(scene, 'sleep').sidecar_pid}", "--nofile=64:"])
+    """sleep's Envoy may open 200 files and no more."""
+    target = pod(scene, "sleep")
+    end(target)
+    argv = ["prlimit", "--nofile=200:200", *target.processes._argv("sidecar")]
+    log = target.folder / "sabotage.log"
+    run(enter.as_daemon(target.cgroup / "sidecar", target.netns, target.mntns, layout.SIDECAR_ID, log, argv))
+    assert until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
     yield
 
 

@@ -343,6 +343,11 @@ def test_c10_complaints_of_kubeadms_own_checks_are_kept_and_progress_is_not():
     assert kind_words.summary("odd\nwords") == "odd\nwords"
 
 
+def test_c10_a_complaint_that_stands_behind_kinds_own_words_is_seen():
+    said = "ERROR: failed\nCommand Output: [kubelet-check] The kubelet is not healthy after 4m0s\n"
+    assert kind_words.summary(said) == "ERROR: failed\n[kubelet-check] The kubelet is not healthy after 4m0s"
+
+
 def test_c10_words_of_kinds_that_are_none_are_no_file(state):
     error = cluster.not_made(LabError("kind did not end within 400 s", command="kind create"), "x")
     assert "did not end within 400 s" in error.what

@@ -175,7 +175,7 @@ def execute(
     if told.status in _STOPPED or (told.status and any(words in said for words in _NOT_RUNNING)):
         raise LabError(
             f"the container {container} does not run, or was restarted just now",
-            hint="merlab up starts it and goes on",
+            hint="merlab up --lab kind",
             command=told.command,
             stderr=said,
         )
@@ -210,7 +210,7 @@ def pull(ref: str) -> None:
         raise LabError(
             f"the image {ref} is not on this machine and cannot be pulled from {registry(ref)}"
             f"{docker_words.why_not_pulled(error.stderr or '')}",
-            hint=f"bring it here by hand: docker save {ref} on another machine, docker load on this one",
+            hint=f"docker load --input FILE  # of docker save --output FILE {ref}, on a machine that has it",
             command=error.command,
             stderr=error.stderr,
         ) from error

@@ -127,7 +127,7 @@ def kubeconfig_of(name: str) -> dict[str, Any]:
         if "admin.conf: No such file" not in (error.stderr or ""):
             raise
         raise UnfinishedError(
-            f"the cluster {name} has no Kubernetes: its making was cut short", hint="merlab up makes it anew"
+            f"the cluster {name} has no Kubernetes: its making was cut short", hint="merlab up --lab kind"
         ) from error
     return dict(yaml.safe_load(told))
 

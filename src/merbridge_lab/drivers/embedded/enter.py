@@ -22,7 +22,7 @@ ENVIRONMENT = frozenset({f"PATH={PATH}", "HOME=/", "LANG=C.UTF-8"})
 _JOIN = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 _DAEMON = (
     'cd / && echo 0 >"$0/cgroup.procs" && '
-    '{ [ "$(ulimit -Hn)" = unlimited ] || [ "$(ulimit -Hn)" -ge 4096 ] || ulimit -n 4096; } && '
+    '{ [ "$(ulimit -Hn)" = unlimited ] || [ "$(ulimit -Hn)" -ge 4096 ] || ulimit -n 4096 || :; } && '
     'ulimit -n "$(ulimit -Hn)" && for each in f t v; do '
     '[ "$(ulimit -$each)" = unlimited ] || ulimit -$each unlimited; done && '
     'umask 022 && exec </dev/null >>"$1" 2>&1 && shift && '

@@ -127,6 +127,11 @@ class Access:
             self._settings = replace(settings, kind_image=found[0].image) if ours else settings
         return self._settings
 
+    @property
+    def asked_image(self) -> str | None:
+        """The node's image that was asked for, if any was."""
+        return self._options.kind_image
+
     def other_image(self) -> str | None:
         """Say that another node image was asked for than the cluster has: it is chosen when that is made."""
         asked, found = self._options.kind_image, cluster.nodes()

@@ -197,7 +197,7 @@ class MeshPart:
         if not gone:
             raise LabError(
                 f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
-                hint=f"kubectl --context {layout.CONTEXT} delete pod --force -l {workload.spec.selector}; merlab up",
+                hint=f"kubectl --context {layout.CONTEXT} delete pod --force -l {workload.spec.selector}",
                 stderr=trouble.told(self._api().events()) or None,
             )
 
@@ -218,7 +218,7 @@ class MeshPart:
                 if not pod.sidecar:
                     raise LabError(
                         f"Istio gave {pod.name} no sidecar, although its namespace asks for it",
-                        hint=f"kubectl --context {layout.CONTEXT} get mutatingwebhookconfigurations: is istio's there?",
+                        hint=f"kubectl --context {layout.CONTEXT} get mutatingwebhookconfigurations",
                         stderr=trouble.told(self._api().events()) or None,
                     )
 
@@ -278,7 +278,10 @@ class MeshPart:
             awaiting=f"the namespace {layout.ISTIO} to go",
         )
         if not gone:
-            raise LabError(f"the namespace {layout.ISTIO} is still there after {_GONE:.0f} s", hint="merlab down again")
+            raise LabError(
+                f"the namespace {layout.ISTIO} is still there after {_GONE:.0f} s",
+                hint="merlab down --lab kind --keep-cluster",
+            )
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 

@@ -179,5 +179,5 @@ def foreign(name: str) -> LabError:
     namespace, _, daemonset = name.partition("/")
     return LabError(
         f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
-        hint=f"if you do not need it: kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}",
+        hint=f"kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}  # if you do not need it",
     )

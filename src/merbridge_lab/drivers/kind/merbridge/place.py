@@ -20,6 +20,10 @@ _INIT = "init.scope"
 _CONTAINER = re.compile(r"/(?:docker-)?[0-9a-f]{64}(?:\.scope)?(?=/|$)")
 
 
+class OutsideError(LabError):
+    """What is the node's, of the machine's cgroups, cannot be told."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A node's container. `root` is its file system with all that is mounted in it, seen from outside."""
@@ -51,12 +55,14 @@ class Place:
             first = cgroup_of(Path(f"/proc/{self.pid}"))
             return cgroup_of_node(first, self._mounted()[0])
         except OSError as error:
-            raise LabError(
+            raise OutsideError(
                 f"the cgroup of the node {self.node} cannot be read: {error.strerror}",
                 hint="merlab status --lab kind",
             ) from error
         except ValueError as error:
-            raise LabError(f"the cgroup of the node {self.node} is not known: {error}") from error
+            raise OutsideError(
+                f"the cgroup of the node {self.node} is not known: {error}", hint="merlab sysdump"
+            ) from error
 
     def has(self, path: str) -> bool:
         """Whether a cgroup, as /proc/PID/cgroup names it here, is the node's or below it. Raises LabError."""
@@ -89,7 +95,7 @@ class Place:
         """
         own, path = self.cgroup_path.rstrip("/"), cgroup_of(self.process(pid))
         if not is_below(path, own):
-            raise LabError(
+            raise OutsideError(
                 f"process {pid} of the node {self.node} is in the cgroup {path or 'of no cgroup2'}, which is not below"
                 f" the node's, {own}",
                 hint="merlab sysdump",
