@@ -181,8 +181,9 @@ def test_a_terminal_that_goes_away_leaves_a_lab_to_go_on_with(host):  # noqa: AR
     assert merlab("up", "-q", "--until", "3").returncode == 0
 
 
-def test_under_nohup_the_work_is_done(host):  # noqa: ARG001
+def test_under_nohup_the_work_is_done(host, tmp_path, monkeypatch):  # noqa: ARG001
     """M6: neither the terminal's end nor its SIGHUP stops it."""
+    monkeypatch.chdir(tmp_path)  # nohup writes nohup.out
     run = OnTerminal(["nohup", MERLAB, "up", "-q", "--until", "2"], MERLAB_NAME=NAME)
     os.kill(run.process.pid, 0)
     run.go_away()
