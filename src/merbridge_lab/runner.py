@@ -87,7 +87,11 @@ class Runner:
             for step in steps:
                 interrupts.checkpoint()
                 if self._between is not None and report.steps:
-                    self._between(step)
+                    paused = time.monotonic()
+                    try:
+                        self._between(step)
+                    finally:  # whoever reads at a pause is not the lab's time
+                        began += time.monotonic() - paused
                 outcome = self._step(step, report)
                 report.steps.append(outcome)
                 self.observer.step_ends(outcome)
@@ -107,7 +111,7 @@ class Runner:
         for capability in sorted(matrix.NEEDS - self.lab.capabilities):
             report.error = LabError(
                 f"there is nothing to prove: {self.lab.lacks(capability)}",
-                hint="merlab step 8..9 shows what the rules do without one",
+                hint="merlab step 8..9",
             )
             return report
         if not self.stand(report, standing):

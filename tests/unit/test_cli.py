@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -216,10 +217,36 @@ def test_labs_that_are_planned_are_3_and_say_what_to_use(name, command):
     ]
 
 
-def test_an_unknown_lab_is_3_and_says_which_there_are():
-    done = merlab("up", "--lab", "minikube")
-    assert done.exit_code == 3
-    assert "no lab called 'minikube'; there are auto, embedded, kind, cluster" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "environment", "says"),
+    [
+        (["up", "--lab", "nowhere"], {}, "there is no lab called 'nowhere'; there are auto, embedded, kind, cluster"),
+        (["status"], {"MERLAB_LAB": "zzz"}, "MERLAB_LAB: there is no lab called 'zzz'; there are auto, embedded"),
+        (["down", "--lab", "embedded"], {"MERLAB_LAB": "zzz"}, "MERLAB_LAB: there is no lab called 'zzz'"),
+        (["up"], {"MERLAB_NAME": "bad name"}, "MERLAB_NAME='bad name' is no name for a lab"),
+        (["exec", "nobody", "--", "true"], {}, "there is no workload called 'nobody'"),
+        (["shell", "nobody"], {}, "there is no workload called 'nobody'"),
+        (["trace", "--pod", "nobody"], {}, "there is no workload called 'nobody'"),
+        (["steps", "99"], {}, "the steps are 0 to 9"),
+        (["step", "99"], {}, "the steps are 0 to 9"),
+        (["manifests", "nobody"], {}, "there is no manifest called 'nobody'"),
+    ],
+)
+def test_m9_a_name_that_merlab_does_not_know_is_wrong_usage(words, environment, says):
+    done = typed(*words, **environment)
+    assert done.returncode == 2, done.stderr
+    assert says in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_m9_an_unknown_lab_with_json_is_one_object():
+    done = typed("verify", "--json", "--lab", "nowhere")
+    assert done.returncode == 2
+    told = read("run", done.stdout)
+    assert (
+        told["error"]["what"]
+        == told["cause"]
+        == ("--lab: there is no lab called 'nowhere'; there are auto, embedded, kind, cluster")
+    )
 
 
 def test_the_lab_of_the_environment_counts_where_none_is_up(monkeypatch):
@@ -290,7 +317,7 @@ def test_without_root_it_is_3_one_sentence_and_one_command(nobody, command):
     assert len(lines) == 2
     assert lines[0].startswith("merlab: the embedded lab ")
     assert lines[0].endswith("that takes root")
-    assert lines[1] == f"  → sudo merlab {' '.join(command)}"
+    assert shlex.split(lines[1])[-1].endswith(f"MERLAB_NAME=merlab-unit merlab {' '.join(command)}")
 
 
 def test_without_root_json_is_one_object(nobody):
@@ -302,7 +329,8 @@ def test_without_root_json_is_one_object(nobody):
 
 
 def test_without_root_one_can_look(nobody):
-    assert nobody("status").stdout == "no lab is up  → merlab up\n"
+    """U7."""
+    assert "no lab is up  → " in nobody("status").stdout
     assert nobody("steps").returncode == 0
     assert len(nobody("steps", "9").stdout.splitlines()) > 5
 
@@ -363,7 +391,7 @@ def test_the_flush_can_be_kept_and_restored(driver):
     up(driver.lab)
     done = merlab("step", "9", "--keep")
     assert done.exit_code == 0
-    assert "merlab restore puts them back" in done.stderr
+    assert "the rules of sleep are left flushed; to put them back: merlab restore" in done.stderr
     assert driver.lab.workload("sleep").rules.outstanding
     assert "1 skipped" in done.stdout
     assert merlab("restore").stdout == "the nat rules of sleep are back\n"
@@ -607,8 +635,8 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_exec_of_an_unknown_workload(driver):
     up(driver.lab)
     done = merlab("exec", "nginx", "--", "true")
-    assert done.exit_code == 3
-    assert "no workload called 'nginx'; there are sleep, helloworld-v1, helloworld-v2" in done.stderr
+    assert done.exit_code == 2
+    assert "no workload called 'nginx'; there are" in done.stderr
 
 
 EXEC = """

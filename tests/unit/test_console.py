@@ -123,7 +123,7 @@ def test_many_commands_are_cut_and_say_where_the_rest_is(shown):
     lab = FakeLab()
     lab.node.typed = lambda: [f"ip link add veth{n}" for n in range(20)]
     plain, _ = shown(lab, steps()[1:2])
-    assert "… 13 more commands (merlab steps 1 lists them)" in plain
+    assert "… 13 more commands (all: merlab steps 1)" in plain
     verbose, _ = shown(FakeLab(), steps()[1:2], verbosity=1)
     assert "more commands" not in verbose
 

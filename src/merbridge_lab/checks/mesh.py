@@ -30,7 +30,7 @@ def find_served(seen: Observation) -> Finding:
                 f" were not served ({exchange}{reason})",
                 reading,
             )
-    return holds(f"{good} requests of {seen.client}, {good} answers", reading)
+    return holds(f"{good} request{'s' * (good != 1)} of {seen.client}, {good} answer{'s' * (good != 1)}", reading)
 
 
 def both_versions_answered() -> Check:

@@ -23,6 +23,7 @@ from merbridge_lab.cli.app import (
     WaitTimeout,
     app,
     patience,
+    step_numbers,
 )
 from merbridge_lab.cli.session import Session, numbers, selected
 
@@ -30,7 +31,9 @@ from merbridge_lab.cli.session import Session, numbers, selected
 @app.command()
 def up(
     lab: LabName = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="N", help="Stop after step N.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="N", autocompletion=step_numbers, help="Stop after step N.")
+    ] = None,
     iptables: Annotated[
         Backend | None, typer.Option("--iptables", help="In which tables Istio's rules are loaded; by default nft.")
     ] = None,
@@ -91,7 +94,9 @@ def up(
 
 @app.command()
 def step(
-    number: Annotated[str, typer.Argument(metavar="N|N..M", help="A step, or a range of steps.")],
+    number: Annotated[
+        str, typer.Argument(metavar="N|N..M", autocompletion=step_numbers, help="A step, or a range of steps.")
+    ],
     lab: LabName = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the rules flushed after step 9, to play with.")] = False,
     wait: Wait = False,
@@ -120,7 +125,7 @@ def step(
             run.report = Report("step", chosen.name)
             Runner(chosen, run.console, patience=timeout).run(run.report, selected(wanted))
             if keep:
-                run.console.note("the rules of sleep are left flushed: merlab restore puts them back")
+                run.console.remark("the rules of sleep are left flushed; to put them back:", "merlab restore")
             run.finish(chosen, run.report)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from merbridge_lab import waiting
+from merbridge_lab import hints, waiting
 from merbridge_lab.console import views
 from merbridge_lab.console.paper import MARK, Paper
 from merbridge_lab.console.progress import Waiting
@@ -67,14 +67,19 @@ class Console:
             err.print(f"  [faint]│ {escape(line)}[/]", soft_wrap=True)
         if error.command and (self.verbosity > 0 or error.stderr):
             err.print(f"  [faint]it was:[/] {escape(error.command)}", soft_wrap=True)
-        if error.hint:
-            err.print(f"  → {escape(error.hint)}", soft_wrap=True)
+        if hint := hints.rendered(error.hint):
+            err.print(f"  → {escape(hint)}", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a line of progress."""
         if self.verbosity >= 0:
             self._waiting.stop()
             self._paper.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
+
+    def remark(self, text: str, hint: str) -> None:
+        """Print what is to be known even with -q, on stderr, with what to type."""
+        self._waiting.stop()
+        self._paper.err.print(escape(f"{text} {hints.rendered(hint)}"), soft_wrap=True)
 
     # -- the runner's observer ------------------------------------------------------------------------------------
 
@@ -103,7 +108,7 @@ class Console:
             return
         if not outcome.acted and outcome.verdict is Verdict.PASS:
             paper.line("   [faint]already so[/]")
-        paper.commands(outcome.shown, f"merlab steps {outcome.step.number} lists them")
+        paper.commands(outcome.shown, f"all: {hints.rendered(f'merlab steps {outcome.step.number}')}")
         self._checks(outcome.checks)
         if outcome.reason:
             style = outcome.verdict.value
@@ -162,8 +167,8 @@ class Console:
         cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
         paper.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
         hint = next((check.check.hint for check in report.failed() if check.check.hint), "")
-        if hint:
-            paper.line(f"  → {escape(hint)}")
+        if typed := hints.rendered(hint):
+            paper.line(f"  → {escape(typed)}")
 
     # -- pictures -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.theme import Theme
 
+from merbridge_lab import hints
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -111,7 +113,7 @@ class Paper:
         """
         most_commands = len(shown) if self.verbosity > 0 else _MOST_COMMANDS
         for one in shown[:most_commands]:
-            self.line(f"   [cmd]$ {escape(one.command)}[/]")
+            self.line(f"   [cmd]$ {escape(hints.command(one.command))}[/]")
             lines = one.output.rstrip("\n").splitlines()
             most = len(lines) if self.verbosity > 0 else _MOST_OUTPUT
             for line in lines[:most]:
