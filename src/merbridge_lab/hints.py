@@ -20,11 +20,13 @@ AS_ROOT = frozenset(
     {
         *("apt-get", "bpftool", "dnf", "kill", "mkdir", "modprobe", "mount", "mv", "nft", "nsenter", "pacman", "rm"),
         *("iptables-legacy", "iptables-legacy-restore", "iptables-nft", "iptables-nft-restore"),
-        *("rmdir", "sysctl", "systemctl", "touch", "umount", "zypper"),
+        *("rmdir", "sysctl", "systemctl", "tail", "touch", "umount", "zypper"),
     }
 )
 #: Other programs that a hint may begin with. What begins with none of these words is prose.
-AS_ANYBODY = frozenset({"df", "docker", "export", "istioctl", "kind", "kubectl", "pip", "ps", "systemd-cgls", "unset"})
+AS_ANYBODY = frozenset(
+    {"df", "docker", "export", "istioctl", "kind", "kubectl", "pip", "ps", "ss", "systemd-cgls", "unset"}
+)
 #: merlab's commands that change or look into a lab, and so take root where the lab is the embedded one.
 _ON_A_LAB = frozenset({"up", "step", "verify", "restore", "down", "status", "exec", "shell", "trace", "sysdump"})
 #: Those that take --lab.
@@ -150,7 +152,11 @@ def _piece(piece: str, who: Caller, *, sudo: bool) -> str:
     if _APART.fullmatch(piece):
         return piece
     piece = piece.removeprefix("sudo ")
+    if _program_of(piece) == "pip":  # the one of the environment that merlab is in
+        piece = f"{shlex.quote(sys.executable)} -m {piece}"
     if _program_of(piece) != "merlab":
+        if sudo and re.search(r"[<>]", piece):  # by the user's shell, it would not be root who opens the file
+            return f"sudo sh -c {shlex.quote(piece)}"
         return f"sudo {piece}" if sudo else piece
     words = piece.split(" ")
     if _Meant.asked and "--lab" not in words and words[1:2] and words[1] in _TAKES_LAB:

@@ -57,7 +57,8 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
     try:
         _pack(target, parts)
     except OSError as error:
-        raise LabError(f"{target} cannot be written: {error.strerror}", hint="merlab sysdump -o FILE") from error
+        elsewhere = "merlab sysdump -o /tmp/merlab-sysdump.tar.gz"
+        raise LabError(f"{target} cannot be written: {error.strerror}", hint=elsewhere) from error
     return sorted(parts)
 
 

@@ -63,7 +63,7 @@ def test_expired_certificates_are_a_problem_and_status_goes_on(lab):
     told = state.describe(expired)
     (problem,) = told["problems"]
     assert problem.startswith("the certificates of the cluster expired on ")
-    assert problem.endswith("; merlab down --lab kind, then merlab up --lab kind")
+    assert problem.endswith("; merlab down --lab kind && merlab up --lab kind")
     assert told["up"] is True, "the cluster is there"
     assert told["workloads"] == []
     assert json.dumps(told)

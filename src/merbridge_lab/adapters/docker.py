@@ -74,7 +74,7 @@ def _explained(error: LabError) -> LabError:
     if any(words in said for words in _SILENT):
         return LabError(
             f"no Docker daemon answers at {where}",
-            hint="start it: systemctl start docker; or say where it is: export DOCKER_HOST=…",
+            hint="systemctl start docker",
             command=error.command,
             stderr=error.stderr,
         )
@@ -165,7 +165,7 @@ def execute(
     if told.status in _STOPPED or (told.status and any(words in said for words in _NOT_RUNNING)):
         raise LabError(
             f"the container {container} does not run, or was restarted just now",
-            hint="merlab up starts it and goes on",
+            hint="merlab up",
             command=told.command,
             stderr=said,
         )
@@ -187,7 +187,7 @@ def pull(ref: str) -> None:
     except LabError as error:
         raise LabError(
             f"the image {ref} is not on this machine and cannot be pulled from {registry(ref)}",
-            hint=f"bring it here by hand: docker save {ref} on another machine, docker load on this one",
+            hint="bring it here by hand: saved on another machine (docker save), loaded on this one (docker load)",
             command=error.command,
             stderr=error.stderr,
         ) from error

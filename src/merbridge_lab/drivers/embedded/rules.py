@@ -146,7 +146,7 @@ class PodRules:
         if not (text.startswith(_HEADER) and known):
             raise LabError(
                 f"{self.saved_at} is not a file of rules that merlab saved",
-                hint=f"look at it; mv {self.saved_at} {self.saved_at}.other makes merlab forget it",
+                hint=f"mv {self.saved_at} {self.saved_at}.other",
             )
         return _Saved(facts["backend"], int(facts["netns"]), text)
 

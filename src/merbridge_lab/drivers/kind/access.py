@@ -70,7 +70,7 @@ class Access:
         if found is None:
             raise LabError(
                 f"the node {self.node()} has no iptables or nsenter to enter pods with, and no helper pod runs",
-                hint="merlab up --lab kind makes one",
+                hint="merlab up --lab kind",
             )
         return found
 

@@ -56,8 +56,9 @@ def exists() -> bool:
 def foreign() -> LabError:
     """Give the error for a cluster of that name that is not merlab's."""
     return LabError(
-        f"there is a kind cluster called {layout.CLUSTER} already, and merlab did not make it: it stays untouched",
-        hint=f"if you do not need it: {pasteable(kind.delete_argv(layout.CLUSTER))}",
+        f"there is a kind cluster called {layout.CLUSTER} already, and merlab did not make it: it stays untouched;"
+        " if you do not need it, remove it",
+        hint=pasteable(kind.delete_argv(layout.CLUSTER)),
     )
 
 
@@ -142,7 +143,7 @@ class NodePart:
         if found and not are_ours(found):
             raise foreign()
         if other := self._access.other_image():
-            raise LabError(other, hint="merlab down --lab kind, then merlab up --lab kind with the other image")
+            raise LabError(other, hint="merlab down --lab kind")
         for node in found:
             if not node.running:
                 docker.start(node.name)
@@ -233,7 +234,7 @@ class NodePart:
             events = trouble.told(self._api().events("kube-system")) if self._api().ready() else ""
             raise LabError(
                 f"the cluster was not ready within {_STARTED:.0f} s: {last[0]}",
-                hint="merlab doctor --lab kind; merlab down --lab kind, then up, makes it anew",
+                hint="merlab down --lab kind && merlab up --lab kind",
                 stderr=events or None,
             )
 

@@ -135,7 +135,7 @@ def find(hands: Hands, pod: Pod, container: str) -> Process:
         raise LabError(
             f"PID {process.pid} on {pod.node} is not in the network of {pod.name}: it has"
             f" {', '.join(process.addresses) or 'no address'}, not {pod.ip}; nothing was touched",
-            hint="merlab step 7 shows what was found",
+            hint="merlab step 7",
         )
     return process
 

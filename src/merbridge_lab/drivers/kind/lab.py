@@ -209,7 +209,7 @@ class KindLab:
         if not self.intercepts:
             raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
         if pod or nonce:
-            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab trace; merlab step 5")
+            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab trace")
         if not self.merbridge.debug:
             raise LabError("Merbridge writes no trace lines: it runs without -d", hint="merlab step 4")
         return watch.follow(self.merbridge.place())

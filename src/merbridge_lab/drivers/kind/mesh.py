@@ -208,7 +208,7 @@ class MeshPart:
                 if not pod.sidecar:
                     raise LabError(
                         f"Istio gave {pod.name} no sidecar, although its namespace asks for it",
-                        hint=f"kubectl --context {layout.CONTEXT} get mutatingwebhookconfigurations: is istio's there?",
+                        hint=f"kubectl --context {layout.CONTEXT} get mutatingwebhookconfigurations",
                         stderr=trouble.told(self._api().events()) or None,
                     )
 
@@ -268,7 +268,7 @@ class MeshPart:
             awaiting=f"the namespace {layout.ISTIO} to go",
         )
         if not gone:
-            raise LabError(f"the namespace {layout.ISTIO} is still there after {_GONE:.0f} s", hint="merlab down again")
+            raise LabError(f"the namespace {layout.ISTIO} is still there after {_GONE:.0f} s", hint="merlab down")
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 

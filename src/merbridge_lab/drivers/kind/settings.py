@@ -80,7 +80,7 @@ class Settings:
         except (ValueError, KeyError, TypeError) as error:
             raise LabError(
                 "what the lab was made with cannot be read from the ConfigMap default/merlab",
-                hint="merlab down --lab kind, then merlab up --lab kind",
+                hint="merlab down --lab kind && merlab up --lab kind",
                 stderr=str(error),
             ) from error
 
@@ -186,7 +186,7 @@ class Settings:
     def require_fit(self) -> None:
         """Raise LabError for versions that are known not to fit together."""
         if misfit := self.misfit():
-            raise LabError(misfit, hint=f"--kind-image {versions()['kind']['image']}")
+            raise LabError(misfit, hint=f"merlab up --lab kind --kind-image {versions()['kind']['image']}")
 
 
 def _minor(text: str) -> tuple[int, int] | None:

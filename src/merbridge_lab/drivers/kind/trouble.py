@@ -67,7 +67,7 @@ def _no_place(pod: dict[str, Any], *, now: bool) -> Trouble | None:
             name, said = pod["metadata"]["name"], condition.get("message", "")
             return Trouble(
                 f"the pod {name} finds no place on the node: {said}",
-                f"kubectl --context {layout.CONTEXT} describe node says what has it; delete what you do not need there",
+                f"kubectl --context {layout.CONTEXT} describe node",
                 name,
             )
     return None
@@ -101,7 +101,7 @@ def _without_image(pod: str, image: str, reason: str, said: str) -> Trouble:
     load = f"kind load docker-image --name {layout.CLUSTER} {image}"
     return Trouble(
         f"the image {image} of {pod} cannot be had from {registry(image)}: {reason} {_short(said)}".rstrip(),
-        f"docker pull {image} && {load}; or bring it by docker load, or name another by --image, --istio-hub",
+        f"docker pull {image} && {load}",
         pod,
     )
 
@@ -144,7 +144,7 @@ def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float) ->
         return None
     return Trouble(
         f"no pod of {deployment} can be made: {mine[-1].get('message', '')}",
-        f"kubectl --context {layout.CONTEXT} -n {layout.ISTIO} get pods: is istiod there?",
+        f"kubectl --context {layout.CONTEXT} -n {layout.ISTIO} get pods",
         deployment,
     )
 

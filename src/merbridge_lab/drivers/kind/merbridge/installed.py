@@ -145,6 +145,7 @@ def foreign(name: str) -> LabError:
     """Give the error for a Merbridge that merlab did not put in."""
     namespace, _, daemonset = name.partition("/")
     return LabError(
-        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
-        hint=f"if you do not need it: kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}",
+        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched;"
+        " if you do not need it, delete it",
+        hint=f"kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}",
     )

@@ -67,7 +67,7 @@ def require_no_maps(maps: Mapping[str, int]) -> None:
     if maps and not waiting.until(gone, timeout=_CLOSED, every=0.3, awaiting="the maps of Merbridge to go"):
         raise LabError(
             f"{len(left)} maps of Merbridge are in the kernel {_CLOSED:.0f} s after it was removed: {', '.join(left)}",
-            hint="bpftool map show; something still holds them",
+            hint="bpftool map show",
         )
 
 
@@ -76,5 +76,5 @@ def require_none(place: Place) -> None:
     if left := found(place):
         raise LabError(
             f"Merbridge left something on the node {place.node}: {'; '.join(left)}",
-            hint="merlab down removes the node with all that is on it",
+            hint="merlab down --lab kind",
         )

@@ -53,7 +53,7 @@ def objects(settings: Settings) -> list[Object]:
     except (yaml.YAMLError, TypeError, KeyError) as error:
         raise LabError(f"{where} is not a Kubernetes manifest", stderr=str(error)) from error
     if unknown := sorted(set(kinds) - kube.KINDS):
-        raise LabError(f"{where} holds a {unknown[0]}, which merlab does not apply", hint="kubectl apply -f it before")
+        raise LabError(f"{where} holds a {unknown[0]}, which merlab does not apply", hint="apply it yourself before")
     if kinds.count("DaemonSet") != 1:
         raise LabError(f"{where} holds {kinds.count('DaemonSet')} DaemonSets; Merbridge is one")
     _require_merbridge(daemonset(found), where)

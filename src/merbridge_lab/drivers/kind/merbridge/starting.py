@@ -104,7 +104,7 @@ def _edited(daemonset: Object) -> list[Crashed | LabError]:
         return []
     name = f"{installed.NAMESPACE}/{installed.NAME}"
     what = f"the DaemonSet {name} is not as merlab applied it any more: {'; '.join(edits)}"
-    return [LabError(what, hint="merlab step 3 makes it again what it was")]
+    return [LabError(what, hint="merlab step 3")]
 
 
 def _hopeless(api: Api, found: Sequence[Object], waited: float) -> list[Crashed | LabError]:
