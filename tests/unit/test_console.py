@@ -113,7 +113,7 @@ def test_long_output_is_cut_and_says_how_to_see_it_all(shown):
     real = lab.inventory()[0]
     lab.inventory = lambda: [type(real)("bpftool prog", "".join(f"{n}: a program\n" for n in range(50)))]
     plain, _ = shown(lab, steps()[:1])
-    assert "… 30 more lines (-v shows them)" in plain
+    assert "… 10 more lines (-v shows them)" in plain
     verbose, _ = shown(lab, steps()[:1], verbosity=1)
     assert "49: a program" in verbose
     assert "more lines" not in verbose

@@ -145,7 +145,7 @@ def verify(
 
     It measures what happens with and without eBPF, with and without rules, on both sides.
 
-    Examples:  merlab verify    merlab verify --json    merlab verify -v
+    Examples:  merlab verify    merlab verify --json    merlab verify -v    merlab verify --wait-timeout 60
     """
     with Session("verify", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         from merbridge_lab.report import Report
@@ -202,7 +202,7 @@ def down(
 ) -> None:
     """Remove all that merlab made, also after a crash; nothing to remove is a success.
 
-    Example:  merlab down
+    Examples:  merlab down    merlab down --wait
     """
     with Session("down", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         from merbridge_lab.loader import steps

@@ -33,7 +33,7 @@ _THEME = Theme(
 )
 MARK = {"pass": "✔", "fail": "✘", "error": "✘", "skip": "-", "warn": "!"}
 _PLAIN_WIDTH = 100
-_MOST_OUTPUT = 20
+_MOST_OUTPUT = 40
 _MOST_COMMANDS = 7
 
 
