@@ -5,14 +5,15 @@ moved from socket to socket. Both ends work at the same time, on several CPUs: t
 Where a dataplane leaves no line of the second, its map tells it. Below each line of the kernel's is what it means.
 """
 
-from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step
+from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step, value_of
 from merbridge_lab.checks import mesh, trace
 
 
 def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
     seen = lab.observe(sleep, count=1, trace=True)
-    lab.show(lab.trace_command(), "\n".join(_with_meaning(event.raw, event.sentence()) for event in seen.trace))
+    told = (_with_meaning(event.raw, event.sentence()) for event in value_of(seen.trace))
+    lab.show(lab.trace_command(), "\n".join(told))
     return seen
 
 

@@ -56,7 +56,7 @@ def commands(lab: Lab) -> list[str]:
 
 by_rules = Variant(
     act=act_by_rules,
-    verify=(rules.were_absent(), rules.flushed_is_closed(), rules.restored()),
+    verify=(rules.were_absent(), rules.flushed_is_closed(), rules.restored(), rules.were_untouched()),
     narration="""
 This is the walkthrough's "before": no eBPF is in place. With the rules present the request goes through both sidecars.
 With not one of them left, the app speaks plain text straight to the server's sidecar, which takes mutual TLS only and
@@ -74,6 +74,7 @@ step = Step(
         redirect.ebpf_took_over(),
         redirect.payload_moved(),
         rules.restored(),
+        rules.were_untouched(),
     ),
     commands=commands,
     needs=frozenset({TWIN}),

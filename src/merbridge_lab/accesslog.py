@@ -1,13 +1,19 @@
 """Istio's default access log format, read back.
 
 A sidecar's own record of a request is what no application can forge. Format and field order: Istio's
-"Envoy Access Logs" task, the default of `meshConfig.accessLogFormat` with the TEXT encoding.
+"Envoy Access Logs" task, the default of `meshConfig.accessLogFormat` with the TEXT encoding. With the JSON encoding
+the same fields have names: those of EnvoyJSONLogFormatIstio in pilot/pkg/model/telemetry_logging.go.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from typing import Any
+
+from merbridge_lab.evidence import Unread
+from merbridge_lab.text import lines_of
 
 _LINE = re.compile(
     r"^\[(?P<time>[^\]]+)\] "
@@ -60,18 +66,70 @@ class AccessLogLine:
         return self.flags == "NR" and self.details == "filter_chain_not_found"
 
 
+_NAMES = {
+    "request_id": "request_id",
+    "code": "response_code",
+    "flags": "response_flags",
+    "details": "response_code_details",
+    "tls_failure": "upstream_transport_failure_reason",
+    "upstream_host": "upstream_host",
+    "upstream_cluster": "upstream_cluster",
+    "upstream_local": "upstream_local_address",
+    "downstream_local": "downstream_local_address",
+    "downstream_remote": "downstream_remote_address",
+    "sni": "requested_server_name",
+}
+#: Without these, a record says nothing; and one of a server nothing without the last two, which tell TLS from plain.
+_NEEDED = frozenset({"request_id", "code", "flags", "upstream_cluster", "upstream_local", "downstream_remote"})
+_NEEDED_OF_SERVER = frozenset({"details", "sni"})
+#: What Envoy and Istio's agent say themselves, where it goes into the same stream: a time and a level.
+_SAID = re.compile(
+    r"^(?:\[[^\]]+\]\[\d+\]\[\w+\]|\S+T\S+Z?\s+(?:trace|debug|info|warn|warning|error|critical|fatal)\b"
+    r'|\{(?=.*"level":)(?=.*"(?:msg|message)":))'
+)
+#: How much of a line of an unknown format is shown, in characters.
+_SHOWN = 120
+
+
 def parse(line: str) -> AccessLogLine | None:
     """Read one line; None for what is not in the format (a line cut by a full disk, another log's)."""
+    if line.startswith("{"):
+        return _parse_json(line)
     found = _LINE.match(line)
     if found is None:
         return None
-    names = (
-        "request_id", "code", "flags", "details", "tls_failure", "upstream_host", "upstream_cluster", "upstream_local",
-        "downstream_local", "downstream_remote", "sni",
-    )  # fmt: skip
-    return AccessLogLine(**{name: found[name] for name in names}, raw=line.rstrip("\n"))
+    return AccessLogLine(**{name: found[name] for name in _NAMES}, raw=line.rstrip("\n"))
+
+
+def _parse_json(line: str) -> AccessLogLine | None:
+    try:
+        told: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    # What there was none of is null, or "-" where Envoy is older; a field that the format lacks is not there.
+    fields = {name: told[key] for name, key in _NAMES.items() if key in told}
+    by_client = str(fields.get("upstream_cluster") or "").startswith("outbound|")
+    if not (_NEEDED | (frozenset() if by_client else _NEEDED_OF_SERVER)) <= fields.keys():
+        return None
+    texts = {name: "-" if fields.get(name) in (None, "") else str(fields[name]) for name in _NAMES}
+    return AccessLogLine(**texts, raw=line.rstrip("\n"))
 
 
 def parse_all(text: str) -> tuple[AccessLogLine, ...]:
     """Read all lines of `text` that are complete and in the format."""
-    return tuple(line for raw in text.splitlines() if (line := parse(raw)) is not None)
+    return tuple(line for raw in lines_of(text) if (line := parse(raw)) is not None)
+
+
+def read(text: str, source: str) -> tuple[AccessLogLine, ...] | Unread:
+    """Read the same; a log that holds lines, but none in a format known here, was not read. `source` names it."""
+    lines = parse_all(text)
+    odd = "" if lines else _strange(text)
+    return Unread(source, f"the log is in another format than Istio's: {odd[:_SHOWN]}") if odd else lines
+
+
+def _strange(text: str) -> str:
+    """Give the first complete line of `text` that may be a record of a request, in some other format."""
+    for line in text.splitlines(keepends=True):
+        if line.endswith("\n") and line.strip() and not _SAID.match(line):
+            return line.strip()
+    return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from merbridge_lab.evidence import Control, Finding, Reading, Unread, Verdict, assess, fails, holds, skips, value_of
 from merbridge_lab.lab import (
     DATAPLANE,
+    DIALS,
     HELLO,
     INBOUND,
     PEER,
@@ -23,6 +24,7 @@ from merbridge_lab.ruleset import RuleSet, place
 
 __all__ = [
     "DATAPLANE",
+    "DIALS",
     "HELLO",
     "INBOUND",
     "PEER",

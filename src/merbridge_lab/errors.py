@@ -36,6 +36,10 @@ class KernelCannotError(LabError):
         self.since = since
 
 
+class ShortageError(LabError):
+    """The machine has run out of something, or may not be written to; the hint shows of what."""
+
+
 class NotHeldError(Exception):
     """An act ran into the claim itself failing: a step that did not hold, exit status 1."""
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
+from merbridge_lab.errors import NotHeldError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -60,8 +62,8 @@ class Unread:
         return f"{self.source} could not be read: {self.why}"
 
 
-class UnreadError(Exception):
-    """Somebody needed the value of a reading that could not be taken."""
+class UnreadError(NotHeldError):
+    """Somebody needed the value of a reading that could not be taken: whatever was claimed of it does not hold."""
 
     def __init__(self, unread: Unread) -> None:
         super().__init__(str(unread))

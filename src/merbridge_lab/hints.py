@@ -25,7 +25,7 @@ AS_ROOT = frozenset(
 )
 #: Other programs that a hint may begin with. What begins with none of these words is prose.
 AS_ANYBODY = frozenset(
-    {"df", "docker", "export", "istioctl", "kind", "kubectl", "pip", "ps", "ss", "systemd-cgls", "unset"}
+    {"cat", "df", "docker", "export", "head", "istioctl", "kind", "kubectl", "pip", "ps", "ss", "systemd-cgls", "unset"}
 )
 #: merlab's commands that change or look into a lab, and so take root where the lab is the embedded one.
 _ON_A_LAB = frozenset({"up", "step", "verify", "restore", "down", "status", "exec", "shell", "trace", "sysdump"})
@@ -99,6 +99,11 @@ def rendered(hint: str | None) -> str | None:
     """Return a hint as this user types it; prose as it is."""
     if not hint or not is_command(hint):
         return hint
+    hint, remark, why = hint.partition("  # ")
+    return _rendered(hint) + remark + why
+
+
+def _rendered(hint: str) -> str:
     who = caller()
     pieces = _APART.split(hint)
     takes_root = [_takes_root(piece) for piece in pieces]

@@ -30,6 +30,8 @@ class _State:
     pending: int | None = None
     raised: bool = False
     shields: int = 0
+    hung_up: bool = False
+    forgot_children: bool = False
     cancel: Callable[[], None] | None = None
 
 
@@ -43,9 +45,48 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 
 
 def install() -> None:
-    """Take over SIGINT, SIGTERM and SIGHUP for this process."""
+    """Take over SIGINT, SIGTERM and SIGHUP for this process.
+
+    What merlab was started with ignoring (SIGHUP under nohup, SIGINT behind the `&` of a script) stays ignored.
+    """
     for signum in SIGNALS:
-        signal.signal(signum, _note)
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _note)
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # Then the kernel forgets how a child ended, and every command would count as one that succeeded.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _State.forgot_children = True
+
+
+def give_back() -> None:
+    """Have the signals as merlab was started with them, for a program that takes its place.
+
+    Python ignores SIGPIPE and SIGXFSZ and does not say how it found them. What has a handler goes by execve(2).
+    """
+    for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(signum, signal.SIG_DFL)
+    if _State.forgot_children:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def hang_up() -> None:
+    """Take note that the terminal is gone, which the kernel tells by SIGHUP only to its own session.
+
+    Where SIGHUP is ignored, so is this.
+    """
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        _State.hung_up = True
+        _note(signal.SIGHUP, None)
+
+
+def hung_up() -> bool:
+    """Whether the terminal is gone."""
+    return _State.hung_up
+
+
+def is_shielded() -> bool:
+    """Whether what goes on must come to its end, or is the clean-up of what was interrupted."""
+    return bool(_State.shields or _State.raised)
 
 
 def checkpoint() -> None:

@@ -9,10 +9,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from merbridge_lab.text import lines_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from merbridge_lab.dials import Dial
     from merbridge_lab.evidence import Reading
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
@@ -26,6 +29,8 @@ TWIN = "twin"
 SWITCH = "switch"
 #: Without one rule on the servers' side, requests still go through their sidecars.
 INBOUND = "inbound"
+#: It dials in ways that curl does not, and tells connection by connection what the dataplane has of them.
+DIALS = "dials"
 #: The apps say who asked them.
 PEER = "peer"
 
@@ -44,8 +49,8 @@ class Shown:
 
         bpftool describes a map or a program in several lines: of those only the first, with id, type and name.
         """
-        known = set(before.output.splitlines())
-        new = [line for line in self.output.splitlines() if line not in known]
+        known = set(lines_of(before.output))
+        new = [line for line in lines_of(self.output) if line not in known]
         heads = [line for line in new if re.match(r"\d+: ", line)] or new
         return "\n".join(f"+ {line}" for line in heads) or "(nothing new)"
 
@@ -260,6 +265,9 @@ class Lab(Protocol):
         `server` is who answers at `url`, by default those behind helloworld. With `logged` off, nothing is awaited
         in the access logs.
         """
+
+    def dial(self, client: Workload) -> Sequence[Dial]:
+        """Dial as the app of `client` in ways that curl does not; for labs that can (DIALS)."""
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""

@@ -9,12 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.api import DATAPLANE, INBOUND, PEER, TWIN, Finding, Verdict, fails, holds
-from merbridge_lab.checks import mesh, redirect, rules
+from merbridge_lab.api import (
+    DATAPLANE,
+    DIALS,
+    INBOUND,
+    PEER,
+    TWIN,
+    Finding,
+    Unread,
+    Verdict,
+    assess,
+    fails,
+    holds,
+    value_of,
+)
+from merbridge_lab.checks import dials, mesh, redirect, rules
 from merbridge_lab.evidence import Control
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from merbridge_lab.api import Exchange, Lab, Observation, Reading, Workload
 
@@ -66,10 +79,14 @@ class CellOutcome:
 
 
 def measure(lab: Lab) -> Iterator[CellOutcome]:
-    """Measure the cells, the ones without eBPF first: they are the controls of the others."""
+    """Measure the cells, the ones without eBPF first: they are the controls of the others.
+
+    A cell of which something could not be read does not hold, and says so; the others are measured all the same.
+    """
     sleep, servers = lab.workload("sleep"), lab.servers()
     with lab.twins() as twins:
         client, server, url = twins.client, twins.server, twins.url
+        earlier = lab.observe(client, url=url, server=server, count=1)
         with client.rules.flushed():
             closed = lab.observe(client, url=url, server=server)
             with server.rules.flushed():
@@ -79,29 +96,30 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
             refused = [lab.observe(client, url=each.url, server=each, count=1) for each in servers]
         by_rules = lab.observe(client, url=url, server=server)
         # By now both sidecars have written what came later, so what they have not written never came.
-        strays = lab.logged(exchange.nonce for exchange in bypassed.exchanges)
+        strays = _strays(lab, bypassed, earlier)
 
-        yield _outcome(Cell(ebpf=False, client_rules=True, server_rules=True), by_rules, rules.find_moved(by_rules))
-        findings = [mesh.find_closed_as_plain_text(each) for each in (closed, *refused)]
+        yield _outcome(Cell(ebpf=False, client_rules=True, server_rules=True), by_rules, lambda: _by_rules(by_rules))
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=True),
             closed,
-            _all(f"{findings[0].why}; so do the sidecars of {_names(servers)}", *findings),
+            lambda: _find_all_closed(servers, closed, *refused),
         )
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=False),
             bypassed,
-            _find_bypass(bypassed, strays, rules.find_moved(by_rules), told=PEER in lab.capabilities),
+            lambda: _find_bypass(bypassed, value_of(strays), _by_rules(by_rules), told=PEER in lab.capabilities),
         )
 
         present = lab.observe(sleep).beside(by_rules)
+        others = dials.find_carried(sleep.name, lab.dial(sleep) if DIALS in lab.capabilities else ())
         yield _outcome(
             Cell(ebpf=True, client_rules=True, server_rules=True),
             present,
-            _all(
-                "by eBPF: {payload}; {last}",
+            lambda: _all(
+                f"by eBPF: {{payload}}{f', {others.why}' if others.evidence else ''}; {{last}}",
                 *_served_by_ebpf(present),
                 _both_answer(lab, sleep, present),
+                others,
                 rules.find_stood_still(present),
             ),
         )
@@ -111,7 +129,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         yield _outcome(
             Cell(ebpf=True, client_rules=False, server_rules=True),
             flushed,
-            _all(
+            lambda: _all(
                 "by eBPF alone: {payload}; no rule was left in sleep, and without eBPF that is line 5",
                 *_served_by_ebpf(flushed),
                 rules.find_absent(flushed),
@@ -119,6 +137,24 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
             ),
         )
         yield _all_flushed(lab, sleep, servers, client)
+
+
+def _by_rules(seen: Observation) -> Finding:
+    return assess(rules.find_moved, seen)
+
+
+def _find_all_closed(servers: Sequence[Workload], *seen: Observation) -> Finding:
+    findings = [mesh.find_closed_as_plain_text(each) for each in seen]
+    return _all(f"{findings[0].why}; so do the sidecars of {_names(servers)}", *findings)
+
+
+def _strays(lab: Lab, bypassed: Observation, earlier: Observation) -> Sequence[str] | Unread:
+    """Find records of what was sent past the sidecars; `earlier` shows that nobody cut the logs meanwhile."""
+    (known,) = (exchange.nonce for exchange in earlier.exchanges)
+    found = lab.logged([known, *(exchange.nonce for exchange in bypassed.exchanges)])
+    if sum(known in line for line in found) < 2:  # noqa: PLR2004 - the client's sidecar and the server's
+        return Unread("envoy:access", "a record that both sidecars had written is in their logs no longer")
+    return [line for line in found if known not in line]
 
 
 def _all_flushed(lab: Lab, sleep: Workload, servers: Sequence[Workload], outside: Workload) -> CellOutcome:
@@ -129,16 +165,18 @@ def _all_flushed(lab: Lab, sleep: Workload, servers: Sequence[Workload], outside
         seen = lab.observe(sleep).around(saved[sleep.name], None)
         from_outside = lab.observe(outside) if INBOUND in lab.capabilities else None
         after = {server.name: server.rules.snapshot() for server in servers}
-    gone = [rules.find_absent(seen), *(rules.find_gone(name, before[name], after[name]) for name in after)]
-    if from_outside is None:
-        finding = _find_limit(seen, gone, lab.lacks(INBOUND))
-        return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, finding)
-    findings = [*_served_by_ebpf(seen), *gone]
-    if fresh:
-        findings.append(redirect.find_dialled_sidecar(seen))
-    findings += [_both_answer(lab, outside, from_outside), redirect.find_steered(from_outside)]
-    why = "by eBPF on both sides: {payload}; no rule was left in any pod; {last}"
-    return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, _all(why, *findings))
+
+    def look() -> Finding:
+        gone = [rules.find_absent(seen), *(rules.find_gone(name, before[name], after[name]) for name in after)]
+        if from_outside is None:
+            return _find_limit(seen, gone, lab.lacks(INBOUND))
+        findings = [*_served_by_ebpf(seen), *gone]
+        if fresh:
+            findings.append(redirect.find_dialled_sidecar(seen))
+        findings += [_both_answer(lab, outside, from_outside), redirect.find_steered(from_outside)]
+        return _all("by eBPF on both sides: {payload}; no rule was left in any pod; {last}", *findings)
+
+    return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, look)
 
 
 def _find_limit(seen: Observation, gone: Sequence[Finding], limit: str) -> Finding:
@@ -156,7 +194,7 @@ def _find_limit(seen: Observation, gone: Sequence[Finding], limit: str) -> Findi
     if all(finding.held for finding in by_ebpf):
         return _all("by eBPF on both sides, this time: {payload}; no rule was left in any pod", *by_ebpf, *gone)
     answered = sum(exchange.served for exchange in seen.exchanges)
-    through = sum(line.inbound for _, line in seen.server_log.values())
+    through = sum(line.inbound for _, line in value_of(seen.server_log).values())
     other = next((f" (one: {exchange})" for exchange in seen.exchanges if not exchange.served), "")
     total = len(seen.exchanges)
     return Finding(
@@ -254,11 +292,11 @@ def _all(why: str, *findings: Finding) -> Finding:
     )
 
 
-def _outcome(cell: Cell, seen: Observation, finding: Finding) -> CellOutcome:
+def _outcome(cell: Cell, seen: Observation, look: Callable[[], Finding]) -> CellOutcome:
     return CellOutcome(
         cell,
         seen.client,
-        finding,
+        assess(look),
         served=all(exchange.served for exchange in seen.exchanges),
-        both_sidecars=mesh.find_both_sidecars(seen).held,
+        both_sidecars=assess(mesh.find_both_sidecars, seen).held,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from merbridge_lab.evidence import Reading
+from merbridge_lab.evidence import Reading, Unread, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,24 +74,24 @@ class Observation:
     by a twin that the dataplane does not serve. `saved` and `restored` are the rules around a flush. `changed_sources`
     are those of conntrack (adapters.conntrack), read where the records of a request did not name the same ports.
     `noted` is there for a dataplane that keeps in a map where each connection was meant to go: nonce → leg → "ip:port".
-    `limits` says of legs that it is known not to serve, why not.
+    `limits` says of legs that it is known not to serve, why not. What could not be read is Unread, each for itself.
     """
 
     client: str
     exchanges: tuple[Exchange, ...]
-    client_log: Mapping[str, AccessLogLine]
-    server_log: Mapping[str, tuple[str, AccessLogLine]]
-    rejected: tuple[tuple[str, AccessLogLine], ...]
+    client_log: Mapping[str, AccessLogLine] | Unread
+    server_log: Mapping[str, tuple[str, AccessLogLine]] | Unread
+    rejected: tuple[tuple[str, AccessLogLine], ...] | Unread
     before: RuleSet
     after: RuleSet
-    counters_before: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    counters_after: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    trace: tuple[TraceEvent, ...] = ()
+    counters_before: Mapping[str, Mapping[str, int]] | Unread = field(default_factory=dict)
+    counters_after: Mapping[str, Mapping[str, int]] | Unread = field(default_factory=dict)
+    trace: tuple[TraceEvent, ...] | Unread = ()
     control: Observation | None = None
     saved: RuleSet | None = None
     restored: RuleSet | None = None
-    changed_sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    noted: Mapping[str, Mapping[str, str]] | None = None
+    changed_sources: Mapping[str, frozenset[str]] | Unread = field(default_factory=dict)
+    noted: Mapping[str, Mapping[str, str]] | Unread | None = None
     limits: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,9 +109,9 @@ class Observation:
         """
         return replace(self, saved=saved, restored=restored)
 
-    def arrivals(self, sent: str) -> frozenset[str]:
-        """Give the "ip:port" as which what was sent from `sent` may have arrived."""
-        return arrivals(sent, self.changed_sources)
+    def is_same(self, sent: str, arrived: str) -> bool:
+        """Whether what was sent from "ip:port" `sent` may have arrived as `arrived`. Raises UnreadError."""
+        return sent == arrived or arrived in arrivals(sent, value_of(self.changed_sources))
 
     @property
     def versions(self) -> frozenset[str]:
@@ -125,7 +125,7 @@ class Observation:
 
     def notes(self, leg: str) -> dict[str, str]:
         """Give, by nonce, where the connections of a leg were meant to go, as the dataplane noted it."""
-        return {nonce: legs[leg] for nonce, legs in (self.noted or {}).items() if leg in legs}
+        return {nonce: legs[leg] for nonce, legs in value_of(self.noted or {}).items() if leg in legs}
 
     def noting(self, leg: str) -> Reading:
         """Read how many of the batch's connections on a leg the dataplane's map holds."""
@@ -136,15 +136,15 @@ class Observation:
     @property
     def servers(self) -> frozenset[str]:
         """The workloads whose sidecar delivered one of the requests."""
-        return frozenset(name for name, _ in self.server_log.values())
+        return frozenset(name for name, _ in value_of(self.server_log).values())
 
     def counter(self, workload: str, name: str) -> Reading:
         """Read the dataplane's counter `name` of `workload`; 0 where it does not exist."""
         return Reading(
             f"bpf:{workload}/{name}",
             "bytes" if name.endswith("_bytes") else "events",
-            self.counters_before.get(workload, {}).get(name, 0),
-            self.counters_after.get(workload, {}).get(name, 0),
+            value_of(self.counters_before).get(workload, {}).get(name, 0),
+            value_of(self.counters_after).get(workload, {}).get(name, 0),
         )
 
     def rule(self, chain: str) -> Reading:

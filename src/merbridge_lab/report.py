@@ -91,6 +91,7 @@ class Report:
     matrix: list[CellOutcome] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    paused: float = 0.0
     error: LabError | None = None
 
     @property

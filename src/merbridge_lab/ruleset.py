@@ -7,6 +7,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.evidence import Unread, UnreadError, value_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+from merbridge_lab.text import lines_of
 
 _RULE = re.compile(r"^(?:\[(?P<packets>\d+):(?P<bytes>\d+)\] )?-A (?P<chain>\S+) ?(?P<spec>.*)$")
 
@@ -14,6 +22,7 @@ BACKENDS = ("nft", "legacy")
 #: The third place where Istio may put its rules, from 1.27 on: a table of nftables' own. iptables shows nothing of it.
 NATIVE = "native"
 NATIVE_TABLE = "inet istio-proxy-nat"
+_NOT_ASKED = Unread("nft:generation", "nobody asked for it")
 _COUNTER = re.compile(r"\bcounter packets (?P<packets>\d+) bytes \d+ ?")
 
 
@@ -37,11 +46,11 @@ class Rule:
 
 def parse(text: str) -> tuple[Rule, ...]:
     """Read the rules of an `iptables-save` text, with or without counters, in their order; or see parse_native."""
-    if any(line.startswith("table ") for line in text.splitlines()):
+    if any(line.startswith("table ") for line in lines_of(text)):
         return parse_native(text)
     rules = []
     table = ""
-    for line in text.splitlines():
+    for line in lines_of(text):
         if line.startswith("*"):
             table = line[1:].strip()
         elif found := _RULE.match(line.strip()):
@@ -57,7 +66,7 @@ def parse_native(text: str) -> tuple[Rule, ...]:
     """
     rules = []
     chain = ""
-    for line in (line.strip() for line in text.splitlines()):
+    for line in (line.strip() for line in lines_of(text)):
         if line.startswith("chain "):
             chain = line.split()[1].replace("-", "_").upper()
         elif line == "}":
@@ -77,19 +86,31 @@ def place(backend: str) -> str:
 class RuleSet:
     """The rules of one network namespace in all backends at one moment.
 
-    `texts` maps a backend ("nft", "legacy") to its `iptables-save -c` text; a backend whose tools are not there
-    is absent; and "native" to what nft lists of Istio's own table, where there is one. `native` lists all other
-    nftables tables that no iptables made. `generation`
-    moves with every change of nftables' rules, so two equal ones mean that nothing changed in between.
+    `texts` maps a backend ("nft", "legacy") to its `iptables-save -c` text, and "native" to what nft lists of Istio's
+    own nat table, where there is one. A backend that is absent is one in which there can be no rules; one that could
+    not be read is Unread, and whoever asks for its rules gets an UnreadError. `native` lists what else of nftables
+    could take nat's part, though no iptables made it; `beside` what cannot, being of Istio's raw and mangle tables or
+    of other address families. `generation` moves with every change of nftables' rules, so two equal ones mean that
+    nothing changed in between.
     """
 
-    texts: dict[str, str] = field(default_factory=dict)
-    native: tuple[str, ...] = ()
-    generation: int | None = None
+    texts: Mapping[str, str | Unread] = field(default_factory=dict)
+    native: tuple[str, ...] | Unread = ()
+    generation: int | Unread = _NOT_ASKED
+    beside: tuple[str, ...] | Unread = ()
 
     @property
     def _present(self) -> tuple[str, ...]:
         return tuple(name for name in (*BACKENDS, NATIVE) if name in self.texts)
+
+    def _parsed(self, backend: str) -> tuple[Rule, ...]:
+        return parse(value_of(self.texts[backend]))
+
+    @property
+    def unread(self) -> tuple[Unread, ...]:
+        """What of the rules could not be read."""
+        readings = (*(self.texts[name] for name in self._present), self.native, self.beside)
+        return tuple(each for each in readings if isinstance(each, Unread))
 
     def source(self, workload: str, chain: str = "") -> str:
         """Name the nat table of `workload`, or a chain of it, as the source of a reading."""
@@ -101,32 +122,106 @@ class RuleSet:
 
     @property
     def backend(self) -> str:
-        """The backend that holds Istio's rules, or "" where neither does."""
-        return next((name for name in self._present if any(r.is_istio for r in parse(self.texts[name]))), "")
+        """The backend that holds Istio's nat rules, or "" where none does."""
+        return next((name for name in self._present if any(_is_istios_nat(r) for r in self._parsed(name))), "")
 
     def backend_of(self, table: str) -> str | None:
-        """Give the backend that has any rules in `table`, or None where neither has."""
-        return next((name for name in self._present if any(r.table == table for r in parse(self.texts[name]))), None)
+        """Give the backend that has any rules in `table`, or None where none has."""
+        return next((name for name in self._present if any(r.table == table for r in self._parsed(name))), None)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """All rules of all backends."""
-        return tuple(rule for name in self._present for rule in parse(self.texts[name]))
+        return tuple(rule for name in self._present for rule in self._parsed(name))
 
     @property
     def istio(self) -> tuple[Rule, ...]:
-        """Those of them that are Istio's."""
-        return tuple(rule for rule in self.rules if rule.is_istio)
+        """Istio's rules in nat, which bring connections to the sidecar; those in raw and mangle do not."""
+        return tuple(rule for rule in self.rules if _is_istios_nat(rule))
 
     @property
     def nat(self) -> tuple[Rule, ...]:
         """All rules of the nat tables, whoever made them."""
         return tuple(rule for rule in self.rules if rule.table == "nat")
 
+    @property
+    def diverting(self) -> tuple[Rule, ...]:
+        """Rules outside nat that can bring a connection to another listener than the one it was meant for."""
+        return tuple(rule for rule in self.rules if rule.table != "nat" and _DIVERTS.search(rule.spec))
+
     def packets(self, chain: str) -> int:
-        """Packets matched by the rules of `chain`; nat rules see the first packet of a connection only."""
-        return sum(rule.packets for rule in self.rules if rule.chain == chain)
+        """Packets matched by the nat rules of `chain`; nat rules see the first packet of a connection only."""
+        return sum(rule.packets for rule in self.nat if rule.chain == chain)
 
     def specs(self, table: str) -> tuple[str, ...]:
         """List the rules of `table` without their counters, for comparison."""
         return tuple(str(rule) for rule in self.rules if rule.table == table)
+
+    def fingerprint(self, table: str) -> str:
+        """Give the rules of `table` as one text, or what was in the way of reading them."""
+        return "\n".join(map(str, self.unread)) or "\n".join(self.specs(table))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as `merlab status --json` has it; `unread` is there where the rules could not be read."""
+        told: dict[str, Any] = {"backend": "", "istio_rules": 0}
+        try:
+            told |= {"backend": self.backend, "istio_rules": len(self.istio)}
+        except UnreadError as error:
+            told["unread"] = error.cause
+        return told
+
+    def change_since(self, before: RuleSet) -> str:
+        """Name the first difference in any table of any backend, counters aside; "" where there is none.
+
+        Rules that changed and changed back are told by the generation, where it was read.
+        """
+        for name in dict.fromkeys((*before._present, *self._present)):
+            old, new = (_lines(value_of(each.texts.get(name, ""))) for each in (before, self))
+            if old != new:
+                differing = next(iter(set(old) ^ set(new)), "their order")
+                return f"{differing} ({place(name)})"
+        for were, are in ((before.native, self.native), (before.beside, self.beside)):
+            if others := set(value_of(were)) ^ set(value_of(are)):
+                return min(others)
+        numbers = before.generation, self.generation
+        if any(isinstance(number, Unread) for number in numbers) or numbers[0] == numbers[1]:
+            return ""
+        return f"nftables' generation went from {numbers[0]} to {numbers[1]}"
+
+    def fault(self) -> str:
+        """Say what of Istio's nat rules is not as Istio makes them, whatever the version; "" where nothing is.
+
+        The chains that bring a connection to the sidecar must be reached and must redirect, once and in one backend
+        (a flip of the backend leaves the rules in both: istio/istio#61020).
+        """
+        holding = [name for name in self._present if any(_is_istios_nat(rule) for rule in self._parsed(name))]
+        if len(holding) != 1:
+            return f"stand in {' and in '.join(map(place, holding))}" if holding else "are not in the nat table"
+        nat = [rule for rule in self._parsed(holding[0]) if rule.table == "nat"]
+        for chain, target in _WAY:
+            specs = [rule.spec for rule in nat if rule.chain == chain and re.search(target, rule.spec)]
+            if not specs:
+                return f"lack the one in {chain} that leads on to the sidecar"
+            if len(specs) != len(set(specs)):
+                return f"lead on to the sidecar twice in {chain}"
+        return ""
+
+
+#: Which chains a connection passes on its way to the sidecar, and what in each leads it on.
+_WAY = (
+    ("OUTPUT", r"-j ISTIO_OUTPUT\b|jump istio-output\b"),
+    ("ISTIO_OUTPUT", r"-j ISTIO_REDIRECT\b|jump istio-redirect\b"),
+    ("ISTIO_REDIRECT", r"-j REDIRECT\b|\bredirect to\b"),
+)
+_DIVERTS = re.compile(r"-[jg] (?:TPROXY|REDIRECT|DNAT|NFQUEUE|NETMAP|TEE)\b")
+_COUNTERS = re.compile(r"\[\d+:\d+\]|\bpackets \d+ bytes \d+")
+
+
+def _is_istios_nat(rule: Rule) -> bool:
+    return rule.table == "nat" and rule.is_istio
+
+
+def _lines(text: str) -> list[str]:
+    """Give the lines of a text of rules without comments and counters: chains that stand empty are among them."""
+    lines = (_COUNTERS.sub("", line).strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from merbridge_lab import interrupts, matrix, waiting
+from merbridge_lab import interrupts, matrix, shortage, waiting
 from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.model import Kind
@@ -82,26 +82,30 @@ class Runner:
 
         A LabError ends the run and stands in the report, with the step it ended; Interrupted passes through.
         """
+        paused = report.paused
         began = time.monotonic()
         try:
-            for step in steps:
-                interrupts.checkpoint()
-                if self._between is not None and report.steps:
-                    paused = time.monotonic()
-                    try:
-                        self._between(step)
-                    finally:  # whoever reads at a pause is not the lab's time
-                        began += time.monotonic() - paused
-                outcome = self._step(step, report)
-                report.steps.append(outcome)
-                self.observer.step_ends(outcome)
-                if outcome.verdict in (Verdict.FAIL, Verdict.ERROR):
-                    break
+            with shortage.told():
+                self._run(report, steps)
         except LabError as error:
             report.error = error
         finally:
-            report.seconds += time.monotonic() - began
+            # Whoever reads at a pause is not the lab's time.
+            report.seconds += time.monotonic() - began - (report.paused - paused)
         return report
+
+    def _run(self, report: Report, steps: Iterable[Step]) -> None:
+        for step in steps:
+            interrupts.checkpoint()
+            if self._between is not None and report.steps:
+                paused = time.monotonic()
+                self._between(step)
+                report.paused += time.monotonic() - paused
+            outcome = self._step(step, report)
+            report.steps.append(outcome)
+            self.observer.step_ends(outcome)
+            if outcome.verdict in (Verdict.FAIL, Verdict.ERROR):
+                break
 
     def prove(self, report: Report, *, standing: Sequence[Step], steps: Sequence[Step]) -> Report:
         """Prove into `report` that the lab does what it claims: it stands, `steps` hold, and so does the matrix.
@@ -120,23 +124,27 @@ class Runner:
         self.run(report, steps)
         began = time.monotonic()
         try:
-            if report.verdict is Verdict.PASS:
-                self.observer.matrix_begins()
-                for outcome in matrix.measure(self.lab):
-                    report.matrix.append(outcome)
-                    self.observer.cell_ends(outcome)
-                report.matrix.sort(key=lambda outcome: outcome.cell.place)
-            report.changes = _differences(before, self.lab.fingerprint())
-            if report.verdict is Verdict.PASS:
-                report.changes += [
-                    f"what stood before stands no longer: {check.finding.why}"
-                    for check in self._look_at(standing)
-                    if not check.finding.held
-                ]
+            with shortage.told():
+                self._measure(report, before, standing)
         except LabError as error:
             report.error = error
         report.seconds += time.monotonic() - began
         return report
+
+    def _measure(self, report: Report, before: Mapping[str, str], standing: Sequence[Step]) -> None:
+        if report.verdict is Verdict.PASS:
+            self.observer.matrix_begins()
+            for outcome in matrix.measure(self.lab):
+                report.matrix.append(outcome)
+                self.observer.cell_ends(outcome)
+            report.matrix.sort(key=lambda outcome: outcome.cell.place)
+        report.changes = _differences(before, self.lab.fingerprint())
+        if report.verdict is Verdict.PASS:
+            report.changes += [
+                f"what stood before stands no longer: {check.finding.why}"
+                for check in self._look_at(standing)
+                if not check.finding.held
+            ]
 
     def stand(self, report: Report, steps: Iterable[Step]) -> bool:
         """Look once, into `report`, whether what ensure steps brought about still stands; change nothing."""
@@ -164,11 +172,12 @@ class Runner:
             if capability not in self.lab.capabilities:
                 return outcome(Verdict.SKIP, acted=False, reason=self.lab.lacks(capability))
         try:
-            if step.kind is Kind.DEMONSTRATE:
-                seen = step.act(self.lab)
-                checks = [self._report(step, self._look(check, seen)) for check in step.verify]
-                return outcome(_verdict(checks), checks)
-            checks, acted = self._ensure(step)
+            with shortage.told():
+                if step.kind is Kind.DEMONSTRATE:
+                    seen = step.act(self.lab)
+                    checks = [self._report(step, self._look(check, seen)) for check in step.verify]
+                    return outcome(_verdict(checks), checks)
+                checks, acted = self._ensure(step)
         except NotHeldError as broken:
             return outcome(Verdict.FAIL, reason=broken.cause)
         except LabError as error:
@@ -253,7 +262,8 @@ def undo(lab: Lab, steps: Iterable[Step]) -> None:
             if step.undo is None:
                 continue
             try:
-                step.undo(lab)
+                with shortage.told():
+                    step.undo(lab)
             except LabError as error:
                 first = first or error
     if first is not None:

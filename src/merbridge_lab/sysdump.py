@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import platform
 import sys
 import tarfile
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import __version__
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import as_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
             told = ask()
         except (LabError, OSError) as error:
             told = f"not to be had: {error}\n"
-        parts[name] = told if isinstance(told, str) else json.dumps(told, indent=2, default=str) + "\n"
+        parts[name] = printable(told) if isinstance(told, str) else as_json(told, indent=2) + "\n"
     try:
         _pack(target, parts)
     except OSError as error:

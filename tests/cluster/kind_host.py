@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tests import called
 from tests.called import MERLAB, environment, told
 
-from merbridge_lab.drivers.kind import layout
+from merbridge_lab.drivers.kind import kept, layout
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def leftovers() -> dict[str, object]:
         "kubeconfig": kubeconfig.read_text() if kubeconfig.exists() else None,
         "temporary": sorted(each.name for each in temporary.glob("merlab-kind-*")),
         "commands": commands,
+        "state": sorted(each.name for each in kept.folder().glob("kind-*")),
     }
 
 

@@ -10,11 +10,15 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,7 +53,6 @@ from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 pytestmark = pytest.mark.cluster
 
@@ -106,6 +109,54 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
     assert merlab("doctor", "--json").returncode == 3
 
 
+#: What kubeadm says in a node whose kubelet does not get healthy, after four minutes; and a stack, as it prints one.
+KUBEADM = r"""#!/bin/sh
+[ "$1" = init ] || exec /real/kubeadm "$@"
+cat >&2 <<'END'
+[kubelet-check] The kubelet is not healthy after 4m0.000462313s
+error execution phase wait-control-plane
+k8s.io/kubernetes/cmd/kubeadm/app/cmd/phases/workflow.(*Runner).Run.func1
+	k8s.io/kubernetes/cmd/kubeadm/app/cmd/phases/workflow/runner.go:262
+main.main
+	k8s.io/kubernetes/cmd/kubeadm/kubeadm.go:25
+END
+exit 1
+"""
+BROKEN = f"""
+FROM {{node}}
+RUN at=$(command -v kubeadm) && mkdir /real \
+ && if [ -L "$at" ]; then ln -s "$(readlink -f "$at")" /real/kubeadm && rm "$at"; else mv "$at" /real/kubeadm; fi \
+ && echo {base64.b64encode(KUBEADM.encode()).decode()} | base64 -d >"$at" && chmod 755 "$at"
+"""
+
+
+@pytest.fixture
+def broken_node(nothing: Mapping[str, object]) -> Iterator[str]:  # noqa: ARG001 - comes first
+    """A node's image in which kubeadm init fails."""
+    ref = "merlab.test/kindest/node:broken"
+    dockerfile = BROKEN.format(node=builds.ref("node"))
+    argv = ("docker", "build", "--network", "none", "--quiet", "--tag", ref, "-")
+    subprocess.run(argv, input=dockerfile, text=True, check=True, capture_output=True, timeout=LONG)
+    yield ref
+    docker("image", "rm", ref)
+
+
+def test_c10_a_kind_that_fails_in_kubeadm_shows_the_kubelets_complaint_first_and_keeps_all(
+    nothing: Mapping[str, object], broken_node: str
+) -> None:
+    done = merlab("up", "--json", "--kind-image", broken_node)
+    assert "the kubelet, which is not healthy → merlab doctor --lab kind" in refusal(done)
+    first, second, *_, last = told(done)["error"]["stderr"].splitlines()
+    assert first.startswith("ERROR: failed to create cluster: failed to init node with kubeadm")
+    assert second == "[kubelet-check] The kubelet is not healthy after 4m0.000462313s"
+    assert ".go:" not in told(done)["error"]["stderr"]
+    log = Path(last.removeprefix("all that kind said: less "))
+    assert "workflow/runner.go:262" in log.read_text()
+    assert held(merlab("down"))
+    assert not log.exists()
+    assert settled(leftovers, nothing) == nothing
+
+
 NOBODYS = "merlab.test/nobody/has:this"
 
 
@@ -129,7 +180,7 @@ def test_up_goes_on_from_a_create_that_was_killed_and_has_the_lab_to_itself(noth
     stopped("up", at=MOMENTS["keys"], by=signal.SIGKILL)
     going_on = Running("up", "--json")
     assert going_on.reaches(runs("docker"))
-    assert f"(PID {going_on.process.pid}, since " in refusal(merlab("down", "--json"))
+    assert re.search(rf"PID {going_on.process.pid}\b", refusal(merlab("down", "--json")))
     done = going_on.end()
     assert held(done)
     assert told(done)["verdict"] == "pass"
@@ -255,7 +306,7 @@ def test_certificates_that_have_expired_are_called_so(lab: None, outdated: None)
     for words in (("up", "--json"), ("step", "6", "--json")):
         said = refusal(merlab(*words))
         assert "expired on" in said
-        assert "merlab down --lab kind, then merlab up --lab kind" in said
+        assert "merlab down --lab kind && merlab up --lab kind" in said
     assert kubectl("get", "pods,nodes,configmaps", "-A", "-o", "name") == before
 
 
@@ -270,7 +321,7 @@ def test_a_cluster_whose_own_certificate_has_expired_is_made_anew_by_what_merlab
         return refusal(done) if done.returncode == 3 else ""
 
     assert until(lambda: "certificates" in said(), timeout=90, every=1, awaiting="the API server to be back")
-    assert "merlab down --lab kind, then merlab up --lab kind" in said()
+    assert "merlab down --lab kind && merlab up --lab kind" in said()
     assert held(merlab("down"))
     assert held(merlab("up", "-q"))
 
@@ -440,25 +491,86 @@ def _docker_starts() -> None:
     subprocess.run(argv, check=True, timeout=LONG)
 
 
+class Between:
+    """A socket in front of the Docker daemon, whoever's that is: it can be taken away for merlab alone."""
+
+    def __init__(self, folder: Path, daemon: str) -> None:
+        self._daemon, self.path = daemon, folder / "docker.sock"
+        self._open: list[socket.socket] = []
+        self.start()
+
+    def start(self) -> None:
+        """Listen, and hand every connection on."""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Break all connections, and be gone."""
+        self.path.unlink(missing_ok=True)
+        for one in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._open = []
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(self._daemon)
+                self._open += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(65536):
+                target.sendall(content)
+            target.shutdown(socket.SHUT_WR)
+
+
 @pytest.fixture
-def own_docker() -> Iterator[None]:
-    """A Docker daemon that is the test bed's, and that answers again afterwards."""
-    if not engine.ours():
-        pytest.xfail("the Docker daemon here is not the test bed's to stop")
-    yield
-    _docker_starts()
+def between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
+    """A socket of ours through which docker and kind talk to the daemon."""
+    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    assert where.startswith("unix://"), "the test cluster's daemon is on this machine"
+    found = Between(tmp_path, where.removeprefix("unix://"))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{found.path}")
+    yield found
+    found.stop()
 
 
-def test_docker_that_is_stopped_in_the_middle_is_named_and_all_comes_back(lab: None, own_docker: None) -> None:  # noqa: ARG001
-    running = Running("up", "--json")
-    assert running.reaches(runs("docker", "exec"))
-    _docker_stops()
+def _nobody_answers(running: Running) -> None:
+    """See a merlab at work end, and others not begin, each with what is wrong and what to type."""
     assert "no Docker daemon answers" in refusal(running.end())
     for command in ("status", "up", "down"):
         said = refusal(merlab(command, "--json"))
         assert "no Docker daemon answers" in said
         assert "systemctl start docker" in said
-    _docker_starts()
+
+
+def test_docker_that_falls_silent_in_the_middle_is_named_and_all_comes_back(lab: None, between: Between) -> None:  # noqa: ARG001
+    running = Running("up", "--json")
+    assert running.reaches(runs("docker", "exec"))
+    between.stop()
+    _nobody_answers(running)
+    between.start()
+    assert mended()
+    # And the daemon itself, with all that runs in it, where it is the test bed's to stop.
+    if not engine.ours():
+        return
+    os.environ["DOCKER_HOST"] = engine.SOCKET
+    running = Running("up", "--json")
+    assert running.reaches(runs("docker", "exec"))
+    _docker_stops()
+    try:
+        _nobody_answers(running)
+    finally:
+        _docker_starts()
     assert docker("inspect", "--format", "{{.State.Status}}", NODE).strip() == "exited"
     assert mended()
 

@@ -109,7 +109,9 @@ def attached() -> list[str]:
     cgroup = next(line for line in (process / "cgroup").read_text().splitlines() if line.startswith("0::"))
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
     top = next(mount for _, mount, kind, *_ in mounts if kind == "cgroup2")
-    return sorted(one["name"] for one in bpftool("cgroup", "show", top + cgroup.removeprefix("0::")))
+    # Its first process is in a child of it.
+    node = cgroup.removeprefix("0::").removesuffix("/init.scope")
+    return sorted(one["name"] for one in bpftool("cgroup", "show", top + node))
 
 
 def maps() -> dict[int, str]:

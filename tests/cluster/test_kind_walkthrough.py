@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,14 @@ from kind_host import (
     pod_of,
     rules,
     settled,
+    stopped,
     words_for,
 )
 from tests.called import MERLAB, environment, told
 from tests.cluster import builds
 
 from merbridge_lab.drivers.kind import layout
+from merbridge_lab.drivers.kind.merbridge import place
 from schema_files import complaints
 
 if TYPE_CHECKING:
@@ -331,17 +334,39 @@ def test_where_the_node_has_no_tools_a_helper_pod_enters(lab: None) -> None:
     in_node("mkdir", "/hidden")
     in_node("mv", *tools, "/hidden")
     try:
-        refused = merlab("step", "9", "--json")
-        assert refused.returncode == 3
-        assert "no helper pod runs" in told(refused)["error"]["what"]
-        assert shown(merlab("up", "--json", "--until", "2"))["verdict"] == "pass"
         report = shown(merlab("step", "9", "--json"))
         assert {each["outcome"] for each in report["steps"]} == {"pass"}
         assert any(f"exec {layout.HELPER} --" in line for line in step(report, 9)["commands"])
+        assert helpers() == [], "it goes with the command"
+        assert told(merlab("status", "--json"))["problems"] == []
+        # S8: what a merlab that was killed leaves goes with the next one, whatever that does.
+        assert stopped("step", "9", at=lambda _: bool(helpers()), by=signal.SIGKILL).returncode == -signal.SIGKILL
+        assert len(helpers()) == 1
+        assert held(merlab("up", "-q", "--until", "2"))
+        assert helpers() == []
     finally:
         in_node("sh", "-c", "mv /hidden/* /usr/sbin/ && rmdir /hidden")
-        kubectl("delete", "pod", "-n", layout.HELPERS, layout.HELPER, "--ignore-not-found")
     assert rules() == before
+
+
+def helpers() -> list[str]:
+    """Name the pods by which merlab enters others."""
+    return [
+        name for name in kubectl("get", "pods", "-n", layout.HELPERS, "-o", "name").split() if layout.HELPER in name
+    ]
+
+
+def test_c01_the_nodes_first_process_is_in_a_child_of_its_cgroup_and_the_pods_are_its_all_the_same(lab: None) -> None:
+    node = place.find(NODE)
+    assert place.cgroup_of(Path(f"/proc/{node.pid}")) == f"{node.cgroup_path}/init.scope"
+    # One in the node's own files: its PID there is another one here.
+    found = in_node("ctr", "-n", "k8s.io", "tasks", "ls").splitlines()[1:]
+    pods = [place.cgroup_of(node.process(int(line.split()[1]))) for line in found if line.endswith("RUNNING")]
+    assert pods
+    assert all(node.has(path) for path in pods)
+    assert not any("/init.scope" in path for path in pods)
+    assert not node.has(place.cgroup_of(Path("/proc/self")))
+    assert node.cgroup_id(1) == (node.cgroup / "init.scope").stat().st_ino
 
 
 # -- down

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from kernel_refusing import refusing
 from kernel_without import lacking, unmounted
 from tests.called import MERLAB
 from walk_host import LONG, NAME, Lab, differences, environment, is_plain, merlab, picture
@@ -70,6 +71,7 @@ BAD = [
         "CONFIG_CGROUP_BPF",
         (*_first(unmounted("cgroup2")), *lacking("cgroup2")),
     ),
+    Bad("no_pidfd_getfd", "cannot be had: take descriptor", "merlab doctor", refusing()),
     Bad("no_root_capabilities", "CAP_", "root", ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all")),
 ]
 

@@ -364,12 +364,19 @@ def test_connection_to_nowhere_of_the_mesh(rig):
     assert rig.sleep.sidecar.dial(NODE_IP, 7001)[0] == errno.ECONNREFUSED
 
 
-def test_the_trace_tells_one_request(rig, server):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"record-tgid": "1"}, {"record-tgid": "1", "irq-info": "0"}, {"irq-info": "0"}, {"latency-format": "1"}],
+    ids=lambda options: "_".join(options) or "as_they_are",
+)
+def test_c11_the_trace_tells_one_request_whatever_the_tracers_options(rig, server, options):
     from merbridge_lab.dataplane import events
 
     instance = rig.tracefs / "instances" / f"merlab-dp-{os.getpid()}"
     instance.mkdir()
     try:
+        for option, value in options.items():
+            (instance / "options" / option).write_text(value)
         (instance / "events/bpf_trace/bpf_trace_printk/enable").write_text("1")
         rig.plane.debug = True
         client = rig.sleep.app.connect(rig.hello.ip, PORT)
@@ -387,6 +394,7 @@ def test_the_trace_tells_one_request(rig, server):
         assert kinds[: len(wanted)] == wanted
     finally:
         rig.plane.debug = False
+        (instance / "options" / "record-tgid").write_text("0")  # what it keeps is kept for all instances
         instance.rmdir()
     assert rig.plane.debug is False
 

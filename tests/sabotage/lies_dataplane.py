@@ -136,7 +136,7 @@ def _(scene):
     yield
 
 
-@lie("wrong listener registered", r"listener registered for helloworld-v1 is not its sidecar's")
+@lie("wrong listener registered", r"port 15999 of helloworld-v1 is served by .*, which is not the pod's")
 def _(scene):
     """A socket that nobody accepts from stands in `listeners` for helloworld-v1."""
     target = pod(scene, "helloworld-v1")

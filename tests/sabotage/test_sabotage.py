@@ -8,8 +8,11 @@ from pathlib import Path
 import lies_brief  # noqa: F401 - each registers its sabotages
 import lies_dataplane  # noqa: F401
 import lies_mesh  # noqa: F401
+import lies_pods
+import lies_readings  # noqa: F401
 import lies_rules  # noqa: F401
 import lies_steps  # noqa: F401
+import lies_strangers  # noqa: F401
 import pytest
 from oddities import keep_alive_client
 from saboteur import ALL, LIE, ODDITY, Scene, everything, judge, mend, standing_lab, told, verify
@@ -17,6 +20,7 @@ from table import Row, render
 
 from merbridge_lab.adapters import bpf, tcp
 from merbridge_lab.adapters.cgroup import all_processes
+from merbridge_lab.drivers.embedded.wiring import MAY_DIFFER
 
 pytestmark = pytest.mark.kernel
 
@@ -54,6 +58,13 @@ def test_there_are_thirty_lies_and_all_differ():
     assert len(lies) >= 30
     assert len({each.name for each in ALL}) == len(ALL)
     assert all(each.what and each.cause for each in lies)
+
+
+def test_behind_each_thing_that_may_differ_a_lie_is_noticed():
+    """P4: an entry of the list of what may differ is no hiding place."""
+    assert {each.name for each in MAY_DIFFER} == {*lies_pods.HIDDEN}
+    assert {*lies_pods.HIDDEN.values()} <= {each.name for each in ALL if each.kind == LIE}
+    assert all(each.reason for each in MAY_DIFFER)
 
 
 @pytest.mark.parametrize("sabotage", named(LIE))

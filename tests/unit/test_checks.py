@@ -177,6 +177,7 @@ HOLDS = [
     (rules.do_the_work, without_ebpf),
     (rules.stood_still, healthy),
     (rules.were_absent, flushed),
+    (rules.were_untouched, flushed),
     (rules.restored, flushed),
     (redirect.intercepted, healthy),
     (redirect.intercepted, flushed),
@@ -292,6 +293,8 @@ FAILS = [
     (rules.were_absent, flushed, lambda s: replace(s, saved=None), ["no ISTIO rules in sleep to flush"]),
     (rules.were_absent, flushed, lambda s: replace(s, saved=RuleSet()), ["no ISTIO rules in sleep to flush"]),
     (rules.were_absent, healthy, lambda s: s, ["18 nat rules stood in sleep"]),
+    # rules.were_untouched
+    (rules.were_untouched, flushed, after(generation=99), ["rules of sleep changed while the requests ran"]),
     # rules.restored
     (rules.restored, flushed, lambda s: replace(s, saved=None), ["rules of sleep were not saved"]),
     (

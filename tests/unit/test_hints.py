@@ -16,21 +16,40 @@ from merbridge_lab import cli, errors, hints
 from merbridge_lab.report import error_json
 
 HINTS = all_hints()
-COMMANDS = sorted({found.text for found in HINTS if hints.is_command(found.text)})
-PIECES = sorted({piece.strip() for text in COMMANDS for piece in re.split(r" && |; | \| ", text)})
+#: What stands behind "#" is a word to the reader: a shell leaves it alone.
+COMMANDS = sorted({found.text.partition("  # ")[0] for found in HINTS if hints.is_command(found.text)})
+#: A piece that is nothing but a command which is made when the hint is given is looked at where that is made.
+PIECES = sorted({piece.strip() for text in COMMANDS for piece in re.split(r" && |; | \| ", text)} - {PART})
 MERLAB = Path(sys.executable).with_name("merlab")
 APP = typer.main.get_command(cli.app)
 #: What of other tools hints may use: subcommands and options. Those that are on this machine are asked for them too.
 TOOLS = {
     "bpftool": {"cgroup", "tree", "map", "show"},
-    "df": {"-h"},
-    "docker": {"exec", "pull", "system", "prune", "df", "-h", "mv"},
+    "cat": set(),
+    "df": {"-h", "-i"},
+    "docker": {
+        "context",
+        "ls",
+        "use",
+        "default",
+        "load",
+        "--input",
+        "FILE",
+        "version",
+        "exec",
+        "pull",
+        "system",
+        "prune",
+        "df",
+        "-h",
+        "mv",
+    },
     "export": set(),
     "kill": set(),
     "kind": {"load", "docker-image", "--name", "delete", "cluster"},
     "kubectl": {
         *("--context", "-n", "-c", "-l", "--previous", "--force", "describe", "logs", "delete", "get", "pod", "pods"),
-        *("node", "daemonset", "mutatingwebhookconfigurations"),
+        *("node", "daemonset", "mutatingwebhookconfigurations", "events"),
     },
     "mkdir": {"-m", "-p"},
     "modprobe": {"-a", "veth", "xt_owner", "xt_REDIRECT", "xt_conntrack"},
@@ -41,12 +60,13 @@ TOOLS = {
     "rm": {"-r"},
     "rmdir": set(),
     "ss": {"-s"},
-    "sysctl": {"net.ipv4.ip_local_port_range"},
+    "head": set(),
+    "sysctl": {"user", "fs.mount-max", "fs.file-max", "net.ipv4.ip_local_port_range"},
     "systemctl": {"start", "docker"},
     "systemd-cgls": set(),
     "tail": set(),
     "touch": set(),
-    "unset": {"MERLAB_BCC", "MERLAB_NAME", "DOCKER_HOST"},
+    "unset": {"DOCKER_CONTEXT", "MERLAB_BCC", "MERLAB_NAME", "DOCKER_HOST"},
 }
 #: An argument that is a place, a value, or stands for what is known only when the hint is given.
 _VALUE = re.compile(r"/|=|^\d+$|,|PART")
@@ -109,8 +129,9 @@ def test_a_hint_is_a_command_as_it_stands_or_plain_prose(found):
         map(re.escape, sorted({"merlab", "make", *hints.AS_ROOT, *hints.AS_ANYBODY} - {"kind", "export"}))
     )
     if hints.is_command(found.text):
-        assert not re.search(r"…|\.\.\.|, | or | then |\(|\)|\?|[A-Z]=[A-Z]|\bFILE\b|\bREF\b", found.text), found
-        shlex.split(found.text)
+        command = found.text.partition("  # ")[0]
+        assert not re.search(r"…|\.\.\.|, | or | then |\(|\)|\?|[A-Z]=[A-Z]|\bREF\b", command), found
+        shlex.split(command)
     else:
         assert not re.search(rf"(?:[:;] |, )(?:{programs}|sudo) ", found.text), f"a command in prose: {found}"
         assert not re.search(rf"merlab (?:{'|'.join(APP.commands)})\b", found.text), f"a command in prose: {found}"
@@ -153,7 +174,7 @@ def _check_merlab(words):
 @pytest.mark.parametrize("program", [name for name in TOOLS if shutil.which(name)])
 def test_the_tools_that_are_here_know_these_options(program):
     groups = {
-        "docker": ["exec --help", "system --help"],
+        "docker": ["exec --help", "system --help", "load --help"],
         "kubectl": ["options", "logs --help", "delete --help"],
         "kind": ["load docker-image --help", "delete cluster --help"],
         "pip": ["install --help"],
@@ -187,7 +208,7 @@ def test_the_harmless_ones_run_in_a_shell_as_root_has_it(text, monkeypatch, tmp_
     monkeypatch.setenv("MERLAB_NAME", "merlab-hint")
     monkeypatch.setenv("PATH", path)
     monkeypatch.setattr(sys, "argv", [str(MERLAB)])
-    parts = {"tail": str(MERLAB), "ps": "1", "merlab": "5"}
+    parts = {"tail": str(MERLAB), "ps": "1", "merlab": "5", "unset": "DOCKER_CONTEXT"}
     typed = hints.rendered(text.replace(PART, parts.get(text.split()[0], "/run")))
     if not shutil.which(typed.split()[0]) and text.split()[0] not in ("merlab", "unset", "export"):
         pytest.fail(f"{typed.split()[0]} is not on this machine")

@@ -71,26 +71,97 @@ def test_what_a_merlab_that_was_killed_had_saved_is_swept_and_not_what_one_that_
     assert list(place.iterdir()) == []
 
 
-def test_orphans_are_found_among_processes_whose_arguments_are_no_text(tmp_path):
-    (tmp_path / "create").write_text("import time\ntime.sleep(60)\n")
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    argv = [b"kind", b"create", b"cluster", b"--name", b"merlab-test", b"--kubeconfig"]
-    argv.append(b"/x/\xff/merlab-kind-%d-x/kubeconfig" % gone.pid)
-    with (
-        subprocess.Popen(["sh", "-c", "sleep 60; :", b"\xff\xfe"]) as odd,
-        subprocess.Popen(argv, executable=sys.executable, cwd=tmp_path) as orphan,
-    ):
+#: A name that no cluster has.
+NAME = "merlab-test"
+SHELL = "/bin/sh"
+
+
+@pytest.fixture
+def kinds():
+    """Start processes that look like a kind at work, more or less: programs, arguments, users, marks."""
+    with contextlib.ExitStack() as stack:
+        # Where every user may go.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.chmod(0o755)
+        (folder / "create").write_text("read never\n")
+        program = folder / "kind"
+        shutil.copy(Path(SHELL).resolve(), program)  # as a script of the name "create" it waits for a line
+        program.chmod(0o755)
+
+        def start(mark, *, executable=program, name=NAME, **options):
+            argv = [b"kind", b"create", b"cluster", b"--name", name.encode(), b"--kubeconfig", b"/x/\xff/kubeconfig"]
+            env = {"MERLAB_STARTED_BY": mark} if mark is not None else {}
+            process = stack.enter_context(
+                subprocess.Popen(argv, executable=executable, cwd=folder, env=env, stdin=subprocess.PIPE, **options)
+            )
+            stack.callback(process.kill)
+            until(lambda: Path("/proc", str(process.pid), "cmdline").read_bytes().startswith(b"kind\0"))
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def gone():
+    """The mark of a merlab that lives no more."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = f"{process.pid}:{kind._began(process.pid)}"
+    process.communicate(b"\n")
+    return mark
+
+
+def test_orphans_are_found_among_processes_whose_arguments_are_no_text(kinds, gone):
+    with subprocess.Popen(["sh", "-c", "sleep 60; :", b"\xff\xfe"]) as odd:
         try:
-            until(lambda: Path("/proc", str(orphan.pid), "cmdline").read_bytes().startswith(b"kind\0"))
-            assert kind.at_work("merlab-test") == [orphan.pid]
-            kind.end(orphan.pid)
+            orphan = kinds(gone)
+            assert kind.at_work(NAME) == [orphan.pid]
+            kind.end(orphan.pid, NAME)
             assert orphan.wait(10) == -15
-            kind.end(orphan.pid)
-            assert kind.at_work("merlab-test") == []
+            kind.end(orphan.pid, NAME)
+            assert kind.at_work(NAME) == []
         finally:
-            for one in (odd, orphan):
-                one.kill()
+            odd.kill()
+
+
+def test_s7_an_orphan_is_known_by_program_user_and_mark_and_nothing_else_is_ended(kinds, gone):
+    mine = f"{os.getpid()}:{kind._began(os.getpid())}"
+    pid, _, began = mine.partition(":")
+    spared = {
+        "one of a merlab that lives": kinds(mine),
+        "a user's own": kinds(None),
+        "another program": kinds(gone, executable=SHELL),
+        "another cluster": kinds(gone, name="other"),
+        "no mark of merlab's": kinds("1; x"),
+    }
+    found = kind.at_work(NAME)
+    assert {why: one.pid in found for why, one in spared.items()} == dict.fromkeys(spared, False)
+    for one in spared.values():
+        kind.end(one.pid, NAME)
+    assert [why for why, one in spared.items() if one.poll() is not None] == []
+    again = kinds(f"{pid}:{int(began) - 1}")
+    assert kind.at_work(NAME) == [again.pid], "its PID is another process's by now"
+
+
+def test_s7_a_process_of_another_user_that_fakes_all_of_it_is_left_alone(kinds, gone, monkeypatch):
+    # To somebody else ours is such a one; and where we are root, there is a real one.
+    fakes = [kinds(gone)]
+    others = [{"user": 65534, "group": 65534, "extra_groups": []}, {"user": 65534}] if os.geteuid() == 0 else []
+    for ids in others:
+        fakes.append(kinds(gone, **ids))
+        assert kind.at_work(NAME) == [fakes[0].pid]
+        kind.end(fakes[-1].pid, NAME)
+    monkeypatch.setattr(kind.os, "geteuid", lambda: 12345)
+    assert kind.at_work(NAME) == []
+    kind.end(fakes[0].pid, NAME)
+    assert [fake.poll() for fake in fakes] == [None] * len(fakes)
+
+
+def test_s7_a_kind_that_merlab_starts_has_its_mark(monkeypatch, tmp_path):
+    (tmp_path / "kind").write_text('#!/bin/sh\necho "$MERLAB_STARTED_BY" >"$0.mark"\n')
+    (tmp_path / "kind").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    kind.create("x", "image", "", network="n")
+    assert (tmp_path / "kind.mark").read_text().strip() == f"{os.getpid()}:{kind._began(os.getpid())}"
 
 
 HEAD = """
@@ -125,12 +196,9 @@ def nobody():
     return as_nobody
 
 
-def test_another_users_orphan_is_a_sentence(nobody):
-    text = "try: kind.end(1)\nexcept LabError as error: print(error.what, error.hint, sep='; ')"
-    done = nobody(text)
-    assert done.stdout == (
-        "a merlab that was killed left a kind at work, process 1, and it is another user's; sudo kill 1\n"
-    ), done.stderr
+def test_what_an_ordinary_user_cannot_see_is_no_orphan_of_theirs(nobody):
+    done = nobody("kind.end(1, 'x'); print(kind.at_work('x'))")
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_a_kubeconfig_in_a_folder_that_cannot_be_read_is_a_sentence(nobody):

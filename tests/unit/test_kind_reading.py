@@ -1,6 +1,7 @@
 """What the kind lab reads: Docker's, containerd's, the kernel's and the API's own words, captured from a real one."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from merbridge_lab.adapters import docker, kind
 from merbridge_lab.drivers.kind import cluster, hands, inside, layout, pods, rollout, rules, trouble, workload
 from merbridge_lab.drivers.kind.inside import Process
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
 RULES = (CAPTURED.parent / "sleep.nft.rules").read_text()
@@ -93,18 +95,6 @@ def test_names_of_images(ref, registry, full):
     assert rollout.full_name(ref) == full
 
 
-def test_a_kind_is_an_orphan_only_if_its_merlab_is_gone():
-    def argv(pid, name="merbridge"):
-        where = f"/var/tmp/merlab-kind-{pid}-abc/kubeconfig"  # noqa: S108 - not made
-        return ["/x/kind", *kind.create_argv(name, "image", where)[1:], ""]
-
-    assert kind.is_orphan(argv(2**22 + 1), "merbridge")
-    assert not kind.is_orphan(argv(1), "merbridge"), "that merlab lives"
-    assert not kind.is_orphan(argv(2**22 + 1, "other"), "merbridge")
-    assert not kind.is_orphan(["kind", *kind.create_argv("merbridge", "image")[1:]], "merbridge"), "a user's own"
-    assert not kind.is_orphan([""], "merbridge")
-
-
 # -- the node
 
 
@@ -160,7 +150,11 @@ def test_another_native_table_is_not_istios():
 
 
 def test_a_backend_without_tools_is_absent():
-    assert set(inside.read_snapshot(f"#= legacy\n{RULES}").texts) == {"legacy"}
+    """Nft's cannot be certain to be empty; legacy's can, and the node says so itself where it is not."""
+    assert isinstance(inside.read_snapshot(f"#= legacy\n{RULES}").texts["nft"], Unread)
+    assert set(inside.read_snapshot(f"#= nft\n{RULES}").texts) == {"nft"}
+    told = inside.read_snapshot(f"#= nft\n{RULES}#= no_legacy\niptables-legacy-save is not on the node\n")
+    assert "is not on the node" in str(told.texts["legacy"])
     assert inside.read_snapshot("").texts == {}
 
 
@@ -332,31 +326,80 @@ def test_trouble_of_the_pods_of_before_is_not_that_of_the_new_ones():
     assert trouble.in_pods([ending], 100) is None
 
 
-def _refusal(last, first="2026-01-01T00:00:00Z"):
+def _refusal(count=1, name="a"):
+    # The stamps are of a clock that is years ahead: nothing may depend on them.
     return {
         "type": "Warning",
         "reason": "FailedCreate",
         "message": "failed calling webhook",
-        "firstTimestamp": first,
-        "lastTimestamp": last,
+        "count": count,
+        "firstTimestamp": "2999-01-01T00:00:00Z",
+        "lastTimestamp": "2999-01-01T00:00:00Z",
         "involvedObject": {"kind": "ReplicaSet", "name": "sleep-5cd55f4554"},
-        "metadata": {"creationTimestamp": last},
+        "metadata": {"name": name, "creationTimestamp": "2999-01-01T00:00:00Z"},
     }
 
 
-_FUTURE = "2999-01-01T00:00:00Z"
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
 
 
-def test_refusals_of_an_hour_ago_do_not_count():
-    assert trouble.refused("sleep", [_refusal("2026-01-01T00:00:00Z")], 30) is None
-    found = trouble.refused("sleep", [_refusal(_FUTURE)], 30)
-    assert "failed calling webhook" in found.what
-    assert trouble.refused("helloworld-v1", [_refusal(_FUTURE)], 30) is None
+def test_m8_refusals_of_before_this_wait_do_not_count_whatever_their_stamps():
+    clock = Clock()
+    memory = trouble.Memory(clock)
+    for waited in (0, 30, 60):
+        clock.now = 1000.0 + waited
+        assert trouble.refused("sleep", [_refusal()], waited, memory) is None
 
 
-def test_what_was_refused_is_tried_again():
-    assert trouble.refused("sleep", [_refusal(_FUTURE)], 10) is None, "not waited for long"
-    assert trouble.refused("sleep", [_refusal(_FUTURE, first=_FUTURE)], 30) is None, "refused only just now"
+@pytest.mark.parametrize("later", [_refusal(count=2), _refusal(name="b")])
+def test_m8_what_is_refused_in_this_wait_is_tried_again_and_then_hopeless(later):
+    clock = Clock()
+    memory = trouble.Memory(clock)
+    assert trouble.refused("sleep", [_refusal()], 0, memory) is None
+    clock.now += 2
+    assert trouble.refused("sleep", [_refusal(), later], 2, memory) is None, "refused only just now"
+    clock.now += 10
+    assert trouble.refused("sleep", [_refusal(), later], 12, memory) is None, "not waited for long"
+    clock.now += 20
+    assert "failed calling webhook" in trouble.refused("sleep", [_refusal(), later], 32, memory).what
+    assert trouble.refused("helloworld-v1", [_refusal(), later], 32, memory) is None
+
+
+def test_m8_how_long_a_pod_has_no_place_is_measured_by_the_wait_and_not_by_stamps():
+    clock, pod = Clock(), captured("pod-without-place")
+    for one in pod["status"]["conditions"]:
+        one["lastTransitionTime"] = "2000-01-01T00:00:00Z"
+    memory = trouble.Memory(clock)
+    assert trouble.in_pods([pod], 6, memory=memory) is None, "another may just be ending"
+    clock.now += 11
+    assert "finds no place" in trouble.in_pods([pod], 17, memory=memory).what
+    placed = captured("pod-classic")
+    placed["metadata"] = pod["metadata"]
+    assert trouble.in_pods([placed], 18, memory=memory) is None
+    assert trouble.in_pods([pod], 19, memory=memory) is None, "it had a place meanwhile"
+
+
+def test_m8_the_age_of_a_log_goes_on_while_the_machine_is_suspended(monkeypatch):
+    asked = []
+
+    class Api:
+        def log(self, *_words, since):
+            asked.append(since)
+            return ""
+
+    clock = {time.CLOCK_BOOTTIME: 100.0, time.CLOCK_MONOTONIC: 100.0}
+    monkeypatch.setattr(workload.time, "clock_gettime", lambda number: clock[number])
+    log = workload.SidecarLog(Api(), "pod")
+    clock[time.CLOCK_BOOTTIME] += 3600  # asleep for an hour: the other one stood still
+    log.lines()
+    assert asked == [3601]
 
 
 def test_what_runs_and_is_never_ready_is_named():
@@ -371,9 +414,9 @@ def test_what_runs_and_is_never_ready_is_named():
 
 
 def test_warnings_of_an_autoscaler_are_left_out():
-    noise = _refusal("2026-01-01T00:00:00Z")
+    noise = _refusal()
     noise["involvedObject"] = {"kind": "HorizontalPodAutoscaler", "name": "istiod"}
-    told = trouble.told([_refusal("2026-01-01T00:00:00Z"), noise])
+    told = trouble.told([_refusal(), noise])
     assert told == "replicaset sleep-5cd55f4554: FailedCreate: failed calling webhook"
 
 

@@ -22,7 +22,9 @@ case "$1 $2" in
 "ps "*) echo 5caa3cc94ef5 ;;
 "inspect "*) cat "{captured}/inspect.json" ;;
 "info "*) cat "{captured}/info.json" ;;
-"image inspect") [ -e "{images}" ] && for ref; do :; done && grep -qxF "$ref" "{images}" ;;
+"image inspect") [ -e "{images}" ] && for ref; do :; done && grep -qxF "$ref" "{images}" && exit
+    echo "Error: No such image: $ref" >&2; exit 1 ;;
+"network inspect") echo "Error: No such network: $3" >&2; exit 1 ;;
 *) echo "Error: no such thing" >&2; exit 1 ;;
 esac
 """

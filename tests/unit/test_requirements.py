@@ -132,7 +132,9 @@ def test_packages_by_distribution(tmp_path, text, manager, command):
     assert distribution.install("bcc", "bpftool") == command
 
 
-def test_ubuntu_2404_has_its_bpftool_among_the_tools_of_the_kernel(tmp_path):
+def test_ubuntu_2404_has_its_bpftool_among_the_tools_of_the_kernel(tmp_path, monkeypatch):
+    told = os.uname_result(("Linux", "n", "6.8.0-31-generic", "v", "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: told)
     root = machine(tmp_path, {"usr/lib/os-release": 'ID=ubuntu\nVERSION_ID="24.04"\n'})
     expected = f"apt-get install linux-tools-common linux-tools-{os.uname().release}"
     assert Distribution.read(root).install("bpftool") == expected

@@ -213,6 +213,6 @@ def test_a_file_is_replaced_whole(tmp_path):
 
 def test_mounts_are_read_with_their_escapes(monkeypatch):
     line = r"36 35 98:0 /a\040b /mnt\134x rw,noatime shared:1 - tmpfs my\040source rw"
-    monkeypatch.setattr(Path, "read_text", lambda _self: line)
+    monkeypatch.setattr(Path, "read_bytes", lambda _self: line.encode())
     (found,) = mounts.table()
     assert (found.target, found.root, found.source) == (Path("/mnt\\x"), "/a b", "my source")

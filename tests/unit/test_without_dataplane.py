@@ -67,6 +67,7 @@ def test_a_flush_closes_them_and_is_undone(up):
         "rules.were_absent",
         "rules.flushed_is_closed",
         "rules.restored",
+        "rules.were_untouched",
     ]
     control = outcome.checks[1].finding.control
     assert (control.name, control.verdict) == ("rules.move_when_present", Verdict.PASS)

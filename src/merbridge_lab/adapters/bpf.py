@@ -45,9 +45,19 @@ CGROUP_UDP4_SENDMSG, CGROUP_UDP4_RECVMSG = 14, 19
 CGROUP_GETSOCKOPT = 21
 CGROUP_INET4_GETPEERNAME, CGROUP_INET6_GETPEERNAME = 29, 30
 SK_LOOKUP = 36
+SK_SKB_TYPES = {4: "sk_skb stream parser", 5: "sk_skb stream verdict", 38: "sk_skb verdict"}
+FLOW_DISSECTOR = 17
+TCX = {46: "tcx ingress", 47: "tcx egress"}
+NETKIT = {54: "netkit primary", 55: "netkit peer"}
+PROG_SK_SKB = 14
 
 _LINK_CGROUP, _LINK_NETNS = 3, 5
+LINK_NETFILTER = 10
+#: Ask for what runs on a cgroup, whatever cgroup above it it is attached to.
+QUERY_EFFECTIVE = 1
 _INFO_BYTES = 256
+_LSM_CGROUP = 43
+_ATTRIBUTE = 512
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -57,8 +67,9 @@ def _bpf(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"{what}: bpf(2) has no known number on {platform.machine()}")
-    room = ctypes.create_string_buffer(attr, max(len(attr), 8))
-    result = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), room, ctypes.c_ulong(len(room)))
+    # Newer kernels write into what they know of the attribute (Linux 6.6: at byte 56), however long we say it is.
+    room = ctypes.create_string_buffer(attr, _ATTRIBUTE)
+    result = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), room, ctypes.c_ulong(max(len(attr), 8)))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{what}: {os.strerror(code)}")
@@ -263,10 +274,15 @@ def prog_detach(prog: int, target: int, attach_type: int) -> None:
     _bpf(_PROG_DETACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "detach from a cgroup")
 
 
-def attached_progs(target: int, attach_type: int) -> list[int]:
-    """Give the ids of the programs on a cgroup, network namespace or (Linux 5.18) sockhash."""
-    found = (ctypes.c_uint32 * 64)()
-    attr = struct.pack("=IIIIQII", target, attach_type, 0, 0, ctypes.addressof(found), len(found), 0)
+def attached_progs(target: int, attach_type: int, flags: int = 0) -> list[int]:
+    """Give the ids of the programs on a cgroup, network namespace or (Linux 5.18) sockhash.
+
+    For tcx and netkit `target` is the number of an interface in the caller's network namespace.
+    """
+    found, how = (ctypes.c_uint32 * 64)(), (ctypes.c_uint32 * 64)()
+    # Of LSM programs the kernel tells what is attached only to who asks how, too.
+    asked = ctypes.addressof(how) if attach_type == _LSM_CGROUP and not flags else 0
+    attr = struct.pack("=IIIIQIIQ", target, attach_type, flags, 0, ctypes.addressof(found), len(found), 0, asked)
     raw = _bpf(_PROG_QUERY, attr, "ask what is attached")[1]
     return list(found[: struct.unpack_from("=I", raw, 24)[0]])
 

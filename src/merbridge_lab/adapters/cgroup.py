@@ -6,11 +6,13 @@ Only the version 2 hierarchy carries BPF programs; where it is mounted differs b
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab import shortage
 from merbridge_lab.adapters import mounts
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
@@ -32,12 +34,17 @@ def find_root(other_than: Path) -> Path | None:
 
 
 def processes(cgroup: Path) -> list[int]:
-    """List the processes directly in `cgroup`; none if it is not there."""
+    """List the processes directly in `cgroup`; none if it is not there. Raises LabError."""
     try:
         return [int(pid) for pid in (cgroup / "cgroup.procs").read_text().split()]
-    except (FileNotFoundError, OSError):
-        # ENODEV: removed between opening and reading.
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # removed between opening and reading
+            return []
+        raise shortage.of(error) or LabError(
+            f"the processes in {cgroup} cannot be read: {error.strerror}", hint=f"cat {cgroup}/cgroup.procs"
+        ) from error
 
 
 def subtree(cgroup: Path) -> Iterator[Path]:
@@ -49,6 +56,43 @@ def subtree(cgroup: Path) -> Iterator[Path]:
 def all_processes(cgroup: Path) -> list[int]:
     """List the processes in `cgroup` and all below it."""
     return [pid for each in subtree(cgroup) for pid in processes(each)]
+
+
+def is_frozen(cgroup: Path) -> bool:
+    """Whether the kernel runs nothing in `cgroup`, because it or one above it is frozen."""
+    try:
+        return "frozen 1" in (cgroup / "cgroup.events").read_text()
+    except OSError:
+        return False
+
+
+#: What limits the processes of a cgroup, and what says that nothing does. A file is there where its controller is on.
+_UNLIMITED = {
+    "cgroup.freeze": "0",
+    "cpu.max": "max",
+    "cpuset.cpus": "",
+    "memory.high": "max",
+    "memory.max": "max",
+    "pids.max": "max",
+}
+
+
+def limits(cgroup: Path) -> list[str]:
+    """Say which limits are set on `cgroup` itself: "FILE is VALUE"."""
+    found = []
+    for name, free in _UNLIMITED.items():
+        with contextlib.suppress(OSError):
+            have = (cgroup / name).read_text().strip()
+            if (have.split() or [""])[0] != free:
+                found.append(f"{name} is {have}")
+    return found
+
+
+def release(cgroup: Path) -> None:
+    """Take the limits off `cgroup` and let it run; one that is not there is none. Raises OSError."""
+    for limited in limits(cgroup):
+        name = limited.partition(" ")[0]
+        (cgroup / name).write_text(f"{_UNLIMITED[name]}\n")
 
 
 def kill(cgroup: Path) -> None:

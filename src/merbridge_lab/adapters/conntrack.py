@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,14 +44,22 @@ def changed_sources(netns: Path) -> Sources:
 
 
 def read_changed_sources(told: str) -> Sources:
-    """Read the same from what `conntrack -L` prints, or from /proc/net/nf_conntrack."""
+    """Read the same from what `conntrack -L` prints, or from /proc/net/nf_conntrack.
+
+    What stands between and behind the two directions (packets, zones, marks) depends on the kernel's settings; only
+    their order is sure: the original one first. Raises UnreadError for a connection that cannot be read.
+    """
 
     def ends(line: str) -> tuple[str, str]:
-        words = [word.partition("=")[::2] for word in line.split() if "=" in word]
-        original, reply = (dict(words[at : at + 4]) for at in (0, 4))
-        return f"{original['src']}:{original['sport']}", f"{reply['dst']}:{reply['dport']}"
+        words = [word.partition("=")[::2] for word in line.split()]
+        found = {name: [value for key, value in words if key == name] for name in ("src", "dst", "sport", "dport")}
+        if any(len(values) != 2 for values in found.values()):  # noqa: PLR2004 - there and back
+            raise UnreadError(Unread("conntrack", f"this is no connection of TCP: {line.strip()}"))
+        if ":" in found["src"][0]:  # over IPv6 nothing of the lab's goes
+            return "", ""
+        return f"{found['src'][0]}:{found['sport'][0]}", f"{found['dst'][1]}:{found['dport'][1]}"
 
-    return _changed(ends(line) for line in told.splitlines() if "tcp" in line.split() and line.count(" dport=") > 1)
+    return _changed(ends(line) for line in lines_of(told) if "tcp" in line.split()[:3])
 
 
 def together(many: Iterable[Mapping[str, frozenset[str]]]) -> Sources:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from merbridge_lab.adapters import docker_words
 from merbridge_lab.adapters.proc import Result, run
 from merbridge_lab.errors import LabError
 
@@ -17,16 +18,19 @@ if TYPE_CHECKING:
 _ANSWER = 30.0
 _PULL = 900.0
 
-_SILENT = ("Cannot connect to the Docker daemon", "error during connect", "Is the docker daemon running")
 #: What docker exec says, and how it ends, where the container is stopped before or while the command runs.
 _NOT_RUNNING = ("Error response from daemon: ", "No such container")
 _STOPPED = (126, 137)
-_FORBIDDEN = "permission denied while trying to connect"
+#: What it says of a thing that is not there, by release; all else that fails is no answer.
+_ABSENT = re.compile(r"(?i)\bno such (?:image|network|container|object)\b|\bnetwork \S+ not found")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The daemon: what it runs on and what it has. `memory` in bytes; `root` is where it keeps images."""
+    """The daemon: what it runs on and what it has. `memory` in bytes; `root` is where it keeps images.
+
+    `kernel` is the release it runs on, `host` its machine's name: empty where it does not tell.
+    """
 
     version: str
     system: str
@@ -35,6 +39,8 @@ class Engine:
     cpus: int
     memory: int
     root: str
+    kernel: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,46 +64,44 @@ def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin
     """Run docker. Raises LabError, with what to do where the daemon does not answer."""
     told = run(["docker", *argv], timeout=timeout, ok=range(256), stdin=stdin)
     # It ends with 1 both where something is not there and where the daemon is not: its words tell.
-    if told.status in ok and not (told.status and _is_silent(told.stderr)):
+    if told.status in ok and not (told.status and docker_words.is_silent(told.stderr)):
         return told
     what = f"docker {argv[0]} failed with exit status {told.status}"
-    raise _explained(LabError(what, hint="merlab doctor", command=told.command, stderr=told.stderr.strip()))
-
-
-def _is_silent(said: str) -> bool:
-    return any(words in said for words in (*_SILENT, _FORBIDDEN))
-
-
-def _explained(error: LabError) -> LabError:
-    said = error.stderr or ""
-    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    if any(words in said for words in _SILENT):
-        return LabError(
-            f"no Docker daemon answers at {where}",
-            hint="systemctl start docker",
-            command=error.command,
-            stderr=error.stderr,
-        )
-    if _FORBIDDEN in said:
-        return LabError(
-            f"this user may not use the Docker daemon at {where}",
-            hint="become a member of the group docker, or root",
-            command=error.command,
-            stderr=error.stderr,
-        )
-    return error
+    raise docker_words.explained(
+        LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip())
+    )
 
 
 def engine(*, timeout: float = _ANSWER) -> Engine:
     """Ask the daemon what it is. Raises LabError when none answers, or not within `timeout` seconds."""
-    return read_engine(json.loads(docker("info", "--format", "{{json .}}", timeout=timeout).stdout))
+    told = docker("info", "--format", "{{json .}}", timeout=timeout)
+    try:
+        found = json.loads(told.stdout)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise docker_words.explained(
+            LabError(
+                "docker info tells nothing that can be read: is this docker Docker's?",
+                hint="docker version",
+                command=told.command,
+                stderr=f"{told.stdout}{told.stderr}".strip(),
+            )
+        )
+    return read_engine(found)
 
 
 def read_engine(told: dict[str, Any]) -> Engine:
-    """Read what `docker info` tells. Raises LabError: it exits with 0 also when no daemon answers."""
+    """Read what `docker info` tells. Raises LabError: it exits with 0 also when no daemon answers.
+
+    Podman's command of that name tells other things; so does its daemon, where Docker's command asks it.
+    """
+    if podman := docker_words.podman_in(told):
+        raise docker_words.is_podman(podman)
     errors = told.get("ServerErrors") or []
     if errors or not told.get("ServerVersion"):
-        raise _explained(LabError("docker info failed", command="docker info", stderr="\n".join(errors) or _SILENT[0]))
+        said = "\n".join(errors) or docker_words.NO_ANSWER
+        raise docker_words.explained(LabError("docker info failed", command="docker info", stderr=said))
     return Engine(
         version=told["ServerVersion"],
         system=told.get("OperatingSystem", ""),
@@ -106,6 +110,8 @@ def read_engine(told: dict[str, Any]) -> Engine:
         cpus=int(told.get("NCPU", 0)),
         memory=int(told.get("MemTotal", 0)),
         root=told.get("DockerRootDir", ""),
+        kernel=told.get("KernelVersion") or "",
+        host=told.get("Name") or "",
     )
 
 
@@ -165,19 +171,30 @@ def execute(
     if told.status in _STOPPED or (told.status and any(words in said for words in _NOT_RUNNING)):
         raise LabError(
             f"the container {container} does not run, or was restarted just now",
-            hint="merlab up",
+            hint="merlab up --lab kind",
             command=told.command,
             stderr=said,
         )
-    if told.status in ok and not (told.status and _is_silent(said)):
+    if told.status in ok and not (told.status and docker_words.is_silent(said)):
         return told
     what = f"{argv[0]} failed with exit status {told.status} in the container {container}"
-    raise _explained(LabError(what, hint="merlab doctor", command=told.command, stderr=said))
+    raise docker_words.explained(LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=said))
 
 
 def has_image(ref: str) -> bool:
-    """Whether the daemon has an image of that name."""
-    return docker("image", "inspect", "--format", "{{.Id}}", ref, ok=(0, 1)).status == 0
+    """Whether the daemon has an image of that name. Raises LabError where it does not say so."""
+    return _asked("image", "inspect", "--format", "{{.Id}}", ref) is not None
+
+
+def _asked(*argv: str) -> str | None:
+    """Ask for a thing; None where the daemon says that it is not there. Raises LabError for every other failure."""
+    told = docker(*argv, ok=(0, 1))
+    if told.status == 0:
+        return told.stdout
+    if _ABSENT.search(told.stderr):
+        return None
+    what = f"docker {argv[0]} {argv[1]} failed with exit status {told.status}"
+    raise LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip())
 
 
 def pull(ref: str) -> None:
@@ -186,8 +203,9 @@ def pull(ref: str) -> None:
         docker("pull", "--quiet", ref, timeout=_PULL)
     except LabError as error:
         raise LabError(
-            f"the image {ref} is not on this machine and cannot be pulled from {registry(ref)}",
-            hint="bring it here by hand: saved on another machine (docker save), loaded on this one (docker load)",
+            f"the image {ref} is not on this machine and cannot be pulled from {registry(ref)}"
+            f"{docker_words.why_not_pulled(error.stderr or '')}",
+            hint=f"docker load --input FILE  # of docker save --output FILE {ref}, on a machine that has it",
             command=error.command,
             stderr=error.stderr,
         ) from error
@@ -207,8 +225,8 @@ def registry(ref: str) -> str:
 
 def network_labels(name: str) -> dict[str, str] | None:
     """Give the labels of a network, or None where there is none of that name."""
-    told = docker("network", "inspect", "--format", "{{json .Labels}}", name, ok=(0, 1))
-    return dict(json.loads(told.stdout) or {}) if told.status == 0 else None
+    told = _asked("network", "inspect", "--format", "{{json .Labels}}", name)
+    return None if told is None else dict(json.loads(told) or {})
 
 
 def network_argv(name: str, label: str) -> list[str]:

@@ -6,22 +6,26 @@ flushing it flushes nothing. So reading probes both.
 
 from __future__ import annotations
 
-import re
 import shutil
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import nftables
+from merbridge_lab.adapters import agreement, nftables, xtables
 from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread, value_of
 from merbridge_lab.ruleset import BACKENDS, RuleSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-#: Tables that iptables-nft makes itself; every other one is native nftables.
-_COMPAT = re.compile(r"^table (?:ip|ip6|arp|bridge) (?:nat|filter|mangle|raw|security)\b")
-#: The base chains that iptables-nft makes in them; every other one is native, though iptables shows nothing of it.
-_BASE_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "BROUTING"})
+    from merbridge_lab.adapters.nftables import Tables
+
+    #: nftables and the legacy tables, as the kernel tells of them.
+    Kernels = tuple[Tables | Unread, tuple[xtables.Table, ...] | Unread]
+
+#: How often rules that change while they are read are read anew.
+_TRIES = 3
 
 
 def inside(netns: Path, *argv: str) -> list[str]:
@@ -29,53 +33,74 @@ def inside(netns: Path, *argv: str) -> list[str]:
     return ["nsenter", f"--net={netns}", *argv]
 
 
-def _tool(backend: str, suffix: str = "") -> list[str]:
+def _tool(backend: str, suffix: str = "", program: str = "iptables") -> list[str]:
     """Give the program of a backend; legacy ones without their lock file.
 
     They lock a file on the host, /run/xtables.lock, which would stay there. Nobody else writes the rules of the lab's
     namespaces, and merlab lets only one of itself work at a time.
     """
     lock = ["env", "XTABLES_LOCKFILE=/dev/null"] if backend == "legacy" else []
-    return [*lock, f"iptables-{backend}{suffix}"]
+    return [*lock, f"{program}-{backend}{suffix}"]
 
 
 def snapshot(netns: Path) -> RuleSet:
     """Read all rules of `netns` with their counters.
 
-    Raises LabError when the namespace cannot be entered.
+    The texts are the tools'. The kernel is asked as well, before and after, and what a tool tells must agree with it:
+    a tool that is missing, fails or lies leaves its backend unread.
     """
-    texts = {}
+    for _ in range(_TRIES):
+        before = kernels(netns)
+        texts = {backend: _saved(netns, backend) for backend in BACKENDS}
+        after = kernels(netns)
+        if _generation(before) == _generation(after):
+            break
+    return confirmed(RuleSet(texts, agreement.left_out(texts["nft"])), before, after, where=netns.name)
+
+
+def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str) -> RuleSet:
+    """Give what the tools told of rules as far as it agrees with what the kernel told before and after it."""
+    (earlier, _), (nft, legacy) = before, after
+    texts = dict(told.texts)
     for backend in BACKENDS:
-        tool = f"iptables-{backend}-save"
-        if shutil.which(tool):
-            texts[backend] = run(inside(netns, tool, "-c")).stdout
-    native: tuple[str, ...] = ()
-    if shutil.which("nft"):
-        native = native_in(run(inside(netns, "nft", "list", "chains")).stdout) or _left_out(texts.get("nft", ""))
-    return RuleSet(texts, native, nftables.generation(netns))
+        texts.setdefault(backend, Unread(f"iptables:{where}/{backend}", "its tools are not there"))
+    texts["nft"] = agreement.nft(texts["nft"], earlier, nft, where=where)
+    texts["legacy"] = agreement.legacy(texts["legacy"], legacy, where=where)
+    beside = agreement.beside(nft, legacy)
+    if isinstance(nft, Unread):
+        return RuleSet(texts, nft, nft, beside)
+    named = () if isinstance(told.native, Unread) else told.native
+    return RuleSet(texts, tuple(dict.fromkeys((*agreement.foreign(nft), *named))), nft.generation, beside)
 
 
-def native_in(chains: str) -> tuple[str, ...]:
-    """Name the tables and base chains that no iptables made, from what `nft list chains` prints; as nft names them."""
-    found: dict[str, None] = {}
-    table = chain = ""
-    for line in (line.strip() for line in chains.splitlines()):
-        if line.startswith("table "):
-            table = line.removesuffix("{").strip()
-            if not _COMPAT.match(table):
-                found[table] = None
-        elif line.startswith("chain "):
-            chain = line.split()[1]
-        elif line.startswith("type ") and _COMPAT.match(table) and chain not in _BASE_CHAINS:
-            found[f"chain {table.removeprefix('table ')} {chain}"] = None
-    return tuple(found)
+def kernels(netns: Path) -> Kernels:
+    """Ask the kernel for what is in nftables and in the legacy tables."""
+    nft: Tables | Unread
+    legacy: tuple[xtables.Table, ...] | Unread
+    try:
+        nft = nftables.read(netns)
+    except OSError as error:
+        nft = Unread(f"nft:{netns.name}", error.strerror or str(error))
+    try:
+        legacy = xtables.read(netns)
+    except OSError as error:
+        legacy = Unread(f"iptables:{netns.name}/legacy", error.strerror or str(error))
+    return nft, legacy
 
 
-def _left_out(saved: str) -> tuple[str, ...]:
-    """Name the tables that iptables-save left out, with a comment, for rules in them that it cannot have made."""
-    return tuple(
-        f"table ip {found[1]}" for found in re.finditer(r"^# Table `(\w+)' .*incompatible", saved, re.MULTILINE)
-    )
+def _generation(told: Kernels) -> int | Unread:
+    return told[0] if isinstance(told[0], Unread) else told[0].generation
+
+
+def _saved(netns: Path, backend: str) -> str | Unread:
+    tool = f"iptables-{backend}-save"
+    source = f"iptables:{netns.name}/{backend}"
+    if not shutil.which(tool):
+        return Unread(source, f"{tool} is not on this machine")
+    try:
+        return run(inside(netns, tool, "-c")).stdout
+    except LabError as error:
+        return Unread(source, ": ".join(filter(None, (error.what, (error.stderr or "").partition("\n")[0]))))
 
 
 def save(netns: Path, backend: str, table: str) -> str:
@@ -94,15 +119,30 @@ def flush(netns: Path, backend: str, table: str) -> None:
 
 
 def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
-    """Delete every rule and chain of `netns`, whoever made them; the `tables` of the backend `but` stay."""
+    """Delete every rule and chain of `netns`, whoever made them; the `tables` of the backend `but` stay.
+
+    Raises UnreadError where it is not known what there is.
+    """
     found = snapshot(netns)
-    for backend, text in found.texts.items():
-        present = {line[1:] for line in text.splitlines() if line.startswith("*")}
-        for table in sorted(present - set(tables if backend == but else ())):
-            for option in ("-F", "-X"):
-                run(inside(netns, *_tool(backend), "-t", table, option))
-    for table in found.native:
-        run(inside(netns, "nft", "delete", *table.split()))
+    for name in (*value_of(found.native), *value_of(found.beside)):
+        kind, *rest = name.split()
+        if kind == "legacy":
+            family, table = rest
+            _empty(netns, {"ip6": "ip6tables", "arp": "arptables"}[family], "legacy", table)
+        else:
+            run(inside(netns, "nft", "delete", *name.split()))
+    present = {
+        "nft": [name.removeprefix("ip ") for name in nftables.read(netns).names if name.startswith("ip ")],
+        "legacy": [table.name for table in xtables.read(netns) if table.family == "ip" and table.entries],
+    }
+    for backend in BACKENDS:
+        for table in sorted(set(present[backend]) - set(tables if backend == but else ())):
+            _empty(netns, "iptables", backend, table)
+
+
+def _empty(netns: Path, program: str, backend: str, table: str) -> None:
+    for option in ("-F", "-X"):
+        run(inside(netns, *_tool(backend, program=program), "-t", table, option))
 
 
 def save_argv(netns: Path, backend: str, table: str) -> list[str]:

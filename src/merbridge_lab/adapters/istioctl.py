@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _INSTALL = 300.0
+_CROSS = re.compile(r"^\s*[✘✗✖❌]\ufe0f?\s*")
+_LAST = re.compile(r"^(?:Error|error)(?::\s*|\b)")
 
 
 def version() -> str:
@@ -32,19 +36,50 @@ def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabE
     except LabError as error:
         if error.command is None:  # what `look` saw
             raise
+        said = complaint(error.stderr or "")
         raise LabError(
-            f"istioctl could not install Istio: {error.what}",
-            hint="merlab doctor --lab kind",
+            f"istioctl could not install Istio: {cause(said) or error.what}",
+            hint=_hint(said),
             command=error.command,
-            stderr=complaint(error.stderr or ""),
+            stderr=said,
         ) from error
 
 
 def complaint(said: str) -> str:
-    """Leave what istioctl complains of: a ship and its progress come before."""
-    lines = said.splitlines()
-    first = next((number for number, line in enumerate(lines) if line.startswith("Error")), 0)
-    return "\n".join(lines[first:])
+    """Leave what istioctl complains of: a ship and its progress come before.
+
+    The newer say it in lines that begin with "Error"; the older have the cause in those that begin with a cross, with
+    what they know of it indented below.
+    """
+    kept: list[str] = []
+    bare, below, last = "", False, False
+    for line in lines_of(said):
+        last = last or bool(_LAST.match(line))
+        if _CROSS.match(line):
+            # A cross with nothing but a name says something only by what is below it.
+            below, bare = True, "" if ":" in line else line
+        else:
+            below = below and line.startswith((" ", "\t")) and bool(line.strip())
+        if last or (below and not bare):
+            kept.append(line)
+        elif below and line != bare:
+            kept += [bare, line]
+            bare = ""
+    return "\n".join(kept) if kept else said
+
+
+def cause(said: str) -> str:
+    """Give the first complaint, in a line without its mark; the last line where there is none but that."""
+    lines = [line.strip() for line in lines_of(said) if line.strip()]
+    crossed = [_CROSS.sub("", line) for line in lines if _CROSS.match(line)]
+    found = crossed or [_LAST.sub("", line) for line in lines if _LAST.match(line)]
+    return found[0] if found else ""
+
+
+def _hint(said: str) -> str:
+    """Give the next command: for an image that is not pulled its own, else one that looks at Istio's pods."""
+    image = re.search(r'(?:image|Image) "([^"\s]+)"', said) if re.search(r"ImagePull|ErrImage|pull", said) else None
+    return f"docker pull {image[1]}" if image else "merlab status --lab kind"
 
 
 def uninstall(*, kubeconfig: str) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.errors import KernelCannotError
@@ -61,6 +62,20 @@ def release(text: str | None = None) -> tuple[int, int]:
     """Give the kernel's version as (major, minor), from `text` or of the running kernel; (0, 0) for nonsense."""
     found = re.match(r"(\d+)\.(\d+)", os.uname().release if text is None else text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+#: The value of kernel.yama.ptrace_scope by which not even root may look into another process, until the next boot.
+NOBODY_TRACES = 3
+#: What to type then: who sets it. A running kernel takes no other value any more.
+FIND_PTRACE_SCOPE = "grep -rs ptrace_scope /etc/sysctl.conf /etc/sysctl.d /run/sysctl.d /usr/lib/sysctl.d"
+
+
+def ptrace_scope(root: Path = Path("/")) -> int | None:
+    """Give kernel.yama.ptrace_scope; None where this kernel has no Yama. Raises OSError."""
+    try:
+        return int((root / "proc/sys/kernel/yama/ptrace_scope").read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
 
 
 #: The same numbers on every architecture: they are newer than the common table.

@@ -24,19 +24,30 @@ LABEL = "io.x-k8s.kind.cluster"
 #: Which Docker network kind puts its nodes on. An experiment of kind's, documented in its release notes.
 NETWORK = "KIND_EXPERIMENTAL_DOCKER_NETWORK"
 
+#: What kind runs nodes in; another one than Docker is no experiment of merlab's.
+PROVIDER, DOCKER = "KIND_EXPERIMENTAL_PROVIDER", "docker"
+
 _CREATE = 400.0
 _LOAD = 900.0
 _ANSWER = 60.0
 _TEMPORARY = "merlab-kind-"
+#: In the environment of a kind that merlab started: merlab's PID, and when that began.
+_STARTED_BY = "MERLAB_STARTED_BY"
+_COMMAND = "kind"
 
 
 class UnfinishedError(LabError):
     """There is a node, and Kubernetes was not made on it, or not yet."""
 
 
+def _run(argv: Sequence[str], *, timeout: float, ok: Sequence[int] = (0,), **changes: str) -> Result:
+    """Run kind on Docker, whatever provider the environment names, with `changes` of the environment."""
+    return run(argv, timeout=timeout, ok=ok, env={**os.environ, PROVIDER: DOCKER, **changes})
+
+
 def version() -> str:
     """Give its version, such as "v0.33.0"."""
-    return run(["kind", "version"]).stdout.split()[1]
+    return _run(["kind", "version"], timeout=_ANSWER).stdout.split()[1]
 
 
 def create_argv(name: str, image: str, kubeconfig: str | None = None) -> list[str]:
@@ -51,11 +62,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def create(name: str, image: str, config: str, *, network: str) -> None:
-    """Make a cluster, whose context goes into no kubeconfig. Raises LabError."""
-    # kind does not do without a file to write to. Its folder's name tells whose kind this is: see at_work.
+    """Make a cluster, whose context goes into no kubeconfig. Raises LabError with all that kind said."""
+    # kind does not do without a file to write to.
     with _folder() as folder:
         argv = create_argv(name, image, str(Path(folder, "kubeconfig")))
-        run(argv, timeout=_CREATE, stdin=config, env={**os.environ, NETWORK: network})
+        # Whose kind this is, at_work finds out by the last one.
+        mine = {PROVIDER: DOCKER, NETWORK: network, _STARTED_BY: f"{os.getpid()}:{_began(os.getpid())}"}
+        run(argv, timeout=_CREATE, stdin=config, env={**os.environ, **mine})
 
 
 def export_argv(name: str, kubeconfig: str | None = None) -> list[str]:
@@ -66,7 +79,7 @@ def export_argv(name: str, kubeconfig: str | None = None) -> list[str]:
 def export(name: str, kubeconfig: str) -> None:
     """Put a cluster's context into a kubeconfig. Raises LabError."""
     try:
-        run(export_argv(name, kubeconfig), timeout=_ANSWER)
+        _run(export_argv(name, kubeconfig), timeout=_ANSWER)
     except LabError as error:
         raise LabError(
             f"the context of {name} cannot be put into {kubeconfig}",
@@ -99,13 +112,13 @@ def delete_argv(name: str, kubeconfig: str | None = None) -> list[str]:
 
 def delete(name: str, kubeconfig: str | None) -> Result:
     """Delete a cluster; whether it is gone, one looks up."""
-    return run(delete_argv(name, kubeconfig), timeout=_ANSWER, ok=range(256))
+    return _run(delete_argv(name, kubeconfig), timeout=_ANSWER, ok=range(256))
 
 
 def kubeconfig_of(name: str) -> dict[str, Any]:
     """Give the administrator's configuration for a cluster. Raises UnfinishedError where it was never made."""
     try:
-        told = run(["kind", "get", "kubeconfig", "--name", name], timeout=_ANSWER).stdout
+        told = _run(["kind", "get", "kubeconfig", "--name", name], timeout=_ANSWER).stdout
     except LabError as error:
         if "admin.conf: No such file" not in (error.stderr or ""):
             raise
@@ -135,7 +148,7 @@ def load(name: str, refs: Sequence[str]) -> None:
     try:
         # kind saves them, gigabytes perhaps, in a folder that stays there when it is ended half-way.
         with _folder() as folder:
-            run(load_argv(name, refs), timeout=_LOAD, env={**os.environ, "TMPDIR": folder})
+            _run(load_argv(name, refs), timeout=_LOAD, TMPDIR=folder)
     except LabError as error:
         raise not_loaded(error, refs) from error
 
@@ -159,25 +172,52 @@ def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
 
 
 def at_work(name: str) -> list[int]:
-    """Give the PIDs of processes that create the cluster `name` on behalf of a merlab that is gone.
+    """Give the PIDs of processes that create the cluster `name` on behalf of a merlab of this user's that is gone.
 
-    A merlab that is killed cannot end them. They are told by the folder for their kubeconfig, which has its PID.
+    A merlab that is killed cannot end them. Anybody can give a process such arguments: it must be this user's, run the
+    program kind, and have the mark of a merlab that lives no more in its environment.
     """
     found = []
-    for process in Path("/proc").iterdir():
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            argv = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if process.name.isdigit() and is_orphan(argv, name):
+            if is_orphan(process, name):
                 found.append(int(process.name))
     return found
 
 
-def is_orphan(argv: Sequence[str], name: str) -> bool:
-    """Whether `argv` is such a process."""
-    if [Path(argv[0]).name, *argv[1:5]] != ["kind", "create", "cluster", "--name", name]:
+def is_orphan(process: Path, name: str) -> bool:
+    """Whether `process`, a folder of /proc, is such a one. Raises OSError for one that is gone or out of sight."""
+    argv = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    if [Path(argv[0]).name, *argv[1:5]] != [_COMMAND, "create", "cluster", "--name", name]:
         return False
-    owner = next((_owner(word) for word in argv if _owner(word)), None)
-    return owner is not None and not Path("/proc", owner).exists()
+    # The owner of the folder is no proof: root's, for a process that may not be dumped.
+    status = (process / "status").read_text(encoding="utf-8", errors="replace")
+    uids = re.search(r"^Uid:((?:\s+\d+){4})$", status, re.MULTILINE)
+    if uids is None or {int(uid) for uid in uids[1].split()} != {os.geteuid()}:
+        return False
+    program = os.readlink(process / "exe").removesuffix(" (deleted)")  # noqa: PTH115 - it may be of a file that is gone
+    # What is on PATH under this name may be a link to kind-linux-amd64.
+    if Path(program).name not in (_COMMAND, Path(shutil.which(_COMMAND) or _COMMAND).resolve().name):
+        return False
+    return _is_abandoned((process / "environ").read_bytes().split(b"\0"))
+
+
+def _is_abandoned(environment: Sequence[bytes]) -> bool:
+    """Whether an environment has the mark of a merlab that lives no more."""
+    prefix = f"{_STARTED_BY}=".encode()
+    marks = [one.removeprefix(prefix).decode(errors="replace") for one in environment if one.startswith(prefix)]
+    if len(marks) != 1 or not re.fullmatch(r"\d+:\d+", marks[0]):
+        return False
+    owner, _, began = marks[0].partition(":")
+    try:
+        return _began(int(owner)) != int(began)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _began(pid: int) -> int:
+    """Give when a process began, in clock ticks after boot: with its PID that names it. Raises OSError."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
 
 
 def _owner(path: str) -> str | None:
@@ -185,17 +225,19 @@ def _owner(path: str) -> str | None:
     return parts[0].removeprefix(_TEMPORARY).partition("-")[0] if parts else None
 
 
-def end(pid: int) -> None:
-    """End such a process; one that is gone already is fine. Raises LabError for another user's."""
+def end(pid: int, name: str) -> None:
+    """End such a process; one that is gone already, or whose PID is another's by now, is left alone."""
     try:
-        os.kill(pid, signal.SIGTERM)
+        held = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    except PermissionError as error:
-        raise LabError(
-            f"a merlab that was killed left a kind at work, process {pid}, and it is another user's",
-            hint=f"sudo kill {pid}",
-        ) from error
+    try:
+        # What is held cannot change any more: only now it is worth looking.
+        with contextlib.suppress(OSError):
+            if is_orphan(Path("/proc", str(pid)), name):
+                signal.pidfd_send_signal(held, signal.SIGTERM)
+    finally:
+        os.close(held)
 
 
 def sweep() -> None:

@@ -160,7 +160,7 @@ class Api:
             # To its administrator an API says so only while it starts and has not read its own rules yet.
             return self._expired() or SilentError(
                 f"the cluster does not let us {method} {where}",
-                hint="merlab down && merlab up",
+                hint="merlab down --lab kind && merlab up --lab kind",
                 stderr=said,
             )
         if status == _TOO_MANY or (status or 0) >= _SERVER_ERROR:

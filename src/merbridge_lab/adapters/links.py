@@ -30,7 +30,7 @@ def _index(netlink: Any, name: str) -> int | None:  # noqa: ANN401 - pyroute2 ha
 def set_up(netns: Path, sysctls: Mapping[str, str]) -> None:
     """Bring the loopback of `netns` up and set `sysctls` (paths below /proc/sys/net) in it.
 
-    Raises OSError, NetlinkError.
+    What the kernel does not have is left out; what is right already is not written. Raises OSError, NetlinkError.
     """
 
     def work() -> None:
@@ -38,42 +38,14 @@ def set_up(netns: Path, sysctls: Mapping[str, str]) -> None:
 
         for name, value in sysctls.items():
             # Which namespace's value a path below /proc/sys/net means depends on the thread that opens it.
-            Path("/proc/sys/net", name).write_text(value)
+            setting = Path("/proc/sys/net", name)
+            with contextlib.suppress(FileNotFoundError):
+                if " ".join(setting.read_text().split()) != value:
+                    setting.write_text(f"{value}\n")
         with IPRoute() as netlink:
             netlink.link("set", index=1, state="up")
 
     run_inside(netns, work)
-
-
-def differences(netns: Path, sysctls: Mapping[str, str]) -> list[str]:
-    """List what `set_up` would change. Raises OSError."""
-
-    def work() -> list[str]:
-        from pyroute2 import IPRoute
-
-        found = [
-            f"{name} is {have}, not {value}"
-            for name, value in sysctls.items()
-            if (have := Path("/proc/sys/net", name).read_text().strip()) != value
-        ]
-        with IPRoute() as netlink:
-            if not _is_up(netlink, 1):
-                found.append("lo is down")
-        return found
-
-    return run_inside(netns, work)
-
-
-def _is_up(netlink: Any, index: int) -> bool:  # noqa: ANN401
-    return bool(netlink.get_links(index)[0]["flags"] & 1)
-
-
-def _routes(netlink: Any, index: int) -> set[str]:  # noqa: ANN401
-    return {
-        f"{route.get_attr('RTA_DST') or _ANYWHERE}/{route['dst_len']}"
-        for route in netlink.get_routes(family=2)
-        if route.get_attr("RTA_OIF") == index
-    }
 
 
 def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway: str) -> None:
@@ -134,18 +106,27 @@ def disconnect(netns: Path, name: str) -> None:
     run_inside(netns, work)
 
 
-def is_connected(netns: Path, name: str, address: str, routes: set[str]) -> bool:
-    """Whether the link `name` is in `netns`, up, with `address` and at least these routes ("a.b.c.d/n")."""
+def names(netns: Path) -> tuple[str, ...]:
+    """List the links in `netns`. Raises OSError."""
 
-    def work() -> bool:
+    def work() -> tuple[str, ...]:
         from pyroute2 import IPRoute
 
         with IPRoute() as netlink:
-            index = _index(netlink, name)
-            if index is None:
-                return False
-            addresses = {each.get_attr("IFA_ADDRESS") for each in netlink.get_addr(family=2, index=index)}
-            return _is_up(netlink, index) and address in addresses and routes <= _routes(netlink, index)
+            return tuple(each.get_attr("IFLA_IFNAME") for each in netlink.get_links())
+
+    return run_inside(netns, work)
+
+
+def hardware(netns: Path, name: str) -> str:
+    """Give the hardware address of the link `name` in `netns`; empty where there is no such link. Raises OSError."""
+
+    def work() -> str:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as netlink:
+            found = [each for each in netlink.get_links() if each.get_attr("IFLA_IFNAME") == name]
+            return str(found[0].get_attr("IFLA_ADDRESS")) if found else ""
 
     return run_inside(netns, work)
 

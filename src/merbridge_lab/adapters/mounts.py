@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,24 +36,35 @@ class Mount:
     options: frozenset[str]
 
 
-def _unescape(field: str) -> str:
-    # mountinfo writes blank, tab, newline and backslash as three octal digits.
-    return field.encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
+_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
+
+
+def _unescape(field: bytes) -> str:
+    # mountinfo writes blank, tab, newline and backslash as three octal digits; any other byte stands for itself.
+    return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field))
 
 
 def table() -> list[Mount]:
     """List the mounts of this thread's namespace in the order they were made."""
+    return parse(Path("/proc/thread-self/mountinfo").read_bytes())
+
+
+def parse(mountinfo: bytes) -> list[Mount]:
+    """Read a /proc/PID/mountinfo: bytes, since a mount point may be called anything."""
     mounts = []
-    for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (fstype, source, *_rest) = left.split(), right.split()
+    for line in mountinfo.split(b"\n"):
+        if not line:
+            continue
+        # Neither part has a blank of its own, and a source may be empty (two blanks in a row).
+        left, _, right = line.partition(b" - ")
+        fields, (fstype, source, *_rest) = left.split(b" "), right.split(b" ")
         mounts.append(
             Mount(
                 Path(_unescape(fields[4])),
                 _unescape(fields[3]),
-                fstype,
+                os.fsdecode(fstype),
                 _unescape(source),
-                frozenset(fields[5].split(",")),
+                frozenset(os.fsdecode(fields[5]).split(",")),
             )
         )
     return mounts

@@ -59,17 +59,20 @@ def _in_thread(work: Callable[[], T]) -> T:
     return results[0]
 
 
-def run_inside(netns: Path, work: Callable[[], T]) -> T:
-    """Run `work` in the network namespace pinned at `netns`, and give what it gives.
+def run_inside(namespace: Path, work: Callable[[], T], kind: int = NEWNET) -> T:
+    """Run `work` in the namespace of `kind` (NEWNET or NEWNS) pinned at `namespace`, and give what it gives.
 
-    Sockets it makes stay in that namespace wherever they are used afterwards. Raises OSError when the namespace is
-    not there, and whatever `work` raises.
+    Sockets it makes stay in that network namespace wherever they are used afterwards. Raises OSError when the
+    namespace is not there, and whatever `work` raises.
     """
 
     def entered() -> T:
-        descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _call("setns", descriptor, NEWNET)
+            if kind == NEWNS:
+                # Who shares root and working directory with others cannot go elsewhere.
+                _call("unshare", _FS)
+            _call("setns", descriptor, kind)
         finally:
             os.close(descriptor)
         return work()

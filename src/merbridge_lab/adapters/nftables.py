@@ -1,59 +1,174 @@
-"""The generation of a namespace's nftables: a number that every change of the rules moves.
+"""The nftables of a network namespace as the kernel itself tells of them, by netlink: no tool can be missing or lie.
 
-Reading the rules before and after shows that they are the same; the generation shows that they were the same in
-between. Source: nft_net.base_seq in net/netfilter/nf_tables_api.c, asked by NFT_MSG_GETGEN.
+Besides tables, chains and rules there is the generation: a number that every change of the rules moves. Reading them
+before and after shows that they are the same; the generation shows that they were the same in between. Source:
+net/netfilter/nf_tables_api.c (nft_net.base_seq is the generation) and <linux/netfilter/nf_tables.h>.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.netns import run_inside
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-# <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
+# <linux/netlink.h>, <linux/netfilter/nfnetlink.h>
 _NETLINK_NETFILTER = 12
 _SUBSYS_NFTABLES = 10
-_MSG_NEWGEN = 15
-_MSG_GETGEN = 16
-_ATTR_ID = 1
-_NLM_F_REQUEST = 1
+_REQUEST, _DUMP = 0x1, 0x300
+_DUMP_INTERRUPTED = 0x10
+_ERROR, _DONE = 2, 3
+_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+# enum nf_tables_msg_types; the answer to each GET is one less
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_GEN = 1, 4, 7, 16
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NFGEN = struct.Struct("=BBH")  # family, version, resource
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
+_RECEIVE = 1 << 17
+_TRIES = 5
 
 
-def generation(netns: Path) -> int | None:
-    """Give the generation of the rules in the namespace pinned at `netns`; None where the kernel has no nftables."""
+@dataclass(frozen=True)
+class Chain:
+    """One chain; `hook` is "" for one that only other chains jump to, else its type: "filter", "nat" or "route".
 
-    def ask() -> int | None:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
-            netlink.settimeout(1.0)
-            body = _NFGEN.pack(socket.AF_UNSPEC, 0, 0)
-            kind = (_SUBSYS_NFTABLES << 8) | _MSG_GETGEN
-            netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST, 1, 0) + body)
-            return _read(netlink.recv(4096))
+    `packets` is what the counters in its rules sum up to; `does` names the expressions its rules are made of, as the
+    kernel calls them ("counter", "redir", "tproxy").
+    """
 
+    family: str
+    table: str
+    name: str
+    hook: str
+    rules: int = 0
+    packets: int = 0
+    does: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All nftables of a namespace at one moment; `names` are "FAMILY NAME"."""
+
+    generation: int
+    names: tuple[str, ...] = ()
+    chains: tuple[Chain, ...] = ()
+
+
+def read(netns: Path) -> Tables:
+    """Read the tables in the namespace at `netns`; a kernel without nftables has none.
+
+    Raises OSError where it cannot be entered or asked.
+    """
+    return run_inside(netns, _read)
+
+
+def _read() -> Tables:
     try:
-        return run_inside(netns, ask)
-    except OSError:
-        return None
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    except OSError as error:
+        if error.errno == errno.EPROTONOSUPPORT:
+            return Tables(0)
+        raise
+    with netlink:
+        netlink.settimeout(5.0)
+        for _ in range(_TRIES):
+            try:
+                before = _generation(netlink)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # nfnetlink knows nobody who answers for nftables
+                    return Tables(0)
+                raise
+            found = _dump(netlink, before)
+            if found is not None and _generation(netlink) == before:
+                return found
+    raise OSError(errno.EBUSY, "the rules change all the time")
 
 
-def _read(answer: bytes) -> int | None:
-    length, kind, *_rest = _HEADER.unpack_from(answer)
-    if kind != (_SUBSYS_NFTABLES << 8) | _MSG_NEWGEN:
+def _dump(netlink: socket.socket, generation: int) -> Tables | None:
+    """Read all that there is; None where it changed meanwhile."""
+    told = [_ask(netlink, kind) for kind in (_GET_TABLE, _GET_CHAIN, _GET_RULE)]
+    if any(each is None for each in told):
         return None
-    at = _HEADER.size + _NFGEN.size
-    while at + _ATTRIBUTE.size <= length:
-        size, attribute = _ATTRIBUTE.unpack_from(answer, at)
-        if attribute == _ATTR_ID:
-            number: int = struct.unpack_from("!I", answer, at + _ATTRIBUTE.size)[0]
-            return number
+    tables, chains, rules = ([*each] for each in told if each is not None)
+    names = tuple(f"{family} {_text(attributes[1])}" for family, attributes in tables)
+    counted: dict[tuple[str, str, str], list[tuple[int, frozenset[str]]]] = {}
+    for family, attributes in rules:
+        key = (family, _text(attributes[1]), _text(attributes[2]))
+        counted.setdefault(key, []).append(_rule(attributes.get(4, b"")))
+    found = []
+    for family, attributes in chains:
+        table, name = _text(attributes[1]), _text(attributes[3])
+        hook = _text(attributes.get(7, b"filter")) if 4 in attributes else ""  # noqa: PLR2004 - NFTA_CHAIN_HOOK
+        its = counted.get((family, table, name), [])
+        does = frozenset[str]().union(*(does for _, does in its))
+        found.append(Chain(family, table, name, hook, len(its), sum(packets for packets, _ in its), does))
+    return Tables(generation, names, tuple(found))
+
+
+def _rule(expressions: bytes) -> tuple[int, frozenset[str]]:
+    """Give the packets that a rule has counted, and the names of its expressions."""
+    packets, does = 0, set()
+    for _, element in _attributes(expressions):
+        expression = dict(_attributes(element))
+        name = _text(expression[1])
+        does.add(name)
+        if name == "counter":
+            packets += int.from_bytes(dict(_attributes(expression[2]))[2], "big")
+    return packets, frozenset(does)
+
+
+def _generation(netlink: socket.socket) -> int:
+    told = _ask(netlink, _GET_GEN, dump=False)
+    for _, attributes in told or ():
+        return int.from_bytes(attributes[1], "big")
+    raise OSError(errno.EPROTO, "the kernel does not tell the generation of its rules")
+
+
+def _ask(netlink: socket.socket, kind: int, *, dump: bool = True) -> list[tuple[str, dict[int, bytes]]] | None:
+    """Send a request; give family and attributes of each answer, or None where a dump was overtaken by a change."""
+    body = _NFGEN.pack(socket.AF_UNSPEC, 0, 0)
+    flags = _REQUEST | (_DUMP if dump else 0)
+    netlink.send(_HEADER.pack(_HEADER.size + len(body), (_SUBSYS_NFTABLES << 8) | kind, flags, kind, 0) + body)
+    answers: list[tuple[str, dict[int, bytes]]] = []
+    whole = True
+    while True:
+        buffer = netlink.recv(_RECEIVE)
+        at = 0
+        while at + _HEADER.size <= len(buffer):
+            length, answer, flags, _sequence, _port = _HEADER.unpack_from(buffer, at)
+            payload = buffer[at + _HEADER.size : at + length]
+            at += (length + 3) & ~3
+            whole = whole and not flags & _DUMP_INTERRUPTED
+            if answer in (_ERROR, _DONE):
+                number = -struct.unpack_from("=i", payload)[0] if payload else 0
+                if number and number != errno.EINTR:
+                    raise OSError(number, os.strerror(number))
+                return answers if whole and not number else None
+            family = _FAMILIES.get(payload[0], str(payload[0]))
+            answers.append((family, dict(_attributes(payload[_NFGEN.size :]))))
+            if not dump:
+                return answers
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        size, kind = _ATTRIBUTE.unpack_from(data, at)
+        if size < _ATTRIBUTE.size:
+            return
+        yield kind & _TYPE_MASK, data[at + _ATTRIBUTE.size : at + size]
         at += (size + 3) & ~3
-    return None
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")

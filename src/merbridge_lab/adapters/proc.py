@@ -1,25 +1,31 @@
 """Run commands: the one way merlab does it.
 
 Commands are argv lists with a mandatory timeout. A failure carries the command as one would paste it into a
-shell and all it wrote to stderr.
+shell and all it wrote to stderr. No thread is needed for it, and no descriptor stays open where it fails: a command
+that puts rules back has to work on a machine that is short of both.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shlex
-import threading
+import shutil
+import signal
+import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import sh
-
-from merbridge_lab import interrupts
+from merbridge_lab import interrupts, shortage
 from merbridge_lab.errors import LabError
+from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +33,12 @@ log = logging.getLogger(__name__)
 QUICK = 10.0
 #: How often a command that takes long is looked after, in seconds.
 _LOOK_AFTER = 1.0
+#: How long a clean-up tries to start a command where there is no room for a process now, in seconds.
+_ROOM = 5.0
+#: How long the pipes of a command that was killed are read: what it started may have left its session, and hold them.
+_LAST_WORDS = 1.0
+#: What Python ignores, and what it hands on so if it is not told otherwise (signal(7): ignored stays ignored).
+_PYTHONS_OWN = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 @dataclass(frozen=True)
@@ -45,35 +57,69 @@ def pasteable(argv: Sequence[str]) -> str:
 
 
 def foreground(argv: Sequence[str]) -> int:
-    """Run `argv` on the terminal merlab was started on, until it ends; give its exit status."""
-    log.debug("$ %s", pasteable(argv))
-    try:
-        sh.Command(argv[0])(*argv[1:], _fg=True)
-    except sh.CommandNotFound as missing:
-        raise LabError(f"the command {argv[0]} is not on this machine", hint="merlab doctor") from missing
-    except sh.ErrorReturnCode as ended:
-        return int(ended.exit_code)
-    return 0
+    """Run `argv` on the terminal merlab was started on, until it ends; give its exit status as a shell has it.
 
-
-def _wait(running: sh.RunningCommand, look: Callable[[], LabError | None] | None, end: Callable[[], None]) -> None:
-    """Wait for a command; call `look` between, `end` the command once that gives an error, and raise it.
-
-    Not in a thread of its own: whoever looks asks, as everyone does, whether a signal came in, and is told only once.
+    Its signals are as merlab found them: SIGPIPE ends it, and what was ignored before (nohup) still is.
     """
-    while look is not None:
+    log.debug("$ %s", pasteable(argv))
+    program = _find(argv[0], pasteable(argv))
+    try:
+        pid = os.posix_spawn(program, [program, *argv[1:]], os.environ, setsigdef=_PYTHONS_OWN)
+    except OSError as error:
+        raise _cannot_start(argv[0], error) from error
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status if status >= 0 else 128 - status
+
+
+def replace(argv: Sequence[str]) -> NoReturn:
+    """Have `argv` take merlab's place: its terminal, its process, its signals as merlab found them. Raises LabError."""
+    program = _find(argv[0], pasteable(argv))
+    interrupts.give_back()
+    try:
+        os.execv(program, [program, *argv[1:]])  # noqa: S606 - an argv, not a line for a shell
+    except OSError as error:
+        raise _cannot_start(argv[0], error) from error
+
+
+def _find(name: str, command: str) -> str:
+    program = shutil.which(name)
+    if program is None:
+        raise LabError(f"the command {name} is not on this machine", hint="merlab doctor", command=command)
+    return program
+
+
+def _cannot_start(name: str, error: OSError) -> LabError:
+    return shortage.of(error) or LabError(f"{name} cannot be started: {error.strerror}", hint="merlab doctor")
+
+
+def _start(argv: Sequence[str], *, stdin: str | None, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own.
+
+    A Ctrl-C goes to the whole group of the terminal, and must not end a restore half-way. Where there is no room for a
+    process, a clean-up waits for some: it puts rules back. Raises OSError.
+    """
+    wrong: list[OSError] = []
+
+    def start() -> subprocess.Popen[bytes] | None:
         try:
-            running.wait(timeout=_LOOK_AFTER)
-        except sh.TimeoutException:
-            found = None
-            with contextlib.suppress(LabError):  # what cannot be seen now is seen later, or the command says it itself
-                found = look()
-            if found is not None:
-                end()
-                raise found from None
-        else:
-            return
-    running.wait()
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            wrong.append(error)
+            if error.errno in (errno.EAGAIN, errno.ENOMEM) and interrupts.is_shielded():
+                return None
+            raise
+
+    process = until(start, timeout=_ROOM, awaiting=f"room for a process: {argv[0]}")
+    if process is None:
+        raise wrong[-1]
+    return process
 
 
 def run(
@@ -88,66 +134,69 @@ def run(
     """Run `argv` and wait for it, at most `timeout` seconds.
 
     `look` is called about once a second while it runs: once it gives an error, the command is ended and that error
-    raised. Raises LabError when the program is missing, does not end in time, or ends with a
+    raised. Raises LabError when the program is missing, cannot be started, does not end in time, or ends with a
     status not in `ok`.
     """
     command = pasteable(argv)
     interrupts.checkpoint()
     log.debug("$ %s", command)
+    program = _find(argv[0], command)
+    deadline = time.monotonic() + timeout
     try:
-        program = sh.Command(argv[0])
-    except sh.CommandNotFound as missing:
-        raise LabError(
-            f"the command {argv[0]} is not on this machine", hint="merlab doctor", command=command
-        ) from missing
-    options: dict[str, object] = {
-        "_bg": True,
-        "_bg_exc": False,
-        # A Ctrl-C goes to the whole group of the terminal; it must not end a restore half-way.
-        "_new_session": True,
-        "_ok_code": list(range(256)),
-        "_tty_out": False,
-        "_in": stdin if stdin is not None else b"",
-    }
-    if env is not None:
-        options["_env"] = dict(env)
-    running = program(*argv[1:], **options)
-    late = threading.Event()
+        process = _start([program, *argv[1:]], stdin=stdin, env=env)
+    except OSError as error:
+        raise _cannot_start(argv[0], error) from error
+    ending: list[str] = []
 
-    def end() -> None:
-        late.set()
+    def end(why: str = "") -> None:
+        ending.append(why)
         with contextlib.suppress(OSError):
-            running.kill_group()  # with what it started: nothing of it goes on writing after it
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started: nothing of it goes on writing after it
 
-    # sh's own _timeout looks ten times a second, which would cost every quick command 100 ms.
-    timer = threading.Timer(timeout, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        with interrupts.cancelling(end):
-            _wait(running, look, end)
-    except sh.SignalException as killed:
+    with process:
+        try:
+            with interrupts.cancelling(end):
+                out, err = _read(process, stdin, deadline, look, end)
+        except BaseException:
+            end()
+            raise
+    # Its end, by whomever, is judged here, in no thread of its own: who looks is told of a signal only once.
+    if process.returncode < 0 or any(ending):
         interrupts.checkpoint()
-        if late.is_set():
-            what = f"{argv[0]} did not end within {timeout:g} s"
-        else:
-            what = f"{argv[0]} was ended by {type(killed).__name__.removeprefix('SignalException_')}"
-        raise LabError(
-            what, hint="merlab doctor", command=command, stderr=killed.stderr.decode(errors="replace")
-        ) from killed
-    except BaseException:
-        end()
-        raise
-    finally:
-        timer.cancel()
-    result = Result(
-        command,
-        running.exit_code,
-        running.stdout.decode(errors="replace"),
-        running.stderr.decode(errors="replace"),
-    )
+        by = signal.Signals(-process.returncode).name if process.returncode < 0 else ""
+        what = f"{argv[0]} did not end within {timeout:g} s" if any(ending) else f"{argv[0]} was ended by {by}"
+        raise LabError(what, hint="merlab doctor", command=command, stderr=err.decode(errors="replace"))
+    result = Result(command, process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
     if result.status not in ok:
         raise LabError(
             f"{argv[0]} failed with exit status {result.status}", command=command, stderr=result.stderr.strip()
         )
     return result
+
+
+def _read(
+    process: subprocess.Popen[bytes],
+    stdin: str | None,
+    deadline: float,
+    look: Callable[[], LabError | None] | None,
+    end: Callable[[str], None],
+) -> tuple[bytes, bytes]:
+    """Give what a command prints until it ends, or is ended for its time; raise what `look` gives between."""
+    given = stdin.encode() if stdin is not None else None
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            return process.communicate(given, timeout=left if look is None else min(left, _LOOK_AFTER))
+        except subprocess.TimeoutExpired:
+            given = None  # it is on its way
+            found = None
+            if look is not None:
+                # What cannot be seen now is seen later, or the command says it itself.
+                with contextlib.suppress(LabError):
+                    found = look()
+            if found is not None:
+                raise found from None
+    end("late")
+    try:
+        return process.communicate(given, timeout=_LAST_WORDS)
+    except subprocess.TimeoutExpired as still:
+        return still.stdout or b"", still.stderr or b""

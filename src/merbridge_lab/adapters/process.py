@@ -5,6 +5,12 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+from merbridge_lab import text
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def look(pid: int) -> Process | None:
     proc = Path("/proc", str(pid))
     try:
         # The name may hold blanks and brackets; what follows the last bracket does not.
-        fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        fields = text.read_text(proc / "stat").rpartition(")")[2].split()
         argv = tuple((proc / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0"))
         netns, mntns = ((proc / "ns" / kind).stat().st_ino for kind in ("net", "mnt"))
     except (FileNotFoundError, ProcessLookupError):
@@ -77,3 +83,87 @@ def look(pid: int) -> Process | None:
     if fields[0] in "ZX":
         return None
     return Process(pid, fields[0], int(fields[19]), argv, netns, mntns)
+
+
+@dataclass(frozen=True)
+class Details:
+    """What tells one process from another that calls itself the same.
+
+    `users` and `groups` hold the real, effective, saved and file system's; `more_groups` the supplementary ones.
+    `program` is device and inode of what it executes, `code` the paths of other files that it executes code of.
+    `limits` are soft limits by the kernel's names, None where there is none. `threads` holds a letter for each.
+    """
+
+    users: tuple[int, ...]
+    groups: tuple[int, ...]
+    more_groups: frozenset[int]
+    tracer: int
+    capabilities: int
+    root: str
+    environment: frozenset[str]
+    namespaces: Mapping[str, int]
+    program: tuple[int, int]
+    code: frozenset[str]
+    limits: Mapping[str, int | None]
+    threads: str
+
+
+#: Those that say who a process is and which process a number means; network and mount namespaces are Process's.
+_NAMESPACES = ("pid", "user")
+
+
+def details(pid: int) -> Details | None:
+    """Read them of the process `pid`; None if it is gone. Raises OSError where it may not be looked at."""
+    proc = Path("/proc", str(pid))
+    try:
+        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line)
+        program = (proc / "exe").stat()
+        return Details(
+            users=tuple(map(int, status["Uid"].split())),
+            groups=tuple(map(int, status["Gid"].split())),
+            more_groups=frozenset(map(int, status["Groups"].split())),
+            tracer=int(status["TracerPid"]),
+            capabilities=int(status["CapEff"], 16),
+            root=str((proc / "root").readlink()),
+            environment=frozenset(filter(None, (proc / "environ").read_bytes().decode(errors="replace").split("\0"))),
+            namespaces={kind: (proc / "ns" / kind).stat().st_ino for kind in _NAMESPACES},
+            program=(program.st_dev, program.st_ino),
+            code=_code((proc / "maps").read_text(errors="replace"), str((proc / "exe").readlink())),
+            limits=_limits((proc / "limits").read_text()),
+            threads=threads(pid),
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def own_namespaces() -> Mapping[str, int]:
+    """Give the namespaces that Details tells of, of this process."""
+    return {kind: Path("/proc/self/ns", kind).stat().st_ino for kind in _NAMESPACES}
+
+
+def _code(maps: str, program: str) -> frozenset[str]:
+    found = set()
+    for line in maps.splitlines():
+        fields = line.split(None, 5)
+        if len(fields) == 6 and "x" in fields[1] and fields[4] != "0" and fields[5] != program:  # noqa: PLR2004
+            found.add(fields[5].removesuffix(" (deleted)"))
+    return frozenset(found)
+
+
+def _limits(text: str) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for line in text.splitlines()[1:]:
+        # Names hold blanks; columns are at least two blanks apart.
+        name, soft = line[:26].strip(), line[26:].split()[0]
+        found[name] = None if soft == "unlimited" else int(soft)
+    return found
+
+
+def threads(pid: int) -> str:
+    """Give the state of each thread, a letter (proc_pid_stat(5)) for each; empty if the process is gone."""
+    letters = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                letters.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return "".join(letters)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merbridge_lab.adapters.netns import run_inside
+from merbridge_lab.text import lines_of
 
 _ESTABLISHED, _LISTEN = "01", "0A"
 
@@ -23,10 +24,11 @@ class Connection:
 
 
 class Listener(NamedTuple):
-    """A socket that accepts connections: its port, and the inode that /proc/PID/fd shows."""
+    """A socket that accepts connections: its port, the inode that /proc/PID/fd shows, and the user that owns it."""
 
     port: int
     inode: int
+    uid: int
 
 
 def _address(text: str) -> str:
@@ -38,7 +40,7 @@ def _address(text: str) -> str:
 def established(netns: Path) -> list[Connection]:
     """List the established IPv4 connections in the namespace pinned at `netns`. Raises OSError."""
     text = run_inside(netns, Path("/proc/thread-self/net/tcp").read_text)
-    rows = [line.split() for line in text.splitlines()[1:]]
+    rows = [line.split() for line in lines_of(text)[1:]]
     return [Connection(_address(row[1]), _address(row[2]), int(row[7])) for row in rows if row[3] == _ESTABLISHED]
 
 
@@ -47,7 +49,7 @@ def listening(netns: Path) -> list[Listener]:
 
     def read() -> list[str]:
         tables = [Path("/proc/thread-self/net", name) for name in ("tcp", "tcp6")]
-        return [line for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+        return [line for table in tables if table.exists() for line in lines_of(table.read_text())[1:]]
 
     rows = [line.split() for line in run_inside(netns, read)]
-    return [Listener(int(row[1].rpartition(":")[2], 16), int(row[9])) for row in rows if row[3] == _LISTEN]
+    return [Listener(int(row[1].rpartition(":")[2], 16), int(row[9]), int(row[7])) for row in rows if row[3] == _LISTEN]

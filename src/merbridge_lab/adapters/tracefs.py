@@ -12,12 +12,24 @@ import re
 import select
 from typing import TYPE_CHECKING
 
+from merbridge_lab.text import lines_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _EVENT = "events/bpf_trace/bpf_trace_printk/enable"
 _CHUNK = 1 << 16
+#: By these a line has the columns that it has by default.
+_OPTIONS = {
+    "context-info": "1",
+    "irq-info": "1",
+    "latency-format": "0",
+    "raw": "0",
+    "hex": "0",
+    "bin": "0",
+    "fields": "0",
+}
 
 
 class Instance:
@@ -38,15 +50,22 @@ class Instance:
 
     @property
     def enabled(self) -> bool:
-        """Whether lines are collected now."""
+        """Whether lines are collected now. Raises OSError where that cannot be read."""
         try:
             return self.switch.read_text().strip() == "1"
-        except OSError:
+        except FileNotFoundError:
             return False
 
     def enable(self) -> None:
-        """Make the instance if it is not there, and have it collect lines. Raises OSError."""
+        """Make the instance if it is not there, and have it collect lines in a form that is known. Raises OSError.
+
+        A new instance takes over the options of the machine's own buffer, some of which leave out whole columns.
+        """
         self.path.mkdir(exist_ok=True)
+        for option, value in _OPTIONS.items():
+            with contextlib.suppress(OSError):  # this kernel has no such option, or no other form
+                (self.path / "options" / option).write_text(value)
+        (self.path / "tracing_on").write_text("1")
         self.switch.write_text("1")
 
     def siblings(self) -> list[str]:
@@ -115,4 +134,4 @@ class Instance:
             pass
         finally:
             os.close(descriptor)
-        return b"".join(chunks).decode(errors="replace").splitlines()
+        return lines_of(b"".join(chunks).decode(errors="replace"))

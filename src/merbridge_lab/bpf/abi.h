@@ -74,6 +74,7 @@ struct config {
 // stamp[0], pinned last: its being there says that the set of pins is complete.
 struct stamp {
     char version[64];
+    char programs[320]; // "name=tag" of each, as they were loaded
 };
 
 // pods[cookie of the network namespace]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import Check, Control, Finding, Reading, Verdict, fails, holds
+from merbridge_lab.api import Check, Control, Finding, Reading, Unread, Verdict, fails, holds, value_of
 
 if TYPE_CHECKING:
     from merbridge_lab.api import Observation
@@ -21,16 +21,17 @@ def find_served(seen: Observation) -> Finding:
     reading = Reading(f"curl:{seen.client}", "200s", 0, good, seen.exchanges[0].body.strip() or None)
     for exchange in seen.exchanges:
         if not exchange.served:
-            line = seen.client_log.get(exchange.nonce)
+            line = None if isinstance(seen.client_log, Unread) else seen.client_log.get(exchange.nonce)
             reason = f": its sidecar, to {line.upstream_host}: {line.tls_failure}" if line and line.broken_tls else ""
-            if exchange.closed and line is None and seen.saved is not None:
+            if exchange.closed and not isinstance(seen.client_log, Unread) and line is None and seen.saved is not None:
                 reason = "; its own sidecar has no record of it: with the rules flushed, nothing sent it there"
             return fails(
                 f"{len(seen.exchanges) - good} of {len(seen.exchanges)} requests of {seen.client} to {exchange.url}"
                 f" were not served ({exchange}{reason})",
                 reading,
             )
-    return holds(f"{good} request{'s' * (good != 1)} of {seen.client}, {good} answer{'s' * (good != 1)}", reading)
+    told = "1 request of {0}, 1 answer" if good == 1 else "{1} requests of {0}, {1} answers"
+    return holds(told.format(seen.client, good), reading)
 
 
 def both_versions_answered() -> Check:
@@ -60,8 +61,9 @@ def both_sidecars_served() -> Check:
 def find_both_sidecars(seen: Observation) -> Finding:
     """Look each nonce up in the client's and the servers' access logs."""
     nonces = [exchange.nonce for exchange in seen.exchanges]
-    out = [line for nonce in nonces if (line := seen.client_log.get(nonce)) is not None and line.outbound]
-    into = [(name, line) for nonce in nonces if (entry := seen.server_log.get(nonce)) for name, line in [entry]]
+    client_log, server_log = value_of(seen.client_log), value_of(seen.server_log)
+    out = [line for nonce in nonces if (line := client_log.get(nonce)) is not None and line.outbound]
+    into = [(name, line) for nonce in nonces if (entry := server_log.get(nonce)) for name, line in [entry]]
     delivered = [(name, line) for name, line in into if line.inbound]
     evidence = [
         Reading(f"envoy:{seen.client}/access", "requests", 0, len(out), out[-1].raw if out else None),
@@ -93,7 +95,8 @@ def find_both_sidecars(seen: Observation) -> Finding:
     if not chain.held:
         return fails(chain.why, *evidence)
     return holds(
-        f"all {total} requests stand in the access logs of {seen.client} and {', '.join(sorted(seen.servers))},"
+        f"{'the request stands' if total == 1 else f'all {total} requests stand'} in the access logs of {seen.client}"
+        f" and {', '.join(sorted(seen.servers))},"
         " delivered from 127.0.0.6",
         *evidence,
     )
@@ -104,15 +107,16 @@ def find_one_chain(seen: Observation) -> Finding:
 
     A nonce can be copied into a log by whoever saw it; the ports of the very connections it came by cannot be guessed.
     """
+    client_log, server_log = value_of(seen.client_log), value_of(seen.server_log)
     for exchange in seen.exchanges:
-        out = seen.client_log[exchange.nonce]
-        server, into = seen.server_log[exchange.nonce]
-        if out.downstream_remote not in seen.arrivals(exchange.local):
+        out = client_log[exchange.nonce]
+        server, into = server_log[exchange.nonce]
+        if not seen.is_same(exchange.local, out.downstream_remote):
             return fails(
                 f"the record in the access log of {seen.client} is of a connection from {out.downstream_remote}:"
                 f" the request came from {exchange.local}"
             )
-        if into.downstream_remote not in seen.arrivals(out.upstream_local):
+        if not seen.is_same(out.upstream_local, into.downstream_remote):
             return fails(
                 f"the record in the access log of {server} is of a connection from {into.downstream_remote}:"
                 f" the sidecar of {seen.client} sent the request from {out.upstream_local}"
@@ -124,15 +128,13 @@ def find_one_chain(seen: Observation) -> Finding:
 
 def find_closed_as_plain_text(seen: Observation) -> Finding:
     """Look whether each connection was closed before any HTTP status because the server refused plain text."""
-    refused = {line.downstream_remote for _, line in seen.rejected}
-    raw = seen.rejected[-1][1].raw if seen.rejected else None
+    rejected = value_of(seen.rejected)
+    by_server = {server: [line for name, line in rejected if name == server] for server, _ in rejected}
     evidence = (
         Reading(f"curl:{seen.client}", "closed", 0, sum(exchange.closed for exchange in seen.exchanges)),
         *(
-            Reading(
-                f"envoy:{server}/access", "plain text refused", 0, sum(name == server for name, _ in seen.rejected), raw
-            )
-            for server in sorted({name for name, _ in seen.rejected})
+            Reading(f"envoy:{server}/access", "plain text refused", 0, len(lines), lines[-1].raw)
+            for server, lines in sorted(by_server.items())
         ),
     )
     for exchange in seen.exchanges:
@@ -140,7 +142,7 @@ def find_closed_as_plain_text(seen: Observation) -> Finding:
             return fails(
                 f"{seen.client}, flushed and without eBPF, was not closed before an HTTP status ({exchange})", *evidence
             )
-        if not seen.arrivals(exchange.local) & refused:
+        if not any(seen.is_same(exchange.local, line.downstream_remote) for _, line in rejected):
             return fails(
                 f"{seen.client}, flushed and without eBPF, was closed, but no server's inbound listener"
                 f" logged plain text from {exchange.local}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import Check, Finding, Reading, fails, holds
+from merbridge_lab.api import Check, Finding, Reading, fails, holds, value_of
 from merbridge_lab.checks.mesh import as_control, find_both_sidecars, find_closed_as_plain_text
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def find_moved_on_noted(seen: Observation) -> Finding:
     total = len(seen.exchanges)
     served = [leg for leg in ("outbound", "mesh", "inbound") if leg not in seen.limits]
     runs = seen.counter("node", "sk_msg_runs")
-    lines = [event for event in seen.trace if event.kind == "redirect"]
+    told = value_of(seen.trace)
+    lines = [event for event in told if event.kind == "redirect"]
     moved = sum(event.size for event in lines)
     traced = [Reading("trace:node/redirect", "messages", 0, len(lines), lines[0].raw)] if lines else []
     evidence = (*(seen.noting(leg) for leg in served), runs, *traced)
@@ -174,10 +175,10 @@ def find_moved_on_noted(seen: Observation) -> Finding:
     needed = 2 * total * len(served)
     if runs.moved < needed:
         return fails(f"the program that moves payload ran {runs.moved} times for at least {needed} messages", *evidence)
-    if seen.trace and len(lines) < needed:
+    if told and len(lines) < needed:
         return fails(f"the trace tells of {len(lines)} messages moved, of at least {needed}", *evidence)
     legs = "all three legs" if not seen.limits else f"the {' and '.join(served)} legs"
-    told = f"{len(lines)} messages, {moved} bytes, moved from socket to socket"
-    said = told if seen.trace else f"{runs.moved} messages handed to the program that moves them,"
+    traced_ = f"{len(lines)} messages, {moved} bytes, moved from socket to socket"
+    said = traced_ if told else f"{runs.moved} messages handed to the program that moves them,"
     limits = "".join(f"; not on the {leg} leg: {why}" for leg, why in seen.limits.items())
     return holds(f"{said} on {legs}{limits}", *evidence)

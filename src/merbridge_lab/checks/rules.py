@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import Check, Finding, Reading, fails, holds, place, skips
+from merbridge_lab.api import Check, Finding, Reading, Verdict, fails, holds, place, skips, value_of
 from merbridge_lab.checks.mesh import as_control, find_both_sidecars, find_closed_as_plain_text
 
 if TYPE_CHECKING:
@@ -97,30 +97,59 @@ def find_absent(seen: Observation) -> Finding:
     """Look at the rules as they were just before and just after the batch."""
     saved = seen.saved
     had = len(saved.istio) if saved else 0
-    reading = Reading(seen.before.source(seen.client), "rules", had, len(seen.after.nat))
+    reading = Reading(seen.before.source(seen.client), "rules", had, None if seen.after.unread else len(seen.after.nat))
     for when, rules in (("before the first request", seen.before), ("after the last request", seen.after)):
+        if native := value_of(rules.native):
+            return fails(f"native nftables stood in {seen.client} {when}: {native[0]}", reading)
         if rules.nat:
             return fails(
                 f"{len(rules.nat)} nat rules stood in {seen.client} {when}, flushed as it was: {rules.nat[0]}", reading
             )
-        if rules.native:
-            return fails(f"native nftables stood in {seen.client} {when}: {rules.native[0]}", reading)
-    if seen.before.generation != seen.after.generation:
-        return fails(f"the rules of {seen.client} changed while the requests ran, flushed as they were", reading)
+        if rules.diverting:
+            return fails(
+                f"a rule outside nat stood in {seen.client} {when} that can do nat's work: {rules.diverting[0]}",
+                reading,
+            )
+    if changed := seen.after.change_since(seen.before):
+        return fails(
+            f"the rules of {seen.client} changed while the requests ran, flushed as they were: {changed}", reading
+        )
     if not had:
         return fails(f"there were no ISTIO rules in {seen.client} to flush", reading)
-    return holds(f"{had} ISTIO rules before the flush, none while the requests ran", reading)
+    return holds(f"{had} ISTIO rules before the flush, none in nat while the requests ran", reading)
+
+
+def were_untouched() -> Check:
+    """Check that nobody changed the rules between two requests, be it for a moment; skipped where that is not told."""
+    return Check(
+        "rules.were_untouched",
+        "the rules stayed flushed between any two requests",
+        find_untouched,
+        hint="merlab step 9",
+        unread=Verdict.SKIP,
+    )
+
+
+def find_untouched(seen: Observation) -> Finding:
+    """Look at the number that every change of nftables' rules moves."""
+    before, after = value_of(seen.before.generation), value_of(seen.after.generation)
+    reading = Reading(f"nft:{seen.client}/generation", "", before, after)
+    if before != after:
+        return fails(f"the rules of {seen.client} changed while the requests ran, flushed as they were", reading)
+    return holds(f"nobody touched the rules of {seen.client} while the requests ran", reading)
 
 
 def find_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
     """Look whether a server had no nat rule from `before` to `after`."""
+    left = [each for rules in (before, after) for each in (*value_of(rules.native), *rules.nat, *rules.diverting)]
     reading = Reading(before.source(workload), "rules", len(before.nat), len(after.nat))
-    left = [*before.nat, *after.nat, *before.native, *after.native]
     if left:
         return fails(f"{len(left)} rules stood in {workload}, flushed as it was: {left[0]}", reading)
-    if before.generation != after.generation:
-        return fails(f"the rules of {workload} changed while the requests ran, flushed as they were", reading)
-    return holds(f"not one rule in {workload}", reading)
+    if changed := after.change_since(before):
+        return fails(
+            f"the rules of {workload} changed while the requests ran, flushed as they were: {changed}", reading
+        )
+    return holds(f"not one nat rule in {workload}", reading)
 
 
 def flushed_is_closed() -> Check:

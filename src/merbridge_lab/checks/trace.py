@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import Check, Finding, Reading, fails, holds
+from merbridge_lab.api import Check, Finding, Reading, fails, holds, value_of
 
 if TYPE_CHECKING:
     from merbridge_lab.api import Lab, Observation
@@ -17,12 +17,11 @@ def lines_appear() -> Check:
 
 def find_lines(seen: Observation) -> Finding:
     """Count the lines."""
-    reading = Reading(
-        "trace:merlab", "lines", 0, len(seen.trace), "\n".join(event.raw for event in seen.trace[:3]) or None
-    )
-    if not seen.trace:
+    told = value_of(seen.trace)
+    reading = Reading("trace:merlab", "lines", 0, len(told), "\n".join(event.raw for event in told[:3]) or None)
+    if not told:
         return fails("the dataplane wrote no line to the lab's trace during a request", reading)
-    return holds(f"{len(seen.trace)} lines in the lab's own tracefs instance", reading)
+    return holds(f"{len(told)} lines in the lab's own tracefs instance", reading)
 
 
 def debug_is_on() -> Check:
@@ -53,8 +52,8 @@ def find_told(seen: Observation) -> Finding:
     if seen.noted is not None:
         return find_told_by_address(seen)
     port = int(exchange.local.rpartition(":")[2] or 0)
-    mine = {event.pair for event in seen.trace if event.kind == "established" and event.port == port}
-    told = [event for event in seen.trace if event.pair in mine]
+    mine = {event.pair for event in value_of(seen.trace) if event.kind == "established" and event.port == port}
+    told = [event for event in value_of(seen.trace) if event.pair in mine]
     evidence = tuple(Reading("trace:merlab", event.kind, None, event.sentence(), event.raw) for event in told)
     kinds = [event.kind for event in told]
     for kind, meaning in (
@@ -74,9 +73,11 @@ def find_told_by_address(seen: Observation) -> Finding:
     """
     exchange = seen.exchanges[0]
     wanted = seen.notes("outbound").get(exchange.nonce)
-    redirected = [event for event in seen.trace if event.kind == "redirect"]
-    connects = [event for event in seen.trace if event.kind == "connect" and f"{event.ip}:{event.port}" == wanted]
-    told = [*connects, *(event for event in seen.trace if event.kind != "connect")]
+    redirected = [event for event in value_of(seen.trace) if event.kind == "redirect"]
+    connects = [
+        event for event in value_of(seen.trace) if event.kind == "connect" and f"{event.ip}:{event.port}" == wanted
+    ]
+    told = [*connects, *(event for event in value_of(seen.trace) if event.kind != "connect")]
     evidence = tuple(Reading("trace:node", event.kind, None, event.sentence(), event.raw) for event in told)
     if wanted is None:
         return fails(

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merbridge_lab.drivers.options import Options
+from merbridge_lab.drivers.options import IMAGE, Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PANEL = "Labs on a cluster"
-#: The form of an image's name, [host[:port]/]path[:tag][@digest], as github.com/distribution/reference has it.
-_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
-_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-_DIGEST = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
-_REFERENCE = re.compile(
-    rf"(?:{_HOST}(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?(?:@{_DIGEST})?", re.ASCII
-)
 
 
 class Dataplane(str, Enum):
@@ -112,7 +104,7 @@ def pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
 
 def reference(option: str, given: str, ref: str | None = None) -> None:
     """Check that what was given makes the name of an image, `ref` or itself. Raises BadParameter."""
-    if not _REFERENCE.fullmatch(given if ref is None else ref):
+    if not IMAGE.fullmatch(given if ref is None else ref):
         raise typer.BadParameter(
             f"{option} {given}: that is no image; one is named as docker.io/curlimages/curl:8.16.0"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -24,7 +23,10 @@ def execute(context: typer.Context, workload: WorkloadName, lab: LabName = None,
             raise typer.BadParameter(f"what should run? for example: {_EXAMPLE}")
         with run.looking(lab) as chosen:
             argv = chosen.workload(workload).app_argv(context.args)
-        os.execvp(argv[0], argv)  # noqa: S606 - the command takes merlab's place: its terminal, its signals
+        from merbridge_lab.adapters.proc import replace
+
+        run.console.close()
+        replace(argv)
 
 
 @app.command()

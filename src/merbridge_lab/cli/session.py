@@ -6,14 +6,17 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from merbridge_lab import exits, hints, interrupts
-from merbridge_lab.errors import LabError, UsageError
+from merbridge_lab import exits, hints, interrupts, shortage
+from merbridge_lab.errors import LabError, ShortageError, UsageError
+from merbridge_lab.evidence import Verdict
+from merbridge_lab.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
     from merbridge_lab.drivers.options import Options
     from merbridge_lab.model import Step
     from merbridge_lab.report import Report
+
+
+class _Printable(logging.Formatter):
+    """Lets a terminal obey nothing of what is logged: command lines may hold what pods said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class Session:
@@ -54,7 +64,9 @@ class Session:
             color=not no_color and not os.environ.get("NO_COLOR"),
         )
         if debug:
-            logging.basicConfig(stream=sys.stderr, format="%(message)s")
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(_Printable())
+            logging.basicConfig(handlers=[handler])
             logging.getLogger("merbridge_lab").setLevel(logging.DEBUG)
 
     def __enter__(self) -> Self:
@@ -69,13 +81,17 @@ class Session:
 
     def _end(self, error: BaseException | None) -> None:
         self.console.close()
-        if error is None or isinstance(error, (typer.Exit, typer.BadParameter, SystemExit)):
+        if isinstance(error, (typer.BadParameter, SystemExit)):
+            return
+        if error is None or isinstance(error, typer.Exit):
+            self._told()
             return
         if self.debug and not isinstance(error, interrupts.Interrupted):
-            traceback.print_exception(error)
-        if isinstance(error, LabError):
-            self._fail(error)
-            raise typer.Exit(exits.USAGE if isinstance(error, UsageError) else exits.CANNOT) from None
+            sys.stderr.write(printable("".join(traceback.format_exception(error))))
+        found = shortage.explained(error)
+        if found is not None:
+            self._fail(found)
+            raise typer.Exit(exits.USAGE if isinstance(found, UsageError) else exits.CANNOT) from None
         if isinstance(error, interrupts.Interrupted):
             self._fail(LabError(f"interrupted by {error}", hint="merlab status"))
             raise typer.Exit(exits.SIGNALLED + error.signum) from None
@@ -88,6 +104,20 @@ class Session:
                 )
             )
             raise typer.Exit(exits.DEFECT) from None
+
+    def _told(self) -> None:
+        """See that the outcome reached who asked: on a terminal that is gone, or a disk that is full, it did not."""
+        if interrupts.hung_up():
+            raise typer.Exit(exits.SIGNALLED + signal.SIGHUP) from None
+        if self.console.lost is not None:
+            lacking = shortage.of(self.console.lost)
+            self.console.error(
+                LabError(
+                    f"not all that merlab prints could be written: {self.console.lost.strerror}",
+                    hint=lacking.hint if lacking else None,
+                )
+            )
+            raise typer.Exit(exits.CANNOT) from None
 
     def _fail(self, error: LabError) -> None:
         if not self.as_json:
@@ -160,6 +190,8 @@ class Session:
 
     def finish(self, lab: Any, report: Report) -> None:  # noqa: ANN401 - any lab
         """Keep the report, print the verdict and exit."""
+        if isinstance(report.error, ShortageError):
+            report.error.what += self._in_place(lab, report)
         told = report.to_json()
         lab.keep_report(told)
         if self.as_json:
@@ -167,6 +199,18 @@ class Session:
         else:
             self.console.verdict(report)
         raise typer.Exit(exits.of(report.verdict))
+
+    @staticmethod
+    def _in_place(lab: Any, report: Report) -> str:  # noqa: ANN401 - any lab
+        """Say what a run that ran out of something has left, and what to do about it then."""
+        try:
+            if not lab.exists:
+                return "; nothing is in place"
+        except (LabError, OSError) as error:
+            return f"; what is in place cannot be seen now ({error})"
+        held = [step.step.number for step in report.steps if step.verdict is Verdict.PASS]
+        as_far = f" as far as step {held[-1]}" if held and report.command == "up" else ""
+        return f"; the lab is in place{as_far} (merlab up goes on from there, merlab down removes it)"
 
 
 def numbers(text: str) -> range:

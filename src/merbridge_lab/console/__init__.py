@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import select
 import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from merbridge_lab import hints, waiting
+from merbridge_lab import hints, interrupts, waiting
 from merbridge_lab.console import views
 from merbridge_lab.console.paper import MARK, Paper
 from merbridge_lab.console.progress import Waiting
 from merbridge_lab.evidence import Verdict
+from merbridge_lab.text import as_json, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,8 +44,7 @@ class Console:
     def json(self, value: Mapping[str, Any]) -> None:
         """Print the one JSON object of a run."""
         self._waiting.stop()
-        self._paper.out.file.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-        self._paper.out.file.flush()
+        self._paper.raw(as_json(value, indent=2) + "\n")
 
     def say(self, text: str) -> None:
         """Print a plain line of the result."""
@@ -55,15 +54,14 @@ class Console:
     def text(self, text: str) -> None:
         """Print a text as it is, for another program to read."""
         self._waiting.stop()
-        self._paper.out.file.write(text)
-        self._paper.out.file.flush()
+        self._paper.raw(text)
 
     def error(self, error: LabError) -> None:
         """Print what is in the way and what to type next."""
         self._waiting.stop()
         err = self._paper.err
         err.print(f"[error]merlab: {escape(error.what)}[/]", soft_wrap=True)
-        for line in (error.stderr or "").strip().splitlines()[-_MOST_STDERR:]:
+        for line in lines_of((error.stderr or "").strip())[-_MOST_STDERR:]:
             err.print(f"  [faint]│ {escape(line)}[/]", soft_wrap=True)
         if error.command and (self.verbosity > 0 or error.stderr):
             err.print(f"  [faint]it was:[/] {escape(error.command)}", soft_wrap=True)
@@ -145,7 +143,15 @@ class Console:
         )
         ready = waiting.until(lambda: bool(select.select([sys.stdin], [], [], 0)[0]), timeout=_A_DAY, awaiting="Enter")
         if ready:
+            self._read_line()
+
+    @staticmethod
+    def _read_line() -> None:
+        try:
             sys.stdin.readline()
+        except OSError:  # the terminal is gone: nobody will press Enter any more
+            interrupts.hang_up()
+            interrupts.checkpoint()
 
     def verdict(self, report: Report) -> None:
         """Print the verdict of a run: what held, or the cause and what to type next."""
@@ -195,3 +201,8 @@ class Console:
     def close(self) -> None:
         """End whatever still moves on the terminal."""
         self._waiting.stop()
+
+    @property
+    def lost(self) -> OSError | None:
+        """Say why not all could be written, where that is not for want of a reader."""
+        return self._paper.lost

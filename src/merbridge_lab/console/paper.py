@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import textwrap
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.theme import Theme
 
-from merbridge_lab import hints
+from merbridge_lab import hints, interrupts
+from merbridge_lab.text import lines_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.text import Text
 
     from merbridge_lab.evidence import Reading
     from merbridge_lab.lab import Shown
@@ -38,44 +43,64 @@ _MOST_COMMANDS = 7
 
 
 class _Unbroken:
-    """A stream that goes quiet when its reader goes away, so that `merlab up | head -1` still finishes its work."""
+    """A stream that goes quiet when its reader goes away, so that `merlab up | head -1` still finishes its work.
+
+    A terminal that goes away counts as its SIGHUP. Where there is no room for what is written, `lost` says so, for the
+    end: an error out of a print could strike between two changes.
+    """
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._open = True
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         if self._open:
             try:
-                return self._stream.write(text)
+                self._stream.write(text)
             except UnicodeEncodeError:
-                return self._stream.write(text.encode("ascii", "replace").decode("ascii"))
-            except (BrokenPipeError, ValueError):
-                self._close()
+                return self.write(text.encode("ascii", "replace").decode("ascii"))
+            except (OSError, ValueError) as error:
+                self._close(error)
         return len(text)
 
     def flush(self) -> None:
         if self._open:
             try:
                 self._stream.flush()
-            except (BrokenPipeError, ValueError):
-                self._close()
+            except (OSError, ValueError) as error:
+                self._close(error)
 
-    def _close(self) -> None:
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def _close(self, why: OSError | ValueError) -> None:
         self._open = False
+        if isinstance(why, OSError) and why.errno == errno.EIO:
+            interrupts.hang_up()
+        elif isinstance(why, OSError) and why.errno != errno.EPIPE:
+            self.lost = why
         # What Python still holds for the stream would be written, and fail, at exit.
         if self._stream in (sys.stdout, sys.stderr):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            with contextlib.suppress(OSError, ValueError):  # no descriptor left, or closed already
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
-def _rich(stream: IO[str], *, color: bool) -> RichConsole:
-    return RichConsole(
-        file=_Unbroken(stream),  # type: ignore[arg-type]  # as much of a text stream as rich uses
+class _Filtered(RichConsole):
+    """The one place where text becomes what a terminal is sent: of what others wrote it obeys nothing."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's own options, handed on
+        return super().render_str(printable(text), **options)
+
+
+def _rich(stream: _Unbroken, *, color: bool) -> RichConsole:
+    return _Filtered(
+        file=stream,  # type: ignore[arg-type]  # as much of a text stream as rich uses
         theme=_THEME,
         highlight=False,
         emoji=False,
@@ -89,8 +114,19 @@ class Paper:
 
     def __init__(self, *, verbosity: int, color: bool) -> None:
         self.verbosity = verbosity
-        self.out = _rich(sys.stdout, color=color)
-        self.err = _rich(sys.stderr, color=color)
+        self._streams = _Unbroken(sys.stdout), _Unbroken(sys.stderr)
+        self.out, self.err = (_rich(stream, color=color) for stream in self._streams)
+
+    @property
+    def lost(self) -> OSError | None:
+        """Say why not all could be written, where that is not for want of a reader."""
+        return next((stream.lost for stream in self._streams if stream.lost is not None), None)
+
+    def raw(self, text: str) -> None:
+        """Write for another program to read: as it is into a pipe or file, and filtered on a terminal."""
+        out = self._streams[0]
+        out.write(printable(text) if self.out.is_terminal else text)
+        out.flush()
 
     def line(self, text: str) -> None:
         """Print a line of the result as it is, markup and all, and never fold it."""
@@ -114,12 +150,12 @@ class Paper:
         most_commands = len(shown) if self.verbosity > 0 else _MOST_COMMANDS
         for one in shown[:most_commands]:
             self.line(f"   [cmd]$ {escape(hints.command(one.command))}[/]")
-            lines = one.output.rstrip("\n").splitlines()
-            most = len(lines) if self.verbosity > 0 else _MOST_OUTPUT
-            for line in lines[:most]:
+            printed = lines_of(one.output.rstrip("\n"))
+            most = len(printed) if self.verbosity > 0 else _MOST_OUTPUT
+            for line in printed[:most]:
                 self.line(f"     [faint]{escape(line)}[/]")
-            if len(lines) > most:
-                self.line(f"     [faint]… {len(lines) - most} more lines (-v shows them)[/]")
+            if len(printed) > most:
+                self.line(f"     [faint]… {len(printed) - most} more lines (-v shows them)[/]")
         if len(shown) > most_commands:
             self.line(f"   [faint]… {len(shown) - most_commands} more commands ({where_else})[/]")
 

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from merbridge_lab import waiting
+from merbridge_lab.text import printable
 
 if TYPE_CHECKING:
     from merbridge_lab.console.paper import Paper
@@ -39,13 +40,13 @@ class Waiting:
                 console=self._paper.err,
                 transient=True,
             )
-            self._progress.add_task(escape(what))
+            self._progress.add_task(escape(printable(what)))
             self._progress.start()
 
     def _tell(self, what: str, seconds: float) -> None:
         if self._progress is not None:
             for task in self._progress.task_ids:
-                self._progress.update(task, description=f"waiting: {escape(what)}")
+                self._progress.update(task, description=f"waiting: {escape(printable(what))}")
         elif seconds < _WORTH_A_LINE:
             self._due = _WORTH_A_LINE
         elif seconds >= self._due:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from merbridge_lab import hints
+from merbridge_lab import hints, text
 from merbridge_lab.console.paper import MARK, Paper
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.ruleset import place
@@ -90,7 +89,7 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
     if described["path"]:
         paper.line("\na new request goes")
     for leg in described["path"]:
-        style = "fail" if leg["by"] == "nothing" else "pass"
+        style = "pass" if leg["by"] in ("eBPF", "rules") else "fail"
         paper.line(f"   {leg['from']:<22} ─ [{style}]{leg['by']}[/] → {escape(leg['to'])}")
     paper.line("")
     for name in described["flushed"]:
@@ -138,7 +137,7 @@ def matrix(paper: Paper, outcomes: Sequence[CellOutcome]) -> None:
 def trace_event(paper: Paper, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
     """Print one event of the trace: as it came, as an object, or as a sentence in its connection's colour."""
     if as_json:
-        paper.line(escape(json.dumps({**asdict(event), "sentence": event.sentence()}, ensure_ascii=False)))
+        paper.raw(text.as_json({**asdict(event), "sentence": event.sentence()}) + "\n")
     elif raw:
         paper.line(escape(event.raw))
     else:

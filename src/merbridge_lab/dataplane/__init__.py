@@ -4,5 +4,6 @@ from merbridge_lab.dataplane.detach import Detached
 from merbridge_lab.dataplane.inspect import ProgramInfo
 from merbridge_lab.dataplane.plane import Dataplane, Pair
 from merbridge_lab.dataplane.pods import Pod
+from merbridge_lab.dataplane.strangers import Around
 
-__all__ = ["Dataplane", "Detached", "Pair", "Pod", "ProgramInfo"]
+__all__ = ["Around", "Dataplane", "Detached", "Pair", "Pod", "ProgramInfo"]

@@ -37,6 +37,10 @@ class Layout:
         """The ctypes class."""
         return self._type
 
+    def offset(self, member: str) -> int:
+        """Give where a member begins, in bytes."""
+        return int(getattr(self._type, member).offset)
+
     def pack(self, **values: Any) -> bytes:  # noqa: ANN401
         """Give the bytes of a structure; members not named are zero."""
         made = self._type()

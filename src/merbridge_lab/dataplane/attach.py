@@ -8,9 +8,9 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
-from merbridge_lab.dataplane import abi, inspect, trace_event, upgrade
+from merbridge_lab.dataplane import abi, inspect, sockets, trace_event, upgrade
 from merbridge_lab.dataplane.detach import detach
-from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
+from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64
 from merbridge_lab.dataplane.pods import inbound_listener, netns_cookie
 from merbridge_lab.dataplane.upgrade import unlink
 from merbridge_lab.errors import KernelCannotError, LabError
@@ -38,7 +38,8 @@ def load(pins: Pins, tracefs: Path | None) -> None:
                 bpf.pin(loaded.programs[PREFIX + name], pins.prog(name))
             for name in MAPS:  # the stamp is the last one
                 if name == "stamp":
-                    stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode())
+                    tags = " ".join(f"{each}={bpf.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS)
+                    stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode(), programs=tags.encode())
                     bpf.update(loaded.maps[name], bytes(4), stamp)
                 bpf.pin(loaded.maps[name], pins.map(name))
         finally:
@@ -109,7 +110,7 @@ def _enrol(pins: Pins, pod: Pod, cookie: int) -> None:
 
 def _listener(pins: Pins, pod: Pod, cookie: int) -> None:
     """Register a sidecar that listened before there was a program to see it."""
-    if pod.sidecar_pid is None or inspect.listener_problem(pins, pod, cookie) is None:
+    if pod.sidecar_pid is None or sockets.listener_problem(pins, pod, cookie) is None:
         return
     with inbound_listener(pod.sidecar_pid, cookie) as sock, pins.open_map("listeners") as listeners:
         if sock is not None:
@@ -132,13 +133,19 @@ def _dismiss(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
     for pin in pins.lookup_links():
         if pin not in ours:
             unlink(pin)
-    ips = {pod.ip4 for pod in pods}
-    for cookie, entry in pins.pods().items():
+    ips = {u32(pod.ip4) for pod in pods}
+    with pins.open_map("pod_ips") as table:
+        for key in bpf.keys(table, 4):
+            if key not in ips:
+                bpf.delete(table, key)
+    with pins.open_map("listeners") as table:
+        for key in bpf.keys(table, 8):
+            if number(key) not in cookies:
+                with contextlib.suppress(OSError):
+                    bpf.delete(table, key)
+    for cookie in pins.pods():
         if cookie in cookies:
             continue
-        if entry["ip4"] not in ips:
-            with pins.open_map("pod_ips") as table:
-                bpf.delete(table, u32(entry["ip4"]))
         for name in ("listeners", "pods", "counters"):
             with pins.open_map(name) as table, contextlib.suppress(OSError):
                 bpf.delete(table, u64(cookie))
@@ -171,7 +178,7 @@ def attach(pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod]) 
             detach(pins, _REPLACE)
             load(pins, tracefs)
         with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:
-            if not inspect.redirects(program, peers):
+            if not sockets.redirects(program, peers):
                 bpf.prog_attach(program, peers, bpf.SK_MSG_VERDICT)
         pins.configure(redirect=1)
         _dismiss(pins, set(cookies.values()), pods)
@@ -183,6 +190,7 @@ def attach(pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod]) 
             _steer(pins, pod)
         _hooks(pins, cgroup, [hook for hook in HOOKS if hook not in early])
         upgrade.finish(pins)
+        upgrade.clear(Pins(pins.root / "next"))  # of one that was killed while it loaded
     except OSError as failed:
         raise LabError(
             f"the dataplane cannot be attached to {cgroup}: {failed.strerror or failed}", hint="merlab down"

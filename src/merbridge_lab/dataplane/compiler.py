@@ -13,6 +13,7 @@ from merbridge_lab.adapters import bccpath, bpf, kernel
 from merbridge_lab.dataplane import abi, btf, headers
 from merbridge_lab.dataplane.pins import MAPS
 from merbridge_lab.errors import KernelCannotError, LabError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def _caught_stderr() -> Iterator[list[str]]:
             os.dup2(saved, 2)
             os.close(saved)
             caught.seek(0)
-            lines += caught.read().decode(errors="replace").splitlines()
+            lines += lines_of(caught.read().decode(errors="replace"))
 
 
 @contextlib.contextmanager

@@ -94,7 +94,9 @@ def _drain(pins: Pins, timeout: float) -> Detached:
             pairs = stack.enter_context(pins.open_map("pairs"))
             unread = stack.enter_context(opened(pins.prog("unread")))
         except OSError:
-            return Detached(0, 0)  # a crash while loading: nothing was attached yet
+            # A crash while loading: nothing was attached yet. What cannot be opened for another reason cannot be
+            # drained either, and taking the lab down must go on: nothing is proven by what is read here.
+            return Detached(0, 0)
         handshake = abi.layouts()["handshake"].size
         until(
             lambda: not bpf.keys(handover, handshake),
@@ -118,8 +120,7 @@ def detach(pins: Pins, timeout: float) -> Detached:
     for pin in pins.lookup_links():
         unlink(pin)
     # Another version's structures are not ours to read: its sockets stay in its hash, which is correct, if not swift.
-    foreign = pins.stamp() is not None and not pins.readable
-    result = Detached(0, 0) if foreign else _drain(pins, timeout)
+    result = Detached(0, 0) if _is_foreign(pins) else _drain(pins, timeout)
     for name in last:
         unlink(pins.link(name))
     for name in reversed(MAPS):
@@ -133,6 +134,13 @@ def detach(pins: Pins, timeout: float) -> Detached:
     with contextlib.suppress(OSError):  # the mount point itself, or not empty
         pins.root.rmdir()
     return result
+
+
+def _is_foreign(pins: Pins) -> bool:
+    try:
+        return pins.stamp() is not None and not pins.readable
+    except OSError:
+        return True  # whoever's it is, nobody can read it
 
 
 def _remove_folder(folder: Path) -> None:

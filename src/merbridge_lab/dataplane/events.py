@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane import abi, printk
 
-# What the kernel puts before a line; comm may hold blanks or be `<...>`.
-_ENVELOPE = re.compile(
-    r"^\s*(?P<comm>.+)-(?P<pid>\d+)\s+\[\d+\]\s+\S{4,6}\s+(?P<seconds>\d+\.\d+): "
-    r"(?:bpf_trace_printk|0|0x0*1): \[merlab\] (?P<kind>\w+) (?P<values>.*)$"
-)
+_SAID = re.compile(r"\[merlab\] (?P<kind>\w+) (?P<values>.*)$")
 _VALUE = re.compile(r"(\w+)=(\S+)")
 
 
@@ -87,16 +83,17 @@ _SENTENCES = {
 
 def parse(line: str) -> TraceEvent | None:
     """Decode a raw line of trace_pipe; None for lines of others."""
-    found = _ENVELOPE.match(line)
-    if found is None:
+    told = printk.split(line)
+    found = _SAID.match(told.said) if told else None
+    if told is None or found is None:
         return None
     values = dict(_VALUE.findall(found["values"]))
     place = next((values[name] for name in ("dst", "src", "at", "to") if name in values), "")
     ip, _, port = place.partition(":")
     return TraceEvent(
-        seconds=float(found["seconds"]),
-        comm=found["comm"],
-        pid=int(found["pid"]),
+        seconds=told.seconds,
+        comm=told.comm,
+        pid=told.pid,
         kind=found["kind"],
         raw=line.rstrip("\n"),
         pair=int(values.get("pair", "0"), 16),

@@ -26,7 +26,7 @@ def detach(pins: Pins, cgroup: Path, pods: Sequence[Pod]) -> None:
     targets = {(path.stat().st_ino, is_netns) for path, is_netns in places if path.exists()}
     kept = {link.id for link in inspect.links(pins).values()}
     for number in list(bpf.ids("link")):
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile
             fd = bpf.by_id("link", number)
             try:
                 link = bpf.link_info(fd)

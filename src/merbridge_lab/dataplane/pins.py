@@ -117,16 +117,29 @@ class Pins:
         return any(path for path in self.root.rglob("*") if not path.is_dir()) if self.root.is_dir() else False
 
     def stamp(self) -> str | None:
-        """Name the dataplane that is pinned, or None if the pins are not whole."""
-        with contextlib.suppress(OSError), opened(self.map("stamp")) as fd:
-            raw = bpf.lookup(fd, _ZERO, bpf.map_info(fd).value_size)  # another version's may have another size
-            if raw:
-                return raw.rstrip(b"\0").decode(errors="replace") or None
-        return None
+        """Name the dataplane that is pinned, or None if the pins are not whole. Raises OSError if it cannot be read."""
+        raw = self._stamp()
+        if raw is None:
+            return None
+        return raw[: abi.layouts()["stamp"].offset("programs")].rstrip(b"\0").decode(errors="replace") or None
+
+    def tags(self) -> dict[str, str]:
+        """Give the tag of each program, as this version loaded it: a digest of its instructions. Raises OSError."""
+        layout = abi.layouts()["stamp"]
+        raw = self._stamp() or b""
+        told = layout.unpack(raw[: layout.size].ljust(layout.size, b"\0"))["programs"].decode(errors="replace")
+        return dict(each.partition("=")[::2] for each in told.split())
+
+    def _stamp(self) -> bytes | None:
+        try:
+            with opened(self.map("stamp")) as fd:
+                return bpf.lookup(fd, _ZERO, bpf.map_info(fd).value_size)  # another version's may have another size
+        except FileNotFoundError:
+            return None
 
     @property
     def readable(self) -> bool:
-        """Whether what is pinned has the layouts that this version knows."""
+        """Whether what is pinned has the layouts that this version knows. Raises OSError if it cannot be read."""
         return self.stamp() == abi.stamp()
 
     @contextlib.contextmanager
@@ -134,7 +147,7 @@ class Pins:
         """Open a map: by its pin, or through a program that uses it if the pin is gone. Raises FileNotFoundError."""
         try:
             fd = bpf.pinned(self.map(name))
-        except OSError:
+        except FileNotFoundError:
             fd = self._map_of_program(PREFIX + name)
         try:
             yield fd
@@ -143,7 +156,7 @@ class Pins:
 
     def _map_of_program(self, kernel_name: str) -> int:
         for prog in PROGRAMS:
-            with contextlib.suppress(OSError), opened(self.prog(prog)) as program:
+            with contextlib.suppress(FileNotFoundError), opened(self.prog(prog)) as program:
                 for map_id in bpf.prog_info(program).map_ids:
                     fd = bpf.by_id("map", map_id)
                     if bpf.map_info(fd).name == kernel_name[:15]:

@@ -12,10 +12,12 @@ from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
 from merbridge_lab.dataplane.pods import Pod, address
+from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 
@@ -38,12 +40,13 @@ class Dataplane:
     """Everything pinned below one directory on a bpffs, which must exist where something is to be attached.
 
     `tracefs` is a mount of tracefs of the caller's own: loading programs that can print switches a trace event on for
-    the whole machine, and it is switched back there.
+    the whole machine, and it is switched back there. `around` is what lies beside the pods, where strangers are sought.
     """
 
-    def __init__(self, pins: Path, tracefs: Path | None = None) -> None:
+    def __init__(self, pins: Path, tracefs: Path | None = None, around: Around | None = None) -> None:
         self._pins = Pins(pins)
         self._tracefs = tracefs
+        self._around = around or Around()
 
     def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
         """Serve exactly `pods`, for processes below `cgroup`: make what is missing, re-make what is broken.
@@ -66,7 +69,9 @@ class Dataplane:
 
         A whole dataplane of another version goes on: `attach` takes over from it without a gap.
         """
-        if self._pins.stamp() not in (None, abi.stamp()) or not self.problems(cgroup, pods):
+        with _reading(self._pins):
+            another = self._pins.stamp() not in (None, abi.stamp())
+        if another or not self.problems(cgroup, pods):
             return
         for hook in HOOKS:
             if hook.program.startswith("connect"):
@@ -75,18 +80,23 @@ class Dataplane:
 
     def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
         """Name every way in which the attachment is not what it should be; none means healthy."""
-        return inspect.problems(self._pins, cgroup, pods)
+        return inspect.problems(self._pins, cgroup, pods, self._around)
+
+    def others(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
+        """Say, a sentence each, which programs of others run where they may. Raises LabError."""
+        with _reading(self._pins):
+            return inspect.listed(self._pins, cgroup, pods, self._around)
 
     def programs(self) -> list[inspect.ProgramInfo]:
-        """List the loaded programs and where each is attached."""
-        return inspect.programs(self._pins)
+        """List the loaded programs and where each is attached. Raises LabError."""
+        with _reading(self._pins):
+            return inspect.programs(self._pins)
 
     def links(self) -> dict[str, str]:
         """Say of each pinned link, by its name, which it is and what runs where: a link made anew is another one."""
-        return {
-            name: f"link {link.id}, program {link.prog_id}, on {link.target}"
-            for name, link in inspect.links(self._pins).items()
-        }
+        with _reading(self._pins):
+            links = inspect.links(self._pins)
+        return {name: f"link {link.id}, program {link.prog_id}, on {link.target}" for name, link in links.items()}
 
     @property
     def attached(self) -> bool:
@@ -97,7 +107,7 @@ class Dataplane:
     @property
     def debug(self) -> bool:
         """Whether the dataplane says in the trace what it does."""
-        with contextlib.suppress(OSError):
+        with _reading(self._pins), contextlib.suppress(FileNotFoundError):
             return bool(self._pins.config()["debug"])
         return False
 
@@ -112,9 +122,11 @@ class Dataplane:
         """Give every counter of every pod served, summed over CPUs; empty when nothing is attached."""
         layout, names = abi.layouts()["counters"], abi.counter_names()
         found: dict[str, dict[str, int]] = {}
-        if not self._pins.readable:
+        with _reading(self._pins):
+            readable = self._pins.readable
+        if not readable:
             return found
-        with contextlib.suppress(FileNotFoundError), self._pins.open_map("counters") as fd:
+        with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("counters") as fd:
             for cookie, pod in self._pins.pods().items():
                 parts = [layout.unpack(raw)["value"] for raw in bpf.per_cpu(fd, u64(cookie), layout.size) or ()]
                 found[pod["name"]] = {name: sum(part[at] for part in parts) for at, name in enumerate(names)}
@@ -124,15 +136,28 @@ class Dataplane:
         """Give the live connections that the dataplane carries."""
         layout = abi.layouts()["pair"]
         found: list[Pair] = []
-        if not self._pins.readable:
+        with _reading(self._pins):
+            readable = self._pins.readable
+        if not readable:
             return found
-        with contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
+        with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
             pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
             for key in bpf.keys(fd, 8):
                 raw = bpf.lookup(fd, key, layout.size)
                 if raw is not None:
                     found.append(_pair(layout.unpack(raw), pods))
         return found
+
+
+@contextlib.contextmanager
+def _reading(pins: Pins) -> Iterator[None]:
+    """Turn what cannot be read into an error that says so: it is not nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise LabError(
+            str(Unread(f"the dataplane below {pins.root}", error.strerror or str(error))), hint="merlab doctor"
+        ) from error
 
 
 def _pair(raw: dict[str, Any], pods: dict[int, str]) -> Pair:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import socket
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.kernel import FIND_PTRACE_SCOPE, NOBODY_TRACES, ptrace_scope
 from merbridge_lab.dataplane import abi
 from merbridge_lab.errors import LabError
 
@@ -23,6 +25,9 @@ _CLONE_NEWNET = 0x40000000
 _SO_COOKIE = 57
 _SO_NETNS_COOKIE = 71  # Linux 5.14
 _PIDFD_GETFD = {"x86_64": 438, "aarch64": 438}
+
+#: A descriptor that was closed, of a process that ended.
+_GONE = frozenset({errno.EBADF, errno.ENOENT, errno.ESRCH})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -98,7 +103,10 @@ def _is_inbound(sock: socket.socket, cookie: int) -> bool:
 
 @contextlib.contextmanager
 def inbound_listener(pid: int, cookie: int) -> Iterator[int | None]:
-    """Give a descriptor of our own of the socket on which process `pid` accepts inbound connections, or None."""
+    """Give a descriptor of our own of the socket on which process `pid` accepts inbound connections, or None.
+
+    Raises LabError where the kernel lets nobody have it.
+    """
     with contextlib.closing(_inbound(pid, cookie)) as found:
         sock = next(found, None)
         yield sock.fileno() if sock else None
@@ -111,21 +119,56 @@ def inbound_cookies(pid: int, cookie: int) -> set[int]:
 
 
 def _inbound(pid: int, cookie: int) -> Generator[socket.socket, None, None]:
-    """Give our own descriptors of the inbound listeners of `pid`, each open until the next one is asked for."""
+    """Give our own descriptors of the inbound listeners of `pid`, each open until the next one is asked for.
+
+    Raises LabError where the kernel does not let us look at them.
+    """
     try:
         pidfd = os.pidfd_open(pid)
-    except OSError:
+    except ProcessLookupError:
         return  # it has just ended
+    except OSError as refused:
+        raise _refused(pid, refused) from refused
     try:
-        for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name)):
+        for entry in _descriptors(pid):
             try:
                 if not str(entry.readlink()).startswith("socket:"):
                     continue
-                sock = socket.socket(fileno=_pidfd_getfd(pidfd, int(entry.name)))
+                taken = _pidfd_getfd(pidfd, int(entry.name))
+            except OSError as error:
+                if error.errno in _GONE:
+                    continue
+                raise _refused(pid, error) from error
+            try:
+                sock = socket.socket(fileno=taken)
             except OSError:
-                continue  # closed meanwhile, or of no family Python knows
+                os.close(taken)
+                continue  # of no family that Python knows
             with sock:
                 if _is_inbound(sock, cookie):
                     yield sock
     finally:
         os.close(pidfd)
+
+
+def _descriptors(pid: int) -> list[Path]:
+    try:
+        return sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name))
+    except OSError as error:
+        if error.errno in _GONE:
+            return []
+        raise _refused(pid, error) from error
+
+
+def _refused(pid: int, error: OSError) -> LabError:
+    """Make the error that says why nobody may look at the sockets of a sidecar, and what to type."""
+    what = f"the listener of the sidecar (pid {pid}) cannot be had: {error.strerror or error}"
+    if error.errno not in (errno.EPERM, errno.EACCES):
+        return LabError(what, hint=f"ls -l /proc/{pid}/fd")
+    if ptrace_scope() == NOBODY_TRACES:
+        why = (
+            f"kernel.yama.ptrace_scope is {NOBODY_TRACES}, which forbids it to root too, until the next boot without it"
+        )
+        return LabError(f"{what}; {why}", hint=FIND_PTRACE_SCOPE)
+    why = "it takes CAP_SYS_PTRACE, and no seccomp filter against pidfd_getfd"
+    return LabError(f"{what}; {why}", hint="merlab doctor")

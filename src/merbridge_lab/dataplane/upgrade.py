@@ -37,7 +37,7 @@ def unlink(pin: Path) -> None:
 
 
 def is_due(pins: Pins) -> bool:
-    """Whether what is pinned is whole, and of another version."""
+    """Whether what is pinned is whole, and of another version. Raises OSError if it cannot be read."""
     return pins.stamp() not in (None, abi.stamp())
 
 
@@ -92,11 +92,19 @@ def finish(pins: Pins) -> None:
 
 
 def _busy(before: Pins) -> bool:
-    """Whether live sockets, or handshakes, are in the maps; how their keys look does not matter."""
+    """Whether live sockets, or handshakes, are in the maps; how their keys look does not matter.
+
+    Maps that cannot be read may hold some: then all the time is given that there is.
+    """
     for name in ("handover", "peers"):
-        with contextlib.suppress(OSError), opened(before.map(name)) as fd:
-            if bpf.keys(fd, bpf.map_info(fd).key_size):
-                return True
+        try:
+            with opened(before.map(name)) as fd:
+                if bpf.keys(fd, bpf.map_info(fd).key_size):
+                    return True
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return True
     return False
 
 

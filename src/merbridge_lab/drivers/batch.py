@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread, UnreadError, value_of
 from merbridge_lab.observation import Exchange, Observation, arrivals
+from merbridge_lab.text import lines_of
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -23,8 +26,12 @@ if TYPE_CHECKING:
         [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]], Mapping[str, Mapping[str, str]]
     ]
 
+T = TypeVar("T")
+
 #: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
 REQUEST = 5
+#: In the place of curl's exit status where it did something else than it was told; curl has no such number.
+NOT_ONCE = 255
 #: How long a sidecar may take to write a request into its log, in seconds (Istio's flush once a second).
 _LOGGED = 3.0
 
@@ -32,8 +39,8 @@ _LOGGED = 3.0
 class Log(Protocol):
     """What a sidecar has written into its access log since this was made."""
 
-    def lines(self) -> tuple[AccessLogLine, ...]:
-        """Give the lines that are there by now."""
+    def lines(self) -> tuple[AccessLogLine, ...] | Unread:
+        """Give the lines that are there by now; or that it could not be read, and why."""
 
 
 def new_nonce() -> str:
@@ -42,9 +49,13 @@ def new_nonce() -> str:
 
 
 def curl(nonce: str, url: str) -> list[str]:
-    """Give the curl that asks `url` once, on a fresh connection, and tells all about it."""
+    """Give the curl that asks `url` once, on a fresh connection, and tells all about it.
+
+    Nobody's ~/.curlrc and no proxy has a say in it, or a request that was closed might be sent again and be answered.
+    """
     tell = "\\n%{json}"
-    return ["curl", "-sS", "-i", "--max-time", str(REQUEST), "-H", f"x-request-id: {nonce}", "-w", tell, url]
+    once = ["-q", "-sS", "-i", "--noproxy", "*", "--retry", "0", "--max-redirs", "0", "--max-time", str(REQUEST)]
+    return ["curl", *once, "-H", f"x-request-id: {nonce}", "-w", tell, url]
 
 
 def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Exchange:
@@ -55,7 +66,10 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
     except ValueError:
         facts, response = {}, stdout
     head, _, body = response.replace("\r\n", "\n").partition("\n\n")
-    headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+    if (more := _more_than_one(facts)) and not exit_status:
+        # Whatever was answered, it was not answered to the one request that is judged.
+        exit_status, stderr = NOT_ONCE, more
+    headers = dict(line.lower().split(": ", 1) for line in lines_of(head)[1:] if ": " in line)
     return Exchange(
         nonce=nonce,
         url=url,
@@ -68,6 +82,30 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
         error=stderr.strip(),
         remote=f"{facts.get('remote_ip', '')}:{facts.get('remote_port', 0)}",
     )
+
+
+def _reading(source: str, take: Callable[[], T]) -> T | Unread:
+    """Take a reading; where it cannot be taken, say why.
+
+    An error of a kind of its own says more than that (the pod was made anew meanwhile): it is for the caller.
+    """
+    try:
+        return take()
+    except UnreadError as error:
+        return error.unread
+    except OSError as error:
+        return Unread(source, error.strerror or str(error))
+    except LabError as error:
+        if type(error) is not LabError:
+            raise
+        return Unread(source, error.what)
+
+
+def _more_than_one(facts: Mapping[str, object]) -> str:
+    """Say that curl did more than to ask once over one new connection; empty if it did just that."""
+    wanted = {"num_connects": 1, "num_redirects": 0, "num_retries": 0, "proxy_used": 0}
+    found = [f"{name} is {facts[name]}" for name, number in wanted.items() if facts.get(name, number) != number]
+    return f"curl asked in another way than once over one connection: {', '.join(found)}" if found else ""
 
 
 class _Records:
@@ -84,24 +122,38 @@ class _Records:
         self._local = {exchange.nonce: exchange.local for exchange in exchanges}
         self._answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
         self._closed = {exchange.local for exchange in exchanges if exchange.closed}
-        self.changed: Mapping[str, frozenset[str]] | None = None
+        self.changed: Mapping[str, frozenset[str]] | Unread | None = None
 
     def _same(self, sent: str, arrived: str) -> bool:
         if sent != arrived and self.changed is None:
-            self.changed = self._ask()
-        return arrived in arrivals(sent, self.changed or {})
+            self.changed = _reading("conntrack", self._ask)
+        return arrived in self._arrivals(sent)
+
+    def _arrivals(self, sent: str) -> frozenset[str]:
+        changed = self.changed
+        return arrivals(sent, {} if changed is None or isinstance(changed, Unread) else changed)
 
     def _refused(self, line: AccessLogLine) -> bool:
         return line.rejected_plain_text and any(self._same(sent, line.downstream_remote) for sent in self._closed)
 
-    def read(self) -> tuple[dict[str, AccessLogLine], dict[str, Entry], list[Entry]]:
-        """Give what there is by now: the client's lines and the servers' by nonce, and the refusals of plain text."""
-        own = [line for line in self._own.lines() if line.request_id in self._local]
-        mine = {line.request_id: line for line in own if line.outbound}
+    def read_client(self) -> dict[str, AccessLogLine] | Unread:
+        """Give the client's lines that there are by now, by nonce."""
+        lines = self._own.lines()
+        if isinstance(lines, Unread):
+            return lines
+        return {line.request_id: line for line in lines if line.request_id in self._local and line.outbound}
+
+    def read_servers(
+        self, mine: Mapping[str, AccessLogLine]
+    ) -> tuple[dict[str, Entry] | Unread, tuple[Entry, ...] | Unread]:
+        """Give the servers' lines by nonce, and the refusals of plain text; every one's log must be readable."""
         theirs: dict[str, Entry] = {}
         refused = []
         for name, log in self._logs.items():
-            for line in log.lines():
+            lines = log.lines()
+            if isinstance(lines, Unread):
+                return lines, lines
+            for line in lines:
                 if line.request_id in self._local and not line.outbound:
                     # Of several attempts, the one that the client's sidecar tells of: its last.
                     last = mine.get(line.request_id)
@@ -110,11 +162,14 @@ class _Records:
                         theirs[line.request_id] = (name, line)
                 elif self._refused(line):
                     refused.append((name, line))
-        return mine, theirs, refused
+        return theirs, tuple(refused)
 
     def complete(self) -> bool:
         """Whether each answer stands in both logs, and each closed connection in a server's."""
-        mine, theirs, refused = self.read()
+        mine = self.read_client()
+        theirs, refused = self.read_servers({} if isinstance(mine, Unread) else mine)
+        if isinstance(mine, Unread) or isinstance(theirs, Unread) or isinstance(refused, Unread):
+            return False
         told = {
             nonce
             for nonce in mine.keys() & theirs.keys()
@@ -122,7 +177,7 @@ class _Records:
             and self._same(mine[nonce].upstream_local, theirs[nonce][1].downstream_remote)
         }
         sources = {line.downstream_remote for _, line in refused}
-        return self._answered <= told and all(arrivals(sent, self.changed or {}) & sources for sent in self._closed)
+        return self._answered <= told and all(self._arrivals(sent) & sources for sent in self._closed)
 
 
 def observe(
@@ -146,8 +201,8 @@ def observe(
     is asked at most once, and only where two records do not name the same port.
     """
     if trace is not None:
-        trace()
-    counted = counters()
+        _reading("trace", trace)
+    counted = _reading("bpf:counters", counters)
     before = client.rules.snapshot()
     exchanges = tuple(ask() for _ in range(count))
     after = client.rules.snapshot()
@@ -155,19 +210,22 @@ def observe(
     # A deadline that passes is no error here: the checks see that a line is missing, and say which.
     if logged:
         until(records.complete, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
-    client_log, server_log, rejected = records.read()
+    client_log = records.read_client()
+    server_log, rejected = records.read_servers({} if isinstance(client_log, Unread) else client_log)
     return Observation(
         client=client.name,
         exchanges=exchanges,
         client_log=client_log,
         server_log=server_log,
-        rejected=tuple(rejected),
+        rejected=rejected,
         before=before,
         after=after,
         counters_before=counted,
-        counters_after=counters(),
-        trace=trace() if trace is not None else (),
+        counters_after=_reading("bpf:counters", counters),
+        trace=_reading("trace", trace) if trace is not None else (),
         changed_sources=records.changed or {},
-        noted=noted(exchanges, client_log, server_log) if noted is not None else None,
+        noted=_reading("bpf:pair_original_dst", lambda: noted(exchanges, value_of(client_log), value_of(server_log)))
+        if noted is not None
+        else None,
         limits=limits or {},
     )

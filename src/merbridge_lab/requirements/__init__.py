@@ -9,15 +9,21 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.errors import LabError
+from merbridge_lab import shortage
 from merbridge_lab.requirements import host, kernel, tools
 from merbridge_lab.requirements.distribution import Distribution
 from merbridge_lab.requirements.requirement import FAIL, SKIP, Requirement
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from merbridge_lab.errors import LabError
+
     Probe = Callable[[], "Requirement | list[Requirement]"]
+
+#: Istio's number of the sidecars' user, which its rules name.
+SIDECARS = 1337
 
 __all__ = ["Requirement", "able", "embedded"]
 
@@ -44,14 +50,18 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
             return
         try:
             result = probe()
-        except LabError as error:
-            found.append(Requirement(name, FAIL, _in_words(error), needed, error.hint))
         except Exception as error:  # noqa: BLE001 - a probe that fails in a new way says so and is no crash
-            found.append(Requirement(name, FAIL, f"{type(error).__name__}: {error}", needed))
+            told = shortage.explained(error)
+            if told is not None:
+                found.append(Requirement(name, FAIL, _in_words(told), needed, told.hint))
+            else:
+                found.append(Requirement(name, FAIL, f"{type(error).__name__}: {error}", needed))
         else:
             found.extend(result if isinstance(result, list) else [result])
 
     look("root", "root", lambda: host.privileges(root), as_root=False)
+    look("ptrace_scope", "below 3", lambda: host.ptrace(root), as_root=False)
+    look("sidecars_user", "1337 is free", lambda: host.sidecars_user(SIDECARS), as_root=False)
     look("machine.architecture", "x86_64", host.architecture, as_root=False)
     look("kernel.version", ">= 5.15", kernel.version, as_root=False)
     look("kernel.btf", "there", lambda: kernel.btf(root), as_root=False)
@@ -68,6 +78,7 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
     look("bcc", tools.BCC_NEEDED, lambda: tools.bcc(root, distribution), as_root=False)
     look("envoy", "runs", lambda: tools.envoy(ask=not quick), as_root=False)
     look("memory", host.MEMORY_NEEDED, lambda: host.memory(root), as_root=False)
+    look("limits", "enough files and processes", host.limits, as_root=False)
     look("run_directory", "can be written", lambda: host.run_directory(root))
     look("shared_memory", "mounted", lambda: host.shared_memory(root), as_root=False)
     if not quick:
@@ -76,4 +87,4 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
 
 
 def _in_words(error: LabError) -> str:
-    return f"{error.what}: {error.stderr.splitlines()[0]}" if error.stderr else error.what
+    return f"{error.what}: {lines_of(error.stderr)[0]}" if error.stderr else error.what

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+from merbridge_lab.text import lines_of
 
 _TABLE = Path(__file__).parents[1] / "data" / "packages.txt"
 
@@ -34,12 +41,35 @@ _MANAGERS = {"apt-get": "apt", "dnf": "dnf", "zypper": "zypper", "pacman": "pacm
 
 #: The last Ubuntu whose bpftool is among the tools of each kernel.
 _BPFTOOL_WITH_KERNEL = (24, 4)
+#: Ubuntu's releases by the name that those made from it give in UBUNTU_CODENAME; theirs have numbers of their own.
+_UBUNTUS = {
+    "trusty": (14, 4),
+    "xenial": (16, 4),
+    "bionic": (18, 4),
+    "focal": (20, 4),
+    "jammy": (22, 4),
+    "lunar": (23, 4),
+    "mantic": (23, 10),
+    "noble": (24, 4),
+    "oracular": (24, 10),
+    "plucky": (25, 4),
+    "questing": (25, 10),
+}
+#: How Ubuntu numbers its kernels, each with a package of tools: x.y.0-ABI-flavour. WSL's, the mainline builds',
+#: Debian's, Proxmox's and one's own have none.
+_UBUNTUS_KERNEL = re.compile(
+    r"\d+\.\d+\.0-[1-9]\d{0,3}-(?:generic|lowlatency|realtime|virtual|aws|azure|gcp|gke|gkeop|ibm|intel|iotg|kvm|nvidia"
+    r"|oem|oracle|raspi|laptop|starfive|allwinner|bluefield|xilinx)(?:-[a-z0-9]+)*"
+)
+#: Where RHEL, and what is made from it, has a package iptables-legacy no more, or in EPEL alone.
+_RHELS = ("rhel", "centos", "ol")
+_NO_LEGACY = (9,)
 
 
 @lru_cache(maxsize=1)
 def table() -> dict[str, dict[str, tuple[str, ...]]]:
     """Read the table of packages: need → package manager → packages."""
-    lines = [line.split() for line in _TABLE.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split() for line in lines_of(_TABLE.read_text(encoding="utf-8")) if line.strip()]
     return {
         need: {
             manager: () if cell == "-" else tuple(cell.split("+"))
@@ -53,7 +83,7 @@ def table() -> dict[str, dict[str, tuple[str, ...]]]:
 def os_release(text: str) -> dict[str, str]:
     """Read os-release(5): shell assignments, quoted or not."""
     values = {}
-    for line in text.splitlines():
+    for line in lines_of(text):
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
             try:
@@ -71,6 +101,7 @@ class Distribution:
     manager: str | None
     version: tuple[int, ...] = ()
     is_ubuntu: bool = False
+    is_rhel: bool = False
 
     @classmethod
     def read(cls, root: Path = Path("/")) -> Distribution:
@@ -88,7 +119,14 @@ class Distribution:
         if manager is None:
             manager = next((name for tool, name in _MANAGERS.items() if shutil.which(tool)), None)
         version = tuple(int(part) for part in values.get("VERSION_ID", "").split(".") if part.isdigit())
-        return cls(values.get("PRETTY_NAME", "this distribution"), manager, version, is_ubuntu=own == "ubuntu")
+        ubuntu = _ubuntu(values, like, version)
+        return cls(
+            values.get("PRETTY_NAME", "this distribution"),
+            manager,
+            ubuntu or version,
+            is_ubuntu=bool(ubuntu),
+            is_rhel=any(word in _RHELS for word in like),
+        )
 
     def install(self, *needs: str) -> str:
         """Give the one command that installs these needs of the table."""
@@ -102,5 +140,21 @@ class Distribution:
 
     def _packages(self, need: str, manager: str) -> tuple[str, ...]:
         if need == "bpftool" and self.is_ubuntu and self.version <= _BPFTOOL_WITH_KERNEL:
-            return ("linux-tools-common", f"linux-tools-{os.uname().release}")
-        return table()[need][manager]
+            release = os.uname().release
+            own = _UBUNTUS_KERNEL.fullmatch(release)
+            return ("linux-tools-common", f"linux-tools-{release}" if own else "linux-tools-generic")
+        packages = table()[need][manager]
+        if self.is_rhel and self.version >= _NO_LEGACY:
+            return tuple(package for package in packages if package != "iptables-legacy")
+        return packages
+
+
+def _ubuntu(values: Mapping[str, str], like: Sequence[str], version: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the release of Ubuntu that this is or was made from; empty where it is none, or is not known."""
+    if "ubuntu" not in like:
+        return ()
+    named = _UBUNTUS.get(values.get("UBUNTU_CODENAME", "").lower())
+    if values.get("ID") == "ubuntu":
+        return version or named or ()
+    # One's own number may look like Ubuntu's (Pop!_OS), or be another (Linux Mint 21).
+    return named or (version if re.fullmatch(r"\d\d\.(?:04|10)", values.get("VERSION_ID", "")) else ())

@@ -28,6 +28,8 @@ _MEMORY, _DISK = 3, 5
 _INOTIFY = {"max_user_instances": 256, "max_user_watches": 65536}
 #: From this Kubernetes on, the kubelet refuses cgroup v1 unless it is told otherwise.
 _NO_CGROUP_V1 = (1, 35)
+#: What names itself so has a virtual machine for Docker: by its operating system, or by its machine's name.
+_IN_A_VM = ("Docker Desktop", "Rancher Desktop", "rancher-desktop", "OrbStack", "Colima", "Lima", "linuxkit")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
@@ -38,11 +40,12 @@ def kind(
     misfit: str | None = None,
     istio: str = "",
     tested: Sequence[str] = (),
+    same_kernel: bool = True,
 ) -> list[Requirement]:
     """Probe what the kind lab needs.
 
     `kubernetes` is the node's, `misfit` says what does not fit together, `istio` is the release that is asked for,
-    `tested` are the versions of kind that were tried.
+    `tested` are the versions of kind that were tried; with `same_kernel` the node's kernel is to be looked into.
     """
     found = [_command("docker", docker_version), _command("kind", kind_command.version)]
     found += [_command("istioctl", istioctl.version), _command("kubectl", None, missing=WARN)]
@@ -52,9 +55,10 @@ def kind(
         engine = None
         found.append(Requirement("docker.answers", FAIL, error.what, "a Docker daemon that answers", error.hint))
     if engine is not None:
-        found += of_engine(engine, kubernetes)
+        found += of_engine(engine, kubernetes, same_kernel=same_kernel)
         found.append(disk(engine))
     found += [inotify(Path("/proc/sys/fs/inotify")), ports(os.environ), proxies(os.environ), versions(misfit)]
+    found.append(provider(os.environ))
     return [*found, *_tools(istio, tested)]
 
 
@@ -114,8 +118,8 @@ def _install(name: str) -> str:
     }[name]
 
 
-def of_engine(engine: Engine, kubernetes: tuple[int, int] | None) -> list[Requirement]:
-    """Judge what Docker tells of itself."""
+def of_engine(engine: Engine, kubernetes: tuple[int, int] | None, *, same_kernel: bool = True) -> list[Requirement]:
+    """Judge what Docker tells of itself; with `same_kernel` it must be on this machine's kernel."""
     rootful = Requirement(
         "docker.rootful",
         FAIL if engine.rootless else PASS,
@@ -132,7 +136,42 @@ def of_engine(engine: Engine, kubernetes: tuple[int, int] | None) -> list[Requir
         None if enough else "give the machine, or Docker Desktop's, more memory",
     )
     answers = f"{engine.version} on {engine.system}"
-    return [Requirement("docker.answers", PASS, answers, "it answers"), rootful, memory, cgroup(engine, kubernetes)]
+    return [
+        Requirement("docker.answers", PASS, answers, "it answers"),
+        rootful,
+        kernel(engine, os.uname().release, needed=same_kernel),
+        memory,
+        cgroup(engine, kubernetes),
+    ]
+
+
+def kernel(engine: Engine, release: str, *, needed: bool = True) -> Requirement:
+    """Say whether Docker's containers run on the kernel that merlab sees: a virtual machine has one of its own.
+
+    Docker Desktop's may be of the same release (WSL), and its processes are out of sight all the same.
+    """
+    name, wanted = "docker.kernel", "Docker on this machine's kernel, where the node's eBPF is seen"
+    product = next((one for one in _IN_A_VM if one.lower() in f"{engine.system} {engine.host}".lower()), "")
+    other = engine.kernel not in ("", release)
+    if not product and not other:
+        return Requirement(name, PASS, engine.kernel or "not told", wanted)
+    where = product or engine.system or "Docker"
+    release_ = f", Linux {engine.kernel}" if engine.kernel else ""
+    found = f"{where} runs containers in a virtual machine or on another one{release_}; here is Linux {release}"
+    hint = (
+        "docker context use default  # Docker Engine on this machine; or --dataplane none, or merlab up --lab embedded"
+    )
+    return Requirement(name, FAIL if needed else WARN, found, wanted, hint)
+
+
+def provider(environment: Mapping[str, str]) -> Requirement:
+    """Say that kind was told to use something else than Docker; merlab has it use Docker all the same."""
+    told = environment.get(kind_command.PROVIDER, "")
+    wanted = "Docker, as kind's provider"
+    if told in ("", kind_command.DOCKER):
+        return Requirement("cluster.provider", PASS, "Docker", wanted)
+    found = f"{kind_command.PROVIDER}={told}: merlab's kind uses Docker, one that you type yourself does not"
+    return Requirement("cluster.provider", WARN, found, wanted, f"unset {kind_command.PROVIDER}")
 
 
 def cgroup(engine: Engine, kubernetes: tuple[int, int] | None) -> Requirement:

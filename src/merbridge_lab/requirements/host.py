@@ -5,20 +5,30 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import pwd
+import resource
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
+from merbridge_lab import shortage
+from merbridge_lab.adapters import kernel
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 #: What merlab does as root, by the bits of CapEff (linux/capability.h).
 _CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
     "CAP_KILL": 5,
+    "CAP_SETGID": 6,
     "CAP_SETUID": 7,
     "CAP_NET_ADMIN": 12,
     "CAP_NET_RAW": 13,
+    "CAP_SYS_CHROOT": 18,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
 }
@@ -27,6 +37,9 @@ _CAPABILITIES = {
 _SHARED = "/dev/shm"  # noqa: S108
 
 _MEMORY = 512
+#: Counted on a lab at work: an Envoy cannot start with 32, and 48 do; three sidecars, twins and their clients make 65.
+_FILES = 64
+_PROCESSES = 80
 MEMORY_NEEDED = f">= {_MEMORY} MB available"
 
 
@@ -35,7 +48,7 @@ def privileges(root: Path) -> Requirement:
     needed = "root, with " + ", ".join(_CAPABILITIES)
     if os.geteuid() != 0:
         return Requirement("root", FAIL, f"user {os.geteuid()}", needed, "sudo merlab up --lab embedded")
-    missing = missing_capabilities((root / "proc/self/status").read_text(encoding="utf-8"))
+    missing = missing_capabilities(read_text(root / "proc/self/status"))
     if missing:
         return Requirement(
             "root",
@@ -49,9 +62,32 @@ def privileges(root: Path) -> Requirement:
 
 def missing_capabilities(status: str) -> list[str]:
     """Give the capabilities that /proc/self/status says are not in effect."""
-    effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    effective = next((line.split()[1] for line in lines_of(status) if line.startswith("CapEff:")), "0")
     bits = int(effective, 16)
     return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
+
+
+def ptrace(root: Path) -> Requirement:
+    """Look whether root may take a descriptor from another process: so a sidecar that listens already is registered."""
+    name, needed = "ptrace_scope", f"kernel.yama.ptrace_scope below {kernel.NOBODY_TRACES}, or no Yama"
+    scope = kernel.ptrace_scope(root)
+    if scope is None:
+        return Requirement(name, PASS, "no Yama", needed)
+    if scope < kernel.NOBODY_TRACES:
+        return Requirement(name, PASS, f"kernel.yama.ptrace_scope is {scope}", needed)
+    found = f"kernel.yama.ptrace_scope is {scope}, until the next boot without it"
+    return Requirement(name, FAIL, found, needed, kernel.FIND_PTRACE_SCOPE)
+
+
+def sidecars_user(number: int) -> Requirement:
+    """Look whether somebody real has the number of the sidecars' user: that one could signal and trace them."""
+    name, needed = "sidecars_user", f"no user of this machine has the number {number}"
+    try:
+        taken = pwd.getpwuid(number).pw_name
+    except KeyError:
+        return Requirement(name, PASS, "nobody has it", needed)
+    hint = f"give {taken} another number (usermod -u NUMBER {taken}), or see that nobody else logs in as {taken}"
+    return Requirement(name, WARN, f"{taken} has it, and is to the kernel the user of the lab's sidecars", needed, hint)
 
 
 def architecture() -> Requirement:
@@ -71,12 +107,12 @@ def judge_architecture(machine: str) -> Requirement:
 
 def memory(root: Path) -> Requirement:
     """Look for room for three sidecars, three apps and the compiler."""
-    return judge_memory((root / "proc/meminfo").read_text(encoding="utf-8"))
+    return judge_memory(read_text(root / "proc/meminfo"))
 
 
 def judge_memory(meminfo: str) -> Requirement:
     """Judge a /proc/meminfo, whose figures are in KiB."""
-    figures = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.splitlines() if ":" in line}
+    figures = {line.split(":")[0]: int(line.split()[1]) for line in lines_of(meminfo) if ":" in line}
     available = figures.get("MemAvailable", figures.get("MemFree", 0)) // 1024
     if available >= _MEMORY:
         return Requirement("memory", PASS, f"{available} MB available", MEMORY_NEEDED)
@@ -87,6 +123,33 @@ def judge_memory(meminfo: str) -> Requirement:
         MEMORY_NEEDED,
         "ps aux --sort -rss",
     )
+
+
+def limits() -> list[Requirement]:
+    """Look at how many files and processes we may have: the lab's take theirs from the same limits."""
+    files = judge_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    return [files, judge_processes(shortage.pids_limits())]
+
+
+def judge_files(soft: int, hard: int) -> Requirement:
+    """Judge RLIMIT_NOFILE: merlab has the soft limit, a sidecar the hard one."""
+    name, needed = "limits.files", f"{_FILES} open files a process"
+    most = min(each for each in (soft, hard, sys.maxsize) if each != resource.RLIM_INFINITY)
+    if most >= _FILES:
+        return Requirement(name, PASS, "any number" if most == sys.maxsize else f"{most} open files a process", needed)
+    return Requirement(name, FAIL, f"{most} open files a process", needed, "ulimit -n 4096")
+
+
+def judge_processes(limits: list[tuple[Path, int, int]]) -> Requirement:
+    """Judge the pids.max of the cgroups we are in: each its directory, how many there are, how many may be."""
+    name, needed = "limits.processes", f"room for {_PROCESSES} processes and threads"
+    place, current, most = min(limits, key=lambda each: each[2] - each[1], default=(None, 0, 0))
+    if place is None:
+        return Requirement(name, PASS, "not limited", needed)
+    found = f"{current} of {most} in {place}"
+    if most - current >= _PROCESSES:
+        return Requirement(name, PASS, found, needed)
+    return Requirement(name, FAIL, found, needed, f"echo max > {place}/pids.max")
 
 
 def run_directory(root: Path) -> Requirement:
@@ -125,7 +188,7 @@ def _write_unnamed(place: Path) -> None:
 
 def shared_memory(root: Path) -> Requirement:
     """Look for /dev/shm: Envoy aborts at its start where nothing is mounted there."""
-    mounts = [line.split()[1] for line in (root / "proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    mounts = [line.split(" ")[1] for line in lines_of(read_text(root / "proc/self/mounts"))]
     name, needed = "shared_memory", f"{_SHARED} mounted (Envoy)"
     if _SHARED in mounts:
         return Requirement(name, PASS, f"{_SHARED} mounted", needed)

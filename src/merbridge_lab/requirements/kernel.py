@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import bpfprobe
 from merbridge_lab.adapters import kernel as asked
 from merbridge_lab.adapters.proc import run
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, ShortageError
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,8 +110,10 @@ def namespaces() -> Requirement:
     pair = ["ip", "link", "add", "name", "merlab-a", "type", "veth", "peer", "name", "merlab-b"]
     try:
         run(["unshare", "--net", "--mount", *pair])
+    except ShortageError:
+        raise
     except LabError as error:
-        said = (error.stderr or error.what).strip().splitlines()
+        said = lines_of((error.stderr or error.what).strip())
         if "propagation" in (error.stderr or ""):
             hint = "the root of a chroot has to be a mount: bind-mount its folder onto itself before the chroot"
         else:

@@ -12,6 +12,7 @@ from merbridge_lab.adapters import bccpath
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from merbridge_lab.requirements.distribution import Distribution
@@ -76,7 +77,7 @@ def _bpftool(distribution: Distribution) -> Requirement:
         return found
     # Ubuntu's is a script that looks for the one of this very kernel.
     try:
-        said = run(["bpftool", "version"]).stdout.splitlines()[0]
+        said = lines_of(run(["bpftool", "version"]).stdout)[0]
     except (LabError, IndexError):
         said = f"{found.found} does not run on this kernel"
         return Requirement(found.name, WARN, said, found.needed, distribution.install("bpftool"))
@@ -91,7 +92,7 @@ def netfilter(backend: str) -> Requirement:
     try:
         run(["unshare", "--net", f"iptables-{backend}-restore"], stdin=_RULES, env=environment)
     except LabError as error:
-        said = (error.stderr or error.what).strip().splitlines()
+        said = lines_of((error.stderr or error.what).strip())
         module = "nft_compat" if backend == "nft" else "iptable_nat"
         hint = f"modprobe -a {module} xt_owner xt_REDIRECT xt_conntrack"
         return Requirement(name, FAIL, said[-1] if said else error.what, needed, hint)

@@ -6,6 +6,7 @@ Upstream pins them on a bpffs of its container's own, so the node shows none of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -96,12 +97,16 @@ def look(cgroup: Path) -> State:
 
 def _movers(sockets: int) -> list[int]:
     """Find the program that is attached to the map of sockets. Raises OSError."""
-    with _opened("map", sockets) as fd, contextlib.suppress(OSError):
-        return bpf.attached_progs(fd, bpf.SK_MSG_VERDICT)
+    with _opened("map", sockets) as fd:
+        try:
+            return bpf.attached_progs(fd, bpf.SK_MSG_VERDICT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
     # Kernels before 5.18 do not say what is attached to a map: it is the one of that kind that uses it.
     found = []
     for number in bpf.ids("prog"):
-        with contextlib.suppress(OSError), _opened("prog", number) as fd:
+        with contextlib.suppress(FileNotFoundError), _opened("prog", number) as fd:
             info = bpf.prog_info(fd)
             if info.type == bpf.PROG_SK_MSG and sockets in info.map_ids:
                 found.append(number)
@@ -109,10 +114,10 @@ def _movers(sockets: int) -> list[int]:
 
 
 def runs(state: State) -> dict[str, int]:
-    """Give how often each program ran while statistics were on."""
+    """Give how often each program ran while statistics were on; those that went are left out. Raises OSError."""
     counted = {}
     for hook, number in state.programs.items():
-        with contextlib.suppress(OSError), _opened("prog", number) as fd:
+        with contextlib.suppress(FileNotFoundError), _opened("prog", number) as fd:
             counted[f"{hook}_runs"] = bpf.prog_info(fd).run_count
     return counted
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from merbridge_lab.text import lines_of
+
 #: mbctl watches the node's pods, and attaches its programs next.
 READY = "Pod Watcher Ready"
 
@@ -70,7 +72,7 @@ def ready(log: str) -> bool:
 def crash(log: str) -> Crash | None:
     """Say why the pod ended, by the first of upstream's lines that tells; None where no known text is in the log."""
     for known in (_CAUSES, _LAST_WORDS):
-        for line in log.splitlines():
+        for line in lines_of(log):
             for pattern, what, cgroup, issue in known:
                 if re.search(pattern, line):
                     return Crash(what, line.strip(), cgroup, issue)
@@ -79,4 +81,4 @@ def crash(log: str) -> Crash | None:
 
 def tail(log: str) -> str:
     """Give upstream's own last lines."""
-    return "\n".join(log.strip().splitlines()[-_LINES:])
+    return "\n".join(lines_of(log.strip())[-_LINES:])

@@ -10,13 +10,10 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from merbridge_lab.dataplane import printk
 from merbridge_lab.dataplane.events import TraceEvent
 
-# What the kernel puts before a line; comm may hold blanks or be `<...>`.
-_ENVELOPE = re.compile(
-    r"^\s*(?P<comm>.+)-(?P<pid>\d+)\s+\[\d+\]\s+\S{4,6}\s+(?P<seconds>\d+\.\d+): "
-    r"(?:bpf_trace_printk|0|0x0*1): (?P<debug>\[debug\] )?(?P<said>.*)$"
-)
+_SAID = re.compile(r"(?P<debug>\[debug\] )?(?P<said>.*)$")
 # The first releases print an address as a number in the network's order, later ones as people write it.
 _IP = r"(?P<ip>[0-9a-fA-F.:]*[0-9a-fA-F]|0x[0-9a-fA-F]+)"
 # The cookie has 64 bits and is printed as %d: what is there may be cut off, and negative.
@@ -93,17 +90,18 @@ class MerbridgeEvent(TraceEvent):
 
 def parse(line: str) -> MerbridgeEvent | None:
     """Decode a raw line of trace_pipe; None for lines of others."""
-    found = _ENVELOPE.match(line)
-    if found is None:
+    told_line = printk.split(line)
+    found = _SAID.match(told_line.said) if told_line else None
+    if told_line is None or found is None:
         return None
     said = found["said"].strip()
     kind, values = _told(said) or ("other", {})
     if kind == "other" and not found["debug"]:
         return None
     return MerbridgeEvent(
-        seconds=float(found["seconds"]),
-        comm=found["comm"],
-        pid=int(found["pid"]),
+        seconds=told_line.seconds,
+        comm=told_line.comm,
+        pid=told_line.pid,
         kind=kind,
         raw=line.rstrip("\n"),
         ip=dotted(values.get("ip", "")),

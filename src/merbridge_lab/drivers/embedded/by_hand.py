@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import links
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.embedded import furniture, layout, services
+from merbridge_lab.drivers.embedded import furniture, layout, services, wiring
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ def _network(pod: Pod, node: Path) -> list[str]:
     at_pod, at_node = (f"nsenter --net={netns}" for netns in (pod.netns, node))
     return [
         f"touch {pod.netns} && unshare --net={pod.netns} true",
+        f"{at_pod} sysctl -q -w net.ipv4.ip_forward=0 {wiring.TYPED}",
         f"{at_node} ip link add {spec.veth} type veth peer name {eth} netns {pod.netns}",
         f"{at_node} ip address add {gateway}/32 dev {spec.veth} && {at_node} ip link set {spec.veth} up",
         f"{at_node} ip route add {spec.ip}/32 dev {spec.veth}",
@@ -37,16 +40,27 @@ def _network(pod: Pod, node: Path) -> list[str]:
 def _rules(pod: Pod) -> list[str]:
     if not pod.spec.rules:
         return []
-    rules = [line for line in services.pod_rules().splitlines() if not line.startswith("#")]
+    rules = [line for line in lines_of(services.pod_rules()) if not line.startswith("#")]
     restore = f"nsenter --net={pod.netns} iptables-{pod.spec.backend}-restore"
     return ["\n".join([f"{restore} <<'EOF'", *rules, "EOF"])]
 
 
 def _files(pod: Pod) -> list[str]:
     at_pod = f"nsenter --mount={pod.mntns}"
+    run, folder, name = pod.run, pod.folder, pod.spec.name
+    # What is covered is bound elsewhere meanwhile; the cover hides other pods, and other labs.
+    own = [
+        f"mount --rbind {run} /mnt",
+        f"mount -t tmpfs -o mode=0755 {run.name} {run.parent}",
+        f"mkdir -p {folder}",
+        f"mount --bind /mnt/pods/{name} {folder}",
+        *([f"touch {run}/envoy", f"mount --bind /mnt/envoy {run}/envoy"] if pod.spec.sidecar else []),
+        "umount -l /mnt",
+    ]
     return [
         f"touch {pod.mntns} && unshare --mount={pod.mntns} true",
-        *(f"{at_pod} mount --bind {pod.folder / name} /etc/{name}" for name in furniture.texts(pod.spec)),
+        f"{at_pod} sh -ec {shlex.quote('; '.join(own))}",
+        *(f"{at_pod} mount --bind {folder / name} /etc/{name}" for name in furniture.texts(pod.spec)),
     ]
 
 

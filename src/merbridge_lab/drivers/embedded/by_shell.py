@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import hints
@@ -31,27 +29,30 @@ def shell(pod: Pod, *, netns: bool, request: str = "") -> Iterator[tuple[list[st
         argv = pod.argv_as_app(["env", f"PS1=merlab:{name}$ ", "sh", "-i"])
         yield argv, f"you are {name}'s app; try: curl -s helloworld:5000/hello. exit leaves."
         return
-    with tempfile.TemporaryDirectory(prefix="merlab-shell-") as folder:
-        for tool in _TOOLS:
-            found = shutil.which(tool.replace("iptables", f"iptables-{pod.spec.backend}"))
-            if found:
-                Path(folder, tool).symlink_to(found)
-        path = f"PATH={folder}{os.pathsep}{os.environ['PATH']}"
-        # bash reads the user's own files after PS1 is set; the plain sh does not, and every system has one.
-        argv = pod.argv_as_root(["env", path, f"PS1=merlab:{name}(netns)# ", "sh", "-i"])
-        yield (
-            argv,
-            (
-                f"you are root in the network namespace of {name}; iptables is iptables-{pod.spec.backend}."
-                " Try: iptables -t nat -vnL. exit leaves.\n" + hints.as_the_app(request)
-            ),
-        )
+    # In the lab's own tmpfs, so that whatever ends this shell, nothing of it outlasts the lab.
+    folder = pod.run / "shell" / pod.spec.backend
+    folder.mkdir(parents=True, exist_ok=True)
+    for tool in _TOOLS:
+        found = shutil.which(tool.replace("iptables", f"iptables-{pod.spec.backend}"))
+        if found and not (folder / tool).is_symlink():
+            (folder / tool).symlink_to(found)
+    path = f"PATH={folder}{os.pathsep}{os.environ['PATH']}"
+    # bash reads the user's own files after PS1 is set; the plain sh does not, and every system has one.
+    argv = pod.argv_as_root(["env", path, f"PS1=merlab:{name}(netns)# ", "sh", "-i"])
+    yield (
+        argv,
+        (
+            f"you are root in the network namespace of {name}; iptables is iptables-{pod.spec.backend}."
+            " Try: iptables -t nat -vnL. exit leaves.\n" + hints.as_the_app(request)
+        ),
+    )
 
 
 def changes(pod: Pod, *, saved: bool) -> list[str]:
     """Say what of the pod's rules is not as merlab made it, and how to put it back; `saved`: merlab flushed them."""
     if saved:
         return [f"the nat rules of {pod.spec.name} are flushed; merlab restore puts them back"]
-    if services.are_loaded(pod.netns, services.pod_rules(), pod.spec.backend):
-        return []
-    return [f"the rules of {pod.spec.name} are not as merlab made them; merlab up puts them back"]
+    wrong = f"the rules of {pod.spec.name} are not as merlab made them"
+    stray = f"there are other rules in {pod.spec.name} than those that merlab made"
+    found = services.problems(pod.netns, services.pod_rules(), pod.spec.backend, wrong=wrong, stray=stray)
+    return [f"{each}; merlab up puts them back" for each in found[:1]]

@@ -84,9 +84,10 @@ class Authority:
     def load(cls, path: Path) -> Authority:
         """Read the authority kept at `path` (root's alone, key and certificate in one file), or make it first.
 
-        It is kept because twins made later need certificates too. Raises OSError, ValueError.
+        It is kept because twins made later need certificates too; one that is not valid now gives way to a new one.
+        Raises OSError, ValueError.
         """
-        if not path.exists():
+        if authority_problem(path) is not None:
             new = cls.fresh()
             put(path, _pem(new._key) + new.certificate, mode=0o600)  # noqa: SLF001 - its own class
         content = path.read_bytes()
@@ -121,9 +122,50 @@ class Seen(NamedTuple):
     """What a certificate says, and whether the lab's authority has signed it."""
 
     identities: tuple[str, ...]
+    since: dt.datetime
     until: dt.datetime
     serial: int
     signed: bool
+
+    @property
+    def untimely(self) -> str | None:
+        """Say that it is not valid at this moment; None if it is."""
+        return _untimely(self.since, self.until)
+
+
+def _untimely(since: dt.datetime, until: dt.datetime) -> str | None:
+    now = dt.datetime.now(dt.timezone.utc)
+    if now < since:
+        return f"is valid from {since:%Y-%m-%d %H:%M} UTC on, and the clock says {now:%Y-%m-%d %H:%M} UTC"
+    if until <= now:
+        return f"expired at {until:%Y-%m-%d %H:%M} UTC"
+    return None
+
+
+def _period(certificate: x509.Certificate) -> tuple[dt.datetime, dt.datetime]:
+    if hasattr(certificate, "not_valid_after_utc"):  # cryptography 42
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    utc = dt.timezone.utc
+    return certificate.not_valid_before.replace(tzinfo=utc), certificate.not_valid_after.replace(tzinfo=utc)
+
+
+def authority_problem(path: Path) -> str | None:
+    """Say what is wrong with the authority kept at `path` (unreadable, or not valid now); None if it is good."""
+    try:
+        content = path.read_bytes()
+        serialization.load_pem_private_key(content, password=None)
+        return _untimely(*_period(x509.load_pem_x509_certificate(content)))
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+
+
+def trusts(folder: Path, authority: Path) -> bool:
+    """Whether the one authority that `folder` names is the one kept at `authority`."""
+    try:
+        roots = x509.load_pem_x509_certificates((folder / "root-cert.pem").read_bytes())
+        return roots == [x509.load_pem_x509_certificate(authority.read_bytes())]
+    except (OSError, ValueError):
+        return False
 
 
 def look(folder: Path, authority: Path) -> Seen | str:
@@ -140,20 +182,19 @@ def look(folder: Path, authority: Path) -> Seen | str:
     except (ValueError, TypeError, InvalidSignature):
         signed = False
     identities = tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
-    if hasattr(certificate, "not_valid_after_utc"):  # cryptography 42
-        until = certificate.not_valid_after_utc
-    else:
-        until = certificate.not_valid_after.replace(tzinfo=dt.timezone.utc)
-    return Seen(identities, until, certificate.serial_number, signed)
+    return Seen(identities, *_period(certificate), certificate.serial_number, signed)
 
 
 def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = False) -> bool:
-    """Whether what is in `folder` is valid now, names `identity`, and is the authority's (or, `foreign`, is not)."""
+    """Whether what is in `folder` is valid now, names `identity`, and is the authority's (or, `foreign`, is not).
+
+    An authority that is not valid now makes nothing good.
+    """
     seen = look(folder, authority)
-    if isinstance(seen, str):
+    if isinstance(seen, str) or authority_problem(authority) is not None:
         return False
-    now = dt.datetime.now(dt.timezone.utc)
-    return seen.signed is not foreign and seen.until > now and seen.identities == (identity,)
+    right = seen.signed is not foreign and seen.identities == (identity,)
+    return right and seen.untimely is None and trusts(folder, authority)
 
 
 def install(folder: Path, identity: str, *, authority: Authority, trusted: Authority, owner: int) -> None:

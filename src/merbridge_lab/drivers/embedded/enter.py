@@ -12,13 +12,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Of every daemon of a pod, exactly.
+ENVIRONMENT = frozenset({f"PATH={PATH}", "HOME=/", "LANG=C.UTF-8"})
 
-# Fixed texts; a daemon may open as many files (thousands of connections) as the machine lets it.
+# Fixed texts; a daemon may open as many files (thousands of connections) as the machine lets it, and merlab's own
+# limits on files, time and memory are not its own.
 # Everything that varies is an argument. An error message of the shell names what could not be joined.
 _JOIN = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 _DAEMON = (
-    'cd / && echo 0 >"$0/cgroup.procs" && ulimit -n "$(ulimit -Hn)" && exec </dev/null >>"$1" 2>&1 && shift && '
+    'cd / && echo 0 >"$0/cgroup.procs" && '
+    '{ [ "$(ulimit -Hn)" = unlimited ] || [ "$(ulimit -Hn)" -ge 4096 ] || ulimit -n 4096 || :; } && '
+    'ulimit -n "$(ulimit -Hn)" && for each in f t v; do '
+    '[ "$(ulimit -$each)" = unlimited ] || ulimit -$each unlimited; done && '
+    'umask 022 && exec </dev/null >>"$1" 2>&1 && shift && '
     'exec setsid --fork "$@"'
 )
 
@@ -26,7 +33,7 @@ _DAEMON = (
 def _clean_environment() -> list[str]:
     # An http_proxy of the user's would send the lab's requests elsewhere.
     terminal = os.environ.get("TERM")
-    return ["env", "-i", f"PATH={_PATH}", "HOME=/", "LANG=C.UTF-8", *([f"TERM={terminal}"] if terminal else [])]
+    return ["env", "-i", f"PATH={PATH}", "HOME=/", "LANG=C.UTF-8", *([f"TERM={terminal}"] if terminal else [])]
 
 
 def _into(netns: Path, mntns: Path | None, user: int) -> list[str]:
@@ -44,7 +51,7 @@ def as_daemon(cgroup: Path, netns: Path, mntns: Path, user: int, log: Path, argv
 
     It has a session of its own, no terminal, no file of ours open, and appends what it prints to `log`.
     """
-    inside = [*_into(netns, mntns, user), "env", "-i", f"PATH={_PATH}", "HOME=/", "LANG=C.UTF-8", *argv]
+    inside = [*_into(netns, mntns, user), "env", "-i", *sorted(ENVIRONMENT), *argv]
     return ["sh", "-c", _DAEMON, str(cgroup), str(log), *inside]
 
 

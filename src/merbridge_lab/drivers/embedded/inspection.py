@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from merbridge_lab.adapters.process import look
 from merbridge_lab.drivers.embedded import certificates, furniture, layout, sidecar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from merbridge_lab.adapters.process import Process
     from merbridge_lab.drivers.embedded.layout import PodSpec
@@ -26,6 +25,7 @@ _PORTS = {
     layout.INBOUND_PORT: "sidecar",
     layout.HEALTH_PORT: "sidecar",
     layout.ADMIN_PORT: "sidecar",
+    layout.STATS_PORT: "sidecar",
     layout.HTTP_PORT: "app",
     layout.ECHO_PORT: "app",
 }
@@ -33,26 +33,46 @@ _PORTS = {
 _DEFAULTS: tuple[object, ...] = (None, False, 0, "", "STATIC", "ROUND_ROBIN", [], {})
 
 
-def differences(netns: Path, pod: PodSpec, folder: Path, processes: dict[str, Process]) -> list[str]:
-    """Say, a sentence each, in what the pod's processes are not what merlab started. Raises OSError."""
-    found = list(_usurped(netns, pod, processes))
+def differences(
+    netns: Path, pod: PodSpec, folder: Path, processes: dict[str, Process], guests: Iterable[Process] = ()
+) -> list[str]:
+    """Say, a sentence each, in what the pod's processes are not what merlab started. Raises OSError.
+
+    `guests` are the processes of the app's cgroup: those that `merlab exec` starts may listen on ports of their own.
+    """
+    found = list(_usurped(netns, pod, processes, guests))
     if "sidecar" in processes and not found:
         found += _configuration(netns, pod, folder) or _certificate(netns, pod, folder)
     if "app" in processes:
-        found += furniture.differences(pod, Path(f"/proc/{processes['app'].pid}/root"))
+        found += furniture.differences(pod, processes["app"].pid)
     return found
 
 
 # -- ports -----------------------------------------------------------------------------------------------------------
 
 
-def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process]) -> Iterator[str]:
-    """Find listeners on the ports of sidecar and app that are not theirs: the more specific address wins."""
+def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process], guests: Iterable[Process]) -> Iterator[str]:
+    """Find listeners that are not their owners', and ports on which nobody listens: the more specific address wins."""
     own = {kind: seen.sockets() for kind, seen in processes.items()}
+    served = _served(pod)
+    there = set()
     for listener in tcp.listening(netns):
         kind = _PORTS.get(listener.port, "")
-        if kind in own and listener.inode not in own[kind]:
+        there.add(listener.port)
+        if kind in own and listener.inode in own[kind] and listener.port in served:
+            continue
+        if kind in own:
             yield f"port {listener.port} of {pod.name} is served by {_owner(listener.inode)}, not only by its {kind}"
+        elif listener.uid != layout.APP_ID or not any(listener.inode in guest.sockets() for guest in guests):
+            yield f"port {listener.port} of {pod.name} is served by {_owner(listener.inode)}, which is not the pod's"
+    for port in sorted(served - there):
+        yield f"nobody listens on port {port} of {pod.name}"
+
+
+def _served(pod: PodSpec) -> set[int]:
+    """Give the ports on which a pod must listen."""
+    served = {port for port, kind in _PORTS.items() if kind == "app"} if pod.app == "helloworld" else set()
+    return served | ({port for port, kind in _PORTS.items() if kind == "sidecar"} if pod.sidecar else set())
 
 
 def _owner(inode: int) -> str:
@@ -127,10 +147,15 @@ def _short(value: object) -> str:
 
 
 def _certificate(netns: Path, pod: PodSpec, folder: Path) -> list[str]:
-    """Look at the certificate that is on disk, and whether it is the one that the sidecar runs with."""
-    seen = certificates.look(folder / sidecar.CERTIFICATES, folder.parent.parent / "ca.pem")
+    """Look at the certificate that is on disk, its authority's, and whether they are what the sidecar runs with."""
+    authority = folder.parent.parent / "ca.pem"
+    if problem := certificates.authority_problem(authority):
+        return [f"the certificate of the lab's authority {problem}"]
+    seen = certificates.look(folder / sidecar.CERTIFICATES, authority)
     if problem := _certificate_problem(pod, seen):
         return [f"the certificate of {pod.name} {problem}"]
+    if not certificates.trusts(folder / sidecar.CERTIFICATES, authority):
+        return [f"{pod.name} trusts another authority than the lab's ({folder / sidecar.CERTIFICATES})"]
     running = {
         int(each["serial_number"], 16)
         for pair in _ask(netns, "/certs").get("certificates", ())
@@ -146,8 +171,8 @@ def _certificate_problem(pod: PodSpec, seen: certificates.Seen | str) -> str | N
         return f"cannot be read: {seen}"
     if seen.signed is pod.foreign:
         return "is of the lab's authority" if seen.signed else "is not of the lab's authority"
-    if seen.until <= dt.datetime.now(dt.timezone.utc):
-        return f"expired at {seen.until:%Y-%m-%d %H:%M} UTC"
+    if untimely := seen.untimely:
+        return untimely
     if pod.identity not in seen.identities:
         return f"names {', '.join(seen.identities) or 'nobody'}, not {pod.identity}"
     return None

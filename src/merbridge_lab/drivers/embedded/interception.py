@@ -34,7 +34,8 @@ class Interception:
     def __init__(self, machine: Machine, mesh: Mesh) -> None:
         self._machine = machine
         self._mesh = mesh
-        self._plane = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs)
+        around = dataplane.Around((machine.cgroup / "twins",), ((layout.NODE, machine.netns(layout.NODE)),))
+        self._plane = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
         self._trace = Instance(machine.tracefs, machine.name)
 
     def _pods(self) -> list[dataplane.Pod]:
@@ -111,11 +112,13 @@ class Interception:
         return self._plane.problems(self._machine.mesh_cgroup, self._pods())
 
     def readings(self) -> tuple[Reading, ...]:
-        """List the programs in the kernel and where they are attached."""
-        return tuple(
+        """List the programs in the kernel and where they are attached, with those of others that may be there."""
+        own = [
             Reading(f"bpf:{program.name}", "", None, program.attached_to, f"{program.type}, id {program.id}")
             for program in self._plane.programs()
-        )
+        ]
+        others = self._plane.others(self._machine.mesh_cgroup, self._pods())
+        return (*own, *(Reading("bpf:others", "", None, each) for each in others))
 
     @property
     def attached(self) -> bool:
@@ -172,10 +175,11 @@ class Interception:
         """Give the command that reads the trace."""
         return f"cat {self._trace.pipe}"
 
-    def follow_trace(self) -> Iterator[TraceEvent]:
+    def follow_trace(self) -> Iterator[TraceEvent | None]:
         """Give the trace's events as they come, until interrupted, from a buffer that is there just for this.
 
-        So nothing is taken from others who read the trace. Where debug output is off, it is on meanwhile.
+        Where nothing comes for a moment, None is given. So nothing is taken from others who read the trace. Where
+        debug output is off, it is on meanwhile.
         """
         from merbridge_lab.dataplane import events
 
@@ -191,7 +195,10 @@ class Interception:
                 with own.following() as take:
                     while self.attached:
                         interrupts.checkpoint()
-                        for line in take(_LOOK_UP):
+                        lines = take(_LOOK_UP)
+                        if not lines:
+                            yield None
+                        for line in lines:
                             event = events.parse(line)
                             if event is not None:
                                 yield event

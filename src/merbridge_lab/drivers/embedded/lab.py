@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab import interrupts
 from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import layout, requests, state, tracing
+from merbridge_lab.drivers.embedded import dialling, layout, logs, requests, state, tracing
 from merbridge_lab.drivers.embedded.interception import Interception
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.node import Node
@@ -19,12 +19,14 @@ from merbridge_lab.drivers.embedded.pods import Mesh, Pod
 from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Verdict
-from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.dials import Dial
     from merbridge_lab.drivers.embedded.layout import PodSpec
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -40,7 +42,7 @@ class EmbeddedLab:
 
     name = "embedded"
     to_the_letter = False
-    capabilities = frozenset({DATAPLANE, INBOUND, PEER, SWITCH, TRACE, TWIN})
+    capabilities = frozenset({DATAPLANE, DIALS, INBOUND, PEER, SWITCH, TRACE, TWIN})
 
     def __init__(self, *, name: str = layout.NAME, keep: bool = False, backend: str = "nft") -> None:
         self.machine = Machine(name)
@@ -124,8 +126,14 @@ class EmbeddedLab:
         server: EmbeddedWorkload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send requests as the app of `client` and read everything around them."""
-        return requests.observe(
+        """Send requests as the app of `client` and read everything around them.
+
+        Raises LabError where the lab's file system is full, before or after: then a record that is missing proves
+        nothing.
+        """
+        logs.bound(path for path in (self.machine.run / "pods").iterdir())
+        logs.require_room(self.machine.run)
+        seen = requests.observe(
             client,
             [server] if server is not None else self.servers(),
             url=url,
@@ -135,15 +143,20 @@ class EmbeddedLab:
             trace=self.dataplane.drain_trace if trace else None,
             logged=logged,
         )
+        logs.require_room(self.machine.run)
+        return seen
+
+    def dial(self, client: EmbeddedWorkload) -> Sequence[Dial]:
+        """Dial as the app of `client` in ways that curl does not, and give what eBPF has of each."""
+        return dialling.dial(client, self.dataplane.pairs)
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
         wanted = tuple(nonces)
-        logs = (self.machine.run / "pods").glob("*/access.log")
         return [
             f"{log.parent.name}: {line}"
-            for log in logs
-            for line in log.read_text(errors="replace").splitlines()
+            for log in (self.machine.run / "pods").glob("*/access.log")
+            for line in lines_of(logs.tail(log))
             if any(nonce in line for nonce in wanted)
         ]
 
@@ -153,7 +166,7 @@ class EmbeddedLab:
         for workload in self.workloads():
             found[f"the app of {workload.name}"] = str(workload.pod.app_pid)
             found[f"the sidecar of {workload.name}"] = str(workload.pod.sidecar_pid)
-            found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
+            found[f"the nat rules of {workload.name}"] = workload.rules.snapshot().fingerprint("nat")
         for program in self.dataplane.programs():
             found[f"the program {program.name}"] = f"{program.id} {program.attached_to}"
         for name, link in self.dataplane.links().items():

@@ -9,6 +9,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from merbridge_lab import shortage
 from merbridge_lab.adapters import cgroup, mounts
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.errors import KernelCannotError, LabError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 #: Enough for access logs of some million requests; most of the time it holds a few hundred kilobytes.
 _SIZE = "512m"
 _FOLDERS = ("netns", "mnt", "bpf", "tracing", "pods", "saved")
+#: A pod has its own folder bind-mounted, so it need not pass this one.
+_MODES = {"pods": 0o700, "saved": 0o700}
 _BRANCHES = ("mesh", "twins")
 
 
@@ -75,7 +78,11 @@ class Machine:
             self._take_run_directory()
             for name in _FOLDERS:
                 (self.run / name).mkdir(exist_ok=True)
+                # Whatever root's umask is; and what is below, keys and saved rules, is nobody's business but root's.
+                (self.run / name).chmod(_MODES.get(name, 0o755))
             self._take_cgroup()
+            for each in (self.cgroup, *(self.cgroup / name for name in _BRANCHES)):
+                cgroup.release(each)
             self._mount(self.bpffs, "bpf", "a BPF file system", "4.4", "mode=0700")
             with contextlib.suppress(KernelCannotError):
                 # Without it there is no trace, and problems() does not complain: the rest of the lab works.
@@ -105,6 +112,7 @@ class Machine:
     def _claim(self) -> None:
         try:
             self.run.mkdir(mode=0o755)
+            self.run.chmod(0o755)
         except FileExistsError:
             if self.run.is_symlink() or not self.run.is_dir() or os.path.ismount(self.run) or any(self.run.iterdir()):
                 raise LabError(
@@ -112,8 +120,8 @@ class Machine:
                     hint=f"mv {self.run} {self.run}.other",
                 ) from None
         except OSError as error:
-            raise LabError(
-                f"{self.run} cannot be made: {error.strerror}", hint=f"mount -o remount,rw {self.run.parent}"
+            raise shortage.of(error) or LabError(
+                f"{self.run} cannot be made: {error.strerror}", hint=f"ls -ld {self.run.parent}"
             ) from error
 
     def _take_cgroup(self) -> None:
@@ -125,9 +133,8 @@ class Machine:
             for name in _BRANCHES:
                 (self.cgroup / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LabError(
-                f"the cgroup {self.cgroup} cannot be made: {error.strerror}",
-                hint=f"mount -o remount,rw {self._cgroup_root}",
+            raise shortage.of(error) or LabError(
+                f"the cgroup {self.cgroup} cannot be made: {error.strerror}", hint=f"ls -ld {self._cgroup_root}"
             ) from error
 
     def _strangers(self) -> list[str]:
@@ -185,7 +192,14 @@ class Machine:
             *((_is_folder(self.run / name), f"{self.run / name} is missing") for name in _FOLDERS),
             *((_is_folder(self.cgroup / name), f"the cgroup {self.cgroup / name} is missing") for name in _BRANCHES),
         ]
-        return [sentence for held, sentence in there if not held]
+        closed = [
+            f"{self.run / name} is open to others than root"
+            for name, mode in _MODES.items()
+            if _is_folder(self.run / name) and (self.run / name).stat().st_mode & 0o777 != mode
+        ]
+        groups = (self.cgroup, *(self.cgroup / name for name in _BRANCHES))
+        limits = [f"the cgroup {each} is limited: {limit}" for each in groups for limit in cgroup.limits(each)]
+        return [sentence for held, sentence in there if not held] + closed + limits
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make it."""
@@ -194,6 +208,7 @@ class Machine:
         return [
             f"mkdir {self.run} && mount -t tmpfs -o mode=0755,size={_SIZE} {self.name} {self.run}",
             f"mount --make-private {self.run} && mkdir {self.run}/{{{folders}}}",
+            f"chmod 700 {self.run}/{{{','.join(_MODES)}}}",
             *([f"mount -t cgroup2 none {self._own_cgroup2}"] if own else []),
             f"mkdir -p {self.cgroup}/{{{','.join(_BRANCHES)}}}",
             f"mount -t bpf -o mode=0700 none {self.bpffs} && mount -t tracefs none {self.tracefs}",

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import iptables, links, netns
-from merbridge_lab.drivers.embedded import layout, services
+from merbridge_lab.adapters import iptables, links, netns, tcp
+from merbridge_lab.drivers.embedded import layout, services, wires, wiring
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.drivers.embedded.machine import Machine
-
-#: Routes here are symmetric, but a namespace inherits the host's rp_filter, and a strict one would drop what REDIRECT
-#: answers from 127.0.0.6.
-_SYSCTLS = {"ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0"}
-NODE_SYSCTLS = {**_SYSCTLS, "ipv4/ip_forward": "1"}
-POD_SYSCTLS = _SYSCTLS
 
 
 class Node:
@@ -34,7 +29,12 @@ class Node:
         """Make what is missing. Raises LabError, OSError."""
         if not netns.is_pinned(self.netns):
             netns.create(self.netns, netns.NEWNET)
-        links.set_up(self.netns, NODE_SYSCTLS)
+        self._set_up()
+        if self._wire_problems():
+            # Whatever it is, it goes with the namespace; the pods are linked to a new one.
+            netns.unpin(self.netns)
+            netns.create(self.netns, netns.NEWNET)
+            self._set_up()
         if self._rule_problems():
             iptables.clear(self.netns, but=self._backend, tables=services.NODES)
             iptables.load(self.netns, services.service_rules(), self._backend)
@@ -47,29 +47,39 @@ class Node:
         """Say, a sentence each, what is not as `ensure` makes it."""
         if not netns.is_pinned(self.netns):
             return [f"the node's network namespace is not there ({self.netns})"]
-        found = [f"in the node's network namespace {each}" for each in links.differences(self.netns, NODE_SYSCTLS)]
-        return found + self._rule_problems()
+        return self._wire_problems() + self._listeners() + self._rule_problems()
+
+    def _set_up(self) -> None:
+        links.set_up(self.netns, wires.node_sysctls(wires.read_node(self.netns)))
+
+    def _wire_problems(self) -> list[str]:
+        return wires.of_node(self._machine.run / "netns", wires.read_node(self.netns))
+
+    def _listeners(self) -> list[str]:
+        return [f"a process listens on port {each.port} in the node" for each in tcp.listening(self.netns)]
 
     def _rule_problems(self) -> list[str]:
-        if not services.are_loaded(self.netns, services.service_rules(), self._backend, tables=services.NODES):
-            return [f"the rules for the services' addresses are not in the nat table of {self.netns}"]
-        if others := services.others(self.netns, self._backend, tables=services.NODES):
-            return [f"there are other rules in the node than those of the services: {others[0]}"]
-        return []
+        return services.problems(
+            self.netns,
+            services.service_rules(),
+            self._backend,
+            tables=services.NODES,
+            wrong=f"the rules for the services' addresses are not in the nat table of {self.netns}",
+            stray="there are other rules in the node than those of the services",
+        )
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make it, once the run directory is there."""
         inside = f"nsenter --net={self.netns}"
-        settings = " ".join(f"net.{name.replace('/', '.')}={value}" for name, value in NODE_SYSCTLS.items())
         dnat = [
             f"{inside} iptables-{self._backend} -t nat {line}"
-            for line in services.service_rules().splitlines()
+            for line in lines_of(services.service_rules())
             if line.startswith("-A")
         ]
         return [
             f"touch {self.netns} && unshare --net={self.netns} true",
             f"{inside} ip link set lo up",
-            f"{inside} sysctl -q -w {settings}",
+            f"{inside} sysctl -q -w net.ipv4.ip_forward=1 {wiring.TYPED}",
             f"{inside} iptables-{self._backend} -t nat -N MERLAB-SERVICES",
             *dnat,
         ]

@@ -6,7 +6,8 @@ import shlex
 import time
 from typing import TYPE_CHECKING
 
-from merbridge_lab.drivers.embedded import layout, sidecar
+from merbridge_lab.adapters import netns
+from merbridge_lab.drivers.embedded import layout, sidecar, wires
 from merbridge_lab.drivers.embedded.pod import Pod
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Mesh:
 
     def __init__(self, machine: Machine, node: Node, specs: Sequence[PodSpec] = layout.PODS) -> None:
         self._machine = machine
+        self._node = node
         self.pods = tuple(Pod(machine, node, spec) for spec in specs)
 
     def pod(self, name: str) -> Pod:
@@ -53,7 +55,8 @@ class Mesh:
 
     def problems(self) -> list[str]:
         """Say, a sentence each, what is not as `ensure` makes it."""
-        return [sentence for pod in self.pods for sentence in pod.problems()]
+        node = wires.read_node(self._node.netns) if netns.is_pinned(self._node.netns) else None
+        return [sentence for pod in self.pods for sentence in pod.problems(node)]
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make them. Raises LabError where Envoy is missing."""

@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
-from merbridge_lab.adapters import conntrack
+from merbridge_lab.adapters import cgroup, conntrack
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
+from merbridge_lab.errors import LabError, NotHeldError
+from merbridge_lab.evidence import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from merbridge_lab.accesslog import AccessLogLine
     from merbridge_lab.dataplane.events import TraceEvent
     from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
     from merbridge_lab.observation import Exchange, Observation
 
+#: By how many bytes before what is new a log is known again.
+_TAIL = 512
+
 
 def ask(client: EmbeddedWorkload, url: str) -> Exchange:
     """Ask once, as the app of `client`."""
     nonce = batch.new_nonce()
-    done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+    try:
+        done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+    except LabError as error:
+        # Who joins a frozen cgroup stands still with it, and would never be heard of.
+        if cgroup.is_frozen(client.pod.cgroup / "app"):
+            raise NotHeldError(f"the app of {client.name} is frozen ({client.pod.cgroup / 'app'})") from error
+        raise
     return batch.read(nonce, url, done.status, done.stdout, done.stderr)
 
 
 class _Log:
     """What a sidecar appends to its access log from now on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, name: str, path: Path) -> None:
+        self._source = f"envoy:{name}/access"
         self._path = path
-        self._start = path.stat().st_size if path.exists() else 0
+        self._before, self._inode, self._written, self._tail, self._new = 0, 0, 0, b"", b""
+        with contextlib.suppress(OSError), path.open("rb") as file:  # lines() will not find it either
+            seen = os.fstat(file.fileno())
+            self._before, self._inode, self._written = seen.st_size, seen.st_ino, seen.st_mtime_ns
+            file.seek(max(0, self._before - _TAIL))
+            self._tail = file.read(self._before - file.tell())
 
-    def lines(self) -> tuple[AccessLogLine, ...]:
-        if not self._path.exists():
-            return ()
-        with self._path.open("rb") as file:
-            file.seek(self._start)
-            return accesslog.parse_all(file.read().decode(errors="replace"))
+    def lines(self) -> tuple[AccessLogLine, ...] | Unread:
+        """Give the lines; or what was done to the log, which is only ever appended to."""
+        try:
+            with self._path.open("rb") as file:
+                return self._read(file)
+        except OSError as error:
+            return Unread(self._source, f"{self._path}: {error.strerror}")
+
+    def _read(self, file: BinaryIO) -> tuple[AccessLogLine, ...] | Unread:
+        seen = os.fstat(file.fileno())
+        if seen.st_ino != self._inode:
+            return Unread(self._source, f"{self._path} was replaced by another file while it was looked at")
+        file.seek(max(0, self._before - len(self._tail)))
+        if file.read(len(self._tail)) != self._tail:
+            return Unread(self._source, f"{self._path} was cut or written over while it was looked at")
+        # What is there now must be there at the next look, too.
+        new = file.read()
+        self._tail = (self._tail + new)[-_TAIL:]
+        self._new += new
+        self._before += len(new)
+        if not self._new and seen.st_mtime_ns != self._written:
+            return Unread(self._source, f"{self._path} was written and cut again while it was looked at")
+        space = os.fstatvfs(file.fileno())
+        if space.f_blocks and not space.f_bavail:
+            return Unread(self._source, f"the file system of {self._path} is full, so no line can be added")
+        return accesslog.read(self._new.decode(errors="replace"), self._source)
 
 
 def observe(
@@ -60,8 +100,8 @@ def observe(
     return batch.observe(
         client,
         ask=lambda: ask(client, url),
-        own=_Log(client.access_log),
-        logs={server.name: _Log(server.access_log) for server in servers},
+        own=_Log(client.name, client.access_log),
+        logs={server.name: _Log(server.name, server.access_log) for server in servers},
         count=count,
         counters=counters,
         changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import ruleset
 from merbridge_lab.adapters import iptables
-from merbridge_lab.adapters.iptables import inside
-from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.evidence import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import jinja2
+
+    _Chains = Mapping[tuple[str, str], list[str]]
 
 #: The tables that hold rules of ours, in a pod and in the node.
 OURS = ("nat", "filter")
@@ -58,7 +59,7 @@ def service_rules(services: Sequence[layout.Service] = layout.SERVICES) -> str:
     return template("iptables/services.rules.j2", services=services, addresses=addresses)
 
 
-def by_chain(text: str) -> Mapping[tuple[str, str], list[str]]:
+def by_chain(text: str) -> _Chains:
     """Sort the rules of an iptables-save text by table and chain, counters left out."""
     chains: dict[tuple[str, str], list[str]] = {}
     for rule in ruleset.parse(text):
@@ -66,26 +67,30 @@ def by_chain(text: str) -> Mapping[tuple[str, str], list[str]]:
     return chains
 
 
-def others(netns: Path, backend: str, *, tables: Sequence[str] = OURS) -> list[str]:
-    """Name the rules in `netns` that are where none of ours are: in other tables, the other backend, native nftables.
+def problems(
+    netns: Path, text: str, backend: str, *, tables: Sequence[str] = OURS, wrong: str, stray: str
+) -> list[str]:
+    """Say in what the rules in `netns` are not exactly those of `text`: in none of its tables, backends, families.
 
-    Raises LabError when they cannot be read.
+    The sentence is `wrong` where ours are not there as they should be, and begins with `stray` where others are
+    somewhere else: in other tables, the other backend, native nftables. That they cannot be read is one too.
     """
-    found = iptables.snapshot(netns)
-    strays = [
+    seen = iptables.snapshot(netns)
+    unread = [str(each) for each in dict.fromkeys(seen.unread)]
+    told = seen.texts[backend]
+    if not isinstance(told, Unread) and not _are(by_chain(told), by_chain(text), tables):
+        return [wrong]
+    elsewhere = [each for names in (seen.native, seen.beside) if not isinstance(names, Unread) for each in names]
+    elsewhere += [
         f"{rule} ({kind})"
-        for kind, text in found.texts.items()
-        for rule in ruleset.parse(text)
+        for kind, there in seen.texts.items()
+        if not isinstance(there, Unread)
+        for rule in ruleset.parse(there)
         if kind != backend or rule.table not in tables
     ]
-    return [*strays, *found.native]
+    return ([f"{stray}: {elsewhere[0]}"] if elsewhere else []) + unread
 
 
-def are_loaded(netns: Path, text: str, backend: str, *, tables: Sequence[str] = OURS) -> bool:
-    """Whether the rules of `tables` in `netns` are those of `text`, in their order, and no others.
-
-    Raises LabError when they cannot be read.
-    """
-    found = by_chain(run(inside(netns, f"iptables-{backend}-save")).stdout)
-    wanted = by_chain(text)
+def _are(found: _Chains, wanted: _Chains, tables: Sequence[str]) -> bool:
+    """Whether the rules of `tables` are the same, in their order."""
     return all(found.get(chain) == wanted.get(chain) for chain in {*found, *wanted} if chain[0] in tables)

@@ -14,6 +14,7 @@ from merbridge_lab.adapters.files import add_log, has, put
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.services import template
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from merbridge_lab.drivers.embedded.layout import PodSpec
@@ -136,6 +137,6 @@ def last_words(log: Path, lines: int = 10) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+            return "\n".join(lines_of(file.read().decode(errors="replace"))[-lines:])
     except FileNotFoundError:
         return ""

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.proc import run
+from merbridge_lab.drivers.embedded import logs
+from merbridge_lab.ruleset import RuleSet
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +45,12 @@ def describe(lab: EmbeddedLab) -> dict[str, Any]:
 
 
 def _workload(workload: EmbeddedWorkload) -> dict[str, Any]:
-    rules = workload.rules.snapshot() if workload.exists else None
     return {
         "name": workload.name,
         "pid": workload.pod.app_pid,
         "ip": workload.pod.spec.ip,
         "sidecar": workload.sidecar_ready,
-        "rules": {"backend": rules.backend if rules else "", "istio_rules": len(rules.istio) if rules else 0},
+        "rules": (workload.rules.snapshot() if workload.exists else RuleSet()).to_json(),
     }
 
 
@@ -58,6 +60,8 @@ def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, 
     def by(pod: dict[str, Any]) -> str:
         if attached:
             return "eBPF"
+        if "unread" in pod["rules"]:
+            return "what cannot be read"
         return "rules" if pod["rules"]["istio_rules"] else "nothing"
 
     client, *servers = described
@@ -92,7 +96,7 @@ def dump(lab: EmbeddedLab) -> dict[str, Callable[[], Any]]:
 def _of_pod(workload: EmbeddedWorkload) -> dict[str, Callable[[], Any]]:
     folder, name = workload.pod.folder, workload.name
     parts: dict[str, Callable[[], Any]] = {
-        f"{name}/rules.txt": lambda: "\n".join(workload.rules.snapshot().texts.values()),
+        f"{name}/rules.txt": lambda: "\n".join(map(str, workload.rules.snapshot().texts.values())),
         f"{name}/network.txt": lambda: (
             run(workload.pod.argv_as_root(["ip", "address"])).stdout
             + run(workload.pod.argv_as_root(["ip", "route"])).stdout
@@ -101,9 +105,9 @@ def _of_pod(workload: EmbeddedWorkload) -> dict[str, Callable[[], Any]]:
     }
     for each in ("access.log", "envoy.log", "app.log", "bootstrap.yaml", "hosts"):
         if (folder / each).exists():
-            parts[f"{name}/{each}"] = lambda path=folder / each: path.read_bytes()[-_TAIL:].decode(errors="replace")  # type: ignore[misc]
+            parts[f"{name}/{each}"] = lambda path=folder / each: logs.tail(path, _TAIL)  # type: ignore[misc]
     return parts
 
 
 def _lines_with(path: str, word: str) -> str:
-    return "\n".join(line for line in Path(path).read_text().splitlines() if word in line)
+    return "\n".join(line for line in lines_of(read_text(Path(path))) if word in line)

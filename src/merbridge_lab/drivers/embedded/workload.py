@@ -10,6 +10,7 @@ from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers.embedded import by_shell, layout, sidecar
 from merbridge_lab.drivers.embedded.rules import PodRules
 from merbridge_lab.lab import HELLO, Entered
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,16 +73,16 @@ class EmbeddedWorkload:
         if pid is None:
             return Entered(self.name, None, "", self.pod.spec.ip, (), expected, 0, str(self._app_cgroup), "")
         looked = run(["nsenter", "-t", str(pid), "--net", "ip", "-o", "-4", "address", "show"]).stdout
-        addresses = tuple(line.split()[3].partition("/")[0] for line in looked.splitlines() if line.split()[1] != "lo")
+        addresses = tuple(line.split()[3].partition("/")[0] for line in lines_of(looked) if line.split()[1] != "lo")
         process = Path("/proc", str(pid))
         hierarchy = next(
-            line.removeprefix("0::") for line in (process / "cgroup").read_text().splitlines() if line.startswith("0::")
+            line.removeprefix("0::") for line in lines_of(read_text(process / "cgroup")) if line.startswith("0::")
         )
         root = str(self._app_cgroup).removesuffix(hierarchy)
         return Entered(
             workload=self.name,
             pid=pid,
-            comm=(process / "comm").read_text().strip(),
+            comm=read_text(process / "comm").rstrip("\n"),
             expected_address=self.pod.spec.ip,
             addresses=addresses,
             expected_netns=expected,

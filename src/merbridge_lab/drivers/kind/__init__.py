@@ -72,7 +72,7 @@ class KindDriver:
         if docker.engine().rootless:
             raise LabError(
                 "this Docker is rootless: a node in it may not change network namespaces as the walkthrough does",
-                hint="export DOCKER_HOST=unix:///var/run/docker.sock",
+                hint="export DOCKER_HOST=unix:///var/run/docker.sock  # the daemon of the system",
             )
         self._require_context()
 

@@ -6,9 +6,10 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from merbridge_lab import interrupts
 from merbridge_lab.adapters import kind, kube
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.kind import cluster, hands, layout
+from merbridge_lab.drivers.kind import cluster, hands, layout, rollout
 from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.errors import LabError
 
@@ -26,6 +27,8 @@ class Access:
         self._api: Api | None = None
         self._node = ""
         self._hands: Hands | None = None
+        self._helper: hands.Helpers | None = None
+        self.helpless: LabError | None = None
         self._settings: Settings | None = None
 
     def forget(self) -> None:
@@ -59,17 +62,45 @@ class Access:
             return False
 
     def find_hands(self) -> Hands | None:
-        """Give that by which pods are entered, or None where there is nothing. Raises LabError without a lab."""
+        """Give that by which pods are entered, or None where there is nothing. Raises LabError without a lab.
+
+        Where the node has no tools, that is a pod made for as long as this merlab runs, once its image is on the node.
+        """
         if self._hands is None:
-            self._hands = hands.find(self.api(), self.node())
+            api, node = self.api(), self.node()
+            if hands.have_tools(node):
+                self._hands = hands.NodesOwn(node)
+            else:
+                self._help(api, node)
         return self._hands
+
+    def _help(self, api: Api, node: str) -> None:
+        """Make a helper; why there is none, `hands` says."""
+        settings = self.likely()
+        self.helpless = None
+        try:
+            if rollout.full_name(settings.proxy_image) in rollout.images_on(node):
+                self._hands = self._helper = hands.make(api, node, settings)
+        except LabError as error:
+            self.helpless = error
+
+    def close(self) -> None:
+        """Remove the helper that was made, and those of merlabs that were killed."""
+        helper, self._helper = self._helper, None
+        # With a cluster that is gone it went; in one that does not answer, the next merlab sweeps it away.
+        if helper is not None:
+            with interrupts.shielded(), contextlib.suppress(LabError):
+                self._hands = None
+                if cluster.are_ours(cluster.nodes()):
+                    hands.remove(helper.api, helper.pod)
+                    hands.sweep(helper.api)
 
     def hands(self) -> Hands:
         """Give that by which pods are entered. Raises LabError."""
         found = self.find_hands()
         if found is None:
-            raise LabError(
-                f"the node {self.node()} has no iptables or nsenter to enter pods with, and no helper pod runs",
+            raise self.helpless or LabError(
+                f"the node {self.node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has",
                 hint="merlab up --lab kind",
             )
         return found
@@ -77,12 +108,12 @@ class Access:
     def kept(self) -> Settings | None:
         """Give what the lab was made with, as the cluster tells; None where it does not. Raises LabError."""
         found = self.api().find(kube.path("ConfigMap", layout.SETTINGS))
-        return Settings.from_json(found["data"]["settings.json"]) if found else None
+        return Settings.from_json((found.get("data") or {}).get("settings.json", "")) if found else None
 
     def finished(self) -> bool:
         """Whether the lab's making, or its last change, came to its end."""
         found = self.api().find(kube.path("ConfigMap", layout.SETTINGS))
-        return found is not None and found["data"].get("finished") == "true"
+        return found is not None and (found.get("data") or {}).get("finished") == "true"
 
     def settings(self) -> Settings:
         """Give what the lab is to be: what it was made with, else the table's, and what was asked for.
@@ -95,6 +126,11 @@ class Access:
             settings = ((self.kept() if ours else None) or Settings.default()).asked(self._options)
             self._settings = replace(settings, kind_image=found[0].image) if ours else settings
         return self._settings
+
+    @property
+    def asked_image(self) -> str | None:
+        """The node's image that was asked for, if any was."""
+        return self._options.kind_image
 
     def other_image(self) -> str | None:
         """Say that another node image was asked for than the cluster has: it is chosen when that is made."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import waiting
-from merbridge_lab.adapters import docker, kind, kube
+from merbridge_lab.adapters import docker, kind, kind_words, kube
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.kind import layout, manifests, trouble
-from merbridge_lab.drivers.options import Options
+from merbridge_lab.drivers.kind import kept, layout, manifests, trouble
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.requirements import Requirement
@@ -56,9 +56,8 @@ def exists() -> bool:
 def foreign() -> LabError:
     """Give the error for a cluster of that name that is not merlab's."""
     return LabError(
-        f"there is a kind cluster called {layout.CLUSTER} already, and merlab did not make it: it stays untouched;"
-        " if you do not need it, remove it",
-        hint=pasteable(kind.delete_argv(layout.CLUSTER)),
+        f"there is a kind cluster called {layout.CLUSTER} already, and merlab did not make it: it stays untouched",
+        hint=f"{pasteable(kind.delete_argv(layout.CLUSTER))}  # if you do not need it",
     )
 
 
@@ -73,6 +72,17 @@ def requirement() -> list[Requirement]:
         return [Requirement("cluster.name", "fail", foreign().what, needed, foreign().hint)]
     said = f"{layout.CLUSTER} is merlab's" if found else f"{layout.CLUSTER} is free"
     return [Requirement("cluster.name", "pass", said, needed)]
+
+
+def not_made(error: LabError, image: str) -> LabError:
+    """Say why kind made no cluster: the cause and the lines that tell it; all that it said is kept in a file."""
+    said = error.stderr or ""
+    why, hint = kind_words.cause(said, image)
+    # Without words of kind's, as where it did not end in time, what ended it is the cause.
+    what = f"kind could not make the cluster {layout.CLUSTER} of {image}: {why or error.what}"
+    where = kept.keep_log(f"$ {error.command}\n{said}\n") if said else ""
+    lines = [kind_words.summary(said) or error.what, *([f"all that kind said: less {where}"] if where else [])]
+    return LabError(what, hint=hint or "merlab doctor --lab kind", command=error.command, stderr="\n".join(lines))
 
 
 class NodePart:
@@ -143,7 +153,8 @@ class NodePart:
         if found and not are_ours(found):
             raise foreign()
         if other := self._access.other_image():
-            raise LabError(other, hint="merlab down --lab kind")
+            again = pasteable(["merlab", "up", "--lab", "kind", "--kind-image", str(self._access.asked_image)])
+            raise LabError(other, hint=f"merlab down --lab kind && {again}")
         for node in found:
             if not node.running:
                 docker.start(node.name)
@@ -157,11 +168,20 @@ class NodePart:
         self._await_ready()
         docker.execute(self._access.node(), ["touch", _MADE])
         if self._kubeconfig:
-            kind.export(layout.CLUSTER, self._kubeconfig)
-            kept = self._access.kept()
-            if kept is not None:  # so that `down` knows of it; a lab that is made now keeps it with all else
-                kept = kept.asked(Options(kubeconfig=self._kubeconfig))
-                self._api().apply(manifests.configuration(kept, finished=self._access.finished()))
+            self._export(self._kubeconfig)
+
+    @staticmethod
+    def _export(kubeconfig: str) -> None:
+        """Put the context into a kubeconfig, noted before so that `down` knows of it. Raises LabError."""
+        path = str(Path(kubeconfig).absolute())
+        try:
+            kept.note_kubeconfig(path)
+        except OSError as error:
+            raise LabError(
+                f"that the context goes into {path} cannot be noted in {kept.folder()}: {error.strerror}",
+                hint="export XDG_STATE_HOME=/var/lib",
+            ) from error
+        kind.export(layout.CLUSTER, path)
 
     @staticmethod
     def _await_orphan() -> None:
@@ -173,7 +193,7 @@ class NodePart:
             awaiting="kind, which a merlab that was killed had started, to end",
         )
         for pid in kind.at_work(layout.CLUSTER):
-            kind.end(pid)
+            kind.end(pid, layout.CLUSTER)
         kind.sweep()
 
     def _was_made(self) -> bool:
@@ -211,12 +231,7 @@ class NodePart:
         except LabError as error:
             if not nodes() and own_network():
                 docker.remove_network(layout.NETWORK)
-            raise LabError(
-                f"kind could not make the cluster {layout.CLUSTER} of {image}",
-                hint="merlab doctor --lab kind",
-                command=error.command,
-                stderr=error.stderr or error.what,
-            ) from error
+            raise not_made(error, image) from error
 
     @staticmethod
     def _network() -> str:
@@ -243,7 +258,7 @@ class NodePart:
     def remove(self) -> None:
         """Delete the cluster and its network, if they are merlab's; nothing to delete is fine. Raises LabError."""
         for pid in kind.at_work(layout.CLUSTER):
-            kind.end(pid)
+            kind.end(pid, layout.CLUSTER)
         kind.sweep()
         if self._keep:
             return
@@ -251,13 +266,15 @@ class NodePart:
             self._delete()
         if own_network():
             docker.remove_network(layout.NETWORK)
+        kept.forget()
 
     def _delete(self) -> None:
         with waiting.during(f"kind deletes the cluster {layout.CLUSTER}"):
-            told = self._kubeconfig or self._access.likely().kubeconfig
+            # Never one that the cluster names: whoever may write there would have root change a file here.
+            told = {str(Path(each).absolute()) for each in (self._kubeconfig, kept.kubeconfig()) if each}
             done = kind.delete(layout.CLUSTER, None)
-            if told:
-                kind.delete(layout.CLUSTER, told)
+            for kubeconfig in sorted(told):
+                kind.delete(layout.CLUSTER, kubeconfig)
         left = nodes()
         if left:  # kind may fail over a kubeconfig that it cannot read
             docker.remove([node.name for node in left])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from merbridge_lab import waiting
 from merbridge_lab.adapters import docker, kube
@@ -12,7 +14,7 @@ from merbridge_lab.drivers.kind import layout, manifests, trouble
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from merbridge_lab.adapters.kube import Api
     from merbridge_lab.drivers.kind.settings import Settings
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 _TIMEOUT = 30.0
 #: How long the helper may take to run, in seconds; its image is Istio's proxy, which is on the node already.
 _STARTS = 60.0
-_PATH = kube.path("Pod", layout.HELPER, layout.HELPERS)
+#: The label of the helpers that merlab makes for the length of a command; what one types oneself has none.
+_PASSING = "merlab.io/passing"
 _TOOLS = "command -v nsenter && command -v ip && { command -v iptables-nft-save || command -v iptables-legacy-save; }"
 
 
@@ -62,14 +65,15 @@ class NodesOwn:
 
 @dataclass(frozen=True)
 class Helpers:
-    """The helper pod's tools, by the API."""
+    """The helper pod's tools, by the API: `pod` is one of this merlab's own, which goes when it ends."""
 
     api: Api
     node: str
+    pod: str
 
     def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
         """Run a command in the helper."""
-        told = Result(self.typed(argv), *self.api.execute(layout.HELPERS, layout.HELPER, "helper", argv, _TIMEOUT))
+        told = Result(self.typed(argv), *self.api.execute(layout.HELPERS, self.pod, "helper", argv, _TIMEOUT))
         if told.status not in ok:
             raise LabError(
                 f"{argv[0]} failed with exit status {told.status} in the pod {layout.HELPER}",
@@ -80,43 +84,79 @@ class Helpers:
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Give the command by which a program runs `argv` there on our terminal: it takes kubectl."""
-        return self._kubectl(["--kubeconfig", self.api.kubeconfig_file], ["-i", "-t"], argv)
+        return self._kubectl(["--kubeconfig", self.api.kubeconfig_file], ["-i", "-t"], self.pod, argv)
 
     def typed(self, argv: Sequence[str]) -> str:
-        """Give the command by which a person runs `argv` there."""
-        return pasteable(self._kubectl(["--context", layout.CONTEXT], [], argv))
+        """Give the command by which a person runs `argv` in a helper of their own, which `merlab manifests` has."""
+        return pasteable(self._kubectl(["--context", layout.CONTEXT], [], layout.HELPER, argv))
 
     @staticmethod
-    def _kubectl(cluster: list[str], options: list[str], argv: Sequence[str]) -> list[str]:
-        return ["kubectl", *cluster, "-n", layout.HELPERS, "exec", *options, layout.HELPER, "--", *argv]
+    def _kubectl(cluster: list[str], options: list[str], pod: str, argv: Sequence[str]) -> list[str]:
+        return ["kubectl", *cluster, "-n", layout.HELPERS, "exec", *options, pod, "--", *argv]
 
 
-def find(api: Api, node: str) -> Hands | None:
-    """Give what there is to enter pods with; None where the node has no tools and there is no helper."""
-    if docker.execute(node, ["sh", "-c", _TOOLS], ok=range(256)).status == 0:
-        return NodesOwn(node)
-    return Helpers(api, node) if _runs(api) else None
+def have_tools(node: str) -> bool:
+    """Whether a node has what it takes to enter pods itself."""
+    return docker.execute(node, ["sh", "-c", _TOOLS], ok=range(256)).status == 0
 
 
-def make(api: Api, settings: Settings) -> None:
-    """Make the helper, and wait until it runs. Raises LabError."""
+def make(api: Api, node: str, settings: Settings) -> Helpers:
+    """Make a helper for as long as this merlab runs, and wait until it runs too. Raises LabError."""
+    sweep(api)
+    name = f"{layout.HELPER}-{os.getpid()}"
     for document in manifests.objects("helper", settings):
-        api.apply(document)
-    if not waiting.until(lambda: _runs(api), timeout=_STARTS, every=0.3, awaiting=f"the pod {layout.HELPER} to run"):
-        found = trouble.in_pods([one] if (one := api.find(_PATH)) else [], _STARTS, now=True)
+        meta = document["metadata"]
+        owner = {_PASSING: "true", **_owner(os.getpid())}
+        api.apply({**document, "metadata": {**meta, "name": name, "labels": {**meta["labels"], **owner}}})
+    where = kube.path("Pod", name, layout.HELPERS)
+    if not waiting.until(lambda: _runs(api.find(where)), timeout=_STARTS, every=0.3, awaiting=f"the pod {name} to run"):
+        found = trouble.in_pods([one] if (one := api.find(where)) else [], _STARTS, now=True)
+        remove(api, name)
         why = f": {found.what}" if found else ""
         raise LabError(
-            f"the node has no iptables or nsenter, and the pod {layout.HELPER} that has did not run{why}",
-            hint=f"kubectl --context {layout.CONTEXT} -n {layout.HELPERS} describe pod {layout.HELPER}",
+            f"the node has no iptables or nsenter, and the pod {name} that has did not run{why}",
+            hint=f"kubectl --context {layout.CONTEXT} -n {layout.HELPERS} get events",
         )
+    return Helpers(api, node, name)
 
 
-def remove(api: Api) -> None:
-    """Remove the helper; none is fine."""
-    api.delete(_PATH, grace=0)
+def remove(api: Api, name: str = layout.HELPER) -> None:
+    """Remove a helper, by default the one that a person makes; none is fine."""
+    api.delete(kube.path("Pod", name, layout.HELPERS), grace=0)
 
 
-def _runs(api: Api) -> bool:
-    found = api.find(_PATH)
+def sweep(api: Api) -> None:
+    """Remove the helpers of merlabs that were killed. Raises LabError."""
+    here = _owner(os.getpid())
+    for pod in api.all("Pod", layout.HELPERS, f"{_PASSING}=true"):
+        labels = pod["metadata"].get("labels") or {}
+        # Of one that runs in another PID namespace nothing is known here, unless the machine was started since.
+        if labels.get(_BOOT) != here[_BOOT] or (labels.get(_SPACE) == here[_SPACE] and not _lives(labels)):
+            remove(api, pod["metadata"]["name"])
+
+
+_BOOT, _SPACE, _PID, _BEGAN = (f"merlab.io/owner-{name}" for name in ("boot", "pids", "pid", "began"))
+
+
+def _owner(pid: int) -> dict[str, str]:
+    """Name a process for good: by boot, PID namespace, PID, and when it began. Raises OSError for one that is gone."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return {
+        _BOOT: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
+        _SPACE: str(Path("/proc/self/ns/pid").stat().st_ino),
+        _PID: str(pid),
+        _BEGAN: stat.rpartition(")")[2].split()[19],
+    }
+
+
+def _lives(labels: Mapping[str, str]) -> bool:
+    pid = labels.get(_PID, "")
+    try:
+        return pid.isdecimal() and _owner(int(pid))[_BEGAN] == labels.get(_BEGAN)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _runs(found: Mapping[str, Any] | None) -> bool:
     statuses = found["status"].get("containerStatuses") or [] if found else []
     return bool(statuses) and all("running" in (status.get("state") or {}) for status in statuses)

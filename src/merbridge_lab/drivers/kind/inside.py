@@ -7,12 +7,15 @@ inode, so none can end up in the namespace of another pod that has got the PID m
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import conntrack, docker, iptables
+from merbridge_lab.adapters import agreement, conntrack, docker, iptables
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread
 from merbridge_lab.ruleset import BACKENDS, NATIVE, NATIVE_TABLE, RuleSet
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,22 +37,39 @@ _ENTER = (
 )
 _LOOK = """
 [ -e "/proc/$1/ns/net" ] || exit 97
-cat "/proc/$1/stat" && stat -L -c %i "/proc/$1/ns/net" && cat "/proc/$1/comm" && tail -n 1 "/proc/$1/cgroup" || exit 97
+line() { tr '\\n' ' ' <"$1" && echo; }  # a process may have line ends in its name
+line "/proc/$1/stat" && stat -L -c %i "/proc/$1/ns/net" && line "/proc/$1/comm" && cat "/proc/$1/cgroup" || exit 97
 nsenter -t "$1" -n ip -o -4 address show
 """
+# What could not be read is told in a section of its own, with the reason. Where the kernel has made no legacy tables in
+# the namespace, there is nothing that iptables-legacy-save could show.
 _SNAPSHOT = f"""
 for backend in nft legacy; do
-    command -v "iptables-$backend-save" >/dev/null || continue
-    rules=$(inside "iptables-$backend-save" -c 2>&1) && echo "#= $backend" && echo "$rules"
+    tool="iptables-$backend-save"
+    if command -v "$tool" >/dev/null; then
+        if rules=$(inside "$tool" -c 2>&1); then echo "#= $backend"; else echo "#= no_$backend"; fi
+        echo "$rules"
+    elif [ "$backend" = legacy ] &&
+        names=$(inside sh -c '[ ! -e /proc/net/ip_tables_names ] || cat /proc/net/ip_tables_names') && [ -z "$names" ]
+    then echo "#= legacy"
+    else echo "#= no_$backend" && echo "$tool is not on the node"
+    fi
 done
 command -v nft >/dev/null || exit 0
-echo "#= chains" && inside nft list chains
+if rules=$(inside nft list chains 2>&1); then echo "#= chains"; else echo "#= no_chains"; fi
+echo "$rules"
 ! rules=$(inside nft list table {NATIVE_TABLE} 2>/dev/null) || {{ echo "#= {NATIVE}" && echo "$rules"; }}
+echo "#= others"
+for table in {" ".join(sorted(repr(name) for name in agreement.ISTIOS_OTHERS))}; do
+    inside nft list table $table 2>/dev/null || true
+done
 """
 _CONNTRACK = """
 list() { "$@" conntrack -L -p tcp 2>/dev/null || "$@" cat /proc/net/nf_conntrack; }
 inside true && list inside && list env
 """
+#: A line of /proc/PID/cgroup: number, controllers, path.
+_CGROUP = re.compile(r"\d+:[^:\s]*:/")
 _SECTION = re.compile(r"^#= (\w+)$", re.MULTILINE)
 
 
@@ -77,7 +97,7 @@ class Process:
     @property
     def addresses(self) -> tuple[str, ...]:
         """The IPv4 addresses in its namespace, the loopback's aside."""
-        rows = [line.split() for line in self.looked.splitlines()]
+        rows = [line.split() for line in lines_of(self.looked)]
         return tuple(row[3].partition("/")[0] for row in rows if row[1] != "lo")
 
 
@@ -88,7 +108,7 @@ def tasks(node: str) -> dict[str, int]:
 
 def read_tasks(told: str) -> dict[str, int]:
     """Read what `ctr tasks ls` prints."""
-    rows = [line.split() for line in told.splitlines()[1:]]
+    rows = [line.split() for line in lines_of(told)[1:]]
     return {row[0]: int(row[1]) for row in rows if len(row) == 3 and row[2] == "RUNNING"}  # noqa: PLR2004 - task, PID, status
 
 
@@ -107,8 +127,10 @@ def look(hands: Hands, pid: int) -> Process:
 
 
 def read_process(hands: Hands, told: str) -> Process:
-    """Read what `_LOOK` prints: proc_pid_stat(5), inode, name, cgroup, addresses."""
-    stat, netns, comm, cgroup, *addresses = told.splitlines()
+    """Read what `_LOOK` prints: proc_pid_stat(5), inode, name, the lines of its cgroups, addresses."""
+    stat, netns, comm, *lines = told.split("\n")
+    cgroups = [line for line in lines if _CGROUP.match(line)]
+    addresses = [line for line in lines if line and not _CGROUP.match(line)]
     # The name may hold blanks and brackets; what follows the last bracket does not.
     fields = stat.rpartition(")")[2].split()
     return Process(
@@ -116,8 +138,8 @@ def read_process(hands: Hands, told: str) -> Process:
         pid=int(stat.split()[0]),
         started=int(fields[19]),
         netns=int(netns),
-        comm=comm,
-        cgroup=cgroup.rpartition("::")[2],
+        comm=comm.strip(),
+        cgroup=cgroup_of_pod(cgroups),
         looked="".join(f"{line}\n" for line in addresses),
     )
 
@@ -135,9 +157,27 @@ def find(hands: Hands, pod: Pod, container: str) -> Process:
         raise LabError(
             f"PID {process.pid} on {pod.node} is not in the network of {pod.name}: it has"
             f" {', '.join(process.addresses) or 'no address'}, not {pod.ip}; nothing was touched",
-            hint="merlab step 7",
+            hint="merlab step 7 --lab kind",
         )
     return process
+
+
+def cgroup_of_pod(lines: Sequence[str]) -> str:
+    """Give the cgroup, of the lines of /proc/PID/cgroup, by which a container is known.
+
+    That is version 2's, where it names one. An old runc on cgroup v1 makes none there: its processes stay in the cgroup
+    of containerd's, and the other hierarchies name the container. Where these disagree, all of them are given.
+    """
+    paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines}
+    unified = paths.pop("", "")
+    if _named(unified):
+        return unified
+    others = {cgroup_names(path): path for path in paths.values() if _named(path)}
+    return " and ".join(others.values()) or unified
+
+
+def _named(path: str) -> bool:
+    return cgroup_names(path) != path
 
 
 def cgroup_names(path: str) -> str:
@@ -163,14 +203,36 @@ def script(process: Process, text: str, *argv: str, ok: Sequence[int] = (0,)) ->
 
 
 def snapshot(process: Process) -> RuleSet:
-    """Read all rules with their counters, in every backend whose tools are on the node. Raises LabError."""
+    """Read all rules with their counters, in every backend whose tools are on the node. Raises LabError.
+
+    Where the node's processes are this machine's, the kernel is asked as well, and what the tools tell must agree.
+    """
+    own = _namespace(process)
+    first = iptables.kernels(own) if isinstance(own, Path) else (own, own)
     rules = read_snapshot(script(process, _SNAPSHOT).stdout)
-    if not rules.texts:
+    if not rules.texts or all(isinstance(text, Unread) for text in rules.texts.values()):
+        why = "".join(f" ({each.why})" for each in rules.unread[:1])
         raise LabError(
-            f"iptables reads nothing on the node {process.node}, so its pods' rules are not known",
+            f"iptables reads nothing on the node {process.node}, so its pods' rules are not known{why}",
             hint="merlab up --lab kind",
         )
-    return rules
+    if not isinstance(own, Path):
+        return replace(rules, generation=own)
+    return _but_istios(iptables.confirmed(rules, first, iptables.kernels(own), where=process.node))
+
+
+def _namespace(process: Process) -> Path | Unread:
+    """Find the network namespace of a process of the node from here: root can, where the daemon is on this machine."""
+    source = f"nft:{process.node}/generation"
+    try:
+        path = Path(f"/proc/{docker.pid(process.node)}/root/proc/{process.pid}/ns/net")
+        if path.stat().st_ino == process.netns:
+            return path
+    except PermissionError:
+        return Unread(source, "only root of this machine can ask the kernel itself")
+    except (OSError, LabError) as error:
+        return Unread(source, f"the node's processes cannot be seen from here: {error}")
+    return Unread(source, "the node's processes are not this machine's")
 
 
 def changed_sources(process: Process) -> conntrack.Sources:
@@ -182,8 +244,30 @@ def read_snapshot(told: str) -> RuleSet:
     """Read what `_SNAPSHOT` prints."""
     _, *parts = _SECTION.split(told)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
-    texts = {name: sections[name] for name in (*BACKENDS, NATIVE) if name in sections}
-    native = iptables.native_in(sections.get("chains", ""))
-    if NATIVE in texts:
-        native = tuple(table for table in native if table != f"table {NATIVE_TABLE}")
-    return RuleSet(texts, native, None)
+    if not sections:
+        return RuleSet({}, Unread("nft", "nothing was told"))
+    texts: dict[str, str | Unread] = {}
+    for backend in BACKENDS:
+        if backend in sections:
+            texts[backend] = sections[backend]
+        elif backend == "nft" or f"no_{backend}" in sections:
+            why = sections.get(f"no_{backend}", "").strip() or "its tools are not on the node"
+            texts[backend] = Unread(f"iptables:{backend}", why)
+    if NATIVE in sections:
+        texts[NATIVE] = sections[NATIVE]
+    native: tuple[str, ...] | Unread
+    if "chains" in sections:
+        found = agreement.native_in(sections["chains"] + sections.get("others", ""))
+        native = (*found, *agreement.left_out(texts["nft"]))
+    else:
+        native = Unread("nft:chains", sections.get("no_chains", "").strip() or "nft is not on the node")
+    if left := agreement.left_out(texts["nft"]):
+        texts["nft"] = Unread("iptables:nft", f"iptables does not show all of {left[0]}")
+    return _but_istios(RuleSet(texts, native))
+
+
+def _but_istios(rules: RuleSet) -> RuleSet:
+    """Leave Istio's own nat table out of what is foreign, where its rules were read."""
+    if NATIVE not in rules.texts or isinstance(rules.native, Unread):
+        return rules
+    return replace(rules, native=tuple(name for name in rules.native if name != f"table {NATIVE_TABLE}"))

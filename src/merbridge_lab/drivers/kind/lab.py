@@ -23,13 +23,15 @@ from merbridge_lab.drivers.kind.paper import LabOnPaper
 from merbridge_lab.drivers.kind.settings import MERBRIDGE, versions
 from merbridge_lab.drivers.kind.workload import KindWorkload
 from merbridge_lab.errors import LabError, UsageError
-from merbridge_lab.evidence import Verdict
-from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.evidence import Unread, Verdict
+from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dataplane.merbridge.trace import MerbridgeEvent
+    from merbridge_lab.dials import Dial
     from merbridge_lab.drivers.options import Options
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
@@ -74,8 +76,11 @@ class KindLab:
 
     def close(self) -> None:
         """Take away what was made for as long as this merlab runs."""
-        if self._pair.made:
-            self._pair.close()
+        try:
+            if self._pair.made:
+                self._pair.close()
+        finally:
+            self._access.close()
 
     # -- what intercepts ----------------------------------------------------------------------------------------------
 
@@ -170,12 +175,18 @@ class KindLab:
                 logged=logged,
                 **around,
             )
-        return replace(seen, trace=watch.of_requests(seen.trace, self._places(servers))) if seen.trace else seen
+        if not seen.trace or isinstance(seen.trace, Unread):
+            return seen
+        return replace(seen, trace=watch.of_requests(seen.trace, self._places(servers)))
 
     def _places(self, servers: Sequence[KindWorkload]) -> frozenset[str]:
         """Give the addresses to which requests go: the service's, and those of the pods behind it."""
         service = self.api().get(kube.path("Service", "helloworld"))["spec"]["clusterIP"]
         return frozenset({service, *(one.pod.ip for one in servers)})
+
+    def dial(self, client: KindWorkload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
+        """Raise LabError: upstream keeps no map of its connections."""
+        raise LabError(self.lacks(DIALS), hint="merlab verify --lab embedded")
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
@@ -183,7 +194,7 @@ class KindLab:
         return [
             f"{workload.name}: {line}"
             for workload in self.workloads()
-            for line in workload.logged().splitlines()
+            for line in lines_of(workload.logged())
             if any(nonce in line for nonce in wanted)
         ]
 
@@ -194,7 +205,7 @@ class KindLab:
             pod, process = workload.found(anew=True)
             found[f"the pod of {workload.name}"] = f"{pod.uid}, {pod.restarts} restarts"
             found[f"the app of {workload.name}"] = f"{process.pid} since {process.started}"
-            found[f"the nat rules of {workload.name}"] = "\n".join(workload.rules.snapshot().specs("nat"))
+            found[f"the nat rules of {workload.name}"] = workload.rules.snapshot().fingerprint("nat")
         if self.intercepts:
             state = self.merbridge.state()
             found |= {f"the program {hook}": str(number) for hook, number in state.programs.items()}
@@ -209,7 +220,7 @@ class KindLab:
         if not self.intercepts:
             raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
         if pod or nonce:
-            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab trace")
+            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab step 5")
         if not self.merbridge.debug:
             raise LabError("Merbridge writes no trace lines: it runs without -d", hint="merlab step 4")
         return watch.follow(self.merbridge.place())
@@ -230,6 +241,7 @@ class KindLab:
             misfit=likely.misfit(),
             istio=likely.istio_tag,
             tested=versions()["kind"]["tested"],
+            same_kernel=self.intercepts,
         )
         found = [*tools, *cluster.requirement()]
         return (

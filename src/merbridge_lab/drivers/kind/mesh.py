@@ -11,7 +11,7 @@ from merbridge_lab.adapters import docker, istioctl, kind, kube
 from merbridge_lab.adapters.proc import pasteable
 from merbridge_lab.drivers.kind import cluster, hands, layout, manifests, pods, rollout, trouble
 from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Reading
+from merbridge_lab.evidence import Reading, UnreadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,7 +72,9 @@ class MeshPart:
     def _of_hands(self) -> list[str]:
         if self._access.find_hands() is not None:
             return []
-        return [f"the node {self._node()} has no iptables or nsenter to enter pods with, and no helper pod runs"]
+        if (why := self._access.helpless) is not None:
+            return [why.what]
+        return [f"the node {self._node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has"]
 
     def _of(self, workload: KindWorkload) -> list[str]:
         found = pods.living(self._api(), workload.spec)
@@ -89,7 +91,16 @@ class MeshPart:
             return [
                 f"the nat rules of {workload.name} are flushed (saved in {workload.rules.saved_at}): merlab restore"
             ]
-        return [] if workload.rules.snapshot().istio else [f"there are no ISTIO rules in {pod.name}"]
+        return self._of_rules(workload, pod)
+
+    @staticmethod
+    def _of_rules(workload: KindWorkload, pod: Pod) -> list[str]:
+        seen = workload.rules.snapshot()
+        if unread := seen.unread:
+            return [f"the rules of {pod.name}: {each}" for each in unread]
+        if not seen.istio:
+            return [f"there are no ISTIO rules in {pod.name}"]
+        return [f"the ISTIO rules of {pod.name} {fault}"] if (fault := seen.fault()) else []
 
     def readings(self) -> tuple[Reading, ...]:
         """Name the pods."""
@@ -107,8 +118,7 @@ class MeshPart:
         """Put in what is missing, mend what is broken, and wait until a request is served. Raises LabError."""
         settings, kept = self._settings(), self._kept()
         if self._of_hands():
-            self._load_images(settings)
-            hands.make(self._api(), settings)
+            self._load_images(settings)  # among them that of the pod that enters others
         for workload in self._workloads():
             workload.rules.restore()
         self._load_images(settings)
@@ -138,15 +148,15 @@ class MeshPart:
                 kind.load(layout.CLUSTER, here)
 
     def _install(self, settings: Settings) -> None:
-        began = time.monotonic()
+        began, memory = time.monotonic(), trouble.Memory()
 
         def hopeless() -> LabError | None:
             found = self._api().all("Pod", layout.ISTIO)
             waited = time.monotonic() - began
             # istioctl applies first, and takes a few seconds for it: until then the pods are those of before.
-            seen = trouble.in_pods(found, waited - _APPLIED)
+            seen = trouble.in_pods(found, waited - _APPLIED, memory=memory)
             if seen is None and not found:
-                seen = trouble.refused("istiod", self._api().events(layout.ISTIO), waited)
+                seen = trouble.refused("istiod", self._api().events(layout.ISTIO), waited, memory)
             return rollout.with_log(self._api(), layout.ISTIO, seen) if seen else None
 
         with waiting.during(f"istioctl installs Istio {settings.istio_tag} from {settings.istio_hub}"):
@@ -168,8 +178,8 @@ class MeshPart:
     @staticmethod
     def _without_rules(workload: KindWorkload) -> bool:
         try:
-            return not workload.rules.snapshot().istio
-        except LabError:
+            return bool(workload.rules.snapshot().fault())
+        except (LabError, UnreadError):
             return False
 
     def _await_gone(self, old: Pod, workload: KindWorkload) -> None:
@@ -187,7 +197,7 @@ class MeshPart:
         if not gone:
             raise LabError(
                 f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
-                hint=f"kubectl --context {layout.CONTEXT} delete pod --force -l {workload.spec.selector}; merlab up",
+                hint=f"kubectl --context {layout.CONTEXT} delete pod --force -l {workload.spec.selector}",
                 stderr=trouble.told(self._api().events()) or None,
             )
 
@@ -268,7 +278,10 @@ class MeshPart:
             awaiting=f"the namespace {layout.ISTIO} to go",
         )
         if not gone:
-            raise LabError(f"the namespace {layout.ISTIO} is still there after {_GONE:.0f} s", hint="merlab down")
+            raise LabError(
+                f"the namespace {layout.ISTIO} is still there after {_GONE:.0f} s",
+                hint="merlab down --lab kind --keep-cluster",
+            )
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 

@@ -28,14 +28,15 @@ def wait(api: Api, name: str, namespace: str = layout.NAMESPACE) -> None:
     """Wait until a Deployment is as it should be. Raises LabError, early where it will not be."""
     began = time.monotonic()
     seen: dict[str, Any] = {"found": None, "pods": [], "running": None}
+    memory = trouble.Memory()
 
     def ready() -> bool:
         found = api.get(kube.path("Deployment", name, namespace))
         seen["pods"] = pods_of(api, found)
         waited = time.monotonic() - began
-        seen["found"] = trouble.in_pods(seen["pods"], waited)
+        seen["found"] = trouble.in_pods(seen["pods"], waited, memory=memory)
         if seen["found"] is None and not seen["pods"]:
-            seen["found"] = trouble.refused(name, api.events(namespace), waited)
+            seen["found"] = trouble.refused(name, api.events(namespace), waited, memory)
         if is_done(found):
             seen["found"] = None
             return True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from merbridge_lab.drivers.kind import schema
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ _ISTIO = (
 
 #: The dataplane that is upstream's, and the name of its image.
 MERBRIDGE = "merbridge"
-_NOT_THE_MESHS = ("kind_image", "dataplane", "merbridge_manifest", "kubeconfig")
+_NOT_THE_MESHS = ("kind_image", "dataplane", "merbridge_manifest")
+_DATAPLANES = ("none", MERBRIDGE)
 
 
 @functools.lru_cache(maxsize=1)
@@ -47,7 +49,7 @@ def versions() -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the lab is made with. `images` maps a workload to its image; `kubeconfig` is who was told of it."""
+    """All that the lab is made with. `images` maps a workload to its image."""
 
     kind_image: str
     istio_hub: str
@@ -57,7 +59,6 @@ class Settings:
     images: Mapping[str, str] = field(default_factory=dict)
     dataplane: str = "none"
     merbridge_manifest: str = ""
-    kubeconfig: str = ""
 
     @classmethod
     def default(cls) -> Settings:
@@ -73,16 +74,18 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Read what `to_json` wrote. Raises LabError."""
+        """Read what `to_json` wrote, or whoever may write there. Raises LabError naming what is not as it must be."""
+        table = versions()
         try:
-            told = json.loads(text)
-            return cls(**{**told, "istio_set": tuple(told["istio_set"])})
-        except (ValueError, KeyError, TypeError) as error:
+            told = schema.read(
+                text, workloads=table["images"], dataplanes=_DATAPLANES, manifests=table["merbridge-manifests"]
+            )
+        except ValueError as error:
             raise LabError(
-                "what the lab was made with cannot be read from the ConfigMap default/merlab",
+                f"what the lab was made with cannot be read from the ConfigMap default/merlab: {error}",
                 hint="merlab down --lab kind && merlab up --lab kind",
-                stderr=str(error),
             ) from error
+        return cls(**told)
 
     def to_json(self) -> str:
         """Give them as they are kept in the cluster."""
@@ -105,7 +108,6 @@ class Settings:
             images={**self.images, **options.images},
             dataplane=options.dataplane or self.dataplane,
             merbridge_manifest=self._manifest(options.merbridge_manifest),
-            kubeconfig=str(Path(options.kubeconfig).absolute()) if options.kubeconfig else self.kubeconfig,
         )
 
     def _manifest(self, asked: str | None) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.kind import cluster, layout, pods
+from merbridge_lab.drivers.kind import cluster, kept, layout, pods
 from merbridge_lab.drivers.kind.settings import MERBRIDGE
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import UnreadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,8 +66,7 @@ def _workload(lab: KindLab, workload: KindWorkload) -> dict[str, Any] | None:
     pid = None
     try:
         pid = workload.found(anew=True)[1].pid
-        rules = workload.rules.snapshot()
-        told = {"backend": rules.backend, "istio_rules": len(rules.istio)}
+        told = workload.rules.snapshot().to_json()
     except LabError:
         pass  # a pod that does not run has neither; why, the problems say
     return {
@@ -100,12 +101,16 @@ def _told(problems: Callable[[], list[str]]) -> list[str]:
         return problems()
     except LabError as error:
         return [f"{error.what}; {error.hint}" if error.hint else error.what]
+    except UnreadError as error:
+        return [error.cause]
 
 
 def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, str]]:
     """Say what brings a new request of sleep from each station to the next one; into a pod its rules do, always."""
 
     def by(pod: dict[str, Any]) -> str:
+        if "unread" in pod["rules"]:
+            return "what cannot be read"
         return "rules" if pod["rules"]["istio_rules"] else "nothing"
 
     client, *servers = described
@@ -163,6 +168,8 @@ def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
         "nodes.json": lambda: [asdict(node) for node in cluster.nodes()],
         "settings.json": lambda: asdict(lab.settings()),
     }
+    if where := kept.log():
+        parts["kind-create.log"] = lambda: Path(where).read_text(encoding="utf-8", errors="replace")
     if not is_up(lab):
         return parts
     api, node = lab.api(), lab.node_name()
@@ -172,6 +179,8 @@ def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
         parts[f"{namespace}/events.json"] = lambda name=namespace: api.events(name)  # type: ignore[misc]
     with contextlib.suppress(LabError):  # where nothing is there to enter pods with; why, status.json says
         for workload in lab.workloads():
-            parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(one.rules.snapshot().texts.values())  # type: ignore[misc]
+            parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(
+                map(str, one.rules.snapshot().texts.values())
+            )  # type: ignore[misc]
             parts[f"{workload.name}/sidecar.log"] = lambda one=workload: one.logged(_TAIL)  # type: ignore[misc]
     return {**parts, **lab.merbridge.dump()} if lab.intercepts else parts

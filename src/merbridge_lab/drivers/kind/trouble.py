@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.docker import registry
@@ -12,7 +12,7 @@ from merbridge_lab.drivers.kind import layout
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 #: How long a pod may be without a place before that is called hopeless, in seconds: another may just be ending.
 _PLACE = 10.0
@@ -40,37 +40,82 @@ class Trouble:
         return LabError(self.what, hint=self.hint, stderr=log or None)
 
 
-def _seconds_since(stamp: str | None) -> float:
-    if not stamp:
-        return 0.0
-    then = datetime.fromisoformat(stamp.replace("Z", "+00:00"))
-    return (datetime.now(timezone.utc) - then).total_seconds()
+class Memory:
+    """What was seen in the course of one wait, and since when: by a clock that nobody sets.
+
+    The stamps of the API are of the cluster's clock, which need not be ours, and either may be set meanwhile.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: dict[str, float] = {}
+        self._before: dict[str, object] | None = None
+
+    def lasted(self, what: str) -> float:
+        """Give for how many seconds `what` has been seen in this wait, this look included."""
+        now = self._clock()
+        return now - self._first.setdefault(what, now)
+
+    def over(self, what: str) -> None:
+        """Note that `what` is not so any more."""
+        self._first.pop(what, None)
+
+    def news(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Give the events that were not there, or not as often, at the first look: they are kept for an hour."""
+        seen = {_key(event): (event.get("count"), event.get("lastTimestamp"), event.get("series")) for event in events}
+        if self._before is None:
+            self._before = dict(seen)
+        return [event for event in events if self._before.get(_key(event)) != seen[_key(event)]]
 
 
-def in_pods(pods: Iterable[dict[str, Any]], waited: float, *, now: bool = False) -> Trouble | None:
-    """Find what will not mend itself, having waited so many seconds; with `now` also what might, given time."""
+def _key(event: dict[str, Any]) -> str:
+    return str(event["metadata"].get("uid") or event["metadata"].get("name"))
+
+
+def in_pods(
+    pods: Iterable[dict[str, Any]], waited: float, *, now: bool = False, memory: Memory | None = None
+) -> Trouble | None:
+    """Find what will not mend itself, having waited so many seconds; with `now` also what might, given time.
+
+    `memory` is of this wait; without one, all is taken to be as it has been since it began.
+    """
+    told = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    unplaced = {pod["metadata"]["name"]: _unplaced(pod, memory) for pod in told}
     if waited < _OLD_ONES:
         return None
-    for pod in pods:
-        if pod["metadata"].get("deletionTimestamp"):
-            continue
-        found = _no_place(pod, now=now) or _no_container(pod, now=now)
+    for pod in told:
+        lasted = unplaced[pod["metadata"]["name"]]
+        hopeless = lasted is not None and (now or (waited if memory is None else lasted) > _PLACE)
+        found = (_no_place(pod) if hopeless else None) or _no_container(pod, now=now)
         if found is not None:
             return found
     return None
 
 
-def _no_place(pod: dict[str, Any], *, now: bool) -> Trouble | None:
+def _unplaced(pod: dict[str, Any], memory: Memory | None) -> float | None:
+    """Give for how long a pod has been without a place; None where it has one."""
+    key = f"{pod['metadata'].get('uid') or pod['metadata']['name']} has no place"
+    if _refusal_of_place(pod) is None:
+        if memory is not None:
+            memory.over(key)
+        return None
+    return 0.0 if memory is None else memory.lasted(key)
+
+
+def _refusal_of_place(pod: dict[str, Any]) -> str | None:
     for condition in pod["status"].get("conditions") or []:
-        unplaced = (condition["type"], condition["status"]) == ("PodScheduled", "False")
-        if unplaced and (now or _seconds_since(condition.get("lastTransitionTime")) > _PLACE):
-            name, said = pod["metadata"]["name"], condition.get("message", "")
-            return Trouble(
-                f"the pod {name} finds no place on the node: {said}",
-                f"kubectl --context {layout.CONTEXT} describe node",
-                name,
-            )
+        if (condition["type"], condition["status"]) == ("PodScheduled", "False"):
+            return str(condition.get("message", ""))
     return None
+
+
+def _no_place(pod: dict[str, Any]) -> Trouble:
+    name = pod["metadata"]["name"]
+    return Trouble(
+        f"the pod {name} finds no place on the node: {_refusal_of_place(pod)}",
+        f"kubectl --context {layout.CONTEXT} describe node {layout.NODE}",
+        name,
+    )
 
 
 def _no_container(pod: dict[str, Any], *, now: bool) -> Trouble | None:
@@ -101,7 +146,7 @@ def _without_image(pod: str, image: str, reason: str, said: str) -> Trouble:
     load = f"kind load docker-image --name {layout.CLUSTER} {image}"
     return Trouble(
         f"the image {image} of {pod} cannot be had from {registry(image)}: {reason} {_short(said)}".rstrip(),
-        f"docker pull {image} && {load}",
+        f"docker pull {image} && {load}  # or name another: --image, --istio-hub",
         pod,
     )
 
@@ -133,14 +178,13 @@ def all_run(pods: Sequence[dict[str, Any]]) -> bool:
     return bool(states) and all("running" in state or done for state, done in zip(states, ended, strict=True))
 
 
-def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float) -> Trouble | None:
+def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float, memory: Memory) -> Trouble | None:
     """Find out why a Deployment has had no pods at all for `waited` seconds: what makes them was refused.
 
-    Events are kept for an hour: what is older than the wait tells of other times.
+    Events are kept for an hour: what was there at the first look tells of other times.
     """
-    mine = [event for event in events if _is_refusal(event, deployment) and _age(event) <= waited + 1]
-    refused_for = min(waited, max((_age(event, of="firstTimestamp") for event in mine), default=0.0))
-    if refused_for < _REFUSED:
+    mine = [event for event in memory.news(events) if _is_refusal(event, deployment)]
+    if not mine or min(waited, memory.lasted(f"{deployment} is refused")) < _REFUSED:
         return None
     return Trouble(
         f"no pod of {deployment} can be made: {mine[-1].get('message', '')}",
@@ -153,11 +197,6 @@ def _is_refusal(event: dict[str, Any], deployment: str) -> bool:
     owner = event["involvedObject"]
     is_mine = owner["kind"] in ("ReplicaSet", "Deployment") and owner["name"].startswith(deployment)
     return is_mine and event.get("reason") == "FailedCreate"
-
-
-def _age(event: dict[str, Any], *, of: str = "lastTimestamp") -> float:
-    """Give the seconds since an event was seen last, or first; its times are whole seconds."""
-    return _seconds_since(event.get(of) or event["metadata"]["creationTimestamp"])
 
 
 def waited_for(pods: Sequence[dict[str, Any]]) -> str:

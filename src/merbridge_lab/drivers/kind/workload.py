@@ -17,6 +17,7 @@ from merbridge_lab.drivers import batch
 from merbridge_lab.drivers.kind import inside, layout, pods, tables, typed
 from merbridge_lab.drivers.kind.rules import PodRules
 from merbridge_lab.errors import NotHeldError
+from merbridge_lab.evidence import Unread
 from merbridge_lab.lab import Entered
 from merbridge_lab.ruleset import NATIVE
 
@@ -170,9 +171,12 @@ class KindWorkload:
         """Say what of the rules is not as Istio made it, and how to put it back."""
         if self.rules.outstanding:
             return [f"the nat rules of {self.name} are flushed; merlab restore puts them back"]
-        if self.rules.snapshot().istio:
-            return []
-        return [f"the rules of {self.name} are not as Istio made them; merlab up makes the pod anew"]
+        seen = self.rules.snapshot()
+        if unread := seen.unread:
+            return [f"whether the rules of {self.name} are as Istio made them is not known: {unread[0]}"]
+        if fault := seen.fault():
+            return [f"the rules of {self.name} are not as Istio made them: they {fault}; merlab up makes the pod anew"]
+        return []
 
 
 _AS_APP = "merlab exec {} --lab kind -- curl -s helloworld:5000/hello"
@@ -184,22 +188,33 @@ done
 """
 
 
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class SidecarLog:
-    """What a sidecar has printed since this was made; the cluster's clock is not ours, so by its age."""
+    """What a sidecar has printed since this was made; the cluster's clock is not ours, so by its age.
+
+    That is measured by a clock that goes on while the machine is suspended, as the cluster's does.
+    """
 
     def __init__(self, api: Api, pod: str) -> None:
         self._api, self._pod = api, pod
-        self._began = time.monotonic()
+        self._source = f"envoy:{pod}/access"
+        self._began = _now()
 
-    def lines(self) -> tuple[AccessLogLine, ...]:
-        """Give the lines of the access log."""
-        age = int(time.monotonic() - self._began) + 1
-        return read_log(self._api.log(layout.NAMESPACE, self._pod, layout.SIDECAR, since=age))
+    def lines(self) -> tuple[AccessLogLine, ...] | Unread:
+        """Give the lines of the access log; or that they are in another format."""
+        since = int(_now() - self._began) + 1
+        return read_log(self._api.log(layout.NAMESPACE, self._pod, layout.SIDECAR, since=since), self._source)
 
 
-def read_log(text: str) -> tuple[AccessLogLine, ...]:
+def read_log(text: str, source: str = "envoy:sidecar/access") -> tuple[AccessLogLine, ...] | Unread:
     """Read an access log whose request ids may have been marked by Envoy for tracing."""
-    return tuple(replace(line, request_id=unmarked(line.request_id)) for line in accesslog.parse_all(text))
+    lines = accesslog.read(text, source)
+    if isinstance(lines, Unread):
+        return lines
+    return tuple(replace(line, request_id=unmarked(line.request_id)) for line in lines)
 
 
 def unmarked(request_id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import kube
@@ -28,6 +29,7 @@ APPLIED, FROM, MENDED, DEBUG, OBJECTS = (
 )
 #: The label of all that merlab applied for it.
 _MARK = ("app.kubernetes.io/managed-by", "merlab")
+_PLACE = re.compile(r"/apis?/[A-Za-z0-9./:_-]+")
 NAME, NAMESPACE = MERBRIDGE, layout.ISTIO
 PATH = kube.path("DaemonSet", NAME, NAMESPACE)
 
@@ -56,15 +58,46 @@ def is_marked(found: Object) -> bool:
 
 def paths(objects: Sequence[Object]) -> str:
     """Give, as a note, where in the API the objects are that go with the DaemonSet; a namespace stays."""
-    found = [(one["kind"], one["metadata"]) for one in objects if one["kind"] not in ("DaemonSet", "Namespace")]
-    return json.dumps([kube.path(kind, meta["name"], meta.get("namespace", NAMESPACE)) for kind, meta in found])
+    return json.dumps([_path(one) for one in _beside(objects)])
+
+
+def _beside(objects: Sequence[Object]) -> list[Object]:
+    return [one for one in objects if one["kind"] not in ("DaemonSet", "Namespace")]
+
+
+def _path(one: Object) -> str:
+    meta = one["metadata"]
+    return kube.path(one["kind"], meta["name"], meta.get("namespace", NAMESPACE))
+
+
+def require_own(api: Api, objects: Sequence[Object]) -> None:
+    """Raise LabError for an object that is to be applied, and is there already without merlab's label.
+
+    Applied, it would be another one, and `down` would remove it.
+    """
+    for one in _beside(objects):
+        there = api.find(_path(one))
+        if there is not None and not is_marked(there):
+            kind, name = one["kind"], one["metadata"]["name"]
+            place = f" -n {there['metadata']['namespace']}" if there["metadata"].get("namespace") else ""
+            raise LabError(
+                f"there is a {kind} {name} already, and merlab did not make it: it stays untouched",
+                hint=f"kubectl --context {layout.CONTEXT}{place} delete {kind.lower()} {name}  # if you do not need it",
+            )
 
 
 def objects_of(daemonset: Object | None) -> Sequence[str]:
     """Read that note; where there is none, give where merlab's own manifest has its objects."""
-    noted_ = noted(daemonset, OBJECTS) if daemonset else ""
     roles = [kube.path(kind, NAME) for kind in ("ClusterRoleBinding", "ClusterRole")]
-    return list(json.loads(noted_)) if noted_ else [*roles, kube.path("ServiceAccount", NAME, NAMESPACE)]
+    own = [*roles, kube.path("ServiceAccount", NAME, NAMESPACE)]
+    try:
+        told = json.loads(noted(daemonset, OBJECTS) or "null") if daemonset else None
+    except (ValueError, RecursionError):
+        return own
+    # The note may be anybody's: of what is not a place in the API, nothing is asked.
+    if not isinstance(told, list) or not all(isinstance(one, str) and _PLACE.fullmatch(one) for one in told):
+        return own
+    return told
 
 
 def as_applied(daemonset: Object) -> Object:
@@ -145,7 +178,6 @@ def foreign(name: str) -> LabError:
     """Give the error for a Merbridge that merlab did not put in."""
     namespace, _, daemonset = name.partition("/")
     return LabError(
-        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched;"
-        " if you do not need it, delete it",
-        hint=f"kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}",
+        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
+        hint=f"kubectl --context {layout.CONTEXT} -n {namespace} delete daemonset {daemonset}  # if you do not need it",
     )

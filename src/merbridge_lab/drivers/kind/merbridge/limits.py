@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.drivers.kind.merbridge.preflight import NATIVE
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,5 +40,5 @@ def _only_ipv6(process: Path) -> bool:
 
 def listens(table: str) -> bool:
     """Whether a socket in the table of /proc/net/tcp or tcp6 listens on the apps' port."""
-    rows = (line.split() for line in table.splitlines()[1:])
+    rows = (line.split() for line in lines_of(table)[1:])
     return any(row[1].endswith(f":{_PORT:04X}") and row[3] == _LISTENING for row in rows)

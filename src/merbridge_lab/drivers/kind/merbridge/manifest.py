@@ -51,12 +51,19 @@ def objects(settings: Settings) -> list[Object]:
         found = [one for one in yaml.safe_load_all(text(settings)) if one]
         kinds = [one["kind"] for one in found]
     except (yaml.YAMLError, TypeError, KeyError) as error:
-        raise LabError(f"{where} is not a Kubernetes manifest", stderr=str(error)) from error
+        # Its name may be the cluster's word: what is in a file that is no manifest is nobody's business.
+        said = error.problem if isinstance(error, yaml.MarkedYAMLError) else f"{type(error).__name__}: {error}"
+        raise LabError(
+            f"{where} is not a Kubernetes manifest", hint="merlab manifests merbridge", stderr=said
+        ) from error
     if unknown := sorted(set(kinds) - kube.KINDS):
         raise LabError(f"{where} holds a {unknown[0]}, which merlab does not apply", hint="apply it yourself before")
     if kinds.count("DaemonSet") != 1:
         raise LabError(f"{where} holds {kinds.count('DaemonSet')} DaemonSets; Merbridge is one")
     _require_merbridge(daemonset(found), where)
+    for one in found:
+        if not isinstance(one.get("metadata"), dict) or not _is_text(one["metadata"].get("name")):
+            raise LabError(f"{where} holds a {one['kind']} without a name", hint="merlab manifests merbridge")
     ours = name in ("", *versions()["merbridge-manifests"])
     asked = settings.images[MERBRIDGE] != Settings.default().images[MERBRIDGE]
     for one in found:
@@ -69,14 +76,32 @@ def _require_merbridge(daemonset: Object, where: str) -> None:
     """Refuse what could not be found again, or has no container."""
     try:
         name = f"{daemonset['metadata'].get('namespace', 'default')}/{daemonset['metadata']['name']}"
-        whole = bool(daemonset["spec"]["selector"]["matchLabels"]) and all(one["name"] for one in containers(daemonset))
+        selects = bool(daemonset["spec"]["selector"]["matchLabels"])
+        every = list(containers(daemonset))
+        nameless = any(not isinstance(one.get("name"), str) for one in every)
+        bare = next((str(one["name"]) for one in every if not _is_text(one.get("image"))), "")
+        empty = not daemonset["spec"]["template"]["spec"]["containers"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise LabError(f"the DaemonSet of {where} is not whole: it lacks {error}") from error
+        raise LabError(
+            f"the DaemonSet of {where} is not whole: it lacks {error}", hint="merlab manifests merbridge"
+        ) from error
     wanted = f"{layout.ISTIO}/{MERBRIDGE}"
     if name != wanted:
         raise LabError(f"the DaemonSet of {where} is {name}; merlab looks for it at {wanted}")
-    if not whole:
-        raise LabError(f"the DaemonSet of {where} selects no pods")
+    if not selects:
+        raise LabError(f"the DaemonSet of {where} selects no pods", hint="merlab manifests merbridge")
+    if empty:
+        raise LabError(f"the DaemonSet of {where} has no container", hint="merlab manifests merbridge")
+    if nameless:
+        raise LabError(f"a container of the DaemonSet of {where} has no name", hint="merlab manifests merbridge")
+    if bare:
+        raise LabError(
+            f"the container {bare} of the DaemonSet of {where} has no image", hint="merlab manifests merbridge"
+        )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _prepare(daemonset: Object, image: str) -> None:

@@ -10,6 +10,7 @@ from merbridge_lab.dataplane.merbridge import log as words
 from merbridge_lab.drivers.kind import inside, layout, pods, trouble
 from merbridge_lab.drivers.kind.merbridge import installed, manifest, starting
 from merbridge_lab.drivers.kind.merbridge.installed import NAME, NAMESPACE, PATH
+from merbridge_lab.drivers.kind.merbridge.place import OutsideError
 from merbridge_lab.drivers.kind.settings import MERBRIDGE, Settings
 
 if TYPE_CHECKING:
@@ -71,7 +72,12 @@ def _of_kernel(access: Access, place: Place, state: kernel.State) -> list[str]:
         # Upstream does not see native sidecars; doctor and step 3 say what that costs.
         if pod.ip and pod.sidecar == "classic" and pod.ip not in known
     ]
-    return unknown or forgotten(access, place, state)
+    if unknown:
+        return unknown
+    try:
+        return forgotten(access, place, state)
+    except OutsideError as error:
+        return [f"which containers Merbridge takes for not in the mesh could not be read: {error.what}"]
 
 
 def forgotten(access: Access, place: Place, state: kernel.State) -> list[str]:
@@ -88,6 +94,6 @@ def _cgroups(access: Access, place: Place) -> dict[str, int]:
         for pod in pods.living(api, spec):
             for name in (spec.container, layout.SIDECAR):
                 # One that ends meanwhile is looked at the next time.
-                with contextlib.suppress(OSError, KeyError):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError, KeyError):
                     found[f"the container {name} of {pod.name}"] = place.cgroup_id(running[pod.containers[name]])
     return found

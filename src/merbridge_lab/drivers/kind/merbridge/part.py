@@ -114,6 +114,7 @@ class MerbridgePart:
             raise installed.foreign(others[0])
         objects = manifest.objects(settings)
         wanted = manifest.daemonset(objects)
+        installed.require_own(api, objects)
         # Before anything of it is there: whatever happens then, the lab knows what it has.
         api.apply(manifests.configuration(settings, finished=self._access.finished()))
         images.load(self._access.node(), [one["image"] for one in manifest.containers(wanted)])
@@ -225,7 +226,7 @@ class MerbridgePart:
         if not self._access.answers():
             return
         api = self._access.api()
-        found, kept = api.find(PATH), self._access.kept()
+        found, had = api.find(PATH), self._had()
         alone = not installed.others(api)
         if alone:
             with contextlib.suppress(LabError):
@@ -233,16 +234,24 @@ class MerbridgePart:
         if found is not None and installed.is_ours(found):
             api.delete(PATH)
             self._await_gone(found)
-        for where in installed.objects_of(found):
+        for where in installed.objects_of(found if found is not None and installed.is_ours(found) else None):
             there = api.find(where)
             if there is not None and installed.is_marked(there):
                 api.delete(where)
         # On the node another's looks like ours; and of a lab that never had one, there is nothing.
-        if not alone or kept is None or kept.dataplane != MERBRIDGE:
+        if not alone or not had:
             return
         # Also where the DaemonSet is gone already: who took it away may have left what it had attached.
         leavings.sweep(self.place())
         leavings.require_none(self.place())
+
+    def _had(self) -> bool:
+        """Whether the lab has a Merbridge, or may have: what cannot be read must not keep it from being removed."""
+        try:
+            kept = self._access.kept()
+        except LabError:
+            return True
+        return kept is not None and kept.dataplane == MERBRIDGE
 
     def require_gone(self) -> None:
         """Look, once the pods are gone too, whether its maps are. Raises LabError."""

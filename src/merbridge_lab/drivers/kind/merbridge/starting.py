@@ -72,7 +72,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
 
     Pods whose uid is in `after` are of before: what is wrong with those does not count.
     """
-    began = time.monotonic()
+    began, memory = time.monotonic(), trouble.Memory()
     last: list[str] = ["it has not begun to start"]
     ended: list[Crashed | LabError] = []
 
@@ -82,7 +82,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
             return True
         daemonset = api.get(installed.PATH)
         found = [pod for pod in installed.pods(api, daemonset) if pod["metadata"]["uid"] not in after]
-        ended[:] = _edited(daemonset) or _hopeless(api, found, time.monotonic() - began)
+        ended[:] = _edited(daemonset) or _hopeless(api, found, time.monotonic() - began, memory)
         return bool(ended)
 
     awaiting = lambda: f"Merbridge to be ready: {last[0]}"  # noqa: E731
@@ -104,17 +104,17 @@ def _edited(daemonset: Object) -> list[Crashed | LabError]:
         return []
     name = f"{installed.NAMESPACE}/{installed.NAME}"
     what = f"the DaemonSet {name} is not as merlab applied it any more: {'; '.join(edits)}"
-    return [LabError(what, hint="merlab step 3")]
+    return [LabError(what, hint="merlab step 3 --lab kind")]
 
 
-def _hopeless(api: Api, found: Sequence[Object], waited: float) -> list[Crashed | LabError]:
+def _hopeless(api: Api, found: Sequence[Object], waited: float, memory: trouble.Memory) -> list[Crashed | LabError]:
     for pod in found:
         if crashes := _crashes(pod):
             said = log(api, pod)
             why = words.crash(said)
             if crashes >= _CRASHES or (why and why.cgroup):
                 return [Crashed(why, said, pod["metadata"]["name"])]
-    seen = trouble.in_pods(found, waited)
+    seen = trouble.in_pods(found, waited, memory=memory)
     if seen is not None:
         return [seen.error(trouble.told(api.events(installed.NAMESPACE)))]
     return []

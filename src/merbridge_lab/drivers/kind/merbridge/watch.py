@@ -48,18 +48,10 @@ class Watch:
         return {"node": kernel.runs(self.state)}
 
     def trace(self) -> tuple[MerbridgeEvent, ...]:
-        """Take the lines out that are there."""
-        events = (event for line in self.take() if (event := trace.parse(line)) is not None)
-        return tuple(event for event in events if not self._elsewhere(event.pid))
-
-    def _elsewhere(self, pid: int) -> bool:
-        """Whether a task is not one of this node's: the trace is the whole kernel's. One that is gone may have been."""
-        try:
-            found = places.cgroup_of(Path(f"/proc/{pid}"))
-        except OSError:
-            return False
-        own = places.cgroup_of(Path(f"/proc/{self.place.pid}")).rstrip("/")
-        return found != own and not found.startswith(f"{own}/")
+        """Take the lines out that are there. Raises LabError where it is not known which of them are of this node."""
+        events = [event for line in self.take() if (event := trace.parse(line)) is not None]
+        own = self.place.cgroup_path
+        return tuple(event for event in events if not _elsewhere(event.pid, own))
 
     def noted(
         self,
@@ -87,6 +79,14 @@ class Watch:
         with contextlib.suppress(OSError, ValueError):
             return kernel.wanted(self.state, source, dialled)
         return None
+
+
+def _elsewhere(pid: int, node: str) -> bool:
+    """Whether a task is not in the cgroup `node`: the trace is the whole kernel's. One that is gone may have been."""
+    try:
+        return not places.is_below(places.cgroup_of(Path(f"/proc/{pid}")), node)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @contextlib.contextmanager

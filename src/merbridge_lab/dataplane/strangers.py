@@ -1,0 +1,273 @@
+"""Programs of others in the places where ours decide: what is seen in the lab could be their work.
+
+Looked for at every attach type of cgroups that this kernel knows, on the pods' cgroups and on those above; on every
+link of the pods and of the node (XDP, tc, tcx, netkit); on netfilter's hooks; in their network namespaces (sk_lookup,
+flow dissector). What is on the sockhash is looked at in sockets.py.
+
+What can rewrite, redirect or drop the mesh's TCP is a problem, wherever it is attached. Allowed are, by type and place
+and never by name: device and sysctl programs, which runc and systemd attach to healthy machines; and, above the pods'
+cgroups, what sees no TCP. A cgroup_skb program above is a problem although systemd attaches one for IPAddressDeny= or
+IPAccounting= of a slice that holds us: nobody can tell from outside whether it drops, and what it drops is missing
+from the proof. Not looked for: congestion control by struct_ops (it delays, and neither rewrites nor drops), and LSM
+and tracing programs for the whole machine (they deny or watch, and redirect nothing).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import bpf, netlink, netns
+from merbridge_lab.evidence import Unread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from merbridge_lab.adapters.netlink import Hung
+
+#: The attach types of cgroups, by the names of our own hooks and of bpftool. Others that a newer kernel knows are
+#: looked at as well, and are a problem.
+CGROUP_TYPES = {
+    0: "ingress (cgroup_skb)", 1: "egress (cgroup_skb)", 2: "sock_create", 3: "sockops", 6: "device",
+    8: "bind4", 9: "bind6", 10: "connect4", 11: "connect6", 12: "post_bind4", 13: "post_bind6",
+    14: "sendmsg4", 15: "sendmsg6", 18: "sysctl", 19: "recvmsg4", 20: "recvmsg6", 21: "getsockopt", 22: "setsockopt",
+    29: "getpeername4", 30: "getpeername6", 31: "getsockname4", 32: "getsockname6", 34: "sock_release",
+    43: "lsm_cgroup", 49: "connect_unix", 50: "sendmsg_unix", 51: "recvmsg_unix", 52: "getpeername_unix",
+    53: "getsockname_unix",
+}  # fmt: skip
+#: A container or a service has these on its cgroup wherever runc or systemd made it. They decide about device nodes
+#: and files below /proc/sys, not about connections.
+ALLOWED = frozenset({6, 18})
+#: Above the pods' cgroups a load balancer or a firewall may serve the whole machine. These see UDP and Unix sockets,
+#: or the end of a socket; the mesh speaks TCP.
+ALLOWED_ABOVE = ALLOWED | {14, 15, 19, 20, 34, 49, 50, 51, 52, 53}
+#: Further than any kernel's last attach type.
+_LAST = 128
+#: What a kernel answers for a number that is no attach type of cgroups.
+_NOT_OF_CGROUPS = frozenset({errno.EINVAL, errno.ENODEV})
+#: What it answers when the cgroup has just been removed.
+_GONE = frozenset({errno.ENOENT, errno.ENODEV})
+
+
+@dataclass(frozen=True)
+class Around:
+    """What lies beside the pods: other cgroups of the lab, and namespaces that requests pass, by name."""
+
+    cgroups: tuple[Path, ...] = ()
+    namespaces: tuple[tuple[str, Path], ...] = ()
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A program of somebody else's, or a filter (program 0), in a sentence; `allowed` where it is none of ours."""
+
+    sentence: str
+    program: int
+    allowed: bool = False
+
+
+def named(program: int) -> str:
+    """Give the name and the id of a loaded program."""
+    try:
+        fd = bpf.by_id("prog", program)
+    except FileNotFoundError:
+        return f"id {program}, gone meanwhile"
+    except OSError as error:
+        return f"id {program}, its name could not be read: {error.strerror}"
+    try:
+        return f"{bpf.prog_info(fd).name or 'nameless'} (id {program})"
+    finally:
+        os.close(fd)
+
+
+def problems(ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around) -> list[str]:
+    """Say, a sentence each, what others have attached where the mesh's TCP passes, and what could not be read."""
+    return [
+        str(each) if isinstance(each, Unread) else each.sentence
+        for each in found(ours, cgroup, namespaces, around)
+        if isinstance(each, Unread) or not each.allowed
+    ]
+
+
+def listed(ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around) -> list[str]:
+    """Say, a sentence each, what others have attached that is allowed there."""
+    seen = found(ours, cgroup, namespaces, around)
+    return [each.sentence for each in seen if isinstance(each, Stranger) and each.allowed]
+
+
+def found(
+    ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around
+) -> Iterator[Stranger | Unread]:
+    """Find every program of others, and what could not be read."""
+    every = {**namespaces, **dict(around.namespaces)}
+    yield from _read(f"what runs on the cgroup {cgroup}", partial(_on_cgroup, ours, cgroup))
+    for place in around.cgroups:
+        yield from _read(f"what runs on the cgroup {place}", partial(_on_cgroup, ours, place))
+    for name, path in every.items():
+        yield from _read(f"what runs in the network namespace of {name}", partial(_in_namespace, ours, name, path))
+        yield from _read(f"what hangs on the links of {name}", partial(_on_links, name, path))
+    yield from _on_netfilter(every)
+
+
+def _read(source: str, look: Callable[[], Sequence[Stranger]]) -> Sequence[Stranger | Unread]:
+    try:
+        return look()
+    except OSError as error:
+        return [Unread(source, error.strerror or str(error))]
+
+
+# -- cgroups ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def cgroup_types(cgroup: int) -> tuple[int, ...]:
+    """Give every attach type of cgroups that this kernel knows. Raises OSError.
+
+    What runs is asked, not what is attached: for that, tcx would take the number for an interface's.
+    """
+    known = []
+    for number in range(_LAST):
+        try:
+            bpf.attached_progs(cgroup, number, bpf.QUERY_EFFECTIVE)
+        except OSError as error:
+            if error.errno not in _NOT_OF_CGROUPS:
+                raise
+        else:
+            known.append(number)
+    if not known:
+        raise OSError(errno.ENODEV, "it is no cgroup any more")
+    return tuple(known)
+
+
+def _above(cgroup: Path) -> list[Path]:
+    """Give the cgroups above, the nearest first, up to where the hierarchy is mounted."""
+    device = cgroup.stat().st_dev
+    return [parent for parent in cgroup.parents if parent.stat().st_dev == device]
+
+
+def _below(cgroup: Path) -> Iterator[Path]:
+    """Give `cgroup` and all below it; those that go meanwhile are left out. Raises OSError."""
+
+    def refuse(error: OSError) -> None:
+        if error.errno not in _GONE:
+            raise error
+
+    for folder, _, _ in os.walk(cgroup, onerror=refuse):
+        yield cgroup / folder
+
+
+def _runs(place: Path, types: Sequence[int], flags: int = 0) -> dict[int, list[int]]:
+    """Give the programs on a cgroup by attach type; none where it has just gone. Raises OSError."""
+    try:
+        with _opened(place) as fd:
+            return {number: programs for number in types if (programs := bpf.attached_progs(fd, number, flags))}
+    except OSError as error:
+        if error.errno in _GONE:
+            return {}
+        raise
+
+
+def _on_cgroup(ours: frozenset[int], cgroup: Path) -> list[Stranger]:
+    with _opened(cgroup) as fd:
+        types = cgroup_types(fd)
+    above = _above(cgroup)
+    attached = {place: _runs(place, types) for place in above}
+    told: dict[str, Stranger] = {}
+    for place in _below(cgroup):
+        attached[place] = _runs(place, types)
+        chain = [place, *(each for each in attached if each in place.parents)]
+        for kind, programs in _runs(place, types, bpf.QUERY_EFFECTIVE).items():
+            for program in programs:
+                if program in ours:
+                    continue
+                own = next((each for each in chain if program in attached[each].get(kind, ())), None)
+                outside = own is None or own in above
+                where = str(own) if own else f"above {above[-1] if above else cgroup}, which cannot be seen from here,"
+                sentence = f"on the cgroup {where} {_name(kind)} runs another program, {named(program)}"
+                allowed = kind in (ALLOWED_ABOVE if outside else ALLOWED)
+                told[sentence] = Stranger(sentence, program, allowed)
+    return list(told.values())
+
+
+def _name(kind: int) -> str:
+    return CGROUP_TYPES.get(kind, f"attach type {kind}")
+
+
+# -- network namespaces ----------------------------------------------------------------------------------------------
+
+
+def _in_namespace(ours: frozenset[int], name: str, path: Path) -> list[Stranger]:
+    told = []
+    with _opened(path) as fd:
+        for kind, hook in ((bpf.SK_LOOKUP, "sk_lookup"), (bpf.FLOW_DISSECTOR, "the flow dissector")):
+            for program in bpf.attached_progs(fd, kind):
+                if program not in ours:
+                    sentence = f"in the network namespace of {name} {hook} runs another program, {named(program)}"
+                    told.append(Stranger(sentence, program))
+    return told
+
+
+def _on_links(name: str, path: Path) -> list[Stranger]:
+    return [
+        Stranger(f"on the link {hung.where} of {name} there is {_described(hung)}", hung.program)
+        for hung in netns.run_inside(path, netlink.on_links)
+    ]
+
+
+def _described(hung: Hung) -> str:
+    return f"{hung.what}: {named(hung.program)}" if hung.program else hung.what
+
+
+def netfilter_links() -> list[int]:
+    """Give the ids of the programs that are on netfilter's hooks anywhere on this machine. Raises OSError."""
+    programs = []
+    for number in bpf.ids("link"):
+        try:
+            fd = bpf.by_id("link", number)
+        except FileNotFoundError:
+            continue  # gone meanwhile
+        try:
+            link = bpf.link_info(fd)
+        finally:
+            os.close(fd)
+        if link.type == bpf.LINK_NETFILTER:
+            programs.append(link.prog_id)
+    return programs
+
+
+def _on_netfilter(namespaces: Mapping[str, Path]) -> Iterator[Stranger | Unread]:
+    """Find netfilter programs. The kernel tells of a link what it runs, but not in which namespace.
+
+    Where nobody on this machine has one, that is all there is to know; otherwise each namespace is asked.
+    """
+    try:
+        anywhere = netfilter_links()
+    except OSError as error:
+        yield Unread("what BPF runs on netfilter's hooks", error.strerror or str(error))
+        return
+    if not anywhere:
+        return
+    for name, path in namespaces.items():
+        try:
+            hooked = netns.run_inside(path, netlink.on_netfilter)
+        except OSError as error:
+            programs = ", ".join(named(each) for each in anywhere)
+            why = "this kernel does not tell (CONFIG_NETFILTER_NETLINK_HOOK)" if error.errno == errno.EINVAL else error
+            yield Unread(f"where on netfilter's hooks {programs} runs, in {name} or elsewhere,", str(why))
+            return
+        for hung in hooked:
+            sentence = f"on netfilter's hook {hung.where} of {name} runs another program, {named(hung.program)}"
+            yield Stranger(sentence, hung.program)

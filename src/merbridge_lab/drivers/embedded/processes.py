@@ -1,0 +1,191 @@
+"""The processes of one pod: started, found, told from others."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import cgroup, netns, probe, process
+from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.proc import run
+from merbridge_lab.drivers.embedded import enter, identity, layout, services, sidecar
+from merbridge_lab.waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from merbridge_lab.adapters.process import Process
+    from merbridge_lab.drivers.embedded.layout import PodSpec
+    from merbridge_lab.drivers.embedded.machine import Machine
+
+APP_LOG = "app.log"
+_SCRIPT = "app.py"
+#: A sidecar older than this (seconds) that does not answer will not get ready any more.
+_START = 15.0
+#: A command that is on its way into the pod, or a thread that waits for its disk, has changed after this, in seconds.
+_SETTLED = 0.5
+
+
+class Processes:
+    """App and sidecar of the pod `spec`, with its namespaces, its cgroup and its folder."""
+
+    def __init__(self, machine: Machine, spec: PodSpec, folder: Path) -> None:
+        self._machine = machine
+        self._spec = spec
+        self._netns, self._mntns = machine.netns(spec.name), machine.mntns(spec.name)
+        self.cgroup: Path = machine.cgroup / spec.branch / spec.name
+        self._folder = folder
+        self.kinds = ("sidecar", "app") if spec.sidecar else ("app",)
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    def start(self, kind: str) -> None:
+        """End what there is of a kind, and start it anew. Raises LabError, OSError."""
+        cgroup.clear(self.cgroup / kind, timeout=5)
+        if kind == "app" and self._spec.app == "helloworld":
+            # Written first, so that the file is older than the process that reads it: that is how it is known.
+            put(self._folder / _SCRIPT, services.data("app/helloworld.py"))
+        run(self.daemons()[kind])
+
+    def release(self) -> None:
+        """Let the cgroups of the pod run, without limits. Raises OSError."""
+        for each in [self.cgroup, *(self.cgroup / kind for kind in self.kinds)]:
+            cgroup.release(each)
+
+    def daemons(self) -> dict[str, list[str]]:
+        """Give the argv that starts each, by kind."""
+        return {kind: self._daemon(kind) for kind in reversed(self.kinds)}
+
+    def _daemon(self, kind: str) -> list[str]:
+        user, log = (layout.SIDECAR_ID, sidecar.LOG) if kind == "sidecar" else (layout.APP_ID, APP_LOG)
+        argv = self._argv(kind)
+        return enter.as_daemon(self.cgroup / kind, self._netns, self._mntns, user, self._folder / log, argv)
+
+    def _argv(self, kind: str) -> list[str]:
+        if kind == "sidecar":
+            return sidecar.argv(self._machine, self._folder)
+        if self._spec.app == "sleep":
+            return ["sleep", "infinity"]
+        ports = [str(layout.HTTP_PORT), str(layout.ECHO_PORT)]
+        # The distribution's: ours may lie in a directory that the app's user cannot enter.
+        interpreter = ["/usr/bin/python3", "-I", "-B"]
+        return [*interpreter, str(self._folder / _SCRIPT), self._spec.version, self._spec.name, *ports]
+
+    # -- finding ---------------------------------------------------------------------------------------------------
+
+    def find(self, kind: str) -> Process | None:
+        """Give the oldest process of a kind that is what it should be."""
+        found = [each for each in self.there(kind) if not self.mismatch(kind, each)]
+        return min(found, key=lambda each: each.started, default=None)
+
+    def there(self, kind: str) -> list[Process]:
+        """Give all processes in the cgroup of a kind."""
+        return [seen for pid in cgroup.processes(self.cgroup / kind) if (seen := process.look(pid))]
+
+    def seen(self) -> dict[str, Process]:
+        """Give those that are what they should be, by kind."""
+        return {kind: found for kind in self.kinds if (found := self.find(kind)) is not None}
+
+    def mismatch(self, kind: str, seen: Process) -> str:
+        """Say why a process is not the one of its kind; empty if it is."""
+        if not (netns.is_pinned(self._netns) and netns.is_pinned(self._mntns)):
+            return "the pod's namespaces are not there"
+        return identity.mismatch(seen, self._expected(kind))
+
+    def _expected(self, kind: str) -> identity.Expected:
+        argv = self._argv(kind)
+        space, mounts = netns.inode(self._netns), netns.inode(self._mntns)
+        if kind == "sidecar":
+            return identity.Expected(argv, self._machine.run / "envoy", layout.SIDECAR_ID, space, mounts)
+        program = identity.program(argv[0], enter.PATH)
+        script = (self._folder / _SCRIPT, services.data("app/helloworld.py"))
+        is_script = self._spec.app == "helloworld"
+        return identity.Expected(argv, program, layout.APP_ID, space, mounts, script if is_script else None)
+
+    def answers(self, kind: str) -> bool:
+        """Whether it answers now; known within a second."""
+        if kind == "sidecar":
+            return sidecar.is_ready(self._netns)
+        return self._spec.app == "sleep" or probe.says_ok(self._netns, layout.HTTP_PORT, "/hello")
+
+    def is_hopeful(self, kind: str) -> bool:
+        """Whether a process of this kind is right and runs, and the sidecar answers or is too young to be given up."""
+        seen = self.find(kind)
+        if seen is None or self.held(kind, seen) or self.strangers(kind):
+            return False
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - seen.started / identity.TICKS
+        return kind == "app" or age < _START or self.answers(kind)
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def held(self, kind: str, seen: Process) -> str:
+        """Say what keeps a process, or one of its threads, from running; empty if nothing does."""
+        if cgroup.is_frozen(self.cgroup / kind):
+            return f"is frozen (cgroup.freeze of {self.cgroup / kind} or of a cgroup above)"
+        if set("Tt") & {*process.threads(seen.pid)}:
+            return "is stopped"
+        if "D" in process.threads(seen.pid) and not until(
+            lambda: "D" not in process.threads(seen.pid), timeout=_SETTLED, awaiting="a disk"
+        ):
+            return "hangs in the kernel (state D)"
+        return ""
+
+    def strangers(self, kind: str) -> list[str]:
+        """Name what is in the cgroup of a kind besides it and, with an app, what `merlab exec` starts."""
+
+        def found() -> list[str]:
+            own = self.find(kind)
+            others = [each for each in self.there(kind) if own is None or each.pid != own.pid]
+            return [f"{each.command} (pid {each.pid})" for each in others if not self._is_guest(kind, each)]
+
+        if not found():
+            return []
+        # It may have joined the cgroup just now, and not yet the rest.
+        until(lambda: not found(), timeout=_SETTLED, awaiting="processes to come in or to go")
+        return found()
+
+    def _is_guest(self, kind: str, seen: Process) -> bool:
+        if kind != "app" or (seen.netns, seen.mntns) != (netns.inode(self._netns), netns.inode(self._mntns)):
+            return False
+        details = process.details(seen.pid)
+        return details is None or ({*details.users, *details.groups} == {layout.APP_ID} and not details.capabilities)
+
+    def problems(self, kind: str, access_log: Path) -> list[str]:
+        """Say what is wrong with the process of a kind: at most one sentence, the one that explains the others."""
+        seen, there = self.find(kind), self.there(kind)
+        where = f"the {kind} of {self._spec.name}"
+        if seen is not None:
+            return [found] if (found := self._problem(kind, where, seen, access_log)) else []
+        if not there:
+            return [f"{where} is not running (no process in {self.cgroup / kind})"]
+        why = self.mismatch(kind, there[0])
+        holds = f"{self.cgroup / kind} holds {there[0].command} (pid {there[0].pid}), {why}"
+        return [f"{where} has been replaced: {holds}"]
+
+    def _problem(self, kind: str, where: str, seen: Process, access_log: Path) -> str:
+        if held := self.held(kind, seen):
+            return f"{where} {held} (pid {seen.pid})"
+        if not self.answers(kind):
+            port = layout.HEALTH_PORT if kind == "sidecar" else layout.HTTP_PORT
+            return f"{where} does not answer on port {port} (pid {seen.pid})"
+        if kind == "sidecar" and not seen.has_open(access_log):
+            return f"the access log of {self._spec.name} is not the one that its sidecar writes ({access_log})"
+        return ""
+
+    def besides(self) -> list[str]:
+        """Say what runs in the cgroups of app and sidecar besides them."""
+        return [
+            f"beside the {kind} of {self._spec.name} there runs in its cgroup {stranger}"
+            for kind in self.kinds
+            for stranger in self.strangers(kind)
+        ]
+
+    def limited(self) -> list[str]:
+        """Say what limits the cgroups of the pod, and what else is in them."""
+        name = self._spec.name
+        own = [self.cgroup, *(self.cgroup / kind for kind in self.kinds)]
+        found = [f"the cgroup {each} of {name} is limited: {limit}" for each in own for limit in cgroup.limits(each)]
+        if pids := cgroup.processes(self.cgroup):
+            found.append(f"the cgroup {self.cgroup} of {name} holds process {pids[0]}, which is none of the pod's")
+        folders = [each for each in cgroup.subtree(self.cgroup) if each not in {*own, self.cgroup / "sidecar"}]
+        return found + [f"the cgroup {each} of {name} is not merlab's" for each in folders]

@@ -1,0 +1,96 @@
+"""The link of one pod to the node, and the node's to all: looked at from both ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import links, netns, network
+from merbridge_lab.drivers.embedded import layout, wiring
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from merbridge_lab.adapters.network import Network
+    from merbridge_lab.drivers.embedded.layout import PodSpec
+
+POD_SYSCTLS = wiring.settings([links.POD_END], forward=False)
+
+
+def node_sysctls(network_: Network | None = None) -> dict[str, str]:
+    """Give the settings of the node, with the links that it has."""
+    names = [each.name for each in network_.links.values() if each.kind == "veth"] if network_ else []
+    return wiring.settings(names, forward=True)
+
+
+def read_node(where: Path) -> Network:
+    """Read the node's namespace, with the settings of all links that it may have. Raises OSError."""
+    names = [spec.veth for spec in _all_specs()]
+    return network.read(where, wiring.settings(names, forward=True))
+
+
+def _all_specs() -> tuple[PodSpec, ...]:
+    sleep, helloworld, *_ = layout.PODS
+    twins = (layout.twin(sleep), layout.twin(sleep, 1), layout.twin(helloworld), *layout.twins())
+    return (*layout.PODS, *twins)
+
+
+def of_node(machines: Path, found: Network) -> list[str]:
+    """Say what of the node's wires is not as it should be, those to the pods left out.
+
+    `machines` is where network namespaces are pinned: a link to a pod, or to a twin, may be there while that is.
+    """
+    there = [spec for spec in _all_specs() if netns.is_pinned(machines / spec.name)]
+    compared = wiring.compare(
+        found,
+        wiring.bare(),
+        neighbours=_beyond(machines, there, found),
+        also=[line for spec in there for line in wiring.nodes_end(spec)],
+    )
+    sentences = [f"the node's network namespace has no {kind} {line}" for kind, line in compared.missing]
+    sentences += [wiring.stranger("the node's network namespace", line) for line in compared.extra]
+    told = wiring.differing(found.sysctls, node_sysctls(found))
+    return sentences + [f"in the node's network namespace {each}" for each in told]
+
+
+def _beyond(machines: Path, specs: list[PodSpec], found: Network) -> dict[str, str]:
+    """Say of each link of the node what the pod's end of it is called in ARP, where that was asked for."""
+    asked = {line.rpartition(" dev ")[2] for line in found.lines["neighbour"]}
+    beyond = {}
+    for spec in specs:
+        if spec.veth in asked and netns.is_pinned(machines / spec.name):
+            end = links.hardware(machines / spec.name, links.POD_END)
+            beyond[spec.veth] = f"{spec.ip} at {end}"
+    return beyond
+
+
+def of_pod(spec: PodSpec, where: Path, node: Path, node_found: Network | None = None) -> Iterator[str]:
+    """Say what of a pod's wires is not as it should be, at both ends."""
+    found = network.read(where, POD_SYSCTLS)
+    space, end = f"the network namespace of {spec.name}", wiring.pods_end(spec)
+    at_node = (node_found or network.read(node)) if netns.is_pinned(node) else None
+    other = at_node.links.get(spec.veth) if at_node else None
+    gateway = {links.POD_END: f"{layout.NODE_ADDRESS} at {other.address}"} if other else {}
+    compared = wiring.compare(found, wiring.bare() | end, neighbours=gateway)
+    for setting in wiring.differing(found.sysctls, POD_SYSCTLS):
+        yield f"in {space} {setting}"
+    lacking = [line for line in compared.missing if line in end]
+    if lacking:
+        yield (
+            f"{links.POD_END} of {spec.name} is not there with its address {spec.ip} and its routes: "
+            f"no {lacking[0][0]} {lacking[0][1]}"
+        )
+    for kind, line in compared.missing:
+        if (kind, line) not in end:
+            yield f"{'lo is down: ' if 'lo (loopback)' in line else ''}{space} has no {kind} {line}"
+    yield from (wiring.stranger(space, each) for each in compared.extra)
+    if at_node is None:
+        yield f"{spec.name} has no node to be linked to ({node})"
+        return
+    there = {(kind, line) for kind, lines in at_node.lines.items() for line in lines}
+    if missing := sorted(wiring.nodes_end(spec) - there):
+        yield f"the node has no link {spec.veth} with a route to {spec.name} ({spec.ip}): no {' '.join(missing[0])}"
+    elif links.POD_END in found.links and other is not None:
+        own = found.links[links.POD_END]
+        if (own.peer, other.peer) != (other.index, own.index):
+            yield f"{spec.veth} of the node and {links.POD_END} of {spec.name} are not two ends of one link"

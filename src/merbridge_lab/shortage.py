@@ -1,0 +1,211 @@
+"""What a machine can run out of: which errors of the system mean it, and what to type then.
+
+The one place that turns such an error into a sentence. Wherever it was raised (in a thread, while cleaning up, by the
+library that starts commands), it is the machine that lacks something, and no defect of merlab: exit status 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.errors import LabError, ShortageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator
+
+#: What Python raises, without an errno, where clone(2) said EAGAIN.
+_NO_THREAD = "can't start new thread"
+#: What dash, bash and util-linux say there.
+_NO_FORK = re.compile(r"[Cc]annot fork|fork[^\n]*Resource temporarily unavailable")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def explained(error: BaseException) -> LabError | None:
+    """Give the error to tell for `error`: a LabError as it is, or with what is used up where that is behind it."""
+    if isinstance(error, ShortageError):
+        return error
+    if not isinstance(error, LabError):
+        return of(error)
+    # Behind an error that has words of its own, EAGAIN is of a lock or a socket.
+    lacking = of(error, but=_AMBIGUOUS) or in_words(error.stderr or "")
+    if lacking is None:
+        return error
+    return ShortageError(f"{error.what}: {lacking.what}", lacking.hint, error.command, error.stderr)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Raise what means a shortage, and comes out of the block as anything else, as the LabError that tells it."""
+    try:
+        yield
+    except Exception as error:
+        found = explained(error)
+        if found is None or found is error:
+            raise
+        raise found from error
+
+
+def of(error: BaseException, where: str | Path | None = None, *, but: Container[int] = ()) -> ShortageError | None:
+    """Give the error to tell where `error` means that something is used up or read-only; else None.
+
+    `where` is the path concerned, for calls whose error does not name it; `but` are numbers that do not count.
+    """
+    for each in _chain(error):
+        if isinstance(each, MemoryError):
+            return _memory(where)
+        if isinstance(each, RuntimeError) and _NO_THREAD in str(each):
+            return _processes(where)
+        if isinstance(each, OSError) and each.errno in _KINDS and each.errno not in but:
+            lacking = _KINDS[each.errno](where if where is not None else each.filename)
+            if each.filename is None and each.strerror not in (None, os.strerror(each.errno)):
+                lacking.what += f" ({each.strerror})"  # where it names no file, its words say what was tried
+            return lacking
+    return None
+
+
+def in_words(said: str) -> ShortageError | None:
+    """Give the same where a command that failed complained of it, by the words of strerror(3)."""
+    if _NO_FORK.search(said):
+        return _processes(None)
+    for code, tell in _KINDS.items():
+        if os.strerror(code) in said and code not in _AMBIGUOUS:
+            found = re.search(r"(/[^\s:'\"]+)[:'\"]+ *" + re.escape(os.strerror(code)), said)
+            return tell(found[1] if found else None)
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Give the error and what it was raised from; not what it merely happened beside."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _folder(where: object) -> str:
+    """Name the nearest directory that df can be asked about."""
+    if not isinstance(where, (str, bytes, Path)):
+        return ""
+    path = Path(os.fsdecode(where))
+    found = next((each for each in (path, *path.parents) if each.is_dir()), path)
+    return str(found)
+
+
+def _space(where: object) -> ShortageError:
+    folder = _folder(where)
+    if not folder:  # so does the kernel also say that there may be no more namespaces or mounts
+        return ShortageError(
+            "no space is left on a device, or a limit of the kernel's is reached",
+            hint="df -h; sysctl user fs.mount-max",
+        )
+    # A file system without free inodes is as full as one without free blocks, and only -i shows it.
+    return ShortageError(f"there is no space left in {folder}", hint=f"df -h {folder}; df -i {folder}")
+
+
+def _quota(where: object) -> ShortageError:
+    folder = _folder(where)
+    return ShortageError(
+        f"the disk quota is used up{f' in {folder}' if folder else ''}",
+        hint=f"quota -v; df -h {folder}".rstrip(),
+    )
+
+
+def _read_only(where: object) -> ShortageError:
+    folder = _folder(where)
+    hint = f"mount -o remount,rw {_mount_point(folder)}" if folder else "grep -w ro /proc/mounts"
+    return ShortageError(f"the file system of {folder or 'what was to be changed'} is read-only", hint=hint)
+
+
+def _mount_point(folder: str) -> str:
+    return next((str(each) for each in (Path(folder), *Path(folder).parents) if each.is_mount()), "/")
+
+
+def _files(_where: object) -> ShortageError:
+    most = _limit("Max open files")
+    return ShortageError(f"merlab may open no more files: its limit is {most}", hint="ulimit -n 4096")
+
+
+def _files_of_all(_where: object) -> ShortageError:
+    return ShortageError(
+        "this machine has as many files open as it may (fs.file-max)",
+        hint="cat /proc/sys/fs/file-nr; sysctl fs.file-max",
+    )
+
+
+def _processes(_where: object) -> ShortageError:
+    what = "no further process or thread can be started"
+    full = next((each for each in pids_limits() if each[1] >= each[2]), None)
+    if full is not None:
+        place, _, most = full
+        return ShortageError(
+            f"{what}: the limit of {most} is reached in the cgroup {place}", hint=f"cat {place}/pids.max"
+        )
+    # Who tried may have ended since, and be counted no more.
+    tightest = min(pids_limits(), key=lambda each: each[2] - each[1], default=None)
+    if tightest is not None:
+        place, current, most = tightest
+        return ShortageError(
+            f"{what}; the cgroup {place} holds {current} of {most}", hint=f"cat {place}/pids.max; ulimit -u"
+        )
+    return ShortageError(what, hint="ulimit -u; cat /proc/sys/kernel/pid_max")
+
+
+def _memory(_where: object) -> ShortageError:
+    return ShortageError("there is not enough memory", hint="ps aux --sort -rss | head")
+
+
+_KINDS: dict[int, Callable[[object], ShortageError]] = {
+    errno.ENOSPC: _space,
+    errno.EDQUOT: _quota,
+    errno.EROFS: _read_only,
+    errno.EMFILE: _files,
+    errno.ENFILE: _files_of_all,
+    errno.EAGAIN: _processes,
+    errno.ENOMEM: _memory,
+}
+#: In the words of a command EAGAIN may be of a socket or a lock: it is told as the command told it.
+_AMBIGUOUS = {errno.EAGAIN}
+
+
+def _limit(name: str) -> str:
+    """Give a soft limit of this process, for a message."""
+    try:
+        found = re.search(rf"^{name} +(\S+)", Path("/proc/self/limits").read_text(), re.MULTILINE)
+    except OSError:  # there may be no descriptor left to read it by
+        import resource
+
+        return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return found[1] if found else "unknown"
+
+
+def pids_limits() -> list[tuple[Path, int, int]]:
+    """Give the cgroups that limit our processes, from ours up: its directory, how many there are, how many may be."""
+    found: list[tuple[Path, int, int]] = []
+    try:
+        memberships = Path("/proc/self/cgroup").read_bytes().split(b"\n")
+        for line in memberships:
+            _, controllers, path = os.fsdecode(line).split(":", 2) if line.count(b":") > 1 else ("", "-", "/")
+            if controllers not in ("", "pids") and "pids" not in controllers.split(","):
+                continue
+            for root in (_CGROUPS / "pids", _CGROUPS) if controllers else (_CGROUPS, _CGROUPS / "unified"):
+                found += _limits_up(root, root / path.lstrip("/"))
+    except OSError:
+        return found
+    return found
+
+
+def _limits_up(root: Path, place: Path) -> Iterator[tuple[Path, int, int]]:
+    for each in (place, *place.parents):
+        if each == root.parent:
+            return
+        try:
+            most = (each / "pids.max").read_text().strip()
+            if most != "max":
+                yield each, int((each / "pids.current").read_text()), int(most)
+        except (OSError, ValueError):
+            continue
