@@ -25,7 +25,22 @@ AS_ROOT = frozenset(
 )
 #: Other programs that a hint may begin with. What begins with none of these words is prose.
 AS_ANYBODY = frozenset(
-    {"cat", "df", "docker", "export", "head", "istioctl", "kind", "kubectl", "pip", "ps", "ss", "systemd-cgls", "unset"}
+    {
+        "cat",
+        "df",
+        "docker",
+        "export",
+        "head",
+        "istioctl",
+        "kind",
+        "kubectl",
+        "pip",
+        "ps",
+        "ss",
+        "systemd-cgls",
+        "ulimit",
+        "unset",
+    }
 )
 #: merlab's commands that change or look into a lab, and so take root where the lab is the embedded one.
 _ON_A_LAB = frozenset({"up", "step", "verify", "restore", "down", "status", "exec", "shell", "trace", "sysdump"})
