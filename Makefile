@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev check format test soak timings clean test-cluster soak-cluster up-kind down-kind
+.PHONY: help root up down verify setup dev check format test soak sabotage timings clean test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
@@ -62,6 +62,9 @@ test: ## set up, then run all tests
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)
+
+sabotage: setup dev ## do every sabotage to two labs side by side, and write docs/sabotage.md
+	@scripts/setup root .venv/bin/python tests/sabotage/document.py
 
 test-cluster: setup dev ## the kind lab's tests, on a real Kubernetes and Istio that are built here
 	@$(CLUSTER) test $(ARGS)

@@ -223,5 +223,5 @@ def _is_istios_nat(rule: Rule) -> bool:
 
 def _lines(text: str) -> list[str]:
     """Give the lines of a text of rules without comments and counters: chains that stand empty are among them."""
-    lines = (_COUNTERS.sub("", line).strip() for line in text.splitlines())
+    lines = (_COUNTERS.sub("", line).strip() for line in lines_of(text))
     return [line for line in lines if line and not line.startswith("#")]

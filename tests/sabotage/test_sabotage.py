@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-import lies_brief  # noqa: F401 - each registers its sabotages
-import lies_dataplane  # noqa: F401
-import lies_mesh  # noqa: F401
 import lies_pods
-import lies_readings  # noqa: F401
-import lies_rules  # noqa: F401
-import lies_steps  # noqa: F401
-import lies_strangers  # noqa: F401
 import pytest
+import suite  # noqa: F401 - registers all sabotages
 from oddities import keep_alive_client
-from saboteur import ALL, LIE, ODDITY, Scene, everything, judge, mend, standing_lab, told, verify
-from table import Row, render
+from saboteur import ALL, LIE, ODDITY, Scene, judge, mend, standing_lab, told, verify
 
 from merbridge_lab.adapters import bpf, tcp
 from merbridge_lab.adapters.cgroup import all_processes
 from merbridge_lab.drivers.embedded.wiring import MAY_DIFFER
 
 pytestmark = pytest.mark.kernel
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "sabotage.md"
 
 
 @pytest.fixture(scope="module")
@@ -139,20 +129,3 @@ def test_a_hundred_healthy_verifies(whole):
     causes = [report.cause or str(report.error) for _ in range(100)
               if (report := verify(Scene(whole))).verdict.value != "pass"]  # fmt: skip
     assert causes == []
-
-
-@pytest.mark.soak
-def test_each_check_earns_its_place(lab):
-    """Writes docs/sabotage.md, by looking with every check at every sabotage."""
-    rows = []
-    for sabotage in ALL:
-        mend(lab)
-        scene = Scene(lab)
-        with sabotage.on(scene):
-            seen = everything(sabotage, scene)
-        mend(lab)
-        rows.append(Row(sabotage, seen, say(sabotage, lab)))
-        mend(lab)
-    text, useless = render(rows)
-    DOCUMENT.write_text(text)
-    assert not useless, f"no sabotage needs these checks: {useless}"

@@ -66,7 +66,7 @@ TOOLS = {
     "systemd-cgls": set(),
     "tail": set(),
     "touch": set(),
-    "ulimit": {"-u"},
+    "ulimit": {"-n", "-u"},
     "unset": {"DOCKER_CONTEXT", "MERLAB_BCC", "MERLAB_NAME", "DOCKER_HOST"},
 }
 #: An argument that is a place, a value, or stands for what is known only when the hint is given.

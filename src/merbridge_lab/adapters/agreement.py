@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.evidence import Unread
 from merbridge_lab.ruleset import parse
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +44,7 @@ def native_in(chains: str) -> tuple[str, ...]:
     """
     found: dict[str, None] = {}
     table = chain = ""
-    for line in (line.strip() for line in chains.splitlines()):
+    for line in (line.strip() for line in lines_of(chains)):
         if line.startswith("table "):
             table = line.removeprefix("table ").removesuffix("{").strip()
             if not COMPAT.fullmatch(table) and table not in ISTIOS_OTHERS:
@@ -104,7 +105,7 @@ def legacy(saved: str | Unread, tables: tuple[Table, ...] | Unread, *, where: st
         return saved if there else ""
     told: dict[str, int] = {}
     table = ""
-    for line in saved.splitlines():
+    for line in lines_of(saved):
         if line.startswith("*"):
             table = line[1:].strip()
         elif line.startswith(":") and line.split()[1] == "-":  # a chain that somebody made: its head and its end

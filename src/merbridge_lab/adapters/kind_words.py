@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from merbridge_lab.text import lines_of
+
 #: Lines of the summary, at most: all of it is in a file.
 _MOST = 8
 #: One frame of a Go stack: a function with its package and receiver, and below it, indented, a file with its line.
@@ -83,7 +85,7 @@ def summary(said: str) -> str:
 def without_frames(said: str) -> list[str]:
     """Leave the lines that are no frame of a Go stack, and are not empty."""
     # What a command printed that kind ran in the node begins on a line of kind's own.
-    lines = re.sub(r"^Command Output: ", "", said, flags=re.MULTILINE).splitlines()
+    lines = lines_of(re.sub(r"^Command Output: ", "", said, flags=re.MULTILINE))
     kept = []
     for at, line in enumerate(lines):
         calls = at + 1 < len(lines) and bool(_FILE.match(lines[at + 1]))

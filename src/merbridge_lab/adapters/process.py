@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.text import lines_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -116,7 +118,7 @@ def details(pid: int) -> Details | None:
     """Read them of the process `pid`; None if it is gone. Raises OSError where it may not be looked at."""
     proc = Path("/proc", str(pid))
     try:
-        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line)
+        status = dict(line.split(":", 1) for line in lines_of((proc / "status").read_text()) if ":" in line)
         program = (proc / "exe").stat()
         return Details(
             users=tuple(map(int, status["Uid"].split())),
@@ -143,7 +145,7 @@ def own_namespaces() -> Mapping[str, int]:
 
 def _code(maps: str, program: str) -> frozenset[str]:
     found = set()
-    for line in maps.splitlines():
+    for line in lines_of(maps):
         fields = line.split(None, 5)
         if len(fields) == 6 and "x" in fields[1] and fields[4] != "0" and fields[5] != program:  # noqa: PLR2004
             found.add(fields[5].removesuffix(" (deleted)"))
@@ -152,7 +154,7 @@ def _code(maps: str, program: str) -> frozenset[str]:
 
 def _limits(text: str) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
-    for line in text.splitlines()[1:]:
+    for line in lines_of(text)[1:]:
         # Names hold blanks; columns are at least two blanks apart.
         name, soft = line[:26].strip(), line[26:].split()[0]
         found[name] = None if soft == "unlimited" else int(soft)

@@ -1,0 +1,11 @@
+"""All sabotages: each module registers its own, in the order of docs/sabotage.md."""
+
+import lies_brief  # noqa: F401
+import lies_dataplane  # noqa: F401
+import lies_mesh  # noqa: F401
+import lies_pods  # noqa: F401
+import lies_readings  # noqa: F401
+import lies_rules  # noqa: F401
+import lies_steps  # noqa: F401
+import lies_strangers  # noqa: F401
+import oddities  # noqa: F401
