@@ -240,6 +240,7 @@ class FakeLab:
         self.mute: set[str] = set()
         self.idle_legs: set[str] = set()
         self.removed: list[str] = []
+        self.swept = 0
         self.kept: dict[str, object] = {}
         self.node = FakePart(self, "node")
         self.mesh = FakeMesh(self, "mesh", self.node)
@@ -482,6 +483,9 @@ class FakeLab:
 
     def keep_report(self, told: dict[str, object]) -> None:
         self.kept = told
+
+    def sweep(self) -> None:
+        self.swept += 1
 
     def mend(self) -> None:
         self.twins_there.clear()

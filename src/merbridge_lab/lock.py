@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
@@ -71,9 +72,9 @@ def held(lab: str, command: str, *, wait: float = 0.0, again: str | None = None)
         yield
     finally:
         # While it is held: whoever opened the file before this sees that it is not the one at `path` any more.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), change("let a lock go"):
             path.unlink()
-        with contextlib.suppress(OSError):  # other labs have locks there
+        with contextlib.suppress(OSError), change("let a lock go"):  # other labs may have locks there
             path.parent.rmdir()
         os.close(descriptor)
 
@@ -93,6 +94,7 @@ def _words(path: Path) -> str:
     return f"another merlab command is running: {who or f'on the lab {path.stem}'}"
 
 
+@change("take a lock")
 def _take(path: Path) -> int | None:
     """Take the lock; return its descriptor, or None while another process holds it. Raise LabError."""
     while True:
@@ -120,6 +122,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+@change("make a folder of locks")
 def _make_folder(path: Path) -> None:
     if path != ROOTS:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,6 +135,7 @@ def _make_folder(path: Path) -> None:
         path.chmod(0o700)
 
 
+@change("say who has a lock")
 def _write(descriptor: int, entry: Holder) -> None:
     # It only serves the message that others print: on a full /run the lock holds all the same.
     with contextlib.suppress(OSError):

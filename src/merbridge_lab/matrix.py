@@ -97,8 +97,9 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         by_rules = lab.observe(client, url=url, server=server)
         # By now both sidecars have written what came later, so what they have not written never came.
         strays = _strays(lab, bypassed, earlier)
+        moved = assess(rules.find_moved, by_rules)
 
-        yield _outcome(Cell(ebpf=False, client_rules=True, server_rules=True), by_rules, lambda: _by_rules(by_rules))
+        yield _outcome(Cell(ebpf=False, client_rules=True, server_rules=True), by_rules, lambda: moved)
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=True),
             closed,
@@ -107,7 +108,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=False),
             bypassed,
-            lambda: _find_bypass(bypassed, value_of(strays), _by_rules(by_rules), told=PEER in lab.capabilities),
+            lambda: _find_bypass(bypassed, value_of(strays), moved, told=PEER in lab.capabilities),
         )
 
         present = lab.observe(sleep).beside(by_rules)
@@ -137,10 +138,6 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
             ),
         )
         yield _all_flushed(lab, sleep, servers, client)
-
-
-def _by_rules(seen: Observation) -> Finding:
-    return assess(rules.find_moved, seen)
 
 
 def _find_all_closed(servers: Sequence[Workload], *seen: Observation) -> Finding:

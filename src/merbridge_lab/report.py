@@ -93,6 +93,17 @@ class Report:
     seconds: float = 0.0
     paused: float = 0.0
     error: LabError | None = None
+    #: The command that mends what is in the way of all of it, where that is known; it goes before any check's own.
+    remedy: str | None = None
+
+    @property
+    def hint(self) -> str | None:
+        """On a failure or an error, the next command to type."""
+        if self.verdict is Verdict.PASS:
+            return None
+        if self.error is not None:
+            return self.error.hint
+        return self.remedy or next((each.check.hint for each in self.failed() if each.check.hint), None)
 
     @property
     def skipped(self) -> int:
@@ -147,6 +158,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "verdict": self.verdict.value,
             "cause": self.cause,
+            "hint": hints.rendered(self.hint),
             "skipped": self.skipped,
             "standing": [check.to_json() for check in self.standing],
             "steps": [step.to_json() for step in self.steps],

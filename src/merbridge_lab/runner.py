@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from merbridge_lab.lab import Lab
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
+
+
+#: What puts flushed rules back.
+RESTORE = "merlab restore"
 
 
 class Observer(Protocol):
@@ -92,7 +97,7 @@ class Runner:
         finally:
             # Whoever reads at a pause is not the lab's time.
             report.seconds += time.monotonic() - began - (report.paused - paused)
-        return report
+        return self._with_remedy(report)
 
     def _run(self, report: Report, steps: Iterable[Step]) -> None:
         for step in steps:
@@ -119,16 +124,30 @@ class Runner:
             )
             return report
         if not self.stand(report, standing):
-            return report
+            return self._with_remedy(report)
         before = self.lab.fingerprint()
         self.run(report, steps)
         began = time.monotonic()
         try:
             with shortage.told():
                 self._measure(report, before, standing)
+        except NotHeldError as broken:
+            report.changes.append(broken.cause)
         except LabError as error:
             report.error = error
         report.seconds += time.monotonic() - began
+        return self._with_remedy(report)
+
+    def _with_remedy(self, report: Report) -> Report:
+        """Note where something failed while rules are flushed on purpose: no step puts these back."""
+        if report.verdict is Verdict.PASS:
+            return report
+        with contextlib.suppress(LabError, OSError):  # where that cannot be asked, it is not what is in the way
+            pods = [self.lab.workload("sleep"), *self.lab.servers()]
+            if any(pod.rules.outstanding for pod in pods):
+                report.remedy = RESTORE
+                if report.error is not None and (report.error.hint or "merlab").startswith("merlab"):
+                    report.error.hint = RESTORE
         return report
 
     def _measure(self, report: Report, before: Mapping[str, str], standing: Sequence[Step]) -> None:

@@ -10,7 +10,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_exponential,
+)
 
 from merbridge_lab import interrupts
 
@@ -85,3 +92,23 @@ def until(look: Callable[[], T], *, timeout: float, awaiting: str | Callable[[],
     except RetryError as last:
         ended: T = last.last_attempt.result()
         return ended
+
+
+def retrying(work: Callable[[], T], *, on: type[Exception], timeout: float, awaiting: str) -> T:
+    """Do `work`, again where it raises `on`, for at most `timeout` seconds; raises the last of these then."""
+    began = time.monotonic()
+
+    def nap(seconds: float) -> None:
+        _tell(awaiting, time.monotonic() - began)
+        interrupts.checkpoint()
+        time.sleep(seconds)
+        interrupts.checkpoint()
+
+    attempts = Retrying(
+        retry=retry_if_exception_type(on),
+        wait=wait_exponential(multiplier=0.05, max=1.0),
+        stop=stop_after_delay(timeout),
+        sleep=nap,
+        reraise=True,
+    )
+    return attempts(work)

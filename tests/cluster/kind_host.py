@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NODE = f"{layout.CLUSTER}-control-plane"
 SAVED = f"{layout.STATE}/saved/sleep.rules"
+DRAFTS = f"{layout.STATE}/saved/.sleep.rules.new.*"
 #: Longer than anything that is called here takes, in seconds.
 LONG = 300.0
 

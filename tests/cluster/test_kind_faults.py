@@ -26,6 +26,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from kind_host import (
+    DRAFTS,
     LONG,
     MOMENTS,
     NODE,
@@ -226,7 +227,7 @@ def test_a_signal_while_flushed_loses_no_rule(lab: None, signum: int, status: in
 
 # The shell that saves and flushes has the first line of the file among its arguments; this one has not.
 _HOLD = f"""
-until [ -e {SAVED}.new ]; do :; done
+until ls {DRAFTS} >/dev/null 2>&1; do :; done
 pid=$(pgrep -o -f '[#] merlab: nat of sleep') && kill -STOP "$pid" && echo "$pid"
 """
 

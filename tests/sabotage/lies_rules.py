@@ -204,7 +204,7 @@ def _(scene):
         yield
 
 
-@lie("saved rules tampered with", "the rules of sleep differ from the saved ones after restoring")
+@lie("saved rules tampered with", "sleep.rules was changed while the rules of sleep were flushed")
 def _(scene):
     """While sleep is flushed, someone deletes a rule from the file that the rules will be restored from."""
     saved = scene.lab.workload("sleep").rules.saved_at

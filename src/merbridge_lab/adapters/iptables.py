@@ -10,6 +10,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import agreement, nftables, xtables
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, value_of
@@ -73,6 +74,15 @@ def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str) -> 
     return RuleSet(texts, tuple(dict.fromkeys((*agreement.foreign(nft), *named))), nft.generation, beside)
 
 
+def backend_of(netns: Path, table: str) -> str | None:
+    """Say in which backend `table` has rules, or None where in neither; by the kernel, whatever the tools are like."""
+    nft, legacy = kernels(netns)
+    if any((chain.family, chain.table) == ("ip", table) and chain.rules for chain in value_of(nft).chains):
+        return "nft"
+    there = any((each.family, each.name) == ("ip", table) and each.entries for each in value_of(legacy))
+    return "legacy" if there else None
+
+
 def kernels(netns: Path) -> Kernels:
     """Ask the kernel for what is in nftables and in the legacy tables."""
     nft: Tables | Unread
@@ -100,7 +110,7 @@ def _saved(netns: Path, backend: str) -> str | Unread:
     try:
         return run(inside(netns, tool, "-c")).stdout
     except LabError as error:
-        return Unread(source, ": ".join(filter(None, (error.what, (error.stderr or "").partition("\n")[0]))))
+        return Unread(source, ": ".join(filter(None, (tool, error.what, (error.stderr or "").partition("\n")[0]))))
 
 
 def save(netns: Path, backend: str, table: str) -> str:
@@ -108,16 +118,19 @@ def save(netns: Path, backend: str, table: str) -> str:
     return run(save_argv(netns, backend, table)).stdout
 
 
+@change("load rules")
 def load(netns: Path, text: str, backend: str) -> None:
     """Replace the tables that `text` names by its rules and counters, in one transaction a table."""
     run(inside(netns, *_tool(backend, "-restore"), "-c"), stdin=text)
 
 
+@change("flush rules")
 def flush(netns: Path, backend: str, table: str) -> None:
     """Delete every rule of `table`; its chains stay, empty."""
     run(flush_argv(netns, backend, table))
 
 
+@change("clear rules")
 def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
     """Delete every rule and chain of `netns`, whoever made them; the `tables` of the backend `but` stay.
 

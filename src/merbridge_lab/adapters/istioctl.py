@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.text import lines_of
@@ -29,6 +30,7 @@ def install_argv(settings: Sequence[str]) -> list[str]:
     return ["istioctl", "install", "-y", *(word for setting in settings for word in ("--set", setting))]
 
 
+@change("install Istio")
 def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabError | None]) -> None:
     """Install Istio, and wait until it is there, unless `look` gives an error meanwhile. Raises LabError."""
     try:
@@ -82,6 +84,7 @@ def _hint(said: str) -> str:
     return f"docker pull {image[1]}" if image else "merlab status --lab kind"
 
 
+@change("uninstall Istio")
 def uninstall(*, kubeconfig: str) -> None:
     """Take away all that Istio has in the cluster, but its namespace."""
     run(["istioctl", "uninstall", "-y", "--purge", "--kubeconfig", kubeconfig], timeout=_INSTALL)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import Result, run
 from merbridge_lab.errors import LabError
 
@@ -61,6 +62,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-", ignore_cleanup_errors=True)
 
 
+@change("make a cluster")
 def create(name: str, image: str, config: str, *, network: str) -> None:
     """Make a cluster, whose context goes into no kubeconfig. Raises LabError with all that kind said."""
     # kind does not do without a file to write to.
@@ -76,6 +78,7 @@ def export_argv(name: str, kubeconfig: str | None = None) -> list[str]:
     return ["kind", "export", "kubeconfig", "--name", name, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
 
 
+@change("write a kubeconfig")
 def export(name: str, kubeconfig: str) -> None:
     """Put a cluster's context into a kubeconfig. Raises LabError."""
     try:
@@ -110,6 +113,7 @@ def delete_argv(name: str, kubeconfig: str | None = None) -> list[str]:
     return ["kind", "delete", "cluster", "--name", name, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
 
 
+@change("delete a cluster")
 def delete(name: str, kubeconfig: str | None) -> Result:
     """Delete a cluster; whether it is gone, one looks up."""
     return _run(delete_argv(name, kubeconfig), timeout=_ANSWER, ok=range(256))
@@ -143,6 +147,7 @@ def load_argv(name: str, refs: Sequence[str]) -> list[str]:
     return ["kind", "load", "docker-image", "--name", name, *refs]
 
 
+@change("load images")
 def load(name: str, refs: Sequence[str]) -> None:
     """Copy images from Docker to the nodes. Raises LabError; where a disk is full it says which."""
     try:
@@ -225,6 +230,7 @@ def _owner(path: str) -> str | None:
     return parts[0].removeprefix(_TEMPORARY).partition("-")[0] if parts else None
 
 
+@change("end a process")
 def end(pid: int, name: str) -> None:
     """End such a process; one that is gone already, or whose PID is another's by now, is left alone."""
     try:
@@ -240,6 +246,7 @@ def end(pid: int, name: str) -> None:
         os.close(held)
 
 
+@change("delete temporary folders")
 def sweep() -> None:
     """Remove the folders that such a merlab left, with keys or images in them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):

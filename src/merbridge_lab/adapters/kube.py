@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 from merbridge_lab import interrupts, waiting
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.memory import Unnamed
 from merbridge_lab.errors import LabError
 
@@ -245,6 +246,7 @@ class Api:
         found = self.get(f"/api/v1/namespaces/{namespace}/events")["items"]
         return sorted(found, key=lambda one: one.get("lastTimestamp") or one["metadata"]["creationTimestamp"])
 
+    @change("apply an object")
     def apply(self, document: Object) -> None:
         """Have an object be so, fields that others set aside (server-side apply)."""
         meta = document["metadata"]
@@ -253,6 +255,7 @@ class Api:
         query = {"fieldManager": _MANAGER, "force": "true"}
         self._patiently(lambda: self._once("patch", where, query, document, content))
 
+    @change("delete an object")
     def delete(self, where: str, *, grace: int | None = None) -> None:
         """Delete what is at a path; nothing there is fine."""
         query = {} if grace is None else {"gracePeriodSeconds": grace}
@@ -287,6 +290,7 @@ class Api:
         where = f"{path('Pod', pod, namespace)}/log"
         return self._patiently(lambda: self._once("get", where, query)).decode(errors="replace")
 
+    @change("run in a pod")
     def execute(
         self, namespace: str, pod: str, container: str, argv: Sequence[str], timeout: float
     ) -> tuple[int, str, str]:

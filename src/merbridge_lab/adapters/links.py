@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.errors import LabError
 
@@ -27,6 +28,7 @@ def _index(netlink: Any, name: str) -> int | None:  # noqa: ANN401 - pyroute2 ha
     return found[0] if found else None
 
 
+@change("set up a namespace's loopback")
 def set_up(netns: Path, sysctls: Mapping[str, str]) -> None:
     """Bring the loopback of `netns` up and set `sysctls` (paths below /proc/sys/net) in it.
 
@@ -48,6 +50,7 @@ def set_up(netns: Path, sysctls: Mapping[str, str]) -> None:
     run_inside(netns, work)
 
 
+@change("link two namespaces")
 def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway: str) -> None:
     """Link the namespaces `node` and `pod` as the CNI plugin ptp does: a veth, an address of its own a side, routes.
 
@@ -92,6 +95,7 @@ def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway:
     run_inside(pod, at_pod)
 
 
+@change("delete a link")
 def disconnect(netns: Path, name: str) -> None:
     """Delete the link `name` in `netns`, and with it its other end and the routes over it; not there is fine."""
 

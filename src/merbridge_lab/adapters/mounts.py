@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from merbridge_lab.adapters.change import change
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # <sys/mount.h>
@@ -80,6 +82,7 @@ def below(target: Path) -> list[Mount]:
     return [m for m in reversed(table()) if m.target == target or target in m.target.parents]
 
 
+@change("mount")
 def mount(source: str | Path, target: str | Path, fstype: str | None = None, flags: int = 0, data: str = "") -> None:
     """Mount `source` on `target`; the arguments are those of the system call. Raises OSError."""
     result = _LIBC.mount(
@@ -99,6 +102,7 @@ def bind(source: str | Path, target: str | Path) -> None:
     mount(source, target, flags=MS_BIND)
 
 
+@change("unmount")
 def umount(target: Path) -> None:
     """Take the topmost mount off `target` at once; what still uses it keeps it alive unseen. Raises OSError."""
     if _LIBC.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
@@ -121,6 +125,7 @@ def take_away(target: Path) -> None:
         _delete(target)
 
 
+@change("delete a mount point")
 def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         path.rmdir()

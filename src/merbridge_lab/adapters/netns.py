@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters.change import change
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def create(pin: Path, kind: int, work: Callable[[], None] | None = None) -> None
             return
 
 
+@change("make a namespace")
 def _create(pin: Path, kind: int, work: Callable[[], None] | None, cpu: int | None) -> None:
     made, pinned = threading.Event(), threading.Event()
     errors: list[BaseException] = []

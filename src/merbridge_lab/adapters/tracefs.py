@@ -12,6 +12,8 @@ import re
 import select
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.files import delete_folder, make_folder, write
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -61,12 +63,12 @@ class Instance:
 
         A new instance takes over the options of the machine's own buffer, some of which leave out whole columns.
         """
-        self.path.mkdir(exist_ok=True)
+        make_folder(self.path)
         for option, value in _OPTIONS.items():
             with contextlib.suppress(OSError):  # this kernel has no such option, or no other form
-                (self.path / "options" / option).write_text(value)
-        (self.path / "tracing_on").write_text("1")
-        self.switch.write_text("1")
+                write(self.path / "options" / option, value)
+        write(self.path / "tracing_on", "1")
+        write(self.switch, "1")
 
     def siblings(self) -> list[str]:
         """List this one, if it is there, and those of readers: of this name, with "-trace-" and a PID after it."""
@@ -82,7 +84,7 @@ class Instance:
     def remove(self) -> None:
         """Remove the instance and all it holds; nothing there is fine. Raises OSError when someone reads it."""
         with contextlib.suppress(FileNotFoundError):
-            self.path.rmdir()
+            delete_folder(self.path)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Callable[[], None]]:
@@ -90,7 +92,7 @@ class Instance:
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
         def remove() -> None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), change("delete a folder"):
                 os.rmdir(self.path.name, dir_fd=folder)
 
         try:

@@ -49,6 +49,8 @@ def shell(
     with Session("shell", debug=debug, no_color=no_color) as run:
         with run.looking(lab) as chosen:
             found = chosen.workload(workload)
+            if found.rules.outstanding:
+                run.console.remark(f"the nat rules of {workload} are flushed; to put them back:", "merlab restore")
             with found.shell(netns=netns) as (argv, welcome):
                 run.console.say(welcome)
                 status = _foreground(argv)

@@ -122,10 +122,11 @@ def step(
         with run.changing(lab, wait=patience(wait, wait_timeout), keep=keep) as chosen:
             if wanted[0] > 0:
                 chosen.require_up()
+                chosen.sweep()
             run.report = Report("step", chosen.name)
             Runner(chosen, run.console, patience=timeout).run(run.report, selected(wanted))
-            if keep:
-                run.console.remark("the rules of sleep are left flushed; to put them back:", "merlab restore")
+            if keep and chosen.workload("sleep").rules.outstanding:
+                run.console.remark("the nat rules of sleep are left flushed; to put them back:", "merlab restore")
             run.finish(chosen, run.report)
 
 
@@ -153,6 +154,7 @@ def verify(
 
         with run.changing(lab, wait=patience(wait, wait_timeout)) as chosen:
             chosen.require_up()
+            chosen.sweep()
             run.report = Report("verify", chosen.name)
             runner = Runner(chosen, run.console, patience=timeout)
             runner.prove(run.report, standing=selected(range(1, 4)), steps=selected(range(8, 10)))

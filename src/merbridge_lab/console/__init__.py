@@ -75,9 +75,9 @@ class Console:
             self._paper.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
 
     def remark(self, text: str, hint: str) -> None:
-        """Print what is to be known even with -q, on stderr, with what to type."""
+        """Print a line that whoever asked for few words needs as well, with what to type."""
         self._waiting.stop()
-        self._paper.err.print(escape(f"{text} {hints.rendered(hint)}"), soft_wrap=True)
+        self._paper.err.print(f"[warn]![/] {escape(f'{text} {hints.rendered(hint)}')}", soft_wrap=True)
 
     # -- the runner's observer ------------------------------------------------------------------------------------
 
@@ -172,9 +172,8 @@ class Console:
             return
         cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
         paper.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
-        hint = next((check.check.hint for check in report.failed() if check.check.hint), "")
-        if typed := hints.rendered(hint):
-            paper.line(f"  → {escape(typed)}")
+        if hint := hints.rendered(report.hint):
+            paper.line(f"  → {escape(hint)}")
 
     # -- pictures -------------------------------------------------------------------------------------------------
 

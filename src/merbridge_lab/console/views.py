@@ -82,6 +82,7 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
     for pod in described["workloads"]:
         rules = pod["rules"]
         held = f"{rules['istio_rules']} ISTIO rules in {place(rules['backend'])}" if rules["istio_rules"] else "none"
+        held = "not read" if "unread" in rules else held
         ready = "[pass]ready[/]" if pod["sidecar"] else "[fail]not ready[/]"
         table.add_row(pod["name"], pod["ip"], str(pod["pid"] or "none"), ready, held)
     if described["workloads"]:

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import abi, inspect, sockets, trace_event, upgrade
 from merbridge_lab.dataplane.detach import detach
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64
@@ -30,7 +31,7 @@ def load(pins: Pins, tracefs: Path | None) -> None:
     from merbridge_lab.dataplane import compiler  # BCC only where something is compiled
 
     for folder in ("links/sk_lookup", "maps", "progs"):
-        (pins.root / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(pins.root / folder, parents=True)
     with trace_event.kept(tracefs):
         loaded = compiler.load()
         try:

@@ -7,12 +7,12 @@ the hooks off, then each socket only when it has read everything, then the pins.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters.files import delete, delete_folder
 from merbridge_lab.dataplane import abi, upgrade
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PROGRAMS, Pins, opened, u64
 from merbridge_lab.dataplane.upgrade import unlink
@@ -124,15 +124,15 @@ def detach(pins: Pins, timeout: float) -> Detached:
     for name in last:
         unlink(pins.link(name))
     for name in reversed(MAPS):
-        pins.map(name).unlink(missing_ok=True)
+        delete(pins.map(name))
     for name in PROGRAMS:
-        pins.prog(name).unlink(missing_ok=True)
+        delete(pins.prog(name))
     for rest in ("old", "next"):  # of an upgrade that did not come to its end
         upgrade.clear(Pins(pins.root / rest))
     for folder in ("links/sk_lookup", "links", "maps", "progs"):
         _remove_folder(pins.root / folder)
     with contextlib.suppress(OSError):  # the mount point itself, or not empty
-        pins.root.rmdir()
+        delete_folder(pins.root)
     return result
 
 
@@ -149,6 +149,6 @@ def _remove_folder(folder: Path) -> None:
         return
     for stray in folder.iterdir():
         if not stray.is_dir():
-            stray.unlink(missing_ok=True)
+            delete(stray)
     with contextlib.suppress(OSError):
-        os.rmdir(folder)  # noqa: PTH106
+        delete_folder(folder)

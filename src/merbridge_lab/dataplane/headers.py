@@ -9,6 +9,8 @@ import platform
 import re
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.change import change
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -32,6 +34,7 @@ def release() -> tuple[int, int, int]:
     return parts[0], parts[1], parts[2]
 
 
+@change("write headers for a compiler")
 def write(at: Path) -> None:
     """Write the tree that the environment variable BCC_KERNEL_SOURCE is to name."""
     major, minor, patch = release()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters.files import delete
 from merbridge_lab.dataplane import abi, inspect, orphans, trace_event
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
@@ -75,7 +76,7 @@ class Dataplane:
             return
         for hook in HOOKS:
             if hook.program.startswith("connect"):
-                self._pins.link(hook.name).unlink(missing_ok=True)
+                delete(self._pins.link(hook.name))
         orphans.detach(self._pins, cgroup, pods)
 
     def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.files import delete_folder, make_folder, write
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def kept(tracefs: Path | None) -> Iterator[None]:
     was_off = tracefs is not None and _is_off(tracefs)
     if tracefs and was_off:
         with contextlib.suppress(OSError):  # it serves nobody unless we are killed
-            (tracefs / MARK).mkdir()
+            make_folder(tracefs / MARK, exist_ok=False)
     try:
         yield
     finally:
@@ -53,8 +54,8 @@ def _put_back(tracefs: Path) -> None:
     """Switch the event off, and see that it stays so: newer kernels switch it on from a work queue, a little later."""
     enable = tracefs / _EVENT
     for _ in range(5):
-        enable.write_text("0")
+        write(enable, "0")
         if not until(lambda: enable.read_text().strip() != "0", timeout=_LATE, awaiting="the trace event"):
             break
     with contextlib.suppress(FileNotFoundError):
-        (tracefs / MARK).rmdir()
+        delete_folder(tracefs / MARK)

@@ -16,6 +16,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters.files import delete, delete_folder, make_folder, rename
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins, opened
 from merbridge_lab.waiting import until
@@ -33,7 +34,7 @@ def unlink(pin: Path) -> None:
     """Take a link from its target and remove its pin; nothing there is fine."""
     with contextlib.suppress(OSError), opened(pin) as link:
         bpf.link_detach(link)
-    pin.unlink(missing_ok=True)
+    delete(pin)
 
 
 def is_due(pins: Pins) -> bool:
@@ -59,12 +60,12 @@ def begin(pins: Pins, load: Callable[[Pins], None]) -> None:
         clear(coming)
         raise
     before = old(pins)
-    before.root.mkdir(exist_ok=True)
+    make_folder(before.root)
     for folder in _FOLDERS:
         if (pins.root / folder).exists() and not (before.root / folder).exists():
-            (pins.root / folder).rename(before.root / folder)
+            rename(pins.root / folder, before.root / folder)
     for folder in _FOLDERS:
-        (coming.root / folder).rename(pins.root / folder)
+        rename(coming.root / folder, pins.root / folder)
     clear(coming)
 
 
@@ -75,7 +76,7 @@ def inherit(pin: Path, before: Path, program: Path) -> None:
     try:
         with opened(before) as link, opened(program) as ours:
             bpf.link_update(link, ours)
-        before.rename(pin)
+        rename(before, pin)
     except OSError:
         unlink(before)  # what it was attached to is gone, or it is another kind of link: it will be made anew
 
@@ -119,6 +120,6 @@ def clear(pins: Pins) -> None:
             unlink(pin)
     for path in sorted(pins.root.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):
-            path.rmdir() if path.is_dir() else path.unlink()
+            (delete_folder if path.is_dir() else delete)(path)
     with contextlib.suppress(OSError):
-        pins.root.rmdir()
+        delete_folder(pins.root)

@@ -8,6 +8,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from merbridge_lab import hints
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.drivers.embedded import services
 
 if TYPE_CHECKING:
@@ -31,11 +33,12 @@ def shell(pod: Pod, *, netns: bool, request: str = "") -> Iterator[tuple[list[st
         return
     # In the lab's own tmpfs, so that whatever ends this shell, nothing of it outlasts the lab.
     folder = pod.run / "shell" / pod.spec.backend
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     for tool in _TOOLS:
         found = shutil.which(tool.replace("iptables", f"iptables-{pod.spec.backend}"))
         if found and not (folder / tool).is_symlink():
-            (folder / tool).symlink_to(found)
+            with change("link a shell's tools"):
+                (folder / tool).symlink_to(found)
     path = f"PATH={folder}{os.pathsep}{os.environ['PATH']}"
     # bash reads the user's own files after PS1 is set; the plain sh does not, and every system has one.
     argv = pod.argv_as_root(["env", path, f"PS1=merlab:{name}(netns)# ", "sh", "-i"])

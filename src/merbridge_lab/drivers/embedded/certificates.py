@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import put
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = Fa
     return right and seen.untimely is None and trusts(folder, authority)
 
 
+@change("write certificates")
 def install(folder: Path, identity: str, *, authority: Authority, trusted: Authority, owner: int) -> None:
     """Put key.pem, cert-chain.pem and root-cert.pem into the new directory `folder`, readable by `owner` alone.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from merbridge_lab.adapters import mounts, netns
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import has, put
 from merbridge_lab.errors import LabError
 
@@ -65,6 +66,7 @@ def write(pod: PodSpec, folder: Path) -> bool:
     return changed
 
 
+@change("arrange a pod's file system")
 def arrange(run: Path, pod: PodSpec, folder: Path, envoy: Path | None) -> None:
     """Arrange the mount namespace this thread has just made. Raises OSError, LabError."""
     # Opened before the run directory is covered: the way to them afterwards.
@@ -94,6 +96,7 @@ def arrange(run: Path, pod: PodSpec, folder: Path, envoy: Path | None) -> None:
     mounts.mount("none", "/dev/shm", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=1777,size=16m")  # noqa: S108
 
 
+@change("arrange a pod's file system")
 def _make(top: Path, folder: Path) -> None:
     """Make a directory and those between it and `top`, open to all whatever root's umask is."""
     for each in [*reversed([each for each in folder.parents if top in each.parents or each == top]), folder]:
@@ -101,6 +104,7 @@ def _make(top: Path, folder: Path) -> None:
         each.chmod(0o755)
 
 
+@change("arrange a pod's file system")
 def _put_texts(run: Path, pod: PodSpec, folder: Path) -> None:
     """Put the pod's texts over those of /etc.
 
@@ -118,6 +122,7 @@ def _put_texts(run: Path, pod: PodSpec, folder: Path) -> None:
         mounts.bind(folder / name, Path("/etc", name).resolve())
 
 
+@change("arrange a pod's file system")
 def _cover_etc(run: Path, own: set[str]) -> None:
     """Mount an /etc that shows all that is in the machine's, and has empty files of its own by the names `own`."""
     behind = run / "etc"

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import interrupts
 from merbridge_lab.adapters import iptables, netns
+from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import dialling, layout, logs, requests, state, tracing
+from merbridge_lab.drivers.embedded import dialling, layout, logs, requests, saves, state, tracing, twins
 from merbridge_lab.drivers.embedded.interception import Interception
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.node import Node
 from merbridge_lab.drivers.embedded.parts import MeshPart, NodePart
-from merbridge_lab.drivers.embedded.pods import Mesh, Pod
+from merbridge_lab.drivers.embedded.pods import Mesh
 from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Verdict
@@ -27,14 +28,10 @@ if TYPE_CHECKING:
 
     from merbridge_lab.dataplane.events import TraceEvent
     from merbridge_lab.dials import Dial
-    from merbridge_lab.drivers.embedded.layout import PodSpec
     from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.ruleset import RuleSet
-
-_READY = 15.0
-_GONE = 5.0
 
 
 class EmbeddedLab:
@@ -54,7 +51,7 @@ class EmbeddedLab:
         self._shown: list[Shown] = []
         self.dataplane = Interception(self.machine, self._mesh)
         self.node = NodePart(self.machine, node)
-        self.mesh = MeshPart(self._mesh, self.workloads)
+        self.mesh = MeshPart(self._mesh, self.workloads, self.machine.saved)
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 
@@ -72,35 +69,15 @@ class EmbeddedLab:
     @contextlib.contextmanager
     def twin(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[EmbeddedWorkload]:
         """Make a copy of `of` outside the dataplane's cgroup, for the length of the block."""
-        original = self.workload(of).pod.spec
-        with self._for_the_moment(layout.twin(original, 0 if sidecar else 1, sidecar=sidecar)) as (twin,):
+        spec = layout.twin(self.workload(of).pod.spec, 0 if sidecar else 1, sidecar=sidecar)
+        with twins.made(self.machine, self._node, spec) as (twin,):
             yield twin
 
     @contextlib.contextmanager
     def twins(self) -> Iterator[Twins]:
         """Make a client and a server outside the dataplane's cgroup, for the length of the block."""
-        with self._for_the_moment(*layout.twins(self._backend)) as (client, server):
+        with twins.made(self.machine, self._node, *layout.twins(self._backend)) as (client, server):
             yield Twins(client, server, f"http://{layout.TWIN_SERVICE}:{layout.HTTP_PORT}/hello")
-
-    @contextlib.contextmanager
-    def _for_the_moment(self, *specs: PodSpec) -> Iterator[tuple[EmbeddedWorkload, ...]]:
-        pods = [Pod(self.machine, self._node, spec) for spec in specs]
-        try:
-            for pod in pods:
-                pod.remove(_GONE)  # what a killed merlab left of one
-                pod.ensure()
-            for pod in pods:
-                if pod.spec.sidecar:
-                    pod.wait_ready(_READY)
-            yield tuple(EmbeddedWorkload(self.machine, pod) for pod in pods)
-        finally:
-            with interrupts.shielded():
-                for pod in pods:
-                    self._remove_twin(pod)
-
-    def _remove_twin(self, pod: Pod) -> None:
-        pod.remove(_GONE)
-        EmbeddedWorkload(self.machine, pod).rules.forget()
 
     def servers(self) -> list[EmbeddedWorkload]:
         """Give the workloads behind the service helloworld."""
@@ -225,7 +202,7 @@ class EmbeddedLab:
         """Say in which backend the rules of the lab that is up are; None where there is none, or no rules."""
         if not netns.is_pinned(self._node.netns):
             return None
-        return iptables.snapshot(self._node.netns).backend_of("nat")
+        return iptables.backend_of(self._node.netns, "nat")
 
     def require_up(self) -> None:
         """Raise LabError when no lab is up."""
@@ -239,20 +216,34 @@ class EmbeddedLab:
         break the requests by which the mesh is judged, long before it is the dataplane's turn.
         """
         with interrupts.shielded():
-            for pod in self._stale_twins():
-                self._remove_twin(pod)
+            self.sweep()
             self.restore()
             self.dataplane.stand_aside()
 
-    def _stale_twins(self) -> list[Pod]:
-        sleep = layout.PODS[0]
-        specs = [layout.twin(sleep, 0), layout.twin(sleep, 1), *layout.twins()]
-        twins = [Pod(self.machine, self._node, spec) for spec in specs]
-        return [twin for twin in twins if twin.cgroup.exists() or twin.netns.exists() or twin.folder.exists()]
+    def sweep(self) -> None:
+        """Take away what a merlab that was killed left beside the lab: twins, and drafts of saves.
+
+        What it left flushed stays so: that may be on purpose (`step 9 --keep`).
+        """
+        with interrupts.shielded():
+            twins.sweep(self.machine, self._node)
+            saves.delete_drafts(self.machine.saved)
 
     def restore(self) -> list[str]:
-        """Put back whatever is flushed; give the names of the pods concerned."""
-        return [workload.name for workload in self.workloads() if workload.rules.restore()]
+        """Put back whatever is flushed; give the names of the pods concerned.
+
+        All are tried; the first one that cannot be put back is raised.
+        """
+        restored: list[str] = []
+        first: LabError | None = None
+        for workload in self.workloads():
+            try:
+                restored += [workload.name] if workload.rules.restore() else []
+            except LabError as error:
+                first = first or error
+        if first is not None:
+            raise first
+        return restored
 
     @property
     def exists(self) -> bool:
@@ -291,7 +282,7 @@ class EmbeddedLab:
         """Keep the report of the last run beside the lab's other files, for a sysdump."""
         if self.machine.run.is_dir() and self.machine.exists:
             with contextlib.suppress(OSError):
-                (self.machine.run / state.LAST_REPORT).write_text(json.dumps(told, default=str))
+                put(self.machine.run / state.LAST_REPORT, json.dumps(told, default=str))
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
         """Give the trace's events as they come; see tracing.follow."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
 from merbridge_lab.adapters import cgroup, mounts
+from merbridge_lab.adapters.files import delete_folder, make_folder, set_mode
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.errors import KernelCannotError, LabError
 
@@ -77,9 +78,9 @@ class Machine:
         try:
             self._take_run_directory()
             for name in _FOLDERS:
-                (self.run / name).mkdir(exist_ok=True)
+                make_folder(self.run / name)
                 # Whatever root's umask is; and what is below, keys and saved rules, is nobody's business but root's.
-                (self.run / name).chmod(_MODES.get(name, 0o755))
+                set_mode(self.run / name, _MODES.get(name, 0o755))
             self._take_cgroup()
             for each in (self.cgroup, *(self.cgroup / name for name in _BRANCHES)):
                 cgroup.release(each)
@@ -111,8 +112,8 @@ class Machine:
 
     def _claim(self) -> None:
         try:
-            self.run.mkdir(mode=0o755)
-            self.run.chmod(0o755)
+            make_folder(self.run, mode=0o755, exist_ok=False)
+            set_mode(self.run, 0o755)
         except FileExistsError:
             if self.run.is_symlink() or not self.run.is_dir() or os.path.ismount(self.run) or any(self.run.iterdir()):
                 raise LabError(
@@ -126,12 +127,12 @@ class Machine:
 
     def _take_cgroup(self) -> None:
         if self._cgroup_root == self._own_cgroup2:
-            self._own_cgroup2.mkdir(exist_ok=True)
+            make_folder(self._own_cgroup2)
             self._mount(self._own_cgroup2, "cgroup2", "cgroup version 2", "4.5")
         self._refuse_strangers()
         try:
             for name in _BRANCHES:
-                (self.cgroup / name).mkdir(parents=True, exist_ok=True)
+                make_folder(self.cgroup / name, parents=True)
         except OSError as error:
             raise shortage.of(error) or LabError(
                 f"the cgroup {self.cgroup} cannot be made: {error.strerror}", hint=f"ls -ld {self._cgroup_root}"
@@ -179,7 +180,7 @@ class Machine:
         elif self.run.is_dir() and not self.run.is_symlink():
             # What a merlab killed between mkdir and mount leaves; a directory with something in it is not ours.
             with contextlib.suppress(OSError):
-                self.run.rmdir()
+                delete_folder(self.run)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from merbridge_lab import ruleset
+from merbridge_lab.drivers.embedded import saves, services
 from merbridge_lab.evidence import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from merbridge_lab.drivers.embedded.machine import Machine
     from merbridge_lab.drivers.embedded.node import Node
@@ -53,8 +56,9 @@ class NodePart:
 class MeshPart:
     """The pods with their rules, sidecars and apps."""
 
-    def __init__(self, mesh: Mesh, workloads: Callable[[], Sequence[EmbeddedWorkload]]) -> None:
+    def __init__(self, mesh: Mesh, workloads: Callable[[], Sequence[EmbeddedWorkload]], saved: Path) -> None:
         self._mesh = mesh
+        self._saved = saved
         self._workloads = workloads
 
     def ensure(self) -> None:
@@ -71,16 +75,19 @@ class MeshPart:
 
     def problems(self) -> list[str]:
         """Say what is not as `ensure` makes it."""
-        flushed = [
-            f"the nat rules of {workload.name} are flushed (saved in {workload.rules.saved_at}): merlab restore"
-            for workload in self._workloads()
-            if workload.rules.outstanding
-        ]
-        return flushed + self.broken()
+        found = []
+        for name, rules in ((each.name, each.rules) for each in self._workloads() if each.rules.outstanding):
+            found.append(f"the nat rules of {name} are flushed (saved in {rules.saved_at}): merlab restore")
+            # A merlab that was killed before its flush leaves Istio's there; any other is somebody else's.
+            istios = {str(rule) for rule in ruleset.parse(services.pod_rules())}
+            if others := [spec for spec in rules.snapshot().specs("nat") if spec not in istios]:
+                found.append(f"other nat rules are in {name}: {others[0]}")
+        return found + self.broken()
 
     def broken(self) -> list[str]:
         """Say what is not as `ensure` makes it, what is flushed on purpose left out."""
-        return self._mesh.problems()
+        pods = [(pod.spec.name, pod.netns) for pod in self._mesh.pods]
+        return saves.problems(self._saved, pods) + self._mesh.problems()
 
     def readings(self) -> tuple[Reading, ...]:
         """Name the processes."""

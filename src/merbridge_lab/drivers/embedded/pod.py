@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, iptables, links, mounts, netns
-from merbridge_lab.adapters.files import add_log
+from merbridge_lab.adapters.files import add_log, delete_tree, make_folder, set_mode
 from merbridge_lab.drivers.embedded import (
     by_hand,
     enter,
@@ -18,6 +17,7 @@ from merbridge_lab.drivers.embedded import (
     wires,
 )
 from merbridge_lab.drivers.embedded.processes import APP_LOG, Processes
+from merbridge_lab.drivers.embedded.saves import SaveFile
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
@@ -54,13 +54,13 @@ class Pod:
 
         Raises LabError, OSError.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o755)
+        make_folder(self.folder, parents=True)
+        set_mode(self.folder, 0o755)
         self._ensure_network()
         restart = self._ensure_sidecar_files() if self.spec.sidecar else False
         self._ensure_files()
         for kind in ("app", "sidecar"):
-            (self.cgroup / kind).mkdir(parents=True, exist_ok=True)
+            make_folder(self.cgroup / kind, parents=True)
         self.processes.release()
         if self.spec.sidecar and (restart or not self.processes.is_hopeful("sidecar") or self._is_altered()):
             self._start("sidecar")
@@ -205,8 +205,8 @@ class Pod:
         )
 
     def _is_flushed_on_purpose(self) -> bool:
-        """Whether a save of this pod's rules is outstanding: a file in saved/ of its name, with any extension."""
-        return any(saved.name.partition(".")[0] == self.spec.name for saved in self._machine.saved.glob("*"))
+        """Whether a good save of the rules of this very network namespace is there."""
+        return SaveFile(self._machine.saved, self.spec.name).is_of(self.netns)
 
     # -- entering and removing -------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class Pod:
             links.disconnect(self._node.netns, self.spec.veth)
         netns.unpin(self.netns)
         netns.unpin(self.mntns)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        delete_tree(self.folder)
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make it, once the node is there."""

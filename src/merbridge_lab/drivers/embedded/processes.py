@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, netns, probe, process
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import enter, identity, layout, services, sidecar
@@ -45,7 +46,8 @@ class Processes:
         if kind == "app" and self._spec.app == "helloworld":
             # Written first, so that the file is older than the process that reads it: that is how it is known.
             put(self._folder / _SCRIPT, services.data("app/helloworld.py"))
-        run(self.daemons()[kind])
+        with change("start a process"):
+            run(self.daemons()[kind])
 
     def release(self) -> None:
         """Let the cgroups of the pod run, without limits. Raises OSError."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
 from merbridge_lab.adapters import cgroup, conntrack
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
 from merbridge_lab.errors import LabError, NotHeldError
@@ -31,7 +32,8 @@ def ask(client: EmbeddedWorkload, url: str) -> Exchange:
     """Ask once, as the app of `client`."""
     nonce = batch.new_nonce()
     try:
-        done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+        with change("ask as an app"):  # in the app's cgroup, which the process enters
+            done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
     except LabError as error:
         # Who joins a frozen cgroup stands still with it, and would never be heard of.
         if cgroup.is_frozen(client.pod.cgroup / "app"):

@@ -7,29 +7,21 @@ when the rules are seen to be back. A save is never overwritten while its flush 
 from __future__ import annotations
 
 import contextlib
-import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab import interrupts, ruleset
-from merbridge_lab.adapters import iptables, netns
+from merbridge_lab.adapters import iptables
+from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.errors import LabError
+from merbridge_lab.drivers.embedded import saves
+from merbridge_lab.drivers.embedded.saves import Save, SaveFile
+from merbridge_lab.errors import LabError, NotHeldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from merbridge_lab.ruleset import RuleSet
-
-_HEADER = "# merlab: nat of"
-
-
-@dataclass(frozen=True)
-class _Saved:
-    backend: str
-    cookie: int
-    text: str
 
 
 class PodRules:
@@ -40,8 +32,9 @@ class PodRules:
         self._netns = namespace
         self._backend = backend
         self._keep = keep
+        self._save = SaveFile(folder, name)
         #: What a flush took; there exactly as long as the flush is outstanding.
-        self.saved_at = folder / f"{name}.rules"
+        self.saved_at = self._save.path
         #: A copy for a person to look at.
         self.copied_at = folder.parent / f"{name}.rules"
 
@@ -55,9 +48,11 @@ class PodRules:
         A copy of a flushed table would be worse than none: the command that we show for putting it back reads it.
         Raises LabError when it cannot be written.
         """
-        saved = self._read()
+        saved = self._save.read()
+        rules = saved.rules if saved else iptables.save(self._netns, self._backend, "nat")
         try:
-            self.copied_at.write_text(saved.text if saved else iptables.save(self._netns, self._backend, "nat"))
+            with change("copy rules for a person"):
+                self.copied_at.write_text(rules)
         except OSError as error:
             raise LabError(
                 f"the rules of {self._name} cannot be copied to {self.copied_at}: {error.strerror}",
@@ -66,8 +61,8 @@ class PodRules:
 
     @property
     def outstanding(self) -> bool:
-        """Whether rules are flushed and saved right now."""
-        return self.saved_at.exists()
+        """Whether rules are flushed and saved right now: a good save is there, of the namespace as it is now."""
+        return self._save.is_of(self._netns)
 
     @contextlib.contextmanager
     def flushed(self) -> Iterator[RuleSet]:
@@ -76,15 +71,34 @@ class PodRules:
         before = self.snapshot()
         if not before.backend:
             raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up")
-        self._save(before.backend)
+        rules = iptables.save(self._netns, before.backend, "nat")
+        save = Save(before.backend, saves.cookie(self._netns) or 0, rules)
         try:
+            self._save.write(save)
             iptables.flush(self._netns, before.backend, "nat")
             yield before
         except BaseException:
-            self.restore()
+            with contextlib.suppress(NotHeldError):  # what ended the block is told
+                self._end_flush(save)
             raise
         if not self._keep:
-            self.restore()
+            self._end_flush(save)
+
+    def _end_flush(self, save: Save) -> None:
+        """Put back what this very merlab flushed. What it took is still known here, whatever became of the file.
+
+        Raises NotHeldError where the file was changed or deleted meanwhile; the rules are back then.
+        """
+        with interrupts.shielded():
+            try:
+                found = self._save.read()
+            except saves.SpoiltError:
+                found = None
+            self._put_back(save)
+            with contextlib.suppress(IsADirectoryError):
+                self._save.delete()
+        if found != save:
+            raise NotHeldError(f"{self.saved_at} was changed while the rules of {self._name} were flushed")
 
     def restore(self) -> bool:
         """Put back what a flush took, if one is outstanding, and say whether one was.
@@ -92,63 +106,31 @@ class PodRules:
         Raises LabError when the rules cannot be put back; they stay saved then.
         """
         with interrupts.shielded():
-            saved = self._read()
-            if saved is None:
+            save = self._save.read()
+            if save is None:
                 return False
-            if saved.cookie == netns.cookie(self._netns):
-                iptables.load(self._netns, saved.text, saved.backend)
-                wanted = [str(rule) for rule in ruleset.parse(saved.text)]
-                present = ruleset.parse(iptables.save(self._netns, saved.backend, "nat"))
-                if [str(rule) for rule in present] != wanted:
-                    raise LabError(
-                        f"the nat rules of {self._name} are not what was saved in {self.saved_at}",
-                        hint=iptables.restore_line(self._netns, saved.backend, self.saved_at),
-                    )
-            # Else the pod was made anew meanwhile, with rules of its own: these belong to a namespace that is gone.
-            self.saved_at.unlink()
-            return True
+            is_ours = save.cookie == saves.cookie(self._netns)
+            if is_ours:
+                self._put_back(save)
+            # Else the pod is gone, or was made anew with rules of its own: these belong to a namespace that is gone.
+            self._save.delete()
+            return is_ours
+
+    def _put_back(self, save: Save) -> None:
+        iptables.load(self._netns, save.rules, save.backend)
+        wanted = [str(rule) for rule in ruleset.parse(save.rules)]
+        present = ruleset.parse(iptables.save(self._netns, save.backend, "nat"))
+        if [str(rule) for rule in present] != wanted:
+            raise LabError(
+                f"the nat rules of {self._name} are not what was saved in {self.saved_at}",
+                hint=iptables.restore_line(self._netns, save.backend, self.saved_at),
+            )
 
     def forget(self) -> None:
         """Delete what was saved: the pod is gone, and its rules with it."""
-        self.saved_at.unlink(missing_ok=True)
-        self.copied_at.unlink(missing_ok=True)
-
-    def _save(self, backend: str) -> None:
-        text = iptables.save(self._netns, backend, "nat")
-        header = f"{_HEADER} {self._name}, backend={backend} netns={netns.cookie(self._netns)}\n"
-        draft = self.saved_at.with_suffix(".new")
-        try:
-            with draft.open("w") as file:
-                file.write(header + text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(self.saved_at)
-            folder = os.open(self.saved_at.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-            raise LabError(
-                f"the rules of {self._name} cannot be saved to {self.saved_at}: {error.strerror}",
-                hint=f"df {self.saved_at.parent}",
-            ) from error
-
-    def _read(self) -> _Saved | None:
-        try:
-            text = self.saved_at.read_text()
-        except FileNotFoundError:
-            return None
-        facts = dict(word.split("=", 1) for word in text.partition("\n")[0].split() if "=" in word)
-        known = facts.get("backend") in ruleset.BACKENDS and facts.get("netns", "").isdigit()
-        if not (text.startswith(_HEADER) and known):
-            raise LabError(
-                f"{self.saved_at} is not a file of rules that merlab saved",
-                hint=f"mv {self.saved_at} {self.saved_at}.other",
-            )
-        return _Saved(facts["backend"], int(facts["netns"]), text)
+        self._save.delete()
+        with change("delete a copy of rules"):
+            self.copied_at.unlink(missing_ok=True)
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import mounts, probe
-from merbridge_lab.adapters.files import add_log, has, put
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.files import add_log, delete_tree, has, put
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.services import template
 from merbridge_lab.errors import LabError
@@ -56,13 +57,14 @@ def program(machine: Machine) -> Path:
         return view
     binary = find_envoy()
     if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:
-        view.touch()
+        put(view, "")
         mounts.bind(binary, view)
     else:
         draft = view.with_name(".envoy.new")
-        shutil.copyfile(binary, draft)
-        draft.chmod(0o755)
-        draft.replace(view)
+        with change("copy Envoy"):
+            shutil.copyfile(binary, draft)
+            draft.chmod(0o755)
+            draft.replace(view)
     return view
 
 
@@ -94,7 +96,7 @@ def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
 
     changed = False
     if not certificates.are_good(folder / CERTIFICATES, pod.identity, machine.run / "ca.pem", foreign=pod.foreign):
-        shutil.rmtree(folder / CERTIFICATES, ignore_errors=True)
+        delete_tree(folder / CERTIFICATES)
         trusted = certificates.Authority.load(machine.run / "ca.pem")
         authority = certificates.Authority.fresh() if pod.foreign else trusted
         certificates.install(

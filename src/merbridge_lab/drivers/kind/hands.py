@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from merbridge_lab.drivers.kind.settings import Settings
 
 _TIMEOUT = 30.0
+#: How long a command is tried again where the API breaks off or does not answer, in seconds.
+_PATIENCE = 30.0
 #: How long the helper may take to run, in seconds; its image is Istio's proxy, which is on the node already.
 _STARTS = 60.0
 #: The label of the helpers that merlab makes for the length of a command; what one types oneself has none.
@@ -72,8 +74,18 @@ class Helpers:
     pod: str
 
     def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
-        """Run a command in the helper."""
-        told = Result(self.typed(argv), *self.api.execute(layout.HELPERS, self.pod, "helper", argv, _TIMEOUT))
+        """Run a command in the helper; once more where the API does not say how it ended.
+
+        So a command may run twice, and must come to the same then. An API that hiccups between a flush and its end
+        does not leave rules flushed: who flushes and restores does so in a shield, and this tries to its deadline.
+        """
+        answer = waiting.retrying(
+            lambda: self.api.execute(layout.HELPERS, self.pod, "helper", argv, _TIMEOUT),
+            on=kube.SilentError,
+            timeout=_PATIENCE,
+            awaiting="the cluster's API to answer",
+        )
+        told = Result(self.typed(argv), *answer)
         if told.status not in ok:
             raise LabError(
                 f"{argv[0]} failed with exit status {told.status} in the pod {layout.HELPER}",

@@ -11,6 +11,7 @@ import os
 import stat
 from pathlib import Path
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.drivers.kind import layout
 
 _KUBECONFIG = f"kind-{layout.CLUSTER}.kubeconfig-path"
@@ -26,6 +27,7 @@ def folder() -> Path:
     return (Path(named) if named.startswith("/") else Path.home() / ".local" / "state") / "merlab"
 
 
+@change("keep a note of the cluster")
 def _write(name: str, text: str) -> Path:
     place = folder()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,6 +76,7 @@ def log() -> str:
     return str(path) if path.is_file() else ""
 
 
+@change("forget the notes of the cluster")
 def forget() -> None:
     """Remove all of it; the folder too, where nothing else is in it."""
     with contextlib.suppress(OSError):

@@ -28,11 +28,19 @@ _HEADER = "# merlab: nat of"
 _OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED = 94, 95, 96
 
 # $1 backend, $2 file, $3 header. What is saved ends with "# Completed": a text without that was cut by a full disk.
+# An API that broke off without an answer may have run this before, or be running it still: a save with this very
+# header is of this very flush. A save is never written over (ln), since a second one could be of flushed rules.
 _FLUSH = f"""{tables.SHELL}
-[ ! -e "$2" ] || exit 94
 folder=$(dirname "$2")
-mkdir -p "$folder" && {{ echo "$3"; save; }} >"$2.new" || exit 95
-tail -n 1 "$2.new" | grep -q '^# Completed' && sync "$2.new" && mv "$2.new" "$2" && sync "$folder" || exit 95
+draft=$folder/.$(basename "$2").new.$$
+if [ -e "$2" ]; then
+  [ "$(head -n 1 "$2")" = "$3" ] || exit 94
+else
+  mkdir -p "$folder" && {{ echo "$3"; save; }} >"$draft" || exit 95
+  tail -n 1 "$draft" | grep -q '^# Completed' && sync "$draft" || exit 95
+  ln "$draft" "$2" || [ "$(head -n 1 "$2")" = "$3" ] || exit 95
+  rm -f "$draft" && sync "$folder" || exit 95
+fi
 flush || exit 96
 """
 # $1 backend, $2 file.
@@ -168,7 +176,7 @@ class PodRules(typed.Rules):
             if process is not None:
                 self._put_back(saved, process)
             # Else the pod was made anew meanwhile, with rules of its own: these are of a namespace that is gone.
-            self._hands.execute(["rm", self.saved_at])
+            self._hands.execute(["rm", "-f", self.saved_at])
             return True
 
     def _owner(self, saved: Saved) -> Process | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab import waiting
+from merbridge_lab.adapters.files import delete
 from merbridge_lab.dataplane.merbridge import kernel
 from merbridge_lab.errors import LabError
 
@@ -35,7 +36,7 @@ def sweep(place: Place) -> list[str]:
         taken = [f"the program {hook}" for hook in kernel.detach(place.cgroup)]
         pins = _pins(place)
         for pin in pins:
-            (place.root / pin).unlink(missing_ok=True)
+            delete(place.root / pin)
         return [*taken, *(f"the pin /{pin}" for pin in pins)]
     except OSError as error:
         raise LabError(f"programs on the cgroup of {place.node} cannot be taken off: {error.strerror}") from error

@@ -1,0 +1,84 @@
+"""merlab with somebody at the door through which it changes the machine (adapters/change.py): a script, and its caller.
+
+    python door.py list FILE -- step 9             notes each change point as it is passed, a line each
+    python door.py kill SITE N -- step 9           kills itself by SIGKILL just before the Nth change at SITE
+    python door.py mark -- step 9                  says at each change point, before and after, what strace can see
+
+SITE may be the beginning of one. A change point is told by what is changed, by the line of merlab from which that was
+asked of the adapters, and by the line of the walkthrough that this is part of: a flush of sleep and one of its twin are
+two.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import merbridge_lab
+from merbridge_lab.adapters import change
+
+_SOURCE = str(Path(merbridge_lab.__file__).parent)
+#: Below this folder, which is nowhere, a file is asked for at each change point: strace shows its name.
+MARKS = "/merlab-at-the-door"
+#: Whose lines say which part of a run it is.
+_WALKTHROUGH = ("/matrix.py", "/cli/run.py")
+
+
+def site(what: str) -> str:
+    """Name the change point from which this is called, by its callers."""
+    frame = sys._getframe(1)
+    asked = part = fallback = ""
+    while frame is not None:
+        file, place = frame.f_code.co_filename, f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        is_step = "/steps/s0" in file
+        if is_step or file.endswith(_WALKTHROUGH):
+            part = part or place
+        if file.startswith(_SOURCE) and not file.endswith("/change.py"):
+            fallback = fallback or place
+            if "/adapters/" not in file and not file.endswith("/waiting.py"):
+                asked = asked or place
+        frame = frame.f_back
+    return f"{what} @ {asked or fallback} < {part or '-'}"
+
+
+def _lister(file: str) -> object:
+    def passing(what: str, *, done: bool) -> None:
+        if not done:
+            with Path(file).open("a") as notes:
+                notes.write(f"{site(what)}\n")
+
+    return passing
+
+
+def _mark(what: str, *, done: bool) -> None:
+    os.access(f"{MARKS}/{'after' if done else 'before'}/{what}", os.F_OK)
+
+
+def _killer(where: str, number: int) -> object:
+    passed = itertools.count(1)
+
+    def passing(what: str, *, done: bool) -> None:
+        if not done and site(what).startswith(where) and next(passed) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return passing
+
+
+def main(words: list[str]) -> None:
+    mode, *rest = words[: words.index("--")]
+    change.passing = {
+        "list": lambda: _lister(rest[0]),
+        "mark": lambda: _mark,
+        "kill": lambda: _killer(rest[0], int(rest[1])),
+    }[mode]()
+    sys.argv = ["merlab", *words[words.index("--") + 1 :]]
+    from merbridge_lab.cli import main as merlab
+
+    merlab()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,206 @@
+"""merlab killed at each change point, and what up, restore, verify and down promise whoever calls them then.
+
+`step 9`, `step 9 --keep` and `verify` begin on a lab that is whole; `restore` and `down` on one that `step 9 --keep`
+left flushed (R1). Whatever the point at which one of these was killed (R2: also while a twin is flushed):
+
+| then      | promise                                                                                                |
+|-----------|--------------------------------------------------------------------------------------------------------|
+| `restore` | 0, or 3 where down had come so far that no lab is up; the rules of each pod that is there are those     |
+|           | from before, to the letter, and none is saved any more                                                 |
+| `verify`  | 0 where no rule of a pod is flushed; else 1 with the hint `merlab restore`, and what is flushed stays   |
+|           | so; after a killed down 1 or 3 with what is missing; twins of the killed one are gone                  |
+| `up`      | 0: all steps hold; the rules are those from before, none is saved, no twin and no draft is left         |
+| `down`    | 0: the host is as it was without a lab                                                                 |
+
+None of them ever ends as "a defect of merlab" (4). A sample is for every run of the tests; `make soak` has all points:
+those at which rules or saves are changed are followed by each of the four, the others by one of them in turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from walk_host import LONG, Lab, differences, environment, is_plain, merlab, picture
+
+from merbridge_lab.drivers.embedded import layout
+
+pytestmark = pytest.mark.kernel
+
+DOOR = str(Path(__file__).with_name("door.py"))
+PODS = [pod.name for pod in layout.PODS]
+#: What each command begins with.
+BEGIN = {
+    ("step", "9"): (),
+    ("step", "9", "--keep"): (),
+    ("verify",): (),
+    ("restore",): ("step", "9", "--keep"),
+    ("down",): ("step", "9", "--keep"),
+}
+THEN = ("restore", "verify", "up", "down")
+#: Changes of rules and saves: after these, a command finds rules flushed, saved, or on their way.
+OF_RULES = ("save rules", "make the save known", "flush rules", "load rules", "delete a save", "delete a copy of rules")
+
+
+def at_the_door(*words, prefix=()):
+    """Call merlab by door.py."""
+    return subprocess.run(
+        [*prefix, sys.executable, "-B", DOOR, *words],
+        env=environment(), capture_output=True, text=True, timeout=LONG, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+class World:
+    """A lab that is whole before each kill, and the host as it is without one."""
+
+    def __init__(self):
+        merlab("down")
+        self.host = picture()
+        self.lab = Lab()
+        self.repair()
+        self.rules = {pod: self.lab.rules(pod) for pod in PODS}
+
+    def repair(self):
+        done = merlab("up", "-q")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    @property
+    def saved(self):
+        """The names in saved/, drafts and all."""
+        folder = self.lab.machine.saved
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    @property
+    def flushed(self):
+        return [name for name in PODS if f"{name}.rules" in self.saved]
+
+    def present(self):
+        """The pods that have a network namespace, each with its rules."""
+        pods = [pod for pod in PODS if self.lab.netns(pod).exists()]
+        return {pod: self.lab.rules(pod) for pod in pods if _is_pinned(self.lab.netns(pod))}
+
+    def begin(self, command):
+        if not self.lab.run.exists() or self.saved or self.lab.twins or self.present() != self.rules:
+            self.repair()
+        if BEGIN[command]:
+            done = merlab(*BEGIN[command], "-q")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert self.flushed == ["sleep"]
+
+
+def _is_pinned(path):
+    from merbridge_lab.adapters import netns
+
+    return netns.is_pinned(path)
+
+
+def sites(command, folder):
+    """Run a command to its end and give the change points it passed, one a call site.
+
+    Of those that are not about rules, one is enough however many parts of the walkthrough pass it.
+    """
+    notes = folder / "notes"
+    notes.unlink(missing_ok=True)
+    done = at_the_door("list", str(notes), "--", *command, "-q")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {}
+    for where in notes.read_text().splitlines() if notes.exists() else []:
+        found.setdefault(where if where.startswith(OF_RULES) else where.partition(" < ")[0], where)
+    return list(found.values())
+
+
+def promised(world, command, then, where):
+    """Call `then` after `command` was killed at `where`; give what it did not keep of its promise."""
+    flushed, was_down = world.flushed, command == ("down",)
+    done = merlab(then, "-q") if then in ("up", "verify") else merlab(then)
+    said = done.stdout + done.stderr
+    wrong = [] if is_plain(done) and done.returncode != 4 else ["it ended as a defect"]
+    gone = was_down and done.returncode == 3 and "no lab is up" in said
+    if then == "restore":
+        wrong += [] if done.returncode == 0 or gone else [f"exit {done.returncode}"]
+        changed = [pod for pod, rules in world.present().items() if rules not in ({}, world.rules[pod])]
+        wrong += [f"the rules of {pod} are not those from before" for pod in changed]
+        wrong += [f"saved: {world.flushed}"] if world.flushed else []
+    elif then == "verify":
+        if was_down:
+            wrong += [] if done.returncode in (0, 1, 3) else [f"exit {done.returncode}"]
+        elif flushed:
+            wrong += [] if done.returncode == 1 and "→ merlab restore" in said else [f"exit {done.returncode}"]
+            wrong += [] if world.flushed == flushed else ["what was flushed did not stay so"]
+        else:
+            wrong += [] if done.returncode == 0 else [f"exit {done.returncode}"]
+        wrong += [f"left: {world.lab.twins}"] if world.lab.twins else []
+    elif then == "up":
+        wrong += [] if done.returncode == 0 else [f"exit {done.returncode}"]
+        wrong += [] if world.present() == world.rules else ["the rules are not those from before"]
+        wrong += [f"left: {world.saved + world.lab.twins}"] if world.saved or world.lab.twins else []
+    else:
+        wrong += [] if done.returncode == 0 else [f"exit {done.returncode}"]
+        wrong += [f"left: {left}"] if (left := differences(world.host)) else []
+    return [f"{' '.join(command)} killed at {where!r}, then {then}: {each}\n{said}" for each in wrong]
+
+
+def walked(world, command, then, where, number=1):
+    world.begin(command)
+    done = at_the_door("kill", where, str(number), "--", *command, "-q")
+    assert done.returncode == -signal.SIGKILL, f"{where}: {done.returncode} {done.stdout}{done.stderr}"
+    return promised(world, command, then, where)
+
+
+@pytest.fixture(scope="module")
+def world():
+    made = World()
+    yield made
+    assert merlab("down").returncode == 0
+    assert differences(made.host) == {}
+
+
+#: The command, before the how manieth change of a kind it is killed, and what is called then.
+SAMPLE = [
+    (("step", "9"), "save rules", 1, "restore"),
+    (("step", "9"), "make the save known", 1, "up"),
+    (("step", "9"), "flush rules", 1, "restore"),
+    (("step", "9"), "load rules", 1, "verify"),
+    (("step", "9"), "delete a save", 1, "restore"),
+    (("step", "9"), "load rules", 3, "verify"),  # R2: the second one was the twin's own, and the twin is flushed
+    (("restore",), "delete a save", 1, "restore"),
+    (("down",), "delete a link", 2, "restore"),  # R1: sleep is gone, and its save is there
+]
+
+
+@pytest.mark.parametrize(("command", "what", "number", "then"), SAMPLE)
+def test_a_sample_of_kills(world, command, what, number, then):
+    assert walked(world, command, then, f"{what} @", number) == []
+
+
+@pytest.fixture(scope="module")
+def points(world, tmp_path_factory):
+    """The change points of a command, found when first asked for."""
+    found = {}
+
+    def of(command):
+        if command not in found:
+            world.begin(command)
+            found[command] = sites(command, tmp_path_factory.mktemp("points"))
+        return found[command]
+
+    return of
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("command", BEGIN, ids=" ".join)
+def test_every_change_point(world, points, command):
+    turn, wrong = itertools.cycle(THEN), []
+    known = points(("step", "9")) if command == ("step", "9", "--keep") else []
+    for where in points(command):
+        if where.startswith(OF_RULES) or command == ("restore",):
+            thens = THEN
+        else:
+            thens = () if where in known else (next(turn),)
+        for then in thens:
+            wrong += walked(world, command, then, where)
+    assert wrong == []

@@ -1,0 +1,149 @@
+"""R3: an API that hiccups between a flush and its end leaves no rules flushed, and loses none.
+
+The API server is tests/unit/api_server.py; what it is asked to run, it runs: on a pod whose iptables are small scripts
+that keep its nat table in a file.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from tests.unit.api_server import CLOSE, Keys, Server, upgraded
+from tests.unit.test_kube_exec import failure, said
+
+from merbridge_lab import ruleset
+from merbridge_lab.adapters import kube
+from merbridge_lab.drivers.kind import hands, inside, layout, rules
+from merbridge_lab.errors import LabError
+
+RULES = (Path(__file__).parents[1] / "captured" / "sleep.nft.rules").read_text()
+TOOLS = {
+    "nsenter": '#!/bin/sh\ncase "$1" in --net=*) shift 2; exec "$@";; esac\n'
+    "echo '2: eth0    inet 10.244.0.5/24 brd 10.244.0.255 scope global eth0'\n",
+    "iptables-nft-save": '#!/bin/sh\ncat "$NAT"\n',
+    "iptables-nft": '#!/bin/sh\ngrep -v -e "-A " "$NAT" >"$NAT.new"; mv "$NAT.new" "$NAT"\n',
+    "iptables-nft-restore": '#!/bin/sh\ncat >"$NAT"\n',
+}
+
+
+class Cluster:
+    """An API whose one pod has a nat table; `hiccup` says of a command and its number whether its answer is lost."""
+
+    def __init__(self, folder, server):
+        self.nat = folder / "nat"
+        self.nat.write_text("# Generated\n*nat" + RULES.partition("*nat")[2])
+        for name, text in TOOLS.items():
+            (folder / "bin").mkdir(exist_ok=True)
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(0o755)
+        self._env = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "NAT": str(self.nat)}
+        self.hiccup = lambda _argv: None
+        self.server = server(self.answer)
+
+    def answer(self, connection, request):
+        argv = parse_qs(urlsplit(request.split()[1]).query, keep_blank_values=True)["command"]
+        lost = self.hiccup(argv)
+        if lost == "before":
+            return connection.close()
+        done = subprocess.run(argv, env=self._env, capture_output=True, check=False)
+        if lost == "after":
+            return connection.close()
+        cause = {"causes": [{"reason": "ExitCode", "message": str(done.returncode)}]}
+        status = (
+            failure("ended", reason="NonZeroExitCode", details=cause)
+            if done.returncode
+            else said(3, {"status": "Success"})
+        )
+        return upgraded(said(1, done.stdout), said(2, done.stderr), status, (CLOSE, b"\x03\xe8"))(connection, request)
+
+    @property
+    def rules(self):
+        return [str(rule) for rule in ruleset.parse(self.nat.read_text())]
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "example.com")  # an Api adds its cluster to it
+    monkeypatch.setattr(layout, "STATE", str(tmp_path / "state"))
+    keys, servers = Keys(tmp_path), []
+
+    def serve(answer):
+        servers.append(Server(keys, answer))
+        return servers[0]
+
+    made = Cluster(tmp_path, serve)
+    made.hands = hands.Helpers(kube.Api(keys.kubeconfig(made.server.port)), "node")
+    yield made
+    servers[0].close()
+
+
+@pytest.fixture
+def pod_rules(cluster):
+    process = inside.look(cluster.hands, os.getpid())
+    return rules.PodRules("sleep", cluster.hands, lambda _anew: (SimpleNamespace(uid="uid-1"), process))
+
+
+def twice(lost, *words):
+    """Lose the answers to the first two commands with these words in them."""
+    left = [2]
+
+    def hiccup(argv):
+        if left[0] and all(any(word in each for each in argv) for word in words):
+            left[0] -= 1
+            return lost
+        return None
+
+    return hiccup
+
+
+def test_a_command_is_tried_again_where_the_api_fails_twice(cluster):
+    cluster.hiccup = twice("before", "echo")
+    assert cluster.hands.execute(["echo", "here"]).stdout == "here\n"
+    assert len(cluster.server.requests) == 3
+
+
+def test_an_api_that_stays_silent_is_given_up_at_a_deadline(cluster, monkeypatch):
+    monkeypatch.setattr(hands, "_PATIENCE", 0.3)
+    cluster.hiccup = lambda _argv: "before"
+    with pytest.raises(kube.SilentError):
+        cluster.hands.execute(["true"])
+    assert len(cluster.server.requests) > 1
+
+
+def test_an_exit_status_is_an_answer(cluster):
+    with pytest.raises(LabError, match="exit status 3"):
+        cluster.hands.execute(["sh", "-c", "exit 3"])
+    assert len(cluster.server.requests) == 1
+
+
+@pytest.mark.parametrize("lost", ["before", "after"])
+@pytest.mark.parametrize(
+    "words", [("exit 96",), ("cat", "sleep.rules"), ("load <",), ("rm", "sleep.rules")], ids="+".join
+)
+def test_no_rule_stays_flushed_where_the_api_fails_twice(cluster, pod_rules, words, lost):
+    before = cluster.rules
+    assert before
+    cluster.hiccup = twice(lost, *words)
+    with pod_rules.flushed() as saved:
+        assert cluster.rules == []
+        assert saved.specs("nat") == tuple(before)
+    assert cluster.rules == before
+    assert not pod_rules.outstanding
+
+
+def test_a_save_of_another_flush_is_never_written_over(cluster, pod_rules):
+    keep = rules.PodRules("sleep", cluster.hands, pod_rules._found, keep=True)
+    with keep.flushed():
+        pass
+    assert pod_rules.outstanding
+    pod, process = pod_rules._found(False)
+    other = SimpleNamespace(uid="uid-2")
+    pod_rules._backend = "nft"
+    with pytest.raises(LabError, match="flushed already"):
+        pod_rules._flush(other, process)
+    pod_rules._flush(pod, process)  # the same flush once more: the save of the whole rules stays
+    assert pod_rules.restore()
+    assert cluster.rules
