@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up down verify setup dev lock check format test test-lowest test-packages soak sabotage timings clean \
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages soak sabotage timings clean \
 	test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
@@ -17,15 +17,20 @@ PYTEST_AS_ROOT = scripts/setup root env MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-up: setup ## set up this machine, then bring up the embedded lab: ten steps, each verified
+# Whoever cannot become root is to know it before the set-up, not after it.
+up: root setup ## set up this machine, then bring up the embedded lab: ten steps, each verified
 	@$(MERLAB) up --lab embedded $(ARGS)
+	@scripts/setup on-path
 
-verify: setup ## prove that requests succeed with the rules flushed
+verify: root setup ## prove that requests succeed with the rules flushed
 	@$(MERLAB) verify $(ARGS)
 
 down: ## remove all that merlab made
 	@scripts/setup venv
 	@$(MERLAB) down $(ARGS)
+
+root:
+	@scripts/setup root true
 
 setup: ## system packages and .venv, no more
 	@scripts/setup packages

@@ -1,7 +1,8 @@
 """Read the trace of one request.
 
-Three things to notice, in this order: the app's connect() is intercepted, the sidecar asks where the app wanted to
-go, and bytes are moved from socket to socket. Where a dataplane leaves no line of the second, its map tells it.
+Three things to notice: the app's connect() is intercepted, the sidecar asks where the app wanted to go, and bytes are
+moved from socket to socket. Both ends work at the same time, on several CPUs: their lines may come in another order.
+Where a dataplane leaves no line of the second, its map tells it. Below each line of the kernel's is what it means.
 """
 
 from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step, value_of
@@ -11,8 +12,14 @@ from merbridge_lab.checks import mesh, trace
 def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
     seen = lab.observe(sleep, count=1, trace=True)
-    lab.show(lab.trace_command(), "\n".join(event.sentence() for event in value_of(seen.trace)))
+    told = (_with_meaning(event.raw, event.sentence()) for event in value_of(seen.trace))
+    lab.show(lab.trace_command(), "\n".join(told))
     return seen
+
+
+def _with_meaning(raw: str, sentence: str) -> str:
+    """Return the line as the kernel wrote it, and below it, marked, what it means."""
+    return raw if sentence == raw else f"{raw}\n  = {sentence}"
 
 
 def commands(lab: Lab) -> list[str]:

@@ -20,6 +20,10 @@ class LabError(Exception):
         self.stderr = stderr
 
 
+class UsageError(LabError):
+    """A name that merlab does not know was given, by an option or in the environment: exit status 2."""
+
+
 class KernelCannotError(LabError):
     """This kernel lacks a feature; `feature` names it, `since` is the first version that has it."""
 

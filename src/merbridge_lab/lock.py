@@ -126,7 +126,8 @@ def _is_at(path: Path, descriptor: int) -> bool:
 def _make_folder(path: Path) -> None:
     if path != ROOTS:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # and not exist_ok, which trips where another removes it meanwhile
+        path.mkdir(mode=0o700)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise LabError(f"{path} is not a folder of this user's, and merlab's locks belong there", hint=f"rm -r {path}")

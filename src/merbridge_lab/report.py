@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab import __version__
+from merbridge_lab import __version__, hints
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Finding, Verdict
 
@@ -71,7 +71,7 @@ class StepOutcome:
             "seconds": round(self.seconds, 3),
             "reason": self.reason,
             "acted": self.acted,
-            "commands": [shown.command for shown in self.shown],
+            "commands": [hints.command(shown.command) for shown in self.shown],
             "checks": [check.to_json() for check in self.checks],
         }
 
@@ -91,6 +91,7 @@ class Report:
     matrix: list[CellOutcome] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    paused: float = 0.0
     error: LabError | None = None
     #: The command that mends what is in the way of all of it, where that is known; it goes before any check's own.
     remedy: str | None = None
@@ -127,7 +128,7 @@ class Report:
 
     @property
     def cause(self) -> str | None:
-        """On a failure, the one sentence that names what is wrong and where."""
+        """On a failure or an error, the one sentence that names what is wrong and where."""
         for check in self.standing:
             if not check.finding.held:
                 return check.finding.why
@@ -137,7 +138,9 @@ class Report:
         for cell in self.matrix:
             if cell.finding.verdict is Verdict.FAIL:
                 return cell.finding.why
-        return self.changes[0] if self.changes else None
+        if self.changes:
+            return self.changes[0]
+        return (self.error or _NOTHING).what if self.verdict is Verdict.ERROR else None
 
     def failed(self) -> Iterator[CheckOutcome]:
         """Give the checks that did not hold."""
@@ -155,7 +158,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "verdict": self.verdict.value,
             "cause": self.cause,
-            "hint": self.hint,
+            "hint": hints.rendered(self.hint),
             "skipped": self.skipped,
             "standing": [check.to_json() for check in self.standing],
             "steps": [step.to_json() for step in self.steps],
@@ -167,4 +170,4 @@ class Report:
 
 def error_json(error: LabError) -> dict[str, Any]:
     """Give an error as scripts see it."""
-    return {"what": error.what, "hint": error.hint, "command": error.command, "stderr": error.stderr}
+    return {"what": error.what, "hint": hints.rendered(error.hint), "command": error.command, "stderr": error.stderr}

@@ -87,6 +87,7 @@ class Runner:
 
         A LabError ends the run and stands in the report, with the step it ended; Interrupted passes through.
         """
+        paused = report.paused
         began = time.monotonic()
         try:
             with shortage.told():
@@ -94,14 +95,17 @@ class Runner:
         except LabError as error:
             report.error = error
         finally:
-            report.seconds += time.monotonic() - began
+            # Whoever reads at a pause is not the lab's time.
+            report.seconds += time.monotonic() - began - (report.paused - paused)
         return self._with_remedy(report)
 
     def _run(self, report: Report, steps: Iterable[Step]) -> None:
         for step in steps:
             interrupts.checkpoint()
             if self._between is not None and report.steps:
+                paused = time.monotonic()
                 self._between(step)
+                report.paused += time.monotonic() - paused
             outcome = self._step(step, report)
             report.steps.append(outcome)
             self.observer.step_ends(outcome)
@@ -116,7 +120,7 @@ class Runner:
         for capability in sorted(matrix.NEEDS - self.lab.capabilities):
             report.error = LabError(
                 f"there is nothing to prove: {self.lab.lacks(capability)}",
-                hint="merlab step 8..9 shows what the rules do without one",
+                hint="merlab step 8..9",
             )
             return report
         if not self.stand(report, standing):

@@ -105,9 +105,8 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
     except OSError as error:
         why = _FULL.get(error.errno or 0)
         what = f"{target.absolute().parent} {why}: {target} is not written" if why else ""
-        raise LabError(
-            what or f"{target} cannot be written: {error.strerror}", hint="merlab sysdump -o FILE"
-        ) from error
+        elsewhere = "merlab sysdump -o /tmp/merlab-sysdump.tar.gz"
+        raise LabError(what or f"{target} cannot be written: {error.strerror}", hint=elsewhere) from error
     return sorted(parts)
 
 

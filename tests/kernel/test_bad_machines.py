@@ -52,7 +52,7 @@ BAD = [
         "mount -o remount,rw",
         _first("mount --bind /run /run", "mount -o remount,bind,ro /run"),
     ),
-    Bad("ordinary_user", "root", "sudo", ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")),
+    Bad("ordinary_user", "root", "merlab up", ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")),
     Bad(
         "no_curl",
         "curl",
@@ -107,7 +107,7 @@ def test_a_directory_of_that_name_is_not_touched(host):  # noqa: ARG001
     _RUN.mkdir()
     (_RUN / "precious").write_text("keep me")
     try:
-        _refused(merlab("up"), "is not merlab's", "move it away")
+        _refused(merlab("up"), "is not merlab's", f"mv {_RUN} {_RUN}.other")
         merlab("down")
         assert (_RUN / "precious").read_text() == "keep me"
     finally:
@@ -119,7 +119,7 @@ def test_a_cgroup_of_that_name_is_not_touched(host):  # noqa: ARG001
     foreign = Machine(NAME).cgroup / "somebody"
     foreign.mkdir(parents=True)
     try:
-        _refused(merlab("up"), "which is not merlab's", "find out whose it is")
+        _refused(merlab("up"), "which is not merlab's", "systemd-cgls")
         assert foreign.is_dir()
     finally:
         foreign.rmdir()

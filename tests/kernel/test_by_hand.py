@@ -8,16 +8,13 @@ import pty
 import re
 import select
 import signal
+import subprocess
 import tarfile
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 from tests.called import MERLAB
 from walk_host import LONG, Lab, Running, _tracing, environment, merlab
-
-if TYPE_CHECKING:
-    import subprocess
 
 pytestmark = pytest.mark.kernel
 
@@ -80,7 +77,13 @@ def test_a_shell_is_the_app(lab):  # noqa: ARG001 - must be up
 def test_leaving_a_root_shell_says_what_was_changed(lab):
     before = lab.rules()
     shell = Terminal(MERLAB, "shell", "sleep", "--netns")
+    # U8: that shell is not the app, and what is typed instead works as it stands.
+    shell.expect("This shell is not the app: eBPF does not serve what it dials")
+    instead = shell.expect(r"from another terminal: (MERLAB_NAME=\S+ \S*merlab exec sleep -- curl -s \S+)\s")
+    typed = re.search(r"from another terminal: (.*?)\s*$", instead, re.DOTALL)[1]
     shell.expect(r"merlab:sleep\(netns\)# ")
+    answered = subprocess.run(["sh", "-c", typed], capture_output=True, text=True, check=True, timeout=60)
+    assert answered.stdout.startswith("Hello version: v")
     shell.type("iptables --version; iptables -t nat -F; echo left=$(iptables -t nat -S | grep -c REDIRECT.*to-ports)\n")
     assert "nf_tables" in shell.expect(r"\r\nleft=0\r\n")
     shell.type("exit\n")

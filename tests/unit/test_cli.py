@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -216,10 +217,36 @@ def test_labs_that_are_planned_are_3_and_say_what_to_use(name, command):
     ]
 
 
-def test_an_unknown_lab_is_3_and_says_which_there_are():
-    done = merlab("up", "--lab", "minikube")
-    assert done.exit_code == 3
-    assert "no lab called 'minikube'; there are auto, embedded, kind, cluster" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "environment", "says"),
+    [
+        (["up", "--lab", "nowhere"], {}, "there is no lab called 'nowhere'; there are auto, embedded, kind, cluster"),
+        (["status"], {"MERLAB_LAB": "zzz"}, "MERLAB_LAB: there is no lab called 'zzz'; there are auto, embedded"),
+        (["down", "--lab", "embedded"], {"MERLAB_LAB": "zzz"}, "MERLAB_LAB: there is no lab called 'zzz'"),
+        (["up"], {"MERLAB_NAME": "bad name"}, "MERLAB_NAME='bad name' is no name for a lab"),
+        (["exec", "nobody", "--", "true"], {}, "there is no workload called 'nobody'"),
+        (["shell", "nobody"], {}, "there is no workload called 'nobody'"),
+        (["trace", "--pod", "nobody"], {}, "there is no workload called 'nobody'"),
+        (["steps", "99"], {}, "the steps are 0 to 9"),
+        (["step", "99"], {}, "the steps are 0 to 9"),
+        (["manifests", "nobody"], {}, "there is no manifest called 'nobody'"),
+    ],
+)
+def test_m9_a_name_that_merlab_does_not_know_is_wrong_usage(words, environment, says):
+    done = typed(*words, **environment)
+    assert done.returncode == 2, done.stderr
+    assert says in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_m9_an_unknown_lab_with_json_is_one_object():
+    done = typed("verify", "--json", "--lab", "nowhere")
+    assert done.returncode == 2
+    told = read("run", done.stdout)
+    assert (
+        told["error"]["what"]
+        == told["cause"]
+        == ("--lab: there is no lab called 'nowhere'; there are auto, embedded, kind, cluster")
+    )
 
 
 def test_the_lab_of_the_environment_counts_where_none_is_up(monkeypatch):
@@ -290,7 +317,7 @@ def test_without_root_it_is_3_one_sentence_and_one_command(nobody, command):
     assert len(lines) == 2
     assert lines[0].startswith("merlab: the embedded lab ")
     assert lines[0].endswith("that takes root")
-    assert lines[1] == f"  → sudo merlab {' '.join(command)}"
+    assert shlex.split(lines[1])[-1].endswith(f"MERLAB_NAME=merlab-unit merlab {' '.join(command)}")
 
 
 def test_without_root_json_is_one_object(nobody):
@@ -302,7 +329,8 @@ def test_without_root_json_is_one_object(nobody):
 
 
 def test_without_root_one_can_look(nobody):
-    assert nobody("status").stdout == "no lab is up  → merlab up\n"
+    """U7."""
+    assert "no lab is up  → " in nobody("status").stdout
     assert nobody("steps").returncode == 0
     assert len(nobody("steps", "9").stdout.splitlines()) > 5
 
@@ -363,7 +391,7 @@ def test_the_flush_can_be_kept_and_restored(driver):
     up(driver.lab)
     done = merlab("step", "9", "--keep")
     assert done.exit_code == 0
-    assert "merlab restore puts them back" in done.stderr
+    assert "the nat rules of sleep are left flushed; to put them back: merlab restore" in done.stderr
     assert driver.lab.workload("sleep").rules.outstanding
     assert "1 skipped" in done.stdout
     assert merlab("restore").stdout == "the nat rules of sleep are back\n"
@@ -591,6 +619,109 @@ def test_u4_wait_timeout_ends_the_waiting(tmp_path):
     assert "another merlab command is running" in read("run", done.stdout)["error"]["what"]
 
 
+# -- U6, U7, U8, U10
+
+
+def test_u6_status_tells_all_labs_and_which_one_is_meant(driver, monkeypatch):
+    """U6: two labs up, one of them another's."""
+    up(driver.lab)
+    labs = [
+        {"lab": "embedded", "name": "merlab", "default": True},
+        {"lab": "embedded", "name": "merlab-two", "default": False},
+        {"lab": "kind", "name": "merbridge", "default": False},
+    ]
+    monkeypatch.setattr(drivers, "present", lambda: labs)
+    assert read("status", merlab("status", "--json").stdout)["labs"] == labs
+    lines = merlab("status").stdout.splitlines()
+    assert lines[:3] == [
+        "up: merlab (embedded); commands without --lab mean this one",
+        "up: merlab-two (embedded); to mean this one: MERLAB_NAME=merlab-two",
+        "up: merbridge (kind); to mean this one: --lab kind",
+    ]
+    monkeypatch.setattr(drivers, "present", lambda: labs[:1])
+    assert not merlab("status").stdout.startswith("up: ")
+
+
+def test_u6_all_labs_are_found_by_their_names(monkeypatch, tmp_path):
+    from merbridge_lab.drivers import embedded, kind
+
+    for name in ("merlab", "merlab-two", "merlab-tests.lock", "merlab.locks", "merlab_x", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(embedded.layout, "RUN", tmp_path / "merlab")
+    monkeypatch.setattr(kind.KindDriver, "is_up", lambda _self: True)
+    monkeypatch.setenv("MERLAB_NAME", "merlab-two")
+    assert drivers.present() == [
+        {"lab": "embedded", "name": "merlab", "default": False},
+        {"lab": "embedded", "name": "merlab-two", "default": True},
+        {"lab": "kind", "name": "merbridge", "default": False},
+    ]
+    monkeypatch.setenv("MERLAB_NAME", "merlab-three")
+    assert [each["name"] for each in drivers.present() if each["default"]] == ["merbridge"]
+
+
+def test_u7_steps_are_told_to_whom_may_not_look_at_the_lab(driver, monkeypatch):
+    up(driver.lab)
+
+    def refuse():
+        raise LabError("that takes root", hint="merlab steps")
+
+    monkeypatch.setattr(driver, "require_able", refuse)
+    listed = merlab("steps")
+    assert listed.exit_code == 0
+    assert [line.split("  ")[1] for line in listed.stdout.splitlines()] == ["not known"] * 10
+    assert "to see the states of the lab that is up, as root:" in listed.stderr
+    told = merlab("steps", "9")
+    assert told.exit_code == 0
+    assert "   $ merlab exec sleep -- curl -s helloworld:5000/hello" in told.stdout.splitlines()
+    assert merlab("status").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("merlab exec ", {"sleep", "helloworld-v1", "helloworld-v2"}),
+        ("merlab shell hello", {"helloworld-v1", "helloworld-v2"}),
+        ("merlab trace --pod s", {"sleep"}),
+        ("merlab step ", set("0123456789")),
+        ("merlab steps ", set("0123456789")),
+        ("merlab up --until ", set("0123456789")),
+        ("merlab up --lab ", {"auto", "embedded", "kind"}),
+        ("merlab status --lab e", {"embedded"}),
+    ],
+)
+def test_u10_completion_knows_pods_steps_and_labs(words, completed):
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'merlab'; from merbridge_lab.cli import main; main()"],
+        env={
+            **os.environ,
+            "_MERLAB_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert set(done.stdout.split()) == completed, done.stderr
+
+
+def test_u10_help_and_version_are_what_people_type():
+    version = merlab("version")
+    assert version.stdout == merlab("--version").stdout
+    assert version.exit_code == 0
+    assert "Start with" in merlab("help").stdout
+    assert "leave the rules flushed" in " ".join(merlab("help", "step").stdout.lower().replace("│", " ").split())
+    assert merlab("help", "nothing").exit_code == 2
+
+
+@pytest.mark.parametrize("columns", [60, 140])
+def test_u10_what_is_piped_is_as_wide_as_columns_says(columns):
+    lines = typed("steps", "5", "--lab", "embedded", COLUMNS=str(columns)).stdout.splitlines()
+    prose = [line for line in lines[2:] if line.startswith("   ") and "$ " not in line]
+    assert columns - 25 < max(map(len, prose)) <= columns
+
+
 def test_a_reader_that_goes_away_is_no_error():
     process = subprocess.Popen(
         [sys.executable, "-c", "from merbridge_lab.cli import main; main()", "steps", "--lab", "embedded"],
@@ -607,8 +738,8 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_exec_of_an_unknown_workload(driver):
     up(driver.lab)
     done = merlab("exec", "nginx", "--", "true")
-    assert done.exit_code == 3
-    assert "no workload called 'nginx'; there are sleep, helloworld-v1, helloworld-v2" in done.stderr
+    assert done.exit_code == 2
+    assert "no workload called 'nginx'; there are" in done.stderr
 
 
 EXEC = """

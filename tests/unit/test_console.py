@@ -113,7 +113,7 @@ def test_long_output_is_cut_and_says_how_to_see_it_all(shown):
     real = lab.inventory()[0]
     lab.inventory = lambda: [type(real)("bpftool prog", "".join(f"{n}: a program\n" for n in range(50)))]
     plain, _ = shown(lab, steps()[:1])
-    assert "… 30 more lines (-v shows them)" in plain
+    assert "… 10 more lines (-v shows them)" in plain
     verbose, _ = shown(lab, steps()[:1], verbosity=1)
     assert "49: a program" in verbose
     assert "more lines" not in verbose
@@ -123,7 +123,7 @@ def test_many_commands_are_cut_and_say_where_the_rest_is(shown):
     lab = FakeLab()
     lab.node.typed = lambda: [f"ip link add veth{n}" for n in range(20)]
     plain, _ = shown(lab, steps()[1:2])
-    assert "… 13 more commands (merlab steps 1 lists them)" in plain
+    assert "… 13 more commands (all: merlab steps 1)" in plain
     verbose, _ = shown(FakeLab(), steps()[1:2], verbosity=1)
     assert "more commands" not in verbose
 

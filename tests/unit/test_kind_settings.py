@@ -111,7 +111,7 @@ def test_workloads_are_those_of_the_layout(settings):
 
 def test_no_other_manifest():
     done = CliRunner().invoke(cli.app, ["manifests", "nginx"])
-    assert done.exit_code == 3
+    assert done.exit_code == 2
     assert "there is no manifest called 'nginx'; there are kind, namespace, strict, sleep, helloworld" in done.stderr
 
 

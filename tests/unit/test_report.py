@@ -88,9 +88,10 @@ def test_the_cause_is_the_first_thing_that_did_not_hold():
 
 
 def test_an_error():
+    """U6: a cause, also where it is an error."""
     lab = FakeLab()
     report, told = done(lab, steps()[2:3])
-    assert (told["verdict"], told["cause"]) == ("error", None)
+    assert (told["verdict"], told["cause"]) == ("error", "mesh cannot be made: there is no node")
     assert told["error"] == {
         "what": "mesh cannot be made: there is no node",
         "hint": None,

@@ -331,6 +331,28 @@ def test_a_matrix_cell_that_is_not_as_expected_fails_the_proof_and_is_its_cause(
     )
 
 
+# -- what people see
+
+
+def test_u6_the_seconds_of_a_run_are_without_the_pauses():
+    report = Report("up", "fake")
+    Runner(FakeLab(), between=lambda _step: time.sleep(0.2)).run(report, steps()[:4])
+    assert report.verdict is Verdict.PASS
+    assert 0 < report.seconds < 0.5 < 3 * 0.2
+
+
+def test_u5_the_trace_is_shown_as_the_kernel_wrote_it_with_its_meaning_below():
+    """U5: what is shown below `cat trace_pipe` are its lines; the English has a mark of its own."""
+    lab = up(FakeLab())
+    lab.shown()
+    seen = steps()[5].act(lab)
+    (trace,) = [shown for shown in lab.shown() if shown.command == lab.trace_command()]
+    lines = trace.output.splitlines()
+    assert [line for line in lines if not line.startswith("  = ")] == [event.raw for event in seen.trace]
+    assert [line for line in lines if line.startswith("  = ")] == [f"  = {event.sentence()}" for event in seen.trace]
+    assert "in this order" not in steps()[5].narration
+
+
 # -- undo
 
 

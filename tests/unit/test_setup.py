@@ -99,7 +99,8 @@ def test_without_root_and_sudo_there_is_one_sentence(tmp_path):
     fake(environment, "id", "echo 1000")
     done = setup(checkout, environment, "root", "true")
     assert done.returncode == 3
-    assert done.stderr == "set-up: this needs root: become root (or install sudo) and run make again\n"
+    said = "set-up: this needs root, and there is no sudo here: become root (su) and run make again\n"
+    assert done.stderr == said
 
 
 def test_without_root_sudo_is_used_and_leaves_no_bytecode(tmp_path):
@@ -108,6 +109,44 @@ def test_without_root_sudo_is_used_and_leaves_no_bytecode(tmp_path):
     fake(environment, "sudo", 'if [ "$1" = -n ]; then exit 0; fi; echo "$@"')
     done = setup(checkout, environment, "root", ".venv/bin/merlab", "up", "a b")
     assert done.stdout == "-- env PYTHONDONTWRITEBYTECODE=1 .venv/bin/merlab up a b\n"
+
+
+def test_u1_sudo_is_told_which_lab_is_meant(tmp_path):
+    checkout, environment = bare(tmp_path)
+    fake(environment, "id", "echo 1000")
+    # What sudo does: a new environment, and what the command line says.
+    fake(environment, "sudo", 'if [ "$1" = -n ]; then exit 0; fi; shift; exec env -i PATH="$PATH" "$@"')
+    fake(environment, "merlab", 'echo "$MERLAB_NAME, $MERLAB_LAB, $*"')
+    named = {**environment, "MERLAB_NAME": "merlab-two", "MERLAB_LAB": "embedded"}
+    assert setup(checkout, named, "root", "merlab", "down", "a b").stdout == "merlab-two, embedded, down a b\n"
+    assert setup(checkout, environment, "root", "merlab", "down").stdout == ", , down\n"
+
+
+def test_u7_who_cannot_become_root_learns_it_before_the_set_up():
+    for target in ("up", "verify"):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = done.stdout.splitlines()
+        assert lines[0] == "scripts/setup root true"
+        assert lines[1:3] == ["scripts/setup packages", "scripts/setup venv"]
+
+
+def test_u9_how_to_type_merlab_alone(tmp_path):
+    checkout, environment = bare(tmp_path)
+    script = checkout / ".venv/bin/merlab"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\necho it is $1\n")
+    script.chmod(0o755)
+    fake(environment, "id", "echo 0")
+    said = setup(checkout, environment, "on-path").stdout.removeprefix("to type merlab alone:  ")
+    run = [shutil.which("sh"), "-c", f"{said}merlab me"]
+    assert subprocess.run(run, env=environment, capture_output=True, check=True).stdout == b"it is me\n"
+    fake(environment, "id", "echo 1000")
+    fake(environment, "sudo", 'exec "$@"')
+    said = setup(checkout, environment, "on-path").stdout.removeprefix("to type merlab alone:  ")
+    run = [shutil.which("sh"), "-c", f"{said}eval 'merlab me'"]
+    assert subprocess.run(run, env=environment, capture_output=True, check=True).stdout == b"it is me\n"
+    on_path = {"PATH": f"{script.parent}:{environment['PATH']}"}
+    assert setup(checkout, on_path, "on-path").stdout == ""
 
 
 def test_a_python_that_is_too_old_is_one_sentence(tmp_path):

@@ -68,7 +68,7 @@ def find(root: Path = Path("/")) -> Path:
         raise LabError(f"there is no BCC in {named}, which {VARIABLE} names", hint=f"unset {VARIABLE}")
     raise LabError(
         "BCC, the BPF compiler collection, is not on this machine" + _beside(impostor()),
-        hint="merlab doctor names this distribution's package (Debian: apt-get install python3-bpfcc)",
+        hint="merlab doctor",
     )
 
 
@@ -130,6 +130,6 @@ def load() -> ModuleType:
             del sys.modules[name]
         raise LabError(
             f"the BCC in {directory} cannot be loaded by Python {sys.version.split()[0]}: {broken}",
-            hint="reinstall the distribution's package (Debian: apt-get install --reinstall python3-bpfcc libbpfcc)",
+            hint="reinstall the distribution's packages of BCC (on Debian: python3-bpfcc and libbpfcc)",
         ) from broken
     return module

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DEADLINE = 60.0
 #: How large it may be, in bytes. A manifest has some kilobytes.
 _MOST = 1 << 20
-_HINT = "download it elsewhere and name the file; without --merbridge-manifest, merlab has one of its own"
+_HINT = "download it elsewhere and name the file; without --merbridge-manifest, one of merlab's own is taken"
 #: curl's exit status for "larger than --max-filesize".
 _TOO_LARGE = 63
 
@@ -35,7 +35,7 @@ def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) ->
     """
     if urlsplit(url).scheme != "https":
         raise LabError(
-            f"{url} is neither a file nor an https URL", hint="--merbridge-manifest takes https://…, or a file"
+            f"{url} is neither a file nor an https URL", hint="--merbridge-manifest takes an https URL or a file"
         )
     with tempfile.TemporaryDirectory(prefix="merlab-download-") as folder:
         content = _content(url, Path(folder) / "answer", deadline)
@@ -43,7 +43,7 @@ def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) ->
     if sha256 not in (None, found):
         raise LabError(
             f"{url} is not what it was: its SHA-256 is {found}, not {sha256}",
-            hint="merlab up without --merbridge-manifest takes merlab's own",
+            hint="without --merbridge-manifest, merlab's own is taken",
         )
     try:
         return content.decode()

@@ -166,10 +166,10 @@ def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
         node = re.search(r'"docker exec [^"]*?(\S+) ctr ', said)
         if node:
             what = f"there is no room on the disk of the node {node[1]} for {', '.join(refs)}"
-            hint = f"docker exec {node[1]} df -h /var; docker system prune makes room on Docker's disk"
+            hint = f"docker exec {node[1]} df -h /var"
         else:
             what = f"there is no room on the disk with {tempfile.gettempdir()} to save {', '.join(refs)}"
-            hint = f"df -h {tempfile.gettempdir()}; make room, or choose another place: export TMPDIR=…"
+            hint = f"df -h {tempfile.gettempdir()}"
     return LabError(what, hint=hint, command=error.command, stderr=error.stderr)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merbridge_lab import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 app = typer.Typer(
     name="merlab",
@@ -19,12 +22,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
+
+def completing(*names: str) -> Callable[[str], list[str]]:
+    """Return what completes a word to one of `names`."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 LabName = Annotated[
     str | None,
     typer.Option(
         "--lab",
         metavar="auto|embedded|kind|cluster",
+        autocompletion=completing("auto", "embedded", "kind"),
         help="Which lab; by default the one that is up, else MERLAB_LAB, else auto.",
     ),
 ]
@@ -41,7 +51,25 @@ Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Show 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what did not hold.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show every command that is run, and tracebacks.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours (NO_COLOR does the same).")]
-WorkloadName = Annotated[str, typer.Argument(metavar="WORKLOAD", help="sleep, helloworld-v1 or helloworld-v2.")]
+WORKLOADS = ("sleep", "helloworld-v1", "helloworld-v2")
+
+
+def known_workload(given: str | None) -> str | None:
+    """Check the name of a workload; raise BadParameter for one that no lab has."""
+    if given is not None and given not in WORKLOADS:
+        raise typer.BadParameter(f"there is no workload called {given!r}; there are {', '.join(WORKLOADS)}")
+    return given
+
+
+WorkloadName = Annotated[
+    str,
+    typer.Argument(
+        metavar="WORKLOAD",
+        help="sleep, helloworld-v1 or helloworld-v2.",
+        callback=known_workload,
+        autocompletion=completing(*WORKLOADS),
+    ),
+]
 
 #: Default of --timeout, in seconds.
 PATIENCE = 20.0
@@ -52,6 +80,10 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 def patience(wait: bool, timeout: float | None) -> float:
     """Return how many seconds to wait for another command, as --wait and --wait-timeout say."""
     return timeout if timeout is not None else math.inf if wait else 0.0
+
+
+#: What completes the number of a step: there are ten, and no step is read for that.
+step_numbers = completing(*map(str, range(10)))
 
 
 class Backend(str, Enum):

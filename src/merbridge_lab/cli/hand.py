@@ -50,7 +50,7 @@ def shell(
         with run.looking(lab) as chosen:
             found = chosen.workload(workload)
             if found.rules.outstanding:
-                run.console.warn(f"the nat rules of {workload} are flushed: merlab restore puts them back")
+                run.console.remark(f"the nat rules of {workload} are flushed; to put them back:", "merlab restore")
             with found.shell(netns=netns) as (argv, welcome):
                 run.console.say(welcome)
                 status = _foreground(argv)

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from merbridge_lab import exits, interrupts
+from merbridge_lab import exits, hints, interrupts
 from merbridge_lab.cli import asked
-from merbridge_lab.cli.app import Debug, JsonFlag, LabName, NoColor, app
+from merbridge_lab.cli.app import (
+    WORKLOADS,
+    Debug,
+    JsonFlag,
+    LabName,
+    NoColor,
+    app,
+    completing,
+    known_workload,
+    step_numbers,
+)
 from merbridge_lab.cli.session import Session, numbers, selected
 from merbridge_lab.errors import LabError
 
@@ -20,6 +30,10 @@ if TYPE_CHECKING:
     from merbridge_lab.model import Step
 
 
+#: The state of a step, for those who may not look at the lab.
+_UNKNOWN = "not known"
+
+
 @app.command()
 def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
     """Say which lab is up, its pods, which path a request takes, and what is flushed right now.
@@ -27,8 +41,10 @@ def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no
     Example:  merlab status --json
     """
     with Session("status", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        from merbridge_lab import drivers
+
         with run.looking(lab, up=False) as chosen:
-            described = chosen.describe()
+            described = {**chosen.describe(), "labs": drivers.present()}
         if json:
             run.console.json(described)
         else:
@@ -48,7 +64,7 @@ def doctor(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no
         found = driver.requirements()
         able = requirements.able(found)
         if json:
-            checks = [vars(requirement) for requirement in found]
+            checks = [{**vars(each), "hint": hints.rendered(each.hint)} for each in found]
             run.console.json({"schema": 1, "lab": driver.name, "able": able, "checks": checks})
         else:
             run.console.requirements(found)
@@ -58,7 +74,9 @@ def doctor(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no
 
 @app.command()
 def steps(
-    number: Annotated[str | None, typer.Argument(metavar="N", help="Tell all about one step.")] = None,
+    number: Annotated[
+        str | None, typer.Argument(metavar="N", autocompletion=step_numbers, help="Tell all about one step.")
+    ] = None,
     lab: LabName = None,
     json: JsonFlag = False,
     debug: Debug = False,
@@ -73,9 +91,10 @@ def steps(
         from merbridge_lab.walkthrough import original
 
         wanted = numbers(number) if number else None
-        with run.looking(lab, up=False) as chosen:
+        with run.looking(lab, up=False, on_paper=True) as chosen:
             if wanted is None:
-                rows = list(zip(all_steps(), chosen.states(all_steps()), strict=True))
+                states = chosen.states(all_steps()) if run.barred is None else [_UNKNOWN] * len(all_steps())
+                rows = list(zip(all_steps(), states, strict=True))
             else:
                 told = [
                     (each, *_typed(each, chosen)) for each in (one.on(chosen.capabilities) for one in selected(wanted))
@@ -90,7 +109,7 @@ def steps(
                     "number": each.number,
                     "title": each.title,
                     "narration": each.narration,
-                    "commands": commands,
+                    "commands": [hints.command(typed) for typed in commands],
                     "note": note or None,
                     "original": [vars(one) for one in typed_then(each.number)],
                     "checks": [check.name for check in each.verify + each.witness],
@@ -100,6 +119,8 @@ def steps(
             run.console.json({"schema": 1, "lab": run.lab, "steps": stories})
         elif wanted is None:
             run.console.steps(rows)
+            if run.barred is not None:
+                run.console.remark("to see the states of the lab that is up, as root:", "merlab steps")
         else:
             for each, commands, note in told:
                 run.console.narrate(each, commands, typed_then(each.number), note)
@@ -166,7 +187,16 @@ def manifests(
 def trace(
     lab: LabName = None,
     raw: Annotated[bool, typer.Option("--raw", help="The kernel's own lines, undecoded.")] = False,
-    pod: Annotated[str | None, typer.Option("--pod", metavar="POD", help="Only connections that POD dialled.")] = None,
+    pod: Annotated[
+        str | None,
+        typer.Option(
+            "--pod",
+            metavar="POD",
+            callback=known_workload,
+            autocompletion=completing(*WORKLOADS),
+            help="Only connections that POD dialled.",
+        ),
+    ] = None,
     nonce: Annotated[
         str | None, typer.Option("--nonce", metavar="ID", help="Only the request with this x-request-id.")
     ] = None,

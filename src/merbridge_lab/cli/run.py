@@ -23,6 +23,7 @@ from merbridge_lab.cli.app import (
     WaitTimeout,
     app,
     patience,
+    step_numbers,
 )
 from merbridge_lab.cli.session import Session, numbers, selected
 
@@ -30,7 +31,9 @@ from merbridge_lab.cli.session import Session, numbers, selected
 @app.command()
 def up(
     lab: LabName = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="N", help="Stop after step N.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="N", autocompletion=step_numbers, help="Stop after step N.")
+    ] = None,
     iptables: Annotated[
         Backend | None, typer.Option("--iptables", help="In which tables Istio's rules are loaded; by default nft.")
     ] = None,
@@ -91,7 +94,9 @@ def up(
 
 @app.command()
 def step(
-    number: Annotated[str, typer.Argument(metavar="N|N..M", help="A step, or a range of steps.")],
+    number: Annotated[
+        str, typer.Argument(metavar="N|N..M", autocompletion=step_numbers, help="A step, or a range of steps.")
+    ],
     lab: LabName = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the rules flushed after step 9, to play with.")] = False,
     wait: Wait = False,
@@ -121,7 +126,7 @@ def step(
             run.report = Report("step", chosen.name)
             Runner(chosen, run.console, patience=timeout).run(run.report, selected(wanted))
             if keep and chosen.workload("sleep").rules.outstanding:
-                run.console.warn("the nat rules of sleep are left flushed: merlab restore puts them back")
+                run.console.remark("the nat rules of sleep are left flushed; to put them back:", "merlab restore")
             run.finish(chosen, run.report)
 
 
@@ -141,7 +146,7 @@ def verify(
 
     It measures what happens with and without eBPF, with and without rules, on both sides.
 
-    Examples:  merlab verify    merlab verify --json    merlab verify -v
+    Examples:  merlab verify    merlab verify --json    merlab verify -v    merlab verify --wait-timeout 60
     """
     with Session("verify", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         from merbridge_lab.report import Report
@@ -199,7 +204,7 @@ def down(
 ) -> None:
     """Remove all that merlab made, also after a crash; nothing to remove is a success.
 
-    Example:  merlab down
+    Examples:  merlab down    merlab down --wait
     """
     with Session("down", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         from merbridge_lab.loader import steps

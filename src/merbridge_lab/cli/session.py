@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from merbridge_lab import exits, interrupts, shortage
-from merbridge_lab.errors import LabError, ShortageError
+from merbridge_lab import exits, hints, interrupts, shortage
+from merbridge_lab.errors import LabError, ShortageError, UsageError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.text import printable
 
@@ -56,6 +56,8 @@ class Session:
         self.debug = debug
         self.lab = ""
         self.report: Report | None = None
+        #: Why the lab that is up cannot be looked at.
+        self.barred: LabError | None = None
         self.console = Console(
             as_json=as_json,
             verbosity=-1 if quiet else verbose,
@@ -72,6 +74,12 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        try:
+            self._end(error)
+        finally:
+            hints.mean("", asked=False)
+
+    def _end(self, error: BaseException | None) -> None:
         self.console.close()
         if isinstance(error, (typer.BadParameter, SystemExit)):
             return
@@ -83,15 +91,16 @@ class Session:
         found = shortage.explained(error)
         if found is not None:
             self._fail(found)
-            raise typer.Exit(exits.CANNOT) from None
+            raise typer.Exit(exits.USAGE if isinstance(found, UsageError) else exits.CANNOT) from None
         if isinstance(error, interrupts.Interrupted):
-            self._fail(LabError(f"interrupted by {error}", hint="merlab status says what is in place"))
+            self._fail(LabError(f"interrupted by {error}", hint="merlab status"))
             raise typer.Exit(exits.SIGNALLED + error.signum) from None
         if isinstance(error, Exception):
             self._fail(
                 LabError(
-                    f"a defect of merlab: {type(error).__name__}: {error}",
-                    hint=f"please report it with the output of: merlab {self.command} --debug",
+                    f"a defect of merlab: {type(error).__name__}: {error};"
+                    " please report it with what the command below prints",
+                    hint=shlex.join(["merlab", self.command, *self._rest(), "--debug"]),
                 )
             )
             raise typer.Exit(exits.DEFECT) from None
@@ -120,6 +129,10 @@ class Session:
         report.error = error
         self.console.json(report.to_json())
 
+    def _rest(self) -> list[str]:
+        """Give what was typed after the command."""
+        return sys.argv[2:] if sys.argv[1:2] == [self.command] else []
+
     def driver(self, asked: str | None, options: Options | None = None) -> Driver:
         """Pick the lab, and say which and why. Raises BadParameter for `options` that it does not have."""
         from merbridge_lab import drivers
@@ -128,6 +141,7 @@ class Session:
         if options is not None and options.said() and not drivers.tell(driver, options):
             raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, and this is the {driver.name} lab")
         self.lab = driver.name
+        hints.mean(driver.name, asked=why in ("asked for", "MERLAB_LAB"))
         self.console.note(f"lab: {driver.name} ({why})")
         return driver
 
@@ -146,9 +160,7 @@ class Session:
 
         driver = self.driver(asked, options)
         driver.require_able()
-        again = shlex.join(
-            ["merlab", self.command, "--wait", *(sys.argv[2:] if sys.argv[1:2] == [self.command] else [])]
-        )
+        again = shlex.join(["merlab", self.command, "--wait", *self._rest()])
         with contextlib.ExitStack() as stack:
             if wait:
                 self.console.awaits(f"the lab {driver.lab_name} to be free")
@@ -157,11 +169,20 @@ class Session:
             yield stack.enter_context(driver.open(keep=keep, backend=backend))
 
     @contextlib.contextmanager
-    def looking(self, asked: str | None, *, up: bool = True) -> Iterator[Any]:
-        """Pick a lab to look at, without changing it; with `up`, one that is not up is an error."""
+    def looking(self, asked: str | None, *, up: bool = True, on_paper: bool = False) -> Iterator[Any]:
+        """Pick a lab to look at, without changing it; with `up`, one that is not up is an error.
+
+        With `on_paper`, whoever may not look at it gets it all the same, for what can be told without looking;
+        `barred` then says what keeps them from it.
+        """
         driver = self.driver(asked)
         if up or driver.is_up():
-            driver.require_able()
+            try:
+                driver.require_able()
+            except LabError as error:
+                if not on_paper:
+                    raise
+                self.barred = error
         with driver.open() as lab:
             if up:
                 lab.require_up()

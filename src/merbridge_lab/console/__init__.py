@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from merbridge_lab import interrupts, waiting
+from merbridge_lab import hints, interrupts, waiting
 from merbridge_lab.console import views
 from merbridge_lab.console.paper import MARK, Paper
 from merbridge_lab.console.progress import Waiting
@@ -65,8 +65,8 @@ class Console:
             err.print(f"  [faint]│ {escape(line)}[/]", soft_wrap=True)
         if error.command and (self.verbosity > 0 or error.stderr):
             err.print(f"  [faint]it was:[/] {escape(error.command)}", soft_wrap=True)
-        if error.hint:
-            err.print(f"  → {escape(error.hint)}", soft_wrap=True)
+        if hint := hints.rendered(error.hint):
+            err.print(f"  → {escape(hint)}", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a line of progress."""
@@ -74,10 +74,10 @@ class Console:
             self._waiting.stop()
             self._paper.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
 
-    def warn(self, text: str) -> None:
-        """Print a line that whoever asked for few words needs as well."""
+    def remark(self, text: str, hint: str) -> None:
+        """Print a line that whoever asked for few words needs as well, with what to type."""
         self._waiting.stop()
-        self._paper.err.print(f"[warn]![/] {escape(text)}", soft_wrap=True)
+        self._paper.err.print(f"[warn]![/] {escape(f'{text} {hints.rendered(hint)}')}", soft_wrap=True)
 
     # -- the runner's observer ------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class Console:
             return
         if not outcome.acted and outcome.verdict is Verdict.PASS:
             paper.line("   [faint]already so[/]")
-        paper.commands(outcome.shown, f"merlab steps {outcome.step.number} lists them")
+        paper.commands(outcome.shown, f"all: {hints.rendered(f'merlab steps {outcome.step.number}')}")
         self._checks(outcome.checks)
         if outcome.reason:
             style = outcome.verdict.value
@@ -172,8 +172,8 @@ class Console:
             return
         cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
         paper.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
-        if report.hint:
-            paper.line(f"  → {escape(report.hint)}")
+        if hint := hints.rendered(report.hint):
+            paper.line(f"  → {escape(hint)}")
 
     # -- pictures -------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.theme import Theme
 
-from merbridge_lab import interrupts
+from merbridge_lab import hints, interrupts
 from merbridge_lab.text import lines_of, printable
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _THEME = Theme(
 )
 MARK = {"pass": "✔", "fail": "✘", "error": "✘", "skip": "-", "warn": "!"}
 _PLAIN_WIDTH = 100
-_MOST_OUTPUT = 20
+_MOST_OUTPUT = 40
 _MOST_COMMANDS = 7
 
 
@@ -149,7 +149,7 @@ class Paper:
         """
         most_commands = len(shown) if self.verbosity > 0 else _MOST_COMMANDS
         for one in shown[:most_commands]:
-            self.line(f"   [cmd]$ {escape(one.command)}[/]")
+            self.line(f"   [cmd]$ {escape(hints.command(one.command))}[/]")
             printed = lines_of(one.output.rstrip("\n"))
             most = len(printed) if self.verbosity > 0 else _MOST_OUTPUT
             for line in printed[:most]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from merbridge_lab import text
+from merbridge_lab import hints, text
 from merbridge_lab.console.paper import MARK, Paper
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.ruleset import place
@@ -31,8 +31,8 @@ def requirements(paper: Paper, found: Sequence[Requirement]) -> None:
         style = one.verdict
         needed = f"  [faint](needed: {escape(one.needed)})[/]" if style != "pass" else ""
         paper.line(f"[{style}]{MARK.get(style, '?')}[/] {one.name:<26} {escape(one.found)}{needed}")
-        if one.hint and style != "pass":
-            paper.line(f"    → {escape(one.hint)}")
+        if (hint := hints.rendered(one.hint)) and style != "pass":
+            paper.line(f"    → {escape(hint)}")
 
 
 def steps(paper: Paper, rows: Sequence[tuple[Step, str]]) -> None:
@@ -47,7 +47,7 @@ def narrate(paper: Paper, step: Step, commands: Sequence[str], original: Sequenc
     paper.prose(step.narration, 3)
     paper.line("")
     for command in commands:
-        paper.line(f"   [cmd]$ {escape(command)}[/]")
+        paper.line(f"   [cmd]$ {escape(hints.command(command))}[/]")
     if note:
         paper.prose(note, 3, mark="   ")
     paper.line("")
@@ -71,8 +71,9 @@ def _table(*columns: str, gap: int = 2) -> Table:
 
 def status(paper: Paper, described: Mapping[str, Any]) -> None:
     """Print a picture of the lab: its pods, which path a request takes now, what is flushed, what is wrong."""
+    _labs(paper, described.get("labs", ()))
     if not described["up"]:
-        paper.line("no lab is up  → merlab up")
+        paper.line(f"no lab is up  → {hints.rendered('merlab up')}")
         return
     dataplane = described["dataplane"]
     attached = f"attached ({dataplane['kind']}, {dataplane['programs']} programs)" if dataplane["attached"] else "none"
@@ -93,9 +94,19 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
         paper.line(f"   {leg['from']:<22} ─ [{style}]{leg['by']}[/] → {escape(leg['to'])}")
     paper.line("")
     for name in described["flushed"]:
-        paper.line(f"[warn]![/] the nat rules of {name} are flushed  → merlab restore")
+        paper.line(f"[warn]![/] the nat rules of {name} are flushed  → {hints.rendered('merlab restore')}")
     for problem in described["problems"]:
         paper.line(f"[warn]![/] {escape(problem)}")
+
+
+def _labs(paper: Paper, labs: Sequence[Mapping[str, Any]]) -> None:
+    """Print which labs are up, where there are several; or one that commands here do not mean."""
+    if len(labs) == 1 and labs[0]["default"]:
+        return
+    for lab in labs:
+        how = f"MERLAB_NAME={lab['name']}" if lab["lab"] == "embedded" else f"--lab {lab['lab']}"
+        meant = "commands without --lab mean this one" if lab["default"] else f"to mean this one: {how}"
+        paper.line(f"up: {lab['name']} ({lab['lab']}); {meant}")
 
 
 def matrix(paper: Paper, outcomes: Sequence[CellOutcome]) -> None:

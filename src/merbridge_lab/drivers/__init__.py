@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, UsageError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -43,13 +43,17 @@ class Driver(Protocol):
 def pick(asked: str | None) -> tuple[Driver, str]:
     """Pick a lab and say why: the one asked for, else the one that is up, else MERLAB_LAB, else auto.
 
-    Raises LabError for a lab that is not built yet or does not exist.
+    Raises LabError for a lab that is not built yet, UsageError for one that does not exist.
     """
     from merbridge_lab.drivers.embedded import EmbeddedDriver
     from merbridge_lab.drivers.kind import KindDriver
 
     built: tuple[EmbeddedDriver | KindDriver, ...] = (EmbeddedDriver(), KindDriver())
     embedded, kind = built
+    for given, said in ((asked, "--lab"), (os.environ.get("MERLAB_LAB") or None, "MERLAB_LAB")):
+        known = ("auto", *(each.name for each in built), *_PLANNED)
+        if given is not None and given not in known:
+            raise UsageError(f"{said}: there is no lab called {given!r}; there are {', '.join(known)}")
     name, why = asked, "asked for"
     if name is None:
         for driver in built:
@@ -63,13 +67,19 @@ def pick(asked: str | None) -> tuple[Driver, str]:
     for driver in built:
         if name == driver.name:
             return driver, why
-    if name in _PLANNED:
-        raise LabError(f"the {name} lab is planned, but not built yet", hint="merlab up --lab embedded")
-    raise LabError(
-        f"there is no lab called {name!r}; there are auto, {', '.join(each.name for each in built)},"
-        f" {', '.join(_PLANNED)}",
-        hint="merlab up --lab embedded",
-    )
+    raise LabError(f"the {name} lab is planned, but not built yet", hint="merlab up --lab embedded")
+
+
+def present() -> list[dict[str, Any]]:
+    """List the labs that are up: kind of lab, name, and whether a command without --lab means it."""
+    from merbridge_lab.drivers.embedded import EmbeddedDriver
+    from merbridge_lab.drivers.kind import KindDriver
+
+    embedded, kind = EmbeddedDriver(), KindDriver()
+    found = [(embedded.name, name) for name in embedded.names()]
+    found += [(kind.name, kind.lab_name)] if kind.is_up() else []
+    meant = (embedded if embedded.is_up() else kind).lab_name
+    return [{"lab": lab, "name": name, "default": name == meant} for lab, name in found]
 
 
 def tell(driver: Driver, options: Options) -> bool:

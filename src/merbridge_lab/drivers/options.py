@@ -47,5 +47,5 @@ class Options:
         if self.dataplane == "merlab":
             raise LabError(
                 "--dataplane merlab is planned for clusters, but not built yet",
-                hint="--dataplane merbridge is upstream's; merlab up --lab embedded has our own dataplane",
+                hint="merlab up --lab embedded",
             )

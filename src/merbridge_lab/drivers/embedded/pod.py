@@ -132,7 +132,7 @@ class Pod:
             fate = "ended" if ended else f"was not ready within {timeout:g} s"
             raise LabError(
                 f"the {kind} of {self.spec.name} {fate}",
-                hint=f"look at {log}",
+                hint=f"tail {log}",
                 stderr=sidecar.last_words(log),
             )
 

@@ -47,7 +47,7 @@ class EmbeddedWorkload:
 
     def shell(self, *, netns: bool) -> AbstractContextManager[tuple[list[str], str]]:
         """Give the argv of a shell as the app, or with `netns` as root in the network namespace; and a welcome."""
-        return by_shell.shell(self.pod, netns=netns)
+        return by_shell.shell(self.pod, netns=netns, request=self.request_command())
 
     def changes(self) -> list[str]:
         """Say what of the rules is not as merlab made it, and how to put it back."""

@@ -22,7 +22,7 @@ from merbridge_lab.drivers.kind.nothing import WHY, NoDataplane, why
 from merbridge_lab.drivers.kind.paper import LabOnPaper
 from merbridge_lab.drivers.kind.settings import MERBRIDGE, versions
 from merbridge_lab.drivers.kind.workload import KindWorkload
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Unread, Verdict
 from merbridge_lab.lab import DATAPLANE, DIALS, HELLO, INBOUND, SWITCH, TRACE, TWIN, Shown, Twins
 from merbridge_lab.text import lines_of
@@ -109,7 +109,7 @@ class KindLab:
         """Give a workload by name; raises LabError for one that does not exist."""
         specs = {spec.name: spec for spec in layout.WORKLOADS}
         if name not in specs:
-            raise LabError(f"there is no workload called {name!r}; there are {', '.join(specs)}", hint="merlab status")
+            raise UsageError(f"there is no workload called {name!r}; there are {', '.join(specs)}")
         if name not in self._workloads:
             self._workloads[name] = KindWorkload(self.api(), specs[name], self._access.hands(), keep=self._keep)
         return self._workloads[name]

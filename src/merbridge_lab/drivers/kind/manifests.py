@@ -8,7 +8,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from merbridge_lab.drivers.kind.settings import DATA, MERBRIDGE
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ NAMES = ("kind", *APPLIED, "helper", "merbridge", "twin")
 def text(name: str, settings: Settings) -> str:
     """Give a manifest by name. Raises LabError for one that does not exist."""
     if name not in NAMES:
-        raise LabError(f"there is no manifest called {name!r}; there are {', '.join(NAMES)}", hint="merlab manifests")
+        raise UsageError(f"there is no manifest called {name!r}; there are {', '.join(NAMES)}")
     if name == MERBRIDGE and settings.merbridge_manifest:
         from merbridge_lab.drivers.kind.merbridge import manifest
 

@@ -170,7 +170,7 @@ class PodRules(typed.Rules):
             if saved is None:
                 raise LabError(
                     f"{self.saved_at} on {self._hands.node} is not a file of rules that merlab saved",
-                    hint=f"look at it; docker exec {self._hands.node} rm {self.saved_at} makes merlab forget it",
+                    hint=f"docker exec {self._hands.node} mv {self.saved_at} {self.saved_at}.other",
                 )
             process = self._owner(saved)
             if process is not None:

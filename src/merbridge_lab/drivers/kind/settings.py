@@ -188,7 +188,7 @@ class Settings:
     def require_fit(self) -> None:
         """Raise LabError for versions that are known not to fit together."""
         if misfit := self.misfit():
-            raise LabError(misfit, hint=f"--kind-image {versions()['kind']['image']}")
+            raise LabError(misfit, hint=f"merlab up --lab kind --kind-image {versions()['kind']['image']}")
 
 
 def _minor(text: str) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from merbridge_lab import accesslog
+from merbridge_lab import accesslog, hints
 from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.kube import GoneError
 from merbridge_lab.adapters.proc import pasteable
@@ -164,10 +164,8 @@ class KindWorkload:
             self._hands.execute(["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
         path = f"PATH={_SHELL_BIN}/{backend}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         run = ["nsenter", "-t", str(process.pid), "-n", "env", path, f"PS1=merlab:{self.name}(netns)# ", "sh", "-i"]
-        yield (
-            self._hands.argv(run),
-            f"you are root on the node, in the network namespace of {self.name}; {told}. exit leaves.",
-        )
+        welcome = f"you are root on the node, in the network namespace of {self.name}; {told}. exit leaves."
+        yield self._hands.argv(run), f"{welcome}\n{hints.as_the_app(_AS_APP.format(self.name))}"
 
     def changes(self) -> list[str]:
         """Say what of the rules is not as Istio made it, and how to put it back."""
@@ -180,6 +178,8 @@ class KindWorkload:
             return [f"the rules of {self.name} are not as Istio made them: they {fault}; merlab up makes the pod anew"]
         return []
 
+
+_AS_APP = "merlab exec {} --lab kind -- curl -s helloworld:5000/hello"
 
 _LINKS = """
 mkdir -p "$1" && for tool in iptables iptables-save iptables-restore; do

@@ -51,12 +51,10 @@ def fetch(ref: str) -> None:
 def unavailable(ref: str, error: LabError) -> LabError:
     """Give the error for an image that cannot be had, with the ways on."""
     return LabError(
-        f"the image of Merbridge, {ref}, is not on this machine and cannot be had from {docker.registry(ref)}",
-        hint=(
-            "load it (docker load, from docker save on another machine); name another (--image merbridge=REF);"
-            " see what rules alone can show (merlab up --lab kind --dataplane none);"
-            " or have the whole proof (merlab up --lab embedded)"
-        ),
+        f"the image of Merbridge, {ref}, is not on this machine and cannot be pulled from {docker.registry(ref)}:"
+        " load it (docker load), name another (--image merbridge=REF), have the whole proof (--lab embedded),"
+        " or see what rules alone can show (--dataplane none)",
+        hint="merlab up --lab kind --dataplane none",
         command=error.command,
         stderr=error.stderr,
     )

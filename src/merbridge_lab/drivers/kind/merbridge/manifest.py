@@ -57,7 +57,7 @@ def objects(settings: Settings) -> list[Object]:
             f"{where} is not a Kubernetes manifest", hint="merlab manifests merbridge", stderr=said
         ) from error
     if unknown := sorted(set(kinds) - kube.KINDS):
-        raise LabError(f"{where} holds a {unknown[0]}, which merlab does not apply", hint="kubectl apply -f it before")
+        raise LabError(f"{where} holds a {unknown[0]}, which merlab does not apply", hint="apply it yourself before")
     if kinds.count("DaemonSet") != 1:
         raise LabError(f"{where} holds {kinds.count('DaemonSet')} DaemonSets; Merbridge is one")
     _require_merbridge(daemonset(found), where)

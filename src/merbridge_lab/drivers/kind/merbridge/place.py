@@ -113,7 +113,7 @@ class Place:
 def find(node: str) -> Place:
     """Find a node on this machine. Raises LabError where its processes are not to be seen from here."""
     if os.geteuid() != 0:
-        raise LabError("only root sees the eBPF programs in this kernel", hint="sudo merlab …; or --dataplane none")
+        raise LabError("only root sees the eBPF programs in this kernel", hint="sudo merlab up --lab kind")
     place = Place(node, docker.pid(node))
     with contextlib.suppress(OSError):
         if place.pid and (place.root / layout.MARK.lstrip("/")).exists():

@@ -40,8 +40,14 @@ def requirements(image: str, sidecars: str, others: Callable[[], Sequence[str]])
 def privileges(uid: int) -> Requirement:
     """Only root sees the programs, reads their maps, and enters a pod from outside its node."""
     said = "root" if uid == 0 else f"user {uid}"
-    hint = None if uid == 0 else f"sudo merlab up --lab kind; {_WITHOUT}"
-    return Requirement("merbridge.root", PASS if uid == 0 else FAIL, said, "root, to see its eBPF in the kernel", hint)
+    hint = None if uid == 0 else "sudo merlab up --lab kind"
+    return Requirement(
+        "merbridge.root",
+        PASS if uid == 0 else FAIL,
+        said,
+        "root, to see its eBPF in the kernel (--dataplane none does without)",
+        hint,
+    )
 
 
 def architecture(machine: str) -> Requirement:
@@ -77,7 +83,7 @@ def of_image(ref: str) -> list[Requirement]:
     if here:
         return [Requirement("merbridge.image", PASS, ref, needed)]
     found = f"{ref} is not on this machine: up looks for it at {docker.registry(ref)}"
-    return [Requirement("merbridge.image", WARN, found, needed, f"docker pull {ref}, or --image merbridge=REF")]
+    return [Requirement("merbridge.image", WARN, found, needed, f"docker pull {ref}")]
 
 
 def kind_of_sidecars(sidecars: str) -> Requirement:
@@ -98,5 +104,13 @@ def alone(others: Callable[[], Sequence[str]]) -> list[Requirement]:
     if not found:
         return [Requirement("merbridge.alone", PASS, "no other one", needed)]
     namespace, _, name = found[0].partition("/")
-    hint = f"kubectl -n {namespace} delete daemonset {name}, if you do not need it"
-    return [Requirement("merbridge.alone", FAIL, f"the DaemonSet {found[0]} is not merlab's", needed, hint)]
+    hint = f"kubectl -n {namespace} delete daemonset {name}"
+    return [
+        Requirement(
+            "merbridge.alone",
+            FAIL,
+            f"the DaemonSet {found[0]} is not merlab's; if you do not need it, delete it",
+            needed,
+            hint,
+        )
+    ]

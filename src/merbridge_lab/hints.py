@@ -1,0 +1,188 @@
+"""Write commands as this user has to type them: merlab's own path, as root where need be, on the lab that is meant.
+
+In the code a hint is short and the same for everybody: "merlab step 3", "modprobe veth". What stands before that
+depends on who types it: merlab may not be on PATH; sudo has a PATH of its own, drops MERLAB_NAME and MERLAB_LAB, and
+is not on every machine. That is known here, and nowhere else: whoever shows a hint or a command has it written here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+#: What takes root to be of use in a hint: it changes the machine, or looks where only root may.
+AS_ROOT = frozenset(
+    {
+        *("apt-get", "bpftool", "dnf", "kill", "mkdir", "modprobe", "mount", "mv", "nft", "nsenter", "pacman", "rm"),
+        *("iptables-legacy", "iptables-legacy-restore", "iptables-nft", "iptables-nft-restore"),
+        *("rmdir", "sysctl", "systemctl", "tail", "touch", "umount", "zypper"),
+    }
+)
+#: Other programs that a hint may begin with. What begins with none of these words is prose.
+AS_ANYBODY = frozenset(
+    {
+        "cat",
+        "df",
+        "docker",
+        "export",
+        "head",
+        "istioctl",
+        "kind",
+        "kubectl",
+        "pip",
+        "ps",
+        "ss",
+        "systemd-cgls",
+        "ulimit",
+        "unset",
+    }
+)
+#: merlab's commands that change or look into a lab, and so take root where the lab is the embedded one.
+_ON_A_LAB = frozenset({"up", "step", "verify", "restore", "down", "status", "exec", "shell", "trace", "sysdump"})
+#: Those that take --lab.
+_TAKES_LAB = _ON_A_LAB | {"doctor", "steps"}
+#: Where sudo looks whatever the user's PATH is.
+_SECURE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_APART = re.compile(r"( && | \|\| | \| |; )")
+
+
+class _Meant:
+    #: The lab of this call ("embedded", "kind"), and whether it was asked for by name.
+    lab: str = ""
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who types commands: as root or not, by sudo or not, and how merlab is reached from there."""
+
+    root: bool
+    #: The command is typed with sudo before it.
+    sudo: bool
+    #: How merlab is called, ready to paste: "merlab" where PATH leads to it.
+    merlab: str
+    #: The variables that name another lab than the usual one.
+    named: tuple[str, ...] = ()
+
+
+def mean(lab: str, *, asked: bool) -> None:
+    """Take note which lab the hints of this call are about, and whether it was named rather than found."""
+    _Meant.lab, _Meant.asked = lab, asked
+
+
+def caller() -> Caller:
+    """Look who types commands."""
+    root = os.geteuid() == 0
+    sudo = shutil.which("sudo") is not None and (not root or "SUDO_UID" in os.environ)
+    name = os.environ.get("MERLAB_NAME") or "merlab"
+    return Caller(root, sudo, _program(), (f"MERLAB_NAME={shlex.quote(name)}",) if name != "merlab" else ())
+
+
+def _program() -> str:
+    called = Path(sys.argv[0])
+    if called.parts[-3:] == ("merbridge_lab", "cli", "__main__.py"):
+        return f"{shlex.quote(sys.executable)} -m merbridge_lab.cli"
+    if called.name != "merlab" or not called.exists():
+        return "merlab"
+    on_path = shutil.which("merlab")
+    return "merlab" if on_path and Path(on_path).samefile(called) else shlex.quote(str(called.absolute()))
+
+
+def _for_root(merlab: str, otherwise: str) -> str:
+    """Return how root finds merlab, whose PATH is not the user's: `otherwise` where that is not by name."""
+    found = shutil.which("merlab") if merlab == "merlab" else None
+    return merlab if found is None or str(Path(found).parent) in _SECURE or os.geteuid() == 0 else otherwise
+
+
+def is_command(hint: str) -> bool:
+    """Whether a hint is a command, by the word it begins with."""
+    first = _program_of(hint)
+    return first == "merlab" or first in AS_ROOT or first in AS_ANYBODY
+
+
+def _program_of(command: str) -> str:
+    words = [word for word in command.split() if not re.fullmatch(r"sudo|env|\w+=\S*", word)]
+    return words[0] if words else ""
+
+
+def rendered(hint: str | None) -> str | None:
+    """Return a hint as this user types it; prose as it is."""
+    if not hint or not is_command(hint):
+        return hint
+    hint, remark, why = hint.partition("  # ")
+    return _rendered(hint) + remark + why
+
+
+def _rendered(hint: str) -> str:
+    who = caller()
+    pieces = _APART.split(hint)
+    takes_root = [_takes_root(piece) for piece in pieces]
+    if any(takes_root) and not who.root and not who.sudo:
+        who = replace(who, merlab=_for_root(who.merlab, shlex.quote(str(shutil.which("merlab")))))
+        line = "".join(_piece(piece, who, sudo=False) for piece in pieces)
+        return f"su -c {shlex.quote(line)}" if shutil.which("su") else f"as root: {line}"
+    return "".join(_piece(piece, who, sudo=who.sudo and root) for piece, root in zip(pieces, takes_root, strict=True))
+
+
+def command(typed: str) -> str:
+    """Return a command that a step shows as it is typed in a root shell of this machine: with merlab's own path."""
+    if not re.match(r"(MERLAB_NAME=\S+ )?merlab ", typed):
+        return typed
+    return typed.replace("merlab ", f"{caller().merlab} ", 1) if caller().merlab != "merlab" else typed
+
+
+def as_the_app(request: str) -> str:
+    """Say in a shell in a pod's network namespace that it is not the app, and what sends `request` as the app.
+
+    It is in none of the cgroups that eBPF serves.
+    """
+    return (
+        "This shell is not the app: eBPF does not serve what it dials, and with the rules flushed its requests hang or"
+        f" are reset. To send a request as the app, from another terminal: {rendered(request)}"
+    )
+
+
+def _takes_root(piece: str) -> bool:
+    piece = piece.strip()
+    if piece.startswith("sudo "):
+        return True
+    program = _program_of(piece)
+    if program != "merlab":
+        return program in AS_ROOT
+    words = piece.split()
+    # What a step does is told to everybody; the states of all of them are looked up in the lab.
+    if words[1:] != ["steps"] and ("--help" in words or not _ON_A_LAB & set(words[1:2])):
+        return False
+    # A kind lab takes no root; who works on it as root, by sudo, goes on so.
+    return _lab_of(words) == "embedded" or os.geteuid() == 0
+
+
+def _lab_of(words: list[str]) -> str:
+    if "--lab" in words[:-1]:
+        return words[words.index("--lab") + 1]
+    return _Meant.lab or "embedded"
+
+
+def _piece(piece: str, who: Caller, *, sudo: bool) -> str:
+    if _APART.fullmatch(piece):
+        return piece
+    piece = piece.removeprefix("sudo ")
+    if _program_of(piece) == "pip":  # the one of the environment that merlab is in
+        piece = f"{shlex.quote(sys.executable)} -m {piece}"
+    if _program_of(piece) != "merlab":
+        if sudo and re.search(r"[<>]", piece):  # by the user's shell, it would not be root who opens the file
+            return f"sudo sh -c {shlex.quote(piece)}"
+        return f"sudo {piece}" if sudo else piece
+    words = piece.split(" ")
+    if _Meant.asked and "--lab" not in words and words[1:2] and words[1] in _TAKES_LAB:
+        words[2:2] = ["--lab", _Meant.lab]
+    rest = " ".join(words[1:])
+    if not sudo:
+        return " ".join([*who.named, who.merlab, rest])
+    before = ["sudo", "env", *who.named] if who.named else ["sudo"]
+    return " ".join([*before, _for_root(who.merlab, '"$(command -v merlab)"'), rest])
