@@ -45,6 +45,8 @@ _STDOUT, _STDERR, _STATUS = 1, 2, 3
 #: How often one looks, while a command runs in a container, whether merlab is to stop; in seconds.
 _GLANCE = 0.25
 #: What kubelet, containerd and runc say of a container that ended, or was made anew, before the command ran in it.
+#: What TLS says of certificates, be it OpenSSL here or an alert of the other end (RFC 8446, 6.2).
+_OF_CERTIFICATES = re.compile(r"certificate|unknown[ _]ca", re.IGNORECASE)
 _ENDED = re.compile(r"container not found|CONTAINER_EXITED|no running task|stopped container|has stopped|not running")
 
 _NAMED = {
@@ -172,9 +174,8 @@ class Api:
 
     def _silent(self, error: Exception) -> LabError:
         said = str(error)
-        # One that goes away in the middle of a handshake says nothing about certificates.
-        broken_off = isinstance(error, ssl.SSLEOFError)
-        if "certificate has expired" in said or (isinstance(error, ssl.SSLError) and not broken_off):
+        # An end of TLS in the middle, a broken record: these say nothing about certificates.
+        if isinstance(error, ssl.SSLCertVerificationError) or _OF_CERTIFICATES.search(said):
             return self._expired() or LabError(
                 f"the certificates of the cluster at {self.server} do not hold any more",
                 hint="merlab down --lab kind && merlab up --lab kind",
