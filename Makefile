@@ -4,7 +4,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev check format test soak sabotage timings clean test-cluster soak-cluster up-kind down-kind
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages soak sabotage timings clean \
+	test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
@@ -38,6 +39,9 @@ setup: ## system packages and .venv, no more
 dev: ## the same with the tools for tests and checks (no root needed)
 	@scripts/setup venv dev
 
+lock: ## the newest Python packages that fit, with their hashes, into requirements/ (asks PyPI)
+	@scripts/lock
+
 check: dev ## ruff, mypy, import-linter, clang-format
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
@@ -59,6 +63,16 @@ test: ## set up, then run all tests
 	else \
 		.venv/bin/python -m pytest -m "not kernel" $(ARGS) && $(PYTEST_AS_ROOT) -m kernel $(ARGS); \
 	fi
+
+# Of the lowest versions, not all have wheels for Python 3.13 and later.
+test-lowest: dev ## the unit tests on the lowest versions that pyproject.toml allows (Python 3.10 to 3.12)
+	.venv/bin/python -m venv --clear build/lowest
+	build/lowest/bin/python -m pip install -q --require-hashes --only-binary :all: -r requirements/lowest.txt
+	build/lowest/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	build/lowest/bin/python -m pytest -p no:cacheprovider -q tests/unit $(ARGS)
+
+test-packages: setup dev ## build wheel and sdist, install them elsewhere, and use what was installed (asks PyPI)
+	@$(PYTEST_AS_ROOT) -m packaging $(ARGS)
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)

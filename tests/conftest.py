@@ -2,7 +2,8 @@
 
 Tests without a marker need no root and no network. `kernel` tests run the real thing: elsewhere than as root on a
 machine that can they are skipped with the reason, and under MERLAB_REQUIRE=kernel such a skip is a failure, so that
-a machine which has lost something does not pass unseen. `soak` tests run only when asked for by `-m soak`.
+a machine which has lost something does not pass unseen; nor may a test without a marker skip then. `soak` tests run
+only when asked for by `-m soak`, `packaging` tests by `-m packaging`.
 """
 
 from __future__ import annotations
@@ -46,12 +47,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if cluster:
             config.hook.pytest_deselected(items=cluster)
             items[:] = [item for item in items if item not in cluster]
-    if "soak" in config.getoption("markexpr"):
-        return
-    soak = [item for item in items if item.get_closest_marker("soak")]
-    if soak:
-        config.hook.pytest_deselected(items=soak)
-        items[:] = [item for item in items if item not in soak]
+    for marker in ("soak", "packaging"):
+        aside = [item for item in items if item.get_closest_marker(marker)]
+        if aside and marker not in config.getoption("markexpr"):
+            config.hook.pytest_deselected(items=aside)
+            items[:] = [item for item in items if item not in aside]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -88,12 +88,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> object:
     """Turn the skip of a test that must run into a failure, in whichever phase it was skipped."""
     report = yield
-    missed = sorted(marker for marker in required() if item.get_closest_marker(marker))
-    if missed and report.skipped and not hasattr(report, "wasxfail"):
+    if may_not_skip(item) and report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         report.outcome = "failed"
-        report.longrepr = f"MERLAB_REQUIRE={','.join(missed)}: this may not be skipped. {reason}"
+        report.longrepr = f"MERLAB_REQUIRE={','.join(sorted(required()))}: this may not be skipped. {reason}"
     return report
+
+
+def may_not_skip(item: pytest.Item) -> bool:
+    """Whether a marker of the test is required, or any is and the test needs nothing: it has no reason to skip."""
+    has = {marker for marker in ("kernel", "cluster") if item.get_closest_marker(marker)}
+    return bool(required() & has if has else required())
 
 
 @pytest.hookimpl(wrapper=True)

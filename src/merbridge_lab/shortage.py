@@ -35,6 +35,8 @@ def explained(error: BaseException) -> LabError | None:
     lacking = of(error, but=_AMBIGUOUS) or in_words(error.stderr or "")
     if lacking is None:
         return error
+    if any(os.strerror(code) in error.what for code in _KINDS):  # it says itself of what, and where
+        return ShortageError(error.what, error.hint or lacking.hint, error.command, error.stderr)
     return ShortageError(f"{error.what}: {lacking.what}", lacking.hint, error.command, error.stderr)
 
 

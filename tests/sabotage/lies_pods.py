@@ -342,12 +342,12 @@ def _(scene):
     yield
 
 
-@lie("few files for a sidecar", "the sidecar of sleep .*it may have only 200 files open")
+@lie("few files for a sidecar", "the sidecar of sleep .*it may have only 60 files open")
 def _(scene):
-    """sleep's Envoy may open 200 files and no more."""
+    """sleep's Envoy may open 60 files and no more."""
     target = pod(scene, "sleep")
     end(target)
-    argv = ["prlimit", "--nofile=200:200", *target.processes._argv("sidecar")]
+    argv = ["prlimit", "--nofile=60:60", *target.processes._argv("sidecar")]
     log = target.folder / "sabotage.log"
     run(enter.as_daemon(target.cgroup / "sidecar", target.netns, target.mntns, layout.SIDECAR_ID, log, argv))
     assert until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")

@@ -764,3 +764,19 @@ def test_exec_passes_on_exit_status_output_and_options(status):
     assert done.returncode == status
     assert done.stdout == "--json -v --lab a  b\n"
     assert done.stderr == ""
+
+
+def test_a_kept_flush_is_said_in_few_words_too_and_every_failure_names_its_remedy(driver):
+    """U2."""
+    up(driver.lab)
+    done = merlab("step", "9", "--keep", "-q")
+    assert "the nat rules of sleep are left flushed: merlab restore puts them back" in done.stderr
+    for command in (["verify"], ["step", "8"]):
+        failed = merlab(*command)
+        assert failed.exit_code == 1
+        assert failed.stdout.rstrip().endswith("→ merlab restore")
+        assert json.loads(merlab(*command, "--json").stdout)["hint"] == "merlab restore"
+    assert driver.lab.swept == 5
+    assert driver.lab.workload("sleep").rules.outstanding
+    merlab("restore")
+    assert merlab("verify").exit_code == 0

@@ -346,6 +346,8 @@ def test_c10_complaints_of_kubeadms_own_checks_are_kept_and_progress_is_not():
 def test_c10_a_complaint_that_stands_behind_kinds_own_words_is_seen():
     said = "ERROR: failed\nCommand Output: [kubelet-check] The kubelet is not healthy after 4m0s\n"
     assert kind_words.summary(said) == "ERROR: failed\n[kubelet-check] The kubelet is not healthy after 4m0s"
+    said = f"WARNING: this machine has cgroup v1, which is deprecated\n{said}"
+    assert "kubelet, which is not healthy" in kind_words.cause(said, "x")[0], "a word on the way is no cause"
 
 
 def test_c10_words_of_kinds_that_are_none_are_no_file(state):

@@ -75,7 +75,7 @@ def cluster(tmp_path, monkeypatch):
         return servers[0]
 
     made = Cluster(tmp_path, serve)
-    made.hands = hands.Helpers(kube.Api(keys.kubeconfig(made.server.port)), "node")
+    made.hands = hands.Helpers(kube.Api(keys.kubeconfig(made.server.port)), "node", layout.HELPER)
     yield made
     servers[0].close()
 

@@ -4,18 +4,15 @@ The trace lines of formats that no capture has are written from upstream's sourc
 """
 
 import copy
-import http.server
 import json
 import struct
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
-from merbridge_lab.adapters import download
 from merbridge_lab.dataplane.merbridge import arguments, kernel, log, trace
 from merbridge_lab.drivers.kind import manifests
 from merbridge_lab.drivers.kind.merbridge import installed, limits, manifest, preflight, starting, watch
@@ -345,38 +342,6 @@ def test_upstreams_own_are_known_by_commit_and_digest():
         assert len(known["sha256"]) == 64
         assert "/merbridge/merbridge/" in known["url"]
         assert not known["url"].startswith("http://")
-
-
-def test_only_the_web_is_downloaded_from(tmp_path):
-    with pytest.raises(LabError, match="neither a file nor a URL"):
-        download.text(f"file://{tmp_path}")
-
-
-@pytest.fixture
-def served():
-    """A small web server with one file."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/file" else 404)
-            self.end_headers()
-            self.wfile.write(b"kind: List\n")
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/file"
-        server.shutdown()
-
-
-def test_what_is_not_what_it_was_is_refused(served):
-    assert download.text(served) == "kind: List\n"
-    with pytest.raises(LabError, match="is not what it was"):
-        download.text(served, sha256="0" * 64)
-    with pytest.raises(LabError, match="cannot be downloaded"):
-        download.text(f"{served}/not-there")
 
 
 # -- the crash, mended

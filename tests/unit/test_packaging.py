@@ -1,9 +1,13 @@
 """A wheel holds all that a checkout has, and works in another folder. No network: the build tool is installed."""
 
+import email
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -91,3 +95,58 @@ def test_installed_elsewhere_it_is_the_wheel_that_runs(installed, tmp_path):
     assert all(str(number) in steps for number in range(10))
     packages = "from merbridge_lab.requirements.distribution import table; print(len(table()))"
     assert int(call(str(installed / "bin/python"), "-c", packages, cwd=tmp_path, env=environment)) > 5
+
+
+def metadata_of(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+    return email.message_from_string(archive.read(name).decode())
+
+
+def test_the_metadata_say_what_an_index_shows(wheel):
+    told = metadata_of(wheel)
+    assert told["License-Expression"] == "Apache-2.0 AND (Apache-2.0 OR GPL-2.0-only)"
+    assert told.get_all("License-File") == ["LICENSE", "LICENSE.GPL-2.0"]
+    assert told["Author"]
+    pythons = {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)}
+    assert pythons <= set(told.get_all("Classifier"))
+    assert not any("License ::" in each for each in told.get_all("Classifier")), "PEP 639 has it in one place"
+
+
+def long_description():
+    spec = importlib.util.spec_from_file_location("long_description", ROOT / "scripts/long_description.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_link_of_the_long_description_is_relative(wheel):
+    told = metadata_of(wheel).get_payload()
+    assert "# " in told
+    assert re.findall(r"\]\((?!https://|#)[^)]*\)", told) == []
+
+
+def test_where_the_source_has_an_address_links_and_picture_lead_there():
+    text = "see [docs](docs/a.md#b), [kind](https://kind.sigs.k8s.io), [above](#x)\n![a picture](docs/up.svg)\n"
+    told = long_description().absolute(text, "https://example.test/lab/", "1.2")
+    assert told == (
+        "see [docs](https://example.test/lab/blob/v1.2/docs/a.md#b), [kind](https://kind.sigs.k8s.io), [above](#x)\n"
+        "![a picture](https://example.test/lab/raw/v1.2/docs/up.svg)\n"
+    )
+    hook = long_description().Description(str(ROOT), {"source": "https://example.test/lab"})
+    metadata = {}
+    hook.update(metadata)
+    assert metadata["urls"]["Source"] == "https://example.test/lab"
+    assert "https://example.test/lab/raw/v" in metadata["readme"]["text"]
+
+
+def test_the_sdist_holds_every_file_that_is_committed(tmp_path):
+    """Packaging of faults.md: scripts/, .ci and .clang-format were not in it, without which make says nothing."""
+    call(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path), cwd=ROOT)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+        modes = {member.name.partition("/")[2]: member.mode for member in archive.getmembers()}
+    assert {str(name) for name in tracked(".")} - held == set()
+    assert modes["scripts/setup"] & 0o111
+    assert modes[".ci/run"] & 0o111

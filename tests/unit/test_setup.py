@@ -61,6 +61,7 @@ def bare(tmp_path, *commands):
     checkout = tmp_path / "a check out"
     shutil.copytree(ROOT / "scripts", checkout / "scripts")
     (checkout / "src/merbridge_lab/data").mkdir(parents=True)
+    shutil.copytree(ROOT / "requirements", checkout / "requirements")
     for name in ("pyproject.toml", "src/merbridge_lab/__init__.py", "src/merbridge_lab/data/packages.txt"):
         shutil.copy(ROOT / name, checkout / name)
     folder = tmp_path / "bin"
@@ -199,6 +200,26 @@ def test_every_need_has_a_way_to_be_looked_for():
 
 
 def test_nothing_of_the_machine_it_was_written_on_is_in_it():
-    for name in ("Makefile", ".ci/run", "scripts/setup", "pyproject.toml"):
+    for name in ("Makefile", ".ci/run", "scripts/setup", "scripts/lock", "pyproject.toml"):
         text = (ROOT / name).read_text()
         assert not re.search(r"https?://|/tmp/|/work/|/root/|index-url", text), name
+
+
+def test_the_limits_of_ci_are_less_than_ninety_minutes():
+    limits = [int(each) for each in re.findall(r"^leg (\d+) ", (ROOT / ".ci/run").read_text(), re.MULTILINE)]
+    assert len(limits) >= 5
+    assert sum(limits) < 90
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "told"),
+    [("true", 0, "passed"), ("exit 7", 7, "exit 7"), ("sleep 60", 124, "did not end in time")],
+)
+def test_a_leg_of_ci_says_what_runs_and_how_long_it_took(command, status, told):
+    function = re.search(r"^leg\(\).*?^}", (ROOT / ".ci/run").read_text(), re.MULTILINE | re.DOTALL)
+    script = f"set -euo pipefail\n{function[0].replace('${limit}m', '${limit}s')}\nleg 1 it sh -c '{command}'; echo on"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == status
+    assert done.stdout.splitlines()[0] == f"== it: sh -c {command} (at most 1 min)"
+    assert re.fullmatch(rf"== it: 0:0\d min, {told}", done.stdout.splitlines()[1])
+    assert ("on" in done.stdout.splitlines()) == (status == 0)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from tests.called import MERLAB, environment
+from tests.terminal import OnTerminal
 
 #: A run on paper: it prints a good deal, and asks whether it was stopped.
 RUN = """
@@ -42,43 +41,6 @@ except typer.Exit as ended:
     sys.exit(ended.exit_code)
 """
 TESTS = str(Path(__file__).parents[1])
-
-
-class OnTerminal:
-    """A process on a terminal that is not its controlling one: nobody sends it SIGHUP when that goes."""
-
-    def __init__(self, argv, ignore=(), **options):
-        self.ours, theirs = pty.openpty()
-
-        def before():
-            for signum in ignore:
-                signal.signal(signum, signal.SIG_IGN)
-
-        self.process = subprocess.Popen(
-            argv,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            preexec_fn=before,  # noqa: PLW1509 - no thread is at work here
-            env=environment(TERM="xterm"),
-            **options,
-        )
-        os.close(theirs)
-
-    def read_until(self, word, timeout=20):
-        seen = b""
-        until = time.monotonic() + timeout
-        while word not in seen and time.monotonic() < until:
-            seen += os.read(self.ours, 4096)
-        return seen
-
-    def go_away(self):
-        os.close(self.ours)
-
-    def end(self):
-        _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors.decode()
 
 
 def program(tmp_path, begin="pass", between="None"):

@@ -1,34 +1,83 @@
-"""Get a file from the web, and refuse it where it is not what it was."""
+"""Get a file from the web, and refuse it where it is not whole, or not what it was.
+
+By curl, which the distribution keeps: it knows TLS, redirects and proxies, tells a short answer from a whole one, keeps
+to one deadline for all of it, and can be ended at any moment.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import urllib.request
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
 
-_TIMEOUT = 20.0
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: How long a download may take from the first look-up of the name to the last byte, in seconds.
+_DEADLINE = 60.0
+#: How large it may be, in bytes. A manifest has some kilobytes.
 _MOST = 1 << 20
+_HINT = "download it elsewhere and name the file; without --merbridge-manifest, one of merlab's own is taken"
+#: curl's exit status for "larger than --max-filesize".
+_TOO_LARGE = 63
 
 
-def text(url: str, *, sha256: str | None = None) -> str:
-    """Give what is at a URL, at most 1 MB. Raises LabError where it cannot be had, or has another digest."""
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise LabError(f"{url} is neither a file nor a URL", hint="--merbridge-manifest takes https://…, or a file")
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:  # noqa: S310 - http or https, see above
-            content = bytes(answer.read(_MOST))
-    except (OSError, ValueError) as error:
+def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) -> str:
+    """Give what is at a URL, all of it or nothing.
+
+    Raises LabError where it cannot be had by https within `deadline` seconds, is larger than 1 MiB, or has another
+    digest than `sha256`.
+    """
+    if urlsplit(url).scheme != "https":
         raise LabError(
-            f"{url} cannot be downloaded",
-            hint="download it elsewhere and name the file; without --merbridge-manifest, one of merlab's own is taken",
-            stderr=str(getattr(error, "reason", error)),
-        ) from error
+            f"{url} is neither a file nor an https URL", hint="--merbridge-manifest takes an https URL or a file"
+        )
+    with tempfile.TemporaryDirectory(prefix="merlab-download-") as folder:
+        content = _content(url, Path(folder) / "answer", deadline)
     found = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, found):
         raise LabError(
             f"{url} is not what it was: its SHA-256 is {found}, not {sha256}",
             hint="without --merbridge-manifest, merlab's own is taken",
         )
-    return content.decode(errors="replace")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise LabError(f"{url} is not text", hint=_HINT) from error
+
+
+def _content(url: str, answer: Path, deadline: float) -> bytes:
+    # "-q": no file of the user's adds an option. The size is looked at as well: up to 8.3, curl itself minds it only
+    # where the server tells it beforehand.
+    argv = ["curl", "-q", "--silent", "--show-error", "--fail", "--globoff", "--location", "--max-redirs", "5"]
+    argv += ["--proto", "=https", "--proto-redir", "=https", "--max-time", f"{deadline:g}"]
+    argv += ["--max-filesize", str(_MOST), "--output", str(answer), "--url", url]
+    try:
+        done = run(argv, timeout=deadline + 5, ok=(0, _TOO_LARGE), look=_grown(url, answer))
+    except LabError as error:
+        if error.what.startswith(url) or "curl is not" in error.what:
+            raise
+        if (large := _grown(url, answer)()) is not None:
+            raise large from error
+        why = (error.stderr or error.what).strip()
+        raise LabError(f"{url} cannot be downloaded", hint=_HINT, command=error.command, stderr=why) from error
+    content = answer.read_bytes() if answer.exists() else b""  # curl makes no file of an empty answer
+    if done.status == _TOO_LARGE or len(content) > _MOST:
+        raise _too_large(url)
+    return content
+
+
+def _grown(url: str, answer: Path) -> Callable[[], LabError | None]:
+    def look() -> LabError | None:
+        return _too_large(url) if answer.exists() and answer.stat().st_size > _MOST else None
+
+    return look
+
+
+def _too_large(url: str) -> LabError:
+    return LabError(f"{url} is larger than {_MOST >> 20} MiB: it is no manifest", hint=_HINT)

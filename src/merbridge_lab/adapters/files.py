@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -21,11 +22,18 @@ def put(path: Path, content: str | bytes, *, mode: int = 0o644, owner: int = 0) 
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        os.fchown(descriptor, owner, owner)
-        file.write(content.encode() if isinstance(content, str) else content)
-    draft.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            os.fchown(descriptor, owner, owner)
+            file.write(content.encode() if isinstance(content, str) else content)
+        draft.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a write, which does not say where there is no space
+            error.filename = str(path)
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def has(path: Path, content: str) -> bool:

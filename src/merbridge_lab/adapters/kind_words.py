@@ -12,6 +12,8 @@ _MOST = 8
 _CALL = re.compile(r"^[\w.~-]+(?:/[\w.~-]+)*(?:\.\([*\w.\[\]]+\))?[\w.\[\]·]*\.[\w.\[\]·]+(?:\(.*\))?$|^created by \S+")
 _FILE = re.compile(r"^\s+\S+\.(?:go|s):\d+(?: \+0x[0-9a-f]+)?$")
 _ROUTINE = re.compile(r"^goroutine \d+ \[")
+#: Of cgroup v1 alone much is said where nothing is wrong with it.
+_REFUSES_V1 = r"not run on a host using cgroup v1|cgroups? v1 support is (?:unsupported|not)"
 #: What comes first: kind's own sentence; then who complains in kubeadm and below it.
 _HEAD = re.compile(r"^(?:ERROR|FATAL|panic|error): ?|^Error: ")
 _COMPLAINTS = (
@@ -19,7 +21,7 @@ _COMPLAINTS = (
         r"\[kubelet-check\].*(?:not|fail|error|refused|deadline|unhealthy)|kubelet is (?:not|unhealthy|configured)"
     ),
     re.compile(r"^\s*\[ERROR \w[^\]]*\]"),
-    re.compile(r"validate .*(?:kubelet|cgroup)|cgroup v1|required cgroups disabled"),
+    re.compile(rf"validate .*(?:kubelet|cgroup)|{_REFUSES_V1}|required cgroups disabled"),
     re.compile(r"too many open files|no space left on device|address already in use|port is already allocated"),
     re.compile(r"^[EF]\d{4} "),
     re.compile(r"^(?:error execution phase|couldn't |failed to |unable to |timed out )", re.IGNORECASE),
@@ -27,7 +29,7 @@ _COMPLAINTS = (
 )
 #: A cause that is known by its words: how it is told, and what to type.
 _KNOWN = (
-    (r"cgroup v1", "its kubelet refuses cgroup v1, which this machine has", "merlab doctor --lab kind"),
+    (_REFUSES_V1, "its kubelet refuses cgroup v1, which this machine has", "merlab doctor --lab kind"),
     (r"required cgroups disabled", "the kernel lacks cgroups that the kubelet needs", "merlab doctor --lab kind"),
     (
         r"too many open files|inotify",
@@ -64,9 +66,11 @@ _KNOWN = (
 
 def cause(said: str, image: str) -> tuple[str, str]:
     """Give the cause in a few words and the next command; two empty ones where the words are not known."""
-    for words, why, command in _KNOWN:
-        if re.search(words, said):
-            return why, command.replace("{image}", image)
+    # In what is shown first: the rest is of what went well, too.
+    for text in (summary(said), said):
+        for words, why, command in _KNOWN:
+            if re.search(words, text):
+                return why, command.replace("{image}", image)
     return "", ""
 
 

@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import sh
+
 from merbridge_lab import interrupts, shortage
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
@@ -63,12 +65,18 @@ def foreground(argv: Sequence[str]) -> int:
     """
     log.debug("$ %s", pasteable(argv))
     program = _find(argv[0], pasteable(argv))
+    found = {number: signal.signal(number, signal.SIG_DFL) for number in _PYTHONS_OWN}
     try:
-        pid = os.posix_spawn(program, [program, *argv[1:]], os.environ, setsigdef=_PYTHONS_OWN)
+        sh.Command(program)(*argv[1:], _fg=True)
+    except sh.ErrorReturnCode as ended:
+        status = int(ended.exit_code)
+        return status if status >= 0 else 128 - status
     except OSError as error:
         raise _cannot_start(argv[0], error) from error
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status if status >= 0 else 128 - status
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
+    return 0
 
 
 def replace(argv: Sequence[str]) -> NoReturn:

@@ -11,7 +11,6 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DATAPLANES = ("none", "merbridge", "merlab")
 SIDECARS = ("classic", "native")
 #: The form of an image's name, [host[:port]/]path[:tag][@digest], as github.com/distribution/reference has it.
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"

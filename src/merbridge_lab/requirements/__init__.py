@@ -76,7 +76,7 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
     look("tools", "installed", lambda: tools.commands(distribution, backend), as_root=False)
     look("kernel.netfilter", "Istio's rules", lambda: tools.netfilter(backend))
     look("bcc", tools.BCC_NEEDED, lambda: tools.bcc(root, distribution), as_root=False)
-    look("envoy", "runs", lambda: tools.envoy(ask=not quick), as_root=False)
+    look("envoy", "runs", tools.envoy, as_root=False)
     look("memory", host.MEMORY_NEEDED, lambda: host.memory(root), as_root=False)
     look("limits", "enough files and processes", host.limits, as_root=False)
     look("run_directory", "can be written", lambda: host.run_directory(root))

@@ -31,8 +31,8 @@ TICKS = 100
 _ROUNDING = 0.02
 #: Where a distribution has its libraries.
 _LIBRARIES = ("/usr/", "/lib/", "/lib64/", "/lib32/")
-#: Below this, a sidecar runs out of descriptors.
-_FILES = 256
+#: Below this, a sidecar runs out of descriptors; requirements.host looks for as many.
+_FILES = 64
 
 
 @dataclass(frozen=True)

@@ -147,11 +147,6 @@ class Pod:
     # -- looking ---------------------------------------------------------------------------------------------------
 
     @property
-    def is_there(self) -> bool:
-        """Whether it has a network namespace: the part of it that the others are made around."""
-        return netns.is_pinned(self.netns)
-
-    @property
     def app_pid(self) -> int | None:
         """The app's process, found in its cgroup by what it runs; None if there is none."""
         found = self.processes.find("app")

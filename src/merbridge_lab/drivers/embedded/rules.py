@@ -92,6 +92,8 @@ class PodRules:
         with interrupts.shielded():
             try:
                 found = self._save.read()
+                if found is None and self._is_back(save):
+                    return  # restored inside of the block
             except saves.SpoiltError:
                 found = None
             self._put_back(save)
@@ -118,13 +120,15 @@ class PodRules:
 
     def _put_back(self, save: Save) -> None:
         iptables.load(self._netns, save.rules, save.backend)
-        wanted = [str(rule) for rule in ruleset.parse(save.rules)]
-        present = ruleset.parse(iptables.save(self._netns, save.backend, "nat"))
-        if [str(rule) for rule in present] != wanted:
+        if not self._is_back(save):
             raise LabError(
                 f"the nat rules of {self._name} are not what was saved in {self.saved_at}",
                 hint=iptables.restore_line(self._netns, save.backend, self.saved_at),
             )
+
+    def _is_back(self, save: Save) -> bool:
+        wanted = [str(rule) for rule in ruleset.parse(save.rules)]
+        return [str(rule) for rule in ruleset.parse(iptables.save(self._netns, save.backend, "nat"))] == wanted
 
     def forget(self) -> None:
         """Delete what was saved: the pod is gone, and its rules with it."""

@@ -50,11 +50,14 @@ def program(machine: Machine) -> Path:
 
     It is bind-mounted, so neither the directories on the way to it (a virtual environment may lie in a home that is
     closed to others) nor an upgrade of the wheel matter; it is copied only where others may not execute the file
-    itself. Raises LabError, OSError.
+    itself. A file that was removed, with the environment of an older merlab, still runs but cannot be mounted any more:
+    the view is made again. Raises LabError, OSError.
     """
     view = machine.run / "envoy"
-    if view.exists() and view.stat().st_size:
+    if view.exists() and view.stat().st_size and view.stat().st_nlink:
         return view
+    if mounts.at(view):
+        mounts.umount(view)
     binary = find_envoy()
     if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:
         put(view, "")

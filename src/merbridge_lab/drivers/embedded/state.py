@@ -87,10 +87,17 @@ def dump(lab: EmbeddedLab) -> dict[str, Callable[[], Any]]:
     parts["programs.json"] = lambda: [asdict(program) for program in lab.dataplane.programs()]
     parts["counters.json"] = lambda: dict(lab.dataplane.counters())
     parts["pairs.json"] = lambda: [asdict(pair) for pair in lab.dataplane.pairs()]
+    parts["trace.txt"] = lambda: _trace(lab)
     parts["mounts.txt"] = lambda: _lines_with("/proc/self/mountinfo", lab.machine.name)
     for workload in lab.workloads():
         parts |= _of_pod(workload)
     return parts
+
+
+def _trace(lab: EmbeddedLab) -> str:
+    """Give the end of the trace's buffer, which reading this way leaves as it is."""
+    buffer = lab.machine.tracefs / "instances" / lab.machine.name / "trace"
+    return buffer.read_text(errors="replace")[-_TAIL:] if buffer.exists() else "the trace is not turned on\n"
 
 
 def _of_pod(workload: EmbeddedWorkload) -> dict[str, Callable[[], Any]]:

@@ -29,7 +29,6 @@ CTR = ("ctr", "-n", "k8s.io")
 
 # Fixed texts; what varies is an argument. An exit status from 90 on says what was not as expected.
 _NO_SUCH = 97
-_TOOLS_MISSING = 95
 _ENTER = (
     '{ [ -e "/proc/$1/ns/net" ] && exec 9<"/proc/$1/ns/net"; } || exit 97\n'
     '[ "$(stat -L -c %i /proc/self/fd/9)" = "$2" ] || exit 97\n'

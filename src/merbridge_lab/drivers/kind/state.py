@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merbridge_lab import redaction
 from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.kind import cluster, kept, layout, pods
@@ -158,6 +159,30 @@ def keep_report(lab: KindLab, told: dict[str, Any]) -> None:
     docker.execute(lab.node_name(), write, stdin=text)
 
 
+def _settings(settings: Settings) -> dict[str, Any]:
+    """Give what the lab was made with; of what was set for Istio only the names: it may hold anything."""
+    return {**asdict(settings), "istio_set": [redaction.setting(one) for one in settings.istio_set]}
+
+
+def _is_ours(name: str, namespace: str) -> bool:
+    """Whether a pod of this name is the walkthrough's, or of a namespace that holds nobody else's."""
+    return namespace != layout.NAMESPACE or any(name.startswith(f"{spec.name}-") for spec in layout.WORKLOADS)
+
+
+def _pod(pod: dict[str, Any]) -> dict[str, Any]:
+    """Give a pod of the walkthrough or the system; of one of the user's own, that it is there."""
+    about = pod["metadata"]
+    if _is_ours(about["name"], about.get("namespace", layout.NAMESPACE)):
+        return pod
+    return {"metadata": {"name": about["name"]}, "status": {"phase": pod.get("status", {}).get("phase")}}
+
+
+def _events(namespace: str, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the events about what `_is_ours`."""
+    about = [(one.get("involvedObject", {}).get("name", ""), one) for one in events]
+    return [one for name, one in about if _is_ours(f"{name}-", namespace)]
+
+
 def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
     """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
     parts: dict[str, Callable[[], Any]] = {
@@ -166,7 +191,7 @@ def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
         "kernel.txt": lambda: run(["uname", "-a"]).stdout,
         "docker.json": lambda: asdict(docker.engine()),
         "nodes.json": lambda: [asdict(node) for node in cluster.nodes()],
-        "settings.json": lambda: asdict(lab.settings()),
+        "settings.json": lambda: _settings(lab.settings()),
     }
     if where := kept.log():
         parts["kind-create.log"] = lambda: Path(where).read_text(encoding="utf-8", errors="replace")
@@ -175,8 +200,8 @@ def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
     api, node = lab.api(), lab.node_name()
     parts["last-report.json"] = lambda: docker.execute(node, ["cat", _LAST_REPORT]).stdout
     for namespace in ("kube-system", layout.ISTIO, layout.NAMESPACE):
-        parts[f"{namespace}/pods.json"] = lambda name=namespace: api.all("Pod", name)  # type: ignore[misc]
-        parts[f"{namespace}/events.json"] = lambda name=namespace: api.events(name)  # type: ignore[misc]
+        parts[f"{namespace}/pods.json"] = lambda name=namespace: [_pod(one) for one in api.all("Pod", name)]  # type: ignore[misc]
+        parts[f"{namespace}/events.json"] = lambda name=namespace: _events(name, api.events(name))  # type: ignore[misc]
     with contextlib.suppress(LabError):  # where nothing is there to enter pods with; why, status.json says
         for workload in lab.workloads():
             parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(

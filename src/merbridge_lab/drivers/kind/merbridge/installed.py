@@ -91,7 +91,7 @@ def objects_of(daemonset: Object | None) -> Sequence[str]:
     roles = [kube.path(kind, NAME) for kind in ("ClusterRoleBinding", "ClusterRole")]
     own = [*roles, kube.path("ServiceAccount", NAME, NAMESPACE)]
     try:
-        told = json.loads(noted(daemonset, OBJECTS) or "null") if daemonset else None
+        told = json.loads(noted(daemonset, OBJECTS) or "null") if daemonset and is_ours(daemonset) else None
     except (ValueError, RecursionError):
         return own
     # The note may be anybody's: of what is not a place in the API, nothing is asked.

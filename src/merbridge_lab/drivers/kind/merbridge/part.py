@@ -234,24 +234,22 @@ class MerbridgePart:
         if found is not None and installed.is_ours(found):
             api.delete(PATH)
             self._await_gone(found)
-        for where in installed.objects_of(found if found is not None and installed.is_ours(found) else None):
+        for where in installed.objects_of(found):
             there = api.find(where)
             if there is not None and installed.is_marked(there):
                 api.delete(where)
         # On the node another's looks like ours; and of a lab that never had one, there is nothing.
-        if not alone or not had:
-            return
         # Also where the DaemonSet is gone already: who took it away may have left what it had attached.
-        leavings.sweep(self.place())
-        leavings.require_none(self.place())
+        if alone and had:
+            leavings.sweep(self.place())
+            leavings.require_none(self.place())
 
     def _had(self) -> bool:
         """Whether the lab has a Merbridge, or may have: what cannot be read must not keep it from being removed."""
-        try:
+        with contextlib.suppress(LabError):
             kept = self._access.kept()
-        except LabError:
-            return True
-        return kept is not None and kept.dataplane == MERBRIDGE
+            return kept is not None and kept.dataplane == MERBRIDGE
+        return True
 
     def require_gone(self) -> None:
         """Look, once the pods are gone too, whether its maps are. Raises LabError."""

@@ -1,0 +1,84 @@
+"""Take secrets out of what is told: for a sysdump, which people send to others."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+#: What stands in the place of a value.
+GONE = "(left out)"
+
+#: Words in the name of a setting, an option or a key, whose value is nobody's business.
+_WORD = (
+    r"(?:token|passw(?:or)?d|passphrase|secret|credential|api[_.-]?key|private[_.-]?key|access[_.-]?key|authorization)"
+)
+_NAMED = re.compile(_WORD, re.IGNORECASE)
+#: NAME=VALUE and NAME: VALUE in a line of text. What is quoted may have blanks in it. Every repeat is bounded, lest a
+#: log of long words takes minutes.
+_VALUE = r"""("[^"]*"|'[^']*'|[^\s"',;&}\]]+)"""
+_ASSIGNED = re.compile(rf"""({_WORD}[\w./-]{{0,40}}["']?\s{{0,3}}[=:]\s{{0,3}}){_VALUE}""", re.IGNORECASE)
+_OPTION = re.compile(rf"((?<![\w-])--(?!-)[\w-]{{0,40}}?{_WORD}[\w-]{{0,40}}\s{{1,3}}){_VALUE}", re.IGNORECASE)
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_TOKEN = re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")  # a JSON web token
+_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+_IN_ADDRESS = re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,200}):[^\s/@]{1,200}@")
+#: Keys under which a value of any form is left out, and those whose words are looked at as a command line's.
+_WHOLE = {"env", "envFrom", "data", "stringData", "binaryData", "annotations"}
+_WORDS = {"args", "command", "argv"}
+#: Annotations that say what Istio and Kubernetes made of a pod.
+_TELLING = re.compile(
+    r"(sidecar|proxy)\.istio\.io/(inject|nativeSidecar)$|istio\.io/rev$|kubectl\.kubernetes\.io/default-container$"
+)
+
+
+def text(told: str) -> str:
+    """Leave keys, tokens, passwords and what is set by a name like theirs out of a text."""
+    told = _KEY.sub(GONE, told)
+    told = _BEARER.sub(rf"\1 {GONE}", told)
+    told = _TOKEN.sub(GONE, told)
+    told = _IN_ADDRESS.sub(rf"\1:{GONE}@", told)
+    told = _ASSIGNED.sub(rf"\1{GONE}", told)
+    return _OPTION.sub(rf"\1{GONE}", told)
+
+
+def value(told: Any, key: str = "") -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Do the same to whatever JSON holds; of environments, annotations and the like only the names are left."""
+    if key in _WHOLE:
+        return _names(told, key)
+    if isinstance(told, dict):
+        return {name: value(each, str(name)) for name, each in told.items()}
+    if isinstance(told, (list, tuple)):
+        return _words(told) if key in _WORDS else [value(each) for each in told]
+    if isinstance(told, str):
+        return GONE if told and _NAMED.search(key) else text(told)
+    return told
+
+
+def _names(told: Any, key: str) -> Any:  # noqa: ANN401 - see value
+    if isinstance(told, dict):
+        kept = {name: key == "annotations" and bool(_TELLING.search(str(name))) for name in told}
+        return {name: each if kept[name] else GONE for name, each in told.items()}
+    if isinstance(told, list):
+        return [
+            {"name": each["name"], "value": GONE} if isinstance(each, dict) and "name" in each else GONE
+            for each in told
+        ]
+    return told if told is None else GONE
+
+
+def _words(told: Any) -> list[Any]:  # noqa: ANN401 - see value
+    """Look at a command line word by word: the value of an option may be the word after it."""
+    words, after = [], False
+    for each in told:
+        if after and isinstance(each, str) and not each.startswith("-"):
+            words.append(GONE)
+        else:
+            words.append(value(each))
+        after = isinstance(each, str) and each.startswith("-") and "=" not in each and bool(_NAMED.search(each))
+    return words
+
+
+def setting(told: str) -> str:
+    """Give the name of a KEY=VALUE, without what it is set to."""
+    name, sign, _ = told.partition("=")
+    return f"{name}={GONE}" if sign else GONE
