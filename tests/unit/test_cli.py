@@ -770,7 +770,7 @@ def test_a_kept_flush_is_said_in_few_words_too_and_every_failure_names_its_remed
     """U2."""
     up(driver.lab)
     done = merlab("step", "9", "--keep", "-q")
-    assert "the nat rules of sleep are left flushed: merlab restore puts them back" in done.stderr
+    assert "the nat rules of sleep are left flushed; to put them back: merlab restore" in done.stderr
     for command in (["verify"], ["step", "8"]):
         failed = merlab(*command)
         assert failed.exit_code == 1
