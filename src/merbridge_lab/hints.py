@@ -119,6 +119,7 @@ def rendered(hint: str | None) -> str | None:
 
 
 def _rendered(hint: str) -> str:
+    hint = re.sub(r"^MERLAB_NAME=\S+ ", "", hint)  # a step's command names its lab; here the caller's is named
     who = caller()
     pieces = _APART.split(hint)
     takes_root = [_takes_root(piece) for piece in pieces]

@@ -250,6 +250,13 @@ def test_u1_sudo_is_told_the_lab_that_is_meant(place, tmp_path, monkeypatch):
     assert said_by(typed) == "merlab-two down\n"
 
 
+def test_u8_a_command_that_names_its_lab_is_named_once(place, tmp_path):
+    script = write(tmp_path / "venv/merlab", "true")
+    place("sudo", merlab=script, MERLAB_NAME="merlab-two")
+    typed = hints.rendered("MERLAB_NAME=merlab-two merlab exec sleep -- true")
+    assert typed == f"sudo env MERLAB_NAME=merlab-two {script} exec sleep -- true"
+
+
 @pytest.mark.parametrize(("asked", "typed"), [(True, "merlab down --lab kind"), (False, "merlab down")])
 def test_u1_a_lab_that_was_asked_for_is_named_again(place, asked, typed):
     place()
