@@ -63,9 +63,10 @@ class Scene:
             if pid != agent.pid:
                 subprocess.run(["kill", "-9", str(pid)], check=False)
         until(lambda: set(cgroup.processes(pod.cgroup / "app")) <= {agent.pid}, "the app is gone")
-        argv = pod._app_argv()
-        subprocess.run(pod._daemon("app", [*argv[:-1], "9001"]), check=True)
-        until(lambda: pod._answers("app"), "the app answers")
+        argv = pod.processes.daemons()["app"]
+        assert argv[-1] == str(ECHO)
+        subprocess.run([*argv[:-1], "9001"], check=True)
+        until(lambda: pod.processes.answers("app"), "the app answers")
 
     @contextlib.contextmanager
     def servers(self):

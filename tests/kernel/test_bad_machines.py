@@ -16,6 +16,7 @@ from tests.called import MERLAB
 from walk_host import LONG, NAME, Lab, differences, environment, is_plain, merlab, picture
 
 from merbridge_lab.adapters import cgroup
+from merbridge_lab.dataplane import abi
 from merbridge_lab.drivers.embedded.machine import Machine
 
 pytestmark = pytest.mark.kernel
@@ -200,7 +201,8 @@ def test_a_lab_of_another_version_is_taken_over(host):  # noqa: ARG001
     lab = Lab()
     stamp = lab.pins.root / "maps" / "stamp"
     assert stamp.exists()
-    other = ["map", "update", "pinned", str(stamp), "key", "0", "0", "0", "0", "value", *["0x39"] * 3, *["0"] * 61]
+    value = ["0x39"] * 3 + ["0"] * (abi.layouts()["stamp"].size - 3)
+    other = ["map", "update", "pinned", str(stamp), "key", "0", "0", "0", "0", "value", *value]
     subprocess.run(["bpftool", *other], check=True)
     done = merlab("verify", "-q")
     assert done.returncode == 1

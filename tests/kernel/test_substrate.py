@@ -19,6 +19,7 @@ from merbridge_lab.adapters import cgroup, files, iptables, links, netns, proces
 from merbridge_lab.drivers.embedded import furniture, layout, services, sidecar
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.pods import Pod
+from merbridge_lab.drivers.embedded.rules import PodRules
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
@@ -118,13 +119,13 @@ def test_flushed_a_request_is_plain_text_and_refused(lab):
 
 
 def test_rules_flushed_with_a_save_outstanding_are_left_alone(lab):
-    saved = lab.machine.saved / "sleep.rules"
-    saved.touch()
-    iptables.flush(lab.sleep.netns, "nft", "nat")
+    rules = PodRules("sleep", lab.sleep.netns, lab.machine.saved, backend="nft", keep=True)
+    with rules.flushed():
+        pass
     lab.mesh.ensure()
     assert not iptables.snapshot(lab.sleep.netns).nat
     assert lab.mesh.problems() == []
-    saved.unlink()
+    rules.saved_at.unlink()
     lab.mesh.ensure()
     assert len(iptables.snapshot(lab.sleep.netns).istio) == 18
 
@@ -440,7 +441,7 @@ def test_a_read_only_file_system_is_named_and_nothing_is_left(where):
     readonly = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
     argv = ["unshare", "--mount", "sh", "-c", readonly, target, sys.executable, "-c", ENSURE]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-    assert "cannot be made: Read-only file system" in done.stdout, done.stderr
+    assert "is read-only" in done.stdout, done.stderr
     assert f"mount -o remount,rw {target}" in done.stdout
     assert not Machine("merlab-readonly").exists
     assert not Machine("merlab-readonly").run.exists()

@@ -1,22 +1,29 @@
 """Write docs/sabotage.md, by looking with every check at every sabotage: `make sabotage`.
 
 It takes about a quarter of a minute a row and worker; the workers have labs of their own. `MERLAB_WORKERS` says how
-many there are, by default two. What is committed must be what was looked at: the document names the commit.
+many there are, by default two. The document names the commit that was looked at. Rows are kept in build/ by their
+commit, so that a run that was ended goes on where it was; those of a checkout with changes are measured anew.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import suite  # noqa: F401 - registers all sabotages
 from saboteur import ALL, NAME, Scene, everything, mend, standing_lab, told
 from table import Row, render
+
+if TYPE_CHECKING:
+    from saboteur import Sabotage
+
+    from merbridge_lab.drivers.embedded.lab import EmbeddedLab
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "sabotage.md"
@@ -32,49 +39,49 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
 
 
-def measure(name: str, numbers: range) -> list[Row]:
-    """Do the sabotages with these numbers, each to a whole lab called `name`, and keep what was seen."""
-    rows = []
-    with standing_lab(name) as lab:
-        for number in numbers:
-            sabotage = ALL[number]
-            mend(lab)
-            scene = Scene(lab)
-            with sabotage.on(scene):
-                seen = everything(sabotage, scene)
-            mend(lab)
-            scene = Scene(lab)
-            with sabotage.on(scene):
-                report = told(sabotage, scene)
-            cause = report.cause or str(report.error)
-            rows.append(
-                Row(sabotage.name, sabotage.kind, sabotage.what, sabotage.steps, seen, report.verdict.value, cause)
-            )
-            sys.stderr.write(f"{number + 1} of {len(ALL)}: {sabotage.name}: {report.verdict.value}\n")
-    return rows
+def measure(lab: EmbeddedLab, sabotage: Sabotage) -> Row:
+    """Do a sabotage to a lab that is whole, twice: once every check is asked, once merlab is."""
+    mend(lab)
+    scene = Scene(lab)
+    with sabotage.on(scene):
+        seen = everything(sabotage, scene)
+    mend(lab)
+    scene = Scene(lab)
+    with sabotage.on(scene):
+        report = told(sabotage, scene)
+    cause = report.cause or str(report.error)
+    return Row(sabotage.name, sabotage.kind, sabotage.what, sabotage.steps, seen, report.verdict.value, cause)
 
 
-def work(place: str, number: str, of: str) -> None:
-    """Measure every `of`-th sabotage from `number` on, and write the rows to `place`."""
-    rows = measure(f"{NAME}{number}", range(int(number), len(ALL), int(of)))
-    Path(place).write_text(json.dumps([asdict(row) for row in rows]))
+def work(folder: str, worker: str, workers: str) -> None:
+    """Measure every so many-th sabotage, in a lab of this worker's, and keep each row in `folder`."""
+    with standing_lab(f"{NAME}{worker}") as lab:
+        for number in range(int(worker), len(ALL), int(workers)):
+            place = Path(folder, f"{number}.json")
+            if not place.exists():
+                row = measure(lab, ALL[number])
+                draft = place.with_suffix(".new")
+                draft.write_text(json.dumps(asdict(row)))
+                draft.rename(place)
+                sys.stderr.write(f"{number + 1} of {len(ALL)}: {row.name}: {row.verdict}\n")
 
 
 def generate(workers: int) -> list[str]:
     """Measure all, side by side, and write the document; give the checks that no sabotage needs."""
     looked_at = commit()
-    with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder, str(number)) for number in range(workers)]
-        running = [
-            subprocess.Popen((sys.executable, __file__, str(place), str(number), str(workers)), cwd=ROOT)
-            for number, place in enumerate(places)
-        ]
-        failed = [process.args for process in running if process.wait() != 0]
-        if failed:
-            raise RuntimeError(f"these workers ended badly: {failed}")
-        read = [json.loads(place.read_text()) for place in places]
-    rows = {row["name"]: Row(**row | {"steps": tuple(row["steps"])}) for worker in read for row in worker}
-    text, useless = render([rows[sabotage.name] for sabotage in ALL], looked_at)
+    folder = ROOT / "build" / "sabotage" / looked_at.replace(" ", "-")
+    if " " in looked_at:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    running = [
+        subprocess.Popen((sys.executable, __file__, str(folder), str(number), str(workers)), cwd=ROOT)
+        for number in range(workers)
+    ]
+    ends = [process.wait() for process in running]
+    if any(ends):
+        raise RuntimeError("a worker ended badly: its last words are above")
+    read = [json.loads((folder / f"{number}.json").read_text()) for number in range(len(ALL))]
+    text, useless = render([Row(**row | {"steps": tuple(row["steps"])}) for row in read], looked_at)
     DOCUMENT.write_text(text)
     return useless
 

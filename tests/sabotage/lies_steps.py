@@ -34,11 +34,11 @@ def _(scene):
 
 @lie("trace buffer that records nothing", "the dataplane wrote no line to the lab's trace", steps=(4,))
 def _(scene):
-    """The lab's trace instance is there, with its event enabled, and does not record."""
+    """The lab's trace instance is there, with its event enabled, and somebody stops its recording again and again."""
     own = trace(scene)
     own.enable()
-    (own.path / "tracing_on").write_text("0")
-    yield
+    with again_and_again(lambda: (own.path / "tracing_on").write_text("0")):
+        yield
     own.remove()
 
 

@@ -48,8 +48,10 @@ def snapshot(netns: Path) -> RuleSet:
     """Read all rules of `netns` with their counters.
 
     The texts are the tools'. The kernel is asked as well, before and after, and what a tool tells must agree with it:
-    a tool that is missing, fails or lies leaves its backend unread.
+    a tool that is missing, fails or lies leaves its backend unread. Raises LabError where there is no such namespace.
     """
+    if not netns.exists():
+        raise LabError(f"the network namespace {netns} is not there", hint="merlab status")
     for _ in range(_TRIES):
         before = kernels(netns)
         texts = {backend: _saved(netns, backend) for backend in BACKENDS}

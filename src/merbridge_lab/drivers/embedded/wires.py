@@ -38,9 +38,11 @@ def _all_specs() -> tuple[PodSpec, ...]:
 def of_node(machines: Path, found: Network) -> list[str]:
     """Say what of the node's wires is not as it should be, those to the pods left out.
 
-    `machines` is where network namespaces are pinned: a link to a pod, or to a twin, may be there while that is.
+    `machines` is where network namespaces are pinned: a link to a pod, or to a twin, may be there while that is. Where
+    a pod's is not, its link is left over: the pod says what is wrong, and is made anew with it.
     """
     there = [spec for spec in _all_specs() if netns.is_pinned(machines / spec.name)]
+    left_over = {spec.veth for spec in layout.PODS} - {spec.veth for spec in there}
     compared = wiring.compare(
         found,
         wiring.bare(),
@@ -48,7 +50,11 @@ def of_node(machines: Path, found: Network) -> list[str]:
         also=[line for spec in there for line in wiring.nodes_end(spec)],
     )
     sentences = [f"the node's network namespace has no {kind} {line}" for kind, line in compared.missing]
-    sentences += [wiring.stranger("the node's network namespace", line) for line in compared.extra]
+    sentences += [
+        wiring.stranger("the node's network namespace", (kind, line))
+        for kind, line in compared.extra
+        if not left_over & {*line.split()}
+    ]
     told = wiring.differing(found.sysctls, node_sysctls(found))
     return sentences + [f"in the node's network namespace {each}" for each in told]
 
