@@ -124,7 +124,14 @@ def _read_only(where: object) -> ShortageError:
 
 
 def _mount_point(folder: str) -> str:
-    return next((str(each) for each in (Path(folder), *Path(folder).parents) if each.is_mount()), "/")
+    # Not by Path.is_mount: a part of a file system that is bound to itself, read-only, has the device of what is above.
+    from merbridge_lab.adapters import mounts
+
+    try:
+        targets = {mount.target for mount in mounts.table()}
+    except OSError:
+        targets = set()
+    return next((str(each) for each in (Path(folder), *Path(folder).parents) if each in targets), "/")
 
 
 def _files(_where: object) -> ShortageError:
