@@ -402,8 +402,8 @@ class TestSidecars:
         until(lambda: not [each for each in tcp.listening(pod.netns) if each.port in ports], "its listeners are gone")
 
     def up(self, scene: Scene, pod: Pod) -> None:
-        subprocess.run(pod._daemons()["sidecar"], check=True)
-        until(lambda: pod._answers("sidecar"), "the sidecar is ready", READY)
+        subprocess.run(pod.processes.daemons()["sidecar"], check=True)
+        until(lambda: pod.processes.answers("sidecar"), "the sidecar is ready", READY)
         assert scene.lab.dataplane.problems() == [], "seen by sockops, without another attach"
 
     def test_none_is_bypassed_while_it_is_down(self, scene, rules):
@@ -458,7 +458,7 @@ class TestSidecars:
         try:
             listeners = Listeners(scene.v2)
             subprocess.run(listeners.daemon, check=True)
-            until(lambda: scene.v2._answers("sidecar"), "the sidecar is ready", READY)
+            until(lambda: scene.v2.processes.answers("sidecar"), "the sidecar is ready", READY)
             pid = scene.v2.sidecar_pid
             for flushed in (contextlib.nullcontext(), scene.flushed()):
                 with flushed, scene.servers() as apps:
@@ -495,7 +495,7 @@ class Listeners:
     """The inbound listener of a sidecar in a file of its own, where Envoy sees it change (filesystem LDS)."""
 
     def __init__(self, pod: Pod) -> None:
-        argv = pod._daemons()["sidecar"]
+        argv = pod.processes.daemons()["sidecar"]
         at = argv.index("--config-path") + 1
         config = yaml.safe_load(Path(argv[at]).read_text())
         static = config["static_resources"]["listeners"]
