@@ -167,7 +167,7 @@ def test_without_reach_to_the_image_it_ends_at_once_and_names_the_ways_on(machin
     done = up("--image", "merbridge=merlab.test/nobody/has:this")
     said = refusal(done)
     assert time.monotonic() - began < 60
-    assert "merlab.test/nobody/has:this, is not on this machine and cannot be had from merlab.test" in said
+    assert "merlab.test/nobody/has:this, is not on this machine and cannot be pulled from merlab.test" in said
     for way in ("docker load", "--image merbridge=REF", "--dataplane none", "--lab embedded"):
         assert way in said
     assert leftovers() == machine, "nothing was made"

@@ -145,6 +145,7 @@ def test_step_9_flushed_is_closed_by_the_servers_sidecar_and_the_rules_come_back
     report = shown(merlab("step", "9", "--json"))
     assert {check["name"] for check in step(report, 9)["checks"]} == {
         "rules.were_absent",
+        "rules.were_untouched",
         "rules.flushed_is_closed",
         "rules.restored",
     }
