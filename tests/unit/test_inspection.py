@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,13 @@ def test_a_certificate_of_the_labs_authority(tmp_path, authority):
     assert inspection._certificate_problem(POD, seen(tmp_path, authority, authority)) is None
     assert certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem", foreign=True)
+
+
+def test_a_certificate_that_also_names_others(tmp_path, authority):
+    """Whoever holds it may pass for any of them."""
+    names = (POD.identity, layout.spiffe("sleep"))
+    found = replace(seen(tmp_path, authority, authority), identities=names)
+    assert inspection._certificate_problem(POD, found) == f"names {', '.join(names)}, not {POD.identity}"
 
 
 def test_a_certificate_of_another_authority(tmp_path, authority):

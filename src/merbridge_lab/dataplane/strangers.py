@@ -105,7 +105,7 @@ def found(
 ) -> Iterator[Stranger | Unread]:
     """Find every program of others, and what could not be read."""
     every = {**namespaces, **dict(around.namespaces)}
-    yield from _read(f"what runs on the cgroup {cgroup}", partial(_on_cgroup, ours, cgroup))
+    yield from _read(f"what runs on the cgroup {cgroup}", partial(_on_cgroup, ours, cgroup, home=cgroup))
     for place in around.cgroups:
         yield from _read(f"what runs on the cgroup {place}", partial(_on_cgroup, ours, place))
     for name, path in every.items():
@@ -180,7 +180,8 @@ def _runs(place: Path, types: Sequence[int], flags: int = 0) -> dict[int, list[i
         raise
 
 
-def _on_cgroup(ours: frozenset[int], cgroup: Path) -> list[Stranger]:
+def _on_cgroup(ours: frozenset[int], cgroup: Path, *, home: Path | None = None) -> list[Stranger]:
+    """Find programs on `cgroup` and below it; our own belong on `home` alone, once a hook. Raises OSError."""
     with _opened(cgroup) as fd:
         types = cgroup_types(fd)
     above = _above(cgroup)
@@ -188,6 +189,13 @@ def _on_cgroup(ours: frozenset[int], cgroup: Path) -> list[Stranger]:
     told: dict[str, Stranger] = {}
     for place in _below(cgroup):
         attached[place] = _runs(place, types)
+        for kind, programs in attached[place].items():
+            for program in ours.intersection(programs):
+                if place != home or programs.count(program) > 1:
+                    sentence = (
+                        f"on the cgroup {place} {_name(kind)} runs merlab's own {named(program)}, which is too much"
+                    )
+                    told[sentence] = Stranger(sentence, program)
         chain = [place, *(each for each in attached if each in place.parents)]
         for kind, programs in _runs(place, types, bpf.QUERY_EFFECTIVE).items():
             for program in programs:

@@ -173,6 +173,6 @@ def _certificate_problem(pod: PodSpec, seen: certificates.Seen | str) -> str | N
         return "is of the lab's authority" if seen.signed else "is not of the lab's authority"
     if untimely := seen.untimely:
         return untimely
-    if pod.identity not in seen.identities:
+    if seen.identities != (pod.identity,):
         return f"names {', '.join(seen.identities) or 'nobody'}, not {pod.identity}"
     return None

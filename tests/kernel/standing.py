@@ -1,0 +1,25 @@
+"""An embedded lab that is whole, for a test that looks at it in this process."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def standing(name: str) -> Iterator[EmbeddedLab]:
+    """Make a lab called `name`, with its dataplane; it goes with the block."""
+    lab = EmbeddedLab(name=name)
+    try:
+        for part in (lab.node, lab.mesh, lab.dataplane):
+            part.ensure()
+        yield lab
+    finally:
+        for part in (lab.dataplane, lab.mesh, lab.node):
+            part.remove()
+        lab.remove(10)
