@@ -1,15 +1,15 @@
 """Write docs/sabotage.md, by looking with every check at every sabotage: `make sabotage`.
 
 It takes about a quarter of a minute a row and worker; the workers have labs of their own. `MERLAB_WORKERS` says how
-many there are, by default two. The document names the commit that was looked at. Rows are kept in build/ by their
-commit, so that a run that was ended goes on where it was; those of a checkout with changes are measured anew.
+many there are, by default two. Rows are kept in build/sabotage, each with the commit that was looked at, so that a run
+that was ended goes on where it was; without that folder (make clean) all are measured anew. The document names the
+commits.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -39,7 +39,7 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
 
 
-def measure(lab: EmbeddedLab, sabotage: Sabotage) -> Row:
+def measure(lab: EmbeddedLab, sabotage: Sabotage, looked_at: str) -> Row:
     """Do a sabotage to a lab that is whole, twice: once every check is asked, once merlab is."""
     mend(lab)
     scene = Scene(lab)
@@ -50,16 +50,18 @@ def measure(lab: EmbeddedLab, sabotage: Sabotage) -> Row:
     with sabotage.on(scene):
         report = told(sabotage, scene)
     cause = report.cause or str(report.error)
-    return Row(sabotage.name, sabotage.kind, sabotage.what, sabotage.steps, seen, report.verdict.value, cause)
+    verdict = report.verdict.value
+    return Row(sabotage.name, sabotage.kind, sabotage.what, sabotage.steps, seen, verdict, cause, looked_at)
 
 
 def work(folder: str, worker: str, workers: str) -> None:
     """Measure every so many-th sabotage, in a lab of this worker's, and keep each row in `folder`."""
+    looked_at = commit()
     with standing_lab(f"{NAME}{worker}") as lab:
         for number in range(int(worker), len(ALL), int(workers)):
             place = Path(folder, f"{number}.json")
             if not place.exists():
-                row = measure(lab, ALL[number])
+                row = measure(lab, ALL[number], looked_at)
                 draft = place.with_suffix(".new")
                 draft.write_text(json.dumps(asdict(row)))
                 draft.rename(place)
@@ -68,10 +70,7 @@ def work(folder: str, worker: str, workers: str) -> None:
 
 def generate(workers: int) -> list[str]:
     """Measure all, side by side, and write the document; give the checks that no sabotage needs."""
-    looked_at = commit()
-    folder = ROOT / "build" / "sabotage" / looked_at.replace(" ", "-")
-    if " " in looked_at:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = ROOT / "build" / "sabotage"
     folder.mkdir(parents=True, exist_ok=True)
     running = [
         subprocess.Popen((sys.executable, __file__, str(folder), str(number), str(workers)), cwd=ROOT)
@@ -81,7 +80,7 @@ def generate(workers: int) -> list[str]:
     if any(ends):
         raise RuntimeError("a worker ended badly: its last words are above")
     read = [json.loads((folder / f"{number}.json").read_text()) for number in range(len(ALL))]
-    text, useless = render([Row(**row | {"steps": tuple(row["steps"])}) for row in read], looked_at)
+    text, useless = render([Row(**row | {"steps": tuple(row["steps"])}) for row in read])
     DOCUMENT.write_text(text)
     return useless
 

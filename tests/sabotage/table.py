@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import platform
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class Row:
     seen: dict[str, list[tuple[str, str | None]]]
     verdict: str
     cause: str
+    commit: str
 
     def failing(self, check: str) -> str | None:
         if check == STILL and any(self.failing(part) for part in STANDING_CHECKS):
@@ -74,6 +76,12 @@ def order(rows: list[Row]) -> list[str]:
 
 def title(row: Row | Sabotage) -> str:
     return f"{row.name} (step {', '.join(map(str, row.steps))})" if row.steps else row.name
+
+
+def commits(rows: list[Row]) -> str:
+    """Name the commits that were looked at, the one of most rows first."""
+    found = Counter(row.commit for row in rows).most_common()
+    return " and ".join(commit if len(found) == 1 else f"{commit} ({number} rows)" for commit, number in found)
 
 
 def identity(row: Row | Sabotage) -> tuple[str, str]:
@@ -100,13 +108,13 @@ def clean(text: str) -> str:
     return text if len(text) <= 240 else f"{text[:237]}…"
 
 
-def render(rows: list[Row], commit: str) -> tuple[str, list[str]]:
-    """Give the document, and the checks that no sabotage needs; `commit` names the code that was looked at."""
+def render(rows: list[Row]) -> tuple[str, list[str]]:
+    """Give the document, and the checks that no sabotage needs."""
     checks = order(rows)
     letters = {check: str(number) for number, check in enumerate(checks, 1)}
     lies = [row for row in rows if row.kind == LIE]
     today, kernel = dt.datetime.now(dt.timezone.utc).date(), platform.release().partition("-")[0]
-    out = [HEAD.format(commit=commit, date=today.isoformat(), kernel=kernel)]
+    out = [HEAD.format(commit=commits(rows), date=today.isoformat(), kernel=kernel)]
     out.append(
         "\n## Checks and what would be lost without them\n\n| | check | notices | without it |\n|---|---|---|---|\n"
     )
