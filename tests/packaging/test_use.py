@@ -25,7 +25,11 @@ pytestmark = pytest.mark.packaging
 def call(*argv, status=0, **changes):
     """Call a command as somebody would who knows nothing of this checkout."""
     cwd = changes.pop("cwd", "/")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MERLAB_", "PYTHON", "VIRTUAL_ENV"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MERLAB_", "PYTHON", "VIRTUAL_ENV", "MAKE", "MFLAGS", "ARGS"))
+    }
     environment = {**kept, "MERLAB_NAME": NAME, "NO_COLOR": "1", **changes}
     done = subprocess.run(
         [str(each) for each in argv],

@@ -159,7 +159,7 @@ def test_above_what_sees_no_tcp_may_be(quiet, tmp_path, monkeypatch, kind, allow
 
 
 def test_netfilter_programs_in_places_that_cannot_be_told_are_a_problem(quiet, tmp_path, monkeypatch):  # noqa: ARG001
-    monkeypatch.setattr(strangers, "_on_cgroup", lambda *_: [])
+    monkeypatch.setattr(strangers, "_on_cgroup", lambda *_, **_more: [])
     monkeypatch.setattr(strangers, "netfilter_links", lambda: [7])
 
     def unknown(*_args):
@@ -177,7 +177,7 @@ def test_netfilter_programs_in_places_that_cannot_be_told_are_a_problem(quiet, t
 
 
 def test_links_and_namespaces_that_cannot_be_asked_are_problems(tmp_path, monkeypatch):
-    monkeypatch.setattr(strangers, "_on_cgroup", lambda *_: [])
+    monkeypatch.setattr(strangers, "_on_cgroup", lambda *_, **_more: [])
     monkeypatch.setattr(strangers, "netfilter_links", refused)
     told = strangers.problems(frozenset(), tmp_path, {}, Around((), (("node", tmp_path / "none"),)))
     assert [each.partition(" could not be read")[0] for each in told] == [

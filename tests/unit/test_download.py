@@ -84,7 +84,8 @@ def served(certificate, monkeypatch):
             while True:
                 threading.Thread(target=one, args=(listener.accept()[0],), daemon=True).start()
 
-    threading.Thread(target=serve, daemon=True).start()
+    serving = threading.Thread(target=serve, daemon=True)
+    serving.start()
     port = listener.getsockname()[1]
 
     class Server:
@@ -96,6 +97,8 @@ def served(certificate, monkeypatch):
 
     yield Server()
     over.set()
+    listener.shutdown(socket.SHUT_RDWR)  # closed alone, it would go on listening for the thread that waits for it
+    serving.join()
     listener.close()
 
 
