@@ -231,8 +231,10 @@ def test_an_up_puts_back_what_was_left_flushed(lab):
 def test_status_and_steps_without_a_lab():
     status = merlab("status", "--json", env=environment("merlab-nolab"))
     assert status.returncode == 0
-    assert told(status) | {"problems": []} == {
+    assert "merlab-nolab" not in {each["name"] for each in told(status)["labs"]}
+    assert told(status) | {"problems": [], "labs": []} == {
         "schema": 1, "lab": "embedded", "up": False, "workloads": [], "flushed": [], "path": [], "problems": [],
+        "labs": [],
         "dataplane": {"kind": "merlab", "attached": False, "programs": 0},
     }  # fmt: skip
     for words in (("verify",), ("step", "9"), ("exec", "sleep", "--", "true")):
