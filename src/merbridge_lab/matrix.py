@@ -25,11 +25,12 @@ from merbridge_lab.api import (
 )
 from merbridge_lab.checks import dials, mesh, redirect, rules
 from merbridge_lab.evidence import Control
+from merbridge_lab.observation import with_fresh_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from merbridge_lab.api import Exchange, Lab, Observation, Reading, Workload
+    from merbridge_lab.api import Lab, Observation, Reading, Workload
 
 #: What a lab must have for the cells to be measured.
 NEEDS = frozenset({DATAPLANE, TWIN})
@@ -94,7 +95,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
                 bypassed = lab.observe(client, url=url, server=server, logged=False)
             # One by one: by way of their service, the one that takes plain text might not be asked.
             refused = [lab.observe(client, url=each.url, server=each, count=1) for each in servers]
-        by_rules = lab.observe(client, url=url, server=server)
+        by_rules = with_fresh_ports(lambda: lab.observe(client, url=url, server=server), closed, bypassed)
         # By now both sidecars have written what came later, so what they have not written never came.
         strays = _strays(lab, bypassed, earlier)
         moved = assess(rules.find_moved, by_rules)
@@ -137,7 +138,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
                 redirect.find_took_over(flushed),
             ),
         )
-        yield _all_flushed(lab, sleep, servers, client)
+        yield _all_flushed(lab, sleep, servers, client, refused)
 
 
 def _find_all_closed(servers: Sequence[Workload], *seen: Observation) -> Finding:
@@ -154,13 +155,15 @@ def _strays(lab: Lab, bypassed: Observation, earlier: Observation) -> Sequence[s
     return [line for line in found if known not in line]
 
 
-def _all_flushed(lab: Lab, sleep: Workload, servers: Sequence[Workload], outside: Workload) -> CellOutcome:
+def _all_flushed(
+    lab: Lab, sleep: Workload, servers: Sequence[Workload], outside: Workload, refused: Sequence[Observation]
+) -> CellOutcome:
     """Flush both sides: what reaches a server's sidecar now, eBPF brought there."""
     fresh = lab.settle()
     with lab.flushed([sleep, *servers]) as saved:
         before = {server.name: server.rules.snapshot() for server in servers}
         seen = lab.observe(sleep).around(saved[sleep.name], None)
-        from_outside = lab.observe(outside) if INBOUND in lab.capabilities else None
+        from_outside = with_fresh_ports(lambda: lab.observe(outside), *refused) if INBOUND in lab.capabilities else None
         after = {server.name: server.rules.snapshot() for server in servers}
 
     def look() -> Finding:
@@ -238,9 +241,11 @@ def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, to
                 *readings,
                 control=control,
             )
-        if not told and (marked := _sidecars_mark(exchange)):
+        if not told and exchange.mark:
             return fails(
-                f"all flushed and without eBPF, a sidecar answered all the same ({marked})", *readings, control=control
+                f"all flushed and without eBPF, a sidecar answered all the same ({exchange.mark})",
+                *readings,
+                control=control,
             )
         if told and exchange.headers.get("x-peer") != exchange.local.rpartition(":")[0]:
             peer = exchange.headers.get("x-peer", "nobody it names")
@@ -262,14 +267,6 @@ def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, to
         *readings,
         control=control,
     )
-
-
-def _sidecars_mark(exchange: Exchange) -> str:
-    """Give the header by which an Envoy marks what it passes on; nothing where there is none."""
-    headers = exchange.headers
-    if "envoy" in headers.get("server", ""):
-        return f"server: {headers['server']}"
-    return next((f"{name}: {value}" for name, value in headers.items() if name.startswith("x-envoy-")), "")
 
 
 def _all(why: str, *findings: Finding) -> Finding:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.evidence import Reading, Unread, value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from merbridge_lab.accesslog import AccessLogLine
     from merbridge_lab.dataplane.events import TraceEvent
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 HTTP_OK = 200
 #: curl: connected, then closed before any HTTP status ("empty reply" and "failure receiving").
 CURL_CLOSED = (52, 56)
+#: How often a batch is observed anew, if its connections are not fresh ones for conntrack.
+_ANEW = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ class Exchange:
     def closed(self) -> bool:
         """Whether the connection was made and then closed before any HTTP status."""
         return self.exit_status in CURL_CLOSED
+
+    @property
+    def mark(self) -> str:
+        """The header by which an Envoy marks what it passes on; "" where there is none."""
+        headers = self.headers
+        if "envoy" in headers.get("server", ""):
+            return f"server: {headers['server']}"
+        return next((f"{name}: {value}" for name, value in headers.items() if name.startswith("x-envoy-")), "")
 
     def __str__(self) -> str:
         if self.exit_status:
@@ -113,6 +123,15 @@ class Observation:
         """Whether what was sent from "ip:port" `sent` may have arrived as `arrived`. Raises UnreadError."""
         return sent == arrived or arrived in arrivals(sent, value_of(self.changed_sources))
 
+    def has_ports_of(self, earlier: Iterable[Observation]) -> bool:
+        """Whether one of the connections, the sidecar's own among them, left from where an earlier one had left."""
+        # Of a connection that was never made, curl tells neither address nor port.
+        known = {each.local for seen in earlier for each in seen.exchanges if each.local[:1].isdigit()}
+        told = {} if isinstance(self.client_log, Unread) else self.client_log
+        return not known.isdisjoint(
+            (*(each.local for each in self.exchanges), *(line.upstream_local for line in told.values()))
+        )
+
     @property
     def versions(self) -> frozenset[str]:
         """The versions of helloworld that answered."""
@@ -151,3 +170,19 @@ class Observation:
         """Read the packets that the client's rules in `chain` matched."""
         where = self.before.source(self.client, chain)
         return Reading(where, "packets", self.before.packets(chain), self.after.packets(chain))
+
+
+def with_fresh_ports(observe: Callable[[], Observation], *closed: Observation) -> Observation:
+    """Observe, and anew where a connection has the source port of one that a server has reset before.
+
+    Conntrack remembers such a one for ten seconds more and takes the new one for it: uncounted by any nat rule it goes
+    where the old one went. The kernel begins at another port every ten seconds, so that happens by chance. It is no
+    measure of the rules. What has ports of its own is taken as it is, and so is the third batch, whatever it is.
+    """
+    seen = observe()
+    for _ in range(_ANEW):
+        if not seen.has_ports_of(closed):
+            break
+        closed = (*closed, seen)
+        seen = observe()
+    return seen

@@ -25,9 +25,10 @@ def find_moved(seen: Observation) -> Finding:
     if not seen.before.istio:
         return fails(f"there are no ISTIO rules in {seen.client}", reading)
     if reading.moved < total:
+        other = next((f" (one: {exchange})" for exchange in seen.exchanges if not exchange.served), "")
         return fails(
             f"{REDIRECT} of {seen.client} moved by {reading.moved} for {total} fresh connections"
-            " that no eBPF touches: the rules do not do the work",
+            f" that no eBPF touches: the rules do not do the work{other}",
             reading,
         )
     sidecars = find_both_sidecars(seen)

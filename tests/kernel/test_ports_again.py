@@ -1,0 +1,49 @@
+"""A connection from a port whose last connection a server has reset: for ten seconds, conntrack takes it for that one."""
+
+from __future__ import annotations
+
+import pytest
+from walk_host import NAME, Lab, merlab
+
+from merbridge_lab.checks import rules
+from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+from merbridge_lab.observation import with_fresh_ports
+
+pytestmark = pytest.mark.kernel
+
+ONE, MANY = "40000 40000", "32768 60999"
+
+
+@pytest.fixture(scope="module")
+def lab():
+    done = merlab("up", "--until", "3", "-q")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield Lab()
+    assert merlab("down").returncode == 0
+
+
+def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab):
+    merlab_ = EmbeddedLab(name=NAME)
+    with merlab_.twins() as twins:
+        client, told = twins.client, {"url": twins.url, "server": twins.server, "count": 1}
+
+        def ports(of):
+            lab.in_pod(client.name, "sh", "-c", f"echo '{of}' >/proc/sys/net/ipv4/ip_local_port_range")
+
+        with client.rules.flushed():
+            ports(ONE)
+            closed = merlab_.observe(client, **told)
+        # What the kernel does, and the false alarm that it would be.
+        again = merlab_.observe(client, **told)
+        assert again.exchanges[0].local == closed.exchanges[0].local
+        assert (again.rule(rules.REDIRECT).moved, again.exchanges[0].closed) == (0, True)
+        assert "moved by 0 for 1 fresh connections" in rules.find_moved(again).why
+
+        batches = iter((ONE, MANY))
+
+        def observe():
+            ports(next(batches))
+            return merlab_.observe(client, **told)
+
+        assert rules.find_moved(with_fresh_ports(observe, closed)).held
+        assert next(batches, None) is None
