@@ -56,7 +56,7 @@ format: dev ## let ruff and clang-format rewrite what they can
 
 # As an ordinary user: what needs no root as oneself, then what does by sudo, where there is one.
 test: ## set up, then run all tests
-	@scripts/setup packages
+	@scripts/setup packages dev
 	@scripts/setup venv dev
 	@if [ "$$(id -u)" = 0 ]; then \
 		.venv/bin/python -m pytest $(ARGS); \

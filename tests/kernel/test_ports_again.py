@@ -1,4 +1,4 @@
-"""A connection from a port whose last connection a server has reset: for ten seconds, conntrack takes it for that one."""
+"""A new connection from a port whose last one a server has reset: for ten seconds, conntrack takes it for that one."""
 
 from __future__ import annotations
 

@@ -179,6 +179,22 @@ def test_only_what_is_missing_is_installed(tmp_path):
     assert bpftool.endswith(" bpftool")
 
 
+@pytest.mark.parametrize(("words", "wanted"), [((), False), (("dev",), True)])
+def test_what_only_the_tests_need_is_installed_for_them_alone(tmp_path, words, wanted):
+    checkout, environment = bare(tmp_path)
+    log = tmp_path / "log"
+    fake(environment, "id", "echo 0")
+    fake(environment, "apt-get", f'echo "$@" >>{log}')
+    for name in ("ip", "nft", "curl", "ps", "nsenter", "unshare", "setpriv", "python3", "iptables-nft", "bpftool"):
+        fake(environment, name, "exit 0")
+    for _ in range(2):
+        assert setup(checkout, environment, "packages", *words).returncode == 0
+        assert (" strace" in (log.read_text() if log.exists() else "")) == wanted
+        log.unlink(missing_ok=True)
+        fake(environment, "strace", "exit 0")
+        wanted = False
+
+
 def test_ubuntus_bpftool_comes_with_the_kernel_and_is_not_insisted_on(tmp_path):
     checkout, environment = bare(tmp_path)
     log = tmp_path / "log"
