@@ -87,6 +87,8 @@ class World:
         return {pod: self.lab.rules(pod) for pod in pods if _is_pinned(self.lab.netns(pod))}
 
     def begin(self, command):
+        if self.flushed:
+            merlab("restore")
         is_whole = not self.was_taken_down and self.lab.run.exists() and self.present() == self.rules
         if not is_whole or self.saved or self.lab.twins:
             self.repair()
@@ -171,7 +173,6 @@ SAMPLE = [
     (("step", "9"), "make the save known", 1, "up"),
     (("step", "9"), "flush rules", 1, "restore"),
     (("step", "9"), "load rules", 1, "verify"),
-    (("step", "9"), "delete a save", 1, "restore"),
     (("step", "9"), "load rules", 3, "verify"),  # R2: the second one was the twin's own, and the twin is flushed
     (("restore",), "delete a save", 1, "restore"),
     (("down",), "delete a link", 2, "restore"),  # R1: sleep is gone, and its save is there
