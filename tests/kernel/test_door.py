@@ -1,7 +1,8 @@
 """merlab killed at each change point, and what up, restore, verify and down promise whoever calls them then.
 
-`step 9`, `step 9 --keep` and `verify` begin on a lab that is whole; `restore` and `down` on one that `step 9 --keep`
-left flushed (R1). Whatever the point at which one of these was killed (R2: also while a twin is flushed):
+`step 9` and `verify` begin on a lab that is whole; `restore` and `down` on one that `step 9 --keep` left flushed (R1),
+which itself has no change point that `step 9` has not. Whatever the point at which one of these was killed (R2: also
+while a twin is flushed):
 
 | then      | promise                                                                                                |
 |-----------|--------------------------------------------------------------------------------------------------------|
@@ -37,7 +38,6 @@ PODS = [pod.name for pod in layout.PODS]
 #: What each command begins with.
 BEGIN = {
     ("step", "9"): (),
-    ("step", "9", "--keep"): (),
     ("verify",): (),
     ("restore",): ("step", "9", "--keep"),
     ("down",): ("step", "9", "--keep"),
@@ -198,14 +198,24 @@ def points(world, tmp_path_factory):
         known = set().union(*(found[each] for each in before if BEGIN[each] == BEGIN[command]))
         return [where for key, where in found[command].items() if key not in known]
 
+    of.found = found
     return of
+
+
+@pytest.mark.soak
+def test_keep_has_no_change_point_of_its_own(world, points, tmp_path):
+    points(("step", "9"))
+    world.begin(("step", "9"))
+    keep = sites(("step", "9", "--keep"), tmp_path)
+    assert keep
+    assert keep.keys() <= points.found[("step", "9")].keys()
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("then", THEN)
 @pytest.mark.parametrize("command", BEGIN, ids=" ".join)
 def test_every_change_point(world, points, command, then):
-    """In twenty parts: each command, and what is called after it was killed.
+    """In sixteen parts: each command, and what is called after it was killed.
 
     One part alone: make soak ARGS="-k 'change_point and restore-up'".
     """
