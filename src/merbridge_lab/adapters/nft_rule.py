@@ -135,15 +135,22 @@ class _Reader:
         elif base == _NETWORK and offset in _ADDRESSES and len(value) == len(mask) <= 4:  # noqa: PLR2004 - IPv4
             told = xt.network(value.ljust(4, b"\0"), mask.ljust(4, b"\0"))
             self._spec.head(_ADDRESSES[offset], told, inverted=inverted)
-        elif base == _TRANSPORT and offset in _PORTS and whole and len(mask) == len(value) == 2:  # noqa: PLR2004
-            option, port = _PORTS[offset], int.from_bytes(value, "big")
-            if option in self._ports:
-                raise xt.StrangeError(f"{option} twice")
-            if not self._ports:
-                self._ports_at = len(self._spec.matches)
-            self._ports[option] = xt.ports(option, port, port, inverted=inverted)
+        elif base == _TRANSPORT and whole and len(mask) == len(value):
+            self._compare_ports(offset, value, inverted=inverted)
         else:
             raise xt.StrangeError("cmp")
+
+    def _compare_ports(self, offset: int, value: bytes, *, inverted: bool) -> None:
+        places = range(offset, offset + len(value), 2)
+        if len(value) % 2 or (inverted and len(places) > 1):
+            raise xt.StrangeError("ports")
+        if not self._ports:
+            self._ports_at = len(self._spec.matches)
+        for at, place in enumerate(places):
+            option, port = _PORTS[place], int.from_bytes(value[2 * at : 2 * at + 2], "big")
+            if option in self._ports:
+                raise xt.StrangeError(f"{option} twice")
+            self._ports[option] = xt.ports(option, port, port, inverted=inverted)
 
 
 def _verdict(told: dict[int, bytes]) -> str:

@@ -99,7 +99,7 @@ def find_absent(seen: Observation) -> Finding:
     had = len(saved.istio) if saved else 0
     reading = Reading(seen.before.source(seen.client), "rules", had, None if seen.after.unread else len(seen.after.nat))
     for when, rules in (("before the first request", seen.before), ("after the last request", seen.after)):
-        if besides := _besides(rules, f"in {seen.client} {when}"):
+        if besides := find_besides(rules, f"in {seen.client} {when}"):
             return fails(besides, reading)
         if rules.nat:
             return fails(
@@ -119,7 +119,7 @@ def find_absent(seen: Observation) -> Finding:
     return holds(f"{had} ISTIO rules before the flush, none in nat while the requests ran", reading)
 
 
-def _besides(rules: RuleSet, where: str) -> str:
+def find_besides(rules: RuleSet, where: str) -> str:
     """Say what else than rules of iptables' was in the way of packets; "" where nothing was."""
     if native := value_of(rules.native):
         return f"native nftables stood {where}: {native[0]}"
