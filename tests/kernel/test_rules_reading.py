@@ -188,6 +188,9 @@ def test_a_rule_that_is_known_in_part_is_told_so(where, backend):
         ("s/:OUTPUT ACCEPT/:OUTPUT DROP/", "ACCEPT"),
         ("s/-o lo -j RETURN/-o eth0 -j RETURN/", "-o lo -j RETURN"),
         ("/^:POSTROUTING/d", "kernel of ACCEPT"),
+        ("/^:ISTIO_OUTPUT/a -I OUTPUT -j ACCEPT", "'-I OUTPUT -j ACCEPT', which is none of what it prints"),
+        ("/--dport 15090/i COMMIT\\n*nat", "'*nat', which is none of what it prints"),
+        (f"s/^# Completed/#{5000 * chr(32)}-I OUTPUT/", "which is none of what it prints"),
     ],
 )
 def test_as_many_rules_but_other_ones(where, monkeypatch, tmp_path, backend, lie, kernels):

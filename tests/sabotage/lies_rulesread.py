@@ -328,3 +328,31 @@ def _(scene):
             "--to-ports", "15001")  # fmt: skip
     with telling(where, "s/-m comment --comment hidden //"):
         yield
+
+
+@lie(
+    "a save with a command of its own while sleep is flushed",
+    "tells of '-I OUTPUT .*', which is none of what it prints",
+)
+def _(scene):
+    """From step 9 on, iptables-nft-save adds a line that no count shows, and that iptables-restore would do."""
+    where = pod(scene, "sleep").netns
+    with contextlib.ExitStack() as stack:
+        line = "/^:ISTIO_OUTPUT/a -I OUTPUT -p tcp --dport 5000 -j RETURN"
+        scene.at("step 9 begins", lambda: stack.enter_context(telling(where, line)))
+        yield
+    told = run(iptables.inside(where, "iptables-nft-save", "-t", "nat")).stdout
+    assert "-A OUTPUT -p tcp -m tcp --dport 5000" not in told, "the lie was put into the pod"
+
+
+@lie(
+    "a base chain that iptables never makes, and a save that hides it",
+    "chain FORWARD of table ip nat is not on the hook",
+)
+def _(scene):
+    """Sleep's table nat has a chain FORWARD, on the hook of what it sends; iptables-nft-save does not say so."""
+    where = pod(scene, "sleep").netns
+    nft(where, "add chain ip nat FORWARD { type nat hook output priority -110; }\n")
+    with perfectly_told(where, "FORWARD", ""):
+        yield
+    nft(where, "delete chain ip nat FORWARD\n")

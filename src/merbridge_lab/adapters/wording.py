@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 #: The tables of IPv4 that iptables makes, the number in which its chains are hooked, and the priorities.
 _HOOKS = {"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3, "POSTROUTING": 4}
+_NAMES = frozenset({*_HOOKS, "BROUTING"})
 _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _NAT = {"PREROUTING": -100, "INPUT": 100, "OUTPUT": -100, "POSTROUTING": 100}
 _COMPAT = re.compile(r"(?:ip|ip6|arp|bridge) (?:nat|filter|mangle|raw|security|broute)")
-_HEADER = re.compile(r":(\S+) (\S+)")
+_HEADER = re.compile(r":(\S+) (\S+) \[\d+:\d+\]")
+#: What else a whole text may hold: whatever more there is, iptables-restore would do.
+_LINE = re.compile(r"(?:#.*|COMMIT|(?:\[\d+:\d+\] )?-A .+)?")
+_LONGEST = 4096  # iptables-restore cuts lines that are longer than its buffer, and reads on in the middle
 
 #: A chain by its table and its name.
 Key = tuple[str, str]
@@ -81,6 +85,8 @@ def _since(then: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]]) -> t
 
 def differing(tool: str, text: str, there: Mapping[Key, Known]) -> str:
     """Say in what a text does not tell what is there; "" where it does."""
+    if odd := _no_line_of_it(text):
+        return f"{tool} tells of {odd}, which is none of what it prints"
     policies = dict(_policies(text))
     told: dict[Key, list[Rule]] = {}
     for rule in parse(text):
@@ -114,12 +120,23 @@ def in_part(text: str, there: Mapping[Key, Known]) -> Iterator[Rule]:
             yield rule
 
 
+def _no_line_of_it(text: str) -> str:
+    """Give the first line of a text that iptables-save does not print, or a table that is there twice; else ""."""
+    tables = set()
+    for line in lines_of(text):
+        if line.startswith("*") and line not in tables:
+            tables.add(line)
+        elif len(line) > _LONGEST or not (_LINE.fullmatch(line) or _HEADER.fullmatch(line)):
+            return repr(line[:80])
+    return ""
+
+
 def _policies(text: str) -> Iterator[tuple[Key, str]]:
     table = ""
     for line in lines_of(text):
         if line.startswith("*"):
             table = line[1:].strip()
-        elif found := _HEADER.match(line):
+        elif found := _HEADER.fullmatch(line):
             yield (table, found[1]), found[2]
 
 
@@ -155,7 +172,7 @@ def altered(tables: Tables | Unread, legacy: Sequence[Table] | Unread) -> tuple[
 
 
 def _is_ours(chain: Chain) -> bool:
-    return bool(_COMPAT.fullmatch(f"{chain.family} {chain.table}")) and chain.name in _HOOKS
+    return bool(_COMPAT.fullmatch(f"{chain.family} {chain.table}")) and chain.name in _NAMES
 
 
 def _misplaced(chain: Chain) -> bool:
