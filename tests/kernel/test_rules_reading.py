@@ -239,12 +239,13 @@ def test_a_lie_while_they_are_flushed_leaves_the_save(where, rules, monkeypatch,
     assert "--to-ports 15001" in iptables.save(where, "nft", "nat")
 
 
-def test_what_is_flushed_comes_back_with_its_counters(where, rules):
-    iptables.load(where, services.pod_rules().replace("-A ISTIO_REDIRECT", "[7:420] -A ISTIO_REDIRECT"), "nft")
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_what_is_flushed_comes_back_with_its_counters(where, rules, backend):
+    iptables.load(where, services.pod_rules().replace("-A ISTIO_REDIRECT", "[7:420] -A ISTIO_REDIRECT"), backend)
     with rules.flushed() as before:
-        assert before.packets("ISTIO_REDIRECT") == 7
+        assert (before.backend, before.packets("ISTIO_REDIRECT")) == (backend, 7)
         assert iptables.snapshot(where).nat == ()
-    assert "[7:420] -A ISTIO_REDIRECT" in iptables.save(where, "nft", "nat")
+    assert "[7:420] -A ISTIO_REDIRECT" in iptables.save(where, backend, "nat")
 
 
 def test_bytes_that_would_come_back_as_others_are_not_flushed(where, rules):
