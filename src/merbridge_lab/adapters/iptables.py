@@ -6,10 +6,9 @@ flushing it flushes nothing. So reading probes both.
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import agreement, nftables, xtables
+from merbridge_lab.adapters import agreement, nftables, tools, xtables
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.errors import LabError
@@ -107,7 +106,7 @@ def _generation(told: Kernels) -> int | Unread:
 def _saved(netns: Path, backend: str) -> str | Unread:
     tool = f"iptables-{backend}-save"
     source = f"iptables:{netns.name}/{backend}"
-    if not shutil.which(tool):
+    if not tools.find(tool):
         return Unread(source, f"{tool} is not on this machine")
     try:
         return run(inside(netns, tool, "-c")).stdout

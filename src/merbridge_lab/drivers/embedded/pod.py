@@ -14,6 +14,7 @@ from merbridge_lab.drivers.embedded import (
     layout,
     services,
     sidecar,
+    view,
     wires,
 )
 from merbridge_lab.drivers.embedded.processes import APP_LOG, Processes
@@ -100,7 +101,7 @@ class Pod:
     def _ensure_files(self) -> None:
         changed = furniture.write(self.spec, self.folder)
         add_log(self.folder / APP_LOG, layout.APP_ID)
-        if changed or not netns.is_pinned(self.mntns):
+        if changed or not netns.is_pinned(self.mntns) or self.view_problems():
             netns.unpin(self.mntns)
             envoy = sidecar.program(self._machine) if self.spec.sidecar else None
             netns.create(
@@ -182,7 +183,14 @@ class Pod:
         for kind in self.processes.kinds:
             found += self.processes.problems(kind, self.access_log)
         found += self.processes.limited()
-        return found or self._differences(self.processes.seen()) or self.processes.besides()
+        return found or self._differences(self.processes.seen()) or self.view_problems() or self.processes.besides()
+
+    def view_problems(self) -> list[str]:
+        """Say what its processes, and the requests that are sent as one of them, see in the place of something else.
+
+        Raises OSError.
+        """
+        return view.differences(self.mntns, self.spec, self._machine.run, self.folder)
 
     def _differences(self, seen: dict[str, Process]) -> list[str]:
         return inspection.differences(self.netns, self.spec, self.folder, seen, self.processes.there("app"))
