@@ -19,7 +19,7 @@ from merbridge_lab.drivers.embedded import (
 )
 from merbridge_lab.drivers.embedded.processes import APP_LOG, Processes
 from merbridge_lab.drivers.embedded.saves import SaveFile
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -191,6 +191,11 @@ class Pod:
         Raises OSError.
         """
         return view.differences(self.mntns, self.spec, self._machine.run, self.folder)
+
+    def require_view(self) -> None:
+        """Raise NotHeldError where it sees something else than merlab arranged."""
+        if netns.is_pinned(self.mntns) and (found := self.view_problems()):
+            raise NotHeldError(found[0])
 
     def _differences(self, seen: dict[str, Process]) -> list[str]:
         return inspection.differences(self.netns, self.spec, self.folder, seen, self.processes.there("app"))

@@ -7,7 +7,8 @@ it) and with those that furniture.arrange adds; and what lies in the pod's own /
 
 What may differ: a mount that the machine had when the pod was made and has no more, if its unmounting did not get
 through to the pod (private mounts do not follow). It cannot be told from one that somebody added, so it is let be only
-where nothing is that a pod's programs read: outside of `_READ`, and below the pod's own /run, which covers it.
+where nothing is that a pod's programs read: outside of `_READ`, and below the pod's own /run, which covers it. And a
+mount of the machine's that the pod lacks: what was made after it need not get there, and nothing else lies below.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.mounts import Mount
     from merbridge_lab.drivers.embedded.layout import PodSpec
 
-#: Where a pod's programs find programs, libraries, settings and devices.
-_READ = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/dev", "/proc", "/sys", "/nix", "/gnu", "/run")
+#: Where a pod's programs find programs, libraries and settings, with all that is below.
+_READ = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix", "/gnu", "/dev/shm")  # noqa: S108
+#: And places that matter themselves; what is below them (debugfs, say, which the kernel mounts and unmounts) does not.
+_READ_THEMSELVES = frozenset(map(Path, ("/dev", "/dev/null", "/dev/urandom", "/proc", "/sys")))
 _ETC, _SHM = Path("/etc"), Path("/dev/shm")  # noqa: S108
 #: Both tables are read one after the other, and a machine may mount (a container that starts) between: in seconds.
 _SETTLED = 0.5
@@ -141,6 +144,8 @@ def _arranged(
 def _is_read(target: Path, run: Path) -> bool:
     if run.parent in target.parents:
         return False  # covered by the pod's own: what is on that has it for a parent
+    if target in _READ_THEMSELVES or target == run.parent or target == Path("/"):
+        return True
     return any(target == each or target in each.parents or each in target.parents for each in map(Path, _READ))
 
 
