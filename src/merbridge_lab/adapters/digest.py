@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 from importlib import metadata
@@ -31,21 +32,17 @@ def of(path: Path) -> str:
         return _KNOWN[key]
 
 
-def installed(distribution: str, path: Path) -> str | None:
-    """Give the SHA-256 that the file at `path` had when pip installed it with a distribution; None if that is unknown.
+@functools.cache  # of one run of merlab: pip puts a new file in the place of an old one
+def installed(distribution: str, name: str) -> str | None:
+    """Give the SHA-256 of the file `name` ("package/file") of a distribution as pip installed it; None if unknown.
 
-    It stands in the RECORD beside the package, which an Envoy that is put in the place of another does not alter.
+    It stands in the RECORD beside the package, which who puts another file in the place of that one does not alter.
     """
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:
         return None
     for file in files:
-        if file.name == path.name and file.hash is not None and file.hash.mode == "sha256":
-            try:
-                same = path.samefile(os.fspath(file.locate()))
-            except OSError:
-                continue
-            if same:
-                return base64.urlsafe_b64decode(file.hash.value + "==").hex()
+        if file.as_posix() == name and file.hash is not None and file.hash.mode == "sha256":
+            return base64.urlsafe_b64decode(file.hash.value + "==").hex()
     return None

