@@ -71,12 +71,12 @@ def copied(place, into, more=b""):
 def _(scene):
     """Another Envoy lies where the lab has the package's, and runs as every sidecar by the same command line."""
     view = scene.lab.machine.run / "envoy"
-    with folder() as into, contextlib.ExitStack() as stack:
+    with folder() as into:
         other = copied(sidecar.find_envoy(), into, b"\n")
         mounts.umount(view)
         mounts.bind(other, view)
         for target in (workload.pod for workload in scene.lab.workloads()):
-            stack.enter_context(covered(target, view, other))
+            within(target, lambda: mounts.bind(other, view))
             restart(target)
         yield
 

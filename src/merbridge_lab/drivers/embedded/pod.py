@@ -101,7 +101,7 @@ class Pod:
     def _ensure_files(self) -> None:
         changed = furniture.write(self.spec, self.folder)
         add_log(self.folder / APP_LOG, layout.APP_ID)
-        if changed or not netns.is_pinned(self.mntns) or self.view_problems():
+        if changed or not netns.is_pinned(self.mntns) or self.view_problems() or self._shows_another_envoy():
             netns.unpin(self.mntns)
             envoy = sidecar.program(self._machine) if self.spec.sidecar else None
             netns.create(
@@ -191,6 +191,9 @@ class Pod:
         Raises OSError.
         """
         return view.differences(self.mntns, self.spec, self._machine.run, self.folder)
+
+    def _shows_another_envoy(self) -> bool:
+        return self.spec.sidecar and view.shows_another_envoy(self.mntns, self._machine.run)
 
     def require_view(self) -> None:
         """Raise NotHeldError where it sees something else than merlab arranged."""

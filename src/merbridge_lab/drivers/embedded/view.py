@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import mounts, netns
-from merbridge_lab.drivers.embedded import furniture
+from merbridge_lab.drivers.embedded import furniture, sidecar
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -72,6 +72,18 @@ def differences(mntns: Path, pod: PodSpec, run: Path, folder: Path) -> list[str]
 
     until(same, timeout=_SETTLED, awaiting="mounts of the machine to be made or gone")
     return [f"in the mount namespace of {pod.name} {each}" for each in dict.fromkeys(found)]
+
+
+def shows_another_envoy(mntns: Path, run: Path) -> bool:
+    """Whether a pod would start something else than the package's Envoy, or an older package's."""
+    try:
+        program = netns.run_inside(mntns, lambda: os.open(run / "envoy", os.O_RDONLY | os.O_CLOEXEC), netns.NEWNS)
+    except OSError:
+        return True
+    try:
+        return bool(sidecar.not_genuine(Path(f"/proc/self/fd/{program}")))
+    finally:
+        os.close(program)
 
 
 def _look(mntns: Path, pod: PodSpec, run: Path, known: _Seen | None) -> _Seen:
