@@ -185,6 +185,8 @@ def _follows(mount: Mount, there: Counter[tuple[str, ...]], run: Path) -> bool:
 
 def _entries(seen: _Seen, run: Path, folder: Path) -> Iterator[str]:
     ways = {run, *folder.parents, *(way for end in seen.ends.values() for way in end.parents)}
+    # Where a person mounts by hand, mount(8) keeps its notes, which nobody else reads.
+    ways |= {run.parent / "mount", *(run.parent / "mount" / name for name in ("utab", "utab.lock", "utab.event"))}
     for each in (*(each for each in seen.run if each not in ways), *seen.etc):
         yield f"there is {each}, which merlab did not put there"
 
