@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from merbridge_lab.adapters import iptables, netns, nftables, wording, xtables
+from merbridge_lab.adapters import iptables, netns, nftables, tools, wording, xtables
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import services
 from merbridge_lab.drivers.embedded.rules import PodRules
@@ -33,6 +33,12 @@ def where(tmp_path):
 
 def typed(where, *argv, stdin=None):
     run(iptables.inside(where, *argv), stdin=stdin)
+
+
+def only(folder, monkeypatch):
+    """Have nothing on the machine but the tools of one folder."""
+    monkeypatch.setattr(tools, "FOLDERS", (str(folder),))
+    monkeypatch.setenv("PATH", str(folder))
 
 
 def test_an_empty_namespace(where):
@@ -79,7 +85,7 @@ def test_a_native_redirect_is_seen_without_any_tool(where, monkeypatch, tmp_path
     )
     for tool in ("nsenter", "env"):
         (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
-    monkeypatch.setenv("PATH", str(tmp_path))
+    only(tmp_path, monkeypatch)
     seen = iptables.snapshot(where)
     assert seen.native == ("table inet detour",)
     assert seen.texts["nft"] == "", "there are none, the kernel says"
@@ -103,7 +109,7 @@ def test_a_tool_that_tells_of_another_namespace_was_not_read(where, monkeypatch,
     fake = tmp_path / "iptables-nft-save"
     fake.write_text("#!/bin/sh\nprintf '*nat\\n:OUTPUT ACCEPT [0:0]\\nCOMMIT\\n'\n")
     fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(tools, "FOLDERS", (str(tmp_path), *tools.FOLDERS))
     told = iptables.snapshot(where).texts["nft"]
     assert isinstance(told, Unread)
     assert "the kernel of" in told.why
@@ -112,7 +118,7 @@ def test_a_tool_that_tells_of_another_namespace_was_not_read(where, monkeypatch,
 def test_the_backend_is_known_whatever_the_tools_are_like(where, monkeypatch, tmp_path):
     assert iptables.backend_of(where, "nat") is None
     iptables.load(where, services.pod_rules(), "legacy")
-    monkeypatch.setenv("PATH", str(tmp_path))
+    only(tmp_path, monkeypatch)
     assert iptables.backend_of(where, "nat") == "legacy"
 
 
@@ -124,7 +130,7 @@ def lying(monkeypatch, tmp_path, tool, text):
     fake = tmp_path / tool
     fake.write_text(f"#!/bin/sh\nREAL={shutil.which(tool)}\n{text}\n")
     fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(tools, "FOLDERS", (str(tmp_path), *tools.FOLDERS))
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])

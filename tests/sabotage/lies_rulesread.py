@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from lies_mesh import pod
-from lies_readings import instead_of, path_of
+from lies_readings import instead_of, machine_with
 from lies_rules import nft, rule
 from saboteur import lie
 
-from merbridge_lab.adapters import iptables
+from merbridge_lab.adapters import iptables, tools
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import services
 from merbridge_lab.errors import LabError
@@ -46,9 +45,9 @@ def in_all_tools(expression, backwards):
             ("iptables-nft-restore", f'sed \'{backwards}\' | "$REAL" "$@"'),
         ):
             fake = Path(folder, tool)
-            fake.write_text(f"#!/bin/sh\nREAL={shutil.which(tool)}\n{line}\n")
+            fake.write_text(f"#!/bin/sh\nREAL={tools.find(tool)}\n{line}\n")
             fake.chmod(0o755)
-        with path_of(folder):
+        with machine_with(folder, *tools.FOLDERS):
             yield
 
 

@@ -6,11 +6,10 @@ flushing it flushes nothing. So reading probes both.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import agreement, nftables, wording, xtables
+from merbridge_lab.adapters import agreement, nftables, tools, wording, xtables
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.errors import LabError
@@ -133,7 +132,7 @@ def _generation(told: Kernels) -> int | Unread:
 def _saved(netns: Path, backend: str) -> str | Unread:
     tool = f"iptables-{backend}-save"
     source = f"iptables:{netns.name}/{backend}"
-    if not shutil.which(tool):
+    if not tools.find(tool):
         return Unread(source, f"{tool} is not on this machine")
     try:
         return run(inside(netns, tool, "-c")).stdout

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import time
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 import sh
 
 from merbridge_lab import interrupts, shortage
+from merbridge_lab.adapters import tools
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
@@ -90,7 +90,7 @@ def replace(argv: Sequence[str]) -> NoReturn:
 
 
 def _find(name: str, command: str) -> str:
-    program = shutil.which(name)
+    program = tools.find(name)
     if program is None:
         raise LabError(f"the command {name} is not on this machine", hint="merlab doctor", command=command)
     return program
@@ -151,7 +151,7 @@ def run(
     program = _find(argv[0], command)
     deadline = time.monotonic() + timeout
     try:
-        process = _start([program, *argv[1:]], stdin=stdin, env=env)
+        process = _start([program, *argv[1:]], stdin=stdin, env=tools.environment(argv[0], env))
     except OSError as error:
         raise _cannot_start(argv[0], error) from error
     ending: list[str] = []

@@ -14,11 +14,12 @@ from merbridge_lab.drivers.embedded import (
     layout,
     services,
     sidecar,
+    view,
     wires,
 )
 from merbridge_lab.drivers.embedded.processes import APP_LOG, Processes
 from merbridge_lab.drivers.embedded.saves import SaveFile
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Pod:
     def _ensure_files(self) -> None:
         changed = furniture.write(self.spec, self.folder)
         add_log(self.folder / APP_LOG, layout.APP_ID)
-        if changed or not netns.is_pinned(self.mntns):
+        if changed or not netns.is_pinned(self.mntns) or self.view_problems() or self._shows_another_envoy():
             netns.unpin(self.mntns)
             envoy = sidecar.program(self._machine) if self.spec.sidecar else None
             netns.create(
@@ -182,7 +183,22 @@ class Pod:
         for kind in self.processes.kinds:
             found += self.processes.problems(kind, self.access_log)
         found += self.processes.limited()
-        return found or self._differences(self.processes.seen()) or self.processes.besides()
+        return found or self._differences(self.processes.seen()) or self.view_problems() or self.processes.besides()
+
+    def view_problems(self) -> list[str]:
+        """Say what its processes, and the requests that are sent as one of them, see in the place of something else.
+
+        Raises OSError.
+        """
+        return view.differences(self.mntns, self.spec, self._machine.run, self.folder)
+
+    def _shows_another_envoy(self) -> bool:
+        return self.spec.sidecar and view.shows_another_envoy(self.mntns, self._machine.run)
+
+    def require_view(self) -> None:
+        """Raise NotHeldError where it sees something else than merlab arranged."""
+        if netns.is_pinned(self.mntns) and (found := self.view_problems()):
+            raise NotHeldError(found[0])
 
     def _differences(self, seen: dict[str, Process]) -> list[str]:
         return inspection.differences(self.netns, self.spec, self.folder, seen, self.processes.there("app"))

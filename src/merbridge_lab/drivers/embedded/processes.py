@@ -69,8 +69,9 @@ class Processes:
         if self._spec.app == "sleep":
             return ["sleep", "infinity"]
         ports = [str(layout.HTTP_PORT), str(layout.ECHO_PORT)]
-        # The distribution's: ours may lie in a directory that the app's user cannot enter.
-        interpreter = ["/usr/bin/python3", "-I", "-B"]
+        # The distribution's: ours may lie in a directory that the app's user cannot enter. By itself, too: no
+        # PYTHONPATH, no sitecustomize and no .pth file of the machine has a say in it.
+        interpreter = ["/usr/bin/python3", "-I", "-S", "-B"]
         return [*interpreter, str(self._folder / _SCRIPT), self._spec.version, self._spec.name, *ports]
 
     # -- finding ---------------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class Processes:
         argv = self._argv(kind)
         space, mounts = netns.inode(self._netns), netns.inode(self._mntns)
         if kind == "sidecar":
-            return identity.Expected(argv, self._machine.run / "envoy", layout.SIDECAR_ID, space, mounts)
+            return identity.Expected(argv, sidecar.not_genuine, layout.SIDECAR_ID, space, mounts)
         program = identity.program(argv[0], enter.PATH)
         script = (self._folder / _SCRIPT, services.data("app/helloworld.py"))
         is_script = self._spec.app == "helloworld"

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
-from merbridge_lab.adapters import cgroup, conntrack
+from merbridge_lab.adapters import cgroup, conntrack, tools
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
@@ -32,9 +32,11 @@ _TAIL = 512
 def ask(client: EmbeddedWorkload, url: str) -> Exchange:
     """Ask once, as the app of `client`."""
     nonce = batch.new_nonce()
+    # The machine's own, whatever lies in /usr/local before it.
+    curl, *words = batch.curl(nonce, url)
     try:
         with change("ask as an app"):  # in the app's cgroup, which the process enters
-            done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+            done = run(client.app_argv([tools.find(curl) or curl, *words]), timeout=batch.REQUEST + 5, ok=range(256))
     except LabError as error:
         # Who joins a frozen cgroup stands still with it, and would never be heard of.
         if cgroup.is_frozen(client.pod.cgroup / "app"):
@@ -99,8 +101,9 @@ def observe(
 
     `between` are the network namespaces, besides theirs, that what they say to each other passes.
     """
+    client.pod.require_view()
     path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
-    return batch.observe(
+    seen = batch.observe(
         client,
         ask=lambda: ask(client, url),
         own=_Log(client.name, client.access_log),
@@ -111,3 +114,6 @@ def observe(
         trace=trace,
         logged=logged,
     )
+    # As before, or something was put in the place of curl for as long as it was asked.
+    client.pod.require_view()
+    return seen
