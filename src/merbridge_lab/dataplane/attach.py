@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.dataplane.pods import Pod
+    from merbridge_lab.dataplane.recompiled import Recompiled
 
 #: How long live connections of an older dataplane get to read what is on its way to them, in seconds.
 _REPLACE = 3.0
@@ -168,14 +169,16 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
                 bpf.delete(handover, abi.layouts()["handshake"].pack(**pair["handshake"]))
 
 
-def attach(pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod]) -> None:
+def attach(
+    pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod], recompiled: Recompiled | None = None
+) -> None:
     """Bring about that exactly `pods` are served, below `cgroup`; see Dataplane.attach."""
     cookies = {pod.name: netns_cookie(pod.netns) for pod in pods}
     trace_event.put_back(tracefs)
     try:
         if upgrade.is_due(pins):
             upgrade.begin(pins, lambda coming: load(coming, tracefs))
-        elif inspect.objects_problems(pins):
+        elif inspect.objects_problems(pins) or inspect.source_problems(pins, recompiled, needed=False):
             detach(pins, _REPLACE)
             load(pins, tracefs)
         with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from merbridge_lab.dataplane.recompiled import Recompiled
 
 _NOTHING = Around()
 HOOK_NAMES = frozenset(hook.name for hook in HOOKS)
@@ -33,6 +34,33 @@ class ProgramInfo:
     type: str
     id: int
     attached_to: str
+
+
+def source_problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list[str]:
+    """Say which programs that run are not what merlab's source compiles to.
+
+    Where it was not compiled, or cannot be, that is a problem if it is `needed`: for a proof, not for mending.
+    """
+    try:
+        wanted = recompiled.tags() if recompiled else {}
+    except LabError as error:
+        return [str(Unread("what merlab's BPF source compiles to", error.what))] if needed else []
+    if not wanted:
+        return []
+    found: list[str] = []
+    for name in PROGRAMS:
+        try:
+            with opened(pins.prog(name)) as fd:
+                program = bpf.prog_info(fd)
+        except OSError as error:
+            found.append(_missing(f"program {name}", error))
+            continue
+        if program.tag not in wanted.get(PREFIX + name, ()):
+            found.append(
+                f"program {name} (id {program.id}) is not what merlab's source compiles to on this machine: it is"
+                " another program, or BCC was upgraded since it was loaded"
+            )
+    return found
 
 
 def _missing(what: str, error: OSError) -> str:

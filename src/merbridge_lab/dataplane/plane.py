@@ -13,6 +13,7 @@ from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
 from merbridge_lab.dataplane.pods import Pod, address
+from merbridge_lab.dataplane.recompiled import Recompiled
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
@@ -48,6 +49,8 @@ class Dataplane:
         self._pins = Pins(pins)
         self._tracefs = tracefs
         self._around = around or Around()
+        self._recompiled: Recompiled | None = None
+        self._is_proof = False
 
     def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
         """Serve exactly `pods`, for processes below `cgroup`: make what is missing, re-make what is broken.
@@ -55,7 +58,7 @@ class Dataplane:
         Compiles only if there is nothing to go on with. Raises KernelCannotError for a feature this kernel lacks,
         LabError for BCC missing, another program in the way, a namespace that cannot be entered.
         """
-        attach(self._pins, self._tracefs, cgroup, pods)
+        attach(self._pins, self._tracefs, cgroup, pods, self._recompiled)
 
     def detach(self, timeout: float) -> Detached:
         """Detach and leave no pin. Sockets that have not read everything within `timeout` seconds stay redirected.
@@ -80,8 +83,22 @@ class Dataplane:
         orphans.detach(self._pins, cgroup, pods)
 
     def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
-        """Name every way in which the attachment is not what it should be; none means healthy."""
-        return inspect.problems(self._pins, cgroup, pods, self._around)
+        """Name every way in which the attachment is not what it should be; none means healthy.
+
+        After `recompile` that includes what the programs do, whatever is pinned beside them.
+        """
+        found = inspect.problems(self._pins, cgroup, pods, self._around)
+        with _reading(self._pins):
+            return found or inspect.source_problems(self._pins, self._recompiled, needed=self._is_proof)
+
+    def recompile(self, *, proof: bool) -> None:
+        """Begin to compile merlab's own source, for the next look at what is wrong. Raises LabError.
+
+        In a `proof` it is wrong, too, if it cannot be compiled.
+        """
+        self._is_proof = self._is_proof or proof
+        if self._recompiled is None:
+            self._recompiled = Recompiled()
 
     def others(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
         """Say, a sentence each, which programs of others run where they may. Raises LabError."""

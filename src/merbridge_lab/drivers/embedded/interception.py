@@ -111,6 +111,10 @@ class Interception:
         """Say, a sentence each, what is not as `ensure` makes it."""
         return self._plane.problems(self._machine.mesh_cgroup, self._pods())
 
+    def recompile(self, *, proof: bool) -> None:
+        """Begin to compile the programs' source, so that the next `problems` compares with that. Raises LabError."""
+        self._plane.recompile(proof=proof)
+
     def readings(self) -> tuple[Reading, ...]:
         """List the programs in the kernel and where they are attached, with those of others that may be there."""
         own = [
