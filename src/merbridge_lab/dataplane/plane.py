@@ -133,8 +133,12 @@ class Dataplane:
     def debug(self, on: bool) -> None:
         try:
             self._pins.configure(debug=int(on))
+        except FileNotFoundError as missing:
+            raise LabError("the dataplane is not attached, so there is nothing to debug", hint="merlab up") from missing
         except OSError as failed:
-            raise LabError("the dataplane is not attached, so there is nothing to debug", hint="merlab up") from failed
+            raise LabError(
+                f"the dataplane's switches cannot be written: {failed.strerror or failed}", hint="merlab up"
+            ) from failed
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Give every counter of every pod served, summed over CPUs; empty when nothing is attached."""

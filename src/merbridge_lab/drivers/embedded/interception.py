@@ -39,7 +39,9 @@ class Interception:
         self._trace = Instance(machine.tracefs, machine.name)
 
     def _pods(self) -> list[dataplane.Pod]:
-        return [dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid) for pod in self._mesh.pods]
+        return [
+            dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid, pod.app_pid) for pod in self._mesh.pods
+        ]
 
     def ensure(self) -> None:
         """Attach what is missing, and let the connections that sidecars kept from before run out.
@@ -158,7 +160,9 @@ class Interception:
                 raise KernelCannotError("trace events of BPF programs", "5.9", str(error)) from error
             return
         if self.attached:
-            self._plane.debug = False
+            # A switch that cannot be written (a frozen map) goes with the dataplane, which is what this is on the way to.
+            with contextlib.suppress(LabError):
+                self._plane.debug = False
         self._trace.remove()
 
     def debug_commands(self) -> list[str]:
