@@ -75,8 +75,8 @@ class Observation:
     are those of conntrack (adapters.conntrack), read where the records of a request did not name the same ports.
     `noted` is there for a dataplane that keeps in a map where each connection was meant to go: nonce → leg → "ip:port".
     `limits` says of legs that it is known not to serve, why not. `by_tcp` is there for a lab that asks the kernel's TCP
-    what it carried itself: nonce → leg → the bytes that the dialling and the accepting end gave to TCP, over the life of
-    their connection. What could not be read is Unread, each for itself.
+    what it carried: nonce → leg → the bytes that the dialling and the accepting end gave to TCP, over the life of their
+    connection. What could not be read is Unread, each for itself.
     """
 
     client: str

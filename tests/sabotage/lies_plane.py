@@ -156,7 +156,9 @@ def _(scene):
     end(target, "sidecar")
 
 
-@lie("a filter on a live connection", r"on the connection at \S+ of the sidecar of sleep .*1 instructions of classic BPF")
+@lie(
+    "a filter on a live connection", r"on the connection at \S+ of the sidecar of sleep .*1 instructions of classic BPF"
+)
 def _(scene):
     """On a connection that sleep's sidecar has open there is a filter."""
     target = pod(scene, "sleep")

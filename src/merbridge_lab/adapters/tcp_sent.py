@@ -106,7 +106,7 @@ def _messages(raw: bytes) -> list[Sent]:
 
 
 def _read(message: bytes) -> Sent | None:
-    """Read one inet_diag_msg; None for a socket of which TCP tells nothing (in TIME_WAIT: it was told when it ended)."""
+    """Read one inet_diag_msg; None for one in TIME_WAIT, of which TCP told when it ended."""
     if len(message) < _MESSAGE:
         return None
     info = netlink.attributes(message[_MESSAGE:]).get(_INFO, b"")
@@ -124,5 +124,3 @@ def _address(family: int, raw: bytes) -> str:
     if family == socket.AF_INET:
         return socket.inet_ntop(socket.AF_INET, raw[:4])
     return socket.inet_ntop(socket.AF_INET, raw[12:]) if raw[:12] == _MAPPED else socket.inet_ntop(family, raw)
-
-

@@ -36,13 +36,13 @@ def find_nothing(seen: Observation) -> Finding:
             for sender, sent in zip(_senders(seen, nonce, leg), ends, strict=True):
                 if sent >= _LEAST:
                     by_pod.setdefault(sender, []).append(sent)
-    for pod, sent in by_pod.items():
+    for pod, given in by_pod.items():
         left = sum(seen.counter(pod, name).moved for name in _passed(seen, pod))
-        if len(sent) > left:
+        if len(given) > left:
             return fails(
-                f"the counters of {pod} claim that eBPF moved the payload, and the wire does not confirm it: the kernel's"
-                f" TCP carried {sum(sent)} bytes of it, in {len(sent)} directions of connections; eBPF says to have left"
-                f" {left} to it",
+                f"the counters of {pod} claim that eBPF moved the payload, and the wire does not confirm it: the"
+                f" kernel's TCP carried {sum(given)} bytes of it, in {len(given)} directions of connections; eBPF says"
+                f" to have left {left} to it",
                 *evidence,
             )
     for leg in LEGS:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import bpf
 from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import abi, inspect, sockets, trace_event, upgrade
+from merbridge_lab.dataplane import recompiled as source
 from merbridge_lab.dataplane.detach import UNREAD, detach
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64
 from merbridge_lab.dataplane.pods import inbound_listener, netns_cookie
@@ -157,9 +158,9 @@ def _dismiss(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
 def _forget_pairs(pins: Pins, cookie: int) -> None:
     """Forget the connections of a pod that went, or is not served any more: what they still send goes by TCP.
 
-    Where the pod is gone, its sockets may take minutes to end, as nobody acknowledges their last bytes; and somebody may
-    hold them, which makes them no pod's. So they leave `peers` as well, if nothing that was redirected to them is left
-    to read.
+    Where the pod is gone, its sockets may take minutes to end, as nobody acknowledges their last bytes; and somebody
+    may hold them, which makes them no pod's. So they leave `peers` as well, if nothing that was redirected to them is
+    left to read.
     """
     layout = abi.layouts()["pair"]
     gone: list[tuple[bytes, tuple[int, int]]] = []
@@ -191,7 +192,7 @@ def attach(
     try:
         if upgrade.is_due(pins):
             upgrade.begin(pins, lambda coming: load(coming, tracefs))
-        elif inspect.objects_problems(pins) or inspect.source_problems(pins, recompiled, needed=False):
+        elif inspect.objects_problems(pins) or source.problems(pins, recompiled, needed=False):
             detach(pins, _REPLACE)
             load(pins, tracefs)
         with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:

@@ -1,8 +1,8 @@
 """Socket filters on the sockets of a pod: SO_ATTACH_FILTER and SO_ATTACH_BPF, by which what arrives is cut or dropped.
 
 They hang on one socket, and on what a listener accepts from then on: no list of programs, of links or of rules shows
-them, so each socket is asked. Not looked for: SO_ATTACH_REUSEPORT_*, which the kernel does not tell of. What it can do is
-choose among the listeners of one user on one port, and those must all be the sidecar's own.
+them, so each socket is asked. Not looked for: SO_ATTACH_REUSEPORT_*, which the kernel does not tell of. What it can do
+is choose among the listeners of one user on one port, and those must all be the sidecar's own; or drop, which is seen.
 """
 
 from __future__ import annotations

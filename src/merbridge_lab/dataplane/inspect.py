@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from merbridge_lab.dataplane.recompiled import Recompiled
-
 _NOTHING = Around()
 HOOK_NAMES = frozenset(hook.name for hook in HOOKS)
 
@@ -34,33 +32,6 @@ class ProgramInfo:
     type: str
     id: int
     attached_to: str
-
-
-def source_problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list[str]:
-    """Say which programs that run are not what merlab's source compiles to.
-
-    Where it was not compiled, or cannot be, that is a problem if it is `needed`: for a proof, not for mending.
-    """
-    try:
-        wanted = recompiled.tags() if recompiled else {}
-    except LabError as error:
-        return [str(Unread("what merlab's BPF source compiles to", error.what))] if needed else []
-    if not wanted:
-        return []
-    found: list[str] = []
-    for name in PROGRAMS:
-        try:
-            with opened(pins.prog(name)) as fd:
-                program = bpf.prog_info(fd)
-        except OSError as error:
-            found.append(_missing(f"program {name}", error))
-            continue
-        if program.tag not in wanted.get(PREFIX + name, ()):
-            found.append(
-                f"program {name} (id {program.id}) is not what merlab's source compiles to on this machine: it is"
-                " another program, or BCC was upgraded since it was loaded"
-            )
-    return found
 
 
 def _missing(what: str, error: OSError) -> str:
@@ -133,7 +104,9 @@ def objects_problems(pins: Pins) -> list[str]:
         elif others := sorted(users - {table.id}):
             found.append(f"some programs use another map {name} (id {others[0]}) than the pinned one (id {table.id})")
         elif is_frozen:
-            found.append(f"map {name} is frozen (BPF_MAP_FREEZE): nobody can change what it says any more, merlab neither")
+            found.append(
+                f"map {name} is frozen (BPF_MAP_FREEZE): nobody can change what it says any more, merlab neither"
+            )
     return found
 
 
@@ -255,7 +228,8 @@ def _too_many(pins: Pins, pods: Sequence[Pod]) -> list[str]:
             found.append(f"pod {entry['name']} is in the pod map, but not in this lab")
         elif cookie not in cookies:
             found.append(
-                f"the pod map holds {entry['name']} a second time, for the network namespace {cookie}, which is of no pod"
+                f"the pod map holds {entry['name']} a second time, for the network namespace {cookie}, which is of no"
+                " pod"
             )
     with pins.open_map("pod_ips") as ips:
         strange = [key for key in bpf.keys(ips, 4) if key not in addresses]

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf
 from merbridge_lab.adapters.files import delete
-from merbridge_lab.dataplane import abi, inspect, orphans, trace_event
+from merbridge_lab.dataplane import abi, inspect, orphans, recompiled, trace_event
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
 from merbridge_lab.dataplane.pods import Pod, address
-from merbridge_lab.dataplane.recompiled import Recompiled
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
@@ -49,7 +48,7 @@ class Dataplane:
         self._pins = Pins(pins)
         self._tracefs = tracefs
         self._around = around or Around()
-        self._recompiled: Recompiled | None = None
+        self._recompiled: recompiled.Recompiled | None = None
         self._is_proof = False
 
     def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
@@ -89,7 +88,7 @@ class Dataplane:
         """
         found = inspect.problems(self._pins, cgroup, pods, self._around)
         with _reading(self._pins):
-            return found or inspect.source_problems(self._pins, self._recompiled, needed=self._is_proof)
+            return found or recompiled.problems(self._pins, self._recompiled, needed=self._is_proof)
 
     def recompile(self, *, proof: bool) -> None:
         """Begin to compile merlab's own source, for the next look at what is wrong. Raises LabError.
@@ -98,7 +97,7 @@ class Dataplane:
         """
         self._is_proof = self._is_proof or proof
         if self._recompiled is None:
-            self._recompiled = Recompiled()
+            self._recompiled = recompiled.Recompiled()
 
     def others(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
         """Say, a sentence each, which programs of others run where they may. Raises LabError."""

@@ -16,11 +16,16 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import bpf
 from merbridge_lab.adapters.proc import Beside
+from merbridge_lab.dataplane.pins import PREFIX, PROGRAMS, opened
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from merbridge_lab.dataplane.pins import Pins
 
 #: Compiling under a processor that is emulated takes more than a minute, in seconds.
 _COMPILE = 180.0
@@ -44,14 +49,16 @@ class Recompiled:
                 self._tags = json.loads(done.stdout)
             except ValueError as error:
                 said = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.status}"
-                raise LabError(f"merlab's own BPF programs could not be compiled: {said}", hint="merlab doctor") from error
+                raise LabError(
+                    f"merlab's own BPF programs could not be compiled: {said}", hint="merlab doctor"
+                ) from error
         return self._tags or {}
 
 
 def tags(code: bytes) -> list[str]:
-    """Return the tags of a program: of its instructions, without the numbers that maps have, since Linux 6.18 by SHA-256.
+    """Return the tags that kernels give a program: a digest of its instructions, without the numbers of its maps.
 
-    bpf_prog_calc_tag() in kernel/bpf/core.c.
+    By SHA-256 since Linux 6.18, by SHA-1 before; see bpf_prog_calc_tag() in kernel/bpf/core.c.
     """
     plain, at = bytearray(code), 0
     while at < len(plain):
@@ -62,6 +69,34 @@ def tags(code: bytes) -> list[str]:
         at += 16 if wide else 8
     digests = (hashlib.sha256(plain), hashlib.sha1(plain))  # noqa: S324 - the kernel's choice
     return [digest.digest()[:_TAG].hex() for digest in digests]
+
+
+def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list[str]:
+    """Say which programs that run are not what merlab's source compiles to.
+
+    Where it was not compiled, or cannot be, that is a problem if it is `needed`: for a proof, not for mending.
+    """
+    try:
+        wanted = recompiled.tags() if recompiled else {}
+    except LabError as error:
+        return [str(Unread("what merlab's BPF source compiles to", error.what))] if needed else []
+    if not wanted:
+        return []
+    found: list[str] = []
+    for name in PROGRAMS:
+        try:
+            with opened(pins.prog(name)) as fd:
+                program = bpf.prog_info(fd)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # what is not pinned has been told
+                found.append(str(Unread(f"program {name}", error.strerror or str(error))))
+            continue
+        if program.tag not in wanted.get(PREFIX + name, ()):
+            found.append(
+                f"program {name} (id {program.id}) is not what merlab's source compiles to on this machine: it is"
+                " another program, or BCC was upgraded since it was loaded"
+            )
+    return found
 
 
 def main() -> None:

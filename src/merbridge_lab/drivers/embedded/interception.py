@@ -40,7 +40,8 @@ class Interception:
 
     def _pods(self) -> list[dataplane.Pod]:
         return [
-            dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid, pod.app_pid) for pod in self._mesh.pods
+            dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid, pod.app_pid)
+            for pod in self._mesh.pods
         ]
 
     def ensure(self) -> None:
@@ -160,7 +161,7 @@ class Interception:
                 raise KernelCannotError("trace events of BPF programs", "5.9", str(error)) from error
             return
         if self.attached:
-            # A switch that cannot be written (a frozen map) goes with the dataplane, which is what this is on the way to.
+            # A switch that cannot be written (a frozen map) goes with the dataplane, which comes next.
             with contextlib.suppress(LabError):
                 self._plane.debug = False
         self._trace.remove()

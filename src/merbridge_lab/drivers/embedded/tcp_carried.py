@@ -79,9 +79,12 @@ def read(
     if missing := sorted(ends - found.keys()):
         end = missing[0]
         raise UnreadError(Unread(f"sock_diag:{end.where}", f"the kernel tells of no connection of {end.address}"))
-    found_or_none = {None: 0, **found}
+
+    def sent_by(end: _End | None) -> int:
+        return 0 if end is None else found[end]
+
     return {
-        nonce: {leg: (found_or_none[one], found_or_none[other]) for leg, (one, other) in legs.items()}
+        nonce: {leg: (sent_by(one), sent_by(other)) for leg, (one, other) in legs.items()}
         for nonce, legs in wanted.items()
     }
 
@@ -96,9 +99,8 @@ def _legs(
     if exchange.local.endswith(":0"):
         return  # it never dialled
     outbound, delivered = mine.get(exchange.nonce), theirs.get(exchange.nonce)
-    is_own = outbound is not None and outbound.downstream_remote == exchange.local
     near = _End(client, is_local=True, address=exchange.local)
-    yield "outbound", (near, _End(client, is_local=False, address=exchange.local) if is_own else None)
+    yield "outbound", (near, _End(client, is_local=False, address=outbound.downstream_remote) if outbound else None)
     if outbound is None or delivered is None:
         return
     server, record = delivered
