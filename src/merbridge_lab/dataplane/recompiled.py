@@ -20,7 +20,7 @@ from merbridge_lab.adapters import bpf
 from merbridge_lab.adapters.proc import Beside
 from merbridge_lab.dataplane.pins import PREFIX, PROGRAMS, opened
 from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Unread
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +79,7 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
     try:
         wanted = recompiled.tags() if recompiled else {}
     except LabError as error:
-        return [str(Unread("what merlab's BPF source compiles to", error.what))] if needed else []
+        return [str(unread("what merlab's BPF source compiles to", error))] if needed else []
     if not wanted:
         return []
     found: list[str] = []
@@ -89,7 +89,7 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
                 program = bpf.prog_info(fd)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):  # what is not pinned has been told
-                found.append(str(Unread(f"program {name}", error.strerror or str(error))))
+                found.append(str(unread(f"program {name}", error)))
             continue
         if program.tag not in wanted.get(PREFIX + name, ()):
             found.append(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from merbridge_lab.adapters.tcp_sent import Watch
 from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.shortage import unread
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ def watching(namespaces: Mapping[str, Path]) -> Iterator[Mapping[str, Watch] | U
     """Watch the TCP sockets of workloads, by name, for the length of the block."""
     with contextlib.ExitStack() as stack:
         watches: dict[str, Watch] = {}
-        unread = None
+        missing = None
         for name, path in namespaces.items():
             try:
                 watches[name] = stack.enter_context(contextlib.closing(Watch(path)))
             except OSError as error:
-                unread = Unread(f"sock_diag:{name}", error.strerror or str(error))
-        yield unread or watches
+                missing = unread(f"sock_diag:{name}", error)
+        yield missing or watches
 
 
 def read(
@@ -75,7 +76,7 @@ def read(
     try:
         until(have_been_told, timeout=_TOLD, awaiting="the kernel to tell of the batch's connections")
     except OSError as error:
-        raise UnreadError(Unread("sock_diag", error.strerror or str(error))) from error
+        raise UnreadError(unread("sock_diag", error)) from error
     if missing := sorted(ends - found.keys()):
         end = missing[0]
         raise UnreadError(Unread(f"sock_diag:{end.where}", f"the kernel tells of no connection of {end.address}"))
