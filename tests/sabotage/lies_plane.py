@@ -16,7 +16,7 @@ from saboteur import lie
 
 from merbridge_lab.adapters import bpf, netns
 from merbridge_lab.dataplane import abi, pods
-from merbridge_lab.dataplane.pins import u64
+from merbridge_lab.dataplane.pins import u32, u64
 
 _FREEZE = 22
 _SO_ATTACH_FILTER, _SO_ATTACH_BPF = 26, 50
@@ -115,6 +115,29 @@ def _(scene):
         yield
         with contextlib.suppress(OSError):
             bpf.delete(table, key)
+
+
+@lie("a server's address leads to the other server", r"the address 10\.244\.0\.11 does not lead to pod helloworld-v1")
+def _(scene):
+    """helloworld-v1's address stands in pod_ips with the network namespace of helloworld-v2."""
+    one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
+    with pins(scene).open_map("pod_ips") as table:
+        bpf.update(table, u32(pods.Pod("", one.spec.ip, one.netns).ip4), u64(netns.cookie(other.netns)))
+    yield
+
+
+@lie(
+    "a server's listener is the other server's", r"the 15006 listener registered for helloworld-v1 is not its sidecar's"
+)
+def _(scene):
+    """In `listeners`, helloworld-v2's inbound listener stands for helloworld-v1: it would get its connections."""
+    one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
+    with (
+        pods.inbound_listener(other.sidecar_pid, netns.cookie(other.netns)) as sock,
+        pins(scene).open_map("listeners") as table,
+    ):
+        bpf.update(table, u64(netns.cookie(one.netns)), u64(sock))
+    yield
 
 
 # -- socket filters --------------------------------------------------------------------------------------------------

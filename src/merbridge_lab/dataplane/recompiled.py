@@ -38,7 +38,9 @@ class Recompiled:
     """The tags that merlab's programs must have; compiling begins when this is made. Raises LabError."""
 
     def __init__(self) -> None:
-        self._compiling = Beside([sys.executable, "-c", f"from {__name__} import main; main()"])
+        # With our own search path and no other: a file of the current directory must not be taken for a module.
+        script = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+        self._compiling = Beside([sys.executable, "-I", "-B", "-c", script])
         self._tags: dict[str, list[str]] | None = None
 
     def tags(self) -> Mapping[str, list[str]]:
