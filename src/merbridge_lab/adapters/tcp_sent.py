@@ -69,6 +69,12 @@ class Watch:
         self._told.close()
 
 
+def probe() -> None:
+    """See that this kernel tells of sockets, where we are. Raises OSError."""
+    _live()
+    _listen().close()
+
+
 def _listen() -> socket.socket:
     told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _SOCK_DIAG)
     try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from merbridge_lab.observation import Exchange
 
 #: How long the kernel may take to tell of a socket that ended, in seconds; it takes milliseconds.
-_TOLD = 1.0
+_TOLD = 3.0
 
 
 class _End(NamedTuple):
