@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,7 +44,7 @@ class Watch:
     def __init__(self, namespace: Path) -> None:
         self._namespace = namespace
         self._ended: dict[int, Sent] = {}
-        netns.run_inside(namespace, _live)  # before the socket is there: it loads the modules, or fails
+        probe()
         self._told = netns.run_inside(namespace, _listen)
 
     def look(self) -> list[Sent]:
@@ -69,8 +70,9 @@ class Watch:
         self._told.close()
 
 
+@functools.cache
 def probe() -> None:
-    """See that this kernel tells of sockets, where we are. Raises OSError."""
+    """See, once, that this kernel tells of sockets; what is asked first loads its modules. Raises OSError."""
     _live()
     _listen().close()
 
