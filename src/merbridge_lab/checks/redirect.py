@@ -96,7 +96,7 @@ def payload_moved() -> Check:
         "redirect.payload_moved",
         "eBPF moves the payload from socket to socket on all three legs",
         find_payload,
-        hint="merlab step 3",
+        hint="merlab up",
     )
 
 
