@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -180,6 +181,39 @@ def run(
             f"{argv[0]} failed with exit status {result.status}", command=command, stderr=result.stderr.strip()
         )
     return result
+
+
+class Beside:
+    """A command that runs beside us, in no thread: it prints a few lines at most, which are read when it is waited for.
+
+    It is ended when nobody holds this any more, or merlab ends. Raises LabError where it cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._command = pasteable(argv)
+        log.debug("$ %s &", self._command)
+        try:
+            self._process = _start(argv, stdin=None, env=None)
+        except OSError as error:
+            raise _cannot_start(argv[0], error) from error
+        self._end = weakref.finalize(self, _end, self._process)
+
+    def result(self, timeout: float) -> Result:
+        """Wait until it ends, at most `timeout` seconds; its exit status is the caller's to judge. Raises LabError."""
+        out, err = _read(self._process, None, time.monotonic() + timeout, None, lambda _why: _kill(self._process))
+        return Result(self._command, self._process.returncode or 0, out.decode(), err.decode(errors="replace"))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None and process.poll() is None:
+        _kill(process)
+    with process:  # waits for it, and closes its pipes
+        pass
 
 
 def _read(

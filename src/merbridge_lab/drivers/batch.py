@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     Noted = Callable[
         [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]], Mapping[str, Mapping[str, str]]
     ]
+    #: From the same to Observation.by_tcp.
+    ByTcp = Callable[
+        [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]],
+        Mapping[str, Mapping[str, tuple[int, int]]],
+    ]
 
 T = TypeVar("T")
 
@@ -100,6 +105,11 @@ def _reading(source: str, take: Callable[[], T]) -> T | Unread:
         if type(error) is not LabError:
             raise
         return unread(source, error)
+
+
+def _or_none(log: Mapping[str, T] | Unread) -> Mapping[str, T]:
+    """Return the records; none where there is no log: a twin without a sidecar has connections all the same."""
+    return {} if isinstance(log, Unread) else log
 
 
 def _more_than_one(facts: Mapping[str, object]) -> str:
@@ -194,6 +204,7 @@ def observe(
     noted: Noted | None = None,
     limits: Mapping[str, str] | None = None,
     logged: bool = True,
+    by_tcp: ByTcp | None = None,
 ) -> Observation:
     """Send `count` requests by `ask`, one after the other, and read everything around them.
 
@@ -229,4 +240,7 @@ def observe(
         if noted is not None
         else None,
         limits=limits or {},
+        by_tcp=_reading("sock_diag", lambda: by_tcp(exchanges, _or_none(client_log), _or_none(server_log)))
+        if by_tcp is not None
+        else None,
     )

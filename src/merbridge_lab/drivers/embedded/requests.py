@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
@@ -11,6 +12,7 @@ from merbridge_lab.adapters import cgroup, conntrack, tools
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
+from merbridge_lab.drivers.embedded import tcp_carried
 from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.evidence import Unread
 from merbridge_lab.shortage import unread
@@ -103,17 +105,19 @@ def observe(
     """
     client.pod.require_view()
     path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
-    seen = batch.observe(
-        client,
-        ask=lambda: ask(client, url),
-        own=_Log(client.name, client.access_log),
-        logs={server.name: _Log(server.name, server.access_log) for server in servers},
-        count=count,
-        counters=counters,
-        changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),
-        trace=trace,
-        logged=logged,
-    )
+    with tcp_carried.watching({each.name: each.pod.netns for each in (client, *servers)}) as watch:
+        seen = batch.observe(
+            client,
+            ask=lambda: ask(client, url),
+            own=_Log(client.name, client.access_log),
+            logs={server.name: _Log(server.name, server.access_log) for server in servers},
+            count=count,
+            counters=counters,
+            changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),
+            trace=trace,
+            logged=logged,
+            by_tcp=partial(tcp_carried.read, watch, client.name),
+        )
     # As before, or something was put in the place of curl for as long as it was asked.
     client.pod.require_view()
     return seen

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import links, netns, network
+from merbridge_lab.dataplane import strangers
 from merbridge_lab.drivers.embedded import layout, wiring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from merbridge_lab.adapters.network import Network
@@ -50,6 +51,7 @@ def of_node(machines: Path, found: Network) -> list[str]:
         also=[line for spec in there for line in wiring.nodes_end(spec)],
     )
     sentences = [f"the node's network namespace has no {kind} {line}" for kind, line in compared.missing]
+    sentences += _hanging(layout.NODE, machines / layout.NODE, compared.extra)
     sentences += [
         wiring.stranger("the node's network namespace", (kind, line))
         for kind, line in compared.extra
@@ -57,6 +59,12 @@ def of_node(machines: Path, found: Network) -> list[str]:
     ]
     told = wiring.differing(found.sysctls, node_sysctls(found))
     return sentences + [f"in the node's network namespace {each}" for each in told]
+
+
+def _hanging(name: str, where: Path, extra: Iterable[wiring.Line]) -> Iterator[str]:
+    """Say what hangs on links that have a queueing discipline of somebody's: it is what that is there for."""
+    if any(kind == "queueing discipline" for kind, _ in extra):
+        yield from (each.sentence for each in strangers.on_links(name, where))
 
 
 def _beyond(machines: Path, specs: list[PodSpec], found: Network) -> dict[str, str]:
@@ -89,6 +97,7 @@ def of_pod(spec: PodSpec, where: Path, node: Path, node_found: Network | None = 
     for kind, line in compared.missing:
         if (kind, line) not in end:
             yield f"{'lo is down: ' if 'lo (loopback)' in line else ''}{space} has no {kind} {line}"
+    yield from _hanging(spec.name, where, compared.extra)
     yield from (wiring.stranger(space, each) for each in compared.extra)
     if at_node is None:
         yield f"{spec.name} has no node to be linked to ({node})"
