@@ -74,7 +74,18 @@ def ipvs() -> list[str]:
         told = Path("/proc/thread-self/net/ip_vs").read_text()
     except FileNotFoundError:
         return []
-    return [" ".join(line.split()) for line in lines_of(told) if line.split()[:1] and line.split()[0] in _IPVS]
+    return read_ipvs(told)
+
+
+def read_ipvs(told: str) -> list[str]:
+    """Read the services, with their servers, out of /proc/net/ip_vs. Addresses are in hexadecimal digits there."""
+    found: list[str] = []
+    for words in map(str.split, lines_of(told)):
+        if words[:1] and words[0] in _IPVS:
+            found.append(" ".join(words[:2]))
+        elif words[:1] == ["->"] and found:
+            found[-1] += f" to {words[1]}"
+    return found
 
 
 def _dump(protocol: int, request: int, body: bytes, flags: int = _DUMP) -> list[bytes]:
