@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
 from lies_mesh import pod
 from lies_pods import at, at_node
-from saboteur import lie
+from saboteur import lie, oddity
 
 # -- settings --------------------------------------------------------------------------------------------------------
 
@@ -112,3 +117,64 @@ def _(scene):
     """The node's default policy of IPsec is to forward nothing."""
     at_node(scene, "ip", "xfrm", "policy", "setdefault", "fwd", "block")
     yield
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+CACHE = Path(__file__).with_name("false_nscd.py")
+
+
+@contextlib.contextmanager
+def cached(target, path, address):
+    """Answer names in the pod as nscd would, at `path`: a service's name is `address`."""
+    inside = ["nsenter", f"--mount={target.mntns}", "--"]
+    argv = [*inside, "/usr/bin/python3", "-I", "-", path, address]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        server.stdin.write(CACHE.read_bytes())
+        server.stdin.close()
+        try:
+            assert server.stdout.readline() == b"there\n"
+            yield
+        finally:
+            server.kill()
+            subprocess.run([*inside, "rm", "-rf", str(Path(path).parent)], check=True)
+
+
+@lie("a false name service cache", "a name service cache answers names in sleep, before /etc/hosts")
+def _(scene):
+    """In sleep a false nscd says that helloworld is helloworld-v1's own address."""
+    with cached(pod(scene, "sleep"), "/run/nscd/socket", "10.244.0.11"):
+        yield
+
+
+@lie("a false name service cache meanwhile", "it was asked of 10.244.0.11, and helloworld is 10.96.0.10")
+def _(scene):
+    """The same from the moment on that step 9 begins."""
+    with contextlib.ExitStack() as stack:
+        false = cached(pod(scene, "sleep"), "/run/nscd/socket", "10.244.0.11")
+        scene.at("step 9 begins", lambda: stack.enter_context(false))
+        yield
+
+
+NAMELESS = """
+import socket, sys, threading
+server = socket.socket(type=socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 53))
+def answer():
+    while True:
+        asked, sender = server.recvfrom(512)
+        server.sendto(asked[:2] + bytes([0x81, 0x83]) + asked[4:], sender)
+threading.Thread(target=answer, daemon=True).start()
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+@oddity("a foreign name server in a pod")
+def _(scene):
+    """A process of root's answers DNS in sleep, and knows no name; those of the lab are all in /etc/hosts."""
+    argv = pod(scene, "sleep").argv_as_root([sys.executable, "-I", "-c", NAMELESS])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"there\n"
+        yield
+        server.stdin.close()
