@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
-from lies_mesh import pod
+from lies_mesh import end, pod
 from lies_pods import at, at_node
 from saboteur import lie, oddity
+
+from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters.proc import run
+from merbridge_lab.drivers.embedded import enter, layout
+from merbridge_lab.waiting import until
 
 # -- settings --------------------------------------------------------------------------------------------------------
 
@@ -117,6 +126,110 @@ def _(scene):
     """The node's default policy of IPsec is to forward nothing."""
     at_node(scene, "ip", "xfrm", "policy", "setdefault", "fwd", "block")
     yield
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def first_freezer():
+    """Give the freezer of cgroup version 1 where the machine has it mounted, or mount it for the moment."""
+    there = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()
+             if line.split()[2] == "cgroup" and "freezer" in line.split()[3].split(",")]  # fmt: skip
+    if there:
+        yield Path(there[0])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        mounts.mount("none", Path(folder), "cgroup", data="freezer")
+        try:
+            yield Path(folder)
+        finally:
+            mounts.umount(Path(folder))
+
+
+@lie("sidecar of sleep frozen by another freezer", "the sidecar of sleep is frozen .*freezer.state of .*/merlab-frozen")
+def _(scene):
+    """sleep's Envoy is frozen by a cgroup of version 1; its own cgroup is not."""
+    target = pod(scene, "sleep")
+    with first_freezer() as top:
+        place = top / "merlab-frozen"
+        place.mkdir()
+        pid = target.sidecar_pid
+        (place / "cgroup.procs").write_text(str(pid))
+        (place / "freezer.state").write_text("FROZEN")
+        yield
+        (place / "freezer.state").write_text("THAWED")
+        (top / "cgroup.procs").write_text(str(pid))
+        assert until(lambda: not (place / "cgroup.procs").read_text(), timeout=5, awaiting="the freezer to be left")
+        place.rmdir()
+
+
+def by_way_of(target, kind, *prefix):
+    """Start a process of a pod as merlab does, but for what is said before."""
+    end(target, kind)
+    user = layout.SIDECAR_ID if kind == "sidecar" else layout.APP_ID
+    argv = [*prefix, *target.processes._argv(kind)]
+    log = target.folder / "sabotage.log"
+    run(enter.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))
+    assert until(lambda: target._answers(kind), timeout=10, awaiting=f"the {kind}")
+
+
+#: Whatever this runs has a filter by which somebody else answers acct(2), and hands over by whom: the last argument's
+#: socket. (The filter: load the number of the system call; if it is that, ask; else let it pass.)
+SUPERVISED = """
+import ctypes, os, socket, struct, sys
+path, *argv = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+seccomp, acct = {"x86_64": (317, 163), "aarch64": (277, 89)}[os.uname().machine]
+steps = ((0x20, 0, 0, 0), (0x15, 0, 1, acct), (6, 0, 0, 0x7FC00000), (6, 0, 0, 0x7FFF0000))
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+notify = libc.syscall(seccomp, 1, 8, program)
+assert notify >= 0, ctypes.get_errno()
+with socket.socket(socket.AF_UNIX) as other:
+    other.connect(path)
+    socket.send_fds(other, [b"!"], [notify])
+os.execv(argv[0], argv)
+"""
+
+
+@lie(
+    "a sidecar whose system calls another answers", r"the sidecar of sleep .*seccomp filter, and process \d+ may answer"
+)
+def _(scene):
+    """sleep's Envoy runs under a seccomp filter that asks another process, which may give it any socket for its own."""
+    target = pod(scene, "sleep")
+    path = target.folder / "supervisor"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o666)
+        server.listen()
+        held = []
+
+        def hold():
+            asked, _ = server.accept()
+            with asked:
+                held.extend(socket.recv_fds(asked, 1, 1)[1])
+
+        keeper = threading.Thread(target=hold)
+        keeper.start()
+        by_way_of(target, "sidecar", "/usr/bin/python3", "-I", "-c", SUPERVISED, str(path))
+        keeper.join()
+        yield
+        os.close(held[0])
+    path.unlink()
+    end(target)
+
+
+@oddity("a sidecar that comes last")
+def _(scene):
+    """sleep's Envoy runs only when nobody else wants to (SCHED_IDLE, nice 19), and goes first when memory is short."""
+    target = pod(scene, "sleep")
+    by_way_of(target, "sidecar", "nice", "-n", "19", "chrt", "--idle", "0")
+    Path(f"/proc/{target.sidecar_pid}/oom_score_adj").write_text("1000")
+    yield
+    end(target)
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
