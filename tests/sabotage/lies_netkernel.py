@@ -15,7 +15,7 @@ from lies_mesh import end, pod
 from lies_pods import at, at_node
 from saboteur import lie, oddity
 
-from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters import mounts, netns
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import enter, layout
 from merbridge_lab.waiting import until
@@ -64,6 +64,18 @@ def _(scene):
     """The node forwards nothing that comes in from helloworld-v1; ip_forward is on as before."""
     at_node(scene, "sysctl", "-q", "-w", "net.ipv4.conf.veth11.forwarding=0")
     yield
+
+
+@lie("settings of sleep covered", "sysctl:/proc/sys/net could not be read: something is mounted over .*/all")
+def _(scene):
+    """Over the settings of all links of sleep lie files that say what is wanted."""
+    place = Path("/proc/sys/net/ipv4/conf/all")
+    where = pod(scene, "sleep").netns
+    netns.run_inside(where, lambda: mounts.mount("none", place, "tmpfs"))
+    try:
+        yield
+    finally:
+        netns.run_inside(where, lambda: mounts.umount(place))
 
 
 # -- links, addresses, routes, IPsec ---------------------------------------------------------------------------------

@@ -138,3 +138,18 @@ def test_p8_services_of_ipvs_are_told_with_their_servers():
     assert redirections.read_ipvs(text) == []
     services = "TCP  0A60000A:1388 rr  \n  -> 0AF4000C:1388      Masq    1      0          0         \n"
     assert redirections.read_ipvs(text + services) == ["TCP 0A60000A:1388 to 0AF4000C:1388"]
+
+
+@pytest.mark.parametrize(
+    ("line", "covered"),
+    [
+        ("40 25 0:21 /sys /proc/sys ro,nosuid - proc proc rw", None),
+        ("40 25 0:21 /sys/net /proc/sys/net rw - proc proc rw", None),
+        ("40 25 0:44 / /proc/sys/net/ipv4/conf rw - tmpfs none rw", "/proc/sys/net/ipv4/conf"),
+        ("40 25 0:21 /sys/kernel/shmmni /proc/sys/net/ipv4/tcp_ecn rw - proc proc rw", "/proc/sys/net/ipv4/tcp_ecn"),
+        ("40 25 0:30 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw", None),
+        ("40 25 0:30 / /run/proc/sys rw - tmpfs none rw", None),
+    ],
+)
+def test_p8_settings_are_not_read_through_a_cover(line, covered):
+    assert sysctls._covered(f"25 1 0:21 / /proc rw - proc proc rw\n{line}\n") == covered

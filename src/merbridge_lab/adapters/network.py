@@ -73,7 +73,7 @@ class Network:
 def read(netns: Path, *, settings: bool = False) -> Network:
     """Read what there is in the namespace pinned at `netns`, with all its `settings` (see sysctls) where wanted.
 
-    Raises OSError, NetlinkError.
+    Raises OSError, NetlinkError, UnreadError.
     """
 
     def work() -> Network:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.netns import run_in_new
+from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-TOP = Path("/proc/sys/net")
+TOP = "/proc/sys/net"
 _ROOM = 1 << 16
 
 
@@ -24,55 +26,55 @@ def read_all() -> dict[str, str]:
     """Read every setting of the calling thread's network namespace: path below /proc/sys/net → value.
 
     Of a file that tells nothing (it is only for writing, or was never set) the value is the name of the error. Raises
-    OSError where something is mounted over one of them: what is read there is not the kernel's.
+    UnreadError where something is mounted over one of them: what is read there is not the kernel's.
     """
-    return dict(_below(TOP, Path("/proc/self").stat().st_dev))
+    if (covered := _covered(Path("/proc/self/mountinfo").read_text(errors="replace"))) is not None:
+        raise UnreadError(Unread(f"sysctl:{TOP}", f"something is mounted over {covered}"))
+    found: dict[str, str] = {}
+    # Some hundred files, some ten times in a `verify`: so without what is convenient.
+    for folder, _, names in os.walk(TOP):
+        below = folder[len(TOP) + 1 :]
+        for name in names:
+            try:
+                file = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # of a link that has just gone
+                continue
+            except OSError as error:
+                value = _called(error)
+            else:
+                try:
+                    value = " ".join(os.read(file, _ROOM).decode(errors="replace").split())
+                except OSError as error:
+                    value = _called(error)
+                finally:
+                    os.close(file)
+            found[f"{below}/{name}"] = value
+    return found
 
 
-def _below(folder: Path, device: int) -> Iterator[tuple[str, str]]:
-    try:
-        _refuse_cover(folder.stat(), device, folder)
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:  # of a link that has just gone
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _below(folder / entry.name, device)
-        elif (value := _value(entry.path, device)) is not None:
-            yield entry.path[len(str(TOP)) + 1 :], value
+def _called(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "unknown")
 
 
-def _value(path: str, device: int) -> str | None:
-    """Read one; None where it has just gone."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, "unknown")
-    try:
-        _refuse_cover(os.fstat(file), device, path)
-        return _read(file)
-    finally:
-        os.close(file)
-
-
-def _read(file: int) -> str:
-    try:
-        return " ".join(os.read(file, _ROOM).decode(errors="replace").split())
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, "unknown")
-
-
-def _refuse_cover(seen: os.stat_result, device: int, path: object) -> None:
-    if seen.st_dev != device:
-        raise OSError(errno.EBUSY, f"something is mounted over {path}")
+def _covered(mountinfo: str) -> str | None:
+    """Find what is mounted over settings and is not what was there before, only mounted again, as containers do."""
+    for line in lines_of(mountinfo):
+        if " /proc/sys" in line:
+            root, target = line.split()[3:5]
+            kind = line.partition(" - ")[2].partition(" ")[0]
+            if (target == "/proc/sys" or f"{target}/".startswith(f"{TOP}/")) and (kind, f"/proc{root}") != (
+                "proc",
+                target,
+            ):
+                return target
+    return None
 
 
 @functools.lru_cache(maxsize=1)
 def of_new_namespace() -> Mapping[str, str]:
     """Give the settings of a network namespace made for the moment: the kernel's own, and what the host hands on.
 
-    Kept: it costs some milliseconds. `of_new_namespace.cache_clear()` has it read again. Raises OSError.
+    Kept: it costs some milliseconds. `of_new_namespace.cache_clear()` has it read again. Raises OSError,
+    UnreadError.
     """
     return run_in_new(read_all)

@@ -172,6 +172,8 @@ def _differing(
               if name not in found]  # fmt: skip
     yield from (f"{name} could not be read" for name in sorted(unread))
     for name, have in sorted(found.items()):
+        if have == ours.get(name, new.get(name)):
+            continue
         link = _of_link(name)
         if link and link not in ("all", "default", "lo", *links):
             continue  # of a link that should not be there, or a tunnel at rest: of those the links tell
