@@ -168,9 +168,9 @@ def _differing(
     ours = wanted(links, forward=forward)
     # What every namespace with IPv6 has of each link: its own.
     ours |= {f"ipv6/conf/{each}/mtu": "1500" for each in links}
-    unread = [name for name in {*_ALWAYS, *(name for name in new if "/lo/" in name or not _of_link(name))}
-              if name not in found]  # fmt: skip
-    yield from (f"{name} could not be read" for name in sorted(unread))
+    for name in sorted({*new, *_ALWAYS} - found.keys()):
+        if name in _ALWAYS or _of_link(name) in ("", "lo"):
+            yield f"{name} could not be read"
     for name, have in sorted(found.items()):
         if have == ours.get(name, new.get(name)):
             continue
