@@ -19,7 +19,7 @@ _RTM_GETNEXTHOP = 106
 _NETLINK_XFRM = 6
 _XFRM_GET = {"state": 0x12, "policy": 0x15}  # XFRM_MSG_GETSA, XFRM_MSG_GETPOLICY
 _XFRM_GET_DEFAULT, _XFRM_BLOCK = 0x28, 1
-_REQUEST, _DUMP = 0x001, 0x301  # NLM_F_REQUEST, with NLM_F_DUMP
+_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP: whoever sees it pass knows that nothing is changed by it
 _ERROR, _DONE = 2, 3
 #: How lines of /proc/net/ip_vs begin that tell of a service.
 _IPVS = ("TCP", "UDP", "SCTP", "FWM")
@@ -50,7 +50,7 @@ def _xfrm(kind: str) -> int:
 def _blocked() -> list[str]:
     """List what IPsec's default policy blocks (Linux 5.15)."""
     try:
-        found = _dump(_NETLINK_XFRM, _XFRM_GET_DEFAULT, bytes(3), _REQUEST)
+        found = _dump(_NETLINK_XFRM, _XFRM_GET_DEFAULT, bytes(3), single=True)
     except OSError as error:
         if error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP):
             return []  # an older kernel, or one without IPsec: none can have been set
@@ -88,11 +88,11 @@ def read_ipvs(told: str) -> list[str]:
     return found
 
 
-def _dump(protocol: int, request: int, body: bytes, flags: int = _DUMP) -> list[bytes]:
-    """Give the bodies of the answers to one request."""
+def _dump(protocol: int, request: int, body: bytes, *, single: bool = False) -> list[bytes]:
+    """Give the bodies of the answers to one request, or its `single` one: then the kernel ignores NLM_F_DUMP."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
         sock.settimeout(2)
-        sock.send(struct.pack("=LHHLL", 16 + len(body), request, flags, 1, 0) + body)
+        sock.send(struct.pack("=LHHLL", 16 + len(body), request, _DUMP, 1, 0) + body)
         found: list[bytes] = []
         while True:
             answer = sock.recv(65536)
@@ -104,6 +104,6 @@ def _dump(protocol: int, request: int, body: bytes, flags: int = _DUMP) -> list[
                     (number,) = struct.unpack_from("=i", answer, 16)
                     raise OSError(-number, os.strerror(-number))
                 found.append(answer[16:length])
-                if flags != _DUMP:
+                if single:
                     return found
                 answer = answer[(length + 3) & ~3 :]
