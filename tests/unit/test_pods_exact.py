@@ -68,8 +68,12 @@ def test_p4_what_is_missing_is_told():
     assert compared(without=[line]).missing == (line,)
 
 
-def test_p4_a_setting_that_the_kernel_does_not_have_does_not_differ():
-    assert wiring.differing({"a": None, "b": "1", "c": ""}, {"a": "0", "b": "0", "c": ""}) == ["b is 1, not 0"]
+def test_p4_what_is_altered_is_told_as_one_thing():
+    link = ("link", "eth0 (veth) up mtu 1500")
+    found = compared(("link", "eth0 (veth) up mtu 1500 promiscuous"), without=[link])
+    left, told = wiring.altered(found)
+    assert left == ((), ())
+    assert told == ["the link eth0 (veth) up mtu 1500 is promiscuous"]
 
 
 def test_p2_this_very_process_is_none_of_the_labs():

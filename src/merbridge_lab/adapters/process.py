@@ -94,6 +94,7 @@ class Details:
     `users` and `groups` hold the real, effective, saved and file system's; `more_groups` the supplementary ones.
     `program` is device and inode of what it executes, `code` the paths of other files that it executes code of.
     `limits` are soft limits by the kernel's names, None where there is none. `threads` holds a letter for each.
+    `filters` counts its seccomp filters, or is 1 where the kernel (before 5.9) only says that there are some.
     """
 
     users: tuple[int, ...]
@@ -108,6 +109,7 @@ class Details:
     code: frozenset[str]
     limits: Mapping[str, int | None]
     threads: str
+    filters: int = 0
 
 
 #: Those that say who a process is and which process a number means; network and mount namespaces are Process's.
@@ -133,9 +135,29 @@ def details(pid: int) -> Details | None:
             code=_code((proc / "maps").read_text(errors="replace"), str((proc / "exe").readlink())),
             limits=_limits((proc / "limits").read_text()),
             threads=threads(pid),
+            filters=_filters(status),
         )
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def own_filters() -> int:
+    """Count the seccomp filters of this process, which those that it starts have, too."""
+    return _filters(dict(line.split(":", 1) for line in lines_of(Path("/proc/self/status").read_text())))
+
+
+def _filters(status: Mapping[str, str]) -> int:
+    return int(status.get("Seccomp_filters") or int(status.get("Seccomp", "0")) == 2)  # noqa: PLR2004 - by filter
+
+
+def supervisors() -> list[int]:
+    """List the processes that may answer system calls of others (SECCOMP_RET_USER_NOTIF, Linux 5.0)."""
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()).startswith("anon_inode:seccomp notify"):
+                found.add(int(descriptor.parts[2]))
+    return sorted(found)
 
 
 def own_namespaces() -> Mapping[str, int]:

@@ -5,8 +5,8 @@ Compared are: the command line, the network and mount namespace (those of the po
 further groups, the capabilities (none), the environment (exactly the one that merlab gives), that no debugger is
 attached, that code was loaded from the system's directories alone, that the limits leave room to work, and the script:
 that the file holds what merlab put there, and was not written after the process had started, which is when it was
-read. Not compared: a seccomp filter, which can only take away, and code that was put into the memory of the process
-itself.
+read. Not compared: a seccomp filter that nobody answers, which can only take away, and code that was put into the
+memory of the process itself.
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
         yield f"its environment is not merlab's: {more[0].partition('=')[0]}"
     if found.tracer:
         yield f"process {found.tracer} is attached to it as a debugger"
+    # A filter alone can only take away; but one that asks a supervisor has that answer in the kernel's place.
+    if found.filters > process.own_filters() and (others := process.supervisors()):
+        yield f"it has a seccomp filter, and process {others[0]} may answer its system calls"
     if strange := sorted(path for path in found.code if not path.startswith(_LIBRARIES)):
         yield f"it has loaded code of {strange[0]}"
     yield _of_limits(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import iptables, links, netns, tcp
-from merbridge_lab.drivers.embedded import layout, services, wires, wiring
+from merbridge_lab.drivers.embedded import layout, services, settings, wires
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Node:
         return [
             f"touch {self.netns} && unshare --net={self.netns} true",
             f"{inside} ip link set lo up",
-            f"{inside} sysctl -q -w net.ipv4.ip_forward=1 {wiring.TYPED}",
+            f"{inside} sysctl -q -w net.ipv4.ip_forward=1 {settings.TYPED}",
             f"{inside} iptables-{self._backend} -t nat -N MERLAB-SERVICES",
             *dnat,
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import cgroup, netns, probe, process
+from merbridge_lab.adapters import cgroup, cgroup_v1, netns, probe, process
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import run
@@ -125,6 +125,8 @@ class Processes:
         """Say what keeps a process, or one of its threads, from running; empty if nothing does."""
         if cgroup.is_frozen(self.cgroup / kind):
             return f"is frozen (cgroup.freeze of {self.cgroup / kind} or of a cgroup above)"
+        if where := cgroup_v1.frozen(seen.pid):
+            return f"is frozen ({where})"
         if set("Tt") & {*process.threads(seen.pid)}:
             return "is stopped"
         if "D" in process.threads(seen.pid) and not until(
@@ -170,7 +172,8 @@ class Processes:
             return f"{where} {held} (pid {seen.pid})"
         if not self.answers(kind):
             port = layout.HEALTH_PORT if kind == "sidecar" else layout.HTTP_PORT
-            return f"{where} does not answer on port {port} (pid {seen.pid})"
+            because = f": {why}" if (why := cgroup_v1.throttled(seen.pid)) else ""
+            return f"{where} does not answer on port {port} (pid {seen.pid}){because}"
         if kind == "sidecar" and not seen.has_open(access_log):
             return f"the access log of {self._spec.name} is not the one that its sidecar writes ({access_log})"
         return ""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from merbridge_lab import accesslog
 from merbridge_lab.adapters import cgroup, conntrack, tools
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.accesslog import AccessLogLine
     from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.drivers.embedded.layout import PodSpec
     from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
     from merbridge_lab.observation import Exchange, Observation
 
@@ -44,7 +47,23 @@ def ask(client: EmbeddedWorkload, url: str) -> Exchange:
         if cgroup.is_frozen(client.pod.cgroup / "app"):
             raise NotHeldError(f"the app of {client.name} is frozen ({client.pod.cgroup / 'app'})") from error
         raise
-    return batch.read(nonce, url, done.status, done.stdout, done.stderr)
+    return by_name(batch.read(nonce, url, done.status, done.stdout, done.stderr), client.pod.spec)
+
+
+def by_name(exchange: Exchange, spec: PodSpec) -> Exchange:
+    """Call a request failed that went to another address than the pod's /etc/hosts has for the name it was asked by.
+
+    That it went to the loopback is another matter: so it looks where nobody answers getpeername.
+    """
+    host = urlsplit(exchange.url).hostname or ""
+    known = {service.vip for service in spec.services if host in service.names}
+    address = exchange.remote.rpartition(":")[0]
+    if not known or not address or address in known or address.startswith("127."):
+        return exchange
+    told = (
+        f"it was asked of {address}, and {host} is {', '.join(sorted(known))}: something else than /etc/hosts told it"
+    )
+    return replace(exchange, exit_status=batch.NOT_ONCE, error=told)
 
 
 class _Log:
