@@ -55,6 +55,7 @@ class CellOutcome:
     """A cell as it was measured on `client`; `finding` says whether what was expected of it was seen.
 
     One that skips is of a cell that the dataplane is known not to serve: what was seen is told, and proves nothing.
+    `unasked` names what else was to be looked at in it and could not be on this machine, and why: each is a skip.
     """
 
     cell: Cell
@@ -62,6 +63,12 @@ class CellOutcome:
     finding: Finding
     served: bool
     both_sidecars: bool
+    unasked: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> int:
+        """How much of it was skipped: all of it, or what could not be asked."""
+        return 1 if self.finding.verdict is Verdict.SKIP else len(self.unasked)
 
     def to_json(self) -> dict[str, Any]:
         """Give it as scripts see it; `rules` is the client's, as in a walkthrough that flushes sleep only."""
@@ -74,6 +81,7 @@ class CellOutcome:
             "served": self.served,
             "both_sidecars": self.both_sidecars,
             "why": self.finding.why,
+            "unasked": list(self.unasked),
             "evidence": [vars(reading) for reading in self.finding.evidence],
         }
 
@@ -112,7 +120,8 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         )
 
         present = lab.observe(sleep).beside(by_rules)
-        others = dials.find_carried(sleep.name, lab.dial(sleep) if DIALS in lab.capabilities else ())
+        dialled = lab.dial(sleep) if DIALS in lab.capabilities else ()
+        others = dials.find_carried(sleep.name, dialled)
         yield _outcome(
             Cell(ebpf=True, client_rules=True, server_rules=True),
             present,
@@ -123,6 +132,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
                 others,
                 rules.find_stood_still(present),
             ),
+            unasked=dials.unasked(dialled),
         )
 
         with sleep.rules.flushed() as saved:
@@ -289,11 +299,14 @@ def _all(why: str, *findings: Finding) -> Finding:
     )
 
 
-def _outcome(cell: Cell, seen: Observation, look: Callable[[], Finding]) -> CellOutcome:
+def _outcome(
+    cell: Cell, seen: Observation, look: Callable[[], Finding], unasked: tuple[str, ...] = ()
+) -> CellOutcome:
     return CellOutcome(
         cell,
         seen.client,
         assess(look),
         served=all(exchange.served for exchange in seen.exchanges),
         both_sidecars=assess(mesh.find_both_sidecars, seen).held,
+        unasked=unasked,
     )
