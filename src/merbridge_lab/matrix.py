@@ -299,9 +299,7 @@ def _all(why: str, *findings: Finding) -> Finding:
     )
 
 
-def _outcome(
-    cell: Cell, seen: Observation, look: Callable[[], Finding], unasked: tuple[str, ...] = ()
-) -> CellOutcome:
+def _outcome(cell: Cell, seen: Observation, look: Callable[[], Finding], unasked: tuple[str, ...] = ()) -> CellOutcome:
     return CellOutcome(
         cell,
         seen.client,

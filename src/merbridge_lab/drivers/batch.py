@@ -34,8 +34,8 @@ REQUEST = 5
 #: In the place of curl's exit status where it did something else than it was told, or does not tell; curl has no such
 #: number.
 NOT_ONCE = 255
-#: What a request that was sent once over one new connection has in the answer of `curl`, and the first libcurl that says
-#: it; a curl of that version or a later one that does not say it has not said that it was so.
+#: What curl tells of a request that was sent once over one new connection, and the first libcurl that tells it. What a
+#: curl of that version or a later one does not tell was not read.
 _ONCE = {
     "num_connects": (1, (7, 70)),
     "num_redirects": (0, (7, 70)),
