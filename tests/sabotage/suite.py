@@ -6,6 +6,7 @@ import lies_limits  # noqa: F401
 import lies_mesh  # noqa: F401
 import lies_pods  # noqa: F401
 import lies_readings  # noqa: F401
+import lies_rest  # noqa: F401
 import lies_rules  # noqa: F401
 import lies_saves  # noqa: F401
 import lies_steps  # noqa: F401
