@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, iptables, links, mounts, netns
@@ -100,7 +102,7 @@ class Pod:
     def _ensure_files(self) -> None:
         changed = furniture.write(self.spec, self.folder)
         add_log(self.folder / APP_LOG, layout.APP_ID)
-        if changed or not netns.is_pinned(self.mntns):
+        if changed or not netns.is_pinned(self.mntns) or not self._has_view():
             netns.unpin(self.mntns)
             envoy = sidecar.program(self._machine) if self.spec.sidecar else None
             netns.create(
@@ -108,6 +110,15 @@ class Pod:
                 netns.NEWNS,
                 lambda: furniture.arrange(self._machine.run, self.spec, self.folder, envoy),
             )
+
+    def _has_view(self) -> bool:
+        """Whether the pod sees Envoy where the lab does: where that was made again, its own is of a file that went."""
+        if not self.spec.sidecar:
+            return True
+        view = self._machine.run / "envoy"
+        with contextlib.suppress(OSError):
+            return os.path.samestat(view.stat(), netns.run_inside(self.mntns, view.stat, netns.NEWNS))
+        return False
 
     def _start(self, kind: str) -> None:
         self.processes.start(kind)
