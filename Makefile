@@ -54,15 +54,10 @@ format: dev ## let ruff and clang-format rewrite what they can
 	.venv/bin/ruff format --quiet
 	find src/merbridge_lab/bpf -name '*.[ch]' -exec .venv/bin/clang-format -i {} +
 
-# As an ordinary user: what needs no root as oneself, then what does by sudo, where there is one.
 test: ## set up, then run all tests
 	@scripts/setup packages
 	@scripts/setup venv dev
-	@if [ "$$(id -u)" = 0 ]; then \
-		.venv/bin/python -m pytest $(ARGS); \
-	else \
-		.venv/bin/python -m pytest -m "not kernel" $(ARGS) && $(PYTEST_AS_ROOT) -m kernel $(ARGS); \
-	fi
+	@scripts/run-tests $(ARGS)
 
 # Of the lowest versions, not all have wheels for Python 3.13 and later.
 test-lowest: dev ## the unit tests on the lowest versions that pyproject.toml allows (Python 3.10 to 3.12)

@@ -4,6 +4,12 @@ Tests without a marker need no root and no network. `kernel` tests run the real 
 machine that can they are skipped with the reason, and under MERLAB_REQUIRE=kernel such a skip is a failure, so that
 a machine which has lost something does not pass unseen; nor may a test without a marker skip then. `soak` tests run
 only when asked for by `-m soak`, `packaging` tests by `-m packaging`.
+
+`make test` has two parts, each on two workers of pytest-xdist (scripts/run-tests):
+
+- `--part machine`: the kernel tests, one after the other on one worker, since they compare the whole machine before and
+  after; beside them, on the other one, the tests that need no kernel.
+- `--part labs`: the sabotages, on two labs side by side. Those marked `machine` touch what all labs share: first part.
 """
 
 from __future__ import annotations
@@ -40,7 +46,31 @@ def cannot(marker: str) -> str | None:
     return "; ".join(f"{one.name}: {one.found}" for one in lacking) or None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", choices=["machine", "labs"], help="one of the two parts of `make test`; else both")
+
+
+def _part(item: pytest.Item) -> str:
+    return "labs" if item.path.parent.name == "sabotage" and not item.get_closest_marker("machine") else "machine"
+
+
+def _divide(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is in the other part, and tell the workers what has to stay together."""
+    part = config.getoption("part")
+    others = [item for item in items if part and _part(item) != part]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+    if part == "machine":
+        # What takes longest begins first.
+        items.sort(key=lambda item: not item.get_closest_marker("kernel"))
+        for item in items:
+            group = "kernel" if item.get_closest_marker("kernel") else item.path.name
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _divide(config, items)
     if not os.environ.get("MERLAB_TEST_CLUSTER") and "cluster" not in config.getoption("markexpr"):
         # They have a run of their own, `make test-cluster`: here they are left out, not skipped.
         cluster = [item for item in items if item.get_closest_marker("cluster")]
@@ -60,22 +90,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if item.get_closest_marker(marker) and (reason := cannot(marker)):
             pytest.skip(reason)
     if item.get_closest_marker("kernel"):
-        _hold_machine(item)
+        _hold_machine(item.config)
 
 
-def _hold_machine(item: pytest.Item) -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # With workers, it is not they who hold the machine: they would wait for each other.
+    if session.config.getoption("numprocesses", None) and not cannot("kernel"):
+        _hold_machine(session.config)
+
+
+def _hold_machine(config: pytest.Config) -> None:
     """Wait until no other session runs kernel tests; held until this one ends, however it ends."""
-    if _lock in item.config.stash:
+    if _lock in config.stash or hasattr(config, "workerinput"):
         return
     descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.write_line(f"\nwaiting for another session's kernel tests to end ({LOCK})")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    item.config.stash[_lock] = descriptor
+    config.stash[_lock] = descriptor
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

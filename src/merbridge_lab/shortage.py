@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.errors import LabError, ShortageError
+from merbridge_lab.evidence import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -68,6 +69,18 @@ def of(error: BaseException, where: str | Path | None = None, *, but: Container[
                 lacking.what += f" ({each.strerror})"  # where it names no file, its words say what was tried
             return lacking
     return None
+
+
+def unread(source: str, error: OSError | LabError, *words: str) -> Unread:
+    """Give the reading that `error` was in the way of, by its own words where there are none better.
+
+    Raise ShortageError where the machine has run out of something: that says nothing of what was to be read.
+    """
+    lacking = error if isinstance(error, ShortageError) else of(error, but=_AMBIGUOUS)
+    if lacking is not None:
+        raise lacking from (None if lacking is error else error)
+    own = error.what if isinstance(error, LabError) else error.strerror or str(error)
+    return Unread(source, ": ".join(words) or own)
 
 
 def in_words(said: str) -> ShortageError | None:

@@ -196,6 +196,7 @@ def test_no_envoy_is_said_before_anything_is_made(host):
     assert differences(host) == {}
 
 
+@pytest.mark.soak  # tests/packaging/test_older.py does it with a real one
 def test_a_lab_of_another_version_is_taken_over(host):  # noqa: ARG001
     assert merlab("up", "-q", "--until", "3").returncode == 0
     lab = Lab()

@@ -34,6 +34,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -100,8 +101,15 @@ def accept(listeners) -> socket.socket:
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (part := sock.recv(size - len(data))):
+    """Read that much, as a program does that bears the kernel's "try again" from a blocking call (see above)."""
+    data, deadline = b"", time.monotonic() + 20
+    while len(data) < size and time.monotonic() < deadline:
+        try:
+            part = sock.recv(size - len(data))
+        except BlockingIOError:
+            continue
+        if not part:
+            break
         data += part
     return data
 

@@ -84,6 +84,7 @@ def test_up_until_a_step():
     assert [each["number"] for each in report["steps"]] == [0, 1, 2, 3]
 
 
+@pytest.mark.soak
 def test_step_9_five_times_in_a_row(lab):
     before = lab.lasting()
     for _ in range(5):

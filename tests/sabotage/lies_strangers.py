@@ -67,7 +67,7 @@ def _(scene, hook):
 
 @lie(
     "a foreign {hook} above the pods' cgroups",
-    r"on the cgroup .*merlab-sab {hook}.* runs another program, stranger \(id \d+\)",
+    r"on the cgroup .*merlab-sab\w* {hook}.* runs another program, stranger \(id \d+\)",
     {"hook": ["egress", "bind6"]},
     quick={"egress"},
 )
@@ -124,7 +124,7 @@ def _(scene):
             yield
 
 
-@lie("a BPF program on a netfilter hook", r"(on )?netfilter.* stranger \(id \d+\)")
+@lie("a BPF program on a netfilter hook", r"(on )?netfilter.* stranger \(id \d+\)", shared=True)
 def _(scene):
     """A netfilter program is on the output hook of sleep, where no list of rules shows it."""
     with held(nothing(objects.NETFILTER, objects.NETFILTER_LINK, name="stranger")) as program:
@@ -221,7 +221,7 @@ def _(scene):
     yield
 
 
-@oddity("a {hook} program of the machine's", {"hook": ["device", "sysctl"]}, quick={"device"})
+@oddity("a {hook} program of the machine's", {"hook": ["device", "sysctl"]}, quick={"device"}, shared=True)
 def _(scene, hook):
     """A program of type {hook} is on the pods' own cgroups, as runc and systemd attach one."""
     with stranger(scene.lab.machine.mesh_cgroup, hook):

@@ -37,7 +37,7 @@ def _(_scene):
         yield
 
 
-@oddity("foreign trace reader")
+@oddity("foreign trace reader", shared=True)
 def _(scene):
     """Somebody reads the machine's own trace_pipe, and debug output is on."""
     with running(["cat", str(scene.lab.machine.tracefs / "trace_pipe")], stdout=subprocess.DEVNULL):
@@ -46,7 +46,7 @@ def _(scene):
         scene.lab.dataplane.set_debug(on=False)
 
 
-@oddity("debug output on")
+@oddity("debug output on", shared=True)
 def _(scene):
     """Every decision of the dataplane is told in the lab's trace."""
     scene.lab.dataplane.set_debug(on=True)
@@ -183,7 +183,7 @@ def _(scene):
         yield
 
 
-@oddity("all of that at once", quick=True)
+@oddity("all of that at once", quick=True, shared=True)
 def _(scene):
     """All the oddities above together, except the busy machine."""
     with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ and mends what `ensure` of the lab's parts would not.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from merbridge_lab.evidence import Finding
 
-NAME = "merlab-sab"
+#: Each worker of pytest-xdist has a lab of its own.
+NAME = "merlab-sab" + os.environ.get("PYTEST_XDIST_WORKER", "")
 STEPS = steps()
 STANDING, VERIFY = range(1, 4), range(8, 10)
 
@@ -75,6 +77,7 @@ class Sabotage:
     `steps` are the steps to run where it is not `verify` that is lied to. The `quick` ones are those of `make test`;
     left out of these are those that tests/kernel/test_walkthrough_broken.py has, and more of the same. `refused` ones
     are about the machine, not the lab: merlab must say that it cannot (exit status 3), in words that match `cause`.
+    `shared` ones, and those of the machine's trace, touch what all labs of a machine share: no other lab stands beside.
     """
 
     name: str
@@ -85,7 +88,12 @@ class Sabotage:
     steps: tuple[int, ...] = ()
     quick: bool = True
     refused: bool = False
+    shared: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_shared(self) -> bool:
+        return self.shared or bool({4, 5} & set(self.steps))
 
     @contextlib.contextmanager
     def on(self, scene: Scene) -> Iterator[None]:

@@ -229,3 +229,14 @@ def test_limits_are_looked_at_before_anything_is_made():
     tight = host.judge_processes([(place, 90, 100), (place.parent, 10, 1000)])
     assert (tight.verdict, tight.found) == ("fail", f"90 of 100 in {place}")
     assert str(place) in tight.hint
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ShortageError("nothing is left")])
+def test_what_a_shortage_kept_from_being_read_fails_no_check(error):
+    with pytest.raises(ShortageError):
+        shortage.unread("the log", error)
+
+
+def test_what_something_else_kept_from_being_read_is_unread():
+    assert shortage.unread("the log", OSError(errno.EACCES, "Permission denied")).why == "Permission denied"
+    assert shortage.unread("the log", LabError("no such tool"), "nft", "it is away").why == "nft: it is away"

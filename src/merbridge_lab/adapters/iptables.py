@@ -15,6 +15,7 @@ from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, value_of
 from merbridge_lab.ruleset import BACKENDS, RuleSet
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,11 +93,11 @@ def kernels(netns: Path) -> Kernels:
     try:
         nft = nftables.read(netns)
     except OSError as error:
-        nft = Unread(f"nft:{netns.name}", error.strerror or str(error))
+        nft = unread(f"nft:{netns.name}", error)
     try:
         legacy = xtables.read(netns)
     except OSError as error:
-        legacy = Unread(f"iptables:{netns.name}/legacy", error.strerror or str(error))
+        legacy = unread(f"iptables:{netns.name}/legacy", error)
     return nft, legacy
 
 
@@ -112,7 +113,7 @@ def _saved(netns: Path, backend: str) -> str | Unread:
     try:
         return run(inside(netns, tool, "-c")).stdout
     except LabError as error:
-        return Unread(source, ": ".join(filter(None, (tool, error.what, (error.stderr or "").partition("\n")[0]))))
+        return unread(source, error, *filter(None, (tool, error.what, (error.stderr or "").partition("\n")[0])))
 
 
 def save(netns: Path, backend: str, table: str) -> str:

@@ -14,7 +14,7 @@ from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pi
 from merbridge_lab.dataplane.pods import Pod, address, netns_cookie
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Unread
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ def _missing(what: str, error: OSError) -> str:
     """Say that what should be pinned is not there, or could not be read: the two are not the same."""
     if isinstance(error, FileNotFoundError):
         return f"{what} is not pinned"
-    return str(Unread(what, error.strerror or str(error)))
+    return str(unread(what, error))
 
 
 def _programs_problems(pins: Pins) -> tuple[list[str], dict[str, set[int]]]:
@@ -164,8 +164,8 @@ def _pod_problems(pins: Pins, pod: Pod) -> list[str]:
     try:
         if pod.sidecar_pid is not None and (missing := sockets.listener_problem(pins, pod, cookie)):
             found.append(missing)
-    except LabError as unread:
-        found.append(str(Unread(f"whether the listener registered for {pod.name} is its sidecar's", unread.what)))
+    except LabError as error:
+        found.append(str(unread(f"whether the listener registered for {pod.name} is its sidecar's", error)))
     if wrong := lookup_problem(pins, pod):
         found.append(wrong)
     return found
@@ -176,7 +176,7 @@ def problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around = _NO
     try:
         return _problems(pins, cgroup, pods, around)
     except OSError as error:
-        return [str(Unread(f"the dataplane below {pins.root}", error.strerror or str(error)))]
+        return [str(unread(f"the dataplane below {pins.root}", error))]
 
 
 def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> list[str]:
@@ -206,7 +206,7 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
         if not found:
             raise
         if not isinstance(failed, FileNotFoundError):  # what is not there has been told
-            found.append(str(Unread(f"the pins below {pins.root}", failed.strerror or str(failed))))
+            found.append(str(unread(f"the pins below {pins.root}", failed)))
     # What is wrong with our own programs explains a stranger better than the other way round.
     return found or strangers.problems(ours(pins), cgroup, _namespaces(pods), around)
 

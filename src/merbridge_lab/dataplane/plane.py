@@ -15,7 +15,7 @@ from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
 from merbridge_lab.dataplane.pods import Pod, address
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Unread
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -156,9 +156,7 @@ def _reading(pins: Pins) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LabError(
-            str(Unread(f"the dataplane below {pins.root}", error.strerror or str(error))), hint="merlab doctor"
-        ) from error
+        raise LabError(str(unread(f"the dataplane below {pins.root}", error)), hint="merlab doctor") from error
 
 
 def _pair(raw: dict[str, Any], pods: dict[int, str]) -> Pair:

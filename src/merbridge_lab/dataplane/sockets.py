@@ -12,6 +12,7 @@ from merbridge_lab.dataplane.pins import Pins, number, opened, u64
 from merbridge_lab.dataplane.pods import Pod, inbound_cookies
 from merbridge_lab.dataplane.strangers import named
 from merbridge_lab.evidence import Unread
+from merbridge_lab.shortage import unread
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def listener_problem(pins: Pins, pod: Pod, cookie: int) -> str | None:
         with pins.open_map("listeners") as fd:
             registered = bpf.lookup(fd, u64(cookie), 8)  # of a sockhash, this gives the socket's cookie
     except OSError as error:
-        return str(Unread(f"the {port} listener registered for {pod.name}", error.strerror or str(error)))
+        return str(unread(f"the {port} listener registered for {pod.name}", error))
     if registered is None:
         return f"no {port} listener registered for {pod.name}"
     if pod.sidecar_pid is not None and number(registered) not in inbound_cookies(pod.sidecar_pid, cookie):
@@ -124,7 +125,7 @@ def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
             homeless = {key: cookie for key, cookie in homeless.items() if cookie not in own}
     except OSError as error:
         whose = f"whose {len(homeless)} sockets in the sockhash peers are, which belong to no connection,"
-        return [*found, str(Unread(whose, error.strerror or str(error)))]
+        return [*found, str(unread(whose, error))]
     return found + [
         f"{_place(key)} holds a socket (cookie {cookie}) that is no pod's" for key, cookie in homeless.items()
     ]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf, netlink, netns
 from merbridge_lab.evidence import Unread
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,7 +119,7 @@ def _read(source: str, look: Callable[[], Sequence[Stranger]]) -> Sequence[Stran
     try:
         return look()
     except OSError as error:
-        return [Unread(source, error.strerror or str(error))]
+        return [unread(source, error)]
 
 
 # -- cgroups ---------------------------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def _on_netfilter(namespaces: Mapping[str, Path]) -> Iterator[Stranger | Unread]
     try:
         anywhere = netfilter_links()
     except OSError as error:
-        yield Unread("what BPF runs on netfilter's hooks", error.strerror or str(error))
+        yield unread("what BPF runs on netfilter's hooks", error)
         return
     if not anywhere:
         return
@@ -274,7 +275,7 @@ def _on_netfilter(namespaces: Mapping[str, Path]) -> Iterator[Stranger | Unread]
         except OSError as error:
             programs = ", ".join(named(each) for each in anywhere)
             why = "this kernel does not tell (CONFIG_NETFILTER_NETLINK_HOOK)" if error.errno == errno.EINVAL else error
-            yield Unread(f"where on netfilter's hooks {programs} runs, in {name} or elsewhere,", str(why))
+            yield unread(f"where on netfilter's hooks {programs} runs, in {name} or elsewhere,", error, str(why))
             return
         for hung in hooked:
             sentence = f"on netfilter's hook {hung.where} of {name} runs another program, {named(hung.program)}"

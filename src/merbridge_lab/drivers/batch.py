@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError, value_of
 from merbridge_lab.observation import Exchange, Observation, arrivals
+from merbridge_lab.shortage import unread
 from merbridge_lab.text import lines_of
 from merbridge_lab.waiting import until
 
@@ -104,11 +105,11 @@ def _reading(source: str, take: Callable[[], T]) -> T | Unread:
     except UnreadError as error:
         return error.unread
     except OSError as error:
-        return Unread(source, error.strerror or str(error))
+        return unread(source, error)
     except LabError as error:
         if type(error) is not LabError:
             raise
-        return Unread(source, error.what)
+        return unread(source, error)
 
 
 def _not_once(facts: Mapping[str, object]) -> str:

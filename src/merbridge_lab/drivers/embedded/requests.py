@@ -13,6 +13,7 @@ from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
 from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.evidence import Unread
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,7 @@ class _Log:
             with self._path.open("rb") as file:
                 return self._read(file)
         except OSError as error:
-            return Unread(self._source, f"{self._path}: {error.strerror}")
+            return unread(self._source, error, f"{self._path}: {error.strerror}")
 
     def _read(self, file: BinaryIO) -> tuple[AccessLogLine, ...] | Unread:
         seen = os.fstat(file.fileno())
