@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import waiting
-from merbridge_lab.adapters import docker, kind, kind_words, kube
+from merbridge_lab.adapters import docker, kind, kube
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.kind import kept, layout, manifests, trouble
+from merbridge_lab.drivers.kind import failure, kept, layout, manifests, trouble
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.requirements import Requirement
@@ -29,8 +29,6 @@ _STARTED = 120.0
 _HALF_MADE = 60.0
 #: A file on the node that says that the cluster has been ready once; it stays as long as the node.
 _MADE = "/kind/merlab-was-ready"
-#: How much of a kubelet's journal is kept, in lines from its end.
-_JOURNAL = 400
 #: What kind takes off the only node of a cluster, among the last things it does: with it no pod finds a place.
 _TAINT = "node-role.kubernetes.io/control-plane"
 
@@ -75,40 +73,6 @@ def requirement() -> list[Requirement]:
         return [Requirement("cluster.name", "fail", foreign().what, needed, foreign().hint)]
     said = f"{layout.CLUSTER} is merlab's" if found else f"{layout.CLUSTER} is free"
     return [Requirement("cluster.name", "pass", said, needed)]
-
-
-def kubelets_journal() -> str:
-    """Give the end of what the kubelet of a node that did not come up said, or why that could not be read.
-
-    kubeadm tells only that the kubelet is not healthy. "" where there is no node.
-    """
-    argv = ["journalctl", "--unit=kubelet", "--no-pager", "--output=cat", f"--lines={_JOURNAL}"]
-    try:
-        found = nodes()
-        return docker.execute(found[0].name, argv).stdout if are_ours(found) and found[0].running else ""
-    except LabError as error:
-        return f"the kubelet's journal could not be read: {error.what}"
-
-
-def not_made(error: LabError, image: str, journal: str = "") -> LabError:
-    """Say why kind made no cluster: the cause and the lines that tell it; all that was said is kept in a file.
-
-    `journal` is what the kubelet said.
-    """
-    said = error.stderr or ""
-    why, hint = kind_words.cause(said, image)
-    kubelets = kind_words.of_kubelet(journal)
-    if kubelets and kind_words.is_kubelets(said):
-        # kubeadm only waits for it: why it is not healthy, itself says.
-        why, hint = kind_words.cause(kubelets, image)
-        why, hint = why or f"its kubelet ended: {kubelets}", hint or "merlab doctor --lab kind"
-    # Without words of kind's, as where it did not end in time, what ended it is the cause.
-    what = f"kind could not make the cluster {layout.CLUSTER} of {image}: {why or error.what}"
-    parts = [f"$ {error.command}\n{said}\n", *([f"-- the kubelet's journal\n{journal}\n"] if journal else [])]
-    where = kept.keep_log("".join(parts)) if said or journal else ""
-    lines = [kind_words.summary(said) or error.what, *([f"kubelet: {kubelets}"] if kubelets else [])]
-    lines += [f"all that kind said: less {where}"] if where else []
-    return LabError(what, hint=hint or "merlab doctor --lab kind", command=error.command, stderr="\n".join(lines))
 
 
 class NodePart:
@@ -255,7 +219,7 @@ class NodePart:
             with waiting.during(f"kind makes the cluster {layout.CLUSTER} of {image}"):
                 kind.create(layout.CLUSTER, image, manifests.text("kind", settings), network=network)
         except LabError as error:
-            told = not_made(error, image, kubelets_journal())
+            told = failure.not_made(error, image, failure.kubelets_journal(nodes()))
             with contextlib.suppress(LabError):  # the next up does it, or down
                 self._discard()
             raise told from error
