@@ -19,6 +19,7 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,18 +56,32 @@ def _part(item: pytest.Item) -> str:
 
 
 def _divide(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is in the other part, and tell the workers what has to stay together."""
+    """Leave out what is in the other part."""
     part = config.getoption("part")
     others = [item for item in items if part and _part(item) != part]
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in set(others)]
     if part == "machine":
-        # What takes longest begins first.
-        items.sort(key=lambda item: not item.get_closest_marker("kernel"))
-        for item in items:
-            group = "kernel" if item.get_closest_marker("kernel") else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
+        items.sort(key=lambda item: _needs_nothing(item.nodeid))  # what takes longest begins first
+
+
+def _needs_nothing(nodeid: str) -> bool:
+    return nodeid.startswith("tests/unit/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a file of what needs nothing to whoever is free, and the machine to one worker."""
+    if config.getoption("part") != "machine":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByMachine(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("::")[0] if _needs_nothing(nodeid) else "the machine"
+
+    return ByMachine(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -95,7 +110,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     # With workers, it is not they who hold the machine: they would wait for each other.
-    if session.config.getoption("numprocesses", None) and not cannot("kernel"):
+    has_workers = session.config.getoption("numprocesses", None)
+    if has_workers and "not kernel" not in session.config.getoption("markexpr") and not cannot("kernel"):
         _hold_machine(session.config)
 
 
