@@ -63,6 +63,7 @@ class Node:
             self.netns,
             services.service_rules(),
             self._backend,
+            where="the node",
             tables=services.NODES,
             wrong=f"the rules for the services' addresses are not in the nat table of {self.netns}",
             stray="there are other rules in the node than those of the services",

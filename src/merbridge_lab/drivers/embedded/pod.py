@@ -206,6 +206,7 @@ class Pod:
             self.netns,
             services.pod_rules(),
             backend,
+            where=name,
             wrong=f"the iptables rules of {name} are not Istio's ({backend} tables, {self.netns})",
             stray=f"there are other rules in {name} than Istio's",
         )
