@@ -183,10 +183,10 @@ class RuleSet:
             told["unread"] = error.cause
         return told
 
-    def change_since(self, before: RuleSet) -> str:
+    def change_since(self, before: RuleSet, *, between: bool = True) -> str:
         """Name the first difference in any table of any backend, counters aside; "" where there is none.
 
-        Rules that changed and changed back are told by the generation, where it was read.
+        Rules that changed and changed back `between` the two are told by the generation, where it was read.
         """
         for name in dict.fromkeys((*before._present, *self._present)):
             old, new = (_lines(value_of(each.texts.get(name, ""))) for each in (before, self))
@@ -198,7 +198,7 @@ class RuleSet:
             if others := set(value_of(were)) ^ set(value_of(are)):
                 return min(others)
         numbers = before.generation, self.generation
-        if any(isinstance(number, Unread) for number in numbers) or numbers[0] == numbers[1]:
+        if not between or any(isinstance(number, Unread) for number in numbers) or numbers[0] == numbers[1]:
             return ""
         return f"nftables' generation went from {numbers[0]} to {numbers[1]}"
 

