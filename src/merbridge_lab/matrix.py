@@ -23,14 +23,13 @@ from merbridge_lab.api import (
     holds,
     value_of,
 )
-from merbridge_lab.checks import dials, mesh, redirect, rules
-from merbridge_lab.evidence import Control
+from merbridge_lab.checks import bypass, dials, mesh, redirect, rules
 from merbridge_lab.observation import with_fresh_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from merbridge_lab.api import Lab, Observation, Reading, Workload
+    from merbridge_lab.api import Lab, Observation, Workload
 
 #: What a lab must have for the cells to be measured.
 NEEDS = frozenset({DATAPLANE, TWIN})
@@ -56,6 +55,7 @@ class CellOutcome:
     """A cell as it was measured on `client`; `finding` says whether what was expected of it was seen.
 
     One that skips is of a cell that the dataplane is known not to serve: what was seen is told, and proves nothing.
+    `unasked` names what else was to be looked at in it and could not be on this machine, and why: each is a skip.
     """
 
     cell: Cell
@@ -63,6 +63,12 @@ class CellOutcome:
     finding: Finding
     served: bool
     both_sidecars: bool
+    unasked: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> int:
+        """How much of it was skipped: all of it, or what could not be asked."""
+        return 1 if self.finding.verdict is Verdict.SKIP else len(self.unasked)
 
     def to_json(self) -> dict[str, Any]:
         """Give it as scripts see it; `rules` is the client's, as in a walkthrough that flushes sleep only."""
@@ -75,6 +81,7 @@ class CellOutcome:
             "served": self.served,
             "both_sidecars": self.both_sidecars,
             "why": self.finding.why,
+            "unasked": list(self.unasked),
             "evidence": [vars(reading) for reading in self.finding.evidence],
         }
 
@@ -109,11 +116,12 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=False),
             bypassed,
-            lambda: _find_bypass(bypassed, value_of(strays), moved, told=PEER in lab.capabilities),
+            lambda: bypass.find_bypass(bypassed, value_of(strays), moved, told=PEER in lab.capabilities),
         )
 
         present = lab.observe(sleep).beside(by_rules)
-        others = dials.find_carried(sleep.name, lab.dial(sleep) if DIALS in lab.capabilities else ())
+        dialled = lab.dial(sleep) if DIALS in lab.capabilities else ()
+        others = dials.find_carried(sleep.name, dialled)
         yield _outcome(
             Cell(ebpf=True, client_rules=True, server_rules=True),
             present,
@@ -124,6 +132,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
                 others,
                 rules.find_stood_still(present),
             ),
+            unasked=dials.unasked(dialled),
         )
 
         with sleep.rules.flushed() as saved:
@@ -227,48 +236,6 @@ def _names(workloads: Sequence[Workload]) -> str:
     return " and ".join(each.name for each in workloads)
 
 
-def _find_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, told: bool) -> Finding:
-    """Look whether the app answered with no sidecar in the path: neither has a record, and the app saw the client.
-
-    Where apps do not tell whom they saw (`told` is off), no sidecar may have left its headers on the answer.
-    """
-    readings: list[Reading] = [*mesh.find_served(seen).evidence]
-    control = Control("mesh.later_request_logged", Verdict.PASS if later.held else Verdict.FAIL, later.evidence)
-    for exchange in seen.exchanges:
-        if not exchange.served:
-            return fails(
-                f"{seen.client}, all flushed and without eBPF, was not answered by the app ({exchange})",
-                *readings,
-                control=control,
-            )
-        if not told and exchange.mark:
-            return fails(
-                f"all flushed and without eBPF, a sidecar answered all the same ({exchange.mark})",
-                *readings,
-                control=control,
-            )
-        if told and exchange.headers.get("x-peer") != exchange.local.rpartition(":")[0]:
-            peer = exchange.headers.get("x-peer", "nobody it names")
-            return fails(
-                f"all flushed and without eBPF, the app was asked by {peer}, not by {seen.client} itself",
-                *readings,
-                control=control,
-            )
-    if strays:
-        return fails(
-            f"all flushed and without eBPF, a sidecar had a part in the request all the same ({strays[0]})",
-            *readings,
-            control=control,
-        )
-    if not later.held:
-        return fails(f"the control did not hold: {later.why}", *readings, control=control)
-    return holds(
-        "answered by the app itself, and no sidecar has a record of it: a 200 that proves nothing",
-        *readings,
-        control=control,
-    )
-
-
 def _all(why: str, *findings: Finding) -> Finding:
     """Join findings: the first that does not hold speaks for all, else `why` does.
 
@@ -286,11 +253,12 @@ def _all(why: str, *findings: Finding) -> Finding:
     )
 
 
-def _outcome(cell: Cell, seen: Observation, look: Callable[[], Finding]) -> CellOutcome:
+def _outcome(cell: Cell, seen: Observation, look: Callable[[], Finding], unasked: tuple[str, ...] = ()) -> CellOutcome:
     return CellOutcome(
         cell,
         seen.client,
         assess(look),
         served=all(exchange.served for exchange in seen.exchanges),
         both_sidecars=assess(mesh.find_both_sidecars, seen).held,
+        unasked=unasked,
     )

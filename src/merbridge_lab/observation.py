@@ -50,14 +50,6 @@ class Exchange:
         """Whether the connection was made and then closed before any HTTP status."""
         return self.exit_status in CURL_CLOSED
 
-    @property
-    def mark(self) -> str:
-        """The header by which an Envoy marks what it passes on; "" where there is none."""
-        headers = self.headers
-        if "envoy" in headers.get("server", ""):
-            return f"server: {headers['server']}"
-        return next((f"{name}: {value}" for name, value in headers.items() if name.startswith("x-envoy-")), "")
-
     def __str__(self) -> str:
         if self.exit_status:
             return f"curl exit {self.exit_status}: {self.error or 'no message'}"
@@ -84,7 +76,9 @@ class Observation:
     by a twin that the dataplane does not serve. `saved` and `restored` are the rules around a flush. `changed_sources`
     are those of conntrack (adapters.conntrack), read where the records of a request did not name the same ports.
     `noted` is there for a dataplane that keeps in a map where each connection was meant to go: nonce → leg → "ip:port".
-    `limits` says of legs that it is known not to serve, why not. What could not be read is Unread, each for itself.
+    `limits` says of legs that it is known not to serve, why not. `by_tcp` is there for a lab that asks the kernel's TCP
+    what it carried: nonce → leg → the bytes that the dialling and the accepting end gave to TCP, over the life of their
+    connection. What could not be read is Unread, each for itself.
     """
 
     client: str
@@ -103,6 +97,7 @@ class Observation:
     changed_sources: Mapping[str, frozenset[str]] | Unread = field(default_factory=dict)
     noted: Mapping[str, Mapping[str, str]] | Unread | None = None
     limits: Mapping[str, str] = field(default_factory=dict)
+    by_tcp: Mapping[str, Mapping[str, tuple[int, int]]] | Unread | None = None
 
     def __post_init__(self) -> None:
         if not self.exchanges:

@@ -13,9 +13,11 @@ _WORD = (
     r"(?:token|passw(?:or)?d|passphrase|secret|credential|api[_.-]?key|private[_.-]?key|access[_.-]?key|authorization)"
 )
 _NAMED = re.compile(_WORD, re.IGNORECASE)
-#: NAME=VALUE and NAME: VALUE in a line of text. What is quoted may have blanks in it. Every repeat is bounded, lest a
-#: log of long words takes minutes.
-_VALUE = r"""("[^"]*"|'[^']*'|[^\s"',;&}\]]+)"""
+#: NAME=VALUE and NAME: VALUE in a line of text. What is quoted or in brackets may have blanks in it. Every repeat is
+#: bounded, lest a log of long words takes minutes.
+_VALUE = r"""(\{[^}]{0,2000}\}?|\[[^\]]{0,2000}\]?|"[^"]*"|'[^']*'|[^\s"',;&}\]]+)"""
+#: Where a secret lies is none, as Envoy's configuration names it.
+_PLACE = re.compile(r"""\{\s*"?filename"?:\s*[^\s{},]+\s*\}""")
 _ASSIGNED = re.compile(rf"""({_WORD}[\w./-]{{0,40}}["']?\s{{0,3}}[=:]\s{{0,3}}){_VALUE}""", re.IGNORECASE)
 _OPTION = re.compile(rf"((?<![\w-])--(?!-)[\w-]{{0,40}}?{_WORD}[\w-]{{0,40}}\s{{1,3}}){_VALUE}", re.IGNORECASE)
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
@@ -37,7 +39,7 @@ def text(told: str) -> str:
     told = _BEARER.sub(rf"\1 {GONE}", told)
     told = _TOKEN.sub(GONE, told)
     told = _IN_ADDRESS.sub(rf"\1:{GONE}@", told)
-    told = _ASSIGNED.sub(rf"\1{GONE}", told)
+    told = _ASSIGNED.sub(lambda each: each[0] if _PLACE.fullmatch(each[2]) else f"{each[1]}{GONE}", told)
     return _OPTION.sub(rf"\1{GONE}", told)
 
 

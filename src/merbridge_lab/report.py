@@ -107,11 +107,11 @@ class Report:
 
     @property
     def skipped(self) -> int:
-        """How many steps, checks and cells were skipped; a skip is never a pass."""
+        """How many steps, checks, cells and kinds of connection were skipped; a skip is never a pass."""
         return sum(
             (step.verdict is Verdict.SKIP) + sum(check.finding.verdict is Verdict.SKIP for check in step.checks)
             for step in self.steps
-        ) + sum(cell.finding.verdict is Verdict.SKIP for cell in self.matrix)
+        ) + sum(cell.skipped for cell in self.matrix)
 
     @property
     def verdict(self) -> Verdict:

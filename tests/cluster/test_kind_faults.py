@@ -123,8 +123,17 @@ main.main
 END
 exit 1
 """
+#: What systemd keeps there of such a kubelet: it says why it ends, and ends.
+JOURNAL = r"""#!/bin/sh
+cat <<'END'
+E0101 00:00:00.000000 100 run.go:72] "command failed" err="failed to load kubelet config file, path: /x"
+E0101 00:00:01.000000 101 run.go:72] "command failed" err="failed to run Kubelet: running with swap on is not supported"
+END
+"""
 BROKEN = f"""
 FROM {{node}}
+RUN echo {base64.b64encode(JOURNAL.encode()).decode()} | base64 -d >/usr/local/bin/journalctl \
+ && chmod 755 /usr/local/bin/journalctl
 RUN at=$(command -v kubeadm) && mkdir /real \
  && if [ -L "$at" ]; then ln -s "$(readlink -f "$at")" /real/kubeadm && rm "$at"; else mv "$at" /real/kubeadm; fi \
  && echo {base64.b64encode(KUBEADM.encode()).decode()} | base64 -d >"$at" && chmod 755 "$at"
@@ -146,13 +155,16 @@ def test_c10_a_kind_that_fails_in_kubeadm_shows_the_kubelets_complaint_first_and
     nothing: Mapping[str, object], broken_node: str
 ) -> None:
     done = merlab("up", "--json", "--kind-image", broken_node)
-    assert "the kubelet, which is not healthy → merlab doctor --lab kind" in refusal(done)
-    first, second, *_, last = told(done)["error"]["stderr"].splitlines()
+    assert "its kubelet refuses swap, which this machine has on → swapoff --all" in refusal(done)
+    first, second, *_, kubelets, last = told(done)["error"]["stderr"].splitlines()
     assert first.startswith("ERROR: failed to create cluster: failed to init node with kubeadm")
     assert second == "[kubelet-check] The kubelet is not healthy after 4m0.000462313s"
     assert ".go:" not in told(done)["error"]["stderr"]
+    assert kubelets == "kubelet: failed to run Kubelet: running with swap on is not supported"
     log = Path(last.removeprefix("all that kind said: less "))
     assert "workflow/runner.go:262" in log.read_text()
+    assert "failed to load kubelet config file" in log.read_text(), "the journal is there, whole"
+    assert docker("ps", "--all", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={layout.CLUSTER}") == ""
     assert held(merlab("down"))
     assert not log.exists()
     assert settled(leftovers, nothing) == nothing

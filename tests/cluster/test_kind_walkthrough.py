@@ -111,6 +111,18 @@ def test_on_a_healthy_lab_up_makes_nothing_anew(lab: None) -> None:
     assert ([pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS], rules()) == before
 
 
+def test_what_an_older_merlab_kept_in_the_cluster_is_taken_over(lab: None) -> None:
+    """As commit aaab070 wrote it: with the kubeconfig that was told of the cluster, a path of this machine."""
+    name = ("configmap", layout.SETTINGS, "-n", layout.NAMESPACE)
+    kept = json.loads(kubectl("get", *name, "-o", "json"))["data"]
+    older = json.dumps({**json.loads(kept["settings.json"]), "kubeconfig": "/etc/shadow"})
+    kubectl("patch", *name, "--type=merge", f"--patch={json.dumps({'data': {**kept, 'settings.json': older}})}")
+    uids = [pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS]
+    assert held(merlab("step", "6"))
+    assert held(merlab("up", "-q"))
+    assert [pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS] == uids
+
+
 # -- steps
 
 

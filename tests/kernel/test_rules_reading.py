@@ -1,13 +1,16 @@
 """Rules read in a real network namespace: what the tools tell, held against what the kernel tells."""
 
 import os
+import shutil
 
 import pytest
 
-from merbridge_lab.adapters import iptables, netns, nftables, xtables
+from merbridge_lab.adapters import iptables, netns, nftables, tools, wording, xtables
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import services
-from merbridge_lab.evidence import Unread
+from merbridge_lab.drivers.embedded.rules import PodRules
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread, UnreadError
 
 pytestmark = pytest.mark.kernel
 
@@ -30,6 +33,12 @@ def where(tmp_path):
 
 def typed(where, *argv, stdin=None):
     run(iptables.inside(where, *argv), stdin=stdin)
+
+
+def only(folder, monkeypatch):
+    """Have nothing on the machine but the tools of one folder."""
+    monkeypatch.setattr(tools, "FOLDERS", (str(folder),))
+    monkeypatch.setenv("PATH", str(folder))
 
 
 def test_an_empty_namespace(where):
@@ -76,7 +85,7 @@ def test_a_native_redirect_is_seen_without_any_tool(where, monkeypatch, tmp_path
     )
     for tool in ("nsenter", "env"):
         (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
-    monkeypatch.setenv("PATH", str(tmp_path))
+    only(tmp_path, monkeypatch)
     seen = iptables.snapshot(where)
     assert seen.native == ("table inet detour",)
     assert seen.texts["nft"] == "", "there are none, the kernel says"
@@ -100,7 +109,7 @@ def test_a_tool_that_tells_of_another_namespace_was_not_read(where, monkeypatch,
     fake = tmp_path / "iptables-nft-save"
     fake.write_text("#!/bin/sh\nprintf '*nat\\n:OUTPUT ACCEPT [0:0]\\nCOMMIT\\n'\n")
     fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(tools, "FOLDERS", (str(tmp_path), *tools.FOLDERS))
     told = iptables.snapshot(where).texts["nft"]
     assert isinstance(told, Unread)
     assert "the kernel of" in told.why
@@ -109,5 +118,211 @@ def test_a_tool_that_tells_of_another_namespace_was_not_read(where, monkeypatch,
 def test_the_backend_is_known_whatever_the_tools_are_like(where, monkeypatch, tmp_path):
     assert iptables.backend_of(where, "nat") is None
     iptables.load(where, services.pod_rules(), "legacy")
-    monkeypatch.setenv("PATH", str(tmp_path))
+    only(tmp_path, monkeypatch)
     assert iptables.backend_of(where, "nat") == "legacy"
+
+
+# -- word for word
+
+
+def lying(monkeypatch, tmp_path, tool, text):
+    """Put a shell text in the place of a tool; $REAL is it."""
+    fake = tmp_path / tool
+    fake.write_text(f"#!/bin/sh\nREAL={shutil.which(tool)}\n{text}\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(tools, "FOLDERS", (str(tmp_path), *tools.FOLDERS))
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_the_kernels_own_words_are_those_of_the_text_that_was_loaded(where, backend):
+    for text in (services.pod_rules(), services.service_rules()):
+        iptables.load(where, text, backend)
+        chains = wording.known(*[iptables.kernels(where)] * 2)[backend]
+        for key, specs in services.by_chain(text).items():
+            assert [words for words, *_ in chains[key].rules] == specs
+    assert iptables.snapshot(where).unread == ()
+
+
+#: Rules in every form that the lab's own have, and near to it.
+FORMS = """*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:MINE - [0:0]
+-A OUTPUT -s 10.0.0.0/8 ! -d 10.1.2.0/23 -o eth+ -p udp -m udp --sport 53 --dport 1000 -j MINE
+-A OUTPUT -p udp -m udp --sport 1000 -g MINE
+-A OUTPUT ! -o lo ! -p tcp -j RETURN
+-A OUTPUT -p tcp -m tcp ! --sport 7 -m owner ! --uid-owner 5 ! --gid-owner 6 -j DNAT --to-destination 10.0.0.1-10.0.0.9
+-A OUTPUT -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:80-90
+-A OUTPUT -p tcp -m owner --uid-owner 5-9 -j REDIRECT --to-ports 80-90
+-A OUTPUT -d 10.0.0.1/32 -m comment --comment plain -j ACCEPT
+-A OUTPUT -m comment --comment "two \\"words\\" and \\\\" -j ACCEPT
+-A OUTPUT -m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED
+-A OUTPUT -j REDIRECT
+-A OUTPUT
+-A PREROUTING -i lo -m statistic --mode random --probability 0.10000000009 -j ACCEPT
+-A POSTROUTING -p tcp -j MASQUERADE --to-ports 1000-2000
+-A MINE -j RETURN
+COMMIT
+"""
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_other_forms_are_read_as_well(where, backend):
+    iptables.load(where, FORMS, backend)
+    seen = iptables.snapshot(where)
+    assert (seen.unread, seen.in_part) == ((), ())
+    assert len(seen.nat) == FORMS.count("-A ")
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_a_rule_that_is_known_in_part_is_told_so(where, backend):
+    iptables.load(where, "*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -m length --length 7 -j ACCEPT\nCOMMIT\n", backend)
+    seen = iptables.snapshot(where)
+    assert seen.unread == ()
+    assert [str(rule) for rule in seen.in_part] == ["-t nat -A OUTPUT -m length --length 7 -j ACCEPT"]
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize(
+    ("lie", "kernels"),
+    [
+        ("s/15001/15002/", "--to-ports 15001"),
+        ("s/--dport 15090 -j RETURN/--dport 15090 -j ACCEPT/", "--dport 15090 -j RETURN"),
+        ("s/! --uid-owner/--uid-owner/", "! --uid-owner 1337"),
+        ("s/:OUTPUT ACCEPT/:OUTPUT DROP/", "ACCEPT"),
+        ("s/-o lo -j RETURN/-o eth0 -j RETURN/", "-o lo -j RETURN"),
+        ("/^:POSTROUTING/d", "kernel of ACCEPT"),
+        ("/^:ISTIO_OUTPUT/a -I OUTPUT -j ACCEPT", "'-I OUTPUT -j ACCEPT', which is none of what it prints"),
+        ("/--dport 15090/i COMMIT\\n*nat", "'*nat', which is none of what it prints"),
+        (f"s/^# Completed/#{5000 * chr(32)}-I OUTPUT/", "which is none of what it prints"),
+    ],
+)
+def test_as_many_rules_but_other_ones(where, monkeypatch, tmp_path, backend, lie, kernels):
+    """The tool tells of as many rules and packets as there are, and of others."""
+    iptables.load(where, services.pod_rules(), backend)
+    lying(monkeypatch, tmp_path, f"iptables-{backend}-save", f'"$REAL" "$@" | sed \'{lie}\'')
+    told = iptables.snapshot(where).texts[backend]
+    assert isinstance(told, Unread), told
+    assert kernels in told.why
+
+
+@pytest.fixture
+def rules(where, tmp_path):
+    (tmp_path / "saved").mkdir()
+    return PodRules("reading", where, tmp_path / "saved", backend="nft")
+
+
+def test_a_lie_is_neither_saved_nor_loaded(where, rules, monkeypatch, tmp_path):
+    iptables.load(where, services.pod_rules(), "nft")
+    before = iptables.save(where, "nft", "nat").count("15001")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    lying(monkeypatch, tools, "iptables-nft-save", '"$REAL" "$@" | sed \'s/15001/15002/\'')
+    with pytest.raises(UnreadError, match=r"--to-ports 15002, the kernel of .*--to-ports 15001"), rules.flushed():
+        pass
+    assert not rules.saved_at.exists()
+    monkeypatch.undo()
+    assert iptables.save(where, "nft", "nat").count("15001") == before
+
+
+def test_a_lie_while_they_are_flushed_leaves_the_save(where, rules, monkeypatch, tmp_path):
+    iptables.load(where, services.pod_rules(), "nft")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+
+    def flush():
+        with rules.flushed():
+            lying(monkeypatch, tools, "iptables-nft-restore", 'sed \'s/15001/15002/\' | "$REAL" "$@"')
+            lying(monkeypatch, tools, "iptables-nft-save", '"$REAL" "$@" | sed \'s/15002/15001/\'')
+
+    with pytest.raises(UnreadError, match="the kernel of"):
+        flush()
+    assert rules.saved_at.exists(), "they are not back, so they stay saved"
+    monkeypatch.undo()
+    assert rules.restore()
+    assert "--to-ports 15001" in iptables.save(where, "nft", "nat")
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_what_is_flushed_comes_back_with_its_counters(where, rules, backend):
+    iptables.load(where, services.pod_rules().replace("-A ISTIO_REDIRECT", "[7:420] -A ISTIO_REDIRECT"), backend)
+    with rules.flushed() as before:
+        assert (before.backend, before.packets("ISTIO_REDIRECT")) == (backend, 7)
+        assert iptables.snapshot(where).nat == ()
+    assert "[7:420] -A ISTIO_REDIRECT" in iptables.save(where, backend, "nat")
+
+
+def test_bytes_that_would_come_back_as_others_are_not_flushed(where, rules):
+    iptables.load(where, services.pod_rules(), "nft")
+    comment = os.fsdecode(b"caf\xe9")
+    typed(
+        where, "iptables-nft", "-t", "nat", "-A", "ISTIO_OUTPUT", "-m", "comment", "--comment", comment, "-j", "RETURN"
+    )
+    with pytest.raises(LabError, match="bytes that are not UTF-8"), rules.flushed():
+        pass
+    assert not rules.saved_at.exists()
+
+
+def test_a_rule_that_cannot_be_held_against_the_kernels_is_not_flushed(where, rules):
+    iptables.load(where, services.pod_rules(), "nft")
+    typed(where, "iptables-nft", "-t", "nat", "-A", "ISTIO_OUTPUT", "-m", "length", "--length", "7", "-j", "RETURN")
+    with pytest.raises(LabError, match=r"cannot hold against the kernel's.*--length 7"), rules.flushed():
+        pass
+    assert len(iptables.snapshot(where).istio) > 10
+
+
+# -- tables and chains themselves
+
+
+@pytest.mark.parametrize(
+    ("chain", "backend"),
+    [
+        ("nat OUTPUT", "nft"),
+        ("filter FORWARD", "nft"),
+        ("filter FORWARD", "legacy"),
+        ("mangle INPUT", "nft"),
+        ("mangle INPUT", "legacy"),
+    ],
+)
+def test_a_policy_that_drops_is_told_and_mended(where, backend, chain):
+    iptables.load(where, services.pod_rules(), "nft")
+    table, name = chain.split()
+    if table == "nat":  # which iptables itself refuses
+        hook = "type nat hook output priority -100; policy drop;"
+        typed(where, "nft", "-f", "-", stdin=f"add chain ip nat {name} {{ {hook} }}\n")
+    else:
+        typed(where, *iptables._tool(backend), "-t", table, "-P", name, "DROP")
+    kind = "legacy table ip" if backend == "legacy" else "table ip"
+    assert f"the policy of chain {name} of" in problems(where)[0]
+    assert f"{kind} {table} is DROP in reading" in problems(where)[0]
+    mended(where)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("add table ip nat { flags dormant; }", "table ip nat is switched off (dormant) in reading"),
+        ("flush chain ip nat OUTPUT; delete chain ip nat OUTPUT; add chain ip nat OUTPUT",
+         "chain OUTPUT of table ip nat is not on the hook where iptables has it in reading"),
+        ("add table arp filter; add chain arp filter INPUT { type filter hook input priority 0; policy drop; }",
+         "the policy of chain INPUT of table arp filter is DROP in reading"),
+    ],
+)  # fmt: skip
+def test_tables_and_chains_that_iptables_would_not_make(where, text, why):
+    iptables.load(where, services.pod_rules(), "nft")
+    typed(where, "nft", "-f", "-", stdin=text.replace("; add", "\nadd").replace("; delete", "\ndelete") + "\n")
+    assert problems(where)[0].startswith(why)
+    mended(where)
+
+
+def problems(where):
+    return services.problems(where, services.pod_rules(), "nft", where="reading", wrong="wrong", stray="stray")
+
+
+def mended(where):
+    """As Pod.ensure does it."""
+    iptables.clear(where, but="nft", tables=services.OURS)
+    iptables.load(where, services.pod_rules(), "nft")
+    assert problems(where) == []

@@ -48,7 +48,7 @@ def start(target, kind, argv):
 def script(target, source, *words):
     """Put a script where the pod sees it; gives its argv."""
     put(target.folder / source.name, source.read_text())
-    return ["/usr/bin/python3", "-I", "-B", str(target.folder / source.name), *words]
+    return ["/usr/bin/python3", "-I", "-S", "-B", str(target.folder / source.name), *words]
 
 
 def restart(target):

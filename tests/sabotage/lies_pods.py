@@ -11,7 +11,7 @@ import sys
 from lies_mesh import _certified, _put_back, end, pod
 from saboteur import lie
 
-from merbridge_lab.adapters import cgroup, netns
+from merbridge_lab.adapters import cgroup, netns, tools
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.mounts import bind, umount
 from merbridge_lab.adapters.proc import run
@@ -457,14 +457,12 @@ exec {real} "$@" "$url"
 
 @lie("a curl that asks twice", "curl asked in another way than once over one connection: num_connects is 0")
 def _(scene):
-    """In sleep a script lies over /usr/bin/curl, which asks twice, over one connection."""
-    import shutil
-    from pathlib import Path
-
-    target, curl = pod(scene, "sleep"), Path(shutil.which("curl"))
-    real = target.folder / "curl.real"
-    shutil.copyfile(curl, real)
-    real.chmod(0o755)
+    """The curl that the machine has is a script, which asks twice, over one connection."""
+    target, real = pod(scene, "sleep"), tools.find("curl")
     put(target.folder / "curl", TWICE.format(real=real), mode=0o755)
-    with _covered(target, target.folder / "curl", curl):
+    before = tools.FOLDERS
+    tools.FOLDERS = (str(target.folder), *before)
+    try:
         yield
+    finally:
+        tools.FOLDERS = before

@@ -12,21 +12,21 @@ from lies_mesh import pod
 from lies_rules import NATIVE, RETURNING, _while_flushed, nft, rule
 from saboteur import again_and_again, lie
 
-from merbridge_lab.adapters import iptables, netns
+from merbridge_lab.adapters import iptables, netns, tools
 from merbridge_lab.adapters.proc import run
 
 AROUND = ("-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "5000", "-j", "DNAT", "--to", "10.244.0.11:5000")
 
 
 @contextlib.contextmanager
-def path_of(folder):
-    """Have all programs found in `folder` first."""
-    before = os.environ["PATH"]
-    os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
+def machine_with(*folders):
+    """Have the machine's own tools be those of `folders`, in this order."""
+    before = tools.FOLDERS, os.environ["PATH"]
+    tools.FOLDERS, os.environ["PATH"] = folders, os.pathsep.join(folders)
     try:
         yield
     finally:
-        os.environ["PATH"] = before
+        tools.FOLDERS, os.environ["PATH"] = before
 
 
 @contextlib.contextmanager
@@ -35,29 +35,25 @@ def instead_of(tool, where, text):
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as folder:
         fake = Path(folder, tool)
         fake.write_text(
-            f"#!/bin/sh\nREAL={shutil.which(tool)}\n"
+            f"#!/bin/sh\nREAL={tools.find(tool)}\n"
             f'[ "$(stat -L -c %i /proc/self/ns/net)" = {netns.inode(where)} ] || exec "$REAL" "$@"\n{text}\n'
         )
         fake.chmod(0o755)
-        with path_of(folder):
+        with machine_with(folder, *tools.FOLDERS):
             yield Path(folder)
 
 
 @contextlib.contextmanager
 def without(tool):
-    """Leave one program out of PATH, and only that one."""
-    before = os.environ["PATH"]
+    """Leave one program out of the machine, and only that one."""
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as folder:
-        for place in before.split(os.pathsep):
-            for each in Path(place).glob("*") if place else ():
+        for place in tools.path().split(os.pathsep):
+            for each in Path(place).glob("*"):
                 link = Path(folder, each.name)
                 if each.name != tool and not link.is_symlink():
                     link.symlink_to(each)
-        os.environ["PATH"] = folder
-        try:
+        with machine_with(folder):
             yield
-        finally:
-            os.environ["PATH"] = before
 
 
 @contextlib.contextmanager

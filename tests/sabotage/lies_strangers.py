@@ -86,7 +86,7 @@ def _(scene):
 
 @lie(
     "a tc filter on a server's link",
-    r"helloworld-v1 (?:there is tc egress filter \(bpf\): stranger|has a queueing discipline that is not .*clsact)",
+    r"on the link eth0 of helloworld-v1 there is tc egress filter \(bpf\): stranger \(id \d+\)",
 )
 def _(scene):
     """A BPF filter hangs on the egress of helloworld-v1's eth0, in a clsact qdisc."""
@@ -275,7 +275,7 @@ def _(scene):
 
 @lie(
     "echo has stopped listening",
-    "nobody listens on port 9000 of helloworld-v1|sleep was not answered by plain TCP to echo",
+    r"nobody listens on port 9000 of helloworld-v1, although its app \(pid \d+\) is there",
 )
 def _(scene):
     """The sockets on which helloworld's apps listen for echo are destroyed; their processes, and HTTP, go on."""

@@ -33,6 +33,8 @@ another tool, another dataplane, a hand that tries to help.
 STANDING_CHECKS = ("node.in_order", "mesh.in_order", "dataplane.in_order")
 #: What is shown for itself, and noticed by the check that it is the control of.
 CONTROLS = {"cell: no eBPF, rules": "nothing: it is the control of the first cell, and measured anyway"}
+#: What would be lost with checks that are the only one to notice nothing.
+KEPT = {"trace.debug_is_on": "step 4 would have to send a request to know whether there is anything to do"}
 NOT_MEASURED = "cell: (not measured)"
 #: As the table of verify has them.
 CELLS = [
@@ -130,8 +132,8 @@ def render(rows: list[Row]) -> tuple[str, list[str]]:
             row = first[0]
             other = next(c for c in checks if c != check and row.failing(c))
             lost = f"*{row.name}* would be told as: {clean(row.failing(other) or '')}"
-        elif check in CONTROLS:
-            lost = CONTROLS[check]
+        elif check in CONTROLS | KEPT:
+            lost = (CONTROLS | KEPT)[check]
         else:
             lost = "nothing"
             useless.append(check)

@@ -98,7 +98,7 @@ def answering(programs, *, unknown=()):
 @pytest.fixture
 def quiet(monkeypatch):
     monkeypatch.setattr(strangers, "_in_namespace", lambda *_: [])
-    monkeypatch.setattr(strangers, "_on_links", lambda *_: [])
+    monkeypatch.setattr(strangers, "on_links", lambda *_: [])
     monkeypatch.setattr(strangers, "netfilter_links", list)
     monkeypatch.setattr(strangers, "named", lambda number: f"stranger (id {number})")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab.adapters import docker, docker_words, istioctl, kind, kind_words
-from merbridge_lab.drivers.kind import cluster, hands, inside, kept
+from merbridge_lab.adapters.docker import Container
+from merbridge_lab.drivers.kind import failure, hands, inside, kept, layout
 from merbridge_lab.drivers.kind.merbridge import place, watch
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements import distribution, engine
@@ -263,7 +264,7 @@ def frames(text):
 
 
 def test_c10_the_error_and_the_kubelets_complaint_come_first_and_all_is_in_a_file(state):
-    error = cluster.not_made(LabError("kind failed", command="kind create", stderr=case("c10")), "kindest/node:v1")
+    error = failure.not_made(LabError("kind failed", command="kind create", stderr=case("c10")), "kindest/node:v1")
     lines = error.stderr.splitlines()
     assert lines[0].startswith("ERROR: failed to create cluster: failed to init node with kubeadm")
     assert lines[1] == "[kubelet-check] the kubelet is not healthy: connection refused"
@@ -328,7 +329,7 @@ ERROR: failed to create cluster: failed to init node with kubeadm: exit status 1
     ],
 )
 def test_c10_known_causes_are_named_with_the_next_command(state, said, why, hint):  # noqa: ARG001
-    error = cluster.not_made(LabError("kind failed", command="kind create", stderr=said), "kindest/node:v1")
+    error = failure.not_made(LabError("kind failed", command="kind create", stderr=said), "kindest/node:v1")
     assert why in error.what
     assert error.hint.startswith(hint)
     assert frames(error.stderr) == []
@@ -350,8 +351,74 @@ def test_c10_a_complaint_that_stands_behind_kinds_own_words_is_seen():
     assert "kubelet, which is not healthy" in kind_words.cause(said, "x")[0], "a word on the way is no cause"
 
 
+def klog(level, words, at="run.go:72"):
+    return f"{level}0101 00:00:00.000000     100 {at}] {words}"
+
+
+JOURNAL = "\n".join(
+    [
+        klog("E", '"command failed" err="failed to load kubelet config file, path: /var/lib/kubelet/config.yaml"'),
+        klog("I", '"Starting kubelet"'),
+        klog("E", '"Failed to get system container stats" err="failed to get cgroup stats"', "summary_sys.go:48"),
+        klog("E", '"command failed" err="failed to run Kubelet: %s"'),
+        "kubelet.service: Main process exited, code=exited, status=1/FAILURE",
+        klog("I", '"Starting kubelet"'),
+    ]
+)
+SWAP = "running with swap on is not supported, please disable swap or set --fail-swap-on flag to false"
+
+
+@pytest.mark.parametrize(
+    ("told", "why", "hint"),
+    [
+        (SWAP, "its kubelet refuses swap, which this machine has on", "swapoff --all"),
+        ("kubelet is configured to not run on a host using cgroup v1", "refuses cgroup v1", "merlab doctor"),
+        (r"no \"such\" thing", 'its kubelet ended: failed to run Kubelet: no "such" thing', "merlab doctor"),
+    ],
+)
+def test_where_kubeadm_waited_in_vain_the_kubelet_itself_says_why(state, told, why, hint):
+    journal = JOURNAL.replace("%s", told)
+    failed = LabError("kind failed", command="kind create", stderr=case("c10"))
+    error = failure.not_made(failed, "kindest/node:v1", journal)
+    assert why in error.what
+    assert error.hint.startswith(hint)
+    assert error.stderr.splitlines()[-2] == "kubelet: failed to run Kubelet: " + told.replace('\\"', '"')
+    kept_all = (state / "kind-merbridge-create.log").read_text()
+    assert case("c10") in kept_all
+    assert journal in kept_all
+
+
+@pytest.mark.parametrize(
+    ("said", "journal"),
+    [
+        ("ERROR: x: no space left on device", JOURNAL),
+        (
+            "ERROR: x\n[kubelet-check] The kubelet is not healthy",
+            JOURNAL.partition("run Kubelet")[0].rpartition("\n")[0],
+        ),
+        ("ERROR: x\n[kubelet-check] The kubelet is not healthy", "the kubelet's journal could not be read: x"),
+    ],
+)
+def test_what_a_kubelet_did_not_end_of_is_not_called_its_end(state, said, journal):  # noqa: ARG001
+    failed = LabError("kind failed", command="kind create", stderr=said)
+    assert failure.not_made(failed, "x", journal).what == failure.not_made(failed, "x").what
+
+
+def test_the_journal_is_read_of_merlabs_own_node_alone_and_why_it_is_not_is_told(says):
+    def read(*mounts, state="running"):
+        return failure.kubelets_journal([Container(layout.NODE, state, "kindest/node:v1", {}, mounts, ())])
+
+    says("docker", out=JOURNAL)
+    assert read(layout.MARK) == JOURNAL
+    assert read() == ""
+    assert read(layout.MARK, state="exited") == ""
+    assert failure.kubelets_journal([]) == ""
+    says("docker", err='exec: "journalctl": executable file not found in $PATH', status=127)
+    assert read(layout.MARK).startswith("the kubelet's journal could not be read: ")
+
+
 def test_c10_words_of_kinds_that_are_none_are_no_file(state):
-    error = cluster.not_made(LabError("kind did not end within 400 s", command="kind create"), "x")
+    error = failure.not_made(LabError("kind did not end within 400 s", command="kind create"), "x")
     assert "did not end within 400 s" in error.what
     assert not state.exists()
 

@@ -17,7 +17,7 @@ from merbridge_lab.drivers import kind
 from merbridge_lab.drivers.kind import KindDriver, layout, manifests
 from merbridge_lab.drivers.kind.settings import Settings, versions
 from merbridge_lab.drivers.options import Options
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.requirements import engine
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
@@ -64,7 +64,7 @@ def test_what_is_asked_for_wins_and_what_is_not_stays(settings):
 
 
 def test_an_image_of_what_is_not_there_is_refused(settings):
-    with pytest.raises(LabError, match="no such workload"):
+    with pytest.raises(UsageError, match="no such workload"):
         settings.asked(Options(images={"slept": "x"}))
 
 

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tests.unit.api_server import BINARY, CLOSE, Keys, Server, frame, plainly, upgraded
 
 from merbridge_lab.adapters import kube
+from merbridge_lab.adapters.memory import Unnamed
 from merbridge_lab.errors import LabError
 
 SUCCESS = {"status": "Success"}
@@ -185,3 +187,13 @@ def test_ctrl_c_ends_it(keys, serve):
         began = time.monotonic()
         assert process.stdout.read() == "interrupted by SIGINT\n"
         assert time.monotonic() - began < 5
+
+
+def test_a_file_in_memory_that_is_let_go_twice_closes_nothing_of_others():
+    """Its number is the next one's by then: whose keys would be gone."""
+    first = Unnamed(b"one")
+    first.close()
+    second = Unnamed(b"another")
+    first.close()
+    assert Path(second.path).read_bytes() == b"another"
+    second.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import pwd
 import socket
@@ -68,8 +69,12 @@ def test_p4_what_is_missing_is_told():
     assert compared(without=[line]).missing == (line,)
 
 
-def test_p4_a_setting_that_the_kernel_does_not_have_does_not_differ():
-    assert wiring.differing({"a": None, "b": "1", "c": ""}, {"a": "0", "b": "0", "c": ""}) == ["b is 1, not 0"]
+def test_p4_what_is_altered_is_told_as_one_thing():
+    link = ("link", "eth0 (veth) up mtu 1500")
+    found = compared(("link", "eth0 (veth) up mtu 1500 promiscuous"), without=[link])
+    left, told = wiring.altered(found)
+    assert left == ((), ())
+    assert told == ["the link eth0 (veth) up mtu 1500 is promiscuous"]
 
 
 def test_p2_this_very_process_is_none_of_the_labs():
@@ -141,12 +146,59 @@ def test_p5_no_curlrc_and_no_proxy_has_a_say(tmp_path, closes_first, rc):
     ("facts", "told"), [('"num_connects": 2', "num_connects is 2"), ('"num_redirects": 1', "num_redirects is 1")]
 )
 def test_p5_an_answer_to_more_than_one_connection_is_none(facts, told):
-    """As curl 7.88 tells them; one that tells nothing of the kind is believed."""
+    """As curl 7.88 tells them."""
     answer = "HTTP/1.1 200 OK\n\nhi\n"
-    exchange = batch.read("n", "http://x/", 0, f'{answer}{{"http_code": 200, {facts}}}', "")
+    facts = {**json.loads(ONCE), **json.loads(f"{{{facts}}}")}
+    exchange = batch.read("n", "http://x/", 0, answer + json.dumps(facts), "")
     assert not exchange.served
     assert told in str(exchange)
-    assert batch.read("n", "http://x/", 0, f'{answer}{{"http_code": 200, "num_connects": 1}}', "").served
+    assert batch.read("n", "http://x/", 0, answer + ONCE, "").served
+
+
+ONCE = '{"http_code": 200, "num_connects": 1, "num_redirects": 0, "curl_version": "libcurl/7.88.1 OpenSSL/3.0.19"}'
+
+
+@pytest.mark.parametrize(
+    ("version", "lacking"),
+    [
+        ("libcurl/7.88.1 OpenSSL/3.0.19", ["num_connects"]),
+        ("libcurl/7.88.1 OpenSSL/3.0.19", ["num_redirects"]),
+        ("libcurl/8.7.1", ["proxy_used"]),
+        ("libcurl/8.9.0-DEV", ["num_retries"]),
+        ("libcurl/10.1.0", ["num_connects", "proxy_used"]),
+        (None, ["num_retries"]),
+        ("another", ["num_connects", "num_retries"]),
+    ],
+)
+def test_p5_a_curl_that_does_not_tell_how_it_asked_is_not_believed(version, lacking):
+    """What was not read is not a pass: each version of curl is held to what it can tell."""
+    facts = {"http_code": 200, "num_connects": 1, "num_redirects": 0, "proxy_used": 0, "num_retries": 0}
+    facts |= {} if version is None else {"curl_version": version}
+    answer = "HTTP/1.1 200 OK\n\nhi\n"
+    assert batch.read("n", "http://x/", 0, answer + json.dumps(facts), "").served
+    for wrong in ({}, dict.fromkeys(lacking), dict.fromkeys(lacking, "1")):
+        kept = {name: value for name, value in facts.items() if name not in lacking}
+        exchange = batch.read("n", "http://x/", 0, answer + json.dumps({**kept, **wrong}), "")
+        assert not exchange.served
+        assert f"its answer has no {', '.join(lacking)}" in str(exchange)
+
+
+def test_p5_a_real_curl_that_asks_once_is_believed(tmp_path):
+    """Whichever version this machine has."""
+    served = socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        with served, served.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi")
+
+    thread = threading.Thread(target=answer)
+    url = f"http://127.0.0.1:{served.getsockname()[1]}/"
+    thread.start()
+    done = subprocess.run(batch.curl("n", url), cwd=tmp_path, capture_output=True, text=True, check=False)
+    thread.join(5)
+    exchange = batch.read("n", url, done.returncode, done.stdout, done.stderr)
+    assert exchange.served, str(exchange)
 
 
 # -- P8: certificates and clocks -------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """The record of a run, and its JSON as cli.md promises it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from fakes import CAPTURED, FakeLab, up
 from merbridge_lab import exits
+from merbridge_lab.dials import Dial, Leg
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Control, Reading, Verdict, fails, holds, skips
-from merbridge_lab.lab import TRACE, TWIN
+from merbridge_lab.lab import DIALS, TRACE, TWIN
 from merbridge_lab.loader import steps
 from merbridge_lab.model import Check, Kind, Step
 from merbridge_lab.report import CheckOutcome, Report, StepOutcome
@@ -54,6 +56,37 @@ def test_a_verify_with_its_matrix():
     assert {check["name"] for check in told["standing"]} == {"node.in_order", "mesh.in_order", "dataplane.in_order"}
     without = [cell for cell in told["matrix"] if not cell["ebpf"] and not cell["rules"]]
     assert {(cell["served"], cell["both_sidecars"]) for cell in without} == {(False, False), (True, False)}
+
+
+class Dialling(FakeLab):
+    """Dials by plain TCP as well, and by IPv6 where it has that."""
+
+    def __init__(self, unasked):
+        super().__init__()
+        self.capabilities |= {DIALS}
+        self._unasked = unasked
+
+    def dial(self, _client):
+        tcp, ipv6 = (self._dialled(how) for how in ("by plain TCP", "by an IPv6 socket"))
+        return [replace(ipv6, unasked=self._unasked, served=not self._unasked), tcp]
+
+    @staticmethod
+    def _dialled(how):
+        there = "10.0.0.1:80"
+        return Dial(how, there, "10.0.0.2:4", there, 7, 7, served=True, legs={"outbound": Leg(there, 7, 7)})
+
+
+@pytest.mark.parametrize("unasked", ["", "this kernel has no IPv6 sockets"])
+def test_a_kind_of_connection_that_was_not_asked_is_counted_as_skipped(unasked):
+    """What was not read is not a pass: it is named with the reason, and counted."""
+    report = Runner(up(Dialling(unasked))).prove(Report("verify", "fake"), standing=steps()[1:4], steps=steps()[8:10])
+    told = read("run", json.dumps(report.to_json()))
+    said = [f"not asked by an IPv6 socket: {unasked}"] if unasked else []
+    assert (told["verdict"], told["skipped"]) == ("pass", len(said))
+    assert [each for cell in told["matrix"] for each in cell["unasked"]] == said
+    both = next(cell for cell in told["matrix"] if cell["ebpf"] and cell["rules"])
+    assert both["verdict"] == "pass"
+    assert ("also by plain TCP; skipped, not asked by" in both["why"]) == bool(unasked)
 
 
 def test_a_failure_has_a_cause():

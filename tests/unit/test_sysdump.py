@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab import redaction, sysdump
+from merbridge_lab.drivers.embedded import layout, sidecar
 from merbridge_lab.drivers.kind import state
 from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.errors import LabError
@@ -156,6 +157,9 @@ def test_what_was_set_for_istio_is_told_by_name_alone():
         f"Authorization: Bearer {HIDDEN}",
         f"DB_PASSWORD: '{HIDDEN} and more'",
         f"https://me:{HIDDEN}@example.test/x",
+        f"private_key: {{ inline_string: {HIDDEN} }}",
+        f'"private_key": {{\n  "filename": "/a",\n  "inline_string": "{HIDDEN}"\n}}',
+        f"tokens: [first, {HIDDEN}]",
         f"-----BEGIN EC PRIVATE KEY-----\n{HIDDEN}\n-----END EC PRIVATE KEY-----",
         f"-----BEGIN PRIVATE KEY-----\n{HIDDEN}",
         f"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.{HIDDEN}",
@@ -172,14 +176,33 @@ def test_a_text_loses_its_secrets(line):
         "-A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN",
         "2026-11-24T10:00:00.000Z GET /hello 200 x-request-id=merlab-1 10.244.0.2:5000",
         "CONFIG_BPF_JIT_ALWAYS_ON=y",
+        "private_key: { filename: /run/merlab/pods/sleep/certs/key.pem }",
+        '"private_key": {"filename": "/etc/certs/key.pem"}',
     ],
 )
 def test_what_a_report_needs_stays(line):
     assert redaction.text(line) == line
 
 
+@pytest.mark.parametrize("pod", layout.PODS, ids=lambda pod: pod.name)
+def test_a_sidecars_configuration_is_whole(pod):
+    """It names the files of its keys and holds none."""
+    told = sidecar.render(pod, Path("/run/merlab/pods", pod.name))
+    assert "key.pem" in told
+    assert redaction.text(told) == told
+
+
 @pytest.mark.parametrize(
-    "text", ["a1" * 500_000, "a.b-" * 250_000, "--" * 500_000, "token " * 150_000, "a://" * 250_000]
+    "text",
+    [
+        "a1" * 500_000,
+        "a.b-" * 250_000,
+        "--" * 500_000,
+        "token " * 150_000,
+        "token={" * 150_000,
+        "token=[" * 150_000,
+        "a://" * 250_000,
+    ],
 )
 def test_a_long_log_takes_no_long_time(text):
     since = time.monotonic()

@@ -1,7 +1,8 @@
 """What the tools tell of a namespace's rules, held against what the kernel tells of them.
 
 A tool may be missing, crash, be another program of that name, or know nothing of what another one made. The kernel
-tells how many rules there are and how many packets they have counted; a text that does not agree was not read.
+tells how many rules there are and how many packets they have counted; a text that does not agree was not read. Whether
+they are the rules that are told: see wording.
 """
 
 from __future__ import annotations

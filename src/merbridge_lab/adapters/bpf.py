@@ -133,6 +133,12 @@ def map_info(fd: int) -> Map:
     return Map(number, kind, name.rstrip(b"\0").decode(), key, value, entries, btf)
 
 
+def is_frozen(fd: int) -> bool:
+    """Return whether nobody may write the map behind `fd` any more, but programs (BPF_MAP_FREEZE); for good."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:  # noqa: PTH123 - bpf_map_info does not tell
+        return any(line.split() == ["frozen:", "1"] for line in file)
+
+
 def prog_info(fd: int) -> Prog:
     """Describe the program behind `fd`."""
     ids = (ctypes.c_uint32 * 64)()

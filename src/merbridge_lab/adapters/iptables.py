@@ -6,10 +6,10 @@ flushing it flushes nothing. So reading probes both.
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import agreement, nftables, xtables
+from merbridge_lab.adapters import agreement, nftables, tools, wording, xtables
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.errors import LabError
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.adapters.nftables import Tables
+    from merbridge_lab.ruleset import Rule
 
     #: nftables and the legacy tables, as the kernel tells of them.
     Kernels = tuple[Tables | Unread, tuple[xtables.Table, ...] | Unread]
 
+#: The programs for legacy tables, by address family.
+_PROGRAMS = {"ip": "iptables", "ip6": "ip6tables", "arp": "arptables"}
 #: How often rules that change while they are read are read anew.
 _TRIES = 3
 
@@ -59,11 +62,14 @@ def snapshot(netns: Path) -> RuleSet:
         after = kernels(netns)
         if _generation(before) == _generation(after):
             break
-    return confirmed(RuleSet(texts, agreement.left_out(texts["nft"])), before, after, where=netns.name)
+    return confirmed(RuleSet(texts, agreement.left_out(texts["nft"])), before, after, where=netns.name, exact=True)
 
 
-def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str) -> RuleSet:
-    """Give what the tools told of rules as far as it agrees with what the kernel told before and after it."""
+def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str, exact: bool = False) -> RuleSet:
+    """Give what the tools told of rules as far as it agrees with what the kernel told before and after it.
+
+    `exact` where the tools are those that made the rules: what they tell must then agree word for word.
+    """
     (earlier, _), (nft, legacy) = before, after
     texts = dict(told.texts)
     for backend in BACKENDS:
@@ -72,9 +78,27 @@ def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str) -> 
     texts["legacy"] = agreement.legacy(texts["legacy"], legacy, where=where)
     beside = agreement.beside(nft, legacy)
     if isinstance(nft, Unread):
-        return RuleSet(texts, nft, nft, beside)
-    named = () if isinstance(told.native, Unread) else told.native
-    return RuleSet(texts, tuple(dict.fromkeys((*agreement.foreign(nft), *named))), nft.generation, beside)
+        found = RuleSet(texts, nft, nft, beside)
+    else:
+        named = () if isinstance(told.native, Unread) else told.native
+        native = tuple(dict.fromkeys((*agreement.foreign(nft), *named)))
+        found = RuleSet(texts, native, nft.generation, beside)
+    return _worded(found, told, before, after, where) if exact else found
+
+
+def _worded(found: RuleSet, told: RuleSet, before: Kernels, after: Kernels, where: str) -> RuleSet:
+    """Hold the texts against the kernel's own words, and say what it tells of tables and chains themselves."""
+    texts = dict(found.texts)
+    in_part: list[Rule] = []
+    for backend, chains in wording.known(before, after).items():
+        text = texts[backend]
+        if isinstance(text, Unread) or isinstance(told.texts[backend], Unread):
+            continue  # not read; or not needed, there being no rules
+        if why := wording.differing(f"iptables-{backend}-save", text, chains):
+            texts[backend] = Unread(f"iptables:{where}/{backend}", why)
+        else:
+            in_part += wording.in_part(text, chains)
+    return replace(found, texts=texts, altered=wording.altered(*after), in_part=tuple(in_part))
 
 
 def backend_of(netns: Path, table: str) -> str | None:
@@ -108,7 +132,7 @@ def _generation(told: Kernels) -> int | Unread:
 def _saved(netns: Path, backend: str) -> str | Unread:
     tool = f"iptables-{backend}-save"
     source = f"iptables:{netns.name}/{backend}"
-    if not shutil.which(tool):
+    if not tools.find(tool):
         return Unread(source, f"{tool} is not on this machine")
     try:
         return run(inside(netns, tool, "-c")).stdout
@@ -140,11 +164,12 @@ def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
     Raises UnreadError where it is not known what there is.
     """
     found = snapshot(netns)
-    for name in (*value_of(found.native), *value_of(found.beside)):
+    spoilt = (f"table {name}" for name in wording.spoilt(nftables.read(netns)))
+    for name in dict.fromkeys((*value_of(found.native), *value_of(found.beside), *spoilt)):
         kind, *rest = name.split()
         if kind == "legacy":
             family, table = rest
-            _empty(netns, {"ip6": "ip6tables", "arp": "arptables"}[family], "legacy", table)
+            _empty(netns, _PROGRAMS[family], "legacy", table)
         else:
             run(inside(netns, "nft", "delete", *name.split()))
     present = {
@@ -154,6 +179,20 @@ def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
     for backend in BACKENDS:
         for table in sorted(set(present[backend]) - set(tables if backend == but else ())):
             _empty(netns, "iptables", backend, table)
+    _accept(netns)
+
+
+def _accept(netns: Path) -> None:
+    """Have no chain of iptables' drop what no rule names."""
+    for chain in nftables.read(netns).chains:
+        if chain.drops and chain.family == "ip" and agreement.COMPAT.fullmatch(f"ip {chain.table}"):
+            run(inside(netns, *_tool("nft"), "-t", chain.table, "-P", chain.name, "ACCEPT"))
+        elif chain.drops and agreement.COMPAT.fullmatch(f"{chain.family} {chain.table}"):
+            run(inside(netns, "nft", "delete", "table", chain.family, chain.table))
+    for table in xtables.read(netns):
+        for name in table.dropping:
+            tool = _tool("legacy", program=_PROGRAMS[table.family])
+            run(inside(netns, *tool, "-t", table.name, "-P", name, "ACCEPT"))
 
 
 def _empty(netns: Path, program: str, backend: str, table: str) -> None:

@@ -37,6 +37,7 @@ FEATURES = {
     "kernel.bpffs": Feature("5.2", "CONFIG_BPF_SYSCALL"),
     "kernel.tracefs": Feature("5.9", "CONFIG_FTRACE and CONFIG_BPF_EVENTS"),
     "kernel.netns_cookie": Feature("5.14", "CONFIG_NET_NS"),
+    "kernel.sock_diag": Feature("4.19", "CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG"),
     "kernel.netfilter": Feature("5.2", "CONFIG_NF_TABLES, CONFIG_NFT_COMPAT and the xt_ matches and targets"),
     "bpf.connect4": Feature("4.17", "CONFIG_CGROUP_BPF"),
     "bpf.connect6": Feature("4.17", "CONFIG_CGROUP_BPF and CONFIG_IPV6"),

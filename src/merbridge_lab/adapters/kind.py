@@ -64,10 +64,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 @change("make a cluster")
 def create(name: str, image: str, config: str, *, network: str) -> None:
-    """Make a cluster, whose context goes into no kubeconfig. Raises LabError with all that kind said."""
+    """Make a cluster, whose context goes into no kubeconfig. Raises LabError with all that kind said.
+
+    Of one that fails, the node stays: in it is what its kubelet said. The caller deletes it.
+    """
     # kind does not do without a file to write to.
     with _folder() as folder:
-        argv = create_argv(name, image, str(Path(folder, "kubeconfig")))
+        argv = [*create_argv(name, image, str(Path(folder, "kubeconfig"))), "--retain"]
         # Whose kind this is, at_work finds out by the last one.
         mine = {PROVIDER: DOCKER, NETWORK: network, _STARTED_BY: f"{os.getpid()}:{_began(os.getpid())}"}
         run(argv, timeout=_CREATE, stdin=config, env={**os.environ, **mine})

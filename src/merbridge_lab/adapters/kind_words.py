@@ -27,6 +27,18 @@ _COMPLAINTS = (
     re.compile(r"^(?:error execution phase|couldn't |failed to |unable to |timed out )", re.IGNORECASE),
     re.compile(r"^\s*- (?:The kubelet|A control plane)"),
 )
+#: kubeadm waits for the kubelet, and for what that starts.
+_WAITED = r"kubelet-check|kubelet is (?:not|unhealthy)|wait-control-plane"
+#: How a kubelet says why it ends: what its command came to, and what it is fatal for; in klog's form.
+_LAST_WORDS = (
+    re.compile(r'"command failed" err='),
+    re.compile(r"(?i)failed to run kubelet|^F\d{4} |^Error: "),
+)
+#: It says so until kubeadm has written that file.
+_NOT_YET = "failed to load kubelet config file"
+_ERR = re.compile(r'err="((?:[^"\\]|\\.)*)"')
+_KLOG = re.compile(r"^[IWEF]\d{4} \S+\s+\d+ \S+\] ")
+_LONGEST = 400
 #: A cause that is known by its words: how it is told, and what to type.
 _KNOWN = (
     (_REFUSES_V1, "its kubelet refuses cgroup v1, which this machine has", "merlab doctor --lab kind"),
@@ -51,6 +63,11 @@ _KNOWN = (
     ),
     (r"could not find a log line that matches", "its node does not start", "merlab doctor --lab kind"),
     (r"failed to pull image", "its node's image cannot be pulled", "docker pull {image}"),
+    (
+        r"running with swap on is not supported",
+        "its kubelet refuses swap, which this machine has on",
+        "swapoff --all",
+    ),
     (
         r"kubelet-check|kubelet is (?:not|unhealthy)",
         "kubeadm waited for the kubelet, which is not healthy",
@@ -84,6 +101,21 @@ def summary(said: str) -> str:
     if not found:
         return "\n".join(lines[-_MOST:])
     return "\n".join(list(found)[:_MOST])
+
+
+def is_kubelets(said: str) -> bool:
+    """Whether kind could not make a cluster for want of its kubelet, or of what that starts."""
+    return re.search(_WAITED, summary(said)) is not None
+
+
+def of_kubelet(journal: str) -> str:
+    """Give the line with which a kubelet told why it ended, the last of them; "" where it told of no such thing."""
+    lines = [line.strip() for line in lines_of(journal) if _NOT_YET not in line]
+    for words in _LAST_WORDS:
+        if found := [line for line in lines if words.search(line)]:
+            told = _ERR.search(found[-1])
+            return (told[1].replace('\\"', '"') if told else _KLOG.sub("", found[-1]))[:_LONGEST]
+    return ""
 
 
 def without_frames(said: str) -> list[str]:

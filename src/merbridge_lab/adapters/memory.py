@@ -18,5 +18,7 @@ class Unnamed:
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def close(self) -> None:
-        """Let it go."""
-        os.close(self._descriptor)
+        """Let it go; once more is fine, and closes nothing that has got its number since."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

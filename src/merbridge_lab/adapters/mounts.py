@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from merbridge_lab.adapters.change import change
@@ -36,6 +36,10 @@ class Mount:
     fstype: str
     source: str
     options: frozenset[str]
+    #: Major and minor of the file system's device, and the mount and the one it is on by the kernel's numbers.
+    device: str = field(default="", compare=False)
+    number: int = field(default=0, compare=False)
+    parent: int = field(default=0, compare=False)
 
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -48,7 +52,12 @@ def _unescape(field: bytes) -> str:
 
 def table() -> list[Mount]:
     """List the mounts of this thread's namespace in the order they were made."""
-    return parse(Path("/proc/thread-self/mountinfo").read_bytes())
+    return parse(raw())
+
+
+def raw() -> bytes:
+    """Give the same as the kernel writes it."""
+    return Path("/proc/thread-self/mountinfo").read_bytes()
 
 
 def parse(mountinfo: bytes) -> list[Mount]:
@@ -67,6 +76,9 @@ def parse(mountinfo: bytes) -> list[Mount]:
                 os.fsdecode(fstype),
                 _unescape(source),
                 frozenset(os.fsdecode(fields[5]).split(",")),
+                os.fsdecode(fields[2]),
+                int(fields[0]),
+                int(fields[1]),
             )
         )
     return mounts

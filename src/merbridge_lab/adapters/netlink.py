@@ -24,7 +24,7 @@ _REQUEST_DUMP, _INTERRUPTED = 0x301, 0x10
 _ERROR, _DONE = 2, 3
 _GETLINK, _GETQDISC, _GETTCLASS, _GETTFILTER = 18, 38, 42, 46
 _NEST = 0x3FFF
-_HEADER, _TCMSG = struct.Struct("=IHHII"), struct.Struct("=BBHiIII")
+HEADER, _TCMSG = struct.Struct("=IHHII"), struct.Struct("=BBHiIII")
 _ROOM = 1 << 17
 _ATTEMPTS = 5
 
@@ -54,7 +54,8 @@ class Hung(NamedTuple):
     program: int
 
 
-def _attributes(raw: bytes) -> dict[int, bytes]:
+def attributes(raw: bytes) -> dict[int, bytes]:
+    """Return the attributes in `raw` by their kinds."""
     found, at = {}, 0
     while at + 4 <= len(raw):
         length, kind = struct.unpack_from("=HH", raw, at)
@@ -77,8 +78,8 @@ def _text(raw: bytes | None) -> str:
     return (raw or b"").rstrip(b"\0").decode(errors="replace")
 
 
-def _dump(family: int, kind: int, body: bytes) -> list[bytes]:
-    """Give the bodies of the messages of a dump, asked again where it changed meanwhile."""
+def dump(family: int, kind: int, body: bytes) -> list[bytes]:
+    """Return the bodies of the messages of a dump; ask again where it changed meanwhile. Raises OSError."""
     for _ in range(_ATTEMPTS):
         found, whole = _dump_once(family, kind, body)
         if whole:
@@ -91,12 +92,12 @@ def _dump_once(family: int, kind: int, body: bytes) -> tuple[list[bytes], bool]:
     whole = True
     with contextlib.closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)) as asked:
         asked.bind((0, 0))
-        asked.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST_DUMP, 1, 0) + body)
+        asked.send(HEADER.pack(HEADER.size + len(body), kind, _REQUEST_DUMP, 1, 0) + body)
         while True:
             raw, at = asked.recv(_ROOM), 0
-            while at + _HEADER.size <= len(raw):
-                length, told, flags, *_ = _HEADER.unpack_from(raw, at)
-                content = raw[at + _HEADER.size : at + length]
+            while at + HEADER.size <= len(raw):
+                length, told, flags, *_ = HEADER.unpack_from(raw, at)
+                content = raw[at + HEADER.size : at + length]
                 whole = whole and not flags & _INTERRUPTED
                 if told in (_ERROR, _DONE):
                     code = -struct.unpack_from("=i", content)[0] if len(content) >= 4 else 0  # noqa: PLR2004
@@ -117,11 +118,11 @@ class _Link(NamedTuple):
 def _links() -> list[_Link]:
     without_statistics = _attribute(_EXT_MASK, struct.pack("=I", 8))
     found = []
-    for message in _dump(_ROUTE, _GETLINK, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + without_statistics):
-        told = _attributes(message[16:])
-        xdp = _attributes(told.get(_XDP, b""))
+    for message in dump(_ROUTE, _GETLINK, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + without_statistics):
+        told = attributes(message[16:])
+        xdp = attributes(told.get(_XDP, b""))
         programs = frozenset(number for each in _XDP_PROG_IDS if (number := _u32(xdp.get(each))))
-        kind = _text(_attributes(told.get(_LINKINFO, b"")).get(1))
+        kind = _text(attributes(told.get(_LINKINFO, b"")).get(1))
         found.append(_Link(struct.unpack_from("=i", message, 4)[0], _text(told.get(_IFNAME)), kind, programs))
     return found
 
@@ -133,9 +134,9 @@ def on_links() -> list[Hung]:
     for link in links:
         found += _fast_programs(link)
     names = {link.number: link.name for link in links}
-    for message in _dump(_ROUTE, _GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0, 0, 0)):
+    for message in dump(_ROUTE, _GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0, 0, 0)):
         _, _, _, index, handle, _, _ = _TCMSG.unpack_from(message)
-        kind = _text(_attributes(message[_TCMSG.size :]).get(_TC_KIND))
+        kind = _text(attributes(message[_TCMSG.size :]).get(_TC_KIND))
         for parent, side in _parents(index, handle, kind):
             found += _filters(names.get(index, f"link {index}"), index, parent, side)
     return list(dict.fromkeys(found))
@@ -159,24 +160,24 @@ def _parents(index: int, handle: int, kind: str) -> tuple[tuple[int, str], ...]:
         return _CLSACT
     if kind == "ingress":
         return _INGRESS
-    classes = _dump(_ROUTE, _GETTCLASS, _TCMSG.pack(0, 0, 0, index, 0, 0, 0))
+    classes = dump(_ROUTE, _GETTCLASS, _TCMSG.pack(0, 0, 0, index, 0, 0, 0))
     own = (_TCMSG.unpack_from(each)[4] for each in classes)
     return ((handle, f"qdisc {kind}"), *((each, f"class of {kind}") for each in own if each >> 16 == handle >> 16))
 
 
 def _filters(name: str, index: int, parent: int, side: str) -> Iterator[Hung]:
     try:
-        messages = _dump(_ROUTE, _GETTFILTER, _TCMSG.pack(0, 0, 0, index, 0, parent, 0))
+        messages = dump(_ROUTE, _GETTFILTER, _TCMSG.pack(0, 0, 0, index, 0, parent, 0))
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP):
             return  # a queue that takes no filters, or the link has just gone
         raise
     for message in messages:
         handle = _TCMSG.unpack_from(message)[4]
-        told = _attributes(message[_TCMSG.size :])
+        told = attributes(message[_TCMSG.size :])
         if handle:  # 0: the head of a chain
             kind = _text(told.get(_TC_KIND))
-            program = _u32(_attributes(told.get(_TC_OPTIONS, b"")).get(_BPF_ID)) if kind == "bpf" else 0
+            program = _u32(attributes(told.get(_TC_OPTIONS, b"")).get(_BPF_ID)) if kind == "bpf" else 0
             yield Hung(name, f"tc {side} filter ({kind})", program)
 
 
@@ -186,10 +187,10 @@ def on_netfilter() -> list[Hung]:
     for family, name in _FAMILIES.items():
         for number, hook in enumerate(_HOOKS):
             body = struct.pack("=BBH", family, 0, 0) + _attribute(_HOOKNUM, struct.pack("!I", number))
-            for message in _dump(_NETFILTER, _HOOK_GET, body):
-                info = _attributes(_attributes(message[4:]).get(_CHAIN_INFO, b""))
+            for message in dump(_NETFILTER, _HOOK_GET, body):
+                info = attributes(attributes(message[4:]).get(_CHAIN_INFO, b""))
                 if int.from_bytes(info.get(_INFO_TYPE, b""), "big") == _IS_BPF:
-                    program = int.from_bytes(_attributes(info.get(_INFO_DESC, b"")).get(_DESC_ID, b""), "big")
+                    program = int.from_bytes(attributes(info.get(_INFO_DESC, b"")).get(_DESC_ID, b""), "big")
                     found.append(Hung(f"{name} {hook}", "netfilter", program))
     return found
 
@@ -199,7 +200,7 @@ def tcp_cookies() -> set[int]:
     found = set()
     for family in (socket.AF_INET, socket.AF_INET6):
         body = struct.pack("=BBBBI48x", family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
-        for message in _dump(_SOCK_DIAG, _BY_FAMILY, body):
+        for message in dump(_SOCK_DIAG, _BY_FAMILY, body):
             low, high = struct.unpack_from("=II", message, _COOKIE)
             found.add(low | high << 32)
     return found

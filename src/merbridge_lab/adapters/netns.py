@@ -81,6 +81,17 @@ def run_inside(namespace: Path, work: Callable[[], T], kind: int = NEWNET) -> T:
     return _in_thread(entered)
 
 
+@change("make a namespace for a moment")
+def run_in_new(work: Callable[[], T]) -> T:
+    """Run `work` in a network namespace that ends with it, and give what it gives. Raises OSError, what `work` does."""
+
+    def entered() -> T:
+        _call("unshare", NEWNET)
+        return work()
+
+    return _in_thread(entered)
+
+
 def create(pin: Path, kind: int, work: Callable[[], None] | None = None) -> None:
     """Make a namespace of `kind` (NEWNET or NEWNS), run `work` in it, and pin it at `pin` if that succeeded.
 

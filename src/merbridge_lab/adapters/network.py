@@ -6,39 +6,47 @@ alike when their lines are the same, and a line that is not expected names what 
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
-import struct
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merbridge_lab.adapters import redirections, sysctls
 from merbridge_lab.adapters.netns import run_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
 _UP, _LOWER_UP, _NOARP = 0x1, 0x10000, 0x80
+#: IFF_* that say nothing: told above, of the kind of link, or of multicast, which TCP has no use for.
+_FLAGS_TOLD = _UP | _LOWER_UP | _NOARP | 0x2 | 0x8 | 0x40 | 0x1000
+_FLAGS = {0x100: "promiscuous", 0x200: "all multicast"}
+#: Attributes of links by the words for them, with what the kernel gives every link.
+_LINK_PLAIN = {
+    "IFLA_GROUP": ("group", 0),
+    "IFLA_TXQLEN": ("queue length", 1000),
+    "IFLA_LINKMODE": ("link mode", 0),
+    "IFLA_GSO_MAX_SIZE": ("GSO size", 65536),
+    "IFLA_GSO_MAX_SEGS": ("GSO segments", 65535),
+    "IFLA_GRO_MAX_SIZE": ("GRO size", 65536),
+}
+_FOREVER = 0xFFFFFFFF
+#: IFA_F_PERMANENT; and those of IPv6 that come and go while the kernel looks for another with the same address.
+_KEPT, _PASSING = 0x80, 0x04 | 0x08 | 0x40
+_ADDRESS_FLAGS = {0x01: "secondary", 0x20: "deprecated", 0x40: "tentative", 0x200: "no prefix route"}
 _PERMANENT, _KERNELS = 0x80, 0x40  # NUD_PERMANENT, NUD_NOARP
-_NTF_PROXY = 0x08
 _VALID = 0x02 | 0x04 | 0x08 | 0x10  # NUD_REACHABLE, STALE, DELAY, PROBE
 #: The types of routes (rtm_type) and the scopes, by number, as `ip` names them.
 _TYPES = ("unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit")
 _SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
+_HOST = 254
 _TABLES = {253: "default", 254: "main", 255: "local"}
 #: Told in words already, or counters and ages that change by themselves; RTA_PREF is about routers on a LAN.
 _ROUTE_TOLD = {"RTA_TABLE", "RTA_DST", "RTA_OIF", "RTA_CACHEINFO", "RTA_PREF"}
 _RULE_TOLD = {"FRA_TABLE", "FRA_PRIORITY", "FRA_PROTOCOL"}
 #: FRA_SUPPRESS_PREFIXLEN of a rule that suppresses nothing.
 _NOTHING = ("FRA_SUPPRESS_PREFIXLEN", 0xFFFFFFFF)
-
-_RTM_GETNEIGH = 30
-_NETLINK_XFRM = 6
-_XFRM_GET = {"state": 0x12, "policy": 0x15}  # XFRM_MSG_GETSA, XFRM_MSG_GETPOLICY
-_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
-_ERROR, _DONE = 2, 3
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,13 @@ class Network:
 
     links: Mapping[str, Link]
     lines: Mapping[str, frozenset[str]]
-    sysctls: Mapping[str, str | None]
+    sysctls: Mapping[str, str]
 
 
-def read(netns: Path, sysctls: Iterable[str] = ()) -> Network:
-    """Read what there is in the namespace pinned at `netns`, and `sysctls` (paths below /proc/sys/net).
+def read(netns: Path, *, settings: bool = False) -> Network:
+    """Read what there is in the namespace pinned at `netns`, with all its `settings` (see sysctls) where wanted.
 
-    A setting that the kernel does not have is None. Raises OSError, NetlinkError.
+    Raises OSError, NetlinkError, UnreadError.
     """
 
     def work() -> Network:
@@ -82,19 +90,14 @@ def read(netns: Path, sysctls: Iterable[str] = ()) -> Network:
                 "neighbour": [*_neighbours(netlink.get_neighbours(), names)],
                 "queueing discipline": [_qdisc(each, names) for each in netlink.get_qdiscs()],
             }
-        lines["neighbour"] += [f"proxy {number}" for number in range(_proxies())]
-        lines["IPsec rule"] = [f"{kind} {number}" for kind in _XFRM_GET for number in range(_xfrm(kind))]
-        values = {name: _value(name) for name in sysctls}
+        lines["neighbour"] += redirections.neighbours_answered_for()
+        lines["IPsec rule"] = redirections.ipsec()
+        lines["next hop"] = redirections.next_hops()
+        lines["IPVS service"] = redirections.ipvs()
+        values = sysctls.read_all() if settings else {}
         return Network({link.name: link for link, _ in links}, {k: frozenset(v) for k, v in lines.items()}, values)
 
     return run_inside(netns, work)
-
-
-def _value(name: str) -> str | None:
-    try:
-        return " ".join(Path("/proc/sys/net", name).read_text().split())
-    except FileNotFoundError:
-        return None
 
 
 def _attributes(message: Any, *, but: set[str]) -> Iterator[str]:  # noqa: ANN401 - pyroute2 has no types
@@ -117,6 +120,13 @@ def _link(message: Any) -> tuple[Link, str]:  # noqa: ANN401
         words.append(f"of link {message.get_attr('IFLA_MASTER')}")
     if message.get_attr("IFLA_PROTO_DOWN"):
         words.append("proto_down")
+    words += [word for bit, word in _FLAGS.items() if flags & bit]
+    if up:
+        rest = flags & ~_FLAGS_TOLD & ~sum(_FLAGS) & 0xFFFF
+        words += [f"flags {rest:#x}"] * bool(rest)
+        for attribute, (word, plain) in _LINK_PLAIN.items():
+            if (value := message.get_attr(attribute)) not in (None, plain):
+                words.append(f"{word} {value}")
     link = Link(name, message["index"], kind, up, message.get_attr("IFLA_ADDRESS") or "", message.get_attr("IFLA_LINK"))
     return link, " ".join(words)
 
@@ -125,7 +135,19 @@ def _address(message: Any, names: Mapping[int, str]) -> str:  # noqa: ANN401
     local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     other = message.get_attr("IFA_ADDRESS")
     peer = f" peer {other}" if other != local else ""
-    return f"{local}/{message['prefixlen']}{peer} dev {names.get(message['index'], message['index'])}"
+    words = [f"{local}/{message['prefixlen']}{peer} dev {names.get(message['index'], message['index'])}"]
+    flags = message.get_attr("IFA_FLAGS") or message["flags"]
+    if message["family"] == socket.AF_INET6:
+        flags &= ~_PASSING
+    else:
+        words += [f"scope {_SCOPES.get(message['scope'], message['scope'])}"] * (
+            message["scope"] != (_HOST if str(local).startswith("127.") else 0)
+        )
+    words += [word for bit, word in _ADDRESS_FLAGS.items() if flags & bit]
+    life = message.get_attr("IFA_CACHEINFO")
+    if not flags & _KEPT or (life is not None and life["ifa_valid"] != _FOREVER):
+        words.append("for a limited time")
+    return " ".join(words)
 
 
 def _route(message: Any, names: Mapping[int, str]) -> str:  # noqa: ANN401
@@ -186,37 +208,3 @@ def _is_group(address: str | None, hardware: str | None) -> bool:
 
 def _qdisc(message: Any, names: Mapping[int, str]) -> str:  # noqa: ANN401
     return f"{message.get_attr('TCA_KIND')} dev {names.get(message['index'], message['index'])}"
-
-
-def _proxies() -> int:
-    """Count the addresses that are answered for in ARP or neighbour discovery; pyroute2 cannot ask for these."""
-    return _count(socket.NETLINK_ROUTE, _RTM_GETNEIGH, struct.pack("=BBHiHBB", 0, 0, 0, 0, 0, _NTF_PROXY, 0))
-
-
-def _xfrm(kind: str) -> int:
-    """Count the IPsec policies or states here; a kernel that has no such socket can have been given none by it."""
-    try:
-        return _count(_NETLINK_XFRM, _XFRM_GET[kind], b"")
-    except OSError as error:
-        if error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
-            return 0
-        raise
-
-
-def _count(protocol: int, request: int, body: bytes) -> int:
-    """Count the messages of a dump. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
-        sock.settimeout(2)
-        sock.send(struct.pack("=LHHLL", 16 + len(body), request, _DUMP, 1, 0) + body)
-        found = 0
-        while True:
-            answer = sock.recv(65536)
-            while answer:
-                length, kind = struct.unpack_from("=LH", answer)
-                if kind == _DONE:
-                    return found
-                if kind == _ERROR:
-                    (number,) = struct.unpack_from("=i", answer, 16)
-                    raise OSError(-number, os.strerror(-number))
-                found += 1
-                answer = answer[(length + 3) & ~3 :]

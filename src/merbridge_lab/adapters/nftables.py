@@ -14,10 +14,11 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import nft_rule
 from merbridge_lab.adapters.netns import run_inside
+from merbridge_lab.adapters.nft_rule import attributes as _attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 # <linux/netlink.h>, <linux/netfilter/nfnetlink.h>
@@ -26,14 +27,13 @@ _SUBSYS_NFTABLES = 10
 _REQUEST, _DUMP = 0x1, 0x300
 _DUMP_INTERRUPTED = 0x10
 _ERROR, _DONE = 2, 3
-_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 # enum nf_tables_msg_types; the answer to each GET is one less
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_GEN = 1, 4, 7, 16
+_HOOK, _POLICY = 4, 5  # NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NFGEN = struct.Struct("=BBH")  # family, version, resource
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
 _RECEIVE = 1 << 17
 _TRIES = 5
 
@@ -43,7 +43,8 @@ class Chain:
     """One chain; `hook` is "" for one that only other chains jump to, else its type: "filter", "nat" or "route".
 
     `packets` is what the counters in its rules sum up to; `does` names the expressions its rules are made of, as the
-    kernel calls them ("counter", "redir", "tproxy").
+    kernel calls them ("counter", "redir", "tproxy"). `told` is each rule in iptables' words with what it has counted;
+    `place` is hook and priority, and `drops` says that its policy is to drop.
     """
 
     family: str
@@ -53,15 +54,19 @@ class Chain:
     rules: int = 0
     packets: int = 0
     does: frozenset[str] = frozenset()
+    told: tuple[tuple[str, int], ...] = ()
+    place: tuple[int, int] | None = None
+    drops: bool = False
 
 
 @dataclass(frozen=True)
 class Tables:
-    """All nftables of a namespace at one moment; `names` are "FAMILY NAME"."""
+    """All nftables of a namespace at one moment; `names` are "FAMILY NAME", `dormant` those switched off by a flag."""
 
     generation: int
     names: tuple[str, ...] = ()
     chains: tuple[Chain, ...] = ()
+    dormant: tuple[str, ...] = ()
 
 
 def read(netns: Path) -> Tables:
@@ -101,30 +106,44 @@ def _dump(netlink: socket.socket, generation: int) -> Tables | None:
         return None
     tables, chains, rules = ([*each] for each in told if each is not None)
     names = tuple(f"{family} {_text(attributes[1])}" for family, attributes in tables)
-    counted: dict[tuple[str, str, str], list[tuple[int, frozenset[str]]]] = {}
+    dormant = tuple(
+        name for name, (_, told_) in zip(names, tables, strict=True) if int.from_bytes(told_.get(2, b""), "big") & 1
+    )
+    counted: dict[tuple[str, str, str], list[tuple[int, nft_rule.Expressions]]] = {}
     for family, attributes in rules:
         key = (family, _text(attributes[1]), _text(attributes[2]))
         counted.setdefault(key, []).append(_rule(attributes.get(4, b"")))
     found = []
     for family, attributes in chains:
         table, name = _text(attributes[1]), _text(attributes[3])
-        hook = _text(attributes.get(7, b"filter")) if 4 in attributes else ""  # noqa: PLR2004 - NFTA_CHAIN_HOOK
+        hook = _text(attributes.get(7, b"filter")) if _HOOK in attributes else ""
+        where = dict(_attributes(attributes.get(_HOOK, b"")))
+        place = (_number(where[1]), _number(where[2])) if {1, 2} <= where.keys() else None
         its = counted.get((family, table, name), [])
-        does = frozenset[str]().union(*(does for _, does in its))
-        found.append(Chain(family, table, name, hook, len(its), sum(packets for packets, _ in its), does))
-    return Tables(generation, names, tuple(found))
+        does = frozenset(what for _, rule in its for what, _ in rule)
+        words = tuple((nft_rule.words(rule), packets) for packets, rule in its)
+        drops = hook != "" and _number(attributes.get(_POLICY, b"\0\0\0\1")) == 0
+        packets = sum(each for each, _ in its)
+        found.append(Chain(family, table, name, hook, len(its), packets, does, words, place, drops))
+    return Tables(generation, names, tuple(found), dormant)
 
 
-def _rule(expressions: bytes) -> tuple[int, frozenset[str]]:
-    """Give the packets that a rule has counted, and the names of its expressions."""
-    packets, does = 0, set()
+def _rule(expressions: bytes) -> tuple[int, nft_rule.Expressions]:
+    """Give the packets that a rule has counted, and what it is made of, counts left out."""
+    packets, found = 0, []
     for _, element in _attributes(expressions):
         expression = dict(_attributes(element))
         name = _text(expression[1])
-        does.add(name)
+        content = expression.get(2, b"")
         if name == "counter":
-            packets += int.from_bytes(dict(_attributes(expression[2]))[2], "big")
-    return packets, frozenset(does)
+            packets += _number(dict(_attributes(content))[2])
+            content = b""
+        found.append((name, content))
+    return packets, tuple(found)
+
+
+def _number(raw: bytes) -> int:
+    return int.from_bytes(raw, "big", signed=True)
 
 
 def _generation(netlink: socket.socket) -> int:
@@ -158,16 +177,6 @@ def _ask(netlink: socket.socket, kind: int, *, dump: bool = True) -> list[tuple[
             answers.append((family, dict(_attributes(payload[_NFGEN.size :]))))
             if not dump:
                 return answers
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        size, kind = _ATTRIBUTE.unpack_from(data, at)
-        if size < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_MASK, data[at + _ATTRIBUTE.size : at + size]
-        at += (size + 3) & ~3
 
 
 def _text(value: bytes) -> str:

@@ -12,16 +12,17 @@ import errno
 import logging
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sh
 
 from merbridge_lab import interrupts, shortage
+from merbridge_lab.adapters import tools
 from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
@@ -90,7 +91,7 @@ def replace(argv: Sequence[str]) -> NoReturn:
 
 
 def _find(name: str, command: str) -> str:
-    program = shutil.which(name)
+    program = tools.find(name)
     if program is None:
         raise LabError(f"the command {name} is not on this machine", hint="merlab doctor", command=command)
     return program
@@ -151,7 +152,7 @@ def run(
     program = _find(argv[0], command)
     deadline = time.monotonic() + timeout
     try:
-        process = _start([program, *argv[1:]], stdin=stdin, env=env)
+        process = _start([program, *argv[1:]], stdin=stdin, env=tools.environment(argv[0], env))
     except OSError as error:
         raise _cannot_start(argv[0], error) from error
     ending: list[str] = []
@@ -180,6 +181,39 @@ def run(
             f"{argv[0]} failed with exit status {result.status}", command=command, stderr=result.stderr.strip()
         )
     return result
+
+
+class Beside:
+    """A command that runs beside us, in no thread: it prints a few lines at most, which are read when it is waited for.
+
+    It is ended when nobody holds this any more, or merlab ends. Raises LabError where it cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._command = pasteable(argv)
+        log.debug("$ %s &", self._command)
+        try:
+            self._process = _start(argv, stdin=None, env=None)
+        except OSError as error:
+            raise _cannot_start(argv[0], error) from error
+        self._end = weakref.finalize(self, _end, self._process)
+
+    def result(self, timeout: float) -> Result:
+        """Wait until it ends, at most `timeout` seconds; its exit status is the caller's to judge. Raises LabError."""
+        out, err = _read(self._process, None, time.monotonic() + timeout, None, lambda _why: _kill(self._process))
+        return Result(self._command, self._process.returncode or 0, out.decode(), err.decode(errors="replace"))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None and process.poll() is None:
+        _kill(process)
+    with process:  # waits for it, and closes its pipes
+        pass
 
 
 def _read(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,18 +75,57 @@ class Process:
 
 
 def look(pid: int) -> Process | None:
-    """Give the process `pid`, or None if it is gone or only a zombie of it is left."""
+    """Give the process `pid`, or None if it is gone, only a zombie of it is left, or it is hidden (see there)."""
     proc = Path("/proc", str(pid))
     try:
+        stat = text.read_text(proc / "stat")
+        if not _is_of(stat, pid):
+            return None
         # The name may hold blanks and brackets; what follows the last bracket does not.
-        fields = text.read_text(proc / "stat").rpartition(")")[2].split()
+        fields = stat.rpartition(")")[2].split()
         argv = tuple((proc / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0"))
         netns, mntns = ((proc / "ns" / kind).stat().st_ino for kind in ("net", "mnt"))
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError):
         return None
     if fields[0] in "ZX":
         return None
     return Process(pid, fields[0], int(fields[19]), argv, netns, mntns)
+
+
+def _is_of(stat: str, pid: int) -> bool:
+    return stat.startswith(f"{pid} (")
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether the process `pid` runs and /proc does not tell of it: its place there is covered, or hidepid hides it.
+
+    The kernel itself is asked, by another way than /proc. By 0 a cgroup names a process of a PID namespace that we do
+    not see into.
+    """
+    if pid == 0:
+        return True
+    try:
+        with (Path("/proc", str(pid)) / "stat").open(errors="replace") as file:
+            if _is_of(file.read(), pid):
+                # In a part of it, then: what every process has is missing, or may not be read.
+                return look(pid) is None and _runs(pid)
+    except OSError:
+        pass
+    return _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended yet."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)  # as soon as it has ended, also while it is a zombie
+        return not waiting.poll(0)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -94,6 +135,7 @@ class Details:
     `users` and `groups` hold the real, effective, saved and file system's; `more_groups` the supplementary ones.
     `program` is device and inode of what it executes, `code` the paths of other files that it executes code of.
     `limits` are soft limits by the kernel's names, None where there is none. `threads` holds a letter for each.
+    `filters` counts its seccomp filters, or is 1 where the kernel (before 5.9) only says that there are some.
     """
 
     users: tuple[int, ...]
@@ -108,6 +150,7 @@ class Details:
     code: frozenset[str]
     limits: Mapping[str, int | None]
     threads: str
+    filters: int = 0
 
 
 #: Those that say who a process is and which process a number means; network and mount namespaces are Process's.
@@ -115,7 +158,7 @@ _NAMESPACES = ("pid", "user")
 
 
 def details(pid: int) -> Details | None:
-    """Read them of the process `pid`; None if it is gone. Raises OSError where it may not be looked at."""
+    """Read them of the process `pid`; None if it is gone. Raises OSError where it cannot be looked at."""
     proc = Path("/proc", str(pid))
     try:
         status = dict(line.split(":", 1) for line in lines_of((proc / "status").read_text()) if ":" in line)
@@ -133,9 +176,31 @@ def details(pid: int) -> Details | None:
             code=_code((proc / "maps").read_text(errors="replace"), str((proc / "exe").readlink())),
             limits=_limits((proc / "limits").read_text()),
             threads=threads(pid),
+            filters=_filters(status),
         )
     except (FileNotFoundError, ProcessLookupError):
+        if _runs(pid):
+            raise  # it is there, and a part of what /proc has of every process is not
         return None
+
+
+def own_filters() -> int:
+    """Count the seccomp filters of this process, which those that it starts have, too."""
+    return _filters(dict(line.split(":", 1) for line in lines_of(Path("/proc/self/status").read_text())))
+
+
+def _filters(status: Mapping[str, str]) -> int:
+    return int(status.get("Seccomp_filters") or int(status.get("Seccomp", "0")) == 2)  # noqa: PLR2004 - by filter
+
+
+def supervisors() -> list[int]:
+    """List the processes that may answer system calls of others (SECCOMP_RET_USER_NOTIF, Linux 5.0)."""
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()).startswith("anon_inode:seccomp notify"):
+                found.add(int(descriptor.parts[2]))
+    return sorted(found)
 
 
 def own_namespaces() -> Mapping[str, int]:

@@ -20,8 +20,14 @@ def find_carried(client: str, dials: Sequence[Dial]) -> Finding:
             continue
         if wrong := _wrong(client, dial):
             return fails(wrong, *evidence)
-    told = [f"not asked {dial.how}: {dial.unasked}" if dial.unasked else dial.how for dial in dials]
-    return holds(f"also {' and '.join(told)}", *evidence)
+    told = [dial.how for dial in dials if not dial.unasked]
+    why = f"also {' and '.join(told)}" if told else "no other kind of connection"
+    return holds("; skipped, ".join([why, *unasked(dials)]), *evidence)
+
+
+def unasked(dials: Sequence[Dial]) -> tuple[str, ...]:
+    """Name the kinds of connection that this machine does not have, and why; none of them was seen to be carried."""
+    return tuple(f"not asked {dial.how}: {dial.unasked}" for dial in dials if dial.unasked)
 
 
 def _wrong(client: str, dial: Dial) -> str | None:
@@ -58,7 +64,7 @@ def _missing_leg(dial: Dial) -> str | None:
 
 def _readings(client: str, dial: Dial) -> list[Reading]:
     if dial.unasked:
-        return [Reading(f"app:{client}", "", None, f"not asked {dial.how}: {dial.unasked}")]
+        return [Reading(f"app:{client}", "", None, None, f"not asked {dial.how}: {dial.unasked}")]
     asked = f"{dial.local} to {dial.wanted}, seen as {dial.remote}: {dial.sent} bytes sent, {dial.received} received"
     return [
         Reading(f"app:{client}", "bytes", 0, dial.received, f"{dial.how}: {asked}"),

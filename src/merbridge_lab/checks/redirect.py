@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.api import Check, Finding, Reading, fails, holds, value_of
+from merbridge_lab.checks import tcp_carried
 from merbridge_lab.checks.mesh import as_control, find_both_sidecars, find_closed_as_plain_text
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def payload_moved() -> Check:
         "redirect.payload_moved",
         "eBPF moves the payload from socket to socket on all three legs",
         find_payload,
-        hint="merlab step 3",
+        hint="merlab up",
     )
 
 
@@ -126,7 +127,12 @@ def find_payload(seen: Observation) -> Finding:
     if short:
         return fails("; ".join(short), *evidence)
     moved_bytes = sum(reading.moved for reading in evidence if reading.unit == "bytes")
-    return holds(f"{moved_bytes} bytes moved from socket to socket, on all three legs", *evidence)
+    confirmed = tcp_carried.find_nothing(seen)
+    evidence += confirmed.evidence
+    if not confirmed.held:
+        return fails(confirmed.why, *evidence, control=confirmed.control)
+    why = f"{moved_bytes} bytes moved from socket to socket, on all three legs{confirmed.why}"
+    return holds(why, *evidence, control=confirmed.control)
 
 
 def ebpf_took_over() -> Check:

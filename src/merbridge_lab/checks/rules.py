@@ -90,18 +90,23 @@ def find_stood_still(seen: Observation) -> Finding:
 
 
 def were_absent() -> Check:
-    """Check that no nat rule was left, in any backend, from before the first request until after the last."""
-    return Check("rules.were_absent", "not one ISTIO rule was left during the batch", find_absent, hint="merlab step 9")
+    """Check that no nat rule was left, in any backend, just before the first request and just after the last."""
+    return Check(
+        "rules.were_absent",
+        "not one ISTIO rule was left during the batch",
+        lambda seen: find_absent(seen, between=False),  # of what was in between, were_untouched tells
+        hint="merlab step 9",
+    )
 
 
-def find_absent(seen: Observation) -> Finding:
-    """Look at the rules as they were just before and just after the batch."""
+def find_absent(seen: Observation, *, between: bool = True) -> Finding:
+    """Look at the rules as they were just before and just after the batch, and `between`, where that is told."""
     saved = seen.saved
     had = len(saved.istio) if saved else 0
     reading = Reading(seen.before.source(seen.client), "rules", had, None if seen.after.unread else len(seen.after.nat))
     for when, rules in (("before the first request", seen.before), ("after the last request", seen.after)):
-        if native := value_of(rules.native):
-            return fails(f"native nftables stood in {seen.client} {when}: {native[0]}", reading)
+        if besides := find_besides(rules, f"in {seen.client} {when}"):
+            return fails(besides, reading)
         if rules.nat:
             return fails(
                 f"{len(rules.nat)} nat rules stood in {seen.client} {when}, flushed as it was: {rules.nat[0]}", reading
@@ -111,13 +116,20 @@ def find_absent(seen: Observation) -> Finding:
                 f"a rule outside nat stood in {seen.client} {when} that can do nat's work: {rules.diverting[0]}",
                 reading,
             )
-    if changed := seen.after.change_since(seen.before):
+    if changed := seen.after.change_since(seen.before, between=between):
         return fails(
             f"the rules of {seen.client} changed while the requests ran, flushed as they were: {changed}", reading
         )
     if not had:
         return fails(f"there were no ISTIO rules in {seen.client} to flush", reading)
     return holds(f"{had} ISTIO rules before the flush, none in nat while the requests ran", reading)
+
+
+def find_besides(rules: RuleSet, where: str) -> str:
+    """Say what else than rules of iptables' was in the way of packets; "" where nothing was."""
+    if native := value_of(rules.native):
+        return f"native nftables stood {where}: {native[0]}"
+    return f"{altered[0]} {where}" if (altered := value_of(rules.altered)) else ""
 
 
 def were_untouched() -> Check:
@@ -142,6 +154,8 @@ def find_untouched(seen: Observation) -> Finding:
 
 def find_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
     """Look whether a server had no nat rule from `before` to `after`."""
+    if altered := (*value_of(before.altered), *value_of(after.altered)):
+        return fails(f"{altered[0]} in {workload}")
     left = [each for rules in (before, after) for each in (*value_of(rules.native), *rules.nat, *rules.diverting)]
     reading = Reading(before.source(workload), "rules", len(before.nat), len(after.nat))
     if left:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import bpf
 from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import abi, inspect, sockets, trace_event, upgrade
-from merbridge_lab.dataplane.detach import detach
+from merbridge_lab.dataplane import recompiled as source
+from merbridge_lab.dataplane.detach import UNREAD, detach
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64
 from merbridge_lab.dataplane.pods import inbound_listener, netns_cookie
 from merbridge_lab.dataplane.upgrade import unlink
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.dataplane.pods import Pod
+    from merbridge_lab.dataplane.recompiled import Recompiled
 
 #: How long live connections of an older dataplane get to read what is on its way to them, in seconds.
 _REPLACE = 3.0
@@ -156,9 +158,12 @@ def _dismiss(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
 def _forget_pairs(pins: Pins, cookie: int) -> None:
     """Forget the connections of a pod that went, or is not served any more: what they still send goes by TCP.
 
-    Where the pod is gone, its sockets may take minutes to end, as nobody acknowledges their last bytes.
+    Where the pod is gone, its sockets may take minutes to end, as nobody acknowledges their last bytes; and somebody
+    may hold them, which makes them no pod's. So they leave `peers` as well, if nothing that was redirected to them is
+    left to read.
     """
     layout = abi.layouts()["pair"]
+    gone: list[tuple[bytes, tuple[int, int]]] = []
     with pins.open_map("pairs") as pairs, pins.open_map("handover") as handover:
         for key in bpf.keys(pairs, 8):
             raw = bpf.lookup(pairs, key, layout.size)
@@ -166,16 +171,28 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
             if pair and cookie in pair["netns"]:
                 bpf.delete(pairs, key)
                 bpf.delete(handover, abi.layouts()["handshake"].pack(**pair["handshake"]))
+                gone += [
+                    (abi.layouts()["end"].pack(pair=number(key), side=side), (pair["sk"][side], pair["cookie"][side]))
+                    for side in (0, 1)
+                    if pair["netns"][side] == cookie
+                ]
+    with pins.open_map("peers") as peers, opened(pins.prog("unread")) as unread:
+        for end, socket in gone:
+            if not bpf.test_run(unread, socket) & UNREAD:
+                with contextlib.suppress(OSError):  # closed meanwhile, or never was in it
+                    bpf.delete(peers, end)
 
 
-def attach(pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod]) -> None:
+def attach(
+    pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod], recompiled: Recompiled | None = None
+) -> None:
     """Bring about that exactly `pods` are served, below `cgroup`; see Dataplane.attach."""
     cookies = {pod.name: netns_cookie(pod.netns) for pod in pods}
     trace_event.put_back(tracefs)
     try:
         if upgrade.is_due(pins):
             upgrade.begin(pins, lambda coming: load(coming, tracefs))
-        elif inspect.objects_problems(pins):
+        elif inspect.objects_problems(pins) or source.problems(pins, recompiled, needed=False):
             detach(pins, _REPLACE)
             load(pins, tracefs)
         with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -99,16 +100,10 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
     return int(function.fd)
 
 
-def load() -> Loaded:
-    """Compile and load everything; nothing is attached or pinned.
-
-    Changes the working directory for a moment (BCC does): call it before starting threads.
-    Raises LabError without BCC, KernelCannotError for a missing feature.
-    """
+def _compile(bcc: Any) -> Any:  # noqa: ANN401
     flags = btf.defines()
     if headers.release() >= (6, 13, 0):
         flags.append("-DPSOCK_CHARGES_RMEM=1")
-    bcc: Any = bccpath.load()
     lines: list[str] = []
     # On a file system that is mounted nowhere: a directory in /tmp would stay behind when we are killed.
     with kernel.detached_mount("tmpfs") as mounted:
@@ -116,11 +111,21 @@ def load() -> Loaded:
         headers.write(Path(tree))
         try:
             with _environment("BCC_KERNEL_SOURCE", tree), _caught_stderr() as lines:
-                module = bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything", *flags])
+                return bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything", *flags])
         except Exception as failed:  # BCC raises nothing narrower
             raise LabError(
                 "BCC could not compile the BPF programs", hint="merlab doctor", stderr="\n".join(lines)
             ) from failed
+
+
+def load() -> Loaded:
+    """Compile and load everything; nothing is attached or pinned.
+
+    Changes the working directory for a moment (BCC does): call it before starting threads.
+    Raises LabError without BCC, KernelCannotError for a missing feature.
+    """
+    bcc: Any = bccpath.load()
+    module = _compile(bcc)
     try:
         programs = {program.name: _load(module, program) for program in PROGRAMS}
         table_fd = bcc.libbcc.lib.bpf_table_fd
@@ -129,3 +134,23 @@ def load() -> Loaded:
         module.cleanup()
         raise
     return Loaded(programs, maps, module)
+
+
+def instructions() -> dict[str, bytes]:
+    """Compile and give the instructions of each program, by its name in the kernel; nothing is loaded.
+
+    Raises LabError as `load` does.
+    """
+    bcc: Any = bccpath.load()
+    module = _compile(bcc)
+    lib = bcc.libbcc.lib
+    try:
+        return {
+            program.name: ctypes.string_at(
+                lib.bpf_function_start(module.module, program.name.encode()),
+                lib.bpf_function_size(module.module, program.name.encode()),
+            )
+            for program in PROGRAMS
+        }
+    finally:
+        module.cleanup()

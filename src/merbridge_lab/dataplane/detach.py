@@ -26,7 +26,7 @@ _HANDOVER = 0.5  # s for handshakes under way to end
 #: kernel shows that no system call is at work on the sender, one look is proof; else wait this long, in seconds.
 _GRACE = 0.2
 
-_THERE, _UNREAD, _BUSY = 1, 2, 2  # what bpf/unread.c answers: two bits, and a count from bit 2 on
+_THERE, UNREAD, _BUSY = 1, 2, 2  # what bpf/unread.c answers: two bits, and a count from bit 2 on
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Drain:
         # The sender first: what it queues after it was seen idle, it has decided after the switch.
         sender = self._ask(pair, 1 - end["side"])
         receiver = self._ask(pair, end["side"])
-        if receiver & _UNREAD or not receiver & _THERE:
+        if receiver & UNREAD or not receiver & _THERE:
             self._quiet.discard(key)
             return False
         if sender >> _BUSY == 0:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
-from merbridge_lab.dataplane import abi, sockets, strangers
+from merbridge_lab.dataplane import abi, filters, sockets, strangers
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.pods import Pod, address, netns_cookie
 from merbridge_lab.dataplane.strangers import Around
@@ -19,7 +19,6 @@ from merbridge_lab.shortage import unread
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
 
 _NOTHING = Around()
 HOOK_NAMES = frozenset(hook.name for hook in HOOKS)
@@ -93,7 +92,7 @@ def objects_problems(pins: Pins) -> list[str]:
     for name in MAPS:
         try:
             with opened(pins.map(name)) as fd:
-                table = bpf.map_info(fd)
+                table, is_frozen = bpf.map_info(fd), bpf.is_frozen(fd)
         except OSError as error:
             found.append(_missing(f"map {name}", error))
             continue
@@ -104,6 +103,10 @@ def objects_problems(pins: Pins) -> list[str]:
             found.append(f"map {name} is not the one that the programs use")
         elif others := sorted(users - {table.id}):
             found.append(f"some programs use another map {name} (id {others[0]}) than the pinned one (id {table.id})")
+        elif is_frozen:
+            found.append(
+                f"map {name} is frozen (BPF_MAP_FREEZE): nobody can change what it says any more, merlab neither"
+            )
     return found
 
 
@@ -166,6 +169,10 @@ def _pod_problems(pins: Pins, pod: Pod) -> list[str]:
             found.append(missing)
     except LabError as error:
         found.append(str(unread(f"whether the listener registered for {pod.name} is its sidecar's", error)))
+    try:
+        found += filters.problems(pod)
+    except LabError as error:
+        found.append(str(unread(f"whether socket filters are on the sockets of {pod.name}", error)))
     if wrong := lookup_problem(pins, pod):
         found.append(wrong)
     return found
@@ -214,11 +221,16 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
 def _too_many(pins: Pins, pods: Sequence[Pod]) -> list[str]:
     """Name what the maps hold besides the pods of this lab. Raises OSError."""
     names, addresses = {pod.name for pod in pods}, {u32(pod.ip4) for pod in pods}
-    found = [
-        f"pod {entry['name']} is in the pod map, but not in this lab"
-        for entry in pins.pods().values()
-        if entry["name"] not in names
-    ]
+    cookies = {netns_cookie(pod.netns) for pod in pods}
+    found = []
+    for cookie, entry in pins.pods().items():
+        if entry["name"] not in names:
+            found.append(f"pod {entry['name']} is in the pod map, but not in this lab")
+        elif cookie not in cookies:
+            found.append(
+                f"the pod map holds {entry['name']} a second time, for the network namespace {cookie}, which is of no"
+                " pod"
+            )
     with pins.open_map("pod_ips") as ips:
         strange = [key for key in bpf.keys(ips, 4) if key not in addresses]
     return found + [f"the address {socket.inet_ntoa(key)} leads to a pod, and is no pod's" for key in strange]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf
 from merbridge_lab.adapters.files import delete
-from merbridge_lab.dataplane import abi, inspect, orphans, trace_event
+from merbridge_lab.dataplane import abi, inspect, orphans, recompiled, trace_event
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
@@ -48,6 +48,8 @@ class Dataplane:
         self._pins = Pins(pins)
         self._tracefs = tracefs
         self._around = around or Around()
+        self._recompiled: recompiled.Recompiled | None = None
+        self._is_proof = False
 
     def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
         """Serve exactly `pods`, for processes below `cgroup`: make what is missing, re-make what is broken.
@@ -55,7 +57,7 @@ class Dataplane:
         Compiles only if there is nothing to go on with. Raises KernelCannotError for a feature this kernel lacks,
         LabError for BCC missing, another program in the way, a namespace that cannot be entered.
         """
-        attach(self._pins, self._tracefs, cgroup, pods)
+        attach(self._pins, self._tracefs, cgroup, pods, self._recompiled)
 
     def detach(self, timeout: float) -> Detached:
         """Detach and leave no pin. Sockets that have not read everything within `timeout` seconds stay redirected.
@@ -80,8 +82,22 @@ class Dataplane:
         orphans.detach(self._pins, cgroup, pods)
 
     def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
-        """Name every way in which the attachment is not what it should be; none means healthy."""
-        return inspect.problems(self._pins, cgroup, pods, self._around)
+        """Name every way in which the attachment is not what it should be; none means healthy.
+
+        After `recompile` that includes what the programs do, whatever is pinned beside them.
+        """
+        found = inspect.problems(self._pins, cgroup, pods, self._around)
+        with _reading(self._pins):
+            return found or recompiled.problems(self._pins, self._recompiled, needed=self._is_proof)
+
+    def recompile(self, *, proof: bool) -> None:
+        """Begin to compile merlab's own source, for the next look at what is wrong. Raises LabError.
+
+        In a `proof` it is wrong, too, if it cannot be compiled.
+        """
+        self._is_proof = self._is_proof or proof
+        if self._recompiled is None:
+            self._recompiled = recompiled.Recompiled()
 
     def others(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
         """Say, a sentence each, which programs of others run where they may. Raises LabError."""
@@ -116,8 +132,12 @@ class Dataplane:
     def debug(self, on: bool) -> None:
         try:
             self._pins.configure(debug=int(on))
+        except FileNotFoundError as missing:
+            raise LabError("the dataplane is not attached, so there is nothing to debug", hint="merlab up") from missing
         except OSError as failed:
-            raise LabError("the dataplane is not attached, so there is nothing to debug", hint="merlab up") from failed
+            raise LabError(
+                f"the dataplane's switches cannot be written: {failed.strerror or failed}", hint="merlab up"
+            ) from failed
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Give every counter of every pod served, summed over CPUs; empty when nothing is attached."""

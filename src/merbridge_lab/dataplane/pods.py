@@ -40,6 +40,7 @@ class Pod:
     ip: str
     netns: Path
     sidecar_pid: int | None = None
+    app_pid: int | None = None
 
     @property
     def ip4(self) -> int:
@@ -123,14 +124,26 @@ def _inbound(pid: int, cookie: int) -> Generator[socket.socket, None, None]:
 
     Raises LabError where the kernel does not let us look at them.
     """
+    what = f"the listener of the sidecar (pid {pid})"
+    with contextlib.closing(sockets_of(pid, what)) as found:
+        for _, sock in found:
+            if _is_inbound(sock, cookie):
+                yield sock
+
+
+def sockets_of(pid: int, what: str) -> Generator[tuple[int, socket.socket], None, None]:
+    """Give our own descriptors of the sockets of `pid`, with its own numbers, each open until the next is asked for.
+
+    Raises LabError, which says that `what` cannot be had, where the kernel does not let us look at them.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return  # it has just ended
     except OSError as refused:
-        raise _refused(pid, refused) from refused
+        raise _refused(pid, what, refused) from refused
     try:
-        for entry in _descriptors(pid):
+        for entry in _descriptors(pid, what):
             try:
                 if not str(entry.readlink()).startswith("socket:"):
                     continue
@@ -138,31 +151,30 @@ def _inbound(pid: int, cookie: int) -> Generator[socket.socket, None, None]:
             except OSError as error:
                 if error.errno in _GONE:
                     continue
-                raise _refused(pid, error) from error
+                raise _refused(pid, what, error) from error
             try:
                 sock = socket.socket(fileno=taken)
             except OSError:
                 os.close(taken)
                 continue  # of no family that Python knows
             with sock:
-                if _is_inbound(sock, cookie):
-                    yield sock
+                yield int(entry.name), sock
     finally:
         os.close(pidfd)
 
 
-def _descriptors(pid: int) -> list[Path]:
+def _descriptors(pid: int, what: str) -> list[Path]:
     try:
         return sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name))
     except OSError as error:
         if error.errno in _GONE:
             return []
-        raise _refused(pid, error) from error
+        raise _refused(pid, what, error) from error
 
 
-def _refused(pid: int, error: OSError) -> LabError:
-    """Make the error that says why nobody may look at the sockets of a sidecar, and what to type."""
-    what = f"the listener of the sidecar (pid {pid}) cannot be had: {error.strerror or error}"
+def _refused(pid: int, what: str, error: OSError) -> LabError:
+    """Make the error that says why nobody may look at the sockets of a process, and what to type."""
+    what = f"{what} cannot be had: {error.strerror or error}"
     if error.errno not in (errno.EPERM, errno.EACCES):
         return LabError(what, hint=f"ls -l /proc/{pid}/fd")
     if ptrace_scope() == NOBODY_TRACES:

@@ -111,7 +111,7 @@ def found(
         yield from _read(f"what runs on the cgroup {place}", partial(_on_cgroup, ours, place))
     for name, path in every.items():
         yield from _read(f"what runs in the network namespace of {name}", partial(_in_namespace, ours, name, path))
-        yield from _read(f"what hangs on the links of {name}", partial(_on_links, name, path))
+        yield from _read(f"what hangs on the links of {name}", partial(on_links, name, path))
     yield from _on_netfilter(every)
 
 
@@ -229,7 +229,8 @@ def _in_namespace(ours: frozenset[int], name: str, path: Path) -> list[Stranger]
     return told
 
 
-def _on_links(name: str, path: Path) -> list[Stranger]:
+def on_links(name: str, path: Path) -> list[Stranger]:
+    """Find what hangs on the links of the network namespace at `path`, of `name`. Raises OSError."""
     return [
         Stranger(f"on the link {hung.where} of {name} there is {_described(hung)}", hung.program)
         for hung in netns.run_inside(path, netlink.on_links)

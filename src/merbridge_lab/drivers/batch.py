@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -26,13 +27,27 @@ if TYPE_CHECKING:
     Noted = Callable[
         [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]], Mapping[str, Mapping[str, str]]
     ]
+    #: From the same to Observation.by_tcp.
+    ByTcp = Callable[
+        [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]],
+        Mapping[str, Mapping[str, tuple[int, int]]],
+    ]
 
 T = TypeVar("T")
 
 #: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
 REQUEST = 5
-#: In the place of curl's exit status where it did something else than it was told; curl has no such number.
+#: In the place of curl's exit status where it did something else than it was told, or does not tell; curl has no such
+#: number.
 NOT_ONCE = 255
+#: What curl tells of a request that was sent once over one new connection, and the first libcurl that tells it. What a
+#: curl of that version or a later one does not tell was not read.
+_ONCE = {
+    "num_connects": (1, (7, 70)),
+    "num_redirects": (0, (7, 70)),
+    "proxy_used": (0, (8, 7)),
+    "num_retries": (0, (8, 9)),
+}
 #: How long a sidecar may take to write a request into its log, in seconds (Istio's flush once a second).
 _LOGGED = 3.0
 
@@ -63,12 +78,12 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
     """Make an exchange of what such a curl left."""
     response, _, told = stdout.rpartition("\n")
     try:
-        facts = json.loads(told)
-    except ValueError:
+        facts = dict(json.loads(told))
+    except (ValueError, TypeError):
         facts, response = {}, stdout
     head, _, body = response.replace("\r\n", "\n").partition("\n\n")
-    if (more := _more_than_one(facts)) and not exit_status:
-        # Whatever was answered, it was not answered to the one request that is judged.
+    if (more := _not_once(facts)) and not exit_status:
+        # Whatever was answered, it was not (seen to be) the answer to the one request that is judged.
         exit_status, stderr = NOT_ONCE, more
     headers = dict(line.lower().split(": ", 1) for line in lines_of(head)[1:] if ": " in line)
     return Exchange(
@@ -102,10 +117,20 @@ def _reading(source: str, take: Callable[[], T]) -> T | Unread:
         return unread(source, error)
 
 
-def _more_than_one(facts: Mapping[str, object]) -> str:
-    """Say that curl did more than to ask once over one new connection; empty if it did just that."""
-    wanted = {"num_connects": 1, "num_redirects": 0, "num_retries": 0, "proxy_used": 0}
-    found = [f"{name} is {facts[name]}" for name, number in wanted.items() if facts.get(name, number) != number]
+def _or_none(log: Mapping[str, T] | Unread) -> Mapping[str, T]:
+    """Return the records; none where there is no log: a twin without a sidecar has connections all the same."""
+    return {} if isinstance(log, Unread) else log
+
+
+def _not_once(facts: Mapping[str, object]) -> str:
+    """Say that curl did more than to ask once over one new connection, or does not tell; empty if it did just that."""
+    known = re.match(r"libcurl/(\d+)\.(\d+)", str(facts.get("curl_version", "")))
+    version = (int(known[1]), int(known[2])) if known else None
+    # Of which version it is, curl always tells: one that does not is taken for the newest, which tells everything.
+    told = {name: wanted for name, (wanted, since) in _ONCE.items() if version is None or version >= since}
+    if silent := [name for name in told if not isinstance(facts.get(name), int)]:
+        return f"curl does not tell whether it asked once over one connection: its answer has no {', '.join(silent)}"
+    found = [f"{name} is {facts[name]}" for name, (wanted, _) in _ONCE.items() if facts.get(name, wanted) != wanted]
     return f"curl asked in another way than once over one connection: {', '.join(found)}" if found else ""
 
 
@@ -194,6 +219,7 @@ def observe(
     noted: Noted | None = None,
     limits: Mapping[str, str] | None = None,
     logged: bool = True,
+    by_tcp: ByTcp | None = None,
 ) -> Observation:
     """Send `count` requests by `ask`, one after the other, and read everything around them.
 
@@ -229,4 +255,7 @@ def observe(
         if noted is not None
         else None,
         limits=limits or {},
+        by_tcp=_reading("sock_diag", lambda: by_tcp(exchanges, _or_none(client_log), _or_none(server_log)))
+        if by_tcp is not None
+        else None,
     )

@@ -67,6 +67,7 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
     look("kernel.btf", "there", lambda: kernel.btf(root), as_root=False)
     look("kernel.lockdown", "not confidentiality", lambda: kernel.lockdown(root), as_root=False)
     look("kernel.netns_cookie", "there", kernel.netns_cookie, as_root=False)
+    look("kernel.sock_diag", "there", kernel.sock_diag, as_root=False)
     look("kernel.namespaces", "network and mount namespaces, veth", kernel.namespaces)
     look("kernel.cgroup2", "can be mounted", kernel.cgroup2)
     look("kernel.bpffs", "can be mounted", kernel.bpffs)

@@ -9,7 +9,7 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpfprobe
+from merbridge_lab.adapters import bpfprobe, tcp_sent
 from merbridge_lab.adapters import kernel as asked
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError, ShortageError
@@ -101,6 +101,16 @@ def netns_cookie() -> Requirement:
             asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     except OSError as error:
         return _lacking(name, error.strerror or str(error), needed)
+    return Requirement(name, PASS, needed, needed)
+
+
+def sock_diag() -> Requirement:
+    """Ask what TCP sent of each socket, of which step 9 needs to know that it was nothing."""
+    name, needed = "kernel.sock_diag", "TCP sockets can be asked what they sent"
+    try:
+        tcp_sent.probe()
+    except OSError as error:
+        return _lacking(name, error.strerror or str(error), needed, error)
     return Requirement(name, PASS, needed, needed)
 
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bccpath
+from merbridge_lab.adapters import bccpath, tools
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
@@ -69,7 +69,18 @@ def _command(distribution: Distribution, command: str, need: str, *, missing: st
 
 def optional(distribution: Distribution) -> list[Requirement]:
     """Look for what only shows more: native nftables rules, and the eBPF there is."""
-    return [_command(distribution, "nft", "nft", missing=WARN), _bpftool(distribution)]
+    return [_command(distribution, "nft", "nft", missing=WARN), _bpftool(distribution), *_path()]
+
+
+def _path() -> list[Requirement]:
+    """Name the first directory on root's PATH that others may write to; the lab's tools are not taken from it."""
+    if os.geteuid() != 0:
+        return []
+    for folder in filter(None, os.environ.get("PATH", "").split(os.pathsep)):
+        if Path(folder).is_dir() and (who := tools.changeable(folder)):
+            found = f"{folder} is on it, and {who}"
+            return [Requirement("path", WARN, found, "directories that root alone can change")]
+    return []
 
 
 def _bpftool(distribution: Distribution) -> Requirement:

@@ -1,6 +1,6 @@
 """Dial as apps do that are no curl: by an IPv6 socket with an IPv4 address in it, as Java does; and plain TCP.
 
-    python3 -I -B -c "$(cat dial.py)" NONCE HTTP_HOST HTTP_PORT ECHO_HOST ECHO_PORT BYTES SECONDS
+    python3 -I -S -B -c "$(cat dial.py)" NONCE HTTP_HOST HTTP_PORT ECHO_HOST ECHO_PORT BYTES SECONDS
 
 Prints what came of each as JSON, and keeps the connections for SECONDS, so that they can be looked at.
 """

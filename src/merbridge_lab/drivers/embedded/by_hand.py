@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import links
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.embedded import furniture, layout, services, wiring
+from merbridge_lab.drivers.embedded import furniture, layout, services, settings
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _network(pod: Pod, node: Path) -> list[str]:
     at_pod, at_node = (f"nsenter --net={netns}" for netns in (pod.netns, node))
     return [
         f"touch {pod.netns} && unshare --net={pod.netns} true",
-        f"{at_pod} sysctl -q -w net.ipv4.ip_forward=0 {wiring.TYPED}",
+        f"{at_pod} sysctl -q -w net.ipv4.ip_forward=0 {settings.TYPED}",
         f"{at_node} ip link add {spec.veth} type veth peer name {eth} netns {pod.netns}",
         f"{at_node} ip address add {gateway}/32 dev {spec.veth} && {at_node} ip link set {spec.veth} up",
         f"{at_node} ip route add {spec.ip}/32 dev {spec.veth}",

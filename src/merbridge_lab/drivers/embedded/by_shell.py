@@ -57,5 +57,6 @@ def changes(pod: Pod, *, saved: bool) -> list[str]:
         return [f"the nat rules of {pod.spec.name} are flushed; merlab restore puts them back"]
     wrong = f"the rules of {pod.spec.name} are not as merlab made them"
     stray = f"there are other rules in {pod.spec.name} than those that merlab made"
-    found = services.problems(pod.netns, services.pod_rules(), pod.spec.backend, wrong=wrong, stray=stray)
+    where = pod.spec.name
+    found = services.problems(pod.netns, services.pod_rules(), pod.spec.backend, where=where, wrong=wrong, stray=stray)
     return [f"{each}; merlab up puts them back" for each in found[:1]]

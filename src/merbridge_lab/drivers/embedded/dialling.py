@@ -28,14 +28,19 @@ _HTTP, _ECHO = layout.SERVICES
 
 
 def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]]) -> list[Dial]:
-    """Dial helloworld by an IPv6 socket and echo by plain TCP, as the app of `client`. Raises LabError."""
+    """Dial helloworld by an IPv6 socket and echo by plain TCP, as the app of `client`.
+
+    Raises LabError, NotHeldError.
+    """
     before = {pair.id for pair in pairs()}
     words = [
         batch.new_nonce(), _HTTP.name, str(_HTTP.port), _ECHO.name, str(_ECHO.port), str(_BYTES), str(_STAY),
     ]  # fmt: skip
-    script = ["/usr/bin/python3", "-I", "-B", "-c", services.data("app/dial.py"), *words]
+    script = ["/usr/bin/python3", "-I", "-S", "-B", "-c", services.data("app/dial.py"), *words]
+    client.pod.require_view()
     with _watching(pairs) as seen:
         done = run(client.app_argv(script), timeout=3 * batch.REQUEST, ok=range(256))
+    client.pod.require_view()
     try:
         mapped, echo = json.loads(done.stdout)
     except ValueError:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 _RESOLV = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
 #: The host may list nss-resolve or mDNS, which would answer past the pod's hosts file, or wait.
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
+#: The socket of nscd: where there is one, the C library asks it before all else.
+_CACHE = Path("/var/run/nscd/socket")
 
 
 def texts(pod: PodSpec) -> dict[str, str]:
@@ -35,9 +37,14 @@ def texts(pod: PodSpec) -> dict[str, str]:
 
 
 def differences(pod: PodSpec, pid: int) -> list[str]:
-    """Say which of those files is another one for the process `pid`."""
-    found = within(pid, lambda: {name: _text(Path("/etc", name)) for name in texts(pod)})
-    return [
+    """Say which of those files is another one for the process `pid`, and what answers names before them."""
+
+    def look() -> tuple[dict[str, str | None], bool]:
+        return {name: _text(Path("/etc", name)) for name in texts(pod)}, os.path.lexists(_CACHE)
+
+    found, is_cached = within(pid, look)
+    told = [f"a name service cache answers names in {pod.name}, before /etc/hosts ({_CACHE})"] * is_cached
+    return told + [
         f"/etc/{name} of {pod.name} is not the one that merlab gave it"
         for name, text in texts(pod).items()
         if found[name] != text

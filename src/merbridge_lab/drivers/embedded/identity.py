@@ -1,11 +1,12 @@
 """Is a process the one that merlab started? Several things must agree, and no name is believed.
 
 Compared are: the command line, the network and mount namespace (those of the pod) and those of PIDs and users
-(merlab's own), the root directory, the file that is executed (device and inode), user, group and further groups, the
-capabilities (none), the environment (exactly the one that merlab gives), that no debugger is attached, that code was
-loaded from the system's directories alone, that the limits leave room to work, and the script: that the file holds
-what merlab put there, and was not written after the process had started, which is when it was read. Not compared: a
-seccomp filter, which can only take away, and code that was put into the memory of the process itself.
+(merlab's own), the root directory, the file that is executed (device and inode; of Envoy the bytes), user, group and
+further groups, the capabilities (none), the environment (exactly the one that merlab gives), that no debugger is
+attached, that code was loaded from the system's directories alone, that the limits leave room to work, and the script:
+that the file holds what merlab put there, and was not written after the process had started, which is when it was
+read. Not compared: a seccomp filter that nobody answers, which can only take away, and code that was put into the
+memory of the process itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from merbridge_lab.adapters.files import has
 from merbridge_lab.drivers.embedded.enter import ENVIRONMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from merbridge_lab.adapters.process import Details, Process
 
@@ -37,10 +38,13 @@ _FILES = 64
 
 @dataclass(frozen=True)
 class Expected:
-    """What a process of a pod must be. `script` is the file that it interprets, with its text."""
+    """What a process of a pod must be. `script` is the file that it interprets, with its text.
+
+    `program` is the very file, or what says in words what is wrong with the file that is executed; empty if nothing is.
+    """
 
     argv: Sequence[str]
-    program: Path
+    program: Path | Callable[[Path], str]
     user: int
     netns: int
     mntns: int
@@ -65,7 +69,7 @@ def mismatch(seen: Process, expected: Expected) -> str:
 
 
 def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[str]:
-    yield _of_program(found, expected)
+    yield _of_program(seen, found, expected.program)
     if set(found.users) != {expected.user}:
         yield f"it runs as user {found.users[1]}, not {expected.user}"
     if set(found.groups) != {expected.user} or found.more_groups - {expected.user}:
@@ -80,6 +84,9 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
         yield f"its environment is not merlab's: {more[0].partition('=')[0]}"
     if found.tracer:
         yield f"process {found.tracer} is attached to it as a debugger"
+    # A filter alone can only take away; but one that asks a supervisor has that answer in the kernel's place.
+    if found.filters > process.own_filters() and (others := process.supervisors()):
+        yield f"it has a seccomp filter, and process {others[0]} may answer its system calls"
     if strange := sorted(path for path in found.code if not path.startswith(_LIBRARIES)):
         yield f"it has loaded code of {strange[0]}"
     yield _of_limits(found)
@@ -87,13 +94,16 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
         yield _of_script(seen, *expected.script)
 
 
-def _of_program(found: Details, expected: Expected) -> str:
+def _of_program(seen: Process, found: Details, program: Path | Callable[[Path], str]) -> str:
+    if not isinstance(program, Path):
+        # Asked of what runs, wherever its file may be by now.
+        return program(Path(f"/proc/{seen.pid}/exe"))
     try:
-        wanted = expected.program.stat()
+        wanted = program.stat()
     except OSError as error:
-        return f"{expected.program} could not be looked at: {error.strerror}"
+        return f"{program} could not be looked at: {error.strerror}"
     if found.program != (wanted.st_dev, wanted.st_ino):
-        return f"it does not run {expected.program}, or that was replaced"
+        return f"it does not run {program}, or that was replaced"
     return ""
 
 

@@ -66,7 +66,9 @@ def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process], guests: I
         elif listener.uid != layout.APP_ID or not any(listener.inode in guest.sockets() for guest in guests):
             yield f"port {listener.port} of {pod.name} is served by {_owner(listener.inode)}, which is not the pod's"
     for port in sorted(served - there):
-        yield f"nobody listens on port {port} of {pod.name}"
+        kind = _PORTS[port]
+        alive = f", although its {kind} (pid {processes[kind].pid}) is there" if kind in processes else ""
+        yield f"nobody listens on port {port} of {pod.name}{alive}"
 
 
 def _served(pod: PodSpec) -> set[int]:

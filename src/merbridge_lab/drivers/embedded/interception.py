@@ -39,7 +39,10 @@ class Interception:
         self._trace = Instance(machine.tracefs, machine.name)
 
     def _pods(self) -> list[dataplane.Pod]:
-        return [dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid) for pod in self._mesh.pods]
+        return [
+            dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid, pod.app_pid)
+            for pod in self._mesh.pods
+        ]
 
     def ensure(self) -> None:
         """Attach what is missing, and let the connections that sidecars kept from before run out.
@@ -111,6 +114,10 @@ class Interception:
         """Say, a sentence each, what is not as `ensure` makes it."""
         return self._plane.problems(self._machine.mesh_cgroup, self._pods())
 
+    def recompile(self, *, proof: bool) -> None:
+        """Begin to compile the programs' source, so that the next `problems` compares with that. Raises LabError."""
+        self._plane.recompile(proof=proof)
+
     def readings(self) -> tuple[Reading, ...]:
         """List the programs in the kernel and where they are attached, with those of others that may be there."""
         own = [
@@ -154,7 +161,9 @@ class Interception:
                 raise KernelCannotError("trace events of BPF programs", "5.9", str(error)) from error
             return
         if self.attached:
-            self._plane.debug = False
+            # A switch that cannot be written (a frozen map) goes with the dataplane, which comes next.
+            with contextlib.suppress(LabError):
+                self._plane.debug = False
         self._trace.remove()
 
     def debug_commands(self) -> list[str]:

@@ -138,7 +138,11 @@ class EmbeddedLab:
         ]
 
     def fingerprint(self) -> dict[str, str]:
-        """Give what must not change while something is proven."""
+        """Give what must not change while something is proven.
+
+        Whoever asks for it will look at the dataplane once more: by then, it is known what its programs must be.
+        """
+        self.dataplane.recompile(proof=True)
         found = {}
         for workload in self.workloads():
             found[f"the app of {workload.name}"] = str(workload.pod.app_pid)
@@ -218,6 +222,8 @@ class EmbeddedLab:
         with interrupts.shielded():
             self.sweep()
             self.restore()
+            if self.dataplane.attached:
+                self.dataplane.recompile(proof=False)
             self.dataplane.stand_aside()
 
     def sweep(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import iptables, links, netns, tcp
-from merbridge_lab.drivers.embedded import layout, services, wires, wiring
+from merbridge_lab.drivers.embedded import layout, services, settings, wires
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Node:
             self.netns,
             services.service_rules(),
             self._backend,
+            where="the node",
             tables=services.NODES,
             wrong=f"the rules for the services' addresses are not in the nat table of {self.netns}",
             stray="there are other rules in the node than those of the services",
@@ -79,7 +80,7 @@ class Node:
         return [
             f"touch {self.netns} && unshare --net={self.netns} true",
             f"{inside} ip link set lo up",
-            f"{inside} sysctl -q -w net.ipv4.ip_forward=1 {wiring.TYPED}",
+            f"{inside} sysctl -q -w net.ipv4.ip_forward=1 {settings.TYPED}",
             f"{inside} iptables-{self._backend} -t nat -N MERLAB-SERVICES",
             *dnat,
         ]

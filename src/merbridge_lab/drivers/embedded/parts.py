@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab import ruleset
-from merbridge_lab.drivers.embedded import saves, services
+from merbridge_lab.drivers.embedded import programs, saves, services
 from merbridge_lab.evidence import Reading
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class NodePart:
 
     def problems(self) -> list[str]:
         """Say what is not as `ensure` makes it."""
-        return self._machine.problems() or self._node.problems()
+        return self._machine.problems() or self._node.problems() or programs.problems()
 
     def readings(self) -> tuple[Reading, ...]:
         """Say where it is."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, iptables, links, mounts, netns
@@ -14,11 +16,12 @@ from merbridge_lab.drivers.embedded import (
     layout,
     services,
     sidecar,
+    view,
     wires,
 )
 from merbridge_lab.drivers.embedded.processes import APP_LOG, Processes
 from merbridge_lab.drivers.embedded.saves import SaveFile
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -100,7 +103,7 @@ class Pod:
     def _ensure_files(self) -> None:
         changed = furniture.write(self.spec, self.folder)
         add_log(self.folder / APP_LOG, layout.APP_ID)
-        if changed or not netns.is_pinned(self.mntns):
+        if changed or not netns.is_pinned(self.mntns) or self.view_problems() or not self._has_view():
             netns.unpin(self.mntns)
             envoy = sidecar.program(self._machine) if self.spec.sidecar else None
             netns.create(
@@ -108,6 +111,16 @@ class Pod:
                 netns.NEWNS,
                 lambda: furniture.arrange(self._machine.run, self.spec, self.folder, envoy),
             )
+
+    def _has_view(self) -> bool:
+        """Whether the pod sees the package's Envoy, and the file that the lab does, not one that has gone since."""
+        if not self.spec.sidecar:
+            return True
+        own = self._machine.run / "envoy"
+        with contextlib.suppress(OSError):
+            if os.path.samestat(own.stat(), netns.run_inside(self.mntns, own.stat, netns.NEWNS)):
+                return not view.shows_another_envoy(self.mntns, self._machine.run)
+        return False
 
     def _start(self, kind: str) -> None:
         self.processes.start(kind)
@@ -182,7 +195,19 @@ class Pod:
         for kind in self.processes.kinds:
             found += self.processes.problems(kind, self.access_log)
         found += self.processes.limited()
-        return found or self._differences(self.processes.seen()) or self.processes.besides()
+        return found or self._differences(self.processes.seen()) or self.view_problems() or self.processes.besides()
+
+    def view_problems(self) -> list[str]:
+        """Say what its processes, and the requests that are sent as one of them, see in the place of something else.
+
+        Raises OSError.
+        """
+        return view.differences(self.mntns, self.spec, self._machine.run, self.folder)
+
+    def require_view(self) -> None:
+        """Raise NotHeldError where it sees something else than merlab arranged."""
+        if netns.is_pinned(self.mntns) and (found := self.view_problems()):
+            raise NotHeldError(found[0])
 
     def _differences(self, seen: dict[str, Process]) -> list[str]:
         return inspection.differences(self.netns, self.spec, self.folder, seen, self.processes.there("app"))
@@ -195,6 +220,7 @@ class Pod:
             self.netns,
             services.pod_rules(),
             backend,
+            where=name,
             wrong=f"the iptables rules of {name} are not Istio's ({backend} tables, {self.netns})",
             stray=f"there are other rules in {name} than Istio's",
         )

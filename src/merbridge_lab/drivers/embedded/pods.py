@@ -56,7 +56,8 @@ class Mesh:
     def problems(self) -> list[str]:
         """Say, a sentence each, what is not as `ensure` makes it."""
         node = wires.read_node(self._node.netns) if netns.is_pinned(self._node.netns) else None
-        return [sentence for pod in self.pods for sentence in pod.problems(node)]
+        found = sidecar.view_problem(self._machine) if any(pod.spec.sidecar for pod in self.pods) else ""
+        return [*filter(None, [found]), *(sentence for pod in self.pods for sentence in pod.problems(node))]
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make them. Raises LabError where Envoy is missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import cgroup, netns, probe, process
+from merbridge_lab.adapters import cgroup, cgroup_v1, netns, probe, process
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import run
@@ -25,6 +25,8 @@ _SCRIPT = "app.py"
 _START = 15.0
 #: A command that is on its way into the pod, or a thread that waits for its disk, has changed after this, in seconds.
 _SETTLED = 0.5
+#: Of a process that runs, and could be any.
+_UNREAD = "which /proc/{pid} does not tell of (a mount covers it, or hidepid hides it)"
 
 
 class Processes:
@@ -69,8 +71,9 @@ class Processes:
         if self._spec.app == "sleep":
             return ["sleep", "infinity"]
         ports = [str(layout.HTTP_PORT), str(layout.ECHO_PORT)]
-        # The distribution's: ours may lie in a directory that the app's user cannot enter.
-        interpreter = ["/usr/bin/python3", "-I", "-B"]
+        # The distribution's: ours may lie in a directory that the app's user cannot enter. By itself, too: no
+        # PYTHONPATH, no sitecustomize and no .pth file of the machine has a say in it.
+        interpreter = ["/usr/bin/python3", "-I", "-S", "-B"]
         return [*interpreter, str(self._folder / _SCRIPT), self._spec.version, self._spec.name, *ports]
 
     # -- finding ---------------------------------------------------------------------------------------------------
@@ -83,6 +86,10 @@ class Processes:
     def there(self, kind: str) -> list[Process]:
         """Give all processes in the cgroup of a kind."""
         return [seen for pid in cgroup.processes(self.cgroup / kind) if (seen := process.look(pid))]
+
+    def hidden(self, kind: str) -> list[int]:
+        """Give the processes in the cgroup of a kind that run and that /proc does not tell of."""
+        return [pid for pid in cgroup.processes(self.cgroup / kind) if process.is_hidden(pid)]
 
     def seen(self) -> dict[str, Process]:
         """Give those that are what they should be, by kind."""
@@ -98,7 +105,7 @@ class Processes:
         argv = self._argv(kind)
         space, mounts = netns.inode(self._netns), netns.inode(self._mntns)
         if kind == "sidecar":
-            return identity.Expected(argv, self._machine.run / "envoy", layout.SIDECAR_ID, space, mounts)
+            return identity.Expected(argv, sidecar.not_genuine, layout.SIDECAR_ID, space, mounts)
         program = identity.program(argv[0], enter.PATH)
         script = (self._folder / _SCRIPT, services.data("app/helloworld.py"))
         is_script = self._spec.app == "helloworld"
@@ -124,6 +131,8 @@ class Processes:
         """Say what keeps a process, or one of its threads, from running; empty if nothing does."""
         if cgroup.is_frozen(self.cgroup / kind):
             return f"is frozen (cgroup.freeze of {self.cgroup / kind} or of a cgroup above)"
+        if where := cgroup_v1.frozen(seen.pid):
+            return f"is frozen ({where})"
         if set("Tt") & {*process.threads(seen.pid)}:
             return "is stopped"
         if "D" in process.threads(seen.pid) and not until(
@@ -138,7 +147,8 @@ class Processes:
         def found() -> list[str]:
             own = self.find(kind)
             others = [each for each in self.there(kind) if own is None or each.pid != own.pid]
-            return [f"{each.command} (pid {each.pid})" for each in others if not self._is_guest(kind, each)]
+            told = [f"{each.command} (pid {each.pid})" for each in others if not self._is_guest(kind, each)]
+            return told + [f"process {pid}, {_UNREAD.format(pid=pid)}" for pid in self.hidden(kind)]
 
         if not found():
             return []
@@ -149,7 +159,10 @@ class Processes:
     def _is_guest(self, kind: str, seen: Process) -> bool:
         if kind != "app" or (seen.netns, seen.mntns) != (netns.inode(self._netns), netns.inode(self._mntns)):
             return False
-        details = process.details(seen.pid)
+        try:
+            details = process.details(seen.pid)
+        except OSError:
+            return False
         return details is None or ({*details.users, *details.groups} == {layout.APP_ID} and not details.capabilities)
 
     def problems(self, kind: str, access_log: Path) -> list[str]:
@@ -158,6 +171,11 @@ class Processes:
         where = f"the {kind} of {self._spec.name}"
         if seen is not None:
             return [found] if (found := self._problem(kind, where, seen, access_log)) else []
+        if not there and (hidden := self.hidden(kind)):
+            return [
+                f"{where} could not be read: {self.cgroup / kind} holds process {hidden[0]}, "
+                + _UNREAD.format(pid=hidden[0])
+            ]
         if not there:
             return [f"{where} is not running (no process in {self.cgroup / kind})"]
         why = self.mismatch(kind, there[0])
@@ -169,7 +187,8 @@ class Processes:
             return f"{where} {held} (pid {seen.pid})"
         if not self.answers(kind):
             port = layout.HEALTH_PORT if kind == "sidecar" else layout.HTTP_PORT
-            return f"{where} does not answer on port {port} (pid {seen.pid})"
+            because = f": {why}" if (why := cgroup_v1.throttled(seen.pid)) else ""
+            return f"{where} does not answer on port {port} (pid {seen.pid}){because}"
         if kind == "sidecar" and not seen.has_open(access_log):
             return f"the access log of {self._spec.name} is not the one that its sidecar writes ({access_log})"
         return ""

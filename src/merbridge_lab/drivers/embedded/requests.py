@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from merbridge_lab import accesslog
-from merbridge_lab.adapters import cgroup, conntrack
+from merbridge_lab.adapters import cgroup, conntrack, tools
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
+from merbridge_lab.drivers.embedded import tcp_carried
 from merbridge_lab.errors import LabError, NotHeldError
 from merbridge_lab.evidence import Unread
 from merbridge_lab.shortage import unread
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.accesslog import AccessLogLine
     from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.drivers.embedded.layout import PodSpec
     from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
     from merbridge_lab.observation import Exchange, Observation
 
@@ -32,15 +37,33 @@ _TAIL = 512
 def ask(client: EmbeddedWorkload, url: str) -> Exchange:
     """Ask once, as the app of `client`."""
     nonce = batch.new_nonce()
+    # The machine's own, whatever lies in /usr/local before it.
+    curl, *words = batch.curl(nonce, url)
     try:
         with change("ask as an app"):  # in the app's cgroup, which the process enters
-            done = run(client.app_argv(batch.curl(nonce, url)), timeout=batch.REQUEST + 5, ok=range(256))
+            done = run(client.app_argv([tools.find(curl) or curl, *words]), timeout=batch.REQUEST + 5, ok=range(256))
     except LabError as error:
         # Who joins a frozen cgroup stands still with it, and would never be heard of.
         if cgroup.is_frozen(client.pod.cgroup / "app"):
             raise NotHeldError(f"the app of {client.name} is frozen ({client.pod.cgroup / 'app'})") from error
         raise
-    return batch.read(nonce, url, done.status, done.stdout, done.stderr)
+    return by_name(batch.read(nonce, url, done.status, done.stdout, done.stderr), client.pod.spec)
+
+
+def by_name(exchange: Exchange, spec: PodSpec) -> Exchange:
+    """Call a request failed that went to another address than the pod's /etc/hosts has for the name it was asked by.
+
+    That it went to the loopback is another matter: so it looks where nobody answers getpeername.
+    """
+    host = urlsplit(exchange.url).hostname or ""
+    known = {service.vip for service in spec.services if host in service.names}
+    address = exchange.remote.rpartition(":")[0]
+    if not known or not address or address in known or address.startswith("127."):
+        return exchange
+    told = (
+        f"it was asked of {address}, and {host} is {', '.join(sorted(known))}: something else than /etc/hosts told it"
+    )
+    return replace(exchange, exit_status=batch.NOT_ONCE, error=told)
 
 
 class _Log:
@@ -99,15 +122,21 @@ def observe(
 
     `between` are the network namespaces, besides theirs, that what they say to each other passes.
     """
+    client.pod.require_view()
     path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
-    return batch.observe(
-        client,
-        ask=lambda: ask(client, url),
-        own=_Log(client.name, client.access_log),
-        logs={server.name: _Log(server.name, server.access_log) for server in servers},
-        count=count,
-        counters=counters,
-        changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),
-        trace=trace,
-        logged=logged,
-    )
+    with tcp_carried.watching({each.name: each.pod.netns for each in (client, *servers)}) as watch:
+        seen = batch.observe(
+            client,
+            ask=lambda: ask(client, url),
+            own=_Log(client.name, client.access_log),
+            logs={server.name: _Log(server.name, server.access_log) for server in servers},
+            count=count,
+            counters=counters,
+            changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),
+            trace=trace,
+            logged=logged,
+            by_tcp=partial(tcp_carried.read, watch, client.name),
+        )
+    # As before, or something was put in the place of curl for as long as it was asked.
+    client.pod.require_view()
+    return seen

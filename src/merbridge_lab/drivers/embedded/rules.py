@@ -16,6 +16,8 @@ from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers.embedded import saves
 from merbridge_lab.drivers.embedded.saves import Save, SaveFile
 from merbridge_lab.errors import LabError, NotHeldError
+from merbridge_lab.evidence import value_of
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +51,7 @@ class PodRules:
         Raises LabError when it cannot be written.
         """
         saved = self._save.read()
-        rules = saved.rules if saved else iptables.save(self._netns, self._backend, "nat")
+        rules = saved.rules if saved else self._whole(self.snapshot(), self._backend)
         try:
             with change("copy rules for a person"):
                 self.copied_at.write_text(rules)
@@ -71,7 +73,7 @@ class PodRules:
         before = self.snapshot()
         if not before.backend:
             raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up")
-        rules = iptables.save(self._netns, before.backend, "nat")
+        rules = self._whole(before, before.backend)
         save = Save(before.backend, saves.cookie(self._netns) or 0, rules)
         try:
             self._save.write(save)
@@ -83,6 +85,24 @@ class PodRules:
             raise
         if not self._keep:
             self._end_flush(save)
+
+    def _whole(self, seen: RuleSet, backend: str) -> str:
+        """Give the text of nat that agreed with the kernel, to be put back as it is. Raises LabError, UnreadError."""
+        text = seen.text(backend, "nat")
+        odd = next((rule for rule in seen.in_part if rule.table == "nat"), None)
+        if odd is not None:
+            raise LabError(
+                f"{self._name} has a rule that merlab cannot hold against the kernel's, so nothing is flushed: {odd}",
+                hint=self.list_command(odd.chain),
+            )
+        if "\ufffd" in text:
+            line = next(line for line in lines_of(text) if "\ufffd" in line)
+            raise LabError(
+                f"{self._name} has a rule with bytes that are not UTF-8, which would not come back as they are,"
+                f" so nothing is flushed: {line}",
+                hint=self.list_command(),
+            )
+        return text
 
     def _end_flush(self, save: Save) -> None:
         """Put back what this very merlab flushed. What it took is still known here, whatever became of the file.
@@ -128,7 +148,8 @@ class PodRules:
 
     def _is_back(self, save: Save) -> bool:
         wanted = [str(rule) for rule in ruleset.parse(save.rules)]
-        return [str(rule) for rule in ruleset.parse(iptables.save(self._netns, save.backend, "nat"))] == wanted
+        seen = value_of(self.snapshot().texts[save.backend])
+        return [str(rule) for rule in ruleset.parse(seen) if rule.table == "nat"] == wanted
 
     def forget(self) -> None:
         """Delete what was saved: the pod is gone, and its rules with it."""

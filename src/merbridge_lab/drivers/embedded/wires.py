@@ -5,28 +5,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import links, netns, network
-from merbridge_lab.drivers.embedded import layout, wiring
+from merbridge_lab.dataplane import strangers
+from merbridge_lab.drivers.embedded import layout, settings, wiring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from merbridge_lab.adapters.network import Network
     from merbridge_lab.drivers.embedded.layout import PodSpec
 
-POD_SYSCTLS = wiring.settings([links.POD_END], forward=False)
+POD_SYSCTLS = settings.wanted([links.POD_END], forward=False)
 
 
-def node_sysctls(network_: Network | None = None) -> dict[str, str]:
-    """Give the settings of the node, with the links that it has."""
-    names = [each.name for each in network_.links.values() if each.kind == "veth"] if network_ else []
-    return wiring.settings(names, forward=True)
+def node_sysctls(network_: Network) -> dict[str, str]:
+    """Give what merlab sets in the node, with the links that it has."""
+    return settings.wanted(_own(network_), forward=True)
+
+
+def _own(node: Network) -> list[str]:
+    return [each.name for each in node.links.values() if each.kind == "veth"]
 
 
 def read_node(where: Path) -> Network:
-    """Read the node's namespace, with the settings of all links that it may have. Raises OSError."""
-    names = [spec.veth for spec in _all_specs()]
-    return network.read(where, wiring.settings(names, forward=True))
+    """Read the node's namespace, with all its settings. Raises OSError."""
+    return network.read(where, settings=True)
 
 
 def _all_specs() -> tuple[PodSpec, ...]:
@@ -49,14 +52,23 @@ def of_node(machines: Path, found: Network) -> list[str]:
         neighbours=_beyond(machines, there, found),
         also=[line for spec in there for line in wiring.nodes_end(spec)],
     )
-    sentences = [f"the node's network namespace has no {kind} {line}" for kind, line in compared.missing]
+    compared, altered = wiring.altered(compared)
+    sentences = [f"in the node's network namespace {each}" for each in altered]
+    sentences += [f"the node's network namespace has no {kind} {line}" for kind, line in compared.missing]
+    sentences += _hanging(layout.NODE, machines / layout.NODE, compared.extra)
     sentences += [
         wiring.stranger("the node's network namespace", (kind, line))
         for kind, line in compared.extra
         if not left_over & {*line.split()}
     ]
-    told = wiring.differing(found.sysctls, node_sysctls(found))
+    told = settings.differing(found.sysctls, _own(found), forward=True)
     return sentences + [f"in the node's network namespace {each}" for each in told]
+
+
+def _hanging(name: str, where: Path, extra: Iterable[wiring.Line]) -> Iterator[str]:
+    """Say what hangs on links that have a queueing discipline of somebody's: it is what that is there for."""
+    if any(kind == "queueing discipline" for kind, _ in extra):
+        yield from (each.sentence for each in strangers.on_links(name, where))
 
 
 def _beyond(machines: Path, specs: list[PodSpec], found: Network) -> dict[str, str]:
@@ -72,14 +84,16 @@ def _beyond(machines: Path, specs: list[PodSpec], found: Network) -> dict[str, s
 
 def of_pod(spec: PodSpec, where: Path, node: Path, node_found: Network | None = None) -> Iterator[str]:
     """Say what of a pod's wires is not as it should be, at both ends."""
-    found = network.read(where, POD_SYSCTLS)
+    found = network.read(where, settings=True)
     space, end = f"the network namespace of {spec.name}", wiring.pods_end(spec)
     at_node = (node_found or network.read(node)) if netns.is_pinned(node) else None
     other = at_node.links.get(spec.veth) if at_node else None
     gateway = {links.POD_END: f"{layout.NODE_ADDRESS} at {other.address}"} if other else {}
     compared = wiring.compare(found, wiring.bare() | end, neighbours=gateway)
-    for setting in wiring.differing(found.sysctls, POD_SYSCTLS):
+    for setting in settings.differing(found.sysctls, [links.POD_END] * (links.POD_END in found.links), forward=False):
         yield f"in {space} {setting}"
+    compared, altered = wiring.altered(compared)
+    yield from (f"in {space} {each}" for each in altered)
     lacking = [line for line in compared.missing if line in end]
     if lacking:
         yield (
@@ -89,6 +103,7 @@ def of_pod(spec: PodSpec, where: Path, node: Path, node_found: Network | None = 
     for kind, line in compared.missing:
         if (kind, line) not in end:
             yield f"{'lo is down: ' if 'lo (loopback)' in line else ''}{space} has no {kind} {line}"
+    yield from _hanging(spec.name, where, compared.extra)
     yield from (wiring.stranger(space, each) for each in compared.extra)
     if at_node is None:
         yield f"{spec.name} has no node to be linked to ({node})"

@@ -1,8 +1,8 @@
 """The wires between pods and node: what their namespaces hold, exactly, and the one list of what may differ.
 
-Compared are links, addresses, routes of all tables, rules of policy routing, neighbours, queueing disciplines, IPsec,
-and the settings of the kernel that decide about the path of TCP. Not compared: who added a route (its "proto"), and
-what the kernel counts.
+Compared are links, addresses, routes of all tables, rules of policy routing, neighbours, queueing disciplines and
+IPsec; the settings of the kernel are compared in settings.py. Not compared: who added a route (its "proto"), and what
+the kernel counts.
 """
 
 from __future__ import annotations
@@ -22,50 +22,6 @@ if TYPE_CHECKING:
 
 #: A line of Network.lines with its kind.
 Line = tuple[str, str]
-
-#: For each link. A namespace inherits the host's, and a strict rp_filter would drop what REDIRECT answers from
-#: 127.0.0.6; with route_localnet or accept_local packets may come in that no healthy node sends.
-_CONF = dict.fromkeys(("rp_filter", "accept_local", "route_localnet", "proxy_arp", "arp_ignore", "arp_filter"), "0")
-#: For the whole namespace: what the kernel does by default.
-_TCP = {
-    "ipv4/ip_nonlocal_bind": "0",
-    "ipv4/fwmark_reflect": "0",
-    "ipv4/ip_local_port_range": "32768 60999",
-    "ipv4/ip_local_reserved_ports": "",
-    "ipv4/ip_unprivileged_port_start": "1024",
-    "ipv4/tcp_abort_on_overflow": "0",
-    "ipv4/tcp_early_demux": "1",
-    "ipv4/tcp_fwmark_accept": "0",
-    "ipv4/tcp_l3mdev_accept": "0",
-    "ipv4/tcp_migrate_req": "0",
-    "ipv4/tcp_retries2": "15",
-    "ipv4/tcp_sack": "1",
-    "ipv4/tcp_syn_retries": "6",
-    "ipv4/tcp_syncookies": "1",
-    "ipv4/tcp_timestamps": "1",
-    "ipv4/tcp_window_scaling": "1",
-    "netfilter/nf_conntrack_helper": "0",
-    "netfilter/nf_conntrack_tcp_be_liberal": "0",
-    "netfilter/nf_conntrack_tcp_loose": "1",
-}
-
-
-def settings(links: Iterable[str], *, forward: bool) -> dict[str, str]:
-    """Give the settings of a namespace with these links besides `lo`: paths below /proc/sys/net, and values.
-
-    Where the kernel has no such file there is nothing to set, and nothing to differ.
-    """
-    # Writing ip_forward sets others back, so it comes first.
-    found = {"ipv4/ip_forward": "1" if forward else "0"}
-    # The kernel's own link-local addresses then follow from the hardware's, and can be told from others.
-    found |= {f"ipv6/conf/{each}/addr_gen_mode": "0" for each in ("default", *links)}
-    for each in ("all", "default", "lo", *links):
-        found |= {f"ipv4/conf/{each}/{name}": value for name, value in _CONF.items()}
-    return found | _TCP
-
-
-#: The same for `sysctl` and bash, without what a host seldom has otherwise.
-TYPED = "net.ipv4.conf.{all,default,lo}.{" + ",".join(_CONF) + "}=0"
 
 
 # -- what must be there ----------------------------------------------------------------------------------------------
@@ -207,13 +163,21 @@ def compare(found: Network, wanted: set[Line], *, neighbours: Mapping[str, str],
     return Compared(tuple(sorted(wanted - there)), tuple(sorted(there - wanted - may)))
 
 
-def differing(found: Mapping[str, str | None], wanted: Mapping[str, str]) -> list[str]:
-    """Say which settings are not as they should be; `found` holds None for those that the kernel does not have."""
-    return [
-        f"{name} is {have or 'empty'}, not {value or 'empty'}"
-        for name, value in wanted.items()
-        if (have := found.get(name)) is not None and have != value
-    ]
+def altered(compared: Compared) -> tuple[Compared, list[str]]:
+    """Part what is only not as merlab made it from what is missing or a stranger; say a few words of each."""
+    told = {
+        (missing, extra): f"the {kind} {line} is {extra[1][len(line) + 1 :]}"
+        for missing in compared.missing
+        for extra in compared.extra
+        for kind, line in [missing]
+        if extra[0] == kind and extra[1].startswith(f"{line} ")
+    }
+    gone, new = ({pair[side] for pair in told} for side in (0, 1))
+    left = Compared(
+        tuple(each for each in compared.missing if each not in gone),
+        tuple(each for each in compared.extra if each not in new),
+    )
+    return left, list(told.values())
 
 
 def stranger(where: str, line: Line) -> str:

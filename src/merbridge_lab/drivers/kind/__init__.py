@@ -58,10 +58,15 @@ class KindDriver:
         return ""
 
     def require_able(self) -> None:
-        """Raise LabError when the lab cannot be worked with at all: a command is missing, no Docker answers."""
+        """Raise LabError when the lab cannot be worked with at all: a command is missing, no Docker answers.
+
+        UsageError where a name was given that merlab does not know.
+        """
         from merbridge_lab.adapters import docker
+        from merbridge_lab.drivers.kind.settings import Settings
 
         self.options.require_built()
+        Settings.default().asked(self.options)  # a name that is not known is wrong usage, whatever this machine has
         # The step that installs Istio asks for istioctl itself; what else needs it is taking Istio out of a cluster.
         needed = _COMMANDS if self.options.keep_cluster else {name: _COMMANDS[name] for name in ("docker", "kind")}
         for command, what in needed.items():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import waiting
-from merbridge_lab.adapters import docker, kind, kind_words, kube
+from merbridge_lab.adapters import docker, kind, kube
 from merbridge_lab.adapters.proc import pasteable
-from merbridge_lab.drivers.kind import kept, layout, manifests, trouble
+from merbridge_lab.drivers.kind import failure, kept, layout, manifests, trouble
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.requirements import Requirement
@@ -72,17 +73,6 @@ def requirement() -> list[Requirement]:
         return [Requirement("cluster.name", "fail", foreign().what, needed, foreign().hint)]
     said = f"{layout.CLUSTER} is merlab's" if found else f"{layout.CLUSTER} is free"
     return [Requirement("cluster.name", "pass", said, needed)]
-
-
-def not_made(error: LabError, image: str) -> LabError:
-    """Say why kind made no cluster: the cause and the lines that tell it; all that it said is kept in a file."""
-    said = error.stderr or ""
-    why, hint = kind_words.cause(said, image)
-    # Without words of kind's, as where it did not end in time, what ended it is the cause.
-    what = f"kind could not make the cluster {layout.CLUSTER} of {image}: {why or error.what}"
-    where = kept.keep_log(f"$ {error.command}\n{said}\n") if said else ""
-    lines = [kind_words.summary(said) or error.what, *([f"all that kind said: less {where}"] if where else [])]
-    return LabError(what, hint=hint or "merlab doctor --lab kind", command=error.command, stderr="\n".join(lines))
 
 
 class NodePart:
@@ -229,9 +219,17 @@ class NodePart:
             with waiting.during(f"kind makes the cluster {layout.CLUSTER} of {image}"):
                 kind.create(layout.CLUSTER, image, manifests.text("kind", settings), network=network)
         except LabError as error:
-            if not nodes() and own_network():
-                docker.remove_network(layout.NETWORK)
-            raise not_made(error, image) from error
+            told = failure.not_made(error, image, failure.kubelets_journal(nodes()))
+            with contextlib.suppress(LabError):  # the next up does it, or down
+                self._discard()
+            raise told from error
+
+    def _discard(self) -> None:
+        """Delete what kind left of a cluster that it could not make."""
+        if are_ours(nodes()):
+            self._delete()
+        if not nodes() and own_network():
+            docker.remove_network(layout.NETWORK)
 
     @staticmethod
     def _network() -> str:

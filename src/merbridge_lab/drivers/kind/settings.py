@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merbridge_lab.drivers.kind import schema
-from merbridge_lab.errors import LabError
+from merbridge_lab.errors import LabError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,9 +92,9 @@ class Settings:
         return json.dumps(asdict(self))
 
     def asked(self, options: Options) -> Settings:
-        """Give them as changed by what was asked for. Raises LabError for an image of something that is not there."""
+        """Give them as changed by what was asked for. Raises UsageError for an image of nothing that has one."""
         if unknown := set(options.images) - set(self.images):
-            raise LabError(
+            raise UsageError(
                 f"--image {min(unknown)}=…: there is no such workload; there are {', '.join(self.images)}",
                 hint="the images of Istio are told by --istio-hub and --istio-tag, the node's by --kind-image",
             )

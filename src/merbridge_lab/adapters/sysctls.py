@@ -1,0 +1,80 @@
+"""The settings of the kernel that a network namespace has of its own: all below /proc/sys/net, read at once.
+
+Which namespace's value a path below /proc/sys/net means depends on the thread that opens it.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters.netns import run_in_new
+from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.text import lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TOP = "/proc/sys/net"
+_ROOM = 1 << 16
+
+
+def read_all() -> dict[str, str]:
+    """Read every setting of the calling thread's network namespace: path below /proc/sys/net → value.
+
+    Of a file that tells nothing (it is only for writing, or was never set) the value is the name of the error. Raises
+    UnreadError where something is mounted over one of them: what is read there is not the kernel's.
+    """
+    if (covered := _covered(Path("/proc/self/mountinfo").read_text(errors="replace"))) is not None:
+        raise UnreadError(Unread(f"sysctl:{TOP}", f"something is mounted over {covered}"))
+    found: dict[str, str] = {}
+    # Some hundred files, some ten times in a `verify`: so without what is convenient.
+    for folder, _, names in os.walk(TOP):
+        below = folder[len(TOP) + 1 :]
+        for name in names:
+            try:
+                file = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # of a link that has just gone
+                continue
+            except OSError as error:
+                value = _called(error)
+            else:
+                try:
+                    value = " ".join(os.read(file, _ROOM).decode(errors="replace").split())
+                except OSError as error:
+                    value = _called(error)
+                finally:
+                    os.close(file)
+            found[f"{below}/{name}"] = value
+    return found
+
+
+def _called(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "unknown")
+
+
+def _covered(mountinfo: str) -> str | None:
+    """Find what is mounted over settings and is not what was there before, only mounted again, as containers do."""
+    for line in lines_of(mountinfo):
+        if " /proc/sys" in line:
+            root, target = line.split()[3:5]
+            kind = line.partition(" - ")[2].partition(" ")[0]
+            if (target == "/proc/sys" or f"{target}/".startswith(f"{TOP}/")) and (kind, f"/proc{root}") != (
+                "proc",
+                target,
+            ):
+                return target
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def of_new_namespace() -> Mapping[str, str]:
+    """Give the settings of a network namespace made for the moment: the kernel's own, and what the host hands on.
+
+    Kept: it costs some milliseconds. `of_new_namespace.cache_clear()` has it read again. Raises OSError,
+    UnreadError.
+    """
+    return run_in_new(read_all)

@@ -1,0 +1,61 @@
+"""A request that no sidecar had a part in: the 200 that proves nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.api import Control, Finding, Reading, Verdict, fails, holds
+from merbridge_lab.checks import mesh
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.api import Exchange, Observation
+
+
+def find_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, told: bool) -> Finding:
+    """Look whether the app answered with no sidecar in the path: neither has a record, and the app saw the client.
+
+    Where apps do not tell whom they saw (`told` is off), no sidecar may have left its headers on the answer.
+    """
+    readings: list[Reading] = [*mesh.find_served(seen).evidence]
+    control = Control("mesh.later_request_logged", Verdict.PASS if later.held else Verdict.FAIL, later.evidence)
+    for exchange in seen.exchanges:
+        if not exchange.served:
+            return fails(
+                f"{seen.client}, all flushed and without eBPF, was not answered by the app ({exchange})",
+                *readings,
+                control=control,
+            )
+        if not told and (marked := _sidecars_mark(exchange)):
+            return fails(
+                f"all flushed and without eBPF, a sidecar answered all the same ({marked})", *readings, control=control
+            )
+        if told and exchange.headers.get("x-peer") != exchange.local.rpartition(":")[0]:
+            peer = exchange.headers.get("x-peer", "nobody it names")
+            return fails(
+                f"all flushed and without eBPF, the app was asked by {peer}, not by {seen.client} itself",
+                *readings,
+                control=control,
+            )
+    if strays:
+        return fails(
+            f"all flushed and without eBPF, a sidecar had a part in the request all the same ({strays[0]})",
+            *readings,
+            control=control,
+        )
+    if not later.held:
+        return fails(f"the control did not hold: {later.why}", *readings, control=control)
+    return holds(
+        "answered by the app itself, and no sidecar has a record of it: a 200 that proves nothing",
+        *readings,
+        control=control,
+    )
+
+
+def _sidecars_mark(exchange: Exchange) -> str:
+    """Give the header by which an Envoy marks what it passes on; nothing where there is none."""
+    headers = exchange.headers
+    if "envoy" in headers.get("server", ""):
+        return f"server: {headers['server']}"
+    return next((f"{name}: {value}" for name, value in headers.items() if name.startswith("x-envoy-")), "")

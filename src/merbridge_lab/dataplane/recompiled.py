@@ -1,0 +1,112 @@
+"""What merlab's own source compiles to, to compare with what the kernel runs.
+
+The stamp beside the pins says so too, but whoever can pin other programs can write another stamp, as they can any file
+that merlab keeps: on the machine, only the source itself is evidence. So it is compiled once more (half a second, 120
+MB), in a process of its own: BCC changes the working directory and the standard error of whoever calls it. Verify
+begins it when it begins to look, and compares in its last look at the dataplane: beside what it does anyway, for
+nothing that could be measured. Nothing is loaded for it: to load a program that can print switches a trace event on for
+the whole machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters.proc import Beside
+from merbridge_lab.dataplane.pins import PREFIX, PROGRAMS, opened
+from merbridge_lab.errors import LabError
+from merbridge_lab.shortage import unread
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from merbridge_lab.dataplane.pins import Pins
+
+#: Compiling under a processor that is emulated takes more than a minute, in seconds.
+_COMPILE = 180.0
+_LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two instructions long
+_OF_MAPS = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
+_TAG = 8
+
+
+class Recompiled:
+    """The tags that merlab's programs must have; compiling begins when this is made. Raises LabError."""
+
+    def __init__(self) -> None:
+        # With our own search path and no other: a file of the current directory must not be taken for a module.
+        script = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+        self._compiling = Beside([sys.executable, "-I", "-B", "-c", script])
+        self._tags: dict[str, list[str]] | None = None
+
+    def tags(self) -> Mapping[str, list[str]]:
+        """Return, by the programs' names in the kernel, the tags that a kernel may give them. Raises LabError."""
+        if self._tags is None:
+            done = self._compiling.result(_COMPILE)
+            try:
+                self._tags = json.loads(done.stdout)
+            except ValueError as error:
+                said = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.status}"
+                raise LabError(
+                    f"merlab's own BPF programs could not be compiled: {said}", hint="merlab doctor"
+                ) from error
+        return self._tags or {}
+
+
+def tags(code: bytes) -> list[str]:
+    """Return the tags that kernels give a program: a digest of its instructions, without the numbers of its maps.
+
+    By SHA-256 since Linux 6.18, by SHA-1 before; see bpf_prog_calc_tag() in kernel/bpf/core.c.
+    """
+    plain, at = bytearray(code), 0
+    while at < len(plain):
+        operation, registers = struct.unpack_from("=BB", plain, at)
+        wide = operation == _LOAD_64
+        if wide and registers >> 4 in _OF_MAPS:
+            plain[at + 4 : at + 8] = plain[at + 12 : at + 16] = bytes(4)
+        at += 16 if wide else 8
+    digests = (hashlib.sha256(plain), hashlib.sha1(plain))  # noqa: S324 - the kernel's choice
+    return [digest.digest()[:_TAG].hex() for digest in digests]
+
+
+def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list[str]:
+    """Say which programs that run are not what merlab's source compiles to.
+
+    Where it was not compiled, or cannot be, that is a problem if it is `needed`: for a proof, not for mending.
+    """
+    try:
+        wanted = recompiled.tags() if recompiled else {}
+    except LabError as error:
+        return [str(unread("what merlab's BPF source compiles to", error))] if needed else []
+    if not wanted:
+        return []
+    found: list[str] = []
+    for name in PROGRAMS:
+        try:
+            with opened(pins.prog(name)) as fd:
+                program = bpf.prog_info(fd)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # what is not pinned has been told
+                found.append(str(unread(f"program {name}", error)))
+            continue
+        if program.tag not in wanted.get(PREFIX + name, ()):
+            found.append(
+                f"program {name} (id {program.id}) is not what merlab's source compiles to on this machine: it is"
+                " another program, or BCC was upgraded since it was loaded"
+            )
+    return found
+
+
+def main() -> None:
+    """Compile, and print what the tags must be; or say why not, and fail."""
+    from merbridge_lab.dataplane import compiler
+
+    try:
+        compiled = compiler.instructions()
+    except LabError as error:
+        sys.exit(error.what)
+    json.dump({name: tags(code) for name, code in compiled.items()}, sys.stdout)
