@@ -110,9 +110,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     # With workers, it is not they who hold the machine: they would wait for each other.
-    has_workers = session.config.getoption("numprocesses", None)
-    if has_workers and "not kernel" not in session.config.getoption("markexpr") and not cannot("kernel"):
-        _hold_machine(session.config)
+    config = session.config
+    asked = "not kernel" not in config.getoption("markexpr") and not all("tests/unit" in each for each in config.args)
+    if config.getoption("numprocesses", None) and asked and not cannot("kernel"):
+        _hold_machine(config)
 
 
 def _hold_machine(config: pytest.Config) -> None:

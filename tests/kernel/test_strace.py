@@ -22,7 +22,7 @@ ALWAYS = (
     "mount", "umount2", "move_mount", "mount_setattr", "pivot_root", "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat",
     "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "mknod", "mknodat", "chmod", "fchmod",
     "fchmodat", "chown", "fchown", "lchown", "fchownat", "truncate", "ftruncate", "setxattr", "fsetxattr", "lsetxattr",
-    "creat", "unshare", "sethostname", "init_module", "finit_module", "delete_module", "swapon", "reboot",
+    "creat", "sethostname", "init_module", "finit_module", "delete_module", "swapon", "reboot",
 )  # fmt: skip
 #: System calls that may, by their arguments.
 SOMETIMES = {
@@ -30,6 +30,7 @@ SOMETIMES = {
     "openat": re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC"),
     "bpf": re.compile(r"BPF_(MAP_(UPDATE|DELETE)|OBJ_PIN|PROG_(ATTACH|DETACH)|LINK_(CREATE|UPDATE|DETACH))"),
     "kill": re.compile(r"\(\d+, SIG"),
+    "unshare": re.compile(r"CLONE_NEW"),  # of CLONE_FS, what a thread shares with others of its own process
     "setsockopt": re.compile(r"IPT_SO_SET|SO_SET_REPLACE"),
 }
 #: What is nobody's but the process's own: its terminal, its pipes, nothing, itself; files without a name.

@@ -145,7 +145,7 @@ def test_verify_proves_it_and_disturbs_nobody(lab):
     assert len(report["matrix"]) == 6
     assert all(cell["verdict"] == "pass" and cell["why"] for cell in report["matrix"])
     controls = {check["control"]["name"] for each in report["steps"] for check in each["checks"] if check["control"]}
-    assert controls == {"rules.move_without_ebpf", "mesh.closed_without_ebpf"}
+    assert controls == {"rules.move_without_ebpf", "mesh.closed_without_ebpf", "redirect.twin_by_tcp"}
 
 
 def test_status_of_a_lab_that_is_up(lab):

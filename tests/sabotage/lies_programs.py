@@ -67,7 +67,7 @@ def copied(place, into, more=b""):
 # -- Envoy -----------------------------------------------------------------------------------------------------------
 
 
-@lie("another Envoy", "the sidecar of sleep has been replaced: .*its program is not the Envoy of .*site-packages")
+@lie("another Envoy", "the sidecar of sleep has been replaced: .*its program is not the Envoy of the Python package")
 def _(scene):
     """Another Envoy lies where the lab has the package's, and runs as every sidecar by the same command line."""
     view = scene.lab.machine.run / "envoy"

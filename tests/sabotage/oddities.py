@@ -13,7 +13,7 @@ from pathlib import Path
 from kernel_objects import held, nothing, open_tracepoint
 from saboteur import ALL, ODDITY, oddity
 
-from merbridge_lab.adapters import bpf, mounts
+from merbridge_lab.adapters import bpf, mounts, tools
 from merbridge_lab.drivers.embedded import sidecar
 from merbridge_lab.waiting import until
 
@@ -103,6 +103,7 @@ sys.stdin.read()
 def _(scene):
     """5,000 connections of sleep's app to itself are open and idle."""
     argv = scene.lab.workload("sleep").app_argv(["/usr/bin/python3", "-I", "-c", IDLE, "5000"])
+    argv[0] = tools.find(argv[0])  # PATH may be odd as well
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "10000\n"
         yield

@@ -206,7 +206,8 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
             found.append("redirect is switched off")
         for pod in pods:
             found += _pod_problems(pins, pod)
-        found += _too_many(pins, pods)
+        if not found:  # each pod is there, with its namespace
+            found += _too_many(pins, pods)
         if not found:
             found += sockets.members_problems(pins, {netns_cookie(pod.netns): pod.netns for pod in pods})
     except OSError as failed:

