@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 
 from kernel_objects import held, nothing, open_tracepoint
-from saboteur import ALL, ODDITY, oddity
+from saboteur import ALL, oddity
 
-from merbridge_lab.adapters import bpf, mounts, tools
+from merbridge_lab.adapters import bpf, mounts
 from merbridge_lab.drivers.embedded import sidecar
 from merbridge_lab.waiting import until
 
@@ -103,7 +103,6 @@ sys.stdin.read()
 def _(scene):
     """5,000 connections of sleep's app to itself are open and idle."""
     argv = scene.lab.workload("sleep").app_argv(["/usr/bin/python3", "-I", "-c", IDLE, "5000"])
-    argv[0] = tools.find(argv[0])  # PATH may be odd as well
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "10000\n"
         yield
@@ -186,10 +185,12 @@ def _(scene):
 
 @oddity("all of that at once", quick=True, shared=True)
 def _(scene):
-    """All the oddities above together, except the busy machine."""
+    """All the oddities of tests/sabotage/oddities.py together, except the busy machine."""
     with contextlib.ExitStack() as stack:
         for each in [
-            each for each in ALL if each.kind == ODDITY and each.name not in ("busy machine", "all of that at once")
+            each
+            for each in ALL
+            if each.do.__module__ == __name__ and each.name not in ("busy machine", "all of that at once")
         ]:
             stack.enter_context(each.on(scene))
         yield

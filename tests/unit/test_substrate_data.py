@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from merbridge_lab import accesslog, ruleset
-from merbridge_lab.adapters import files, mounts
+from merbridge_lab.adapters import digest, files, mounts
 from merbridge_lab.drivers.embedded import enter, furniture, layout, services, sidecar
 from merbridge_lab.drivers.embedded.certificates import Authority, install
 from merbridge_lab.drivers.embedded.machine import Machine
@@ -149,6 +149,7 @@ def test_an_envoy_others_may_not_execute_is_copied(tmp_path, monkeypatch):
     binary.write_text("#!")
     binary.chmod(0o700)
     monkeypatch.setattr(sidecar, "find_envoy", lambda: binary)
+    monkeypatch.setattr(digest, "installed", lambda *_: None)
     machine = Machine("merlab-unit")
     machine.run = tmp_path
     assert sidecar.program(machine).stat().st_mode & 0o777 == 0o755

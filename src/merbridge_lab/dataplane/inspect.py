@@ -207,9 +207,8 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
         for pod in pods:
             found += _pod_problems(pins, pod)
         if not found:  # each pod is there, with its namespace
-            found += _too_many(pins, pods)
-        if not found:
-            found += sockets.members_problems(pins, {netns_cookie(pod.netns): pod.netns for pod in pods})
+            namespaces = {netns_cookie(pod.netns): pod.netns for pod in pods}
+            found += _too_many(pins, pods) or sockets.members_problems(pins, namespaces)
     except OSError as failed:
         if not found:
             raise
