@@ -192,7 +192,9 @@ class _Records:
 
     def complete(self) -> bool:
         """Whether each answer stands in both logs, and each closed connection in a server's."""
-        mine = self.read_client()
+        mine: Mapping[str, AccessLogLine] | Unread = self.read_client()
+        if not self._answered:  # nothing to be found in it: a twin without a sidecar has no log at all
+            mine = _or_none(mine)
         theirs, refused = self.read_servers({} if isinstance(mine, Unread) else mine)
         if isinstance(mine, Unread) or isinstance(theirs, Unread) or isinstance(refused, Unread):
             return False
