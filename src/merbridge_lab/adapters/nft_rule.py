@@ -20,9 +20,10 @@ _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 # Where a payload begins, what meta loads, how cmp compares
 _NETWORK, _TRANSPORT = 1, 2
-_PROTOCOL_META, _INTERFACES = 16, {6: "-i", 7: "-o"}
+_PROTOCOL_META, _MARK_META, _INTERFACES = 16, 3, {6: "-i", 7: "-o"}
 _PROTOCOL, _ADDRESSES, _PORTS = 9, {12: "-s", 16: "-d"}, {0: "--sport", 2: "--dport"}
-_EQUAL, _UNEQUAL = 0, 1
+_FLAGS_OF_TCP, _TCP_FLAGS = 13, "--tcp-flags"
+_EQUAL, _UNEQUAL, _AT_MOST, _ABOVE = 0, 1, 3, 4
 _VERDICTS = {0: "-j DROP", 1: "-j ACCEPT", -5: "-j RETURN"}
 _CHAINS = {-3: "-j", -4: "-g"}
 
@@ -62,7 +63,7 @@ class _Reader:
     def __init__(self) -> None:
         self._spec = xt.Spec()
         self._registers: dict[int, _Loaded] = {}
-        #: The words of ports that are compared natively; those of either side make one match.
+        #: The words of ports and flags that are compared natively; those of all of them make one match.
         self._ports: dict[str, str] = {}
         self._ports_at = 0
 
@@ -78,10 +79,10 @@ class _Reader:
         if self._ports:
             # The protocol stands in a head, in whatever order they were compared.
             kind = self._spec.heads["-p"].removeprefix("-p ")
-            if kind not in ("tcp", "udp"):
+            if kind != "tcp" and (kind != "udp" or _TCP_FLAGS in self._ports):
                 raise xt.StrangeError(f"ports of {kind}")
-            both = " ".join(self._ports[each] for each in _PORTS.values() if each in self._ports)
-            self._spec.matches.insert(self._ports_at, f"-m {kind} {both}")
+            all_ = " ".join(self._ports[each] for each in (*_PORTS.values(), _TCP_FLAGS) if each in self._ports)
+            self._spec.matches.insert(self._ports_at, f"-m {kind} {all_}")
         return self._spec
 
     def _take(self, name: str, told: dict[int, bytes]) -> None:
@@ -89,17 +90,30 @@ class _Reader:
             base, offset, size = (_number(told[each]) for each in (2, 3, 4))
             self._load(_number(told[1]), base, offset, size)
         elif name == "meta":
-            self._load(_number(told[1]), 0, _number(told[2]), 0)
+            key = _number(told[2])
+            self._load(_number(told[1]), 0, key, 4 if key == _MARK_META else 0)
         elif name == "bitwise":
             self._bitwise(told)
         elif name == "cmp":
             self._compare(self._registers.pop(_number(told[1])), _number(told[2]), _value(told[3]))
+        elif name == "range":
+            loaded, inverted = self._registers.pop(_number(told[1])), {_EQUAL: False, _UNEQUAL: True}[_number(told[2])]
+            self._compare_range(loaded, _value(told[3]), _value(told[4]), inverted=inverted)
         elif name == "immediate":
             self._spec.end(_verdict(told))
         elif name == "match":
             self._spec.matches.append(xt.match(_text(told[1]), _number(told[2]), told[3]))
         elif name == "target":
             self._spec.end(xt.target(_text(told[1]), _number(told[2]), told[3]))
+        else:
+            self._in_part(name, told)
+
+    def _in_part(self, name: str, told: dict[int, bytes]) -> None:
+        """Take what iptables writes natively in the place of a match or target of whose words none is known."""
+        if name == "limit" and not _number(told.get(4, b"")) and not _number(told.get(5, b"")):  # packets, not above
+            self._spec.matches.append(f"-m limit{xt.ANY}")
+        elif name == "log" and 1 in told and told.keys() <= {1, 2, 3, 4}:  # to a group, not to the kernel's log
+            self._spec.end(f"-j NFLOG{xt.ANY}")
         else:
             raise xt.StrangeError(name)
 
@@ -121,7 +135,8 @@ class _Reader:
     def _compare(self, loaded: _Loaded, operation: int, value: bytes) -> None:
         base, offset, mask = loaded
         if operation not in (_EQUAL, _UNEQUAL):
-            raise xt.StrangeError("cmp")
+            self._compare_order(loaded, operation, value)
+            return
         inverted = operation == _UNEQUAL
         whole = mask == b"\xff" * len(mask)
         if (base, offset) == (0, _PROTOCOL_META) or ((base, offset) == (_NETWORK, _PROTOCOL) and whole):
@@ -135,6 +150,10 @@ class _Reader:
         elif base == _NETWORK and offset in _ADDRESSES and len(value) == len(mask) <= 4:  # noqa: PLR2004 - IPv4
             told = xt.network(value.ljust(4, b"\0"), mask.ljust(4, b"\0"))
             self._spec.head(_ADDRESSES[offset], told, inverted=inverted)
+        elif (base, offset, len(value)) == (0, _MARK_META, 4):
+            self._spec.matches.append(xt.mark(value, mask, inverted=inverted))
+        elif (base, offset, len(value), len(mask)) == (_TRANSPORT, _FLAGS_OF_TCP, 1, 1) and not whole:
+            self._port(_TCP_FLAGS, xt.tcp_flags(mask[0], value[0], inverted=inverted))
         elif base == _TRANSPORT and whole and len(mask) == len(value):
             self._compare_ports(offset, value, inverted=inverted)
         else:
@@ -142,15 +161,35 @@ class _Reader:
 
     def _compare_ports(self, offset: int, value: bytes, *, inverted: bool) -> None:
         places = range(offset, offset + len(value), 2)
-        if len(value) % 2 or (inverted and len(places) > 1):
+        if len(value) % 2 or (inverted and len(places) > 1):  # 1.8.9 compares so, which is not what it was told
             raise xt.StrangeError("ports")
+        for at, place in enumerate(places):
+            option, port = _PORTS[place], _number(value[2 * at : 2 * at + 2])
+            self._port(option, xt.ports(option, port, port, inverted=inverted))
+
+    def _compare_order(self, loaded: _Loaded, operation: int, value: bytes) -> None:
+        last = b"\xff\xff"
+        if operation == _AT_MOST:
+            self._compare_range(loaded, b"\0\0", value)
+        elif operation == _ABOVE and len(value) == len(last) and value != last:
+            # Typed as "! --dport :PORT"; iptables-save tells of the ports above it.
+            self._compare_range(loaded, (_number(value) + 1).to_bytes(len(value), "big"), last)
+        else:
+            raise xt.StrangeError("cmp")
+
+    def _compare_range(self, loaded: _Loaded, least: bytes, most: bytes, *, inverted: bool = False) -> None:
+        base, offset, mask = loaded
+        if base != _TRANSPORT or mask != b"\xff\xff" or not len(least) == len(most) == len(mask):
+            raise xt.StrangeError("range")
+        option = _PORTS[offset]
+        self._port(option, xt.ports(option, _number(least), _number(most), inverted=inverted))
+
+    def _port(self, option: str, words: str) -> None:
+        if option in self._ports or not words:
+            raise xt.StrangeError(f"{option} twice, or of all")
         if not self._ports:
             self._ports_at = len(self._spec.matches)
-        for at, place in enumerate(places):
-            option, port = _PORTS[place], int.from_bytes(value[2 * at : 2 * at + 2], "big")
-            if option in self._ports:
-                raise xt.StrangeError(f"{option} twice")
-            self._ports[option] = xt.ports(option, port, port, inverted=inverted)
+        self._ports[option] = words
 
 
 def _verdict(told: dict[int, bytes]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import struct
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ _ADDRESS, _PORTS = 1, 2
 #: The options of the matches owner and conntrack, by their bits.
 _OWNERS = {1: "--uid-owner", 2: "--gid-owner"}
 _STATES = {1: "INVALID", 8: "NEW", 4: "RELATED", 2: "ESTABLISHED"}
+_TCP_FLAGS = {1: "FIN", 2: "SYN", 4: "RST", 8: "PSH", 16: "ACK", 32: "URG"}
 _ORDER = ("-s", "-d", "-i", "-o", "-p")
 
 
@@ -97,6 +99,21 @@ def ports(option: str, least: int, most: int, *, inverted: bool = False) -> str:
     return f"{'! ' if inverted else ''}{option} {least if least == most else f'{least}:{most}'}"
 
 
+def tcp_flags(mask: int, compared: int, *, inverted: bool = False) -> str:
+    """Give the words that match flags of TCP. Raises StrangeError for bits that have no name."""
+    if (mask | compared) & ~sum(_TCP_FLAGS):
+        raise StrangeError("flags of TCP")
+    named = (",".join(name for bit, name in _TCP_FLAGS.items() if bits & bit) for bits in (mask, compared))
+    return f"{'! ' if inverted else ''}--tcp-flags {' '.join(each or 'NONE' for each in named)}"
+
+
+def mark(value: bytes, mask: bytes, *, inverted: bool = False) -> str:
+    """Give the words that match a packet's mark, which the kernel has as the machine has numbers."""
+    numbers = [int.from_bytes(each, sys.byteorder) for each in (value, mask)]
+    told = f"{numbers[0]:#x}" if mask == b"\xff" * 4 else f"{numbers[0]:#x}/{numbers[1]:#x}"
+    return f"-m mark {'! ' if inverted else ''}--mark {told}"
+
+
 def match(name: str, revision: int, info: bytes) -> str:
     """Give the words of a match. Raises StrangeError for one of a known name and an unknown form."""
     return f"-m {name}{_arguments(_MATCHES, name, revision, info)}"
@@ -130,8 +147,11 @@ _TCP, _UDP = struct.Struct("=4H4B"), struct.Struct("=4HB")
 
 
 def _tcp(info: bytes) -> str | None:
-    *four, option, mask, _compared, inverted = _TCP.unpack_from(info)
-    return None if option or mask or inverted & ~3 or _rest(info, _TCP) else _both(four, inverted)
+    *four, option, mask, compared, inverted = _TCP.unpack_from(info)
+    if option or inverted & ~7 or _rest(info, _TCP):
+        return None
+    flags = tcp_flags(mask, compared, inverted=bool(inverted & 4)) if mask or compared or inverted & 4 else ""
+    return " ".join(filter(None, (_both(four, inverted), flags)))
 
 
 def _udp(info: bytes) -> str | None:
