@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,12 @@ class Exchange:
     def closed(self) -> bool:
         """Whether the connection was made and then closed before any HTTP status."""
         return self.exit_status in CURL_CLOSED
+
+    @property
+    def instance(self) -> str:
+        """Who answered, by its own words: helloworld names its pod; "" where the body names nobody."""
+        found = re.search(r"\binstance: (\S+)", self.body)
+        return found[1] if found else ""
 
     def __str__(self) -> str:
         if self.exit_status:

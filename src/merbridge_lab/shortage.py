@@ -159,7 +159,13 @@ def _files_of_all(_where: object) -> ShortageError:
     )
 
 
-def _processes(_where: object) -> ShortageError:
+def _processes(where: object) -> ShortageError:
+    if isinstance(where, (str, Path)) and _CGROUPS in Path(where).parents:
+        above = Path(where).parent
+        return ShortageError(
+            f"no further cgroup may be made in {above}",
+            hint=f"cat {above}/cgroup.max.descendants {above}/cgroup.max.depth",
+        )
     what = "no further process or thread can be started"
     full = next((each for each in pids_limits() if each[1] >= each[2]), None)
     if full is not None:

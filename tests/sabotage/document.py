@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import suite  # noqa: F401 - registers all sabotages
 from saboteur import ALL, NAME, Scene, everything, mend, standing_lab, told
-from table import Row, render
+from table import Row, render, title
 
 if TYPE_CHECKING:
     from saboteur import Sabotage
@@ -37,6 +38,11 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--", "src", "steps", "tests")
     return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
+
+
+def kept(folder: Path, sabotage: Sabotage) -> Path:
+    """Name the file of a row: by its title, so that a row that is new makes no other one be measured anew."""
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', title(sabotage).lower()).strip('-')}.json"
 
 
 def measure(lab: EmbeddedLab, sabotage: Sabotage, looked_at: str) -> Row:
@@ -59,7 +65,7 @@ def work(folder: str, worker: str, workers: str) -> None:
     looked_at = commit()
     with standing_lab(f"{NAME}{worker}") as lab:
         for number in range(int(worker), len(ALL), int(workers)):
-            place = Path(folder, f"{number}.json")
+            place = kept(Path(folder), ALL[number])
             if not place.exists():
                 row = measure(lab, ALL[number], looked_at)
                 draft = place.with_suffix(".new")
@@ -79,7 +85,7 @@ def generate(workers: int) -> list[str]:
     ends = [process.wait() for process in running]
     if any(ends):
         raise RuntimeError("a worker ended badly: its last words are above")
-    read = [json.loads((folder / f"{number}.json").read_text()) for number in range(len(ALL))]
+    read = [json.loads(kept(folder, each).read_text()) for each in ALL]
     text, useless = render([Row(**row | {"steps": tuple(row["steps"])}) for row in read])
     DOCUMENT.write_text(text)
     return useless

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import lies_mesh
 import lies_pods
 import pytest
 import suite  # noqa: F401 - registers all sabotages
@@ -12,6 +13,7 @@ from saboteur import ALL, LIE, ODDITY, Scene, judge, mend, standing_lab, told, v
 
 from merbridge_lab.adapters import bpf, tcp
 from merbridge_lab.adapters.cgroup import all_processes
+from merbridge_lab.drivers.embedded import strictness
 from merbridge_lab.drivers.embedded.wiring import MAY_DIFFER
 
 pytestmark = pytest.mark.kernel
@@ -77,6 +79,16 @@ def test_an_app_cannot_write_a_sidecars_log(whole):
     for workload in whole.workloads():
         status = workload.access_log.stat()
         assert (status.st_uid, status.st_mode & 0o022) == (1337, 0)
+
+
+def test_who_shows_no_certificate_of_the_labs_authority_is_not_served(whole):
+    """Whatever Envoy's own admin interface says of its configuration."""
+    target, node = lies_mesh.pod(Scene(whole), "helloworld-v1"), whole._node.netns
+    assert strictness.problems(node, target.spec) == []
+    asked, not_asked = (f"require_client_certificate: {word}" for word in ("true", "false"))
+    with lies_mesh.configured(target, lambda text: text.replace(asked, not_asked)):
+        without = "the sidecar of helloworld-v1 serves a client that shows no certificate"
+        assert strictness.problems(node, target.spec) == [without]
 
 
 def _state(lab):

@@ -237,6 +237,18 @@ FAILS = [
         delivered_by_another_path(upstream_cluster="InboundPassthroughCluster"),
         ["no server's sidecar delivered 1 of 8"],
     ),
+    (
+        mesh.both_sidecars_served,
+        healthy,
+        delivered_by_another_path(downstream_local="10.244.0.99:5000"),
+        ["the sidecar of sleep sent a request to 10.244.0.1", "got it, at 10.244.0.99:5000"],
+    ),
+    (
+        mesh.both_sidecars_served,
+        healthy,
+        lambda s: exchange(s, body="Hello version: v1, instance: somebody\n"),
+        ["delivered was answered by somebody, not by its app"],
+    ),
     # ... and the records name one chain of connections
     (
         mesh.both_sidecars_served,

@@ -85,6 +85,12 @@ def test_a_certificate_of_another_pod(tmp_path, authority):
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
 
 
+def test_a_key_that_others_can_read(tmp_path, authority):
+    seen(tmp_path, authority, authority)
+    (tmp_path / "certs/key.pem").chmod(0o444)
+    assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
+
+
 def test_a_certificate_that_expired(tmp_path, authority, monkeypatch):
     monkeypatch.setattr(certificates, "_LIFE", -dt.timedelta(hours=1))
     found = seen(tmp_path, authority, authority)

@@ -237,6 +237,13 @@ def test_what_a_shortage_kept_from_being_read_fails_no_check(error):
         shortage.unread("the log", error)
 
 
+def test_a_cgroup_that_may_have_no_more_below_it_is_no_want_of_processes():
+    refused = OSError(errno.EAGAIN, "Resource temporarily unavailable", "/sys/fs/cgroup/merlab/twins/sleep-twin")
+    told = shortage.of(refused)
+    assert told.what == "no further cgroup may be made in /sys/fs/cgroup/merlab/twins"
+    assert "cgroup.max.descendants" in told.hint
+
+
 def test_what_something_else_kept_from_being_read_is_unread():
     assert shortage.unread("the log", OSError(errno.EACCES, "Permission denied")).why == "Permission denied"
     assert shortage.unread("the log", LabError("no such tool"), "nft", "it is away").why == "nft: it is away"

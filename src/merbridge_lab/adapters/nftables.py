@@ -77,6 +77,22 @@ def read(netns: Path) -> Tables:
     return run_inside(netns, _read)
 
 
+def generation(netns: Path) -> int:
+    """Read the generation alone; 0 for a kernel without nftables. Raises OSError."""
+    return run_inside(netns, _read_generation)
+
+
+def _read_generation() -> int:
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+            netlink.settimeout(5.0)
+            return _generation(netlink)
+    except OSError as error:
+        if error.errno in (errno.EPROTONOSUPPORT, errno.EINVAL):
+            return 0
+        raise
+
+
 def _read() -> Tables:
     try:
         netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)

@@ -121,6 +121,15 @@ def find_one_chain(seen: Observation) -> Finding:
                 f"the record in the access log of {server} is of a connection from {into.downstream_remote}:"
                 f" the sidecar of {seen.client} sent the request from {out.upstream_local}"
             )
+        if "-" not in (out.upstream_host, into.downstream_local) and out.upstream_host != into.downstream_local:
+            return fails(
+                f"the sidecar of {seen.client} sent a request to {out.upstream_host}, and that of {server} got it, at"
+                f" {into.downstream_local}"
+            )
+        if exchange.instance not in ("", server) and not exchange.instance.startswith(f"{server}-"):
+            return fails(
+                f"a request that the sidecar of {server} delivered was answered by {exchange.instance}, not by its app"
+            )
         if into.sni == "-":
             return fails(f"the request came to the sidecar of {server} in plain text, not by mutual TLS")
     return holds("the records name one chain of connections from the client to the server, in TLS")

@@ -195,7 +195,13 @@ def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = Fa
     if isinstance(seen, str) or authority_problem(authority) is not None:
         return False
     right = seen.signed is not foreign and seen.identities == (identity,)
-    return right and seen.untimely is None and trusts(folder, authority)
+    return right and seen.untimely is None and trusts(folder, authority) and is_private(folder)
+
+
+def is_private(folder: Path) -> bool:
+    """Whether nobody but the owner of `folder`, and root, can read the key in it. Raises OSError."""
+    place, key = folder.stat(), (folder / "key.pem").stat()
+    return key.st_uid == place.st_uid and not (key.st_mode | place.st_mode) & 0o077
 
 
 @change("write certificates")

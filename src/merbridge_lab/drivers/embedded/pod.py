@@ -16,6 +16,7 @@ from merbridge_lab.drivers.embedded import (
     layout,
     services,
     sidecar,
+    strictness,
     view,
     wires,
 )
@@ -210,7 +211,11 @@ class Pod:
             raise NotHeldError(found[0])
 
     def _differences(self, seen: dict[str, Process]) -> list[str]:
-        return inspection.differences(self.netns, self.spec, self.folder, seen, self.processes.there("app"))
+        found = inspection.differences(self.netns, self.spec, self.folder, seen, self.processes.there("app"))
+        is_strict_server = self.spec.app == "helloworld" and self.spec.sidecar and not self.spec.permissive
+        if found or "sidecar" not in seen or not is_strict_server:
+            return found
+        return strictness.problems(self._node.netns, self.spec)
 
     def _rule_problems(self) -> list[str]:
         if not self.spec.rules or self._is_flushed_on_purpose():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from merbridge_lab import accesslog
-from merbridge_lab.adapters import cgroup, conntrack, tools
+from merbridge_lab.adapters import cgroup, conntrack, nftables, tools
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
@@ -124,6 +124,7 @@ def observe(
     """
     client.pod.require_view()
     path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
+    generations = {where.name: nftables.generation(where) for where in path[1:]}
     with tcp_carried.watching({each.name: each.pod.netns for each in (client, *servers)}) as watch:
         seen = batch.observe(
             client,
@@ -139,4 +140,7 @@ def observe(
         )
     # As before, or something was put in the place of curl for as long as it was asked.
     client.pod.require_view()
+    for where in path[1:]:
+        if nftables.generation(where) != generations[where.name]:
+            raise NotHeldError(f"the rules of {where.name} were changed while {client.name} sent its requests")
     return seen
