@@ -18,6 +18,7 @@ import fcntl
 import functools
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def cannot(marker: str) -> str | None:
 
     lacking = [one for one in embedded(quick=True) if one.verdict == "fail"]
     return "; ".join(f"{one.name}: {one.found}" for one in lacking) or None
+
+
+def pytest_configure() -> None:
+    # A shell that runs the tests in the background has them ignore SIGINT, and what they start would ignore it as well.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
