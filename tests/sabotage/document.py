@@ -61,29 +61,35 @@ def measure(lab: EmbeddedLab, sabotage: Sabotage, looked_at: str) -> Row:
 
 
 def work(folder: str, worker: str, workers: str) -> None:
-    """Measure every so many-th sabotage, in a lab of this worker's, and keep each row in `folder`."""
+    """Measure every so many-th sabotage, in a lab of this worker's, and keep each row in `folder`.
+
+    A worker of none measures those that touch what labs share: it has the machine to itself.
+    """
     looked_at = commit()
+    alone = int(workers) == 0
+    mine = [each for each in ALL if each.is_shared is alone][int(worker) :: int(workers) or 1]
     with standing_lab(f"{NAME}{worker}") as lab:
-        for number in range(int(worker), len(ALL), int(workers)):
-            place = kept(Path(folder), ALL[number])
+        for sabotage in mine:
+            place = kept(Path(folder), sabotage)
             if not place.exists():
-                row = measure(lab, ALL[number], looked_at)
+                row = measure(lab, sabotage, looked_at)
                 draft = place.with_suffix(".new")
                 draft.write_text(json.dumps(asdict(row)))
                 draft.rename(place)
-                sys.stderr.write(f"{number + 1} of {len(ALL)}: {row.name}: {row.verdict}\n")
+                sys.stderr.write(f"{len([*Path(folder).glob('*.json')])} of {len(ALL)}: {row.name}: {row.verdict}\n")
 
 
 def generate(workers: int) -> list[str]:
     """Measure all, side by side, and write the document; give the checks that no sabotage needs."""
     folder = ROOT / "build" / "sabotage"
     folder.mkdir(parents=True, exist_ok=True)
-    running = [
-        subprocess.Popen((sys.executable, __file__, str(folder), str(number), str(workers)), cwd=ROOT)
-        for number in range(workers)
-    ]
+
+    def begin(worker: int, of: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen((sys.executable, __file__, str(folder), str(worker), str(of)), cwd=ROOT)
+
+    running = [begin(worker, workers) for worker in range(workers)]
     ends = [process.wait() for process in running]
-    if any(ends):
+    if any(ends) or begin(0, 0).wait():
         raise RuntimeError("a worker ended badly: its last words are above")
     read = [json.loads(kept(folder, each).read_text()) for each in ALL]
     text, useless = render([Row(**row | {"steps": tuple(row["steps"])}) for row in read])

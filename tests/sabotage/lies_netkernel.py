@@ -66,7 +66,9 @@ def _(scene):
     yield
 
 
-@lie("settings of sleep covered", "sysctl:/proc/sys/net could not be read: something is mounted over .*/all")
+@lie(
+    "settings of sleep covered", "sysctl:/proc/sys/net could not be read: something is mounted over .*/all", shared=True
+)
 def _(scene):
     """Over the settings of all links of sleep lie files that say what is wanted."""
     place = Path("/proc/sys/net/ipv4/conf/all")

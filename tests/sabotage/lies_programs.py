@@ -183,7 +183,11 @@ def _(scene):
 # -- the machine's tools ---------------------------------------------------------------------------------------------
 
 
-@lie("curl covered on the machine", "/usr/bin/curl is covered by a mount: what runs as curl is not the machine's")
+@lie(
+    "curl covered on the machine",
+    "/usr/bin/curl is covered by a mount: what runs as curl is not the machine's",
+    shared=True,
+)
 def _(_scene):
     """Another curl is mounted over /usr/bin/curl of the machine."""
     curl = Path(tools.find("curl")).resolve()
