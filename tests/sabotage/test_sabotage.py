@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import lies_mesh
 import lies_pods
@@ -85,10 +86,14 @@ def test_who_shows_no_certificate_of_the_labs_authority_is_not_served(whole):
     """Whatever Envoy's own admin interface says of its configuration."""
     target, node = lies_mesh.pod(Scene(whole), "helloworld-v1"), whole._node.netns
     assert strictness.problems(node, target.spec) == []
-    asked, not_asked = (f"require_client_certificate: {word}" for word in ("true", "false"))
-    with lies_mesh.configured(target, lambda text: text.replace(asked, not_asked)):
-        without = "the sidecar of helloworld-v1 serves a client that shows no certificate"
-        assert strictness.problems(node, target.spec) == [without]
+    asks = re.compile(
+        r"require_client_certificate: true|validation_context:\n.*\n.*\n *- \{ san_type: URI, matcher: \{ prefix:.*"
+    )
+    with lies_mesh.configured(target, lambda text: asks.sub("", text)):
+        assert strictness.problems(node, target.spec) == [
+            "the sidecar of helloworld-v1 serves a client that shows no certificate",
+            "the sidecar of helloworld-v1 serves a client that shows a certificate of another authority than the lab's",
+        ]
 
 
 def _state(lab):
