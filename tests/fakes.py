@@ -568,3 +568,14 @@ def up(lab: FakeLab) -> FakeLab:
         part.ensure()
     lab.dataplane.set_debug(on=True)
     return lab
+
+
+def flushed():
+    """Observe sleep with its rules flushed, and beside it a flushed twin without eBPF."""
+    lab = up(FakeLab())
+    sleep = lab.workload("sleep")
+    with sleep.rules.flushed() as saved:
+        seen = lab.observe(sleep)
+    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
+        control = lab.observe(twin)
+    return seen.beside(control).around(saved, sleep.rules.snapshot())

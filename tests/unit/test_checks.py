@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fakes import FakeLab, up
+from fakes import FakeLab, flushed, up
 from merbridge_lab.checks import machine, mesh, redirect, rules, trace
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.requirements import Requirement
@@ -21,17 +21,6 @@ def healthy():
     seen = lab.observe(lab.workload("sleep"), count=8, trace=True)
     with lab.twin() as twin:
         return seen.beside(lab.observe(twin, count=8))
-
-
-def flushed():
-    """The same with the rules of sleep flushed, and a flushed twin without eBPF."""
-    lab = up(FakeLab())
-    sleep = lab.workload("sleep")
-    with sleep.rules.flushed() as saved:
-        seen = lab.observe(sleep)
-    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
-        control = lab.observe(twin)
-    return seen.beside(control).around(saved, sleep.rules.snapshot())
 
 
 def without_ebpf():

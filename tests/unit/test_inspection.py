@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from merbridge_lab.drivers.embedded import certificates, inspection, layout
+from merbridge_lab.drivers.embedded import certificates, inspection, layout, strictness
 
 POD = layout.PODS[1]
 
@@ -89,6 +89,20 @@ def test_a_key_that_others_can_read(tmp_path, authority):
     seen(tmp_path, authority, authority)
     (tmp_path / "certs/key.pem").chmod(0o444)
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
+    assert certificates.key_problem(tmp_path / "certs") == f"can be read by others ({tmp_path / 'certs'})"
+
+
+def test_a_key_that_is_not_there(tmp_path, authority):
+    seen(tmp_path, authority, authority)
+    (tmp_path / "certs").chmod(0o700)
+    (tmp_path / "certs/key.pem").unlink()
+    assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
+    assert "could not be looked at" in certificates.key_problem(tmp_path / "certs")
+
+
+def test_strangers_that_cannot_knock_are_no_proof_that_none_is_served(tmp_path):
+    (told,) = strictness.problems(tmp_path / "no-namespace", POD)
+    assert told.startswith(f"whether the sidecar of {POD.name} serves who is not of the mesh could not be read")
 
 
 def test_a_certificate_that_expired(tmp_path, authority, monkeypatch):

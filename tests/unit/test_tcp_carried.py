@@ -1,18 +1,21 @@
 """What the kernel's TCP carried, against what eBPF claims to have moved; and the programs' tags from their source."""
 
+import contextlib
 import hashlib
 import struct
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from fakes import FakeLab, up
+import fakes
 from merbridge_lab.adapters.proc import Beside
 from merbridge_lab.adapters.tcp_sent import Sent
 from merbridge_lab.checks import redirect
 from merbridge_lab.dataplane import recompiled
-from merbridge_lab.drivers.embedded import tcp_carried
+from merbridge_lab.dataplane.pins import PROGRAMS, Pins
+from merbridge_lab.drivers.embedded import sent_by_tcp
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError, Verdict
 
@@ -20,14 +23,8 @@ NOTHING = {"outbound": (0, 0), "mesh": (0, 0), "inbound": (0, 0)}
 
 
 def flushed():
-    lab = up(FakeLab())
-    sleep = lab.workload("sleep")
-    with sleep.rules.flushed() as saved:
-        seen = lab.observe(sleep)
-    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
-        control = lab.observe(twin)
-    seen = carried(seen, *[NOTHING] * 4)
-    return seen.beside(carried(control, *[{"outbound": (136, 0)}] * 4)).around(saved, sleep.rules.snapshot())
+    seen = carried(fakes.flushed(), *[NOTHING] * 4)
+    return replace(seen, control=carried(seen.control, *[{"outbound": (136, 0)}] * 4))
 
 
 def carried(seen, *requests):
@@ -129,14 +126,14 @@ def test_the_connections_of_a_request_are_found_by_its_records():
             Sent("10.244.0.11:5000", theirs.upstream_local, 6, 60),
         ),
     }
-    found = tcp_carried.read(watches, "sleep", [one], seen.client_log, seen.server_log)
+    found = sent_by_tcp.read(watches, "sleep", [one], seen.client_log, seen.server_log)
     assert found == {one.nonce: {"outbound": (10, 20), "mesh": (30, 40), "inbound": (50, 60)}}
-    no_records = tcp_carried.read(watches, "sleep", [one], {}, {})
+    no_records = sent_by_tcp.read(watches, "sleep", [one], {}, {})
     assert no_records == {one.nonce: {"outbound": (10, 0)}}
     with pytest.raises(UnreadError, match=rf"sock_diag:{server} could not be read: the kernel tells of no connection"):
-        tcp_carried.read(watches | {server: FakeWatch()}, "sleep", [one], seen.client_log, seen.server_log)
+        sent_by_tcp.read(watches | {server: FakeWatch()}, "sleep", [one], seen.client_log, seen.server_log)
     with pytest.raises(UnreadError, match="nobody could look"):
-        tcp_carried.read(Unread("sock_diag", "nobody could look"), "sleep", [one], {}, {})
+        sent_by_tcp.read(Unread("sock_diag", "nobody could look"), "sleep", [one], {}, {})
 
 
 def test_a_tag_leaves_out_the_numbers_of_maps():
@@ -154,6 +151,15 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
     monkeypatch.setattr(recompiled, "Beside", lambda _: Beside([sys.executable, "-c", "exit('no BCC here')"]))
     with pytest.raises(LabError, match="could not be compiled: no BCC here"):
         recompiled.Recompiled().tags()
+
+
+def test_a_compiler_that_tells_of_no_program_proves_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(recompiled, "Beside", lambda _: Beside([sys.executable, "-c", "print('{}')"]))
+    monkeypatch.setattr(recompiled, "opened", lambda _: contextlib.nullcontext(0))
+    monkeypatch.setattr(recompiled.bpf, "prog_info", lambda _: SimpleNamespace(id=7, tag="ab" * 8))
+    told = recompiled.problems(Pins(tmp_path), recompiled.Recompiled(), needed=True)
+    assert len(told) == len(PROGRAMS)
+    assert "is not what merlab's source compiles to" in told[0]
 
 
 def test_a_command_beside_us_ends_with_us():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes import FakeLab, up
+from fakes import FakeLab, flushed, up
 from merbridge_lab import accesslog, matrix
 from merbridge_lab.adapters import agreement
 from merbridge_lab.adapters.conntrack import read_changed_sources
@@ -28,16 +28,6 @@ def healthy():
     seen = lab.observe(lab.workload("sleep"), count=2, trace=True)
     with lab.twin() as twin:
         return seen.beside(lab.observe(twin, count=2))
-
-
-def flushed():
-    lab = up(FakeLab())
-    sleep = lab.workload("sleep")
-    with sleep.rules.flushed() as saved:
-        seen = lab.observe(sleep)
-    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
-        control = lab.observe(twin)
-    return seen.beside(control).around(saved, sleep.rules.snapshot())
 
 
 # -- every check that needs it fails with the reason

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def frozen(pid: int) -> str:
-    """Say where the process `pid` is frozen; empty if it is not."""
+    """Say where the process `pid` is frozen; empty if it is not. Raises OSError."""
     return next((f"freezer.state of {place}" for place in _places(pid, "freezer") if _is_frozen(place)), "")
 
 
@@ -24,7 +24,7 @@ def _is_frozen(place: Path) -> bool:
 
 
 def throttled(pid: int) -> str:
-    """Say what share of the processors the process `pid` has at most; empty if nothing limits it."""
+    """Say what share of the processors the process `pid` has at most; empty if nothing limits it. Raises OSError."""
     for place in _places(pid, "cpu"):
         if (quota := _read(place / "cpu.cfs_quota_us")).isdigit():
             return f"cpu.cfs_quota_us of {place} is {quota}, of {_read(place / 'cpu.cfs_period_us')}"
@@ -45,7 +45,8 @@ def _places(pid: int, controller: str) -> Iterator[Path]:
 
 
 def _read(path: Path) -> str:
+    """Read a file, "" where there is none: the process has ended, or is not in this hierarchy. Raises OSError."""
     try:
         return read_text(path).strip()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.adapters.nftables import Tables
+    from merbridge_lab.adapters.wording import Kernels
     from merbridge_lab.ruleset import Rule
-
-    #: nftables and the legacy tables, as the kernel tells of them.
-    Kernels = tuple[Tables | Unread, tuple[xtables.Table, ...] | Unread]
 
 #: The programs for legacy tables, by address family.
 _PROGRAMS = {"ip": "iptables", "ip6": "ip6tables", "arp": "arptables"}

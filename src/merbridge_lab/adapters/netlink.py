@@ -23,10 +23,13 @@ _ROUTE, _SOCK_DIAG, _NETFILTER = 0, 4, 12
 _REQUEST_DUMP, _INTERRUPTED = 0x301, 0x10
 _ERROR, _DONE = 2, 3
 _GETLINK, _GETQDISC, _GETTCLASS, _GETTFILTER = 18, 38, 42, 46
-_NEST = 0x3FFF
+_KIND = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_ATTRIBUTE = struct.Struct("=HH")  # length, kind
 HEADER, _TCMSG = struct.Struct("=IHHII"), struct.Struct("=BBHiIII")
 _ROOM = 1 << 17
 _ATTEMPTS = 5
+#: The kernel answers at once; in seconds.
+_PATIENCE = 5.0
 
 # <linux/if_link.h>, <linux/pkt_sched.h>, <linux/pkt_cls.h>
 _IFNAME, _LINKINFO, _EXT_MASK, _XDP = 3, 18, 29, 43
@@ -54,16 +57,20 @@ class Hung(NamedTuple):
     program: int
 
 
+def pairs(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and content of each attribute in `raw`; the elements of a list are of one kind."""
+    at = 0
+    while at + _ATTRIBUTE.size <= len(raw):
+        length, kind = _ATTRIBUTE.unpack_from(raw, at)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & _KIND, raw[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
+
+
 def attributes(raw: bytes) -> dict[int, bytes]:
     """Return the attributes in `raw` by their kinds."""
-    found, at = {}, 0
-    while at + 4 <= len(raw):
-        length, kind = struct.unpack_from("=HH", raw, at)
-        if length < 4:  # noqa: PLR2004 - its own header
-            break
-        found[kind & _NEST] = raw[at + 4 : at + length]
-        at += (length + 3) & ~3
-    return found
+    return dict(pairs(raw))
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -78,19 +85,23 @@ def _text(raw: bytes | None) -> str:
     return (raw or b"").rstrip(b"\0").decode(errors="replace")
 
 
-def dump(family: int, kind: int, body: bytes) -> list[bytes]:
-    """Return the bodies of the messages of a dump; ask again where it changed meanwhile. Raises OSError."""
+def dump(family: int, kind: int, body: bytes, *, single: bool = False) -> list[bytes]:
+    """Return the bodies of the messages of a dump; ask again where it changed meanwhile. Raises OSError.
+
+    `single` is for what has one answer: the kernel then ignores that a dump was asked for, and nothing follows it.
+    """
     for _ in range(_ATTEMPTS):
-        found, whole = _dump_once(family, kind, body)
+        found, whole = _dump_once(family, kind, body, single=single)
         if whole:
             return found
     raise OSError(errno.EAGAIN, "what is asked by netlink changes all the time")
 
 
-def _dump_once(family: int, kind: int, body: bytes) -> tuple[list[bytes], bool]:
+def _dump_once(family: int, kind: int, body: bytes, *, single: bool) -> tuple[list[bytes], bool]:
     found: list[bytes] = []
     whole = True
     with contextlib.closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)) as asked:
+        asked.settimeout(_PATIENCE)
         asked.bind((0, 0))
         asked.send(HEADER.pack(HEADER.size + len(body), kind, _REQUEST_DUMP, 1, 0) + body)
         while True:
@@ -105,6 +116,8 @@ def _dump_once(family: int, kind: int, body: bytes) -> tuple[list[bytes], bool]:
                         raise OSError(code, os.strerror(code))
                     return found, whole
                 found.append(content)
+                if single:
+                    return found, whole
                 at += (length + 3) & ~3
 
 

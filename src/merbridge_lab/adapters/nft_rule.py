@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import functools
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from merbridge_lab.adapters import xt
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
-_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+from merbridge_lab.adapters.netlink import attributes
 
 # Where a payload begins, what meta loads, how cmp compares
 _NETWORK, _TRANSPORT = 1, 2
@@ -37,17 +32,6 @@ class _Loaded(NamedTuple):
     base: int
     offset: int
     mask: bytes
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Give type and content of each netlink attribute."""
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        size, kind = _ATTRIBUTE.unpack_from(data, at)
-        if size < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_MASK, data[at + _ATTRIBUTE.size : at + size]
-        at += (size + 3) & ~3
 
 
 @functools.lru_cache(maxsize=1024)
@@ -75,7 +59,7 @@ class _Reader:
             if self._spec.target:
                 raise xt.StrangeError(f"{name} after the target")
             if name != "counter":
-                self._take(name, dict(attributes(content)))
+                self._take(name, attributes(content))
         if self._ports:
             # The protocol stands in a head, in whatever order they were compared.
             kind = self._spec.heads["-p"].removeprefix("-p ")
@@ -195,7 +179,7 @@ class _Reader:
 def _verdict(told: dict[int, bytes]) -> str:
     if _number(told[1]):  # NFT_REG_VERDICT is 0
         raise xt.StrangeError("immediate")
-    verdict = dict(attributes(dict(attributes(told[2]))[2]))
+    verdict = attributes(attributes(told[2])[2])
     code = int.from_bytes(verdict[1], "big", signed=True)
     return f"{_CHAINS[code]} {_text(verdict[2])}" if code in _CHAINS else _VERDICTS[code]
 
@@ -205,7 +189,7 @@ def _number(raw: bytes) -> int:
 
 
 def _value(raw: bytes) -> bytes:
-    return dict(attributes(raw))[1]
+    return attributes(raw)[1]
 
 
 def _text(raw: bytes) -> str:

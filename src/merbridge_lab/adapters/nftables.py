@@ -14,9 +14,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import netlink as messages
 from merbridge_lab.adapters import nft_rule
 from merbridge_lab.adapters.netns import run_inside
-from merbridge_lab.adapters.nft_rule import attributes as _attributes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,7 +133,7 @@ def _dump(netlink: socket.socket, generation: int) -> Tables | None:
     for family, attributes in chains:
         table, name = _text(attributes[1]), _text(attributes[3])
         hook = _text(attributes.get(7, b"filter")) if _HOOK in attributes else ""
-        where = dict(_attributes(attributes.get(_HOOK, b"")))
+        where = messages.attributes(attributes.get(_HOOK, b""))
         place = (_number(where[1]), _number(where[2])) if {1, 2} <= where.keys() else None
         its = counted.get((family, table, name), [])
         does = frozenset(what for _, rule in its for what, _ in rule)
@@ -147,12 +147,12 @@ def _dump(netlink: socket.socket, generation: int) -> Tables | None:
 def _rule(expressions: bytes) -> tuple[int, nft_rule.Expressions]:
     """Give the packets that a rule has counted, and what it is made of, counts left out."""
     packets, found = 0, []
-    for _, element in _attributes(expressions):
-        expression = dict(_attributes(element))
+    for _, element in messages.pairs(expressions):
+        expression = messages.attributes(element)
         name = _text(expression[1])
         content = expression.get(2, b"")
         if name == "counter":
-            packets += _number(dict(_attributes(content))[2])
+            packets += _number(messages.attributes(content)[2])
             content = b""
         found.append((name, content))
     return packets, tuple(found)
@@ -190,7 +190,7 @@ def _ask(netlink: socket.socket, kind: int, *, dump: bool = True) -> list[tuple[
                     raise OSError(number, os.strerror(number))
                 return answers if whole and not number else None
             family = _FAMILIES.get(payload[0], str(payload[0]))
-            answers.append((family, dict(_attributes(payload[_NFGEN.size :]))))
+            answers.append((family, messages.attributes(payload[_NFGEN.size :])))
             if not dump:
                 return answers
 

@@ -7,11 +7,11 @@ thing found, and raises OSError.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from pathlib import Path
 
+from merbridge_lab.adapters import netlink
 from merbridge_lab.text import lines_of
 
 _RTM_GETNEIGH, _NTF_PROXY = 30, 0x08
@@ -19,8 +19,6 @@ _RTM_GETNEXTHOP = 106
 _NETLINK_XFRM = 6
 _XFRM_GET = {"state": 0x12, "policy": 0x15}  # XFRM_MSG_GETSA, XFRM_MSG_GETPOLICY
 _XFRM_GET_DEFAULT, _XFRM_BLOCK = 0x28, 1
-_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP: whoever sees it pass knows that nothing is changed by it
-_ERROR, _DONE = 2, 3
 #: How lines of /proc/net/ip_vs begin that tell of a service.
 _IPVS = ("TCP", "UDP", "SCTP", "FWM")
 
@@ -28,7 +26,7 @@ _IPVS = ("TCP", "UDP", "SCTP", "FWM")
 def neighbours_answered_for() -> list[str]:
     """Count the addresses that are answered for in ARP or neighbour discovery."""
     asked = struct.pack("=BBHiHBB", 0, 0, 0, 0, 0, _NTF_PROXY, 0)
-    return [f"proxy {number}" for number in range(len(_dump(socket.NETLINK_ROUTE, _RTM_GETNEIGH, asked)))]
+    return [f"proxy {number}" for number in range(len(netlink.dump(socket.NETLINK_ROUTE, _RTM_GETNEIGH, asked)))]
 
 
 def ipsec() -> list[str]:
@@ -40,7 +38,7 @@ def ipsec() -> list[str]:
 def _xfrm(kind: str) -> int:
     """Count the IPsec policies or states here; a kernel that has no such socket can have been given none by it."""
     try:
-        return len(_dump(_NETLINK_XFRM, _XFRM_GET[kind], b""))
+        return len(netlink.dump(_NETLINK_XFRM, _XFRM_GET[kind], b""))
     except OSError as error:
         if error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
             return 0
@@ -50,7 +48,7 @@ def _xfrm(kind: str) -> int:
 def _blocked() -> list[str]:
     """List what IPsec's default policy blocks (Linux 5.15)."""
     try:
-        found = _dump(_NETLINK_XFRM, _XFRM_GET_DEFAULT, bytes(3), single=True)
+        found = netlink.dump(_NETLINK_XFRM, _XFRM_GET_DEFAULT, bytes(3), single=True)
     except OSError as error:
         if error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP):
             return []  # an older kernel, or one without IPsec: none can have been set
@@ -61,11 +59,12 @@ def _blocked() -> list[str]:
 def next_hops() -> list[str]:
     """Count the next hops that are objects of their own (Linux 5.3); the kernel itself makes none."""
     try:
-        return [f"object {number}" for number in range(len(_dump(socket.NETLINK_ROUTE, _RTM_GETNEXTHOP, bytes(8))))]
+        found = netlink.dump(socket.NETLINK_ROUTE, _RTM_GETNEXTHOP, bytes(8))
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             return []
         raise
+    return [f"object {number}" for number in range(len(found))]
 
 
 def ipvs() -> list[str]:
@@ -86,24 +85,3 @@ def read_ipvs(told: str) -> list[str]:
         elif words[:1] == ["->"] and found:
             found[-1] += f" to {words[1]}"
     return found
-
-
-def _dump(protocol: int, request: int, body: bytes, *, single: bool = False) -> list[bytes]:
-    """Give the bodies of the answers to one request, or its `single` one: then the kernel ignores NLM_F_DUMP."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
-        sock.settimeout(2)
-        sock.send(struct.pack("=LHHLL", 16 + len(body), request, _DUMP, 1, 0) + body)
-        found: list[bytes] = []
-        while True:
-            answer = sock.recv(65536)
-            while answer:
-                length, kind = struct.unpack_from("=LH", answer)
-                if kind == _DONE:
-                    return found
-                if kind == _ERROR:
-                    (number,) = struct.unpack_from("=i", answer, 16)
-                    raise OSError(-number, os.strerror(-number))
-                found.append(answer[16:length])
-                if single:
-                    return found
-                answer = answer[(length + 3) & ~3 :]

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from merbridge_lab.adapters import xt
+from merbridge_lab.adapters.agreement import BASE_CHAINS, COMPAT
 from merbridge_lab.evidence import Unread
 from merbridge_lab.ruleset import parse
 from merbridge_lab.text import lines_of
@@ -26,10 +27,8 @@ if TYPE_CHECKING:
 
 #: The tables of IPv4 that iptables makes, the number in which its chains are hooked, and the priorities.
 _HOOKS = {"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3, "POSTROUTING": 4}
-_NAMES = frozenset({*_HOOKS, "BROUTING"})
 _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _NAT = {"PREROUTING": -100, "INPUT": 100, "OUTPUT": -100, "POSTROUTING": 100}
-_COMPAT = re.compile(r"(?:ip|ip6|arp|bridge) (?:nat|filter|mangle|raw|security|broute)")
 _HEADER = re.compile(r":(\S+) (\S+) \[\d+:\d+\]")
 #: What else a whole text may hold: whatever more there is, iptables-restore would do.
 _LINE = re.compile(r"(?:#.*|COMMIT|(?:\[\d+:\d+\] )?-A .+)?")
@@ -61,7 +60,7 @@ def _of_nft(before: Tables, after: Tables) -> dict[Key, Known]:
     earlier = {(chain.table, chain.name): chain for chain in before.chains if chain.family == "ip"}
     found = {}
     for chain in after.chains:
-        if chain.family == "ip" and _COMPAT.fullmatch(f"ip {chain.table}") and not (chain.hook and _misplaced(chain)):
+        if chain.family == "ip" and COMPAT.fullmatch(f"ip {chain.table}") and not (chain.hook and _misplaced(chain)):
             then = earlier.get((chain.table, chain.name))
             policy = ("DROP" if chain.drops else "ACCEPT") if chain.hook else "-"
             found[chain.table, chain.name] = Known(policy, _since(then.told if then else (), chain.told))
@@ -145,7 +144,7 @@ def _policies(text: str) -> Iterator[tuple[Key, str]]:
 
 def spoilt(tables: Tables) -> tuple[str, ...]:
     """Name the tables of iptables' that only making anew can mend: switched off, or with chains on other hooks."""
-    off = [name for name in tables.dormant if _COMPAT.fullmatch(name)]
+    off = [name for name in tables.dormant if COMPAT.fullmatch(name)]
     odd = (f"ip {each.table}" for each in tables.chains if each.family == "ip" and _is_ours(each) and _misplaced(each))
     return tuple(dict.fromkeys((*off, *odd)))
 
@@ -154,9 +153,9 @@ def altered(tables: Tables | Unread, legacy: Sequence[Table] | Unread) -> tuple[
     """Say what of iptables' own tables and chains is not as it makes them, in every family."""
     if isinstance(tables, Unread) or isinstance(legacy, Unread):
         return next(each for each in (tables, legacy) if isinstance(each, Unread))
-    found = [f"table {name} is switched off (dormant)" for name in tables.dormant if _COMPAT.fullmatch(name)]
+    found = [f"table {name} is switched off (dormant)" for name in tables.dormant if COMPAT.fullmatch(name)]
     for chain in tables.chains:
-        if not _COMPAT.fullmatch(f"{chain.family} {chain.table}"):
+        if not COMPAT.fullmatch(f"{chain.family} {chain.table}"):
             continue
         place = f"chain {chain.name} of table {chain.family} {chain.table}"
         if chain.drops:
@@ -172,7 +171,7 @@ def altered(tables: Tables | Unread, legacy: Sequence[Table] | Unread) -> tuple[
 
 
 def _is_ours(chain: Chain) -> bool:
-    return bool(_COMPAT.fullmatch(f"{chain.family} {chain.table}")) and chain.name in _NAMES
+    return bool(COMPAT.fullmatch(f"{chain.family} {chain.table}")) and chain.name in BASE_CHAINS
 
 
 def _misplaced(chain: Chain) -> bool:

@@ -17,7 +17,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
 _NOTHING = Around()
@@ -208,7 +208,7 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
             found += _pod_problems(pins, pod)
         if not found:  # each pod is there, with its namespace
             namespaces = {netns_cookie(pod.netns): pod.netns for pod in pods}
-            found += _too_many(pins, pods) or sockets.members_problems(pins, namespaces)
+            found += _too_many(pins, pods, namespaces.keys()) or sockets.members_problems(pins, namespaces)
     except OSError as failed:
         if not found:
             raise
@@ -218,10 +218,12 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
     return found or strangers.problems(ours(pins), cgroup, _namespaces(pods), around)
 
 
-def _too_many(pins: Pins, pods: Sequence[Pod]) -> list[str]:
-    """Name what the maps hold besides the pods of this lab. Raises OSError."""
+def _too_many(pins: Pins, pods: Sequence[Pod], cookies: Collection[int]) -> list[str]:
+    """Name what the maps hold besides the pods of this lab, whose network namespaces have these cookies.
+
+    Raises OSError.
+    """
     names, addresses = {pod.name for pod in pods}, {u32(pod.ip4) for pod in pods}
-    cookies = {netns_cookie(pod.netns) for pod in pods}
     found = []
     for cookie, entry in pins.pods().items():
         if entry["name"] not in names:

@@ -78,12 +78,12 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
 
     Where it was not compiled, or cannot be, that is a problem if it is `needed`: for a proof, not for mending.
     """
+    if recompiled is None:
+        return []
     try:
-        wanted = recompiled.tags() if recompiled else {}
+        wanted = recompiled.tags()
     except LabError as error:
         return [str(unread("what merlab's BPF source compiles to", error))] if needed else []
-    if not wanted:
-        return []
     found: list[str] = []
     for name in PROGRAMS:
         try:

@@ -195,13 +195,18 @@ def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = Fa
     if isinstance(seen, str) or authority_problem(authority) is not None:
         return False
     right = seen.signed is not foreign and seen.identities == (identity,)
-    return right and seen.untimely is None and trusts(folder, authority) and is_private(folder)
+    return right and seen.untimely is None and trusts(folder, authority) and key_problem(folder) is None
 
 
-def is_private(folder: Path) -> bool:
-    """Whether nobody but the owner of `folder`, and root, can read the key in it. Raises OSError."""
-    place, key = folder.stat(), (folder / "key.pem").stat()
-    return key.st_uid == place.st_uid and not (key.st_mode | place.st_mode) & 0o077
+def key_problem(folder: Path) -> str | None:
+    """Say what is wrong with the private key in `folder`; None where its owner has it, and nobody else but root."""
+    try:
+        place, key = folder.stat(), (folder / "key.pem").stat()
+    except OSError as error:
+        return f"could not be looked at: {error.strerror}"
+    if key.st_uid == place.st_uid and not (key.st_mode | place.st_mode) & 0o077:
+        return None
+    return f"can be read by others ({folder})"
 
 
 @change("write certificates")

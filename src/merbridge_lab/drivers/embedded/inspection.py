@@ -158,8 +158,8 @@ def _certificate(netns: Path, pod: PodSpec, folder: Path) -> list[str]:
         return [f"the certificate of {pod.name} {problem}"]
     if not certificates.trusts(folder / sidecar.CERTIFICATES, authority):
         return [f"{pod.name} trusts another authority than the lab's ({folder / sidecar.CERTIFICATES})"]
-    if not certificates.is_private(folder / sidecar.CERTIFICATES):
-        return [f"the private key of the sidecar of {pod.name} can be read by others ({folder / sidecar.CERTIFICATES})"]
+    if problem := certificates.key_problem(folder / sidecar.CERTIFICATES):
+        return [f"the private key of the sidecar of {pod.name} {problem}"]
     running = {
         int(each["serial_number"], 16)
         for pair in _ask(netns, "/certs").get("certificates", ())

@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import interrupts
-from merbridge_lab.adapters import iptables, netns, nftables
+from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import pasteable, run
 from merbridge_lab.drivers.embedded import dialling, layout, logs, requests, saves, state, tracing, twins
@@ -143,7 +143,8 @@ class EmbeddedLab:
         Whoever asks for it will look at the dataplane once more: by then, it is known what its programs must be.
         """
         self.dataplane.recompile(proof=True)
-        found = {"the rules of the node": f"generation {nftables.generation(self._node.netns)}"}
+        rules = iptables.snapshot(self._node.netns)
+        found = {"the rules of the node": f"{rules.generation} {rules.fingerprint('nat')}"}
         for workload in self.workloads():
             found[f"the app of {workload.name}"] = str(workload.pod.app_pid)
             found[f"the sidecar of {workload.name}"] = str(workload.pod.sidecar_pid)

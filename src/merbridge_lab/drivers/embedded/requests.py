@@ -14,9 +14,9 @@ from merbridge_lab.adapters import cgroup, conntrack, nftables, tools
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers import batch
-from merbridge_lab.drivers.embedded import tcp_carried
+from merbridge_lab.drivers.embedded import sent_by_tcp
 from merbridge_lab.errors import LabError, NotHeldError
-from merbridge_lab.evidence import Unread
+from merbridge_lab.evidence import Unread, UnreadError
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def observe(
     """
     client.pod.require_view()
     path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
-    generations = {where.name: nftables.generation(where) for where in path[1:]}
-    with tcp_carried.watching({each.name: each.pod.netns for each in (client, *servers)}) as watch:
+    generations = _generations(path[1:])
+    with sent_by_tcp.watching({each.name: each.pod.netns for each in (client, *servers)}) as watch:
         seen = batch.observe(
             client,
             ask=lambda: ask(client, url),
@@ -136,11 +136,19 @@ def observe(
             changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),
             trace=trace,
             logged=logged,
-            by_tcp=partial(tcp_carried.read, watch, client.name),
+            by_tcp=partial(sent_by_tcp.read, watch, client.name),
         )
     # As before, or something was put in the place of curl for as long as it was asked.
     client.pod.require_view()
-    for where in path[1:]:
-        if nftables.generation(where) != generations[where.name]:
-            raise NotHeldError(f"the rules of {where.name} were changed while {client.name} sent its requests")
+    for name, number in _generations(path[1:]).items():
+        if number != generations[name]:
+            raise NotHeldError(f"the rules of {name} were changed while {client.name} sent its requests")
     return seen
+
+
+def _generations(namespaces: Sequence[Path]) -> dict[str, int]:
+    """Read the generation of nftables' rules in each, by its name. Raises UnreadError."""
+    try:
+        return {where.name: nftables.generation(where) for where in namespaces}
+    except OSError as error:
+        raise UnreadError(unread("nft:generation", error)) from error

@@ -16,28 +16,32 @@ from merbridge_lab.adapters import netns
 from merbridge_lab.adapters.memory import Unnamed
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.drivers.embedded.certificates import Authority
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.drivers.embedded.layout import PodSpec
 
-#: For all of one conversation's steps, in seconds each: both ends are on this machine.
-_PATIENCE = 2.0
+#: For each step of a conversation, in seconds: both ends are on this machine, which may be busy.
+_PATIENCE = 5.0
 _ASKED = b"GET /hello HTTP/1.1\r\nHost: helloworld:5000\r\nConnection: close\r\n\r\n"
 
 
 def problems(node: Path, pod: PodSpec) -> list[str]:
-    """Say which strangers the sidecar of the server `pod` answers, asked from the network namespace `node`."""
+    """Say which strangers the sidecar of the server `pod` answers, asked from the network namespace `node`.
+
+    That none could ask is a problem, too: then it is not known.
+    """
     strangers = {
         "shows no certificate": _client(),
         "shows a certificate of another authority than the lab's": _client(Authority.fresh().issue(pod.identity)),
     }
-    return [
-        f"the sidecar of {pod.name} serves a client that {what}"
-        for what, who in strangers.items()
-        if _serves(node, pod, who)
-    ]
+    try:
+        served = [what for what, who in strangers.items() if _serves(node, pod, who)]
+    except OSError as error:
+        return [str(unread(f"whether the sidecar of {pod.name} serves who is not of the mesh", error))]
+    return [f"the sidecar of {pod.name} serves a client that {what}" for what in served]
 
 
 def _client(shown: tuple[bytes, bytes] | None = None) -> ssl.SSLContext:
@@ -52,11 +56,14 @@ def _client(shown: tuple[bytes, bytes] | None = None) -> ssl.SSLContext:
 
 
 def _serves(node: Path, pod: PodSpec, client: ssl.SSLContext) -> bool:
-    """Whether one byte of an answer comes. What keeps it from coming is for others to tell."""
+    """Whether one byte of an answer comes; or the connection is closed, with an alert or without.
+
+    Raises OSError where nobody is reached, or neither comes in time.
+    """
+    plain = netns.run_inside(node, lambda: socket.create_connection((pod.ip, layout.HTTP_PORT), _PATIENCE))
     try:
-        plain = netns.run_inside(node, lambda: socket.create_connection((pod.ip, layout.HTTP_PORT), _PATIENCE))
         with plain, client.wrap_socket(plain) as secured:
             secured.sendall(_ASKED)
             return bool(secured.recv(1))
-    except OSError:  # refused, reset, silent, or an alert: ssl.SSLError is one of these
+    except (ssl.SSLError, ConnectionResetError, BrokenPipeError):
         return False
