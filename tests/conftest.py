@@ -49,9 +49,10 @@ def cannot(marker: str) -> str | None:
 
 
 def pytest_configure() -> None:
-    # A shell that runs the tests in the background has them ignore SIGINT, and what they start would ignore it as well.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell that runs the tests in the background has them ignore these, and what they start would ignore them as well.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
