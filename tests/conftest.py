@@ -49,7 +49,7 @@ def cannot(marker: str) -> str | None:
 
 
 def pytest_configure() -> None:
-    # A shell that runs the tests in the background has them ignore these, and what they start would ignore them as well.
+    # A shell that runs the tests in the background has them, and so what they start, ignore these.
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
