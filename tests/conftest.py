@@ -5,11 +5,12 @@ machine that can they are skipped with the reason, and under MERLAB_REQUIRE=kern
 a machine which has lost something does not pass unseen; nor may a test without a marker skip then. `soak` tests run
 only when asked for by `-m soak`, `packaging` tests by `-m packaging`.
 
-`make test` has two parts, each on two workers of pytest-xdist (scripts/run-tests):
+`make test` has two parts, on workers of pytest-xdist (scripts/run-tests):
 
 - `--part machine`: the kernel tests, one after the other on one worker, since they compare the whole machine before and
-  after; beside them, on the other one, the tests that need no kernel.
-- `--part labs`: the sabotages, on two labs side by side. Those marked `machine` touch what all labs share: first part.
+  after; beside them, on another one, the tests that need no kernel.
+- `--part labs`: the sabotages, on three labs side by side. Those marked `machine` touch what all labs share, and so are
+  in the first part.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def do_nothing(program, name="nothing"):
     return held(nothing(PROGRAMS[program], EXPECTED.get(program, -1), name=name))
 
 
-@lie("link {hook} removed", "link {hook} is not pinned", {"hook": list(HOOK)}, quick=False)
+@lie("link {hook} removed", "link {hook} is not pinned", {"hook": list(HOOK)}, quick={"getsockopt"})
 def _(scene, hook):
     """The pin of the link {hook} is deleted, and with it the link."""
     pins(scene).link(hook).unlink()
@@ -68,7 +68,7 @@ def _(scene):
     "program {program} unpinned",
     "program {program} is not pinned",
     {"program": ["connect4", "sk_msg", "unread"]},
-    quick=False,
+    quick={"sk_msg"},
 )
 def _(scene, program):
     """The pin of the program {program} is deleted."""
@@ -120,7 +120,9 @@ def _(scene):
             yield
 
 
-@lie("pod map without {name}", "pod {name} is not in the pod map", {"name": ["sleep", "helloworld-v2"]}, quick=False)
+@lie(
+    "pod map without {name}", "pod {name} is not in the pod map", {"name": ["sleep", "helloworld-v2"]}, quick={"sleep"}
+)
 def _(scene, name):
     """The entry of {name} is deleted from the pod map."""
     with pins(scene).open_map("pods") as pods:
