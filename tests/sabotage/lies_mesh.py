@@ -147,13 +147,20 @@ def _certified(scene, name, chain):
     kept = certs.with_name("certs.kept")
     certs.rename(kept)
     chain(target, certs)
+    _configure(target)
     restart(target)
     return target, certs, kept
+
+
+def _configure(target):
+    """Write the configuration that belongs to the certificates as they are now."""
+    put(target.folder / "bootstrap.yaml", sidecar.render(target.spec, target.folder))
 
 
 def _put_back(target, certs, kept):
     shutil.rmtree(certs)
     kept.rename(certs)
+    _configure(target)
     restart(target)
 
 

@@ -121,8 +121,8 @@ def test_access_logs_are_in_the_format_that_is_read_back():
 
     def collect(node: object) -> None:
         if isinstance(node, dict):
-            if "inline_string" in node:
-                formats.add(node["inline_string"])
+            if "text_format_source" in node:
+                formats.add(node["text_format_source"]["inline_string"])
             for each in node.values():
                 collect(each)
         elif isinstance(node, list):

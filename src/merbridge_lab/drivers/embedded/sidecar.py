@@ -106,7 +106,11 @@ def view_problem(machine: Machine) -> str:
 
 
 def render(pod: PodSpec, folder: Path) -> str:
-    """Give the configuration of the sidecar of `pod`, whose directory is `folder`."""
+    """Return the configuration of the sidecar of `pod`, whose directory is `folder`.
+
+    Its certificate and the authority it trusts are part of the text: what Envoy runs with it then shows itself. Of a
+    file that it is only told the name of, it shows the name, and that may hold something else by then.
+    """
     return template(
         "envoy/bootstrap.yaml.j2",
         pod=pod,
@@ -116,7 +120,17 @@ def render(pod: PodSpec, folder: Path) -> str:
         inbound=layout.SERVICES if pod.app == "helloworld" else (),
         ports=layout,
         trust_domain=layout.TRUST_DOMAIN,
+        chain=_text(folder / CERTIFICATES / "cert-chain.pem"),
+        roots=_text(folder / CERTIFICATES / "root-cert.pem"),
     )
+
+
+def _text(path: Path) -> str:
+    """Return what `path` holds; nothing where it cannot be read, which the certificates are looked at for."""
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 def is_configured(pod: PodSpec, folder: Path) -> bool:
