@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+from pathlib import Path
 
 from lies_mesh import configured, pod, restart
 from saboteur import lie
 
+from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.files import put
 from merbridge_lab.drivers.embedded import certificates, layout, sidecar
 
@@ -94,3 +98,125 @@ def _(scene):
     change()
     yield
     change()
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _covered(target, source, fstype=None):
+    """Mount something over `target`, and see that it is there."""
+    mounts.mount(source, target, fstype, 0 if fstype else mounts.MS_BIND)
+    assert sum(each.target == target for each in mounts.table()) > 1 or fstype or source.exists()
+    try:
+        yield
+    finally:
+        if mounts.at(target) is not None and mounts.at(target) in _above(target):
+            mounts.umount(target)
+
+
+def _above(target):
+    return [each for each in mounts.table() if each.target == target][1:]
+
+
+@lie(
+    "the network namespace of {other} over sleep's",
+    "/netns/sleep is covered by a mount that is not merlab's .nsfs, net:",
+    {"other": ["helloworld-v1", "node"]},
+)
+def _(scene, other):
+    """The network namespace of {other} is mounted over the pin of sleep's."""
+    machine = scene.lab.machine
+    with _covered(machine.netns("sleep"), machine.netns(other)):
+        yield
+
+
+@lie("the machine's network namespace over sleep's", "/netns/sleep is covered by a mount that is not merlab's")
+def _(scene):
+    """The machine's own network namespace is mounted over the pin of sleep's."""
+    with _covered(scene.lab.machine.netns("sleep"), Path("/proc/self/ns/net")):
+        yield
+
+
+@lie("a pin put in another's place", "/netns/helloworld-v2 leads to the same namespace as .*/netns/helloworld-v1")
+def _(scene):
+    """The pin of helloworld-v2's network namespace is taken away, and helloworld-v1's is mounted there."""
+    pin = scene.lab.machine.netns("helloworld-v2")
+    mounts.umount(pin)
+    mounts.bind(scene.lab.machine.netns("helloworld-v1"), pin)
+    yield
+
+
+@lie("the machine's namespace in a pin's place", "/netns/sleep leads to the network namespace of the machine itself")
+def _(scene):
+    """The pin of sleep's network namespace is taken away, and the machine's is mounted there."""
+    pin = scene.lab.machine.netns("sleep")
+    mounts.umount(pin)
+    mounts.bind("/proc/self/ns/net", pin)
+    yield
+
+
+@lie(
+    "a file system over the lab's {place}",
+    "{place} is covered by a mount that is not merlab's .tmpfs, /",
+    {"place": ["netns", "mnt", "bpf", "saved", "pods", "pods/sleep", "pods/helloworld-v1/certs"]},
+    quick=False,
+)
+def _(scene, place):
+    """An empty file system is mounted on {place} in the lab's directory."""
+    with _covered(scene.lab.machine.run / place, "none", "tmpfs"):
+        yield
+
+
+@lie("a file system over the lab's directory", "/run/merlab-[a-z0-9]+ is covered by a mount that is not merlab's")
+def _(scene):
+    """An empty file system is mounted on the lab's whole directory."""
+    with _covered(scene.lab.machine.run, "none", "tmpfs"):
+        yield
+
+
+@lie("a file system over the pods' cgroup", "/mesh is covered by a mount that is not merlab's")
+def _(scene):
+    """An empty file system is mounted on the cgroup of the pods."""
+    mounts.mount("none", scene.lab.machine.mesh_cgroup, "tmpfs")
+    try:
+        yield
+    finally:
+        if mounts.at(scene.lab.machine.mesh_cgroup) is not None:
+            mounts.umount(scene.lab.machine.mesh_cgroup)
+
+
+@lie("saved rules covered by an empty folder", "/saved is covered by a mount that is not merlab's")
+def _(scene):
+    """sleep is flushed, and the save of its rules is hidden by another folder of the lab's."""
+    with _covered(scene.lab.machine.saved, scene.lab.machine.run / "mnt"):
+        yield
+
+
+@lie(
+    "a link in the place of the lab's {place}",
+    "{place} is a symbolic link",
+    {"place": ["netns", "saved", "pods/sleep", "pods/helloworld-v1/access.log", "ca.pem"]},
+    quick={"netns", "pods/sleep"},
+)
+def _(scene, place):
+    """What is at {place} in the lab's directory lies elsewhere, and a symbolic link leads there."""
+    path = scene.lab.machine.run / place
+    aside = path.with_name(f"{path.name}.elsewhere")
+    path.rename(aside)
+    path.symlink_to(aside)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        aside.rename(path)
+
+
+@lie("an access log that is a FIFO", "access.log is a FIFO")
+def _(scene):
+    """helloworld-v1's access log goes into a FIFO, whose other end somebody has."""
+    log = pod(scene, "helloworld-v1").access_log
+    log.unlink()
+    os.mkfifo(log)
+    yield
+    log.unlink(missing_ok=True)

@@ -153,7 +153,7 @@ def _short(value: object) -> str:
 
 
 def _certificate(pod: PodSpec, folder: Path) -> list[str]:
-    """Look at the certificate that is on disk, and its authority's; that they are what runs, the configuration shows."""
+    """Look at the certificate on disk, and its authority's; that they are what runs, the configuration shows."""
     authority = folder.parent.parent / "ca.pem"
     if problem := certificates.authority_problem(authority):
         return [f"the certificate of the lab's authority {problem}"]

@@ -50,6 +50,7 @@ class Interception:
         Those stay on TCP for as long as they live, so the first requests might still use them. If something keeps
         them busy, we do not wait for ever: the checks then say which leg eBPF did not carry.
         """
+        self._machine.require_own()
         self._plane.attach(self._machine.mesh_cgroup, self._pods())
         waiting.until(
             lambda: not self._older_connections(),
@@ -104,6 +105,7 @@ class Interception:
     def remove(self) -> None:
         """Detach, letting what was redirected be read first."""
         if self._machine.exists:
+            self._machine.uncover()
             self._plane.detach(_DRAIN)
             for name in self._trace.siblings():
                 # Busy: a `merlab trace` reads it. It sees that the lab is gone, ends, and removes it itself.

@@ -105,9 +105,10 @@ class EmbeddedLab:
     ) -> Observation:
         """Send requests as the app of `client` and read everything around them.
 
-        Raises LabError where the lab's file system is full, before or after: then a record that is missing proves
-        nothing.
+        Raises LabError where the lab's file system is full: then a record that is missing proves nothing. Raises
+        NotHeldError where something covers one of the lab's places.
         """
+        self.machine.require_own()
         logs.bound(path for path in (self.machine.run / "pods").iterdir())
         logs.require_room(self.machine.run)
         seen = requests.observe(
@@ -121,6 +122,7 @@ class EmbeddedLab:
             logged=logged,
         )
         logs.require_room(self.machine.run)
+        self.machine.require_own()
         return seen
 
     def dial(self, client: EmbeddedWorkload) -> Sequence[Dial]:
@@ -221,6 +223,7 @@ class EmbeddedLab:
         break the requests by which the mesh is judged, long before it is the dataplane's turn.
         """
         with interrupts.shielded():
+            self.machine.uncover()  # first: what is changed next must be the lab's
             self.sweep()
             self.restore()
             if self.dataplane.attached:
@@ -230,11 +233,12 @@ class EmbeddedLab:
     def sweep(self) -> None:
         """Take away what a merlab that was killed left beside the lab: twins, and drafts of saves.
 
-        What it left flushed stays so: that may be on purpose (`step 9 --keep`).
+        What it left flushed stays so: that may be on purpose (`step 9 --keep`). What is covered is left.
         """
         with interrupts.shielded():
-            twins.sweep(self.machine, self._node)
-            saves.delete_drafts(self.machine.saved)
+            if not self.machine.covers():
+                twins.sweep(self.machine, self._node)
+                saves.delete_drafts(self.machine.saved)
 
     def restore(self) -> list[str]:
         """Put back whatever is flushed; give the names of the pods concerned.

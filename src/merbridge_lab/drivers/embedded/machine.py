@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from merbridge_lab import shortage
 from merbridge_lab.adapters import cgroup, mounts
 from merbridge_lab.adapters.files import delete_folder, make_folder, set_mode
-from merbridge_lab.drivers.embedded import layout
-from merbridge_lab.errors import KernelCannotError, LabError
+from merbridge_lab.drivers.embedded import layout, places
+from merbridge_lab.errors import KernelCannotError, LabError, NotHeldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,8 +63,31 @@ class Machine:
         return self._is_mounted() or (self.cgroup.is_dir() and not self._strangers())
 
     def _is_mounted(self) -> bool:
-        found = mounts.at(self.run)
-        return found is not None and (found.fstype, found.source) == ("tmpfs", self.name)
+        return places.own(self.run, self.name, mounts.table()) is not None
+
+    # -- its places ------------------------------------------------------------------------------------------------
+
+    def covers(self) -> list[str]:
+        """Say, a sentence each, what stands in the place of what merlab put there: mounts, links."""
+        return places.problems(self.run, self.name, self.cgroup)
+
+    def require_own(self) -> None:
+        """Raise NotHeldError where one of the lab's places is not what merlab put there: then nothing is changed."""
+        if found := self.covers():
+            raise NotHeldError(found[0])
+
+    def uncover(self) -> None:
+        """Take away what stands in the place of the lab's: mounts over it, links, pins of other namespaces.
+
+        Raises LabError where the lab is hidden by what may be somebody's: a mount on a directory above.
+        """
+        table = mounts.table()
+        lab = places.own(self.run, self.name, table)
+        if lab is not None and (over := places.hidden_by(self.run, lab, table)) is not None:
+            raise LabError(f"{self.run} is hidden by a mount on {over}", hint=f"umount -l {over}")
+        places.uncover(self.run, self.name, self.cgroup)
+        if lab is not None:
+            places.tidy(self.run)
 
     # -- making ----------------------------------------------------------------------------------------------------
 
@@ -75,6 +98,7 @@ class Machine:
         made until then is removed again.
         """
         fresh = not self._is_mounted()
+        self.uncover()
         try:
             self._take_run_directory()
             for name in _FOLDERS:
@@ -168,6 +192,7 @@ class Machine:
 
         Raises LabError when processes would not end within `timeout` seconds, or the cgroup is not merlab's.
         """
+        self.uncover()
         if self._is_mounted():
             self._refuse_strangers()
         if self.exists:
@@ -188,6 +213,8 @@ class Machine:
         """Say, a sentence each, what is not as `ensure` makes it."""
         if not self._is_mounted():
             return [f"the lab's tmpfs is not mounted on {self.run}"]
+        if found := self.covers():
+            return found
         there: list[tuple[bool, str]] = [
             (mounts.at(self.bpffs) is not None, f"no BPF file system is mounted on {self.bpffs}"),
             *((_is_folder(self.run / name), f"{self.run / name} is missing") for name in _FOLDERS),

@@ -27,11 +27,11 @@ class Node:
 
     def ensure(self) -> None:
         """Make what is missing. Raises LabError, OSError."""
-        if not netns.is_pinned(self.netns):
-            netns.create(self.netns, netns.NEWNET)
-        self._set_up()
-        if self._wire_problems():
-            # Whatever it is, it goes with the namespace; the pods are linked to a new one.
+        if netns.is_pinned(self.netns) and not self._wire_problems():
+            self._set_up()
+        if not netns.is_pinned(self.netns) or self._wire_problems():
+            # Whatever it is, it goes with the namespace; the pods are linked to a new one. Nothing is set in it: it may
+            # be somebody else's, under our name.
             netns.unpin(self.netns)
             netns.create(self.netns, netns.NEWNET)
             self._set_up()

@@ -14,6 +14,7 @@ from merbridge_lab.drivers.embedded import (
     furniture,
     inspection,
     layout,
+    places,
     services,
     sidecar,
     strictness,
@@ -72,6 +73,9 @@ class Pod:
             self._start("app")
 
     def _ensure_network(self) -> None:
+        if not self._lives_in(self.netns):
+            # Nothing is changed in it: it may be another pod's, or the machine's, under this pod's name.
+            netns.unpin(self.netns)
         if not netns.is_pinned(self.netns):
             netns.create(self.netns, netns.NEWNET)
         links.set_up(self.netns, wires.POD_SYSCTLS)
@@ -86,6 +90,11 @@ class Pod:
         if self._rule_problems():
             iptables.clear(self.netns, but=self.spec.backend, tables=services.OURS)
             iptables.load(self.netns, services.pod_rules(), self.spec.backend)
+
+    def _lives_in(self, pin: Path) -> bool:
+        """Whether a process of the pod is in the namespace pinned at `pin`, and that is not the machine's."""
+        there = [seen for kind in self.processes.kinds for seen in self.processes.there(kind)]
+        return netns.is_pinned(pin) and not places.is_machines(pin) and netns.inode(pin) in {p.netns for p in there}
 
     def _connect(self) -> None:
         links.connect(self._node.netns, self.spec.veth, self.spec.name, self.netns, self.spec.ip, layout.NODE_ADDRESS)
@@ -250,7 +259,7 @@ class Pod:
     def remove(self, timeout: float = 10.0) -> None:
         """End the pod and delete everything of it; nothing there is fine. Raises LabError, OSError."""
         cgroup.remove(self.cgroup, timeout)
-        if netns.is_pinned(self._node.netns):
+        if netns.is_pinned(self._node.netns) and not places.is_machines(self._node.netns):
             # A namespace is torn down at the kernel's leisure; its address may be wanted again at once.
             links.disconnect(self._node.netns, self.spec.veth)
         netns.unpin(self.netns)

@@ -37,6 +37,7 @@ class Mesh:
 
     def ensure(self) -> None:
         """Make what is missing; the sidecars then start side by side. Raises LabError, OSError."""
+        self._machine.uncover()
         if any(pod.spec.sidecar for pod in self.pods):
             sidecar.program(self._machine)
         for pod in self.pods:
@@ -50,6 +51,7 @@ class Mesh:
 
     def remove(self, timeout: float = 10.0) -> None:
         """End and delete all. Raises LabError, OSError."""
+        self._machine.uncover()
         for pod in self.pods:
             pod.remove(timeout)
 

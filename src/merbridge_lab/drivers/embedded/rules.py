@@ -20,20 +20,33 @@ from merbridge_lab.evidence import value_of
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from merbridge_lab.ruleset import RuleSet
 
 
 class PodRules:
-    """The nat rules in the network namespace of the pod `name`; `keep` leaves them flushed after a flush."""
+    """The nat rules in the network namespace of the pod `name`; `keep` leaves them flushed after a flush.
 
-    def __init__(self, name: str, namespace: Path, folder: Path, *, backend: str, keep: bool = False) -> None:
+    `covers` says which of the lab's places are not what merlab put there: then no rule is changed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        namespace: Path,
+        folder: Path,
+        *,
+        backend: str,
+        keep: bool = False,
+        covers: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self._name = name
         self._netns = namespace
         self._backend = backend
         self._keep = keep
+        self._covers = covers
         self._save = SaveFile(folder, name)
         #: What a flush took; there exactly as long as the flush is outstanding.
         self.saved_at = self._save.path
@@ -69,6 +82,8 @@ class PodRules:
     @contextlib.contextmanager
     def flushed(self) -> Iterator[RuleSet]:
         """Flush nat for the length of the block; see lab.Rules."""
+        if covers := self._covers():
+            raise NotHeldError(covers[0])
         self.restore()
         before = self.snapshot()
         if not before.backend:
@@ -131,6 +146,7 @@ class PodRules:
             save = self._save.read()
             if save is None:
                 return False
+            self._require_own()
             is_ours = save.cookie == saves.cookie(self._netns)
             if is_ours:
                 self._put_back(save)
@@ -138,7 +154,13 @@ class PodRules:
             self._save.delete()
             return is_ours
 
+    def _require_own(self) -> None:
+        """Raise LabError where rules would go to another namespace than the pod's, or their save be lost."""
+        if covers := self._covers():
+            raise LabError(f"{covers[0]}; the rules of {self._name} stay saved in {self.saved_at}", hint="merlab up")
+
     def _put_back(self, save: Save) -> None:
+        self._require_own()
         iptables.load(self._netns, save.rules, save.backend)
         if not self._is_back(save):
             raise LabError(

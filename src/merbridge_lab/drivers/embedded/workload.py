@@ -29,7 +29,9 @@ class EmbeddedWorkload:
         self.name = pod.spec.name
         self.url = f"http://{pod.spec.ip}:{layout.HTTP_PORT}/hello"
         self.access_log = pod.access_log
-        self.rules = PodRules(self.name, pod.netns, machine.saved, backend=pod.spec.backend, keep=keep)
+        self.rules = PodRules(
+            self.name, pod.netns, machine.saved, backend=pod.spec.backend, keep=keep, covers=machine.covers
+        )
 
     @property
     def exists(self) -> bool:
