@@ -60,6 +60,7 @@ TOOLS = {
     "rm": {"-r"},
     "rmdir": set(),
     "ss": {"-s"},
+    "umount": {"-l"},
     "head": set(),
     "sysctl": {"user", "fs.mount-max", "fs.file-max", "net.ipv4.ip_local_port_range"},
     "systemctl": {"start", "docker"},

@@ -68,7 +68,7 @@ class Machine:
     # -- its places ------------------------------------------------------------------------------------------------
 
     def covers(self) -> list[str]:
-        """Say, a sentence each, what stands in the place of what merlab put there: mounts, links."""
+        """Say, a sentence each, which mounts stand in the place of what merlab put there."""
         return places.problems(self.run, self.name, self.cgroup)
 
     def require_own(self) -> None:
@@ -213,7 +213,8 @@ class Machine:
         """Say, a sentence each, what is not as `ensure` makes it."""
         if not self._is_mounted():
             return [f"the lab's tmpfs is not mounted on {self.run}"]
-        if found := self.covers():
+        odd = [f"{each} is {what}: merlab up, or rm {each}" for each, what in places.links(self.run)]
+        if found := odd + self.covers():
             return found
         there: list[tuple[bool, str]] = [
             (mounts.at(self.bpffs) is not None, f"no BPF file system is mounted on {self.bpffs}"),

@@ -81,20 +81,29 @@ def _fits(mount: Mount, run: Path, name: str) -> bool:
     return not rest and (folder == _VIEW or (mount.fstype, mount.root) == (_FILE_SYSTEMS.get(folder), "/"))
 
 
+#: The last table, as the kernel wrote it, in which all was in order, by the lab's name: the same text is the same mounts.
+_IN_ORDER: dict[str, bytes] = {}
+
+
 def problems(run: Path, name: str, cgroup: Path) -> list[str]:
-    """Say, a sentence each, what stands in the place of what merlab put there, and what takes it away."""
-    table = mounts.table()
+    """Say, a sentence each, which mounts stand in the place of what merlab put there, and what takes them away."""
+    raw = mounts.raw()
+    if raw == _IN_ORDER.get(name):
+        return []
+    table = mounts.parse(raw)
     lab = own(run, name, table)
     if lab is not None and (over := hidden_by(run, lab, table)) is not None:
         return [f"{run} is hidden by a mount on {over} (umount -l {over})"]
-    covers = [
+    found = [
         f"{each.target} is covered by a mount that is not merlab's ({each.fstype}, {each.root}): merlab up, or "
         f"umount -l {each.target}"
         for each in strangers(run, name, cgroup, table)
     ]
-    found = [f"{each} is {what}: merlab up, or rm {each}" for each, what in links(run)] + covers
     # What is under a cover is not what a path leads to.
-    return found or [f"{pin} leads to {what}: merlab up" for pin, what in _doubtful(run, table)]
+    found = found or [f"{pin} leads to {what}: merlab up" for pin, what in _doubtful(run, table)]
+    if not found:
+        _IN_ORDER[name] = raw
+    return found
 
 
 def _doubtful(run: Path, table: Sequence[Mount]) -> Iterator[tuple[Path, str]]:

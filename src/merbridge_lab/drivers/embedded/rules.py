@@ -143,10 +143,10 @@ class PodRules:
         Raises LabError when the rules cannot be put back; they stay saved then.
         """
         with interrupts.shielded():
+            self._require_own()
             save = self._save.read()
             if save is None:
                 return False
-            self._require_own()
             is_ours = save.cookie == saves.cookie(self._netns)
             if is_ours:
                 self._put_back(save)
@@ -157,7 +157,7 @@ class PodRules:
     def _require_own(self) -> None:
         """Raise LabError where rules would go to another namespace than the pod's, or their save be lost."""
         if covers := self._covers():
-            raise LabError(f"{covers[0]}; the rules of {self._name} stay saved in {self.saved_at}", hint="merlab up")
+            raise LabError(f"{covers[0]}; no rules of {self._name} are put back", hint="merlab up")
 
     def _put_back(self, save: Save) -> None:
         self._require_own()
