@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from lies_mesh import configured, pod, restart
 from saboteur import lie
 
-from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters import mounts, tcp
 from merbridge_lab.adapters.files import put
 from merbridge_lab.drivers.embedded import certificates, layout, sidecar
 
@@ -220,3 +221,27 @@ def _(scene):
     os.mkfifo(log)
     yield
     log.unlink(missing_ok=True)
+
+
+# -- sockets ---------------------------------------------------------------------------------------------------------
+
+HOLDER = Path(__file__).with_name("socket_holder.py")
+
+
+@lie(
+    "listener {port} of {name} held by another process",
+    r"the listener on port {port} of {name} is also held by .*socket_holder.py",
+    {"name": ["sleep", "helloworld-v1"], "port": ["15001", "15006"]},
+    quick={"15006"},
+)
+def _(scene, name, port):
+    """A process of root's has the listeners on port {port} of {name}'s sidecar open as well (pidfd_getfd)."""
+    target = pod(scene, name)
+    inodes = [str(each.inode) for each in tcp.listening(target.netns) if str(each.port) == port]
+    argv = ["/usr/bin/python3", str(HOLDER), str(target.sidecar_pid), *inodes]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as thief:
+        assert thief.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            thief.kill()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 from merbridge_lab import text
 
@@ -201,6 +201,21 @@ def supervisors() -> list[int]:
             if str(descriptor.readlink()).startswith("anon_inode:seccomp notify"):
                 found.add(int(descriptor.parts[2]))
     return sorted(found)
+
+
+def holders(sockets: Iterable[int]) -> dict[int, set[int]]:
+    """Return which processes, besides this one, have each of these sockets open, both by their numbers."""
+    wanted = {f"socket:[{inode}]": inode for inode in sockets}
+    found: dict[int, set[int]] = {}
+    for proc in Path("/proc").glob("[0-9]*"):
+        if proc.name == str(os.getpid()):
+            continue
+        with contextlib.suppress(OSError):
+            for descriptor in os.scandir(proc / "fd"):  # not by Path: there are thousands
+                with contextlib.suppress(OSError):
+                    if (inode := wanted.get(os.readlink(descriptor.path))) is not None:  # noqa: PTH115
+                        found.setdefault(inode, set()).add(int(proc.name))
+    return found
 
 
 def own_namespaces() -> Mapping[str, int]:

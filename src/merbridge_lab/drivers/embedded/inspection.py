@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merbridge_lab.adapters import probe, tcp
-from merbridge_lab.adapters.process import look
+from merbridge_lab.adapters.process import holders, look
 from merbridge_lab.drivers.embedded import certificates, furniture, layout, sidecar
 
 if TYPE_CHECKING:
@@ -71,6 +71,25 @@ def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process], guests: I
         kind = _PORTS[port]
         alive = f", although its {kind} (pid {processes[kind].pid}) is there" if kind in processes else ""
         yield f"nobody listens on port {port} of {pod.name}{alive}"
+
+
+def shared(pods: Iterable[tuple[PodSpec, Path, Iterable[int]]]) -> list[str]:
+    """Say which listeners of pods' apps and sidecars another process has open too, and may accept from.
+
+    `pods` are given by their spec, their network namespace and the processes of theirs.
+    """
+    theirs = {
+        listener.inode: (f"port {listener.port} of {pod.name}", frozenset(own))
+        for pod, netns, own in pods
+        for listener in tcp.listening(netns)
+        if listener.port in _PORTS
+    }
+    found = []
+    for inode, pids in sorted(holders(theirs).items()):
+        where, own = theirs[inode]
+        others = filter(None, map(look, sorted(pids - own)))
+        found += [f"the listener on {where} is also held by {seen.command} (pid {seen.pid})" for seen in others]
+    return list(dict.fromkeys(found))
 
 
 def _served(pod: PodSpec) -> set[int]:

@@ -81,7 +81,7 @@ def _fits(mount: Mount, run: Path, name: str) -> bool:
     return not rest and (folder == _VIEW or (mount.fstype, mount.root) == (_FILE_SYSTEMS.get(folder), "/"))
 
 
-#: The last table, as the kernel wrote it, in which all was in order, by the lab's name: the same text is the same mounts.
+#: The last table in which all was in order, as the kernel wrote it, by the lab's name: the same text, the same mounts.
 _IN_ORDER: dict[str, bytes] = {}
 
 
