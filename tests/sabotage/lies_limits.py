@@ -25,7 +25,7 @@ def _(scene):
 
 @lie(
     "/proc of the {kind} of {name} is covered",
-    "the {kind} of {name} is not running",
+    "the {kind} of {name} could not be read: .*process \\d+, which",
     {"name": ["sleep", "helloworld-v1"], "kind": ["app", "sidecar"]},
     quick=False,
 )

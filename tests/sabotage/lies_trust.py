@@ -9,10 +9,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from lies_mesh import configured, pod, restart
+from lies_mesh import configured, end, pod, restart
+from lies_pods import by_hand
 from saboteur import lie
 
-from merbridge_lab.adapters import mounts, tcp
+from merbridge_lab.adapters import cgroup, mounts, tcp
 from merbridge_lab.adapters.files import put
 from merbridge_lab.drivers.embedded import certificates, layout, sidecar
 
@@ -245,3 +246,29 @@ def _(scene, name, port):
             yield
         finally:
             thief.kill()
+
+
+# -- what merlab reads of a process -----------------------------------------------------------------------------------
+
+
+@lie(
+    "an app whose {file} in /proc is covered",
+    r"the app of helloworld-v2 could not be read: /proc/\d+/{file} is covered by a mount",
+    {"file": ["environ", "status"]},
+)
+def _(scene, file):
+    """helloworld-v2's app is started with a library put before its own; over {file} of it is one of an honest app's."""
+    target = pod(scene, "helloworld-v2")
+    honest = Path(f"/proc/{target.app_pid}/{file}").read_bytes()
+    end(target, "app")
+    by_hand(target, prefix=("env", "LD_PRELOAD=libm.so.6") if file == "environ" else ())
+    (pid,) = cgroup.processes(target.cgroup / "app")
+    place, copy = Path(f"/proc/{pid}/{file}"), target.folder / f"{file}.copy"
+    put(copy, honest)
+    mounts.bind(copy, place)
+    try:
+        yield
+    finally:
+        mounts.umount(place)
+        copy.unlink()
+        end(target, "app")

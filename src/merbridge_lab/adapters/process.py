@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import mounts
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -112,6 +113,14 @@ def is_hidden(pid: int) -> bool:
     except OSError:
         pass
     return _runs(pid)
+
+
+def covered(pid: int) -> Path | None:
+    """Return what of the process `pid` in /proc has a mount over it: there, something else than the kernel tells."""
+    if f" /proc/{pid}".encode() not in mounts.raw():
+        return None
+    place = Path("/proc", str(pid))
+    return next((each.target for each in mounts.table() if place in (each.target, *each.target.parents)), None)
 
 
 def _runs(pid: int) -> bool:

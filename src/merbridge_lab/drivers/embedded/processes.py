@@ -183,6 +183,8 @@ class Processes:
         return [f"{where} has been replaced: {holds}"]
 
     def _problem(self, kind: str, where: str, seen: Process, access_log: Path) -> str:
+        if cover := process.covered(seen.pid):
+            return f"{where} could not be read: {cover} is covered by a mount (umount {cover})"
         if held := self.held(kind, seen):
             return f"{where} {held} (pid {seen.pid})"
         if not self.answers(kind):
