@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from lies_mesh import configured, end, pod, restart
+from lies_mesh import configured, end, pod, restart, start
 from lies_pods import by_hand
 from saboteur import lie
 
@@ -272,3 +272,33 @@ def _(scene, file):
         mounts.umount(place)
         copy.unlink()
         end(target, "app")
+
+
+def _wipe(pid, word, instead):
+    """Write over what the environment of process `pid` says of `word`, as the process itself could."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    start = int(fields[47])  # env_start; proc_pid_stat(5) counts from 1, and two fields come before
+    text = Path(f"/proc/{pid}/environ").read_bytes()
+    entry = next(each for each in text.split(b"\0") if each.startswith(word))
+    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+        memory.seek(start + text.index(entry))
+        memory.write((instead * len(entry))[: len(entry)])
+
+
+@lie(
+    "a library in a sidecar, {how} in its environment",
+    "the sidecar of sleep has been replaced: .*its environment (was written over|is not merlab's)",
+    {"how": ["wiped out", "written over"]},
+)
+def _(scene, how):
+    """sleep's Envoy was started with a library of the system's before its own; its environment then was {how}."""
+    target = pod(scene, "sleep")
+    end(target)
+    # Colons say nothing here: with three of them "HOME=/" fits in five times.
+    start(target, "sidecar", ["env", "LD_PRELOAD=libBrokenLocale.so.1:::", *target.processes._argv("sidecar")])
+    target.wait_ready(15)
+    (pid,) = cgroup.processes(target.cgroup / "sidecar")
+    assert "libBrokenLocale" in Path(f"/proc/{pid}/maps").read_text()
+    _wipe(pid, b"LD_PRELOAD", b"\0" if how == "wiped out" else b"HOME=/\0")
+    yield
+    restart(target)

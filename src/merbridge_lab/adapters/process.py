@@ -153,7 +153,7 @@ class Details:
     tracer: int
     capabilities: int
     root: str
-    environment: frozenset[str]
+    environment: tuple[str, ...]
     namespaces: Mapping[str, int]
     program: tuple[int, int]
     code: frozenset[str]
@@ -179,7 +179,7 @@ def details(pid: int) -> Details | None:
             tracer=int(status["TracerPid"]),
             capabilities=int(status["CapEff"], 16),
             root=str((proc / "root").readlink()),
-            environment=frozenset(filter(None, (proc / "environ").read_bytes().decode(errors="replace").split("\0"))),
+            environment=tuple((proc / "environ").read_bytes().decode(errors="replace").removesuffix("\0").split("\0")),
             namespaces={kind: (proc / "ns" / kind).stat().st_ino for kind in _NAMESPACES},
             program=(program.st_dev, program.st_ino),
             code=_code((proc / "maps").read_text(errors="replace"), str((proc / "exe").readlink())),

@@ -80,8 +80,7 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
     yield from (f"in another {kind} namespace" for kind, number in found.namespaces.items() if number != own[kind])
     if found.root != "/":
         yield f"its root directory is {found.root}"
-    if more := sorted(found.environment ^ ENVIRONMENT):
-        yield f"its environment is not merlab's: {more[0].partition('=')[0]}"
+    yield _of_environment(found.environment)
     if found.tracer:
         yield f"process {found.tracer} is attached to it as a debugger"
     # A filter alone can only take away; but one that asks a supervisor has that answer in the kernel's place.
@@ -105,6 +104,13 @@ def _of_program(seen: Process, found: Details, program: Path | Callable[[Path], 
     if found.program != (wanted.st_dev, wanted.st_ino):
         return f"it does not run {program}, or that was replaced"
     return ""
+
+
+def _of_environment(found: Sequence[str]) -> str:
+    if more := sorted(({*found} - {""}) ^ ENVIRONMENT):
+        return f"its environment is not merlab's: {more[0].partition('=')[0]}"
+    # What was wiped out, or written over with what is there already, has left its length.
+    return "" if len(found) == len(ENVIRONMENT) else "its environment was written over after it had started"
 
 
 def _of_limits(found: Details) -> str:
