@@ -5,8 +5,9 @@ Compared are: the command line, the network and mount namespace (those of the po
 further groups, the capabilities (none), the environment (exactly the one that merlab gives), that no debugger is
 attached, that code was loaded from the system's directories alone, that the limits leave room to work, and the script:
 that the file holds what merlab put there, and was not written after the process had started, which is when it was
-read. Not compared: a seccomp filter that nobody answers, which can only take away, and code that was put into the
-memory of the process itself.
+read. Not compared: a seccomp filter that nobody answers, which can only take away, and what is in the memory of the
+process itself: code that was put there, and a script that writes over its own command line, which any interpreter can
+run. Of the sidecars, which the proof is about, program and configuration tell more.
 """
 
 from __future__ import annotations
