@@ -11,11 +11,12 @@ from pathlib import Path
 
 from lies_mesh import configured, end, pod, restart, start
 from lies_pods import by_hand
+from lies_programs import copied, environment, folder
 from saboteur import lie
 
 from merbridge_lab.adapters import cgroup, mounts, tcp
 from merbridge_lab.adapters.files import put
-from merbridge_lab.drivers.embedded import certificates, layout, sidecar
+from merbridge_lab.drivers.embedded import certificates, layout, programs, sidecar
 
 _SIDECARS = {"name": ["sleep", "helloworld-v1"]}
 
@@ -302,3 +303,15 @@ def _(scene, how):
     _wipe(pid, b"LD_PRELOAD", b"\0" if how == "wiped out" else b"HOME=/\0")
     yield
     restart(target)
+
+
+# -- what merlab itself is made of ------------------------------------------------------------------------------------
+
+
+@lie("another BCC, first in LD_LIBRARY_PATH", "libbcc.so.0 stands in for /usr/lib.*/libbcc.so.0 .LD_LIBRARY_PATH")
+def _(_scene):
+    """Root's LD_LIBRARY_PATH leads to another BCC, which would say what merlab's programs must be."""
+    system = next(each for each in programs._SYSTEMS if (each / "libbcc.so.0").exists())
+    with folder() as into, environment(LD_LIBRARY_PATH=str(into)):
+        copied(system / "libbcc.so.0", into)
+        yield

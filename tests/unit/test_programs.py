@@ -108,6 +108,22 @@ def test_doctor_names_a_directory_of_a_users_on_roots_path(tmp_path, monkeypatch
     assert (found.verdict, found.found) == ("warn", f"{tmp_path} is on it, and {tmp_path} belongs to user {user}")
 
 
+def test_a_bcc_that_stands_in_for_the_systems_is_told(tmp_path, monkeypatch):
+    system = tmp_path / "system"
+    for each in (system, tmp_path / "other"):
+        each.mkdir()
+        (each / "libbcc.so.0").touch()
+    (tmp_path / "other/libz.so.1").touch()
+    monkeypatch.setattr(programs, "_SYSTEMS", (system,))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    assert [*programs._of_compiler()] == []
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/usr/lib:{tmp_path}/other")
+    (told,) = programs._of_compiler()
+    assert f"{tmp_path}/other/libbcc.so.0 stands in for {system}/libbcc.so.0" in told
+    (system / "libbcc.so.0").unlink()
+    assert [*programs._of_compiler()] == [], "the system has none: the user's is the one there is"
+
+
 def test_nothing_is_loaded_into_merlab_here(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "libc.so.6")
     assert [*programs._of_merlab()] == [], "the system's own may come first"

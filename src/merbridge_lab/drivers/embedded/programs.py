@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,18 @@ _PRELOADED = Path("/etc/ld.so.preload")
 _LIBRARIES = tuple(
     map(Path, ("/usr", "/lib", "/lib64", "/lib32", "/nix/store", "/gnu/store", sys.prefix, sys.base_prefix))
 )
+#: Where the system's own are, and by what names BCC and what it needs go there. What the system has not got is the
+#: user's choice: whoever built BCC says where it is.
+_SYSTEMS = tuple(
+    Path("/usr") / each for each in ("lib", "lib64", f"lib/{sysconfig.get_config_var('MULTIARCH') or '.'}")
+)
+_COMPILERS = ("libbcc", "libbpf", "libelf", "libclang", "libLLVM", "libc.so")
 _CUSTOM = ("sitecustomize", "usercustomize")
 
 
 def problems() -> list[str]:
     """Say, a sentence each, what may not be believed. Raises OSError."""
-    return [*_of_tools(), *_of_merlab()]
+    return [*_of_tools(), *_of_merlab(), *_of_compiler()]
 
 
 def _of_tools() -> Iterator[str]:
@@ -75,6 +82,19 @@ def _of_merlab() -> Iterator[str]:
         envoy = sidecar.find_envoy().absolute()
         if any(each in envoy.parents for each in foreign):
             yield f"{envoy} is what merlab takes for Envoy (PYTHONPATH)"
+
+
+def _of_compiler() -> Iterator[str]:
+    """Find what stands in for the system's BCC, or for what that needs: it says what merlab's programs must be."""
+    given = os.environ.get("LD_LIBRARY_PATH", "")
+    folders = [Path(each or ".").absolute() for each in given.replace(";", ":").split(":")] if given else []
+    for folder in folders:
+        if any(each == folder or each in folder.parents for each in _LIBRARIES):
+            continue
+        for library in sorted(folder.glob("lib*.so*")):
+            own = next((each / library.name for each in _SYSTEMS if (each / library.name).exists()), None)
+            if own is not None and library.name.startswith(_COMPILERS):
+                yield f"{library} stands in for {own} (LD_LIBRARY_PATH): unset LD_LIBRARY_PATH"
 
 
 def _loaded() -> set[Path]:
