@@ -16,4 +16,5 @@ import lies_rulesread  # noqa: F401
 import lies_saves  # noqa: F401
 import lies_steps  # noqa: F401
 import lies_strangers  # noqa: F401
+import lies_trust  # noqa: F401
 import oddities  # noqa: F401
