@@ -129,11 +129,16 @@ _KINDS = {
 
 
 def links(run: Path) -> list[tuple[Path, str]]:
-    """List what is neither a folder nor a plain file on the lab's own file system, and what it is instead."""
+    """List what is neither a folder nor a plain file on the lab's own file system, and what it is instead.
+
+    What lies among the saved rules is not taken away by us: of that tells whoever reads them.
+    """
     if not run.is_dir():
         return []
     device, found = run.stat().st_dev, []
     for folder, names, files in os.walk(run):
+        if folder == str(run / "saved"):
+            continue
         for path in (Path(folder, name) for name in (*names, *files)):
             seen = path.lstat()
             if seen.st_dev != device:
