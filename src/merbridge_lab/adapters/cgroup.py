@@ -49,6 +49,14 @@ def processes(cgroup: Path) -> list[int]:
         ) from error
 
 
+def of(pid: int) -> str:
+    """Return the cgroup that a process is in, as a path from the root of the hierarchy; "" if it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = (Path("/proc", str(pid)) / "cgroup").read_bytes().decode(errors="replace").split("\n")
+        return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+    return ""
+
+
 def subtree(cgroup: Path) -> Iterator[Path]:
     """Give `cgroup` and all below it, the innermost first: the order in which they can be removed."""
     for directory, _names, _files in os.walk(cgroup, topdown=False):

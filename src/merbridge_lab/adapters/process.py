@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -90,6 +92,25 @@ def look(pid: int) -> Process | None:
     if fields[0] in "ZX":
         return None
     return Process(pid, fields[0], int(fields[19]), argv, netns, mntns)
+
+
+def every() -> list[Process]:
+    """List the processes of the machine that can be looked at; kernel threads, which have no command line, are none."""
+    pids = map(int, filter(str.isdigit, os.listdir("/proc")))
+    return [seen for pid in pids if (seen := look(pid)) is not None and any(seen.argv)]
+
+
+@change("kill a process")
+def kill(seen: Process) -> None:
+    """Send SIGKILL to a process, and to no other that has got its number meanwhile. Gone already is fine."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(seen.pid)
+        try:
+            now = look(seen.pid)
+            if now is not None and now.started == seen.started:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
 
 
 def _is_of(stat: str, pid: int) -> bool:
