@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lies_mesh import end, pod
+from lies_pods import DEBUGGER
 from lies_programs import folder
 from saboteur import lie, oddity
 
@@ -162,3 +163,81 @@ def _(scene, kind):
     target.ensure()  # as `up` does it
     target.wait_ready(15)
     other.rmdir()  # which tells that nobody is left there
+
+
+@lie("sidecar of sleep in a mount namespace of its own", "the sidecar of sleep has been replaced: .*in another mount namespace")
+def _(scene):
+    """sleep's Envoy was started by `unshare --mount`: what is mounted for it, the pod does not show."""
+    target = pod(scene, "sleep")
+    end(target)
+    argv = target.processes._argv("sidecar")
+    log = target.folder / "sabotage.log"
+    # unshare as root, then the user, as merlab does.
+    inside = ["nsenter", f"--net={target.netns}", f"--mount={target.mntns}", "unshare", "--mount", "setpriv",
+              f"--reuid={layout.SIDECAR_ID}", f"--regid={layout.SIDECAR_ID}", "--clear-groups",
+              "env", "-i", *sorted(enter.ENVIRONMENT), *argv]  # fmt: skip
+    run(["sh", "-c", enter._DAEMON, str(target.cgroup / "sidecar"), str(log), *inside])
+    assert until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
+    yield
+
+
+@lie("a debugger in one thread of a sidecar", r"the sidecar of sleep has been replaced: .*its thread \d+ has a debugger")
+def _(scene):
+    """A debugger is attached to one worker of sleep's Envoy, which runs on, and not to its first thread."""
+    pid = pod(scene, "sleep").sidecar_pid
+    thread = max(int(each.name) for each in Path(f"/proc/{pid}/task").iterdir())
+    with helper(DEBUGGER, thread):
+        yield
+
+
+# -- what a process says of itself -----------------------------------------------------------------------------------
+
+#: Shows the command line of helloworld's app, and is another script. The first word is how: "wrote" writes over what
+#: exec left, which took more bytes, and zeroes behind it; "moved" tells the kernel that it is elsewhere (PR_SET_MM_MAP).
+IMPOSTOR = """
+import ctypes, os, struct, sys
+how, user, honest, rest = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+wanted = b"".join(word.encode() + b"\\0" for word in rest)
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+begins, ends, others_begin, others_end = map(int, fields[45:49])
+libc = ctypes.CDLL(None, use_errno=True)
+if how == "moved":
+    text = ctypes.create_string_buffer(wanted)
+    place = ctypes.addressof(text)
+    libc.sbrk.restype = ctypes.c_void_p
+    code, data, heap = map(int, fields[23:25]), map(int, fields[42:44]), int(fields[44])
+    told = struct.pack("=12QII", *code, *data, heap, libc.sbrk(0), int(fields[25]), place, place + len(wanted),
+                       others_begin, others_end, 0, 0, 0xFFFFFFFF)
+    assert libc.prctl(35, 14, told, len(told), 0) == 0, ctypes.get_errno()
+else:
+    memory = open("/proc/self/mem", "r+b", buffering=0)
+    memory.seek(begins)
+    memory.write(wanted.ljust(ends - begins, b"\\0"))
+os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
+source = open(honest).read()
+altered = source.replace('transport.get_extra_info("peername")[0].encode()', 'b"127.0.0.6"')
+assert altered != source
+sys.argv = rest[4:]
+exec(compile(altered, rest[4], "exec"))
+"""
+
+
+@lie(
+    "an app whose command line was {how}",
+    "the app of helloworld-v2 has been replaced: .*(command line was moved in its memory|which it wrote over)",
+    {"how": ["moved", "written over"]},
+    quick={"written over"},
+)
+def _(scene, how):
+    """helloworld-v2's app is a script that lies about its peers; the command line that it shows is right: {how}."""
+    target = pod(scene, "helloworld-v2")
+    end(target, "app")
+    (target.folder / "impostor.py").write_text(IMPOSTOR)
+    shown = target.processes._argv("app")
+    argv = ["/usr/bin/python3", "-I", "-S", "-B", str(target.folder / "impostor.py"), how.split()[0],
+            str(layout.APP_ID), str(target.folder / "app.py"), *shown]  # fmt: skip
+    log = target.folder / "sabotage.log"
+    run(enter.as_daemon(target.cgroup / "app", target.netns, target.mntns, 0, log, argv))
+    assert until(lambda: target._answers("app"), timeout=10, awaiting="the app"), log.read_text()
+    yield
+    (target.folder / "impostor.py").unlink()

@@ -14,7 +14,7 @@ from merbridge_lab.adapters.change import change
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 from merbridge_lab import text
 
@@ -94,10 +94,15 @@ def look(pid: int) -> Process | None:
     return Process(pid, fields[0], int(fields[19]), argv, netns, mntns)
 
 
-def every() -> list[Process]:
-    """List the processes of the machine that can be looked at; kernel threads, which have no command line, are none."""
-    pids = map(int, filter(str.isdigit, os.listdir("/proc")))
-    return [seen for pid in pids if (seen := look(pid)) is not None and any(seen.argv)]
+def by_argv(argv: Sequence[str]) -> list[Process]:
+    """List the processes of the machine that show this command line."""
+    wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:  # noqa: PTH123 - hundreds of them
+            if file.read() == wanted and (seen := look(int(name))) is not None:
+                found.append(seen)
+    return found
 
 
 @change("kill a process")

@@ -98,11 +98,13 @@ class Processes:
     def astray(self, kind: str) -> list[Process]:
         """List the processes that are what a kind should be in all else, and are in another cgroup."""
         own = set(cgroup.processes(self.cgroup / kind))
-        return [seen for seen in process.every() if seen.pid not in own and not self.mismatch(kind, seen)]
+        there = process.by_argv(self._argv(kind))
+        return [seen for seen in there if seen.pid not in own and not self.mismatch(kind, seen)]
 
     def end_astray(self, kind: str) -> None:
         """End those: they hold the ports that their successor needs. Raises LabError where one does not end."""
-        if not (astray := self.astray(kind)):
+        # A control client or server is made and gone within one command; to look for those costs more than they matter.
+        if not self._spec.mesh or not (astray := self.astray(kind)):
             return
         for each in astray:
             process.kill(each)
