@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
+import ctypes
+import importlib.util
 import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from lies_mesh import end, pod
 from lies_pods import DEBUGGER
-from lies_programs import folder
-from saboteur import lie, oddity
+from lies_programs import LIBRARY, copied, environment, folder
+from saboteur import lie
 
-from merbridge_lab.adapters import cgroup, mounts, process
+from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import enter, layout
 from merbridge_lab.waiting import until
@@ -140,7 +140,11 @@ def _(scene):
         yield
 
 
-@lie("a covered limit of a cgroup", "/sidecar/(cgroup.freeze|pids.max|cpu.max|cgroup.events) is covered by a mount", quick=False)
+@lie(
+    "a covered limit of a cgroup",
+    "/sidecar/(cgroup.freeze|pids.max|cpu.max|cgroup.events) is covered by a mount",
+    quick=False,
+)
 def _(scene):
     """Over the cgroup.freeze of sleep's sidecar a copy of it is mounted."""
     place = pod(scene, "sleep").cgroup / "sidecar"
@@ -148,10 +152,30 @@ def _(scene):
         yield
 
 
+@lie("a covered folder of the lab", "/saved is covered by a mount that is not merlab's")
+def _(scene):
+    """Over the folder of the lab where saved rules are, another file system is mounted."""
+    mounts.mount("none", scene.lab.machine.saved, "tmpfs", data="mode=0700")
+    yield
+
+
+@lie("a covered file of a process in a pod", r"in the mount namespace of sleep /proc/\d+/maps is covered", quick=False)
+def _(scene):
+    """For sleep alone, a file is mounted over its app's /proc/PID/maps."""
+    target = pod(scene, "sleep")
+    netns.run_inside(target.mntns, lambda: mounts.bind("/dev/null", Path(f"/proc/{target.app_pid}/maps")), netns.NEWNS)
+    yield
+
+
 # -- elsewhere than in its pod ---------------------------------------------------------------------------------------
 
 
-@lie("{kind} of helloworld-v1 in another cgroup", "the {kind} of helloworld-v1 .*is in the cgroup .*elsewhere, not in", {"kind": ["sidecar", "app"]}, quick={"sidecar"})
+@lie(
+    "{kind} of helloworld-v1 in another cgroup",
+    "the {kind} of helloworld-v1 .*is in the cgroup .*elsewhere, not in",
+    {"kind": ["sidecar", "app"]},
+    quick={"sidecar"},
+)
 def _(scene, kind):
     """The {kind} of helloworld-v1 is moved into a cgroup beside the lab's."""
     target = pod(scene, "helloworld-v1")
@@ -165,7 +189,10 @@ def _(scene, kind):
     other.rmdir()  # which tells that nobody is left there
 
 
-@lie("sidecar of sleep in a mount namespace of its own", "the sidecar of sleep has been replaced: .*in another mount namespace")
+@lie(
+    "sidecar of sleep in a mount namespace of its own",
+    "the sidecar of sleep has been replaced: .*in another mount namespace",
+)
 def _(scene):
     """sleep's Envoy was started by `unshare --mount`: what is mounted for it, the pod does not show."""
     target = pod(scene, "sleep")
@@ -181,7 +208,9 @@ def _(scene):
     yield
 
 
-@lie("a debugger in one thread of a sidecar", r"the sidecar of sleep has been replaced: .*its thread \d+ has a debugger")
+@lie(
+    "a debugger in one thread of a sidecar", r"the sidecar of sleep has been replaced: .*its thread \d+ has a debugger"
+)
 def _(scene):
     """A debugger is attached to one worker of sleep's Envoy, which runs on, and not to its first thread."""
     pid = pod(scene, "sleep").sidecar_pid
@@ -193,7 +222,7 @@ def _(scene):
 # -- what a process says of itself -----------------------------------------------------------------------------------
 
 #: Shows the command line of helloworld's app, and is another script. The first word is how: "wrote" writes over what
-#: exec left, which took more bytes, and zeroes behind it; "moved" tells the kernel that it is elsewhere (PR_SET_MM_MAP).
+#: exec left, which took more bytes, and zeroes behind it; "moved" tells the kernel that it is elsewhere.
 IMPOSTOR = """
 import ctypes, os, struct, sys
 how, user, honest, rest = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
@@ -241,3 +270,31 @@ def _(scene, how):
     assert until(lambda: target._answers("app"), timeout=10, awaiting="the app"), log.read_text()
     yield
     (target.folder / "impostor.py").unlink()
+
+
+# -- merlab's own process --------------------------------------------------------------------------------------------
+
+
+@lie("a module of PYTHONPATH in merlab", r"shadow.py is loaded into merlab itself \(PYTHONPATH\)")
+def _(_scene):
+    """A module that merlab has imported is of a directory that root's PYTHONPATH names."""
+    with folder() as into:
+        (into / "shadow.py").write_text("")
+        found = importlib.util.spec_from_file_location("merlab_shadow", into / "shadow.py")
+        sys.modules["merlab_shadow"] = importlib.util.module_from_spec(found)
+        try:
+            with environment(PYTHONPATH=str(into)):
+                yield
+        finally:
+            del sys.modules["merlab_shadow"]
+
+
+@lie("a library of LD_LIBRARY_PATH in merlab", r"elsewhere.so is loaded into merlab itself \(LD_LIBRARY_PATH\)")
+def _(_scene):
+    """A library that merlab has loaded is of a directory that root's LD_LIBRARY_PATH names."""
+    with folder() as into:
+        # It stays loaded; that is told only while the environment has it.
+        library = copied(LIBRARY, into).rename(into / "elsewhere.so")
+        ctypes.CDLL(str(library))
+        with environment(LD_LIBRARY_PATH=str(into)):
+            yield

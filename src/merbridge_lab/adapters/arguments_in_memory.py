@@ -1,4 +1,4 @@
-"""Are the command line and the environment of a process where exec left them, and as long as they were?
+"""Whether command line and environment of a process are where exec left them, and as long as they were.
 
 /proc/PID/cmdline and environ show a piece of the process's own memory: it may write there, and prctl(PR_SET_MM) lets
 it say where the piece is. What exec has put at the very top of the stack is the path of the program, below it the

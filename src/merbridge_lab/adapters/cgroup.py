@@ -139,6 +139,12 @@ def clear(cgroup: Path, timeout: float) -> None:
         )
 
 
+def uncover(cgroup: Path) -> None:
+    """Take off what is mounted over files in and below `cgroup`: by them, nothing of it can be read. Raises OSError."""
+    for mount in mounts.below(cgroup):
+        mounts.umount(mount.target)
+
+
 def remove(cgroup: Path, timeout: float) -> None:
     """Kill what is in and below `cgroup` and remove all of it; nothing there is fine.
 
@@ -153,5 +159,6 @@ def remove(cgroup: Path, timeout: float) -> None:
                 delete_folder(each)
         return not cgroup.exists()
 
+    uncover(cgroup)
     if cgroup.exists() and not until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):
         raise LabError(f"the cgroup {cgroup} could not be removed within {timeout:g} s", hint=f"rmdir {cgroup}")

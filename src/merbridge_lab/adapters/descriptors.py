@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def holders(sockets: Collection[int]) -> Holders:
     """
     found = Holders({}, {})
     wanted = {f"socket:[{inode}]": inode for inode in sockets}
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+    for pid in (int(each.name) for each in Path("/proc").glob("[0-9]*")):
         try:
             for link in _links(pid):
                 if (inode := wanted.get(link)) is not None:
@@ -70,7 +71,7 @@ def _tables(pid: int) -> Iterator[str]:
 
 def _names(folder: str) -> list[str]:
     try:
-        return os.listdir(folder)
+        return os.listdir(folder)  # noqa: PTH208 - names alone, of a thousand
     except OSError as error:
         if error.errno in _GONE:
             return []

@@ -98,9 +98,9 @@ def by_argv(argv: Sequence[str]) -> list[Process]:
     """List the processes of the machine that show this command line."""
     wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
     found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:  # noqa: PTH123 - hundreds of them
-            if file.read() == wanted and (seen := look(int(name))) is not None:
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError), place.open("rb") as file:
+            if file.read() == wanted and (seen := look(int(place.parent.name))) is not None:
                 found.append(seen)
     return found
 

@@ -7,7 +7,6 @@ Namespaces, root directory, user, capabilities, system call filters and a debugg
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ def differing(pid: int) -> str:
     """Say in what a thread of a process is not as its first one; empty where none is, or it ends. Raises OSError."""
     try:
         first = _of(pid, pid)
-        for thread in sorted(map(int, os.listdir(f"/proc/{pid}/task"))):
+        for thread in sorted(int(each.name) for each in Path("/proc", str(pid), "task").iterdir()):
             # It may have been made or ended while the two were read; one that ends is none.
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 if thread != pid and (told := next(_unlike(first, _of(pid, thread)), "")):
@@ -51,7 +50,8 @@ def _of(pid: int, thread: int) -> dict[str, str]:
         for name, _, value in (line.partition(":") for line in lines_of((task / "status").read_text()))
         if name in _STATUS
     }
-    return found | {kind: os.readlink(task / "ns" / kind) for kind in _NAMESPACES} | {"root": os.readlink(task / "root")}
+    links = {kind: str((task / "ns" / kind).readlink()) for kind in _NAMESPACES}
+    return found | links | {"root": str((task / "root").readlink())}
 
 
 def _unlike(first: dict[str, str], other: dict[str, str]) -> Iterator[str]:

@@ -77,11 +77,14 @@ class Machine:
         fresh = not self._is_mounted()
         try:
             self._take_run_directory()
+            for covered in self._foreign_mounts():
+                mounts.umount(covered)
             for name in _FOLDERS:
                 make_folder(self.run / name)
                 # Whatever root's umask is; and what is below, keys and saved rules, is nobody's business but root's.
                 set_mode(self.run / name, _MODES.get(name, 0o755))
             self._take_cgroup()
+            cgroup.uncover(self.cgroup)
             for each in (self.cgroup, *(self.cgroup / name for name in _BRANCHES)):
                 cgroup.release(each)
             self._mount(self.bpffs, "bpf", "a BPF file system", "4.4", "mode=0700")
@@ -205,7 +208,11 @@ class Machine:
         return [sentence for held, sentence in there if not held] + closed + limits
 
     def _covers(self) -> list[str]:
-        """Say what is mounted in the run directory besides what merlab mounts there; of the pods' folders they tell."""
+        """Say what is mounted in the run directory besides what merlab mounts there."""
+        return [f"{each} is covered by a mount that is not merlab's (umount {each})" for each in self._foreign_mounts()]
+
+    def _foreign_mounts(self) -> list[Path]:
+        """List where something else is mounted in the run directory, the latest first; of the pods' folders they tell."""
         own = {self.bpffs: "bpf", self.tracefs: "tracefs", self._own_cgroup2: "cgroup2"}
         found = []
         for mount in mounts.below(self.run):
@@ -213,7 +220,7 @@ class Machine:
             is_pods = self.run / "pods" in mount.target.parents
             is_own = mount.target in (self.run, self.run / "envoy") or own.get(mount.target) == mount.fstype
             if not (is_pin or is_pods or is_own):
-                found.append(f"{mount.target} is covered by a mount that is not merlab's (umount {mount.target})")
+                found.append(mount.target)
         return found
 
     def typed(self) -> list[str]:
