@@ -14,7 +14,7 @@ from lies_pods import DEBUGGER
 from lies_programs import LIBRARY, copied, environment, folder
 from saboteur import lie
 
-from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters import mounts, netns
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import enter, layout
 from merbridge_lab.waiting import until
@@ -163,7 +163,8 @@ def _(scene):
 def _(scene):
     """For sleep alone, a file is mounted over its app's /proc/PID/maps."""
     target = pod(scene, "sleep")
-    netns.run_inside(target.mntns, lambda: mounts.bind("/dev/null", Path(f"/proc/{target.app_pid}/maps")), netns.NEWNS)
+    place = Path(f"/proc/{target.app_pid}/maps")
+    netns.run_inside(target.mntns, lambda: mounts.bind("/dev/null", place), netns.NEWNS)
     yield
 
 

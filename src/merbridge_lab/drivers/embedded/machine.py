@@ -212,7 +212,7 @@ class Machine:
         return [f"{each} is covered by a mount that is not merlab's (umount {each})" for each in self._foreign_mounts()]
 
     def _foreign_mounts(self) -> list[Path]:
-        """List where something else is mounted in the run directory, the latest first; of the pods' folders they tell."""
+        """List where something else is mounted in the run directory; of the pods' folders they tell."""
         own = {self.bpffs: "bpf", self.tracefs: "tracefs", self._own_cgroup2: "cgroup2"}
         found = []
         for mount in mounts.below(self.run):
