@@ -28,6 +28,7 @@ def _(scene):
     r"/proc/\d+ is covered by a mount",
     {"name": ["sleep", "helloworld-v1"], "kind": ["app", "sidecar"]},
     quick=False,
+    shared=True,  # who holds a socket is asked of every process of the machine
 )
 def _(scene, name, kind):
     """Something is mounted over the directory in /proc of the {kind} of {name}: nothing of it can be read."""

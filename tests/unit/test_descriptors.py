@@ -83,8 +83,8 @@ def test_a_process_that_may_not_be_looked_at_is_named_only_where_it_is_younger(m
 def test_places_of_processes_are_told_from_others_below_proc():
     ours = ("/proc/1/maps", "/proc/12", "/proc/self/environ", "/proc/thread-self", "/proc/net")
     others = ("/proc", "/proc/sys/fs/binfmt_misc", "/proc/meminfo", "/proc/acpi", "/procfs/1", "/sys/1")
-    assert all(overmounts.is_of_a_process(Path(each)) for each in ours)
-    assert not any(overmounts.is_of_a_process(Path(each)) for each in others)
+    assert all(overmounts.process_of(Path(each)) for each in ours)
+    assert not any(overmounts.process_of(Path(each)) for each in others)
 
 
 def test_nothing_is_covered_here():
@@ -93,9 +93,16 @@ def test_nothing_is_covered_here():
 
 def test_a_covered_file_is_named_once_with_the_command_that_takes_the_mount_off():
     line = b"36 35 98:0 /copy /proc/7/maps rw - ext4 /dev/root rw\n"
-    assert [*overmounts._of_processes(parse(line + line))] == [
+    assert [*overmounts._of_processes(parse(line + line), {7})] == [
         "/proc/7/maps is covered by a mount: what is read there is not the kernel's (umount /proc/7/maps)"
     ]
+    assert [*overmounts._of_processes(parse(line), {8})] == [], "another lab's, which is not read here"
+
+
+@pytest.mark.parametrize("place", ["/proc/7", "/proc/7/fd", "/proc/7/task/8/fd", "/proc/self/maps"])
+def test_what_is_read_of_every_process_may_be_covered_of_none(place):
+    (told,) = overmounts._of_processes(parse(f"36 35 98:0 / {place} rw - tmpfs none rw\n".encode()), {8})
+    assert told.startswith(f"{place} is covered by a mount")
 
 
 def test_a_directory_that_is_no_cgroup_is_told(tmp_path):
@@ -159,9 +166,9 @@ def test_processes_are_found_by_their_command_line_and_ended_by_their_start():
         (found,) = process.by_argv(argv)
         assert found.pid == other.pid
         assert cgroup.of(other.pid) == cgroup.of(os.getpid())
-        process.kill(process.Process(found.pid, "S", found.started + 1, found.argv, 0, 0))
+        process.end(process.Process(found.pid, "S", found.started + 1, found.argv, 0, 0))
         assert other.poll() is None, "another process would have had that number"
-        process.kill(found)
+        process.end(found)
         assert other.wait(5) == -9
-    process.kill(found)
+    process.end(found)
     assert cgroup.of(found.pid) == ""

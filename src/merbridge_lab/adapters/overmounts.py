@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import cgroup as cgroups
 from merbridge_lab.adapters import mounts
 
 if TYPE_CHECKING:
@@ -28,20 +29,30 @@ _RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS = 1, 2
 _PROC, _CGROUP2 = 0x9FA0, 0x63677270
 
 
+#: Links that lead to /proc/PID.
+_LINKS = ("self", "thread-self", "net", "mounts")
+#: What is read of every process, whoever's it is; descriptors.py.
+_ASKED_OF_ALL = {"fd", "task"}
+
+
 class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def is_of_a_process(target: Path) -> bool:
-    """Whether a place is at or below /proc/PID, or one of the links that lead there."""
+def process_of(target: Path) -> str:
+    """Name the process that a place at or below /proc/PID is of; the links that lead there count, "" for others."""
     parts = target.parts
     if parts[:2] != ("/", "proc") or len(parts) < 3:  # noqa: PLR2004 - /, proc, PID
-        return False
-    return parts[2].isdigit() or parts[2] in ("self", "thread-self", "net", "mounts")
+        return ""
+    return parts[2] if parts[2].isdigit() or parts[2] in _LINKS else ""
 
 
 def problems(cgroup: Path) -> list[str]:
-    """Say, a sentence each, what covers files of processes, and those of `cgroup` and all below it. Raises OSError."""
+    """Say, a sentence each, what covers files of `cgroup` and all below it, and of processes. Raises OSError, LabError.
+
+    Of the processes in that cgroup and of this one, no file may be covered; of others those by which it is asked who
+    holds a socket.
+    """
     with _opened(Path("/proc")) as proc:
         if _kind(proc) != _PROC or _read_link(proc, "self") != str(os.getpid()):
             return ["/proc is not what the kernel has there for this process: something is mounted over it"]
@@ -49,12 +60,16 @@ def problems(cgroup: Path) -> list[str]:
             table = mounts.parse(_read(proc, "thread-self/mountinfo"))
         except OSError as error:
             return [f"the table of mounts, /proc/{os.getpid()}/mountinfo, could not be read: {error.strerror}"]
-        return [*_of_processes(table), *_of_cgroup(proc, table, cgroup)]
+        # What is read of the cgroup says which processes are its own.
+        if found := [*_of_cgroup(proc, table, cgroup)]:
+            return found
+        return [*_of_processes(table, {os.getpid(), *cgroups.all_processes(cgroup)})]
 
 
-def _of_processes(table: list[Mount]) -> Iterator[str]:
+def _of_processes(table: list[Mount], own: set[int]) -> Iterator[str]:
+    whose = {*_LINKS, *map(str, own)}
     for target in dict.fromkeys(mount.target for mount in table):
-        if is_of_a_process(target):
+        if (process := process_of(target)) and (process in whose or {*target.parts[3:4]} <= _ASKED_OF_ALL):
             yield _covered(target)
 
 

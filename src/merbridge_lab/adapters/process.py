@@ -106,7 +106,7 @@ def by_argv(argv: Sequence[str]) -> list[Process]:
 
 
 @change("kill a process")
-def kill(seen: Process) -> None:
+def end(seen: Process) -> None:
     """Send SIGKILL to a process, and to no other that has got its number meanwhile. Gone already is fine."""
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(seen.pid)

@@ -107,9 +107,9 @@ class Processes:
         if not self._spec.mesh or not (astray := self.astray(kind)):
             return
         for each in astray:
-            process.kill(each)
+            process.end(each)
         if not until(lambda: not self.astray(kind), timeout=_END, awaiting="processes in other cgroups to end"):
-            raise LabError(f"{self._is_astray(kind, astray[0])}, and does not end", hint=f"kill -9 {astray[0].pid}")
+            raise LabError(f"{self._is_astray(kind, astray[0])}, and does not end", hint=f"ps -o pid,stat,wchan,args {astray[0].pid}")
 
     def _is_astray(self, kind: str, seen: Process) -> str:
         hierarchy = self._machine.cgroup.parent

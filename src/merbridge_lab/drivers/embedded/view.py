@@ -169,7 +169,7 @@ def _arranged(
 def _is_read(target: Path, run: Path) -> bool:
     if run.parent in target.parents:
         return False  # covered by the pod's own: what is on that has it for a parent
-    if overmounts.is_of_a_process(target):
+    if overmounts.process_of(target):
         return True
     if target in _READ_THEMSELVES or target == run.parent or target == Path("/"):
         return True
