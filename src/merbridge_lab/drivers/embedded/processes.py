@@ -109,7 +109,8 @@ class Processes:
         for each in astray:
             process.end(each)
         if not until(lambda: not self.astray(kind), timeout=_END, awaiting="processes in other cgroups to end"):
-            raise LabError(f"{self._is_astray(kind, astray[0])}, and does not end", hint=f"ps -o pid,stat,wchan,args {astray[0].pid}")
+            what = f"{self._is_astray(kind, astray[0])}, and does not end"
+            raise LabError(what, hint=f"ps -o pid,stat,wchan,args {astray[0].pid}")
 
     def _is_astray(self, kind: str, seen: Process) -> str:
         hierarchy = self._machine.cgroup.parent
