@@ -14,7 +14,7 @@ from lies_pods import DEBUGGER
 from lies_programs import LIBRARY, copied, environment, folder
 from saboteur import lie
 
-from merbridge_lab.adapters import mounts, netns
+from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import enter, layout
 from merbridge_lab.waiting import until
@@ -156,15 +156,6 @@ def _(scene):
 def _(scene):
     """Over the folder of the lab where saved rules are, another file system is mounted."""
     mounts.mount("none", scene.lab.machine.saved, "tmpfs", data="mode=0700")
-    yield
-
-
-@lie("a covered file of a process in a pod", r"in the mount namespace of sleep /proc/\d+/maps is covered", quick=False)
-def _(scene):
-    """For sleep alone, a file is mounted over its app's /proc/PID/maps."""
-    target = pod(scene, "sleep")
-    place = Path(f"/proc/{target.app_pid}/maps")
-    netns.run_inside(target.mntns, lambda: mounts.bind("/dev/null", place), netns.NEWNS)
     yield
 
 

@@ -29,9 +29,9 @@ def differing(pid: int, program: str, argv: Sequence[str], environment: Collecti
         maps = lines_of(Path(f"/proc/{pid}/maps").read_text(errors="replace"))
     except (FileNotFoundError, ProcessLookupError):
         return ""
-    if stat[0] in (b"Z", b"X"):
-        return ""
     begins, ends = map(int, stat[_ARGUMENTS])
+    if not begins:  # it has no memory any more, or the kernel does not tell us of it
+        return "where its command line is could not be read" if maps else ""
     others_begin, others_end = map(int, stat[_ENVIRONMENT])
     stack = next((line.split()[0].partition("-") for line in maps if line.endswith("[stack]")), ("0", "", "0"))
     if not int(stack[0], 16) <= int(stat[_START_STACK]) < begins:

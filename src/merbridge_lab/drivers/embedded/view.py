@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import mounts, netns, overmounts
+from merbridge_lab.adapters import mounts, netns
 from merbridge_lab.drivers.embedded import furniture, sidecar
 from merbridge_lab.waiting import until
 
@@ -169,8 +169,6 @@ def _arranged(
 def _is_read(target: Path, run: Path) -> bool:
     if run.parent in target.parents:
         return False  # covered by the pod's own: what is on that has it for a parent
-    if overmounts.process_of(target):
-        return True
     if target in _READ_THEMSELVES or target == run.parent or target == Path("/"):
         return True
     return any(target == each or target in each.parents or each in target.parents for each in map(Path, _READ))
