@@ -51,7 +51,10 @@ _NOTHING = ("FRA_SUPPRESS_PREFIXLEN", 0xFFFFFFFF)
 
 @dataclass(frozen=True)
 class Link:
-    """A link; `peer` is the index of a veth's other end (IFLA_LINK), in whatever namespace that is."""
+    """A link; `peer` is the index of a veth's other end (IFLA_LINK).
+
+    `space` is the number by which this namespace names the one of that other end; None is this namespace itself.
+    """
 
     name: str
     index: int
@@ -59,6 +62,7 @@ class Link:
     up: bool
     address: str
     peer: int | None
+    space: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ def _link(message: Any) -> tuple[Link, str]:  # noqa: ANN401
         for attribute, (word, plain) in _LINK_PLAIN.items():
             if (value := message.get_attr(attribute)) not in (None, plain):
                 words.append(f"{word} {value}")
-    link = Link(name, message["index"], kind, up, message.get_attr("IFLA_ADDRESS") or "", message.get_attr("IFLA_LINK"))
+    address, peer = message.get_attr("IFLA_ADDRESS") or "", message.get_attr("IFLA_LINK")
+    link = Link(name, message["index"], kind, up, address, peer, message.get_attr("IFLA_LINK_NETNSID"))
     return link, " ".join(words)
 
 
