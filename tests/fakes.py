@@ -430,6 +430,9 @@ class FakeLab:
             },
         }
 
+    def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
+        return contextlib.nullcontext(list)
+
     def trace_command(self) -> str:
         return "cat /run/fake/tracing/trace_pipe"
 

@@ -129,42 +129,44 @@ def _both(scene, where, there, gone):
 PASSING = {
     "a policy rule": (
         "node", "ip rule add prio 100 from 192.0.2.1 lookup 7", "ip rule del prio 100",
-        "the rule 100: ipv4 table 7 .* of the node .*came",
+        "in the node's network namespace the rule 100: ipv4 table 7 .* came while",
     ),
     "a policy route": (
         "sleep", "ip route add 192.0.2.0/24 via 10.244.0.1 table 7", "ip route flush table 7",
-        "the route unicast 192.0.2.0/24 .* of sleep .*came",
+        "in the network namespace of sleep the route unicast 192.0.2.0/24 .*table 7 .* came while",
     ),
     "an address": (
         "helloworld-v1", "ip address add 192.0.2.1/32 dev lo", "ip address del 192.0.2.1/32 dev lo",
-        "the address 192.0.2.1/32 dev lo .* of helloworld-v1 .*came",
+        "in the network namespace of helloworld-v1 the (address|route) .*192.0.2.1/32 dev lo.* came while",
     ),
     "a short packet size": (
         "helloworld-v2", "ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500",
-        "the link eth0 .*mtu 1400 of helloworld-v2 .*came",
+        r"in the network namespace of helloworld-v2 the link eth0 \(veth\) up mtu 1400 came while",
     ),
-    "a missing default route": (
-        "helloworld-v2", "ip route del default", "ip route add default via 10.244.0.1",
-        "the route unicast default .* of helloworld-v2 .*went",
+    "a missing route": (
+        "helloworld-v2", "ip route del broadcast 127.255.255.255 dev lo table local",
+        "ip route add broadcast 127.255.255.255 dev lo table local scope link src 127.0.0.1 proto kernel",
+        "in the network namespace of helloworld-v2 the route broadcast 127.255.255.255/32 .* went while",
     ),
     "a neighbour set by hand": (
         "node", "ip neigh replace 10.244.0.77 lladdr 02:00:00:00:00:01 dev veth11 nud permanent",
-        "ip neigh del 10.244.0.77 dev veth11", "the neighbour 10.244.0.77 at 02:.* of the node .*came",
+        "ip neigh del 10.244.0.77 dev veth11", "in the node's network namespace the neighbour 10.244.0.77 at 02:.* came while",
     ),
     "a link": (
-        "node", "ip link add strange type dummy", "ip link del strange", r"the link strange \(dummy\) .* of the node .*came",
+        "node", "ip link add strange type veth peer stranger", "ip link del strange",
+        r"in the node's network namespace the .*strange.* came while",
     ),
     "a queue": (
         "helloworld-v1", "tc qdisc add dev eth0 clsact", "tc qdisc del dev eth0 clsact",
-        "the queueing discipline clsact dev eth0 of helloworld-v1 .*came",
+        "in the network namespace of helloworld-v1 the queueing discipline clsact dev eth0 came while",
     ),
     "a setting": (
         "helloworld-v1", "sysctl -q -w net.ipv4.tcp_fwmark_accept=1", "sysctl -q -w net.ipv4.tcp_fwmark_accept=0",
-        "helloworld-v1 ipv4/tcp_fwmark_accept was 1, not 0, while",
+        "in the network namespace of helloworld-v1 ipv4/tcp_fwmark_accept was 1, not 0, while",
     ),
     "a setting of the node": (
         "node", "sysctl -q -w net.ipv4.conf.all.route_localnet=1", "sysctl -q -w net.ipv4.conf.all.route_localnet=0",
-        "node ipv4/conf/all/route_localnet was 1, not 0, while",
+        "in the node's network namespace ipv4/conf/all/route_localnet was 1, not 0, while",
     ),
 }  # fmt: skip
 
@@ -247,11 +249,12 @@ def _(scene, option, kind):
     level, name, value = OPTIONS[option]
     kept = []
     for sock in listeners(pod(scene, "helloworld-v1"), kind, {"app": 5000, "sidecar": 15006}[kind]):
-        kept.append((sock, sock.getsockopt(level, name)))
+        kept.append((sock.dup(), sock.getsockopt(level, name)))
         sock.setsockopt(level, name, value)
     yield
     for sock, before in kept:
-        sock.setsockopt(level, name, before)
+        with sock:
+            sock.setsockopt(level, name, before)
 
 
 # -- maps ------------------------------------------------------------------------------------------------------------

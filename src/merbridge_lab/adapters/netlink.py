@@ -33,7 +33,7 @@ _ATTEMPTS = 5
 _PATIENCE = 5.0
 
 # <linux/if_link.h>, <linux/pkt_sched.h>, <linux/pkt_cls.h>
-_IFNAME, _LINKINFO, _EXT_MASK, _XDP = 3, 18, 29, 43
+_ADDRESS, _IFNAME, _LINKINFO, _EXT_MASK, _XDP = 1, 3, 18, 29, 43
 _XDP_PROG_IDS = (4, 5, 6, 7)
 _TC_KIND, _TC_OPTIONS, _BPF_ID = 1, 2, 11
 #: Where the filters of the qdiscs without a queue are: (parent, its name).
@@ -144,9 +144,7 @@ def _links() -> list[_Link]:
 def on_links() -> list[Hung]:
     """List every XDP program, tc filter (of whatever kind), tcx and netkit program on every link."""
     links = _links()
-    found = [Hung(link.name, "XDP", number) for link in links for number in sorted(link.xdp)]
-    for link in links:
-        found += _fast_programs(link)
+    found = _programs(links)
     names = {link.number: link.name for link in links}
     for message in dump(_ROUTE, _GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0, 0, 0)):
         _, _, _, index, handle, _, _ = _TCMSG.unpack_from(message)
@@ -166,6 +164,18 @@ def _fast_programs(link: _Link) -> Iterator[Hung]:
                 continue  # before Linux 6.6 there is no tcx, so there is none here; or the link has just gone
             raise
         yield from (Hung(link.name, what, number) for number in numbers)
+
+
+def programs_on_links() -> list[Hung]:
+    """List the XDP, tcx and netkit programs on every link: those that a BPF link may have put there."""
+    return _programs(_links())
+
+
+def _programs(links: list[_Link]) -> list[Hung]:
+    found = [Hung(link.name, "XDP", number) for link in links for number in sorted(link.xdp)]
+    for link in links:
+        found += _fast_programs(link)
+    return found
 
 
 def _parents(index: int, handle: int, kind: str) -> tuple[tuple[int, str], ...]:
@@ -206,6 +216,16 @@ def on_netfilter() -> list[Hung]:
                 if int.from_bytes(info.get(_INFO_TYPE, b""), "big") == _IS_BPF:
                     program = int.from_bytes(attributes(info.get(_INFO_DESC, b"")).get(_DESC_ID, b""), "big")
                     found.append(Hung(f"{name} {hook}", "netfilter", program))
+    return found
+
+
+def hardware() -> dict[str, str]:
+    """Return the hardware address of each link, by its name."""
+    without_statistics = _attribute(_EXT_MASK, struct.pack("=I", 8))
+    found = {}
+    for message in dump(_ROUTE, _GETLINK, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + without_statistics):
+        told = attributes(message[16:])
+        found[_text(told.get(_IFNAME))] = told.get(_ADDRESS, b"").hex(":")
     return found
 
 

@@ -32,10 +32,14 @@ def read_node(where: Path) -> Network:
     return network.read(where, settings=True)
 
 
-def _all_specs() -> tuple[PodSpec, ...]:
+def twin_specs() -> tuple[PodSpec, ...]:
+    """List all twins that merlab may make."""
     sleep, helloworld, *_ = layout.PODS
-    twins = (layout.twin(sleep), layout.twin(sleep, 1), layout.twin(helloworld), *layout.twins())
-    return (*layout.PODS, *twins)
+    return (layout.twin(sleep), layout.twin(sleep, 1), layout.twin(helloworld), *layout.twins())
+
+
+def _all_specs() -> tuple[PodSpec, ...]:
+    return (*layout.PODS, *twin_specs())
 
 
 def of_node(machines: Path, found: Network) -> list[str]:
