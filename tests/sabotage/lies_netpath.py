@@ -73,13 +73,15 @@ def _tuple(kind, source, destination):
     return _nested(kind, _nested(1, *addresses), _nested(2, *ports))
 
 
-def translate(source, destination, instead):
-    """Make an entry of conntrack by hand, in the thread's namespace: what goes to `destination` goes to `instead`."""
+def translate(source, destination, instead, *, nat=True):
+    """Make an entry of conntrack by hand, in the thread's namespace: what goes to `destination` goes to `instead`.
+
+    Without `nat` it is only said that answers come from `instead`, and nothing is translated.
+    """
     body = b"".join(
         (
-            struct.pack("=BBH", socket.AF_INET, 0, 0),
             _tuple(1, source, destination),
-            _tuple(2, instead, source),
+            _tuple(2, destination if nat else instead, source),
             _plain(3, struct.pack("!I", 0x08)),  # IPS_CONFIRMED
             _nested(4, _nested(1, _plain(1, b"\x03"))),  # established
             _nested(13, _plain(1, socket.inet_aton(instead[0])), _plain(2, socket.inet_aton(instead[0])),
@@ -87,8 +89,14 @@ def translate(source, destination, instead):
             _plain(7, struct.pack("!I", 120)),
         )
     )  # fmt: skip
+    _ask(0x100, 0x605, body)
+
+
+def _ask(kind, flags, attributes):
+    """Ask ctnetlink (nfnetlink's table 1) for something, and see that it is done."""
+    body = struct.pack("=BBH", socket.AF_INET, 0, 0) + attributes
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as asked:
-        asked.send(netlink.HEADER.pack(netlink.HEADER.size + len(body), 0x100, 0x605, 1, 0) + body)
+        asked.send(netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, flags, 1, 0) + body)
         (code,) = struct.unpack_from("=i", asked.recv(4096), netlink.HEADER.size)
     if code:
         raise OSError(-code, os.strerror(-code))
@@ -105,10 +113,17 @@ def _(scene, where):
 
     def tell():
         for port in range(40000, 40020):
-            translate(("10.244.0.10", port), ("10.244.0.11", 15006), ("10.244.0.12", 15006))
+            ends = ("10.244.0.10", port), ("10.244.0.11", 15006), ("10.244.0.12", 15006)
+            translate(*ends, nat=where != "helloworld-v1")
+
+    def forget():
+        for port in range(40000, 40020):
+            with contextlib.suppress(FileNotFoundError):  # the time of it has run out
+                _ask(0x102, 0x5, _tuple(1, ("10.244.0.10", port), ("10.244.0.11", 15006)))
 
     netns.run_inside(place, tell)
     yield
+    netns.run_inside(place, forget)
 
 
 # -- for one cell only -----------------------------------------------------------------------------------------------
@@ -249,7 +264,8 @@ def _(scene, option, kind):
     level, name, value = OPTIONS[option]
     kept = []
     for sock in listeners(pod(scene, "helloworld-v1"), kind, {"app": 5000, "sidecar": 15006}[kind]):
-        kept.append((sock.dup(), sock.getsockopt(level, name)))
+        # Not by sock.dup(): that would make a listener wait, in the process that has it as well.
+        kept.append((socket.socket(fileno=os.dup(sock.fileno())), sock.getsockopt(level, name)))
         sock.setsockopt(level, name, value)
     yield
     for sock, before in kept:

@@ -28,6 +28,7 @@ Sources = dict[str, frozenset[str]]
 _NETFILTER, _GET = 12, 0x101
 _ORIGINAL, _REPLY, _STATUS = 1, 2, 3
 _IP, _PROTOCOL = 1, 2
+_PLAIN = 48
 _CHANGED = 0x10 | 0x20  # IPS_SRC_NAT, IPS_DST_NAT
 
 End = tuple[str, int]
@@ -51,11 +52,19 @@ def translated() -> list[Translated]:
     # All are asked for, once: to find them the kernel walks through the table of the whole machine.
     for message in netlink.dump(_NETFILTER, _GET, struct.pack("=BBH", socket.AF_INET, 0, 0)):
         told = netlink.attributes(message[4:])
-        if int.from_bytes(told.get(_STATUS, b""), "big") & _CHANGED:
-            sent, answered = _ends(told.get(_ORIGINAL, b"")), _ends(told.get(_REPLY, b""))
-            if sent and answered:
-                found.append(Translated(*sent, answered[1], answered[0]))
+        there, back = told.get(_ORIGINAL, b""), told.get(_REPLY, b"")
+        is_changed = int.from_bytes(told.get(_STATUS, b""), "big") & _CHANGED
+        if not is_changed and len(there) == len(back) == _PLAIN and _plain(there) == _plain(back)[::-1]:
+            continue
+        sent, answered = _ends(there), _ends(back)
+        if sent and answered and (is_changed or sent != answered[::-1]):
+            found.append(Translated(*sent, answered[1], answered[0]))
     return found
+
+
+def _plain(raw: bytes) -> tuple[bytes, bytes]:
+    """Read both ends of a tuple of IPv4 and ports where they always are: there may be many, and few are changed."""
+    return raw[8:12] + raw[36:38], raw[16:20] + raw[44:46]
 
 
 def _ends(raw: bytes) -> tuple[End, End] | None:
