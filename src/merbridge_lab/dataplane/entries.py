@@ -68,7 +68,7 @@ def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> l
 
 
 def is_live(pair: Mapping[str, Any], namespaces: Collection[int], live: Collection[int]) -> bool:
-    """Whether an entry of `pairs` is of pods, and one of its sockets is among the `live` ones, told by their cookies."""
+    """Whether an entry of `pairs` is of pods, and one of its sockets is among the `live` ones, by cookie."""
     ends = [(space, cookie) for space, cookie in zip(pair["netns"], pair["cookie"], strict=True) if cookie]
     return bool(ends) and all(space in namespaces for space, _ in ends) and any(cookie in live for _, cookie in ends)
 

@@ -79,7 +79,8 @@ def options(netns: Path, name: str, processes: dict[str, Process]) -> list[str]:
     Where nobody may look at their sockets, the dataplane's own look at the same ones tells so.
     """
     with contextlib.suppress(LabError):
-        return list(listener_options.problems(name, netns, {kind: seen.pid for kind, seen in processes.items()}))
+        pids = {kind: seen.pid for kind, seen in processes.items()}
+        return list(dict.fromkeys(listener_options.problems(name, netns, pids)))
     return []
 
 

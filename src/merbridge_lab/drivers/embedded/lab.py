@@ -11,7 +11,7 @@ from merbridge_lab import interrupts
 from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import around, dialling, layout, logs, passing, requests, saves, state, tracing, twins
+from merbridge_lab.drivers.embedded import around, dialling, layout, logs, requests, saves, state, tracing, twins
 from merbridge_lab.drivers.embedded.interception import Interception
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.node import Node
@@ -124,7 +124,7 @@ class EmbeddedLab:
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
         """Listen for what comes and goes in the network namespaces; see passing.watched."""
-        return passing.watched(self._node.netns, self._mesh.pods)
+        return self._mesh.watched()
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
