@@ -8,14 +8,28 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 
-from kernel_objects import CGROUP_SKB, TCX_INGRESS, attach_to_map, detach, held, link, nothing
+from kernel_objects import (
+    CGROUP_SKB,
+    NETFILTER,
+    NETFILTER_LINK,
+    SCHED_CLS,
+    TCX_INGRESS,
+    attach_to_map,
+    detach,
+    held,
+    link,
+    netfilter_link,
+    nothing,
+)
 from lies_mesh import pins, pod
 from lies_plane import listeners
 from saboteur import lie, oddity
 
 from merbridge_lab.adapters import bpf, netlink, netns
 from merbridge_lab.adapters.proc import run
+from merbridge_lab.drivers.embedded import layout
 
 # -- a detour --------------------------------------------------------------------------------------------------------
 
@@ -235,7 +249,7 @@ def _(scene):
 @contextlib.contextmanager
 def _tcx(scene):
     def hang():
-        with held(nothing(3, TCX_INGRESS, name="passing", verdict=0)) as program:
+        with held(nothing(SCHED_CLS, TCX_INGRESS, name="passing", verdict=0)) as program:
             return link(program, socket.if_nametoindex("eth0"), TCX_INGRESS)
 
     with held(netns.run_inside(pod(scene, "helloworld-v2").netns, hang)):
@@ -246,6 +260,20 @@ def _tcx(scene):
 def _(scene):
     """While the fourth and fifth cell are measured, a program sees what comes to helloworld-v2 over its link."""
     with _while(scene, "cell 3 ends", "cell 5 ends", _tcx(scene)):
+        yield
+
+
+@contextlib.contextmanager
+def _hooked(scene):
+    with held(nothing(NETFILTER, NETFILTER_LINK, name="passing")) as program:
+        with held(netns.run_inside(pod(scene, "helloworld-v1").netns, lambda: netfilter_link(program))):
+            yield
+
+
+@lie("a netfilter program for one cell", r"(on )?netfilter.* passing \(id \d+\)", shared=True)
+def _(scene):
+    """While the fourth and fifth cell are measured, a program is on the output hook of helloworld-v1."""
+    with _while(scene, "cell 3 ends", "cell 5 ends", _hooked(scene)):
         yield
 
 
@@ -278,6 +306,44 @@ def _(scene, option, kind):
     for sock, before in kept:
         with sock:
             sock.setsockopt(level, name, before)
+
+
+@lie("a listener that waits", "the listener at .*:15006 of the sidecar of helloworld-v1 .* has lost O_NONBLOCK")
+def _(scene):
+    """Somebody took O_NONBLOCK from the listeners of helloworld-v1's sidecar: it would stand still at each."""
+    kept = []
+    for sock in listeners(pod(scene, "helloworld-v1"), "sidecar", 15006):
+        kept.append(socket.socket(fileno=os.dup(sock.fileno())))
+        os.set_blocking(sock.fileno(), True)
+    yield
+    for sock in kept:
+        with sock:
+            os.set_blocking(sock.fileno(), False)
+
+
+BESIDE = """
+import os, socket, sys
+os.setuid(int(sys.argv[1]))
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+server.bind(("0.0.0.0", 15006))
+server.listen()
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+@lie(
+    "a second listener beside the sidecar's",
+    r"port 15006 of helloworld-v1 is served by .* \(pid \d+\), not only by its",
+)
+def _(scene):
+    """A process of the sidecar's user listens on 15006 of helloworld-v1 as well, and gets its share of connections."""
+    argv = pod(scene, "helloworld-v1").argv_as_root([sys.executable, "-I", "-c", BESIDE, str(layout.SIDECAR_ID)])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"there\n"
+        yield
+        server.stdin.close()
 
 
 # -- maps ------------------------------------------------------------------------------------------------------------

@@ -1,37 +1,26 @@
 """Programs of others on the way of one batch, read in a millisecond: enough to see that one is there for one cell only.
 
-All that `strangers` finds is looked for when a proof begins and when it ends. What is read here, around each batch, are
-the programs that run for processes of the pods (cgroups), in their namespaces, and on links by way of BPF: those that
-can be attached without a notice of netlink's. Which programs the machine has loaded meanwhile is not asked: systemd
-and others load theirs whenever they like, and one that is attached nowhere on the way changes nothing. Not seen is what
-is attached after the reading before a batch and gone before the one after it.
+All that `strangers` finds is looked for when a proof begins and when it ends. What is read here, with each batch, are
+the programs that run for processes of the pods (cgroups), in their namespaces, on netfilter's hooks and on links by way
+of BPF: those that can be attached without a notice of netlink's. Which programs the machine has loaded meanwhile is not
+asked: systemd and others load theirs whenever they like, and one that is attached nowhere on the way changes nothing.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf, netlink, netns
+from merbridge_lab.adapters import bpf, netlink
 from merbridge_lab.dataplane import strangers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
-def problems(ours: frozenset[int], cgroups: Iterable[Path], namespaces: Mapping[str, Path]) -> list[str]:
-    """Say, a sentence each, which programs of others run now. Raises OSError."""
-    found: list[str] = []
-    for cgroup in cgroups:
-        found += _on_cgroup(ours, cgroup)
-    for name, path in namespaces.items():
-        found += netns.run_inside(path, functools.partial(_in_namespace, ours, name, path))
-    return found
-
-
-def _on_cgroup(ours: frozenset[int], cgroup: Path) -> Iterator[str]:
+def on_cgroup(ours: frozenset[int], cgroup: Path) -> Iterator[str]:
+    """Say, a sentence each, which programs of others run for processes in a cgroup. Raises OSError."""
     fd = os.open(cgroup, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for kind in _types(fd):
@@ -53,8 +42,17 @@ def _types(fd: int) -> tuple[int, ...]:
     return _known[0]
 
 
-def _in_namespace(ours: frozenset[int], name: str, path: Path) -> list[str]:
-    """Look in the calling thread's network namespace, which is pinned at `path`."""
+def on_netfilter(namespaces: Mapping[str, Path]) -> list[str]:
+    """Say, a sentence each, which programs are on netfilter's hooks there, or that nobody can tell."""
+    seen = strangers.on_netfilter(namespaces)
+    return [each.sentence if isinstance(each, strangers.Stranger) else str(each) for each in seen]
+
+
+def in_namespace(ours: frozenset[int], name: str, path: Path) -> list[str]:
+    """Say, a sentence each, which programs of others run in the calling thread's network namespace, pinned at `path`.
+
+    Raises OSError.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     found: list[str] = []
     try:

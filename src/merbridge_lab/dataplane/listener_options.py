@@ -2,13 +2,14 @@
 
 Whoever may take a process's socket may set options on it, which all connections inherit that it accepts from then on:
 a mark, a time to live, TCP_DEFER_ACCEPT. Each is compared with that of a socket made for the moment in the same network
-namespace; app and sidecar themselves only let others bind beside them.
+namespace; app and sidecar themselves only let others bind beside them, and never wait for a connection (O_NONBLOCK).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -50,8 +51,11 @@ def problems(name: str, namespace: Path, processes: Mapping[str, int]) -> Iterat
         with contextlib.closing(sockets_of(pid, f"the listeners of {whose} (pid {pid})")) as found:
             for _, sock in found:
                 if where := _listens_at(sock):
+                    which = f"the listener at {where} of {whose} (pid {pid})"
                     for option, told in differing(sock, new):
-                        yield f"{option} of the listener at {where} of {whose} (pid {pid}) is {told}"
+                        yield f"{option} of {which} is {told}"
+                    if os.get_blocking(sock.fileno()):
+                        yield f"{which} has lost O_NONBLOCK: its process waits where it should go on"
 
 
 def _listens_at(sock: socket.socket) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf
 from merbridge_lab.adapters.files import delete
-from merbridge_lab.dataplane import abi, attached_now, inspect, orphans, recompiled, trace_event
+from merbridge_lab.dataplane import abi, inspect, orphans, recompiled, trace_event
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
@@ -18,7 +18,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 
@@ -67,9 +67,9 @@ class Dataplane:
         trace_event.put_back(self._tracefs)
         return detach(self._pins, timeout)
 
-    def strangers_now(self, cgroups: Sequence[Path], namespaces: Mapping[str, Path]) -> list[str]:
-        """Say, a sentence each, which programs of others run there at this moment. Raises OSError."""
-        return attached_now.problems(inspect.ours(self._pins), cgroups, namespaces)
+    def ours(self) -> frozenset[int]:
+        """Return the ids of the programs that run as ours. Raises OSError."""
+        return inspect.ours(self._pins)
 
     def stand_aside(self, cgroup: Path, pods: Sequence[Pod]) -> None:
         """Intercept no new connection until the next `attach`, if anything is wrong; what is intercepted goes on.

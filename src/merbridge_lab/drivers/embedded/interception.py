@@ -15,7 +15,6 @@ from merbridge_lab.evidence import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from merbridge_lab.dataplane.events import TraceEvent
     from merbridge_lab.drivers.embedded.machine import Machine
@@ -115,9 +114,9 @@ class Interception:
         """Say, a sentence each, what is not as `ensure` makes it."""
         return self._plane.problems(self._machine.mesh_cgroup, self._pods())
 
-    def strangers_now(self, cgroups: Sequence[Path], namespaces: Mapping[str, Path]) -> list[str]:
-        """Say, a sentence each, which programs of others run in these cgroups and namespaces. Raises OSError."""
-        return self._plane.strangers_now(cgroups, namespaces)
+    def ours(self) -> frozenset[int]:
+        """Return the ids of the programs that run as ours. Raises OSError."""
+        return self._plane.ours()
 
     def recompile(self, *, proof: bool) -> None:
         """Begin to compile the programs' source, so that the next `problems` compares with that. Raises LabError."""

@@ -7,6 +7,7 @@ for 15001 or 15006 already, as all is that eBPF sends there, they leave alone.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,13 @@ _SIDECARS = (layout.OUTBOUND_PORT, layout.INBOUND_PORT)
 
 def problems(node: Path, specs: Mapping[str, PodSpec], spaces: Mapping[str, Path]) -> Iterator[str]:
     """Say, a sentence each, what is translated in the node and in each pod that no rule of theirs translates so."""
-    for name, path in {layout.NODE: node, **spaces}.items():
+    every = {layout.NODE: node, **spaces}
+    # Side by side: for each namespace the kernel walks through the whole machine's table.
+    with ThreadPoolExecutor(len(every)) as pool:
+        asked = {name: pool.submit(netns.run_inside, path, conntrack.translated) for name, path in every.items()}
+    for name, answer in asked.items():
         try:
-            found = netns.run_inside(path, conntrack.translated)
+            found = answer.result()
         except OSError as error:
             yield str(unread(f"conntrack's table of {name}", error))
         else:
