@@ -197,7 +197,11 @@ PASSING = {
         "helloworld-v1", "sysctl -q -w net.ipv4.tcp_fwmark_accept=1", "sysctl -q -w net.ipv4.tcp_fwmark_accept=0",
         "in the network namespace of helloworld-v1 ipv4/tcp_fwmark_accept was 1, not 0, while",
     ),
-    "a setting of the node": (
+    "a setting that no batch reads": (
+        "sleep", "sysctl -q -w net.ipv4.tcp_sack=0", "sysctl -q -w net.ipv4.tcp_sack=1",
+        "in the network namespace of sleep the setting ipv4/tcp_sack was written while",
+    ),
+    "route_localnet": (
         "node", "sysctl -q -w net.ipv4.conf.all.route_localnet=1", "sysctl -q -w net.ipv4.conf.all.route_localnet=0",
         "in the node's network namespace ipv4/conf/all/route_localnet was 1, not 0, while",
     ),
@@ -265,9 +269,12 @@ def _(scene):
 
 @contextlib.contextmanager
 def _hooked(scene):
-    with held(nothing(NETFILTER, NETFILTER_LINK, name="passing")) as program:
-        with held(netns.run_inside(pod(scene, "helloworld-v1").netns, lambda: netfilter_link(program))):
-            yield
+    where = pod(scene, "helloworld-v1").netns
+    with (
+        held(nothing(NETFILTER, NETFILTER_LINK, name="passing")) as program,
+        held(netns.run_inside(where, lambda: netfilter_link(program))),
+    ):
+        yield
 
 
 @lie("a netfilter program for one cell", r"(on )?netfilter.* passing \(id \d+\)", shared=True)

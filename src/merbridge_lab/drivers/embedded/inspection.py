@@ -96,7 +96,7 @@ def owner(inode: int) -> str:
         with contextlib.suppress(OSError):  # ended this moment, or protected
             seen = look(int(each.name))
             if seen is not None and inode in seen.sockets():
-                return f"{seen.command} (pid {seen.pid})"
+                return f"{' '.join(seen.command.split())} (pid {seen.pid})"
     return "a process that cannot be found"
 
 
