@@ -381,12 +381,19 @@ def _(scene, name):
 
 @oddity("somebody captures packets", quick=True)
 def _(scene):
-    """Packet sockets are open in the node, in a pod, and one there only sends: a learner's tcpdump looks like that."""
+    """Packet sockets are open in the node and in a pod, one there from the second cell on, as tcpdump has."""
     with contextlib.ExitStack() as stack:
-        for where, protocol in (("node", 0x0003), ("helloworld-v1", 0x0003), ("helloworld-v1", 0)):
 
-            def listen(protocol=protocol):
-                return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+        def listen(where, protocol, link):
+            def work():
+                sock = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol)))
+                sock.bind((link, protocol))
+                # PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC
+                sock.setsockopt(263, 1, struct.pack("=iHH8x", socket.if_nametoindex(link), 1, 0))
 
-            stack.enter_context(netns.run_inside(scene.lab.machine.netns(where), listen))
+            netns.run_inside(scene.lab.machine.netns(where), work)
+
+        listen("node", 3, "veth10")
+        listen("helloworld-v1", 0, "lo")
+        scene.at("cell 1 ends", lambda: listen("helloworld-v1", 3, "eth0"))
         yield

@@ -110,11 +110,16 @@ OUT, IN = ("127.0.0.1", 15001), ("10.244.0.10", 15006)
         (Translated(("10.244.0.11", 5), VIP, ("10.244.0.11", 5), OUT), False),
         (Translated(SENT, VIP, SENT, ("10.244.0.12", 15006)), False),
         (Translated(SENT, VIP, SENT, ("10.244.0.12", 5000)), False),
-        (Translated(SENT, VIP, ("10.244.0.10", 1024), VIP), False),
     ],
 )
 def test_what_istios_rules_do_not_do_in_a_pod_is_not_explained(entry, is_right):
     assert translations.is_redirected(SLEEP, entry) is is_right
+
+
+def test_conntrack_tells_connections_apart_by_the_port_they_come_from_and_by_nothing_else():
+    assert translations.is_told_apart(Translated(SENT, OUT, ("10.244.0.10", 1024), OUT))
+    assert not translations.is_told_apart(Translated(SENT, OUT, ("10.244.0.11", 40000), OUT))
+    assert not translations.is_told_apart(Translated(SENT, OUT, SENT, ("127.0.0.1", 1)))
 
 
 @pytest.mark.parametrize(

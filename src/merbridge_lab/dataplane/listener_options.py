@@ -31,8 +31,11 @@ _OWN = {(_IP, 52), *((_SOCKET, each) for each in _OF_SOCKET), *((_TCP, each) for
 #: What a process may choose: SO_REUSEADDR, SO_REUSEPORT.
 _CHOSEN = {(_SOCKET, 2), (_SOCKET, 15)}
 #: What a namespace's settings gave when the socket was made, and that they may have been changed since is told of them
-#: (settings.py): SO_SNDBUF, SO_RCVBUF, TCP_CONGESTION. Room that somebody set is locked (SO_BUF_LOCK, Linux 5.14).
-_OF_SETTINGS = {(_SOCKET, 7), (_SOCKET, 8), (_TCP, 13)}
+#: (settings.py): SO_SNDBUF, SO_RCVBUF, SO_TXREHASH, TCP_CONGESTION. Room that somebody set is locked (SO_BUF_LOCK since
+#: Linux 5.14).
+_OF_SETTINGS = {(_SOCKET, 7), (_SOCKET, 8), (_SOCKET, 74), (_TCP, 13)}
+#: SO_BUSY_POLL, which comes from a setting of the whole machine's (net.core.busy_read): that may have been none before.
+_OF_MACHINE = (_SOCKET, 46)
 _NAMES = {
     **{(_SOCKET, getattr(socket, name)): name for name in dir(socket) if name.startswith("SO_")},
     **{(_IP, getattr(socket, name)): name for name in dir(socket) if name.startswith("IP_") and name != "IP_DEFAULT"},
@@ -100,7 +103,7 @@ def differing(sock: socket.socket, new: Mapping[tuple[int, int], bytes]) -> Iter
     """Yield each option of a listener that is not as that of a `new` socket, with what it is and is not."""
     own = _options(sock)
     for key in sorted(new.keys() | own.keys()):
-        if own.get(key) != new.get(key):
+        if own.get(key) != new.get(key) and not (key == _OF_MACHINE and not any(own.get(key, b""))):
             name = _NAMES.get(key, f"option {key[1]} of level {key[0]}")
             yield name, f"{_told(own.get(key))}, not {_told(new.get(key))}"
 

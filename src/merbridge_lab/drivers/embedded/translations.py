@@ -38,15 +38,17 @@ def problems(node: Path, specs: Mapping[str, PodSpec], spaces: Mapping[str, Path
         except OSError as error:
             yield str(unread(f"conntrack's table of {name}", error))
         else:
-            is_right = partial(is_redirected, specs[name]) if name in specs else is_of_service
-            yield from (_sentence(name, each) for each in found if not is_right(each))
+            is_of_rules = partial(is_redirected, specs[name]) if name in specs else is_of_service
+            yield from (_sentence(name, each) for each in found if not (is_told_apart(each) or is_of_rules(each)))
+
+
+def is_told_apart(each: Translated) -> bool:
+    """Whether conntrack did this by itself, where two connections would be alike: nothing but the source's port."""
+    return each.seen_destination == each.destination and each.seen_source[0] == each.source[0]
 
 
 def is_redirected(pod: PodSpec, each: Translated) -> bool:
-    """Whether Istio's rules in `pod` do this: what goes out to 15001, what comes in to 15006, of the pod itself.
-
-    Of the source conntrack may change the port, where two connections would be alike.
-    """
+    """Whether Istio's rules in `pod` do this: what goes out to 15001, what comes in to 15006, of the pod itself."""
     if each.seen_source[0] != each.source[0] or each.destination[1] in _SIDECARS:
         return False
     own = (pod.ip, _LOOPBACK)
