@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import socket
 import struct
 
@@ -12,6 +15,7 @@ from merbridge_lab.adapters.conntrack import Translated
 from merbridge_lab.adapters.network_changes import Change
 from merbridge_lab.dataplane import entries, listener_options
 from merbridge_lab.drivers.embedded import layout, passing, translations, wires
+from merbridge_lab.errors import ShortageError
 
 SLEEP, V1, _ = layout.PODS
 TWIN = wires.twin_specs()[0]
@@ -220,3 +224,38 @@ def test_a_link_that_ends_elsewhere_is_told_of_both_ends():
     ]
     assert len(list(wires._ends_elsewhere(SLEEP, 3, 4, (0, 1)))) == 2
     assert len(list(wires._ends_elsewhere(SLEEP, None, None, (None, None)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "limit"),
+    [
+        ("inotify_init1", errno.EMFILE, "fs.inotify.max_user_instances"),
+        ("inotify_add_watch", errno.ENOSPC, "fs.inotify.max_user_watches"),
+    ],
+)
+def test_where_inotify_is_used_up_it_is_told_which_limit_that_is(monkeypatch, call, code, limit):
+    honest = sysctls._inotify
+
+    def refuse(name, *args):
+        if name == call:
+            raise OSError(code, os.strerror(code))
+        return honest(name, *args)
+
+    monkeypatch.setattr(sysctls, "_inotify", refuse)
+    with pytest.raises(ShortageError, match=limit) as told, contextlib.closing(sysctls.Writes()) as writes:
+        writes.add("here", ["ipv4"])
+    assert told.value.hint == f"sysctl {limit}"
+
+
+def test_writes_to_settings_are_heard_and_reads_are_not(monkeypatch, tmp_path):
+    for folder in ("ipv4", "core"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "setting").write_text("0")
+    monkeypatch.setattr(sysctls, "TOP", str(tmp_path))
+    with contextlib.closing(sysctls.Writes()) as writes:
+        writes.add("here", ["ipv4", "core", "not/there"])
+        assert sysctls.read(["ipv4/setting"]) == {"ipv4/setting": "0"}
+        assert writes.seen() == []
+        (tmp_path / "ipv4" / "setting").write_text("1")
+        assert writes.seen() == [("here", "ipv4/setting")]
+        assert writes.seen() == []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.netns import run_in_new
+from merbridge_lab.errors import ShortageError
 from merbridge_lab.evidence import Unread, UnreadError
 from merbridge_lab.text import lines_of
 
@@ -73,17 +74,31 @@ def read(names: Iterable[str]) -> dict[str, str]:
 
 
 class Writes:
-    """Who writes settings is told by inotify, if it is by the /proc that merlab sees. Raises OSError."""
+    """Who writes settings is told by inotify, if it is by the /proc that merlab sees.
+
+    Raises OSError; ShortageError where this user may have no more of it.
+    """
 
     def __init__(self) -> None:
-        self._fd = _inotify("inotify_init1", _NON_BLOCKING)
+        try:
+            self._fd = _inotify("inotify_init1", _NON_BLOCKING)
+        except OSError as error:
+            # The kernel says the same where the process may open no more files.
+            if error.errno == errno.EMFILE and _may_open():
+                raise _used_up("instance") from error
+            raise
         self._folders: dict[int, tuple[str, str]] = {}
 
     def add(self, name: str, folders: Iterable[str]) -> None:
         """Listen from now on for writes to settings in `folders` of the calling thread's network namespace, `name`."""
         for folder in folders:
             with contextlib.suppress(FileNotFoundError):
-                number = _inotify("inotify_add_watch", self._fd, f"{TOP}/{folder}".encode(), _MODIFIED)
+                try:
+                    number = _inotify("inotify_add_watch", self._fd, f"{TOP}/{folder}".encode(), _MODIFIED)
+                except OSError as error:
+                    if error.errno == errno.ENOSPC:
+                        raise _used_up("watch") from error
+                    raise
                 self._folders[number] = name, folder
 
     def seen(self) -> list[tuple[str, str]]:
@@ -104,6 +119,19 @@ class Writes:
     def close(self) -> None:
         """Listen no longer."""
         os.close(self._fd)
+
+
+def _may_open() -> bool:
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _used_up(what: str) -> ShortageError:
+    limit = f"fs.inotify.max_user_{what}{'es' if what == 'watch' else 's'}"
+    return ShortageError(f"no further inotify {what} may be made for this user: see {limit}", hint=f"sysctl {limit}")
 
 
 def _inotify(name: str, *args: int | bytes) -> int:
