@@ -10,7 +10,7 @@ import struct
 
 import pytest
 
-from merbridge_lab.adapters import conntrack, netlink, network, packet_sockets, sysctls
+from merbridge_lab.adapters import conntrack, netlink, network, network_changes, packet_sockets, sysctls
 from merbridge_lab.adapters.conntrack import Translated
 from merbridge_lab.adapters.network_changes import Change
 from merbridge_lab.dataplane import entries, listener_options
@@ -78,6 +78,21 @@ def test_a_setting_is_told_unless_it_is_as_it_should_be():
     assert not told("sleep", (True, "setting", "ipv4/conf/all/rp_filter 0"))
     assert told("node", (True, "setting", "ipv4/conf/veth10/forwarding 0"))
     assert told("node", (True, "setting", "ipv4/conf/lo/mc_forwarding 1"))
+
+
+def test_merlab_itself_changes_one_table_of_a_pods():
+    assert not told("sleep", (True, "nftables table", "ip nat"))
+    assert told("sleep", (True, "nftables table", "ip mangle")) == [
+        "in the network namespace of sleep the nftables table ip mangle changed while it was looked at"
+    ]
+    assert told("node", (True, "nftables table", "ip nat"))
+
+
+def test_of_nftables_it_is_told_which_table_changed():
+    table = struct.pack("=BBH", 2, 0, 0) + _attribute(1, b"mangle\0")
+    assert list(network_changes._tables(10 << 8 | 6, table)) == [Change(True, "nftables table", "ip mangle")]
+    assert not list(network_changes._tables(10 << 8 | 15, table))  # a new generation
+    assert not list(network_changes._tables(1 << 8 | 6, table))
 
 
 def test_what_netlink_tells_of_a_change_reads_as_what_it_lists():

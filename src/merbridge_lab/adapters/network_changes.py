@@ -1,8 +1,9 @@
 """What changes in a network namespace from now on: the kernel tells of it, also of what is undone before anybody looks.
 
 Told are changes of links, IPv4 addresses and routes, rules of policy routing, next hops, neighbours, queueing
-disciplines with their classes and filters, and settings of links that have a notice of their own; and of IPsec. IPv6's
-addresses and routes are left out: the kernel changes them by itself, and nothing of the lab's goes that way.
+disciplines with their classes and filters, and settings of links that have a notice of their own; of IPsec; and of
+nftables in which table. IPv6's addresses and routes are left out: the kernel changes them by itself, and nothing of the
+lab's goes that way. Of the legacy iptables the kernel tells nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_ROUTE, _XFRM = 0, 6
+_ROUTE, _XFRM, _NETFILTER = 0, 6, 12
 #: RTNLGRP_*: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_RULE, IPV4_NETCONF, NEXTHOP.
-_GROUPS = {_ROUTE: (1, 3, 4, 5, 7, 8, 19, 24, 32), _XFRM: (3, 4)}  # XFRMNLGRP_SA, XFRMNLGRP_POLICY
+_GROUPS = {
+    _ROUTE: (1, 3, 4, 5, 7, 8, 19, 24, 32),
+    _XFRM: (3, 4),  # XFRMNLGRP_SA, XFRMNLGRP_POLICY
+    _NETFILTER: (7,),  # NFNLGRP_NFTABLES
+}
+_NFTABLES, _NEWGEN, _TABLE = 10, 15, 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN; in all others: the table's name
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
 _ROOM = 4 << 20
 _NETCONF = (80, 81)
@@ -54,7 +61,7 @@ class Listener:
                 try:
                     told[family] = stack.enter_context(_socket(family, groups))
                 except OSError as error:
-                    # A kernel without IPsec can be told of none.
+                    # A kernel without IPsec, or without netfilter, can be told of none.
                     if family == _ROUTE or error.errno not in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
                         raise
             stack.pop_all()
@@ -68,6 +75,8 @@ class Listener:
             for kind, body in _messages(told):
                 if family == _XFRM:
                     found.append(Change(is_there=True, kind="IPsec rule", line=f"of netlink's kind {kind}"))
+                elif family == _NETFILTER:
+                    found += _tables(kind, body)
                 elif kind in _NETCONF:
                     settings.append(body)  # a new link has settings before it has told its name
                 elif (read := network.line_of(kind, body, self._names)) is not None:
@@ -86,6 +95,13 @@ class Listener:
         """Listen no longer."""
         for told in self._told.values():
             told.close()
+
+
+def _tables(kind: int, body: bytes) -> Iterator[Change]:
+    """Yield in which table of nftables something changed; that the generation did says no more."""
+    if kind >> 8 == _NFTABLES and kind & 0xFF != _NEWGEN:
+        name = netlink.attributes(body[4:]).get(_TABLE, b"").rstrip(b"\0").decode(errors="replace")
+        yield Change(is_there=True, kind="nftables table", line=f"{_FAMILIES.get(body[0], body[0])} {name}")
 
 
 def _socket(family: int, groups: tuple[int, ...]) -> socket.socket:
