@@ -200,11 +200,11 @@ PASSING = {
     "a rule that drops nothing yet": (
         "helloworld-v1", "iptables-nft -t mangle -A PREROUTING -s 192.0.2.1 -j DROP",
         "iptables-nft -t mangle -D PREROUTING -s 192.0.2.1 -j DROP",
-        "in the network namespace of helloworld-v1 the nftables table ip mangle changed|rules in helloworld-v1",
+        "in the network namespace of helloworld-v1 the nftables table ip mangle changed",
     ),
     "a native table": (
         "node", "nft add table inet strange", "nft delete table inet strange",
-        "in the node's network namespace the nftables table inet strange changed|rules in the node|the rules of the node",
+        "in the node's network namespace the nftables table inet strange changed",
     ),
     "a setting that no batch reads": (
         "sleep", "sysctl -q -w net.ipv4.tcp_sack=0", "sysctl -q -w net.ipv4.tcp_sack=1",
