@@ -33,7 +33,8 @@ def problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
 
 
 def _sentence(name: str, how_many: int, what: str) -> str:
-    return f"the map {name} holds {how_many} {'entries' if how_many > 1 else 'entry'} {what}"
+    least = "at least " if how_many >= _MANY else ""
+    return f"the map {name} holds {least}{how_many} {'entries' if how_many > 1 else 'entry'} {what}"
 
 
 def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> list[str]:
@@ -59,8 +60,7 @@ def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> l
     room = bpf.map_info(pairs).max_entries
     if strange := _staying(keys[:_MANY], of_no_connection):
         full = f", and has no room for more than {room}" if len(keys) >= room else ""
-        how_many = len(strange) if len(keys) <= _MANY else len(keys)
-        found.append(_sentence("pairs", how_many, f"of no connection of the pods{full}"))
+        found.append(_sentence("pairs", len(strange), f"of no connection of the pods{full}"))
     noted = bpf.keys(notes, abi.layouts()["handshake"].size)
     if strange := _staying(noted[:_MANY], of_no_pair):
         found.append(_sentence("handover", len(strange), "of no connection that is being made"))
