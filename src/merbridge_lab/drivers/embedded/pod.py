@@ -190,13 +190,15 @@ class Pod:
         name = self.spec.name
         if not netns.is_pinned(self.netns):
             return [f"the network namespace of {name} is not there ({self.netns})"]
-        found = self._link_problems(node) + self._rule_problems()
+        seen = self.processes.seen()
+        # Before app and sidecar are asked anything: what is set on their listeners may be why they do not answer.
+        found = self._link_problems(node) + self._rule_problems() + inspection.options(self.netns, name, seen)
         if not netns.is_pinned(self.mntns):
             found.append(f"the mount namespace of {name} is not there ({self.mntns})")
         for kind in self.processes.kinds:
             found += self.processes.problems(kind, self.access_log)
         found += self.processes.limited()
-        return found or self._differences(self.processes.seen()) or self.view_problems() or self.processes.besides()
+        return found or self._differences(seen) or self.view_problems() or self.processes.besides()
 
     def view_problems(self) -> list[str]:
         """Say what its processes, and the requests that are sent as one of them, see in the place of something else.
