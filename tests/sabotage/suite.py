@@ -9,6 +9,7 @@ import lies_netpath  # noqa: F401
 import lies_outside  # noqa: F401
 import lies_plane  # noqa: F401
 import lies_pods  # noqa: F401
+import lies_procs  # noqa: F401
 import lies_programs  # noqa: F401
 import lies_readings  # noqa: F401
 import lies_rest  # noqa: F401

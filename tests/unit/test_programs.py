@@ -176,7 +176,7 @@ def test_an_envoy_of_another_folder_on_pythonpath_is_not_the_packages(tmp_path, 
 
 def test_a_library_of_nobodys_is_named_wherever_the_machine_says_so(tmp_path, monkeypatch):
     found = next(path for path in programs._loaded() if path.name.startswith("libc"))
-    monkeypatch.setattr(programs, "_LIBRARIES", ())
+    monkeypatch.setattr(tools, "INSTALLED", frozenset())
     monkeypatch.setattr(programs, "_PRELOADED", tmp_path / "ld.so.preload")
     assert [*programs._of_merlab()] == []
     (tmp_path / "ld.so.preload").write_text(f"# a comment\n{found}\n")

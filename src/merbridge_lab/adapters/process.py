@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.change import change
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 from merbridge_lab import text
 
@@ -90,6 +92,30 @@ def look(pid: int) -> Process | None:
     if fields[0] in "ZX":
         return None
     return Process(pid, fields[0], int(fields[19]), argv, netns, mntns)
+
+
+def by_argv(argv: Sequence[str]) -> list[Process]:
+    """List the processes of the machine that show this command line."""
+    wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError), place.open("rb") as file:
+            if file.read() == wanted and (seen := look(int(place.parent.name))) is not None:
+                found.append(seen)
+    return found
+
+
+@change("kill a process")
+def end(seen: Process) -> None:
+    """Send SIGKILL to a process, and to no other that has got its number meanwhile. Gone already is fine."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(seen.pid)
+        try:
+            now = look(seen.pid)
+            if now is not None and now.started == seen.started:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
 
 
 def _is_of(stat: str, pid: int) -> bool:

@@ -3,10 +3,13 @@
 Compared are: the command line, the network and mount namespace (those of the pod) and those of PIDs and users
 (merlab's own), the root directory, the file that is executed (device and inode; of Envoy the bytes), user, group and
 further groups, the capabilities (none), the environment (exactly the one that merlab gives), that no debugger is
-attached, that code was loaded from the system's directories alone, that the limits leave room to work, and the script:
-that the file holds what merlab put there, and was not written after the process had started, which is when it was
-read. Not compared: a seccomp filter that nobody answers, which can only take away, and code that was put into the
-memory of the process itself.
+attached, that code was loaded from the system's directories alone, that the limits leave room to work, that command
+line and environment are where exec put them and as long, that all threads are like the first one, and the script: that
+the file holds what merlab put there, and was not written after the process had started, which is when it was read. Not
+compared: a seccomp filter that nobody answers, which can only take away, and what was put into the memory of the
+process itself. So a Python that runs another script, by a command line that is as long to the byte, and writes the
+right one over it, passes; it can be no program but that Python, as that user, in that pod, and what it answers is not
+what the proof rests on: rules, maps, sockets and sidecars are asked themselves.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import process
+from merbridge_lab.adapters import arguments_in_memory, process, threads
 from merbridge_lab.adapters.files import has
-from merbridge_lab.drivers.embedded.enter import ENVIRONMENT
+from merbridge_lab.drivers.embedded.enter import ENVIRONMENT, PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +93,10 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
     if strange := sorted(path for path in found.code if not path.startswith(_LIBRARIES)):
         yield f"it has loaded code of {strange[0]}"
     yield _of_limits(found)
+    # Before /proc/PID/cmdline is believed any further: whose memory that is.
+    start = str(program(expected.argv[0], PATH))
+    yield arguments_in_memory.differing(seen.pid, start, expected.argv, ENVIRONMENT)
+    yield threads.differing(seen.pid)
     if expected.script is not None:
         yield _of_script(seen, *expected.script)
 

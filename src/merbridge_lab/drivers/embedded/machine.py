@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
-from merbridge_lab.adapters import cgroup, mounts
+from merbridge_lab.adapters import cgroup, mounts, overmounts
 from merbridge_lab.adapters.files import delete_folder, make_folder, set_mode
 from merbridge_lab.drivers.embedded import layout
 from merbridge_lab.errors import KernelCannotError, LabError
@@ -77,11 +77,14 @@ class Machine:
         fresh = not self._is_mounted()
         try:
             self._take_run_directory()
+            for covered in self._foreign_mounts():
+                mounts.umount(covered)
             for name in _FOLDERS:
                 make_folder(self.run / name)
                 # Whatever root's umask is; and what is below, keys and saved rules, is nobody's business but root's.
                 set_mode(self.run / name, _MODES.get(name, 0o755))
             self._take_cgroup()
+            cgroup.uncover(self.cgroup)
             for each in (self.cgroup, *(self.cgroup / name for name in _BRANCHES)):
                 cgroup.release(each)
             self._mount(self.bpffs, "bpf", "a BPF file system", "4.4", "mode=0700")
@@ -188,6 +191,8 @@ class Machine:
         """Say, a sentence each, what is not as `ensure` makes it."""
         if not self._is_mounted():
             return [f"the lab's tmpfs is not mounted on {self.run}"]
+        if covered := [*overmounts.problems(self.cgroup), *self._covers()]:
+            return covered
         there: list[tuple[bool, str]] = [
             (mounts.at(self.bpffs) is not None, f"no BPF file system is mounted on {self.bpffs}"),
             *((_is_folder(self.run / name), f"{self.run / name} is missing") for name in _FOLDERS),
@@ -201,6 +206,22 @@ class Machine:
         groups = (self.cgroup, *(self.cgroup / name for name in _BRANCHES))
         limits = [f"the cgroup {each} is limited: {limit}" for each in groups for limit in cgroup.limits(each)]
         return [sentence for held, sentence in there if not held] + closed + limits
+
+    def _covers(self) -> list[str]:
+        """Say what is mounted in the run directory besides what merlab mounts there."""
+        return [f"{each} is covered by a mount that is not merlab's (umount {each})" for each in self._foreign_mounts()]
+
+    def _foreign_mounts(self) -> list[Path]:
+        """List where something else is mounted in the run directory; of the pods' folders they tell."""
+        own = {self.bpffs: "bpf", self.tracefs: "tracefs", self._own_cgroup2: "cgroup2"}
+        found = []
+        for mount in mounts.below(self.run):
+            is_pin = mount.fstype == "nsfs" and mount.target.parent in (self.run / "netns", self.run / "mnt")
+            is_pods = self.run / "pods" in mount.target.parents
+            is_own = mount.target in (self.run, self.run / "envoy") or own.get(mount.target) == mount.fstype
+            if not (is_pin or is_pods or is_own):
+                found.append(mount.target)
+        return found
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make it."""

@@ -251,6 +251,8 @@ class Pod:
 
     def remove(self, timeout: float = 10.0) -> None:
         """End the pod and delete everything of it; nothing there is fine. Raises LabError, OSError."""
+        for kind in self.processes.kinds:
+            self.processes.end_astray(kind)
         cgroup.remove(self.cgroup, timeout)
         if netns.is_pinned(self._node.netns):
             # A namespace is torn down at the kernel's leisure; its address may be wanted again at once.

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.drivers.embedded import layout, passing, sidecar, wires
+from merbridge_lab.drivers.embedded import layout, passing, sidecar, socket_holders, wires
 from merbridge_lab.drivers.embedded.pod import Pod
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ class Mesh:
         """Say, a sentence each, what is not as `ensure` makes it."""
         node = wires.read_node(self._node.netns) if netns.is_pinned(self._node.netns) else None
         found = sidecar.view_problem(self._machine) if any(pod.spec.sidecar for pod in self.pods) else ""
-        return [*filter(None, [found]), *(sentence for pod in self.pods for sentence in pod.problems(node))]
+        told = [*filter(None, [found]), *(sentence for pod in self.pods for sentence in pod.problems(node))]
+        # Asked once for all of them: it takes a look at every process of the machine.
+        return told or socket_holders.problems(self.pods)
 
     def watched(self) -> AbstractContextManager[Callable[[], list[str]]]:
         """Listen for what comes and goes in the network namespaces of pods and node; see passing.watched."""
