@@ -24,7 +24,7 @@ from merbridge_lab.requirements import Requirement
 from merbridge_lab.ruleset import RuleSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 CAPTURED = Path(__file__).parent / "captured"
 RULES = (CAPTURED / "sleep.nft.rules").read_text()
@@ -429,6 +429,9 @@ class FakeLab:
                 for pod in self.pods
             },
         }
+
+    def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
+        return contextlib.nullcontext(list)
 
     def trace_command(self) -> str:
         return "cat /run/fake/tracing/trace_pipe"

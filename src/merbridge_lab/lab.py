@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from merbridge_lab.dials import Dial
@@ -274,6 +274,12 @@ class Lab(Protocol):
 
     def fingerprint(self) -> dict[str, str]:
         """Give what must not change while something is proven: processes, programs, rules; by a name for each."""
+
+    def watched(self) -> AbstractContextManager[Callable[[], list[str]]]:
+        """Listen, for the length of the block, for what comes and goes on the way of the requests.
+
+        Gives what says, a sentence each, what did until then; it says nothing in a lab that cannot listen.
+        """
 
     def trace_command(self) -> str:
         """Give the command a person would type to read the dataplane's trace."""

@@ -125,17 +125,18 @@ class Runner:
             return report
         if not self.stand(report, standing):
             return self._with_remedy(report)
-        before = self.lab.fingerprint()
-        self.run(report, steps)
-        began = time.monotonic()
-        try:
-            with shortage.told():
-                self._measure(report, before, standing)
-        except NotHeldError as broken:
-            report.changes.append(broken.cause)
-        except LabError as error:
-            report.error = error
-        report.seconds += time.monotonic() - began
+        with self.lab.watched() as passing:
+            before = self.lab.fingerprint()
+            self.run(report, steps)
+            began = time.monotonic()
+            try:
+                with shortage.told():
+                    self._measure(report, before, standing, passing)
+            except NotHeldError as broken:
+                report.changes.append(broken.cause)
+            except LabError as error:
+                report.error = error
+            report.seconds += time.monotonic() - began
         return self._with_remedy(report)
 
     def _with_remedy(self, report: Report) -> Report:
@@ -150,14 +151,17 @@ class Runner:
                     report.error.hint = RESTORE
         return report
 
-    def _measure(self, report: Report, before: Mapping[str, str], standing: Sequence[Step]) -> None:
+    def _measure(
+        self, report: Report, before: Mapping[str, str], standing: Sequence[Step], passing: Callable[[], list[str]]
+    ) -> None:
         if report.verdict is Verdict.PASS:
             self.observer.matrix_begins()
             for outcome in matrix.measure(self.lab):
                 report.matrix.append(outcome)
                 self.observer.cell_ends(outcome)
             report.matrix.sort(key=lambda outcome: outcome.cell.place)
-        report.changes = _differences(before, self.lab.fingerprint())
+        report.changes = [f"{each}: the proof is void" for each in passing()]
+        report.changes += _differences(before, self.lab.fingerprint())
         if report.verdict is Verdict.PASS:
             report.changes += [
                 f"what stood before stands no longer: {check.finding.why}"

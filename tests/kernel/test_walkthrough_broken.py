@@ -250,7 +250,7 @@ BREAKS = [
         "mesh.in_order",
         "the app of helloworld-v2 is not running",
     ),
-    Break("app_in_another_cgroup", _move_app, "mesh.in_order", "the app of sleep is not running"),
+    Break("app_in_another_cgroup", _move_app, "mesh.in_order", "the app of sleep .* is in the cgroup"),
     Break("app_in_another_netns", _app_in_another_netns, "mesh.in_order", "the app of sleep has been replaced"),
     Break("rules_flushed", _in("sleep", "iptables-nft", "-t", "nat", "-F"), "mesh.in_order", "iptables rules of sleep"),
     Break(

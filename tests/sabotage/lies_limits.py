@@ -12,7 +12,7 @@ from saboteur import lie
 from merbridge_lab.adapters import mounts
 
 
-@lie("the lab's file system is full", "No space left on device", refused=True, quick=False)
+@lie("the lab's file system is full", "/run/.* is full", refused=True, quick=False)
 def _(scene):
     """Something fills the tmpfs of the lab, on which the sidecars write their access logs."""
     filler = scene.lab.machine.run / "filler"
@@ -25,9 +25,10 @@ def _(scene):
 
 @lie(
     "/proc of the {kind} of {name} is covered",
-    "the {kind} of {name} could not be read: .*process \\d+, which",
+    r"/proc/\d+ is covered by a mount",
     {"name": ["sleep", "helloworld-v1"], "kind": ["app", "sidecar"]},
     quick=False,
+    shared=True,  # who holds a socket is asked of every process of the machine
 )
 def _(scene, name, kind):
     """Something is mounted over the directory in /proc of the {kind} of {name}: nothing of it can be read."""

@@ -373,7 +373,7 @@ def _(scene):
     path.write_text(honest)
 
 
-@lie("a pod's processes outside the dataplane's reach", "the sidecar of sleep is not running")
+@lie("a pod's processes outside the dataplane's reach", "the sidecar of sleep .pid .* is in the cgroup .*twins")
 def _(scene):
     """sleep's Envoy was moved to the twins' cgroup: what it dials, eBPF does not see."""
     target = pod(scene, "sleep")

@@ -68,7 +68,7 @@ def covered(pid):
         umount(Path("/proc", str(pid)))
 
 
-@lie("the place of an app in /proc covered", r"the app of sleep could not be read: .*process \d+, which /proc/\d+ does")
+@lie("the place of an app in /proc covered", r"/proc/\d+ is covered by a mount", shared=True)
 def _(scene):
     """A file system is mounted over what /proc has of sleep's app: that it runs can be told, and not what it is."""
     (process,) = cgroup.processes(pod(scene, "sleep").cgroup / "app")
@@ -76,7 +76,7 @@ def _(scene):
         yield
 
 
-@lie("root in an app's cgroup, its place in /proc covered", r"beside the app of sleep there runs .*process \d+, which")
+@lie("root in an app's cgroup, its place in /proc covered", r"/proc/\d+ is covered by a mount", shared=True)
 def _(scene):
     """A process of root's is in the cgroup of sleep's app, and a file system is mounted over what /proc has of it."""
     target = pod(scene, "sleep")

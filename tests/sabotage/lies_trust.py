@@ -6,17 +6,14 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
-from lies_mesh import configured, end, pod, restart, start
-from lies_pods import by_hand
-from lies_programs import copied, environment, folder
+from lies_mesh import configured, pod, restart
 from saboteur import lie
 
-from merbridge_lab.adapters import cgroup, mounts, tcp
+from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.files import put
-from merbridge_lab.drivers.embedded import certificates, layout, programs, sidecar
+from merbridge_lab.drivers.embedded import certificates, layout, sidecar
 
 _SIDECARS = {"name": ["sleep", "helloworld-v1"]}
 
@@ -223,95 +220,3 @@ def _(scene):
     os.mkfifo(log)
     yield
     log.unlink(missing_ok=True)
-
-
-# -- sockets ---------------------------------------------------------------------------------------------------------
-
-HOLDER = Path(__file__).with_name("socket_holder.py")
-
-
-@lie(
-    "listener {port} of {name} held by another process",
-    r"the listener on port {port} of {name} is also held by .*socket_holder.py",
-    {"name": ["sleep", "helloworld-v1"], "port": ["15001", "15006"]},
-    quick={"15006"},
-)
-def _(scene, name, port):
-    """A process of root's has the listeners on port {port} of {name}'s sidecar open as well (pidfd_getfd)."""
-    target = pod(scene, name)
-    inodes = [str(each.inode) for each in tcp.listening(target.netns) if str(each.port) == port]
-    argv = ["/usr/bin/python3", str(HOLDER), str(target.sidecar_pid), *inodes]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as thief:
-        assert thief.stdout.readline() == "held\n"
-        try:
-            yield
-        finally:
-            thief.kill()
-
-
-# -- what merlab reads of a process -----------------------------------------------------------------------------------
-
-
-@lie(
-    "an app whose {file} in /proc is covered",
-    r"the app of helloworld-v2 could not be read: /proc/\d+/{file} is covered by a mount",
-    {"file": ["environ", "status"]},
-)
-def _(scene, file):
-    """helloworld-v2's app is started with a library put before its own; over {file} of it is one of an honest app's."""
-    target = pod(scene, "helloworld-v2")
-    honest = Path(f"/proc/{target.app_pid}/{file}").read_bytes()
-    end(target, "app")
-    by_hand(target, prefix=("env", "LD_PRELOAD=libm.so.6") if file == "environ" else ())
-    (pid,) = cgroup.processes(target.cgroup / "app")
-    place, copy = Path(f"/proc/{pid}/{file}"), target.folder / f"{file}.copy"
-    put(copy, honest)
-    mounts.bind(copy, place)
-    try:
-        yield
-    finally:
-        mounts.umount(place)
-        copy.unlink()
-        end(target, "app")
-
-
-def _wipe(pid, word, instead):
-    """Write over what the environment of process `pid` says of `word`, as the process itself could."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    start = int(fields[47])  # env_start; proc_pid_stat(5) counts from 1, and two fields come before
-    text = Path(f"/proc/{pid}/environ").read_bytes()
-    entry = next(each for each in text.split(b"\0") if each.startswith(word))
-    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
-        memory.seek(start + text.index(entry))
-        memory.write((instead * len(entry))[: len(entry)])
-
-
-@lie(
-    "a library in a sidecar, {how} in its environment",
-    "the sidecar of sleep has been replaced: .*its environment (was written over|is not merlab's)",
-    {"how": ["wiped out", "written over"]},
-)
-def _(scene, how):
-    """sleep's Envoy was started with a library of the system's before its own; its environment then was {how}."""
-    target = pod(scene, "sleep")
-    end(target)
-    # Colons say nothing here: with three of them "HOME=/" fits in five times.
-    start(target, "sidecar", ["env", "LD_PRELOAD=libBrokenLocale.so.1:::", *target.processes._argv("sidecar")])
-    target.wait_ready(15)
-    (pid,) = cgroup.processes(target.cgroup / "sidecar")
-    assert "libBrokenLocale" in Path(f"/proc/{pid}/maps").read_text()
-    _wipe(pid, b"LD_PRELOAD", b"\0" if how == "wiped out" else b"HOME=/\0")
-    yield
-    restart(target)
-
-
-# -- what merlab itself is made of ------------------------------------------------------------------------------------
-
-
-@lie("another BCC, first in LD_LIBRARY_PATH", "libbcc.so.0 stands in for /usr/lib.*/libbcc.so.0 .LD_LIBRARY_PATH")
-def _(_scene):
-    """Root's LD_LIBRARY_PATH leads to another BCC, which would say what merlab's programs must be."""
-    system = next(each for each in programs._SYSTEMS if (each / "libbcc.so.0").exists())
-    with folder() as into, environment(LD_LIBRARY_PATH=str(into)):
-        copied(system / "libbcc.so.0", into)
-        yield

@@ -5,9 +5,11 @@ import lies_dataplane  # noqa: F401
 import lies_limits  # noqa: F401
 import lies_mesh  # noqa: F401
 import lies_netkernel  # noqa: F401
+import lies_netpath  # noqa: F401
 import lies_outside  # noqa: F401
 import lies_plane  # noqa: F401
 import lies_pods  # noqa: F401
+import lies_procs  # noqa: F401
 import lies_programs  # noqa: F401
 import lies_readings  # noqa: F401
 import lies_rest  # noqa: F401

@@ -74,7 +74,7 @@ def test_the_wheel_holds_licences_and_command(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in held)
     assert any(name.endswith("licenses/LICENSE.GPL-2.0") for name in held)
     (points,) = [name for name in held if name.endswith("entry_points.txt")]
-    assert "merlab = merbridge_lab.cli:main" in archive.read(points).decode()
+    assert "merlab = merbridge_lab.isolated:main" in archive.read(points).decode()
 
 
 def test_the_pypi_package_bcc_is_no_dependency(wheel):

@@ -108,22 +108,6 @@ def test_doctor_names_a_directory_of_a_users_on_roots_path(tmp_path, monkeypatch
     assert (found.verdict, found.found) == ("warn", f"{tmp_path} is on it, and {tmp_path} belongs to user {user}")
 
 
-def test_a_bcc_that_stands_in_for_the_systems_is_told(tmp_path, monkeypatch):
-    system = tmp_path / "system"
-    for each in (system, tmp_path / "other"):
-        each.mkdir()
-        (each / "libbcc.so.0").touch()
-    (tmp_path / "other/libz.so.1").touch()
-    monkeypatch.setattr(programs, "_SYSTEMS", (system,))
-    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    assert [*programs._of_compiler()] == []
-    monkeypatch.setenv("LD_LIBRARY_PATH", f"/usr/lib:{tmp_path}/other")
-    (told,) = programs._of_compiler()
-    assert f"{tmp_path}/other/libbcc.so.0 stands in for {system}/libbcc.so.0" in told
-    (system / "libbcc.so.0").unlink()
-    assert [*programs._of_compiler()] == [], "the system has none: the user's is the one there is"
-
-
 def test_nothing_is_loaded_into_merlab_here(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "libc.so.6")
     assert [*programs._of_merlab()] == [], "the system's own may come first"
@@ -192,7 +176,7 @@ def test_an_envoy_of_another_folder_on_pythonpath_is_not_the_packages(tmp_path, 
 
 def test_a_library_of_nobodys_is_named_wherever_the_machine_says_so(tmp_path, monkeypatch):
     found = next(path for path in programs._loaded() if path.name.startswith("libc"))
-    monkeypatch.setattr(programs, "_LIBRARIES", ())
+    monkeypatch.setattr(tools, "INSTALLED", frozenset())
     monkeypatch.setattr(programs, "_PRELOADED", tmp_path / "ld.so.preload")
     assert [*programs._of_merlab()] == []
     (tmp_path / "ld.so.preload").write_text(f"# a comment\n{found}\n")

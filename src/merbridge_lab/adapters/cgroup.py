@@ -49,6 +49,14 @@ def processes(cgroup: Path) -> list[int]:
         ) from error
 
 
+def of(pid: int) -> str:
+    """Return the cgroup that a process is in, as a path from the root of the hierarchy; "" if it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = (Path("/proc", str(pid)) / "cgroup").read_bytes().decode(errors="replace").split("\n")
+        return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+    return ""
+
+
 def subtree(cgroup: Path) -> Iterator[Path]:
     """Give `cgroup` and all below it, the innermost first: the order in which they can be removed."""
     for directory, _names, _files in os.walk(cgroup, topdown=False):
@@ -131,6 +139,12 @@ def clear(cgroup: Path, timeout: float) -> None:
         )
 
 
+def uncover(cgroup: Path) -> None:
+    """Take off what is mounted over files in and below `cgroup`: by them, nothing of it can be read. Raises OSError."""
+    for mount in mounts.below(cgroup):
+        mounts.umount(mount.target)
+
+
 def remove(cgroup: Path, timeout: float) -> None:
     """Kill what is in and below `cgroup` and remove all of it; nothing there is fine.
 
@@ -145,5 +159,6 @@ def remove(cgroup: Path, timeout: float) -> None:
                 delete_folder(each)
         return not cgroup.exists()
 
+    uncover(cgroup)
     if cgroup.exists() and not until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):
         raise LabError(f"the cgroup {cgroup} could not be removed within {timeout:g} s", hint=f"rmdir {cgroup}")

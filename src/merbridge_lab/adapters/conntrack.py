@@ -8,8 +8,10 @@ also where no rule asks for it. What sent and what accepted the connection then 
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from merbridge_lab.adapters import netlink
 from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError
@@ -21,6 +23,58 @@ if TYPE_CHECKING:
 
 #: "ip:port" as the sender of a connection knows it → as which it arrived, for each connection that changed it.
 Sources = dict[str, frozenset[str]]
+
+# <linux/netfilter/nfnetlink.h>, <linux/netfilter/nfnetlink_conntrack.h>, <linux/netfilter/nf_conntrack_common.h>
+_NETFILTER, _GET = 12, 0x101
+_ORIGINAL, _REPLY, _STATUS = 1, 2, 3
+_IP, _PROTOCOL = 1, 2
+_PLAIN = 48
+_CHANGED = 0x10 | 0x20  # IPS_SRC_NAT, IPS_DST_NAT
+
+End = tuple[str, int]
+
+
+class Translated(NamedTuple):
+    """A TCP connection over IPv4 of which conntrack changes an end (NAT), as (address, port).
+
+    `source` and `destination` are as it was sent, `seen_source` and `seen_destination` as it is delivered.
+    """
+
+    source: End
+    destination: End
+    seen_source: End
+    seen_destination: End
+
+
+def translated() -> list[Translated]:
+    """List what conntrack translates in the calling thread's network namespace. Raises OSError."""
+    found = []
+    # All are asked for, once: to find them the kernel walks through the table of the whole machine.
+    for message in netlink.dump(_NETFILTER, _GET, struct.pack("=BBH", socket.AF_INET, 0, 0)):
+        told = netlink.attributes(message[4:])
+        there, back = told.get(_ORIGINAL, b""), told.get(_REPLY, b"")
+        is_changed = int.from_bytes(told.get(_STATUS, b""), "big") & _CHANGED
+        if not is_changed and len(there) == len(back) == _PLAIN and _plain(there) == _plain(back)[::-1]:
+            continue
+        sent, answered = _ends(there), _ends(back)
+        if sent and answered and (is_changed or sent != answered[::-1]):
+            found.append(Translated(*sent, answered[1], answered[0]))
+    return found
+
+
+def _plain(raw: bytes) -> tuple[bytes, bytes]:
+    """Read both ends of a tuple of IPv4 and ports where they always are: there may be many, and few are changed."""
+    return raw[8:12] + raw[36:38], raw[16:20] + raw[44:46]
+
+
+def _ends(raw: bytes) -> tuple[End, End] | None:
+    """Read a tuple: where it comes from and goes to; None where it is not TCP."""
+    parts = netlink.attributes(raw)
+    ip, protocol = netlink.attributes(parts.get(_IP, b"")), netlink.attributes(parts.get(_PROTOCOL, b""))
+    if protocol.get(1) != bytes([socket.IPPROTO_TCP]) or not {1, 2} <= ip.keys() or not {2, 3} <= protocol.keys():
+        return None
+    near, far = (int.from_bytes(protocol[each], "big") for each in (2, 3))
+    return (socket.inet_ntoa(ip[1]), near), (socket.inet_ntoa(ip[2]), far)
 
 
 def changed_sources(netns: Path) -> Sources:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merbridge_lab.adapters import netlink
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.errors import LabError
@@ -23,8 +24,8 @@ _SCOPE_LINK = 253
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - the default route, not a socket
 
 
-def _index(netlink: Any, name: str) -> int | None:  # noqa: ANN401 - pyroute2 has no types
-    found = netlink.link_lookup(ifname=name)
+def _index(asked: Any, name: str) -> int | None:  # noqa: ANN401 - pyroute2 has no types
+    found = asked.link_lookup(ifname=name)
     return found[0] if found else None
 
 
@@ -44,8 +45,8 @@ def set_up(netns: Path, sysctls: Mapping[str, str]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 if " ".join(setting.read_text().split()) != value:
                     setting.write_text(f"{value}\n")
-        with IPRoute() as netlink:
-            netlink.link("set", index=1, state="up")
+        with IPRoute() as asked:
+            asked.link("set", index=1, state="up")
 
     run_inside(netns, work)
 
@@ -64,29 +65,29 @@ def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway:
     def at_node() -> None:
         from pyroute2 import IPRoute, NetlinkError
 
-        with IPRoute() as netlink:
+        with IPRoute() as asked:
             peer = {"ifname": POD_END, "net_ns_fd": descriptor}
             try:
-                netlink.link("add", ifname=veth, kind="veth", peer=peer)
+                asked.link("add", ifname=veth, kind="veth", peer=peer)
             except NetlinkError as error:
                 raise LabError(
                     f"the link {veth} between node and pod cannot be made: {error.args[1]}", hint="modprobe veth"
                 ) from error
-            index = _index(netlink, veth)
-            netlink.link("set", index=index, ifalias=alias)
-            netlink.addr("add", index=index, address=gateway, prefixlen=32)
-            netlink.link("set", index=index, state="up")
-            netlink.route("add", dst=f"{address}/32", oif=index, scope=_SCOPE_LINK)
+            index = _index(asked, veth)
+            asked.link("set", index=index, ifalias=alias)
+            asked.addr("add", index=index, address=gateway, prefixlen=32)
+            asked.link("set", index=index, state="up")
+            asked.route("add", dst=f"{address}/32", oif=index, scope=_SCOPE_LINK)
 
     def at_pod() -> None:
         from pyroute2 import IPRoute
 
-        with IPRoute() as netlink:
-            index = _index(netlink, POD_END)
-            netlink.addr("add", index=index, address=address, prefixlen=32)
-            netlink.link("set", index=index, state="up")
-            netlink.route("add", dst=f"{gateway}/32", oif=index, scope=_SCOPE_LINK)
-            netlink.route("add", dst="0.0.0.0/0", gateway=gateway)
+        with IPRoute() as asked:
+            index = _index(asked, POD_END)
+            asked.addr("add", index=index, address=address, prefixlen=32)
+            asked.link("set", index=index, state="up")
+            asked.route("add", dst=f"{gateway}/32", oif=index, scope=_SCOPE_LINK)
+            asked.route("add", dst="0.0.0.0/0", gateway=gateway)
 
     try:
         run_inside(node, at_node)
@@ -102,10 +103,10 @@ def disconnect(netns: Path, name: str) -> None:
     def work() -> None:
         from pyroute2 import IPRoute, NetlinkError
 
-        with IPRoute() as netlink, contextlib.suppress(NetlinkError):
-            index = _index(netlink, name)
+        with IPRoute() as asked, contextlib.suppress(NetlinkError):
+            index = _index(asked, name)
             if index is not None:
-                netlink.link("del", index=index)
+                asked.link("del", index=index)
 
     run_inside(netns, work)
 
@@ -116,8 +117,8 @@ def names(netns: Path) -> tuple[str, ...]:
     def work() -> tuple[str, ...]:
         from pyroute2 import IPRoute
 
-        with IPRoute() as netlink:
-            return tuple(each.get_attr("IFLA_IFNAME") for each in netlink.get_links())
+        with IPRoute() as asked:
+            return tuple(each.get_attr("IFLA_IFNAME") for each in asked.get_links())
 
     return run_inside(netns, work)
 
@@ -128,11 +129,20 @@ def hardware(netns: Path, name: str) -> str:
     def work() -> str:
         from pyroute2 import IPRoute
 
-        with IPRoute() as netlink:
-            found = [each for each in netlink.get_links() if each.get_attr("IFLA_IFNAME") == name]
+        with IPRoute() as asked:
+            found = [each for each in asked.get_links() if each.get_attr("IFLA_IFNAME") == name]
             return str(found[0].get_attr("IFLA_ADDRESS")) if found else ""
 
     return run_inside(netns, work)
+
+
+def number_of(netns: Path, other: Path) -> int | None:
+    """Return the number by which links in `netns` name the namespace `other`; None if none does. Raises OSError."""
+    descriptor = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return run_inside(netns, lambda: netlink.number_of(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def addresses(netns: Path) -> tuple[str, ...]:
@@ -141,7 +151,7 @@ def addresses(netns: Path) -> tuple[str, ...]:
     def work() -> tuple[str, ...]:
         from pyroute2 import IPRoute
 
-        with IPRoute() as netlink:
-            return tuple(each.get_attr("IFA_ADDRESS") for each in netlink.get_addr(family=2) if each["index"] != 1)
+        with IPRoute() as asked:
+            return tuple(each.get_attr("IFA_ADDRESS") for each in asked.get_addr(family=2) if each["index"] != 1)
 
     return run_inside(netns, work)

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 # <linux/netlink.h>, <linux/rtnetlink.h>
 _ROUTE, _SOCK_DIAG, _NETFILTER = 0, 4, 12
-_REQUEST_DUMP, _INTERRUPTED = 0x301, 0x10
+_REQUEST, _REQUEST_DUMP, _INTERRUPTED = 0x1, 0x301, 0x10
 _ERROR, _DONE = 2, 3
-_GETLINK, _GETQDISC, _GETTCLASS, _GETTFILTER = 18, 38, 42, 46
+_GETLINK, _GETQDISC, _GETTCLASS, _GETTFILTER, _GETNSID = 18, 38, 42, 46, 90
+_NSID, _NSID_FD = 1, 3
 _KIND = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _ATTRIBUTE = struct.Struct("=HH")  # length, kind
 HEADER, _TCMSG = struct.Struct("=IHHII"), struct.Struct("=BBHiIII")
@@ -32,7 +33,7 @@ _ATTEMPTS = 5
 _PATIENCE = 5.0
 
 # <linux/if_link.h>, <linux/pkt_sched.h>, <linux/pkt_cls.h>
-_IFNAME, _LINKINFO, _EXT_MASK, _XDP = 3, 18, 29, 43
+_ADDRESS, _IFNAME, _LINKINFO, _EXT_MASK, _XDP = 1, 3, 18, 29, 43
 _XDP_PROG_IDS = (4, 5, 6, 7)
 _TC_KIND, _TC_OPTIONS, _BPF_ID = 1, 2, 11
 #: Where the filters of the qdiscs without a queue are: (parent, its name).
@@ -88,7 +89,7 @@ def _text(raw: bytes | None) -> str:
 def dump(family: int, kind: int, body: bytes, *, single: bool = False) -> list[bytes]:
     """Return the bodies of the messages of a dump; ask again where it changed meanwhile. Raises OSError.
 
-    `single` is for what has one answer: the kernel then ignores that a dump was asked for, and nothing follows it.
+    `single` is for what has one answer: no dump is asked for, and nothing follows it.
     """
     for _ in range(_ATTEMPTS):
         found, whole = _dump_once(family, kind, body, single=single)
@@ -103,7 +104,7 @@ def _dump_once(family: int, kind: int, body: bytes, *, single: bool) -> tuple[li
     with contextlib.closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)) as asked:
         asked.settimeout(_PATIENCE)
         asked.bind((0, 0))
-        asked.send(HEADER.pack(HEADER.size + len(body), kind, _REQUEST_DUMP, 1, 0) + body)
+        asked.send(HEADER.pack(HEADER.size + len(body), kind, _REQUEST if single else _REQUEST_DUMP, 1, 0) + body)
         while True:
             raw, at = asked.recv(_ROOM), 0
             while at + HEADER.size <= len(raw):
@@ -143,9 +144,7 @@ def _links() -> list[_Link]:
 def on_links() -> list[Hung]:
     """List every XDP program, tc filter (of whatever kind), tcx and netkit program on every link."""
     links = _links()
-    found = [Hung(link.name, "XDP", number) for link in links for number in sorted(link.xdp)]
-    for link in links:
-        found += _fast_programs(link)
+    found = _programs(links)
     names = {link.number: link.name for link in links}
     for message in dump(_ROUTE, _GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0, 0, 0)):
         _, _, _, index, handle, _, _ = _TCMSG.unpack_from(message)
@@ -165,6 +164,18 @@ def _fast_programs(link: _Link) -> Iterator[Hung]:
                 continue  # before Linux 6.6 there is no tcx, so there is none here; or the link has just gone
             raise
         yield from (Hung(link.name, what, number) for number in numbers)
+
+
+def programs_on_links() -> list[Hung]:
+    """List the XDP, tcx and netkit programs on every link: those that a BPF link may have put there."""
+    return _programs(_links())
+
+
+def _programs(links: list[_Link]) -> list[Hung]:
+    found = [Hung(link.name, "XDP", number) for link in links for number in sorted(link.xdp)]
+    for link in links:
+        found += _fast_programs(link)
+    return found
 
 
 def _parents(index: int, handle: int, kind: str) -> tuple[tuple[int, str], ...]:
@@ -206,6 +217,24 @@ def on_netfilter() -> list[Hung]:
                     program = int.from_bytes(attributes(info.get(_INFO_DESC, b"")).get(_DESC_ID, b""), "big")
                     found.append(Hung(f"{name} {hook}", "netfilter", program))
     return found
+
+
+def hardware() -> dict[str, str]:
+    """Return the hardware address of each link, by its name."""
+    without_statistics = _attribute(_EXT_MASK, struct.pack("=I", 8))
+    found = {}
+    for message in dump(_ROUTE, _GETLINK, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + without_statistics):
+        told = attributes(message[16:])
+        found[_text(told.get(_IFNAME))] = told.get(_ADDRESS, b"").hex(":")
+    return found
+
+
+def number_of(namespace: int) -> int | None:
+    """Return the number by which links here name the network namespace behind a descriptor; None if none does."""
+    body = struct.pack("=B3x", 0) + _attribute(_NSID_FD, struct.pack("=I", namespace))
+    (answer,) = dump(_ROUTE, _GETNSID, body, single=True)
+    (number,) = struct.unpack("=i", attributes(answer[4:])[_NSID])
+    return int(number) if number >= 0 else None
 
 
 def tcp_cookies() -> set[int]:

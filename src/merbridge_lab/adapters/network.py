@@ -7,6 +7,7 @@ alike when their lines are the same, and a line that is not expected names what 
 from __future__ import annotations
 
 import socket
+import struct
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ _VALID = 0x02 | 0x04 | 0x08 | 0x10  # NUD_REACHABLE, STALE, DELAY, PROBE
 _TYPES = ("unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit")
 _SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
 _HOST = 254
+#: What precedes the body of a message (struct nlmsghdr), and the kind RTM_NEWNEXTHOP.
+_HEADER, _NEXT_HOP = 16, 104
 _TABLES = {253: "default", 254: "main", 255: "local"}
 #: Told in words already, or counters and ages that change by themselves; RTA_PREF is about routers on a LAN.
 _ROUTE_TOLD = {"RTA_TABLE", "RTA_DST", "RTA_OIF", "RTA_CACHEINFO", "RTA_PREF"}
@@ -51,7 +54,10 @@ _NOTHING = ("FRA_SUPPRESS_PREFIXLEN", 0xFFFFFFFF)
 
 @dataclass(frozen=True)
 class Link:
-    """A link; `peer` is the index of a veth's other end (IFLA_LINK), in whatever namespace that is."""
+    """A link; `peer` is the index of a veth's other end (IFLA_LINK).
+
+    `space` is the number by which this namespace names the one of that other end; None is this namespace itself.
+    """
 
     name: str
     index: int
@@ -59,6 +65,7 @@ class Link:
     up: bool
     address: str
     peer: int | None
+    space: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,39 @@ def read(netns: Path, *, settings: bool = False) -> Network:
     return run_inside(netns, work)
 
 
+def line_of(kind: int, body: bytes, names: dict[int, str]) -> tuple[bool, str, str] | None:
+    """Read what netlink tells of a change: whether it is there now, and its kind and line as `read` gives them.
+
+    None for what says nothing about where TCP goes: that a neighbour was asked for, or forgotten. `names` are those of
+    the links by index; those of new links are added.
+    """
+    from pyroute2.netlink.rtnl import fibmsg, ifaddrmsg, ifinfmsg, ndmsg, rtmsg, tcmsg
+
+    is_there = kind % 4 == 0  # RTM_NEW…, RTM_DEL…: four numbers a kind
+    if kind - kind % 4 == _NEXT_HOP:
+        return is_there, "next hop", "an object"
+    classes = {
+        16: ("link", ifinfmsg.ifinfmsg), 20: ("address", ifaddrmsg.ifaddrmsg), 24: ("route", rtmsg.rtmsg),
+        28: ("neighbour", ndmsg.ndmsg), 32: ("rule", fibmsg.fibmsg), 36: ("queueing discipline", tcmsg.tcmsg),
+        40: ("class of traffic", tcmsg.tcmsg), 44: ("filter of traffic", tcmsg.tcmsg),
+    }  # fmt: skip
+    word, of_kind = classes.get(kind - kind % 4, ("change", None))
+    if of_kind is None:
+        return is_there, word, f"of netlink's kind {kind}"
+    message = of_kind(struct.pack("=IHHII", _HEADER + len(body), kind, 0, 0, 0) + body)
+    message.decode()
+    if word == "link":
+        names[message["index"]] = message.get_attr("IFLA_IFNAME")
+        return is_there, word, _link(message)[1]
+    if word == "neighbour":
+        lines = [*_neighbours([message], names)] if is_there else []
+        return (is_there, word, lines[0]) if lines else None
+    if word == "rule":
+        return is_there, word, _rule(message)
+    tell = {"address": _address, "route": _route}.get(word, _qdisc)
+    return is_there, word, tell(message, names)
+
+
 def _attributes(message: Any, *, but: set[str]) -> Iterator[str]:  # noqa: ANN401 - pyroute2 has no types
     for name, value in sorted(message["attrs"], key=lambda pair: str(pair[0])):
         if name not in but and (name, value) != _NOTHING:
@@ -127,7 +167,8 @@ def _link(message: Any) -> tuple[Link, str]:  # noqa: ANN401
         for attribute, (word, plain) in _LINK_PLAIN.items():
             if (value := message.get_attr(attribute)) not in (None, plain):
                 words.append(f"{word} {value}")
-    link = Link(name, message["index"], kind, up, message.get_attr("IFLA_ADDRESS") or "", message.get_attr("IFLA_LINK"))
+    address, peer = message.get_attr("IFLA_ADDRESS") or "", message.get_attr("IFLA_LINK")
+    link = Link(name, message["index"], kind, up, address, peer, message.get_attr("IFLA_LINK_NETNSID"))
     return link, " ".join(words)
 
 

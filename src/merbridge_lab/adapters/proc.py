@@ -184,7 +184,7 @@ def run(
 
 
 class Beside:
-    """A command that runs beside us, in no thread: it prints a few lines at most, which are read when it is waited for.
+    """A Python of merlab's that runs beside us, in no thread, and prints a few lines, read when it is waited for.
 
     It is ended when nobody holds this any more, or merlab ends. Raises LabError where it cannot be started.
     """
@@ -193,7 +193,7 @@ class Beside:
         self._command = pasteable(argv)
         log.debug("$ %s &", self._command)
         try:
-            self._process = _start(argv, stdin=None, env=None)
+            self._process = _start(argv, stdin=None, env=tools.of_merlab())
         except OSError as error:
             raise _cannot_start(argv[0], error) from error
         self._end = weakref.finalize(self, _end, self._process)

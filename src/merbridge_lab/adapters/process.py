@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import mounts
+from merbridge_lab.adapters.change import change
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
 from merbridge_lab import text
 
@@ -93,6 +94,30 @@ def look(pid: int) -> Process | None:
     return Process(pid, fields[0], int(fields[19]), argv, netns, mntns)
 
 
+def by_argv(argv: Sequence[str]) -> list[Process]:
+    """List the processes of the machine that show this command line."""
+    wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError), place.open("rb") as file:
+            if file.read() == wanted and (seen := look(int(place.parent.name))) is not None:
+                found.append(seen)
+    return found
+
+
+@change("kill a process")
+def end(seen: Process) -> None:
+    """Send SIGKILL to a process, and to no other that has got its number meanwhile. Gone already is fine."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(seen.pid)
+        try:
+            now = look(seen.pid)
+            if now is not None and now.started == seen.started:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
+
+
 def _is_of(stat: str, pid: int) -> bool:
     return stat.startswith(f"{pid} (")
 
@@ -113,14 +138,6 @@ def is_hidden(pid: int) -> bool:
     except OSError:
         pass
     return _runs(pid)
-
-
-def covered(pid: int) -> Path | None:
-    """Return what of the process `pid` in /proc has a mount over it: there, something else than the kernel tells."""
-    if f" /proc/{pid}".encode() not in mounts.raw():
-        return None
-    place = Path("/proc", str(pid))
-    return next((each.target for each in mounts.table() if place in (each.target, *each.target.parents)), None)
 
 
 def _runs(pid: int) -> bool:
@@ -153,7 +170,7 @@ class Details:
     tracer: int
     capabilities: int
     root: str
-    environment: tuple[str, ...]
+    environment: frozenset[str]
     namespaces: Mapping[str, int]
     program: tuple[int, int]
     code: frozenset[str]
@@ -179,7 +196,7 @@ def details(pid: int) -> Details | None:
             tracer=int(status["TracerPid"]),
             capabilities=int(status["CapEff"], 16),
             root=str((proc / "root").readlink()),
-            environment=tuple((proc / "environ").read_bytes().decode(errors="replace").removesuffix("\0").split("\0")),
+            environment=frozenset(filter(None, (proc / "environ").read_bytes().decode(errors="replace").split("\0"))),
             namespaces={kind: (proc / "ns" / kind).stat().st_ino for kind in _NAMESPACES},
             program=(program.st_dev, program.st_ino),
             code=_code((proc / "maps").read_text(errors="replace"), str((proc / "exe").readlink())),
@@ -210,21 +227,6 @@ def supervisors() -> list[int]:
             if str(descriptor.readlink()).startswith("anon_inode:seccomp notify"):
                 found.add(int(descriptor.parts[2]))
     return sorted(found)
-
-
-def holders(sockets: Iterable[int]) -> dict[int, set[int]]:
-    """Return which processes, besides this one, have each of these sockets open, both by their numbers."""
-    wanted = {f"socket:[{inode}]": inode for inode in sockets}
-    found: dict[int, set[int]] = {}
-    for proc in Path("/proc").glob("[0-9]*"):
-        if proc.name == str(os.getpid()):
-            continue
-        with contextlib.suppress(OSError):
-            for descriptor in os.scandir(proc / "fd"):  # not by Path: there are thousands
-                with contextlib.suppress(OSError):
-                    if (inode := wanted.get(os.readlink(descriptor.path))) is not None:  # noqa: PTH115
-                        found.setdefault(inode, set()).add(int(proc.name))
-    return found
 
 
 def own_namespaces() -> Mapping[str, int]:

@@ -5,21 +5,27 @@ Which namespace's value a path below /proc/sys/net means depends on the thread t
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import functools
 import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.netns import run_in_new
+from merbridge_lab.errors import ShortageError
 from merbridge_lab.evidence import Unread, UnreadError
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 TOP = "/proc/sys/net"
+_MODIFIED, _NON_BLOCKING, _EVENT = 0x2, 0o2004000, struct.Struct("=iIII")
 _ROOM = 1 << 16
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read_all() -> dict[str, str]:
@@ -50,6 +56,92 @@ def read_all() -> dict[str, str]:
                     os.close(file)
             found[f"{below}/{name}"] = value
     return found
+
+
+def read(names: Iterable[str]) -> dict[str, str]:
+    """Read these settings of the calling thread's network namespace; those that this kernel lacks are left out."""
+    found = {}
+    for name in names:
+        try:
+            file = os.open(f"{TOP}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            found[name] = " ".join(os.read(file, _ROOM).decode(errors="replace").split())
+        finally:
+            os.close(file)
+    return found
+
+
+class Writes:
+    """Who writes settings is told by inotify, if it is by the /proc that merlab sees.
+
+    Raises OSError; ShortageError where this user may have no more of it.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._fd = _inotify("inotify_init1", _NON_BLOCKING)
+        except OSError as error:
+            # The kernel says the same where the process may open no more files.
+            if error.errno == errno.EMFILE and _may_open():
+                raise _used_up("instance") from error
+            raise
+        self._folders: dict[int, tuple[str, str]] = {}
+
+    def add(self, name: str, folders: Iterable[str]) -> None:
+        """Listen from now on for writes to settings in `folders` of the calling thread's network namespace, `name`."""
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    number = _inotify("inotify_add_watch", self._fd, f"{TOP}/{folder}".encode(), _MODIFIED)
+                except OSError as error:
+                    if error.errno == errno.ENOSPC:
+                        raise _used_up("watch") from error
+                    raise
+                self._folders[number] = name, folder
+
+    def seen(self) -> list[tuple[str, str]]:
+        """Return what was written since this was last asked: in which namespace, and which setting."""
+        found: dict[tuple[str, str], None] = {}
+        with contextlib.suppress(BlockingIOError):
+            while raw := os.read(self._fd, _ROOM):
+                at = 0
+                while at < len(raw):
+                    number, _, _, length = _EVENT.unpack_from(raw, at)
+                    name, folder = self._folders.get(number, ("", ""))
+                    setting = raw[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0").decode(errors="replace")
+                    # Without a number the kernel says that there was no room for what came next.
+                    found[name, f"{folder}/{setting}" if folder else "more settings than there was room to tell"] = None
+                    at += _EVENT.size + length
+        return [*found]
+
+    def close(self) -> None:
+        """Listen no longer."""
+        os.close(self._fd)
+
+
+def _may_open() -> bool:
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _used_up(what: str) -> ShortageError:
+    limit = f"fs.inotify.max_user_{what}{'es' if what == 'watch' else 's'}"
+    return ShortageError(f"no further inotify {what} may be made for this user: see {limit}", hint=f"sysctl {limit}")
+
+
+def _inotify(name: str, *args: int | bytes) -> int:
+    result: int = getattr(_libc, name)(*args)
+    if result < 0:
+        code = ctypes.get_errno()
+        if code == errno.ENOENT:
+            raise FileNotFoundError(code, os.strerror(code))
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
 
 
 def _called(error: OSError) -> str:

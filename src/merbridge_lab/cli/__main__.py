@@ -1,5 +1,5 @@
 """`python -m merbridge_lab.cli`."""
 
-from merbridge_lab.cli import main
+from merbridge_lab.isolated import main
 
 main()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf
-from merbridge_lab.dataplane import abi, filters, sockets, strangers
+from merbridge_lab.dataplane import abi, entries, filters, sockets, strangers
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.pods import Pod, address, netns_cookie
 from merbridge_lab.dataplane.strangers import Around
@@ -209,6 +209,7 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
         if not found:  # each pod is there, with its namespace
             namespaces = {netns_cookie(pod.netns): pod.netns for pod in pods}
             found += _too_many(pins, pods, namespaces.keys()) or sockets.members_problems(pins, namespaces)
+            found += entries.problems(pins, namespaces)
     except OSError as failed:
         if not found:
             raise

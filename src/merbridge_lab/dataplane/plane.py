@@ -67,6 +67,10 @@ class Dataplane:
         trace_event.put_back(self._tracefs)
         return detach(self._pins, timeout)
 
+    def ours(self) -> frozenset[int]:
+        """Return the ids of the programs that run as ours. Raises OSError."""
+        return inspect.ours(self._pins)
+
     def stand_aside(self, cgroup: Path, pods: Sequence[Pod]) -> None:
         """Intercept no new connection until the next `attach`, if anything is wrong; what is intercepted goes on.
 

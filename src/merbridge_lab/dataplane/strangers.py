@@ -112,7 +112,7 @@ def found(
     for name, path in every.items():
         yield from _read(f"what runs in the network namespace of {name}", partial(_in_namespace, ours, name, path))
         yield from _read(f"what hangs on the links of {name}", partial(on_links, name, path))
-    yield from _on_netfilter(every)
+    yield from on_netfilter(every)
 
 
 def _read(source: str, look: Callable[[], Sequence[Stranger]]) -> Sequence[Stranger | Unread]:
@@ -258,7 +258,7 @@ def netfilter_links() -> list[int]:
     return programs
 
 
-def _on_netfilter(namespaces: Mapping[str, Path]) -> Iterator[Stranger | Unread]:
+def on_netfilter(namespaces: Mapping[str, Path]) -> Iterator[Stranger | Unread]:
     """Find netfilter programs. The kernel tells of a link what it runs, but not in which namespace.
 
     Where nobody on this machine has one, that is all there is to know; otherwise each namespace is asked.

@@ -3,11 +3,13 @@
 Compared are: the command line, the network and mount namespace (those of the pod) and those of PIDs and users
 (merlab's own), the root directory, the file that is executed (device and inode; of Envoy the bytes), user, group and
 further groups, the capabilities (none), the environment (exactly the one that merlab gives), that no debugger is
-attached, that code was loaded from the system's directories alone, that the limits leave room to work, and the script:
-that the file holds what merlab put there, and was not written after the process had started, which is when it was
-read. Not compared: a seccomp filter that nobody answers, which can only take away, and what is in the memory of the
-process itself: code that was put there, and a script that writes over its own command line, which any interpreter can
-run. Of the sidecars, which the proof is about, program and configuration tell more.
+attached, that code was loaded from the system's directories alone, that the limits leave room to work, that command
+line and environment are where exec put them and as long, that all threads are like the first one, and the script: that
+the file holds what merlab put there, and was not written after the process had started, which is when it was read. Not
+compared: a seccomp filter that nobody answers, which can only take away, and what was put into the memory of the
+process itself. So a Python that runs another script, by a command line that is as long to the byte, and writes the
+right one over it, passes; it can be no program but that Python, as that user, in that pod, and what it answers is not
+what the proof rests on: rules, maps, sockets and sidecars are asked themselves.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import process
+from merbridge_lab.adapters import arguments_in_memory, process, threads
 from merbridge_lab.adapters.files import has
-from merbridge_lab.drivers.embedded.enter import ENVIRONMENT
+from merbridge_lab.drivers.embedded.enter import ENVIRONMENT, PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +83,8 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
     yield from (f"in another {kind} namespace" for kind, number in found.namespaces.items() if number != own[kind])
     if found.root != "/":
         yield f"its root directory is {found.root}"
-    yield _of_environment(found.environment)
+    if more := sorted(found.environment ^ ENVIRONMENT):
+        yield f"its environment is not merlab's: {more[0].partition('=')[0]}"
     if found.tracer:
         yield f"process {found.tracer} is attached to it as a debugger"
     # A filter alone can only take away; but one that asks a supervisor has that answer in the kernel's place.
@@ -90,6 +93,10 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
     if strange := sorted(path for path in found.code if not path.startswith(_LIBRARIES)):
         yield f"it has loaded code of {strange[0]}"
     yield _of_limits(found)
+    # Before /proc/PID/cmdline is believed any further: whose memory that is.
+    start = str(program(expected.argv[0], PATH))
+    yield arguments_in_memory.differing(seen.pid, start, expected.argv, ENVIRONMENT)
+    yield threads.differing(seen.pid)
     if expected.script is not None:
         yield _of_script(seen, *expected.script)
 
@@ -105,13 +112,6 @@ def _of_program(seen: Process, found: Details, program: Path | Callable[[Path], 
     if found.program != (wanted.st_dev, wanted.st_ino):
         return f"it does not run {program}, or that was replaced"
     return ""
-
-
-def _of_environment(found: Sequence[str]) -> str:
-    if more := sorted(({*found} - {""}) ^ ENVIRONMENT):
-        return f"its environment is not merlab's: {more[0].partition('=')[0]}"
-    # What was wiped out, or written over with what is there already, has left its length.
-    return "" if len(found) == len(ENVIRONMENT) else "its environment was written over after it had started"
 
 
 def _of_limits(found: Details) -> str:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merbridge_lab.adapters import probe, tcp
-from merbridge_lab.adapters.process import holders, look
+from merbridge_lab.adapters.process import look
+from merbridge_lab.dataplane import listener_options
 from merbridge_lab.drivers.embedded import certificates, furniture, layout, sidecar
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -64,32 +66,24 @@ def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process], guests: I
         if kind in own and listener.inode in own[kind] and listener.port in served:
             continue
         if kind in own:
-            yield f"port {listener.port} of {pod.name} is served by {_owner(listener.inode)}, not only by its {kind}"
+            yield f"port {listener.port} of {pod.name} is served by {owner(listener.inode)}, not only by its {kind}"
         elif listener.uid != layout.APP_ID or not any(listener.inode in guest.sockets() for guest in guests):
-            yield f"port {listener.port} of {pod.name} is served by {_owner(listener.inode)}, which is not the pod's"
+            yield f"port {listener.port} of {pod.name} is served by {owner(listener.inode)}, which is not the pod's"
     for port in sorted(served - there):
         kind = _PORTS[port]
         alive = f", although its {kind} (pid {processes[kind].pid}) is there" if kind in processes else ""
         yield f"nobody listens on port {port} of {pod.name}{alive}"
 
 
-def shared(pods: Iterable[tuple[PodSpec, Path, Iterable[int]]]) -> list[str]:
-    """Say which listeners of pods' apps and sidecars another process has open too, and may accept from.
+def options(netns: Path, name: str, processes: dict[str, Process]) -> list[str]:
+    """Say which options of the listeners of a pod's processes somebody else has set. Raises OSError.
 
-    `pods` are given by their spec, their network namespace and the processes of theirs.
+    Where nobody may look at their sockets, the dataplane's own look at the same ones tells so.
     """
-    theirs = {
-        listener.inode: (f"port {listener.port} of {pod.name}", frozenset(own))
-        for pod, netns, own in pods
-        for listener in tcp.listening(netns)
-        if listener.port in _PORTS
-    }
-    found = []
-    for inode, pids in sorted(holders(theirs).items()):
-        where, own = theirs[inode]
-        others = filter(None, map(look, sorted(pids - own)))
-        found += [f"the listener on {where} is also held by {seen.command} (pid {seen.pid})" for seen in others]
-    return list(dict.fromkeys(found))
+    with contextlib.suppress(LabError):
+        pids = {kind: seen.pid for kind, seen in processes.items()}
+        return list(dict.fromkeys(listener_options.problems(name, netns, pids)))
+    return []
 
 
 def _served(pod: PodSpec) -> set[int]:
@@ -98,12 +92,13 @@ def _served(pod: PodSpec) -> set[int]:
     return served | ({port for port, kind in _PORTS.items() if kind == "sidecar"} if pod.sidecar else set())
 
 
-def _owner(inode: int) -> str:
+def owner(inode: int) -> str:
+    """Name the process that has the socket with this inode open."""
     for each in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # ended this moment, or protected
             seen = look(int(each.name))
             if seen is not None and inode in seen.sockets():
-                return f"{seen.command} (pid {seen.pid})"
+                return f"{' '.join(seen.command.split())} (pid {seen.pid})"
     return "a process that cannot be found"
 
 

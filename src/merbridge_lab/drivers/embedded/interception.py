@@ -116,6 +116,10 @@ class Interception:
         """Say, a sentence each, what is not as `ensure` makes it."""
         return self._plane.problems(self._machine.mesh_cgroup, self._pods())
 
+    def ours(self) -> frozenset[int]:
+        """Return the ids of the programs that run as ours. Raises OSError."""
+        return self._plane.ours()
+
     def recompile(self, *, proof: bool) -> None:
         """Begin to compile the programs' source, so that the next `problems` compares with that. Raises LabError."""
         self._plane.recompile(proof=proof)

@@ -11,7 +11,7 @@ from merbridge_lab import interrupts
 from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import pasteable, run
-from merbridge_lab.drivers.embedded import dialling, layout, logs, requests, saves, state, tracing, twins
+from merbridge_lab.drivers.embedded import around, dialling, layout, logs, requests, saves, state, tracing, twins
 from merbridge_lab.drivers.embedded.interception import Interception
 from merbridge_lab.drivers.embedded.machine import Machine
 from merbridge_lab.drivers.embedded.node import Node
@@ -103,31 +103,28 @@ class EmbeddedLab:
         server: EmbeddedWorkload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send requests as the app of `client` and read everything around them.
-
-        Raises LabError where the lab's file system is full: then a record that is missing proves nothing. Raises
-        NotHeldError where something covers one of the lab's places.
-        """
-        self.machine.require_own()
-        logs.bound(path for path in (self.machine.run / "pods").iterdir())
-        logs.require_room(self.machine.run)
-        seen = requests.observe(
-            client,
-            [server] if server is not None else self.servers(),
-            url=url,
-            count=count,
-            between=[self._node.netns],
-            counters=self.dataplane.counters,
-            trace=self.dataplane.drain_trace if trace else None,
-            logged=logged,
-        )
-        logs.require_room(self.machine.run)
-        self.machine.require_own()
-        return seen
+        """Send requests as the app of `client` and read everything around them; see around.batch."""
+        servers = [server] if server is not None else self.servers()
+        with around.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in servers)):
+            return requests.observe(
+                client,
+                servers,
+                url=url,
+                count=count,
+                between=[self._node.netns],
+                counters=self.dataplane.counters,
+                trace=self.dataplane.drain_trace if trace else None,
+                logged=logged,
+            )
 
     def dial(self, client: EmbeddedWorkload) -> Sequence[Dial]:
         """Dial as the app of `client` in ways that curl does not, and give what eBPF has of each."""
-        return dialling.dial(client, self.dataplane.pairs)
+        with around.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in self.servers())):
+            return dialling.dial(client, self.dataplane.pairs)
+
+    def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
+        """Listen for what comes and goes in the network namespaces; see passing.watched."""
+        return self._mesh.watched()
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
-from merbridge_lab.adapters import cgroup, mounts
+from merbridge_lab.adapters import cgroup, mounts, overmounts
 from merbridge_lab.adapters.files import delete_folder, make_folder, set_mode
 from merbridge_lab.drivers.embedded import layout, places
 from merbridge_lab.errors import KernelCannotError, LabError, NotHeldError
@@ -106,6 +106,7 @@ class Machine:
                 # Whatever root's umask is; and what is below, keys and saved rules, is nobody's business but root's.
                 set_mode(self.run / name, _MODES.get(name, 0o755))
             self._take_cgroup()
+            cgroup.uncover(self.cgroup)
             for each in (self.cgroup, *(self.cgroup / name for name in _BRANCHES)):
                 cgroup.release(each)
             self._mount(self.bpffs, "bpf", "a BPF file system", "4.4", "mode=0700")
@@ -214,8 +215,8 @@ class Machine:
         if not self._is_mounted():
             return [f"the lab's tmpfs is not mounted on {self.run}"]
         odd = [f"{each} is {what}: merlab up, or rm {each}" for each, what in places.links(self.run)]
-        if found := odd + self.covers():
-            return found
+        if covered := [*odd, *self.covers(), *overmounts.problems(self.cgroup)]:
+            return covered
         there: list[tuple[bool, str]] = [
             (mounts.at(self.bpffs) is not None, f"no BPF file system is mounted on {self.bpffs}"),
             *((_is_folder(self.run / name), f"{self.run / name} is missing") for name in _FOLDERS),

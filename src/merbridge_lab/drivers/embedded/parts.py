@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab import ruleset
-from merbridge_lab.drivers.embedded import programs, saves, services
+from merbridge_lab.drivers.embedded import captures, layout, programs, saves, services
 from merbridge_lab.evidence import Reading
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class NodePart:
         return (
             Reading("netns:node", "", None, str(self._node.netns)),
             Reading("cgroup:merlab", "", None, str(self._machine.cgroup)),
+            *captures.readings(layout.NODE, self._node.netns),
         )
 
     def typed(self) -> list[str]:
@@ -90,13 +91,15 @@ class MeshPart:
         return saves.problems(self._saved, pods) + self._mesh.problems()
 
     def readings(self) -> tuple[Reading, ...]:
-        """Name the processes."""
-        return tuple(
+        """Name the processes, and who captures packets."""
+        processes = tuple(
             Reading(
                 f"proc:{workload.name}", "", None, f"app {workload.pod.app_pid}, sidecar {workload.pod.sidecar_pid}"
             )
             for workload in self._workloads()
         )
+        pods = self._mesh.pods
+        return (*processes, *(each for pod in pods for each in captures.readings(pod.spec.name, pod.netns)))
 
     def typed(self) -> list[str]:
         """Give the commands a person would type to make it."""

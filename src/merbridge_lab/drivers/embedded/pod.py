@@ -199,13 +199,15 @@ class Pod:
         name = self.spec.name
         if not netns.is_pinned(self.netns):
             return [f"the network namespace of {name} is not there ({self.netns})"]
-        found = self._link_problems(node) + self._rule_problems()
+        seen = self.processes.seen()
+        # Before app and sidecar are asked anything: what is set on their listeners may be why they do not answer.
+        found = self._link_problems(node) + self._rule_problems() + inspection.options(self.netns, name, seen)
         if not netns.is_pinned(self.mntns):
             found.append(f"the mount namespace of {name} is not there ({self.mntns})")
         for kind in self.processes.kinds:
             found += self.processes.problems(kind, self.access_log)
         found += self.processes.limited()
-        return found or self._differences(self.processes.seen()) or self.view_problems() or self.processes.besides()
+        return found or self._differences(seen) or self.view_problems() or self.processes.besides()
 
     def view_problems(self) -> list[str]:
         """Say what its processes, and the requests that are sent as one of them, see in the place of something else.
@@ -258,6 +260,8 @@ class Pod:
 
     def remove(self, timeout: float = 10.0) -> None:
         """End the pod and delete everything of it; nothing there is fine. Raises LabError, OSError."""
+        for kind in self.processes.kinds:
+            self.processes.end_astray(kind)
         cgroup.remove(self.cgroup, timeout)
         if netns.is_pinned(self._node.netns) and not places.is_machines(self._node.netns):
             # A namespace is torn down at the kernel's leisure; its address may be wanted again at once.

@@ -7,11 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.drivers.embedded import inspection, layout, sidecar, wires
+from merbridge_lab.drivers.embedded import layout, passing, sidecar, socket_holders, wires
 from merbridge_lab.drivers.embedded.pod import Pod
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from merbridge_lab.drivers.embedded.layout import PodSpec
     from merbridge_lab.drivers.embedded.machine import Machine
@@ -58,11 +59,14 @@ class Mesh:
     def problems(self) -> list[str]:
         """Say, a sentence each, what is not as `ensure` makes it."""
         node = wires.read_node(self._node.netns) if netns.is_pinned(self._node.netns) else None
-        view = sidecar.view_problem(self._machine) if any(pod.spec.sidecar for pod in self.pods) else ""
-        found = [*filter(None, [view]), *(sentence for pod in self.pods for sentence in pod.problems(node))]
-        return found or inspection.shared(
-            (pod.spec, pod.netns, [seen.pid for seen in pod.processes.seen().values()]) for pod in self.pods
-        )
+        found = sidecar.view_problem(self._machine) if any(pod.spec.sidecar for pod in self.pods) else ""
+        told = [*filter(None, [found]), *(sentence for pod in self.pods for sentence in pod.problems(node))]
+        # Asked once for all of them: it takes a look at every process of the machine.
+        return told or socket_holders.problems(self.pods)
+
+    def watched(self) -> AbstractContextManager[Callable[[], list[str]]]:
+        """Listen for what comes and goes in the network namespaces of pods and node; see passing.watched."""
+        return passing.watched(self._node.netns, self.pods)
 
     def typed(self) -> list[str]:
         """Give the lines a person would type as root to make them. Raises LabError where Envoy is missing."""

@@ -10,6 +10,7 @@ from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.proc import run
 from merbridge_lab.drivers.embedded import enter, identity, layout, services, sidecar
+from merbridge_lab.errors import LabError
 from merbridge_lab.waiting import until
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _SCRIPT = "app.py"
 _START = 15.0
 #: A command that is on its way into the pod, or a thread that waits for its disk, has changed after this, in seconds.
 _SETTLED = 0.5
+#: A process that was killed is gone after this, in seconds.
+_END = 5.0
 #: Of a process that runs, and could be any.
 _UNREAD = "which /proc/{pid} does not tell of (a mount covers it, or hidepid hides it)"
 
@@ -45,6 +48,7 @@ class Processes:
     def start(self, kind: str) -> None:
         """End what there is of a kind, and start it anew. Raises LabError, OSError."""
         cgroup.clear(self.cgroup / kind, timeout=5)
+        self.end_astray(kind)
         if kind == "app" and self._spec.app == "helloworld":
             # Written first, so that the file is older than the process that reads it: that is how it is known.
             put(self._folder / _SCRIPT, services.data("app/helloworld.py"))
@@ -90,6 +94,28 @@ class Processes:
     def hidden(self, kind: str) -> list[int]:
         """Give the processes in the cgroup of a kind that run and that /proc does not tell of."""
         return [pid for pid in cgroup.processes(self.cgroup / kind) if process.is_hidden(pid)]
+
+    def astray(self, kind: str) -> list[Process]:
+        """List the processes that are what a kind should be in all else, and are in another cgroup."""
+        own = set(cgroup.processes(self.cgroup / kind))
+        there = process.by_argv(self._argv(kind))
+        return [seen for seen in there if seen.pid not in own and not self.mismatch(kind, seen)]
+
+    def end_astray(self, kind: str) -> None:
+        """End those: they hold the ports that their successor needs. Raises LabError where one does not end."""
+        # A control client or server is made and gone within one command; to look for those costs more than they matter.
+        if not self._spec.mesh or not (astray := self.astray(kind)):
+            return
+        for each in astray:
+            process.end(each)
+        if not until(lambda: not self.astray(kind), timeout=_END, awaiting="processes in other cgroups to end"):
+            what = f"{self._is_astray(kind, astray[0])}, and does not end"
+            raise LabError(what, hint=f"ps -o pid,stat,wchan,args {astray[0].pid}")
+
+    def _is_astray(self, kind: str, seen: Process) -> str:
+        hierarchy = self._machine.cgroup.parent
+        where = f"{hierarchy}{cgroup.of(seen.pid)}"
+        return f"the {kind} of {self._spec.name} (pid {seen.pid}) is in the cgroup {where}, not in {self.cgroup / kind}"
 
     def seen(self) -> dict[str, Process]:
         """Give those that are what they should be, by kind."""
@@ -176,6 +202,8 @@ class Processes:
                 f"{where} could not be read: {self.cgroup / kind} holds process {hidden[0]}, "
                 + _UNREAD.format(pid=hidden[0])
             ]
+        if astray := self.astray(kind):
+            return [self._is_astray(kind, astray[0])]
         if not there:
             return [f"{where} is not running (no process in {self.cgroup / kind})"]
         why = self.mismatch(kind, there[0])
@@ -183,8 +211,6 @@ class Processes:
         return [f"{where} has been replaced: {holds}"]
 
     def _problem(self, kind: str, where: str, seen: Process, access_log: Path) -> str:
-        if cover := process.covered(seen.pid):
-            return f"{where} could not be read: {cover} is covered by a mount (umount {cover})"
         if held := self.held(kind, seen):
             return f"{where} {held} (pid {seen.pid})"
         if not self.answers(kind):

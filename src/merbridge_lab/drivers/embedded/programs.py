@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
-import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,22 +34,11 @@ _TOOLS = (
 #: What has the dynamic linker put a library before all others; ld.so(8).
 _PRELOADS = ("LD_PRELOAD", "LD_AUDIT")
 _PRELOADED = Path("/etc/ld.so.preload")
-#: Where libraries are that came with the system, or with merlab's Python.
-_LIBRARIES = tuple(
-    map(Path, ("/usr", "/lib", "/lib64", "/lib32", "/nix/store", "/gnu/store", sys.prefix, sys.base_prefix))
-)
-#: Where the system's own are, and by what names BCC and what it needs go there. What the system has not got is the
-#: user's choice: whoever built BCC says where it is.
-_SYSTEMS = tuple(
-    Path("/usr") / each for each in ("lib", "lib64", f"lib/{sysconfig.get_config_var('MULTIARCH') or '.'}")
-)
-_COMPILERS = ("libbcc", "libbpf", "libelf", "libclang", "libLLVM", "libc.so")
-_CUSTOM = ("sitecustomize", "usercustomize")
 
 
 def problems() -> list[str]:
     """Say, a sentence each, what may not be believed. Raises OSError."""
-    return [*_of_tools(), *_of_merlab(), *_of_compiler()]
+    return [*_of_tools(), *_of_merlab()]
 
 
 def _of_tools() -> Iterator[str]:
@@ -68,33 +57,46 @@ def _of_merlab() -> Iterator[str]:
     if _PRELOADED.exists():
         words |= {word for line in lines_of(_PRELOADED.read_text()) for word in line.partition("#")[0].split()}
     names = {Path(word).name for word in words}
+    places = [Path(each).resolve() for each in re.split("[:;]", os.environ.get("LD_LIBRARY_PATH", "")) if each]
     for library in sorted(_loaded()):
-        if library.name in names and not any(each in library.parents for each in _LIBRARIES):
+        if tools.is_installed(library):
+            continue
+        if library.name in names:
             yield f"{library} is loaded into merlab itself (LD_PRELOAD, LD_AUDIT or {_PRELOADED})"
-    given = [Path(each).absolute() for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+        elif any(each in library.parents for each in places):
+            yield f"{library} is loaded into merlab itself (LD_LIBRARY_PATH)"
+    foreign = {_absolute(folder): word for word, folder in _told() if not tools.is_installed(Path(folder))}
     # Where merlab itself comes from, all that it needs may come from (pip install --target).
-    foreign = [each for each in given if each not in Path(__file__).absolute().parents]
-    for name in _CUSTOM:
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file and any(each in Path(file).absolute().parents for each in foreign):
-            yield f"{file} is loaded into merlab itself (PYTHONPATH)"
+    foreign = {each: word for each, word in foreign.items() if each not in Path(__file__).absolute().parents}
+    if foreign:
+        yield from _of_modules(foreign)
     with contextlib.suppress(LabError):  # there is none: that is told of the sidecars
         envoy = sidecar.find_envoy().absolute()
-        if any(each in envoy.parents for each in foreign):
-            yield f"{envoy} is what merlab takes for Envoy (PYTHONPATH)"
+        for each in (each for each in foreign if each in envoy.parents):
+            yield f"{envoy} is what merlab takes for Envoy ({foreign[each]})"
 
 
-def _of_compiler() -> Iterator[str]:
-    """Find what stands in for the system's BCC, or for what that needs: it says what merlab's programs must be."""
-    given = os.environ.get("LD_LIBRARY_PATH", "")
-    folders = [Path(each or ".").absolute() for each in given.replace(";", ":").split(":")] if given else []
-    for folder in folders:
-        if any(each == folder or each in folder.parents for each in _LIBRARIES):
+def _told() -> Iterator[tuple[str, str]]:
+    """Give the directories that the environment has Python import from, each with the word that says so."""
+    for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        yield "PYTHONPATH", folder
+    if os.environ.get("PYTHONUSERBASE"):
+        yield "PYTHONUSERBASE", os.environ["PYTHONUSERBASE"]
+
+
+def _absolute(folder: str) -> Path:
+    return Path(folder).absolute()
+
+
+def _of_modules(foreign: dict[Path, str]) -> Iterator[str]:
+    for name in sorted(sys.modules):
+        file = getattr(sys.modules[name], "__file__", None)
+        if not file:
             continue
-        for library in sorted(folder.glob("lib*.so*")):
-            own = next((each / library.name for each in _SYSTEMS if (each / library.name).exists()), None)
-            if own is not None and library.name.startswith(_COMPILERS):
-                yield f"{library} stands in for {own} (LD_LIBRARY_PATH): unset LD_LIBRARY_PATH"
+        for each in Path(file).absolute().parents:
+            if each in foreign:
+                yield f"{file} is loaded into merlab itself ({foreign[each]})"
+                break
 
 
 def _loaded() -> set[Path]:

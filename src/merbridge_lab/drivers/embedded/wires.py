@@ -32,10 +32,14 @@ def read_node(where: Path) -> Network:
     return network.read(where, settings=True)
 
 
-def _all_specs() -> tuple[PodSpec, ...]:
+def twin_specs() -> tuple[PodSpec, ...]:
+    """List all twins that merlab may make."""
     sleep, helloworld, *_ = layout.PODS
-    twins = (layout.twin(sleep), layout.twin(sleep, 1), layout.twin(helloworld), *layout.twins())
-    return (*layout.PODS, *twins)
+    return (layout.twin(sleep), layout.twin(sleep, 1), layout.twin(helloworld), *layout.twins())
+
+
+def _all_specs() -> tuple[PodSpec, ...]:
+    return (*layout.PODS, *twin_specs())
 
 
 def of_node(machines: Path, found: Network) -> list[str]:
@@ -113,5 +117,19 @@ def of_pod(spec: PodSpec, where: Path, node: Path, node_found: Network | None = 
         yield f"the node has no link {spec.veth} with a route to {spec.name} ({spec.ip}): no {' '.join(missing[0])}"
     elif links.POD_END in found.links and other is not None:
         own = found.links[links.POD_END]
-        if (own.peer, other.peer) != (other.index, own.index):
+        spaces = links.number_of(where, node), links.number_of(node, where)
+        if None in spaces or (own.space, other.space) != spaces:
+            yield from _ends_elsewhere(spec, own.space, other.space, spaces)
+        elif (own.peer, other.peer) != (other.index, own.index):
             yield f"{spec.veth} of the node and {links.POD_END} of {spec.name} are not two ends of one link"
+
+
+def _ends_elsewhere(
+    spec: PodSpec, own: int | None, other: int | None, spaces: tuple[int | None, int | None]
+) -> Iterator[str]:
+    """Say which end of a pod's link has its other end in a namespace that is neither the node's nor the pod's."""
+    to_node, to_pod = spaces
+    if to_node is None or own != to_node:
+        yield f"{links.POD_END} of {spec.name} has its other end in another network namespace than the node's"
+    if to_pod is None or other != to_pod:
+        yield f"{spec.veth} of the node has its other end in another network namespace than that of {spec.name}"
