@@ -6,7 +6,7 @@ Step 3 shows what it added to these lists.
 """
 
 from merbridge_lab.api import Kind, Lab, Step
-from merbridge_lab.checks import machine
+from merbridge_lab.checks import components
 
 
 def act(lab: Lab) -> None:
@@ -19,4 +19,4 @@ def commands(lab: Lab) -> list[str]:
     return ["uname -r", *lab.inventory_commands()]
 
 
-step = Step(number=0, kind=Kind.ENSURE, act=act, verify=(machine.able(),), commands=commands, always=True)
+step = Step(number=0, kind=Kind.ENSURE, act=act, verify=(components.able(),), commands=commands, always=True)

@@ -5,17 +5,17 @@ which it translates to the addresses of pods.
 """
 
 from merbridge_lab.api import Kind, Lab, Step
-from merbridge_lab.checks import machine
+from merbridge_lab.checks import components
 
 
 def act(lab: Lab) -> None:
     lab.node.ensure()
-    for command in lab.node.typed():
+    for command in lab.node.shell_commands():
         lab.show(command)
 
 
 def commands(lab: Lab) -> list[str]:
-    return lab.node.typed()
+    return lab.node.shell_commands()
 
 
 def undo(lab: Lab) -> None:
@@ -26,7 +26,7 @@ step = Step(
     number=1,
     kind=Kind.ENSURE,
     act=act,
-    verify=(machine.in_order("node", "the node is there, with all that pods need of it", lambda lab: lab.node),),
+    verify=(components.in_order("node", "the node is there, with all that pods need of it", lambda lab: lab.node),),
     commands=commands,
     undo=undo,
 )

@@ -6,12 +6,12 @@ ISTIO_REDIRECT moves with every new connection.
 """
 
 from merbridge_lab.api import Kind, Lab, Observation, Step
-from merbridge_lab.checks import machine, mesh, rules
+from merbridge_lab.checks import components, mesh, rules
 
 
 def act(lab: Lab) -> None:
     lab.mesh.ensure()
-    for command in lab.mesh.typed():
+    for command in lab.mesh.shell_commands():
         lab.show(command)
 
 
@@ -21,12 +21,12 @@ def observe(lab: Lab) -> Observation:
         seen = lab.observe(lab.workload("sleep"), count=16)
     if not lab.dataplane.attached:
         return seen
-    with lab.twin() as twin:
-        return seen.beside(lab.observe(twin))
+    with lab.control_client() as control_client:
+        return seen.with_control(lab.observe(control_client))
 
 
 def commands(lab: Lab) -> list[str]:
-    return [*lab.mesh.typed(), lab.workload("sleep").request_command()]
+    return [*lab.mesh.shell_commands(), lab.workload("sleep").request_command()]
 
 
 def undo(lab: Lab) -> None:
@@ -37,9 +37,9 @@ step = Step(
     number=2,
     kind=Kind.ENSURE,
     act=act,
-    verify=(machine.in_order("mesh", "pods, rules, sidecars and apps are there and ready", lambda lab: lab.mesh),),
+    verify=(components.in_order("mesh", "pods, rules, sidecars and apps are there and ready", lambda lab: lab.mesh),),
     observe=observe,
-    witness=(mesh.served(), mesh.both_versions_answered(), mesh.both_sidecars_served(), rules.do_the_work()),
+    request_checks=(mesh.served(), mesh.both_versions_answered(), mesh.both_sidecars_served(), rules.do_the_work()),
     commands=commands,
     undo=undo,
 )

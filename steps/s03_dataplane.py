@@ -1,31 +1,31 @@
-"""Hand the pods over to eBPF.
+"""Attach the eBPF dataplane.
 
 Small programs now decide in the kernel what the rules decided until here: connect() goes straight to the sidecar,
 the sidecar still learns the original destination, and the payload is handed from socket to socket. The rules are
-still there, but have nothing left to do: ISTIO_REDIRECT stands still.
+still there, but have nothing left to do: ISTIO_REDIRECT does not count.
 """
 
 from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step
-from merbridge_lab.checks import machine, mesh, redirect, rules
+from merbridge_lab.checks import components, dataplane, mesh, rules
 
 
 def act(lab: Lab) -> None:
     before = {shown.command: shown for shown in lab.inventory()}
     lab.dataplane.ensure()
-    for command in lab.dataplane.typed():
+    for command in lab.dataplane.shell_commands():
         lab.show(command)
     for shown in lab.inventory():
-        lab.show(shown.command, shown.beyond(before[shown.command]))
+        lab.show(shown.command, shown.added_since(before[shown.command]))
 
 
 def observe(lab: Lab) -> Observation:
     seen = lab.observe(lab.workload("sleep"))
-    with lab.twin() as twin:
-        return seen.beside(lab.observe(twin))
+    with lab.control_client() as control_client:
+        return seen.with_control(lab.observe(control_client))
 
 
 def commands(lab: Lab) -> list[str]:
-    return [*lab.dataplane.typed(), *lab.inventory_commands()]
+    return [*lab.dataplane.shell_commands(), *lab.inventory_commands()]
 
 
 def undo(lab: Lab) -> None:
@@ -37,10 +37,12 @@ step = Step(
     kind=Kind.ENSURE,
     act=act,
     verify=(
-        machine.in_order("dataplane", "programs, links and maps are where they should be", lambda lab: lab.dataplane),
+        components.in_order(
+            "dataplane", "programs, links and maps are where they should be", lambda lab: lab.dataplane
+        ),
     ),
     observe=observe,
-    witness=(mesh.served(), redirect.intercepted(), rules.stood_still()),
+    request_checks=(mesh.served(), dataplane.intercepted(), rules.stood_still()),
     commands=commands,
     needs=frozenset({DATAPLANE}),
     undo=undo,

@@ -4,7 +4,7 @@ Each decision of the programs now leaves a line in the kernel's trace buffer. Ou
 so nothing is taken from other readers of the trace.
 """
 
-from merbridge_lab.api import DATAPLANE, SWITCH, TRACE, Kind, Lab, Observation, Step, Variant
+from merbridge_lab.api import DATAPLANE, DEBUG_TOGGLE, TRACE, Kind, Lab, Observation, Step, Variant
 from merbridge_lab.checks import trace
 
 
@@ -30,7 +30,7 @@ def undo(lab: Lab) -> None:
 
 by_rollout = Variant(
     narration="""
-Edit the DaemonSet and add -d after /app/mbctl. The flag is compiled in, so the pod is made anew, and with it the
+Edit the DaemonSet and add -d after /app/mbctl. The flag is compiled in, so the pod is recreated, and with it the
 programs and all that they knew. From then on each decision leaves a line in the kernel's trace buffer.
 """,
     needs=frozenset({DATAPLANE, TRACE}),
@@ -42,9 +42,9 @@ step = Step(
     act=act,
     verify=(trace.debug_is_on(),),
     observe=observe,
-    witness=(trace.lines_appear(),),
+    request_checks=(trace.lines_appear(),),
     commands=commands,
     needs=frozenset({DATAPLANE, TRACE}),
-    without={SWITCH: by_rollout},
+    variants={DEBUG_TOGGLE: by_rollout},
     undo=undo,
 )

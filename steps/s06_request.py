@@ -1,11 +1,11 @@
-"""Ask helloworld from sleep.
+"""Send a request from sleep to helloworld.
 
 The request of the walkthrough, as the app would send it, by a fresh connection each time. Both sidecars write it
 into their access logs, and eBPF counts the bytes it moved past TCP/IP.
 """
 
 from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step, Variant
-from merbridge_lab.checks import mesh, redirect, rules
+from merbridge_lab.checks import dataplane, mesh, rules
 
 
 def act(lab: Lab) -> Observation:
@@ -31,8 +31,8 @@ step = Step(
     number=6,
     kind=Kind.DEMONSTRATE,
     act=act,
-    verify=(mesh.served(), mesh.both_sidecars_served(), redirect.payload_moved()),
+    verify=(mesh.served(), mesh.both_sidecars_served(), dataplane.payload_moved()),
     commands=commands,
     needs=frozenset({DATAPLANE}),
-    without={DATAPLANE: by_rules},
+    variants={DATAPLANE: by_rules},
 )

@@ -4,11 +4,11 @@ A pod's rules live in its network namespace. Before we touch any, we make sure t
 the pod's: its address, its namespace and its cgroup must agree.
 """
 
-from merbridge_lab.api import Entered, Kind, Lab, Step
-from merbridge_lab.checks import machine
+from merbridge_lab.api import Kind, Lab, ProcessIdentity, Step
+from merbridge_lab.checks import components
 
 
-def act(lab: Lab) -> Entered:
+def act(lab: Lab) -> ProcessIdentity:
     sleep = lab.workload("sleep")
     entered = sleep.enter()
     find, look = sleep.enter_commands()
@@ -21,4 +21,4 @@ def commands(lab: Lab) -> list[str]:
     return lab.workload("sleep").enter_commands()
 
 
-step = Step(number=7, kind=Kind.DEMONSTRATE, act=act, verify=(machine.entered(),), commands=commands)
+step = Step(number=7, kind=Kind.DEMONSTRATE, act=act, verify=(components.entered(),), commands=commands)

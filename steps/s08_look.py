@@ -4,7 +4,7 @@ The rules are all there. Look at the packets of ISTIO_REDIRECT: with eBPF they d
 A twin of sleep that eBPF does not serve has the same rules, and its ISTIO_REDIRECT moves with every connection.
 """
 
-from merbridge_lab.api import DATAPLANE, TWIN, Kind, Lab, Observation, Step, Variant
+from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, Step, Variant
 from merbridge_lab.checks import mesh, rules
 from merbridge_lab.checks.rules import REDIRECT
 
@@ -23,8 +23,8 @@ def ask(lab: Lab) -> Observation:
 
 def act(lab: Lab) -> Observation:
     seen = ask(lab)
-    with lab.twin() as twin:
-        return seen.beside(lab.observe(twin))
+    with lab.control_client() as control_client:
+        return seen.with_control(lab.observe(control_client))
 
 
 def commands(lab: Lab) -> list[str]:
@@ -48,6 +48,6 @@ step = Step(
     act=act,
     verify=(mesh.served(), mesh.both_sidecars_served(), rules.stood_still()),
     commands=commands,
-    needs=frozenset({TWIN}),
-    without={DATAPLANE: by_rules},
+    needs=frozenset({CONTROL_CLIENT}),
+    variants={DATAPLANE: by_rules},
 )

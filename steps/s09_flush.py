@@ -5,8 +5,8 @@ there. A flushed twin without eBPF speaks plain text to the server's sidecar, wh
 does otherwise. Afterwards the saved rules are put back.
 """
 
-from merbridge_lab.api import DATAPLANE, TWIN, Kind, Lab, Observation, RuleSet, Step, Variant
-from merbridge_lab.checks import mesh, redirect, rules
+from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, RuleSet, Step, Variant
+from merbridge_lab.checks import dataplane, mesh, rules
 
 
 def ask_flushed(lab: Lab) -> tuple[Observation, RuleSet]:
@@ -24,23 +24,23 @@ def ask_flushed(lab: Lab) -> tuple[Observation, RuleSet]:
 def with_restored(lab: Lab, seen: Observation, saved: RuleSet) -> Observation:
     sleep = lab.workload("sleep")
     if sleep.rules.outstanding:  # asked to leave them flushed
-        return seen.around(saved, None)
+        return seen.with_rules(saved, None)
     lab.show(sleep.rules.restore_command())
-    return seen.around(saved, sleep.rules.snapshot())
+    return seen.with_rules(saved, sleep.rules.snapshot())
 
 
 def act(lab: Lab) -> Observation:
     seen, saved = ask_flushed(lab)
-    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
-        control = lab.observe(twin)
-        lab.show(twin.request_command(), "\n".join(str(exchange) for exchange in control.exchanges))
-    return with_restored(lab, seen.beside(control), saved)
+    with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
+        control = lab.observe(control_client)
+        lab.show(control_client.request_command(), "\n".join(str(exchange) for exchange in control.exchanges))
+    return with_restored(lab, seen.with_control(control), saved)
 
 
 def act_by_rules(lab: Lab) -> Observation:
     control = lab.observe(lab.workload("sleep"))
     seen, saved = ask_flushed(lab)
-    return with_restored(lab, seen.beside(control), saved)
+    return with_restored(lab, seen.with_control(control), saved)
 
 
 def commands(lab: Lab) -> list[str]:
@@ -71,12 +71,12 @@ step = Step(
     verify=(
         mesh.served(),
         rules.were_absent(),
-        redirect.ebpf_took_over(),
-        redirect.payload_moved(),
+        dataplane.ebpf_took_over(),
+        dataplane.payload_moved(),
         rules.restored(),
         rules.were_untouched(),
     ),
     commands=commands,
-    needs=frozenset({TWIN}),
-    without={DATAPLANE: by_rules},
+    needs=frozenset({CONTROL_CLIENT}),
+    variants={DATAPLANE: by_rules},
 )

@@ -1,4 +1,4 @@
-"""merlab as a person calls it, from a test: its environment, its JSON, and one at work that can be stopped."""
+"""merlab as a person calls it, from a test: its environment, its JSON, and one running that can be stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MERLAB = str(Path(sys.executable).with_name("merlab"))
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Give the environment of a call; the outcome must not depend on the terminal the tests were started from."""
+    """Return the environment of a call; the outcome must not depend on the terminal the tests were started from."""
     kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "MERLAB_LAB")}
     return {**kept, **changes}
 
@@ -28,7 +28,7 @@ def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 class Started:
-    """A merlab at work, in a session of its own; `patience` is how long its end is awaited, in seconds."""
+    """A merlab running, in a session of its own; `patience` is how long its end is awaited, in seconds."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], patience: float) -> None:
         self._argv, self._env, self._patience = argv, env, patience

@@ -15,10 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, ruleset
-from merbridge_lab.dataplane import events
+from merbridge_lab.dataplane import trace as trace_lines
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
-from merbridge_lab.lab import DATAPLANE, HELLO, INBOUND, PEER, SWITCH, TRACE, TWIN, Entered, Shown, Twins
+from merbridge_lab.lab import (
+    APP_REPORTS_PEER,
+    CONTROL_CLIENT,
+    DATAPLANE,
+    DEBUG_TOGGLE,
+    HELLO,
+    INBOUND_WITHOUT_RULES,
+    TRACE,
+    CommandTranscript,
+    ControlPair,
+    ProcessIdentity,
+)
 from merbridge_lab.observation import Exchange, Observation
 from merbridge_lab.requirements import Requirement
 from merbridge_lab.ruleset import RuleSet
@@ -67,7 +78,7 @@ class FakePart:
     def readings(self) -> tuple[Reading, ...]:
         return (Reading(f"fake:{self.name}", "", None, "there" if self.there else "missing"),)
 
-    def typed(self) -> list[str]:
+    def shell_commands(self) -> list[str]:
         return [f"make-{self.name} --in /run/fake"]
 
 
@@ -199,9 +210,9 @@ class FakePod:
         if self not in self.lab.everyone():
             raise LabError(f"nsenter failed: there is no namespace of {self.name}")
 
-    def enter(self) -> Entered:
+    def enter(self) -> ProcessIdentity:
         self.require_there()
-        return Entered(
+        return ProcessIdentity(
             workload=self.name,
             pid=4242,
             comm="sleep",
@@ -234,8 +245,10 @@ class FakeLab:
 
     def __init__(self, *, keep: bool = False) -> None:
         self.keep = keep
-        self.to_the_letter = False
-        self.capabilities = frozenset({DATAPLANE, INBOUND, PEER, SWITCH, TRACE, TWIN})
+        self.follows_original = False
+        self.capabilities = frozenset(
+            {DATAPLANE, INBOUND_WITHOUT_RULES, APP_REPORTS_PEER, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT}
+        )
         self.unable: list[Requirement] = []
         self.mute: set[str] = set()
         self.idle_legs: set[str] = set()
@@ -254,7 +267,7 @@ class FakeLab:
         self.logs: dict[str, list[str]] = defaultdict(list)
         self.counters: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._trace: list[str] = []
-        self._shown: list[Shown] = []
+        self._shown: list[CommandTranscript] = []
         self._number = itertools.count(1)
         self._turn = itertools.count()
 
@@ -281,24 +294,24 @@ class FakeLab:
             self.twins_there = [pod for pod in self.twins_there if pod not in pods]
 
     @contextlib.contextmanager
-    def twin(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[FakePod]:
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[FakePod]:
         self.workload(of)
         with self._for_the_moment(FakePod(self, f"{of}-twin", "10.244.0.100", served=False, sidecar=sidecar)) as (pod,):
             yield pod
 
     @contextlib.contextmanager
-    def twins(self) -> Iterator[Twins]:
+    def control_pair(self) -> Iterator[ControlPair]:
         client = FakePod(self, "sleep-twin2", "10.244.1.200", served=False)
         server = FakePod(self, "helloworld-v1-twin", "10.244.0.101", served=False, version="twin")
         with self._for_the_moment(client, server):
-            yield Twins(client, server, "http://helloworld-twin:5000/hello")
+            yield ControlPair(client, server, "http://helloworld-twin:5000/hello")
 
     @contextlib.contextmanager
     def flushed(self, workloads: Sequence[FakePod]) -> Iterator[dict[str, RuleSet]]:
         with contextlib.ExitStack() as stack:
             yield {pod.name: stack.enter_context(pod.rules.flushed()) for pod in workloads}
 
-    def settle(self) -> bool:
+    def drain_idle_connections(self) -> bool:
         return True
 
     # -- requests
@@ -337,7 +350,7 @@ class FakeLab:
             after=client.rules.snapshot(),
             counters_before=counted,
             counters_after=copy.deepcopy(self.counters) if self.dataplane.attached else {},
-            trace=tuple(event for line in self._trace if (event := events.parse(line))) if trace else (),
+            trace=tuple(event for line in self._trace if (event := trace_lines.parse(line))) if trace else (),
         )
 
     def _ask(self, client: FakePod, servers: Sequence[FakePod], url: str) -> Exchange:
@@ -438,7 +451,7 @@ class FakeLab:
 
     # -- what is shown and what the machine offers
 
-    def lacks(self, capability: str) -> str:
+    def why_missing(self, capability: str) -> str:
         return f"the fake lab was told to do without {capability}"
 
     def requirements(self) -> list[Requirement]:
@@ -448,22 +461,22 @@ class FakeLab:
         for lacking in self.unable:
             raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
 
-    def inventory(self) -> list[Shown]:
+    def inventory(self) -> list[CommandTranscript]:
         programs = "7: cgroup_sock_addr  name merlab_connect4\n" if self.dataplane.attached else ""
-        return [Shown("bpftool prog", f"1: cgroup_device  name sd_devices\n{programs}")]
+        return [CommandTranscript("bpftool prog", f"1: cgroup_device  name sd_devices\n{programs}")]
 
     @staticmethod
     def inventory_commands() -> list[str]:
         return ["bpftool prog"]
 
     @staticmethod
-    def on_paper() -> None:
+    def offline_commands() -> None:
         return None
 
     def show(self, command: str, output: str = "") -> None:
-        self._shown.append(Shown(command, output))
+        self._shown.append(CommandTranscript(command, output))
 
-    def shown(self) -> Sequence[Shown]:
+    def shown(self) -> Sequence[CommandTranscript]:
         taken, self._shown = self._shown, []
         return taken
 
@@ -490,7 +503,7 @@ class FakeLab:
     def sweep(self) -> None:
         self.swept += 1
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         self.twins_there.clear()
         self.restore()
 
@@ -566,7 +579,7 @@ _REJECTED = (
 
 
 def up(lab: FakeLab) -> FakeLab:
-    """Give the lab with everything in place."""
+    """Return the lab with everything in place."""
     for part in (lab.node, lab.mesh, lab.dataplane):
         part.ensure()
     lab.dataplane.set_debug(on=True)
@@ -579,6 +592,6 @@ def flushed():
     sleep = lab.workload("sleep")
     with sleep.rules.flushed() as saved:
         seen = lab.observe(sleep)
-    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
-        control = lab.observe(twin)
-    return seen.beside(control).around(saved, sleep.rules.snapshot())
+    with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
+        control = lab.observe(control_client)
+    return seen.with_control(control).with_rules(saved, sleep.rules.snapshot())

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 
 from dataplane_rig import Agent, until
 
-from merbridge_lab.adapters import bpf, cgroup
+from merbridge_lab.adapters import bpf_syscall, cgroup
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins
-from merbridge_lab.drivers.embedded import layout
-from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded.lab import EmbeddedLab
 
 if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
     from merbridge_lab import dataplane
-    from merbridge_lab.drivers.embedded.pods import Pod
+    from merbridge_lab.labs.embedded.mesh import Pod
 
 NAME = "merlab-tcp"
-ECHO_VIP, HELLO_VIP = (service.vip for service in sorted(layout.SERVICES, key=lambda each: each.name))
-ECHO = layout.ECHO_PORT
+ECHO_VIP, HELLO_VIP = (service.vip for service in sorted(topology.SERVICES, key=lambda each: each.name))
+ECHO = topology.ECHO_PORT
 #: Linux's own: machines tuned for bulk let TCP alone, on each of three legs, buffer a lot more.
 TCP_RMEM = "4096 131072 6291456"
 
@@ -51,7 +51,7 @@ class Scene:
 
     def enter(self, pod: Pod) -> Agent:
         """Put an agent into a pod that makes sockets as its app would."""
-        agent = Agent(pod.cgroup / "app", str(pod.netns), layout.APP_ID)
+        agent = Agent(pod.cgroup / "app", str(pod.netns), topology.APP_ID)
         self.stack.callback(agent.end)
         self.agents[pod.spec.name] = agent
         return agent
@@ -97,7 +97,7 @@ class Scene:
         found = {}
         for name in names or ("handover", "pairs", "peers"):
             with self.pins.open_map(name) as fd:
-                found[name] = len(bpf.keys(fd, bpf.map_info(fd).key_size))
+                found[name] = len(bpf_syscall.keys(fd, bpf_syscall.map_info(fd).key_size))
         return {name: number for name, number in found.items() if number}
 
     def empty(self) -> None:

@@ -87,12 +87,12 @@ def _is_reset(failed: OSError) -> bool:
 
 
 def _state(sock: socket.socket) -> int:
-    """Give the state of a connection as linux/tcp_states.h numbers them: 1 established, 8 the other end has closed."""
+    """Return the state of a connection as in linux/tcp_states.h: 1 established, 8 the other end has closed."""
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 class _Side:
-    """One end at work."""
+    """One end running."""
 
     def __init__(self, plan: Plan, side: int, sock: socket.socket) -> None:
         self.plan, self.side, self.sock = plan, side, sock
@@ -145,7 +145,7 @@ class _Side:
                 self.seen.early += 1
 
     def _break(self) -> None:
-        # The last descriptor must go for the connection to end, and nobody may be at work on it then.
+        # The last descriptor must go for the connection to end, and nobody may be running on it then.
         self.stop.set()
         self.seen.done.wait(PATIENCE)
         if self.plan.ending == RESETS:

@@ -31,7 +31,7 @@ class OnTerminal:
             stdout=theirs,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=before,  # noqa: PLW1509 - no thread is at work here
+            preexec_fn=before,  # noqa: PLW1509 - no thread is running here
             env=environment(TERM="xterm", **env),
         )
         os.close(theirs)

@@ -128,7 +128,7 @@ def read(text: str, source: str) -> tuple[AccessLogLine, ...] | Unread:
 
 
 def _strange(text: str) -> str:
-    """Give the first complete line of `text` that may be a record of a request, in some other format."""
+    """Return the first complete line of `text` that may be a record of a request, in some other format."""
     for line in text.split("\n")[:-1]:
         if line.strip() and not _SAID.match(line):
             return line.strip()

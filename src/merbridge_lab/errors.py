@@ -24,7 +24,7 @@ class UsageError(LabError):
     """A name that merlab does not know was given, by an option or in the environment: exit status 2."""
 
 
-class KernelCannotError(LabError):
+class UnsupportedFeatureError(LabError):
     """This kernel lacks a feature; `feature` names it, `since` is the first version that has it."""
 
     def __init__(self, feature: str, since: str, detail: str | None = None) -> None:
@@ -40,7 +40,7 @@ class ShortageError(LabError):
     """The machine has run out of something, or may not be written to; the hint shows of what."""
 
 
-class NotHeldError(Exception):
+class ClaimFailedError(Exception):
     """An act ran into the claim itself failing: a step that did not hold, exit status 1."""
 
     def __init__(self, cause: str) -> None:

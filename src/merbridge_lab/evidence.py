@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
-from merbridge_lab.errors import NotHeldError
+from merbridge_lab.errors import ClaimFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ class Unread:
         return f"{self.source} could not be read: {self.why}"
 
 
-class UnreadError(NotHeldError):
+class UnreadError(ClaimFailedError):
     """Somebody needed the value of a reading that could not be taken: whatever was claimed of it does not hold."""
 
     def __init__(self, unread: Unread) -> None:

@@ -4,7 +4,7 @@ By PYTHONPATH, or a file in the current directory (`python -m`), any module that
 and so may compiled ones by PYTHONPYCACHEPREFIX. Where the environment holds such a word, merlab starts once more, in
 the same process, with a Python that does not listen to it (-E), and with the directory that merlab itself is in, which
 is where `pip install --target` puts what it needs. Where it cannot be imported so, it runs as it was called, and what
-then came from elsewhere is told by `merlab verify`. A whole merlab that stands in for this one cannot be told by it.
+then came from elsewhere is told by `merlab verify`. A whole merlab that replaces this one cannot be told by it.
 """
 
 from __future__ import annotations

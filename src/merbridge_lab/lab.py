@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from merbridge_lab.dials import Dial
+    from merbridge_lab.dial_results import Dial
     from merbridge_lab.evidence import Reading
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 #: Capabilities a step may need.
 DATAPLANE = "dataplane"
 TRACE = "trace"
-TWIN = "twin"
-#: Its debug output is switched while the dataplane runs; without it, the dataplane starts anew for that.
-SWITCH = "switch"
+CONTROL_CLIENT = "twin"
+#: Its debug output is switched while the dataplane runs; without it, the dataplane restarts for that.
+DEBUG_TOGGLE = "switch"
 #: Without one rule on the servers' side, requests still go through their sidecars.
-INBOUND = "inbound"
+INBOUND_WITHOUT_RULES = "inbound"
 #: It dials in ways that curl does not, and tells connection by connection what the dataplane has of them.
 DIALS = "dials"
 #: The apps say who asked them.
-PEER = "peer"
+APP_REPORTS_PEER = "peer"
 
 HELLO = "http://helloworld:5000/hello"
 
 
 @dataclass(frozen=True)
-class Shown:
+class CommandTranscript:
     """A command as a person would type it, and what it printed."""
 
     command: str
     output: str = ""
 
-    def beyond(self, before: Shown) -> str:
-        """Give the lines that were not there `before`, with a plus sign.
+    def added_since(self, before: CommandTranscript) -> str:
+        """Return the lines that were not there `before`, with a plus sign.
 
         bpftool describes a map or a program in several lines: of those only the first, with id, type and name.
         """
@@ -55,7 +55,7 @@ class Shown:
         return "\n".join(f"+ {line}" for line in heads) or "(nothing new)"
 
 
-class Part(Protocol):
+class Component(Protocol):
     """A part of the lab that an ensure step brings about."""
 
     def ensure(self) -> None:
@@ -68,10 +68,10 @@ class Part(Protocol):
         """Say, a sentence each, in what it is not as it should be; nothing when it is in order."""
 
     def readings(self) -> tuple[Reading, ...]:
-        """Give what was seen of it, as evidence."""
+        """Return what was seen of it, as evidence."""
 
-    def typed(self) -> list[str]:
-        """Give the commands a person would type to make it."""
+    def shell_commands(self) -> list[str]:
+        """Return the commands a person would type to make it."""
 
 
 class Rules(Protocol):
@@ -98,23 +98,23 @@ class Rules(Protocol):
         """Whether rules are flushed and saved right now."""
 
     def save_command(self) -> str:
-        """Give the command a person would type to save the rules with their counters."""
+        """Return the command a person would type to save the rules with their counters."""
 
     def flush_command(self) -> str:
-        """Give the command a person would type to flush the nat rules."""
+        """Return the command a person would type to flush the nat rules."""
 
     def restore_command(self) -> str:
-        """Give the command a person would type to put the saved rules back."""
+        """Return the command a person would type to put the saved rules back."""
 
     def list_command(self, chain: str = "") -> str:
-        """Give the command a person would type to list the nat rules, or those of one chain, with their counters."""
+        """Return the command a person would type to list the nat rules, or those of one chain, with their counters."""
 
     def listing(self, chain: str = "") -> str:
-        """Give what `list_command` prints now."""
+        """Return what `list_command` prints now."""
 
 
 @dataclass(frozen=True)
-class Entered:
+class ProcessIdentity:
     """What the namespace of a workload's process looks like from inside, beside what it should be.
 
     `looked` is what the command that looked around in it printed.
@@ -145,18 +145,18 @@ class Workload(Protocol):
     def rules(self) -> Rules:
         """Its iptables rules."""
 
-    def enter(self) -> Entered:
+    def enter(self) -> ProcessIdentity:
         """Find its process and look around in its namespaces."""
 
     def request_command(self) -> str:
-        """Give the request of the walkthrough as a person would type it."""
+        """Return the request of the walkthrough as a person would type it."""
 
     def enter_commands(self) -> list[str]:
-        """Give the commands that find its process and enter its network namespace."""
+        """Return the commands that find its process and enter its network namespace."""
 
 
 @dataclass(frozen=True)
-class Twins:
+class ControlPair:
     """A client and a server without eBPF, and where the client finds the server."""
 
     client: Workload
@@ -164,7 +164,7 @@ class Twins:
     url: str
 
 
-class Dataplane(Part, Protocol):
+class Dataplane(Component, Protocol):
     """Whatever intercepts in the kernel."""
 
     @property
@@ -179,14 +179,14 @@ class Dataplane(Part, Protocol):
         """Whether it writes trace lines."""
 
     def debug_commands(self) -> list[str]:
-        """Give the commands a person would type to switch its trace lines on; the last one shows what came of it."""
+        """Return the commands a person would type to switch its trace lines on; the last one shows what came of it."""
 
     def debug_shown(self) -> str:
-        """Give what the last of these commands prints, or the part of it that matters."""
+        """Return what the last of these commands prints, or the part of it that matters."""
 
 
-class OnPaper(Protocol):
-    """What of a lab the `commands` of steps use; `words` stand in them for what only a lab that is up has."""
+class Placeholders(Protocol):
+    """What of a lab the `commands` of steps use; `words` are in them for what only a lab that is up has."""
 
     words: tuple[str, ...]
 
@@ -196,25 +196,25 @@ class Lab(Protocol):
 
     name: str
     #: Whether it is made of what the walkthrough was written for: what was typed in 2022 is told beside its commands.
-    to_the_letter: bool
+    follows_original: bool
 
     @property
     def capabilities(self) -> frozenset[str]:
         """What it can, of what a step may need."""
 
     @property
-    def node(self) -> Part:
+    def node(self) -> Component:
         """The machine the pods run on."""
 
     @property
-    def mesh(self) -> Part:
+    def mesh(self) -> Component:
         """The pods, their sidecars, rules and apps."""
 
     @property
     def dataplane(self) -> Dataplane:
         """The programs that intercept."""
 
-    def lacks(self, capability: str) -> str:
+    def why_missing(self, capability: str) -> str:
         """Say in a sentence why the lab is without `capability`."""
 
     def requirements(self) -> list[Requirement]:
@@ -223,31 +223,31 @@ class Lab(Protocol):
     def require_able(self) -> None:
         """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
 
-    def inventory(self) -> list[Shown]:
+    def inventory(self) -> list[CommandTranscript]:
         """Show the eBPF that is in the kernel now: maps, programs, cgroup attachments."""
 
     def inventory_commands(self) -> list[str]:
-        """Give the commands a person would type to see it."""
+        """Return the commands a person would type to see it."""
 
-    def on_paper(self) -> OnPaper | None:
-        """Give what tells the commands of steps where there is no lab to ask; None where none is needed for that."""
+    def offline_commands(self) -> Placeholders | None:
+        """Return what tells the commands of steps where there is no lab to ask; None where none is needed for that."""
 
     def workload(self, name: str) -> Workload:
-        """Give a workload by name."""
+        """Return a workload by name."""
 
-    def twin(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[Workload]:
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[Workload]:
         """Make, for the length of the block, a copy of `of` that the dataplane does not serve."""
 
-    def twins(self) -> AbstractContextManager[Twins]:
+    def control_pair(self) -> AbstractContextManager[ControlPair]:
         """Make, for the length of the block, a client and a server that the dataplane does not serve."""
 
     def servers(self) -> Sequence[Workload]:
-        """Give the workloads behind the service helloworld."""
+        """Return the workloads behind the service helloworld."""
 
     def flushed(self, workloads: Sequence[Workload]) -> AbstractContextManager[Mapping[str, RuleSet]]:
         """Save and flush nat in all of `workloads` for the length of the block, giving the rules as they were."""
 
-    def settle(self) -> bool:
+    def drain_idle_connections(self) -> bool:
         """Let the connections that sidecars keep run out, so that a request needs new ones; say whether all did."""
 
     def observe(
@@ -270,10 +270,10 @@ class Lab(Protocol):
         """Dial as the app of `client` in ways that curl does not; for labs that can (DIALS)."""
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
-        """Give the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        """Return the access log lines, of any sidecar there is, that mention one of `nonces`."""
 
     def fingerprint(self) -> dict[str, str]:
-        """Give what must not change while something is proven: processes, programs, rules; by a name for each."""
+        """Return what must not change while something is proven: processes, programs, rules; by a name for each."""
 
     def watched(self) -> AbstractContextManager[Callable[[], list[str]]]:
         """Listen, for the length of the block, for what comes and goes on the way of the requests.
@@ -282,13 +282,13 @@ class Lab(Protocol):
         """
 
     def trace_command(self) -> str:
-        """Give the command a person would type to read the dataplane's trace."""
+        """Return the command a person would type to read the dataplane's trace."""
 
     def show(self, command: str, output: str = "") -> None:
         """Record a command that a person would type, with what it printed."""
 
-    def shown(self) -> Sequence[Shown]:
-        """Give what was recorded since this was last asked, and forget it."""
+    def shown(self) -> Sequence[CommandTranscript]:
+        """Return what was recorded since this was last asked, and forget it."""
 
     def describe(self) -> Mapping[str, object]:
-        """Give the state of the lab as `merlab status --json` has it."""
+        """Return the state of the lab as `merlab status --json` has it."""

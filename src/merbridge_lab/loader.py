@@ -24,7 +24,7 @@ _PLACES = (_PACKAGE / "steps", _PACKAGE.parents[1] / "steps")
 
 
 def folder() -> Path:
-    """Give the folder that holds the step modules; raises LabError when this installation has none."""
+    """Return the folder that holds the step modules; raises LabError when this installation has none."""
     for place in _PLACES:
         if any(place.glob("s[0-9][0-9]_*.py")):
             return place
@@ -46,7 +46,7 @@ def _load(paths: list[Path]) -> Iterator[Step]:
 
 @lru_cache(maxsize=1)
 def steps() -> tuple[Step, ...]:
-    """Give all steps in the order of their numbers, with title and narration from their docstrings."""
+    """Return all steps in the order of their numbers, with title and narration from their docstrings."""
     loaded = sorted(_load(sorted(folder().glob("s[0-9][0-9]_*.py"))), key=lambda step: step.number)
     if [step.number for step in loaded] != list(range(len(loaded))):
         raise LabError(f"the steps in {folder()} are not numbered 0, 1, 2, …")

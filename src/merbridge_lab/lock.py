@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.change import change
 from merbridge_lab.errors import LabError
-from merbridge_lab.waiting import until
+from merbridge_lab.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.api import (
+    APP_REPORTS_PEER,
+    CONTROL_CLIENT,
     DATAPLANE,
     DIALS,
-    INBOUND,
-    PEER,
-    TWIN,
+    INBOUND_WITHOUT_RULES,
     Finding,
     Unread,
     Verdict,
@@ -23,7 +23,7 @@ from merbridge_lab.api import (
     holds,
     value_of,
 )
-from merbridge_lab.checks import bypass, dials, mesh, redirect, rules
+from merbridge_lab.checks import bypass, dataplane, dials, mesh, rules
 from merbridge_lab.observation import with_fresh_ports
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from merbridge_lab.api import Lab, Observation, Workload
 
 #: What a lab must have for the cells to be measured.
-NEEDS = frozenset({DATAPLANE, TWIN})
+NEEDS = frozenset({DATAPLANE, CONTROL_CLIENT})
 _MANY = 16
 
 
@@ -46,7 +46,7 @@ class Cell:
 
     @property
     def place(self) -> tuple[bool, bool, bool]:
-        """Where it stands in the table: eBPF first, rules first."""
+        """Where it is in the table: eBPF first, rules first."""
         return not self.ebpf, not self.client_rules, not self.server_rules
 
 
@@ -71,7 +71,7 @@ class CellOutcome:
         return 1 if self.finding.verdict is Verdict.SKIP else len(self.unasked)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as scripts see it; `rules` is the client's, as in a walkthrough that flushes sleep only."""
+        """Return it as scripts see it; `rules` is the client's, as in a walkthrough that flushes sleep only."""
         return {
             "ebpf": self.cell.ebpf,
             "rules": self.cell.client_rules,
@@ -92,8 +92,8 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
     A cell of which something could not be read does not hold, and says so; the others are measured all the same.
     """
     sleep, servers = lab.workload("sleep"), lab.servers()
-    with lab.twins() as twins:
-        client, server, url = twins.client, twins.server, twins.url
+    with lab.control_pair() as control_pair:
+        client, server, url = control_pair.client, control_pair.server, control_pair.url
         earlier = lab.observe(client, url=url, server=server, count=1)
         with client.rules.flushed():
             closed = lab.observe(client, url=url, server=server)
@@ -105,7 +105,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         by_rules = with_fresh_ports(lambda: lab.observe(client, url=url, server=server), closed, bypassed)
         # By now both sidecars have written what came later, so what they have not written never came.
         strays = _strays(lab, bypassed, earlier)
-        moved = assess(rules.find_moved, by_rules)
+        moved = assess(rules.assess_moved, by_rules)
 
         yield _outcome(Cell(ebpf=False, client_rules=True, server_rules=True), by_rules, lambda: moved)
         yield _outcome(
@@ -116,12 +116,12 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=False),
             bypassed,
-            lambda: bypass.find_bypass(bypassed, value_of(strays), moved, told=PEER in lab.capabilities),
+            lambda: bypass.assess_bypass(bypassed, value_of(strays), moved, told=APP_REPORTS_PEER in lab.capabilities),
         )
 
-        present = lab.observe(sleep).beside(by_rules)
+        present = lab.observe(sleep).with_control(by_rules)
         dialled = lab.dial(sleep) if DIALS in lab.capabilities else ()
-        others = dials.find_carried(sleep.name, dialled)
+        others = dials.assess_carried(sleep.name, dialled)
         yield _outcome(
             Cell(ebpf=True, client_rules=True, server_rules=True),
             present,
@@ -130,28 +130,28 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
                 *_served_by_ebpf(present),
                 _both_answer(lab, sleep, present),
                 others,
-                rules.find_stood_still(present),
+                rules.assess_stood_still(present),
             ),
             unasked=dials.unasked(dialled),
         )
 
         with sleep.rules.flushed() as saved:
-            flushed = lab.observe(sleep).around(saved, None).beside(closed)
+            flushed = lab.observe(sleep).with_rules(saved, None).with_control(closed)
         yield _outcome(
             Cell(ebpf=True, client_rules=False, server_rules=True),
             flushed,
             lambda: _all(
                 "by eBPF alone: {payload}; no rule was left in sleep, and without eBPF that is line 5",
                 *_served_by_ebpf(flushed),
-                rules.find_absent(flushed),
-                redirect.find_took_over(flushed),
+                rules.assess_absent(flushed),
+                dataplane.assess_took_over(flushed),
             ),
         )
         yield _all_flushed(lab, sleep, servers, client, refused)
 
 
 def _find_all_closed(servers: Sequence[Workload], *seen: Observation) -> Finding:
-    findings = [mesh.find_closed_as_plain_text(each) for each in seen]
+    findings = [mesh.assess_closed_as_plain_text(each) for each in seen]
     return _all(f"{findings[0].why}; so do the sidecars of {_names(servers)}", *findings)
 
 
@@ -168,21 +168,25 @@ def _all_flushed(
     lab: Lab, sleep: Workload, servers: Sequence[Workload], outside: Workload, refused: Sequence[Observation]
 ) -> CellOutcome:
     """Flush both sides: what reaches a server's sidecar now, eBPF brought there."""
-    fresh = lab.settle()
+    fresh = lab.drain_idle_connections()
     with lab.flushed([sleep, *servers]) as saved:
         before = {server.name: server.rules.snapshot() for server in servers}
-        seen = lab.observe(sleep).around(saved[sleep.name], None)
-        from_outside = with_fresh_ports(lambda: lab.observe(outside), *refused) if INBOUND in lab.capabilities else None
+        seen = lab.observe(sleep).with_rules(saved[sleep.name], None)
+        from_outside = (
+            with_fresh_ports(lambda: lab.observe(outside), *refused)
+            if INBOUND_WITHOUT_RULES in lab.capabilities
+            else None
+        )
         after = {server.name: server.rules.snapshot() for server in servers}
 
     def look() -> Finding:
-        gone = [rules.find_absent(seen), *(rules.find_gone(name, before[name], after[name]) for name in after)]
+        gone = [rules.assess_absent(seen), *(rules.assess_gone(name, before[name], after[name]) for name in after)]
         if from_outside is None:
-            return _find_limit(seen, gone, lab.lacks(INBOUND))
+            return _find_limit(seen, gone, lab.why_missing(INBOUND_WITHOUT_RULES))
         findings = [*_served_by_ebpf(seen), *gone]
         if fresh:
-            findings.append(redirect.find_dialled_sidecar(seen))
-        findings += [_both_answer(lab, outside, from_outside), redirect.find_steered(from_outside)]
+            findings.append(dataplane.assess_dialled_sidecar(seen))
+        findings += [_both_answer(lab, outside, from_outside), dataplane.assess_steered(from_outside)]
         return _all("by eBPF on both sides: {payload}; no rule was left in any pod; {last}", *findings)
 
     return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, look)
@@ -194,7 +198,7 @@ def _find_limit(seen: Observation, gone: Sequence[Finding], limit: str) -> Findi
     That the rules were gone, and that the client's connections were intercepted, must hold: that is no limit. What
     then happens at the servers is upstream's: it is told, whatever it is.
     """
-    must = [*gone, redirect.find_intercepted(seen)]
+    must = [*gone, dataplane.assess_intercepted(seen)]
     evidence = tuple(reading for finding in must for reading in finding.evidence)
     for finding in must:
         if not finding.held:
@@ -216,10 +220,10 @@ def _find_limit(seen: Observation, gone: Sequence[Finding], limit: str) -> Findi
 
 def _served_by_ebpf(seen: Observation) -> tuple[Finding, ...]:
     return (
-        mesh.find_served(seen),
-        mesh.find_both_sidecars(seen),
-        redirect.find_intercepted(seen),
-        redirect.find_payload(seen),
+        mesh.assess_served(seen),
+        mesh.assess_both_sidecars(seen),
+        dataplane.assess_intercepted(seen),
+        dataplane.assess_payload(seen),
     )
 
 
@@ -228,8 +232,8 @@ def _both_answer(lab: Lab, client: Workload, seen: Observation) -> Finding:
 
     Sidecars take turns, but other requests take part in them: four alike may be chance, sixteen more are not.
     """
-    finding = mesh.find_both_versions(seen)
-    return finding if finding.held else mesh.find_both_versions(lab.observe(client, count=_MANY))
+    finding = mesh.assess_both_versions(seen)
+    return finding if finding.held else mesh.assess_both_versions(lab.observe(client, count=_MANY))
 
 
 def _names(workloads: Sequence[Workload]) -> str:
@@ -259,6 +263,6 @@ def _outcome(cell: Cell, seen: Observation, look: Callable[[], Finding], unasked
         seen.client,
         assess(look),
         served=all(exchange.served for exchange in seen.exchanges),
-        both_sidecars=assess(mesh.find_both_sidecars, seen).held,
+        both_sidecars=assess(mesh.assess_both_sidecars, seen).held,
         unasked=unasked,
     )

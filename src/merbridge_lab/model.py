@@ -41,7 +41,7 @@ class Check:
     hint: str = ""
     unread: Verdict = Verdict.FAIL
 
-    def over(self, subject: object) -> Finding:
+    def evaluate(self, subject: object) -> Finding:
         """Look once."""
         return assess(self.look, subject, unread=self.unread)
 
@@ -78,17 +78,17 @@ class Step:
     verify: tuple[Check, ...]
     commands: Callable[[Lab], Sequence[str]]
     observe: Callable[[Lab], Any] | None = None
-    witness: tuple[Check, ...] = ()
+    request_checks: tuple[Check, ...] = ()
     always: bool = False
     needs: frozenset[str] = field(default_factory=frozenset)
-    without: Mapping[str, Variant] = field(default_factory=dict)
+    variants: Mapping[str, Variant] = field(default_factory=dict)
     undo: Callable[[Lab], None] | None = None
     title: str = ""
     narration: str = ""
 
     def on(self, capabilities: Collection[str]) -> Step:
-        """Give the step as it is in a lab with these capabilities."""
-        for capability, variant in self.without.items():
+        """Return the step as it is in a lab with these capabilities."""
+        for capability, variant in self.variants.items():
             if capability not in capabilities:
                 return replace(
                     self,

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from merbridge_lab.accesslog import AccessLogLine
-    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.ruleset import RuleSet
 
 HTTP_OK = 200
 #: curl: connected, then closed before any HTTP status ("empty reply" and "failure receiving").
 CURL_CLOSED = (52, 56)
-#: How often a batch is observed anew, if its connections are not fresh ones for conntrack.
+#: How often a batch is observed again, if its connections are not fresh ones for conntrack.
 _ANEW = 2
 
 
@@ -64,7 +64,7 @@ class Exchange:
 
 
 def arrivals(sent: str, changed_sources: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """Give the "ip:port" as which what was sent from `sent` may have arrived: unchanged, or changed on the way."""
+    """Return the "ip:port" as which what was sent from `sent` may have arrived: unchanged, or changed on the way."""
     known, new = frozenset[str](), frozenset({sent})
     while new:
         known |= new
@@ -110,12 +110,12 @@ class Observation:
         if not self.exchanges:
             raise ValueError("a batch without a request proves nothing")
 
-    def beside(self, control: Observation) -> Observation:
-        """Give this observation with `control` standing next to it."""
+    def with_control(self, control: Observation) -> Observation:
+        """Return this observation with `control` standing next to it."""
         return replace(self, control=control)
 
-    def around(self, saved: RuleSet, restored: RuleSet | None) -> Observation:
-        """Give this observation, made while the rules were flushed, with the rules around the flush.
+    def with_rules(self, saved: RuleSet, restored: RuleSet | None) -> Observation:
+        """Return this observation, made while the rules were flushed, with the rules around the flush.
 
         `restored` is None where they were left flushed on purpose.
         """
@@ -144,13 +144,13 @@ class Observation:
             for word in exchange.body.split()[2:3]
         )
 
-    def notes(self, leg: str) -> dict[str, str]:
+    def original_destinations(self, leg: str) -> dict[str, str]:
         """Give, by nonce, where the connections of a leg were meant to go, as the dataplane noted it."""
         return {nonce: legs[leg] for nonce, legs in value_of(self.noted or {}).items() if leg in legs}
 
-    def noting(self, leg: str) -> Reading:
+    def original_destinations_reading(self, leg: str) -> Reading:
         """Read how many of the batch's connections on a leg the dataplane's map holds."""
-        noted = self.notes(leg)
+        noted = self.original_destinations(leg)
         raw = ", ".join(dict.fromkeys(noted.values())) or None
         return Reading(f"bpf:pair_original_dst/{self.client}/{leg}", "connections", 0, len(noted), raw)
 
@@ -175,7 +175,7 @@ class Observation:
 
 
 def with_fresh_ports(observe: Callable[[], Observation], *closed: Observation) -> Observation:
-    """Observe, and anew where a connection has the source port of one that a server has reset before.
+    """Observe, and again where a connection has the source port of one that a server has reset before.
 
     Conntrack remembers such a one for ten seconds more and takes the new one for it: uncounted by any nat rule it goes
     where the old one went. The kernel begins at another port every ten seconds, so that happens by chance. It is no

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-#: What stands in the place of a value.
+#: What replaces a value.
 GONE = "(left out)"
 
 #: Words in the name of a setting, an option or a key, whose value is nobody's business.
@@ -81,6 +81,6 @@ def _words(told: Any) -> list[Any]:  # noqa: ANN401 - see value
 
 
 def setting(told: str) -> str:
-    """Give the name of a KEY=VALUE, without what it is set to."""
+    """Return the name of a KEY=VALUE, without what it is set to."""
     name, sign, _ = told.partition("=")
     return f"{name}={GONE}" if sign else GONE

@@ -12,7 +12,7 @@ from merbridge_lab.evidence import Finding, Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from merbridge_lab.lab import Shown
+    from merbridge_lab.lab import CommandTranscript
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
 
@@ -31,7 +31,7 @@ class CheckOutcome:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as scripts see it."""
+        """Return it as scripts see it."""
         control = self.finding.control
         return {
             "name": self.check.name,
@@ -58,12 +58,12 @@ class StepOutcome:
     verdict: Verdict
     seconds: float
     checks: tuple[CheckOutcome, ...] = ()
-    shown: tuple[Shown, ...] = ()
+    shown: tuple[CommandTranscript, ...] = ()
     acted: bool = True
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as scripts see it."""
+        """Return it as scripts see it."""
         return {
             "number": self.step.number,
             "title": self.step.title,
@@ -143,13 +143,13 @@ class Report:
         return (self.error or _NOTHING).what if self.verdict is Verdict.ERROR else None
 
     def failed(self) -> Iterator[CheckOutcome]:
-        """Give the checks that did not hold."""
+        """Return the checks that did not hold."""
         yield from (check for check in self.standing if not check.finding.held)
         for step in self.steps:
             yield from (check for check in step.checks if check.finding.verdict is Verdict.FAIL)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as scripts see it."""
+        """Return it as scripts see it."""
         return {
             "schema": SCHEMA,
             "merlab": __version__,
@@ -169,5 +169,5 @@ class Report:
 
 
 def error_json(error: LabError) -> dict[str, Any]:
-    """Give an error as scripts see it."""
+    """Return an error as scripts see it."""
     return {"what": error.what, "hint": hints.rendered(error.hint), "command": error.command, "stderr": error.stderr}

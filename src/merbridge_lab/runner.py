@@ -6,8 +6,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from merbridge_lab import interrupts, matrix, shortage, waiting
-from merbridge_lab.errors import LabError, NotHeldError
+from merbridge_lab import matrix, polling, shortage, signals
+from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.model import Kind
 from merbridge_lab.report import CheckOutcome, Report, StepOutcome
@@ -85,7 +85,7 @@ class Runner:
     def run(self, report: Report, steps: Iterable[Step]) -> Report:
         """Run `steps` one after another into `report`; stop after the first that does not hold.
 
-        A LabError ends the run and stands in the report, with the step it ended; Interrupted passes through.
+        A LabError ends the run and is in the report, with the step it ended; Interrupted passes through.
         """
         paused = report.paused
         began = time.monotonic()
@@ -101,7 +101,7 @@ class Runner:
 
     def _run(self, report: Report, steps: Iterable[Step]) -> None:
         for step in steps:
-            interrupts.checkpoint()
+            signals.checkpoint()
             if self._between is not None and report.steps:
                 paused = time.monotonic()
                 self._between(step)
@@ -119,7 +119,7 @@ class Runner:
         """
         for capability in sorted(matrix.NEEDS - self.lab.capabilities):
             report.error = LabError(
-                f"there is nothing to prove: {self.lab.lacks(capability)}",
+                f"there is nothing to prove: {self.lab.why_missing(capability)}",
                 hint="merlab step 8..9",
             )
             return report
@@ -132,7 +132,7 @@ class Runner:
             try:
                 with shortage.told():
                     self._measure(report, before, standing, passing)
-            except NotHeldError as broken:
+            except ClaimFailedError as broken:
                 report.changes.append(broken.cause)
             except LabError as error:
                 report.error = error
@@ -164,7 +164,7 @@ class Runner:
         report.changes += _differences(before, self.lab.fingerprint())
         if report.verdict is Verdict.PASS:
             report.changes += [
-                f"what stood before stands no longer: {check.finding.why}"
+                f"a precondition no longer holds: {check.finding.why}"
                 for check in self._look_at(standing)
                 if not check.finding.held
             ]
@@ -193,7 +193,7 @@ class Runner:
 
         for capability in sorted(step.needs):
             if capability not in self.lab.capabilities:
-                return outcome(Verdict.SKIP, acted=False, reason=self.lab.lacks(capability))
+                return outcome(Verdict.SKIP, acted=False, reason=self.lab.why_missing(capability))
         try:
             with shortage.told():
                 if step.kind is Kind.DEMONSTRATE:
@@ -201,7 +201,7 @@ class Runner:
                     checks = [self._report(step, self._look(check, seen)) for check in step.verify]
                     return outcome(_verdict(checks), checks)
                 checks, acted = self._ensure(step)
-        except NotHeldError as broken:
+        except ClaimFailedError as broken:
             return outcome(Verdict.FAIL, reason=broken.cause)
         except LabError as error:
             report.error = error
@@ -228,13 +228,13 @@ class Runner:
                 return outcomes
         if step.observe is not None:
             seen = step.observe(self.lab)
-            outcomes += [self._look(check, seen) for check in step.witness]
+            outcomes += [self._look(check, seen) for check in step.request_checks]
         return outcomes
 
     @staticmethod
     def _look(check: Check, subject: object) -> CheckOutcome:
         began = time.monotonic()
-        finding = check.over(subject)
+        finding = check.evaluate(subject)
         return CheckOutcome(check, finding, 1, time.monotonic() - began)
 
     @staticmethod
@@ -246,11 +246,11 @@ class Runner:
         def look() -> bool:
             nonlocal attempts, finding
             attempts += 1
-            finding = check.over(subject)
+            finding = check.evaluate(subject)
             return finding.held
 
         if patience:
-            waiting.until(look, timeout=patience, awaiting=check.description)
+            polling.until(look, timeout=patience, awaiting=check.description)
         else:
             look()
         assert finding is not None  # noqa: S101 - look() has run at least once
@@ -271,7 +271,7 @@ def _verdict(checks: Sequence[CheckOutcome]) -> Verdict:
 
 def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     return [
-        f"{name} changed while it was looked at: the proof is void"
+        f"{name} changed during verification: the result is invalid"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
@@ -280,7 +280,7 @@ def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[st
 def undo(lab: Lab, steps: Iterable[Step]) -> None:
     """Take back what the ensure steps brought about, last first; every one is tried, the first error is raised."""
     first: LabError | None = None
-    with interrupts.shielded():
+    with signals.shielded():
         for step in sorted(steps, key=lambda step: -step.number):
             if step.undo is None:
                 continue

@@ -27,7 +27,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def explained(error: BaseException) -> LabError | None:
-    """Give the error to tell for `error`: a LabError as it is, or with what is used up where that is behind it."""
+    """Return the error to tell for `error`: a LabError as it is, or with what is used up where that is behind it."""
     if isinstance(error, ShortageError):
         return error
     if not isinstance(error, LabError):
@@ -54,7 +54,7 @@ def told() -> Iterator[None]:
 
 
 def of(error: BaseException, where: str | Path | None = None, *, but: Container[int] = ()) -> ShortageError | None:
-    """Give the error to tell where `error` means that something is used up or read-only; else None.
+    """Return the error to tell where `error` means that something is used up or read-only; else None.
 
     `where` is the path concerned, for calls whose error does not name it; `but` are numbers that do not count.
     """
@@ -72,7 +72,7 @@ def of(error: BaseException, where: str | Path | None = None, *, but: Container[
 
 
 def unread(source: str, error: OSError | LabError, *words: str) -> Unread:
-    """Give the reading that `error` was in the way of, by its own words where there are none better.
+    """Return the reading that `error` was in the way of, by its own words where there are none better.
 
     Raise ShortageError where the machine has run out of something: that says nothing of what was to be read.
     """
@@ -84,7 +84,7 @@ def unread(source: str, error: OSError | LabError, *words: str) -> Unread:
 
 
 def in_words(said: str) -> ShortageError | None:
-    """Give the same where a command that failed complained of it, by the words of strerror(3)."""
+    """Return the same where a command that failed complained of it, by the words of strerror(3)."""
     if _NO_FORK.search(said):
         return _processes(None)
     for code, tell in _KINDS.items():
@@ -95,7 +95,7 @@ def in_words(said: str) -> ShortageError | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Give the error and what it was raised from; not what it merely happened beside."""
+    """Return the error and what it was raised from; not what it merely happened beside."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -201,7 +201,7 @@ _AMBIGUOUS = {errno.EAGAIN}
 
 
 def _limit(name: str) -> str:
-    """Give a soft limit of this process, for a message."""
+    """Return a soft limit of this process, for a message."""
     try:
         found = re.search(rf"^{name} +(\S+)", Path("/proc/self/limits").read_text(), re.MULTILINE)
     except OSError:  # there may be no descriptor left to read it by
@@ -212,7 +212,7 @@ def _limit(name: str) -> str:
 
 
 def pids_limits() -> list[tuple[Path, int, int]]:
-    """Give the cgroups that limit our processes, from ours up: its directory, how many there are, how many may be."""
+    """Return the cgroups that limit our processes, from ours up: its directory, how many there are, how many may be."""
     found: list[tuple[Path, int, int]] = []
     try:
         memberships = Path("/proc/self/cgroup").read_bytes().split(b"\n")

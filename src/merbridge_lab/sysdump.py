@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import __version__, redaction
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.text import as_json, lines_of, printable
 
@@ -49,7 +49,7 @@ _FULL = {
 
 
 def name_now() -> str:
-    """Give a file name with the time in it."""
+    """Return a file name with the time in it."""
     return time.strftime("merlab-sysdump-%Y%m%d-%H%M%S.tar.gz")
 
 
@@ -74,7 +74,7 @@ def _os_release() -> str:
 
 
 def _kernel_log() -> str:
-    """Give the end of the kernel's log; where kernel.dmesg_restrict forbids it, dmesg says so."""
+    """Return the end of the kernel's log; where kernel.dmesg_restrict forbids it, dmesg says so."""
     lines = lines_of(run(["dmesg"]).stdout)
     return "\n".join(lines[-_LOG_LINES:]) + "\n"
 
@@ -85,7 +85,7 @@ _OF_MACHINE: Mapping[str, Callable[[], str]] = {"os-release.txt": _os_release, "
 def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that can describe itself
     """Pack what `lab` and this machine tell into `target` (a .tar.gz), and give the names of what is in it.
 
-    A part that cannot be had does not spoil the rest: it says why instead. Raises LabError when the file cannot be
+    A part that is not available does not spoil the rest: it says why instead. Raises LabError when the file cannot be
     written; then there is none.
     """
     parts: dict[str, str] = {"versions.txt": versions()}
@@ -95,7 +95,7 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
             told = ask()
         except (LabError, OSError) as error:
             lacking[name] = redaction.text(" ".join(str(error).split()))
-            told = f"not to be had: {error}\n"
+            told = f"not available: {error}\n"
         parts[name] = printable(redaction.text(told)) if isinstance(told, str) else _json(told)
     parts["index.txt"] = printable(_index(parts, lacking))
     try:
@@ -119,7 +119,7 @@ def _index(parts: Mapping[str, str], lacking: Mapping[str, str]) -> str:
     """List what is in the file, how large each part is, and what could not be had."""
     lines = [f"merlab {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}", ""]
     lines += [
-        f"{name}: not to be had: {lacking[name]}" if name in lacking else f"{name}: {len(text.encode())} bytes"
+        f"{name}: not available: {lacking[name]}" if name in lacking else f"{name}: {len(text.encode())} bytes"
         for name, text in sorted(parts.items())
     ]
     lines += ["", f"Values of environments, annotations and whatever is named like a secret: {redaction.GONE}"]

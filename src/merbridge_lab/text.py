@@ -38,12 +38,12 @@ def _seen(character: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Give `text` with all that a terminal would obey instead of showing it as \xNN; newlines and tabs stay."""
+    r"""Return `text` with all that a terminal would obey instead of showing it as \xNN; newlines and tabs stay."""
     return text if _ASCII.fullmatch(text) else "".join(map(_seen, text))
 
 
 def as_json(value: object, *, indent: int | None = None) -> str:
-    """Give `value` as JSON in printable ASCII alone."""
+    """Return `value` as JSON in printable ASCII alone."""
     return json.dumps(value, indent=indent, ensure_ascii=True, default=str).replace("\x7f", "\\u007f")
 
 

@@ -316,7 +316,7 @@ def _import(tar: Path, label: str) -> None:
 
 
 def _add_system_images(context: Path) -> None:
-    """Put the images into the node that kubeadm will ask for, with a table of the names by which it asks."""
+    """Put the images into the node that kubeadm will ask for, with a table of the names with which it asks."""
     kubeadm = context / "kubeadm"
     kubeadm.hardlink_to(context / "kubernetes")
     version = versions()["modules"]["kubernetes"]["version"]

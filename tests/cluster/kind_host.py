@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 from tests import called
 from tests.called import MERLAB, environment, told
 
-from merbridge_lab.drivers.kind import kept, layout
-from merbridge_lab.waiting import until
+from merbridge_lab.labs.kind import local_state
+from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-NODE = f"{layout.CLUSTER}-control-plane"
-SAVED = f"{layout.STATE}/saved/sleep.rules"
-DRAFTS = f"{layout.STATE}/saved/.sleep.rules.new.*"
+NODE = f"{topology.CLUSTER}-control-plane"
+SAVED = f"{topology.STATE}/saved/sleep.rules"
+DRAFTS = f"{topology.STATE}/saved/.sleep.rules.new.*"
 #: Longer than anything that is called here takes, in seconds.
 LONG = 300.0
 
@@ -31,7 +32,7 @@ LONG = 300.0
 
 
 def words_for(command: str, *words: str) -> list[str]:
-    """Give the words of a call; `up` is told of the test cluster's images."""
+    """Return the words of a call; `up` is told of the test cluster's images."""
     told = shlex.split(os.environ["MERLAB_TEST_CLUSTER"]) if command == "up" else []
     return [MERLAB, command, "--lab", "kind", *told, *words]
 
@@ -57,7 +58,7 @@ def held(done: subprocess.CompletedProcess[str]) -> bool:
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """Give the sentence of a call, with --json, that could not go on: exit status 3, one cause, one remedy."""
+    """Return the sentence of a call, with --json, that could not go on: exit status 3, one cause, one remedy."""
     assert done.returncode == 3, done.stdout[-4000:] + done.stderr[-4000:]
     assert "Traceback" not in done.stdout + done.stderr
     error = told(done)["error"]
@@ -68,7 +69,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 
 
 class Running(called.Started):
-    """A merlab at work, to be stopped in the middle."""
+    """A merlab running, to be stopped in the middle."""
 
     def __init__(self, command: str, *words: str) -> None:
         super().__init__(words_for(command, *words), environment(), LONG)
@@ -123,7 +124,7 @@ def runs(*words: str) -> Callable[[int], bool]:
 
 
 def leftovers() -> dict[str, object]:
-    """Give all of which `down` must leave as much as there was before."""
+    """Return all of which `down` must leave as much as there was before."""
     temporary = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108 - looked at, not written to
     commands = [argv for _, argv in _processes().values() if Path(argv[0]).name in ("kind", "istioctl")]
     kubeconfig = Path(os.environ["KUBECONFIG"])
@@ -134,7 +135,7 @@ def leftovers() -> dict[str, object]:
         "kubeconfig": kubeconfig.read_text() if kubeconfig.exists() else None,
         "temporary": sorted(each.name for each in temporary.glob("merlab-kind-*")),
         "commands": commands,
-        "state": sorted(each.name for each in kept.folder().glob("kind-*")),
+        "state": sorted(each.name for each in local_state.folder().glob("kind-*")),
     }
 
 
@@ -154,7 +155,7 @@ def kubectl(*words: str, stdin: str | None = None) -> str:
 
 
 def pod_of(selector: str) -> dict[str, Any]:
-    """Give the one pod that is not ending."""
+    """Return the one pod that is not ending."""
     found = json.loads(kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
     (pod,) = (one for one in found if not one["metadata"].get("deletionTimestamp"))
     return dict(pod)
@@ -170,7 +171,7 @@ def _in_network_of(selector: str, *argv: str) -> str:
 
 
 def rules(selector: str = "app=sleep", backend: str = "nft") -> list[str]:
-    """Give the nat rules of a pod, counters left out."""
+    """Return the nat rules of a pod, counters left out."""
     saved = _in_network_of(selector, f"iptables-{backend}-save", "-t", "nat").splitlines()
     return [re.sub(r"\[\d+:\d+\]", "", line) for line in saved if line.startswith(("-A", ":"))]
 
@@ -184,7 +185,7 @@ def move_to_legacy(selector: str = "app=sleep") -> None:
 
 
 def native_rules(selector: str = "app=sleep") -> list[str]:
-    """Give the rules in nftables' own tables of a pod, counters left out."""
+    """Return the rules in nftables' own tables of a pod, counters left out."""
     listed = _in_network_of(selector, "nft", "--stateless", "list", "ruleset").splitlines()
     return [line.strip() for line in listed if line.startswith("\t\t") and "hook" not in line]
 
@@ -198,7 +199,7 @@ def is_flushed(_pid: int = 0) -> bool:
 
 #: What has come into being at a moment of `up`, in their order; each is seen by a look past merlab.
 MOMENTS: Mapping[str, Callable[[int], bool]] = {
-    "network": lambda _: layout.NETWORK in docker("network", "ls", "--format", "{{.Name}}").split(),
+    "network": lambda _: topology.NETWORK in docker("network", "ls", "--format", "{{.Name}}").split(),
     "container": lambda _: bool(docker("ps", "--quiet", "--filter", f"name={NODE}")),
     "keys": lambda _: bool(in_node("sh", "-c", "ls /etc/kubernetes/pki/ca.key", check=False)),
     "administrator": lambda _: bool(in_node("sh", "-c", "ls /etc/kubernetes/admin.conf", check=False)),
@@ -211,6 +212,6 @@ _KUBECTL = ("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf")
 
 
 def settled(look: Callable[[], object], wanted: object, seconds: float = 10.0) -> object:
-    """Give what `look` gives, once it is as wanted, or after some seconds."""
+    """Return what `look` gives, once it is as wanted, or after some seconds."""
     until(lambda: look() == wanted, timeout=seconds, awaiting="what is on its way out to be gone")
     return look()

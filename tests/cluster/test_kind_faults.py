@@ -49,8 +49,8 @@ from kind_host import (
 from tests.called import MERLAB, environment, told
 from tests.cluster import builds, engine
 
-from merbridge_lab.drivers.kind import layout
-from merbridge_lab.waiting import until
+from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,7 +84,7 @@ def nothing(machine: Mapping[str, object]) -> Mapping[str, object]:
 @pytest.fixture
 def foreign(nothing: Mapping[str, object]) -> Iterator[str]:  # noqa: ARG001 - comes first
     """A node of a cluster called merbridge that somebody else began to make; its id."""
-    argv = ("kind", "create", "cluster", "--name", layout.CLUSTER, "--image", builds.ref("node"), "--retain")
+    argv = ("kind", "create", "cluster", "--name", topology.CLUSTER, "--image", builds.ref("node"), "--retain")
     # kind's own network would stay.
     changes = {"KIND_EXPERIMENTAL_DOCKER_NETWORK": "foreign"}
     making = subprocess.Popen(argv, env=environment(**changes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -102,7 +102,7 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
     for words in (("up", "--json"), ("step", "6", "--json")):
         said = refusal(merlab(*words))
         assert "merlab did not make it" in said
-        assert f"kind delete cluster --name {layout.CLUSTER}" in said
+        assert f"kind delete cluster --name {topology.CLUSTER}" in said
     assert told(merlab("status", "--json"))["up"] is False
     for words in (("down",), ("down", "--keep-cluster")):
         assert held(merlab(*words))
@@ -164,7 +164,7 @@ def test_c10_a_kind_that_fails_in_kubeadm_shows_the_kubelets_complaint_first_and
     log = Path(last.removeprefix("all that kind said: less "))
     assert "workflow/runner.go:262" in log.read_text()
     assert "failed to load kubelet config file" in log.read_text(), "the journal is there, whole"
-    assert docker("ps", "--all", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={layout.CLUSTER}") == ""
+    assert docker("ps", "--all", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={topology.CLUSTER}") == ""
     assert held(merlab("down"))
     assert not log.exists()
     assert settled(leftovers, nothing) == nothing
@@ -184,7 +184,7 @@ def test_down_leaves_nothing_of_a_create_that_was_killed(nothing: Mapping[str, o
     done = stopped("up", at=MOMENTS["container"], by=signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
     (problem,) = told(merlab("status", "--json"))["problems"]
-    assert "was cut short" in problem
+    assert "did not finish" in problem
     assert held(merlab("down"))
     assert settled(leftovers, nothing) == nothing
 
@@ -341,7 +341,7 @@ def test_a_cluster_whose_own_certificate_has_expired_is_made_anew_by_what_merlab
 
 #: What of Istio's injection is taken away, and what status says then.
 _OFF = {
-    "label": (("label", "namespace", layout.NAMESPACE, "istio-injection-"), "istio-injection=enabled"),
+    "label": (("label", "namespace", topology.NAMESPACE, "istio-injection-"), "istio-injection=enabled"),
     "webhook": (("delete", "mutatingwebhookconfiguration", "-l", "app=sidecar-injector"), "MutatingWebhook"),
 }
 
@@ -368,7 +368,7 @@ def test_without_injection_a_sidecar_is_missed_and_comes_back(lab: None, off: tu
 
 
 def _free_cpu() -> int:
-    """Give how many thousandths of a CPU nobody has asked for on the node."""
+    """Return how many thousandths of a CPU nobody has asked for on the node."""
     requests = kubectl("describe", "node").rpartition("Allocated resources:")[2]
     taken = next(line.split()[1] for line in requests.splitlines() if line.split()[:1] == ["cpu"])
     cores = kubectl("get", "node", "-o", "jsonpath={.items[0].status.allocatable.cpu}")
@@ -558,7 +558,7 @@ def between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between
 
 
 def _nobody_answers(running: Running) -> None:
-    """See a merlab at work end, and others not begin, each with what is wrong and what to type."""
+    """See a merlab running end, and others not begin, each with what is wrong and what to type."""
     assert "no Docker daemon answers" in refusal(running.end())
     for command in ("status", "up", "down"):
         said = refusal(merlab(command, "--json"))

@@ -19,10 +19,10 @@ from kind_host import NODE, Running, docker, held, in_node, kubectl, leftovers, 
 from tests.called import told
 from tests.cluster import builds
 
-from merbridge_lab.dataplane.merbridge import kernel
-from merbridge_lab.drivers.kind import manifests
-from merbridge_lab.drivers.kind.merbridge import installed
-from merbridge_lab.drivers.kind.settings import Settings
+from merbridge_lab.labs.kubernetes import manifests
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation
+from merbridge_lab.labs.kubernetes.settings import Settings
+from merbridge_lab.merbridge import kernel_objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,16 @@ NOTHING = "eBPF intercepted none of"
 FLUSHED = "with the rules flushed, nothing sent it there"
 RULES = "the rules did the work, not eBPF"
 #: Upstream's maps, by what the kernel keeps of their names.
-MAPS = {name[:15] for name in (kernel.PODS, kernel.SOCKETS, kernel.WANTED, kernel.CONTAINERS, "cookie_original_dst")}
+MAPS = {
+    name[:15]
+    for name in (
+        kernel_objects.PODS,
+        kernel_objects.SOCKETS,
+        kernel_objects.WANTED,
+        kernel_objects.CONTAINERS,
+        "cookie_original_dst",
+    )
+}
 
 
 def up(*words: str) -> Any:
@@ -84,14 +93,14 @@ def has_host_network() -> bool:
 
 
 def without_the_flag() -> None:
-    """Take -d off, as somebody does who has read enough, and see the pod of before gone."""
+    """Take -d off, as somebody does who has read enough, and see the pod from before gone."""
     edit("remove", f"{CONTAINER}/args/{args().index('-d')}")
     rolled_out()
     assert "-d" not in args()
 
 
 def pod() -> str:
-    """Give the uid of the one pod there is; a second one, and none, are failures."""
+    """Return the uid of the one pod there is; a second one, and none, are failures."""
     (uid,) = kubectl(
         "-n", "istio-system", "get", "pods", "-l", "app=merbridge", "-o", "jsonpath={.items[*].metadata.uid}"
     ).split()
@@ -104,7 +113,7 @@ def bpftool(*words: str) -> Any:
 
 
 def attached() -> list[str]:
-    """Give the programs on the cgroup of the node's container, found from this machine's side."""
+    """Return the programs on the cgroup of the node's container, found from this machine's side."""
     process = Path("/proc") / docker("inspect", "--format", "{{.State.Pid}}", NODE).strip()
     cgroup = next(line for line in (process / "cgroup").read_text().splitlines() if line.startswith("0::"))
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
@@ -115,7 +124,7 @@ def attached() -> list[str]:
 
 
 def maps() -> dict[int, str]:
-    """Give upstream's maps in this machine's kernel, by id."""
+    """Return upstream's maps in this machine's kernel, by id."""
     return {one["id"]: one["name"] for one in bpftool("map", "show") if one.get("name") in MAPS}
 
 
@@ -244,7 +253,7 @@ def test_an_edit_by_hand_while_step_3_waits_is_undone_or_named_and_not_waited_fo
     edit("replace", HOST_NETWORK, value=False)
     running = Running("step", "3", "--json")
     try:
-        assert running.reaches(lambda _: has_host_network() and not installed.rolled_out(daemonset()))
+        assert running.reaches(lambda _: has_host_network() and not installation.rolled_out(daemonset()))
         edit("replace", HOST_NETWORK, value=False)
         try:
             running.process.communicate(timeout=90)  # half of what it waits for a pod that is about to be ready
@@ -358,7 +367,7 @@ def test_down_in_the_middle_of_a_rollout_leaves_nothing_on_the_node(lab: dict[st
     running = Running("step", "4")
     assert running.reaches(lambda _: "-d" in args())
     running.end(signal.SIGKILL)
-    assert not installed.rolled_out(daemonset()), "it was killed in the middle"
+    assert not installation.rolled_out(daemonset()), "it was killed in the middle"
     assert held(merlab("down", "--keep-cluster"))
     assert attached() == []
     assert settled(maps, {}) == {}

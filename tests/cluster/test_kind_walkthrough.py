@@ -33,8 +33,8 @@ from kind_host import (
 from tests.called import MERLAB, environment, told
 from tests.cluster import builds
 
-from merbridge_lab.drivers.kind import layout
-from merbridge_lab.drivers.kind.merbridge import place
+from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view
 from schema_files import complaints
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def step(report: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def readings(report: Mapping[str, Any], number: int) -> dict[str, tuple[Any, Any]]:
-    """Give what was read before and after, by source: of a step's checks and their controls."""
+    """Return what was read before and after, by source: of a step's checks and their controls."""
     found = {}
     for check in step(report, number)["checks"]:
         for reading in (*check["evidence"], *((check["control"] or {}).get("evidence") or ())):
@@ -105,22 +105,22 @@ def test_from_nothing_seven_steps_hold_and_three_are_skipped_with_the_reason(fre
 
 
 def test_on_a_healthy_lab_up_makes_nothing_anew(lab: None) -> None:
-    before = [pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS], rules()
+    before = [pod_of(spec.selector)["metadata"]["uid"] for spec in topology.WORKLOADS], rules()
     report = shown(merlab("up", "--json"))
     assert [step(report, number)["acted"] for number in (1, 2)] == [False, False]
-    assert ([pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS], rules()) == before
+    assert ([pod_of(spec.selector)["metadata"]["uid"] for spec in topology.WORKLOADS], rules()) == before
 
 
 def test_what_an_older_merlab_kept_in_the_cluster_is_taken_over(lab: None) -> None:
     """As commit aaab070 wrote it: with the kubeconfig that was told of the cluster, a path of this machine."""
-    name = ("configmap", layout.SETTINGS, "-n", layout.NAMESPACE)
+    name = ("configmap", topology.SETTINGS, "-n", topology.NAMESPACE)
     kept = json.loads(kubectl("get", *name, "-o", "json"))["data"]
     older = json.dumps({**json.loads(kept["settings.json"]), "kubeconfig": "/etc/shadow"})
     kubectl("patch", *name, "--type=merge", f"--patch={json.dumps({'data': {**kept, 'settings.json': older}})}")
-    uids = [pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS]
+    uids = [pod_of(spec.selector)["metadata"]["uid"] for spec in topology.WORKLOADS]
     assert held(merlab("step", "6"))
     assert held(merlab("up", "-q"))
-    assert [pod_of(spec.selector)["metadata"]["uid"] for spec in layout.WORKLOADS] == uids
+    assert [pod_of(spec.selector)["metadata"]["uid"] for spec in topology.WORKLOADS] == uids
 
 
 # -- steps
@@ -196,8 +196,8 @@ def test_status_tells_pods_sidecars_and_rules_as_they_are(lab: None) -> None:
     assert complaints("status", status) == []
     assert (status["lab"], status["up"], status["flushed"], status["problems"]) == ("kind", True, [], [])
     found = {one["name"]: one for one in status["workloads"]}
-    assert set(found) == {spec.name for spec in layout.WORKLOADS}
-    for spec in layout.WORKLOADS:
+    assert set(found) == {spec.name for spec in topology.WORKLOADS}
+    for spec in topology.WORKLOADS:
         pod = pod_of(spec.selector)
         assert found[spec.name]["ip"] == pod["status"]["podIP"]
         assert (found[spec.name]["sidecar"], found[spec.name]["sidecar_kind"]) == (True, "classic")
@@ -243,7 +243,7 @@ def test_the_shown_commands_work_for_a_reader_who_types_them_all(lab: None) -> N
     kubeconfig.unlink(missing_ok=True)
     try:
         commands = step(shown(merlab("step", "6", "--json")), 6)["commands"]
-        assert commands[0] == f"kind export kubeconfig --name {layout.CLUSTER}"
+        assert commands[0] == f"kind export kubeconfig --name {topology.CLUSTER}"
         for line in commands:
             done = subprocess.run(("sh", "-c", line), check=False, capture_output=True, text=True, timeout=LONG)
             assert done.returncode == 0, done.stderr
@@ -287,11 +287,11 @@ def test_another_node_image_is_refused_not_ignored(lab: None) -> None:
 
 
 def test_native_sidecars_are_told_by_the_pod_and_all_holds_with_them(lab: None) -> None:
-    """The lab has native ones from here on: what is chosen stays chosen until it is made anew."""
+    """The lab has native ones from here on: what is chosen stays chosen until it is recreated."""
     assert step(shown(merlab("up", "--json", "--until", "2", "--sidecars", "native")), 2)["outcome"] == "pass"
     spec = pod_of("app=sleep")["spec"]
     assert [one["name"] for one in spec["containers"]] == ["sleep"]
-    assert layout.SIDECAR in [one["name"] for one in spec["initContainers"]]
+    assert topology.SIDECAR in [one["name"] for one in spec["initContainers"]]
     report = shown(merlab("step", "6..9", "--json"))
     assert {each["outcome"] for each in report["steps"]} == {"pass"}
     status = told(merlab("status", "--json"))
@@ -349,7 +349,7 @@ def test_where_the_node_has_no_tools_a_helper_pod_enters(lab: None) -> None:
     try:
         report = shown(merlab("step", "9", "--json"))
         assert {each["outcome"] for each in report["steps"]} == {"pass"}
-        assert any(f"exec {layout.HELPER} --" in line for line in step(report, 9)["commands"])
+        assert any(f"exec {topology.HELPER} --" in line for line in step(report, 9)["commands"])
         assert helpers() == [], "it goes with the command"
         assert told(merlab("status", "--json"))["problems"] == []
         # S8: what a merlab that was killed leaves goes with the next one, whatever that does.
@@ -363,22 +363,22 @@ def test_where_the_node_has_no_tools_a_helper_pod_enters(lab: None) -> None:
 
 
 def helpers() -> list[str]:
-    """Name the pods by which merlab enters others."""
+    """Name the pods with which merlab enters others."""
     return [
-        name for name in kubectl("get", "pods", "-n", layout.HELPERS, "-o", "name").split() if layout.HELPER in name
+        name for name in kubectl("get", "pods", "-n", topology.HELPERS, "-o", "name").split() if topology.HELPER in name
     ]
 
 
 def test_c01_the_nodes_first_process_is_in_a_child_of_its_cgroup_and_the_pods_are_its_all_the_same(lab: None) -> None:
-    node = place.find(NODE)
-    assert place.cgroup_of(Path(f"/proc/{node.pid}")) == f"{node.cgroup_path}/init.scope"
+    node = node_view.find(NODE)
+    assert node_view.cgroup_of(Path(f"/proc/{node.pid}")) == f"{node.cgroup_path}/init.scope"
     # One in the node's own files: its PID there is another one here.
     found = in_node("ctr", "-n", "k8s.io", "tasks", "ls").splitlines()[1:]
-    pods = [place.cgroup_of(node.process(int(line.split()[1]))) for line in found if line.endswith("RUNNING")]
+    pods = [node_view.cgroup_of(node.process(int(line.split()[1]))) for line in found if line.endswith("RUNNING")]
     assert pods
     assert all(node.has(path) for path in pods)
     assert not any("/init.scope" in path for path in pods)
-    assert not node.has(place.cgroup_of(Path("/proc/self")))
+    assert not node.has(node_view.cgroup_of(Path("/proc/self")))
     assert node.cgroup_id(1) == (node.cgroup / "init.scope").stat().st_ino
 
 
@@ -398,8 +398,8 @@ def test_down_keeps_the_cluster_where_it_is_asked_to(lab: None) -> None:
         left = made()
         for word in ("istio", "sleep", "helloworld", "merlab"):
             assert word not in left
-        assert "istio-injection" not in kubectl("get", "namespace", layout.NAMESPACE, "-o", "yaml")
-        assert in_node("sh", "-c", f"ls -A {layout.STATE} 2>/dev/null || true") == ""
+        assert "istio-injection" not in kubectl("get", "namespace", topology.NAMESPACE, "-o", "yaml")
+        assert in_node("sh", "-c", f"ls -A {topology.STATE} 2>/dev/null || true") == ""
     finally:
         assert held(merlab("up", "-q", "--until", "2"))
 
@@ -411,7 +411,7 @@ def test_down_leaves_nothing_but_the_images_which_it_names(
     asked = tmp_path / "kubeconfig"
     assert held(merlab("up", "-q", "--until", "1", "--kubeconfig", str(asked)))
     assert "kind-merbridge" in asked.read_text()
-    subprocess.run(("kind", "export", "kubeconfig", "--name", layout.CLUSTER), check=True, capture_output=True)
+    subprocess.run(("kind", "export", "kubeconfig", "--name", topology.CLUSTER), check=True, capture_output=True)
     assert "kind-merbridge" in Path(os.environ["KUBECONFIG"]).read_text()
     done = merlab("down", "--json")
     assert held(done)

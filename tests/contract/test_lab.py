@@ -11,9 +11,9 @@ import shlex
 import pytest
 
 from fakes import FakeLab
-from merbridge_lab.checks import mesh, redirect, rules
+from merbridge_lab.checks import dataplane, mesh, rules
 from merbridge_lab.errors import LabError
-from merbridge_lab.lab import DATAPLANE, TRACE, TWIN
+from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, TRACE
 from merbridge_lab.loader import steps
 from merbridge_lab.runner import undo
 
@@ -24,7 +24,7 @@ def fake(_name):
 
 def embedded(name):
     """Make a lab beside the one that may be up on this machine."""
-    from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+    from merbridge_lab.labs.embedded.lab import EmbeddedLab
 
     return EmbeddedLab(name=name)
 
@@ -134,9 +134,9 @@ def test_the_process_that_is_found_is_the_pods(sleep):
 
 def test_every_noun_has_commands_a_person_would_type(lab, sleep):
     typed = [
-        *lab.node.typed(),
-        *lab.mesh.typed(),
-        *lab.dataplane.typed(),
+        *lab.node.shell_commands(),
+        *lab.mesh.shell_commands(),
+        *lab.dataplane.shell_commands(),
         *lab.dataplane.debug_commands(),
         lab.trace_command(),
         sleep.request_command(),
@@ -164,8 +164,8 @@ def simple_commands(line):
 
 def test_no_command_touches_the_hosts_own_rules(lab, sleep):
     typed = [
-        *lab.node.typed(),
-        *lab.mesh.typed(),
+        *lab.node.shell_commands(),
+        *lab.mesh.shell_commands(),
         sleep.rules.save_command(),
         sleep.rules.flush_command(),
         sleep.rules.restore_command(),
@@ -186,9 +186,9 @@ def test_what_was_shown_is_given_once(lab):
 
 
 def test_each_capability_has_a_sentence_for_its_absence(lab):
-    for capability in (DATAPLANE, TRACE, TWIN):
-        assert " " in lab.lacks(capability)
-        assert capability in lab.lacks(capability)
+    for capability in (DATAPLANE, TRACE, CONTROL_CLIENT):
+        assert " " in lab.why_missing(capability)
+        assert capability in lab.why_missing(capability)
 
 
 def test_it_can_say_what_it_needs(lab):
@@ -221,7 +221,7 @@ def test_requests_are_served_and_stand_in_both_logs(lab, sleep):
     assert set(seen.client_log) == set(seen.server_log) == {exchange.nonce for exchange in seen.exchanges}
     assert seen.versions == {"v1", "v2"}
     assert seen.servers == {"helloworld-v1", "helloworld-v2"}
-    assert mesh.find_both_sidecars(seen).held
+    assert mesh.assess_both_sidecars(seen).held
 
 
 def test_every_log_line_belongs_to_the_exchange_of_its_nonce(lab, sleep):
@@ -241,8 +241,8 @@ def test_two_observations_share_nothing(lab, sleep):
 
 def test_the_dataplane_counts_what_it_did(lab, sleep):
     seen = lab.observe(sleep)
-    assert redirect.find_intercepted(seen).held
-    assert redirect.find_payload(seen).held
+    assert dataplane.assess_intercepted(seen).held
+    assert dataplane.assess_payload(seen).held
     assert seen.rule("ISTIO_REDIRECT").moved == 0
 
 
@@ -252,7 +252,7 @@ def test_with_debug_on_a_request_can_be_followed_in_the_trace(lab, sleep):
     lab.dataplane.set_debug(on=True)
     assert lab.dataplane.debug
     seen = lab.observe(sleep, count=1, trace=True)
-    assert trace.find_told(seen).held
+    assert trace.assess_told(seen).held
     lab.dataplane.set_debug(on=False)
     assert not lab.dataplane.debug
     assert lab.observe(sleep, count=1).trace == ()
@@ -285,8 +285,8 @@ def test_a_flush_takes_all_nat_rules_and_gives_them_back(lab, sleep):
         seen = lab.observe(sleep)
     assert nat(sleep) == before
     assert not sleep.rules.outstanding
-    assert mesh.find_both_sidecars(seen).held
-    assert rules.find_absent(seen.around(saved, None)).held
+    assert mesh.assess_both_sidecars(seen).held
+    assert rules.assess_absent(seen.around(saved, None)).held
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, SystemExit])
@@ -299,13 +299,13 @@ def test_a_flush_gives_them_back_however_it_ends(sleep, error):
 
 
 def test_counters_survive_a_flush(lab, sleep):
-    with lab.twin() as twin:
-        lab.observe(twin, count=2)
-        before = twin.rules.snapshot().packets("ISTIO_REDIRECT")
+    with lab.control_client() as control_client:
+        lab.observe(control_client, count=2)
+        before = control_client.rules.snapshot().packets("ISTIO_REDIRECT")
         assert before >= 2
-        with twin.rules.flushed():
+        with control_client.rules.flushed():
             pass
-        assert twin.rules.snapshot().packets("ISTIO_REDIRECT") == before
+        assert control_client.rules.snapshot().packets("ISTIO_REDIRECT") == before
     assert sleep.rules.snapshot().istio
 
 
@@ -352,16 +352,16 @@ def test_several_are_flushed_and_all_come_back(lab, sleep):
 
 
 def test_a_twin_is_what_the_dataplane_does_not_serve(lab):
-    with lab.twin() as twin:
-        assert twin.name != "sleep"
-        seen = lab.observe(twin)
-        assert rules.find_moved(seen).held
-        assert not redirect.find_intercepted(seen).held
+    with lab.control_client() as control_client:
+        assert control_client.name != "sleep"
+        seen = lab.observe(control_client)
+        assert rules.assess_moved(seen).held
+        assert not dataplane.assess_intercepted(seen).held
 
 
 def test_a_flushed_twin_is_closed_as_plain_text(lab):
-    with lab.twin(sidecar=False) as twin, twin.rules.flushed():
-        assert mesh.find_closed_as_plain_text(lab.observe(twin)).held
+    with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
+        assert mesh.assess_closed_as_plain_text(lab.observe(control_client)).held
 
 
 @pytest.mark.parametrize(
@@ -369,28 +369,28 @@ def test_a_flushed_twin_is_closed_as_plain_text(lab):
 )
 def test_a_twin_is_gone_after_the_block(lab, sidecar, error):
     before = lab.fingerprint()
-    with contextlib.suppress(KeyboardInterrupt), lab.twin(sidecar=sidecar) as twin:
-        assert twin.rules.snapshot().istio
+    with contextlib.suppress(KeyboardInterrupt), lab.control_client(sidecar=sidecar) as control_client:
+        assert control_client.rules.snapshot().istio
         if error:
             raise error
     with pytest.raises((LabError, OSError)):
-        twin.rules.snapshot()
+        control_client.rules.snapshot()
     assert lab.fingerprint() == before
     assert lab.restore() == []
 
 
 def test_a_twin_can_be_made_again_and_again(lab):
     for _ in range(2):
-        with lab.twin(sidecar=False) as twin:
-            assert twin.rules.snapshot().istio
+        with lab.control_client(sidecar=False) as control_client:
+            assert control_client.rules.snapshot().istio
 
 
 def test_a_pair_of_twins_talks_by_the_rules(lab):
-    with lab.twins() as twins:
-        seen = lab.observe(twins.client, url=twins.url, server=twins.server)
-        assert rules.find_moved(seen).held
-        assert seen.servers == {twins.server.name}
-    for gone in (twins.client, twins.server):
+    with lab.control_pair() as control_pair:
+        seen = lab.observe(control_pair.client, url=control_pair.url, server=control_pair.server)
+        assert rules.assess_moved(seen).held
+        assert seen.servers == {control_pair.server.name}
+    for gone in (control_pair.client, control_pair.server):
         with pytest.raises((LabError, OSError)):
             gone.rules.snapshot()
 

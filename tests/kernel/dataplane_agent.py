@@ -1,7 +1,7 @@
 """A process of a pod, for tests of the dataplane: makes sockets where it stands and hands them to the test.
 
 Which pod a socket belongs to is settled when it is made: by the network namespace, the cgroup and the user of the
-process that makes it. So the test asks a process that stands in the right place, over the socket on descriptor 3.
+process that makes it. So the test asks a process that is in the right place, over the socket on descriptor 3.
 It can also play the sidecar: a TCP proxy that does what Envoy does with original destinations.
 """
 

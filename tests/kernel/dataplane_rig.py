@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from merbridge_lab.dataplane import Dataplane, Pod
-from merbridge_lab.dataplane.pods import netns_cookie
+from merbridge_lab.dataplane.endpoints import netns_cookie
 
 AGENT = Path(__file__).with_name("dataplane_agent.py")
 NODE_IP = "10.99.7.1"
@@ -113,7 +113,7 @@ class Agent:
         return run("nsenter", f"--net=/proc/{self.pid}/ns/net", *argv, stdin=stdin)
 
 
-class Place:
+class NodeView:
     """A pod: its application's and its sidecar's process."""
 
     def __init__(self, name: str, cgroup: Path, stack: contextlib.ExitStack) -> None:
@@ -177,18 +177,18 @@ class Rig:
         self.stack.callback(self._rmcgroups)
         self.node = Agent(None, "new")
         self.stack.callback(self.node.end)
-        self.sleep = Place("sleep", self.mesh / "sleep", self.stack)
-        self.hello = Place("hello", self.mesh / "hello", self.stack)
-        self.twin = Place("twin", self.root / "twin", self.stack)
+        self.sleep = NodeView("sleep", self.mesh / "sleep", self.stack)
+        self.hello = NodeView("hello", self.mesh / "hello", self.stack)
+        self.control_client = NodeView("twin", self.root / "twin", self.stack)
         self.node.sh("ip", "link", "set", "lo", "up")
         self.node.sh("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        for place in (self.sleep, self.hello, self.twin):
+        for place in (self.sleep, self.hello, self.control_client):
             self._wire(place)
             place.start_sidecar()
         self.plane = Dataplane(self.pins, self.tracefs)
         self.stack.callback(lambda: self.plane.detach(1.0))
 
-    def _wire(self, place: Place) -> None:
+    def _wire(self, place: NodeView) -> None:
         veth = f"v{place.name}"
         self.node.sh("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", str(place.app.pid))
         batch = f"addr add {NODE_IP}/32 dev {veth}\nlink set {veth} up\nroute add {place.ip}/32 dev {veth}\n"

@@ -24,7 +24,7 @@ _SOURCE = str(Path(merbridge_lab.__file__).parent)
 #: Below this folder, which is nowhere, a file is asked for at each change point: strace shows its name.
 MARKS = "/merlab-at-the-door"
 #: Whose lines say which part of a run it is.
-_WALKTHROUGH = ("/matrix.py", "/cli/run.py")
+_WALKTHROUGH = ("/matrix.py", "/cli/lifecycle.py")
 
 
 def site(what: str) -> str:
@@ -38,7 +38,7 @@ def site(what: str) -> str:
             part = part or place
         if file.startswith(_SOURCE) and not file.endswith("/change.py"):
             fallback = fallback or place
-            if "/adapters/" not in file and not file.endswith("/waiting.py"):
+            if "/adapters/" not in file and not file.endswith("/polling.py"):
                 asked = asked or place
         frame = frame.f_back
     return f"{what} @ {asked or fallback} < {part or '-'}"

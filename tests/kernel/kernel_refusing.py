@@ -19,7 +19,7 @@ LD_ABS, JEQ, RET = 0x20, 0x15, 0x06
 
 
 def refusing() -> tuple[str, ...]:
-    """Give what to put before the argv of a command."""
+    """Return what to put before the argv of a command."""
     return (sys.executable, __file__)
 
 

@@ -38,12 +38,12 @@ CONTINUE = 1
 
 
 def lacking(kind: str) -> tuple[str, ...]:
-    """Give what to put before the argv of a command."""
+    """Return what to put before the argv of a command."""
     return (sys.executable, __file__, kind)
 
 
 def unmounted(kind: str) -> str:
-    """Give the line of shell that unmounts all of a kind that is mounted; for a mount namespace of one's own."""
+    """Return the line of shell that unmounts all of a kind that is mounted; for a mount namespace of one's own."""
     return f"awk '$3 == \"{kind}\" {{ print $2 }}' /proc/mounts | xargs -r -n 1 umount -l"
 
 

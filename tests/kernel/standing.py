@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+from merbridge_lab.labs.embedded.lab import EmbeddedLab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

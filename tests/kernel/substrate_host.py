@@ -6,11 +6,11 @@ import os
 import subprocess
 from pathlib import Path
 
-from merbridge_lab.adapters import cgroup, mounts, process
-from merbridge_lab.drivers.embedded import layout
-from merbridge_lab.drivers.embedded.machine import Machine
-from merbridge_lab.drivers.embedded.node import Node
-from merbridge_lab.drivers.embedded.pods import Mesh, Pod
+from merbridge_lab.adapters import cgroup, mounts, procfs
+from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded.host import Machine
+from merbridge_lab.labs.embedded.mesh import Mesh, Pod
+from merbridge_lab.labs.embedded.node import Node
 
 _ETC = ("hosts", "resolv.conf", "nsswitch.conf")
 #: Values that change by themselves, and names that come with autoloaded modules.
@@ -42,13 +42,13 @@ def _sysctls() -> dict[str, str]:
 def _processes(name: str) -> set[str]:
     """Processes of the lab `name`, by command line, by cgroup, or by a namespace that is not ours."""
     found = set()
-    own = process.look(os.getpid())
+    own = procfs.look(os.getpid())
     others = {
         pin.stat().st_ino for pin in Path("/run").glob("merlab*/netns/*") if pin.parts[2] != name and pin.exists()
     }
     for entry in Path("/proc").iterdir():
         try:
-            seen = process.look(int(entry.name)) if entry.name.isdigit() else None
+            seen = procfs.look(int(entry.name)) if entry.name.isdigit() else None
             group = (entry / "cgroup").read_text() if seen else ""
         except OSError:
             continue  # gone, or one that even root may not look at
@@ -94,7 +94,7 @@ class Lab:
     def __init__(self, name: str = NAME, backend: str = "nft") -> None:
         self.machine = Machine(name)
         self.node = Node(self.machine, backend)
-        self.mesh = Mesh(self.machine, self.node, layout.pods(backend))
+        self.mesh = Mesh(self.machine, self.node, topology.pods(backend))
         self.sleep, self.v1, self.v2 = self.mesh.pods
 
     def ensure(self) -> None:

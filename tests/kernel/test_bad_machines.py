@@ -17,7 +17,7 @@ from walk_host import LONG, NAME, Lab, differences, environment, is_plain, merla
 
 from merbridge_lab.adapters import cgroup
 from merbridge_lab.dataplane import abi
-from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.labs.embedded.host import Machine
 
 pytestmark = pytest.mark.kernel
 
@@ -72,7 +72,7 @@ BAD = [
         "CONFIG_CGROUP_BPF",
         (*_first(unmounted("cgroup2")), *lacking("cgroup2")),
     ),
-    Bad("no_pidfd_getfd", "cannot be had: take descriptor", "merlab doctor", refusing()),
+    Bad("no_pidfd_getfd", "is not available: take descriptor", "merlab doctor", refusing()),
     Bad("no_root_capabilities", "CAP_", "root", ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all")),
 ]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from dataplane_rig import Rig, until
 
-from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters import bpf_syscall
 from merbridge_lab.adapters.tracefs import Instance
-from merbridge_lab.dataplane import Dataplane, Pod, trace_event
+from merbridge_lab.dataplane import Dataplane, Pod, printk_event
 from merbridge_lab.dataplane.pins import Pins, opened, u64
 from merbridge_lab.errors import LabError
 
@@ -31,12 +31,12 @@ def loaded(rig: Rig) -> set[tuple[str, int]]:
     """Every program, map and link in the kernel that is of this rig's making, as far as names and targets tell."""
     found = set()
     cgroup, namespaces = rig.mesh.stat().st_ino, {place.app.netns.stat().st_ino for place in (rig.sleep, rig.hello)}
-    for number in bpf.ids("link"):
+    for number in bpf_syscall.ids("link"):
         try:
-            fd = bpf.by_id("link", number)
+            fd = bpf_syscall.by_id("link", number)
         except OSError:
             continue
-        if bpf.link_info(fd).target in {cgroup, *namespaces}:
+        if bpf_syscall.link_info(fd).target in {cgroup, *namespaces}:
             found.add(("link", number))
         os.close(fd)
     return found
@@ -47,13 +47,13 @@ def ours(rig: Rig) -> set[tuple[str, int]]:
     found = set()
     for path in (rig.pins / "progs").iterdir():
         with opened(path) as fd:
-            info = bpf.prog_info(fd)
+            info = bpf_syscall.prog_info(fd)
             found |= {("prog", info.id), *(("map", number) for number in info.map_ids)}
     return found
 
 
 def still(objects: set[tuple[str, int]]) -> set[tuple[str, int]]:
-    return {(kind, number) for kind, number in objects if number in set(bpf.ids(kind))}
+    return {(kind, number) for kind, number in objects if number in set(bpf_syscall.ids(kind))}
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +225,14 @@ def cookie(rig: Rig) -> bytes:
 def forget(table: str):
     def act(rig: Rig) -> None:
         with Pins(rig.pins).open_map(table) as fd:
-            assert bpf.delete(fd, cookie(rig))
+            assert bpf_syscall.delete(fd, cookie(rig))
 
     return act
 
 
 def detach_link(rig: Rig) -> None:
     with opened(rig.pins / "links/sockops") as fd:
-        bpf.link_detach(fd)
+        bpf_syscall.link_detach(fd)
 
 
 def foreign_cgroup(rig: Rig) -> None:
@@ -240,8 +240,8 @@ def foreign_cgroup(rig: Rig) -> None:
     pin.unlink()
     where = os.open(rig.mesh / "sleep", os.O_RDONLY)
     with opened(rig.pins / "progs/connect4") as program:
-        link = bpf.link_create(program, where, bpf.CGROUP_INET4_CONNECT)
-    bpf.pin(link, pin)
+        link = bpf_syscall.link_create(program, where, bpf_syscall.CGROUP_INET4_CONNECT)
+    bpf_syscall.pin(link, pin)
     os.close(link), os.close(where)
 
 
@@ -249,12 +249,12 @@ def swapped(rig: Rig) -> None:
     pin = rig.pins / "progs/connect4"
     pin.unlink()
     with opened(rig.pins / "progs/connect6") as program:
-        bpf.pin(program, pin)
+        bpf_syscall.pin(program, pin)
 
 
 def other_version(rig: Rig) -> None:
     with opened(rig.pins / "maps/stamp") as fd:
-        bpf.update(fd, bytes(4), b"0.0.9+x".ljust(64, b"\0"))
+        bpf_syscall.update(fd, bytes(4), b"0.0.9+x".ljust(64, b"\0"))
 
 
 BREAKAGES = {
@@ -297,7 +297,7 @@ def test_sk_msg_off_its_map_is_named_and_mended(rig):
     with opened(rig.pins / "progs/sk_msg") as program, opened(rig.pins / "maps/peers") as peers:
         import struct
 
-        bpf._bpf(9, struct.pack("=IIII", peers, program, bpf.SK_MSG_VERDICT, 0), "detach")
+        bpf_syscall._bpf(9, struct.pack("=IIII", peers, program, bpf_syscall.SK_MSG_VERDICT, 0), "detach")
     assert rig.problems() == ["sk_msg is not attached to peers"]
     rig.attach()
     assert rig.problems() == []
@@ -395,7 +395,7 @@ def test_killed_while_detaching(rig, server):
 
 def test_the_count_of_unread_bytes_for_older_kernels(rig, server, monkeypatch):
     """Before Linux 6.13 redirected bytes are charged to nobody, and the programs count for themselves."""
-    monkeypatch.setattr("merbridge_lab.dataplane.headers.release", lambda: (6, 12, 0))
+    monkeypatch.setattr("merbridge_lab.dataplane.kernel_headers.release", lambda: (6, 12, 0))
     rig.attach()
     client, app = request(rig, server)
     client.setblocking(False)
@@ -418,15 +418,17 @@ def test_another_program_in_the_way_is_named(rig):
             import struct
 
             # flags 0: exclusive, for everything below
-            attr = struct.pack("=IIIII", where, program, bpf.CGROUP_INET4_GETPEERNAME, 0, 0)
+            attr = struct.pack("=IIIII", where, program, bpf_syscall.CGROUP_INET4_GETPEERNAME, 0, 0)
             rig.plane.detach(1.0)
-            bpf._bpf(8, attr, "attach exclusively")
+            bpf_syscall._bpf(8, attr, "attach exclusively")
             try:
                 with pytest.raises(LabError, match="holds a program that allows no other below it") as refused:
                     rig.attach()
                 assert str(rig.root) in refused.value.what
             finally:
-                bpf._bpf(9, struct.pack("=IIII", where, program, bpf.CGROUP_INET4_GETPEERNAME, 0), "detach")
+                bpf_syscall._bpf(
+                    9, struct.pack("=IIII", where, program, bpf_syscall.CGROUP_INET4_GETPEERNAME, 0), "detach"
+                )
     finally:
         os.close(where)
 
@@ -452,12 +454,12 @@ def test_a_trace_event_that_a_killed_merlab_left_on_is_switched_off_by_the_next(
         assert enable.read_text().strip() == "1"
         for pin in sorted(rig.pins.rglob("*"), reverse=True):
             pin.rmdir() if pin.is_dir() else pin.unlink()
-        assert (rig.tracefs / trace_event.MARK).is_dir()
+        assert (rig.tracefs / printk_event.MARK).is_dir()
         rig.attach()
         assert enable.read_text().strip() == "0"
-        assert not (rig.tracefs / trace_event.MARK).exists()
+        assert not (rig.tracefs / printk_event.MARK).exists()
         enable.write_text("1")
-        with trace_event.kept(rig.tracefs):
+        with printk_event.kept(rig.tracefs):
             pass
         rig.plane.detach(1.0)
         assert enable.read_text().strip() == "1", "on because somebody wants it: it stays"

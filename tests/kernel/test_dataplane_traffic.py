@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from dataplane_rig import NODE_IP, RULES, Agent, Place, Rig, until
+from dataplane_rig import NODE_IP, RULES, Agent, NodeView, Rig, until
 
 pytestmark = pytest.mark.kernel
 
@@ -41,7 +41,7 @@ def server(rig):
 @pytest.fixture
 def ruled(rig):
     """Istio's rules in both pods and the twin, for the length of a test."""
-    with rules_in((rig.sleep, rig.hello, rig.twin)):
+    with rules_in((rig.sleep, rig.hello, rig.control_client)):
         yield
 
 
@@ -84,14 +84,14 @@ def grown(before: dict, after: dict) -> dict:
 
 
 def empty(rig: Rig) -> bool:
-    from merbridge_lab.adapters import bpf
+    from merbridge_lab.adapters import bpf_syscall
     from merbridge_lab.dataplane import abi
     from merbridge_lab.dataplane.pins import Pins
 
     sizes = {"handover": abi.layouts()["handshake"].size, "pairs": 8, "peers": abi.layouts()["end"].size}
     for name, size in sizes.items():
         with Pins(rig.pins).open_map(name) as fd:
-            if bpf.keys(fd, size):
+            if bpf_syscall.keys(fd, size):
                 return False
     return True
 
@@ -132,10 +132,10 @@ def test_three_legs_with_rules(rig, server):
     all_legs_moved(*served_by_both(rig, server, rig.hello.ip))
     assert rig.sleep.redirected_packets() == before
     # The control: the same dial by a twin is seen by the same rule.
-    before = rig.twin.redirected_packets()
-    with rig.twin.app.connect(rig.hello.ip, PORT) as client:
+    before = rig.control_client.redirected_packets()
+    with rig.control_client.app.connect(rig.hello.ip, PORT) as client:
         assert talk(client, server)[0] == "127.0.0.6"
-    assert rig.twin.redirected_packets() == before + 1
+    assert rig.control_client.redirected_packets() == before + 1
 
 
 def test_v4_mapped_client(rig, server):
@@ -213,7 +213,7 @@ print(json.dumps([ask(int(number)) for number in sys.argv[1:]]))
 """
 
 
-def original_dst_of_established(rig: Rig, place: Place) -> dict[str, str | int]:
+def original_dst_of_established(rig: Rig, place: NodeView) -> dict[str, str | int]:
     """Sockets of a sidecar's user that neither connect() nor sk_lookup has touched."""
     with contextlib.ExitStack() as stack:
 
@@ -239,7 +239,7 @@ def original_dst_of_established(rig: Rig, place: Place) -> dict[str, str | int]:
 
 def test_so_original_dst_of_established_sockets_that_are_not_ours(rig):
     """In a pod and in one that is not served, with Istio's rules and without: as without the dataplane."""
-    places = (rig.hello, rig.twin)
+    places = (rig.hello, rig.control_client)
 
     def told() -> list[dict[str, str | int]]:
         return [original_dst_of_established(rig, place) for place in places]
@@ -263,9 +263,9 @@ def test_so_original_dst_of_established_sockets_that_are_not_ours(rig):
 
 def test_a_twin_is_not_served(rig):
     before = rig.plane.counters()
-    assert rig.twin.app.dial("10.99.7.99", PORT)[1] is None, "nobody there, and no sidecar that would accept"
-    with rig.twin.app.listen(6001) as listener:
-        assert talk(rig.node.connect(rig.twin.ip, 6001), listener)[0] == NODE_IP
+    assert rig.control_client.app.dial("10.99.7.99", PORT)[1] is None, "nobody there, and no sidecar that would accept"
+    with rig.control_client.app.listen(6001) as listener:
+        assert talk(rig.node.connect(rig.control_client.ip, 6001), listener)[0] == NODE_IP
     assert rig.plane.counters() == before
 
 
@@ -370,7 +370,7 @@ def test_connection_to_nowhere_of_the_mesh(rig):
     ids=lambda options: "_".join(options) or "as_they_are",
 )
 def test_c11_the_trace_tells_one_request_whatever_the_tracers_options(rig, server, options):
-    from merbridge_lab.dataplane import events
+    from merbridge_lab.dataplane import trace
 
     instance = rig.tracefs / "instances" / f"merlab-dp-{os.getpid()}"
     instance.mkdir()
@@ -385,7 +385,7 @@ def test_c11_the_trace_tells_one_request_whatever_the_tracers_options(rig, serve
         rig.plane.debug = False
         fd = os.open(instance / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
         try:
-            seen = [events.parse(line) for line in os.read(fd, 1 << 20).decode().splitlines()]
+            seen = [trace.parse(line) for line in os.read(fd, 1 << 20).decode().splitlines()]
         finally:
             os.close(fd)
         pair = next(event.pair for event in seen if event and event.kind == "established" and event.port == port)

@@ -13,7 +13,7 @@ while a twin is flushed):
 | `up`      | 0: all steps hold; the rules are those from before, none is saved, no twin and no draft is left         |
 | `down`    | 0: the host is as it was without a lab                                                                 |
 
-None of them ever ends as "a defect of merlab" (4). A sample is for every run of the tests; `make soak` has all points:
+None of them ever ends as "internal error" (4). A sample is for every run of the tests; `make soak` has all points:
 those at which rules or saves are changed are followed by each of the four, the others by one of them in turn.
 """
 
@@ -29,12 +29,12 @@ from pathlib import Path
 import pytest
 from walk_host import LONG, Lab, differences, environment, is_plain, merlab, picture
 
-from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.labs.embedded import topology
 
 pytestmark = pytest.mark.kernel
 
 DOOR = str(Path(__file__).with_name("door.py"))
-PODS = [pod.name for pod in layout.PODS]
+PODS = [pod.name for pod in topology.PODS]
 #: What each command begins with.
 BEGIN = {
     ("step", "9"): (),
@@ -90,7 +90,7 @@ class World:
         if self.flushed:
             merlab("restore")
         is_whole = not self.was_taken_down and self.lab.run.exists() and self.present() == self.rules
-        if not is_whole or self.saved or self.lab.twins:
+        if not is_whole or self.saved or self.lab.control_pair:
             self.repair()
         if BEGIN[command]:
             done = merlab(*BEGIN[command], "-q")
@@ -140,11 +140,11 @@ def promised(world, command, then, where):
             wrong += [] if world.flushed == flushed else ["what was flushed did not stay so"]
         else:
             wrong += [] if done.returncode == 0 else [f"exit {done.returncode}"]
-        wrong += [f"left: {world.lab.twins}"] if world.lab.twins else []
+        wrong += [f"left: {world.lab.control_pair}"] if world.lab.control_pair else []
     elif then == "up":
         wrong += [] if done.returncode == 0 else [f"exit {done.returncode}"]
         wrong += [] if world.present() == world.rules else ["the rules are not those from before"]
-        wrong += [f"left: {world.saved + world.lab.twins}"] if world.saved or world.lab.twins else []
+        wrong += [f"left: {world.saved + world.lab.control_pair}"] if world.saved or world.lab.control_pair else []
     else:
         wrong += [] if done.returncode == 0 else [f"exit {done.returncode}"]
         wrong += [f"left: {left}"] if (left := differences(world.host)) else []

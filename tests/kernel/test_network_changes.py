@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import links, netns, network, packet_sockets, sysctls
+from merbridge_lab.adapters import links, netns, network_dump, packet_sockets, sysctls
+from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.network_changes import Change, Listener
-from merbridge_lab.adapters.proc import run
 
 pytestmark = pytest.mark.kernel
 
 
 @contextlib.contextmanager
 def space():
-    """Give the path of a network namespace that lasts as long as the block; its loopback is up."""
+    """Return the path of a network namespace that lasts as long as the block; its loopback is up."""
     made, over = threading.Event(), threading.Event()
     found = []
 
@@ -44,7 +44,7 @@ def inside(where, words):
 
 
 def outside(where):
-    """Give a path to a namespace that other processes can open, too."""
+    """Return a path to a namespace that other processes can open, too."""
     return Path(str(where).replace("/proc/self/", f"/proc/{os.getpid()}/"))
 
 
@@ -82,7 +82,7 @@ def test_a_link_tells_by_number_in_which_namespace_it_ends():
     with space() as here, space() as there, space() as elsewhere:
         assert links.number_of(here, there) is None
         inside(outside(here), f"ip link add near type veth peer name far netns {outside(there)}")
-        near, far = network.read(here).links["near"], network.read(there).links["far"]
+        near, far = network_dump.read(here).links["near"], network_dump.read(there).links["far"]
         assert (near.peer, far.peer) == (far.index, near.index)
         assert (near.space, far.space) == (links.number_of(here, there), links.number_of(there, here))
         assert near.space is not None

@@ -9,12 +9,12 @@ import struct
 import pytest
 from walk_host import Lab, merlab
 
-from merbridge_lab.adapters import bpf, netns
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.adapters.tcp_sent import Watch
-from merbridge_lab.dataplane import compiler, filters, recompiled
+from merbridge_lab.adapters import bpf_syscall, netns
+from merbridge_lab.adapters.command import run
+from merbridge_lab.adapters.tcp_bytes import Watch
+from merbridge_lab.dataplane import compiler, recompiled, socket_filters
 from merbridge_lab.dataplane.pins import MAPS
-from merbridge_lab.waiting import until
+from merbridge_lab.polling import until
 
 pytestmark = pytest.mark.kernel
 
@@ -83,7 +83,7 @@ def test_more_sockets_end_than_there_is_room_for(here):
 def test_a_tag_is_what_the_kernel_makes_of_the_source():
     loaded = compiler.load()
     try:
-        kernels = {name: bpf.prog_info(fd).tag for name, fd in loaded.programs.items()}
+        kernels = {name: bpf_syscall.prog_info(fd).tag for name, fd in loaded.programs.items()}
     finally:
         loaded.close()
     wanted = recompiled.Recompiled().tags()
@@ -93,12 +93,12 @@ def test_a_tag_is_what_the_kernel_makes_of_the_source():
 
 def test_a_filter_on_a_socket_is_told():
     with socket.create_server(("127.0.0.1", 0)) as plain:
-        assert filters.attached(plain.fileno()) is None
+        assert socket_filters.attached(plain.fileno()) is None
         code = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0xFFFF) * 300)
         plain.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("=HxxxxxxQ", 300, ctypes.addressof(code)))
-        assert filters.attached(plain.fileno()) == "300 instructions of classic BPF"
+        assert socket_filters.attached(plain.fileno()) == "300 instructions of classic BPF"
     with pytest.raises(OSError, match="Bad file descriptor"):
-        filters.attached(-1)
+        socket_filters.attached(-1)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_down_removes_maps_that_somebody_froze(lab):
     for each in MAPS:
         with lab.pins.open_map(each) as fd:
             if each != "flows":  # storage of sockets cannot be frozen before Linux 5.13
-                bpf._bpf(_FREEZE, struct.pack("=I", fd), "freeze a map")
-                assert bpf.is_frozen(fd)
+                bpf_syscall._bpf(_FREEZE, struct.pack("=I", fd), "freeze a map")
+                assert bpf_syscall.is_frozen(fd)
                 frozen.append(each)
     done = merlab("verify", "--lab", "embedded")
     assert done.returncode == 1

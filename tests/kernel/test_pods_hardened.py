@@ -15,10 +15,10 @@ from walk_host import NAME as WALK
 from walk_host import merlab
 
 from merbridge_lab.adapters import cgroup, mounts, netns
+from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import put
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import by_shell, certificates, enter, layout
-from merbridge_lab.waiting import until
+from merbridge_lab.labs.embedded import certificates, namespaces, shell, topology
+from merbridge_lab.polling import until
 
 pytestmark = pytest.mark.kernel
 
@@ -118,7 +118,7 @@ def test_m2_files_of_etc_that_are_links_or_missing(kind):
 
 def test_s8_a_users_number_opens_no_key_and_no_pod_sees_another_lab(lab):
     key = lab.sleep.folder / "certs" / "key.pem"
-    ids = [f"--reuid={layout.SIDECAR_ID}", f"--regid={layout.SIDECAR_ID}", "--clear-groups"]
+    ids = [f"--reuid={topology.SIDECAR_ID}", f"--regid={topology.SIDECAR_ID}", "--clear-groups"]
     done = subprocess.run(["setpriv", *ids, "cat", str(key)], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Permission denied" in done.stderr
@@ -136,7 +136,7 @@ def test_s8_a_shell_leaves_nothing_outside_of_the_lab(lab):
     there = Path(tempfile.gettempdir())
     before = {*there.iterdir()}
     # Not left in order: as if it had been killed.
-    argv, _ = by_shell.shell(lab.sleep, netns=True).__enter__()
+    argv, _ = shell.shell(lab.sleep, netns=True).__enter__()
     done = subprocess.run([*argv[:-2], "sh", "-c", "command -v iptables"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"{lab.machine.run}/shell/nft/iptables")
     assert not [each for each in {*there.iterdir()} - before if "merlab" in each.name]
@@ -169,7 +169,7 @@ def test_p2_a_mount_over_the_script_is_told(lab):
 
 def test_p4_a_way_around_is_taken_away_and_the_sidecar_of_another_pod_stays(lab):
     pid = lab.v2.sidecar_pid
-    run(enter.as_root(lab.sleep.netns, ["ip", "rule", "add", "to", "10.244.0.11", "lookup", "100"]))
+    run(namespaces.as_root(lab.sleep.netns, ["ip", "rule", "add", "to", "10.244.0.11", "lookup", "100"]))
     assert any("has a rule that is not merlab's" in each for each in lab.problems())
     lab.ensure()
     assert lab.problems() == []
@@ -208,7 +208,7 @@ def test_p8_a_limit_of_who_calls_merlab_is_not_handed_on(tmp_path):
     group.mkdir()
     try:
         log = tmp_path / "log"
-        argv = enter.as_daemon(
+        argv = namespaces.as_daemon(
             group, Path("/proc/self/ns/net"), Path("/proc/self/ns/mnt"), 0, log, ["sh", "-c", "ulimit -f; ulimit -n"]
         )
         subprocess.run(["sh", "-c", 'ulimit -S -f 1000; exec "$@"', "sh", *argv], check=True, env=os.environ)

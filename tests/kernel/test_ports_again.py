@@ -6,7 +6,7 @@ import pytest
 from walk_host import NAME, Lab, merlab
 
 from merbridge_lab.checks import rules
-from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+from merbridge_lab.labs.embedded.lab import EmbeddedLab
 from merbridge_lab.observation import with_fresh_ports
 
 pytestmark = pytest.mark.kernel
@@ -24,8 +24,8 @@ def lab():
 
 def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab):
     merlab_ = EmbeddedLab(name=NAME)
-    with merlab_.twins() as twins:
-        client, told = twins.client, {"url": twins.url, "server": twins.server, "count": 1}
+    with merlab_.control_pair() as control_pair:
+        client, told = control_pair.client, {"url": control_pair.url, "server": control_pair.server, "count": 1}
 
         def ports(of):
             lab.in_pod(client.name, "sh", "-c", f"echo '{of}' >/proc/sys/net/ipv4/ip_local_port_range")
@@ -37,7 +37,7 @@ def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab):
         again = merlab_.observe(client, **told)
         assert again.exchanges[0].local == closed.exchanges[0].local
         assert (again.rule(rules.REDIRECT).moved, again.exchanges[0].closed) == (0, True)
-        assert "moved by 0 for 1 fresh connections" in rules.find_moved(again).why
+        assert "moved by 0 for 1 fresh connections" in rules.assess_moved(again).why
 
         batches = iter((ONE, MANY))
 
@@ -45,5 +45,5 @@ def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab):
             ports(next(batches))
             return merlab_.observe(client, **told)
 
-        assert rules.find_moved(with_fresh_ports(observe, closed)).held
+        assert rules.assess_moved(with_fresh_ports(observe, closed)).held
         assert next(batches, None) is None

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from merbridge_lab.adapters import process
+from merbridge_lab.adapters import procfs
 
 pytestmark = pytest.mark.kernel
 
@@ -15,7 +15,7 @@ COVERED = {
     "its state, by another's": 'mount --bind /proc/1/stat "/proc/$1/stat"',
     "its namespaces": 'mount -t tmpfs none "/proc/$1/ns"',
 }
-ASK = "import sys; from merbridge_lab.adapters import process; print(process.is_hidden(int(sys.argv[1])))"
+ASK = "import sys; from merbridge_lab.adapters import procfs; print(procfs.is_hidden(int(sys.argv[1])))"
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_a_process_that_hidepid_hides_is_hidden(other):
 
 
 def test_a_process_that_ended_is_not_hidden(other):
-    assert not process.is_hidden(other)
+    assert not procfs.is_hidden(other)
     with subprocess.Popen(["true"]) as ended:
-        while process.look(ended.pid) is not None:
+        while procfs.look(ended.pid) is not None:
             pass
-        assert not process.is_hidden(ended.pid), "a zombie tells that it has ended"
-    assert not process.is_hidden(ended.pid)
+        assert not procfs.is_hidden(ended.pid), "a zombie tells that it has ended"
+    assert not procfs.is_hidden(ended.pid)

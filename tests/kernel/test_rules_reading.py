@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from merbridge_lab.adapters import iptables, netns, nftables, tools, wording, xtables
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import services
-from merbridge_lab.drivers.embedded.rules import PodRules
+from merbridge_lab.adapters import iptables, netns, nftables, rule_text, system_tools, xtables
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.labs.embedded import rule_templates
+from merbridge_lab.labs.embedded.rules import PodRules
 
 pytestmark = pytest.mark.kernel
 
@@ -37,7 +37,7 @@ def typed(where, *argv, stdin=None):
 
 def only(folder, monkeypatch):
     """Have nothing on the machine but the tools of one folder."""
-    monkeypatch.setattr(tools, "FOLDERS", (str(folder),))
+    monkeypatch.setattr(system_tools, "FOLDERS", (str(folder),))
     monkeypatch.setenv("PATH", str(folder))
 
 
@@ -50,7 +50,7 @@ def test_an_empty_namespace(where):
 
 def test_istios_rules_are_confirmed_in_either_backend(where):
     for backend in ("nft", "legacy"):
-        iptables.load(where, services.pod_rules(), backend)
+        iptables.load(where, rule_templates.pod_rules(), backend)
         seen = iptables.snapshot(where)
         assert seen.unread == ()
         assert seen.texts[backend].count("ISTIO_REDIRECT")
@@ -94,22 +94,22 @@ def test_a_native_redirect_is_seen_without_any_tool(where, monkeypatch, tmp_path
 
 def test_a_native_rule_in_iptables_own_chain_leaves_nat_unread(where):
     """c06"""
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     typed(where, "nft", "-f", "-", stdin="add rule ip nat OUTPUT tcp dport { 5000, 5001 } redirect to :15001\n")
     seen = iptables.snapshot(where)
     assert "table ip nat" in seen.native
     assert isinstance(seen.texts["nft"], Unread)
-    iptables.clear(where, but="nft", tables=services.OURS)
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.clear(where, but="nft", tables=rule_templates.OURS)
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     assert iptables.snapshot(where).unread == ()
 
 
 def test_a_tool_that_tells_of_another_namespace_was_not_read(where, monkeypatch, tmp_path):
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     fake = tmp_path / "iptables-nft-save"
     fake.write_text("#!/bin/sh\nprintf '*nat\\n:OUTPUT ACCEPT [0:0]\\nCOMMIT\\n'\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(tools, "FOLDERS", (str(tmp_path), *tools.FOLDERS))
+    monkeypatch.setattr(system_tools, "FOLDERS", (str(tmp_path), *system_tools.FOLDERS))
     told = iptables.snapshot(where).texts["nft"]
     assert isinstance(told, Unread)
     assert "the kernel of" in told.why
@@ -117,7 +117,7 @@ def test_a_tool_that_tells_of_another_namespace_was_not_read(where, monkeypatch,
 
 def test_the_backend_is_known_whatever_the_tools_are_like(where, monkeypatch, tmp_path):
     assert iptables.backend_of(where, "nat") is None
-    iptables.load(where, services.pod_rules(), "legacy")
+    iptables.load(where, rule_templates.pod_rules(), "legacy")
     only(tmp_path, monkeypatch)
     assert iptables.backend_of(where, "nat") == "legacy"
 
@@ -130,15 +130,15 @@ def lying(monkeypatch, tmp_path, tool, text):
     fake = tmp_path / tool
     fake.write_text(f"#!/bin/sh\nREAL={shutil.which(tool)}\n{text}\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(tools, "FOLDERS", (str(tmp_path), *tools.FOLDERS))
+    monkeypatch.setattr(system_tools, "FOLDERS", (str(tmp_path), *system_tools.FOLDERS))
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_the_kernels_own_words_are_those_of_the_text_that_was_loaded(where, backend):
-    for text in (services.pod_rules(), services.service_rules()):
+    for text in (rule_templates.pod_rules(), rule_templates.service_rules()):
         iptables.load(where, text, backend)
-        chains = wording.known(*[iptables.kernels(where)] * 2)[backend]
-        for key, specs in services.by_chain(text).items():
+        chains = rule_text.known(*[iptables.kernels(where)] * 2)[backend]
+        for key, specs in rule_templates.by_chain(text).items():
             assert [words for words, *_ in chains[key].rules] == specs
     assert iptables.snapshot(where).unread == ()
 
@@ -201,7 +201,7 @@ def test_a_rule_that_is_known_in_part_is_told_so(where, backend):
 )
 def test_as_many_rules_but_other_ones(where, monkeypatch, tmp_path, backend, lie, kernels):
     """The tool tells of as many rules and packets as there are, and of others."""
-    iptables.load(where, services.pod_rules(), backend)
+    iptables.load(where, rule_templates.pod_rules(), backend)
     lying(monkeypatch, tmp_path, f"iptables-{backend}-save", f'"$REAL" "$@" | sed \'{lie}\'')
     told = iptables.snapshot(where).texts[backend]
     assert isinstance(told, Unread), told
@@ -215,10 +215,10 @@ def rules(where, tmp_path):
 
 
 def test_a_lie_is_neither_saved_nor_loaded(where, rules, monkeypatch, tmp_path):
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     before = iptables.save(where, "nft", "nat").count("15001")
     tools = tmp_path / "tools"
-    tools.mkdir()
+    system_tools.mkdir()
     lying(monkeypatch, tools, "iptables-nft-save", '"$REAL" "$@" | sed \'s/15001/15002/\'')
     with pytest.raises(UnreadError, match=r"--to-ports 15002, the kernel of .*--to-ports 15001"), rules.flushed():
         pass
@@ -228,9 +228,9 @@ def test_a_lie_is_neither_saved_nor_loaded(where, rules, monkeypatch, tmp_path):
 
 
 def test_a_lie_while_they_are_flushed_leaves_the_save(where, rules, monkeypatch, tmp_path):
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     tools = tmp_path / "tools"
-    tools.mkdir()
+    system_tools.mkdir()
 
     def flush():
         with rules.flushed():
@@ -247,7 +247,7 @@ def test_a_lie_while_they_are_flushed_leaves_the_save(where, rules, monkeypatch,
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_what_is_flushed_comes_back_with_its_counters(where, rules, backend):
-    iptables.load(where, services.pod_rules().replace("-A ISTIO_REDIRECT", "[7:420] -A ISTIO_REDIRECT"), backend)
+    iptables.load(where, rule_templates.pod_rules().replace("-A ISTIO_REDIRECT", "[7:420] -A ISTIO_REDIRECT"), backend)
     with rules.flushed() as before:
         assert (before.backend, before.packets("ISTIO_REDIRECT")) == (backend, 7)
         assert iptables.snapshot(where).nat == ()
@@ -255,7 +255,7 @@ def test_what_is_flushed_comes_back_with_its_counters(where, rules, backend):
 
 
 def test_bytes_that_would_come_back_as_others_are_not_flushed(where, rules):
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     comment = os.fsdecode(b"caf\xe9")
     typed(
         where, "iptables-nft", "-t", "nat", "-A", "ISTIO_OUTPUT", "-m", "comment", "--comment", comment, "-j", "RETURN"
@@ -266,7 +266,7 @@ def test_bytes_that_would_come_back_as_others_are_not_flushed(where, rules):
 
 
 def test_a_rule_that_cannot_be_held_against_the_kernels_is_not_flushed(where, rules):
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     typed(where, "iptables-nft", "-t", "nat", "-A", "ISTIO_OUTPUT", "-m", "length", "--length", "7", "-j", "RETURN")
     with pytest.raises(LabError, match=r"cannot hold against the kernel's.*--length 7"), rules.flushed():
         pass
@@ -287,7 +287,7 @@ def test_a_rule_that_cannot_be_held_against_the_kernels_is_not_flushed(where, ru
     ],
 )
 def test_a_policy_that_drops_is_told_and_mended(where, backend, chain):
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     table, name = chain.split()
     if table == "nat":  # which iptables itself refuses
         hook = "type nat hook output priority -100; policy drop;"
@@ -311,18 +311,20 @@ def test_a_policy_that_drops_is_told_and_mended(where, backend, chain):
     ],
 )  # fmt: skip
 def test_tables_and_chains_that_iptables_would_not_make(where, text, why):
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     typed(where, "nft", "-f", "-", stdin=text.replace("; add", "\nadd").replace("; delete", "\ndelete") + "\n")
     assert problems(where)[0].startswith(why)
     mended(where)
 
 
 def problems(where):
-    return services.problems(where, services.pod_rules(), "nft", where="reading", wrong="wrong", stray="stray")
+    return rule_templates.problems(
+        where, rule_templates.pod_rules(), "nft", where="reading", wrong="wrong", stray="stray"
+    )
 
 
 def mended(where):
     """As Pod.ensure does it."""
-    iptables.clear(where, but="nft", tables=services.OURS)
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.clear(where, but="nft", tables=rule_templates.OURS)
+    iptables.load(where, rule_templates.pod_rules(), "nft")
     assert problems(where) == []

@@ -14,13 +14,13 @@ from tests.terminal import OnTerminal
 from walk_host import LONG, NAME, Lab, environment, is_plain, merlab
 
 from merbridge_lab.adapters import mounts
-from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.labs.embedded.host import Machine
 
 pytestmark = pytest.mark.kernel
 
 
 def left():
-    """Name what there is of a lab, by the three places by which `down` finds one."""
+    """Name what there is of a lab, by the three places with which `down` finds one."""
     machine = Machine(NAME)
     return [str(place) for place in (machine.run, machine.cgroup) if place.exists()] + [
         str(mount.target) for mount in mounts.below(machine.run)

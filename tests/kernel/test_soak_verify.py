@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.soak]
 
 #: To try fewer: MERLAB_VERIFIES=10 make soak ARGS="-k busy"
 MANY = int(os.environ.get("MERLAB_VERIFIES", "100"))
-#: Programs at work beside merlab, on each processor; all of them, and merlab, give way to the rest of the machine.
+#: Programs running beside merlab, on each processor; all of them, and merlab, give way to the rest of the machine.
 BESIDE = 5
 NICE = ("nice", "-n", "10")
 #: They end by themselves, whatever becomes of the test.

@@ -87,7 +87,7 @@ class Traced:
 
     @staticmethod
     def _calls(lines):
-        """Give (pid, name, arguments, result or None) of each call, in the order in which they began."""
+        """Return (pid, name, arguments, result or None) of each call, in the order in which they began."""
         begun, waiting = [], {}
         for line in lines:
             if not (found := _LINE.match(line)):

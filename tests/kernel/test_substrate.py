@@ -15,13 +15,13 @@ from kernel_without import lacking, unmounted
 from substrate_host import NAME, READY, Lab, as_app, curl, state
 
 from merbridge_lab import accesslog
-from merbridge_lab.adapters import cgroup, files, iptables, links, netns, process
-from merbridge_lab.drivers.embedded import furniture, layout, services, sidecar
-from merbridge_lab.drivers.embedded.machine import Machine
-from merbridge_lab.drivers.embedded.pods import Pod
-from merbridge_lab.drivers.embedded.rules import PodRules
+from merbridge_lab.adapters import cgroup, files, iptables, links, netns, procfs
 from merbridge_lab.errors import LabError
-from merbridge_lab.waiting import until
+from merbridge_lab.labs.embedded import envoy, filesystem, rule_templates, topology
+from merbridge_lab.labs.embedded.host import Machine
+from merbridge_lab.labs.embedded.mesh import Pod
+from merbridge_lab.labs.embedded.rules import PodRules
+from merbridge_lab.polling import until
 
 pytestmark = pytest.mark.kernel
 
@@ -209,7 +209,7 @@ def test_a_damaged_process_is_named_and_mended(lab, kind, sent, said):
 
 
 def test_a_sidecar_that_does_not_answer_is_a_problem(lab, monkeypatch):
-    monkeypatch.setattr(layout, "HEALTH_PORT", 1)
+    monkeypatch.setattr(topology, "HEALTH_PORT", 1)
     (found,) = lab.sleep.problems()
     assert found.startswith("the sidecar of sleep does not answer on port 1")
 
@@ -232,7 +232,7 @@ def test_a_sidecar_replaced_by_another_program_is_named_and_mended(lab):
 
 
 def test_an_envoy_in_another_namespace_is_not_the_sidecar(lab):
-    strange = process.look(lab.sleep.sidecar_pid)
+    strange = procfs.look(lab.sleep.sidecar_pid)
     assert lab.sleep._is_right("sidecar", strange)
     assert not lab.v1._is_right("sidecar", strange)
 
@@ -260,25 +260,27 @@ def test_lost_services_and_a_lost_namespace_are_named_and_mended(lab):
 
 def test_a_twin_stands_outside_the_mesh_and_leaves_nothing(lab):
     before = state(NAME)
-    twin = Pod(lab.machine, lab.node, layout.twin(lab.sleep.spec))
+    control_client = Pod(lab.machine, lab.node, topology.control_client(lab.sleep.spec))
     try:
-        twin.ensure()
-        twin.wait_ready(READY)
-        assert twin.problems() == []
-        assert f"/{NAME}/twins/" in str(twin.cgroup)
-        assert "x-peer: 127.0.0.6" in curl(twin, "-i").stdout
+        control_client.ensure()
+        control_client.wait_ready(READY)
+        assert control_client.problems() == []
+        assert f"/{NAME}/twins/" in str(control_client.cgroup)
+        assert "x-peer: 127.0.0.6" in curl(control_client, "-i").stdout
     finally:
-        twin.remove()
+        control_client.remove()
     assert state(NAME) == before
     assert lab.problems() == []
-    assert not twin.folder.exists()
-    assert twin.spec.veth not in links.names(lab.node.netns)
+    assert not control_client.folder.exists()
+    assert control_client.spec.veth not in links.names(lab.node.netns)
 
 
 def test_without_a_sidecar_plain_text_is_refused_and_permissive_lets_it_in(lab):
-    server = layout.twin(lab.v1.spec, permissive=True)
-    open_ = layout.Service("open", "10.96.0.99", 5000, "http", (layout.Endpoint(server.ip, server.name),))
-    client = layout.twin(lab.sleep.spec, 1, sidecar=False, rules=False, services=(*layout.SERVICES, open_))
+    server = topology.control_client(lab.v1.spec, permissive=True)
+    open_ = topology.Service("open", "10.96.0.99", 5000, "http", (topology.Endpoint(server.ip, server.name),))
+    client = topology.control_client(
+        lab.sleep.spec, 1, sidecar=False, rules=False, services=(*topology.SERVICES, open_)
+    )
     pods = [Pod(lab.machine, lab.node, spec) for spec in (server, client)]
     try:
         for pod in pods:
@@ -292,13 +294,13 @@ def test_without_a_sidecar_plain_text_is_refused_and_permissive_lets_it_in(lab):
 
 
 def test_a_foreign_certificate_is_refused(lab):
-    twin = Pod(lab.machine, lab.node, layout.twin(lab.sleep.spec, foreign=True))
+    control_client = Pod(lab.machine, lab.node, topology.control_client(lab.sleep.spec, foreign=True))
     try:
-        twin.ensure()
-        twin.wait_ready(READY)
-        assert curl(twin, "-o", "/dev/null", "-w", "%{http_code}").stdout == "503"
+        control_client.ensure()
+        control_client.wait_ready(READY)
+        assert curl(control_client, "-o", "/dev/null", "-w", "%{http_code}").stdout == "503"
     finally:
-        twin.remove()
+        control_client.remove()
 
 
 def test_thousands_of_connections(lab):
@@ -362,7 +364,7 @@ def test_a_cgroup_of_somebody_elses_is_left_alone(request):
 
 OWN = """
 from merbridge_lab.adapters import mounts
-from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.labs.embedded.host import Machine
 machine = Machine("merlab-own")
 try:
     machine.ensure()
@@ -386,37 +388,37 @@ def test_without_a_system_cgroup2_the_lab_has_its_own():
 
 
 def test_a_sidecar_that_cannot_start_shows_its_last_words(lab, monkeypatch):
-    broken = dataclasses.replace(layout.twin(lab.sleep.spec), ip="10.244.0.199")
-    monkeypatch.setattr("merbridge_lab.drivers.embedded.sidecar.render", lambda *_: "nonsense: true\n")
-    twin = Pod(lab.machine, lab.node, broken)
+    broken = dataclasses.replace(topology.control_client(lab.sleep.spec), ip="10.244.0.199")
+    monkeypatch.setattr("merbridge_lab.labs.embedded.envoy.render", lambda *_: "nonsense: true\n")
+    control_client = Pod(lab.machine, lab.node, broken)
     try:
-        twin.ensure()
+        control_client.ensure()
         with pytest.raises(LabError, match="the sidecar of sleep-twin ended") as caught:
-            twin.wait_ready(READY)
+            control_client.wait_ready(READY)
         assert "nonsense" in caught.value.stderr
     finally:
-        twin.remove()
+        control_client.remove()
 
 
 def test_the_lines_by_hand_make_a_mesh_in_order(request):
     lab = Lab("merlab-hand")
     request.addfinalizer(lambda: lab.machine.remove(10))
 
-    def typed(lines: list[str]) -> None:
+    def run_lines(lines: list[str]) -> None:
         script = "\n".join(["set -e", *lines])
         done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=30, check=False)
         assert done.returncode == 0, done.stderr
 
     before = state("merlab-hand")
-    typed(lab.machine.typed() + lab.node.typed())
+    run_lines(lab.machine.shell_commands() + lab.node.shell_commands())
     for pod in lab.mesh.pods:
         # The files that the lines take as written.
         pod.folder.mkdir()
-        furniture.write(pod.spec, pod.folder)
-        sidecar.furnish(lab.machine, pod.spec, pod.folder)
-        files.put(pod.folder / "app.py", services.data("app/helloworld.py"))
-        files.add_log(pod.folder / "app.log", layout.APP_ID)
-    typed(lab.mesh.typed())
+        filesystem.write(pod.spec, pod.folder)
+        envoy.furnish(lab.machine, pod.spec, pod.folder)
+        files.put(pod.folder / "app.py", rule_templates.data("app/helloworld.py"))
+        files.add_log(pod.folder / "app.log", topology.APP_ID)
+    run_lines(lab.mesh.shell_commands())
     lab.mesh.wait_ready(READY)
     assert lab.problems() == []
     assert curl(lab.sleep).stdout.startswith("Hello version")
@@ -426,7 +428,7 @@ def test_the_lines_by_hand_make_a_mesh_in_order(request):
 
 
 ENSURE = """
-from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.labs.embedded.host import Machine
 from merbridge_lab.errors import KernelCannotError, LabError
 try:
     Machine("merlab-readonly").ensure()

@@ -9,7 +9,7 @@ import sys
 import pytest
 from substrate_host import Lab, curl, state
 
-from merbridge_lab.waiting import until
+from merbridge_lab.polling import until
 
 pytestmark = pytest.mark.kernel
 
@@ -19,7 +19,7 @@ NAME = "merlab-crash"
 CHILD = """
 import os, signal, sys
 import cryptography.x509, jinja2, pyroute2, sh, tenacity
-import merbridge_lab.drivers.embedded.certificates
+import merbridge_lab.labs.embedded.certificates
 sys.path.insert(0, sys.argv[3])
 from substrate_host import Lab
 

@@ -1,6 +1,6 @@
 """What a connection must not notice of the dataplane, through real sidecars; the reference is the lab without it.
 
-Where upstream Merbridge was seen to fail, and the test by which ours does not:
+Where upstream Merbridge was seen to fail, and the test with which ours does not:
 
 1. "not in mesh" cached for ever: TestSidecars.test_one_that_starts_late_is_served_at_once
 2. no flow control: test_streams.py::test_a_receiver_that_does_not_read_blocks_its_sender
@@ -44,22 +44,22 @@ import yaml
 from dataplane_rig import Agent, until
 
 from merbridge_lab import dataplane
-from merbridge_lab.adapters import bpf, cgroup, tcp
+from merbridge_lab.adapters import bpf_syscall, cgroup, tcp_sockets
 from merbridge_lab.checks import mesh
 from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import PROGRAMS, opened, u64
-from merbridge_lab.dataplane.pods import netns_cookie
-from merbridge_lab.drivers.embedded import layout
-from merbridge_lab.drivers.embedded.pods import Pod
-from merbridge_lab.drivers.embedded.workload import EmbeddedWorkload
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded.mesh import Pod
+from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
 from streams_lab import ECHO, ECHO_VIP, HELLO_VIP, Scene, sh
 from streams_played import Meeting, Plan, play, verdict
 
 pytestmark = pytest.mark.kernel
 
 READY = 15.0
-NODE = layout.NODE_ADDRESS
+NODE = topology.NODE_ADDRESS
 EXTERNAL = "203.0.113.9"
 
 
@@ -222,9 +222,9 @@ class Caller(Lasting):
     """An HTTP client of the application that keeps its one connection, until told to stop; no request may fail."""
 
     def __init__(self, scene: Scene) -> None:
-        self._connection = http.client.HTTPConnection(HELLO_VIP, layout.HTTP_PORT)
+        self._connection = http.client.HTTPConnection(HELLO_VIP, topology.HTTP_PORT)
         self._connection.auto_open = 0  # a second connection would hide the end of the first
-        self._connection.sock = scene.connect(HELLO_VIP, layout.HTTP_PORT)
+        self._connection.sock = scene.connect(HELLO_VIP, topology.HTTP_PORT)
         self._connection.sock.settimeout(10)
         self.served: list[str] = []
         super().__init__()
@@ -314,13 +314,13 @@ def loaded(scene: Scene) -> set[tuple[str, int]]:
     found = set()
     for name in PROGRAMS:
         with opened(scene.pins.prog(name)) as program:
-            info = bpf.prog_info(program)
+            info = bpf_syscall.prog_info(program)
         found |= {("prog", info.id), *(("map", number) for number in info.map_ids)}
     return found
 
 
 def still_there(objects: set[tuple[str, int]]) -> set[tuple[str, int]]:
-    return {(kind, number) for kind, number in objects if number in set(bpf.ids(kind))}
+    return {(kind, number) for kind, number in objects if number in set(bpf_syscall.ids(kind))}
 
 
 def test_another_version_is_taken_over_without_losing_a_request(scene, rules, monkeypatch, tmp_path):
@@ -406,8 +406,11 @@ class TestSidecars:
     def down(self, pod: Pod) -> None:
         cgroup.clear(pod.cgroup / "sidecar", timeout=5)
         # A process leaves its cgroup before the last of its threads has closed its files.
-        ports = (layout.INBOUND_PORT, layout.OUTBOUND_PORT)
-        until(lambda: not [each for each in tcp.listening(pod.netns) if each.port in ports], "its listeners are gone")
+        ports = (topology.INBOUND_PORT, topology.OUTBOUND_PORT)
+        until(
+            lambda: not [each for each in tcp_sockets.listening(pod.netns) if each.port in ports],
+            "its listeners are gone",
+        )
 
     def up(self, scene: Scene, pod: Pod) -> None:
         subprocess.run(pod.processes.daemons()["sidecar"], check=True)
@@ -415,13 +418,13 @@ class TestSidecars:
         assert scene.lab.dataplane.problems() == [], "seen by sockops, without another attach"
 
     def test_none_is_bypassed_while_it_is_down(self, scene, rules):
-        assert plain(scene, scene.v1, layout.HTTP_PORT) == "closed"
+        assert plain(scene, scene.v1, topology.HTTP_PORT) == "closed"
         self.down(scene.v1)
         try:
-            assert plain(scene, scene.v1, layout.HTTP_PORT) == "refused", rules
+            assert plain(scene, scene.v1, topology.HTTP_PORT) == "refused", rules
         finally:
             self.up(scene, scene.v1)
-        assert plain(scene, scene.v1, layout.HTTP_PORT) == "closed"
+        assert plain(scene, scene.v1, topology.HTTP_PORT) == "closed"
 
     def test_one_that_starts_late_is_served_at_once(self, scene, rules):
         """The application dials, in vain, before there is any sidecar; nothing of that may stick."""
@@ -473,10 +476,10 @@ class TestSidecars:
                     until(lambda: self.is_open(scene), "its listener is open")
                     listeners.closed()
                     until(lambda: not self.is_open(scene), "its listener is closed")
-                    assert plain(scene, scene.v2, layout.HTTP_PORT) == "refused"
+                    assert plain(scene, scene.v2, topology.HTTP_PORT) == "refused"
                     listeners.open()
                     until(lambda: self.is_open(scene), "its listener is open again")
-                    assert plain(scene, scene.v2, layout.HTTP_PORT) == "closed"
+                    assert plain(scene, scene.v2, topology.HTTP_PORT) == "closed"
                     assert self.served_by(scene, apps, scene.v2) > 0
             assert cgroup.processes(scene.v2.cgroup / "sidecar") == [pid]
         finally:
@@ -486,7 +489,7 @@ class TestSidecars:
     def is_open(self, scene: Scene) -> bool:
         # Of a sidecar with a configuration of the test's own, merlab says that it is another: the kernel is asked.
         with scene.pins.open_map("listeners") as fd:
-            return bpf.lookup(fd, u64(netns_cookie(scene.v2.netns)), 8) is not None
+            return bpf_syscall.lookup(fd, u64(netns_cookie(scene.v2.netns)), 8) is not None
 
     def served_by(self, scene: Scene, apps, pod: Pod) -> int:
         """How many of some connections went to a pod, each by both sidecars and from socket to socket."""
@@ -538,12 +541,14 @@ def entries(scene: Scene, cookie: int) -> list[str]:
     found = []
     for name in ("pods", "counters", "listeners"):
         with scene.pins.open_map(name) as fd:
-            found += [name] if u64(cookie) in bpf.keys(fd, 8) else []
+            found += [name] if u64(cookie) in bpf_syscall.keys(fd, 8) else []
     with scene.pins.open_map("pod_ips") as fd:
-        found += ["pod_ips"] if u64(cookie) in [bpf.lookup(fd, key, 8) for key in bpf.keys(fd, 4)] else []
+        found += (
+            ["pod_ips"] if u64(cookie) in [bpf_syscall.lookup(fd, key, 8) for key in bpf_syscall.keys(fd, 4)] else []
+        )
     layout_of = abi.layouts()["pair"]
     with scene.pins.open_map("pairs") as fd:
-        raw = [bpf.lookup(fd, key, layout_of.size) for key in bpf.keys(fd, 8)]
+        raw = [bpf_syscall.lookup(fd, key, layout_of.size) for key in bpf_syscall.keys(fd, 8)]
         found += ["pairs" for each in raw if each and cookie in layout_of.unpack(each)["netns"]]
     return found
 
@@ -601,10 +606,10 @@ def test_a_pod_made_anew_while_the_rules_are_flushed(scene):
         scene.displace_echo(pod)
         assert "-j ISTIO" in sh(pod.netns, "iptables-nft-save"), "what is saved is of a namespace that is gone"
         sh(pod.netns, "iptables-nft", "-t", "nat", "-F")
-        assert "Hello version" in plain(scene, pod, layout.HTTP_PORT), "past its sidecar"
+        assert "Hello version" in plain(scene, pod, topology.HTTP_PORT), "past its sidecar"
         scene.attach_now()
         assert scene.lab.dataplane.problems() == []
-        assert plain(scene, pod, layout.HTTP_PORT) == "closed"
+        assert plain(scene, pod, topology.HTTP_PORT) == "closed"
         with scene.servers() as apps:
             assert TestSidecars().served_by(scene, apps, pod) > 0
         peer, records = calls_to_oneself(scene)["by service"]
@@ -628,9 +633,9 @@ def test_a_source_port_that_conntrack_changes_is_followed(scene):
         sh(scene.sleep.netns, "sysctl", "-qw", "net.ipv4.ip_local_port_range=32768 60999")
     told = {exchange.local: seen.client_log[exchange.nonce].downstream_remote for exchange in seen.exchanges}
     assert any(sent != arrived for sent, arrived in told.items()), told
-    finding = mesh.find_both_sidecars(seen)
+    finding = mesh.assess_both_sidecars(seen)
     assert finding.held, finding.why
-    assert "the request came from" in mesh.find_both_sidecars(replace(seen, changed_sources={})).why
+    assert "the request came from" in mesh.assess_both_sidecars(replace(seen, changed_sources={})).why
 
 
 # -- where it goes ---------------------------------------------------------------------------
@@ -648,7 +653,7 @@ def calls_to_oneself(scene: Scene) -> dict[str, object]:
     for how, ip in (("by service", HELLO_VIP), ("by pod address", own), ("by loopback", "127.0.0.1")):
         for _ in range(40):
             nonce = str(uuid.uuid4())
-            answer = curl(scene.v1, f"http://{ip}:{layout.HTTP_PORT}/hello", "-H", f"x-request-id: {nonce}")
+            answer = curl(scene.v1, f"http://{ip}:{topology.HTTP_PORT}/hello", "-H", f"x-request-id: {nonce}")
             if "instance: helloworld-v1" in answer:
                 break
         peer = re.search(r"x-peer: (\S+)", answer)[1]
@@ -681,7 +686,7 @@ def test_calls_to_oneself_are_as_by_the_rules(scene):
 @pytest.fixture(scope="module")
 def permissive(whole):
     """A pod of the mesh that lets plain text in, so that a client outside can talk to its application."""
-    spec = layout.twin(layout.PODS[1], 5, name="permissive", mesh=True, permissive=True)
+    spec = topology.control_client(topology.PODS[1], 5, name="permissive", mesh=True, permissive=True)
     pod = Pod(whole.lab.machine, whole.lab._node, spec)
     try:
         pod.ensure()
@@ -829,7 +834,7 @@ def original_dst(agent: Agent, **request) -> object:
 
 def test_so_original_dst_of_sockets_that_are_not_ours(scene):
     """Asked by the user of a sidecar: of a listener, of UDP, of a socket that is not connected."""
-    agent = Agent(scene.sleep.cgroup / "sidecar", str(scene.sleep.netns), layout.SIDECAR_ID)
+    agent = Agent(scene.sleep.cgroup / "sidecar", str(scene.sleep.netns), topology.SIDECAR_ID)
     try:
         kinds = ("listener", "udp", "fresh", "v6")
         told = {}

@@ -91,7 +91,7 @@ def test_step_9_five_times_in_a_row(lab):
         done = merlab("step", "9", "--json")
         assert (done.returncode, told(done)["cause"]) == (0, None)
     assert lab.lasting() == before
-    assert lab.twins == []
+    assert lab.control_pair == []
 
 
 @pytest.mark.usefixtures("lab")
@@ -135,7 +135,7 @@ def test_verify_proves_it_and_disturbs_nobody(lab):
     assert errors == []
     assert answers > 20
     assert lab.lasting() == before
-    assert lab.twins == []
+    assert lab.control_pair == []
     assert [each["number"] for each in report["steps"]] == [8, 9]
     sources = {
         reading["source"] for each in report["steps"] for check in each["checks"] for reading in check["evidence"]

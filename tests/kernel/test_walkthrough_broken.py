@@ -16,11 +16,11 @@ import pytest
 from tests.called import told
 from walk_host import Lab, failed_checks, is_plain, merlab
 
-from merbridge_lab.adapters import bpf, mounts
+from merbridge_lab.adapters import bpf_syscall, mounts
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import HOOKS, opened, u32, u64
-from merbridge_lab.drivers.embedded.lab import EmbeddedLab
-from merbridge_lab.waiting import until
+from merbridge_lab.labs.embedded.lab import EmbeddedLab
+from merbridge_lab.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,18 +49,20 @@ def _unlink(hook: str) -> Callable[[Lab], None]:
 
 def _detach_link(lab: Lab) -> None:
     with opened(lab.pins.link("connect4")) as link:
-        bpf.link_detach(link)
+        bpf_syscall.link_detach(link)
 
 
 def _detach_sk_msg(lab: Lab) -> None:
     with opened(lab.pins.prog("sk_msg")) as program, opened(lab.pins.map("peers")) as peers:
-        bpf._bpf(_PROG_DETACH, struct.pack("=IIII", peers, program, bpf.SK_MSG_VERDICT, 0), "detach sk_msg")
+        bpf_syscall._bpf(
+            _PROG_DETACH, struct.pack("=IIII", peers, program, bpf_syscall.SK_MSG_VERDICT, 0), "detach sk_msg"
+        )
 
 
 def _forget(table: str, key: Callable[[Lab], bytes]) -> Callable[[Lab], None]:
     def do(lab: Lab) -> None:
         with opened(lab.pins.map(table)) as fd:
-            assert bpf.delete(fd, key(lab))
+            assert bpf_syscall.delete(fd, key(lab))
 
     return do
 
@@ -89,9 +91,9 @@ def _empty_peers(lab: Lab) -> Iterator[None]:
     with opened(lab.pins.map("peers")) as peers:
 
         def turn() -> None:
-            for key in bpf.keys(peers, size):
+            for key in bpf_syscall.keys(peers, size):
                 with contextlib.suppress(OSError):
-                    bpf.delete(peers, key)
+                    bpf_syscall.delete(peers, key)
 
         with _meanwhile(turn):
             yield
@@ -272,7 +274,7 @@ BREAKS = [
         "a_rule_that_comes_when_flushed",
         _rule_that_comes_when_flushed,
         "rules.were_absent",
-        "rules? stood in sleep|rules of sleep changed",
+        "rules? were present in sleep|rules of sleep changed",
     ),
     Break(
         "no_service_address",

@@ -11,7 +11,7 @@ import pytest
 from tests.called import MERLAB
 from walk_host import LONG, MOMENTS, Lab, Running, environment, is_plain, kill, kill_after, merlab, seconds_of
 
-from merbridge_lab.waiting import until
+from merbridge_lab.polling import until
 
 pytestmark = pytest.mark.kernel
 
@@ -52,7 +52,7 @@ def test_any_instant_of_step_9(lab, length, tenth):
     assert merlab("restore").returncode == 0
     assert lab.rules() == before
     assert merlab("up", "-q").returncode == 0
-    assert lab.twins == []
+    assert lab.control_pair == []
     assert merlab("verify", "-q").returncode == 0
 
 
@@ -78,7 +78,7 @@ def test_a_signal_during_step_9_loses_no_rule(lab, moment, signals):
     assert is_plain(done)
     assert "interrupted by" in done.stderr
     assert lab.rules() == before
-    assert lab.twins == []
+    assert lab.control_pair == []
     assert not lab.is_flushed
 
 
@@ -102,13 +102,13 @@ def test_ctrl_c_in_a_terminal_reaches_all_and_loses_nothing(lab):
     finally:
         os.close(master)
     assert lab.rules() == before
-    assert lab.twins == []
+    assert lab.control_pair == []
 
 
 def test_a_second_merlab_names_the_first(lab):  # noqa: ARG001 - must be up
     running = Running("verify")
     try:
-        assert running.reaches(lambda: bool(Lab().twins))
+        assert running.reaches(lambda: bool(Lab().control_pair))
         done = subprocess.run(
             [MERLAB, "up"], env=environment(), capture_output=True, text=True, timeout=LONG, check=False
         )

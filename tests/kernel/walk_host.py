@@ -15,12 +15,12 @@ from substrate_host import state
 from tests import called
 from tests.called import MERLAB
 
-from merbridge_lab.adapters import bpf, cgroup, iptables, mounts, netns
-from merbridge_lab.dataplane import trace_event
+from merbridge_lab.adapters import bpf_syscall, cgroup, iptables, mounts, netns
+from merbridge_lab.dataplane import printk_event
 from merbridge_lab.dataplane.pins import Pins
-from merbridge_lab.drivers.embedded import layout
-from merbridge_lab.drivers.embedded.machine import Machine
-from merbridge_lab.waiting import until
+from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded.host import Machine
+from merbridge_lab.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ _OF_KIND = ("merlab-download-", "merlab-kind-")
 
 
 def environment(name: str = NAME, **changes: str) -> dict[str, str]:
-    """Give the environment of a call; see called.environment."""
+    """Return the environment of a call; see called.environment."""
     return called.environment(MERLAB_NAME=name, **changes)
 
 
@@ -49,7 +49,7 @@ def merlab(*words: str, prefix: tuple[str, ...] = (), **options: Any) -> subproc
 
 
 def step(report: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Give one step of a report."""
+    """Return one step of a report."""
     return next(dict(each) for each in report["steps"] if each["number"] == number)
 
 
@@ -61,11 +61,11 @@ def failed_checks(report: Mapping[str, Any]) -> set[str]:
 
 def is_plain(done: subprocess.CompletedProcess[str]) -> bool:
     """Whether it complained in a sentence, not in a traceback."""
-    return "Traceback" not in done.stderr + done.stdout and "a defect of merlab" not in done.stderr + done.stdout
+    return "Traceback" not in done.stderr + done.stdout and "internal error" not in done.stderr + done.stdout
 
 
 class Running(called.Started):
-    """A merlab at work, to be stopped in the middle."""
+    """A merlab running, to be stopped in the middle."""
 
     def __init__(self, *words: str) -> None:
         super().__init__([MERLAB, *words], environment(), LONG)
@@ -135,7 +135,7 @@ class Lab:
         return netns.cookie(self.netns(pod))
 
     def rules(self, pod: str = "sleep") -> dict[str, list[str]]:
-        """Give the rules of a pod by backend, counters left out."""
+        """Return the rules of a pod by backend, counters left out."""
         found = iptables.snapshot(self.netns(pod))
         return {
             backend: [re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#")]
@@ -154,13 +154,13 @@ class Lab:
         return (self.machine.saved / "sleep.rules").exists()
 
     @property
-    def twins(self) -> list[str]:
+    def control_pair(self) -> list[str]:
         """Name what there is of twins: cgroups, namespaces, folders."""
         places = [Machine(self.machine.name).cgroup / "twins", self.run / "netns", self.run / "mnt", self.run / "pods"]
         return [str(path) for place in places for path in place.glob("*-twin*")]
 
     def programs(self) -> dict[str, int]:
-        """Give the ids of the pinned programs and links."""
+        """Return the ids of the pinned programs and links."""
         found = {}
         for kind in ("progs", "links", "links/sk_lookup", "maps"):
             for pin in sorted((self.pins.root / kind).iterdir()):
@@ -169,8 +169,8 @@ class Lab:
         return found
 
     def lasting(self) -> dict[str, Any]:
-        """Give all that a run on a healthy lab must leave alone."""
-        pods = [pod.name for pod in layout.PODS]
+        """Return all that a run on a healthy lab must leave alone."""
+        pods = [pod.name for pod in topology.PODS]
         return {
             "pids": {f"{pod} {kind}": self.pid(pod, kind) for pod in pods for kind in ("app", "sidecar")},
             "programs": self.programs(),
@@ -180,10 +180,10 @@ class Lab:
 
 
 def _id(pin: Path, folder: str) -> int:
-    """Give the id of what is pinned at `pin`, in the folder of its kind."""
-    fd = bpf.pinned(pin)
+    """Return the id of what is pinned at `pin`, in the folder of its kind."""
+    fd = bpf_syscall.pinned(pin)
     try:
-        info = {"progs": bpf.prog_info, "links": bpf.link_info, "maps": bpf.map_info}[folder]
+        info = {"progs": bpf_syscall.prog_info, "links": bpf_syscall.link_info, "maps": bpf_syscall.map_info}[folder]
         return int(info(fd).id)
     finally:
         os.close(fd)
@@ -197,11 +197,11 @@ MOMENTS = {
     "last_pod": lambda lab: (lab.run / "netns" / "helloworld-v2").exists(),
     "sidecars": lambda lab: bool(len(lab.pids()) > 4),
     "loading": lambda lab: (
-        (lab.machine.tracefs / trace_event.MARK).exists() or (lab.pins.root / "progs/connect4").exists()
+        (lab.machine.tracefs / printk_event.MARK).exists() or (lab.pins.root / "progs/connect4").exists()
     ),
     "first_link": lambda lab: (lab.pins.root / "links" / "connect4").exists(),
     "trace": lambda lab: (lab.machine.tracefs / "instances" / lab.machine.name).exists(),
-    "twin": lambda lab: bool(lab.twins),
+    "twin": lambda lab: bool(lab.control_pair),
     "flushed": lambda lab: lab.is_flushed,
 }
 
@@ -214,7 +214,7 @@ def _output(*argv: str) -> list[str]:
 
 
 def _others_objects(kind: str) -> set[int]:
-    """Give the ids of the BPF objects that other labs on this machine have pinned."""
+    """Return the ids of the BPF objects that other labs on this machine have pinned."""
     found = set()
     for mount in mounts.table():
         if mount.fstype == "bpf" and mount.target.parts[:2] == ("/", "run") and mount.target.parts[2] != NAME:
@@ -228,11 +228,11 @@ def _others_objects(kind: str) -> set[int]:
 def _is_merlabs(kind: str, number: int) -> bool:
     """Whether it carries our name; what containers and other programs load meanwhile is none of our business."""
     with contextlib.suppress(OSError):  # gone meanwhile
-        fd = bpf.by_id(kind, number)
+        fd = bpf_syscall.by_id(kind, number)
         try:
             if kind == "link":
-                return _is_merlabs("prog", bpf.link_info(fd).prog_id)
-            return (bpf.prog_info if kind == "prog" else bpf.map_info)(fd).name.startswith("merlab")
+                return _is_merlabs("prog", bpf_syscall.link_info(fd).prog_id)
+            return (bpf_syscall.prog_info if kind == "prog" else bpf_syscall.map_info)(fd).name.startswith("merlab")
         finally:
             os.close(fd)
     return False
@@ -241,20 +241,20 @@ def _is_merlabs(kind: str, number: int) -> bool:
 def _objects() -> dict[str, set[int]]:
     pinned = {"prog": "progs", "link": "links", "map": "maps"}
     return {
-        kind: {number for number in bpf.ids(kind) if _is_merlabs(kind, number)} - _others_objects(folder)
+        kind: {number for number in bpf_syscall.ids(kind) if _is_merlabs(kind, number)} - _others_objects(folder)
         for kind, folder in pinned.items()
     }
 
 
 def _tracing() -> dict[str, object]:
     """Look at the machine's own trace, by a mount that is on no path."""
-    from merbridge_lab.adapters.kernel import detached_mount
+    from merbridge_lab.adapters.kernel_features import detached_mount
 
     with detached_mount("tracefs") as root:
         place = Path(f"/proc/self/fd/{root}")
         instances = [each.name for each in (place / "instances").iterdir()]
         mine = [each for each in instances if each == NAME or each.startswith(f"{NAME}-")]
-        marked = (place / trace_event.MARK).exists()
+        marked = (place / printk_event.MARK).exists()
         return {"instances": mine, "event": (place / _EVENT).read_text().strip(), "marked": marked}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: The last commit before every reading of a lab was judged anew.
+#: The last commit before every reading of a lab was judged again.
 OLDER = "aaab070"
 NAME = "merlab-older"
 LONG = 240
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.packaging
 
 
 def call(*argv):
-    """Call a command; while another lab's merlab is at work, which stops the older one, wait and call again."""
+    """Call a command; while another lab's merlab is running, which stops the older one, wait and call again."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -44,7 +44,7 @@ def call(*argv):
             check=False,
             timeout=LONG,
         )
-        busy = done.returncode == 3 and "another merlab is at work" in done.stdout + done.stderr
+        busy = done.returncode == 3 and "another merlab command is running" in done.stdout + done.stderr
         if not busy or time.monotonic() > until:
             return done
         time.sleep(1)

@@ -2,7 +2,7 @@
 
 It takes about a quarter of a minute a row and worker; the workers have labs of their own. `MERLAB_WORKERS` says how
 many there are, by default two. Rows are kept in build/sabotage, each with the commit that was looked at, so that a run
-that was ended goes on where it was; without that folder (make clean) all are measured anew. The document names the
+that was ended goes on where it was; without that folder (make clean) all are measured again. The document names the
 commits.
 """
 
@@ -24,7 +24,7 @@ from table import Row, render, title
 if TYPE_CHECKING:
     from saboteur import Sabotage
 
-    from merbridge_lab.drivers.embedded.lab import EmbeddedLab
+    from merbridge_lab.labs.embedded.lab import EmbeddedLab
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "sabotage.md"
@@ -41,7 +41,7 @@ def commit() -> str:
 
 
 def kept(folder: Path, sabotage: Sabotage) -> Path:
-    """Name the file of a row: by its title, so that a row that is new makes no other one be measured anew."""
+    """Name the file of a row: by its title, so that a row that is new makes no other one be measured again."""
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', title(sabotage).lower()).strip('-')}.json"
 
 

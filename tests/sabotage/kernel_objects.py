@@ -8,7 +8,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters import bpf_syscall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,11 +20,11 @@ _INSN = struct.Struct("=BBhi")
 
 
 def _bpf(command: int, attr: bytes, what: str) -> int:
-    return bpf._bpf(command, attr, what)[0]
+    return bpf_syscall._bpf(command, attr, what)[0]
 
 
 def nothing(kind: int, attach_type: int = -1, *, name: str = "nothing", verdict: int = 1) -> int:
-    """Load `return verdict`, by which a hook goes on as if it were not there; gives a descriptor."""
+    """Load `return verdict`, with which a hook goes on as if it were not there; gives a descriptor."""
     code = _INSN.pack(0xB7, 0, 0, verdict) + _INSN.pack(0x95, 0, 0, 0)  # r0 = verdict; exit
     instructions = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"GPL")
@@ -41,7 +41,7 @@ def update_link(link: int, program: int) -> None:
 
 
 def detach_from_map(program: int, target: int) -> None:
-    _bpf(_PROG_DETACH, struct.pack("=III", target, program, bpf.SK_MSG_VERDICT), "detach from a map")
+    _bpf(_PROG_DETACH, struct.pack("=III", target, program, bpf_syscall.SK_MSG_VERDICT), "detach from a map")
 
 
 def open_tracepoint(program: int, name: str) -> int:
@@ -51,7 +51,7 @@ def open_tracepoint(program: int, name: str) -> int:
 
 def map_like(fd: int) -> int:
     """Make a map that has the name, type and sizes of the one behind `fd`, and nothing in it."""
-    seen = bpf.map_info(fd)
+    seen = bpf_syscall.map_info(fd)
     attr = struct.pack(
         "=IIIIIII16s", seen.type, seen.key_size, seen.value_size, seen.max_entries, 0, 0, 0, seen.name.encode()
     )
@@ -69,7 +69,7 @@ def held(fd: int) -> Iterator[int]:
 
 def pin_instead(fd: int, path: Path) -> None:
     path.unlink()
-    bpf.pin(fd, path)
+    bpf_syscall.pin(fd, path)
 
 
 # -- strangers of every kind -----------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def with_types(kind: int, attach_type: int, name: str, model: int) -> int:
     struct.pack_into("=Q", info, 136, ctypes.addressof(functions))
     struct.pack_into("=I", info, 144, 1)
     _bpf(15, struct.pack("=IIQ", model, len(info), ctypes.addressof(info)), "look at the types")
-    types = _bpf(19, struct.pack("=III", bpf.prog_info(model).btf_id, 0, 0), "open the types")
+    types = _bpf(19, struct.pack("=III", bpf_syscall.prog_info(model).btf_id, 0, 0), "open the types")
     code = _INSN.pack(0xB7, 0, 0, 1) + _INSN.pack(0x95, 0, 0, 0)
     instructions = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"GPL")

@@ -12,14 +12,14 @@ from lies_mesh import configured, pins, pod
 from lies_rules import NATIVE, nft, rule
 from saboteur import again_and_again, lie
 
-from merbridge_lab.adapters import bpf, iptables, netns
+from merbridge_lab.adapters import bpf_syscall, iptables, netns
+from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import put
-from merbridge_lab.adapters.proc import run
 from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import opened, u64
-from merbridge_lab.dataplane.pods import netns_cookie
-from merbridge_lab.drivers.embedded import layout, sidecar
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.embedded import envoy, topology
 
 
 def _while(scene, begin, end, lies):
@@ -54,7 +54,7 @@ def _redirect_off(scene):
 def _log_moved_away(log):
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    put(log, kept.read_bytes(), owner=layout.SIDECAR_ID)
+    put(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
     try:
         yield
     finally:
@@ -94,7 +94,7 @@ def _(scene):
         yield
 
 
-@lie("a native rule for the length of the flush", "native nftables stood in sleep .*: table inet detour")
+@lie("a native rule for the length of the flush", "native nftables were present in sleep .*: table inet detour")
 def _(scene):
     """While step 9 runs, a native table of sleep redirects to the sidecar."""
 
@@ -183,7 +183,7 @@ def _(scene):
 def _(scene):
     """helloworld-v1's sidecar takes plain text beside mutual TLS from when the matrix begins."""
     target = pod(scene, "helloworld-v1")
-    permissive = sidecar.render(replace(target.spec, permissive=True), target.folder)
+    permissive = envoy.render(replace(target.spec, permissive=True), target.folder)
     with contextlib.ExitStack() as stack:
         scene.at("matrix begins", lambda: stack.enter_context(configured(target, lambda _: permissive)))
         yield
@@ -219,6 +219,9 @@ def _(scene):
 def _(scene):
     """sleep's counters are set to 0 all the time."""
     cookie = u64(netns_cookie(pod(scene, "sleep").netns))
-    nothing = bytes(abi.layouts()["counters"].size * bpf.possible_cpus())
-    with pins(scene).open_map("counters") as counters, again_and_again(lambda: bpf.update(counters, cookie, nothing)):
+    nothing = bytes(abi.layouts()["counters"].size * bpf_syscall.possible_cpus())
+    with (
+        pins(scene).open_map("counters") as counters,
+        again_and_again(lambda: bpf_syscall.update(counters, cookie, nothing)),
+    ):
         yield

@@ -11,15 +11,17 @@ from lies_mesh import pins, pod
 from saboteur import again_and_again, lie
 
 from merbridge_lab import dataplane
-from merbridge_lab.adapters import bpf, netns
+from merbridge_lab.adapters import bpf_syscall, netns
 from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import HOOKS, PREFIX, PROGRAMS, opened, u32, u64
-from merbridge_lab.dataplane.pods import netns_cookie
 
-CONNECT = bpf.CGROUP_INET4_CONNECT
+CONNECT = bpf_syscall.CGROUP_INET4_CONNECT
 HOOK = {hook.name: hook for hook in HOOKS}
 #: With which attach type each program must be loaded; -1 where it does not matter.
-EXPECTED = {hook.program: hook.attach_type for hook in HOOKS if hook.name != "sockops"} | {"lookup": bpf.SK_LOOKUP}
+EXPECTED = {hook.program: hook.attach_type for hook in HOOKS if hook.name != "sockops"} | {
+    "lookup": bpf_syscall.SK_LOOKUP
+}
 
 
 def do_nothing(program, name="nothing"):
@@ -44,7 +46,7 @@ def _(scene):
 def _(scene, hook):
     """The link {hook} is taken from the cgroup; its pin stays."""
     with opened(pins(scene).link(hook)) as link:
-        bpf.link_detach(link)
+        bpf_syscall.link_detach(link)
     yield
 
 
@@ -89,7 +91,7 @@ def _(scene, program):
         pin_instead(fd, own.prog(program))
         if program == "sk_msg":
             with own.open_map("peers") as peers:
-                bpf.prog_attach(fd, peers, bpf.SK_MSG_VERDICT)
+                bpf_syscall.prog_attach(fd, peers, bpf_syscall.SK_MSG_VERDICT)
         links = own.lookup_links() if program == "lookup" else [own.link(h.name) for h in HOOKS if h.program == program]
         for pin in links:
             with opened(pin) as link:
@@ -101,7 +103,7 @@ def _(scene, program):
 def _(scene):
     """Another sk_msg program, which lets everything pass to TCP, takes the place of ours on `peers`."""
     with do_nothing("sk_msg") as program, pins(scene).open_map("peers") as peers:
-        bpf.prog_attach(program, peers, bpf.SK_MSG_VERDICT)
+        bpf_syscall.prog_attach(program, peers, bpf_syscall.SK_MSG_VERDICT)
     yield
 
 
@@ -112,9 +114,9 @@ def _(scene):
         size = abi.layouts()["end"].size
 
         def empty():
-            for key in bpf.keys(peers, size):
+            for key in bpf_syscall.keys(peers, size):
                 with contextlib.suppress(OSError):
-                    bpf.delete(peers, key)
+                    bpf_syscall.delete(peers, key)
 
         with again_and_again(empty):
             yield
@@ -126,7 +128,7 @@ def _(scene):
 def _(scene, name):
     """The entry of {name} is deleted from the pod map."""
     with pins(scene).open_map("pods") as pods:
-        bpf.delete(pods, u64(netns_cookie(pod(scene, name).netns)))
+        bpf_syscall.delete(pods, u64(netns_cookie(pod(scene, name).netns)))
     yield
 
 
@@ -134,29 +136,31 @@ def _(scene, name):
 def _(scene):
     """helloworld-v1's address is deleted from pod_ips: its sidecar is dialled by no one."""
     with pins(scene).open_map("pod_ips") as ips:
-        bpf.delete(ips, u32(dataplane.Pod("", pod(scene, "helloworld-v1").spec.ip, pod(scene, "sleep").netns).ip4))
+        bpf_syscall.delete(
+            ips, u32(dataplane.Pod("", pod(scene, "helloworld-v1").spec.ip, pod(scene, "sleep").netns).ip4)
+        )
     yield
 
 
 @lie("wrong listener registered", r"port 15999 of helloworld-v1 is served by .*, which is not the pod's")
 def _(scene):
-    """A socket that nobody accepts from stands in `listeners` for helloworld-v1."""
+    """A socket that nobody accepts from is in `listeners` for helloworld-v1."""
     target = pod(scene, "helloworld-v1")
 
     def listen():
         return socket.create_server(("127.0.0.1", 15999))
 
     with netns.run_inside(target.netns, listen) as sock, pins(scene).open_map("listeners") as listeners:
-        bpf.update(listeners, u64(netns_cookie(target.netns)), u64(sock.fileno()))
+        bpf_syscall.update(listeners, u64(netns_cookie(target.netns)), u64(sock.fileno()))
         yield
-        bpf.delete(listeners, u64(netns_cookie(target.netns)))
+        bpf_syscall.delete(listeners, u64(netns_cookie(target.netns)))
 
 
 @lie("no listener registered", r"no 15006 listener registered for helloworld-v2", quick=False)
 def _(scene):
     """helloworld-v2's entry is deleted from `listeners`."""
     with pins(scene).open_map("listeners") as listeners:
-        bpf.delete(listeners, u64(netns_cookie(pod(scene, "helloworld-v2").netns)))
+        bpf_syscall.delete(listeners, u64(netns_cookie(pod(scene, "helloworld-v2").netns)))
     yield
 
 
@@ -189,8 +193,8 @@ def _(scene):
     own = pins(scene)
     with own.open_map("counters") as ours, held(map_like(ours)) as copy:
         size = abi.layouts()["counters"].size
-        for key in bpf.keys(ours, 8):
-            bpf.update(copy, key, b"".join(bpf.per_cpu(ours, key, size)))
+        for key in bpf_syscall.keys(ours, 8):
+            bpf_syscall.update(copy, key, b"".join(bpf_syscall.per_cpu(ours, key, size)))
         pin_instead(copy, own.map("counters"))
     yield
 
@@ -206,7 +210,7 @@ def _(scene, name):
 def _(scene):
     """sleep's counters are deleted: what is decided for it is counted nowhere."""
     with pins(scene).open_map("counters") as counters:
-        bpf.delete(counters, u64(netns_cookie(pod(scene, "sleep").netns)))
+        bpf_syscall.delete(counters, u64(netns_cookie(pod(scene, "sleep").netns)))
     yield
 
 
@@ -216,13 +220,13 @@ def _(scene):
 
     def strike():
         with opened(pins(scene).link("connect4")) as link:
-            bpf.link_detach(link)
+            bpf_syscall.link_detach(link)
 
     scene.at("cell 6 ends", strike)
     yield
 
 
-@lie("a link made anew meanwhile", r"the link connect4 changed while")
+@lie("a link recreated meanwhile", r"the link connect4 changed while")
 def _(scene):
     """connect4's link is detached and made again between step 9 and the matrix: nothing intercepts for a moment."""
 
@@ -245,14 +249,14 @@ def _(scene):
         yield
     finally:
         other.detach(1.0)
-        lab.dataplane.settle()
+        lab.dataplane.drain_idle_connections()
 
 
 @lie("a foreign connect4 on sleep's own cgroup", r"on the cgroup .*mesh/sleep/app.* another program, stranger")
 def _(scene):
     """A program that is not ours decides about sleep's connections, on a cgroup below the mesh's."""
     target = os.open(scene.lab.machine.mesh_cgroup / "sleep" / "app", os.O_RDONLY)
-    with held(target), do_nothing("connect4", "stranger") as fd, held(bpf.link_create(fd, target, CONNECT)):
+    with held(target), do_nothing("connect4", "stranger") as fd, held(bpf_syscall.link_create(fd, target, CONNECT)):
         yield
 
 
@@ -263,7 +267,11 @@ def _(scene):
 def _(scene):
     """A program that is not ours decides which socket gets helloworld-v1's connections."""
     target = os.open(pod(scene, "helloworld-v1").netns, os.O_RDONLY)
-    with held(target), do_nothing("lookup", "stranger") as fd, held(bpf.link_create(fd, target, bpf.SK_LOOKUP)):
+    with (
+        held(target),
+        do_nothing("lookup", "stranger") as fd,
+        held(bpf_syscall.link_create(fd, target, bpf_syscall.SK_LOOKUP)),
+    ):
         yield
 
 
@@ -275,7 +283,7 @@ def _(scene):
         def strike():
             target = stack.enter_context(held(os.open(scene.lab.machine.mesh_cgroup, os.O_RDONLY)))
             program = stack.enter_context(do_nothing("connect4", "stranger"))
-            stack.enter_context(held(bpf.link_create(program, target, CONNECT)))
+            stack.enter_context(held(bpf_syscall.link_create(program, target, CONNECT)))
 
         scene.at("matrix begins", strike)
         yield

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from saboteur import again_and_again, lie
 
-from merbridge_lab.adapters import bpf, cgroup, iptables
+from merbridge_lab.adapters import bpf_syscall, cgroup, iptables
+from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import put
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import Pins, u64
-from merbridge_lab.dataplane.pods import netns_cookie
-from merbridge_lab.drivers.embedded import certificates, enter, layout, sidecar
-from merbridge_lab.waiting import until
+from merbridge_lab.labs.embedded import certificates, envoy, namespaces, topology
+from merbridge_lab.polling import until
 
 PROXY = Path(__file__).with_name("plain_proxy.py")
 LIAR = Path(__file__).with_name("lying_app.py")
@@ -40,9 +40,9 @@ def end(target, kind="sidecar"):
 
 def start(target, kind, argv):
     """Start `argv` in the pod as that kind of process would be, in its cgroup, namespaces and user."""
-    user = layout.SIDECAR_ID if kind == "sidecar" else layout.APP_ID
+    user = topology.SIDECAR_ID if kind == "sidecar" else topology.APP_ID
     log = target.folder / "sabotage.log"
-    run(enter.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))
+    run(namespaces.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))
 
 
 def script(target, source, *words):
@@ -93,7 +93,7 @@ def _(scene, name):
     target = pod(scene, name)
     end(target)
     start(target, "sidecar", script(target, PROXY, "15001", "15006", "15021"))
-    until(lambda: sidecar.is_ready(target.netns), timeout=5, awaiting="the proxy")
+    until(lambda: envoy.is_ready(target.netns), timeout=5, awaiting="the proxy")
     yield
 
 
@@ -119,7 +119,7 @@ def _(scene):
     place.mkdir()
     argv = script(target, PROXY, f"{target.spec.ip}:15006")
     log = target.folder / "sabotage.log"
-    run(enter.as_daemon(place, target.netns, target.mntns, layout.SIDECAR_ID, log, argv))
+    run(namespaces.as_daemon(place, target.netns, target.mntns, topology.SIDECAR_ID, log, argv))
     try:
         until(lambda: _listens(target, f"{target.spec.ip}:15006"), timeout=5, awaiting="the proxy")
         yield
@@ -134,14 +134,14 @@ def _(scene):
 def _(scene):
     """helloworld-v1's sidecar lets plain text in beside mutual TLS; its configuration file looks as if it did not."""
     target = pod(scene, "helloworld-v1")
-    permissive = sidecar.render(replace(target.spec, permissive=True), target.folder)
+    permissive = envoy.render(replace(target.spec, permissive=True), target.folder)
     with configured(target, lambda _: permissive) as (path, honest):
         put(path, honest)
         yield
 
 
 def _certified(scene, name, chain):
-    """Give `name` the certificates that `chain` makes of the lab's authority."""
+    """Return `name` the certificates that `chain` makes of the lab's authority."""
     target = pod(scene, name)
     certs = target.folder / "certs"
     kept = certs.with_name("certs.kept")
@@ -154,7 +154,7 @@ def _certified(scene, name, chain):
 
 def _configure(target):
     """Write the configuration that belongs to the certificates as they are now."""
-    put(target.folder / "bootstrap.yaml", sidecar.render(target.spec, target.folder))
+    put(target.folder / "bootstrap.yaml", envoy.render(target.spec, target.folder))
 
 
 def _put_back(target, certs, kept):
@@ -172,7 +172,7 @@ def _(scene, name):
         trusted = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
         certificates.install(
             folder, target.spec.identity, authority=certificates.Authority.fresh(), trusted=trusted,
-            owner=layout.SIDECAR_ID,
+            owner=topology.SIDECAR_ID,
         )  # fmt: skip
 
     changed = _certified(scene, name, foreign)
@@ -190,7 +190,7 @@ def _(scene, name):
         certificates._LIFE = dt.timedelta(hours=-1)
         try:
             certificates.install(
-                folder, target.spec.identity, authority=trusted, trusted=trusted, owner=layout.SIDECAR_ID
+                folder, target.spec.identity, authority=trusted, trusted=trusted, owner=topology.SIDECAR_ID
             )
         finally:
             certificates._LIFE, certificates._SLACK = life, slack
@@ -206,8 +206,8 @@ def _(scene):
 
     def other(_target, folder):
         trusted = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
-        identity = layout.spiffe("helloworld-v1")
-        certificates.install(folder, identity, authority=trusted, trusted=trusted, owner=layout.SIDECAR_ID)
+        identity = topology.spiffe("helloworld-v1")
+        certificates.install(folder, identity, authority=trusted, trusted=trusted, owner=topology.SIDECAR_ID)
 
     changed = _certified(scene, "helloworld-v2", other)
     yield
@@ -270,7 +270,7 @@ def _(scene, name):
     log = pod(scene, name).access_log
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    put(log, kept.read_bytes(), owner=layout.SIDECAR_ID)
+    put(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
     yield
     kept.replace(log)
 
@@ -281,7 +281,7 @@ def _(scene):
     log = pod(scene, "sleep").access_log
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    put(log, kept.read_bytes(), owner=layout.SIDECAR_ID)
+    put(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
     seen = kept.stat().st_size
 
     def forge():
@@ -307,15 +307,15 @@ def _(scene):
 
     with pins(scene).open_map("pods") as pods:
         for workload in lab.workloads():
-            bpf.delete(pods, u64(netns_cookie(workload.pod.netns)))
+            bpf_syscall.delete(pods, u64(netns_cookie(workload.pod.netns)))
             iptables.flush(workload.pod.netns, "nft", "nat")
     with pins(scene).open_map("listeners") as listeners:
         for workload in lab.workloads():
-            bpf.delete(listeners, u64(netns_cookie(workload.pod.netns)))
+            bpf_syscall.delete(listeners, u64(netns_cookie(workload.pod.netns)))
     for name in ("helloworld-v1", "helloworld-v2"):
         target = pod(scene, name)
         end(target, "app")
-        start(target, "app", script(target, LIAR, name[-2:], name, str(layout.HTTP_PORT)))
+        start(target, "app", script(target, LIAR, name[-2:], name, str(topology.HTTP_PORT)))
         until(lambda target=target: target._answers("app"), timeout=5, awaiting="the lying app")
     yield
     for name in ("helloworld-v1", "helloworld-v2"):
@@ -327,7 +327,7 @@ def _(scene):
     """helloworld-v1's app is another program, which sends `server: envoy` itself."""
     target = pod(scene, "helloworld-v1")
     end(target, "app")
-    start(target, "app", script(target, LIAR, "v1", "helloworld-v1", str(layout.HTTP_PORT)))
+    start(target, "app", script(target, LIAR, "v1", "helloworld-v1", str(topology.HTTP_PORT)))
     until(lambda: target._answers("app"), timeout=5, awaiting="the lying app")
     yield
     end(target, "app")
@@ -358,7 +358,7 @@ def _(scene):
     end(sleep, "app")
     log = sleep.folder / "sabotage.log"
     argv = ["sleep", "infinity"]
-    run(enter.as_daemon(sleep.cgroup / "app", other.netns, other.mntns, layout.APP_ID, log, argv))
+    run(namespaces.as_daemon(sleep.cgroup / "app", other.netns, other.mntns, topology.APP_ID, log, argv))
     yield
 
 

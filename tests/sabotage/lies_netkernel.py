@@ -16,9 +16,9 @@ from lies_pods import at, at_node
 from saboteur import lie, oddity
 
 from merbridge_lab.adapters import mounts, netns
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import enter, layout
-from merbridge_lab.waiting import until
+from merbridge_lab.adapters.command import run
+from merbridge_lab.labs.embedded import namespaces, topology
+from merbridge_lab.polling import until
 
 # -- settings --------------------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ def _(scene):
 
 @contextlib.contextmanager
 def first_freezer():
-    """Give the freezer of cgroup version 1 where the machine has it mounted, or mount it for the moment."""
+    """Return the freezer of cgroup version 1 where the machine has it mounted, or mount it for the moment."""
     there = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()
              if line.split()[2] == "cgroup" and "freezer" in line.split()[3].split(",")]  # fmt: skip
     if there:
@@ -181,14 +181,14 @@ def _(scene):
 def by_way_of(target, kind, *prefix):
     """Start a process of a pod as merlab does, but for what is said before."""
     end(target, kind)
-    user = layout.SIDECAR_ID if kind == "sidecar" else layout.APP_ID
+    user = topology.SIDECAR_ID if kind == "sidecar" else topology.APP_ID
     argv = [*prefix, *target.processes._argv(kind)]
     log = target.folder / "sabotage.log"
-    run(enter.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))
+    run(namespaces.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))
     assert until(lambda: target._answers(kind), timeout=10, awaiting=f"the {kind}")
 
 
-#: Whatever this runs has a filter by which somebody else answers acct(2), and hands over by whom: the last argument's
+#: Whatever this runs has a filter with which somebody else answers acct(2), and hands over by whom: the last argument's
 #: socket. (The filter: load the number of the system call; if it is that, ask; else let it pass.)
 SUPERVISED = """
 import ctypes, os, socket, struct, sys
@@ -302,7 +302,7 @@ sys.stdin.read()
 
 @oddity("a foreign name server in a pod")
 def _(scene):
-    """A process of root's answers DNS in sleep, and knows no name; those of the lab are all in /etc/hosts."""
+    """A process of root's answers DNS in sleep, and has no name; those of the lab are all in /etc/hosts."""
     argv = pod(scene, "sleep").argv_as_root([sys.executable, "-I", "-c", NAMELESS])
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"there\n"

@@ -27,9 +27,9 @@ from lies_mesh import pins, pod
 from lies_plane import listeners
 from saboteur import lie, oddity
 
-from merbridge_lab.adapters import bpf, netlink, netns
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import layout
+from merbridge_lab.adapters import bpf_syscall, netlink_hooks, netns
+from merbridge_lab.adapters.command import run
+from merbridge_lab.labs.embedded import topology
 
 # -- a detour --------------------------------------------------------------------------------------------------------
 
@@ -113,8 +113,8 @@ def _ask(kind, flags, attributes):
     """Ask ctnetlink (nfnetlink's table 1) for something, and see that it is done."""
     body = struct.pack("=BBH", socket.AF_INET, 0, 0) + attributes
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as asked:
-        asked.send(netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, flags, 1, 0) + body)
-        (code,) = struct.unpack_from("=i", asked.recv(4096), netlink.HEADER.size)
+        asked.send(netlink_hooks.HEADER.pack(netlink_hooks.HEADER.size + len(body), kind, flags, 1, 0) + body)
+        (code,) = struct.unpack_from("=i", asked.recv(4096), netlink_hooks.HEADER.size)
     if code:
         raise OSError(-code, os.strerror(-code))
 
@@ -355,7 +355,7 @@ sys.stdin.read()
 )
 def _(scene):
     """A process of the sidecar's user listens on 15006 of helloworld-v1 as well, and gets its share of connections."""
-    argv = pod(scene, "helloworld-v1").argv_as_root([sys.executable, "-I", "-c", BESIDE, str(layout.SIDECAR_ID)])
+    argv = pod(scene, "helloworld-v1").argv_as_root([sys.executable, "-I", "-c", BESIDE, str(topology.SIDECAR_ID)])
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"there\n"
         yield
@@ -369,12 +369,12 @@ def _(scene):
 def _(scene, name):
     """The map {name} is filled to the brim with entries of no connection."""
     with pins(scene).open_map(name) as fd:
-        seen = bpf.map_info(fd)
+        seen = bpf_syscall.map_info(fd)
         keys = []
         for number in range(seen.max_entries):
             key = (0xDEAD0000_00000000 | number).to_bytes(8, "little").ljust(seen.key_size, b"\xdd")[: seen.key_size]
             try:
-                bpf.update(fd, key, bytes(seen.value_size * (os.cpu_count() if name == "counters" else 1)))
+                bpf_syscall.update(fd, key, bytes(seen.value_size * (os.cpu_count() if name == "counters" else 1)))
             except OSError as error:
                 if error.errno not in (errno.E2BIG, errno.ENOMEM):
                     raise
@@ -382,7 +382,7 @@ def _(scene, name):
             keys.append(key)
         yield
         for key in keys:
-            bpf.delete(fd, key)
+            bpf_syscall.delete(fd, key)
 
 
 # -- no lies ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from lies_mesh import configured, pod
 from lies_rules import rule
 from saboteur import again_and_again, lie
 
-from merbridge_lab.drivers.embedded import sidecar
+from merbridge_lab.labs.embedded import envoy
 
 
 @lie(
@@ -27,7 +27,7 @@ def _(scene):
 @lie("a key that everybody can read", "the private key of the sidecar of helloworld-v1 can be read by others")
 def _(scene):
     """Directory and key of helloworld-v1's certificate are open to everybody on the machine."""
-    place = pod(scene, "helloworld-v1").folder / sidecar.CERTIFICATES
+    place = pod(scene, "helloworld-v1").folder / envoy.CERTIFICATES
     place.chmod(0o755)
     (place / "key.pem").chmod(0o444)
     yield

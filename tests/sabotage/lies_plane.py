@@ -14,8 +14,8 @@ from kernel_objects import held, nothing
 from lies_mesh import end, pins, pod
 from saboteur import lie
 
-from merbridge_lab.adapters import bpf, netns
-from merbridge_lab.dataplane import abi, pods
+from merbridge_lab.adapters import bpf_syscall, netns
+from merbridge_lab.dataplane import abi, endpoints
 from merbridge_lab.dataplane.pins import u32, u64
 
 _FREEZE = 22
@@ -99,30 +99,30 @@ def _(scene):
 def _(scene, name):
     """The map {name} is frozen: merlab, and whoever else calls, cannot write it any more."""
     with pins(scene).open_map(name) as table:
-        bpf._bpf(_FREEZE, struct.pack("=I", table), "freeze a map")
+        bpf_syscall._bpf(_FREEZE, struct.pack("=I", table), "freeze a map")
     yield
 
 
 @lie("another namespace under a pod's name", r"the pod map holds sleep a second time, for the network namespace \d+")
 def _(scene):
-    """The node's network namespace stands in the pod map as sleep: its counters would be told as sleep's."""
+    """The node's network namespace is in the pod map as sleep: its counters would be told as sleep's."""
     sleep = pod(scene, "sleep")
     layout = abi.layouts()["pod"]
-    entry = layout.pack(ip4=pods.Pod("sleep", sleep.spec.ip, sleep.netns).ip4, name=b"sleep")
+    entry = layout.pack(ip4=endpoints.Pod("sleep", sleep.spec.ip, sleep.netns).ip4, name=b"sleep")
     key = u64(netns.cookie(scene.lab._node.netns))
     with pins(scene).open_map("pods") as table:
-        bpf.update(table, key, entry)
+        bpf_syscall.update(table, key, entry)
         yield
         with contextlib.suppress(OSError):
-            bpf.delete(table, key)
+            bpf_syscall.delete(table, key)
 
 
 @lie("a server's address leads to the other server", r"the address 10\.244\.0\.11 does not lead to pod helloworld-v1")
 def _(scene):
-    """helloworld-v1's address stands in pod_ips with the network namespace of helloworld-v2."""
+    """helloworld-v1's address is in pod_ips with the network namespace of helloworld-v2."""
     one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
     with pins(scene).open_map("pod_ips") as table:
-        bpf.update(table, u32(pods.Pod("", one.spec.ip, one.netns).ip4), u64(netns.cookie(other.netns)))
+        bpf_syscall.update(table, u32(endpoints.Pod("", one.spec.ip, one.netns).ip4), u64(netns.cookie(other.netns)))
     yield
 
 
@@ -133,10 +133,10 @@ def _(scene):
     """In `listeners`, helloworld-v2's inbound listener stands for helloworld-v1: it would get its connections."""
     one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
     with (
-        pods.inbound_listener(other.sidecar_pid, netns.cookie(other.netns)) as sock,
+        endpoints.inbound_listener(other.sidecar_pid, netns.cookie(other.netns)) as sock,
         pins(scene).open_map("listeners") as table,
     ):
-        bpf.update(table, u64(netns.cookie(one.netns)), u64(sock))
+        bpf_syscall.update(table, u64(netns.cookie(one.netns)), u64(sock))
     yield
 
 
@@ -144,9 +144,9 @@ def _(scene):
 
 
 def listeners(target, kind, port):
-    """Give our own descriptors of the sockets on which a process of the pod listens."""
+    """Return our own descriptors of the sockets on which a process of the pod listens."""
     pid = target.app_pid if kind == "app" else target.sidecar_pid
-    for _, sock in pods.sockets_of(pid, "its sockets"):
+    for _, sock in endpoints.sockets_of(pid, "its sockets"):
         with contextlib.suppress(OSError):
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and sock.getsockname()[1] == port:
                 yield sock
@@ -191,7 +191,7 @@ def _(scene):
         name = ours.getsockname()
         found = False
         while not found:
-            for _, sock in pods.sockets_of(target.sidecar_pid, "its sockets"):
+            for _, sock in endpoints.sockets_of(target.sidecar_pid, "its sockets"):
                 with contextlib.suppress(OSError):
                     if sock.getpeername() == name:
                         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

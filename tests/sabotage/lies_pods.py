@@ -11,15 +11,15 @@ import sys
 from lies_mesh import _certified, _put_back, end, pod
 from saboteur import lie
 
-from merbridge_lab.adapters import cgroup, netns, tools
+from merbridge_lab.adapters import cgroup, netns, system_tools
+from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import put
 from merbridge_lab.adapters.mounts import bind, umount
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import certificates, enter, layout, services
 from merbridge_lab.errors import LabError
-from merbridge_lab.waiting import until
+from merbridge_lab.labs.embedded import certificates, namespaces, rule_templates, topology
+from merbridge_lab.polling import until
 
-HONEST = services.data("app/helloworld.py")
+HONEST = rule_templates.data("app/helloworld.py")
 ALTERED = HONEST.replace("Hello version:", "Hello from nobody, version:")
 
 
@@ -29,14 +29,14 @@ def at(target, *argv):
 
 
 def at_node(scene, *argv):
-    run(enter.as_root(scene.lab._node.netns, list(argv)))
+    run(namespaces.as_root(scene.lab._node.netns, list(argv)))
 
 
-def by_hand(target, user=layout.APP_ID, prefix=()):
+def by_hand(target, user=topology.APP_ID, prefix=()):
     """Start helloworld's app as merlab does, but for the user and what is said before."""
     argv = [*prefix, *target.processes._argv("app")]
     log = target.folder / "sabotage.log"
-    run(enter.as_daemon(target.cgroup / "app", target.netns, target.mntns, user, log, argv))
+    run(namespaces.as_daemon(target.cgroup / "app", target.netns, target.mntns, user, log, argv))
     assert until(lambda: target._answers("app"), timeout=10, awaiting="the app")
 
 
@@ -278,7 +278,7 @@ LISTEN = (
 
 @contextlib.contextmanager
 def _listening(where, port, *prefix):
-    argv = [*prefix, *enter.as_root(where, [sys.executable, "-I", "-c", LISTEN, str(port)])]
+    argv = [*prefix, *namespaces.as_root(where, [sys.executable, "-I", "-c", LISTEN, str(port)])]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as listener:
         assert listener.stdout.readline() == "there\n"
         yield
@@ -351,7 +351,7 @@ def _(scene):
     end(target)
     argv = ["prlimit", "--nofile=60:60", *target.processes._argv("sidecar")]
     log = target.folder / "sabotage.log"
-    run(enter.as_daemon(target.cgroup / "sidecar", target.netns, target.mntns, layout.SIDECAR_ID, log, argv))
+    run(namespaces.as_daemon(target.cgroup / "sidecar", target.netns, target.mntns, topology.SIDECAR_ID, log, argv))
     assert until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
     yield
 
@@ -383,7 +383,7 @@ def _(scene):
 
     def signed(target, folder):
         certificates.install(
-            folder, target.spec.identity, authority=expired, trusted=expired, owner=layout.SIDECAR_ID
+            folder, target.spec.identity, authority=expired, trusted=expired, owner=topology.SIDECAR_ID
         )  # fmt: skip
 
     changed = _certified(scene, "sleep", signed)
@@ -400,7 +400,7 @@ def _(scene):
         trusted = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
         with _at_another_time(3 * DAY, -2 * DAY):
             certificates.install(
-                folder, target.spec.identity, authority=trusted, trusted=trusted, owner=layout.SIDECAR_ID
+                folder, target.spec.identity, authority=trusted, trusted=trusted, owner=topology.SIDECAR_ID
             )
 
     changed = _certified(scene, "sleep", early)
@@ -410,13 +410,13 @@ def _(scene):
 
 @lie("a sidecar that trusts another authority", "sleep trusts another authority than the lab's")
 def _(scene):
-    """sleep's certificate is good, but the authority by which it judges others is not the lab's."""
+    """sleep's certificate is good, but the authority with which it judges others is not the lab's."""
 
     def trusting(target, folder):
         trusted = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
         other = certificates.Authority.fresh()
         certificates.install(
-            folder, target.spec.identity, authority=trusted, trusted=other, owner=layout.SIDECAR_ID
+            folder, target.spec.identity, authority=trusted, trusted=other, owner=topology.SIDECAR_ID
         )  # fmt: skip
 
     changed = _certified(scene, "sleep", trusting)
@@ -439,7 +439,7 @@ def _covered(target, source, over):
 
 @lie("names asked elsewhere first", "/etc/nsswitch.conf of sleep is not the one that merlab gave it")
 def _(scene):
-    """In sleep another /etc/nsswitch.conf lies over merlab's, by which the hosts file is asked last."""
+    """In sleep another /etc/nsswitch.conf lies over merlab's, with which the hosts file is asked last."""
     target = pod(scene, "sleep")
     put(target.folder / "other.conf", "hosts: dns files\n")
     from pathlib import Path
@@ -458,11 +458,11 @@ exec {real} "$@" "$url"
 @lie("a curl that asks twice", "curl asked in another way than once over one connection: num_connects is 0")
 def _(scene):
     """The curl that the machine has is a script, which asks twice, over one connection."""
-    target, real = pod(scene, "sleep"), tools.find("curl")
+    target, real = pod(scene, "sleep"), system_tools.find("curl")
     put(target.folder / "curl", TWICE.format(real=real), mode=0o755)
-    before = tools.FOLDERS
-    tools.FOLDERS = (str(target.folder), *before)
+    before = system_tools.FOLDERS
+    system_tools.FOLDERS = (str(target.folder), *before)
     try:
         yield
     finally:
-        tools.FOLDERS = before
+        system_tools.FOLDERS = before

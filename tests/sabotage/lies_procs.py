@@ -15,9 +15,9 @@ from lies_programs import LIBRARY, copied, environment, folder
 from saboteur import lie
 
 from merbridge_lab.adapters import mounts
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import enter, layout
-from merbridge_lab.waiting import until
+from merbridge_lab.adapters.command import run
+from merbridge_lab.labs.embedded import namespaces, topology
+from merbridge_lab.polling import until
 
 PYTHON = ["/usr/bin/python3", "-I", "-S"]
 
@@ -88,7 +88,7 @@ sys.stdin.read()
 def _(scene):
     """A process of root's has a duplicate of the socket that helloworld-v1's app listens on, and answers, too."""
     target = pod(scene, "helloworld-v1")
-    with helper(TAKER, target.app_pid, layout.HTTP_PORT, target.spec.name, "answer"):
+    with helper(TAKER, target.app_pid, topology.HTTP_PORT, target.spec.name, "answer"):
         yield
 
 
@@ -100,7 +100,7 @@ def _(scene):
 def _(scene):
     """A process of root's has a duplicate of a socket that sleep's Envoy listens on, and does nothing with it yet."""
     target = pod(scene, "sleep")
-    with helper(TAKER, target.sidecar_pid, layout.OUTBOUND_PORT, target.spec.name):
+    with helper(TAKER, target.sidecar_pid, topology.OUTBOUND_PORT, target.spec.name):
         yield
 
 
@@ -193,9 +193,9 @@ def _(scene):
     log = target.folder / "sabotage.log"
     # unshare as root, then the user, as merlab does.
     inside = ["nsenter", f"--net={target.netns}", f"--mount={target.mntns}", "unshare", "--mount", "setpriv",
-              f"--reuid={layout.SIDECAR_ID}", f"--regid={layout.SIDECAR_ID}", "--clear-groups",
-              "env", "-i", *sorted(enter.ENVIRONMENT), *argv]  # fmt: skip
-    run(["sh", "-c", enter._DAEMON, str(target.cgroup / "sidecar"), str(log), *inside])
+              f"--reuid={topology.SIDECAR_ID}", f"--regid={topology.SIDECAR_ID}", "--clear-groups",
+              "env", "-i", *sorted(namespaces.ENVIRONMENT), *argv]  # fmt: skip
+    run(["sh", "-c", namespaces._DAEMON, str(target.cgroup / "sidecar"), str(log), *inside])
     assert until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
     yield
 
@@ -256,9 +256,9 @@ def _(scene, how):
     (target.folder / "impostor.py").write_text(IMPOSTOR)
     shown = target.processes._argv("app")
     argv = ["/usr/bin/python3", "-I", "-S", "-B", str(target.folder / "impostor.py"), how.split()[0],
-            str(layout.APP_ID), str(target.folder / "app.py"), *shown]  # fmt: skip
+            str(topology.APP_ID), str(target.folder / "app.py"), *shown]  # fmt: skip
     log = target.folder / "sabotage.log"
-    run(enter.as_daemon(target.cgroup / "app", target.netns, target.mntns, 0, log, argv))
+    run(namespaces.as_daemon(target.cgroup / "app", target.netns, target.mntns, 0, log, argv))
     assert until(lambda: target._answers("app"), timeout=10, awaiting="the app"), log.read_text()
     yield
     (target.folder / "impostor.py").unlink()

@@ -15,8 +15,8 @@ from lies_mesh import pod, restart
 from lies_readings import machine_with
 from saboteur import lie, oddity
 
-from merbridge_lab.adapters import mounts, netns, tools
-from merbridge_lab.drivers.embedded import sidecar
+from merbridge_lab.adapters import mounts, netns, system_tools
+from merbridge_lab.labs.embedded import envoy
 
 PYTHON = Path("/usr/lib", Path("/usr/bin/python3").resolve().name)
 LIBRARY = next(
@@ -51,7 +51,7 @@ def covered(target, place, by):
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the pod was made anew
+        with contextlib.suppress(OSError):  # the pod was recreated
             within(target, lambda: mounts.umount(place))
 
 
@@ -72,7 +72,7 @@ def _(scene):
     """Another Envoy lies where the lab has the package's, and runs as every sidecar by the same command line."""
     view = scene.lab.machine.run / "envoy"
     with folder() as into:
-        other = copied(sidecar.find_envoy(), into, b"\n")
+        other = copied(envoy.find_envoy(), into, b"\n")
         mounts.umount(view)
         mounts.bind(other, view)
         for target in (workload.pod for workload in scene.lab.workloads()):
@@ -87,7 +87,7 @@ def _(scene):
     target = pod(scene, "helloworld-v2")
     with (
         folder() as place,
-        covered(target, scene.lab.machine.run / "envoy", copied(sidecar.find_envoy(), place, b"\n")),
+        covered(target, scene.lab.machine.run / "envoy", copied(envoy.find_envoy(), place, b"\n")),
     ):
         restart(target)
         yield
@@ -190,7 +190,7 @@ def _(scene):
 )
 def _(_scene):
     """Another curl is mounted over /usr/bin/curl of the machine."""
-    curl = Path(tools.find("curl")).resolve()
+    curl = Path(system_tools.find("curl")).resolve()
     with folder() as into:
         mounts.bind(copied(curl, into), curl)
         try:
@@ -203,9 +203,9 @@ def _(_scene):
 def _(_scene):
     """The machine's nsenter lies in a directory of an ordinary user's."""
     with folder() as into:
-        copied(Path(tools.find("nsenter")), into)
+        copied(Path(system_tools.find("nsenter")), into)
         os.chown(into, 1000, 1000)
-        with machine_with(str(into), *tools.FOLDERS):
+        with machine_with(str(into), *system_tools.FOLDERS):
             yield
 
 
@@ -213,8 +213,8 @@ def _(_scene):
 def _(_scene):
     """Everybody may write to the machine's curl."""
     with folder() as into:
-        copied(Path(tools.find("curl")), into).chmod(0o777)
-        with machine_with(str(into), *tools.FOLDERS):
+        copied(Path(system_tools.find("curl")), into).chmod(0o777)
+        with machine_with(str(into), *system_tools.FOLDERS):
             yield
 
 

@@ -12,8 +12,8 @@ from lies_mesh import pod
 from lies_rules import NATIVE, RETURNING, _while_flushed, nft, rule
 from saboteur import again_and_again, lie
 
-from merbridge_lab.adapters import iptables, netns, tools
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.adapters import iptables, netns, system_tools
+from merbridge_lab.adapters.command import run
 
 AROUND = ("-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "5000", "-j", "DNAT", "--to", "10.244.0.11:5000")
 
@@ -21,12 +21,12 @@ AROUND = ("-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "5000", "-j", "DN
 @contextlib.contextmanager
 def machine_with(*folders):
     """Have the machine's own tools be those of `folders`, in this order."""
-    before = tools.FOLDERS, os.environ["PATH"]
-    tools.FOLDERS, os.environ["PATH"] = folders, os.pathsep.join(folders)
+    before = system_tools.FOLDERS, os.environ["PATH"]
+    system_tools.FOLDERS, os.environ["PATH"] = folders, os.pathsep.join(folders)
     try:
         yield
     finally:
-        tools.FOLDERS, os.environ["PATH"] = before
+        system_tools.FOLDERS, os.environ["PATH"] = before
 
 
 @contextlib.contextmanager
@@ -35,11 +35,11 @@ def instead_of(tool, where, text):
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as folder:
         fake = Path(folder, tool)
         fake.write_text(
-            f"#!/bin/sh\nREAL={tools.find(tool)}\n"
+            f"#!/bin/sh\nREAL={system_tools.find(tool)}\n"
             f'[ "$(stat -L -c %i /proc/self/ns/net)" = {netns.inode(where)} ] || exec "$REAL" "$@"\n{text}\n'
         )
         fake.chmod(0o755)
-        with machine_with(folder, *tools.FOLDERS):
+        with machine_with(folder, *system_tools.FOLDERS):
             yield Path(folder)
 
 
@@ -47,7 +47,7 @@ def instead_of(tool, where, text):
 def without(tool):
     """Leave one program out of the machine, and only that one."""
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as folder:
-        for place in tools.path().split(os.pathsep):
+        for place in system_tools.path().split(os.pathsep):
             for each in Path(place).glob("*"):
                 link = Path(folder, each.name)
                 if each.name != tool and not link.is_symlink():
@@ -134,7 +134,7 @@ def _(scene):
     rule(where, "-t", "nat", "-F", backend="legacy")
 
 
-@lie("a legacy rule returns in the middle of the batch", "nat rules stood in sleep|rules of sleep changed while")
+@lie("a legacy rule returns in the middle of the batch", "nat rules were present in sleep|rules of sleep changed while")
 def _(scene):
     """As soon as a request has left flushed sleep, a REDIRECT rule comes into its legacy tables, and stays."""
     where = pod(scene, "sleep").netns
@@ -163,7 +163,7 @@ ODD = {
     {"what": list(ODD)},
 )
 def _(scene, what):
-    """Nftables' rules stand in helloworld-v1 by {what}, of which no iptables tells."""
+    """Nftables' rules are in helloworld-v1 by {what}, of which no iptables tells."""
     family, table, text = ODD[what]
     chain = "INPUT" if table == "filter" else "odd"
     whole = f"table {family} {table} {{\n chain {chain} {{\n {text.replace('; ', ';' + chr(10))}\n }}\n}}\n"

@@ -12,7 +12,7 @@ from saboteur import again_and_again, lie
 
 from merbridge_lab.adapters import cgroup, iptables
 from merbridge_lab.adapters.mounts import mount, umount
-from merbridge_lab.waiting import until
+from merbridge_lab.polling import until
 
 # -- what one check alone tells --------------------------------------------------------------------------------------
 

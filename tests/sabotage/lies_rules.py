@@ -8,9 +8,9 @@ from lies_mesh import pod
 from saboteur import again_and_again, lie
 
 from merbridge_lab.adapters import iptables
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import layout, services
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.embedded import rule_templates, topology
 
 BOTH = {"name": ["sleep", "helloworld-v1"]}
 
@@ -58,7 +58,7 @@ def _(scene, name):
 def _(scene, name):
     """Istio's rules are loaded into the legacy tables of {name} as well, where flushing nft leaves them."""
     where = pod(scene, name).netns
-    iptables.load(where, services.pod_rules().partition("*filter")[0], "legacy")
+    iptables.load(where, rule_templates.pod_rules().partition("*filter")[0], "legacy")
     yield
     rule(where, "-t", "nat", "-F", backend="legacy")
     rule(where, "-t", "nat", "-X", backend="legacy")
@@ -79,7 +79,7 @@ def _(scene, name):
     BOTH,
 )
 def _(scene, name):
-    """Native chains that redirect to the sidecar stand in `table ip nat`, the one that iptables keeps its rules in."""
+    """Native chains that redirect to the sidecar are in `table ip nat`, the one that iptables keeps its rules in."""
     where = pod(scene, name).netns
     nft(where, HIDDEN)
     yield
@@ -90,7 +90,7 @@ def _(scene, name):
 
 @lie(
     "native chains brought by the flush",
-    "native nftables stood in sleep|rules of sleep changed while",
+    "native nftables were present in sleep|rules of sleep changed while",
 )
 def _(scene):
     """Native chains appear in sleep's `table ip nat` as soon as it is flushed, and go before the rules come back."""
@@ -153,9 +153,9 @@ def _(scene):
 @lie("a service with one endpoint", "the rules for the services' addresses are not in the nat table")
 def _(scene):
     """The node's rules know helloworld-v1 only."""
-    service, *others = layout.SERVICES
-    alone = layout.Service(service.name, service.vip, service.port, service.protocol, service.endpoints[:1])
-    iptables.load(scene.lab._node.netns, services.service_rules((alone, *others)), "nft")
+    service, *others = topology.SERVICES
+    alone = topology.Service(service.name, service.vip, service.port, service.protocol, service.endpoints[:1])
+    iptables.load(scene.lab._node.netns, rule_templates.service_rules((alone, *others)), "nft")
     yield
 
 
@@ -183,7 +183,7 @@ def _while_flushed(scene, act):
 RETURNING = ("OUTPUT", "-p", "tcp", "--dport", "5000", "-j", "REDIRECT", "--to-ports", "15001")
 
 
-@lie("a rule returns in the middle of the batch", "nat rules stood in sleep|rules of sleep changed while")
+@lie("a rule returns in the middle of the batch", "nat rules were present in sleep|rules of sleep changed while")
 def _(scene):
     """As soon as a request has left flushed sleep, a REDIRECT rule comes back, and stays."""
     where = pod(scene, "sleep").netns
@@ -191,7 +191,7 @@ def _(scene):
         yield
 
 
-@lie("a rule returns and goes between two requests", "rules of sleep changed while|nat rules stood in sleep")
+@lie("a rule returns and goes between two requests", "rules of sleep changed while|nat rules were present in sleep")
 def _(scene):
     """As soon as a request has left flushed sleep, a REDIRECT rule comes back, and goes at once."""
     where = pod(scene, "sleep").netns

@@ -13,10 +13,10 @@ from lies_readings import instead_of, machine_with
 from lies_rules import nft, rule
 from saboteur import lie
 
-from merbridge_lab.adapters import iptables, tools
-from merbridge_lab.adapters.proc import run
-from merbridge_lab.drivers.embedded import services
+from merbridge_lab.adapters import iptables, system_tools
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.embedded import rule_templates
 
 TOLD = "iptables-{backend}-save tells of .*, the kernel of .*"
 BACKENDS = {"backend": ["nft", "legacy"]}
@@ -45,9 +45,9 @@ def in_all_tools(expression, backwards):
             ("iptables-nft-restore", f'sed \'{backwards}\' | "$REAL" "$@"'),
         ):
             fake = Path(folder, tool)
-            fake.write_text(f"#!/bin/sh\nREAL={tools.find(tool)}\n{line}\n")
+            fake.write_text(f"#!/bin/sh\nREAL={system_tools.find(tool)}\n{line}\n")
             fake.chmod(0o755)
-        with machine_with(folder, *tools.FOLDERS):
+        with machine_with(folder, *system_tools.FOLDERS):
             yield
 
 
@@ -142,7 +142,7 @@ def _(scene):
                "tcp dport vmap { 5000 : accept, 9000 : accept }\n")  # fmt: skip
     with perfectly_told(where, "ISTIO_REDIRECT", "-p tcp -j REDIRECT --to-ports 15001"):
         yield
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
 
 
 @lie("a rule that does not count, told as one that does", r"the kernel of .*what merlab does not know: ")
@@ -154,7 +154,7 @@ def _(scene):
     )
     with perfectly_told(where, "ISTIO_REDIRECT", "-p tcp -j REDIRECT --to-ports 15001"):
         yield
-    iptables.load(where, services.pod_rules(), "nft")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
 
 
 @lie(
@@ -174,7 +174,7 @@ def _(scene):
 def _(scene):
     """Whatever is loaded by iptables-nft-restore gets port 15002 in the place of 15001; iptables-nft-save hides it."""
     with in_all_tools("s/15002/15001/", "s/15001/15002/"):
-        iptables.load(pod(scene, "sleep").netns, services.pod_rules(), "nft")
+        iptables.load(pod(scene, "sleep").netns, rule_templates.pod_rules(), "nft")
         yield
 
 
@@ -182,7 +182,7 @@ def _(scene):
 def _(scene):
     """In a pod whose rules are in the legacy tables, ISTIO_REDIRECT leads to 15002; iptables-legacy-save hides it."""
     where = pod(scene, "sleep").netns
-    iptables.load(where, services.pod_rules().partition("*filter")[0], "legacy")
+    iptables.load(where, rule_templates.pod_rules().partition("*filter")[0], "legacy")
     replace(where, "ISTIO_REDIRECT", 1, *REDIRECT, "15002", backend="legacy")
     with telling(where, "s/15002/15001/", backend="legacy"):
         yield

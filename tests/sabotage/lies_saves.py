@@ -9,7 +9,7 @@ from lies_rules import rule
 from saboteur import lie
 
 from merbridge_lab.adapters import iptables, netns
-from merbridge_lab.drivers.embedded.saves import Save
+from merbridge_lab.labs.embedded.saved_rules import Save
 
 #: A rule around sleep's sidecar, which every one of these files would hide.
 AROUND = ("-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "5000", "-j", "DNAT", "--to", "10.244.0.11:5000")
@@ -17,7 +17,7 @@ NOT_ISTIOS = "the iptables rules of sleep are not Istio's"
 
 
 def good_save(scene, name, *, cookie=None):
-    """Give what merlab itself would save of a pod's rules now."""
+    """Return what merlab itself would save of a pod's rules now."""
     where = pod(scene, name).netns
     return Save("nft", cookie or netns.cookie(where), iptables.save(where, "nft", "nat")).text(name)
 

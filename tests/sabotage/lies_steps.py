@@ -74,7 +74,7 @@ def _(_scene):
 @lie("a pod with another address", "has no address 10.244.0.10, but 10.244.0.99", steps=(7,))
 def _(scene):
     """sleep's address was changed."""
-    from merbridge_lab.adapters.proc import run
+    from merbridge_lab.adapters.command import run
 
     pod = scene.lab.workload("sleep").pod
     run(pod.argv_as_root(["ip", "address", "add", "10.244.0.99/32", "dev", "eth0"]))

@@ -14,11 +14,11 @@ from lies_mesh import end, pins, pod
 from saboteur import lie, oddity
 
 from merbridge_lab import dataplane
-from merbridge_lab.adapters import bpf, netns
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.adapters import bpf_syscall, netns
+from merbridge_lab.adapters.command import run
 from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import PREFIX, opened, u32, u64
-from merbridge_lab.dataplane.pods import netns_cookie
 
 #: hook → (program type, attach type)
 ON_CGROUPS = {
@@ -157,54 +157,54 @@ def _(scene):
 def _(scene):
     """A program that is not ours decides who gets the connections to the node itself."""
     target = os.open(node(scene), os.O_RDONLY)
-    with held(target), held(nothing(30, bpf.SK_LOOKUP, name="stranger")) as program:
-        with held(objects.link(program, target, bpf.SK_LOOKUP)):
+    with held(target), held(nothing(30, bpf_syscall.SK_LOOKUP, name="stranger")) as program:
+        with held(objects.link(program, target, bpf_syscall.SK_LOOKUP)):
             yield
 
 
 @lie("a strange socket in the sockhash", r"the sockhash peers, for side 0 of .* holds a socket .* that is no pod's")
 def _(scene):
-    """A connection of the machine's own stands in `peers`: what is redirected there would leave the mesh."""
+    """A connection of the machine's own is in `peers`: what is redirected there would leave the mesh."""
     key = abi.layouts()["end"].pack(pair=0xBAD, side=0)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         with pins(scene).open_map("peers") as peers:
-            bpf.update(peers, key, u64(client.fileno()))
+            bpf_syscall.update(peers, key, u64(client.fileno()))
             yield
             with contextlib.suppress(OSError):
-                bpf.delete(peers, key)
+                bpf_syscall.delete(peers, key)
 
 
 @lie("an address of nobody's leads to a pod", r"the address 10\.244\.0\.99 leads to a pod, and is no pod's")
 def _(scene):
-    """An address that no pod has stands in pod_ips: sidecars that dial it would end in helloworld-v1."""
+    """An address that no pod has is in pod_ips: sidecars that dial it would end in helloworld-v1."""
     address = u32(dataplane.Pod("", "10.244.0.99", pod(scene, "sleep").netns).ip4)
     with pins(scene).open_map("pod_ips") as ips:
-        bpf.update(ips, address, u64(netns_cookie(pod(scene, "helloworld-v1").netns)))
+        bpf_syscall.update(ips, address, u64(netns_cookie(pod(scene, "helloworld-v1").netns)))
         yield
-        bpf.delete(ips, address)
+        bpf_syscall.delete(ips, address)
 
 
 @lie(
     "a listener of no pod's registered", r"a listener is registered for the network namespace 4711, which is of no pod"
 )
 def _(scene):
-    """A socket stands in `listeners` for a network namespace that no pod has."""
+    """A socket is in `listeners` for a network namespace that no pod has."""
     with socket.create_server(("127.0.0.1", 0)) as sock, pins(scene).open_map("listeners") as listeners:
-        bpf.update(listeners, u64(4711), u64(sock.fileno()))
+        bpf_syscall.update(listeners, u64(4711), u64(sock.fileno()))
         yield
-        bpf.delete(listeners, u64(4711))
+        bpf_syscall.delete(listeners, u64(4711))
 
 
-@lie("a take-over that did not come to its end", r"another version's programs are still there, in .*/old")
+@lie("a take-over that did not finish", r"another version's programs are still there, in .*/old")
 def _(scene):
     """A link of another version runs on beside ours, as a merlab killed while it took over leaves it."""
     own = pins(scene)
     place = own.root / "old" / "links"
     place.mkdir(parents=True)
     target = os.open(scene.lab.machine.mesh_cgroup, os.O_RDONLY)
-    with held(target), held(nothing(18, bpf.CGROUP_INET4_CONNECT, name=PREFIX + "connect4")) as program:
-        with held(objects.link(program, target, bpf.CGROUP_INET4_CONNECT)) as link:
-            bpf.pin(link, place / "connect4")
+    with held(target), held(nothing(18, bpf_syscall.CGROUP_INET4_CONNECT, name=PREFIX + "connect4")) as program:
+        with held(objects.link(program, target, bpf_syscall.CGROUP_INET4_CONNECT)) as link:
+            bpf_syscall.pin(link, place / "connect4")
             yield
 
 
@@ -213,7 +213,7 @@ def _(scene):
     """connect4 is replaced, pin and link, by one of its name and with its types that does nothing."""
     own = pins(scene)
     with opened(own.prog("connect4")) as ours:
-        program = objects.with_types(18, bpf.CGROUP_INET4_CONNECT, PREFIX + "connect4", ours)
+        program = objects.with_types(18, bpf_syscall.CGROUP_INET4_CONNECT, PREFIX + "connect4", ours)
     with held(program) as fd:
         objects.pin_instead(fd, own.prog("connect4"))
         with opened(own.link("connect4")) as link:
@@ -246,15 +246,15 @@ def unnoticed(scene, name, hook, attach_type):
         ours = stack.enter_context(opened(own.prog(name)))
         link, stamp = stack.enter_context(opened(own.link(hook))), stack.enter_context(opened(own.map("stamp")))
         fd = stack.enter_context(held(objects.with_types(18, attach_type, PREFIX + name, ours)))
-        before = bpf.lookup(stamp, bytes(4), layout.size)
-        tags = own.tags() | {name: bpf.prog_info(fd).tag}
+        before = bpf_syscall.lookup(stamp, bytes(4), layout.size)
+        tags = own.tags() | {name: bpf_syscall.prog_info(fd).tag}
         words = " ".join(f"{each}={tag}" for each, tag in tags.items()).encode()
-        bpf.update(stamp, bytes(4), layout.pack(version=layout.unpack(before)["version"], programs=words))
+        bpf_syscall.update(stamp, bytes(4), layout.pack(version=layout.unpack(before)["version"], programs=words))
         objects.pin_instead(fd, own.prog(name))
         objects.update_link(link, fd)
         yield
         # Nothing tells `ensure` that there is something to mend.
-        bpf.update(stamp, bytes(4), before)
+        bpf_syscall.update(stamp, bytes(4), before)
         objects.pin_instead(ours, own.prog(name))
         objects.update_link(link, ours)
 
@@ -262,14 +262,14 @@ def unnoticed(scene, name, hook, attach_type):
 @lie("connect6 blind, and nothing tells", "eBPF did not intercept the connection of sleep by an IPv6 socket")
 def _(scene):
     """connect6 does nothing, and whatever is read of the kernel's objects says that it is merlab's."""
-    with unnoticed(scene, "connect6", "connect6", bpf.CGROUP_INET6_CONNECT):
+    with unnoticed(scene, "connect6", "connect6", bpf_syscall.CGROUP_INET6_CONNECT):
         yield
 
 
 @lie("getpeername6 blind, and nothing tells", r"by an IPv6 socket, .*sees that it speaks to 127\.0\.0\.1:15001")
 def _(scene):
     """getpeername6 does nothing, and whatever is read of the kernel's objects says that it is merlab's."""
-    with unnoticed(scene, "getpeer6", "getpeername6", bpf.CGROUP_INET6_GETPEERNAME):
+    with unnoticed(scene, "getpeer6", "getpeername6", bpf_syscall.CGROUP_INET6_GETPEERNAME):
         yield
 
 

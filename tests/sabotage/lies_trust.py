@@ -13,14 +13,14 @@ from saboteur import lie
 
 from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.files import put
-from merbridge_lab.drivers.embedded import certificates, layout, sidecar
+from merbridge_lab.labs.embedded import certificates, envoy, topology
 
 _SIDECARS = {"name": ["sleep", "helloworld-v1"]}
 
 
 def _roots(target):
     """The place of what a sidecar trusts, and what is there."""
-    path = target.folder / sidecar.CERTIFICATES / "root-cert.pem"
+    path = target.folder / envoy.CERTIFICATES / "root-cert.pem"
     return path, path.read_text()
 
 
@@ -49,10 +49,10 @@ def _(scene, name):
     target = pod(scene, name)
     path, honest = _roots(target)
     more = honest + certificates.Authority.fresh().certificate.decode()
-    put(path, more, mode=0o400, owner=layout.SIDECAR_ID)
+    put(path, more, mode=0o400, owner=topology.SIDECAR_ID)
     inline, file = f"inline_string: {json.dumps(honest)}", f"filename: {path}"
     with configured(target, lambda text: text.replace(inline, file)) as (bootstrap, whole):
-        put(path, honest, mode=0o400, owner=layout.SIDECAR_ID)
+        put(path, honest, mode=0o400, owner=topology.SIDECAR_ID)
         put(bootstrap, whole)
         yield
 
@@ -65,13 +65,13 @@ def _(scene, name):
 def _(scene, name):
     """{name}'s sidecar is started with another certificate of its name, of which somebody kept the key."""
     target = pod(scene, name)
-    certs = target.folder / sidecar.CERTIFICATES
+    certs = target.folder / envoy.CERTIFICATES
     kept, whole = certs.with_name("certs.kept"), target.folder / "bootstrap.yaml"
     honest = whole.read_text()
     certs.rename(kept)
     lab = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
-    certificates.install(certs, target.spec.identity, authority=lab, trusted=lab, owner=layout.SIDECAR_ID)
-    put(whole, sidecar.render(target.spec, target.folder))
+    certificates.install(certs, target.spec.identity, authority=lab, trusted=lab, owner=topology.SIDECAR_ID)
+    put(whole, envoy.render(target.spec, target.folder))
     restart(target)
     shutil.rmtree(certs)
     kept.rename(certs)
@@ -84,7 +84,7 @@ def _(scene, name):
 def _(scene):
     """helloworld-v1 and helloworld-v2 run with each other's certificate and key, in files and in memory."""
     pair = [pod(scene, name) for name in ("helloworld-v1", "helloworld-v2")]
-    one, other = (each.folder / sidecar.CERTIFICATES for each in pair)
+    one, other = (each.folder / envoy.CERTIFICATES for each in pair)
 
     def change():
         aside = one.with_name("certs.kept")
@@ -92,7 +92,7 @@ def _(scene):
         other.rename(one)
         aside.rename(other)
         for each in pair:
-            put(each.folder / "bootstrap.yaml", sidecar.render(each.spec, each.folder))
+            put(each.folder / "bootstrap.yaml", envoy.render(each.spec, each.folder))
             restart(each)
 
     change()

@@ -13,9 +13,9 @@ from pathlib import Path
 from kernel_objects import held, nothing, open_tracepoint
 from saboteur import ALL, oddity
 
-from merbridge_lab.adapters import bpf, mounts
-from merbridge_lab.drivers.embedded import sidecar
-from merbridge_lab.waiting import until
+from merbridge_lab.adapters import bpf_syscall, mounts
+from merbridge_lab.labs.embedded import envoy
+from merbridge_lab.polling import until
 
 
 @contextlib.contextmanager
@@ -62,10 +62,12 @@ def _(scene):
     other.mkdir()
     try:
         with contextlib.ExitStack() as stack:
-            connect = stack.enter_context(held(nothing(bpf.PROG_CGROUP_SOCK_ADDR, bpf.CGROUP_INET4_CONNECT)))
+            connect = stack.enter_context(
+                held(nothing(bpf_syscall.PROG_CGROUP_SOCK_ADDR, bpf_syscall.CGROUP_INET4_CONNECT))
+            )
             target = stack.enter_context(held(os.open(other, os.O_RDONLY)))
-            stack.enter_context(held(bpf.link_create(connect, target, bpf.CGROUP_INET4_CONNECT)))
-            watcher = stack.enter_context(held(nothing(bpf.PROG_RAW_TRACEPOINT, verdict=0)))
+            stack.enter_context(held(bpf_syscall.link_create(connect, target, bpf_syscall.CGROUP_INET4_CONNECT)))
+            watcher = stack.enter_context(held(nothing(bpf_syscall.PROG_RAW_TRACEPOINT, verdict=0)))
             stack.enter_context(held(open_tracepoint(watcher, "sched_switch")))
             yield
     finally:
@@ -78,7 +80,7 @@ def _(_scene):
     config = "admin: { address: { socket_address: { address: 127.0.0.1, port_value: 0 } } }"
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder, "admin")
-        argv = [str(sidecar.find_envoy()), "--config-yaml", config, "--disable-hot-restart", "--log-level", "off",
+        argv = [str(envoy.find_envoy()), "--config-yaml", config, "--disable-hot-restart", "--log-level", "off",
                 "--admin-address-path", str(where)]  # fmt: skip
         with running(argv, stderr=subprocess.DEVNULL):
             assert until(where.exists, timeout=10, awaiting="another Envoy to start")

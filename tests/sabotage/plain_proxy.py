@@ -1,4 +1,4 @@
-"""A proxy that knows no TLS and no HTTP: what it accepts, it passes on to where it was meant to go.
+"""A proxy that has no TLS and no HTTP: what it accepts, it passes on to where it was meant to go.
 
     python3 plain_proxy.py [ADDRESS:]PORT…
 

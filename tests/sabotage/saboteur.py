@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import matrix
-from merbridge_lab.drivers.embedded.lab import EmbeddedLab
-from merbridge_lab.errors import LabError, NotHeldError
+from merbridge_lab.errors import ClaimFailedError, LabError
+from merbridge_lab.labs.embedded.lab import EmbeddedLab
 from merbridge_lab.loader import steps
 from merbridge_lab.model import Kind
 from merbridge_lab.report import Report
@@ -161,7 +161,7 @@ def standing_lab(name: str = NAME) -> Iterator[EmbeddedLab]:
 
 def mend(lab: EmbeddedLab) -> None:
     """Bring the lab into order, as `up` would, and see that it is."""
-    lab.mend()
+    lab.recover()
     for part in (lab.node, lab.mesh, lab.dataplane):
         part.ensure()
     left = problems(lab)
@@ -235,7 +235,7 @@ class Looking:
     def look(self, where: str, checks: Any, subject: object) -> None:
         for check in checks:
             try:
-                finding: Finding = check.over(subject)
+                finding: Finding = check.evaluate(subject)
             except (LabError, OSError) as error:
                 self.note(check.name, where, f"error: {error}")
             else:
@@ -245,14 +245,14 @@ class Looking:
         where = f"step {step.number}"
         self.scene.step_begins(step)
         is_ensure = step.kind is Kind.ENSURE
-        checks = step.witness if is_ensure else step.verify
+        checks = step.request_checks if is_ensure else step.verify
         try:
             if is_ensure:
                 if step.number in (0, 4):
                     step.act(self.lab)
                 self.look(where, step.verify, self.lab)
             subject = (step.observe or (lambda _lab: None))(self.lab) if is_ensure else step.act(self.lab)
-        except (LabError, NotHeldError, OSError) as error:
+        except (LabError, ClaimFailedError, OSError) as error:
             for check in checks:
                 self.note(check.name, where, f"error: {error}")
         else:
@@ -266,7 +266,7 @@ class Looking:
             for outcome in matrix.measure(self.lab):
                 self.note(cell_name(outcome.cell), "verify", None if outcome.finding.held else outcome.finding.why)
                 self.scene.cell_ends(outcome)
-        except (LabError, NotHeldError, OSError) as error:
+        except (LabError, ClaimFailedError, OSError) as error:
             self.note("cell: (not measured)", "verify", f"error: {error}")
 
 
@@ -293,7 +293,7 @@ def everything(sabotage: Sabotage, scene: Scene) -> dict[str, list[tuple[str, st
     looking.note(CHANGES, "verify", changes[0] if changes else None)
     for number in STANDING:
         for check in STEPS[number].verify:
-            finding = check.over(scene.lab)
+            finding = check.evaluate(scene.lab)
             looking.note(STILL, "verify", None if finding.held else finding.why)
     return looking.found
 

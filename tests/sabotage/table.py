@@ -88,7 +88,7 @@ def commits(rows: list[Row]) -> str:
 
 
 def identity(row: Row | Sabotage) -> tuple[str, str]:
-    """Give the first two cells of its row: what it is called and what is done."""
+    """Return the first two cells of its row: what it is called and what is done."""
     return clean(title(row)), clean(row.what)
 
 
@@ -112,7 +112,7 @@ def clean(text: str) -> str:
 
 
 def render(rows: list[Row]) -> tuple[str, list[str]]:
-    """Give the document, and the checks that no sabotage needs."""
+    """Return the document, and the checks that no sabotage needs."""
     checks = order(rows)
     letters = {check: str(number) for number, check in enumerate(checks, 1)}
     lies = [row for row in rows if row.kind == LIE]

@@ -12,10 +12,10 @@ import suite  # noqa: F401 - registers all sabotages
 from oddities import keep_alive_client
 from saboteur import ALL, LIE, ODDITY, Scene, judge, mend, standing_lab, told, verify
 
-from merbridge_lab.adapters import bpf, tcp
+from merbridge_lab.adapters import bpf_syscall, tcp_sockets
 from merbridge_lab.adapters.cgroup import all_processes
-from merbridge_lab.drivers.embedded import strictness
-from merbridge_lab.drivers.embedded.wiring import MAY_DIFFER
+from merbridge_lab.labs.embedded import mtls_probe
+from merbridge_lab.labs.embedded.network_drift import MAY_DIFFER
 
 pytestmark = pytest.mark.kernel
 
@@ -85,12 +85,12 @@ def test_an_app_cannot_write_a_sidecars_log(whole):
 def test_who_shows_no_certificate_of_the_labs_authority_is_not_served(whole):
     """Whatever Envoy's own admin interface says of its configuration."""
     target, node = lies_mesh.pod(Scene(whole), "helloworld-v1"), whole._node.netns
-    assert strictness.problems(node, target.spec) == []
+    assert mtls_probe.problems(node, target.spec) == []
     asks = re.compile(
         r"require_client_certificate: true|validation_context:\n.*\n.*\n *- \{ san_type: URI, matcher: \{ prefix:.*"
     )
     with lies_mesh.configured(target, lambda text: asks.sub("", text)):
-        assert strictness.problems(node, target.spec) == [
+        assert mtls_probe.problems(node, target.spec) == [
             "the sidecar of helloworld-v1 serves a client that shows no certificate",
             "the sidecar of helloworld-v1 serves a client that shows a certificate of another authority than the lab's",
         ]
@@ -110,13 +110,13 @@ def _state(lab):
 
 
 def _merlabs_programs():
-    for number in bpf.ids("prog"):
+    for number in bpf_syscall.ids("prog"):
         try:
-            fd = bpf.by_id("prog", number)
+            fd = bpf_syscall.by_id("prog", number)
         except OSError:
             continue
         try:
-            if bpf.prog_info(fd).name.startswith("merlab_"):
+            if bpf_syscall.prog_info(fd).name.startswith("merlab_"):
                 yield number
         finally:
             os.close(fd)
@@ -128,10 +128,10 @@ def test_verify_leaves_all_as_it_was(whole):
         report = verify(Scene(whole))
         assert report.verdict.value == "pass", report.cause
     after = _state(whole)
-    # Other labs may be at work on this machine; what we own must be the same.
+    # Other labs may be running on this machine; what we own must be the same.
     before.pop("loaded"), after.pop("loaded")
     assert after == before
-    assert not [each for workload in whole.workloads() for each in tcp.established(workload.pod.netns)
+    assert not [each for workload in whole.workloads() for each in tcp_sockets.established(workload.pod.netns)
                 if each.remote.startswith("10.244.1.200")]  # fmt: skip
 
 

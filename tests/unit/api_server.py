@@ -60,7 +60,7 @@ class Keys:
         return file
 
     def kubeconfig(self, port):
-        """Give a kubeconfig as kind's is."""
+        """Return a kubeconfig as kind's is."""
         read = {name: base64.b64encode(file.read_bytes()).decode() for name, file in self._files().items()}
         cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority-data": read["ca"]}
         user = {"client-certificate-data": read["crt"], "client-key-data": read["key"]}
@@ -138,6 +138,6 @@ def upgraded(*messages, then=None):
 
 
 def frame(opcode, content):
-    """Give a whole message in one frame; servers do not mask."""
+    """Return a whole message in one frame; servers do not mask."""
     size = len(content)
     return bytes([0x80 | opcode, *([size] if size < 126 else [126, size >> 8, size & 0xFF])]) + content

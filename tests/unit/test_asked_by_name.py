@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from merbridge_lab.drivers import batch
-from merbridge_lab.drivers.embedded import layout, requests
+from merbridge_lab.labs import request_batch
+from merbridge_lab.labs.embedded import http_client, topology
 from merbridge_lab.observation import Exchange
 
-SLEEP = layout.PODS[0]
+SLEEP = topology.PODS[0]
 
 
 def asked(url, remote, exit_status=0):
@@ -27,21 +27,21 @@ def asked(url, remote, exit_status=0):
 )
 def test_p8_what_went_where_it_should_is_left_as_it_is(url, remote):
     exchange = asked(url, remote)
-    assert requests.by_name(exchange, SLEEP) is exchange
+    assert http_client.by_name(exchange, SLEEP) is exchange
 
 
 @pytest.mark.parametrize("exit_status", [0, 52])
 def test_p8_what_went_elsewhere_failed_whatever_was_answered(exit_status):
-    found = requests.by_name(asked("http://helloworld:5000/hello", "10.244.0.11:5000", exit_status), SLEEP)
+    found = http_client.by_name(asked("http://helloworld:5000/hello", "10.244.0.11:5000", exit_status), SLEEP)
     assert not found.served
-    assert found.exit_status == batch.NOT_ONCE
+    assert found.exit_status == request_batch.NOT_ONCE
     assert found.error == (
         "it was asked of 10.244.0.11, and helloworld is 10.96.0.10: something else than /etc/hosts told it"
     )
 
 
 def test_p8_a_headless_twin_is_its_own_address():
-    client, server = layout.twins()
-    url = f"http://{layout.TWIN_SERVICE}:5000/hello"
-    assert requests.by_name(asked(url, f"{server.ip}:5000"), client).served
-    assert not requests.by_name(asked(url, "10.244.0.11:5000"), client).served
+    client, server = topology.control_pair()
+    url = f"http://{topology.TWIN_SERVICE}:5000/hello"
+    assert http_client.by_name(asked(url, f"{server.ip}:5000"), client).served
+    assert not http_client.by_name(asked(url, "10.244.0.11:5000"), client).served

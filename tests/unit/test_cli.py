@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import goldens
 from fakes import FakeDriver, up
-from merbridge_lab import __version__, cli, drivers, interrupts, lock
+from merbridge_lab import __version__, cli, labs, lock, signals
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements import Requirement
 from schema_files import read
@@ -36,10 +36,10 @@ PLANNED = ["compare", "agent", "bench"]
 def driver(monkeypatch, tmp_path):
     """A lab in memory that every call of merlab in this test means, with a lock of its own."""
     fake = FakeDriver()
-    monkeypatch.setattr(drivers, "pick", lambda asked: (fake, "asked for" if asked else "it is up"))
+    monkeypatch.setattr(labs, "pick", lambda asked: (fake, "asked for" if asked else "it is up"))
     monkeypatch.setattr(lock, "folder", lambda: tmp_path / "locks")
     monkeypatch.setenv("COLUMNS", "100")
-    handlers = {signum: signal.getsignal(signum) for signum in interrupts.SIGNALS}
+    handlers = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
     yield fake
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
@@ -250,33 +250,33 @@ def test_m9_an_unknown_lab_with_json_is_one_object():
 
 
 def test_the_lab_of_the_environment_counts_where_none_is_up(monkeypatch):
-    from merbridge_lab.drivers import embedded, kind
+    from merbridge_lab.labs import embedded, kind
 
     monkeypatch.setattr(embedded.EmbeddedDriver, "is_up", lambda _self: False)
     monkeypatch.setattr(kind.KindDriver, "is_up", lambda _self: False)
     monkeypatch.setattr(kind.KindDriver, "is_possible", lambda _self: False)
     monkeypatch.setenv("MERLAB_LAB", "cluster")
     with pytest.raises(LabError, match="the cluster lab is planned"):
-        drivers.pick(None)
+        labs.pick(None)
     monkeypatch.setenv("MERLAB_LAB", "kind")
-    driver, why = drivers.pick(None)
+    driver, why = labs.pick(None)
     assert (driver.name, why) == ("kind", "MERLAB_LAB")
-    assert drivers.pick("embedded")[0].name == "embedded"
-    assert drivers.pick("auto")[0].name == "embedded"
+    assert labs.pick("embedded")[0].name == "embedded"
+    assert labs.pick("auto")[0].name == "embedded"
     monkeypatch.delenv("MERLAB_LAB")
-    driver, why = drivers.pick(None)
+    driver, why = labs.pick(None)
     assert (driver.name, why.partition(":")[0]) == ("embedded", "auto")
     monkeypatch.setattr(kind.KindDriver, "is_possible", lambda _self: True)
-    driver, why = drivers.pick(None)
+    driver, why = labs.pick(None)
     assert (driver.name, why.partition(":")[0]) == ("kind", "auto")
 
 
 def test_the_lab_that_is_up_comes_before_the_environment(monkeypatch):
-    from merbridge_lab.drivers import embedded
+    from merbridge_lab.labs import embedded
 
     monkeypatch.setattr(embedded.EmbeddedDriver, "is_up", lambda _self: True)
     monkeypatch.setenv("MERLAB_LAB", "kind")
-    driver, why = drivers.pick(None)
+    driver, why = labs.pick(None)
     assert (driver.name, why) == ("embedded", "it is up")
 
 
@@ -524,7 +524,7 @@ def test_a_defect_says_how_to_report_it(driver):
     break_merlab(driver.lab)
     done = merlab("up")
     assert done.exit_code == 4
-    assert "merlab: a defect of merlab: ZeroDivisionError: division by zero" in done.stderr
+    assert "merlab: internal error: ZeroDivisionError: division by zero" in done.stderr
     assert "merlab up --debug" in done.stderr
 
 
@@ -625,38 +625,38 @@ def test_u4_wait_timeout_ends_the_waiting(tmp_path):
 def test_u6_status_tells_all_labs_and_which_one_is_meant(driver, monkeypatch):
     """U6: two labs up, one of them another's."""
     up(driver.lab)
-    labs = [
+    every = [
         {"lab": "embedded", "name": "merlab", "default": True},
         {"lab": "embedded", "name": "merlab-two", "default": False},
         {"lab": "kind", "name": "merbridge", "default": False},
     ]
-    monkeypatch.setattr(drivers, "present", lambda: labs)
-    assert read("status", merlab("status", "--json").stdout)["labs"] == labs
+    monkeypatch.setattr(labs, "present", lambda: every)
+    assert read("status", merlab("status", "--json").stdout)["labs"] == every
     lines = merlab("status").stdout.splitlines()
     assert lines[:3] == [
         "up: merlab (embedded); commands without --lab mean this one",
         "up: merlab-two (embedded); to mean this one: MERLAB_NAME=merlab-two",
         "up: merbridge (kind); to mean this one: --lab kind",
     ]
-    monkeypatch.setattr(drivers, "present", lambda: labs[:1])
+    monkeypatch.setattr(labs, "present", lambda: every[:1])
     assert not merlab("status").stdout.startswith("up: ")
 
 
 def test_u6_all_labs_are_found_by_their_names(monkeypatch, tmp_path):
-    from merbridge_lab.drivers import embedded, kind
+    from merbridge_lab.labs import embedded, kind
 
     for name in ("merlab", "merlab-two", "merlab-tests.lock", "merlab.locks", "merlab_x", "other"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(embedded.layout, "RUN", tmp_path / "merlab")
+    monkeypatch.setattr(embedded.topology, "RUN", tmp_path / "merlab")
     monkeypatch.setattr(kind.KindDriver, "is_up", lambda _self: True)
     monkeypatch.setenv("MERLAB_NAME", "merlab-two")
-    assert drivers.present() == [
+    assert labs.present() == [
         {"lab": "embedded", "name": "merlab", "default": False},
         {"lab": "embedded", "name": "merlab-two", "default": True},
         {"lab": "kind", "name": "merbridge", "default": False},
     ]
     monkeypatch.setenv("MERLAB_NAME", "merlab-three")
-    assert [each["name"] for each in drivers.present() if each["default"]] == ["merbridge"]
+    assert [each["name"] for each in labs.present() if each["default"]] == ["merbridge"]
 
 
 def test_u7_steps_are_told_to_whom_may_not_look_at_the_lab(driver, monkeypatch):
@@ -746,8 +746,8 @@ EXEC = """
 import sys
 sys.path.insert(0, {tests!r})
 from fakes import FakeDriver, FakeLab, up
-from merbridge_lab import drivers
-drivers.pick = lambda asked: (FakeDriver(up(FakeLab())), "it is up")
+from merbridge_lab import labs
+labs.pick = lambda asked: (FakeDriver(up(FakeLab())), "it is up")
 from merbridge_lab.cli import main
 sys.argv = ["merlab", "exec", "sleep", *{more!r}]
 main()

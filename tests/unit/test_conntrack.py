@@ -53,5 +53,5 @@ def test_a_record_may_name_the_port_that_conntrack_gave():
     first = seen.exchanges[0]
     line = replace(seen.client_log[first.nonce], downstream_remote="10.244.0.10:1")
     changed = replace(seen, client_log={**seen.client_log, first.nonce: line})
-    assert not mesh.find_both_sidecars(changed).held
-    assert mesh.find_both_sidecars(replace(changed, changed_sources={first.local: frozenset({"10.244.0.10:1"})})).held
+    assert not mesh.assess_both_sidecars(changed).held
+    assert mesh.assess_both_sidecars(replace(changed, changed_sources={first.local: frozenset({"10.244.0.10:1"})})).held

@@ -14,7 +14,7 @@ import goldens
 from fakes import FakeLab, up
 from merbridge_lab.console import Console
 from merbridge_lab.errors import LabError
-from merbridge_lab.lab import TRACE, TWIN
+from merbridge_lab.lab import CONTROL_CLIENT, TRACE
 from merbridge_lab.loader import steps
 from merbridge_lab.report import Report
 from merbridge_lab.requirements import Requirement
@@ -25,7 +25,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture
 def shown(monkeypatch, capsys):
-    """Give a function that runs steps on a lab as merlab would, and gives what was printed."""
+    """Return a function that runs steps on a lab as merlab would, and gives what was printed."""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("TERM", "dumb")
 
@@ -78,7 +78,7 @@ def test_a_run_that_fails_shows_cause_evidence_and_hint(shown, width):
 
 def test_skipped_steps_say_why(shown):
     lab = up(FakeLab())
-    lab.capabilities -= {TRACE, TWIN}
+    lab.capabilities -= {TRACE, CONTROL_CLIENT}
     out, _ = shown(lab, steps()[3:9], command="step")
     assert "✔ step: 3 of 6 steps held, 3 skipped" in out
     assert "- the fake lab was told to do without trace" in out
@@ -121,7 +121,7 @@ def test_long_output_is_cut_and_says_how_to_see_it_all(shown):
 
 def test_many_commands_are_cut_and_say_where_the_rest_is(shown):
     lab = FakeLab()
-    lab.node.typed = lambda: [f"ip link add veth{n}" for n in range(20)]
+    lab.node.shell_commands = lambda: [f"ip link add veth{n}" for n in range(20)]
     plain, _ = shown(lab, steps()[1:2])
     assert "… 13 more commands (all: merlab steps 1)" in plain
     verbose, _ = shown(FakeLab(), steps()[1:2], verbosity=1)
@@ -287,13 +287,13 @@ def test_a_terminal_shows_what_is_awaited():
 
 
 def test_a_pipe_is_told_of_a_long_wait_only(monkeypatch, capsys):
-    from merbridge_lab import waiting
+    from merbridge_lab import polling
 
     monkeypatch.setenv("COLUMNS", "100")
     console = Console()
     console.step_begins(steps()[1])
     capsys.readouterr()
-    tell = waiting._Listener.tell
+    tell = polling._Listener.tell
     for seconds in (0.0, 0.9, 1.1, 2.0, 6.2, 7.0):
         tell("the sidecar of sleep to be ready", seconds)
     console.close()
@@ -302,7 +302,7 @@ def test_a_pipe_is_told_of_a_long_wait_only(monkeypatch, capsys):
         "still waiting: the sidecar of sleep to be ready (1 s)",
         "still waiting: the sidecar of sleep to be ready (6 s)",
     ]
-    assert waiting._Listener.tell is None
+    assert polling._Listener.tell is None
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path):

@@ -1,6 +1,6 @@
 """The decoder of trace lines, on lines captured from a real request (Linux 6.18)."""
 
-from merbridge_lab.dataplane import events
+from merbridge_lab.dataplane import trace
 
 LINES = """\
           python-28240   [001] ...11  1901.295181: bpf_trace_printk: [merlab] connect pair=1006 leg=1
@@ -35,7 +35,7 @@ LINES = """\
 
 
 def decoded():
-    return [event for line in LINES.splitlines() if (event := events.parse(line))]
+    return [event for line in LINES.splitlines() if (event := trace.parse(line))]
 
 
 def test_every_captured_line_is_decoded():
@@ -67,7 +67,7 @@ def test_sentences():
 
 def test_a_passed_message_has_its_reason():
     line = " curl with blank-77 [001] ...11  12.5: 0x1: [merlab] passed pair=1f side=1 reason=15"
-    event = events.parse(line)
+    event = trace.parse(line)
     assert (event.comm, event.pid, event.pair, event.side, event.reason) == (
         "curl with blank",
         77,
@@ -81,5 +81,5 @@ def test_a_passed_message_has_its_reason():
 
 
 def test_lines_of_others_are_left_out():
-    assert events.parse("  python-1 [000] ...11 1.0: bpf_trace_printk: [debug] call from user container") is None
-    assert events.parse("CPU:0 [LOST 3 EVENTS]") is None
+    assert trace.parse("  python-1 [000] ...11 1.0: bpf_trace_printk: [debug] call from user container") is None
+    assert trace.parse("CPU:0 [LOST 3 EVENTS]") is None

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import bpf, kernel, netlink, netns
-from merbridge_lab.dataplane import Around, Dataplane, inspect, pods, sockets, strangers, upgrade
+from merbridge_lab.adapters import bpf_syscall, kernel_features, netlink_hooks, netns
+from merbridge_lab.dataplane import Around, Dataplane, endpoints, health, sockhash, strangers, upgrade
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
@@ -38,22 +38,20 @@ def pins(tmp_path):
 
 
 def test_a_pin_that_may_not_be_opened_is_no_missing_pin(pins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bpf, "pinned", refused)
+    monkeypatch.setattr(bpf_syscall, "pinned", refused)
     with pytest.raises(PermissionError):
         pins.stamp()
-    told = inspect.problems(pins, tmp_path, [])
+    told = health.problems(pins, tmp_path, [])
     assert told == [f"the dataplane below {tmp_path} could not be read: Operation not permitted"]
-    monkeypatch.setattr(bpf, "pinned", missing)
+    monkeypatch.setattr(bpf_syscall, "pinned", missing)
     assert pins.stamp() is None
-    assert (
-        inspect.problems(pins, tmp_path, [])[0] == f"the pins below {tmp_path} are not whole: there is no valid stamp"
-    )
+    assert health.problems(pins, tmp_path, [])[0] == f"the pins below {tmp_path} are not whole: there is no valid stamp"
 
 
 def test_nothing_is_made_anew_because_it_cannot_be_read(pins, monkeypatch):
-    monkeypatch.setattr(bpf, "pinned", refused)
+    monkeypatch.setattr(bpf_syscall, "pinned", refused)
     with pytest.raises(PermissionError):
-        inspect.objects_problems(pins)
+        health.objects_problems(pins)
     with pytest.raises(PermissionError):
         upgrade.is_due(pins)
 
@@ -61,13 +59,13 @@ def test_nothing_is_made_anew_because_it_cannot_be_read(pins, monkeypatch):
 @pytest.mark.parametrize("what", ["counters", "pairs", "programs", "links"])
 def test_counters_and_connections_that_cannot_be_read_are_not_none(pins, monkeypatch, what):
     (pins.root / "links" / "connect4").touch()
-    monkeypatch.setattr(bpf, "pinned", refused)
+    monkeypatch.setattr(bpf_syscall, "pinned", refused)
     with pytest.raises(LabError, match="could not be read: Operation not permitted"):
         getattr(Dataplane(pins.root), what)()
 
 
 def test_a_debug_switch_that_cannot_be_read_is_not_off(pins, monkeypatch):
-    monkeypatch.setattr(bpf, "pinned", refused)
+    monkeypatch.setattr(bpf_syscall, "pinned", refused)
     with pytest.raises(LabError, match="could not be read"):
         _ = Dataplane(pins.root).debug
 
@@ -77,8 +75,8 @@ def test_a_debug_switch_that_cannot_be_read_is_not_off(pins, monkeypatch):
     [(missing, "link x is not pinned"), (refused, "link x could not be read: Operation not permitted")],
 )
 def test_a_link_is_gone_or_unread(tmp_path, monkeypatch, error, says):
-    monkeypatch.setattr(bpf, "pinned", error)
-    assert inspect._link_problem(tmp_path / "x", "x", (1, "cgroup 1"), tmp_path / "p", 10) == says
+    monkeypatch.setattr(bpf_syscall, "pinned", error)
+    assert health._link_problem(tmp_path / "x", "x", (1, "cgroup 1"), tmp_path / "p", 10) == says
 
 
 # -- strangers ---------------------------------------------------------------------------------------------------------
@@ -103,7 +101,7 @@ def quiet(monkeypatch):
     monkeypatch.setattr(strangers, "named", lambda number: f"stranger (id {number})")
 
 
-@pytest.mark.parametrize("flags", [0, bpf.QUERY_EFFECTIVE])
+@pytest.mark.parametrize("flags", [0, bpf_syscall.QUERY_EFFECTIVE])
 def test_a_cgroup_that_cannot_be_asked_is_a_problem(quiet, tmp_path, monkeypatch, flags):  # noqa: ARG001
     answers = answering({})
 
@@ -112,19 +110,21 @@ def test_a_cgroup_that_cannot_be_asked_is_a_problem(quiet, tmp_path, monkeypatch
             refused()
         return answers(target, attach_type, asked)
 
-    monkeypatch.setattr(bpf, "attached_progs", attached_progs)
+    monkeypatch.setattr(bpf_syscall, "attached_progs", attached_progs)
     told = strangers.problems(frozenset(), tmp_path, {}, Around())
     assert told == [f"what runs on the cgroup {tmp_path} could not be read: Operation not permitted"]
 
 
 def test_an_older_kernel_has_fewer_hooks_and_that_is_no_problem(quiet, tmp_path, monkeypatch):  # noqa: ARG001
-    monkeypatch.setattr(bpf, "attached_progs", answering({}, unknown={29, 30, 43, 49, 50, 51, 52, 53}))
+    monkeypatch.setattr(bpf_syscall, "attached_progs", answering({}, unknown={29, 30, 43, 49, 50, 51, 52, 53}))
     assert strangers.problems(frozenset(), tmp_path, {}, Around()) == []
 
 
 def test_what_runs_from_above_of_what_can_be_seen_is_told(quiet, tmp_path, monkeypatch):  # noqa: ARG001
     """In a container, the cgroup that a program is attached to may be none that can be opened."""
-    monkeypatch.setattr(bpf, "attached_progs", answering({(1, 10): [7], (1, 6): [8], (1, 14): [9], (1, 11): [5]}))
+    monkeypatch.setattr(
+        bpf_syscall, "attached_progs", answering({(1, 10): [7], (1, 6): [8], (1, 14): [9], (1, 11): [5]})
+    )
     told = strangers.problems(frozenset({5}), tmp_path, {}, Around())
     assert len(told) == 1
     assert "above" in told[0]
@@ -137,7 +137,7 @@ def test_what_runs_from_above_of_what_can_be_seen_is_told(quiet, tmp_path, monke
 )
 def test_on_the_pods_own_cgroups_devices_and_sysctls_may_be(quiet, tmp_path, monkeypatch, kind, allowed):  # noqa: ARG001
     monkeypatch.setattr(strangers, "_above", lambda _cgroup: [])
-    monkeypatch.setattr(bpf, "attached_progs", answering({(0, kind): [7], (1, kind): [7]}))
+    monkeypatch.setattr(bpf_syscall, "attached_progs", answering({(0, kind): [7], (1, kind): [7]}))
     assert (strangers.problems(frozenset(), tmp_path, {}, Around()) == []) is allowed
 
 
@@ -152,7 +152,7 @@ def test_above_what_sees_no_tcp_may_be(quiet, tmp_path, monkeypatch, kind, allow
         "_runs",
         lambda place, _types, flags=0: {kind: [7]} if flags or place == tmp_path else {},
     )
-    monkeypatch.setattr(bpf, "attached_progs", answering({}))
+    monkeypatch.setattr(bpf_syscall, "attached_progs", answering({}))
     told = strangers.problems(frozenset(), mesh, {}, Around())
     assert (told == []) is allowed
     assert all(str(tmp_path) + " " in each for each in told)
@@ -169,7 +169,7 @@ def test_netfilter_programs_in_places_that_cannot_be_told_are_a_problem(quiet, t
     (told,) = strangers.problems(frozenset(), tmp_path, {"sleep": tmp_path}, Around())
     assert "stranger (id 7)" in told
     assert "could not be read: this kernel does not tell (CONFIG_NETFILTER_NETLINK_HOOK)" in told
-    monkeypatch.setattr(netns, "run_inside", lambda *_: [netlink.Hung("ip output", "netfilter", 7)])
+    monkeypatch.setattr(netns, "run_inside", lambda *_: [netlink_hooks.Hung("ip output", "netfilter", 7)])
     (told,) = strangers.problems(frozenset(), tmp_path, {"sleep": tmp_path}, Around())
     assert told == "on netfilter's hook ip output of sleep runs another program, stranger (id 7)"
     monkeypatch.setattr(netns, "run_inside", lambda *_: [])
@@ -194,40 +194,40 @@ def test_before_linux_5_18_nobody_tells_what_is_on_a_sockhash(monkeypatch):
     def unknown(*_args):
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(bpf, "attached_progs", unknown)
-    assert sockets.redirects(3, 4) is None
-    monkeypatch.setattr(bpf, "attached_progs", refused)
+    monkeypatch.setattr(bpf_syscall, "attached_progs", unknown)
+    assert sockhash.redirects(3, 4) is None
+    monkeypatch.setattr(bpf_syscall, "attached_progs", refused)
     with pytest.raises(PermissionError):
-        sockets.redirects(3, 4)
+        sockhash.redirects(3, 4)
 
 
 def test_before_linux_5_18_others_that_could_be_there_are_unread_and_none_is_none(monkeypatch):
-    loaded = {1: bpf.PROG_SK_MSG, 2: bpf.PROG_SOCK_OPS, 3: bpf.PROG_SK_SKB}
-    monkeypatch.setattr(sockets, "named", lambda number: f"id {number}")
-    monkeypatch.setattr(bpf, "ids", lambda _kind: iter(loaded))
-    monkeypatch.setattr(bpf, "by_id", lambda _kind, number: os.open(f"/proc/self/fd/{number % 1}", os.O_PATH))
+    loaded = {1: bpf_syscall.PROG_SK_MSG, 2: bpf_syscall.PROG_SOCK_OPS, 3: bpf_syscall.PROG_SK_SKB}
+    monkeypatch.setattr(sockhash, "named", lambda number: f"id {number}")
+    monkeypatch.setattr(bpf_syscall, "ids", lambda _kind: iter(loaded))
+    monkeypatch.setattr(bpf_syscall, "by_id", lambda _kind, number: os.open(f"/proc/self/fd/{number % 1}", os.O_PATH))
     infos = iter(loaded.items())
 
     def info(_fd):
         number, kind = next(infos)
-        return bpf.Prog(number, kind, "", "", 0, 0, (), 0)
+        return bpf_syscall.Prog(number, kind, "", "", 0, 0, (), 0)
 
-    monkeypatch.setattr(bpf, "prog_info", info)
+    monkeypatch.setattr(bpf_syscall, "prog_info", info)
     why = "could not be read: Linux before 5.18 does not tell"
-    assert sockets._by_elimination(1) == [f"whether id 3 is attached to the sockhash peers {why}"]
+    assert sockhash._by_elimination(1) == [f"whether id 3 is attached to the sockhash peers {why}"]
     del loaded[3]
     infos = iter(loaded.items())
-    assert sockets._by_elimination(1) == []
+    assert sockhash._by_elimination(1) == []
 
 
 # -- M4: descriptors that nobody may take ------------------------------------------------------------------------------
 
 LOOK = """
 import os, socket, sys
-from merbridge_lab.dataplane import pods
+from merbridge_lab.dataplane import endpoints
 sock = socket.create_server(("127.0.0.1", 0))
 try:
-    print(pods.inbound_cookies(os.getpid(), 1))
+    print(endpoints.inbound_cookies(os.getpid(), 1))
 except Exception as error:
     print(type(error).__name__, error.what, error.hint, sep="|")
 """
@@ -240,27 +240,27 @@ def test_m4_a_refused_descriptor_is_told_and_not_taken_for_none():
     )
     kind, what, hint = done.stdout.strip().split("|")
     assert kind == "LabError"
-    assert "cannot be had" in what
+    assert "is not available" in what
     assert "Operation not permitted" in what
-    assert hint in ("merlab doctor", kernel.FIND_PTRACE_SCOPE)
+    assert hint in ("merlab doctor", kernel_features.FIND_PTRACE_SCOPE)
 
 
 def test_m4_a_descriptor_that_was_closed_is_no_refusal(monkeypatch):
     def closed(*_args):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(pods, "_pidfd_getfd", closed)
+    monkeypatch.setattr(endpoints, "_pidfd_getfd", closed)
     with socket.create_server(("127.0.0.1", 0)):
-        assert pods.inbound_cookies(os.getpid(), 1) == set()
+        assert endpoints.inbound_cookies(os.getpid(), 1) == set()
 
 
 def test_m4_yama_at_3_is_named_with_who_sets_it(monkeypatch):
-    monkeypatch.setattr(pods, "_pidfd_getfd", refused)
-    monkeypatch.setattr(pods, "ptrace_scope", lambda: 3)
+    monkeypatch.setattr(endpoints, "_pidfd_getfd", refused)
+    monkeypatch.setattr(endpoints, "ptrace_scope", lambda: 3)
     with socket.create_server(("127.0.0.1", 0)), pytest.raises(LabError, match="ptrace_scope is 3") as caught:
-        pods.inbound_cookies(os.getpid(), 1)
-    assert caught.value.hint == kernel.FIND_PTRACE_SCOPE
-    subprocess.run(["sh", "-n", "-c", kernel.FIND_PTRACE_SCOPE], check=True)
+        endpoints.inbound_cookies(os.getpid(), 1)
+    assert caught.value.hint == kernel_features.FIND_PTRACE_SCOPE
+    subprocess.run(["sh", "-n", "-c", kernel_features.FIND_PTRACE_SCOPE], check=True)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_m4_doctor_looks_at_ptrace_scope(tmp_path, content, verdict, found):
         (place / "ptrace_scope").write_text(content)
     told = host.ptrace(tmp_path)
     assert (told.verdict, told.found) == (verdict, found)
-    assert told.hint == ("" if verdict == "pass" else kernel.FIND_PTRACE_SCOPE) or told.hint is None
+    assert told.hint == ("" if verdict == "pass" else kernel_features.FIND_PTRACE_SCOPE) or told.hint is None
 
 
 @pytest.mark.parametrize("name", ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT"])
@@ -304,19 +304,19 @@ def test_unread_is_said_in_one_way():
     ],
 )
 def test_p6_a_map_of_the_same_name_is_not_the_same_map(pins, monkeypatch, users, says):
-    monkeypatch.setattr(inspect, "MAPS", ("pods",))
-    monkeypatch.setattr(inspect, "_programs_problems", lambda _pins: ([], {"merlab_pods": users}))
-    monkeypatch.setattr(Pins, "stamp", lambda _self: inspect.abi.stamp())
-    monkeypatch.setattr(bpf, "pinned", lambda _path: os.open("/dev/null", os.O_RDONLY))
-    monkeypatch.setattr(bpf, "map_info", lambda _fd: bpf.Map(7, 1, "merlab_pods", 8, 8, 8, 1))
-    assert inspect.objects_problems(pins) == says
+    monkeypatch.setattr(health, "MAPS", ("pods",))
+    monkeypatch.setattr(health, "_programs_problems", lambda _pins: ([], {"merlab_pods": users}))
+    monkeypatch.setattr(Pins, "stamp", lambda _self: health.abi.stamp())
+    monkeypatch.setattr(bpf_syscall, "pinned", lambda _path: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr(bpf_syscall, "map_info", lambda _fd: bpf_syscall.Map(7, 1, "merlab_pods", 8, 8, 8, 1))
+    assert health.objects_problems(pins) == says
 
 
 def test_p6_a_stamp_of_an_older_merlab_names_that_one_and_no_tags(pins, monkeypatch):
     old = b"0.1.0+abcdef012345".ljust(64, b"\0")
-    monkeypatch.setattr(bpf, "pinned", lambda _path: os.open("/dev/null", os.O_RDONLY))
-    monkeypatch.setattr(bpf, "map_info", lambda _fd: bpf.Map(7, 2, "merlab_stamp", 4, 64, 1, 1))
-    monkeypatch.setattr(bpf, "lookup", lambda *_: old)
+    monkeypatch.setattr(bpf_syscall, "pinned", lambda _path: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr(bpf_syscall, "map_info", lambda _fd: bpf_syscall.Map(7, 2, "merlab_stamp", 4, 64, 1, 1))
+    monkeypatch.setattr(bpf_syscall, "lookup", lambda *_: old)
     assert pins.stamp() == "0.1.0+abcdef012345"
     assert pins.tags() == {}
     assert upgrade.is_due(pins)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import arguments_in_memory, cgroup, descriptors, overmounts, process, threads
+from merbridge_lab.adapters import cgroup, descriptors, overmounts, process_arguments, procfs, threads
 from merbridge_lab.adapters.mounts import parse
-from merbridge_lab.drivers.embedded import socket_holders
+from merbridge_lab.labs.embedded import socket_holders
 
 HOLDER = "print('there', flush=True); import sys; sys.stdin.read()"
 #: Its second thread has a table of descriptors of its own, and a socket in it that the first one has closed.
@@ -71,7 +71,7 @@ def test_a_thread_with_descriptors_of_its_own_is_found():
 
 
 def test_a_process_that_may_not_be_looked_at_is_named_only_where_it_is_younger(monkeypatch):
-    own = process.look(os.getpid())
+    own = procfs.look(os.getpid())
     assert [*socket_holders._barred({own.pid: "Permission denied"}, own.started + 1)] == []
     (told,) = socket_holders._barred({own.pid: "Permission denied"}, own.started)
     assert f"whether process {own.pid} (" in told
@@ -150,25 +150,25 @@ print("there", flush=True); import sys; sys.stdin.read()
 def test_a_command_line_is_where_exec_left_it_and_as_long():
     environment = [f"{key}={value}" for key, value in {"A": "b", "PATH": "/bin"}.items()]
     with started(HOLDER, "ending", env={"A": "b", "PATH": "/bin"}) as honest:
-        argv = process.look(honest.pid).argv
-        assert arguments_in_memory.differing(honest.pid, sys.executable, argv, environment) == ""
-        assert "not where its start" in arguments_in_memory.differing(honest.pid, "/bin/x", argv, environment)
-        assert "wrote over" in arguments_in_memory.differing(honest.pid, sys.executable, argv[:-1], environment)
+        argv = procfs.look(honest.pid).argv
+        assert process_arguments.differing(honest.pid, sys.executable, argv, environment) == ""
+        assert "not where its start" in process_arguments.differing(honest.pid, "/bin/x", argv, environment)
+        assert "wrote over" in process_arguments.differing(honest.pid, sys.executable, argv[:-1], environment)
     with started(WRITER, "ending", env={"A": "b", "PATH": "/bin"}) as liar:
-        argv = process.look(liar.pid).argv
+        argv = procfs.look(liar.pid).argv
         assert argv[-1] == "abc"
-        assert "wrote over" in arguments_in_memory.differing(liar.pid, sys.executable, argv, environment)
+        assert "wrote over" in process_arguments.differing(liar.pid, sys.executable, argv, environment)
 
 
 def test_processes_are_found_by_their_command_line_and_ended_by_their_start():
     with started(HOLDER, "one of a kind") as other:
         argv = [sys.executable, "-I", "-S", "-c", HOLDER, "one of a kind"]
-        (found,) = process.by_argv(argv)
+        (found,) = procfs.by_argv(argv)
         assert found.pid == other.pid
         assert cgroup.of(other.pid) == cgroup.of(os.getpid())
-        process.end(process.Process(found.pid, "S", found.started + 1, found.argv, 0, 0))
+        procfs.end(procfs.Process(found.pid, "S", found.started + 1, found.argv, 0, 0))
         assert other.poll() is None, "another process would have had that number"
-        process.end(found)
+        procfs.end(found)
         assert other.wait(5) == -9
-    process.end(found)
+    procfs.end(found)
     assert cgroup.of(found.pid) == ""

@@ -234,10 +234,10 @@ def test_a_users_curlrc_adds_nothing(served, tmp_path, monkeypatch):
 
 def test_one_ctrl_c_ends_it(served, tmp_path):
     program = (
-        "import sys\nfrom merbridge_lab import interrupts\nfrom merbridge_lab.adapters import download\n"
-        "interrupts.install()\n"
+        "import sys\nfrom merbridge_lab import signals\nfrom merbridge_lab.adapters import download\n"
+        "signals.install()\n"
         "try:\n    download.text(sys.argv[1])\n"
-        "except interrupts.Interrupted as told:\n    sys.exit(128 + told.signum)\n"
+        "except signals.Interrupted as told:\n    sys.exit(128 + told.signum)\n"
     )
     argv = [sys.executable, "-c", program, served.url("/", by=drip)]
     child = subprocess.Popen(argv, env={**os.environ, "TMPDIR": str(tmp_path)})

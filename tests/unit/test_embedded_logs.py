@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from merbridge_lab.drivers.embedded import logs
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.embedded import logs
 
 
 def test_m7_only_the_end_of_a_log_is_read(tmp_path):

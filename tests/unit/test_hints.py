@@ -115,7 +115,7 @@ def write(path, text):
     return path
 
 
-# -- what stands in the source
+# -- what is in the source
 
 
 def test_all_hints_are_found():
@@ -203,7 +203,7 @@ HARMLESS = re.compile(
 
 @pytest.mark.parametrize("text", [text for text in COMMANDS if HARMLESS.match(text) and "&&" not in text])
 def test_the_harmless_ones_run_in_a_shell_as_root_has_it(text, monkeypatch, tmp_path):
-    """From another folder, with a PATH that does not lead to merlab, and a lab of another name that is not up."""
+    """From another folder, with a PATH without merlab, and a lab of another name that is not up."""
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.delenv("SUDO_UID", raising=False)

@@ -6,13 +6,13 @@ import datetime as dt
 
 import pytest
 
-from merbridge_lab.drivers.embedded import certificates, inspection, layout, strictness
+from merbridge_lab.labs.embedded import certificates, envoy_drift, mtls_probe, topology
 
-POD = layout.PODS[1]
+POD = topology.PODS[1]
 
 
 def differing(wanted, running):
-    return list(inspection._unlike(inspection._plain(wanted), inspection._plain(running), ""))
+    return list(envoy_drift._unlike(envoy_drift._plain(wanted), envoy_drift._plain(running), ""))
 
 
 @pytest.mark.parametrize(
@@ -61,27 +61,27 @@ def _no_owner(monkeypatch):
 
 
 def test_a_certificate_of_the_labs_authority(tmp_path, authority):
-    assert inspection._certificate_problem(POD, seen(tmp_path, authority, authority)) is None
+    assert envoy_drift._certificate_problem(POD, seen(tmp_path, authority, authority)) is None
     assert certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem", foreign=True)
 
 
 def test_a_certificate_that_also_names_others(tmp_path, authority):
     """Whoever holds it may pass for any of them."""
-    names = (POD.identity, layout.spiffe("sleep"))
+    names = (POD.identity, topology.spiffe("sleep"))
     found = seen(tmp_path, authority, authority)._replace(identities=names)
-    assert inspection._certificate_problem(POD, found) == f"names {', '.join(names)}, not {POD.identity}"
+    assert envoy_drift._certificate_problem(POD, found) == f"names {', '.join(names)}, not {POD.identity}"
 
 
 def test_a_certificate_of_another_authority(tmp_path, authority):
     found = seen(tmp_path, certificates.Authority.fresh(), authority)
-    assert inspection._certificate_problem(POD, found) == "is not of the lab's authority"
+    assert envoy_drift._certificate_problem(POD, found) == "is not of the lab's authority"
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
 
 
 def test_a_certificate_of_another_pod(tmp_path, authority):
-    found = seen(tmp_path, authority, authority, identity=layout.spiffe("somebody"))
-    assert "names spiffe://cluster.local/ns/default/sa/somebody, not" in inspection._certificate_problem(POD, found)
+    found = seen(tmp_path, authority, authority, identity=topology.spiffe("somebody"))
+    assert "names spiffe://cluster.local/ns/default/sa/somebody, not" in envoy_drift._certificate_problem(POD, found)
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
 
 
@@ -101,19 +101,19 @@ def test_a_key_that_is_not_there(tmp_path, authority):
 
 
 def test_strangers_that_cannot_knock_are_no_proof_that_none_is_served(tmp_path):
-    (told,) = strictness.problems(tmp_path / "no-namespace", POD)
+    (told,) = mtls_probe.problems(tmp_path / "no-namespace", POD)
     assert told.startswith(f"whether the sidecar of {POD.name} serves who is not of the mesh could not be read")
 
 
 def test_a_certificate_that_expired(tmp_path, authority, monkeypatch):
     monkeypatch.setattr(certificates, "_LIFE", -dt.timedelta(hours=1))
     found = seen(tmp_path, authority, authority)
-    assert inspection._certificate_problem(POD, found).startswith("expired at 20")
+    assert envoy_drift._certificate_problem(POD, found).startswith("expired at 20")
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
 
 
 def test_no_certificate(tmp_path, authority):
     assert authority
     found = certificates.look(tmp_path / "certs", tmp_path / "ca.pem")
-    assert inspection._certificate_problem(POD, found).startswith("cannot be read")
+    assert envoy_drift._certificate_problem(POD, found).startswith("cannot be read")
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")

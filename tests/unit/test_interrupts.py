@@ -9,9 +9,9 @@ import pytest
 
 HEAD = """
 import os, signal, sys
-from merbridge_lab import interrupts, waiting
-from merbridge_lab.adapters.proc import run
-interrupts.install()
+from merbridge_lab import signals, polling
+from merbridge_lab.adapters.command import run
+signals.install()
 
 def say(text):
     print(text, flush=True)
@@ -57,9 +57,9 @@ def test_the_first_ctrl_c_ends_the_running_command_and_raises_once(start):
 try:
     say("ready")
     run(["sleep", "60"], timeout=60)
-except interrupts.Interrupted as stop:
+except signals.Interrupted as stop:
     say(f"interrupted by {stop} {int(stop.signum)}")
-interrupts.checkpoint()
+signals.checkpoint()
 say(run(["echo", "cleaned up"]).stdout.strip())
 """)
     assert one.heard() == "ready"
@@ -74,12 +74,12 @@ def test_a_ctrl_c_that_who_looks_after_the_command_notices_is_not_lost(start):
     one = start("""
 def look():
     hit()
-    interrupts.checkpoint()
+    signals.checkpoint()
     say("not reached")
 
 try:
     run(["sleep", "60"], timeout=60, look=look)
-except interrupts.Interrupted as stop:
+except signals.Interrupted as stop:
     say(f"interrupted by {stop}")
 """)
     assert one.rest() == ["interrupted by SIGINT"]
@@ -89,12 +89,12 @@ def test_a_second_ctrl_c_during_the_clean_up_changes_nothing(start):
     one = start("""
 try:
     hit()
-    interrupts.checkpoint()
-except interrupts.Interrupted:
+    signals.checkpoint()
+except signals.Interrupted:
     say("cleaning up")
     done = run(["sh", "-c", "echo asked; sleep 0.7; echo put back"])
     say(done.stdout.split("\\n")[1])
-    interrupts.checkpoint()
+    signals.checkpoint()
     say("done")
 """)
     assert one.heard() == "cleaning up"
@@ -107,16 +107,16 @@ except interrupts.Interrupted:
 def test_what_is_shielded_comes_to_its_end_and_the_signal_is_seen_after_it(start):
     one = start("""
 try:
-    with interrupts.shielded():
+    with signals.shielded():
         say("ready")
         say(run(["sh", "-c", "sleep 0.7; echo whole"]).stdout.strip())
-        with interrupts.shielded():
-            interrupts.checkpoint()
-        interrupts.checkpoint()
+        with signals.shielded():
+            signals.checkpoint()
+        signals.checkpoint()
         say("end of the block")
-    interrupts.checkpoint()
+    signals.checkpoint()
     say("not reached")
-except interrupts.Interrupted:
+except signals.Interrupted:
     say("interrupted")
 """)
     assert one.heard() == "ready"
@@ -130,14 +130,14 @@ def test_a_signal_just_before_a_command_ends_it_too(start):
     one = start("""
 hit()
 ended = []
-with interrupts.cancelling(lambda: ended.append(True)):
+with signals.cancelling(lambda: ended.append(True)):
     say(f"told {ended}")
-with interrupts.shielded(), interrupts.cancelling(lambda: say("told in vain")):
+with signals.shielded(), signals.cancelling(lambda: say("told in vain")):
     pass
 try:
-    interrupts.checkpoint()
-except interrupts.Interrupted:
-    with interrupts.cancelling(lambda: say("told in vain")):
+    signals.checkpoint()
+except signals.Interrupted:
+    with signals.cancelling(lambda: say("told in vain")):
         hit()
 """)
     assert one.rest() == ["told [True]"]
@@ -147,8 +147,8 @@ def test_a_wait_is_interrupted(start):
     one = start("""
 say("ready")
 try:
-    waiting.until(lambda: False, timeout=60, awaiting="nothing")
-except interrupts.Interrupted:
+    polling.until(lambda: False, timeout=60, awaiting="nothing")
+except signals.Interrupted:
     say("interrupted")
 """)
     assert one.heard() == "ready"
@@ -169,18 +169,18 @@ say(run(["sh", "-c", "ps -o pgid= -p $$"]).stdout.strip() != str(os.getpgrp()))
 MERLAB = """
 import typer
 from merbridge_lab import cli
-from merbridge_lab.drivers import embedded
+from merbridge_lab.labs import embedded
 
 class Driver:
     name = "fake"
     def is_up(self): return True
     def require_able(self):
         say("ready")
-        waiting.until(lambda: False, timeout=60, awaiting="a signal")
+        polling.until(lambda: False, timeout=60, awaiting="a signal")
     def open(self, **more): raise AssertionError
 
-from merbridge_lab import drivers
-drivers.pick = lambda asked: (Driver(), "asked for")
+from merbridge_lab import labs
+labs.pick = lambda asked: (Driver(), "asked for")
 sys.argv = ["merlab", "restore", *{more!r}]
 cli.main()
 """

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from merbridge_lab import isolated
-from merbridge_lab.adapters import tools
-from merbridge_lab.adapters.proc import Beside, run
+from merbridge_lab.adapters import system_tools
+from merbridge_lab.adapters.command import Beside, run
 
 MERLAB = "import sys; sys.argv[0] = 'merlab'; sys.path[:1] = []; from merbridge_lab.isolated import main; main()"
 
@@ -97,5 +97,5 @@ def test_merlabs_other_python_is_told_nothing_but_where_its_libraries_are(monkey
     told = Beside([sys.executable, "-I", "-c", script]).result(10).stdout
     assert not [name for name in ("PYTHONPATH", "BASH_ENV", "CPATH", "ENV") if f'"{name}"' in told]
     assert f'"LD_LIBRARY_PATH": "{sys.base_prefix}/lib"' in told
-    assert tools.is_installed(tools.Path("/usr/lib/x.so"))
-    assert not tools.is_installed(tools.Path("/nowhere/usr/lib"))
+    assert system_tools.is_installed(system_tools.Path("/usr/lib/x.so"))
+    assert not system_tools.is_installed(system_tools.Path("/nowhere/usr/lib"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import nft_rule, wording, xt
+from merbridge_lab.adapters import nft_rule, rule_text, xt_rule
 from merbridge_lab.adapters.nftables import Chain, Tables
 from merbridge_lab.adapters.xtables import Table
 from merbridge_lab.evidence import Unread
@@ -98,7 +98,7 @@ PORT = struct.pack(">H", 15008)
         ((xtables("match", "owner", 1, OWNER), COUNTER, RETURN), "-m owner --uid-owner 1337 -j RETURN"),
         ((xtables("match", "owner", 1, NOT_OWNER), COUNTER, RETURN), "-m owner ! --gid-owner 1337 -j RETURN"),
         ((COUNTER, xtables("target", "DNAT", 0, OLD_RANGE)), "-j DNAT --to-destination 10.244.0.11:5000"),
-        ((xtables("match", "length", 0, b"1234"), COUNTER, RETURN), f"-m length{xt.ANY} -j RETURN"),
+        ((xtables("match", "length", 0, b"1234"), COUNTER, RETURN), f"-m length{xt_rule.ANY} -j RETURN"),
     ],
 )  # fmt: skip
 def test_what_versions_of_iptables_write(rule, words):
@@ -137,8 +137,8 @@ def test_what_versions_of_iptables_write(rule, words):
         ((meta(3), cmp(struct.pack("=I", 0x539)), COUNTER, RETURN), "-m mark --mark 0x539 -j RETURN"),
         ((meta(3), mask(struct.pack("=I", 3)), cmp(struct.pack("=I", 1), 1), COUNTER, RETURN),
          "-m mark ! --mark 0x1/0x3 -j RETURN"),
-        ((limit(_4=number(0), _5=number(0)), COUNTER, RETURN), f"-m limit{xt.ANY} -j RETURN"),
-        ((COUNTER, expression("log", _1=b"\0\1", _3=number(0), _4=b"\0\0")), f"-j NFLOG{xt.ANY}"),
+        ((limit(_4=number(0), _5=number(0)), COUNTER, RETURN), f"-m limit{xt_rule.ANY} -j RETURN"),
+        ((COUNTER, expression("log", _1=b"\0\1", _3=number(0), _4=b"\0\0")), f"-j NFLOG{xt_rule.ANY}"),
     ],
 )  # fmt: skip
 def test_what_newer_versions_write_without_a_match_or_target(rule, words):
@@ -157,8 +157,8 @@ def test_rules_of_real_versions_are_read_as_their_own_iptables_save_told_them(ve
             rules.append((line, []))
     known = {told: nft_rule.words(tuple(expressions)) for told, expressions in rules}
     assert len(rules) == 36
-    assert [(told, words) for told, words in known.items() if not xt.agrees(words, told)] == []
-    in_part = {words.partition(xt.ANY)[0] for words in known.values() if xt.ANY in words}
+    assert [(told, words) for told, words in known.items() if not xt_rule.agrees(words, told)] == []
+    in_part = {words.partition(xt_rule.ANY)[0] for words in known.values() if xt_rule.ANY in words}
     assert in_part <= {"-m length", "-m limit", "-j NFLOG", "-m mark"}
     assert ("-m mark" in in_part) is (version == "1.8.7")
 
@@ -220,15 +220,15 @@ def test_what_only_looks_like_it_is_never_the_same_as_a_text(rule):
 def test_what_none_of_them_writes_is_never_the_same_as_a_text(rule):
     words = nft_rule.words(rule)
     assert words.startswith("(what merlab does not know: ")
-    assert not xt.agrees(words, "-j RETURN")
+    assert not xt_rule.agrees(words, "-j RETURN")
 
 
 def test_words_that_are_known_in_part_agree_with_that_part():
-    known = f"-p tcp -m length{xt.ANY} -j RETURN"
-    assert xt.agrees(known, "-p tcp -m length --length 5 -j RETURN")
-    assert not xt.agrees(known, "-p tcp -m length --length 5 -j ACCEPT")
-    assert not xt.agrees(known, "-p tcp -j RETURN")
-    assert xt.shown(known) == "-p tcp -m length… -j RETURN"
+    known = f"-p tcp -m length{xt_rule.ANY} -j RETURN"
+    assert xt_rule.agrees(known, "-p tcp -m length --length 5 -j RETURN")
+    assert not xt_rule.agrees(known, "-p tcp -m length --length 5 -j ACCEPT")
+    assert not xt_rule.agrees(known, "-p tcp -j RETURN")
+    assert xt_rule.shown(known) == "-p tcp -m length… -j RETURN"
 
 
 def tables(*, drops=False, dormant=(), place=(3, -100), packets=4):
@@ -262,17 +262,17 @@ TEXT = "*nat\n:OUTPUT ACCEPT [0:0]\n[4:240] -A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n"
     ],
 )
 def test_a_text_is_held_against_the_kernel_word_for_word(text, why):
-    chains = wording.known((tables(packets=3), ()), (tables(), ()))["nft"]
-    told = wording.differing("iptables-nft-save", text, chains)
+    chains = rule_text.known((tables(packets=3), ()), (tables(), ()))["nft"]
+    told = rule_text.differing("iptables-nft-save", text, chains)
     assert why in told
     assert bool(why) is bool(told)
 
 
 def test_what_was_not_read_is_not_known():
     gone = Unread("nft:sleep", "nobody could look")
-    assert wording.known((gone, ()), (tables(), ())).keys() == {"legacy"}
-    assert wording.altered(gone, ()) is gone
-    assert wording.altered(tables(), gone) is gone
+    assert rule_text.known((gone, ()), (tables(), ())).keys() == {"legacy"}
+    assert rule_text.altered(gone, ()) is gone
+    assert rule_text.altered(tables(), gone) is gone
 
 
 @pytest.mark.parametrize(
@@ -286,10 +286,12 @@ def test_what_was_not_read_is_not_known():
     ],
 )
 def test_tables_and_chains_are_as_iptables_makes_them(changes, sentence, spoilt):
-    assert wording.altered(tables(**changes), ()) == ((sentence,) if sentence else ())
-    assert wording.spoilt(tables(**changes)) == spoilt
+    assert rule_text.altered(tables(**changes), ()) == ((sentence,) if sentence else ())
+    assert rule_text.spoilt(tables(**changes)) == spoilt
 
 
 def test_legacy_policies_are_told():
     table = Table("ip6", "filter", 0, None, ("INPUT",))
-    assert wording.altered(Tables(1), (table,)) == ("the policy of chain INPUT of the legacy table ip6 filter is DROP",)
+    assert rule_text.altered(Tables(1), (table,)) == (
+        "the policy of chain INPUT of the legacy table ip6 filter is DROP",
+    )

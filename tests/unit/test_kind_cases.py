@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import docker, docker_words, istioctl, kind, kind_words
+from merbridge_lab.adapters import docker, docker_messages, istioctl, kind_cli, kind_messages
 from merbridge_lab.adapters.docker import Container
-from merbridge_lab.drivers.kind import failure, hands, inside, kept, layout
-from merbridge_lab.drivers.kind.merbridge import place, watch
 from merbridge_lab.errors import LabError
-from merbridge_lab.requirements import distribution, engine
-from merbridge_lab.requirements.distribution import Distribution
+from merbridge_lab.labs.kind import create_failure, local_state
+from merbridge_lab.labs.kubernetes import node_exec, pod_netns, topology
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import evidence, node_view
+from merbridge_lab.requirements import kind_lab, packages
+from merbridge_lab.requirements.packages import Distribution
 
 CASES = Path(__file__).parents[1] / "captured" / "cases"
 
@@ -84,26 +85,26 @@ ID, OTHER = "1" * 64, "2" * 64
     ],
 )
 def test_c01_the_pod_of_a_node_is_the_nodes(first, mounted, node, pod):
-    found = place.cgroup_of_node(first, mounted)
+    found = node_view.cgroup_of_node(first, mounted)
     assert found == node
-    assert place.is_below(pod, found)
-    assert place.is_below(first, found)
+    assert node_view.is_below(pod, found)
+    assert node_view.is_below(first, found)
 
 
 def test_c01_what_is_beside_the_node_is_not_the_nodes():
     node = f"/system.slice/docker-{ID}.scope"
     for path in (f"/system.slice/docker-{OTHER}.scope/kubelet.slice/x", f"{node}.x", "/system.slice", "/"):
-        assert not place.is_below(path, node)
+        assert not node_view.is_below(path, node)
 
 
 def test_c01_a_node_whose_cgroup_is_not_known_is_an_error_and_no_guess(monkeypatch):
     with pytest.raises(ValueError, match="no cgroup2"):
-        place.cgroup_of_node("")
+        node_view.cgroup_of_node("")
     with pytest.raises(ValueError, match="has mounted"):
-        place.cgroup_of_node("/a.slice", "/elsewhere")
-    monkeypatch.setattr(place, "cgroup_of", lambda _: "")
+        node_view.cgroup_of_node("/a.slice", "/elsewhere")
+    monkeypatch.setattr(node_view, "cgroup_of", lambda _: "")
     with pytest.raises(LabError, match="the cgroup of the node n is not known"):
-        _ = place.Place("n", os.getpid()).cgroup_path
+        _ = node_view.NodeView("n", os.getpid()).cgroup_path
 
 
 def test_c01_the_root_of_what_the_node_has_mounted_is_read_from_its_mountinfo():
@@ -112,8 +113,8 @@ def test_c01_the_root_of_what_the_node_has_mounted_is_read_from_its_mountinfo():
         f"5 4 0:28 /docker/{ID} /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 none rw\n"
         "6 4 0:30 / /odd\x85name rw - tmpfs none rw\n"
     )
-    assert place.cgroup2_in(text) == (f"/docker/{ID}", "/sys/fs/cgroup/unified")
-    assert place.cgroup2_in("6 4 0:30 / /x rw - tmpfs none rw\n") == ("", "")
+    assert node_view.cgroup2_in(text) == (f"/docker/{ID}", "/sys/fs/cgroup/unified")
+    assert node_view.cgroup2_in("6 4 0:30 / /x rw - tmpfs none rw\n") == ("", "")
 
 
 def test_c01_trace_lines_of_a_nodes_pods_are_kept_and_those_of_others_are_not(monkeypatch):
@@ -125,15 +126,15 @@ def test_c01_trace_lines_of_a_nodes_pods_are_kept_and_those_of_others_are_not(mo
             raise FileNotFoundError(process)
         return paths[process.name]
 
-    monkeypatch.setattr(place, "cgroup_of", cgroup_of)
-    own = place.cgroup_of_node(known["node"][1])
-    assert [watch._elsewhere(pid, own) for pid in (4000, 5000, 7, 99)] == [False, False, True, False]
+    monkeypatch.setattr(node_view, "cgroup_of", cgroup_of)
+    own = node_view.cgroup_of_node(known["node"][1])
+    assert [evidence._elsewhere(pid, own) for pid in (4000, 5000, 7, 99)] == [False, False, True, False]
 
 
 def test_c01_a_process_outside_of_the_node_has_no_cgroup_id_there(monkeypatch):
-    there = place.Place("n", os.getpid())
-    monkeypatch.setattr(place.Place, "cgroup_path", f"/docker/{ID}")
-    monkeypatch.setattr(place, "cgroup_of", lambda _: "/docker")
+    there = node_view.NodeView("n", os.getpid())
+    monkeypatch.setattr(node_view.NodeView, "cgroup_path", f"/docker/{ID}")
+    monkeypatch.setattr(node_view, "cgroup_of", lambda _: "/docker")
     with pytest.raises(LabError, match="is not below"):
         there.cgroup_id(1)
 
@@ -200,8 +201,8 @@ def test_c07_words_of_a_command_in_a_container_are_not_dockers(says):
     ],
 )
 def test_a_wrong_daemon_is_named_with_the_next_command(said, what):
-    error = docker_words.explained(LabError("docker failed", stderr=said))
-    assert docker_words.is_silent(said)
+    error = docker_messages.explained(LabError("docker failed", stderr=said))
+    assert docker_messages.is_silent(said)
     assert what in error.what
     assert error.hint
 
@@ -264,7 +265,9 @@ def frames(text):
 
 
 def test_c10_the_error_and_the_kubelets_complaint_come_first_and_all_is_in_a_file(state):
-    error = failure.not_made(LabError("kind failed", command="kind create", stderr=case("c10")), "kindest/node:v1")
+    error = create_failure.not_made(
+        LabError("kind failed", command="kind create", stderr=case("c10")), "kindest/node:v1"
+    )
     lines = error.stderr.splitlines()
     assert lines[0].startswith("ERROR: failed to create cluster: failed to init node with kubeadm")
     assert lines[1] == "[kubelet-check] the kubelet is not healthy: connection refused"
@@ -277,7 +280,7 @@ def test_c10_the_error_and_the_kubelets_complaint_come_first_and_all_is_in_a_fil
     assert case("c10") in log.read_text()
     assert log.stat().st_mode & 0o777 == 0o600
     assert len(lines) <= 12, "what the first screen shows"
-    kept.forget()
+    local_state.forget()
     assert not state.exists()
 
 
@@ -329,7 +332,7 @@ ERROR: failed to create cluster: failed to init node with kubeadm: exit status 1
     ],
 )
 def test_c10_known_causes_are_named_with_the_next_command(state, said, why, hint):  # noqa: ARG001
-    error = failure.not_made(LabError("kind failed", command="kind create", stderr=said), "kindest/node:v1")
+    error = create_failure.not_made(LabError("kind failed", command="kind create", stderr=said), "kindest/node:v1")
     assert why in error.what
     assert error.hint.startswith(hint)
     assert frames(error.stderr) == []
@@ -337,18 +340,18 @@ def test_c10_known_causes_are_named_with_the_next_command(state, said, why, hint
 
 
 def test_c10_complaints_of_kubeadms_own_checks_are_kept_and_progress_is_not():
-    said = kind_words.summary(LONG)
+    said = kind_messages.summary(LONG)
     assert "[ERROR Port-6443]: Port 6443 is in use" in said
     assert "Ensuring node image" not in said
     assert "validating Kubernetes" not in said
-    assert kind_words.summary("odd\nwords") == "odd\nwords"
+    assert kind_messages.summary("odd\nwords") == "odd\nwords"
 
 
 def test_c10_a_complaint_that_stands_behind_kinds_own_words_is_seen():
     said = "ERROR: failed\nCommand Output: [kubelet-check] The kubelet is not healthy after 4m0s\n"
-    assert kind_words.summary(said) == "ERROR: failed\n[kubelet-check] The kubelet is not healthy after 4m0s"
+    assert kind_messages.summary(said) == "ERROR: failed\n[kubelet-check] The kubelet is not healthy after 4m0s"
     said = f"WARNING: this machine has cgroup v1, which is deprecated\n{said}"
-    assert "kubelet, which is not healthy" in kind_words.cause(said, "x")[0], "a word on the way is no cause"
+    assert "kubelet, which is not healthy" in kind_messages.cause(said, "x")[0], "a word on the way is no cause"
 
 
 def klog(level, words, at="run.go:72"):
@@ -379,7 +382,7 @@ SWAP = "running with swap on is not supported, please disable swap or set --fail
 def test_where_kubeadm_waited_in_vain_the_kubelet_itself_says_why(state, told, why, hint):
     journal = JOURNAL.replace("%s", told)
     failed = LabError("kind failed", command="kind create", stderr=case("c10"))
-    error = failure.not_made(failed, "kindest/node:v1", journal)
+    error = create_failure.not_made(failed, "kindest/node:v1", journal)
     assert why in error.what
     assert error.hint.startswith(hint)
     assert error.stderr.splitlines()[-2] == "kubelet: failed to run Kubelet: " + told.replace('\\"', '"')
@@ -401,24 +404,24 @@ def test_where_kubeadm_waited_in_vain_the_kubelet_itself_says_why(state, told, w
 )
 def test_what_a_kubelet_did_not_end_of_is_not_called_its_end(state, said, journal):  # noqa: ARG001
     failed = LabError("kind failed", command="kind create", stderr=said)
-    assert failure.not_made(failed, "x", journal).what == failure.not_made(failed, "x").what
+    assert create_failure.not_made(failed, "x", journal).what == create_failure.not_made(failed, "x").what
 
 
 def test_the_journal_is_read_of_merlabs_own_node_alone_and_why_it_is_not_is_told(says):
     def read(*mounts, state="running"):
-        return failure.kubelets_journal([Container(layout.NODE, state, "kindest/node:v1", {}, mounts, ())])
+        return create_failure.kubelets_journal([Container(topology.NODE, state, "kindest/node:v1", {}, mounts, ())])
 
     says("docker", out=JOURNAL)
-    assert read(layout.MARK) == JOURNAL
+    assert read(topology.MARK) == JOURNAL
     assert read() == ""
-    assert read(layout.MARK, state="exited") == ""
-    assert failure.kubelets_journal([]) == ""
+    assert read(topology.MARK, state="exited") == ""
+    assert create_failure.kubelets_journal([]) == ""
     says("docker", err='exec: "journalctl": executable file not found in $PATH', status=127)
-    assert read(layout.MARK).startswith("the kubelet's journal could not be read: ")
+    assert read(topology.MARK).startswith("the kubelet's journal could not be read: ")
 
 
 def test_c10_words_of_kinds_that_are_none_are_no_file(state):
-    error = failure.not_made(LabError("kind did not end within 400 s", command="kind create"), "x")
+    error = create_failure.not_made(LabError("kind did not end within 400 s", command="kind create"), "x")
     assert "did not end within 400 s" in error.what
     assert not state.exists()
 
@@ -433,7 +436,7 @@ def release(text, root):
 
 
 def with_kernel(monkeypatch, name):
-    monkeypatch.setattr(distribution.os, "uname", lambda: os.uname_result(("Linux", "n", name, "v", "x86_64")))
+    monkeypatch.setattr(packages.os, "uname", lambda: os.uname_result(("Linux", "n", name, "v", "x86_64")))
 
 
 def machine(name):
@@ -518,14 +521,14 @@ def looked(cgroups):
     ],
 )
 def test_c18_a_pod_is_known_by_whichever_hierarchy_names_it(cgroups, names):
-    process = inside.read_process(hands.NodesOwn("node"), looked(cgroups))
-    assert inside.cgroup_names(process.cgroup) == names
+    process = pod_netns.read_process(node_exec.DockerNodeExec("node"), looked(cgroups))
+    assert pod_netns.cgroup_names(process.cgroup) == names
     assert process.addresses == ("10.0.0.5",)
 
 
 def test_c18_hierarchies_that_disagree_are_no_agreement():
-    process = inside.read_process(
-        hands.NodesOwn("n"), looked(f"3:cpu:/pod{POD}/{CID}\n2:pids:/pod{POD}/{'4' * 64}\n0::/")
+    process = pod_netns.read_process(
+        node_exec.DockerNodeExec("n"), looked(f"3:cpu:/pod{POD}/{CID}\n2:pids:/pod{POD}/{'4' * 64}\n0::/")
     )
     assert process.cgroup == f"/pod{POD}/{CID} and /pod{POD}/{'4' * 64}"
 
@@ -540,9 +543,9 @@ def test_c18_a_name_with_line_ends_does_not_shift_what_is_read(tmp_path):
         child = stack.enter_context(_python(code))
         stack.callback(child.kill)
         child.stdout.readline()
-        script = inside._LOOK.partition("nsenter")[0]
+        script = pod_netns._LOOK.partition("nsenter")[0]
         told = _output(["sh", "-c", script, "sh", str(child.pid)], tmp_path)
-    process = inside.read_process(hands.NodesOwn("n"), told)
+    process = pod_netns.read_process(node_exec.DockerNodeExec("n"), told)
     assert (process.pid, process.comm) == (child.pid, "a 4026531840")
     assert process.netns == Path("/proc/self/ns/net").stat().st_ino
 
@@ -567,17 +570,17 @@ def test_c19_merlabs_kind_uses_docker_whatever_the_environment_says(says, monkey
     monkeypatch.setenv("KIND_EXPERIMENTAL_PROVIDER", told)
     seen = says("kind", out="kind v0.33.0 go1 linux/amd64\n")
     calls = (
-        kind.version,
-        lambda: kind.create("x", "image", "{}", network="n"),
-        lambda: kind.load("x", ["image"]),
-        lambda: kind.delete("x", None),
-        lambda: kind.export("x", "file"),
+        kind_cli.version,
+        lambda: kind_cli.create("x", "image", "{}", network="n"),
+        lambda: kind_cli.load("x", ["image"]),
+        lambda: kind_cli.delete("x", None),
+        lambda: kind_cli.export("x", "file"),
     )
     for call in calls:
         seen.unlink(missing_ok=True)
         call()
         assert "KIND_EXPERIMENTAL_PROVIDER=docker" in seen.read_text().splitlines()
-    found = engine.provider(os.environ)
+    found = kind_lab.provider(os.environ)
     assert found.verdict == ("pass" if told in ("docker", "") else "warn")
     assert found.hint == (None if told in ("docker", "") else "unset KIND_EXPERIMENTAL_PROVIDER")
 
@@ -597,10 +600,10 @@ def test_c19_merlabs_kind_uses_docker_whatever_the_environment_says(says, monkey
 )
 def test_c20_a_docker_with_another_kernel_is_said_before_anything_is_made(change):
     told = docker.read_engine({**json.loads(case("c20")), **change})
-    found = {one.name: one for one in engine.of_engine(told, (1, 34))}["docker.kernel"]
+    found = {one.name: one for one in kind_lab.of_engine(told, (1, 34))}["docker.kernel"]
     assert found.verdict == "fail"
     assert found.hint
-    without = {one.name: one for one in engine.of_engine(told, (1, 34), same_kernel=False)}["docker.kernel"]
+    without = {one.name: one for one in kind_lab.of_engine(told, (1, 34), same_kernel=False)}["docker.kernel"]
     assert without.verdict == "warn", "without a dataplane nobody looks into its kernel"
 
 
@@ -608,8 +611,8 @@ def test_c20_a_docker_on_this_kernel_is_fine():
     told = docker.read_engine(
         {**json.loads(case("c20")), "OperatingSystem": "Debian", "KernelVersion": os.uname().release}
     )
-    assert engine.kernel(told, os.uname().release).verdict == "pass"
-    assert engine.kernel(dataclasses.replace(told, kernel=""), "6.1").verdict == "pass"
+    assert kind_lab.kernel(told, os.uname().release).verdict == "pass"
+    assert kind_lab.kernel(dataclasses.replace(told, kernel=""), "6.1").verdict == "pass"
 
 
 # -- c22: istioctl

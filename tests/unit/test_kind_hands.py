@@ -15,9 +15,9 @@ from tests.unit.api_server import CLOSE, Keys, Server, upgraded
 from tests.unit.test_kube_exec import failure, said
 
 from merbridge_lab import ruleset
-from merbridge_lab.adapters import kube
-from merbridge_lab.drivers.kind import hands, inside, layout, rules
+from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import node_exec, pod_netns, rules, topology
 
 RULES = (Path(__file__).parents[1] / "captured" / "sleep.nft.rules").read_text()
 TOOLS = {
@@ -67,7 +67,7 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "example.com")  # an Api adds its cluster to it
-    monkeypatch.setattr(layout, "STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(topology, "STATE", str(tmp_path / "state"))
     keys, servers = Keys(tmp_path), []
 
     def serve(answer):
@@ -75,15 +75,17 @@ def cluster(tmp_path, monkeypatch):
         return servers[0]
 
     made = Cluster(tmp_path, serve)
-    made.hands = hands.Helpers(kube.Api(keys.kubeconfig(made.server.port)), "node", layout.HELPER)
+    made.node_exec = node_exec.HelperPodExec(
+        kubernetes_api.Api(keys.kubeconfig(made.server.port)), "node", topology.HELPER
+    )
     yield made
     servers[0].close()
 
 
 @pytest.fixture
 def pod_rules(cluster):
-    process = inside.look(cluster.hands, os.getpid())
-    return rules.PodRules("sleep", cluster.hands, lambda _anew: (SimpleNamespace(uid="uid-1"), process))
+    process = pod_netns.look(cluster.node_exec, os.getpid())
+    return rules.PodRules("sleep", cluster.node_exec, lambda _anew: (SimpleNamespace(uid="uid-1"), process))
 
 
 def twice(lost, *words):
@@ -101,21 +103,21 @@ def twice(lost, *words):
 
 def test_a_command_is_tried_again_where_the_api_fails_twice(cluster):
     cluster.hiccup = twice("before", "echo")
-    assert cluster.hands.execute(["echo", "here"]).stdout == "here\n"
+    assert cluster.node_exec.execute(["echo", "here"]).stdout == "here\n"
     assert len(cluster.server.requests) == 3
 
 
 def test_an_api_that_stays_silent_is_given_up_at_a_deadline(cluster, monkeypatch):
-    monkeypatch.setattr(hands, "_PATIENCE", 0.3)
+    monkeypatch.setattr(node_exec, "_PATIENCE", 0.3)
     cluster.hiccup = lambda _argv: "before"
-    with pytest.raises(kube.SilentError):
-        cluster.hands.execute(["true"])
+    with pytest.raises(kubernetes_api.ApiUnavailableError):
+        cluster.node_exec.execute(["true"])
     assert len(cluster.server.requests) > 1
 
 
 def test_an_exit_status_is_an_answer(cluster):
     with pytest.raises(LabError, match="exit status 3"):
-        cluster.hands.execute(["sh", "-c", "exit 3"])
+        cluster.node_exec.execute(["sh", "-c", "exit 3"])
     assert len(cluster.server.requests) == 1
 
 
@@ -135,7 +137,7 @@ def test_no_rule_stays_flushed_where_the_api_fails_twice(cluster, pod_rules, wor
 
 
 def test_a_save_of_another_flush_is_never_written_over(cluster, pod_rules):
-    keep = rules.PodRules("sleep", cluster.hands, pod_rules._found, keep=True)
+    keep = rules.PodRules("sleep", cluster.node_exec, pod_rules._found, keep=True)
     with keep.flushed():
         pass
     assert pod_rules.outstanding

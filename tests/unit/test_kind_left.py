@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import kind
+from merbridge_lab.adapters import kind_cli
 from merbridge_lab.errors import LabError
 
 #: Saves images as kind does, in a folder in TMPDIR and by another process, and never comes to an end.
@@ -21,7 +21,7 @@ mkdir "$TMPDIR/images-tar1"
 echo "$$" >{told}
 wait
 """
-CHILD = "import sys; from merbridge_lab.adapters import kind; kind.load('merbridge', ['image'])"
+CHILD = "import sys; from merbridge_lab.adapters import kind_cli; kind_cli.load('merbridge', ['image'])"
 
 
 def until(look):
@@ -48,9 +48,9 @@ def place(monkeypatch, tmp_path):
 
 
 def test_what_a_load_that_was_ended_had_saved_is_removed(monkeypatch, place):
-    monkeypatch.setattr(kind, "_LOAD", 1.0)
+    monkeypatch.setattr(kind_cli, "_LOAD", 1.0)
     with pytest.raises(LabError):
-        kind.load("merbridge", ["image"])
+        kind_cli.load("merbridge", ["image"])
     assert (place.parent / "told").exists(), "it had begun"
     assert list(place.iterdir()) == []
 
@@ -60,14 +60,14 @@ def test_what_a_merlab_that_was_killed_had_saved_is_swept_and_not_what_one_that_
     with subprocess.Popen([sys.executable, "-c", CHILD]) as merlab:
         try:
             until(lambda: told.exists() and told.read_text().strip())
-            kind.sweep()
+            kind_cli.sweep()
             (folder,) = place.iterdir()
             assert folder.name.startswith(f"merlab-kind-{merlab.pid}-")
         finally:
             merlab.kill()
     os.killpg(int(told.read_text()), 9)
     until(lambda: not Path("/proc", told.read_text().strip()).exists())
-    kind.sweep()
+    kind_cli.sweep()
     assert list(place.iterdir()) == []
 
 
@@ -78,7 +78,7 @@ SHELL = "/bin/sh"
 
 @pytest.fixture
 def kinds():
-    """Start processes that look like a kind at work, more or less: programs, arguments, users, marks."""
+    """Start processes that look like a kind running, more or less: programs, arguments, users, marks."""
     with contextlib.ExitStack() as stack:
         # Where every user may go.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -105,7 +105,7 @@ def kinds():
 def gone():
     """The mark of a merlab that lives no more."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    mark = f"{process.pid}:{kind._began(process.pid)}"
+    mark = f"{process.pid}:{kind_cli._began(process.pid)}"
     process.communicate(b"\n")
     return mark
 
@@ -114,17 +114,17 @@ def test_orphans_are_found_among_processes_whose_arguments_are_no_text(kinds, go
     with subprocess.Popen(["sh", "-c", "sleep 60; :", b"\xff\xfe"]) as odd:
         try:
             orphan = kinds(gone)
-            assert kind.at_work(NAME) == [orphan.pid]
-            kind.end(orphan.pid, NAME)
+            assert kind_cli.at_work(NAME) == [orphan.pid]
+            kind_cli.end(orphan.pid, NAME)
             assert orphan.wait(10) == -15
-            kind.end(orphan.pid, NAME)
-            assert kind.at_work(NAME) == []
+            kind_cli.end(orphan.pid, NAME)
+            assert kind_cli.at_work(NAME) == []
         finally:
             odd.kill()
 
 
 def test_s7_an_orphan_is_known_by_program_user_and_mark_and_nothing_else_is_ended(kinds, gone):
-    mine = f"{os.getpid()}:{kind._began(os.getpid())}"
+    mine = f"{os.getpid()}:{kind_cli._began(os.getpid())}"
     pid, _, began = mine.partition(":")
     spared = {
         "one of a merlab that lives": kinds(mine),
@@ -133,13 +133,13 @@ def test_s7_an_orphan_is_known_by_program_user_and_mark_and_nothing_else_is_ende
         "another cluster": kinds(gone, name="other"),
         "no mark of merlab's": kinds("1; x"),
     }
-    found = kind.at_work(NAME)
+    found = kind_cli.at_work(NAME)
     assert {why: one.pid in found for why, one in spared.items()} == dict.fromkeys(spared, False)
     for one in spared.values():
-        kind.end(one.pid, NAME)
+        kind_cli.end(one.pid, NAME)
     assert [why for why, one in spared.items() if one.poll() is not None] == []
     again = kinds(f"{pid}:{int(began) - 1}")
-    assert kind.at_work(NAME) == [again.pid], "its PID is another process's by now"
+    assert kind_cli.at_work(NAME) == [again.pid], "its PID is another process's by now"
 
 
 def test_s7_a_process_of_another_user_that_fakes_all_of_it_is_left_alone(kinds, gone, monkeypatch):
@@ -148,11 +148,11 @@ def test_s7_a_process_of_another_user_that_fakes_all_of_it_is_left_alone(kinds, 
     others = [{"user": 65534, "group": 65534, "extra_groups": []}, {"user": 65534}] if os.geteuid() == 0 else []
     for ids in others:
         fakes.append(kinds(gone, **ids))
-        assert kind.at_work(NAME) == [fakes[0].pid]
-        kind.end(fakes[-1].pid, NAME)
-    monkeypatch.setattr(kind.os, "geteuid", lambda: 12345)
-    assert kind.at_work(NAME) == []
-    kind.end(fakes[0].pid, NAME)
+        assert kind_cli.at_work(NAME) == [fakes[0].pid]
+        kind_cli.end(fakes[-1].pid, NAME)
+    monkeypatch.setattr(kind_cli.os, "geteuid", lambda: 12345)
+    assert kind_cli.at_work(NAME) == []
+    kind_cli.end(fakes[0].pid, NAME)
     assert [fake.poll() for fake in fakes] == [None] * len(fakes)
 
 
@@ -160,22 +160,22 @@ def test_s7_a_kind_that_merlab_starts_has_its_mark(monkeypatch, tmp_path):
     (tmp_path / "kind").write_text('#!/bin/sh\necho "$MERLAB_STARTED_BY" >"$0.mark"\n')
     (tmp_path / "kind").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    kind.create("x", "image", "", network="n")
-    assert (tmp_path / "kind.mark").read_text().strip() == f"{os.getpid()}:{kind._began(os.getpid())}"
+    kind_cli.create("x", "image", "", network="n")
+    assert (tmp_path / "kind.mark").read_text().strip() == f"{os.getpid()}:{kind_cli._began(os.getpid())}"
 
 
 HEAD = """
 import os, sys
-from merbridge_lab.adapters import kind
+from merbridge_lab.adapters import kind_cli
 from merbridge_lab.errors import LabError
 """
 KNOWN = """
 os.environ["KUBECONFIG"] = sys.argv[1]
 try:
-    kind.context_in(sys.argv[1], "x")
+    kind_cli.context_in(sys.argv[1], "x")
 except LabError as error:
     print(error.what)
-print(kind.known("x"))
+print(kind_cli.known("x"))
 """
 
 
@@ -197,7 +197,7 @@ def nobody():
 
 
 def test_what_an_ordinary_user_cannot_see_is_no_orphan_of_theirs(nobody):
-    done = nobody("kind.end(1, 'x'); print(kind.at_work('x'))")
+    done = nobody("kind_cli.end(1, 'x'); print(kind_cli.at_work('x'))")
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -215,6 +215,6 @@ def test_a_kubeconfig_in_a_folder_that_cannot_be_read_is_a_sentence(nobody):
 
 def test_a_kubeconfig_that_is_not_there_knows_nothing(tmp_path):
     (tmp_path / "file").write_text("")
-    assert kind.context_in(str(tmp_path / "none"), "x") is None
-    assert kind.context_in(str(tmp_path / "none" / "none"), "x") is None
-    assert kind.context_in(str(tmp_path / "file" / "none"), "x") is None
+    assert kind_cli.context_in(str(tmp_path / "none"), "x") is None
+    assert kind_cli.context_in(str(tmp_path / "none" / "none"), "x") is None
+    assert kind_cli.context_in(str(tmp_path / "file" / "none"), "x") is None

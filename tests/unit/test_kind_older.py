@@ -10,35 +10,36 @@ from pathlib import Path
 import pytest
 from tests.unit.api_server import Keys, Server
 
-from merbridge_lab.adapters import kube
+from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.adapters.docker import Container
-from merbridge_lab.drivers.kind import access, cluster, layout, manifests
-from merbridge_lab.drivers.kind.settings import Settings
-from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kubernetes import connection, manifests, topology
+from merbridge_lab.labs.kubernetes.settings import Settings
+from merbridge_lab.labs.options import Options
 
 OLDER = json.loads((Path(__file__).parents[1] / "captured/kind/settings-aaab070.json").read_text())
 
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """Give the way to a cluster whose one ConfigMap is what a test says, asked with these options."""
+    """Return the way to a cluster whose one ConfigMap is what a test says, asked with these options."""
     monkeypatch.setenv("no_proxy", "example.com")  # an Api adds its cluster to it
     monkeypatch.setattr(cluster, "nodes", lambda: [node])
-    node = Container(layout.NODE, "running", "kindest/node:v1.36.1", {}, (layout.MARK,), ())
+    node = Container(topology.NODE, "running", "kindest/node:v1.36.1", {}, (topology.MARK,), ())
     servers = []
 
     def up(configmap, **options):
         def answer(connection, request):
-            is_it = request.split()[1].startswith(kube.path("ConfigMap", layout.SETTINGS))
+            is_it = request.split()[1].startswith(kubernetes_api.path("ConfigMap", topology.SETTINGS))
             told = json.dumps(configmap if is_it else {"kind": "Status", "message": "not there"}).encode()
             status = b"200 OK" if is_it else b"404 Not Found"
             connection.sendall(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(told), told))
 
         keys = Keys(tmp_path)
         servers.append(Server(keys, answer))
-        way = access.Access(Options(**options))
-        api = kube.Api(keys.kubeconfig(servers[-1].port))
+        way = connection.Access(Options(**options))
+        api = kubernetes_api.Api(keys.kubeconfig(servers[-1].port))
         monkeypatch.setattr(way, "api", lambda: api)
         return way
 
@@ -52,9 +53,9 @@ def test_what_an_older_merlab_wrote_is_taken_over(lab, which):
     way = lab(OLDER[which])
     wrote = json.loads(OLDER[which]["data"]["settings.json"])
     kept = way.kept()
-    assert way.finished() is (which != "cut short")
+    assert way.setup_complete() is (which != "cut short")
     assert {**json.loads(kept.to_json()), "kubeconfig": wrote["kubeconfig"]} == wrote
-    assert way.settings().differ_from(kept) == [], "nothing is made anew for it"
+    assert way.settings().differ_from(kept) == [], "nothing is recreated for it"
     written = manifests.configuration(way.settings(), finished=True)
     assert written["metadata"] == OLDER[which]["metadata"], "it is the same object"
     assert "kubeconfig" not in json.loads(written["data"]["settings.json"]), "a path of a machine is not kept there"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import docker, kind
-from merbridge_lab.drivers.kind import cluster, hands, inside, layout, pods, rollout, rules, trouble, workload
-from merbridge_lab.drivers.kind.inside import Process
+from merbridge_lab.adapters import docker, kind_cli
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
+from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kubernetes import diagnostics, node_exec, pod_netns, pods, rollout, rules, topology, workload
+from merbridge_lab.labs.kubernetes.pod_netns import Process
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
 RULES = (CAPTURED.parent / "sleep.nft.rules").read_text()
@@ -26,7 +27,7 @@ sleep
 1: lo    inet 127.0.0.1/8 scope host lo\\       valid_lft forever preferred_lft forever
 2: eth0    inet 10.244.0.5/24 brd 10.244.0.255 scope global eth0\\       valid_lft forever preferred_lft forever
 """
-HANDS = hands.NodesOwn("node")
+HANDS = node_exec.DockerNodeExec("node")
 NO_BACKEND = "# merlab: nat of sleep, backend=x uid=1 pid=2 started=3 netns=4"
 NATIVE = """\
 table inet istio-proxy-nat {
@@ -67,13 +68,13 @@ def test_an_engine_that_does_not_answer_is_an_error_although_docker_info_exits_w
 def test_the_mark_is_seen_on_the_container():
     (node,) = found = docker.read_containers(captured("inspect"))
     assert (node.name, node.running) == ("merbridge-control-plane", True)
-    assert node.labels[kind.LABEL] == layout.CLUSTER
+    assert node.labels[kind_cli.LABEL] == topology.CLUSTER
     assert cluster.are_ours(found)
 
 
 def test_without_the_mark_a_cluster_is_foreign():
     told = captured("inspect")
-    told[0]["Mounts"] = [mount for mount in told[0]["Mounts"] if mount["Destination"] != layout.MARK]
+    told[0]["Mounts"] = [mount for mount in told[0]["Mounts"] if mount["Destination"] != topology.MARK]
     assert not cluster.are_ours(docker.read_containers(told))
     assert not cluster.are_ours([])
     assert not cluster.are_ours(docker.read_containers([*captured("inspect"), *told])), "all nodes, or none"
@@ -99,28 +100,28 @@ def test_names_of_images(ref, registry, full):
 
 
 def test_tasks():
-    found = inside.read_tasks((CAPTURED / "tasks.txt").read_text())
+    found = pod_netns.read_tasks((CAPTURED / "tasks.txt").read_text())
     assert len(found) > 10
     assert all(len(cid) == 64 for cid in found)
-    assert inside.read_tasks("TASK PID STATUS\nabc 12 STOPPED\n") == {}
+    assert pod_netns.read_tasks("TASK PID STATUS\nabc 12 STOPPED\n") == {}
 
 
 def test_a_process_whose_name_has_brackets():
-    process = inside.read_process(HANDS, LOOKED)
+    process = pod_netns.read_process(HANDS, LOOKED)
     assert (process.pid, process.started, process.netns, process.comm) == (1845, 868095, 4026534339, "sleep")
     assert process.addresses == ("10.244.0.5",)
-    assert inside.cgroup_names(process.cgroup) == f"pod{UID}/{CID}"
+    assert pod_netns.cgroup_names(process.cgroup) == f"pod{UID}/{CID}"
 
 
 def test_the_cgroup_of_the_systemd_driver_tells_the_same():
     path = f"/kubelet.slice/kubelet-kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{CID}.scope"
-    assert inside.cgroup_names(path) == f"pod{UID}/{CID}"
-    assert inside.cgroup_names("/docker/x") == "/docker/x"
+    assert pod_netns.cgroup_names(path) == f"pod{UID}/{CID}"
+    assert pod_netns.cgroup_names("/docker/x") == "/docker/x"
 
 
 def test_rules_of_both_backends_and_native_chains():
     told = f"# a warning\n#= nft\n{RULES}#= legacy\n*nat\nCOMMIT\n#= chains\n{NATIVE}"
-    seen = inside.read_snapshot(told)
+    seen = pod_netns.read_snapshot(told)
     assert set(seen.texts) == {"nft", "legacy"}
     assert seen.backend == "nft"
     assert len(seen.istio) == 18
@@ -129,7 +130,7 @@ def test_rules_of_both_backends_and_native_chains():
 
 
 def test_istios_own_nftables_table_is_read_by_the_names_its_chains_have_in_iptables():
-    seen = inside.read_snapshot(f"#= nft\n#= chains\n{NATIVE}#= native\n{NATIVE_RULES}")
+    seen = pod_netns.read_snapshot(f"#= nft\n#= chains\n{NATIVE}#= native\n{NATIVE_RULES}")
     assert (seen.backend, seen.backend_of("nat"), seen.native) == ("native", "native", ())
     assert len(seen.nat) == len(seen.istio) == NATIVE_RULES.count("counter packets")
     assert seen.packets("ISTIO_REDIRECT") == 14
@@ -138,24 +139,24 @@ def test_istios_own_nftables_table_is_read_by_the_names_its_chains_have_in_iptab
 
 
 def test_flushed_that_table_has_chains_and_not_one_rule():
-    seen = inside.read_snapshot(f"#= nft\n#= chains\n{NATIVE}#= native\n{NATIVE}")
+    seen = pod_netns.read_snapshot(f"#= nft\n#= chains\n{NATIVE}#= native\n{NATIVE}")
     assert (seen.backend, seen.nat, seen.native) == ("", (), ())
     assert seen.source("sleep") == "nft:sleep/inet istio-proxy-nat"
 
 
 def test_another_native_table_is_not_istios():
     other = NATIVE.replace("istio-proxy-nat", "detour")
-    seen = inside.read_snapshot(f"#= nft\n#= chains\n{NATIVE}{other}#= native\n{NATIVE_RULES}")
+    seen = pod_netns.read_snapshot(f"#= nft\n#= chains\n{NATIVE}{other}#= native\n{NATIVE_RULES}")
     assert seen.native == ("table inet detour",)
 
 
 def test_a_backend_without_tools_is_absent():
     """Nft's cannot be certain to be empty; legacy's can, and the node says so itself where it is not."""
-    assert isinstance(inside.read_snapshot(f"#= legacy\n{RULES}").texts["nft"], Unread)
-    assert set(inside.read_snapshot(f"#= nft\n{RULES}").texts) == {"nft"}
-    told = inside.read_snapshot(f"#= nft\n{RULES}#= no_legacy\niptables-legacy-save is not on the node\n")
+    assert isinstance(pod_netns.read_snapshot(f"#= legacy\n{RULES}").texts["nft"], Unread)
+    assert set(pod_netns.read_snapshot(f"#= nft\n{RULES}").texts) == {"nft"}
+    told = pod_netns.read_snapshot(f"#= nft\n{RULES}#= no_legacy\niptables-legacy-save is not on the node\n")
     assert "is not on the node" in str(told.texts["legacy"])
-    assert inside.read_snapshot("").texts == {}
+    assert pod_netns.read_snapshot("").texts == {}
 
 
 # -- what a flush saves
@@ -163,7 +164,7 @@ def test_a_backend_without_tools_is_absent():
 
 @pytest.fixture
 def process():
-    return inside.read_process(HANDS, LOOKED)
+    return pod_netns.read_process(HANDS, LOOKED)
 
 
 def test_what_was_saved_says_of_whom_it_is(process):
@@ -192,8 +193,8 @@ class Node:
         self.processes, self.restored = {one.pid: one for one in (*processes, *([sandbox] if sandbox else []))}, []
         self.saved, self.uid, self.sandbox = saved, uid, sandbox
         monkeypatch.setattr(docker, "execute", self.execute)
-        monkeypatch.setattr(inside, "look", self.look)
-        monkeypatch.setattr(inside, "script", self.script)
+        monkeypatch.setattr(pod_netns, "look", self.look)
+        monkeypatch.setattr(pod_netns, "script", self.script)
 
     def execute(self, _node, argv, **_):
         class Told:
@@ -213,7 +214,7 @@ class Node:
 
     def look(self, _node, pid):
         if pid not in self.processes:
-            raise inside.RestartedError("gone")
+            raise pod_netns.RestartedError("gone")
         return self.processes[pid]
 
     def script(self, process, _text, *_argv, **_):
@@ -234,8 +235,8 @@ def _process(pid, *, started=868095, netns=4026534339):
         pytest.param([_process(1845)], "", None, [1845], id="the same process"),
         pytest.param([_process(1845, started=9)], "other", _process(7, netns=5), [], id="its PID is another's"),
         pytest.param([], UID, _process(99), [99], id="the container ended, and the namespace is held by the sandbox"),
-        pytest.param([], "other", _process(99, netns=5), [], id="the pod was made anew"),
-        pytest.param([], "other", _process(99), [], id="made anew, and the inode is used again"),
+        pytest.param([], "other", _process(99, netns=5), [], id="the pod was recreated"),
+        pytest.param([], "other", _process(99), [], id="recreated, and the inode is used again"),
         pytest.param([], UID, _process(99, netns=5), [], id="the node was restarted"),
         pytest.param([], "", None, [], id="there is no pod"),
     ],
@@ -255,7 +256,7 @@ def test_rules_go_back_into_the_very_namespace_they_were_taken_from_or_nowhere(
 def test_rules_that_did_not_come_back_stay_saved(monkeypatch, process):
     node = Node(monkeypatch, f"{rules.header('sleep', 'nft', UID, process)}\n{RULES}", [process])
     node.script = lambda *_a, **_k: type("Told", (), {"stdout": "*nat\nCOMMIT\n"})
-    monkeypatch.setattr(inside, "script", node.script)
+    monkeypatch.setattr(pod_netns, "script", node.script)
     with pytest.raises(LabError, match="are not what was saved"):
         rules.PodRules("sleep", HANDS, lambda _anew: None).restore()
     assert node.saved
@@ -297,18 +298,18 @@ def test_an_init_container_of_that_name_that_ends_is_no_sidecar():
 def test_no_pod_with_its_app_running_is_an_error():
     pod = pods.read(captured("pod-without-image"))
     with pytest.raises(LabError, match="no pod of sleep is running"):
-        pods.the_one([pod], layout.SLEEP)
+        pods.running_pod([pod], topology.SLEEP)
 
 
 # -- why a pod does not come up
 
 
 def test_a_healthy_pod_is_no_trouble():
-    assert trouble.in_pods([captured("pod-classic"), captured("pod-native")], 100) is None
+    assert diagnostics.diagnose([captured("pod-classic"), captured("pod-native")], 100) is None
 
 
 def test_an_image_that_cannot_be_had_is_told_with_its_registry_and_the_way_to_load_it():
-    found = trouble.in_pods([captured("pod-without-image")], 100)
+    found = diagnostics.diagnose([captured("pod-without-image")], 100)
     assert "merlab.test/nothere:1" in found.what
     assert "from merlab.test" in found.what
     assert "i/o timeout" in found.what
@@ -316,14 +317,14 @@ def test_an_image_that_cannot_be_had_is_told_with_its_registry_and_the_way_to_lo
 
 
 def test_a_pod_without_a_place_says_what_is_short():
-    assert "Insufficient cpu" in trouble.in_pods([captured("pod-without-place")], 100).what
+    assert "Insufficient cpu" in diagnostics.diagnose([captured("pod-without-place")], 100).what
 
 
 def test_trouble_of_the_pods_of_before_is_not_that_of_the_new_ones():
-    assert trouble.in_pods([captured("pod-without-place")], 1) is None
+    assert diagnostics.diagnose([captured("pod-without-place")], 1) is None
     ending = captured("pod-without-image")
     ending["metadata"]["deletionTimestamp"] = "2026-11-24T11:12:00Z"
-    assert trouble.in_pods([ending], 100) is None
+    assert diagnostics.diagnose([ending], 100) is None
 
 
 def _refusal(count=1, name="a"):
@@ -352,38 +353,38 @@ class Clock:
 
 def test_m8_refusals_of_before_this_wait_do_not_count_whatever_their_stamps():
     clock = Clock()
-    memory = trouble.Memory(clock)
+    memory = diagnostics.Memory(clock)
     for waited in (0, 30, 60):
         clock.now = 1000.0 + waited
-        assert trouble.refused("sleep", [_refusal()], waited, memory) is None
+        assert diagnostics.refused("sleep", [_refusal()], waited, memory) is None
 
 
 @pytest.mark.parametrize("later", [_refusal(count=2), _refusal(name="b")])
 def test_m8_what_is_refused_in_this_wait_is_tried_again_and_then_hopeless(later):
     clock = Clock()
-    memory = trouble.Memory(clock)
-    assert trouble.refused("sleep", [_refusal()], 0, memory) is None
+    memory = diagnostics.Memory(clock)
+    assert diagnostics.refused("sleep", [_refusal()], 0, memory) is None
     clock.now += 2
-    assert trouble.refused("sleep", [_refusal(), later], 2, memory) is None, "refused only just now"
+    assert diagnostics.refused("sleep", [_refusal(), later], 2, memory) is None, "refused only just now"
     clock.now += 10
-    assert trouble.refused("sleep", [_refusal(), later], 12, memory) is None, "not waited for long"
+    assert diagnostics.refused("sleep", [_refusal(), later], 12, memory) is None, "not waited for long"
     clock.now += 20
-    assert "failed calling webhook" in trouble.refused("sleep", [_refusal(), later], 32, memory).what
-    assert trouble.refused("helloworld-v1", [_refusal(), later], 32, memory) is None
+    assert "failed calling webhook" in diagnostics.refused("sleep", [_refusal(), later], 32, memory).what
+    assert diagnostics.refused("helloworld-v1", [_refusal(), later], 32, memory) is None
 
 
 def test_m8_how_long_a_pod_has_no_place_is_measured_by_the_wait_and_not_by_stamps():
     clock, pod = Clock(), captured("pod-without-place")
     for one in pod["status"]["conditions"]:
         one["lastTransitionTime"] = "2000-01-01T00:00:00Z"
-    memory = trouble.Memory(clock)
-    assert trouble.in_pods([pod], 6, memory=memory) is None, "another may just be ending"
+    memory = diagnostics.Memory(clock)
+    assert diagnostics.diagnose([pod], 6, memory=memory) is None, "another may just be ending"
     clock.now += 11
-    assert "finds no place" in trouble.in_pods([pod], 17, memory=memory).what
+    assert "cannot be scheduled" in diagnostics.diagnose([pod], 17, memory=memory).what
     placed = captured("pod-classic")
     placed["metadata"] = pod["metadata"]
-    assert trouble.in_pods([placed], 18, memory=memory) is None
-    assert trouble.in_pods([pod], 19, memory=memory) is None, "it had a place meanwhile"
+    assert diagnostics.diagnose([placed], 18, memory=memory) is None
+    assert diagnostics.diagnose([pod], 19, memory=memory) is None, "it had a place meanwhile"
 
 
 def test_m8_the_age_of_a_log_goes_on_while_the_machine_is_suspended(monkeypatch):
@@ -406,17 +407,17 @@ def test_what_runs_and_is_never_ready_is_named():
     told = captured("pod-classic")
     for one in told["status"]["containerStatuses"]:
         one["ready"] = one["name"] != "istio-proxy"
-    found = trouble.never_ready([told], "sleep", 60)
+    found = diagnostics.never_ready([told], "sleep", 60)
     assert found.container == "istio-proxy"
-    assert trouble.all_run([told])
-    assert not trouble.all_run([captured("pod-without-image")])
-    assert not trouble.all_run([])
+    assert diagnostics.all_run([told])
+    assert not diagnostics.all_run([captured("pod-without-image")])
+    assert not diagnostics.all_run([])
 
 
 def test_warnings_of_an_autoscaler_are_left_out():
     noise = _refusal()
     noise["involvedObject"] = {"kind": "HorizontalPodAutoscaler", "name": "istiod"}
-    told = trouble.told([_refusal(), noise])
+    told = diagnostics.told([_refusal(), noise])
     assert told == "replicaset sleep-5cd55f4554: FailedCreate: failed calling webhook"
 
 

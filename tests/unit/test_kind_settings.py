@@ -8,17 +8,18 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from merbridge_lab import cli, drivers
-from merbridge_lab.adapters import kind as kind_command
-from merbridge_lab.adapters import kube
+from merbridge_lab import cli, labs
+from merbridge_lab.adapters import kind_cli as kind_command
+from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.adapters.docker import Engine
 from merbridge_lab.adapters.istioctl import complaint
-from merbridge_lab.drivers import kind
-from merbridge_lab.drivers.kind import KindDriver, layout, manifests
-from merbridge_lab.drivers.kind.settings import Settings, versions
-from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError, UsageError
-from merbridge_lab.requirements import engine
+from merbridge_lab.labs import kind
+from merbridge_lab.labs.kind import KindDriver
+from merbridge_lab.labs.kubernetes import manifests, topology
+from merbridge_lab.labs.kubernetes.settings import Settings, versions
+from merbridge_lab.labs.options import Options
+from merbridge_lab.requirements import kind_lab
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
 
@@ -87,21 +88,21 @@ def test_every_manifest_is_yaml_and_merlabs(settings, name):
     for one in objects:
         if one["kind"] not in ("Cluster", "Namespace"):
             assert one["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "merlab"
-            namespace = {"helper": layout.HELPERS, "merbridge": layout.ISTIO}.get(name, layout.NAMESPACE)
+            namespace = {"helper": topology.HELPERS, "merbridge": topology.ISTIO}.get(name, topology.NAMESPACE)
             assert one["metadata"].get("namespace", namespace) == namespace
 
 
 def test_the_clusters_configuration_has_the_mark(settings):
     (cluster,) = manifests.objects("kind", settings)
     mounts = [mount["containerPath"] for node in cluster["nodes"] for mount in node["extraMounts"]]
-    assert mounts == [layout.MARK]
+    assert mounts == [topology.MARK]
 
 
 def test_workloads_are_those_of_the_layout(settings):
     objects = [one for name in manifests.APPLIED for one in manifests.objects(name, settings)]
     deployments = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Deployment"}
-    assert set(deployments) == {spec.name for spec in layout.WORKLOADS}
-    for spec in layout.WORKLOADS:
+    assert set(deployments) == {spec.name for spec in topology.WORKLOADS}
+    for spec in topology.WORKLOADS:
         labels = deployments[spec.name]["spec"]["selector"]["matchLabels"]
         assert ",".join(f"{key}={value}" for key, value in labels.items()) == spec.selector
         (container,) = deployments[spec.name]["spec"]["template"]["spec"]["containers"]
@@ -196,8 +197,8 @@ def test_dataplanes_that_are_planned_are_3(dataplane):
 
 
 def test_only_labs_on_clusters_can_be_told():
-    assert drivers.tell(KindDriver(), Options())
-    assert not drivers.tell(drivers.pick("embedded")[0], Options())
+    assert labs.tell(KindDriver(), Options())
+    assert not labs.tell(labs.pick("embedded")[0], Options())
 
 
 def test_options_are_named_as_they_are_typed():
@@ -234,16 +235,16 @@ def test_a_docker_that_hangs_holds_up_nobody(monkeypatch, tmp_path):
     monkeypatch.delenv("MERLAB_LAB", raising=False)
     began = time.monotonic()
     assert not KindDriver().is_up()
-    assert drivers.pick("auto")[0].name == "embedded"
+    assert labs.pick("auto")[0].name == "embedded"
     assert time.monotonic() - began < 5
 
 
 def test_the_cluster_is_reached_past_any_proxy(monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert kube.without_proxy("127.0.0.1") == "127.0.0.1"
+    assert kubernetes_api.without_proxy("127.0.0.1") == "127.0.0.1"
     monkeypatch.setenv("NO_PROXY", "example.com,.local")
-    assert kube.without_proxy("127.0.0.1") == "example.com,.local,127.0.0.1"
+    assert kubernetes_api.without_proxy("127.0.0.1") == "example.com,.local,127.0.0.1"
 
 
 def test_a_context_is_found_where_kubectl_looks(monkeypatch, tmp_path):
@@ -280,7 +281,7 @@ def verdicts(found):
 
 
 def test_a_good_engine():
-    assert set(verdicts(engine.of_engine(ENGINE, (1, 36))).values()) == {"pass"}
+    assert set(verdicts(kind_lab.of_engine(ENGINE, (1, 36))).values()) == {"pass"}
 
 
 @pytest.mark.parametrize(
@@ -292,23 +293,23 @@ def test_a_good_engine():
     ],
 )
 def test_what_an_engine_lacks_comes_with_what_mends_it(change, name, verdict):
-    found = engine.of_engine(dataclasses.replace(ENGINE, **change), (1, 35))
+    found = kind_lab.of_engine(dataclasses.replace(ENGINE, **change), (1, 35))
     assert verdicts(found)[name] == verdict
     assert next(one for one in found if one.name == name).hint
 
 
 def test_cgroup_v1_is_fine_before_kubernetes_1_35():
-    assert engine.cgroup(dataclasses.replace(ENGINE, cgroup_version="1"), (1, 34)).verdict == "pass"
+    assert kind_lab.cgroup(dataclasses.replace(ENGINE, cgroup_version="1"), (1, 34)).verdict == "pass"
 
 
 def test_limits_of_inotify(tmp_path):
     (tmp_path / "max_user_watches").write_text("1000000")
     (tmp_path / "max_user_instances").write_text("128")
-    found = engine.inotify(tmp_path)
+    found = kind_lab.inotify(tmp_path)
     assert (found.verdict, found.hint) == ("warn", "sysctl fs.inotify.max_user_instances=2048")
     (tmp_path / "max_user_instances").write_text("8192")
-    assert engine.inotify(tmp_path).verdict == "pass"
-    assert engine.inotify(tmp_path / "nothing").verdict == "skip"
+    assert kind_lab.inotify(tmp_path).verdict == "pass"
+    assert kind_lab.inotify(tmp_path / "nothing").verdict == "skip"
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,7 @@ def test_limits_of_inotify(tmp_path):
     ],
 )
 def test_a_proxy_must_be_one_that_the_node_can_reach(environment, verdict, words):
-    found = engine.proxies(environment)
+    found = kind_lab.proxies(environment)
     assert found.verdict == verdict
     assert words in found.found
     assert "secret" not in found.found
@@ -338,12 +339,12 @@ def test_a_proxy_must_be_one_that_the_node_can_reach(environment, verdict, words
     ],
 )
 def test_the_api_listens_where_docker_is(where, verdict):
-    assert engine.ports({"DOCKER_HOST": where}).verdict == verdict
+    assert kind_lab.ports({"DOCKER_HOST": where}).verdict == verdict
 
 
 def test_versions():
-    assert engine.versions(None).verdict == "pass"
-    assert engine.versions("they do not fit").verdict == "fail"
+    assert kind_lab.versions(None).verdict == "pass"
+    assert kind_lab.versions("they do not fit").verdict == "fail"
 
 
 @pytest.mark.parametrize(
@@ -358,9 +359,9 @@ def test_versions():
     ],
 )
 def test_istioctl_is_compared_with_the_release_it_is_to_install(own, asked, verdict):
-    assert engine.istioctl_fits(own, asked).verdict == verdict
+    assert kind_lab.istioctl_fits(own, asked).verdict == verdict
 
 
 def test_a_kind_that_was_never_tried_is_a_warning():
-    assert engine.kind_tried("v0.33.0", ["v0.33.0"]).verdict == "pass"
-    assert engine.kind_tried("v0.20.0", ["v0.33.0"]).verdict == "warn"
+    assert kind_lab.kind_tried("v0.33.0", ["v0.33.0"]).verdict == "pass"
+    assert kind_lab.kind_tried("v0.20.0", ["v0.33.0"]).verdict == "warn"

@@ -10,11 +10,12 @@ import yaml
 from tests.unit.api_server import Keys, Server, plainly
 
 from merbridge_lab import sysdump
-from merbridge_lab.drivers.kind import cluster, layout, state
-from merbridge_lab.drivers.kind.lab import KindLab
-from merbridge_lab.drivers.kind.settings import Settings
-from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kubernetes import status, topology
+from merbridge_lab.labs.kubernetes.lab import KindLab
+from merbridge_lab.labs.kubernetes.settings import Settings
+from merbridge_lab.labs.options import Options
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
 DOCKER = """#!/bin/sh
@@ -62,7 +63,7 @@ def test_expired_certificates_are_a_problem_and_status_goes_on(lab):
     expired = lab(plainly(401, "Unauthorized"), days=-1)
     with pytest.raises(LabError, match="expired"):
         expired.api().ready()
-    told = state.describe(expired)
+    told = status.describe(expired)
     (problem,) = told["problems"]
     assert problem.startswith("the certificates of the cluster expired on ")
     assert problem.endswith("; merlab down --lab kind && merlab up --lab kind")
@@ -85,14 +86,14 @@ def test_a_node_without_tools_does_not_keep_a_sysdump_from_being_written(lab, tm
             plainly(404, "not found")(connection, request)
 
     bare = lab(answer, days=1)
-    assert state.is_up(bare)
-    assert bare.find_hands() is None
+    assert status.is_up(bare)
+    assert bare.find_node_exec() is None
     assert "last-report.json" in sysdump.write(tmp_path / "dump.tar.gz", bare)
 
 
 def test_a_lab_whose_parts_cannot_be_looked_at_says_of_each_why(lab):
     refused = lab(plainly(409, "conflict"), days=1, dataplane="merbridge")
-    told = state._problems(refused, up=True)
+    told = status._problems(refused, up=True)
     assert len(told) == 3, told
     assert all("the cluster refuses to get " in one for one in told)
 
@@ -101,7 +102,7 @@ def test_without_docker_it_is_an_error_as_ever(lab, tmp_path):
     gone = lab(plainly(401, "Unauthorized"), days=1)
     (tmp_path / "docker").write_text("#!/bin/sh\necho Cannot connect to the Docker daemon >&2; exit 1\n")
     with pytest.raises(LabError, match="no Docker daemon answers"):
-        state.describe(gone)
+        status.describe(gone)
 
 
 def test_what_stays_with_docker_is_named_and_merbridge_only_where_it_was(lab, tmp_path):
@@ -109,16 +110,16 @@ def test_what_stays_with_docker_is_named_and_merbridge_only_where_it_was(lab, tm
     settings = Settings.default()
     ours = settings.images["merbridge"]
     (tmp_path / "images").write_text(f"{settings.kind_image}\n{ours}\n")
-    with_it = state.pulled(dataclasses.replace(settings, dataplane="merbridge"))
+    with_it = status.pulled(dataclasses.replace(settings, dataplane="merbridge"))
     assert with_it[0].endswith(f"docker image rm {settings.kind_image} {ours}")
-    without = state.pulled(dataclasses.replace(settings, dataplane="none"))
+    without = status.pulled(dataclasses.replace(settings, dataplane="none"))
     assert without[0].endswith(f"docker image rm {settings.kind_image}")
     (tmp_path / "images").unlink()
-    assert state.pulled(settings) == []
+    assert status.pulled(settings) == []
 
 
 def test_the_stand_ins_are_taken_for_merlabs_cluster(lab):
     lab(plainly(401, ""), days=1)
     (node,) = cluster.nodes()
     assert cluster.are_ours([node])
-    assert node.name == f"{layout.CLUSTER}-control-plane"
+    assert node.name == f"{topology.CLUSTER}-control-plane"

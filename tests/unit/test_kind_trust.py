@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from merbridge_lab.adapters import kube
-from merbridge_lab.drivers.kind import access, cluster, hands, kept, layout, manifests, schema
-from merbridge_lab.drivers.kind.cluster import NodePart
-from merbridge_lab.drivers.kind.merbridge import installed, manifest, part
-from merbridge_lab.drivers.kind.settings import Settings
-from merbridge_lab.drivers.options import Options
+from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kind import cluster, local_state
+from merbridge_lab.labs.kind.cluster import NodeComponent
+from merbridge_lab.labs.kubernetes import connection, manifests, node_exec, settings_schema, topology
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import dataplane, installation, manifest
+from merbridge_lab.labs.kubernetes.settings import Settings
+from merbridge_lab.labs.options import Options
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_s6_what_are_no_settings_at_all_are_a_sentence(text):
 
 
 def test_s6_every_field_of_the_settings_is_in_the_schema(settings):
-    fields = schema._fields(settings.images, ("none",), ())
+    fields = settings_schema._fields(settings.images, ("none",), ())
     assert set(fields) == set(json.loads(settings.to_json()))
 
 
@@ -88,13 +89,15 @@ class Cluster:
     """Stands for the API and the commands: what is there, and what was done."""
 
     def __init__(self, monkeypatch, *objects, text="none"):
-        self.objects = {kube.path(one["kind"], one["metadata"]["name"], "istio-system"): one for one in objects}
+        self.objects = {
+            kubernetes_api.path(one["kind"], one["metadata"]["name"], "istio-system"): one for one in objects
+        }
         self.done = []
         if text != "none":
-            self.objects[kube.path("ConfigMap", layout.SETTINGS)] = {"data": text}
+            self.objects[kubernetes_api.path("ConfigMap", topology.SETTINGS)] = {"data": text}
         monkeypatch.setattr(cluster, "nodes", lambda: self.nodes)
         monkeypatch.setattr(cluster, "own_network", lambda: False)
-        monkeypatch.setattr(cluster.kind, "delete", self.delete_cluster)
+        monkeypatch.setattr(cluster.kind_cli, "delete", self.delete_cluster)
         self.nodes = [_node()]
 
     def delete_cluster(self, _name, kubeconfig):
@@ -120,56 +123,56 @@ class Cluster:
 def _node():
     from merbridge_lab.adapters.docker import Container
 
-    return Container(layout.NODE, "running", "kindest/node:v1.36.1", {}, (layout.MARK,), ())
+    return Container(topology.NODE, "running", "kindest/node:v1.36.1", {}, (topology.MARK,), ())
 
 
 @pytest.mark.parametrize("data", [None, {}, {"settings.json": '{"images": null}'}])
 def test_s6_a_configmap_of_nonsense_is_a_sentence_and_down_goes_on(monkeypatch, state, data):  # noqa: ARG001
     api = Cluster(monkeypatch, text=data)
-    way = access.Access(Options())
+    way = connection.Access(Options())
     monkeypatch.setattr(way, "api", lambda: api)
     for ask in (way.kept, way.settings):
         with pytest.raises(LabError, match="cannot be read"):
             ask()
-    assert way.finished() is False
-    assert way.likely() == Settings.default().asked(Options(dataplane="none"))
-    NodePart(way, lambda: None, kubeconfig=None, keep=False).remove()
+    assert way.setup_complete() is False
+    assert way.best_known_settings() == Settings.default().asked(Options(dataplane="none"))
+    NodeComponent(way, lambda: None, kubeconfig=None, keep=False).remove()
     assert api.nodes == []
 
 
 def test_s6_down_never_touches_a_kubeconfig_that_the_cluster_names(monkeypatch, settings, state, tmp_path):  # noqa: ARG001
     api = Cluster(monkeypatch, text={"settings.json": changed(settings, kubeconfig="/etc/shadow")})
-    way = access.Access(Options())
+    way = connection.Access(Options())
     monkeypatch.setattr(way, "api", lambda: api)
     assert way.kept() == settings, "an older merlab's is read, and its path is not"
     assert "kubeconfig" not in settings.to_json()
-    NodePart(way, lambda: None, kubeconfig=None, keep=False).remove()
+    NodeComponent(way, lambda: None, kubeconfig=None, keep=False).remove()
     assert api.done == [None]
     api.nodes, api.done = [_node()], []
-    kept.note_kubeconfig(str(tmp_path / "noted"))
-    NodePart(way, lambda: None, kubeconfig=str(tmp_path / "given"), keep=False).remove()
+    local_state.note_kubeconfig(str(tmp_path / "noted"))
+    NodeComponent(way, lambda: None, kubeconfig=str(tmp_path / "given"), keep=False).remove()
     assert api.done == [None, str(tmp_path / "given"), str(tmp_path / "noted")]
-    assert kept.kubeconfig() == ""
+    assert local_state.kubeconfig() == ""
 
 
 def test_s6_what_is_noted_on_this_machine_is_this_users_alone(state, tmp_path):
-    kept.note_kubeconfig("/home/x/config")
+    local_state.note_kubeconfig("/home/x/config")
     (file,) = state.iterdir()
-    assert kept.kubeconfig() == "/home/x/config"
+    assert local_state.kubeconfig() == "/home/x/config"
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.chmod(0o666)
-    assert kept.kubeconfig() == "", "anybody could have written that"
+    assert local_state.kubeconfig() == "", "anybody could have written that"
     for text in ("relative", "/a\0b", f"/{'x' * 5000}"):
-        kept.note_kubeconfig(text)
-        assert kept.kubeconfig() == ""
+        local_state.note_kubeconfig(text)
+        assert local_state.kubeconfig() == ""
     file.unlink()
     (tmp_path / "other").write_text("/etc/shadow")
     file.symlink_to(tmp_path / "other")
-    assert kept.kubeconfig() == "", "a link is not followed"
-    kept.note_kubeconfig("/home/y")
+    assert local_state.kubeconfig() == "", "a link is not followed"
+    local_state.note_kubeconfig("/home/y")
     assert (tmp_path / "other").read_text() == "/etc/shadow", "nor written through"
-    assert kept.kubeconfig() == "/home/y"
+    assert local_state.kubeconfig() == "/home/y"
 
 
 # -- S7: manifests, and what others put into the cluster
@@ -212,28 +215,28 @@ def test_s7_a_foreign_object_of_the_same_name_is_neither_taken_over_nor_deleted(
     name = "merbridge"
     foreign = {"kind": kind, "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "Helm"}}}
     api = Cluster(monkeypatch, foreign, text={"settings.json": settings.to_json()})
-    way = access.Access(Options())
+    way = connection.Access(Options())
     monkeypatch.setattr(way, "api", lambda: api)
-    mine = part.MerbridgePart(way, lambda: None, lambda: 0)
+    mine = dataplane.MerbridgeDataplane(way, lambda: None, lambda: 0)
     with pytest.raises(LabError, match=f"there is a {kind} merbridge already, and merlab did not make it") as error:
         mine.ensure()
     assert f"delete {kind.lower()} merbridge" in error.value.hint
     assert api.done == [], "nothing was applied"
     monkeypatch.setattr(mine, "state", lambda: (_ for _ in ()).throw(LabError("not here")))
-    monkeypatch.setattr(part.leavings, "sweep", lambda _: [])
-    monkeypatch.setattr(part.leavings, "require_none", lambda _: None)
+    monkeypatch.setattr(dataplane.cleanup, "sweep", lambda _: [])
+    monkeypatch.setattr(dataplane.cleanup, "require_none", lambda _: None)
     monkeypatch.setattr(mine, "place", lambda: None)
     mine.remove()
     assert api.done == []
     foreign["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "merlab"}
     mine.remove()
-    assert api.done == [("delete", kube.path(kind, name, "istio-system"))]
+    assert api.done == [("delete", kubernetes_api.path(kind, name, "istio-system"))]
 
 
 @pytest.mark.parametrize("note", ["{", "null", '"/api/v1/nodes"', "[1]", '["../x"]', '["/api/v1/x?y=z"]'])
 def test_s7_a_note_of_nonsense_names_merlabs_own_objects(settings, note):
-    daemonset = installed.with_notes(manifest.daemonset(manifest.objects(settings)), {installed.OBJECTS: note})
-    assert installed.objects_of(daemonset) == installed.objects_of(None)
+    daemonset = installation.with_notes(manifest.daemonset(manifest.objects(settings)), {installation.OBJECTS: note})
+    assert installation.objects_of(daemonset) == installation.objects_of(None)
 
 
 # -- S8: the helper pod
@@ -272,55 +275,57 @@ class Pods:
 
 def test_s8_a_helper_goes_with_its_command_and_what_a_killed_one_left_with_the_next(monkeypatch, settings):
     api = Pods()
-    monkeypatch.setattr(access.cluster, "nodes", lambda: [_node()])
-    monkeypatch.setattr(hands, "have_tools", lambda _: False)
-    monkeypatch.setattr(access.rollout, "images_on", lambda _: {access.rollout.full_name(settings.proxy_image)})
-    way = access.Access(Options())
+    monkeypatch.setattr(connection.cluster, "nodes", lambda: [_node()])
+    monkeypatch.setattr(node_exec, "have_tools", lambda _: False)
+    monkeypatch.setattr(connection.rollout, "images_on", lambda _: {connection.rollout.full_name(settings.proxy_image)})
+    way = connection.Access(Options())
     monkeypatch.setattr(way, "api", lambda: api)
-    monkeypatch.setattr(way, "likely", lambda: settings)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+    monkeypatch.setattr(way, "best_known_settings", lambda: settings)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as active_pods:
         gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        marks = {str(one.pid): hands._owner(one.pid) for one in (living, gone)}
+        marks = {str(one.pid): node_exec._owner(one.pid) for one in (active_pods, gone)}
         gone.communicate(b"\n")
-        marks["rebooted"] = {**marks[str(living.pid)], hands._BOOT: "another"}
-        marks["elsewhere"] = {**marks[str(gone.pid)], hands._SPACE: "1"}
-        marks["again"] = {**marks[str(living.pid)], hands._BEGAN: "1"}
+        marks["rebooted"] = {**marks[str(active_pods.pid)], node_exec._BOOT: "another"}
+        marks["elsewhere"] = {**marks[str(gone.pid)], node_exec._SPACE: "1"}
+        marks["again"] = {**marks[str(active_pods.pid)], node_exec._BEGAN: "1"}
         for name, mark in marks.items():
-            api.apply({"metadata": {"name": name, "labels": {hands._PASSING: "true", **mark}}})
-        api.apply({"metadata": {"name": layout.HELPER, "labels": {}}})
-        found = way.find_hands()
-        own = f"{layout.HELPER}-{os.getpid()}"
-        stays = {str(living.pid), "elsewhere", layout.HELPER}
+            api.apply({"metadata": {"name": name, "labels": {node_exec._PASSING: "true", **mark}}})
+        api.apply({"metadata": {"name": topology.HELPER, "labels": {}}})
+        found = way.find_node_exec()
+        own = f"{topology.HELPER}-{os.getpid()}"
+        stays = {str(active_pods.pid), "elsewhere", topology.HELPER}
         assert set(api.there) == {own, *stays}
-        assert f"exec {layout.HELPER} -- true" in found.typed(["true"]), "what one types is for one's own"
-        assert way.find_hands() is found
+        assert f"exec {topology.HELPER} -- true" in found.shell_commands(["true"]), "what one types is for one's own"
+        assert way.find_node_exec() is found
         way.close()
         assert set(api.there) == stays
         way.close()
-        living.communicate(b"\n")
+        active_pods.communicate(b"\n")
 
 
 def test_s8_a_node_with_its_own_tools_gets_no_helper(monkeypatch):
     api = Pods()
-    monkeypatch.setattr(access.cluster, "nodes", lambda: [_node()])
-    monkeypatch.setattr(hands, "have_tools", lambda _: True)
-    way = access.Access(Options())
+    monkeypatch.setattr(connection.cluster, "nodes", lambda: [_node()])
+    monkeypatch.setattr(node_exec, "have_tools", lambda _: True)
+    way = connection.Access(Options())
     monkeypatch.setattr(way, "api", lambda: api)
-    assert isinstance(way.find_hands(), hands.NodesOwn)
+    assert isinstance(way.find_node_exec(), node_exec.DockerNodeExec)
     way.close()
     assert api.there == {}
 
 
 def test_s8_a_helper_that_does_not_run_is_removed_and_named(monkeypatch, settings):
     api = Pods()
-    monkeypatch.setattr(hands, "_STARTS", 0.5)
-    monkeypatch.setattr(hands, "_runs", lambda _: False)
-    monkeypatch.setattr(hands.trouble, "in_pods", lambda *_, **__: None)
+    monkeypatch.setattr(node_exec, "_STARTS", 0.5)
+    monkeypatch.setattr(node_exec, "_runs", lambda _: False)
+    monkeypatch.setattr(node_exec.diagnostics, "diagnose", lambda *_, **__: None)
     with pytest.raises(LabError, match="did not run"):
-        hands.make(api, "node", settings)
+        node_exec.make(api, "node", settings)
     assert api.there == {}
 
 
 def test_s8_the_owner_is_named_by_labels_that_kubernetes_takes():
-    assert all(len(value) <= 63 and value.replace("-", "").isalnum() for value in hands._owner(os.getpid()).values())
-    assert Path("/proc/self/ns/pid").stat().st_ino == int(hands._owner(os.getpid())[hands._SPACE])
+    assert all(
+        len(value) <= 63 and value.replace("-", "").isalnum() for value in node_exec._owner(os.getpid()).values()
+    )
+    assert Path("/proc/self/ns/pid").stat().st_ino == int(node_exec._owner(os.getpid())[node_exec._SPACE])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.unit.api_server import BINARY, CLOSE, Keys, Server, frame, plainly, upgraded
 
-from merbridge_lab.adapters import kube
-from merbridge_lab.adapters.memory import Unnamed
+from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.adapters.memfd import MemFile
 from merbridge_lab.errors import LabError
 
 SUCCESS = {"status": "Success"}
@@ -46,7 +46,7 @@ def serve(keys):
 @pytest.fixture
 def execute(keys, serve):
     def run(answer=None, *, timeout=10):
-        api = kube.Api(keys.kubeconfig(serve(answer).port))
+        api = kubernetes_api.Api(keys.kubeconfig(serve(answer).port))
         return api.execute("default", "sleep-1", "sleep", ["curl", "-sS", "a b"], timeout)
 
     return run
@@ -70,7 +70,7 @@ def test_what_comes_in_pieces_is_put_together(execute):
         whole = frame(*said(1, b"x" * 1000)) + frame(*said(3, SUCCESS)) + frame(*CLOSED)
         for start in (0, 1, 3, 500, 1003, 1010):
             connection.sendall(whole[start : {0: 1, 1: 3, 3: 500, 500: 1003, 1003: 1010}.get(start)])
-            time.sleep(1.5 * kube._GLANCE)
+            time.sleep(1.5 * kubernetes_api._GLANCE)
 
     assert execute(upgraded(then=slowly)) == (0, "x" * 1000, "")
 
@@ -82,7 +82,7 @@ def test_the_exit_status_of_the_command(execute):
 
 def test_what_is_asked_for(keys, serve):
     server = serve(upgraded(said(3, SUCCESS), CLOSED))
-    kube.Api(keys.kubeconfig(server.port)).execute("default", "sleep-1", "sleep", ["curl", "a b", "ü&"], 10)
+    kubernetes_api.Api(keys.kubeconfig(server.port)).execute("default", "sleep-1", "sleep", ["curl", "a b", "ü&"], 10)
     (request,) = server.requests
     wanted = "container=sleep&stdout=true&stderr=true&command=curl&command=a+b&command=%C3%BC%26"
     assert request.startswith(f"GET /api/v1/namespaces/default/pods/sleep-1/exec?{wanted} HTTP/1.1\r\n")
@@ -99,9 +99,11 @@ def test_no_proxy_is_asked(execute, monkeypatch):
     ids=["no handshake", "no upgrade", "lost"],
 )
 def test_an_api_that_does_not_answer_is_told_in_seconds(execute, monkeypatch, answer):
-    monkeypatch.setattr(kube, "_TIMEOUT", (1.0, 1.0))
+    monkeypatch.setattr(kubernetes_api, "_TIMEOUT", (1.0, 1.0))
     began = time.monotonic()
-    with pytest.raises(kube.SilentError, match=r"the API of the cluster at https://127\.0\.0\.1:\d+ does not answer"):
+    with pytest.raises(
+        kubernetes_api.ApiUnavailableError, match=r"the API of the cluster at https://127\.0\.0\.1:\d+ does not answer"
+    ):
         execute(answer)
     assert time.monotonic() - began < 5
 
@@ -109,12 +111,12 @@ def test_an_api_that_does_not_answer_is_told_in_seconds(execute, monkeypatch, an
 def test_a_connection_that_is_refused(keys):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(kube.SilentError):
-        kube.Api(keys.kubeconfig(port)).execute("default", "sleep-1", "sleep", ["true"], 10)
+    with pytest.raises(kubernetes_api.ApiUnavailableError):
+        kubernetes_api.Api(keys.kubeconfig(port)).execute("default", "sleep-1", "sleep", ["true"], 10)
 
 
 def test_an_end_without_a_status_is_no_success(execute):
-    with pytest.raises(kube.SilentError, match="broke off curl in default/sleep-1"):
+    with pytest.raises(kubernetes_api.ApiUnavailableError, match="broke off curl in default/sleep-1"):
         execute(upgraded(said(1, b"half"), CLOSED))
 
 
@@ -136,7 +138,7 @@ def test_a_command_that_does_not_end(execute):
     ids=["stopped", "exited", "no container", "no pod"],
 )
 def test_a_container_that_is_gone(execute, answer):
-    with pytest.raises(kube.GoneError):
+    with pytest.raises(kubernetes_api.NotFoundError):
         execute(answer)
 
 
@@ -145,24 +147,24 @@ def test_a_command_that_cannot_be_run(execute):
     with pytest.raises(LabError, match="curl in default/sleep-1 could not be run") as failed:
         execute(upgraded(failure(message, reason="InternalError", details={"causes": [{"message": message}]}), CLOSED))
     assert failed.value.stderr == message
-    assert not isinstance(failed.value, (kube.GoneError, kube.SilentError))
+    assert not isinstance(failed.value, (kubernetes_api.NotFoundError, kubernetes_api.ApiUnavailableError))
 
 
 def test_an_api_that_cannot_now(execute):
-    with pytest.raises(kube.SilentError, match="cannot answer now"):
+    with pytest.raises(kubernetes_api.ApiUnavailableError, match="cannot answer now"):
         execute(plainly(503, "the server is shutting down"))
 
 
 CHILD = """
 import json, sys
-from merbridge_lab import interrupts
-from merbridge_lab.adapters import kube
-interrupts.install()
-api = kube.Api(json.load(sys.stdin))
+from merbridge_lab import signals
+from merbridge_lab.adapters import kubernetes_api
+signals.install()
+api = kubernetes_api.Api(json.load(sys.stdin))
 print("ready", flush=True)
 try:
     api.execute("default", "sleep-1", "sleep", ["curl"], 60)
-except interrupts.Interrupted as stop:
+except signals.Interrupted as stop:
     print("interrupted by", stop, flush=True)
 """
 
@@ -191,9 +193,9 @@ def test_ctrl_c_ends_it(keys, serve):
 
 def test_a_file_in_memory_that_is_let_go_twice_closes_nothing_of_others():
     """Its number is the next one's by then: whose keys would be gone."""
-    first = Unnamed(b"one")
+    first = MemFile(b"one")
     first.close()
-    second = Unnamed(b"another")
+    second = MemFile(b"another")
     first.close()
     assert Path(second.path).read_bytes() == b"another"
     second.close()

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from merbridge_lab import waiting
-from merbridge_lab.adapters.proc import run
+from merbridge_lab import polling
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 
 
@@ -36,12 +36,12 @@ def test_the_time_limit_still_counts():
 
 def test_it_is_said_what_goes_on():
     told = []
-    waiting.listen(lambda what, seconds: told.append((what, seconds)))
+    polling.listen(lambda what, seconds: told.append((what, seconds)))
     try:
-        with waiting.during("kind makes the cluster"):
+        with polling.during("kind makes the cluster"):
             time.sleep(0.7)
     finally:
-        waiting.listen(None)
+        polling.listen(None)
     assert told
     assert told[0][0] == "kind makes the cluster"
     assert told[0][1] > 0
@@ -49,10 +49,10 @@ def test_it_is_said_what_goes_on():
 
 def test_what_is_awaited_may_change_meanwhile():
     told = []
-    waiting.listen(lambda what, _seconds: told.append(what))
+    polling.listen(lambda what, _seconds: told.append(what))
     names = iter(["a place", "its image", "its image", "its image"])
     try:
-        waiting.until(lambda: None, timeout=0.05, every=0.05, awaiting=lambda: next(names, "more"))
+        polling.until(lambda: None, timeout=0.05, every=0.05, awaiting=lambda: next(names, "more"))
     finally:
-        waiting.listen(None)
+        polling.listen(None)
     assert told[:2] == ["a place", "its image"]

@@ -11,11 +11,11 @@ import pytest
 
 from fakes import FakeLab, up
 from merbridge_lab import matrix
-from merbridge_lab.checks import mesh, redirect, trace
-from merbridge_lab.dataplane.merbridge import trace as upstream
+from merbridge_lab.checks import dataplane, mesh, trace
 from merbridge_lab.evidence import Verdict
-from merbridge_lab.lab import INBOUND, PEER, SWITCH
+from merbridge_lab.lab import APP_REPORTS_PEER, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES
 from merbridge_lab.loader import steps
+from merbridge_lab.merbridge import trace as upstream
 from merbridge_lab.report import Report
 
 VIP = "10.96.0.10:5000"
@@ -53,8 +53,8 @@ MOVED = "redirect 91 bytes with eBPF successfully"
 
 
 def test_what_the_map_holds_is_intercepted_and_moved(healthy):
-    assert redirect.find_intercepted(healthy).held
-    moved = redirect.find_payload(healthy)
+    assert dataplane.assess_intercepted(healthy).held
+    moved = dataplane.assess_payload(healthy)
     assert moved.held
     assert "on all three legs" in moved.why
     assert {reading.source for reading in moved.evidence} >= {
@@ -64,60 +64,60 @@ def test_what_the_map_holds_is_intercepted_and_moved(healthy):
 
 
 def test_programs_that_run_and_note_nothing_intercept_nothing(healthy):
-    finding = redirect.find_intercepted(replace(healthy, noted={}))
+    finding = dataplane.assess_intercepted(replace(healthy, noted={}))
     assert not finding.held
     assert "intercepted none of 4 fresh connections of sleep: its program ran 9 times" in finding.why
 
 
 def test_one_connection_that_is_not_in_the_map_is_one_too_many(healthy):
     noted = dict(list(healthy.noted.items())[1:])
-    assert "intercepted 3 of 4" in redirect.find_intercepted(replace(healthy, noted=noted)).why
+    assert "intercepted 3 of 4" in dataplane.assess_intercepted(replace(healthy, noted=noted)).why
 
 
 def test_a_note_of_a_connection_that_went_elsewhere_proves_nothing(healthy):
     exchanges = tuple(replace(one, remote=VIP) for one in healthy.exchanges)
-    finding = redirect.find_intercepted(replace(healthy, exchanges=exchanges))
+    finding = dataplane.assess_intercepted(replace(healthy, exchanges=exchanges))
     assert "not to the sidecar" in finding.why
 
 
 @pytest.mark.parametrize("missing", LEGS)
 def test_a_leg_without_notes_is_named_unless_it_is_a_known_limit(healthy, missing):
     short = as_upstream(healthy, [leg for leg in LEGS if leg != missing])
-    finding = redirect.find_payload(short)
+    finding = dataplane.assess_payload(short)
     assert f"0 of 4 on the {missing} leg" in finding.why
-    limited = redirect.find_payload(replace(short, limits={missing: "the reason"}))
+    limited = dataplane.assess_payload(replace(short, limits={missing: "the reason"}))
     assert limited.held
     assert f"not on the {missing} leg: the reason" in limited.why
 
 
 def test_a_mover_that_did_not_run_for_each_message(healthy):
-    assert "ran 23 times for at least 24 messages" in redirect.find_payload(as_upstream(healthy, runs=23)).why
+    assert "ran 23 times for at least 24 messages" in dataplane.assess_payload(as_upstream(healthy, runs=23)).why
 
 
 def test_where_there_is_a_trace_it_must_tell_of_each_message(healthy):
     full = replace(healthy, trace=lines(CONNECT, *[MOVED] * 24))
-    assert "24 messages, 2184 bytes" in redirect.find_payload(full).why
+    assert "24 messages, 2184 bytes" in dataplane.assess_payload(full).why
     short = replace(healthy, trace=lines(CONNECT, *[MOVED] * 23))
-    assert "the trace tells of 23 messages moved" in redirect.find_payload(short).why
+    assert "the trace tells of 23 messages moved" in dataplane.assess_payload(short).why
     none = replace(healthy, trace=lines(CONNECT))
-    assert "the trace tells of 0 messages moved" in redirect.find_payload(none).why
+    assert "the trace tells of 0 messages moved" in dataplane.assess_payload(none).why
 
 
 def test_without_a_trace_it_is_said_that_messages_were_handed_over_not_that_they_moved(healthy):
-    said = redirect.find_payload(replace(healthy, trace=())).why
+    said = dataplane.assess_payload(replace(healthy, trace=())).why
     assert "handed to the program that moves them, on all three legs" in said
     assert "moved from socket to socket" not in said
 
 
 def test_a_trace_is_of_the_request_if_it_names_where_the_map_says_it_was_meant_to_go(healthy):
-    assert trace.find_told(replace(healthy, trace=lines(CONNECT, MOVED))).held
+    assert trace.assess_told(replace(healthy, trace=lines(CONNECT, MOVED))).held
     elsewhere = lines(CONNECT.replace("10.96.0.10", "10.96.0.99"), MOVED)
-    assert "no connect() to it was intercepted" in trace.find_told(replace(healthy, trace=elsewhere)).why
-    assert "no bytes were moved" in trace.find_told(replace(healthy, trace=lines(CONNECT))).why
+    assert "no connect() to it was intercepted" in trace.assess_told(replace(healthy, trace=elsewhere)).why
+    assert "no bytes were moved" in trace.assess_told(replace(healthy, trace=lines(CONNECT))).why
 
 
 def test_a_trace_that_looks_right_without_a_note_in_the_map_proves_nothing(healthy):
-    finding = trace.find_told(replace(healthy, noted={}, trace=lines(CONNECT, MOVED)))
+    finding = trace.assess_told(replace(healthy, noted={}, trace=lines(CONNECT, MOVED)))
     assert not finding.held
     assert "this request was not intercepted" in finding.why
 
@@ -128,7 +128,7 @@ def test_a_flushed_request_that_its_sidecar_never_saw_is_said_to_have_been_sent_
     sleep = lab.workload("sleep")
     with sleep.rules.flushed() as saved:
         seen = lab.observe(sleep)
-    finding = mesh.find_served(seen.around(saved, sleep.rules.snapshot()))
+    finding = mesh.assess_served(seen.with_rules(saved, sleep.rules.snapshot()))
     assert "its own sidecar has no record of it: with the rules flushed, nothing sent it there" in finding.why
 
 
@@ -160,7 +160,7 @@ def last_cell(lab):
 
 
 def test_what_upstream_is_known_not_to_serve_is_told_apart_from_a_broken_lab():
-    outcome = last_cell(Without(INBOUND))
+    outcome = last_cell(Without(INBOUND_WITHOUT_RULES))
     assert outcome.finding.verdict is Verdict.SKIP
     assert outcome.finding.why.startswith("a known limit, not a broken lab:")
     assert "4 of 4 answered, 0 of 4 through a server's sidecar" in outcome.finding.why
@@ -176,7 +176,7 @@ def test_a_client_that_is_not_intercepted_is_no_limit_of_the_servers_side():
             seen = super().observe(client, **options)
             return replace(seen, counters_after=seen.counters_before) if self.bypassing else seen
 
-    finding = last_cell(Idle(INBOUND)).finding
+    finding = last_cell(Idle(INBOUND_WITHOUT_RULES)).finding
     assert finding.verdict is Verdict.FAIL
     assert "intercepted 0 of 4" in finding.why
 
@@ -188,7 +188,7 @@ def test_the_same_where_it_should_serve_them_is_a_failure():
 
 def test_where_it_serves_them_all_the_same_it_is_no_limit():
     lab = FakeLab()
-    lab.capabilities -= {INBOUND}
+    lab.capabilities -= {INBOUND_WITHOUT_RULES}
     assert last_cell(lab).finding.held
 
 
@@ -197,9 +197,9 @@ def test_rules_that_were_not_gone_are_never_a_known_limit():
         def flushed(self, workloads):
             return contextlib.nullcontext({one.name: one.rules.snapshot() for one in workloads})
 
-    finding = last_cell(Kept(INBOUND)).finding
+    finding = last_cell(Kept(INBOUND_WITHOUT_RULES)).finding
     assert finding.verdict is Verdict.FAIL
-    assert "flushed as it was" in finding.why
+    assert "although it had been flushed" in finding.why
 
 
 @pytest.mark.parametrize(
@@ -215,19 +215,19 @@ def test_an_app_that_does_not_tell_who_asked_must_have_answered_without_a_sideca
             return replace(seen, exchanges=tuple(replace(one, headers=headers) for one in seen.exchanges))
 
     lab = Silent()
-    lab.capabilities -= {PEER}
+    lab.capabilities -= {APP_REPORTS_PEER}
     bypassed = sorted(matrix.measure(up(lab)), key=lambda outcome: outcome.cell.place)[5]
     assert bypassed.finding.held is held, bypassed.finding.why
 
 
-# -- steps in a lab whose dataplane starts anew for its debug flag
+# -- steps in a lab whose dataplane restarts for its debug flag
 
 
 def test_step_4_tells_that_the_pod_is_made_anew_and_shows_what_became_of_it():
-    step = steps()[4].on(FakeLab().capabilities - {SWITCH})
-    assert "the pod is made anew" in " ".join(step.narration.split())
+    step = steps()[4].on(FakeLab().capabilities - {DEBUG_TOGGLE})
+    assert "the pod is recreated" in " ".join(step.narration.split())
     assert step.needs == steps()[4].needs
-    assert "the pod is made anew" not in " ".join(steps()[4].narration.split())
+    assert "the pod is recreated" not in " ".join(steps()[4].narration.split())
     lab = up(FakeLab())
     lab.dataplane.debug_shown = lambda: "args: [-d]"
     step.act(lab)

@@ -13,12 +13,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from merbridge_lab.dataplane.merbridge import arguments, kernel, log, trace
-from merbridge_lab.drivers.kind import manifests
-from merbridge_lab.drivers.kind.merbridge import installed, limits, manifest, preflight, starting, watch
-from merbridge_lab.drivers.kind.settings import Settings, versions
-from merbridge_lab.drivers.options import Options
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import manifests
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
+    evidence,
+    installation,
+    limitations,
+    manifest,
+    preflight,
+    rollout,
+)
+from merbridge_lab.labs.kubernetes.settings import Settings, versions
+from merbridge_lab.labs.options import Options
+from merbridge_lab.merbridge import kernel_objects, log, mbctl, trace
 
 OTHERS_NAME = """\
 kind: DaemonSet
@@ -99,7 +106,7 @@ def test_what_was_dialled_elsewhere_is_left_out():
         "[debug] redirect 91 bytes with eBPF successfully",
     ]
     events = [trace.parse(line(each)) for each in said]
-    assert [event.raw for event in watch.of_requests(events, frozenset({"10.96.0.10"}))] == [
+    assert [event.raw for event in evidence.of_requests(events, frozenset({"10.96.0.10"}))] == [
         events[0].raw,
         events[2].raw,
     ]
@@ -168,37 +175,37 @@ MBCTL = ["/app/mbctl", "-m", "istio"]
 )  # fmt: skip
 def test_the_flag_goes_after_mbctl_wherever_that_stands_and_comes_off_again(container, changed):
     before = copy.deepcopy(container)
-    assert arguments.with_debug(container) == changed
+    assert mbctl.with_debug(container) == changed
     assert container == before
-    assert arguments.debug(changed)
-    assert not arguments.debug(container)
-    assert arguments.with_debug(changed) == changed
-    off = arguments.without_debug(changed)
-    assert not arguments.debug(off)
+    assert mbctl.debug(changed)
+    assert not mbctl.debug(container)
+    assert mbctl.with_debug(changed) == changed
+    off = mbctl.without_debug(changed)
+    assert not mbctl.debug(off)
     assert off in (container, {"args": []})
 
 
 def test_a_flag_at_the_end_of_a_shells_line_comes_off_and_anothers_stays():
     container = {"args": ["sh", "-c", "[ -d /host ] && mbctl -m istio -d"]}
-    assert arguments.debug(container)
-    assert arguments.without_debug(container) == {"args": ["sh", "-c", "[ -d /host ] && mbctl -m istio"]}
+    assert mbctl.debug(container)
+    assert mbctl.without_debug(container) == {"args": ["sh", "-c", "[ -d /host ] && mbctl -m istio"]}
 
 
 def test_where_the_flag_comes_to_stand():
-    assert arguments.place_of_flag({"args": MBCTL}) == "args/1"
-    assert arguments.place_of_flag({"command": ["mbctl"], "args": ["-m", "istio"]}) == "command/1"
-    assert arguments.place_of_flag({"args": ["-m", "istio"]}) == "args/0"
+    assert mbctl.place_of_flag({"args": MBCTL}) == "args/1"
+    assert mbctl.place_of_flag({"command": ["mbctl"], "args": ["-m", "istio"]}) == "command/1"
+    assert mbctl.place_of_flag({"args": ["-m", "istio"]}) == "args/0"
 
 
 @pytest.mark.parametrize("flag", ["-d", "-d=true", "--debug", "--debug=true"])
 def test_a_flag_that_is_there_already_stays_as_it_is(flag):
     container = {"args": [*MBCTL, flag]}
-    assert arguments.with_debug(container) == container
-    assert arguments.without_debug(container) == {"args": MBCTL}
+    assert mbctl.with_debug(container) == container
+    assert mbctl.without_debug(container) == {"args": MBCTL}
 
 
 def test_the_excerpt_is_yaml():
-    told = yaml.safe_load(arguments.excerpt({"args": ["/app/mbctl", "-d", "--use-reconnect=true"]}))
+    told = yaml.safe_load(mbctl.excerpt({"args": ["/app/mbctl", "-d", "--use-reconnect=true"]}))
     assert told == {"args": ["/app/mbctl", "-d", "--use-reconnect=true"]}
 
 
@@ -207,22 +214,22 @@ def test_the_excerpt_is_yaml():
 
 def test_a_connection_is_looked_up_by_addresses_and_ports_in_the_networks_order():
     ends = "127.0.0.1:41234", "127.128.0.5:15001"
-    wide, mapped = kernel.pairs(*ends, 36)
+    wide, mapped = kernel_objects.pairs(*ends, 36)
     assert len(wide) == len(mapped) == 36
     assert wide[12:16] == mapped[12:16] == bytes([127, 0, 0, 1])
     assert wide[28:32] == mapped[28:32] == bytes([127, 128, 0, 5])
     assert wide[32:] == mapped[32:] == struct.pack("!HH", 41234, 15001)
     assert not any(wide[:12])
     assert mapped[8:12] == mapped[24:28] == b"\0\0\xff\xff"
-    assert kernel.pairs(*ends, 12) == [wide[12:16] + wide[28:32] + wide[32:]]
-    assert kernel.pairs(*ends, 20) == []
+    assert kernel_objects.pairs(*ends, 12) == [wide[12:16] + wide[28:32] + wide[32:]]
+    assert kernel_objects.pairs(*ends, 20) == []
 
 
 def test_where_it_was_meant_to_go():
     ip, port = bytes([10, 96, 0, 10]), struct.pack("!H", 5000)
-    assert kernel.read_wanted(bytes(12) + ip + struct.pack("=I", 77) + port + b"\1\0") == "10.96.0.10:5000"
-    assert kernel.read_wanted(struct.pack("=I", 77) + ip + port + b"\1\0") == "10.96.0.10:5000"
-    assert kernel.read_pod(bytes(12) + ip) == kernel.read_pod(ip) == "10.96.0.10"
+    assert kernel_objects.read_wanted(bytes(12) + ip + struct.pack("=I", 77) + port + b"\1\0") == "10.96.0.10:5000"
+    assert kernel_objects.read_wanted(struct.pack("=I", 77) + ip + port + b"\1\0") == "10.96.0.10:5000"
+    assert kernel_objects.read_pod(bytes(12) + ip) == kernel_objects.read_pod(ip) == "10.96.0.10"
 
 
 # -- the manifest
@@ -253,7 +260,7 @@ def test_ours_is_for_the_last_release_and_takes_a_loaded_image(settings, daemons
     container = manifest.main(daemonset)
     assert container["image"] == settings.images["merbridge"] == "ghcr.io/merbridge/merbridge:0.8.1"
     assert container["imagePullPolicy"] == "IfNotPresent"
-    assert not arguments.debug(container)
+    assert not mbctl.debug(container)
     assert manifest.mend(copy.deepcopy(daemonset), "") == ""
 
 
@@ -264,7 +271,7 @@ def test_another_image_and_another_manifest(settings, tmp_path):
     container = manifest.main(manifest.daemonset(manifest.objects(named)))
     assert container["imagePullPolicy"] == "IfNotPresent", "Always defeats an image that was loaded"
     assert yaml.safe_load_all(manifests.text("merbridge", named))
-    assert named.differ_from(settings) == [], "the mesh is not made anew for it"
+    assert named.differ_from(settings) == [], "the mesh is not recreated for it"
     assert Settings.from_json(asked.to_json()) == asked
     assert named.asked(Options()).merbridge_manifest == named.merbridge_manifest, "what the lab was made with stays"
     assert named.asked(Options(merbridge_manifest="merlab")).merbridge_manifest == ""
@@ -305,30 +312,32 @@ def test_a_manifest_is_found_again_from_another_folder(settings, tmp_path, monke
 
 def test_what_was_applied_with_it_is_noted_and_a_namespace_is_not(settings):
     objects = manifest.objects(settings)
-    daemonset = installed.with_notes(manifest.daemonset(objects), {installed.OBJECTS: installed.paths(objects)})
-    assert sorted(installed.objects_of(daemonset)) == sorted(installed.objects_of(None))
-    assert all(installed.is_marked(installed.marked(one)) for one in objects)
-    assert not installed.is_marked({"metadata": {"name": "merbridge"}})
-    assert json.loads(installed.paths([{"kind": "Namespace", "metadata": {"name": "istio-system"}}])) == []
+    daemonset = installation.with_notes(
+        manifest.daemonset(objects), {installation.OBJECTS: installation.paths(objects)}
+    )
+    assert sorted(installation.objects_of(daemonset)) == sorted(installation.objects_of(None))
+    assert all(installation.is_marked(installation.marked(one)) for one in objects)
+    assert not installation.is_marked({"metadata": {"name": "merbridge"}})
+    assert json.loads(installation.paths([{"kind": "Namespace", "metadata": {"name": "istio-system"}}])) == []
 
 
 def test_a_container_that_runs_is_starting_however_often_it_was_ended_before():
     running = {"restartCount": 5, "ready": False, "state": {"running": {}}}
     waits = {**running, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
-    assert starting._crashes({"status": {"containerStatuses": [running]}}) == 0
-    assert starting._crashes({"status": {"containerStatuses": [waits]}}) == 5
+    assert rollout._crashes({"status": {"containerStatuses": [running]}}) == 0
+    assert rollout._crashes({"status": {"containerStatuses": [waits]}}) == 5
 
 
 def test_buffers_of_merlabs_that_are_gone_are_removed_and_no_others(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", "input()", "merlab"], stdin=subprocess.PIPE) as living:
+    with subprocess.Popen([sys.executable, "-c", "input()", "merlab"], stdin=subprocess.PIPE) as active_pods:
         gone = subprocess.Popen(["true"])
         gone.wait()
-        others = [f"merlab-kind-{living.pid}", "merlab", f"merlab-trace-{gone.pid}", "somebody"]
+        others = [f"merlab-kind-{active_pods.pid}", "merlab", f"merlab-trace-{gone.pid}", "somebody"]
         for name in (*others, f"merlab-kind-{gone.pid}"):
             (tmp_path / "instances" / name).mkdir(parents=True)
-        watch.sweep(Node(tmp_path))
+        evidence.sweep(Node(tmp_path))
         assert sorted(each.name for each in (tmp_path / "instances").iterdir()) == sorted(others)
-        living.communicate(b"\n")
+        active_pods.communicate(b"\n")
 
 
 def test_a_manifest_that_is_not_there_names_those_that_are(settings):
@@ -370,9 +379,9 @@ def test_a_host_path_that_is_missing_is_added(daemonset):
 def test_where_an_app_listens():
     head = "  sl  local_address rem_address   st tx_queue rx_queue"
     row = "   0: 00000000:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0"
-    assert limits.listens(f"{head}\n{row}\n")
-    assert not limits.listens(f"{head}\n{row.replace('0A', '01')}\n")
-    assert not limits.listens(f"{head}\n{row.replace('1388', '1389')}\n")
+    assert limitations.listens(f"{head}\n{row}\n")
+    assert not limitations.listens(f"{head}\n{row.replace('0A', '01')}\n")
+    assert not limitations.listens(f"{head}\n{row.replace('1388', '1389')}\n")
 
 
 # -- edited by hand
@@ -380,7 +389,7 @@ def test_where_an_app_listens():
 
 def live(daemonset, **notes):
     """As the API gives it: with merlab's notes, and with what others add."""
-    told = installed.with_notes(daemonset, {installed.FROM: "", **notes})
+    told = installation.with_notes(daemonset, {installation.FROM: "", **notes})
     told["spec"]["template"]["spec"]["restartPolicy"] = "Always"
     told["spec"]["template"]["spec"]["containers"][0]["terminationMessagePath"] = "/dev/termination-log"
     return told
@@ -388,11 +397,11 @@ def live(daemonset, **notes):
 
 def test_what_the_api_adds_is_no_edit_nor_is_the_debug_flag(daemonset):
     found = live(daemonset)
-    assert installed.is_ours(found)
-    assert installed.edits(found) == []
+    assert installation.is_ours(found)
+    assert installation.edits(found) == []
     manifest.set_debug(found, on=True)
-    assert installed.debug(found)
-    assert installed.edits(found) == []
+    assert installation.debug(found)
+    assert installation.edits(found) == []
 
 
 def test_an_edit_is_named_with_its_place(daemonset):
@@ -401,7 +410,7 @@ def test_an_edit_is_named_with_its_place(daemonset):
     container["args"] = [*container["args"][:1], "-m", "kuma"]
     container["securityContext"]["privileged"] = False
     del found["spec"]["template"]["spec"]["hostNetwork"]
-    said = " | ".join(installed.edits(found))
+    said = " | ".join(installation.edits(found))
     assert "spec.template.spec.containers[0].args is [/app/mbctl, -m, kuma], not [/app/mbctl, -m, istio" in said
     assert "securityContext.privileged is False, not True" in said
     assert "hostNetwork is absent, not True" in said
@@ -409,7 +418,7 @@ def test_an_edit_is_named_with_its_place(daemonset):
 
 
 def test_one_without_merlabs_notes_is_not_merlabs(daemonset):
-    assert not installed.is_ours(daemonset)
+    assert not installation.is_ours(daemonset)
 
 
 # -- preflight
@@ -495,8 +504,8 @@ def test_a_real_sidecar_that_dialled_before_it_listened():
     assert {event.comm for event in cached} == {"pilot-agent"}
     assert len(cached) == 2
     known = captured_map("cgroup_info_map")
-    assert min(kernel.read_in_mesh(value) for value in known.values()) is False
-    assert any(kernel.read_in_mesh(value) for value in known.values())
+    assert min(kernel_objects.read_in_mesh(value) for value in known.values()) is False
+    assert any(kernel_objects.read_in_mesh(value) for value in known.values())
 
 
 def test_a_real_log_is_ready_and_no_crash():
@@ -507,13 +516,13 @@ def test_a_real_log_is_ready_and_no_crash():
 
 def test_real_connections_are_found_by_the_key_that_is_made_of_curls_account():
     found = captured_map("pair_original_dst")
-    value = found[kernel.pairs("127.0.0.1:54592", "127.128.0.6:15001", 36)[0]]
-    assert kernel.read_wanted(value) == "10.96.147.164:5000"
-    assert {kernel.read_wanted(each) for each in found.values()} >= {"10.96.147.164:5000"}
+    value = found[kernel_objects.pairs("127.0.0.1:54592", "127.128.0.6:15001", 36)[0]]
+    assert kernel_objects.read_wanted(value) == "10.96.147.164:5000"
+    assert {kernel_objects.read_wanted(each) for each in found.values()} >= {"10.96.147.164:5000"}
 
 
 def test_real_pods():
-    assert sorted(kernel.read_pod(key) for key in captured_map("local_pod_ips")) == [
+    assert sorted(kernel_objects.read_pod(key) for key in captured_map("local_pod_ips")) == [
         "10.244.0.5",
         "10.244.0.8",
         "10.244.0.9",

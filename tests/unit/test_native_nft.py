@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merbridge_lab.adapters import agreement
+from merbridge_lab.adapters import rules_agreement
 
 OURS = """table ip nat {
 \tchain PREROUTING {
@@ -35,20 +35,20 @@ NATIVE = """table inet detour {
 
 
 def test_what_iptables_makes_is_not_native():
-    assert agreement.native_in(OURS) == ()
-    assert agreement.native_in("") == ()
+    assert rules_agreement.native_in(OURS) == ()
+    assert rules_agreement.native_in("") == ()
 
 
 def test_a_table_of_its_own():
-    assert agreement.native_in(OURS + NATIVE) == ("table inet detour",)
+    assert rules_agreement.native_in(OURS + NATIVE) == ("table inet detour",)
 
 
 def test_a_base_chain_in_a_table_of_iptables():
-    assert agreement.native_in(OURS + HIDDEN) == ("chain ip nat quiet_output",)
+    assert rules_agreement.native_in(OURS + HIDDEN) == ("chain ip nat quiet_output",)
 
 
 def test_a_table_that_iptables_left_out():
     saved = "# Table `nat' contains incompatible base-chains, use 'nft' tool to list them.\n*filter\nCOMMIT\n"
-    assert agreement.left_out(saved) == ("table ip nat",)
-    assert agreement.left_out("# Table `nat' is incompatible, use 'nft' tool.\n") == ("table ip nat",)
-    assert agreement.left_out("*nat\nCOMMIT\n# Completed\n") == ()
+    assert rules_agreement.left_out(saved) == ("table ip nat",)
+    assert rules_agreement.left_out("# Table `nat' is incompatible, use 'nft' tool.\n") == ("table ip nat",)
+    assert rules_agreement.left_out("*nat\nCOMMIT\n# Completed\n") == ()

@@ -93,7 +93,7 @@ def test_installed_elsewhere_it_is_the_wheel_that_runs(installed, tmp_path):
     assert call(merlab, "--version", cwd=tmp_path, env=environment).strip()
     steps = call(merlab, "steps", cwd=tmp_path, env=environment)
     assert all(str(number) in steps for number in range(10))
-    packages = "from merbridge_lab.requirements.distribution import table; print(len(table()))"
+    packages = "from merbridge_lab.requirements.packages import table; print(len(table()))"
     assert int(call(str(installed / "bin/python"), "-c", packages, cwd=tmp_path, env=environment)) > 5
 
 

@@ -10,21 +10,21 @@ import struct
 
 import pytest
 
-from merbridge_lab.adapters import conntrack, netlink, network, network_changes, packet_sockets, sysctls
+from merbridge_lab.adapters import conntrack, netlink_hooks, network_changes, network_dump, packet_sockets, sysctls
 from merbridge_lab.adapters.conntrack import Translated
 from merbridge_lab.adapters.network_changes import Change
-from merbridge_lab.dataplane import entries, listener_options
-from merbridge_lab.drivers.embedded import layout, passing, translations, wires
+from merbridge_lab.dataplane import listener_options, map_entries
 from merbridge_lab.errors import ShortageError
+from merbridge_lab.labs.embedded import namespace_watch, nat_entries, pod_link, topology
 
-SLEEP, V1, _ = layout.PODS
-TWIN = wires.twin_specs()[0]
+SLEEP, V1, _ = topology.PODS
+CONTROL_CLIENT = pod_link.twin_specs()[0]
 BEYOND = {"eth0": "10.244.0.1 at 02:00:00:00:00:01"}
 
 
 def told(name, *changes):
     own = SLEEP if name == "sleep" else None
-    return list(passing.strange(name, [Change(*each) for each in changes], own, layout.PODS, BEYOND))
+    return list(namespace_watch.strange(name, [Change(*each) for each in changes], own, topology.PODS, BEYOND))
 
 
 # -- what changes ----------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_what_is_told_anew_as_it_should_be_is_no_change():
 
 
 def test_twins_may_come_and_go_with_what_belongs_to_them_and_nothing_else():
-    veth, ip = TWIN.veth, TWIN.ip
+    veth, ip = CONTROL_CLIENT.veth, CONTROL_CLIENT.ip
     changes = [
         (True, "link", f"{veth} (veth) down"),
         (True, "link", f"{veth} (veth) without carrier"),
@@ -97,14 +97,14 @@ def test_of_nftables_it_is_told_which_table_changed():
 
 def test_what_netlink_tells_of_a_change_reads_as_what_it_lists():
     body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
-    lines = [network.line_of(32, each, {}) for each in netlink.dump(0, 34, body)]
+    lines = [network_dump.line_of(32, each, {}) for each in netlink_hooks.dump(0, 34, body)]
     assert (True, "rule", "0: ipv4 table local") in lines
-    (lo,) = netlink.dump(0, 18, struct.pack("=BBHiII", 0, 0, 0, 1, 0, 0), single=True)
+    (lo,) = netlink_hooks.dump(0, 18, struct.pack("=BBHiII", 0, 0, 0, 1, 0, 0), single=True)
     names = {}
-    is_there, kind, line = network.line_of(17, lo, names)
+    is_there, kind, line = network_dump.line_of(17, lo, names)
     assert (is_there, kind, names) == (False, "link", {1: "lo"})
     assert line.startswith("lo (loopback) ")
-    assert network.line_of(104, b"", {}) == (True, "next hop", "an object")
+    assert network_dump.line_of(104, b"", {}) == (True, "next hop", "an object")
 
 
 def test_settings_are_read_by_name_and_those_that_are_not_there_are_left_out():
@@ -132,13 +132,13 @@ OUT, IN = ("127.0.0.1", 15001), ("10.244.0.10", 15006)
     ],
 )
 def test_what_istios_rules_do_not_do_in_a_pod_is_not_explained(entry, is_right):
-    assert translations.is_redirected(SLEEP, entry) is is_right
+    assert nat_entries.is_redirected(SLEEP, entry) is is_right
 
 
 def test_conntrack_tells_connections_apart_by_the_port_they_come_from_and_by_nothing_else():
-    assert translations.is_told_apart(Translated(SENT, OUT, ("10.244.0.10", 1024), OUT))
-    assert not translations.is_told_apart(Translated(SENT, OUT, ("10.244.0.11", 40000), OUT))
-    assert not translations.is_told_apart(Translated(SENT, OUT, SENT, ("127.0.0.1", 1)))
+    assert nat_entries.is_told_apart(Translated(SENT, OUT, ("10.244.0.10", 1024), OUT))
+    assert not nat_entries.is_told_apart(Translated(SENT, OUT, ("10.244.0.11", 40000), OUT))
+    assert not nat_entries.is_told_apart(Translated(SENT, OUT, SENT, ("127.0.0.1", 1)))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_conntrack_tells_connections_apart_by_the_port_they_come_from_and_by_not
     ],
 )
 def test_what_the_services_do_not_do_in_the_node_is_not_explained(entry, is_right):
-    assert translations.is_of_service(entry) is is_right
+    assert nat_entries.is_of_service(entry) is is_right
 
 
 def _attribute(kind, value):
@@ -176,7 +176,7 @@ def _tuple(kind, source, destination):
 )
 def test_entries_of_conntrack_that_change_an_end_are_found(monkeypatch, status, back, found):
     body = b"\x02\0\0\0" + _tuple(1, SENT, VIP) + _tuple(2, *back) + _attribute(3, struct.pack("!I", status))
-    monkeypatch.setattr(netlink, "dump", lambda *_: [body])
+    monkeypatch.setattr(netlink_hooks, "dump", lambda *_: [body])
     assert conntrack.translated() == found
 
 
@@ -216,7 +216,7 @@ PAIR = {"netns": [7, 8], "cookie": [1, 2]}
     ],
 )
 def test_a_pair_is_of_pods_and_of_a_socket_that_is_there(pair, live, is_live):
-    assert entries.is_live(pair, {7, 8}, live) is is_live
+    assert map_entries.is_live(pair, {7, 8}, live) is is_live
 
 
 def test_packet_sockets_are_read():
@@ -234,11 +234,11 @@ def test_packet_sockets_are_read():
 
 
 def test_a_link_that_ends_elsewhere_is_told_of_both_ends():
-    assert list(wires._ends_elsewhere(SLEEP, 0, 0, (0, 1))) == [
+    assert list(pod_link._ends_elsewhere(SLEEP, 0, 0, (0, 1))) == [
         "veth10 of the node has its other end in another network namespace than that of sleep"
     ]
-    assert len(list(wires._ends_elsewhere(SLEEP, 3, 4, (0, 1)))) == 2
-    assert len(list(wires._ends_elsewhere(SLEEP, None, None, (None, None)))) == 2
+    assert len(list(pod_link._ends_elsewhere(SLEEP, 3, 4, (0, 1)))) == 2
+    assert len(list(pod_link._ends_elsewhere(SLEEP, None, None, (None, None)))) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab.adapters import mounts
-from merbridge_lab.drivers.embedded import places
+from merbridge_lab.labs.embedded import lab_paths
 
 RUN, CGROUP = Path("/run/merlab"), Path("/sys/fs/cgroup/merlab")
 HEALTHY = """\
@@ -27,7 +27,7 @@ HEALTHY = """\
 
 def strangers(more: str) -> list[tuple[str, str]]:
     table = mounts.parse((HEALTHY + more).encode())
-    return [(str(each.target), each.root) for each in places.strangers(RUN, "merlab", CGROUP, table)]
+    return [(str(each.target), each.root) for each in lab_paths.strangers(RUN, "merlab", CGROUP, table)]
 
 
 def test_a_healthy_lab_has_no_strangers():
@@ -57,14 +57,14 @@ def test_what_is_mounted_elsewhere_is_none():
 
 def test_one_namespace_under_two_names_is_told():
     table = mounts.parse((HEALTHY + "300 275 0:4 net:[12] /run/merlab/netns/v1 rw - nsfs nsfs rw\n").encode())
-    (found,) = places._doubtful(RUN, table)
+    (found,) = lab_paths._doubtful(RUN, table)
     assert found == (RUN / "netns/v1", "the same namespace as /run/merlab/netns/sleep (net:[12])")
 
 
 def test_the_machines_namespace_under_a_pods_name_is_told():
     own = Path("/proc/self/ns/net").stat().st_ino
     line = f"300 275 0:4 net:[{own}] /run/merlab/netns/v1 rw - nsfs nsfs rw\n"
-    (found,) = places._doubtful(RUN, mounts.parse((HEALTHY + line).encode()))
+    (found,) = lab_paths._doubtful(RUN, mounts.parse((HEALTHY + line).encode()))
     assert found[1] == "the network namespace of the machine itself"
 
 
@@ -73,18 +73,18 @@ def test_links_and_the_like_are_told_and_taken_away(tmp_path):
     (tmp_path / "pods/file").write_text("stays")
     (tmp_path / "netns").symlink_to("pods")
     os.mkfifo(tmp_path / "pods/access.log")
-    found = dict(places.links(tmp_path))
+    found = dict(lab_paths.links(tmp_path))
     assert found == {tmp_path / "netns": "a symbolic link", tmp_path / "pods/access.log": "a FIFO"}
-    places.tidy(tmp_path)
+    lab_paths.tidy(tmp_path)
     assert sorted(each.name for each in tmp_path.rglob("*")) == ["file", "pods"]
 
 
 def test_a_lab_that_cannot_be_reached_is_hidden_by_what_came_later():
     table = mounts.parse((HEALTHY + "300 27 0:90 / /run rw - tmpfs none rw\n").encode())
-    lab = places.own(RUN.with_name("merlab-no-such"), "merlab", table)
+    lab = lab_paths.own(RUN.with_name("merlab-no-such"), "merlab", table)
     assert lab is None
     run = Path("/run/merlab-gone-for-sure")
     text = HEALTHY.replace("/run/merlab ", f"{run} ") + "300 27 0:90 / /run rw - tmpfs none rw\n"
     table = mounts.parse(text.encode())
-    lab = places.own(run, "merlab", table)
-    assert places.hidden_by(run, lab, table) == Path("/run")
+    lab = lab_paths.own(run, "merlab", table)
+    assert lab_paths.hidden_by(run, lab, table) == Path("/run")

@@ -12,13 +12,13 @@ import threading
 
 import pytest
 
-from merbridge_lab.adapters import cgroup, process
-from merbridge_lab.adapters.network import Link, Network
-from merbridge_lab.drivers import batch
-from merbridge_lab.drivers.embedded import certificates, identity, layout, wiring
+from merbridge_lab.adapters import cgroup, procfs
+from merbridge_lab.adapters.network_dump import Link, Network
+from merbridge_lab.labs import request_batch
+from merbridge_lab.labs.embedded import certificates, identity, network_drift, topology
 from merbridge_lab.requirements import host
 
-SLEEP = layout.PODS[0]
+SLEEP = topology.PODS[0]
 
 
 def network(lines, address="02:00:0a:00:00:01"):
@@ -29,12 +29,12 @@ def network(lines, address="02:00:0a:00:00:01"):
     return Network({"eth0": eth0}, {kind: frozenset(found) for kind, found in kinds.items()}, {})
 
 
-WANTED = wiring.bare() | wiring.pods_end(SLEEP)
+WANTED = network_drift.bare() | network_drift.pods_end(SLEEP)
 
 
 def compared(*more, without=()):
     found = network([*(WANTED - {*without}), *more])
-    return wiring.compare(found, WANTED, neighbours={"eth0": "10.244.0.1 at 02:00:00:00:00:07"})
+    return network_drift.compare(found, WANTED, neighbours={"eth0": "10.244.0.1 at 02:00:00:00:00:07"})
 
 
 def test_p4_what_merlab_made_and_what_the_kernel_adds_is_in_order():
@@ -72,13 +72,13 @@ def test_p4_what_is_missing_is_told():
 def test_p4_what_is_altered_is_told_as_one_thing():
     link = ("link", "eth0 (veth) up mtu 1500")
     found = compared(("link", "eth0 (veth) up mtu 1500 promiscuous"), without=[link])
-    left, told = wiring.altered(found)
+    left, told = network_drift.altered(found)
     assert left == ((), ())
     assert told == ["the link eth0 (veth) up mtu 1500 is promiscuous"]
 
 
 def test_p2_this_very_process_is_none_of_the_labs():
-    own = process.look(os.getpid())
+    own = procfs.look(os.getpid())
     argv = list(own.argv)
     expected = identity.Expected(argv, identity.Path("/proc/self/exe"), os.getuid() + 1, own.netns, own.mntns)
     assert identity.mismatch(own, expected) == f"it runs as user {os.getuid()}, not {os.getuid() + 1}"
@@ -135,8 +135,8 @@ def test_p5_no_curlrc_and_no_proxy_has_a_say(tmp_path, closes_first, rc):
     (tmp_path / ".curlrc").write_text(rc)
     env = {**os.environ, "HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1"}
     url = f"http://127.0.0.1:{port}/"
-    done = subprocess.run(batch.curl("n", url), env=env, capture_output=True, text=True, check=False)
-    exchange = batch.read("n", url, done.returncode, done.stdout, done.stderr)
+    done = subprocess.run(request_batch.curl("n", url), env=env, capture_output=True, text=True, check=False)
+    exchange = request_batch.read("n", url, done.returncode, done.stdout, done.stderr)
     assert len(accepted) == 1
     assert exchange.closed
     assert not exchange.served
@@ -149,10 +149,10 @@ def test_p5_an_answer_to_more_than_one_connection_is_none(facts, told):
     """As curl 7.88 tells them."""
     answer = "HTTP/1.1 200 OK\n\nhi\n"
     facts = {**json.loads(ONCE), **json.loads(f"{{{facts}}}")}
-    exchange = batch.read("n", "http://x/", 0, answer + json.dumps(facts), "")
+    exchange = request_batch.read("n", "http://x/", 0, answer + json.dumps(facts), "")
     assert not exchange.served
     assert told in str(exchange)
-    assert batch.read("n", "http://x/", 0, answer + ONCE, "").served
+    assert request_batch.read("n", "http://x/", 0, answer + ONCE, "").served
 
 
 ONCE = '{"http_code": 200, "num_connects": 1, "num_redirects": 0, "curl_version": "libcurl/7.88.1 OpenSSL/3.0.19"}'
@@ -175,10 +175,10 @@ def test_p5_a_curl_that_does_not_tell_how_it_asked_is_not_believed(version, lack
     facts = {"http_code": 200, "num_connects": 1, "num_redirects": 0, "proxy_used": 0, "num_retries": 0}
     facts |= {} if version is None else {"curl_version": version}
     answer = "HTTP/1.1 200 OK\n\nhi\n"
-    assert batch.read("n", "http://x/", 0, answer + json.dumps(facts), "").served
+    assert request_batch.read("n", "http://x/", 0, answer + json.dumps(facts), "").served
     for wrong in ({}, dict.fromkeys(lacking), dict.fromkeys(lacking, "1")):
         kept = {name: value for name, value in facts.items() if name not in lacking}
-        exchange = batch.read("n", "http://x/", 0, answer + json.dumps({**kept, **wrong}), "")
+        exchange = request_batch.read("n", "http://x/", 0, answer + json.dumps({**kept, **wrong}), "")
         assert not exchange.served
         assert f"its answer has no {', '.join(lacking)}" in str(exchange)
 
@@ -195,9 +195,9 @@ def test_p5_a_real_curl_that_asks_once_is_believed(tmp_path):
     thread = threading.Thread(target=answer)
     url = f"http://127.0.0.1:{served.getsockname()[1]}/"
     thread.start()
-    done = subprocess.run(batch.curl("n", url), cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(request_batch.curl("n", url), cwd=tmp_path, capture_output=True, text=True, check=False)
     thread.join(5)
-    exchange = batch.read("n", url, done.returncode, done.stdout, done.stderr)
+    exchange = request_batch.read("n", url, done.returncode, done.stdout, done.stderr)
     assert exchange.served, str(exchange)
 
 

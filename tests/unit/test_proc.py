@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.adapters.command import pasteable, run
 from merbridge_lab.errors import LabError
 
 

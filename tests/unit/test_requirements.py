@@ -9,11 +9,11 @@ from importlib import metadata
 import pytest
 
 from merbridge_lab import requirements
-from merbridge_lab.adapters import bccpath, kernel
-from merbridge_lab.errors import KernelCannotError, LabError
+from merbridge_lab.adapters import bcc_import, kernel_features
+from merbridge_lab.errors import LabError, UnsupportedFeatureError
 from merbridge_lab.requirements import host, tools
 from merbridge_lab.requirements import kernel as judged
-from merbridge_lab.requirements.distribution import Distribution, os_release, table
+from merbridge_lab.requirements.packages import Distribution, os_release, table
 
 DEBIAN = Distribution("Debian", "apt", (12,))
 
@@ -160,10 +160,10 @@ def test_bcc_is_told_from_what_else_is_called_bcc(tmp_path):
     impostor.mkdir(parents=True)
     (impostor / "__init__.py").write_text("")
     with pytest.raises(LabError, match="not on this machine") as raised:
-        bccpath.find(tmp_path)
+        bcc_import.find(tmp_path)
     assert raised.value.hint == "merlab doctor"
     real = bcc_at(tmp_path / "usr/lib/python3.11/site-packages/bcc")
-    assert bccpath.find(tmp_path) == real
+    assert bcc_import.find(tmp_path) == real
 
 
 @pytest.mark.parametrize(("version", "verdict"), [("0.25.0", "pass"), ("0.31.0", "pass"), ("0.24.0", "fail")])
@@ -186,22 +186,22 @@ def test_bcc_missing_beside_the_pypi_package(tmp_path, monkeypatch):
 
 
 def test_bcc_by_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv(bccpath.VARIABLE, str(tmp_path / "nowhere"))
-    with pytest.raises(LabError, match=bccpath.VARIABLE):
-        bccpath.find()
+    monkeypatch.setenv(bcc_import.VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(LabError, match=bcc_import.VARIABLE):
+        bcc_import.find()
     own = bcc_at(tmp_path / "own")
-    monkeypatch.setenv(bccpath.VARIABLE, str(own))
-    assert bccpath.find() == own
+    monkeypatch.setenv(bcc_import.VARIABLE, str(own))
+    assert bcc_import.find() == own
 
 
 def test_a_broken_bcc_is_a_sentence_and_leaves_no_half_module(tmp_path, monkeypatch):
     own = bcc_at(tmp_path / "own")
     (own / "__init__.py").write_text("from . import libbcc\nimport no_such_module\n")
-    monkeypatch.setenv(bccpath.VARIABLE, str(own))
+    monkeypatch.setenv(bcc_import.VARIABLE, str(own))
     monkeypatch.delitem(sys.modules, "bcc", raising=False)
     before = list(sys.path)
     with pytest.raises(LabError, match="cannot be loaded"):
-        bccpath.load()
+        bcc_import.load()
     assert "bcc" not in sys.modules
     assert "bcc.libbcc" not in sys.modules
     assert sys.path == before
@@ -244,8 +244,8 @@ def test_an_envoy_that_cannot_be_run(tmp_path, monkeypatch):
 
 
 def test_the_error_for_a_feature_names_the_version_that_has_it():
-    error = kernel.cannot("bpf.sk_lookup", "EINVAL")
-    assert isinstance(error, KernelCannotError)
+    error = kernel_features.cannot("bpf.sk_lookup", "EINVAL")
+    assert isinstance(error, UnsupportedFeatureError)
     assert (error.feature, error.since) == ("bpf.sk_lookup", "5.9")
     assert "5.9" in error.hint
 
@@ -254,7 +254,7 @@ def test_every_need_of_the_kernel_is_in_the_table_of_features():
     found = requirements.embedded(quick=True)
     names = {one.name for one in found if one.name.startswith("bpf.")}
     # Without root they are skipped in two lines.
-    assert names <= {*kernel.FEATURES, "bpf.programs", "bpf.maps"}
+    assert names <= {*kernel_features.FEATURES, "bpf.programs", "bpf.maps"}
 
 
 def test_nothing_raises_whatever_breaks(monkeypatch):

@@ -5,9 +5,9 @@ import time
 import pytest
 
 from fakes import FakeLab, up
-from merbridge_lab.errors import LabError, NotHeldError
+from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.evidence import Verdict, fails, holds, skips
-from merbridge_lab.lab import DATAPLANE, TRACE, TWIN
+from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, TRACE
 from merbridge_lab.loader import steps
 from merbridge_lab.model import Check, Kind, Step
 from merbridge_lab.report import Report
@@ -123,13 +123,15 @@ def test_all_checks_of_a_demonstration_are_reported_also_after_one_that_fails():
     assert report.verdict is Verdict.FAIL
 
 
-@pytest.mark.parametrize(("missing", "skipped"), [(TRACE, [4, 5]), (TWIN, [8, 9]), (DATAPLANE, [3, 4, 5])], ids=str)
+@pytest.mark.parametrize(
+    ("missing", "skipped"), [(TRACE, [4, 5]), (CONTROL_CLIENT, [8, 9]), (DATAPLANE, [3, 4, 5])], ids=str
+)
 def test_without_a_capability_its_steps_are_skipped_with_the_labs_reason(missing, skipped):
     lab = FakeLab()
     lab.capabilities -= {missing}
     report = run(lab, steps()[:8] if missing == DATAPLANE else steps())
     assert [outcome.step.number for outcome in report.steps if outcome.verdict is Verdict.SKIP] == skipped
-    assert {o.reason for o in report.steps if o.verdict is Verdict.SKIP} == {lab.lacks(missing)}
+    assert {o.reason for o in report.steps if o.verdict is Verdict.SKIP} == {lab.why_missing(missing)}
     assert not any(outcome.acted for outcome in report.steps if outcome.verdict is Verdict.SKIP)
     assert report.verdict is Verdict.PASS
     assert report.skipped == len(skipped)
@@ -181,7 +183,7 @@ def test_a_lab_error_in_a_check_ends_the_run_too():
 
 def test_an_act_that_sees_its_claim_fail_is_a_failure_not_an_error():
     def act(_lab):
-        raise NotHeldError("the pod came up without rules")
+        raise ClaimFailedError("the pod came up without rules")
 
     report = run(FakeLab(), [demonstration(0, act, ALWAYS), demonstration(1, lambda _lab: 1, ALWAYS)])
     assert report.verdict is Verdict.FAIL
@@ -273,7 +275,7 @@ def test_verify_names_rules_flushed_behind_its_back():
     lab.workload("sleep").rules.flush()
     report = prove(lab)
     assert report.verdict is Verdict.FAIL
-    assert report.cause == "there are no ISTIO rules in sleep that could stand still"
+    assert report.cause == "there are no ISTIO rules in sleep that could be counted"
 
 
 def test_verify_passes_with_its_steps_and_its_matrix():
@@ -293,21 +295,21 @@ def test_what_changes_while_it_is_proven_voids_the_proof():
     lab.fingerprint = lambda: next(answers)
     report = prove(lab)
     assert report.verdict is Verdict.FAIL
-    assert report.cause == "the sidecar of sleep changed while it was looked at: the proof is void"
+    assert report.cause == "the sidecar of sleep changed during verification: the result is invalid"
 
 
 def test_what_stood_before_must_stand_when_all_is_measured():
     lab = up(FakeLab())
-    real = lab.twins
+    real = lab.control_pair
 
-    def twins():
+    def control_pair():
         lab.node.problem = "a stranger is in the node"
         return real()
 
-    lab.twins = twins
+    lab.control_pair = control_pair
     report = prove(lab)
     assert report.verdict is Verdict.FAIL
-    assert report.cause == "what stood before stands no longer: a stranger is in the node"
+    assert report.cause == "a precondition no longer holds: a stranger is in the node"
 
 
 def test_the_matrix_is_not_measured_where_a_step_failed():

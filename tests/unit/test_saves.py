@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.drivers.embedded import saves
-from merbridge_lab.drivers.embedded.saves import Save, SaveFile, SpoiltError
+from merbridge_lab.labs.embedded import saved_rules
+from merbridge_lab.labs.embedded.saved_rules import Save, SaveFile, SpoiltError
 
 _CAPTURED = Path(__file__).parents[1] / "captured" / "sleep.nft.rules"
 RULES = "# Generated\n*nat" + _CAPTURED.read_text().partition("*nat")[2]
@@ -14,7 +14,7 @@ SAVE = Save("nft", 42, RULES)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(saves, "cookie", lambda _namespace: 42)
+    monkeypatch.setattr(saved_rules, "cookie", lambda _namespace: 42)
     (tmp_path / "saved").mkdir()
     return tmp_path / "saved"
 
@@ -25,7 +25,7 @@ def file(folder):
 
 
 def told(folder):
-    return saves.problems(folder, [("sleep", Path("sleep"))])
+    return saved_rules.problems(folder, [("sleep", Path("sleep"))])
 
 
 def test_what_was_written_is_read(file, folder):
@@ -72,7 +72,7 @@ def test_what_is_no_plain_file_is_refused(file, folder, make):
 def test_a_save_of_a_namespace_that_is_gone_is_no_mark(file, folder, monkeypatch):
     """R1: also where nothing is pinned any more."""
     file.write(SAVE)
-    monkeypatch.setattr(saves, "cookie", lambda _namespace: None)
+    monkeypatch.setattr(saved_rules, "cookie", lambda _namespace: None)
     assert not file.is_of(Path("sleep"))
     assert "is of a network namespace of sleep that is gone: merlab restore" in told(folder)[0]
 
@@ -83,7 +83,7 @@ def test_strays_are_told_and_only_drafts_deleted(folder):
     assert sorted(each.rpartition(": ")[2] for each in told(folder)) == [
         "merlab up", "merlab up", f"rm -r {folder / 'sleep.note'}", f"rm -r {folder / 'sleep.rules.other'}",
     ]  # fmt: skip
-    saves.delete_drafts(folder)
+    saved_rules.delete_drafts(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["sleep.note", "sleep.rules.other"]
 
 
@@ -91,7 +91,7 @@ def test_a_save_that_cannot_be_written_leaves_no_draft(file, folder, monkeypatch
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saves.os, "fsync", full)
-    with pytest.raises(saves.LabError, match="cannot be saved"):
+    monkeypatch.setattr(saved_rules.os, "fsync", full)
+    with pytest.raises(saved_rules.LabError, match="cannot be saved"):
         file.write(SAVE)
     assert list(folder.iterdir()) == []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from merbridge_lab.adapters import redirections, sysctls
-from merbridge_lab.drivers.embedded import settings
+from merbridge_lab.adapters import rare_redirects, sysctls
+from merbridge_lab.labs.embedded import sysctl_drift
 
 #: What a new namespace of some kernel has.
 NEW = {
@@ -60,7 +60,7 @@ def fresh(monkeypatch):
 
 
 def told(found):
-    return settings.differing(found, ["eth0"], forward=False)
+    return sysctl_drift.differing(found, ["eth0"], forward=False)
 
 
 def test_p8_what_a_new_namespace_has_is_in_order(fresh):
@@ -120,8 +120,8 @@ BEHIND = {
 
 def test_behind_each_setting_that_may_differ_something_is_told(fresh):
     """P4: an entry of the list is no hiding place."""
-    assert {each.name for each in settings.MAY_DIFFER} == {*BEHIND}
-    assert all(each.reason for each in settings.MAY_DIFFER)
+    assert {each.name for each in sysctl_drift.MAY_DIFFER} == {*BEHIND}
+    assert all(each.reason for each in sysctl_drift.MAY_DIFFER)
     for name, good, bad in BEHIND.values():
         fresh(NEW | {"ipv4/neigh/lo/ucast_solicit": "5"})
         assert told(HEALTHY | {name: good}) == []
@@ -135,9 +135,9 @@ def test_p8_services_of_ipvs_are_told_with_their_servers():
         "Prot LocalAddress:Port Scheduler Flags\n"
         "  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
     )
-    assert redirections.read_ipvs(text) == []
+    assert rare_redirects.read_ipvs(text) == []
     services = "TCP  0A60000A:1388 rr  \n  -> 0AF4000C:1388      Masq    1      0          0         \n"
-    assert redirections.read_ipvs(text + services) == ["TCP 0A60000A:1388 to 0AF4000C:1388"]
+    assert rare_redirects.read_ipvs(text + services) == ["TCP 0A60000A:1388 to 0AF4000C:1388"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.requirements.distribution import table
+from merbridge_lab.requirements.packages import table
 
 ROOT = Path(__file__).parents[2]
 SETUP = ROOT / "scripts/setup"
@@ -41,7 +41,7 @@ def test_a_step_imports_the_facade_and_checks_only(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "src/merbridge_lab/checks").glob("*.py")), ids=lambda path: path.stem)
 def test_a_check_knows_no_lab(path):
-    forbidden = re.compile(r"merbridge_lab\.(drivers|adapters|dataplane|runner|console|cli)\b")
+    forbidden = re.compile(r"merbridge_lab\.(labs|adapters|dataplane|runner|console|cli)\b")
     assert [name for name in imported(ast.parse(path.read_text())) if forbidden.match(name)] == []
 
 
@@ -53,7 +53,7 @@ def test_commands_are_never_strings_for_a_shell():
         assert "shell" not in keywords, path
         assert "os.system" not in names, path
         # One place polls to a deadline; everything else waits there.
-        assert "time.sleep" not in names or path.name == "waiting.py", path
+        assert "time.sleep" not in names or path.name == "polling.py", path
 
 
 def bare(tmp_path, *commands):

@@ -1,4 +1,4 @@
-"""M3: what a machine has run out of is told as that, wherever it strikes, and never as a defect of merlab."""
+"""M3: what a machine has run out of is told as that, wherever it strikes, and never as internal error."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from tests.called import environment
 
 from fakes import FakeLab, up
-from merbridge_lab import interrupts, shortage
-from merbridge_lab.adapters import netns, proc
+from merbridge_lab import shortage, signals
+from merbridge_lab.adapters import command, netns
 from merbridge_lab.errors import LabError, ShortageError
-from merbridge_lab.lab import TWIN
+from merbridge_lab.lab import CONTROL_CLIENT
 from merbridge_lab.loader import steps
 from merbridge_lab.report import Report
 from merbridge_lab.requirements import host
@@ -67,7 +67,7 @@ def test_what_is_behind_an_error_is_told_with_it():
 
 def test_a_lock_that_somebody_has_is_no_want_of_processes():
     held = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-    error = behind(LabError("another merlab is at work"), held)
+    error = behind(LabError("another merlab command is running"), held)
     assert shortage.explained(error) is error
 
 
@@ -107,7 +107,7 @@ def test_a_proof_that_runs_out_is_no_defect(monkeypatch):
     monkeypatch.setattr(lab, "flushed", full)
     report = Runner(lab, patience=0.05).prove(Report("verify", "fake"), standing=steps()[1:4], steps=steps()[8:])
     assert isinstance(report.error, ShortageError)
-    assert TWIN in lab.capabilities
+    assert CONTROL_CLIENT in lab.capabilities
 
 
 def test_an_undo_that_runs_out_stops_no_other():
@@ -129,13 +129,13 @@ def test_a_thread_that_cannot_start(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(ShortageError, match="no further process or thread"), shortage.told():
         netns.run_inside(Path("/proc/self/ns/net"), lambda: None)
-    assert proc.run(["echo", "no thread needed"]).stdout == "no thread needed\n"
+    assert command.run(["echo", "no thread needed"]).stdout == "no thread needed\n"
 
 
 SCARCE = """
 import resource, sys
 from merbridge_lab import shortage
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 import os
 most = len(os.listdir("/proc/self/fd")) + int(sys.argv[1])
@@ -176,9 +176,9 @@ def test_a_clean_up_waits_for_room(monkeypatch):
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     with pytest.raises(ShortageError):
-        proc.run(["true"])
-    with interrupts.shielded():
-        assert proc.run(["true"]).status == 0
+        command.run(["true"])
+    with signals.shielded():
+        assert command.run(["true"]).status == 0
     assert not refused
 
 

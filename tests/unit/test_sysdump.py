@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab import redaction, sysdump
-from merbridge_lab.drivers.embedded import layout, sidecar
-from merbridge_lab.drivers.kind import state
-from merbridge_lab.drivers.kind.settings import Settings
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.embedded import envoy, topology
+from merbridge_lab.labs.kubernetes import status
+from merbridge_lab.labs.kubernetes.settings import Settings
 
 HIDDEN = "hunter2-of-the-user"
 
@@ -57,7 +57,7 @@ def test_it_tells_of_the_machine_and_lists_what_it_holds(tmp_path):
     assert {"versions.txt", "os-release.txt", "kernel-log.txt", "index.txt", "one.txt", "two.txt"} == set(names)
     index = parts["index.txt"].splitlines()
     assert "one.txt: 2 bytes" in index
-    assert "two.txt: not to be had: the node does not answer" in index
+    assert "two.txt: not available: the node does not answer" in index
     assert "NAME=" in parts["os-release.txt"]
 
 
@@ -123,11 +123,11 @@ def pod(name, namespace="default"):
 
 
 def test_of_a_users_own_pod_only_that_it_is_there_is_told():
-    told = state._pod(pod("payroll-7f"))
+    told = status._pod(pod("payroll-7f"))
     assert told == {"metadata": {"name": "payroll-7f"}, "status": {"phase": "Running"}}
-    assert state._pod(pod("sleep-7f"))["spec"]
-    assert state._events("default", [{"involvedObject": {"name": "payroll-7f"}, "message": HIDDEN}]) == []
-    assert len(state._events("default", [{"involvedObject": {"name": "sleep-7f"}, "message": "Pulled"}])) == 1
+    assert status._pod(pod("sleep-7f"))["spec"]
+    assert status._events("default", [{"involvedObject": {"name": "payroll-7f"}, "message": HIDDEN}]) == []
+    assert len(status._events("default", [{"involvedObject": {"name": "sleep-7f"}, "message": "Pulled"}])) == 1
 
 
 def test_values_of_environments_annotations_and_secret_arguments_are_left_out(tmp_path):
@@ -143,7 +143,7 @@ def test_values_of_environments_annotations_and_secret_arguments_are_left_out(tm
 
 def test_what_was_set_for_istio_is_told_by_name_alone():
     settings = Settings.default()
-    made = state._settings(type(settings)(**{**vars(settings), "istio_set": (f"values.x.licence={HIDDEN}",)}))
+    made = status._settings(type(settings)(**{**vars(settings), "istio_set": (f"values.x.licence={HIDDEN}",)}))
     assert made["istio_set"] == [f"values.x.licence={redaction.GONE}"]
     assert made["istio_tag"] == settings.istio_tag
 
@@ -184,10 +184,10 @@ def test_what_a_report_needs_stays(line):
     assert redaction.text(line) == line
 
 
-@pytest.mark.parametrize("pod", layout.PODS, ids=lambda pod: pod.name)
+@pytest.mark.parametrize("pod", topology.PODS, ids=lambda pod: pod.name)
 def test_a_sidecars_configuration_is_whole(pod):
     """It names the files of its keys and holds none."""
-    told = sidecar.render(pod, Path("/run/merlab/pods", pod.name))
+    told = envoy.render(pod, Path("/run/merlab/pods", pod.name))
     assert "key.pem" in told
     assert redaction.text(told) == told
 

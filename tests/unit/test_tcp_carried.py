@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 import fakes
-from merbridge_lab.adapters.proc import Beside
-from merbridge_lab.adapters.tcp_sent import Sent
-from merbridge_lab.checks import redirect
+from merbridge_lab.adapters.command import Beside
+from merbridge_lab.adapters.tcp_bytes import Sent
+from merbridge_lab.checks import dataplane
 from merbridge_lab.dataplane import recompiled
 from merbridge_lab.dataplane.pins import PROGRAMS, Pins
-from merbridge_lab.drivers.embedded import sent_by_tcp
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError, Verdict
+from merbridge_lab.labs.embedded import tcp_bytes
 
 NOTHING = {"outbound": (0, 0), "mesh": (0, 0), "inbound": (0, 0)}
 
@@ -39,7 +39,7 @@ def counted(seen, pod, **more):
 
 
 def payload(seen):
-    return redirect.payload_moved().over(seen)
+    return dataplane.payload_moved().evaluate(seen)
 
 
 def test_nothing_by_tcp_holds_with_the_twin_as_its_control():
@@ -90,7 +90,7 @@ def test_half_of_a_leg_must_have_been_moved_whatever_is_counted():
 
 def test_a_twin_of_which_the_kernel_counts_nothing_is_no_control():
     seen = flushed()
-    finding = payload(seen.beside(carried(seen.control, *[{"outbound": (0, 0)}] * 4)))
+    finding = payload(seen.with_control(carried(seen.control, *[{"outbound": (0, 0)}] * 4)))
     assert not finding.held
     assert "the control did not hold: the kernel counts 0 bytes by TCP for" in finding.why
 
@@ -99,7 +99,7 @@ def test_what_was_not_read_is_not_a_pass():
     gone = Unread("sock_diag:sleep", "nobody could look")
     assert "sock_diag:sleep could not be read: nobody could look" in payload(replace(flushed(), by_tcp=gone)).why
     seen = flushed()
-    assert not payload(seen.beside(replace(seen.control, by_tcp=gone))).held
+    assert not payload(seen.with_control(replace(seen.control, by_tcp=gone))).held
 
 
 class FakeWatch:
@@ -126,14 +126,14 @@ def test_the_connections_of_a_request_are_found_by_its_records():
             Sent("10.244.0.11:5000", theirs.upstream_local, 6, 60),
         ),
     }
-    found = sent_by_tcp.read(watches, "sleep", [one], seen.client_log, seen.server_log)
+    found = tcp_bytes.read(watches, "sleep", [one], seen.client_log, seen.server_log)
     assert found == {one.nonce: {"outbound": (10, 20), "mesh": (30, 40), "inbound": (50, 60)}}
-    no_records = sent_by_tcp.read(watches, "sleep", [one], {}, {})
+    no_records = tcp_bytes.read(watches, "sleep", [one], {}, {})
     assert no_records == {one.nonce: {"outbound": (10, 0)}}
     with pytest.raises(UnreadError, match=rf"sock_diag:{server} could not be read: the kernel tells of no connection"):
-        sent_by_tcp.read(watches | {server: FakeWatch()}, "sleep", [one], seen.client_log, seen.server_log)
+        tcp_bytes.read(watches | {server: FakeWatch()}, "sleep", [one], seen.client_log, seen.server_log)
     with pytest.raises(UnreadError, match="nobody could look"):
-        sent_by_tcp.read(Unread("sock_diag", "nobody could look"), "sleep", [one], {}, {})
+        tcp_bytes.read(Unread("sock_diag", "nobody could look"), "sleep", [one], {}, {})
 
 
 def test_a_tag_leaves_out_the_numbers_of_maps():
@@ -156,7 +156,7 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
 def test_a_compiler_that_tells_of_no_program_proves_none(monkeypatch, tmp_path):
     monkeypatch.setattr(recompiled, "Beside", lambda _: Beside([sys.executable, "-c", "print('{}')"]))
     monkeypatch.setattr(recompiled, "opened", lambda _: contextlib.nullcontext(0))
-    monkeypatch.setattr(recompiled.bpf, "prog_info", lambda _: SimpleNamespace(id=7, tag="ab" * 8))
+    monkeypatch.setattr(recompiled.bpf_syscall, "prog_info", lambda _: SimpleNamespace(id=7, tag="ab" * 8))
     told = recompiled.problems(Pins(tmp_path), recompiled.Recompiled(), needed=True)
     assert len(told) == len(PROGRAMS)
     assert "is not what merlab's source compiles to" in told[0]

@@ -52,7 +52,7 @@ WAIT = "sys.stdout.write('ready\\n'); sys.stdout.flush(); import time; time.slee
 
 
 def test_a_terminal_that_goes_away_ends_the_run_as_sighup_does(tmp_path):
-    """M5: what is at work comes to its clean end, and the status is 129."""
+    """M5: what is running comes to its clean end, and the status is 129."""
     run = OnTerminal(program(tmp_path, WAIT))
     run.read_until(b"ready\r\n")
     run.go_away()
@@ -117,16 +117,16 @@ os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])
 """
 KEEP = """
 import os, signal, sys
-from merbridge_lab import interrupts
-from merbridge_lab.adapters import proc
-interrupts.install()
+from merbridge_lab import signals
+from merbridge_lab.adapters import command
+signals.install()
 """
 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_what_was_ignored_stays_ignored(signum):
     """M6: nohup, and the `&` of a script."""
-    text = f"{KEEP}os.kill(os.getpid(), {int(signum)}); interrupts.checkpoint(); print('went on')"
+    text = f"{KEEP}os.kill(os.getpid(), {int(signum)}); signals.checkpoint(); print('went on')"
     ignored = subprocess.run(
         [sys.executable, "-c", (IGNORING % signum.name), text],
         capture_output=True, text=True, check=False,
@@ -140,7 +140,7 @@ STATUS = "/proc/self/status"
 
 
 def dispositions(start, how, *before):
-    """Give what a program finds ignored and blocked that `how` starts from a merlab started with `before` done."""
+    """Return what a program finds ignored and blocked that `how` starts from a merlab started with `before` done."""
     argv = ["grep", "-E", "^Sig(Ign|Blk)", STATUS]
     text = f"{KEEP}{start}\n{how}({argv!r})"
     outer = (
@@ -154,7 +154,7 @@ def dispositions(start, how, *before):
     return {name: {n for n in range(1, 32) if int(mask, 16) >> (n - 1) & 1} for name, mask in rows.items()}
 
 
-@pytest.mark.parametrize("how", ["proc.replace", "proc.foreground"])
+@pytest.mark.parametrize("how", ["command.replace", "command.foreground"])
 def test_a_program_by_hand_finds_its_signals_as_merlab_did(how):
     """M6: `merlab exec sleep -- yes | head -1` ends; nohup and a mask go through."""
     assert dispositions("", how) == {"SigIgn:": set(), "SigBlk:": set()}
@@ -170,7 +170,7 @@ def test_a_program_by_hand_finds_its_signals_as_merlab_did(how):
 
 def test_yes_ends_when_nobody_reads_it():
     """M6."""
-    text = f"{KEEP}proc.replace(['yes'])"
+    text = f"{KEEP}command.replace(['yes'])"
     with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE) as yes:
         try:
             assert yes.stdout.readline() == b"y\n"
@@ -183,14 +183,14 @@ def test_yes_ends_when_nobody_reads_it():
 
 def test_a_shell_in_the_foreground_tells_how_it_ended():
     """M6: as a shell tells it."""
-    text = f"{KEEP}print(proc.foreground(['sh', '-c', 'kill -9 $$']), proc.foreground(['sh', '-c', 'exit 7']))"
+    text = f"{KEEP}print(command.foreground(['sh', '-c', 'kill -9 $$']), command.foreground(['sh', '-c', 'exit 7']))"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout == "137 7\n"
 
 
 def test_a_parent_that_forgets_its_children_turns_no_failure_into_a_success():
     """M6: with SIGCHLD ignored the kernel does not say how a command ended."""
-    text = f"{KEEP}print(proc.run(['sh', '-c', 'exit 7'], ok=range(256)).status)"
+    text = f"{KEEP}print(command.run(['sh', '-c', 'exit 7'], ok=range(256)).status)"
     done = subprocess.run(
         [sys.executable, "-c", (IGNORING % "SIGCHLD"), text],
         capture_output=True, text=True, check=True,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab import sysdump, text
-from merbridge_lab.adapters import mounts, process
+from merbridge_lab.adapters import mounts, procfs
 from merbridge_lab.console import Console
-from merbridge_lab.dataplane.events import TraceEvent
+from merbridge_lab.dataplane.trace import TraceEvent
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading, fails
-from merbridge_lab.lab import Shown
+from merbridge_lab.lab import CommandTranscript
 from merbridge_lab.report import Report
 from merbridge_lab.requirements import host
 
@@ -79,7 +79,7 @@ def test_a_process_may_be_called_anything():
     before = Path("/proc/thread-self/comm").read_bytes().rstrip(b"\n")
     assert libc.prctl(15, b"\xfc) R\xc2\x85\x1c", 0, 0, 0) == 0
     try:
-        seen = process.look(os.getpid())
+        seen = procfs.look(os.getpid())
     finally:
         libc.prctl(15, before, 0, 0, 0)
     assert seen is not None
@@ -142,7 +142,7 @@ SAYINGS = {
     "say": lambda console: console.say(EVIL),
     "note": lambda console: console.note(EVIL),
     "error": lambda console: console.error(LabError(EVIL, hint=EVIL, command=EVIL, stderr=f"{EVIL}\n{EVIL}")),
-    "commands": lambda console: console._paper.commands([Shown(EVIL, f"{EVIL}\n{EVIL}")], EVIL),
+    "commands": lambda console: console._paper.commands([CommandTranscript(EVIL, f"{EVIL}\n{EVIL}")], EVIL),
     "prose": lambda console: console._paper.prose(EVIL, 3, mark=""),
     "evidence": lambda console: console._paper.evidence([Reading(EVIL, EVIL, EVIL, EVIL, EVIL)]),
     "trace": lambda console: console.trace_event(event(), raw=False, as_json=False),

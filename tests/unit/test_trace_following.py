@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import pytest
 
-from merbridge_lab.dataplane import events, printk
-from merbridge_lab.dataplane.merbridge import trace as upstream
-from merbridge_lab.drivers.embedded import tracing
+from merbridge_lab.dataplane import printk, trace
+from merbridge_lab.labs.embedded import trace_filter
+from merbridge_lab.merbridge import trace as upstream
 
 SAID = "[merlab] redirect pair=1f side=0 bytes=91"
 
@@ -34,7 +34,7 @@ SAID = "[merlab] redirect pair=1f side=0 bytes=91"
 def test_c11_a_line_is_decoded_whatever_its_columns(line, comm, pid, seconds):
     told = printk.split(line)
     assert told == printk.Line(comm, pid, seconds, SAID)
-    event = events.parse(line)
+    event = trace.parse(line)
     assert event is not None
     assert (event.kind, event.pair, event.size, event.comm, event.pid) == ("redirect", 0x1F, 91, comm, pid)
 
@@ -57,7 +57,7 @@ def test_c11_upstreams_lines_too(columns):
     ],
 )
 def test_lines_of_other_events_are_none(line):
-    assert events.parse(line) is None
+    assert trace.parse(line) is None
     assert upstream.parse(line) is None
 
 
@@ -78,11 +78,11 @@ def request(pair, start, *, sleep="10.244.0.10", server="10.244.0.11"):
         ):  # fmt: skip
             at += 0.0001
             lines.append(f"curl-1 [000] ..... {at:.6f}: bpf_trace_printk: [merlab] {said}")
-    return [events.parse(line) for line in lines]
+    return [trace.parse(line) for line in lines]
 
 
 def of_pod(found, address):
-    return [event for event in tracing.of_pod(found, address) if event is not None]
+    return [event for event in trace_filter.of_pod(found, address) if event is not None]
 
 
 def test_u6_a_servers_pod_shows_what_its_sidecar_dials_and_accepts():
@@ -105,7 +105,7 @@ def test_u6_a_clients_pod_shows_its_own_and_no_others():
 
 def test_what_is_steered_to_a_pod_is_its_own():
     line = "x-1 [000] ..... 1.0: bpf_trace_printk: [merlab] steered to=10.244.0.11:5000 from=10.244.1.200"
-    event = events.parse(line)
+    event = trace.parse(line)
     assert of_pod([event, None], "10.244.0.11") == [event]
     assert of_pod([event, None], "10.244.0.12") == []
 
@@ -118,7 +118,7 @@ def test_u6_the_events_of_a_request_come_in_order_although_its_records_do_not():
     known += [({"10.244.0.10:41000", "10.244.0.10:42000", "127.0.0.6:43000"}, True)] * 9
     clock = iter(range(1, 10_000))
     answers = iter(known)
-    told = tracing.of_request(
+    told = trace_filter.of_request(
         [*seen, None, None, None, late[0], None], lambda: next(answers, known[-1]), now=lambda: next(clock) * 1e-6
     )
     assert [event for event in told if event is not None] == seen
@@ -127,7 +127,7 @@ def test_u6_the_events_of_a_request_come_in_order_although_its_records_do_not():
 def test_a_request_whose_other_record_never_comes_is_told_all_the_same():
     seen = request(0x10, 1.0)
     clock = iter(range(1, 10_000))
-    told = tracing.of_request(
+    told = trace_filter.of_request(
         [*seen, *[None] * 9], lambda: ({"10.244.0.10:41000"}, False), now=lambda: float(next(clock))
     )
     assert {event.pair for event in told if event is not None} == {0x10}

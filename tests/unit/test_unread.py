@@ -8,14 +8,14 @@ import pytest
 
 from fakes import FakeLab, flushed, up
 from merbridge_lab import accesslog, matrix
-from merbridge_lab.adapters import agreement
+from merbridge_lab.adapters import rules_agreement
 from merbridge_lab.adapters.conntrack import read_changed_sources
 from merbridge_lab.adapters.nftables import Chain, Tables
 from merbridge_lab.adapters.xtables import Table
-from merbridge_lab.checks import mesh, redirect, rules, trace
-from merbridge_lab.drivers.embedded.requests import _Log
-from merbridge_lab.drivers.kind import inside
+from merbridge_lab.checks import dataplane, mesh, rules, trace
 from merbridge_lab.evidence import Unread, UnreadError, Verdict
+from merbridge_lab.labs.embedded.http_client import _Log
+from merbridge_lab.labs.kubernetes import pod_netns
 from merbridge_lab.ruleset import RuleSet, parse
 
 CAPTURED = Path(__file__).parents[1] / "captured"
@@ -26,8 +26,8 @@ GONE = Unread("somewhere", "nobody could look")
 def healthy():
     lab = up(FakeLab())
     seen = lab.observe(lab.workload("sleep"), count=2, trace=True)
-    with lab.twin() as twin:
-        return seen.beside(lab.observe(twin, count=2))
+    with lab.control_client() as control_client:
+        return seen.with_control(lab.observe(control_client, count=2))
 
 
 # -- every check that needs it fails with the reason
@@ -46,10 +46,10 @@ def healthy():
         (rules.restored, flushed, {"restored": RuleSet({"nft": GONE})}),
         (mesh.both_sidecars_served, healthy, {"client_log": GONE}),
         (mesh.both_sidecars_served, healthy, {"server_log": GONE}),
-        (redirect.intercepted, healthy, {"counters_before": GONE}),
-        (redirect.intercepted, healthy, {"noted": GONE}),
-        (redirect.payload_moved, healthy, {"counters_after": GONE}),
-        (redirect.payload_moved, healthy, {"server_log": GONE}),
+        (dataplane.intercepted, healthy, {"counters_before": GONE}),
+        (dataplane.intercepted, healthy, {"noted": GONE}),
+        (dataplane.payload_moved, healthy, {"counters_after": GONE}),
+        (dataplane.payload_moved, healthy, {"server_log": GONE}),
         (trace.lines_appear, healthy, {"trace": GONE}),
         (trace.tells_the_request, healthy, {"trace": GONE}),
     ],
@@ -58,8 +58,8 @@ def healthy():
 def test_what_was_not_read_fails_with_the_reason(check, seen, change):
     """P3, P7: and nothing else of the same observation makes up for it."""
     whole = seen()
-    assert check().over(whole).held or check is rules.do_the_work
-    finding = check().over(replace(whole, **change))
+    assert check().evaluate(whole).held or check is rules.do_the_work
+    finding = check().evaluate(replace(whole, **change))
     assert finding.verdict is Verdict.FAIL
     assert "somewhere could not be read: nobody could look" in finding.why
 
@@ -68,22 +68,24 @@ def test_two_generations_that_were_not_read_are_not_equal():
     """P3: None == None once passed. What was not read is skipped, and counted."""
     seen = flushed()
     unread = replace(seen, before=replace(seen.before, generation=GONE), after=replace(seen.after, generation=GONE))
-    finding = rules.were_untouched().over(unread)
+    finding = rules.were_untouched().evaluate(unread)
     assert finding.verdict is Verdict.SKIP
     assert "nobody could look" in finding.why
-    assert rules.were_untouched().over(replace(seen, after=replace(seen.after, generation=7))).verdict is Verdict.FAIL
+    assert (
+        rules.were_untouched().evaluate(replace(seen, after=replace(seen.after, generation=7))).verdict is Verdict.FAIL
+    )
 
 
 def test_any_table_that_changed_while_the_requests_ran_is_told():
     """P3: legacy rules do not move nft's generation, so all texts are compared."""
     seen = flushed()
     texts = {**seen.after.texts, "legacy": "*mangle\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j ACCEPT\nCOMMIT\n"}
-    finding = rules.were_absent().over(replace(seen, after=replace(seen.after, texts=texts)))
+    finding = rules.were_absent().evaluate(replace(seen, after=replace(seen.after, texts=texts)))
     assert not finding.held
     assert "changed while the requests ran" in finding.why
     # A table that was asked for, and so made, in between: it stays although its rule is gone.
     texts["legacy"] = "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
-    assert not rules.were_absent().over(replace(seen, after=replace(seen.after, texts=texts))).held
+    assert not rules.were_absent().evaluate(replace(seen, after=replace(seen.after, texts=texts))).held
 
 
 def test_counters_alone_are_no_change():
@@ -91,7 +93,7 @@ def test_counters_alone_are_no_change():
     texts = {**seen.after.texts, "legacy": "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"}
     counted = {**texts, "legacy": "# at noon\n*nat\n:OUTPUT ACCEPT [9:540]\nCOMMIT\n"}
     before, after = replace(seen.before, texts=texts), replace(seen.after, texts=counted)
-    assert rules.were_absent().over(replace(seen, before=before, after=after)).held
+    assert rules.were_absent().evaluate(replace(seen, before=before, after=after)).held
 
 
 @pytest.mark.parametrize("which", range(6))
@@ -146,7 +148,7 @@ def kernels(text=TEXT, **changes):
 
 
 def test_a_text_that_agrees_with_the_kernel_was_read():
-    assert agreement.nft(TEXT, kernels(), kernels(), where="sleep") == TEXT
+    assert rules_agreement.nft(TEXT, kernels(), kernels(), where="sleep") == TEXT
 
 
 @pytest.mark.parametrize(
@@ -161,33 +163,33 @@ def test_a_text_that_agrees_with_the_kernel_was_read():
     ],
 )
 def test_a_text_that_does_not_was_not(text, why):
-    """P3, c06: an empty text, another namespace's, one of before, one that leaves a table out, and none."""
-    told = agreement.nft(text, kernels(), kernels(), where="sleep")
+    """P3, c06: an empty text, another namespace's, one from before, one that leaves a table out, and none."""
+    told = rules_agreement.nft(text, kernels(), kernels(), where="sleep")
     assert isinstance(told, Unread)
     assert why in told.why
 
 
 def test_a_tool_that_is_missing_hides_nothing_where_the_kernel_has_no_rules():
     missing = Unread("iptables:sleep/nft", "no tool")
-    assert agreement.nft(missing, Tables(1), Tables(1), where="sleep") == ""
-    assert agreement.legacy(missing, (), where="sleep") == ""
-    assert agreement.legacy(missing, (Table("ip", "nat", 0),), where="sleep") == ""
-    assert agreement.legacy(missing, (Table("ip", "nat", 2),), where="sleep") is missing
+    assert rules_agreement.nft(missing, Tables(1), Tables(1), where="sleep") == ""
+    assert rules_agreement.legacy(missing, (), where="sleep") == ""
+    assert rules_agreement.legacy(missing, (Table("ip", "nat", 0),), where="sleep") == ""
+    assert rules_agreement.legacy(missing, (Table("ip", "nat", 2),), where="sleep") is missing
 
 
 def test_a_kernel_that_cannot_be_asked_confirms_nothing():
-    assert agreement.nft(TEXT, GONE, kernels(), where="sleep") is GONE
-    assert agreement.nft(TEXT, kernels(), GONE, where="sleep") is GONE
-    assert agreement.legacy("", GONE, where="sleep") is GONE
-    assert agreement.beside(GONE, ()) is GONE
-    assert agreement.beside(Tables(1), GONE) is GONE
+    assert rules_agreement.nft(TEXT, GONE, kernels(), where="sleep") is GONE
+    assert rules_agreement.nft(TEXT, kernels(), GONE, where="sleep") is GONE
+    assert rules_agreement.legacy("", GONE, where="sleep") is GONE
+    assert rules_agreement.beside(GONE, ()) is GONE
+    assert rules_agreement.beside(Tables(1), GONE) is GONE
 
 
 def test_legacy_entries_are_rules_and_two_for_each_chain_of_ones_own():
     text = (CAPTURED / "sleep.legacy.rules").read_text()
     text += "*nat\n:OUTPUT ACCEPT [0:0]\n:MINE - [0:0]\n[1:2] -A OUTPUT -j MINE\nCOMMIT\n"
-    assert agreement.legacy(text, (Table("ip", "nat", 3),), where="sleep") == text
-    assert isinstance(agreement.legacy(text, (Table("ip", "nat", 4),), where="sleep"), Unread)
+    assert rules_agreement.legacy(text, (Table("ip", "nat", 3),), where="sleep") == text
+    assert isinstance(rules_agreement.legacy(text, (Table("ip", "nat", 4),), where="sleep"), Unread)
 
 
 def test_tables_of_other_families_stand_beside():
@@ -197,8 +199,8 @@ def test_tables_of_other_families_stand_beside():
         (Chain("ip6", "nat", "OUTPUT", "nat", 1), Chain("arp", "filter", "INPUT", "filter")),
     )
     legacy = (Table("ip6", "mangle", 1), Table("arp", "filter", 0))
-    assert agreement.foreign(tables) == ()
-    assert agreement.beside(tables, legacy) == ("table ip6 nat", "legacy ip6 mangle")
+    assert rules_agreement.foreign(tables) == ()
+    assert rules_agreement.beside(tables, legacy) == ("table ip6 nat", "legacy ip6 mangle")
 
 
 @pytest.mark.parametrize(
@@ -212,8 +214,8 @@ def test_tables_of_other_families_stand_beside():
 def test_istios_tables_outside_nat_are_foreign_only_where_they_could_do_nats_work(chain, harmless):
     """c03"""
     tables = Tables(1, ("inet istio-proxy-raw",), (chain,))
-    assert (agreement.foreign(tables) == ()) is harmless
-    assert bool(agreement.beside(tables, ())) is harmless
+    assert (rules_agreement.foreign(tables) == ()) is harmless
+    assert bool(rules_agreement.beside(tables, ())) is harmless
 
 
 # -- kind
@@ -239,9 +241,9 @@ NAT = """table inet istio-proxy-nat {
 
 def test_istios_raw_table_does_not_stand_in_the_way_of_a_flush():
     """c03: nat is flushed, and judged as nat."""
-    seen = inside.read_snapshot(f"#= nft\n#= chains\n{NAT}{RAW}#= native\n{NAT}")
+    seen = pod_netns.read_snapshot(f"#= nft\n#= chains\n{NAT}{RAW}#= native\n{NAT}")
     assert (seen.nat, seen.native, seen.unread) == ((), (), ())
-    assert rules.find_gone("sleep", seen, seen).held
+    assert rules.assess_gone("sleep", seen, seen).held
     assert seen.fault() == "are not in the nat table"
 
 
@@ -255,7 +257,7 @@ def test_istios_raw_table_does_not_stand_in_the_way_of_a_flush():
 def test_a_redirect_that_hides_in_istios_raw_table_is_foreign(odd):
     """c03"""
     told = f"#= nft\n#= chains\n{NAT}{odd if 'type nat' in odd else RAW}#= native\n{NAT}#= others\n{odd}"
-    assert inside.read_snapshot(told).native == ("table inet istio-proxy-raw",)
+    assert pod_netns.read_snapshot(told).native == ("table inet istio-proxy-raw",)
 
 
 @pytest.mark.parametrize(
@@ -270,10 +272,10 @@ def test_a_redirect_that_hides_in_istios_raw_table_is_foreign(odd):
 )
 def test_a_flush_cannot_be_told_where_rules_cannot_be_read(told):
     """c06, P3: a tool that is missing or crashes does not say that there are no rules."""
-    seen = inside.read_snapshot(told)
+    seen = pod_netns.read_snapshot(told)
     assert seen.unread
     with pytest.raises(UnreadError):
-        rules.find_gone("sleep", seen, seen)
+        rules.assess_gone("sleep", seen, seen)
 
 
 DNS = """*raw
@@ -291,7 +293,7 @@ def test_rules_outside_nat_are_not_istios_redirection():
     seen = RuleSet({"nft": DNS + EMPTY})
     assert (seen.istio, seen.backend, seen.fault()) == ((), "", "are not in the nat table")
     assert RuleSet({"nft": DNS + TEXT}).fault() == ""
-    assert rules.find_gone("sleep", seen, seen).held
+    assert rules.assess_gone("sleep", seen, seen).held
 
 
 JUMP = "-A OUTPUT -j ISTIO_OUTPUT"
@@ -300,7 +302,7 @@ JUMP = "-A OUTPUT -j ISTIO_OUTPUT"
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda text: {"nft": text, "legacy": text}, "stand in nft and in legacy"),
+        (lambda text: {"nft": text, "legacy": text}, "are in nft and in legacy"),
         (lambda text: {"nft": text.replace("-A OUTPUT -j ISTIO_OUTPUT", "")}, "lack the one in OUTPUT"),
         (lambda text: {"nft": text.replace("-j REDIRECT --to-ports 15001", "-j RETURN")}, "lack the one in ISTIO_RED"),
         (lambda text: {"nft": text.replace(JUMP, f"{JUMP}\n{JUMP}")}, "twice in OUTPUT"),
@@ -314,7 +316,7 @@ def test_rules_that_are_not_as_istio_makes_them(change, fault):
 def test_a_rule_outside_nat_that_does_nats_work():
     mangle = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j TPROXY --on-port 15006\nCOMMIT\n"
     seen = RuleSet({"nft": mangle + EMPTY})
-    assert "TPROXY" in rules.find_gone("helloworld-v1", seen, seen).why
+    assert "TPROXY" in rules.assess_gone("helloworld-v1", seen, seen).why
 
 
 # -- connections
@@ -356,11 +358,11 @@ def test_over_ipv6_nothing_of_the_labs_goes():
 
 def test_connections_that_were_not_read_matter_only_where_ports_differ():
     seen = replace(healthy(), changed_sources=GONE)
-    assert mesh.both_sidecars_served().over(seen).held
+    assert mesh.both_sidecars_served().evaluate(seen).held
     first = seen.exchanges[0].nonce
     moved = replace(seen.client_log[first], downstream_remote="10.244.0.10:1")
     other = replace(seen, client_log={**seen.client_log, first: moved})
-    assert "nobody could look" in mesh.both_sidecars_served().over(other).why
+    assert "nobody could look" in mesh.both_sidecars_served().evaluate(other).why
 
 
 # -- logs
@@ -425,7 +427,7 @@ def add(log):
 
 
 def test_an_empty_log_that_was_written_and_cut_again_was_not_read(log):
-    """P7: nothing of it is there by which it could be known again."""
+    """P7: nothing of it is there with which it could be known again."""
     log.write_text("")
     os.utime(log, ns=(1, 1))
     seen = _Log("sleep", log)
@@ -479,7 +481,7 @@ def test_each_server_is_shown_its_own_record():
     sleep = lab.workload("sleep")
     with sleep.rules.flushed():
         seen = lab.observe(sleep)
-    readings = [each for each in mesh.find_closed_as_plain_text(seen).evidence if each.source.startswith("envoy:")]
+    readings = [each for each in mesh.assess_closed_as_plain_text(seen).evidence if each.source.startswith("envoy:")]
     assert len(readings) == 2
     for reading in readings:
         own = {line.raw for name, line in seen.rejected if f"envoy:{name}/access" == reading.source}
@@ -490,5 +492,7 @@ def test_one_is_not_many():
     """U10"""
     lab = up(FakeLab())
     one = lab.observe(lab.workload("sleep"), count=1)
-    assert mesh.find_served(one).why == "1 request of sleep, 1 answer"
-    assert mesh.find_both_sidecars(one).why.startswith("the request stands in the access logs of sleep and helloworld")
+    assert mesh.assess_served(one).why == "1 request of sleep, 1 answer"
+    assert mesh.assess_both_sidecars(one).why.startswith(
+        "the request appears in the access logs of sleep and helloworld"
+    )

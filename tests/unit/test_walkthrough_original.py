@@ -1,14 +1,14 @@
 """What was typed in 2022, told beside what is typed now."""
 
 from fakes import FakeLab, up
-from merbridge_lab import walkthrough
+from merbridge_lab import original_commands
 from merbridge_lab.console import Console
 from merbridge_lab.loader import steps
 
 
 def test_every_step_of_2022_is_there_in_its_place():
     assert {step.number for step in steps()} == set(range(10))
-    said = {number: "; ".join(one.then for one in walkthrough.original(number)) for number in range(10)}
+    said = {number: "; ".join(one.then for one in original_commands.original(number)) for number in range(10)}
     for number, words in {
         0: "bpftool cgroup tree",
         1: "kind create cluster --name merbridge",
@@ -27,7 +27,7 @@ def test_every_step_of_2022_is_there_in_its_place():
 def test_what_has_changed_is_said_below_what_was_typed(capsys):
     lab = up(FakeLab())
     step = steps()[7]
-    Console().narrate(step, step.commands(lab), walkthrough.original(7))
+    Console().narrate(step, step.commands(lab), original_commands.original(7))
     said = capsys.readouterr().out
     assert "As it was written in 2022:" in said
     assert "$ ps -ef | grep 3650d; nsenter -t PID --net" in said

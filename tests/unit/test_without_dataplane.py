@@ -1,4 +1,4 @@
-"""The walkthrough in a lab without a dataplane: what is skipped, what shows the rules at work, what is no proof."""
+"""The walkthrough in a lab without a dataplane: what is skipped, what shows the rules running, what is no proof."""
 
 import pytest
 

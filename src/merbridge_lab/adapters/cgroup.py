@@ -17,14 +17,14 @@ from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import delete_folder
 from merbridge_lab.errors import LabError
-from merbridge_lab.waiting import until
+from merbridge_lab.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def find_root(other_than: Path) -> Path | None:
-    """Give the directory where the system has the whole of cgroup2 mounted, or None.
+    """Return the directory where the system has the whole of cgroup2 mounted, or None.
 
     Mounts below `other_than` (the lab's own) do not count.
     """
@@ -58,7 +58,7 @@ def of(pid: int) -> str:
 
 
 def subtree(cgroup: Path) -> Iterator[Path]:
-    """Give `cgroup` and all below it, the innermost first: the order in which they can be removed."""
+    """Return `cgroup` and all below it, the innermost first: the order in which they can be removed."""
     for directory, _names, _files in os.walk(cgroup, topdown=False):
         yield Path(directory)
 

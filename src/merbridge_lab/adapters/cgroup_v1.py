@@ -32,7 +32,7 @@ def throttled(pid: int) -> str:
 
 
 def _places(pid: int, controller: str) -> Iterator[Path]:
-    """Give the directories of the cgroup of `pid` with a controller of version 1; none where that has none."""
+    """Return the directories of the cgroup of `pid` with a controller of version 1; none where that has none."""
     for line in lines_of(_read(Path("/proc", str(pid), "cgroup"))):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controller not in controllers.split(",") or path == "/":

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merbridge_lab.adapters import netlink
+from merbridge_lab.adapters import netlink_hooks
 from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError
@@ -50,8 +50,8 @@ def translated() -> list[Translated]:
     """List what conntrack translates in the calling thread's network namespace. Raises OSError."""
     found = []
     # All are asked for, once: to find them the kernel walks through the table of the whole machine.
-    for message in netlink.dump(_NETFILTER, _GET, struct.pack("=BBH", socket.AF_INET, 0, 0)):
-        told = netlink.attributes(message[4:])
+    for message in netlink_hooks.dump(_NETFILTER, _GET, struct.pack("=BBH", socket.AF_INET, 0, 0)):
+        told = netlink_hooks.attributes(message[4:])
         there, back = told.get(_ORIGINAL, b""), told.get(_REPLY, b"")
         is_changed = int.from_bytes(told.get(_STATUS, b""), "big") & _CHANGED
         if not is_changed and len(there) == len(back) == _PLAIN and _plain(there) == _plain(back)[::-1]:
@@ -69,8 +69,8 @@ def _plain(raw: bytes) -> tuple[bytes, bytes]:
 
 def _ends(raw: bytes) -> tuple[End, End] | None:
     """Read a tuple: where it comes from and goes to; None where it is not TCP."""
-    parts = netlink.attributes(raw)
-    ip, protocol = netlink.attributes(parts.get(_IP, b"")), netlink.attributes(parts.get(_PROTOCOL, b""))
+    parts = netlink_hooks.attributes(raw)
+    ip, protocol = netlink_hooks.attributes(parts.get(_IP, b"")), netlink_hooks.attributes(parts.get(_PROTOCOL, b""))
     if protocol.get(1) != bytes([socket.IPPROTO_TCP]) or not {1, 2} <= ip.keys() or not {2, 3} <= protocol.keys():
         return None
     near, far = (int.from_bytes(protocol[each], "big") for each in (2, 3))
@@ -85,8 +85,8 @@ def changed_sources(netns: Path) -> Sources:
     from pyroute2 import NetlinkError, NFCTSocket
 
     def work() -> Sources:
-        with NFCTSocket() as netlink:
-            return _changed((_end(entry, "ORIG", "SRC"), _end(entry, "REPLY", "DST")) for entry in netlink.dump())
+        with NFCTSocket() as sock:
+            return _changed((_end(entry, "ORIG", "SRC"), _end(entry, "REPLY", "DST")) for entry in sock.dump())
 
     try:
         return run_inside(netns, work)
@@ -130,7 +130,7 @@ def _changed(ends: Iterable[tuple[str, str]]) -> Sources:
 
 
 def _end(entry: Any, direction: str, end: str) -> str:  # noqa: ANN401 - pyroute2 has no types
-    """Give one end of a connection as "ip:port"; "" where it is not TCP over IPv4."""
+    """Return one end of a connection as "ip:port"; "" where it is not TCP over IPv4."""
     both = entry.get_attr(f"CTA_TUPLE_{direction}")
     address, protocol = both.get_attr("CTA_TUPLE_IP"), both.get_attr("CTA_TUPLE_PROTO")
     ip = address.get_attr(f"CTA_IP_V4_{end}")

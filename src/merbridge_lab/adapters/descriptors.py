@@ -1,7 +1,7 @@
 """Who on this machine holds a socket: asked of the descriptors of every process.
 
 A socket does not say who may accept from it. pidfd_getfd(2), or a descriptor sent over a Unix socket, gives another
-process the very socket that a server listens on, and the kernel's tables show one listener as before.
+process the same socket that a server listens on, and the kernel's tables show one listener as before.
 Not seen are sockets that only io_uring or a message on its way holds: the kernel lists no owner for these.
 """
 

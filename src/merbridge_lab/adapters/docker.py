@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.adapters import docker_words
+from merbridge_lab.adapters import docker_messages
 from merbridge_lab.adapters.change import change
-from merbridge_lab.adapters.proc import Result, run
+from merbridge_lab.adapters.command import Result, run
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin
     """Run docker. Raises LabError, with what to do where the daemon does not answer."""
     told = run(["docker", *argv], timeout=timeout, ok=range(256), stdin=stdin)
     # It ends with 1 both where something is not there and where the daemon is not: its words tell.
-    if told.status in ok and not (told.status and docker_words.is_silent(told.stderr)):
+    if told.status in ok and not (told.status and docker_messages.is_silent(told.stderr)):
         return told
     what = f"docker {argv[0]} failed with exit status {told.status}"
-    raise docker_words.explained(
+    raise docker_messages.explained(
         LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip())
     )
 
@@ -81,7 +81,7 @@ def engine(*, timeout: float = _ANSWER) -> Engine:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise docker_words.explained(
+        raise docker_messages.explained(
             LabError(
                 "docker info tells nothing that can be read: is this docker Docker's?",
                 hint="docker version",
@@ -97,12 +97,12 @@ def read_engine(told: dict[str, Any]) -> Engine:
 
     Podman's command of that name tells other things; so does its daemon, where Docker's command asks it.
     """
-    if podman := docker_words.podman_in(told):
-        raise docker_words.is_podman(podman)
+    if podman := docker_messages.podman_in(told):
+        raise docker_messages.is_podman(podman)
     errors = told.get("ServerErrors") or []
     if errors or not told.get("ServerVersion"):
-        said = "\n".join(errors) or docker_words.NO_ANSWER
-        raise docker_words.explained(LabError("docker info failed", command="docker info", stderr=said))
+        said = "\n".join(errors) or docker_messages.NO_ANSWER
+        raise docker_messages.explained(LabError("docker info failed", command="docker info", stderr=said))
     return Engine(
         version=told["ServerVersion"],
         system=told.get("OperatingSystem", ""),
@@ -143,7 +143,7 @@ def read_containers(told: list[dict[str, Any]]) -> list[Container]:
 
 
 def pid(container: str) -> int:
-    """Give the PID, on the daemon's machine, of a container's first process; 0 where it does not run."""
+    """Return the PID, on the daemon's machine, of a container's first process; 0 where it does not run."""
     return int(docker("inspect", "--type", "container", "--format", "{{.State.Pid}}", container).stdout)
 
 
@@ -160,7 +160,7 @@ def remove(containers_: Sequence[str]) -> None:
 
 
 def exec_argv(container: str, argv: Sequence[str], *, stdin: bool = False, terminal: bool = False) -> list[str]:
-    """Give the command that runs `argv` in a container."""
+    """Return the command that runs `argv` in a container."""
     options = [*(["-i"] if stdin or terminal else []), *(["-t"] if terminal else [])]
     return ["docker", "exec", *options, container, *argv]
 
@@ -179,10 +179,10 @@ def execute(
             command=told.command,
             stderr=said,
         )
-    if told.status in ok and not (told.status and docker_words.is_silent(said)):
+    if told.status in ok and not (told.status and docker_messages.is_silent(said)):
         return told
     what = f"{argv[0]} failed with exit status {told.status} in the container {container}"
-    raise docker_words.explained(LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=said))
+    raise docker_messages.explained(LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=said))
 
 
 def has_image(ref: str) -> bool:
@@ -209,7 +209,7 @@ def pull(ref: str) -> None:
     except LabError as error:
         raise LabError(
             f"the image {ref} is not on this machine and cannot be pulled from {registry(ref)}"
-            f"{docker_words.why_not_pulled(error.stderr or '')}",
+            f"{docker_messages.why_not_pulled(error.stderr or '')}",
             hint=f"docker load --input FILE  # of docker save --output FILE {ref}, on a machine that has it",
             command=error.command,
             stderr=error.stderr,
@@ -229,13 +229,13 @@ def registry(ref: str) -> str:
 
 
 def network_labels(name: str) -> dict[str, str] | None:
-    """Give the labels of a network, or None where there is none of that name."""
+    """Return the labels of a network, or None where there is none of that name."""
     told = _asked("network", "inspect", "--format", "{{json .Labels}}", name)
     return None if told is None else dict(json.loads(told) or {})
 
 
 def network_argv(name: str, label: str) -> list[str]:
-    """Give the command that makes a network such as kind makes."""
+    """Return the command that makes a network such as kind makes."""
     masquerade = "com.docker.network.bridge.enable_ip_masquerade=true"
     return ["docker", "network", "create", "-d", "bridge", "-o", masquerade, "--label", label, name]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ _TOO_LARGE = 63
 
 
 def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) -> str:
-    """Give what is at a URL, all of it or nothing.
+    """Return what is at a URL, all of it or nothing.
 
-    Raises LabError where it cannot be had by https within `deadline` seconds, is larger than 1 MiB, or has another
+    Raises LabError where no download by https succeeds within `deadline` seconds, is larger than 1 MiB, or has another
     digest than `sha256`.
     """
     if urlsplit(url).scheme != "https":
@@ -42,7 +42,7 @@ def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) ->
     found = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, found):
         raise LabError(
-            f"{url} is not what it was: its SHA-256 is {found}, not {sha256}",
+            f"{url} failed its checksum: SHA-256 is {found}, not {sha256}",
             hint="without --merbridge-manifest, merlab's own is taken",
         )
     try:

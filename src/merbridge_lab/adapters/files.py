@@ -82,7 +82,7 @@ def delete_tree(path: Path) -> None:
 
 @change("rename")
 def rename(path: Path, to: Path) -> None:
-    """Give a file or folder another name, in the place of whatever file has that. Raises OSError."""
+    """Return a file or folder another name, in the place of whatever file has that. Raises OSError."""
     path.rename(to)
 
 

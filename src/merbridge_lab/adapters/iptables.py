@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import agreement, nftables, tools, wording, xtables
+from merbridge_lab.adapters import nftables, rule_text, rules_agreement, system_tools, xtables
 from merbridge_lab.adapters.change import change
-from merbridge_lab.adapters.proc import pasteable, run
+from merbridge_lab.adapters.command import pasteable, run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, value_of
 from merbridge_lab.ruleset import BACKENDS, RuleSet
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.adapters.nftables import Tables
-    from merbridge_lab.adapters.wording import Kernels
+    from merbridge_lab.adapters.rule_text import Kernels
     from merbridge_lab.ruleset import Rule
 
 #: The programs for legacy tables, by address family.
 _PROGRAMS = {"ip": "iptables", "ip6": "ip6tables", "arp": "arptables"}
-#: How often rules that change while they are read are read anew.
+#: How often rules that change while they are read are read again.
 _TRIES = 3
 
 
 def inside(netns: Path, *argv: str) -> list[str]:
-    """Give `argv` as it runs in the network namespace `netns`, with the host's own tools."""
+    """Return `argv` as it runs in the network namespace `netns`, with the host's own tools."""
     return ["nsenter", f"--net={netns}", *argv]
 
 
 def _tool(backend: str, suffix: str = "", program: str = "iptables") -> list[str]:
-    """Give the program of a backend; legacy ones without their lock file.
+    """Return the program of a backend; legacy ones without their lock file.
 
     They lock a file on the host, /run/xtables.lock, which would stay there. Nobody else writes the rules of the lab's
     namespaces, and merlab lets only one of itself work at a time.
@@ -60,11 +60,13 @@ def snapshot(netns: Path) -> RuleSet:
         after = kernels(netns)
         if _generation(before) == _generation(after):
             break
-    return confirmed(RuleSet(texts, agreement.left_out(texts["nft"])), before, after, where=netns.name, exact=True)
+    return confirmed(
+        RuleSet(texts, rules_agreement.left_out(texts["nft"])), before, after, where=netns.name, exact=True
+    )
 
 
 def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str, exact: bool = False) -> RuleSet:
-    """Give what the tools told of rules as far as it agrees with what the kernel told before and after it.
+    """Return what the tools told of rules as far as it agrees with what the kernel told before and after it.
 
     `exact` where the tools are those that made the rules: what they tell must then agree word for word.
     """
@@ -72,14 +74,14 @@ def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str, exa
     texts = dict(told.texts)
     for backend in BACKENDS:
         texts.setdefault(backend, Unread(f"iptables:{where}/{backend}", "its tools are not there"))
-    texts["nft"] = agreement.nft(texts["nft"], earlier, nft, where=where)
-    texts["legacy"] = agreement.legacy(texts["legacy"], legacy, where=where)
-    beside = agreement.beside(nft, legacy)
+    texts["nft"] = rules_agreement.nft(texts["nft"], earlier, nft, where=where)
+    texts["legacy"] = rules_agreement.legacy(texts["legacy"], legacy, where=where)
+    beside = rules_agreement.beside(nft, legacy)
     if isinstance(nft, Unread):
         found = RuleSet(texts, nft, nft, beside)
     else:
         named = () if isinstance(told.native, Unread) else told.native
-        native = tuple(dict.fromkeys((*agreement.foreign(nft), *named)))
+        native = tuple(dict.fromkeys((*rules_agreement.foreign(nft), *named)))
         found = RuleSet(texts, native, nft.generation, beside)
     return _worded(found, told, before, after, where) if exact else found
 
@@ -88,15 +90,15 @@ def _worded(found: RuleSet, told: RuleSet, before: Kernels, after: Kernels, wher
     """Hold the texts against the kernel's own words, and say what it tells of tables and chains themselves."""
     texts = dict(found.texts)
     in_part: list[Rule] = []
-    for backend, chains in wording.known(before, after).items():
+    for backend, chains in rule_text.known(before, after).items():
         text = texts[backend]
         if isinstance(text, Unread) or isinstance(told.texts[backend], Unread):
             continue  # not read; or not needed, there being no rules
-        if why := wording.differing(f"iptables-{backend}-save", text, chains):
+        if why := rule_text.differing(f"iptables-{backend}-save", text, chains):
             texts[backend] = Unread(f"iptables:{where}/{backend}", why)
         else:
-            in_part += wording.in_part(text, chains)
-    return replace(found, texts=texts, altered=wording.altered(*after), in_part=tuple(in_part))
+            in_part += rule_text.in_part(text, chains)
+    return replace(found, texts=texts, altered=rule_text.altered(*after), in_part=tuple(in_part))
 
 
 def backend_of(netns: Path, table: str) -> str | None:
@@ -130,7 +132,7 @@ def _generation(told: Kernels) -> int | Unread:
 def _saved(netns: Path, backend: str) -> str | Unread:
     tool = f"iptables-{backend}-save"
     source = f"iptables:{netns.name}/{backend}"
-    if not tools.find(tool):
+    if not system_tools.find(tool):
         return Unread(source, f"{tool} is not on this machine")
     try:
         return run(inside(netns, tool, "-c")).stdout
@@ -139,7 +141,7 @@ def _saved(netns: Path, backend: str) -> str | Unread:
 
 
 def save(netns: Path, backend: str, table: str) -> str:
-    """Give one table of `netns` as a text that `load` takes, counters included."""
+    """Return one table of `netns` as a text that `load` takes, counters included."""
     return run(save_argv(netns, backend, table)).stdout
 
 
@@ -162,7 +164,7 @@ def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
     Raises UnreadError where it is not known what there is.
     """
     found = snapshot(netns)
-    spoilt = (f"table {name}" for name in wording.spoilt(nftables.read(netns)))
+    spoilt = (f"table {name}" for name in rule_text.spoilt(nftables.read(netns)))
     for name in dict.fromkeys((*value_of(found.native), *value_of(found.beside), *spoilt)):
         kind, *rest = name.split()
         if kind == "legacy":
@@ -183,9 +185,9 @@ def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
 def _accept(netns: Path) -> None:
     """Have no chain of iptables' drop what no rule names."""
     for chain in nftables.read(netns).chains:
-        if chain.drops and chain.family == "ip" and agreement.COMPAT.fullmatch(f"ip {chain.table}"):
+        if chain.drops and chain.family == "ip" and rules_agreement.COMPAT.fullmatch(f"ip {chain.table}"):
             run(inside(netns, *_tool("nft"), "-t", chain.table, "-P", chain.name, "ACCEPT"))
-        elif chain.drops and agreement.COMPAT.fullmatch(f"{chain.family} {chain.table}"):
+        elif chain.drops and rules_agreement.COMPAT.fullmatch(f"{chain.family} {chain.table}"):
             run(inside(netns, "nft", "delete", "table", chain.family, chain.table))
     for table in xtables.read(netns):
         for name in table.dropping:
@@ -199,20 +201,20 @@ def _empty(netns: Path, program: str, backend: str, table: str) -> None:
 
 
 def save_argv(netns: Path, backend: str, table: str) -> list[str]:
-    """Give the command behind `save`."""
+    """Return the command behind `save`."""
     return inside(netns, f"iptables-{backend}-save", "-c", "-t", table)
 
 
 def list_argv(netns: Path, backend: str, table: str, chain: str = "") -> list[str]:
-    """Give the command that lists a table, or one chain of it, with its counters for a person."""
+    """Return the command that lists a table, or one chain of it, with its counters for a person."""
     return inside(netns, *_tool(backend), "-t", table, "-vnL", *([chain] if chain else []))
 
 
 def flush_argv(netns: Path, backend: str, table: str) -> list[str]:
-    """Give the command behind `flush`."""
+    """Return the command behind `flush`."""
     return inside(netns, *_tool(backend), "-t", table, "-F")
 
 
 def restore_line(netns: Path, backend: str, saved: Path) -> str:
-    """Give the line a person types to put rules back from a file."""
+    """Return the line a person types to put rules back from a file."""
     return f"{pasteable(inside(netns, *_tool(backend, '-restore'), '-c'))} < {saved}"

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.change import change
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.text import lines_of
 
@@ -20,13 +20,13 @@ _LAST = re.compile(r"^(?:Error|error)(?::\s*|\b)")
 
 
 def version() -> str:
-    """Give the version of istioctl itself."""
+    """Return the version of istioctl itself."""
     told = run(["istioctl", "version", "--remote=false", "--output=json"]).stdout
     return str(json.loads(told)["clientVersion"]["version"])
 
 
 def install_argv(settings: Sequence[str]) -> list[str]:
-    """Give the command that installs Istio with the settings "key=value"."""
+    """Return the command that installs Istio with the settings "key=value"."""
     return ["istioctl", "install", "-y", *(word for setting in settings for word in ("--set", setting))]
 
 
@@ -71,7 +71,7 @@ def complaint(said: str) -> str:
 
 
 def cause(said: str) -> str:
-    """Give the first complaint, in a line without its mark; the last line where there is none but that."""
+    """Return the first complaint, in a line without its mark; the last line where there is none but that."""
     lines = [line.strip() for line in lines_of(said) if line.strip()]
     crossed = [_CROSS.sub("", line) for line in lines if _CROSS.match(line)]
     found = crossed or [_LAST.sub("", line) for line in lines if _LAST.match(line)]
@@ -79,7 +79,7 @@ def cause(said: str) -> str:
 
 
 def _hint(said: str) -> str:
-    """Give the next command: for an image that is not pulled its own, else one that looks at Istio's pods."""
+    """Return the next command: for an image that is not pulled its own, else one that looks at Istio's pods."""
     image = re.search(r'(?:image|Image) "([^"\s]+)"', said) if re.search(r"ImagePull|ErrImage|pull", said) else None
     return f"docker pull {image[1]}" if image else "merlab status --lab kind"
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.adapters import netlink
+from merbridge_lab.adapters import netlink_hooks
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.netns import run_inside
 from merbridge_lab.errors import LabError
@@ -124,7 +124,7 @@ def names(netns: Path) -> tuple[str, ...]:
 
 
 def hardware(netns: Path, name: str) -> str:
-    """Give the hardware address of the link `name` in `netns`; empty where there is no such link. Raises OSError."""
+    """Return the hardware address of the link `name` in `netns`; empty where there is no such link. Raises OSError."""
 
     def work() -> str:
         from pyroute2 import IPRoute
@@ -137,10 +137,10 @@ def hardware(netns: Path, name: str) -> str:
 
 
 def number_of(netns: Path, other: Path) -> int | None:
-    """Return the number by which links in `netns` name the namespace `other`; None if none does. Raises OSError."""
+    """Return the number with which links in `netns` name the namespace `other`; None if none does. Raises OSError."""
     descriptor = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return run_inside(netns, lambda: netlink.number_of(descriptor))
+        return run_inside(netns, lambda: netlink_hooks.number_of(descriptor))
     finally:
         os.close(descriptor)
 

@@ -56,7 +56,7 @@ def table() -> list[Mount]:
 
 
 def raw() -> bytes:
-    """Give the same as the kernel writes it."""
+    """Return the same as the kernel writes it."""
     return Path("/proc/thread-self/mountinfo").read_bytes()
 
 
@@ -85,7 +85,7 @@ def parse(mountinfo: bytes) -> list[Mount]:
 
 
 def at(target: Path) -> Mount | None:
-    """Give what is mounted on `target`, the topmost of several."""
+    """Return what is mounted on `target`, the topmost of several."""
     return next((mount for mount in reversed(table()) if mount.target == target), None)
 
 

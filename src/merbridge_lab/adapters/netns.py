@@ -165,12 +165,12 @@ def unpin(pin: Path) -> None:
 
 
 def inode(namespace: Path) -> int:
-    """Give the number by which the kernel shows a namespace (`net:[4026531840]`). Raises OSError."""
+    """Return the number with which the kernel shows a namespace (`net:[4026531840]`). Raises OSError."""
     return namespace.stat().st_ino
 
 
 def cookie(netns: Path) -> int:
-    """Give the cookie of a network namespace: what bpf_get_netns_cookie() returns in it, never used twice.
+    """Return the cookie of a network namespace: what bpf_get_netns_cookie() returns in it, never used twice.
 
     Needs Linux 5.14. Raises OSError.
     """

@@ -14,7 +14,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from merbridge_lab.adapters import netlink, netns, network
+from merbridge_lab.adapters import netlink_hooks, netns, network_dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,12 +79,14 @@ class Listener:
                     found += _tables(kind, body)
                 elif kind in _NETCONF:
                     settings.append(body)  # a new link has settings before it has told its name
-                elif (read := network.line_of(kind, body, self._names)) is not None:
+                elif (read := network_dump.line_of(kind, body, self._names)) is not None:
                     found.append(Change(*read))
         return [*found, *(each for body in settings for each in self._settings(body))]
 
     def _settings(self, body: bytes) -> Iterator[Change]:
-        told = {kind: struct.unpack("=i", value)[0] for kind, value in netlink.pairs(body[4:]) if len(value) == _INT}
+        told = {
+            kind: struct.unpack("=i", value)[0] for kind, value in netlink_hooks.pairs(body[4:]) if len(value) == _INT
+        }
         index = told.get(1, 0)
         link = _ALL.get(index) or self._names.get(index, f"link {index}")
         for kind, name in _SETTINGS.items():
@@ -100,7 +102,7 @@ class Listener:
 def _tables(kind: int, body: bytes) -> Iterator[Change]:
     """Yield in which table of nftables something changed; that the generation did says no more."""
     if kind >> 8 == _NFTABLES and kind & 0xFF != _NEWGEN:
-        name = netlink.attributes(body[4:]).get(_TABLE, b"").rstrip(b"\0").decode(errors="replace")
+        name = netlink_hooks.attributes(body[4:]).get(_TABLE, b"").rstrip(b"\0").decode(errors="replace")
         yield Change(is_there=True, kind="nftables table", line=f"{_FAMILIES.get(body[0], body[0])} {name}")
 
 
@@ -129,7 +131,7 @@ def _messages(told: socket.socket) -> Iterator[tuple[int, bytes]]:
             if error.errno == errno.ENOBUFS:
                 raise OSError(error.errno, "more changed than the kernel had room to tell of") from error
             raise
-        while at + netlink.HEADER.size <= len(raw):
-            length, kind, *_ = netlink.HEADER.unpack_from(raw, at)
-            yield kind, raw[at + netlink.HEADER.size : at + length]
-            at += max((length + 3) & ~3, netlink.HEADER.size)
+        while at + netlink_hooks.HEADER.size <= len(raw):
+            length, kind, *_ = netlink_hooks.HEADER.unpack_from(raw, at)
+            yield kind, raw[at + netlink_hooks.HEADER.size : at + length]
+            at += max((length + 3) & ~3, netlink_hooks.HEADER.size)

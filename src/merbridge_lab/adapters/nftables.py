@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import netlink as messages
+from merbridge_lab.adapters import netlink_hooks as messages
 from merbridge_lab.adapters import nft_rule
 from merbridge_lab.adapters.netns import run_inside
 
@@ -145,7 +145,7 @@ def _dump(netlink: socket.socket, generation: int) -> Tables | None:
 
 
 def _rule(expressions: bytes) -> tuple[int, nft_rule.Expressions]:
-    """Give the packets that a rule has counted, and what it is made of, counts left out."""
+    """Return the packets that a rule has counted, and what it is made of, counts left out."""
     packets, found = 0, []
     for _, element in messages.pairs(expressions):
         expression = messages.attributes(element)

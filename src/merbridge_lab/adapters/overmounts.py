@@ -50,7 +50,7 @@ def process_of(target: Path) -> str:
 def problems(cgroup: Path) -> list[str]:
     """Say, a sentence each, what covers files of `cgroup` and all below it, and of processes. Raises OSError, LabError.
 
-    Of the processes in that cgroup and of this one, no file may be covered; of others those by which it is asked who
+    Of the processes in that cgroup and of this one, no file may be covered; of others those with which it is asked who
     holds a socket.
     """
     with _opened(Path("/proc")) as proc:

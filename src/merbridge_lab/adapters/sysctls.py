@@ -164,7 +164,7 @@ def _covered(mountinfo: str) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def of_new_namespace() -> Mapping[str, str]:
-    """Give the settings of a network namespace made for the moment: the kernel's own, and what the host hands on.
+    """Return the settings of a network namespace made for the moment: the kernel's own, and what the host hands on.
 
     Kept: it costs some milliseconds. `of_new_namespace.cache_clear()` has it read again. Raises OSError,
     UnreadError.

@@ -88,7 +88,7 @@ class Instance:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Callable[[], None]]:
-        """Give a function that removes the instance even if tracefs is unmounted from its path meanwhile."""
+        """Return a function that removes the instance even if tracefs is unmounted from its path meanwhile."""
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
         def remove() -> None:
@@ -102,7 +102,7 @@ class Instance:
 
     @contextlib.contextmanager
     def following(self) -> Iterator[Callable[[float], list[str]]]:
-        """Give a function that waits up to some seconds for lines and takes them out, whole ones only."""
+        """Return a function that waits up to some seconds for lines and takes them out, whole ones only."""
         descriptor = os.open(self.pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         rest = ""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from merbridge_lab.adapters import xt
+from merbridge_lab.adapters import xt_rule
 from merbridge_lab.adapters.netns import run_inside
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -229,38 +229,38 @@ def _words(raw: bytes, entry: _Entry, begins: dict[int, str]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _said(head: bytes, matches: bytes, target: bytes, jump: str) -> str:
-    """Give a rule as iptables-save would tell it; `jump` is the chain that it leads to, if any."""
-    spec = xt.Spec()
+    """Return a rule as iptables-save would tell it; `jump` is the chain that it leads to, if any."""
+    spec = xt_rule.Spec()
     try:
         goto = _heads(spec, head)
         at = 0
         while at < len(matches):
             name, revision, content = _extension(matches, at)
-            spec.matches.append(xt.match(name, revision, content))
+            spec.matches.append(xt_rule.match(name, revision, content))
             at += _HEAD.unpack_from(matches, at)[0] or len(matches)
         name, revision, content = _extension(target, 0)
         if name:
-            spec.end(xt.target(name, revision, content))
+            spec.end(xt_rule.target(name, revision, content))
         elif (verdict := _policy(content, 0)) < 0:
             spec.end(_VERDICTS[verdict])
         elif jump:
             spec.end(f"{'-g' if goto else '-j'} {jump}")
         return str(spec)
-    except (xt.StrangeError, KeyError, struct.error) as error:
-        return xt.strange(error if isinstance(error, xt.StrangeError) else "a rule of another form")
+    except (xt_rule.StrangeError, KeyError, struct.error) as error:
+        return xt_rule.strange(error if isinstance(error, xt_rule.StrangeError) else "a rule of another form")
 
 
-def _heads(spec: xt.Spec, head: bytes) -> bool:
+def _heads(spec: xt_rule.Spec, head: bytes) -> bool:
     """Read addresses, links and protocol; say whether the target is gone to and not only called."""
     source, destination, source_mask, destination_mask, *links, protocol, flags, inverted = _IP.unpack(head)
     if flags & ~_GOTO or inverted & ~(_VIA_IN | _VIA_OUT | _SOURCE | _DESTINATION | _KIND):
-        raise xt.StrangeError("an option of a rule")
+        raise xt_rule.StrangeError("an option of a rule")
     for option, address, mask, bit in (
         ("-s", source, source_mask, _SOURCE),
         ("-d", destination, destination_mask, _DESTINATION),
     ):
         if any(mask) or inverted & bit:
-            spec.head(option, xt.network(address, mask), inverted=bool(inverted & bit))
+            spec.head(option, xt_rule.network(address, mask), inverted=bool(inverted & bit))
     for option, name, mask, bit in (("-i", links[0], links[2], _VIA_IN), ("-o", links[1], links[3], _VIA_OUT)):
         length = len(mask.rstrip(b"\0"))
         if length or inverted & bit:
@@ -268,5 +268,5 @@ def _heads(spec: xt.Spec, head: bytes) -> bool:
             told = begin.rstrip(b"\0").decode(errors="replace") + ("" if begin.endswith(b"\0") else "+")
             spec.head(option, told, inverted=bool(inverted & bit))
     if protocol or inverted & _KIND:
-        spec.head("-p", xt.protocol(protocol), inverted=bool(inverted & _KIND))
+        spec.head("-p", xt_rule.protocol(protocol), inverted=bool(inverted & _KIND))
     return bool(flags & _GOTO)

@@ -35,7 +35,7 @@ enum leg {
     LEG_INBOUND,  // sidecar, from 127.0.0.6 -> its own application
 };
 
-// One counter for every decision, kept per pod. Where there is one for each leg, they stand in the order of
+// One counter for every decision, kept per pod. Where there is one for each leg, they are in the order of
 // enum leg.
 enum counter {
     COUNTER_OUTBOUND_CONNECTS, // connect() of the application rewritten to its sidecar

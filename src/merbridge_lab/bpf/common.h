@@ -100,7 +100,7 @@ INLINE int is_steered(u32 local_ip4, u32 remote_ip4, u32 port) {
     return !is_loopback(remote_ip4) && remote_ip4 != local_ip4 && !is_istios(port);
 }
 
-// BCC's bpf_trace_printk() cannot stand in a macro, so the helper is named once more. At most three values a
+// BCC's bpf_trace_printk() cannot be in a macro, so the helper is named once more. At most three values a
 // line: more takes bpf_trace_vprintk.
 static int (*trace)(const char *format, u32 size, ...) = (void *)BPF_FUNC_trace_printk;
 

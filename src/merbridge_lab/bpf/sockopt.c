@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
-// cgroup/getsockopt: SO_ORIGINAL_DST, by which a sidecar learns where a connection it accepted was meant to
+// cgroup/getsockopt: SO_ORIGINAL_DST, with which a sidecar learns where a connection it accepted was meant to
 // go. Without NAT the kernel answers ENOENT; we know from the dialling side.
 
 #include "common.h"

@@ -7,7 +7,7 @@
 #include "queue.h"
 
 // args: struct sock *, its cookie. Gives bit 0: the socket is still there; bit 1: unread redirected bytes;
-// bits 2 and up: system calls at work on the socket at this moment.
+// bits 2 and up: system calls in progress on the socket at this moment.
 int merlab_unread(struct bpf_raw_tracepoint_args *ctx) {
     u64 sk = ctx->args[0], cookie = ctx->args[1];
     u64 psock;

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from merbridge_lab.api import Exchange, Observation
 
 
-def find_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, told: bool) -> Finding:
+def assess_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, told: bool) -> Finding:
     """Look whether the app answered with no sidecar in the path: neither has a record, and the app saw the client.
 
     Where apps do not tell whom they saw (`told` is off), no sidecar may have left its headers on the answer.
     """
-    readings: list[Reading] = [*mesh.find_served(seen).evidence]
+    readings: list[Reading] = [*mesh.assess_served(seen).evidence]
     control = Control("mesh.later_request_logged", Verdict.PASS if later.held else Verdict.FAIL, later.evidence)
     for exchange in seen.exchanges:
         if not exchange.served:
@@ -54,7 +54,7 @@ def find_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, tol
 
 
 def _sidecars_mark(exchange: Exchange) -> str:
-    """Give the header by which an Envoy marks what it passes on; nothing where there is none."""
+    """Return the header with which an Envoy marks what it passes on; nothing where there is none."""
     headers = exchange.headers
     if "envoy" in headers.get("server", ""):
         return f"server: {headers['server']}"

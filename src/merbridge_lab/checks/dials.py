@@ -9,10 +9,10 @@ from merbridge_lab.api import Finding, Reading, fails, holds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from merbridge_lab.dials import Dial
+    from merbridge_lab.dial_results import Dial
 
 
-def find_carried(client: str, dials: Sequence[Dial]) -> Finding:
+def assess_carried(client: str, dials: Sequence[Dial]) -> Finding:
     """Look whether eBPF intercepts and carries connections of these kinds, as its map of connections shows."""
     evidence = tuple(reading for dial in dials for reading in _readings(client, dial))
     for dial in dials:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 def served() -> Check:
     """Check that every request of the batch was answered with 200."""
-    return Check("mesh.served", "every request is answered", find_served, hint="merlab status")
+    return Check("mesh.served", "every request is answered", assess_served, hint="merlab status")
 
 
-def find_served(seen: Observation) -> Finding:
+def assess_served(seen: Observation) -> Finding:
     """Look at curl's exit statuses and the HTTP statuses."""
     good = sum(exchange.served for exchange in seen.exchanges)
     reading = Reading(f"curl:{seen.client}", "200s", 0, good, seen.exchanges[0].body.strip() or None)
@@ -36,10 +36,10 @@ def find_served(seen: Observation) -> Finding:
 
 def both_versions_answered() -> Check:
     """Check that both versions of helloworld answered within the batch."""
-    return Check("mesh.both_versions_answered", "v1 and v2 both answer", find_both_versions, hint="merlab status")
+    return Check("mesh.both_versions_answered", "v1 and v2 both answer", assess_both_versions, hint="merlab status")
 
 
-def find_both_versions(seen: Observation) -> Finding:
+def assess_both_versions(seen: Observation) -> Finding:
     """Look at the bodies."""
     reading = Reading(f"curl:{seen.client}", "versions", 0, len(seen.versions), ", ".join(sorted(seen.versions)))
     missing = {"v1", "v2"} - seen.versions
@@ -53,12 +53,12 @@ def both_sidecars_served() -> Check:
     return Check(
         "mesh.both_sidecars_served",
         "both sidecars are in the path of every request",
-        find_both_sidecars,
+        assess_both_sidecars,
         hint="merlab status",
     )
 
 
-def find_both_sidecars(seen: Observation) -> Finding:
+def assess_both_sidecars(seen: Observation) -> Finding:
     """Look each nonce up in the client's and the servers' access logs."""
     nonces = [exchange.nonce for exchange in seen.exchanges]
     client_log, server_log = value_of(seen.client_log), value_of(seen.server_log)
@@ -91,21 +91,21 @@ def find_both_sidecars(seen: Observation) -> Finding:
             f"no server's sidecar delivered {total - len(delivered)} of {total} requests of {seen.client}{astray}",
             *evidence,
         )
-    chain = find_one_chain(seen)
+    chain = assess_one_chain(seen)
     if not chain.held:
         return fails(chain.why, *evidence)
     return holds(
-        f"{'the request stands' if total == 1 else f'all {total} requests stand'} in the access logs of {seen.client}"
+        f"{'the request appears' if total == 1 else f'all {total} requests appear'} in the access logs of {seen.client}"
         f" and {', '.join(sorted(seen.servers))},"
         " delivered from 127.0.0.6",
         *evidence,
     )
 
 
-def find_one_chain(seen: Observation) -> Finding:
+def assess_one_chain(seen: Observation) -> Finding:
     """Look whether the records of each request name one chain of connections, from the client to the server, in TLS.
 
-    A nonce can be copied into a log by whoever saw it; the ports of the very connections it came by cannot be guessed.
+    Whoever saw a nonce can copy it into a log; the ports of the connections that it came by cannot be guessed.
     """
     client_log, server_log = value_of(seen.client_log), value_of(seen.server_log)
     for exchange in seen.exchanges:
@@ -135,7 +135,7 @@ def find_one_chain(seen: Observation) -> Finding:
     return holds("the records name one chain of connections from the client to the server, in TLS")
 
 
-def find_closed_as_plain_text(seen: Observation) -> Finding:
+def assess_closed_as_plain_text(seen: Observation) -> Finding:
     """Look whether each connection was closed before any HTTP status because the server refused plain text."""
     rejected = value_of(seen.rejected)
     by_server = {server: [line for name, line in rejected if name == server] for server, _ in rejected}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.api import Check, Finding, Reading, Verdict, fails, holds, place, skips, value_of
-from merbridge_lab.checks.mesh import as_control, find_both_sidecars, find_closed_as_plain_text
+from merbridge_lab.checks.mesh import as_control, assess_both_sidecars, assess_closed_as_plain_text
 
 if TYPE_CHECKING:
     from merbridge_lab.api import Observation, RuleSet
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 REDIRECT = "ISTIO_REDIRECT"
 
 
-def find_moved(seen: Observation) -> Finding:
+def assess_moved(seen: Observation) -> Finding:
     """Look whether the rules sent every fresh connection of the client to its sidecar, and both sidecars served."""
     reading = seen.rule(REDIRECT)
     total = len(seen.exchanges)
@@ -31,7 +31,7 @@ def find_moved(seen: Observation) -> Finding:
             f" that no eBPF touches: the rules do not do the work{other}",
             reading,
         )
-    sidecars = find_both_sidecars(seen)
+    sidecars = assess_both_sidecars(seen)
     if not sidecars.held:
         return fails(sidecars.why, reading, *sidecars.evidence)
     return holds(
@@ -46,7 +46,7 @@ def do_the_work() -> Check:
     return Check(
         "rules.do_the_work",
         "without eBPF, the rules send every connection to the sidecar",
-        lambda seen: find_moved(seen.control or seen),
+        lambda seen: assess_moved(seen.control or seen),
         hint="merlab restore",
     )
 
@@ -56,21 +56,21 @@ def stood_still() -> Check:
     return Check(
         "rules.stood_still",
         "the client's rules stand still; a twin without eBPF moves its own",
-        find_stood_still,
+        assess_stood_still,
         hint="merlab step 3",
     )
 
 
-def find_stood_still(seen: Observation) -> Finding:
+def assess_stood_still(seen: Observation) -> Finding:
     """Look at the client's counter and at the twin's."""
     reading = seen.rule(REDIRECT)
     total = len(seen.exchanges)
     if seen.control is None:
         return fails(f"{REDIRECT} of {seen.client} was read without a control that shows it can move", reading)
-    moved = find_moved(seen.control)
+    moved = assess_moved(seen.control)
     control = as_control("rules.move_without_ebpf", moved)
     if not seen.before.istio or not seen.after.istio:
-        return fails(f"there are no ISTIO rules in {seen.client} that could stand still", reading, control=control)
+        return fails(f"there are no ISTIO rules in {seen.client} that could be counted", reading, control=control)
     if reading.moved:
         return fails(
             f"{REDIRECT} of {seen.client} moved by {reading.moved} for {total} connections:"
@@ -94,26 +94,28 @@ def were_absent() -> Check:
     return Check(
         "rules.were_absent",
         "not one ISTIO rule was left during the batch",
-        lambda seen: find_absent(seen, between=False),  # of what was in between, were_untouched tells
+        lambda seen: assess_absent(seen, between=False),  # of what was in between, were_untouched tells
         hint="merlab step 9",
     )
 
 
-def find_absent(seen: Observation, *, between: bool = True) -> Finding:
+def assess_absent(seen: Observation, *, between: bool = True) -> Finding:
     """Look at the rules as they were just before and just after the batch, and `between`, where that is told."""
     saved = seen.saved
     had = len(saved.istio) if saved else 0
     reading = Reading(seen.before.source(seen.client), "rules", had, None if seen.after.unread else len(seen.after.nat))
     for when, rules in (("before the first request", seen.before), ("after the last request", seen.after)):
-        if besides := find_besides(rules, f"in {seen.client} {when}"):
+        if besides := assess_besides(rules, f"in {seen.client} {when}"):
             return fails(besides, reading)
         if rules.nat:
             return fails(
-                f"{len(rules.nat)} nat rules stood in {seen.client} {when}, flushed as it was: {rules.nat[0]}", reading
+                f"{len(rules.nat)} nat rules were present in {seen.client} {when}"
+                f" although it had been flushed: {rules.nat[0]}",
+                reading,
             )
         if rules.diverting:
             return fails(
-                f"a rule outside nat stood in {seen.client} {when} that can do nat's work: {rules.diverting[0]}",
+                f"a rule outside nat was present in {seen.client} {when} that can do nat's work: {rules.diverting[0]}",
                 reading,
             )
     if changed := seen.after.change_since(seen.before, between=between):
@@ -125,7 +127,7 @@ def find_absent(seen: Observation, *, between: bool = True) -> Finding:
     return holds(f"{had} ISTIO rules before the flush, none in nat while the requests ran", reading)
 
 
-def find_besides(rules: RuleSet, where: str) -> str:
+def assess_besides(rules: RuleSet, where: str) -> str:
     """Say what else than rules of iptables' was in the way of packets; "" where nothing was."""
     if native := value_of(rules.native):
         return f"native nftables stood {where}: {native[0]}"
@@ -137,13 +139,13 @@ def were_untouched() -> Check:
     return Check(
         "rules.were_untouched",
         "the rules stayed flushed between any two requests",
-        find_untouched,
+        assess_untouched,
         hint="merlab step 9",
         unread=Verdict.SKIP,
     )
 
 
-def find_untouched(seen: Observation) -> Finding:
+def assess_untouched(seen: Observation) -> Finding:
     """Look at the number that every change of nftables' rules moves."""
     before, after = value_of(seen.before.generation), value_of(seen.after.generation)
     reading = Reading(f"nft:{seen.client}/generation", "", before, after)
@@ -152,14 +154,14 @@ def find_untouched(seen: Observation) -> Finding:
     return holds(f"nobody touched the rules of {seen.client} while the requests ran", reading)
 
 
-def find_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
+def assess_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
     """Look whether a server had no nat rule from `before` to `after`."""
     if altered := (*value_of(before.altered), *value_of(after.altered)):
         return fails(f"{altered[0]} in {workload}")
     left = [each for rules in (before, after) for each in (*value_of(rules.native), *rules.nat, *rules.diverting)]
     reading = Reading(before.source(workload), "rules", len(before.nat), len(after.nat))
     if left:
-        return fails(f"{len(left)} rules stood in {workload}, flushed as it was: {left[0]}", reading)
+        return fails(f"{len(left)} rules were present in {workload} although it had been flushed: {left[0]}", reading)
     if changed := after.change_since(before):
         return fails(
             f"the rules of {workload} changed while the requests ran, flushed as they were: {changed}", reading
@@ -172,17 +174,17 @@ def flushed_is_closed() -> Check:
     return Check(
         "rules.flushed_is_closed",
         "flushed, every request is closed by the server's sidecar; with the rules present it was served",
-        find_flushed_closed,
+        assess_flushed_closed,
         hint="merlab status",
     )
 
 
-def find_flushed_closed(seen: Observation) -> Finding:
+def assess_flushed_closed(seen: Observation) -> Finding:
     """Look at the closed connections, and at the same requests with the rules present beside them."""
-    closed = find_closed_as_plain_text(seen)
+    closed = assess_closed_as_plain_text(seen)
     if seen.control is None:
         return fails("nothing was asked with the rules present: what is closed now might always be", *closed.evidence)
-    moved = find_moved(seen.control)
+    moved = assess_moved(seen.control)
     control = as_control("rules.move_when_present", moved)
     if not closed.held:
         return fails(closed.why, *closed.evidence, control=control)
@@ -193,10 +195,10 @@ def find_flushed_closed(seen: Observation) -> Finding:
 
 def restored() -> Check:
     """Check that after the flush, the rules are the ones that were saved."""
-    return Check("rules.restored", "the rules are back as they were", find_restored, hint="merlab restore")
+    return Check("rules.restored", "the rules are back as they were", assess_restored, hint="merlab restore")
 
 
-def find_restored(seen: Observation) -> Finding:
+def assess_restored(seen: Observation) -> Finding:
     """Compare the nat tables, counters aside."""
     if seen.saved is None:
         return fails(f"the rules of {seen.client} were not saved before the flush")

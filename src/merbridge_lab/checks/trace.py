@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 def lines_appear() -> Check:
     """Check that with debug on, a request leaves lines in the lab's own tracefs instance."""
-    return Check("trace.lines_appear", "a request leaves lines in the lab's trace", find_lines, hint="merlab step 4")
+    return Check("trace.lines_appear", "a request leaves lines in the lab's trace", assess_lines, hint="merlab step 4")
 
 
-def find_lines(seen: Observation) -> Finding:
+def assess_lines(seen: Observation) -> Finding:
     """Count the lines."""
     told = value_of(seen.trace)
     reading = Reading("trace:merlab", "lines", 0, len(told), "\n".join(event.raw for event in told[:3]) or None)
@@ -26,10 +26,10 @@ def find_lines(seen: Observation) -> Finding:
 
 def debug_is_on() -> Check:
     """Check that the dataplane's debug flag is set, in the kernel."""
-    return Check("trace.debug_is_on", "the dataplane's debug flag is set", find_debug, hint="merlab step 4")
+    return Check("trace.debug_is_on", "the dataplane's debug flag is set", assess_debug, hint="merlab step 4")
 
 
-def find_debug(lab: Lab) -> Finding:
+def assess_debug(lab: Lab) -> Finding:
     """Read the flag back."""
     on = lab.dataplane.debug
     reading = Reading("dataplane:debug", "", None, int(on))
@@ -41,16 +41,16 @@ def tells_the_request() -> Check:
     return Check(
         "trace.tells_the_request",
         "the trace shows this request: intercepted, original destination asked, bytes moved socket to socket",
-        find_told,
+        assess_told,
         hint="merlab step 4",
     )
 
 
-def find_told(seen: Observation) -> Finding:
+def assess_told(seen: Observation) -> Finding:
     """Follow the pair that the app's connection opened through the trace."""
     exchange = seen.exchanges[0]
     if seen.noted is not None:
-        return find_told_by_address(seen)
+        return assess_told_by_address(seen)
     port = int(exchange.local.rpartition(":")[2] or 0)
     mine = {event.pair for event in value_of(seen.trace) if event.kind == "established" and event.port == port}
     told = [event for event in value_of(seen.trace) if event.pair in mine]
@@ -66,13 +66,13 @@ def find_told(seen: Observation) -> Finding:
     return holds(f"{len(told)} lines tell of the connection from {exchange.local}", *evidence)
 
 
-def find_told_by_address(seen: Observation) -> Finding:
+def assess_told_by_address(seen: Observation) -> Finding:
     """Look for lines that name the address this request was meant for, where a trace names no connections.
 
     Lines of others may be among those of payload; that it was this request's, the access logs and maps tell.
     """
     exchange = seen.exchanges[0]
-    wanted = seen.notes("outbound").get(exchange.nonce)
+    wanted = seen.original_destinations("outbound").get(exchange.nonce)
     redirected = [event for event in value_of(seen.trace) if event.kind == "redirect"]
     connects = [
         event for event in value_of(seen.trace) if event.kind == "connect" and f"{event.ip}:{event.port}" == wanted
@@ -95,6 +95,6 @@ def find_told_by_address(seen: Observation) -> Finding:
         )
     return holds(
         f"{len(connects)} connects to {wanted} intercepted, {len(redirected)} messages moved from socket to socket;"
-        " the original destination stands in the map",
+        " the original destination is in the map",
         *evidence,
     )

@@ -38,9 +38,7 @@ LabName = Annotated[
         help="Which lab; by default the one that is up, else MERLAB_LAB, else auto.",
     ),
 ]
-Timeout = Annotated[
-    float, typer.Option("--timeout", metavar="S", min=0.1, help="How long a check may take to come true, seconds.")
-]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.1, help="Seconds to wait for a check to pass.")]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait for another merlab command on the same lab, as long as it runs.")
 ]

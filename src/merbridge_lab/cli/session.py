@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from merbridge_lab import exits, hints, interrupts, shortage
+from merbridge_lab import exit_codes, hints, shortage, signals
 from merbridge_lab.errors import LabError, ShortageError, UsageError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.text import printable
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from merbridge_lab.drivers import Driver
-    from merbridge_lab.drivers.options import Options
+    from merbridge_lab.labs import Driver
+    from merbridge_lab.labs.options import Options
     from merbridge_lab.model import Step
     from merbridge_lab.report import Report
 
@@ -70,7 +70,7 @@ class Session:
             logging.getLogger("merbridge_lab").setLevel(logging.DEBUG)
 
     def __enter__(self) -> Self:
-        interrupts.install()
+        signals.install()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
@@ -86,29 +86,29 @@ class Session:
         if error is None or isinstance(error, typer.Exit):
             self._told()
             return
-        if self.debug and not isinstance(error, interrupts.Interrupted):
+        if self.debug and not isinstance(error, signals.Interrupted):
             sys.stderr.write(printable("".join(traceback.format_exception(error))))
         found = shortage.explained(error)
         if found is not None:
             self._fail(found)
-            raise typer.Exit(exits.USAGE if isinstance(found, UsageError) else exits.CANNOT) from None
-        if isinstance(error, interrupts.Interrupted):
+            raise typer.Exit(exit_codes.USAGE if isinstance(found, UsageError) else exit_codes.CANNOT) from None
+        if isinstance(error, signals.Interrupted):
             self._fail(LabError(f"interrupted by {error}", hint="merlab status"))
-            raise typer.Exit(exits.SIGNALLED + error.signum) from None
+            raise typer.Exit(exit_codes.SIGNALLED + error.signum) from None
         if isinstance(error, Exception):
             self._fail(
                 LabError(
-                    f"a defect of merlab: {type(error).__name__}: {error};"
+                    f"internal error: {type(error).__name__}: {error};"
                     " please report it with what the command below prints",
                     hint=shlex.join(["merlab", self.command, *self._rest(), "--debug"]),
                 )
             )
-            raise typer.Exit(exits.DEFECT) from None
+            raise typer.Exit(exit_codes.DEFECT) from None
 
     def _told(self) -> None:
         """See that the outcome reached who asked: on a terminal that is gone, or a disk that is full, it did not."""
-        if interrupts.hung_up():
-            raise typer.Exit(exits.SIGNALLED + signal.SIGHUP) from None
+        if signals.hung_up():
+            raise typer.Exit(exit_codes.SIGNALLED + signal.SIGHUP) from None
         if self.console.lost is not None:
             lacking = shortage.of(self.console.lost)
             self.console.error(
@@ -117,7 +117,7 @@ class Session:
                     hint=lacking.hint if lacking else None,
                 )
             )
-            raise typer.Exit(exits.CANNOT) from None
+            raise typer.Exit(exit_codes.CANNOT) from None
 
     def _fail(self, error: LabError) -> None:
         if not self.as_json:
@@ -130,15 +130,15 @@ class Session:
         self.console.json(report.to_json())
 
     def _rest(self) -> list[str]:
-        """Give what was typed after the command."""
+        """Return what was typed after the command."""
         return sys.argv[2:] if sys.argv[1:2] == [self.command] else []
 
     def driver(self, asked: str | None, options: Options | None = None) -> Driver:
         """Pick the lab, and say which and why. Raises BadParameter for `options` that it does not have."""
-        from merbridge_lab import drivers
+        from merbridge_lab import labs
 
-        driver, why = drivers.pick(asked)
-        if options is not None and options.said() and not drivers.tell(driver, options):
+        driver, why = labs.pick(asked)
+        if options is not None and options.said() and not labs.tell(driver, options):
             raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, and this is the {driver.name} lab")
         self.lab = driver.name
         hints.mean(driver.name, asked=why in ("asked for", "MERLAB_LAB"))
@@ -198,7 +198,7 @@ class Session:
             self.console.json(told)
         else:
             self.console.verdict(report)
-        raise typer.Exit(exits.of(report.verdict))
+        raise typer.Exit(exit_codes.of(report.verdict))
 
     @staticmethod
     def _in_place(lab: Any, report: Report) -> str:  # noqa: ANN401 - any lab
@@ -228,7 +228,7 @@ def numbers(text: str) -> range:
 
 
 def selected(wanted: Sequence[int]) -> list[Step]:
-    """Give the steps with these numbers."""
+    """Return the steps with these numbers."""
     from merbridge_lab.loader import steps
 
     return [step for step in steps() if step.number in wanted]

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from merbridge_lab import hints, interrupts, waiting
+from merbridge_lab import hints, polling, signals
 from merbridge_lab.console import views
-from merbridge_lab.console.paper import MARK, Paper
 from merbridge_lab.console.progress import Waiting
+from merbridge_lab.console.terminal import MARK, Paper
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.text import as_json, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.errors import LabError
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Step
+    from merbridge_lab.original_commands import Original
     from merbridge_lab.report import CheckOutcome, Report, StepOutcome
     from merbridge_lab.requirements import Requirement
-    from merbridge_lab.walkthrough import Original
 
 _MOST_STDERR = 12
 _A_DAY = 86400.0
@@ -141,7 +141,7 @@ class Console:
         self._paper.err.print(
             f"[faint]Enter for step {step.number}: {escape(step.title)} (Ctrl-C stops here)[/]", end=" "
         )
-        ready = waiting.until(lambda: bool(select.select([sys.stdin], [], [], 0)[0]), timeout=_A_DAY, awaiting="Enter")
+        ready = polling.until(lambda: bool(select.select([sys.stdin], [], [], 0)[0]), timeout=_A_DAY, awaiting="Enter")
         if ready:
             self._read_line()
 
@@ -150,8 +150,8 @@ class Console:
         try:
             sys.stdin.readline()
         except OSError:  # the terminal is gone: nobody will press Enter any more
-            interrupts.hang_up()
-            interrupts.checkpoint()
+            signals.hang_up()
+            signals.checkpoint()
 
     def verdict(self, report: Report) -> None:
         """Print the verdict of a run: what held, or the cause and what to type next."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from merbridge_lab import waiting
+from merbridge_lab import polling
 from merbridge_lab.text import printable
 
 if TYPE_CHECKING:
-    from merbridge_lab.console.paper import Paper
+    from merbridge_lab.console.terminal import Paper
 
 #: A wait shorter than this many seconds is not worth a line in a pipe; a longer one gets another every so often.
 _WORTH_A_LINE = 1.0
@@ -19,7 +19,7 @@ _BETWEEN_LINES = 5.0
 
 
 class Waiting:
-    """Shows on stderr what `merbridge_lab.waiting` waits for."""
+    """Shows on stderr what `merbridge_lab.polling` waits for."""
 
     def __init__(self, paper: Paper) -> None:
         self._paper = paper
@@ -31,7 +31,7 @@ class Waiting:
         self.stop()
         if self._paper.verbosity < 0:
             return
-        waiting.listen(self._tell)
+        polling.listen(self._tell)
         if self._paper.err.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(),
@@ -55,7 +55,7 @@ class Waiting:
 
     def stop(self) -> None:
         """End whatever still moves."""
-        waiting.listen(None)
+        polling.listen(None)
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -9,18 +9,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from merbridge_lab import hints, text
-from merbridge_lab.console.paper import MARK, Paper
+from merbridge_lab.console.terminal import MARK, Paper
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.ruleset import place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from merbridge_lab.dataplane.events import TraceEvent
+    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Step
+    from merbridge_lab.original_commands import Original
     from merbridge_lab.requirements import Requirement
-    from merbridge_lab.walkthrough import Original
 
 _CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_cyan", "bright_green")
 
@@ -58,7 +58,7 @@ def narrate(paper: Paper, step: Step, commands: Sequence[str], original: Sequenc
         paper.prose(f"now {one.now}" if one.now else "as ever", 5, style="faint")
     if original:
         paper.line("")
-    for check in step.verify + step.witness:
+    for check in step.verify + step.request_checks:
         paper.prose(f"verified: {check.description} ({check.name})", 3, mark="   ", style="faint")
 
 

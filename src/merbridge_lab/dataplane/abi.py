@@ -38,18 +38,18 @@ class Layout:
         return self._type
 
     def offset(self, member: str) -> int:
-        """Give where a member begins, in bytes."""
+        """Return where a member begins, in bytes."""
         return int(getattr(self._type, member).offset)
 
     def pack(self, **values: Any) -> bytes:  # noqa: ANN401
-        """Give the bytes of a structure; members not named are zero."""
+        """Return the bytes of a structure; members not named are zero."""
         made = self._type()
         for name, value in values.items():
             setattr(made, name, value)
         return bytes(made)
 
     def unpack(self, raw: bytes) -> dict[str, Any]:
-        """Give the members by name; arrays as lists, nested structures as dictionaries."""
+        """Return the members by name; arrays as lists, nested structures as dictionaries."""
         return _plain(self._type.from_buffer_copy(raw))
 
 
@@ -71,7 +71,7 @@ def _text() -> str:
 
 @functools.cache
 def constants() -> dict[str, int]:
-    """Give every #define of a number and every enumerator."""
+    """Return every #define of a number and every enumerator."""
     text = _text()
     found = {name: int(value) for name, value in re.findall(r"#define (\w+) +(\d+)", text)}
     for body in re.findall(r"enum \w+ \{(.*?)\}", text, re.DOTALL):
@@ -81,7 +81,7 @@ def constants() -> dict[str, int]:
 
 @functools.cache
 def counter_names() -> tuple[str, ...]:
-    """Give the counters in the order of their numbers, as users see them: outbound_connects and so on."""
+    """Return the counters in the order of their numbers, as users see them: outbound_connects and so on."""
     prefix = "COUNTER_"
     ours = [(number, name) for name, number in constants().items() if name.startswith(prefix)]
     return tuple(name.removeprefix(prefix).lower() for _, name in sorted(ours))
@@ -89,14 +89,14 @@ def counter_names() -> tuple[str, ...]:
 
 @functools.cache
 def legs() -> tuple[str, ...]:
-    """Give the legs of a request by number: none, outbound, mesh, inbound."""
+    """Return the legs of a request by number: none, outbound, mesh, inbound."""
     ours = [(number, name) for name, number in constants().items() if name.startswith("LEG_")]
     return tuple(name.removeprefix("LEG_").lower() for _, name in sorted(ours))
 
 
 @functools.cache
 def layouts() -> dict[str, Layout]:
-    """Give every structure by its C name."""
+    """Return every structure by its C name."""
     found: dict[str, Layout] = {}
     for name, body in re.findall(r"struct (\w+) \{(.*?)\};", _text(), re.DOTALL):
         members: list[tuple[str, Any]] = []
@@ -109,7 +109,7 @@ def layouts() -> dict[str, Layout]:
 
 @functools.cache
 def source() -> str:
-    """Give the whole dataplane as one text: BCC takes no include path that works for a rewritten file."""
+    """Return the whole dataplane as one text: BCC takes no include path that works for a rewritten file."""
     seen: set[str] = set()
 
     def read(name: str) -> str:

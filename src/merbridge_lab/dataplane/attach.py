@@ -7,21 +7,21 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters import bpf_syscall
 from merbridge_lab.adapters.files import make_folder
-from merbridge_lab.dataplane import abi, inspect, sockets, trace_event, upgrade
+from merbridge_lab.dataplane import abi, health, printk_event, sockhash, upgrade
 from merbridge_lab.dataplane import recompiled as source
 from merbridge_lab.dataplane.detach import UNREAD, detach
+from merbridge_lab.dataplane.endpoints import inbound_listener, netns_cookie
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64
-from merbridge_lab.dataplane.pods import inbound_listener, netns_cookie
 from merbridge_lab.dataplane.upgrade import unlink
-from merbridge_lab.errors import KernelCannotError, LabError
+from merbridge_lab.errors import LabError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from merbridge_lab.dataplane.pods import Pod
+    from merbridge_lab.dataplane.endpoints import Pod
     from merbridge_lab.dataplane.recompiled import Recompiled
 
 #: How long live connections of an older dataplane get to read what is on its way to them, in seconds.
@@ -34,17 +34,19 @@ def load(pins: Pins, tracefs: Path | None) -> None:
 
     for folder in ("links/sk_lookup", "maps", "progs"):
         make_folder(pins.root / folder, parents=True)
-    with trace_event.kept(tracefs):
+    with printk_event.kept(tracefs):
         loaded = compiler.load()
         try:
             for name in PROGRAMS:
-                bpf.pin(loaded.programs[PREFIX + name], pins.prog(name))
+                bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
             for name in MAPS:  # the stamp is the last one
                 if name == "stamp":
-                    tags = " ".join(f"{each}={bpf.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS)
+                    tags = " ".join(
+                        f"{each}={bpf_syscall.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS
+                    )
                     stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode(), programs=tags.encode())
-                    bpf.update(loaded.maps[name], bytes(4), stamp)
-                bpf.pin(loaded.maps[name], pins.map(name))
+                    bpf_syscall.update(loaded.maps[name], bytes(4), stamp)
+                bpf_syscall.pin(loaded.maps[name], pins.map(name))
         finally:
             loaded.close()
 
@@ -57,7 +59,7 @@ def _blocked(cgroup: Path, attach_type: int) -> Path | None:
         except OSError:
             return None
         try:
-            if bpf.attached_progs(fd, attach_type):
+            if bpf_syscall.attached_progs(fd, attach_type):
                 return ancestor
         except OSError:
             return None  # no cgroup any more
@@ -70,7 +72,7 @@ def _link(program: int, target: Path, attach_type: int, pin: Path, what: str) ->
     """Attach and pin at once: a crash in between leaves nothing, as the link goes with its last descriptor."""
     where = os.open(target, os.O_RDONLY)
     try:
-        link = bpf.link_create(program, where, attach_type)
+        link = bpf_syscall.link_create(program, where, attach_type)
     except OSError as refused:
         if refused.errno == errno.EPERM and (ancestor := _blocked(target, attach_type)):
             raise LabError(
@@ -78,12 +80,12 @@ def _link(program: int, target: Path, attach_type: int, pin: Path, what: str) ->
                 hint="bpftool cgroup tree",
             ) from refused
         if refused.errno == errno.EINVAL:
-            raise KernelCannotError(f"links for {what}", "5.9", str(refused)) from refused
+            raise UnsupportedFeatureError(f"links for {what}", "5.9", str(refused)) from refused
         raise
     finally:
         os.close(where)
     try:
-        bpf.pin(link, pin)
+        bpf_syscall.pin(link, pin)
     finally:
         os.close(link)
 
@@ -92,45 +94,45 @@ def _hooks(pins: Pins, cgroup: Path, hooks: Sequence[Hook]) -> None:
     for hook in hooks:
         if hook.name.startswith("connect"):
             upgrade.inherit(pins.link(hook.name), upgrade.old(pins).link(hook.name), pins.prog(hook.program))
-        if inspect.hook_problem(pins, hook, cgroup) is None:
+        if health.hook_problem(pins, hook, cgroup) is None:
             continue
         unlink(pins.link(hook.name))
         with opened(pins.prog(hook.program)) as program:
             _link(program, cgroup, hook.attach_type, pins.link(hook.name), hook.name)
 
 
-def _enrol(pins: Pins, pod: Pod, cookie: int) -> None:
+def _register_endpoint(pins: Pins, pod: Pod, cookie: int) -> None:
     """Enter a pod into the maps; counters that are there go on counting."""
     layouts = abi.layouts()
     with pins.open_map("counters") as counters:
-        if bpf.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
-            bpf.update(counters, u64(cookie), bytes(layouts["counters"].size * bpf.possible_cpus()))
+        if bpf_syscall.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
+            bpf_syscall.update(counters, u64(cookie), bytes(layouts["counters"].size * bpf_syscall.possible_cpus()))
     with pins.open_map("pods") as pods:
-        bpf.update(pods, u64(cookie), layouts["pod"].pack(ip4=pod.ip4, name=pod.name.encode()))
+        bpf_syscall.update(pods, u64(cookie), layouts["pod"].pack(ip4=pod.ip4, name=pod.name.encode()))
     with pins.open_map("pod_ips") as ips:
-        bpf.update(ips, u32(pod.ip4), u64(cookie))
+        bpf_syscall.update(ips, u32(pod.ip4), u64(cookie))
 
 
 def _listener(pins: Pins, pod: Pod, cookie: int) -> None:
     """Register a sidecar that listened before there was a program to see it."""
-    if pod.sidecar_pid is None or sockets.listener_problem(pins, pod, cookie) is None:
+    if pod.sidecar_pid is None or sockhash.listener_problem(pins, pod, cookie) is None:
         return
     with inbound_listener(pod.sidecar_pid, cookie) as sock, pins.open_map("listeners") as listeners:
         if sock is not None:
-            bpf.update(listeners, u64(cookie), u64(sock))
+            bpf_syscall.update(listeners, u64(cookie), u64(sock))
 
 
-def _steer(pins: Pins, pod: Pod) -> None:
+def _attach_sk_lookup(pins: Pins, pod: Pod) -> None:
     pin = pins.lookup_link(pod.name)
     upgrade.inherit(pin, upgrade.old(pins).lookup_link(pod.name), pins.prog("lookup"))
-    if inspect.lookup_problem(pins, pod) is None:
+    if health.lookup_problem(pins, pod) is None:
         return
     unlink(pin)
     with opened(pins.prog("lookup")) as program:
-        _link(program, pod.netns, bpf.SK_LOOKUP, pin, f"sk_lookup of {pod.name}")
+        _link(program, pod.netns, bpf_syscall.SK_LOOKUP, pin, f"sk_lookup of {pod.name}")
 
 
-def _dismiss(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
+def _unregister(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
     """Forget pods that are no longer to be served."""
     ours = {pins.lookup_link(pod.name) for pod in pods}
     for pin in pins.lookup_links():
@@ -138,20 +140,20 @@ def _dismiss(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
             unlink(pin)
     ips = {u32(pod.ip4) for pod in pods}
     with pins.open_map("pod_ips") as table:
-        for key in bpf.keys(table, 4):
+        for key in bpf_syscall.keys(table, 4):
             if key not in ips:
-                bpf.delete(table, key)
+                bpf_syscall.delete(table, key)
     with pins.open_map("listeners") as table:
-        for key in bpf.keys(table, 8):
+        for key in bpf_syscall.keys(table, 8):
             if number(key) not in cookies:
                 with contextlib.suppress(OSError):
-                    bpf.delete(table, key)
+                    bpf_syscall.delete(table, key)
     for cookie in pins.pods():
         if cookie in cookies:
             continue
         for name in ("listeners", "pods", "counters"):
             with pins.open_map(name) as table, contextlib.suppress(OSError):
-                bpf.delete(table, u64(cookie))
+                bpf_syscall.delete(table, u64(cookie))
         _forget_pairs(pins, cookie)
 
 
@@ -165,12 +167,12 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
     layout = abi.layouts()["pair"]
     gone: list[tuple[bytes, tuple[int, int]]] = []
     with pins.open_map("pairs") as pairs, pins.open_map("handover") as handover:
-        for key in bpf.keys(pairs, 8):
-            raw = bpf.lookup(pairs, key, layout.size)
+        for key in bpf_syscall.keys(pairs, 8):
+            raw = bpf_syscall.lookup(pairs, key, layout.size)
             pair = layout.unpack(raw) if raw else None
             if pair and cookie in pair["netns"]:
-                bpf.delete(pairs, key)
-                bpf.delete(handover, abi.layouts()["handshake"].pack(**pair["handshake"]))
+                bpf_syscall.delete(pairs, key)
+                bpf_syscall.delete(handover, abi.layouts()["handshake"].pack(**pair["handshake"]))
                 gone += [
                     (abi.layouts()["end"].pack(pair=number(key), side=side), (pair["sk"][side], pair["cookie"][side]))
                     for side in (0, 1)
@@ -178,9 +180,9 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
                 ]
     with pins.open_map("peers") as peers, opened(pins.prog("unread")) as unread:
         for end, socket in gone:
-            if not bpf.test_run(unread, socket) & UNREAD:
+            if not bpf_syscall.test_run(unread, socket) & UNREAD:
                 with contextlib.suppress(OSError):  # closed meanwhile, or never was in it
-                    bpf.delete(peers, end)
+                    bpf_syscall.delete(peers, end)
 
 
 def attach(
@@ -188,24 +190,24 @@ def attach(
 ) -> None:
     """Bring about that exactly `pods` are served, below `cgroup`; see Dataplane.attach."""
     cookies = {pod.name: netns_cookie(pod.netns) for pod in pods}
-    trace_event.put_back(tracefs)
+    printk_event.put_back(tracefs)
     try:
         if upgrade.is_due(pins):
             upgrade.begin(pins, lambda coming: load(coming, tracefs))
-        elif inspect.objects_problems(pins) or source.problems(pins, recompiled, needed=False):
+        elif health.objects_problems(pins) or source.problems(pins, recompiled, needed=False):
             detach(pins, _REPLACE)
             load(pins, tracefs)
         with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:
-            if not sockets.redirects(program, peers):
-                bpf.prog_attach(program, peers, bpf.SK_MSG_VERDICT)
+            if not sockhash.redirects(program, peers):
+                bpf_syscall.prog_attach(program, peers, bpf_syscall.SK_MSG_VERDICT)
         pins.configure(redirect=1)
-        _dismiss(pins, set(cookies.values()), pods)
+        _unregister(pins, set(cookies.values()), pods)
         early = [hook for hook in HOOKS if not hook.name.startswith("connect")]
         _hooks(pins, cgroup, early)
         for pod in pods:
-            _enrol(pins, pod, cookies[pod.name])
+            _register_endpoint(pins, pod, cookies[pod.name])
             _listener(pins, pod, cookies[pod.name])
-            _steer(pins, pod)
+            _attach_sk_lookup(pins, pod)
         _hooks(pins, cgroup, [hook for hook in HOOKS if hook not in early])
         upgrade.finish(pins)
         upgrade.clear(Pins(pins.root / "next"))  # of one that was killed while it loaded

@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from merbridge_lab.errors import KernelCannotError
+from merbridge_lab.errors import UnsupportedFeatureError
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
@@ -109,13 +109,13 @@ class Btf:
 
 
 def defines(blob: Path = VMLINUX) -> list[str]:
-    """Give the -D options that bpf/queue.h needs. Raises KernelCannotError without BTF or a member."""
+    """Return the -D options that bpf/queue.h needs. Raises KernelCannotError without BTF or a member."""
     try:
         btf = Btf(blob.read_bytes())
     except OSError as missing:
-        raise KernelCannotError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"no {blob}") from missing
+        raise UnsupportedFeatureError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"no {blob}") from missing
     except ValueError as wrong:
-        raise KernelCannotError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"{blob}: {wrong}") from wrong
+        raise UnsupportedFeatureError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"{blob}: {wrong}") from wrong
     try:
         locks = btf.member("sock", "sk_userlocks")
         places = {
@@ -131,5 +131,5 @@ def defines(blob: Path = VMLINUX) -> list[str]:
             "OFF_PSOCK_REFCNT": btf.member("sk_psock", "refcnt").offset,
         }
     except KeyError as missing:
-        raise KernelCannotError("redirecting between sockets", "5.15", str(missing.args[0])) from missing
+        raise UnsupportedFeatureError("redirecting between sockets", "5.15", str(missing.args[0])) from missing
     return [f"-D{name}={value}" for name, value in places.items()]

@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merbridge_lab.adapters import bccpath, bpf, kernel
-from merbridge_lab.dataplane import abi, btf, headers
+from merbridge_lab.adapters import bcc_import, bpf_syscall, kernel_features
+from merbridge_lab.dataplane import abi, btf, kernel_headers
 from merbridge_lab.dataplane.pins import MAPS
-from merbridge_lab.errors import KernelCannotError, LabError
+from merbridge_lab.errors import LabError, UnsupportedFeatureError
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -32,15 +32,49 @@ class Program(NamedTuple):
 
 #: Every program, by the name it has in the kernel. Cookies of namespaces in sockops, sk_msg and sockopt came last.
 PROGRAMS = (
-    Program("merlab_connect4", bpf.PROG_CGROUP_SOCK_ADDR, bpf.CGROUP_INET4_CONNECT, "cgroup/connect4", "5.15"),
-    Program("merlab_connect6", bpf.PROG_CGROUP_SOCK_ADDR, bpf.CGROUP_INET6_CONNECT, "cgroup/connect6", "5.15"),
-    Program("merlab_getpeer4", bpf.PROG_CGROUP_SOCK_ADDR, bpf.CGROUP_INET4_GETPEERNAME, "cgroup/getpeername4", "5.8"),
-    Program("merlab_getpeer6", bpf.PROG_CGROUP_SOCK_ADDR, bpf.CGROUP_INET6_GETPEERNAME, "cgroup/getpeername6", "5.8"),
-    Program("merlab_sockops", bpf.PROG_SOCK_OPS, bpf.CGROUP_SOCK_OPS, "sockops with namespace cookies", "5.15"),
-    Program("merlab_sk_msg", bpf.PROG_SK_MSG, bpf.SK_MSG_VERDICT, "sk_msg with namespace cookies", "5.15"),
-    Program("merlab_sockopt", bpf.PROG_CGROUP_SOCKOPT, bpf.CGROUP_GETSOCKOPT, "cgroup/getsockopt", "5.15"),
-    Program("merlab_lookup", bpf.PROG_SK_LOOKUP, bpf.SK_LOOKUP, "sk_lookup", "5.9"),
-    Program("merlab_unread", bpf.PROG_RAW_TRACEPOINT, -1, "test runs of raw tracepoint programs", "5.10"),
+    Program(
+        "merlab_connect4",
+        bpf_syscall.PROG_CGROUP_SOCK_ADDR,
+        bpf_syscall.CGROUP_INET4_CONNECT,
+        "cgroup/connect4",
+        "5.15",
+    ),
+    Program(
+        "merlab_connect6",
+        bpf_syscall.PROG_CGROUP_SOCK_ADDR,
+        bpf_syscall.CGROUP_INET6_CONNECT,
+        "cgroup/connect6",
+        "5.15",
+    ),
+    Program(
+        "merlab_getpeer4",
+        bpf_syscall.PROG_CGROUP_SOCK_ADDR,
+        bpf_syscall.CGROUP_INET4_GETPEERNAME,
+        "cgroup/getpeername4",
+        "5.8",
+    ),
+    Program(
+        "merlab_getpeer6",
+        bpf_syscall.PROG_CGROUP_SOCK_ADDR,
+        bpf_syscall.CGROUP_INET6_GETPEERNAME,
+        "cgroup/getpeername6",
+        "5.8",
+    ),
+    Program(
+        "merlab_sockops",
+        bpf_syscall.PROG_SOCK_OPS,
+        bpf_syscall.CGROUP_SOCK_OPS,
+        "sockops with namespace cookies",
+        "5.15",
+    ),
+    Program(
+        "merlab_sk_msg", bpf_syscall.PROG_SK_MSG, bpf_syscall.SK_MSG_VERDICT, "sk_msg with namespace cookies", "5.15"
+    ),
+    Program(
+        "merlab_sockopt", bpf_syscall.PROG_CGROUP_SOCKOPT, bpf_syscall.CGROUP_GETSOCKOPT, "cgroup/getsockopt", "5.15"
+    ),
+    Program("merlab_lookup", bpf_syscall.PROG_SK_LOOKUP, bpf_syscall.SK_LOOKUP, "sk_lookup", "5.9"),
+    Program("merlab_unread", bpf_syscall.PROG_RAW_TRACEPOINT, -1, "test runs of raw tracepoint programs", "5.10"),
 )
 
 
@@ -82,7 +116,7 @@ class Loaded(NamedTuple):
     module: Any
 
     def close(self) -> None:
-        """Give everything back that is not pinned or attached."""
+        """Return everything back that is not pinned or attached."""
         self.module.cleanup()
 
 
@@ -96,19 +130,19 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
             raise LabError("loading BPF programs takes root", hint="sudo merlab up") from refused
         # The verifier's reason is the last thing it says before its statistics.
         said = [line for line in lines if line and not line.startswith(("processed ", "HINT", "bpf:"))]
-        raise KernelCannotError(program.feature, program.since, said[-1] if said else str(refused)) from refused
+        raise UnsupportedFeatureError(program.feature, program.since, said[-1] if said else str(refused)) from refused
     return int(function.fd)
 
 
 def _compile(bcc: Any) -> Any:  # noqa: ANN401
     flags = btf.defines()
-    if headers.release() >= (6, 13, 0):
+    if kernel_headers.release() >= (6, 13, 0):
         flags.append("-DPSOCK_CHARGES_RMEM=1")
     lines: list[str] = []
     # On a file system that is mounted nowhere: a directory in /tmp would stay behind when we are killed.
-    with kernel.detached_mount("tmpfs") as mounted:
+    with kernel_features.detached_mount("tmpfs") as mounted:
         tree = f"/proc/self/fd/{mounted}"
-        headers.write(Path(tree))
+        kernel_headers.write(Path(tree))
         try:
             with _environment("BCC_KERNEL_SOURCE", tree), _caught_stderr() as lines:
                 return bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything", *flags])
@@ -124,7 +158,7 @@ def load() -> Loaded:
     Changes the working directory for a moment (BCC does): call it before starting threads.
     Raises LabError without BCC, KernelCannotError for a missing feature.
     """
-    bcc: Any = bccpath.load()
+    bcc: Any = bcc_import.load()
     module = _compile(bcc)
     try:
         programs = {program.name: _load(module, program) for program in PROGRAMS}
@@ -141,7 +175,7 @@ def instructions() -> dict[str, bytes]:
 
     Raises LabError as `load` does.
     """
-    bcc: Any = bccpath.load()
+    bcc: Any = bcc_import.load()
     module = _compile(bcc)
     lib = bcc.libbcc.lib
     try:

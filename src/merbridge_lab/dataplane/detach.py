@@ -11,19 +11,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters import bpf_syscall
 from merbridge_lab.adapters.files import delete, delete_folder
 from merbridge_lab.dataplane import abi, upgrade
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PROGRAMS, Pins, opened, u64
 from merbridge_lab.dataplane.upgrade import unlink
-from merbridge_lab.waiting import until
+from merbridge_lab.polling import until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _HANDOVER = 0.5  # s for handshakes under way to end
 #: A send() that decided to redirect just before that was switched off may not have queued its bytes yet. Where the
-#: kernel shows that no system call is at work on the sender, one look is proof; else wait this long, in seconds.
+#: kernel shows that no system call is in progress on the sender, one look is proof; else wait this long, in seconds.
 _GRACE = 0.2
 
 _THERE, UNREAD, _BUSY = 1, 2, 2  # what bpf/unread.c answers: two bits, and a count from bit 2 on
@@ -47,11 +47,11 @@ class _Drain:
         self.drained = 0
 
     def _ask(self, pair: dict[str, list[int]], side: int) -> int:
-        return bpf.test_run(self._unread, (pair["sk"][side], pair["cookie"][side]))
+        return bpf_syscall.test_run(self._unread, (pair["sk"][side], pair["cookie"][side]))
 
     def _may_go(self, key: bytes, end: dict[str, int]) -> bool:
         layout = abi.layouts()["pair"]
-        raw = bpf.lookup(self._pairs, u64(end["pair"]), layout.size)
+        raw = bpf_syscall.lookup(self._pairs, u64(end["pair"]), layout.size)
         if raw is None:
             return False  # reset in the middle of its handshake; it goes when it is closed
         pair = layout.unpack(raw)
@@ -73,16 +73,16 @@ class _Drain:
     def turn(self) -> bool:
         """Look at every socket once; True when none is left."""
         layout = abi.layouts()["end"]
-        for key in bpf.keys(self._peers, layout.size):
+        for key in bpf_syscall.keys(self._peers, layout.size):
             if self._may_go(key, layout.unpack(key)):
                 with contextlib.suppress(OSError):  # closed this very moment
-                    self.drained += bpf.delete(self._peers, key)
+                    self.drained += bpf_syscall.delete(self._peers, key)
         return not self.left
 
     @property
     def left(self) -> int:
         """How many sockets are still in the hash."""
-        return len(bpf.keys(self._peers, abi.layouts()["end"].size))
+        return len(bpf_syscall.keys(self._peers, abi.layouts()["end"].size))
 
 
 def _drain(pins: Pins, timeout: float) -> Detached:
@@ -99,7 +99,7 @@ def _drain(pins: Pins, timeout: float) -> Detached:
             return Detached(0, 0)
         handshake = abi.layouts()["handshake"].size
         until(
-            lambda: not bpf.keys(handover, handshake),
+            lambda: not bpf_syscall.keys(handover, handshake),
             timeout=min(timeout, _HANDOVER),
             awaiting="connections that are being set up",
         )
@@ -127,7 +127,7 @@ def detach(pins: Pins, timeout: float) -> Detached:
         delete(pins.map(name))
     for name in PROGRAMS:
         delete(pins.prog(name))
-    for rest in ("old", "next"):  # of an upgrade that did not come to its end
+    for rest in ("old", "next"):  # of an upgrade that did not finish
         upgrade.clear(Pins(pins.root / rest))
     for folder in ("links/sk_lookup", "links", "maps", "progs"):
         _remove_folder(pins.root / folder)

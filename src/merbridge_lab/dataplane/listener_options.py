@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane.pods import sockets_of
+from merbridge_lab.dataplane.endpoints import sockets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -110,5 +110,5 @@ def differing(sock: socket.socket, new: Mapping[tuple[int, int], bytes]) -> Iter
 
 def _told(value: bytes | None) -> str:
     if value is None:
-        return "not to be had"
+        return "not available"
     return str(int.from_bytes(value, "little")) if len(value) <= 8 else value.hex()  # noqa: PLR2004 - a number's bytes

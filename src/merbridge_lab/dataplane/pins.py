@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters import bpf_syscall
 from merbridge_lab.dataplane import abi
 
 if TYPE_CHECKING:
@@ -33,25 +33,25 @@ class Hook(NamedTuple):
 #: In the order of attaching. connect comes last, so that nothing is intercepted before all else is in place; in
 #: detaching it goes first. getsockopt comes first: what was intercepted must always be told where it was to go.
 HOOKS = (
-    Hook("getsockopt", "sockopt", bpf.CGROUP_GETSOCKOPT),
-    Hook("sockops", "sockops", bpf.CGROUP_SOCK_OPS),
-    Hook("getpeername6", "getpeer6", bpf.CGROUP_INET6_GETPEERNAME),
-    Hook("getpeername4", "getpeer4", bpf.CGROUP_INET4_GETPEERNAME),
-    Hook("connect6", "connect6", bpf.CGROUP_INET6_CONNECT),
-    Hook("connect4", "connect4", bpf.CGROUP_INET4_CONNECT),
+    Hook("getsockopt", "sockopt", bpf_syscall.CGROUP_GETSOCKOPT),
+    Hook("sockops", "sockops", bpf_syscall.CGROUP_SOCK_OPS),
+    Hook("getpeername6", "getpeer6", bpf_syscall.CGROUP_INET6_GETPEERNAME),
+    Hook("getpeername4", "getpeer4", bpf_syscall.CGROUP_INET4_GETPEERNAME),
+    Hook("connect6", "connect6", bpf_syscall.CGROUP_INET6_CONNECT),
+    Hook("connect4", "connect4", bpf_syscall.CGROUP_INET4_CONNECT),
 )
 
 #: Every program: the name of its pin, and its type.
 PROGRAMS = {
-    "connect4": bpf.PROG_CGROUP_SOCK_ADDR,
-    "connect6": bpf.PROG_CGROUP_SOCK_ADDR,
-    "getpeer4": bpf.PROG_CGROUP_SOCK_ADDR,
-    "getpeer6": bpf.PROG_CGROUP_SOCK_ADDR,
-    "sockops": bpf.PROG_SOCK_OPS,
-    "sk_msg": bpf.PROG_SK_MSG,
-    "sockopt": bpf.PROG_CGROUP_SOCKOPT,
-    "lookup": bpf.PROG_SK_LOOKUP,
-    "unread": bpf.PROG_RAW_TRACEPOINT,
+    "connect4": bpf_syscall.PROG_CGROUP_SOCK_ADDR,
+    "connect6": bpf_syscall.PROG_CGROUP_SOCK_ADDR,
+    "getpeer4": bpf_syscall.PROG_CGROUP_SOCK_ADDR,
+    "getpeer6": bpf_syscall.PROG_CGROUP_SOCK_ADDR,
+    "sockops": bpf_syscall.PROG_SOCK_OPS,
+    "sk_msg": bpf_syscall.PROG_SK_MSG,
+    "sockopt": bpf_syscall.PROG_CGROUP_SOCKOPT,
+    "lookup": bpf_syscall.PROG_SK_LOOKUP,
+    "unread": bpf_syscall.PROG_RAW_TRACEPOINT,
 }
 
 MAPS = ("config", "pods", "pod_ips", "counters", "handover", "pairs", "flows", "listeners", "peers", "stamp")
@@ -77,7 +77,7 @@ def u64(value: int) -> bytes:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
     """Open what is pinned at `path` for the length of a block. Raises OSError."""
-    fd = bpf.pinned(path)
+    fd = bpf_syscall.pinned(path)
     try:
         yield fd
     finally:
@@ -124,7 +124,7 @@ class Pins:
         return raw[: abi.layouts()["stamp"].offset("programs")].rstrip(b"\0").decode(errors="replace") or None
 
     def tags(self) -> dict[str, str]:
-        """Give the tag of each program, as this version loaded it: a digest of its instructions. Raises OSError."""
+        """Return the tag of each program, as this version loaded it: a digest of its instructions. Raises OSError."""
         layout = abi.layouts()["stamp"]
         raw = self._stamp() or b""
         told = layout.unpack(raw[: layout.size].ljust(layout.size, b"\0"))["programs"].decode(errors="replace")
@@ -133,7 +133,9 @@ class Pins:
     def _stamp(self) -> bytes | None:
         try:
             with opened(self.map("stamp")) as fd:
-                return bpf.lookup(fd, _ZERO, bpf.map_info(fd).value_size)  # another version's may have another size
+                return bpf_syscall.lookup(
+                    fd, _ZERO, bpf_syscall.map_info(fd).value_size
+                )  # another version's may have another size
         except FileNotFoundError:
             return None
 
@@ -146,7 +148,7 @@ class Pins:
     def open_map(self, name: str) -> Iterator[int]:
         """Open a map: by its pin, or through a program that uses it if the pin is gone. Raises FileNotFoundError."""
         try:
-            fd = bpf.pinned(self.map(name))
+            fd = bpf_syscall.pinned(self.map(name))
         except FileNotFoundError:
             fd = self._map_of_program(PREFIX + name)
         try:
@@ -157,9 +159,9 @@ class Pins:
     def _map_of_program(self, kernel_name: str) -> int:
         for prog in PROGRAMS:
             with contextlib.suppress(FileNotFoundError), opened(self.prog(prog)) as program:
-                for map_id in bpf.prog_info(program).map_ids:
-                    fd = bpf.by_id("map", map_id)
-                    if bpf.map_info(fd).name == kernel_name[:15]:
+                for map_id in bpf_syscall.prog_info(program).map_ids:
+                    fd = bpf_syscall.by_id("map", map_id)
+                    if bpf_syscall.map_info(fd).name == kernel_name[:15]:
                         return fd
                     os.close(fd)
         raise FileNotFoundError(f"the map {kernel_name} is neither pinned nor used by a pinned program")
@@ -175,20 +177,20 @@ class Pins:
         with self.open_map("config") as fd:
             raw = _whole(fd)
             values = layout.unpack(raw) | changes
-            bpf.update(fd, _ZERO, layout.pack(**values) + raw[layout.size :])
+            bpf_syscall.update(fd, _ZERO, layout.pack(**values) + raw[layout.size :])
 
     def pods(self) -> dict[int, dict[str, Any]]:
-        """Give the pods served, by the cookie of their network namespace. Raises OSError."""
+        """Return the pods served, by the cookie of their network namespace. Raises OSError."""
         layout = abi.layouts()["pod"]
         with self.open_map("pods") as fd:
-            entries = {key: bpf.lookup(fd, key, layout.size) for key in bpf.keys(fd, 8)}
+            entries = {key: bpf_syscall.lookup(fd, key, layout.size) for key in bpf_syscall.keys(fd, 8)}
         return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items() if raw is not None}
 
 
 def _whole(config: int) -> bytes:
     """Read all of the configuration, which in a later version may be longer, but begins in the same way."""
-    size = bpf.map_info(config).value_size
-    return (bpf.lookup(config, _ZERO, size) or b"").ljust(abi.layouts()["config"].size, b"\0")
+    size = bpf_syscall.map_info(config).value_size
+    return (bpf_syscall.lookup(config, _ZERO, size) or b"").ljust(abi.layouts()["config"].size, b"\0")
 
 
 def _named(pod: dict[str, Any]) -> dict[str, Any]:

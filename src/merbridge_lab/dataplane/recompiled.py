@@ -16,8 +16,8 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf
-from merbridge_lab.adapters.proc import Beside
+from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters.command import Beside
 from merbridge_lab.dataplane.pins import PREFIX, PROGRAMS, opened
 from merbridge_lab.errors import LabError
 from merbridge_lab.shortage import unread
@@ -88,7 +88,7 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
     for name in PROGRAMS:
         try:
             with opened(pins.prog(name)) as fd:
-                program = bpf.prog_info(fd)
+                program = bpf_syscall.prog_info(fd)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):  # what is not pinned has been told
                 found.append(str(unread(f"program {name}", error)))

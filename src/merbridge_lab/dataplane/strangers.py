@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf, netlink, netns
+from merbridge_lab.adapters import bpf_syscall, netlink_hooks, netns
 from merbridge_lab.evidence import Unread
 from merbridge_lab.shortage import unread
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from merbridge_lab.adapters.netlink import Hung
+    from merbridge_lab.adapters.netlink_hooks import Hung
 
 #: The attach types of cgroups, by the names of our own hooks and of bpftool. Others that a newer kernel knows are
 #: looked at as well, and are a problem.
@@ -73,15 +73,15 @@ class Stranger:
 
 
 def named(program: int) -> str:
-    """Give the name and the id of a loaded program."""
+    """Return the name and the id of a loaded program."""
     try:
-        fd = bpf.by_id("prog", program)
+        fd = bpf_syscall.by_id("prog", program)
     except FileNotFoundError:
         return f"id {program}, gone meanwhile"
     except OSError as error:
         return f"id {program}, its name could not be read: {error.strerror}"
     try:
-        return f"{bpf.prog_info(fd).name or 'nameless'} (id {program})"
+        return f"{bpf_syscall.prog_info(fd).name or 'nameless'} (id {program})"
     finally:
         os.close(fd)
 
@@ -135,14 +135,14 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def cgroup_types(cgroup: int) -> tuple[int, ...]:
-    """Give every attach type of cgroups that this kernel knows. Raises OSError.
+    """Return every attach type of cgroups that this kernel knows. Raises OSError.
 
     What runs is asked, not what is attached: for that, tcx would take the number for an interface's.
     """
     known = []
     for number in range(_LAST):
         try:
-            bpf.attached_progs(cgroup, number, bpf.QUERY_EFFECTIVE)
+            bpf_syscall.attached_progs(cgroup, number, bpf_syscall.QUERY_EFFECTIVE)
         except OSError as error:
             if error.errno not in _NOT_OF_CGROUPS:
                 raise
@@ -154,13 +154,13 @@ def cgroup_types(cgroup: int) -> tuple[int, ...]:
 
 
 def _above(cgroup: Path) -> list[Path]:
-    """Give the cgroups above, the nearest first, up to where the hierarchy is mounted."""
+    """Return the cgroups above, the nearest first, up to where the hierarchy is mounted."""
     device = cgroup.stat().st_dev
     return [parent for parent in cgroup.parents if parent.stat().st_dev == device]
 
 
 def _below(cgroup: Path) -> Iterator[Path]:
-    """Give `cgroup` and all below it; those that go meanwhile are left out. Raises OSError."""
+    """Return `cgroup` and all below it; those that go meanwhile are left out. Raises OSError."""
 
     def refuse(error: OSError) -> None:
         if error.errno not in _GONE:
@@ -171,10 +171,10 @@ def _below(cgroup: Path) -> Iterator[Path]:
 
 
 def _runs(place: Path, types: Sequence[int], flags: int = 0) -> dict[int, list[int]]:
-    """Give the programs on a cgroup by attach type; none where it has just gone. Raises OSError."""
+    """Return the programs on a cgroup by attach type; none where it has just gone. Raises OSError."""
     try:
         with _opened(place) as fd:
-            return {number: programs for number in types if (programs := bpf.attached_progs(fd, number, flags))}
+            return {number: programs for number in types if (programs := bpf_syscall.attached_progs(fd, number, flags))}
     except OSError as error:
         if error.errno in _GONE:
             return {}
@@ -198,7 +198,7 @@ def _on_cgroup(ours: frozenset[int], cgroup: Path, *, home: Path | None = None) 
                     )
                     told[sentence] = Stranger(sentence, program)
         chain = [place, *(each for each in attached if each in place.parents)]
-        for kind, programs in _runs(place, types, bpf.QUERY_EFFECTIVE).items():
+        for kind, programs in _runs(place, types, bpf_syscall.QUERY_EFFECTIVE).items():
             for program in programs:
                 if program in ours:
                     continue
@@ -221,8 +221,8 @@ def _name(kind: int) -> str:
 def _in_namespace(ours: frozenset[int], name: str, path: Path) -> list[Stranger]:
     told = []
     with _opened(path) as fd:
-        for kind, hook in ((bpf.SK_LOOKUP, "sk_lookup"), (bpf.FLOW_DISSECTOR, "the flow dissector")):
-            for program in bpf.attached_progs(fd, kind):
+        for kind, hook in ((bpf_syscall.SK_LOOKUP, "sk_lookup"), (bpf_syscall.FLOW_DISSECTOR, "the flow dissector")):
+            for program in bpf_syscall.attached_progs(fd, kind):
                 if program not in ours:
                     sentence = f"in the network namespace of {name} {hook} runs another program, {named(program)}"
                     told.append(Stranger(sentence, program))
@@ -233,7 +233,7 @@ def on_links(name: str, path: Path) -> list[Stranger]:
     """Find what hangs on the links of the network namespace at `path`, of `name`. Raises OSError."""
     return [
         Stranger(f"on the link {hung.where} of {name} there is {_described(hung)}", hung.program)
-        for hung in netns.run_inside(path, netlink.on_links)
+        for hung in netns.run_inside(path, netlink_hooks.on_links)
     ]
 
 
@@ -242,18 +242,18 @@ def _described(hung: Hung) -> str:
 
 
 def netfilter_links() -> list[int]:
-    """Give the ids of the programs that are on netfilter's hooks anywhere on this machine. Raises OSError."""
+    """Return the ids of the programs that are on netfilter's hooks anywhere on this machine. Raises OSError."""
     programs = []
-    for number in bpf.ids("link"):
+    for number in bpf_syscall.ids("link"):
         try:
-            fd = bpf.by_id("link", number)
+            fd = bpf_syscall.by_id("link", number)
         except FileNotFoundError:
             continue  # gone meanwhile
         try:
-            link = bpf.link_info(fd)
+            link = bpf_syscall.link_info(fd)
         finally:
             os.close(fd)
-        if link.type == bpf.LINK_NETFILTER:
+        if link.type == bpf_syscall.LINK_NETFILTER:
             programs.append(link.prog_id)
     return programs
 
@@ -272,7 +272,7 @@ def on_netfilter(namespaces: Mapping[str, Path]) -> Iterator[Stranger | Unread]:
         return
     for name, path in namespaces.items():
         try:
-            hooked = netns.run_inside(path, netlink.on_netfilter)
+            hooked = netns.run_inside(path, netlink_hooks.on_netfilter)
         except OSError as error:
             programs = ", ".join(named(each) for each in anywhere)
             why = "this kernel does not tell (CONFIG_NETFILTER_NETLINK_HOOK)" if error.errno == errno.EINVAL else error

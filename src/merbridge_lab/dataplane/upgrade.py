@@ -15,11 +15,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf
+from merbridge_lab.adapters import bpf_syscall
 from merbridge_lab.adapters.files import delete, delete_folder, make_folder, rename
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins, opened
-from merbridge_lab.waiting import until
+from merbridge_lab.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ _FOLDERS = ("links", "maps", "progs")
 def unlink(pin: Path) -> None:
     """Take a link from its target and remove its pin; nothing there is fine."""
     with contextlib.suppress(OSError), opened(pin) as link:
-        bpf.link_detach(link)
+        bpf_syscall.link_detach(link)
     delete(pin)
 
 
@@ -75,14 +75,14 @@ def inherit(pin: Path, before: Path, program: Path) -> None:
         return
     try:
         with opened(before) as link, opened(program) as ours:
-            bpf.link_update(link, ours)
+            bpf_syscall.link_update(link, ours)
         rename(before, pin)
     except OSError:
-        unlink(before)  # what it was attached to is gone, or it is another kind of link: it will be made anew
+        unlink(before)  # what it was attached to is gone, or it is another kind of link: it will be recreated
 
 
 def finish(pins: Pins) -> None:
-    """Let the version before come to its end, if there was one."""
+    """Let the version before finish, if there was one."""
     before = old(pins)
     if not before.root.exists():
         return
@@ -100,7 +100,7 @@ def _busy(before: Pins) -> bool:
     for name in ("handover", "peers"):
         try:
             with opened(before.map(name)) as fd:
-                if bpf.keys(fd, bpf.map_info(fd).key_size):
+                if bpf_syscall.keys(fd, bpf_syscall.map_info(fd).key_size):
                     return True
         except FileNotFoundError:
             continue

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
 from merbridge_lab.requirements import host, kernel, tools
-from merbridge_lab.requirements.distribution import Distribution
+from merbridge_lab.requirements.packages import Distribution
 from merbridge_lab.requirements.requirement import FAIL, SKIP, Requirement
 from merbridge_lab.text import lines_of
 

@@ -12,7 +12,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
-from merbridge_lab.adapters import kernel
+from merbridge_lab.adapters import kernel_features
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 from merbridge_lab.text import lines_of, read_text
 
@@ -37,7 +37,7 @@ _CAPABILITIES = {
 _SHARED = "/dev/shm"  # noqa: S108
 
 _MEMORY = 512
-#: Counted on a lab at work: an Envoy cannot start with 32, and 48 do; three sidecars, twins and their clients make 65.
+#: Counted on a running lab: an Envoy cannot start with 32, and 48 do; three sidecars, twins and their clients make 65.
 _FILES = 64
 _PROCESSES = 80
 MEMORY_NEEDED = f">= {_MEMORY} MB available"
@@ -61,7 +61,7 @@ def privileges(root: Path) -> Requirement:
 
 
 def missing_capabilities(status: str) -> list[str]:
-    """Give the capabilities that /proc/self/status says are not in effect."""
+    """Return the capabilities that /proc/self/status says are not in effect."""
     effective = next((line.split()[1] for line in lines_of(status) if line.startswith("CapEff:")), "0")
     bits = int(effective, 16)
     return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
@@ -69,14 +69,14 @@ def missing_capabilities(status: str) -> list[str]:
 
 def ptrace(root: Path) -> Requirement:
     """Look whether root may take a descriptor from another process: so a sidecar that listens already is registered."""
-    name, needed = "ptrace_scope", f"kernel.yama.ptrace_scope below {kernel.NOBODY_TRACES}, or no Yama"
-    scope = kernel.ptrace_scope(root)
+    name, needed = "ptrace_scope", f"kernel.yama.ptrace_scope below {kernel_features.NOBODY_TRACES}, or no Yama"
+    scope = kernel_features.ptrace_scope(root)
     if scope is None:
         return Requirement(name, PASS, "no Yama", needed)
-    if scope < kernel.NOBODY_TRACES:
+    if scope < kernel_features.NOBODY_TRACES:
         return Requirement(name, PASS, f"kernel.yama.ptrace_scope is {scope}", needed)
     found = f"kernel.yama.ptrace_scope is {scope}, until the next boot without it"
-    return Requirement(name, FAIL, found, needed, kernel.FIND_PTRACE_SCOPE)
+    return Requirement(name, FAIL, found, needed, kernel_features.FIND_PTRACE_SCOPE)
 
 
 def sidecars_user(number: int) -> Requirement:

@@ -9,9 +9,9 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpfprobe, tcp_sent
-from merbridge_lab.adapters import kernel as asked
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.adapters import bpf_features, tcp_bytes
+from merbridge_lab.adapters import kernel_features as asked
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, ShortageError
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 from merbridge_lab.text import lines_of
@@ -55,7 +55,7 @@ def version() -> Requirement:
 
 def _loads(name: str) -> bool:
     with contextlib.suppress(OSError):
-        bpfprobe.load(name, cookie=True)
+        bpf_features.load(name, cookie=True)
         return True
     return False
 
@@ -94,7 +94,7 @@ def lockdown(root: Path) -> Requirement:
 
 
 def netns_cookie() -> Requirement:
-    """Ask a socket for the cookie of its network namespace, by which a pod is known."""
+    """Ask a socket for the cookie of its network namespace, with which a pod is known."""
     name, needed = "kernel.netns_cookie", "SO_NETNS_COOKIE"
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
@@ -108,7 +108,7 @@ def sock_diag() -> Requirement:
     """Ask what TCP sent of each socket, of which step 9 needs to know that it was nothing."""
     name, needed = "kernel.sock_diag", "TCP sockets can be asked what they sent"
     try:
-        tcp_sent.probe()
+        tcp_bytes.probe()
     except OSError as error:
         return _lacking(name, error.strerror or str(error), needed, error)
     return Requirement(name, PASS, needed, needed)
@@ -150,17 +150,17 @@ def cgroup2() -> Requirement:
 
 def _foreign_programs(cgroup: int) -> Requirement | None:
     hooks = {
-        "connect4": bpfprobe.INET4_CONNECT,
-        "connect6": bpfprobe.INET6_CONNECT,
-        "getpeername4": bpfprobe.INET4_GETPEERNAME,
-        "getsockopt": bpfprobe.GETSOCKOPT,
-        "sock_ops": bpfprobe.SOCK_OPS,
+        "connect4": bpf_features.INET4_CONNECT,
+        "connect6": bpf_features.INET6_CONNECT,
+        "getpeername4": bpf_features.INET4_GETPEERNAME,
+        "getsockopt": bpf_features.GETSOCKOPT,
+        "sock_ops": bpf_features.SOCK_OPS,
     }
     taken = []
     for hook, number in hooks.items():
         # A kernel without the hook says so below bpf.programs.
         with contextlib.suppress(OSError):
-            if bpfprobe.exclusive(cgroup, number):
+            if bpf_features.exclusive(cgroup, number):
                 taken.append(hook)
     if not taken:
         return None
@@ -185,18 +185,18 @@ def tracefs() -> Requirement:
 
 def programs() -> list[Requirement]:
     """Load every kind of program of the dataplane, with the helper that tells pods apart where it is called."""
-    found = [_by_doing(name, "loads", partial(bpfprobe.load, name)) for name in bpfprobe.PROGRAMS]
+    found = [_by_doing(name, "loads", partial(bpf_features.load, name)) for name in bpf_features.PROGRAMS]
     return [*found, _by_doing("bpf.netns_cookie", "known to programs", _load_with_cookie)]
 
 
 def _load_with_cookie() -> None:
-    for name in bpfprobe.COOKIE_IN:
-        bpfprobe.load(name, cookie=True)
+    for name in bpf_features.COOKIE_IN:
+        bpf_features.load(name, cookie=True)
 
 
 def maps() -> list[Requirement]:
     """Create every unusual kind of map of the dataplane."""
-    return [_by_doing(name, "can be created", partial(bpfprobe.create, name)) for name in bpfprobe.MAPS]
+    return [_by_doing(name, "can be created", partial(bpf_features.create, name)) for name in bpf_features.MAPS]
 
 
 def _by_doing(name: str, done: str, do: Callable[[], None]) -> Requirement:
@@ -205,5 +205,5 @@ def _by_doing(name: str, done: str, do: Callable[[], None]) -> Requirement:
     try:
         do()
     except OSError as error:
-        return _lacking(name, bpfprobe.why(error), needed, error)
+        return _lacking(name, bpf_features.why(error), needed, error)
     return Requirement(name, PASS, done, needed)

@@ -9,14 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bccpath, tools
-from merbridge_lab.adapters.proc import run
+from merbridge_lab.adapters import bcc_import, system_tools
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from merbridge_lab.requirements.distribution import Distribution
+    from merbridge_lab.requirements.packages import Distribution
 
 _BCC = (0, 25)
 BCC_NEEDED = f">= {'.'.join(map(str, _BCC))}, the distribution's package"
@@ -63,7 +63,7 @@ def _command(distribution: Distribution, command: str, need: str, *, missing: st
         return Requirement(name, PASS, path, needed)
     if aside := shutil.which(command, path=os.pathsep.join(_SBIN)):
         hint = f"export PATH=$PATH:{Path(aside).parent}"
-        return Requirement(name, missing, f"{aside}, which PATH does not lead to", needed, hint)
+        return Requirement(name, missing, f"{aside}, which is not on PATH", needed, hint)
     return Requirement(name, missing, "not installed", needed, distribution.install(need))
 
 
@@ -77,7 +77,7 @@ def _path() -> list[Requirement]:
     if os.geteuid() != 0:
         return []
     for folder in filter(None, os.environ.get("PATH", "").split(os.pathsep)):
-        if Path(folder).is_dir() and (who := tools.changeable(folder)):
+        if Path(folder).is_dir() and (who := system_tools.changeable(folder)):
             found = f"{folder} is on it, and {who}"
             return [Requirement("path", WARN, found, "directories that root alone can change")]
     return []
@@ -113,18 +113,18 @@ def netfilter(backend: str) -> Requirement:
 
 def bcc(root: Path, distribution: Distribution) -> Requirement:
     """Look for BCC without importing it, which takes half a second. It is never the PyPI package bcc."""
-    other = bccpath.impostor()
+    other = bcc_import.impostor()
     aside = f"; the PyPI package bcc in {other.parent} is an unrelated lattice library" if other else ""
     try:
-        directory = bccpath.find(root)
+        directory = bcc_import.find(root)
     except LabError:
         return Requirement("bcc", FAIL, f"not installed{aside}", BCC_NEEDED, distribution.install("bcc"))
-    version = bccpath.version(directory)
+    version = bcc_import.version(directory)
     said = f"{'.'.join(map(str, version)) if version else 'of unknown version'} in {directory}{aside}"
     if version is not None and version < _BCC:
         hint = f"use a distribution with BCC {'.'.join(map(str, _BCC))} or newer: Debian 12, Ubuntu 24.04"
         return Requirement("bcc", FAIL, said, BCC_NEEDED, hint)
-    if bccpath.library(root) is None and not os.environ.get(bccpath.VARIABLE):
+    if bcc_import.library(root) is None and not os.environ.get(bcc_import.VARIABLE):
         return Requirement("bcc", FAIL, f"{said}, without libbcc.so.0", BCC_NEEDED, distribution.install("bcc"))
     return Requirement("bcc", PASS if version else WARN, said, BCC_NEEDED)
 

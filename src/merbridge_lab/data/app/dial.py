@@ -16,7 +16,7 @@ TIMEOUT = 5
 
 
 def plain(address: tuple[str, int]) -> str:
-    """Give an address as "ip:port", without the prefix that maps it into IPv6."""
+    """Return an address as "ip:port", without the prefix that maps it into IPv6."""
     return f"{address[0].removeprefix('::ffff:')}:{address[1]}"
 
 

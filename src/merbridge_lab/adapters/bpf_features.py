@@ -1,0 +1,152 @@
+"""Ask the kernel which BPF programs, maps and helpers it takes, by loading the smallest that there are.
+
+bpf(2) is called directly: BCC takes half a second to load, and a machine without it should still learn what
+its kernel can. Whatever is loaded is freed with its file descriptor at once; nothing is attached or pinned.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from typing import NamedTuple
+
+from merbridge_lab.adapters.kernel_features import syscall
+
+#: bpf(2) by architecture: x86 has a table of its own.
+_BPF = {"x86_64": 321}.get(platform.machine(), 280)
+
+_MAP_CREATE, _PROG_LOAD, _PROG_QUERY, _BTF_LOAD = 0, 5, 16, 18
+
+#: Attach types (enum bpf_attach_type) of the hooks of the dataplane on a cgroup.
+SOCK_OPS, INET4_CONNECT, INET6_CONNECT, GETSOCKOPT, INET4_GETPEERNAME = 3, 10, 11, 21, 29
+_SK_LOOKUP = 36
+
+_GET_NETNS_COOKIE = 122
+
+_PERCPU_HASH, _SOCKHASH, _SK_STORAGE = 5, 18, 24
+_NO_PREALLOC = 1
+
+_ALLOW_OVERRIDE, _ALLOW_MULTI = 1, 2
+
+
+class Program(NamedTuple):
+    """A kind of program, with the attach type where the kernel wants to know it when loading."""
+
+    kind: int
+    attach: int = 0
+
+
+PROGRAMS = {
+    "bpf.connect4": Program(18, INET4_CONNECT),
+    "bpf.connect6": Program(18, INET6_CONNECT),
+    "bpf.getpeername4": Program(18, INET4_GETPEERNAME),
+    "bpf.getsockopt": Program(25, GETSOCKOPT),
+    "bpf.sock_ops": Program(13),
+    "bpf.sk_msg": Program(16),
+    "bpf.sk_lookup": Program(30, _SK_LOOKUP),
+    "bpf.raw_tracepoint": Program(17),
+}
+
+MAPS = ("bpf.sockhash", "bpf.sk_storage", "bpf.percpu_hash")
+
+#: Programs that have to know the network namespace they run for.
+COOKIE_IN = ("bpf.connect4", "bpf.connect6", "bpf.sock_ops", "bpf.sk_msg", "bpf.getsockopt")
+
+
+def _instruction(code: int, register: int = 0, value: int = 0) -> bytes:
+    return struct.pack("=BBhi", code, register, 0, value)
+
+
+#: `return 1`, which every kind of program here may do.
+_RETURN_ONE = _instruction(0xB7, 0, 1) + _instruction(0x95)
+_CALL_COOKIE = _instruction(0x85, 0, _GET_NETNS_COOKIE)
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    """Call bpf(2); `attributes` is zero-padded, as the kernel wants what it does not know to be zero."""
+    buffer = ctypes.create_string_buffer(attributes, 128)
+    return syscall(_BPF, command, buffer, len(buffer))
+
+
+def load(name: str, *, cookie: bool = False) -> None:
+    """Load the smallest program of a kind in PROGRAMS, one that asks for its namespace's cookie where wanted.
+
+    Raises OSError: EINVAL where the kernel does not know it, EPERM where it is not allowed.
+    """
+    program = PROGRAMS[name]
+    code = ctypes.create_string_buffer((_CALL_COOKIE if cookie else b"") + _RETURN_ONE)
+    # Not GPL, so that nothing depends on more than it says.
+    licence = ctypes.create_string_buffer(b"Apache-2.0")
+    attributes = struct.pack(
+        "=IIQQIIQII16sII",
+        program.kind,
+        len(code) // 8,
+        ctypes.addressof(code),
+        ctypes.addressof(licence),
+        0,
+        0,
+        0,
+        0,
+        0,
+        b"merlab_probe",
+        0,
+        program.attach,
+    )
+    os.close(_bpf(_PROG_LOAD, attributes))
+
+
+def create(name: str) -> None:
+    """Create the smallest map of a kind in MAPS. Raises OSError."""
+    if name == "bpf.sk_storage":
+        types = _one_integer_type()
+        try:
+            os.close(_map(_SK_STORAGE, entries=0, flags=_NO_PREALLOC, types=types))
+        finally:
+            os.close(types)
+    elif name == "bpf.sockhash":
+        os.close(_map(_SOCKHASH))
+    else:
+        os.close(_map(_PERCPU_HASH))
+
+
+def _map(kind: int, *, entries: int = 1, flags: int = 0, types: int = 0) -> int:
+    of_type = 1 if types else 0
+    attributes = struct.pack(
+        "=IIIIIII16sIIII", kind, 4, 4, entries, flags, 0, 0, b"merlab_probe", 0, types, of_type, of_type
+    )
+    return _bpf(_MAP_CREATE, attributes)
+
+
+def _one_integer_type() -> int:
+    """Load BTF that knows `int` and nothing else: socket storage is only made for values with a type."""
+    integer = struct.pack("=IIII", 1, 1 << 24, 4, 1 << 24 | 32)
+    strings = b"\0int\0"
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(integer), len(integer), len(strings))
+    blob = ctypes.create_string_buffer(header + integer + strings, 24 + len(integer) + len(strings))
+    return _bpf(_BTF_LOAD, struct.pack("=QQIII", ctypes.addressof(blob), 0, len(blob), 0, 0))
+
+
+def exclusive(cgroup: int, attach: int) -> bool:
+    """Tell whether a program on this cgroup (a directory descriptor) forbids others on the cgroups below.
+
+    So it is with one attached with neither BPF_F_ALLOW_MULTI nor BPF_F_ALLOW_OVERRIDE. Raises OSError.
+    """
+    buffer = ctypes.create_string_buffer(struct.pack("=IIIIQI", cgroup, attach, 0, 0, 0, 0), 128)
+    syscall(_BPF, _PROG_QUERY, buffer, len(buffer))
+    _, _, _, flags, _, programs = struct.unpack_from("=IIIIQI", buffer.raw)
+    return programs > 0 and not flags & (_ALLOW_MULTI | _ALLOW_OVERRIDE)
+
+
+def why(error: OSError) -> str:
+    """Say in words what an errno of bpf(2) means."""
+    meanings = {
+        errno.EINVAL: "not known to this kernel",
+        errno.ENOSYS: "this kernel has no bpf(2)",
+        errno.EPERM: "not permitted",
+        errno.EACCES: "not permitted",
+        errno.ENOTSUPP if hasattr(errno, "ENOTSUPP") else 524: "not built into this kernel",
+    }
+    return meanings.get(error.errno or 0, error.strerror or str(error))

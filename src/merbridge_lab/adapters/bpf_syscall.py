@@ -1,0 +1,316 @@
+"""bpf(2), spoken directly: what is loaded, attached and pinned can be looked at and undone without BCC or libbpf.
+
+Every function raises OSError with the kernel's errno and a text that says what was tried.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from merbridge_lab.adapters.change import change
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SYSCALL = {"x86_64": 321, "aarch64": 280}
+
+# enum bpf_cmd
+_MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 1, 2, 3, 4
+_OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _TEST_RUN = 6, 7, 8, 9, 10
+_INFO, _PROG_QUERY = 15, 16
+_LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS, _LINK_DETACH = 28, 29, 32, 34
+#: What has ids: (command for the next id, command for a descriptor).
+_IDS = {"prog": (11, 13), "map": (12, 14), "link": (31, 30)}
+
+# enum bpf_prog_type
+PROG_SOCK_OPS, PROG_SK_MSG, PROG_RAW_TRACEPOINT = 13, 16, 17
+PROG_CGROUP_SOCK_ADDR, PROG_CGROUP_SOCKOPT, PROG_SK_LOOKUP = 18, 25, 30
+PROG_TYPES = {
+    PROG_SOCK_OPS: "sock_ops",
+    PROG_SK_MSG: "sk_msg",
+    PROG_RAW_TRACEPOINT: "raw_tracepoint",
+    PROG_CGROUP_SOCK_ADDR: "cgroup_sock_addr",
+    PROG_CGROUP_SOCKOPT: "cgroup_sockopt",
+    PROG_SK_LOOKUP: "sk_lookup",
+}
+
+# enum bpf_attach_type
+CGROUP_SOCK_OPS, SK_MSG_VERDICT = 3, 7
+CGROUP_INET4_BIND, CGROUP_INET4_CONNECT, CGROUP_INET6_CONNECT = 8, 10, 11
+CGROUP_UDP4_SENDMSG, CGROUP_UDP4_RECVMSG = 14, 19
+CGROUP_GETSOCKOPT = 21
+CGROUP_INET4_GETPEERNAME, CGROUP_INET6_GETPEERNAME = 29, 30
+SK_LOOKUP = 36
+SK_SKB_TYPES = {4: "sk_skb stream parser", 5: "sk_skb stream verdict", 38: "sk_skb verdict"}
+FLOW_DISSECTOR = 17
+TCX = {46: "tcx ingress", 47: "tcx egress"}
+NETKIT = {54: "netkit primary", 55: "netkit peer"}
+PROG_SK_SKB = 14
+
+_LINK_CGROUP, _LINK_NETNS = 3, 5
+LINK_NETFILTER = 10
+#: Ask for what runs on a cgroup, whatever cgroup above it it is attached to.
+QUERY_EFFECTIVE = 1
+_INFO_BYTES = 256
+_LSM_CGROUP = 43
+_ATTRIBUTE = 512
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
+    """Call bpf(2) and give its result and what the kernel wrote into the attribute."""
+    number = _SYSCALL.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"{what}: bpf(2) has no known number on {platform.machine()}")
+    # Newer kernels write into what they know of the attribute (Linux 6.6: at byte 56), however long we say it is.
+    room = ctypes.create_string_buffer(attr, _ATTRIBUTE)
+    result = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), room, ctypes.c_ulong(max(len(attr), 8)))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return int(result), room.raw
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+class Map(NamedTuple):
+    """What the kernel says about a map; `btf_id` is 0 where it came without types."""
+
+    id: int
+    type: int
+    name: str
+    key_size: int
+    value_size: int
+    max_entries: int
+    btf_id: int
+
+
+class Prog(NamedTuple):
+    """What the kernel says about a program; the run statistics count while statistics are enabled.
+
+    Programs and maps that were loaded together share a `btf_id`, the types they came with; 0 is none.
+    """
+
+    id: int
+    type: int
+    name: str
+    tag: str
+    run_time_ns: int
+    run_count: int
+    map_ids: tuple[int, ...]
+    btf_id: int
+
+
+class Link(NamedTuple):
+    """What the kernel says about a link; `target` is a cgroup id or a network namespace's inode, 0 if it is gone."""
+
+    id: int
+    type: int
+    prog_id: int
+    target: int
+    attach_type: int
+
+
+def _info(fd: int, room: ctypes.Array[ctypes.c_char], what: str) -> bytes:
+    _bpf(_INFO, struct.pack("=IIQ", fd, len(room), _address(room)), what)
+    return room.raw
+
+
+def map_info(fd: int) -> Map:
+    """Describe the map behind `fd`."""
+    raw = _info(fd, ctypes.create_string_buffer(_INFO_BYTES), "look at a map")
+    kind, number, key, value, entries, _, name = struct.unpack_from("=6I16s", raw)
+    (btf,) = struct.unpack_from("=I", raw, 64)
+    return Map(number, kind, name.rstrip(b"\0").decode(), key, value, entries, btf)
+
+
+def is_frozen(fd: int) -> bool:
+    """Return whether nobody may write the map behind `fd` any more, but programs (BPF_MAP_FREEZE); for good."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:  # noqa: PTH123 - bpf_map_info does not tell
+        return any(line.split() == ["frozen:", "1"] for line in file)
+
+
+def prog_info(fd: int) -> Prog:
+    """Describe the program behind `fd`."""
+    ids = (ctypes.c_uint32 * 64)()
+    room = ctypes.create_string_buffer(_INFO_BYTES)
+    struct.pack_into("=I", room, 52, len(ids))
+    struct.pack_into("=Q", room, 56, ctypes.addressof(ids))
+    raw = _info(fd, room, "look at a program")
+    kind, number, tag = struct.unpack_from("=II8s", raw)
+    (count,) = struct.unpack_from("=I", raw, 52)
+    (name,) = struct.unpack_from("=16s", raw, 64)
+    (btf,) = struct.unpack_from("=I", raw, 128)
+    nanoseconds, runs = struct.unpack_from("=QQ", raw, 192)
+    return Prog(number, kind, name.rstrip(b"\0").decode(), tag.hex(), nanoseconds, runs, tuple(ids[:count]), btf)
+
+
+def link_info(fd: int) -> Link:
+    """Describe the link behind `fd`."""
+    raw = _info(fd, ctypes.create_string_buffer(_INFO_BYTES), "look at a link")
+    kind, number, prog = struct.unpack_from("=III", raw)
+    target, attach_type = 0, -1
+    if kind == _LINK_CGROUP:
+        target, attach_type = struct.unpack_from("=QI", raw, 16)
+    elif kind == _LINK_NETNS:
+        target, attach_type = struct.unpack_from("=II", raw, 16)
+    return Link(number, kind, prog, target, attach_type)
+
+
+@change("pin")
+def pin(fd: int, path: Path) -> None:
+    """Keep a map, program or link alive under `path` on a bpffs."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    _bpf(_OBJ_PIN, struct.pack("=QII", _address(name), fd, 0), f"pin {path}")
+
+
+def pinned(path: Path) -> int:
+    """Return a descriptor of what is pinned at `path`; the caller closes it."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return _bpf(_OBJ_GET, struct.pack("=QII", _address(name), 0, 0), f"open {path}")[0]
+
+
+def ids(kind: str) -> Iterator[int]:
+    """Go through the ids of every loaded `prog`, `map` or `link`."""
+    at = 0
+    while True:
+        try:
+            raw = _bpf(_IDS[kind][0], struct.pack("=III", at, 0, 0), f"list {kind}s")[1]
+        except FileNotFoundError:
+            return
+        at = struct.unpack_from("=I", raw, 4)[0]
+        yield at
+
+
+def by_id(kind: str, number: int) -> int:
+    """Return a descriptor of a loaded `prog`, `map` or `link`; the caller closes it."""
+    return _bpf(_IDS[kind][1], struct.pack("=III", number, 0, 0), f"open {kind} {number}")[0]
+
+
+def _element(command: int, fd: int, key: bytes, value: int, what: str) -> None:
+    room = ctypes.create_string_buffer(key, max(len(key), 1))
+    _bpf(command, struct.pack("=IIQQQ", fd, 0, _address(room), value, 0), what)
+
+
+def lookup(fd: int, key: bytes, size: int) -> bytes | None:
+    """Return the value under `key`, or None; `size` counts all CPUs for a per-CPU map."""
+    value = ctypes.create_string_buffer(size)
+    try:
+        _element(_MAP_LOOKUP, fd, key, _address(value), "look up a map entry")
+    except FileNotFoundError:
+        return None
+    return value.raw
+
+
+@change("update a map entry")
+def update(fd: int, key: bytes, value: bytes) -> None:
+    """Make or replace an entry."""
+    room = ctypes.create_string_buffer(value, len(value))
+    _element(_MAP_UPDATE, fd, key, _address(room), "update a map entry")
+
+
+@change("delete a map entry")
+def delete(fd: int, key: bytes) -> bool:
+    """Remove an entry; False if there was none (a sockhash says EINVAL for that on some kernels)."""
+    try:
+        _element(_MAP_DELETE, fd, key, 0, "delete a map entry")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def keys(fd: int, size: int) -> list[bytes]:
+    """Return the keys of a map, each once; entries that come and go meanwhile may be missing."""
+    found: dict[bytes, None] = {}
+    after = ctypes.create_string_buffer(size)
+    room = ctypes.create_string_buffer(size)
+    start = 0
+    while True:
+        try:
+            _bpf(_MAP_NEXT, struct.pack("=IIQQQ", fd, 0, start, _address(room), 0), "walk through a map")
+        except FileNotFoundError:
+            return list(found)
+        if room.raw in found:  # an entry removed under our hands sends the walk back to the start
+            return list(found)
+        found[room.raw] = None
+        after.raw = room.raw
+        start = _address(after)
+
+
+def possible_cpus() -> int:
+    """Return how many values a per-CPU map holds for each key."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:  # noqa: PTH123
+        last = file.read().strip().split(",")[-1].split("-")[-1]
+    return int(last) + 1
+
+
+def per_cpu(fd: int, key: bytes, size: int) -> list[bytes] | None:
+    """Return the value of each CPU under `key`, or None; the kernel rounds each up to 8 bytes."""
+    step = (size + 7) // 8 * 8
+    raw = lookup(fd, key, step * possible_cpus())
+    return None if raw is None else [raw[at : at + size] for at in range(0, len(raw), step)]
+
+
+@change("attach by a link")
+def link_create(prog: int, target: int, attach_type: int) -> int:
+    """Attach a program to a cgroup or network namespace; it stays so while the descriptor given, or a pin, exists."""
+    return _bpf(_LINK_CREATE, struct.pack("=IIII", prog, target, attach_type, 0), "attach by a link")[0]
+
+
+@change("update a link")
+def link_update(link: int, program: int) -> None:
+    """Let a link run another program of the same type from now on; no event falls in between."""
+    _bpf(_LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "update a link")
+
+
+@change("detach a link")
+def link_detach(fd: int) -> None:
+    """Take a link from its target, whoever else still holds it (Linux 5.9)."""
+    _bpf(_LINK_DETACH, struct.pack("=I", fd), "detach a link")
+
+
+@change("attach to a map")
+def prog_attach(prog: int, target: int, attach_type: int) -> None:
+    """Attach a program to a sockhash; it goes with the map."""
+    _bpf(_PROG_ATTACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "attach to a map")
+
+
+@change("detach from a cgroup")
+def prog_detach(prog: int, target: int, attach_type: int) -> None:
+    """Take a program that was attached without a link off a cgroup."""
+    _bpf(_PROG_DETACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "detach from a cgroup")
+
+
+def attached_progs(target: int, attach_type: int, flags: int = 0) -> list[int]:
+    """Return the ids of the programs on a cgroup, network namespace or (Linux 5.18) sockhash.
+
+    For tcx and netkit `target` is the number of an interface in the caller's network namespace.
+    """
+    found, how = (ctypes.c_uint32 * 64)(), (ctypes.c_uint32 * 64)()
+    # Of LSM programs the kernel tells what is attached only to who asks how, too.
+    asked = ctypes.addressof(how) if attach_type == _LSM_CGROUP and not flags else 0
+    attr = struct.pack("=IIIIQIIQ", target, attach_type, flags, 0, ctypes.addressof(found), len(found), 0, asked)
+    raw = _bpf(_PROG_QUERY, attr, "ask what is attached")[1]
+    return list(found[: struct.unpack_from("=I", raw, 24)[0]])
+
+
+def test_run(prog: int, args: tuple[int, ...]) -> int:
+    """Run a raw tracepoint program now, with these u64 arguments, and give what it returns (Linux 5.10)."""
+    room = (ctypes.c_uint64 * len(args))(*args)
+    attr = struct.pack("=IIIIQQIIIIQQ", prog, 0, 0, 0, 0, 0, 0, 0, ctypes.sizeof(room), 0, ctypes.addressof(room), 0)
+    raw = _bpf(_TEST_RUN, attr, "run a program")[1]
+    return int(struct.unpack_from("=I", raw, 4)[0])
+
+
+def enable_stats() -> int:
+    """Count runs and run time of every program while the descriptor given is open (Linux 5.8)."""
+    return _bpf(_ENABLE_STATS, struct.pack("=I", 0), "enable run statistics")[0]

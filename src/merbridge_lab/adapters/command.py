@@ -1,0 +1,244 @@
+"""Run commands: the one way merlab does it.
+
+Commands are argv lists with a mandatory timeout. A failure carries the command as one would paste it into a
+shell and all it wrote to stderr. No thread is needed for it, and no descriptor stays open where it fails: a command
+that puts rules back has to work on a machine that is short of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sh
+
+from merbridge_lab import shortage, signals
+from merbridge_lab.adapters import system_tools
+from merbridge_lab.errors import LabError
+from merbridge_lab.polling import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn
+
+log = logging.getLogger(__name__)
+
+#: A command that answers from the kernel or the file system needs no longer than this, in seconds.
+QUICK = 10.0
+#: How often a command that takes long is looked after, in seconds.
+_LOOK_AFTER = 1.0
+#: How long a clean-up tries to start a command where there is no room for a process now, in seconds.
+_ROOM = 5.0
+#: How long the pipes of a command that was killed are read: what it started may have left its session, and hold them.
+_LAST_WORDS = 1.0
+#: What Python ignores, and what it hands on so if it is not told otherwise (signal(7): ignored stays ignored).
+_PYTHONS_OWN = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: its exit status and both streams, decoded."""
+
+    command: str
+    status: int
+    stdout: str
+    stderr: str
+
+
+def pasteable(argv: Sequence[str]) -> str:
+    """Return `argv` as a line for a shell."""
+    return shlex.join(argv)
+
+
+def foreground(argv: Sequence[str]) -> int:
+    """Run `argv` on the terminal merlab was started on, until it ends; give its exit status as a shell has it.
+
+    Its signals are as merlab found them: SIGPIPE ends it, and what was ignored before (nohup) still is.
+    """
+    log.debug("$ %s", pasteable(argv))
+    program = _find(argv[0], pasteable(argv))
+    found = {number: signal.signal(number, signal.SIG_DFL) for number in _PYTHONS_OWN}
+    try:
+        sh.Command(program)(*argv[1:], _fg=True)
+    except sh.ErrorReturnCode as ended:
+        status = int(ended.exit_code)
+        return status if status >= 0 else 128 - status
+    except OSError as error:
+        raise _cannot_start(argv[0], error) from error
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def replace(argv: Sequence[str]) -> NoReturn:
+    """Have `argv` take merlab's place: its terminal, its process, its signals as merlab found them. Raises LabError."""
+    program = _find(argv[0], pasteable(argv))
+    signals.give_back()
+    try:
+        os.execv(program, [program, *argv[1:]])  # noqa: S606 - an argv, not a line for a shell
+    except OSError as error:
+        raise _cannot_start(argv[0], error) from error
+
+
+def _find(name: str, command: str) -> str:
+    program = system_tools.find(name)
+    if program is None:
+        raise LabError(f"the command {name} is not on this machine", hint="merlab doctor", command=command)
+    return program
+
+
+def _cannot_start(name: str, error: OSError) -> LabError:
+    return shortage.of(error) or LabError(f"{name} cannot be started: {error.strerror}", hint="merlab doctor")
+
+
+def _start(argv: Sequence[str], *, stdin: str | None, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own.
+
+    A Ctrl-C goes to the whole group of the terminal, and must not end a restore half-way. Where there is no room for a
+    process, a clean-up waits for some: it puts rules back. Raises OSError.
+    """
+    wrong: list[OSError] = []
+
+    def start() -> subprocess.Popen[bytes] | None:
+        try:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            wrong.append(error)
+            if error.errno in (errno.EAGAIN, errno.ENOMEM) and signals.is_shielded():
+                return None
+            raise
+
+    process = until(start, timeout=_ROOM, awaiting=f"room for a process: {argv[0]}")
+    if process is None:
+        raise wrong[-1]
+    return process
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float = QUICK,
+    ok: Sequence[int] = (0,),
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+    look: Callable[[], LabError | None] | None = None,
+) -> Result:
+    """Run `argv` and wait for it, at most `timeout` seconds.
+
+    `look` is called about once a second while it runs: once it gives an error, the command is ended and that error
+    raised. Raises LabError when the program is missing, cannot be started, does not end in time, or ends with a
+    status not in `ok`.
+    """
+    command = pasteable(argv)
+    signals.checkpoint()
+    log.debug("$ %s", command)
+    program = _find(argv[0], command)
+    deadline = time.monotonic() + timeout
+    try:
+        process = _start([program, *argv[1:]], stdin=stdin, env=system_tools.environment(argv[0], env))
+    except OSError as error:
+        raise _cannot_start(argv[0], error) from error
+    ending: list[str] = []
+
+    def end(why: str = "") -> None:
+        ending.append(why)
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started: nothing of it goes on writing after it
+
+    with process:
+        try:
+            with signals.cancelling(end):
+                out, err = _read(process, stdin, deadline, look, end)
+        except BaseException:
+            end()
+            raise
+    # Its end, by whomever, is judged here, in no thread of its own: who looks is told of a signal only once.
+    if process.returncode < 0 or any(ending):
+        signals.checkpoint()
+        by = signal.Signals(-process.returncode).name if process.returncode < 0 else ""
+        what = f"{argv[0]} did not end within {timeout:g} s" if any(ending) else f"{argv[0]} was ended by {by}"
+        raise LabError(what, hint="merlab doctor", command=command, stderr=err.decode(errors="replace"))
+    result = Result(command, process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+    if result.status not in ok:
+        raise LabError(
+            f"{argv[0]} failed with exit status {result.status}", command=command, stderr=result.stderr.strip()
+        )
+    return result
+
+
+class Beside:
+    """A Python of merlab's that runs beside us, in no thread, and prints a few lines, read when it is waited for.
+
+    It is ended when nobody holds this any more, or merlab ends. Raises LabError where it cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._command = pasteable(argv)
+        log.debug("$ %s &", self._command)
+        try:
+            self._process = _start(argv, stdin=None, env=system_tools.of_merlab())
+        except OSError as error:
+            raise _cannot_start(argv[0], error) from error
+        self._end = weakref.finalize(self, _end, self._process)
+
+    def result(self, timeout: float) -> Result:
+        """Wait until it ends, at most `timeout` seconds; its exit status is the caller's to judge. Raises LabError."""
+        out, err = _read(self._process, None, time.monotonic() + timeout, None, lambda _why: _kill(self._process))
+        return Result(self._command, self._process.returncode or 0, out.decode(), err.decode(errors="replace"))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None and process.poll() is None:
+        _kill(process)
+    with process:  # waits for it, and closes its pipes
+        pass
+
+
+def _read(
+    process: subprocess.Popen[bytes],
+    stdin: str | None,
+    deadline: float,
+    look: Callable[[], LabError | None] | None,
+    end: Callable[[str], None],
+) -> tuple[bytes, bytes]:
+    """Return what a command prints until it ends, or is ended for its time; raise what `look` gives between."""
+    given = stdin.encode() if stdin is not None else None
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            return process.communicate(given, timeout=left if look is None else min(left, _LOOK_AFTER))
+        except subprocess.TimeoutExpired:
+            given = None  # it is on its way
+            found = None
+            if look is not None:
+                # What cannot be seen now is seen later, or the command says it itself.
+                with contextlib.suppress(LabError):
+                    found = look()
+            if found is not None:
+                raise found from None
+    end("late")
+    try:
+        return process.communicate(given, timeout=_LAST_WORDS)
+    except subprocess.TimeoutExpired as still:
+        return still.stdout or b"", still.stderr or b""

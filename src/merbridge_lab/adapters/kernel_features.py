@@ -1,0 +1,121 @@
+"""What this kernel can do, found out by asking it to, and since which version a kernel can.
+
+Filesystems are mounted detached (fsopen, fsmount): such a mount is on no path and in no namespace, and is gone
+with its file descriptor, so nothing can be left behind, not even by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.errors import UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something merlab needs of the kernel: the first version that has it, and the options it is built by."""
+
+    since: str
+    config: str
+
+
+#: The one table of what is needed. 5.15 is where all of it was there: see bpf.netns_cookie.
+FEATURES = {
+    "kernel.version": Feature("5.15", "CONFIG_BPF_SYSCALL"),
+    "kernel.btf": Feature("5.4", "CONFIG_DEBUG_INFO_BTF"),
+    "kernel.netns": Feature("3.8", "CONFIG_NET_NS and CONFIG_VETH"),
+    "kernel.cgroup2": Feature("5.15", "CONFIG_CGROUPS and CONFIG_CGROUP_BPF"),
+    "kernel.bpffs": Feature("5.2", "CONFIG_BPF_SYSCALL"),
+    "kernel.tracefs": Feature("5.9", "CONFIG_FTRACE and CONFIG_BPF_EVENTS"),
+    "kernel.netns_cookie": Feature("5.14", "CONFIG_NET_NS"),
+    "kernel.sock_diag": Feature("4.19", "CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG"),
+    "kernel.netfilter": Feature("5.2", "CONFIG_NF_TABLES, CONFIG_NFT_COMPAT and the xt_ matches and targets"),
+    "bpf.connect4": Feature("4.17", "CONFIG_CGROUP_BPF"),
+    "bpf.connect6": Feature("4.17", "CONFIG_CGROUP_BPF and CONFIG_IPV6"),
+    "bpf.getpeername4": Feature("5.8", "CONFIG_CGROUP_BPF"),
+    "bpf.getsockopt": Feature("5.3", "CONFIG_CGROUP_BPF"),
+    "bpf.sock_ops": Feature("4.13", "CONFIG_CGROUP_BPF"),
+    "bpf.sk_msg": Feature("4.17", "CONFIG_BPF_STREAM_PARSER (CONFIG_NET_SOCK_MSG)"),
+    "bpf.sk_lookup": Feature("5.9", "CONFIG_INET and CONFIG_BPF_SYSCALL"),
+    "bpf.raw_tracepoint": Feature("4.17", "CONFIG_BPF_EVENTS"),
+    "bpf.netns_cookie": Feature("5.15", "CONFIG_CGROUP_BPF and CONFIG_NET_NS"),
+    "bpf.sockhash": Feature("4.18", "CONFIG_BPF_STREAM_PARSER (CONFIG_NET_SOCK_MSG)"),
+    "bpf.sk_storage": Feature("5.2", "CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF"),
+    "bpf.percpu_hash": Feature("4.6", "CONFIG_BPF_SYSCALL"),
+}
+
+
+def cannot(feature: str, detail: str | None = None) -> UnsupportedFeatureError:
+    """Make the error for a feature of the table, to be raised by whoever ran into its absence."""
+    return UnsupportedFeatureError(feature, FEATURES[feature].since, detail)
+
+
+def release(text: str | None = None) -> tuple[int, int]:
+    """Return the kernel's version as (major, minor), from `text` or of the running kernel; (0, 0) for nonsense."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release if text is None else text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+#: The value of kernel.yama.ptrace_scope with which not even root may look into another process, until the next boot.
+NOBODY_TRACES = 3
+#: What to type then: who sets it. A running kernel takes no other value any more.
+FIND_PTRACE_SCOPE = "grep -rs ptrace_scope /etc/sysctl.conf /etc/sysctl.d /run/sysctl.d /usr/lib/sysctl.d"
+
+
+def ptrace_scope(root: Path = Path("/")) -> int | None:
+    """Return kernel.yama.ptrace_scope; None where this kernel has no Yama. Raises OSError."""
+    try:
+        return int((root / "proc/sys/kernel/yama/ptrace_scope").read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+
+
+#: The same numbers on every architecture: they are newer than the common table.
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CLOEXEC = 1
+_FSCONFIG_CMD_CREATE = 6
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
+    """Make a system call that Python has no function for; raises OSError."""
+    converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *converted))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+@contextlib.contextmanager
+def detached_mount(kind: str) -> Iterator[int]:
+    """Mount a filesystem of this kind nowhere; gives a directory descriptor of its root. Raises OSError."""
+    context = syscall(_FSOPEN, kind.encode() + b"\0", _CLOEXEC)
+    try:
+        syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        mounted = syscall(_FSMOUNT, context, _CLOEXEC, 0)
+    finally:
+        os.close(context)
+    try:
+        yield mounted
+    finally:
+        os.close(mounted)
+
+
+def has(directory: int, path: str) -> bool:
+    """Tell whether `path` is there below an open directory."""
+    try:
+        os.stat(path, dir_fd=directory)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,262 @@
+"""What a process really is, from /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters.change import change
+from merbridge_lab.text import lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+from merbridge_lab import text
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process at one moment.
+
+    `state` is the letter of proc_pid_stat(5), `started` its age in clock ticks since boot, `netns` and `mntns` inodes.
+    """
+
+    pid: int
+    state: str
+    started: int
+    argv: tuple[str, ...]
+    netns: int
+    mntns: int
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal or a debugger holds it."""
+        return self.state in "Tt"
+
+    @property
+    def command(self) -> str:
+        """Its command line, for a message."""
+        return " ".join(self.argv) or f"process {self.pid}"
+
+    def runs(self, binary: Path) -> bool:
+        """Whether it executes `binary`, wherever it sees that file."""
+        try:
+            return Path(f"/proc/{self.pid}/exe").samefile(binary)
+        except OSError:
+            return False
+
+    def sockets(self) -> set[int]:
+        """Return the inodes of the sockets it has open."""
+        found = set()
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    kind, _, inode = str(descriptor.readlink()).partition(":")
+                    if kind == "socket":
+                        found.add(int(inode.strip("[]")))
+        return found
+
+    def has_open(self, file: Path) -> bool:
+        """Whether one of its descriptors is `file`, wherever it sees that file."""
+        try:
+            wanted = file.stat()
+            descriptors = list(Path(f"/proc/{self.pid}/fd").iterdir())
+        except OSError:
+            return False
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                found = descriptor.stat()
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
+        return False
+
+
+def look(pid: int) -> Process | None:
+    """Return the process `pid`, or None if it is gone, only a zombie of it is left, or it is hidden (see there)."""
+    proc = Path("/proc", str(pid))
+    try:
+        stat = text.read_text(proc / "stat")
+        if not _is_of(stat, pid):
+            return None
+        # The name may hold blanks and brackets; what follows the last bracket does not.
+        fields = stat.rpartition(")")[2].split()
+        argv = tuple((proc / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0"))
+        netns, mntns = ((proc / "ns" / kind).stat().st_ino for kind in ("net", "mnt"))
+    except (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError):
+        return None
+    if fields[0] in "ZX":
+        return None
+    return Process(pid, fields[0], int(fields[19]), argv, netns, mntns)
+
+
+def by_argv(argv: Sequence[str]) -> list[Process]:
+    """List the processes of the machine that show this command line."""
+    wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError), place.open("rb") as file:
+            if file.read() == wanted and (seen := look(int(place.parent.name))) is not None:
+                found.append(seen)
+    return found
+
+
+@change("kill a process")
+def end(seen: Process) -> None:
+    """Send SIGKILL to a process, and to no other that has got its number meanwhile. Gone already is fine."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(seen.pid)
+        try:
+            now = look(seen.pid)
+            if now is not None and now.started == seen.started:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
+
+
+def _is_of(stat: str, pid: int) -> bool:
+    return stat.startswith(f"{pid} (")
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether the process `pid` runs and /proc does not tell of it: its place there is covered, or hidepid hides it.
+
+    The kernel itself is asked, by another way than /proc. By 0 a cgroup names a process of a PID namespace that we do
+    not see into.
+    """
+    if pid == 0:
+        return True
+    try:
+        with (Path("/proc", str(pid)) / "stat").open(errors="replace") as file:
+            if _is_of(file.read(), pid):
+                # In a part of it, then: what every process has is missing, or may not be read.
+                return look(pid) is None and _runs(pid)
+    except OSError:
+        pass
+    return _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended yet."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)  # as soon as it has ended, also while it is a zombie
+        return not waiting.poll(0)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Details:
+    """What tells one process from another that calls itself the same.
+
+    `users` and `groups` hold the real, effective, saved and file system's; `more_groups` the supplementary ones.
+    `program` is device and inode of what it executes, `code` the paths of other files that it executes code of.
+    `limits` are soft limits by the kernel's names, None where there is none. `threads` holds a letter for each.
+    `filters` counts its seccomp filters, or is 1 where the kernel (before 5.9) only says that there are some.
+    """
+
+    users: tuple[int, ...]
+    groups: tuple[int, ...]
+    more_groups: frozenset[int]
+    tracer: int
+    capabilities: int
+    root: str
+    environment: frozenset[str]
+    namespaces: Mapping[str, int]
+    program: tuple[int, int]
+    code: frozenset[str]
+    limits: Mapping[str, int | None]
+    threads: str
+    filters: int = 0
+
+
+#: Those that say who a process is and which process a number means; network and mount namespaces are Process's.
+_NAMESPACES = ("pid", "user")
+
+
+def details(pid: int) -> Details | None:
+    """Read them of the process `pid`; None if it is gone. Raises OSError where it cannot be looked at."""
+    proc = Path("/proc", str(pid))
+    try:
+        status = dict(line.split(":", 1) for line in lines_of((proc / "status").read_text()) if ":" in line)
+        program = (proc / "exe").stat()
+        return Details(
+            users=tuple(map(int, status["Uid"].split())),
+            groups=tuple(map(int, status["Gid"].split())),
+            more_groups=frozenset(map(int, status["Groups"].split())),
+            tracer=int(status["TracerPid"]),
+            capabilities=int(status["CapEff"], 16),
+            root=str((proc / "root").readlink()),
+            environment=frozenset(filter(None, (proc / "environ").read_bytes().decode(errors="replace").split("\0"))),
+            namespaces={kind: (proc / "ns" / kind).stat().st_ino for kind in _NAMESPACES},
+            program=(program.st_dev, program.st_ino),
+            code=_code((proc / "maps").read_text(errors="replace"), str((proc / "exe").readlink())),
+            limits=_limits((proc / "limits").read_text()),
+            threads=threads(pid),
+            filters=_filters(status),
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        if _runs(pid):
+            raise  # it is there, and a part of what /proc has of every process is not
+        return None
+
+
+def own_filters() -> int:
+    """Count the seccomp filters of this process, which those that it starts have, too."""
+    return _filters(dict(line.split(":", 1) for line in lines_of(Path("/proc/self/status").read_text())))
+
+
+def _filters(status: Mapping[str, str]) -> int:
+    return int(status.get("Seccomp_filters") or int(status.get("Seccomp", "0")) == 2)  # noqa: PLR2004 - by filter
+
+
+def supervisors() -> list[int]:
+    """List the processes that may answer system calls of others (SECCOMP_RET_USER_NOTIF, Linux 5.0)."""
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()).startswith("anon_inode:seccomp notify"):
+                found.add(int(descriptor.parts[2]))
+    return sorted(found)
+
+
+def own_namespaces() -> Mapping[str, int]:
+    """Return the namespaces that Details tells of, of this process."""
+    return {kind: Path("/proc/self/ns", kind).stat().st_ino for kind in _NAMESPACES}
+
+
+def _code(maps: str, program: str) -> frozenset[str]:
+    found = set()
+    for line in lines_of(maps):
+        fields = line.split(None, 5)
+        if len(fields) == 6 and "x" in fields[1] and fields[4] != "0" and fields[5] != program:  # noqa: PLR2004
+            found.add(fields[5].removesuffix(" (deleted)"))
+    return frozenset(found)
+
+
+def _limits(text: str) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for line in lines_of(text)[1:]:
+        # Names hold blanks; columns are at least two blanks apart.
+        name, soft = line[:26].strip(), line[26:].split()[0]
+        found[name] = None if soft == "unlimited" else int(soft)
+    return found
+
+
+def threads(pid: int) -> str:
+    """Return the state of each thread, a letter (proc_pid_stat(5)) for each; empty if the process is gone."""
+    letters = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                letters.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return "".join(letters)

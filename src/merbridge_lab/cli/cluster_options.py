@@ -1,0 +1,150 @@
+"""The options of labs on clusters, read into what drivers take."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merbridge_lab.labs.options import IMAGE, Options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PANEL = "Labs on a cluster"
+
+
+class Dataplane(str, Enum):
+    """What intercepts on a cluster."""
+
+    NONE = "none"
+    MERBRIDGE = "merbridge"
+    MERLAB = "merlab"
+
+
+class Sidecars(str, Enum):
+    """Where istio-proxy is in a pod: among the containers, or among the init containers."""
+
+    CLASSIC = "classic"
+    NATIVE = "native"
+
+
+DataplaneOption = Annotated[
+    Dataplane | None,
+    typer.Option("--dataplane", rich_help_panel=_PANEL, help="What intercepts: none, or upstream's merbridge."),
+]
+SidecarsOption = Annotated[
+    Sidecars | None,
+    typer.Option("--sidecars", rich_help_panel=_PANEL, help="Sidecar type (default: classic)."),
+]
+KubeconfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kubeconfig",
+        metavar="FILE",
+        rich_help_panel=_PANEL,
+        help="Put the context kind-merbridge into FILE; by default no kubeconfig is touched.",
+    ),
+]
+ContextOption = Annotated[
+    str | None,
+    typer.Option("--context", metavar="NAME", rich_help_panel=_PANEL, help="The kind lab's is kind-merbridge."),
+]
+KindImageOption = Annotated[
+    str | None, typer.Option("--kind-image", metavar="REF", rich_help_panel=_PANEL, help="The node's image.")
+]
+IstioHubOption = Annotated[
+    str | None,
+    typer.Option("--istio-hub", metavar="HUB", rich_help_panel=_PANEL, help="Where Istio's images come from."),
+]
+IstioTagOption = Annotated[
+    str | None, typer.Option("--istio-tag", metavar="TAG", rich_help_panel=_PANEL, help="Istio's version.")
+]
+IstioSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--istio-set", metavar="KEY=VALUE", rich_help_panel=_PANEL, help="Goes to istioctl install; may be repeated."
+    ),
+]
+ImageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        metavar="NAME=REF",
+        rich_help_panel=_PANEL,
+        help="The image of sleep, helloworld-v1, helloworld-v2 or merbridge; may be repeated.",
+    ),
+]
+MerbridgeManifestOption = Annotated[
+    str | None,
+    typer.Option(
+        "--merbridge-manifest",
+        metavar="URL|FILE|release|main|merlab",
+        rich_help_panel=_PANEL,
+        help="What installs Merbridge; by default merlab's own. release and main are upstream's.",
+    ),
+]
+KeepClusterOption = Annotated[
+    bool,
+    typer.Option("--keep-cluster", rich_help_panel=_PANEL, help="Remove only what was put into the cluster."),
+]
+
+
+def pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
+    """Read "KEY=VALUE" as often as it was given. Raises BadParameter."""
+    read = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise typer.BadParameter(f"{option} {text}: expected {option} NAME=VALUE")
+        read[key] = value
+    return read
+
+
+def reference(option: str, given: str, ref: str | None = None) -> None:
+    """Check that what was given makes the name of an image, `ref` or itself. Raises BadParameter."""
+    if not IMAGE.fullmatch(given if ref is None else ref):
+        raise typer.BadParameter(
+            f"{option} {given}: that is no image; one is named as docker.io/curlimages/curl:8.16.0"
+        )
+
+
+def options(
+    *,
+    dataplane: Dataplane | None = None,
+    sidecars: Sidecars | None = None,
+    kubeconfig: str | None = None,
+    context: str | None = None,
+    kind_image: str | None = None,
+    istio_hub: str | None = None,
+    istio_tag: str | None = None,
+    istio_set: Sequence[str] | None = None,
+    images: Sequence[str] | None = None,
+    merbridge_manifest: str | None = None,
+    keep_cluster: bool = False,
+) -> Options:
+    """Put together what was given. Raises BadParameter."""
+    pairs("--istio-set", istio_set)
+    named = pairs("--image", images)
+    for name, ref in named.items():
+        reference("--image", f"{name}={ref}", ref)
+    if kind_image is not None:
+        reference("--kind-image", kind_image)
+    if istio_hub is not None:
+        reference("--istio-hub", istio_hub, f"{istio_hub}/proxyv2")
+    if istio_tag is not None:
+        reference("--istio-tag", istio_tag, f"proxyv2:{istio_tag}")
+    return Options(
+        dataplane=dataplane.value if dataplane else None,
+        sidecars=sidecars.value if sidecars else None,
+        kubeconfig=kubeconfig,
+        context=context,
+        kind_image=kind_image,
+        istio_hub=istio_hub,
+        istio_tag=istio_tag,
+        istio_set=tuple(istio_set or ()),
+        images=named,
+        merbridge_manifest=merbridge_manifest,
+        keep_cluster=keep_cluster,
+    )

@@ -1,0 +1,252 @@
+"""The commands that look and change nothing: status, doctor, steps, trace, sysdump."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from merbridge_lab import exit_codes, hints, signals
+from merbridge_lab.cli import cluster_options
+from merbridge_lab.cli.app import (
+    WORKLOADS,
+    Debug,
+    JsonFlag,
+    LabName,
+    NoColor,
+    app,
+    completing,
+    known_workload,
+    step_numbers,
+)
+from merbridge_lab.cli.session import Session, numbers, selected
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.model import Step
+
+
+#: The state of a step, for those who may not look at the lab.
+_UNKNOWN = "not known"
+
+
+@app.command()
+def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
+    """Say which lab is up, its pods, which path a request takes, and what is flushed right now.
+
+    Example:  merlab status --json
+    """
+    with Session("status", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        from merbridge_lab import labs
+
+        with run.looking(lab, up=False) as chosen:
+            described = {**chosen.describe(), "labs": labs.present()}
+        if json:
+            run.console.json(described)
+        else:
+            run.console.status(described)
+
+
+@app.command()
+def doctor(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
+    """Say what this machine offers and lacks: a line each, with the command that mends it.
+
+    Example:  merlab doctor
+    """
+    with Session("doctor", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        from merbridge_lab import requirements
+
+        driver = run.driver(lab)
+        found = driver.requirements()
+        able = requirements.able(found)
+        if json:
+            checks = [{**vars(each), "hint": hints.rendered(each.hint)} for each in found]
+            run.console.json({"schema": 1, "lab": driver.name, "able": able, "checks": checks})
+        else:
+            run.console.requirements(found)
+            run.console.say(f"this machine {'can' if able else 'cannot'} run the {driver.name} lab")
+        raise typer.Exit(exit_codes.HELD if able else exit_codes.CANNOT)
+
+
+@app.command()
+def steps(
+    number: Annotated[
+        str | None, typer.Argument(metavar="N", autocompletion=step_numbers, help="Tell all about one step.")
+    ] = None,
+    lab: LabName = None,
+    json: JsonFlag = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """List the steps with their state, or tell one step's story and the commands a person would type for it.
+
+    Examples:  merlab steps    merlab steps 9
+    """
+    with Session("steps", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        from merbridge_lab.loader import steps as all_steps
+        from merbridge_lab.original_commands import original
+
+        wanted = numbers(number) if number else None
+        with run.looking(lab, up=False, on_paper=True) as chosen:
+            if wanted is None:
+                states = chosen.states(all_steps()) if run.barred is None else [_UNKNOWN] * len(all_steps())
+                rows = list(zip(all_steps(), states, strict=True))
+            else:
+                told = [
+                    (each, *_typed(each, chosen)) for each in (one.on(chosen.capabilities) for one in selected(wanted))
+                ]
+            typed_then = original if chosen.follows_original else lambda _: ()
+        if json and wanted is None:
+            listed = [{"number": each.number, "title": each.title, "state": state} for each, state in rows]
+            run.console.json({"schema": 1, "lab": run.lab, "steps": listed})
+        elif json:
+            stories = [
+                {
+                    "number": each.number,
+                    "title": each.title,
+                    "narration": each.narration,
+                    "commands": [hints.command(typed) for typed in commands],
+                    "note": note or None,
+                    "original": [vars(one) for one in typed_then(each.number)],
+                    "checks": [check.name for check in each.verify + each.request_checks],
+                }
+                for each, commands, note in told
+            ]
+            run.console.json({"schema": 1, "lab": run.lab, "steps": stories})
+        elif wanted is None:
+            run.console.steps(rows)
+            if run.barred is not None:
+                run.console.remark("to see the states of the lab that is up, as root:", "merlab steps")
+        else:
+            for each, commands, note in told:
+                run.console.narrate(each, commands, typed_then(each.number), note)
+
+
+def _typed(step: Step, lab: Any) -> tuple[list[str], str]:  # noqa: ANN401 - any lab
+    """Return the commands for a step, none where the lab lacks what it needs; and what is to be said of them.
+
+    A lab that is not there to name pods and PIDs has its commands on paper, with words for what is not known.
+    """
+    note = ""
+    try:
+        commands = [] if step.needs - lab.capabilities else step.commands(lab)
+    except LabError as error:
+        paper = lab.offline_commands()
+        commands = step.commands(paper) if paper else []
+        note = _stand_for(paper.words if paper else (), commands, error)
+    for command in commands:
+        lab.show(command)
+    return [shown.command for shown in lab.shown()], note
+
+
+def _stand_for(words: Sequence[str], commands: Sequence[str], why: LabError) -> str:
+    if not commands:
+        return f"what to type cannot be said now: {why.what}"
+    used = [word for word in words if any(word in re.findall(r"\w+", command) for command in commands)]
+    verb = "stands" if len(used) == 1 else "stand"
+    return f"{' and '.join(used)} {verb} for what the lab will have: {why.what}" if used else ""
+
+
+@app.command()
+def manifests(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of them; by default all that is applied.")
+    ] = None,
+    image: cluster_options.ImageOption = None,
+    istio_hub: cluster_options.IstioHubOption = None,
+    istio_tag: cluster_options.IstioTagOption = None,
+    merbridge_manifest: cluster_options.MerbridgeManifestOption = None,
+    json: JsonFlag = False,
+    debug: Debug = False,
+) -> None:
+    """Print what a step applies to a cluster, for kubectl apply -f -; "kind" is for kind create cluster --config -.
+
+    "helper" is applied only where the node has no iptables or nsenter, "merbridge" with --dataplane merbridge.
+
+    Examples:  merlab manifests sleep | kubectl apply -f -    merlab manifests
+    """
+    with Session("manifests", as_json=json, debug=debug, quiet=True) as run:
+        from merbridge_lab.labs.kubernetes import manifests as known
+        from merbridge_lab.labs.kubernetes.settings import Settings
+
+        settings = Settings.default().asked(
+            cluster_options.options(
+                images=image, istio_hub=istio_hub, istio_tag=istio_tag, merbridge_manifest=merbridge_manifest
+            )
+        )
+        names = [name] if name else list(known.APPLIED)
+        if json:
+            run.console.json({"schema": 1, "manifests": {each: known.text(each, settings) for each in names}})
+        else:
+            run.console.text(known.texts(names, settings))
+
+
+@app.command()
+def trace(
+    lab: LabName = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The kernel's own lines, undecoded.")] = False,
+    pod: Annotated[
+        str | None,
+        typer.Option(
+            "--pod",
+            metavar="POD",
+            callback=known_workload,
+            autocompletion=completing(*WORKLOADS),
+            help="Only connections that POD dialled.",
+        ),
+    ] = None,
+    nonce: Annotated[
+        str | None, typer.Option("--nonce", metavar="ID", help="Only the request with this x-request-id.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Follow the dataplane's trace until Ctrl-C, a colour for each connection.
+
+    Where debug output is off, it is on for as long as this runs.
+
+    Examples:  merlab trace    merlab trace --pod sleep    merlab trace --raw    merlab trace --json
+    """
+    with Session("trace", debug=debug, no_color=no_color) as run, run.looking(lab) as chosen:
+        if pod is not None:
+            chosen.workload(pod)
+        run.console.note("following the trace; Ctrl-C ends it")
+        try:
+            for event in chosen.follow_trace(pod=pod, nonce=nonce):
+                run.console.trace_event(event, raw=raw, as_json=json)
+        except signals.Interrupted as stop:
+            if stop.signum != signals.SIGNALS[0]:
+                raise
+
+
+@app.command()
+def sysdump(
+    lab: LabName = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to; by default a name with the time.")
+    ] = None,
+    json: JsonFlag = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Pack what a bug report needs into one file: versions, doctor, rules, programs, logs, the last report; no keys.
+
+    Example:  merlab sysdump -o bug.tar.gz
+    """
+    with Session("sysdump", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+        from merbridge_lab import sysdump as dump
+
+        driver = run.driver(lab)
+        driver.require_able()
+        with driver.open() as chosen:
+            target = output or Path(dump.name_now())
+            names = dump.write(target, chosen)
+        if json:
+            run.console.json({"schema": 1, "lab": run.lab, "file": str(target), "holds": names})
+        else:
+            run.console.say(f"{target}: {len(names)} files, no keys among them")

@@ -1,0 +1,229 @@
+"""The commands that change the lab: up, step, verify, restore, down."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from merbridge_lab import signals
+from merbridge_lab.cli import cluster_options
+from merbridge_lab.cli.app import (
+    PATIENCE,
+    Backend,
+    Debug,
+    JsonFlag,
+    LabName,
+    NoColor,
+    Quiet,
+    Timeout,
+    Verbose,
+    Wait,
+    WaitTimeout,
+    app,
+    patience,
+    step_numbers,
+)
+from merbridge_lab.cli.session import Session, numbers, selected
+
+
+@app.command()
+def up(
+    lab: LabName = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="N", autocompletion=step_numbers, help="Stop after step N.")
+    ] = None,
+    iptables: Annotated[
+        Backend | None, typer.Option("--iptables", help="In which tables Istio's rules are loaded; by default nft.")
+    ] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Wait for Enter before each further step.")] = False,
+    dataplane: cluster_options.DataplaneOption = None,
+    sidecars: cluster_options.SidecarsOption = None,
+    kubeconfig: cluster_options.KubeconfigOption = None,
+    context: cluster_options.ContextOption = None,
+    kind_image: cluster_options.KindImageOption = None,
+    istio_hub: cluster_options.IstioHubOption = None,
+    istio_tag: cluster_options.IstioTagOption = None,
+    istio_set: cluster_options.IstioSetOption = None,
+    image: cluster_options.ImageOption = None,
+    merbridge_manifest: cluster_options.MerbridgeManifestOption = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
+    json: JsonFlag = False,
+    timeout: Timeout = PATIENCE,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Stand the whole demo up: steps 0 to 9, each verified.
+
+    On a healthy lab it changes nothing that lasts; after a failure it goes on from what is missing.
+
+    Examples:  merlab up    merlab up --pause    merlab up --until 3    merlab up --lab embedded --json
+    """
+    with Session("up", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        wanted = range(numbers(until)[-1] + 1) if until else None
+        if pause and (json or not sys.stdin.isatty()):
+            raise typer.BadParameter("--pause waits for Enter: it needs a terminal, and no --json")
+        from merbridge_lab.loader import steps
+        from merbridge_lab.report import Report
+        from merbridge_lab.runner import Runner
+
+        options = cluster_options.options(
+            dataplane=dataplane,
+            sidecars=sidecars,
+            kubeconfig=kubeconfig,
+            context=context,
+            kind_image=kind_image,
+            istio_hub=istio_hub,
+            istio_tag=istio_tag,
+            istio_set=istio_set,
+            images=image,
+            merbridge_manifest=merbridge_manifest,
+        )
+        backend = iptables.value if iptables else None
+        with run.changing(lab, wait=patience(wait, wait_timeout), backend=backend, options=options) as chosen:
+            run.report = Report("up", chosen.name)
+            chosen.recover()
+            runner = Runner(chosen, run.console, patience=timeout, between=run.console.pause if pause else None)
+            runner.run(run.report, steps() if wanted is None else selected(wanted))
+            run.finish(chosen, run.report)
+
+
+@app.command()
+def step(
+    number: Annotated[
+        str, typer.Argument(metavar="N|N..M", autocompletion=step_numbers, help="A step, or a range of steps.")
+    ],
+    lab: LabName = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the rules flushed after step 9, to play with.")] = False,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
+    json: JsonFlag = False,
+    timeout: Timeout = PATIENCE,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Rerun one step, or a range, with its checks, on the lab that is up.
+
+    Examples:  merlab step 9    merlab step 5..9    merlab step 9 --keep
+    """
+    with Session("step", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        wanted = numbers(number)
+        if keep and wanted[-1] != 9:  # noqa: PLR2004 - the step that flushes
+            raise typer.BadParameter("--keep goes with step 9, which flushes the rules")
+        from merbridge_lab.report import Report
+        from merbridge_lab.runner import Runner
+
+        with run.changing(lab, wait=patience(wait, wait_timeout), keep=keep) as chosen:
+            if wanted[0] > 0:
+                chosen.require_up()
+                chosen.sweep()
+            run.report = Report("step", chosen.name)
+            Runner(chosen, run.console, patience=timeout).run(run.report, selected(wanted))
+            if keep and chosen.workload("sleep").rules.outstanding:
+                run.console.remark("the nat rules of sleep are left flushed; to put them back:", "merlab restore")
+            run.finish(chosen, run.report)
+
+
+@app.command()
+def verify(
+    lab: LabName = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
+    json: JsonFlag = False,
+    timeout: Timeout = PATIENCE,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Confirm, with proof, that requests succeed with the rules flushed; leave everything as it was.
+
+    It measures what happens with and without eBPF, with and without rules, on both sides.
+
+    Examples:  merlab verify    merlab verify --json    merlab verify -v    merlab verify --wait-timeout 60
+    """
+    with Session("verify", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        from merbridge_lab.report import Report
+        from merbridge_lab.runner import Runner
+
+        with run.changing(lab, wait=patience(wait, wait_timeout)) as chosen:
+            chosen.require_up()
+            chosen.sweep()
+            run.report = Report("verify", chosen.name)
+            runner = Runner(chosen, run.console, patience=timeout)
+            runner.prove(run.report, standing=selected(range(1, 4)), steps=selected(range(8, 10)))
+            run.finish(chosen, run.report)
+
+
+@app.command()
+def restore(
+    lab: LabName = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
+    json: JsonFlag = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Put flushed rules back, after `step 9 --keep` or after a crash.
+
+    Example:  merlab restore
+    """
+    with Session("restore", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        with run.changing(lab, wait=patience(wait, wait_timeout)) as chosen:
+            chosen.require_up()
+            restored = chosen.restore()
+        if json:
+            run.console.json({"schema": 1, "lab": run.lab, "restored": restored})
+        elif not restored:
+            run.console.say("nothing is flushed")
+        for name in () if json else restored:
+            run.console.say(f"the nat rules of {name} are back")
+
+
+@app.command()
+def down(
+    lab: LabName = None,
+    keep_cluster: cluster_options.KeepClusterOption = False,
+    kubeconfig: cluster_options.KubeconfigOption = None,
+    wait: Wait = False,
+    wait_timeout: WaitTimeout = None,
+    json: JsonFlag = False,
+    timeout: Timeout = PATIENCE,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Remove all that merlab made, also after a crash; nothing to remove is a success.
+
+    Examples:  merlab down    merlab down --wait
+    """
+    with Session("down", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+        from merbridge_lab.loader import steps
+        from merbridge_lab.runner import undo
+
+        options = cluster_options.options(kubeconfig=kubeconfig, keep_cluster=keep_cluster)
+        with run.changing(lab, wait=patience(wait, wait_timeout), options=options) as chosen:
+            removed = chosen.exists
+            stays = chosen.stays() if removed else []
+            with signals.shielded():
+                try:
+                    if removed:
+                        undo(chosen, steps())
+                finally:
+                    chosen.remove(timeout)
+        if json:
+            run.console.json({"schema": 1, "lab": run.lab, "removed": removed, "stays": stays})
+        else:
+            gone = "what merlab put into the cluster is gone" if keep_cluster else "the lab is gone"
+            run.console.say(gone if removed else "there was nothing to remove")
+        for sentence in () if json else stays:
+            run.console.say(sentence)

@@ -1,0 +1,65 @@
+"""The commands to play with the lab by hand: exec, shell."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from merbridge_lab.cli.app import PASS_ON, Debug, LabName, NoColor, WorkloadName, app
+from merbridge_lab.cli.session import Session
+
+_EXAMPLE = "merlab exec sleep -- curl -s helloworld:5000/hello"
+
+
+@app.command("exec", context_settings=PASS_ON)
+def execute(context: typer.Context, workload: WorkloadName, lab: LabName = None, debug: Debug = False) -> None:
+    """Run a command as the workload's app: its network, its names, its user. Its exit status is passed on.
+
+    Example:  merlab exec sleep -- curl -s helloworld:5000/hello
+    """
+    with Session("exec", debug=debug, quiet=True) as run:
+        if not context.args:
+            raise typer.BadParameter(f"what should run? for example: {_EXAMPLE}")
+        with run.looking(lab) as chosen:
+            argv = chosen.workload(workload).app_argv(context.args)
+        from merbridge_lab.adapters.command import replace
+
+        run.console.close()
+        replace(argv)
+
+
+@app.command()
+def shell(
+    workload: WorkloadName,
+    lab: LabName = None,
+    netns: Annotated[
+        bool, typer.Option("--netns", help="A root shell with the host's tools in the pod's network namespace.")
+    ] = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Open a shell as the workload's app; with --netns a root shell in its network namespace.
+
+    With --netns the iptables that sees the pod's rules comes first in PATH. Leaving says what was changed, and how
+    to put it back.
+
+    Examples:  merlab shell sleep    merlab shell sleep --netns
+    """
+    with Session("shell", debug=debug, no_color=no_color) as run:
+        with run.looking(lab) as chosen:
+            found = chosen.workload(workload)
+            if found.rules.outstanding:
+                run.console.remark(f"the nat rules of {workload} are flushed; to put them back:", "merlab restore")
+            with found.shell(netns=netns) as (argv, welcome):
+                run.console.say(welcome)
+                status = _foreground(argv)
+            for sentence in found.changes():
+                run.console.say(sentence)
+        raise typer.Exit(status)
+
+
+def _foreground(argv: list[str]) -> int:
+    from merbridge_lab.adapters.command import foreground
+
+    return foreground(argv)

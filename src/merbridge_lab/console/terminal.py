@@ -1,0 +1,167 @@
+"""What is written on: stdout for results, stderr for progress and errors, and the few forms that text takes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import textwrap
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.theme import Theme
+
+from merbridge_lab import hints, signals
+from merbridge_lab.text import lines_of, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.text import Text
+
+    from merbridge_lab.evidence import Reading
+    from merbridge_lab.lab import CommandTranscript
+
+_THEME = Theme(
+    {
+        "pass": "green",
+        "fail": "bold red",
+        "error": "bold red",
+        "skip": "yellow",
+        "warn": "yellow",
+        "cmd": "cyan",
+        "faint": "dim",
+        "title": "bold",
+    }
+)
+MARK = {"pass": "✔", "fail": "✘", "error": "✘", "skip": "-", "warn": "!"}
+_PLAIN_WIDTH = 100
+_MOST_OUTPUT = 40
+_MOST_COMMANDS = 7
+
+
+class _Unbroken:
+    """A stream that goes quiet when its reader goes away, so that `merlab up | head -1` still finishes its work.
+
+    A terminal that goes away counts as its SIGHUP. Where there is no room for what is written, `lost` says so, for the
+    end: an error out of a print could strike between two changes.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._open = True
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        if self._open:
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                return self.write(text.encode("ascii", "replace").decode("ascii"))
+            except (OSError, ValueError) as error:
+                self._close(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._open:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._close(error)
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def _close(self, why: OSError | ValueError) -> None:
+        self._open = False
+        if isinstance(why, OSError) and why.errno == errno.EIO:
+            signals.hang_up()
+        elif isinstance(why, OSError) and why.errno != errno.EPIPE:
+            self.lost = why
+        # What Python still holds for the stream would be written, and fail, at exit.
+        if self._stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # no descriptor left, or closed already
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+class _Filtered(RichConsole):
+    """The one place where text becomes what a terminal is sent: of what others wrote it obeys nothing."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's own options, handed on
+        return super().render_str(printable(text), **options)
+
+
+def _rich(stream: _Unbroken, *, color: bool) -> RichConsole:
+    return _Filtered(
+        file=stream,  # type: ignore[arg-type]  # as much of a text stream as rich uses
+        theme=_THEME,
+        highlight=False,
+        emoji=False,
+        no_color=not color or None,
+        width=None if stream.isatty() or os.environ.get("COLUMNS") else _PLAIN_WIDTH,
+    )
+
+
+class Paper:
+    """Both streams; `verbosity` is below 0 for -q, above for -v."""
+
+    def __init__(self, *, verbosity: int, color: bool) -> None:
+        self.verbosity = verbosity
+        self._streams = _Unbroken(sys.stdout), _Unbroken(sys.stderr)
+        self.out, self.err = (_rich(stream, color=color) for stream in self._streams)
+
+    @property
+    def lost(self) -> OSError | None:
+        """Say why not all could be written, where that is not for want of a reader."""
+        return next((stream.lost for stream in self._streams if stream.lost is not None), None)
+
+    def raw(self, text: str) -> None:
+        """Write for another program to read: as it is into a pipe or file, and filtered on a terminal."""
+        out = self._streams[0]
+        out.write(printable(text) if self.out.is_terminal else text)
+        out.flush()
+
+    def line(self, text: str) -> None:
+        """Print a line of the result as it is, markup and all, and never fold it."""
+        self.out.print(text, soft_wrap=True)
+
+    def prose(self, text: str, by: int, *, mark: str = "", style: str = "default") -> None:
+        """Print prose, folded to the width and indented; `mark` stands before its first line."""
+        # Names and paths stay whole: helloworld-v1 is not to be found where a line ends after its hyphen.
+        folded = textwrap.wrap(
+            " ".join(text.split()), max(self.out.width - by, 20), break_on_hyphens=False, break_long_words=False
+        )
+        for number, line in enumerate(folded):
+            before = mark if mark and not number else " " * by
+            self.line(f"{before}[{style}]{escape(line)}[/]")
+
+    def commands(self, shown: Sequence[CommandTranscript], where_else: str) -> None:
+        """Print commands as a person would type them, whole on their lines, with what they printed.
+
+        Without -v the first ones only; `where_else` says where the rest is.
+        """
+        most_commands = len(shown) if self.verbosity > 0 else _MOST_COMMANDS
+        for one in shown[:most_commands]:
+            self.line(f"   [cmd]$ {escape(hints.command(one.command))}[/]")
+            printed = lines_of(one.output.rstrip("\n"))
+            most = len(printed) if self.verbosity > 0 else _MOST_OUTPUT
+            for line in printed[:most]:
+                self.line(f"     [faint]{escape(line)}[/]")
+            if len(printed) > most:
+                self.line(f"     [faint]… {len(printed) - most} more lines (-v shows them)[/]")
+        if len(shown) > most_commands:
+            self.line(f"   [faint]… {len(shown) - most_commands} more commands ({where_else})[/]")
+
+    def evidence(self, readings: Sequence[Reading]) -> None:
+        """Print each reading: its source, from what to what."""
+        for reading in readings:
+            before = "" if reading.before is None else f"{reading.before} → "
+            text = f"{reading.source}: {before}{reading.after} {reading.unit}".rstrip()
+            self.line(f"       [faint]{escape(text)}[/]")

@@ -1,0 +1,198 @@
+"""The dataplane as others use it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters.files import delete
+from merbridge_lab.dataplane import abi, health, orphaned_links, printk_event, recompiled
+from merbridge_lab.dataplane.attach import attach
+from merbridge_lab.dataplane.detach import Detached, detach
+from merbridge_lab.dataplane.endpoints import Pod, address
+from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
+from merbridge_lab.dataplane.strangers import Around
+from merbridge_lab.errors import LabError
+from merbridge_lab.shortage import unread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A live connection through the dataplane; tuples are indexed by side: 0 dialled, 1 accepted."""
+
+    id: int
+    leg: str
+    source: str
+    destination: str
+    original: str
+    pods: tuple[str, str]
+    redirected_messages: tuple[int, int]
+    redirected_bytes: tuple[int, int]
+    on_tcp: tuple[bool, bool]
+
+
+class Dataplane:
+    """Everything pinned below one directory on a bpffs, which must exist where something is to be attached.
+
+    `tracefs` is a mount of tracefs of the caller's own: loading programs that can print switches a trace event on for
+    the whole machine, and it is switched back there. `around` is what lies beside the pods, where strangers are sought.
+    """
+
+    def __init__(self, pins: Path, tracefs: Path | None = None, around: Around | None = None) -> None:
+        self._pins = Pins(pins)
+        self._tracefs = tracefs
+        self._around = around or Around()
+        self._recompiled: recompiled.Recompiled | None = None
+        self._is_proof = False
+
+    def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
+        """Serve exactly `pods`, for processes below `cgroup`: make what is missing, re-make what is broken.
+
+        Compiles only if there is nothing to go on with. Raises KernelCannotError for a feature this kernel lacks,
+        LabError for BCC missing, another program in the way, a namespace that cannot be entered.
+        """
+        attach(self._pins, self._tracefs, cgroup, pods, self._recompiled)
+
+    def detach(self, timeout: float) -> Detached:
+        """Detach and leave no pin. Sockets that have not read everything within `timeout` seconds stay redirected.
+
+        Those keep the programs loaded until they are closed, and lose nothing. Nothing attached is fine.
+        """
+        printk_event.put_back(self._tracefs)
+        return detach(self._pins, timeout)
+
+    def ours(self) -> frozenset[int]:
+        """Return the ids of the programs that run as ours. Raises OSError."""
+        return health.ours(self._pins)
+
+    def pause_interception(self, cgroup: Path, pods: Sequence[Pod]) -> None:
+        """Intercept no new connection until the next `attach`, if anything is wrong; what is intercepted goes on.
+
+        A whole dataplane of another version goes on: `attach` takes over from it without a gap.
+        """
+        with _reading(self._pins):
+            another = self._pins.stamp() not in (None, abi.stamp())
+        if another or not self.problems(cgroup, pods):
+            return
+        for hook in HOOKS:
+            if hook.program.startswith("connect"):
+                delete(self._pins.link(hook.name))
+        orphaned_links.detach(self._pins, cgroup, pods)
+
+    def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
+        """Name every way in which the attachment is not what it should be; none means healthy.
+
+        After `recompile` that includes what the programs do, whatever is pinned beside them.
+        """
+        found = health.problems(self._pins, cgroup, pods, self._around)
+        with _reading(self._pins):
+            return found or recompiled.problems(self._pins, self._recompiled, needed=self._is_proof)
+
+    def recompile(self, *, proof: bool) -> None:
+        """Begin to compile merlab's own source, for the next look at what is wrong. Raises LabError.
+
+        In a `proof` it is wrong, too, if it cannot be compiled.
+        """
+        self._is_proof = self._is_proof or proof
+        if self._recompiled is None:
+            self._recompiled = recompiled.Recompiled()
+
+    def others(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
+        """Say, a sentence each, which programs of others run where they may. Raises LabError."""
+        with _reading(self._pins):
+            return health.listed(self._pins, cgroup, pods, self._around)
+
+    def programs(self) -> list[health.ProgramInfo]:
+        """List the loaded programs and where each is attached. Raises LabError."""
+        with _reading(self._pins):
+            return health.programs(self._pins)
+
+    def links(self) -> dict[str, str]:
+        """Say of each pinned link, by its name, which it is and what runs where: a link recreated is another one."""
+        with _reading(self._pins):
+            links = health.links(self._pins)
+        return {name: f"link {link.id}, program {link.prog_id}, on {link.target}" for name, link in links.items()}
+
+    @property
+    def attached(self) -> bool:
+        """Whether any hook is attached."""
+        pins = [self._pins.link(hook.name) for hook in HOOKS]
+        return any(pin.exists() for pin in [*pins, *self._pins.lookup_links()])
+
+    @property
+    def debug(self) -> bool:
+        """Whether the dataplane says in the trace what it does."""
+        with _reading(self._pins), contextlib.suppress(FileNotFoundError):
+            return bool(self._pins.config()["debug"])
+        return False
+
+    @debug.setter
+    def debug(self, on: bool) -> None:
+        try:
+            self._pins.configure(debug=int(on))
+        except FileNotFoundError as missing:
+            raise LabError("the dataplane is not attached, so there is nothing to debug", hint="merlab up") from missing
+        except OSError as failed:
+            raise LabError(
+                f"the dataplane's switches cannot be written: {failed.strerror or failed}", hint="merlab up"
+            ) from failed
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Return every counter of every pod served, summed over CPUs; empty when nothing is attached."""
+        layout, names = abi.layouts()["counters"], abi.counter_names()
+        found: dict[str, dict[str, int]] = {}
+        with _reading(self._pins):
+            readable = self._pins.readable
+        if not readable:
+            return found
+        with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("counters") as fd:
+            for cookie, pod in self._pins.pods().items():
+                parts = [layout.unpack(raw)["value"] for raw in bpf_syscall.per_cpu(fd, u64(cookie), layout.size) or ()]
+                found[pod["name"]] = {name: sum(part[at] for part in parts) for at, name in enumerate(names)}
+        return found
+
+    def pairs(self) -> list[Pair]:
+        """Return the live connections that the dataplane carries."""
+        layout = abi.layouts()["pair"]
+        found: list[Pair] = []
+        with _reading(self._pins):
+            readable = self._pins.readable
+        if not readable:
+            return found
+        with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
+            pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
+            for key in bpf_syscall.keys(fd, 8):
+                raw = bpf_syscall.lookup(fd, key, layout.size)
+                if raw is not None:
+                    found.append(_pair(layout.unpack(raw), pods))
+        return found
+
+
+@contextlib.contextmanager
+def _reading(pins: Pins) -> Iterator[None]:
+    """Turn what cannot be read into an error that says so: it is not nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise LabError(str(unread(f"the dataplane below {pins.root}", error)), hint="merlab doctor") from error
+
+
+def _pair(raw: dict[str, Any], pods: dict[int, str]) -> Pair:
+    wire = raw["wire"]
+    return Pair(
+        id=raw["cookie"][0],
+        leg=abi.legs()[raw["leg"]],
+        source=f"{address(wire['src_ip4'])}:{wire['src_port']}",
+        destination=f"{address(wire['dst_ip4'])}:{wire['dst_port']}",
+        original=f"{address(raw['orig_ip4'])}:{raw['orig_port']}",
+        pods=(pods.get(raw["netns"][0], ""), pods.get(raw["netns"][1], "")),
+        redirected_messages=(raw["messages"][0], raw["messages"][1]),
+        redirected_bytes=(raw["bytes"][0], raw["bytes"][1]),
+        on_tcp=(bool(raw["tcp"][0]), bool(raw["tcp"][1])),
+    )

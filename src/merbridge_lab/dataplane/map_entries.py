@@ -1,0 +1,86 @@
+"""What the maps hold for each connection, and whether there are such connections: junk fills them until no more fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters import bpf_syscall, netlink_hooks, netns
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.pins import Pins, number, u64
+from merbridge_lab.polling import until
+from merbridge_lab.shortage import unread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+#: How long an entry must look strange to be so, in seconds: connections are made and closed all the time.
+_AT_REST = 0.1
+#: With more entries than this, not each one is looked at: so many connections no lab has.
+_MANY = 20000
+
+
+def problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
+    """Say of each map what it holds that belongs to no connection; `namespaces` are those of the pods, by cookie.
+
+    Raises OSError.
+    """
+    with pins.open_map("counters") as counters:
+        strange = [key for key in map(number, bpf_syscall.keys(counters, 8)) if key not in namespaces]
+    found = [_sentence("counters", len(strange), "of network namespaces that are of no pod")] if strange else []
+    with pins.open_map("pairs") as pairs, pins.open_map("handover") as notes:
+        return [*found, *_of_connections(pairs, notes, namespaces)]
+
+
+def _sentence(name: str, how_many: int, what: str) -> str:
+    least = "at least " if how_many >= _MANY else ""
+    return f"the map {name} holds {least}{how_many} {'entries' if how_many > 1 else 'entry'} {what}"
+
+
+def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> list[str]:
+    found = []
+    live: set[int] = set()
+
+    def of_no_connection(key: bytes) -> bool:
+        raw = bpf_syscall.lookup(pairs, key, abi.layouts()["pair"].size)
+        return raw is not None and not is_live(abi.layouts()["pair"].unpack(raw), namespaces, live)
+
+    def of_no_pair(key: bytes) -> bool:
+        raw = bpf_syscall.lookup(notes, key, abi.layouts()["handover"].size)
+        pair = None if raw is None else u64(abi.layouts()["handover"].unpack(raw)["pair"])
+        return pair is not None and bpf_syscall.lookup(pairs, pair, abi.layouts()["pair"].size) is None
+
+    keys = bpf_syscall.keys(pairs, 8)
+    if keys:
+        try:
+            for path in namespaces.values():
+                live |= netns.run_inside(path, netlink_hooks.tcp_cookies)
+        except OSError as error:
+            return [str(unread(f"to which connections the {len(keys)} entries of the map pairs belong", error))]
+    room = bpf_syscall.map_info(pairs).max_entries
+    if strange := _staying(keys[:_MANY], of_no_connection):
+        full = f", and has no room for more than {room}" if len(keys) >= room else ""
+        found.append(_sentence("pairs", len(strange), f"of no connection of the pods{full}"))
+    noted = bpf_syscall.keys(notes, abi.layouts()["handshake"].size)
+    if strange := _staying(noted[:_MANY], of_no_pair):
+        found.append(_sentence("handover", len(strange), "of no connection that is being made"))
+    return found
+
+
+def is_live(pair: Mapping[str, Any], namespaces: Collection[int], live: Collection[int]) -> bool:
+    """Whether an entry of `pairs` is of pods, and one of its sockets is among the `live` ones, by cookie."""
+    ends = [(space, cookie) for space, cookie in zip(pair["netns"], pair["cookie"], strict=True) if cookie]
+    return bool(ends) and all(space in namespaces for space, _ in ends) and any(cookie in live for _, cookie in ends)
+
+
+def _staying(keys: list[bytes], is_strange: Callable[[bytes], bool]) -> list[bytes]:
+    """Return those that are strange and stay so for a moment."""
+    found = [key for key in keys if is_strange(key)]
+
+    def have_gone() -> bool:
+        found[:] = [key for key in found if is_strange(key)]
+        return not found
+
+    if found:
+        until(have_gone, timeout=_AT_REST, awaiting="connections that are being made or closed")
+    return found

@@ -1,0 +1,63 @@
+"""Socket filters on the sockets of a pod: SO_ATTACH_FILTER and SO_ATTACH_BPF cut or drop what arrives.
+
+They hang on one socket, and on what a listener accepts from then on: no list of programs, of links or of rules shows
+them, so each socket is asked. Not looked for: SO_ATTACH_REUSEPORT_*, which the kernel does not tell of. What it can do
+is choose among the listeners of one user on one port, and those must all be the sidecar's own; or drop, which is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from merbridge_lab.dataplane.endpoints import sockets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from merbridge_lab.dataplane.endpoints import Pod
+
+_SO_GET_FILTER = 26
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def problems(pod: Pod) -> Iterator[str]:
+    """Say which TCP sockets of a pod's app and sidecar have a filter. Raises LabError where nobody may look."""
+    for kind, pid in (("app", pod.app_pid), ("sidecar", pod.sidecar_pid)):
+        if pid is None:
+            continue
+        with contextlib.closing(sockets_of(pid, f"the sockets of the {kind} of {pod.name} (pid {pid})")) as found:
+            for number, sock in found:
+                if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+                    continue
+                if (filter_ := attached(sock.fileno())) is not None:
+                    yield (
+                        f"on {_described(sock)} of the {kind} of {pod.name} (pid {pid}, descriptor {number}) there is a"
+                        f" socket filter, {filter_}: it can cut and drop what arrives"
+                    )
+
+
+def attached(fd: int) -> str | None:
+    """Say which filter is on a socket; None where there is none. Raises OSError."""
+    # Asked for no room, the kernel tells how many instructions there are: more room is counted in these, not in bytes.
+    length = ctypes.c_uint32(0)
+    if _libc.getsockopt(fd, socket.SOL_SOCKET, _SO_GET_FILTER, None, ctypes.byref(length)) == 0:
+        return f"{length.value} instructions of classic BPF" if length.value else None
+    code = ctypes.get_errno()
+    if code == errno.EACCES:
+        return "an eBPF program"  # which has no classic form to show
+    raise OSError(code, os.strerror(code))
+
+
+def _described(sock: socket.socket) -> str:
+    try:
+        host, port, *_ = sock.getsockname()
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        return "a socket"
+    return f"the {'listener' if listens else 'connection'} at {host}:{port}"

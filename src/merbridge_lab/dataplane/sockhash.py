@@ -1,0 +1,174 @@
+"""What is in the sockhashes and on them: the pods' own sockets, and no program but ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import bpf_syscall, netlink_hooks, netns
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.endpoints import Pod, inbound_cookies
+from merbridge_lab.dataplane.pins import Pins, number, opened, u64
+from merbridge_lab.dataplane.strangers import named
+from merbridge_lab.evidence import Unread
+from merbridge_lab.polling import until
+from merbridge_lab.shortage import unread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+#: How long a socket must look strange to be so, in seconds: those that come and go are not at rest.
+_AT_REST = 0.1
+
+
+def listener_problem(pins: Pins, pod: Pod, cookie: int) -> str | None:
+    """Say whether a pod's sidecar is missing from the listeners, or something else is in its place.
+
+    Raises LabError where the kernel lets nobody look at the sidecar's sockets.
+    """
+    port = abi.constants()["PORT_INBOUND"]
+    try:
+        with pins.open_map("listeners") as fd:
+            registered = bpf_syscall.lookup(fd, u64(cookie), 8)  # of a sockhash, this gives the socket's cookie
+    except OSError as error:
+        return str(unread(f"the {port} listener registered for {pod.name}", error))
+    if registered is None:
+        return f"no {port} listener registered for {pod.name}"
+    if pod.sidecar_pid is not None and number(registered) not in inbound_cookies(pod.sidecar_pid, cookie):
+        return f"the {port} listener registered for {pod.name} is not its sidecar's"
+    return None
+
+
+def redirects(program: int, peers: int) -> bool | None:
+    """Is this sk_msg program, and it alone, on `peers`? None before Linux 5.18, which does not tell. Raises OSError."""
+    try:
+        attached = bpf_syscall.attached_progs(peers, bpf_syscall.SK_MSG_VERDICT)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
+    return attached == [bpf_syscall.prog_info(program).id]
+
+
+def programs_problems(pins: Pins) -> list[str]:
+    """Say what is wrong with the programs on the sockhashes. Raises OSError."""
+    found: list[str] = []
+    with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:
+        own = bpf_syscall.prog_info(program).id
+        told = redirects(program, peers)
+        if told is None:
+            return _by_elimination(own)
+        if not told:
+            found.append("sk_msg is not attached to peers")
+    for name in ("peers", "listeners"):
+        with pins.open_map(name) as table:
+            kinds = bpf_syscall.SK_SKB_TYPES | ({} if name == "peers" else {bpf_syscall.SK_MSG_VERDICT: "sk_msg"})
+            for kind, hook in kinds.items():
+                found += [
+                    f"on the sockhash {name} {hook} runs another program, {named(each)}"
+                    for each in _attached(table, kind)
+                ]
+    return found
+
+
+def _attached(table: int, kind: int) -> list[int]:
+    try:
+        return bpf_syscall.attached_progs(table, kind)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return []  # of the two kinds of verdict only one can be there: it is the other one, which is asked for too
+        raise
+
+
+def _by_elimination(own: int) -> list[str]:
+    """Say which programs may be on `peers`, where the kernel does not tell.
+
+    It can be none but ours where no other of a kind that can be there is loaded; that ours is, its own counters show.
+    """
+    others = []
+    for each in bpf_syscall.ids("prog"):
+        try:
+            fd = bpf_syscall.by_id("prog", each)
+        except FileNotFoundError:
+            continue  # gone meanwhile
+        try:
+            if bpf_syscall.prog_info(fd).type in (bpf_syscall.PROG_SK_MSG, bpf_syscall.PROG_SK_SKB) and each != own:
+                others.append(each)
+        finally:
+            os.close(fd)
+    why = "Linux before 5.18 does not tell"
+    return [str(Unread(f"whether {named(each)} is attached to the sockhash peers", why)) for each in others]
+
+
+def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
+    """Name what is in the sockhashes and is no socket of a pod's; `namespaces` are those of the pods, by cookie.
+
+    Raises OSError.
+    """
+    with pins.open_map("listeners") as listeners:
+        strange = [key for key in map(number, bpf_syscall.keys(listeners, 8)) if key not in namespaces]
+    found = [f"a listener is registered for the network namespace {key}, which is of no pod" for key in strange]
+    suspects = _suspects(pins, namespaces)
+    if not suspects:
+        return found
+    found += [
+        f"{_place(key)} holds another socket (cookie {cookie}) than the one that belongs there"
+        for key, (cookie, noted) in suspects.items()
+        if noted
+    ]
+    homeless = {key: cookie for key, (cookie, noted) in suspects.items() if not noted}
+    try:
+        for path in namespaces.values() if homeless else ():
+            own = netns.run_inside(path, netlink_hooks.tcp_cookies)
+            homeless = {key: cookie for key, cookie in homeless.items() if cookie not in own}
+    except OSError as error:
+        whose = f"whose {len(homeless)} sockets in the sockhash peers are, which belong to no connection,"
+        return [*found, str(unread(whose, error))]
+    return found + [
+        f"{_place(key)} holds a socket (cookie {cookie}) that is no pod's" for key, cookie in homeless.items()
+    ]
+
+
+def _place(key: bytes) -> str:
+    end = abi.layouts()["end"].unpack(key)
+    return f"the sockhash peers, for side {end['side']} of connection {end['pair']:x},"
+
+
+def _suspects(pins: Pins, namespaces: Iterable[int]) -> dict[bytes, tuple[int, bool]]:
+    """Return the sockets in `peers`, by their keys, that are not the ones that our programs noted in `pairs`.
+
+    With each its cookie, and whether another one is noted. One without a pair may be a pod's all the same: its other
+    end went with its pod.
+    """
+    known = frozenset(namespaces)
+    with pins.open_map("peers") as peers, pins.open_map("pairs") as pairs:
+        found: dict[bytes, tuple[int, bool]] = {}
+        for key in bpf_syscall.keys(peers, abi.layouts()["end"].size):
+            if (strange := _strange(peers, pairs, key, known)) is not None:
+                found[key] = strange
+
+        def have_gone() -> bool:
+            for key, strange in list(found.items()):
+                if _strange(peers, pairs, key, known) != strange:
+                    del found[key]
+            return not found
+
+        until(have_gone, timeout=_AT_REST, awaiting="connections that are being made or closed")
+        return found
+
+
+def _strange(peers: int, pairs: int, key: bytes, known: frozenset[int]) -> tuple[int, bool] | None:
+    """Look at the socket under `key`: None where it is the one that its pair names."""
+    raw = bpf_syscall.lookup(peers, key, 8)
+    if raw is None:
+        return None  # closed meanwhile
+    end, layout = abi.layouts()["end"].unpack(key), abi.layouts()["pair"]
+    noted = bpf_syscall.lookup(pairs, u64(end["pair"]), layout.size) if end["side"] in (0, 1) else None
+    cookie = number(raw)
+    if noted is None:
+        return cookie, False
+    pair = layout.unpack(noted)
+    is_own = pair["cookie"][end["side"]] == cookie and pair["netns"][end["side"]] in known
+    return None if is_own else (cookie, True)

@@ -1,0 +1,106 @@
+"""Node and mesh as the steps see them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab import ruleset
+from merbridge_lab.evidence import Reading
+from merbridge_lab.labs.embedded import packet_captures, programs, rule_templates, saved_rules, topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from merbridge_lab.labs.embedded.host import Machine
+    from merbridge_lab.labs.embedded.mesh import Mesh
+    from merbridge_lab.labs.embedded.node import Node
+    from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
+
+_READY = 15.0
+_GONE = 5.0
+
+
+class NodeComponent:
+    """The lab's corner of the machine, and the node in it."""
+
+    def __init__(self, machine: Machine, node: Node) -> None:
+        self._machine = machine
+        self._node = node
+
+    def ensure(self) -> None:
+        """Make what is missing."""
+        self._machine.ensure()
+        self._node.ensure()
+
+    def remove(self) -> None:
+        """Let the node go; the corner of the machine goes last of all, with `down`."""
+        self._node.remove()
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it."""
+        return self._machine.problems() or self._node.problems() or programs.problems()
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Say where it is."""
+        return (
+            Reading("netns:node", "", None, str(self._node.netns)),
+            Reading("cgroup:merlab", "", None, str(self._machine.cgroup)),
+            *packet_captures.readings(topology.NODE, self._node.netns),
+        )
+
+    def shell_commands(self) -> list[str]:
+        """Return the commands a person would type to make it."""
+        return [*self._machine.shell_commands(), *self._node.shell_commands()]
+
+
+class MeshComponent:
+    """The pods with their rules, sidecars and apps."""
+
+    def __init__(self, mesh: Mesh, workloads: Callable[[], Sequence[EmbeddedWorkload]], saved: Path) -> None:
+        self._mesh = mesh
+        self._saved = saved
+        self._workloads = workloads
+
+    def ensure(self) -> None:
+        """Make what is missing; rules that were flushed and saved are put back first."""
+        for workload in self._workloads():
+            if workload.exists:
+                workload.rules.restore()
+        self._mesh.ensure()
+        self._mesh.wait_ready(_READY)
+
+    def remove(self) -> None:
+        """End the pods and take them away."""
+        self._mesh.remove(_GONE)
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it."""
+        found = []
+        for name, rules in ((each.name, each.rules) for each in self._workloads() if each.rules.outstanding):
+            found.append(f"the nat rules of {name} are flushed (saved in {rules.saved_at}): merlab restore")
+            # A merlab that was killed before its flush leaves Istio's there; any other is somebody else's.
+            istios = {str(rule) for rule in ruleset.parse(rule_templates.pod_rules())}
+            if others := [spec for spec in rules.snapshot().specs("nat") if spec not in istios]:
+                found.append(f"other nat rules are in {name}: {others[0]}")
+        return found + self.broken()
+
+    def broken(self) -> list[str]:
+        """Say what is not as `ensure` makes it, what is flushed on purpose left out."""
+        pods = [(pod.spec.name, pod.netns) for pod in self._mesh.pods]
+        return saved_rules.problems(self._saved, pods) + self._mesh.problems()
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Name the processes, and who captures packets."""
+        processes = tuple(
+            Reading(
+                f"proc:{workload.name}", "", None, f"app {workload.pod.app_pid}, sidecar {workload.pod.sidecar_pid}"
+            )
+            for workload in self._workloads()
+        )
+        pods = self._mesh.pods
+        return (*processes, *(each for pod in pods for each in packet_captures.readings(pod.spec.name, pod.netns)))
+
+    def shell_commands(self) -> list[str]:
+        """Return the commands a person would type to make it."""
+        return self._mesh.shell_commands()

@@ -1,0 +1,57 @@
+"""Pods outside the dataplane's cgroup, made for the moment: the control experiments."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from merbridge_lab import signals
+from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded.mesh import Pod
+from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from merbridge_lab.labs.embedded.host import Machine
+    from merbridge_lab.labs.embedded.node import Node
+    from merbridge_lab.labs.embedded.topology import PodSpec
+
+_READY = 15.0
+_GONE = 5.0
+
+
+@contextlib.contextmanager
+def made(machine: Machine, node: Node, *specs: PodSpec) -> Iterator[tuple[EmbeddedWorkload, ...]]:
+    """Make these twins for the length of the block, side by side. Raises LabError, NotHeldError, OSError."""
+    machine.require_own()
+    pods = [Pod(machine, node, spec) for spec in specs]
+    try:
+        for pod in pods:
+            _remove(machine, pod)  # what a killed merlab left of one, with what it had flushed there
+            pod.ensure()
+        for pod in pods:
+            if pod.spec.sidecar:
+                pod.wait_ready(_READY)
+        yield tuple(EmbeddedWorkload(machine, pod) for pod in pods)
+    finally:
+        with signals.shielded():
+            for pod in pods:
+                _remove(machine, pod)
+
+
+def sweep(machine: Machine, node: Node) -> None:
+    """Remove all that a merlab that was killed left of twins, saves of their rules included."""
+    sleep = topology.PODS[0]
+    for spec in (topology.control_client(sleep, 0), topology.control_client(sleep, 1), *topology.control_pair()):
+        pod = Pod(machine, node, spec)
+        rules = EmbeddedWorkload(machine, pod).rules
+        places = (pod.cgroup, pod.netns, pod.mntns, pod.folder, rules.saved_at, rules.copied_at)
+        if any(os.path.lexists(place) for place in places):
+            _remove(machine, pod)
+
+
+def _remove(machine: Machine, pod: Pod) -> None:
+    pod.remove(_GONE)
+    EmbeddedWorkload(machine, pod).rules.forget()

@@ -1,0 +1,230 @@
+"""Our own dataplane on the pods of the embedded lab, with its trace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from merbridge_lab import dataplane, polling, signals
+from merbridge_lab.adapters import tcp_sockets
+from merbridge_lab.adapters.tracefs import Instance
+from merbridge_lab.errors import LabError, UnsupportedFeatureError
+from merbridge_lab.evidence import Reading
+from merbridge_lab.labs.embedded import topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.labs.embedded.host import Machine
+    from merbridge_lab.labs.embedded.mesh import Mesh
+
+#: How long `remove` waits for redirected bytes to be read, in seconds; the pods end right after.
+_DRAIN = 0.5
+#: How long `ensure` lets older connections run out, in seconds: sidecars keep idle ones for one second.
+_RUN_OUT = 3.0
+#: How often a reader of the trace looks up to see whether it was interrupted, in seconds.
+_LOOK_UP = 0.2
+
+
+class EmbeddedDataplane:
+    """The dataplane as a part of the lab."""
+
+    def __init__(self, machine: Machine, mesh: Mesh) -> None:
+        self._machine = machine
+        self._mesh = mesh
+        around = dataplane.Around((machine.cgroup / "twins",), ((topology.NODE, machine.netns(topology.NODE)),))
+        self._plane = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
+        self._trace = Instance(machine.tracefs, machine.name)
+
+    def _pods(self) -> list[dataplane.Pod]:
+        return [
+            dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid, pod.app_pid)
+            for pod in self._mesh.pods
+        ]
+
+    def ensure(self) -> None:
+        """Attach what is missing, and let the connections that sidecars kept from before run out.
+
+        Those stay on TCP for as long as they live, so the first requests might still use them. If something keeps
+        them busy, we do not wait for ever: the checks then say which leg eBPF did not carry.
+        """
+        self._machine.require_own()
+        self._plane.attach(self._machine.mesh_cgroup, self._pods())
+        polling.until(
+            lambda: not self._older_connections(),
+            timeout=_RUN_OUT,
+            awaiting="the sidecars' older connections to run out",
+        )
+
+    def pause_interception(self) -> None:
+        """Let new connections go by the rules until `ensure` has mended the dataplane; a whole one goes on."""
+        self._plane.pause_interception(self._machine.mesh_cgroup, self._pods())
+
+    def drain_idle_connections(self) -> bool:
+        """Let the connections that sidecars keep for later requests run out; say whether all did."""
+        return bool(
+            polling.until(
+                lambda: not any(pair.leg == "mesh" for pair in self._plane.pairs()),
+                timeout=_RUN_OUT,
+                awaiting="the sidecars' kept connections to run out",
+            )
+        )
+
+    def pairs(self) -> Sequence[dataplane.Pair]:
+        """List the live connections that eBPF carries."""
+        return self._plane.pairs()
+
+    def programs(self) -> Sequence[dataplane.ProgramInfo]:
+        """List the programs in the kernel and where they are attached."""
+        return self._plane.programs()
+
+    def links(self) -> Mapping[str, str]:
+        """Say of each link which it is; one that was recreated meanwhile is another one."""
+        return self._plane.links()
+
+    def _older_connections(self) -> set[str]:
+        """Find, by their source, the connections between pods and to apps that eBPF does not carry."""
+        addresses = {pod.spec.ip for pod in self._mesh.pods}
+        found = {
+            connection.local
+            for pod in self._mesh.pods
+            for connection in tcp_sockets.established(pod.netns)
+            if connection.uid == topology.SIDECAR_ID and connection.remote.rpartition(":")[0] in addresses
+        }
+        # What the pod of the other end dialled is seen there; here it is the accepting side of one of those.
+        accepted = {
+            connection.local
+            for pod in self._mesh.pods
+            for connection in tcp_sockets.established(pod.netns)
+            if connection.local.endswith(f":{topology.INBOUND_PORT}")
+        }
+        return found - accepted - {pair.source for pair in self._plane.pairs()}
+
+    def remove(self) -> None:
+        """Detach, letting what was redirected be read first."""
+        if self._machine.exists:
+            self._machine.uncover()
+            self._plane.detach(_DRAIN)
+            for name in self._trace.siblings():
+                # Busy: a `merlab trace` reads it. It sees that the lab is gone, ends, and removes it itself.
+                with contextlib.suppress(OSError):
+                    Instance(self._machine.tracefs, name).remove()
+
+    def problems(self) -> list[str]:
+        """Say, a sentence each, what is not as `ensure` makes it."""
+        return self._plane.problems(self._machine.mesh_cgroup, self._pods())
+
+    def ours(self) -> frozenset[int]:
+        """Return the ids of the programs that run as ours. Raises OSError."""
+        return self._plane.ours()
+
+    def recompile(self, *, proof: bool) -> None:
+        """Begin to compile the programs' source, so that the next `problems` compares with that. Raises LabError."""
+        self._plane.recompile(proof=proof)
+
+    def readings(self) -> tuple[Reading, ...]:
+        """List the programs in the kernel and where they are attached, with those of others that may be there."""
+        own = [
+            Reading(f"bpf:{program.name}", "", None, program.attached_to, f"{program.type}, id {program.id}")
+            for program in self._plane.programs()
+        ]
+        others = self._plane.others(self._machine.mesh_cgroup, self._pods())
+        return (*own, *(Reading("bpf:others", "", None, each) for each in others))
+
+    @property
+    def attached(self) -> bool:
+        """Whether new connections are intercepted now."""
+        return self._plane.attached
+
+    def counters(self) -> Mapping[str, Mapping[str, int]]:
+        """Read the counters, pod → decision → number; empty where nothing is attached."""
+        return self._plane.counters() if self.attached else {}
+
+    def shell_commands(self) -> list[str]:
+        """Return the commands that show what was attached."""
+        pins = self._machine.bpffs / self._machine.name
+        return [
+            f"bpftool cgroup tree {self._machine.mesh_cgroup}",
+            f"bpftool map dump pinned {pins / 'maps' / 'pods'}",
+        ]
+
+    # -- trace --------------------------------------------------------------------------------------------------------
+
+    @property
+    def debug(self) -> bool:
+        """Whether trace lines are written, and collected in the lab's own buffer."""
+        return self.attached and self._plane.debug and self._trace.enabled
+
+    def set_debug(self, *, on: bool) -> None:
+        """Switch trace lines on or off; off is fine where nothing is attached. Raises LabError."""
+        if on:
+            self._plane.debug = True
+            try:
+                self._trace.enable()
+            except OSError as error:
+                raise UnsupportedFeatureError("trace events of BPF programs", "5.9", str(error)) from error
+            return
+        if self.attached:
+            # A switch that cannot be written (a frozen map) goes with the dataplane, which comes next.
+            with contextlib.suppress(LabError):
+                self._plane.debug = False
+        self._trace.remove()
+
+    def debug_commands(self) -> list[str]:
+        """Return the commands that switch trace lines on: our buffer first, then the flag."""
+        config = self._machine.bpffs / self._machine.name / "maps" / "config"
+        return [
+            f"mkdir -p {self._trace.path}",
+            f"echo 1 > {self._trace.switch}",
+            f"bpftool map update pinned {config} key 0 0 0 0 value 1 0 0 0 1 0 0 0",
+        ]
+
+    @staticmethod
+    def debug_shown() -> str:
+        """Return nothing: they print nothing."""
+        return ""
+
+    def trace_command(self) -> str:
+        """Return the command that reads the trace."""
+        return f"cat {self._trace.pipe}"
+
+    def follow_trace(self) -> Iterator[TraceEvent | None]:
+        """Return the trace's events as they come, until interrupted, from a buffer that is there just for this.
+
+        Where nothing comes for a moment, None is given. So nothing is taken from others who read the trace. Where
+        debug output is off, it is on meanwhile.
+        """
+        from merbridge_lab.dataplane import trace
+
+        if not self.attached:
+            raise LabError("no eBPF is attached, so there is no trace", hint="merlab up")
+        own = Instance(self._machine.tracefs, f"{self._machine.name}-trace-{os.getpid()}")
+        was_on = self._plane.debug
+        # Held open, the mount serves for removing the instance even when `merlab down` has taken it away.
+        with own.kept() as remove:
+            try:
+                own.enable()
+                self._plane.debug = True
+                with own.following() as take:
+                    while self.attached:
+                        signals.checkpoint()
+                        lines = take(_LOOK_UP)
+                        if not lines:
+                            yield None
+                        for line in lines:
+                            event = trace.parse(line)
+                            if event is not None:
+                                yield event
+            finally:
+                with signals.shielded():
+                    if self.attached and not was_on:
+                        self._plane.debug = False
+                    remove()
+
+    def drain_trace(self) -> tuple[TraceEvent, ...]:
+        """Take the trace's lines out, decoded; lines that are not the dataplane's are left out."""
+        from merbridge_lab.dataplane import trace
+
+        return tuple(event for line in self._trace.drain() if (event := trace.parse(line)) is not None)

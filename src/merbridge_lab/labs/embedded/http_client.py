@@ -1,0 +1,158 @@
+"""Send the walkthrough's request as the app would, and read what it left everywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from merbridge_lab import accesslog
+from merbridge_lab.adapters import cgroup, conntrack, nftables, system_tools
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.command import run
+from merbridge_lab.errors import ClaimFailedError, LabError
+from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.labs import request_batch
+from merbridge_lab.labs.embedded import tcp_bytes
+from merbridge_lab.shortage import unread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.labs.embedded.topology import PodSpec
+    from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
+    from merbridge_lab.observation import Exchange, Observation
+
+#: By how many bytes before what is new a log is known again.
+_TAIL = 512
+
+
+def ask(client: EmbeddedWorkload, url: str) -> Exchange:
+    """Ask once, as the app of `client`."""
+    nonce = request_batch.new_nonce()
+    # The machine's own, whatever lies in /usr/local before it.
+    curl, *words = request_batch.curl(nonce, url)
+    try:
+        with change("ask as an app"):  # in the app's cgroup, which the process enters
+            done = run(
+                client.app_argv([system_tools.find(curl) or curl, *words]),
+                timeout=request_batch.REQUEST + 5,
+                ok=range(256),
+            )
+    except LabError as error:
+        # Who joins a frozen cgroup stands still with it, and would never be heard of.
+        if cgroup.is_frozen(client.pod.cgroup / "app"):
+            raise ClaimFailedError(f"the app of {client.name} is frozen ({client.pod.cgroup / 'app'})") from error
+        raise
+    return by_name(request_batch.read(nonce, url, done.status, done.stdout, done.stderr), client.pod.spec)
+
+
+def by_name(exchange: Exchange, spec: PodSpec) -> Exchange:
+    """Call a request failed that went to another address than the pod's /etc/hosts has for the name it was asked by.
+
+    That it went to the loopback is another matter: so it looks where nobody answers getpeername.
+    """
+    host = urlsplit(exchange.url).hostname or ""
+    known = {service.vip for service in spec.services if host in service.names}
+    address = exchange.remote.rpartition(":")[0]
+    if not known or not address or address in known or address.startswith("127."):
+        return exchange
+    told = (
+        f"it was asked of {address}, and {host} is {', '.join(sorted(known))}: something else than /etc/hosts told it"
+    )
+    return replace(exchange, exit_status=request_batch.NOT_ONCE, error=told)
+
+
+class _Log:
+    """What a sidecar appends to its access log from now on."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self._source = f"envoy:{name}/access"
+        self._path = path
+        self._before, self._inode, self._written, self._tail, self._new = 0, 0, 0, b"", b""
+        with contextlib.suppress(OSError), path.open("rb") as file:  # lines() will not find it either
+            seen = os.fstat(file.fileno())
+            self._before, self._inode, self._written = seen.st_size, seen.st_ino, seen.st_mtime_ns
+            file.seek(max(0, self._before - _TAIL))
+            self._tail = file.read(self._before - file.tell())
+
+    def lines(self) -> tuple[AccessLogLine, ...] | Unread:
+        """Return the lines; or what was done to the log, which is only ever appended to."""
+        try:
+            with self._path.open("rb") as file:
+                return self._read(file)
+        except OSError as error:
+            return unread(self._source, error, f"{self._path}: {error.strerror}")
+
+    def _read(self, file: BinaryIO) -> tuple[AccessLogLine, ...] | Unread:
+        seen = os.fstat(file.fileno())
+        if seen.st_ino != self._inode:
+            return Unread(self._source, f"{self._path} was replaced by another file while it was looked at")
+        file.seek(max(0, self._before - len(self._tail)))
+        if file.read(len(self._tail)) != self._tail:
+            return Unread(self._source, f"{self._path} was cut or written over while it was looked at")
+        # What is there now must be there at the next look, too.
+        new = file.read()
+        self._tail = (self._tail + new)[-_TAIL:]
+        self._new += new
+        self._before += len(new)
+        if not self._new and seen.st_mtime_ns != self._written:
+            return Unread(self._source, f"{self._path} was written and cut again while it was looked at")
+        space = os.fstatvfs(file.fileno())
+        if space.f_blocks and not space.f_bavail:
+            return Unread(self._source, f"the file system of {self._path} is full, so no line can be added")
+        return accesslog.read(self._new.decode(errors="replace"), self._source)
+
+
+def observe(
+    client: EmbeddedWorkload,
+    servers: Sequence[EmbeddedWorkload],
+    *,
+    url: str,
+    count: int,
+    between: Sequence[Path],
+    counters: Callable[[], Mapping[str, Mapping[str, int]]],
+    trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
+    logged: bool = True,
+) -> Observation:
+    """Send `count` requests, one after the other, and read everything around them; see batch.observe.
+
+    `between` are the network namespaces, besides theirs, that what they say to each other passes.
+    """
+    client.pod.require_view()
+    path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
+    generations = _generations(path[1:])
+    with tcp_bytes.watching({each.name: each.pod.netns for each in (client, *servers)}) as watch:
+        seen = request_batch.observe(
+            client,
+            ask=lambda: ask(client, url),
+            own=_Log(client.name, client.access_log),
+            logs={server.name: _Log(server.name, server.access_log) for server in servers},
+            count=count,
+            counters=counters,
+            changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),
+            trace=trace,
+            logged=logged,
+            by_tcp=partial(tcp_bytes.read, watch, client.name),
+        )
+    # As before, or something was put in the place of curl for as long as it was asked.
+    client.pod.require_view()
+    for name, number in _generations(path[1:]).items():
+        if number != generations[name]:
+            raise ClaimFailedError(f"the rules of {name} were changed while {client.name} sent its requests")
+    return seen
+
+
+def _generations(namespaces: Sequence[Path]) -> dict[str, int]:
+    """Read the generation of nftables' rules in each, by its name. Raises UnreadError."""
+    try:
+        return {where.name: nftables.generation(where) for where in namespaces}
+    except OSError as error:
+        raise UnreadError(unread("nft:generation", error)) from error

@@ -1,0 +1,320 @@
+"""The embedded lab: the walkthrough on one machine, made of namespaces, real Envoys and our own dataplane."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab import signals
+from merbridge_lab.adapters import iptables, netns
+from merbridge_lab.adapters.command import pasteable, run
+from merbridge_lab.adapters.files import put
+from merbridge_lab.errors import LabError, UsageError
+from merbridge_lab.evidence import Verdict
+from merbridge_lab.lab import (
+    APP_REPORTS_PEER,
+    CONTROL_CLIENT,
+    DATAPLANE,
+    DEBUG_TOGGLE,
+    DIALS,
+    HELLO,
+    INBOUND_WITHOUT_RULES,
+    TRACE,
+    CommandTranscript,
+    ControlPair,
+)
+from merbridge_lab.labs.embedded import (
+    batch_guard,
+    control_pods,
+    dialing,
+    http_client,
+    logs,
+    saved_rules,
+    status,
+    topology,
+    trace_filter,
+)
+from merbridge_lab.labs.embedded.components import MeshComponent, NodeComponent
+from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
+from merbridge_lab.labs.embedded.host import Machine
+from merbridge_lab.labs.embedded.mesh import Mesh
+from merbridge_lab.labs.embedded.node import Node
+from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
+from merbridge_lab.text import lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.dial_results import Dial
+    from merbridge_lab.model import Step
+    from merbridge_lab.observation import Observation
+    from merbridge_lab.requirements import Requirement
+    from merbridge_lab.ruleset import RuleSet
+
+
+class EmbeddedLab:
+    """The Lab protocol over the kernel of this machine; `keep` leaves rules flushed after a flush."""
+
+    name = "embedded"
+    follows_original = False
+    capabilities = frozenset(
+        {DATAPLANE, DIALS, INBOUND_WITHOUT_RULES, APP_REPORTS_PEER, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT}
+    )
+
+    def __init__(self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft") -> None:
+        self.machine = Machine(name)
+        self._keep = keep
+        self._backend = backend
+        node = Node(self.machine, backend)
+        self._node = node
+        self._mesh = Mesh(self.machine, node, topology.pods(backend))
+        self._shown: list[CommandTranscript] = []
+        self.dataplane = EmbeddedDataplane(self.machine, self._mesh)
+        self.node = NodeComponent(self.machine, node)
+        self.mesh = MeshComponent(self._mesh, self.workloads, self.machine.saved)
+
+    # -- the walkthrough's nouns --------------------------------------------------------------------------------------
+
+    def workloads(self) -> list[EmbeddedWorkload]:
+        """Return the pods of the walkthrough."""
+        return [EmbeddedWorkload(self.machine, pod, keep=self._keep) for pod in self._mesh.pods]
+
+    def workload(self, name: str) -> EmbeddedWorkload:
+        """Return a workload by name; raises LabError for one that does not exist."""
+        found = {workload.name: workload for workload in self.workloads()}
+        if name not in found:
+            raise UsageError(f"there is no workload called {name!r}; there are {', '.join(found)}")
+        return found[name]
+
+    @contextlib.contextmanager
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[EmbeddedWorkload]:
+        """Make a copy of `of` outside the dataplane's cgroup, for the length of the block."""
+        spec = topology.control_client(self.workload(of).pod.spec, 0 if sidecar else 1, sidecar=sidecar)
+        with control_pods.made(self.machine, self._node, spec) as (control_client,):
+            yield control_client
+
+    @contextlib.contextmanager
+    def control_pair(self) -> Iterator[ControlPair]:
+        """Make a client and a server outside the dataplane's cgroup, for the length of the block."""
+        with control_pods.made(self.machine, self._node, *topology.control_pair(self._backend)) as (client, server):
+            yield ControlPair(client, server, f"http://{topology.TWIN_SERVICE}:{topology.HTTP_PORT}/hello")
+
+    def servers(self) -> list[EmbeddedWorkload]:
+        """Return the workloads behind the service helloworld."""
+        return [workload for workload in self.workloads() if workload.pod.spec.app == "helloworld"]
+
+    @contextlib.contextmanager
+    def flushed(self, workloads: Sequence[EmbeddedWorkload]) -> Iterator[dict[str, RuleSet]]:
+        """Save and flush nat in all of `workloads` for the length of the block."""
+        with contextlib.ExitStack() as stack:
+            yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
+
+    def drain_idle_connections(self) -> bool:
+        """Let the connections that sidecars keep run out; say whether all did."""
+        return self.dataplane.drain_idle_connections()
+
+    def observe(
+        self,
+        client: EmbeddedWorkload,
+        *,
+        count: int = 4,
+        trace: bool = False,
+        url: str = HELLO,
+        server: EmbeddedWorkload | None = None,
+        logged: bool = True,
+    ) -> Observation:
+        """Send requests as the app of `client` and read everything around them; see around.batch."""
+        servers = [server] if server is not None else self.servers()
+        with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in servers)):
+            return http_client.observe(
+                client,
+                servers,
+                url=url,
+                count=count,
+                between=[self._node.netns],
+                counters=self.dataplane.counters,
+                trace=self.dataplane.drain_trace if trace else None,
+                logged=logged,
+            )
+
+    def dial(self, client: EmbeddedWorkload) -> Sequence[Dial]:
+        """Dial as the app of `client` in ways that curl does not, and give what eBPF has of each."""
+        with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in self.servers())):
+            return dialing.dial(client, self.dataplane.pairs)
+
+    def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
+        """Listen for what comes and goes in the network namespaces; see passing.watched."""
+        return self._mesh.watched()
+
+    def logged(self, nonces: Iterable[str]) -> list[str]:
+        """Return the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        wanted = tuple(nonces)
+        return [
+            f"{log.parent.name}: {line}"
+            for log in (self.machine.run / "pods").glob("*/access.log")
+            for line in lines_of(logs.tail(log))
+            if any(nonce in line for nonce in wanted)
+        ]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what must not change while something is proven.
+
+        Whoever asks for it will look at the dataplane once more: by then, it is known what its programs must be.
+        """
+        self.dataplane.recompile(proof=True)
+        rules = iptables.snapshot(self._node.netns)
+        found = {"the rules of the node": f"{rules.generation} {rules.fingerprint('nat')}"}
+        for workload in self.workloads():
+            found[f"the app of {workload.name}"] = str(workload.pod.app_pid)
+            found[f"the sidecar of {workload.name}"] = str(workload.pod.sidecar_pid)
+            found[f"the nat rules of {workload.name}"] = workload.rules.snapshot().fingerprint("nat")
+        for program in self.dataplane.programs():
+            found[f"the program {program.name}"] = f"{program.id} {program.attached_to}"
+        for name, link in self.dataplane.links().items():
+            found[f"the link {name}"] = link
+        return found
+
+    def trace_command(self) -> str:
+        """Return the command a person would type to read the dataplane's trace."""
+        return self.dataplane.trace_command()
+
+    def why_missing(self, capability: str) -> str:
+        """Say why a capability is missing."""
+        return f"the embedded lab has no {capability}"
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and lacks."""
+        from merbridge_lab import requirements
+
+        return requirements.embedded(backend=self._backend)
+
+    def require_able(self) -> None:
+        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        for lacking in self.requirements():
+            if lacking.verdict == Verdict.FAIL.value:
+                raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
+
+    def inventory(self) -> list[CommandTranscript]:
+        """Show maps, programs and cgroup attachments; nothing where bpftool is not installed."""
+        if shutil.which("bpftool") is None:
+            return []
+        return [CommandTranscript(pasteable(argv), run(argv, ok=range(256)).stdout) for argv in self._inventory()]
+
+    def inventory_commands(self) -> list[str]:
+        """Return the commands that show the same."""
+        return [pasteable(argv) for argv in self._inventory()]
+
+    def _inventory(self) -> list[list[str]]:
+        tree = ["bpftool", "cgroup", "tree", str(self.machine.cgroup.parent)]
+        return [["bpftool", "map"], ["bpftool", "prog"], tree]
+
+    def offline_commands(self) -> None:
+        """Return nothing: the names of all that is in this lab are fixed."""
+
+    def show(self, command: str, output: str = "") -> None:
+        """Record a command that a person would type, with what it printed."""
+        self._shown.append(CommandTranscript(command, output))
+
+    def shown(self) -> Sequence[CommandTranscript]:
+        """Return what was recorded since this was last asked, and forget it."""
+        taken, self._shown = self._shown, []
+        return taken
+
+    # -- the lab as a whole -------------------------------------------------------------------------------------------
+
+    def present_backend(self) -> str | None:
+        """Say in which backend the rules of the lab that is up are; None where there is none, or no rules."""
+        if not netns.is_pinned(self._node.netns):
+            return None
+        return iptables.backend_of(self._node.netns, "nat")
+
+    def require_up(self) -> None:
+        """Raise LabError when no lab is up."""
+        if not self.machine.exists:
+            raise LabError("no lab is up", hint="merlab up")
+
+    def recover(self) -> None:
+        """Clear up what is in the way of looking at the lab part by part.
+
+        Twins and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
+        break the requests with which the mesh is judged, long before it is the dataplane's turn.
+        """
+        with signals.shielded():
+            self.machine.uncover()  # first: what is changed next must be the lab's
+            self.sweep()
+            self.restore()
+            if self.dataplane.attached:
+                self.dataplane.recompile(proof=False)
+            self.dataplane.pause_interception()
+
+    def sweep(self) -> None:
+        """Take away what a merlab that was killed left beside the lab: twins, and drafts of saves.
+
+        What it left flushed stays so: that may be on purpose (`step 9 --keep`). What is covered is left.
+        """
+        with signals.shielded():
+            if not self.machine.covers():
+                control_pods.sweep(self.machine, self._node)
+                saved_rules.delete_drafts(self.machine.saved)
+
+    def restore(self) -> list[str]:
+        """Put back whatever is flushed; give the names of the pods concerned.
+
+        All are tried; the first one that cannot be put back is raised.
+        """
+        restored: list[str] = []
+        first: LabError | None = None
+        for workload in self.workloads():
+            try:
+                restored += [workload.name] if workload.rules.restore() else []
+            except LabError as error:
+                first = first or error
+        if first is not None:
+            raise first
+        return restored
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of the lab is there."""
+        return self.machine.exists
+
+    def remove(self, timeout: float) -> None:
+        """Remove whatever is left of the lab, found by its name."""
+        self.machine.remove(timeout)
+
+    def stays(self) -> list[str]:
+        """Say what `down` leaves on purpose: nothing."""
+        return []
+
+    def states(self, steps: Sequence[Step]) -> list[str]:
+        """Say of each step whether what it ensures holds now."""
+        states = []
+        for step in steps:
+            if step.kind.value == "demonstrate":
+                states.append("shows")
+            elif step.number > 0 and not self.machine.exists:
+                states.append("not yet")
+            else:
+                states.append("holds" if all(check.evaluate(self).held for check in step.verify) else "does not hold")
+        return states
+
+    def describe(self) -> dict[str, Any]:
+        """Return the state of the lab as `merlab status --json` has it."""
+        return status.describe(self)
+
+    def dump(self) -> dict[str, Callable[[], Any]]:
+        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        return status.dump(self)
+
+    def keep_report(self, told: dict[str, Any]) -> None:
+        """Keep the report of the last run beside the lab's other files, for a sysdump."""
+        if self.machine.run.is_dir() and self.machine.exists:
+            with contextlib.suppress(OSError):
+                put(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
+
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
+        """Return the trace's events as they come; see tracing.follow."""
+        return trace_filter.follow(self, pod=pod, nonce=nonce)

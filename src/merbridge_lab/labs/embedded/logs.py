@@ -1,0 +1,107 @@
+"""The logs of a lab: read from their ends, kept from filling the lab's file system, and told when it is full.
+
+They lie on a tmpfs of their own, and processes that append to them all the time keep them open. What is old is cut off
+in place, so that those go on with the same file: all of them append (O_APPEND), and so write at its new end.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+#: A log longer than this is cut, to its last so many bytes.
+LONGEST, KEPT = 16 << 20, 2 << 20
+#: With less than this on its file system a sidecar may not write the record that is waited for.
+_NEEDED = 64 << 10
+NAMES = ("access.log", "envoy.log", "app.log")
+
+
+def tail(path: Path, size: int = KEPT) -> str:
+    """Return the last `size` bytes of a log, whole lines only; nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            return _tail(file.fileno(), size).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _tail(descriptor: int, size: int) -> bytes:
+    end = os.fstat(descriptor).st_size
+    start = max(0, end - size)
+    raw = os.pread(descriptor, end - start, start)
+    return raw.partition(b"\n")[2] if start else raw
+
+
+class Following:
+    """What is appended to a log, from shortly before now on: each call of `lines` gives what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = max(0, self._size() - KEPT)
+        self._rest = b""
+
+    def _size(self) -> int:
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def lines(self) -> list[str]:
+        """Return the lines that came since the last call. One that is not at its end yet comes with the next."""
+        size = self._size()
+        if size < self._at:  # cut meanwhile
+            self._at, self._rest = 0, b""
+        if size == self._at:
+            return []
+        with self._path.open("rb") as file:
+            raw = os.pread(file.fileno(), size - self._at, self._at)
+        self._at += len(raw)
+        *lines, self._rest = (self._rest + raw).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
+
+
+def cut(path: Path) -> bool:
+    """Cut a log that has got too long; say whether it was. Nobody may be reading it meanwhile. Raises OSError.
+
+    What is appended between reading its end and cutting it is lost: so this is for moments when nothing is observed.
+    """
+    try:
+        if path.stat().st_size <= LONGEST:
+            return False
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        kept = _tail(descriptor, KEPT)
+        os.ftruncate(descriptor, 0)
+        while kept:
+            kept = kept[os.write(descriptor, kept) :]
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def bound(pods: Iterable[Path]) -> None:
+    """Cut every log in the folders of pods that has got too long. Raises OSError."""
+    for folder in pods:
+        for name in NAMES:
+            cut(folder / name)
+
+
+def require_room(run: Path) -> None:
+    """Raise LabError where the lab's file system is full: no record of what is done now would be written."""
+    told = os.statvfs(run)
+    if told.f_bavail * told.f_frsize < _NEEDED:
+        raise LabError(
+            f"{run} is full: {told.f_bavail * told.f_frsize >> 10} of {told.f_blocks * told.f_frsize >> 10} KiB are"
+            " left, so no log can be written",
+            hint=f"du -ax {run} | sort -n | tail",
+        )
+    if told.f_files and not told.f_favail:
+        raise LabError(f"{run} is full: it can hold no more files", hint=f"du -ax --inodes {run} | sort -n | tail")

@@ -1,0 +1,99 @@
+"""The lab's texts of iptables rules: Istio's for a pod, the stand-in for kube-proxy for the node."""
+
+from __future__ import annotations
+
+import functools
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from merbridge_lab import ruleset
+from merbridge_lab.adapters import iptables
+from merbridge_lab.evidence import Unread
+from merbridge_lab.labs.embedded import topology
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import jinja2
+
+    _Chains = Mapping[tuple[str, str], list[str]]
+
+#: The tables that hold rules of ours, in a pod and in the node.
+OURS = ("nat", "filter")
+NODES = ("nat",)
+
+
+def template(name: str, **values: object) -> str:
+    """Render `data/NAME`."""
+    return str(_compiled(name).render(**values))
+
+
+@functools.cache
+def _compiled(name: str) -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - YAML and iptables, from our own data
+    )
+    return environment.from_string(data(name))
+
+
+def data(name: str) -> str:
+    """Read `data/NAME`, which travels inside the package."""
+    return (files("merbridge_lab") / "data" / name).read_text()
+
+
+def pod_rules() -> str:
+    """Return the rules of every pod that has a sidecar."""
+    return data("iptables/pod.rules")
+
+
+def service_rules(services: Sequence[topology.Service] = topology.SERVICES) -> str:
+    """Return the rules of the node."""
+    addresses = sorted({endpoint.address for service in services for endpoint in service.endpoints})
+    return template("iptables/services.rules.j2", services=services, addresses=addresses)
+
+
+def by_chain(text: str) -> _Chains:
+    """Sort the rules of an iptables-save text by table and chain, counters left out."""
+    chains: dict[tuple[str, str], list[str]] = {}
+    for rule in ruleset.parse(text):
+        chains.setdefault((rule.table, rule.chain), []).append(rule.spec)
+    return chains
+
+
+def problems(
+    netns: Path, text: str, backend: str, *, where: str, tables: Sequence[str] = OURS, wrong: str, stray: str
+) -> list[str]:
+    """Say in what the rules in `netns` are not exactly those of `text`: in none of its tables, backends, families.
+
+    The sentence is `wrong` where ours are not there as they should be, and begins with `stray` where others are
+    somewhere else: in other tables, the other backend, native nftables. That they cannot be read is one too, and that
+    a table or a chain itself is not as iptables makes it; `where` names the namespace for that.
+    """
+    seen = iptables.snapshot(netns)
+    unread = [str(each) for each in dict.fromkeys(seen.unread)]
+    told = seen.texts[backend]
+    if not isinstance(seen.altered, Unread) and seen.altered:
+        return [f"{each} in {where}" for each in seen.altered]
+    if not isinstance(told, Unread) and not _are(by_chain(told), by_chain(text), tables):
+        return [wrong]
+    elsewhere = [each for names in (seen.native, seen.beside) if not isinstance(names, Unread) for each in names]
+    elsewhere += [
+        f"{rule} ({kind})"
+        for kind, there in seen.texts.items()
+        if not isinstance(there, Unread)
+        for rule in ruleset.parse(there)
+        if kind != backend or rule.table not in tables
+    ]
+    return ([f"{stray}: {elsewhere[0]}"] if elsewhere else []) + unread
+
+
+def _are(found: _Chains, wanted: _Chains, tables: Sequence[str]) -> bool:
+    """Whether the rules of `tables` are the same, in their order."""
+    return all(found.get(chain) == wanted.get(chain) for chain in {*found, *wanted} if chain[0] in tables)

@@ -1,0 +1,120 @@
+"""The state of the lab, told: for `merlab status` and for a sysdump."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters.command import run
+from merbridge_lab.labs.embedded import logs
+from merbridge_lab.ruleset import RuleSet
+from merbridge_lab.text import lines_of, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merbridge_lab.labs.embedded.lab import EmbeddedLab
+    from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
+
+LAST_REPORT = "last-report.json"
+#: How much of each log goes into a sysdump, in bytes from its end.
+_TAIL = 256 * 1024
+
+
+def describe(lab: EmbeddedLab) -> dict[str, Any]:
+    """Return the state of the lab as `merlab status --json` has it."""
+    up = lab.exists
+    workloads = lab.workloads() if up else []
+    described = [_workload(workload) for workload in workloads]
+    attached = up and lab.dataplane.attached
+    return {
+        "schema": 1,
+        "lab": lab.name,
+        "up": up,
+        "workloads": described,
+        "dataplane": {
+            "kind": "merlab",
+            "attached": attached,
+            "programs": len(lab.dataplane.programs()) if attached else 0,
+        },
+        "path": _path(described, attached=attached) if up else [],
+        "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
+        "problems": [*lab.node.problems(), *lab.mesh.broken(), *lab.dataplane.problems()] if up else [],
+    }
+
+
+def _workload(workload: EmbeddedWorkload) -> dict[str, Any]:
+    return {
+        "name": workload.name,
+        "pid": workload.pod.app_pid,
+        "ip": workload.pod.spec.ip,
+        "sidecar": workload.sidecar_ready,
+        "rules": (workload.rules.snapshot() if workload.exists else RuleSet()).to_json(),
+    }
+
+
+def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, str]]:
+    """Say what brings a new request of sleep from each station to the next one."""
+
+    def by(pod: dict[str, Any]) -> str:
+        if attached:
+            return "eBPF"
+        if "unread" in pod["rules"]:
+            return "what cannot be read"
+        return "rules" if pod["rules"]["istio_rules"] else "nothing"
+
+    client, *servers = described
+    legs = [{"from": f"{client['name']}'s app", "by": by(client), "to": f"{client['name']}'s sidecar"}]
+    legs += [
+        {"from": f"{client['name']}'s sidecar", "by": by(server), "to": f"{server['name']}'s sidecar, then its app"}
+        for server in servers
+    ]
+    return legs
+
+
+def dump(lab: EmbeddedLab) -> dict[str, Callable[[], Any]]:
+    """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+    parts: dict[str, Callable[[], Any]] = {
+        "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
+        "status.json": lambda: describe(lab),
+        "inventory.txt": lambda: "\n".join(f"$ {shown.command}\n{shown.output}" for shown in lab.inventory()),
+        "kernel.txt": lambda: run(["uname", "-a"]).stdout,
+    }
+    if not lab.exists:
+        return parts
+    parts["last-report.json"] = (lab.machine.run / LAST_REPORT).read_text
+    parts["programs.json"] = lambda: [asdict(program) for program in lab.dataplane.programs()]
+    parts["counters.json"] = lambda: dict(lab.dataplane.counters())
+    parts["pairs.json"] = lambda: [asdict(pair) for pair in lab.dataplane.pairs()]
+    parts["trace.txt"] = lambda: _trace(lab)
+    parts["mounts.txt"] = lambda: _lines_with("/proc/self/mountinfo", lab.machine.name)
+    for workload in lab.workloads():
+        parts |= _of_pod(workload)
+    return parts
+
+
+def _trace(lab: EmbeddedLab) -> str:
+    """Return the end of the trace's buffer, which reading this way leaves as it is."""
+    buffer = lab.machine.tracefs / "instances" / lab.machine.name / "trace"
+    return buffer.read_text(errors="replace")[-_TAIL:] if buffer.exists() else "the trace is not turned on\n"
+
+
+def _of_pod(workload: EmbeddedWorkload) -> dict[str, Callable[[], Any]]:
+    folder, name = workload.pod.folder, workload.name
+    parts: dict[str, Callable[[], Any]] = {
+        f"{name}/rules.txt": lambda: "\n".join(map(str, workload.rules.snapshot().texts.values())),
+        f"{name}/network.txt": lambda: (
+            run(workload.pod.argv_as_root(["ip", "address"])).stdout
+            + run(workload.pod.argv_as_root(["ip", "route"])).stdout
+            + run(workload.pod.argv_as_root(["ss", "-tanp"])).stdout
+        ),
+    }
+    for each in ("access.log", "envoy.log", "app.log", "bootstrap.yaml", "hosts"):
+        if (folder / each).exists():
+            parts[f"{name}/{each}"] = lambda path=folder / each: logs.tail(path, _TAIL)  # type: ignore[misc]
+    return parts
+
+
+def _lines_with(path: str, word: str) -> str:
+    return "\n".join(line for line in lines_of(read_text(Path(path))) if word in line)

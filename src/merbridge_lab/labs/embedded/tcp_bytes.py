@@ -1,0 +1,125 @@
+"""Which bytes of a request really went by TCP: asked of the kernel's TCP, for every connection on the request's way.
+
+The dataplane's counters say what its programs wrote there. A program that counts and does not redirect is found here.
+Of all that the kernel counts (Tcp: and TcpExt: of a namespace, the bytes over its links), this alone is exact: it is
+told for each socket, so nobody else's traffic is in it; and payload alone counts, no header, SYN or FIN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from merbridge_lab.adapters.tcp_bytes import Watch
+from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.polling import until
+from merbridge_lab.shortage import unread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.adapters.tcp_bytes import Sent
+    from merbridge_lab.observation import Exchange
+
+#: How long the kernel may take to tell of a socket that ended, in seconds; it takes milliseconds.
+_TOLD = 3.0
+
+
+class _End(NamedTuple):
+    """One end of a connection: in whose namespace, and with which of its addresses it is known."""
+
+    where: str
+    is_local: bool
+    address: str
+
+
+@contextlib.contextmanager
+def watching(namespaces: Mapping[str, Path]) -> Iterator[Mapping[str, Watch] | Unread]:
+    """Watch the TCP sockets of workloads, by name, for the length of the block."""
+    with contextlib.ExitStack() as stack:
+        watches: dict[str, Watch] = {}
+        missing = None
+        for name, path in namespaces.items():
+            try:
+                watches[name] = stack.enter_context(contextlib.closing(Watch(path)))
+            except OSError as error:
+                missing = unread(f"sock_diag:{name}", error)
+        yield missing or watches
+
+
+def read(
+    watches: Mapping[str, Watch] | Unread,
+    client: str,
+    exchanges: Sequence[Exchange],
+    mine: Mapping[str, AccessLogLine],
+    theirs: Mapping[str, tuple[str, AccessLogLine]],
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return, by nonce and leg, how many bytes the dialling and the accepting end gave to TCP.
+
+    There are the legs of which the sidecars have records. Raises UnreadError where the kernel tells nothing of an end.
+    """
+    if isinstance(watches, Unread):
+        raise UnreadError(watches)
+    wanted = {exchange.nonce: dict(_legs(client, exchange, mine, theirs)) for exchange in exchanges}
+    ends = {end for legs in wanted.values() for pair in legs.values() for end in pair if end is not None}
+    found: dict[_End, int] = {}
+
+    def have_been_told() -> bool:
+        seen = {name: watch.look() for name, watch in watches.items()}
+        for end in ends:
+            if (sent := _sent(seen[end.where], end)) is not None:
+                found[end] = sent
+        return found.keys() == ends
+
+    try:
+        until(have_been_told, timeout=_TOLD, awaiting="the kernel to tell of the batch's connections")
+    except OSError as error:
+        raise UnreadError(unread("sock_diag", error)) from error
+    if missing := sorted(ends - found.keys()):
+        end = missing[0]
+        raise UnreadError(Unread(f"sock_diag:{end.where}", f"the kernel tells of no connection of {end.address}"))
+
+    def sent_by(end: _End | None) -> int:
+        return 0 if end is None else found[end]
+
+    return {
+        nonce: {leg: (sent_by(one), sent_by(other)) for leg, (one, other) in legs.items()}
+        for nonce, legs in wanted.items()
+    }
+
+
+def _legs(
+    client: str,
+    exchange: Exchange,
+    mine: Mapping[str, AccessLogLine],
+    theirs: Mapping[str, tuple[str, AccessLogLine]],
+) -> Iterator[tuple[str, tuple[_End | None, _End | None]]]:
+    """Return the two ends of the connection of each leg; without a sidecar's record there is one that we know."""
+    if exchange.local.endswith(":0"):
+        return  # it never dialled
+    outbound, delivered = mine.get(exchange.nonce), theirs.get(exchange.nonce)
+    near = _End(client, is_local=True, address=exchange.local)
+    yield "outbound", (near, _End(client, is_local=False, address=outbound.downstream_remote) if outbound else None)
+    if outbound is None or delivered is None:
+        return
+    server, record = delivered
+    yield (
+        "mesh",
+        (
+            _End(client, is_local=True, address=outbound.upstream_local),
+            _End(server, is_local=False, address=record.downstream_remote),
+        ),
+    )
+    yield (
+        "inbound",
+        (
+            _End(server, is_local=True, address=record.upstream_local),
+            _End(server, is_local=False, address=record.upstream_local),
+        ),
+    )
+
+
+def _sent(seen: Sequence[Sent], end: _End) -> int | None:
+    return next((each.sent for each in seen if (each.local if end.is_local else each.remote) == end.address), None)

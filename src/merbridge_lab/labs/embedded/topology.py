@@ -1,0 +1,174 @@
+"""What the embedded lab is made of, as data: pods, services, addresses, ports, users and names.
+
+Ports and the user 1337 are Istio's; addresses are what a kind cluster would hand out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+#: Everything the lab makes carries this name and is found by it.
+NAME = "merlab"
+RUN = Path("/run") / NAME
+
+NODE = "node"
+NODE_ADDRESS = "10.244.0.1"
+DOMAIN = "default.svc.cluster.local"
+TRUST_DOMAIN = "cluster.local"
+
+#: The user of a sidecar, in Istio and here; its rules and the dataplane tell sidecar from app by it.
+SIDECAR_ID = 1337
+#: The user of an app ("nobody").
+APP_ID = 65534
+
+ADMIN_PORT = 15000
+OUTBOUND_PORT = 15001
+INBOUND_PORT = 15006
+HEALTH_PORT = 15021
+STATS_PORT = 15090
+
+HTTP_PORT = 5000
+ECHO_PORT = 9000
+
+BACKENDS = ("nft", "legacy")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One pod behind a service, and the account its certificate must name."""
+
+    address: str
+    account: str
+
+    @property
+    def identity(self) -> str:
+        """The SPIFFE identity in the certificate, as Istio writes it."""
+        return spiffe(self.account)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A Kubernetes Service: a name and a virtual address for several pods; `protocol` is "http" or "tcp"."""
+
+    name: str
+    vip: str
+    port: int
+    protocol: str
+    endpoints: tuple[Endpoint, ...]
+
+    @property
+    def host(self) -> str:
+        """The full name, as in a cluster."""
+        return f"{self.name}.{DOMAIN}"
+
+    @property
+    def cluster(self) -> str:
+        """The name of the outbound cluster in a sidecar, as Istio forms it."""
+        return f"outbound|{self.port}||{self.host}"
+
+    @property
+    def sni(self) -> str:
+        """The server name a sidecar sends in its TLS hello, as Istio forms it."""
+        return f"outbound_.{self.port}_._.{self.host}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names it goes by in /etc/hosts of every pod."""
+        return (self.name, self.host)
+
+
+def spiffe(account: str) -> str:
+    """Return the SPIFFE identity of a service account."""
+    return f"spiffe://{TRUST_DOMAIN}/ns/default/sa/{account}"
+
+
+_HELLOWORLDS = (Endpoint("10.244.0.11", "helloworld-v1"), Endpoint("10.244.0.12", "helloworld-v2"))
+
+SERVICES = (
+    Service("helloworld", "10.96.0.10", HTTP_PORT, "http", _HELLOWORLDS),
+    Service("echo", "10.96.0.11", ECHO_PORT, "tcp", _HELLOWORLDS),
+)
+
+
+@dataclass(frozen=True)
+class PodSpec:
+    """All that tells one pod from another.
+
+    `app` is "sleep" or "helloworld". `mesh` puts it where the dataplane serves it; a twin has it false.
+    `backend` is the kind of iptables its rules are loaded with. `permissive` lets plain text in beside mutual TLS;
+    `foreign` gives it a certificate of an authority that nobody else trusts. `services` is what its sidecar and its
+    /etc/hosts know.
+    """
+
+    name: str
+    ip: str
+    app: str
+    version: str = ""
+    mesh: bool = True
+    sidecar: bool = True
+    rules: bool = True
+    backend: str = "nft"
+    permissive: bool = False
+    foreign: bool = False
+    services: tuple[Service, ...] = SERVICES
+
+    @property
+    def identity(self) -> str:
+        """The SPIFFE identity in its certificate."""
+        return spiffe(self.name)
+
+    @property
+    def branch(self) -> str:
+        """Where its cgroup lies below the lab's."""
+        return "mesh" if self.mesh else "twins"
+
+    @property
+    def veth(self) -> str:
+        """The node's end of its link; an interface name holds 15 characters, too few for a pod's."""
+        return f"veth{self.ip.rsplit('.', 1)[1]}"
+
+
+PODS = (
+    PodSpec("sleep", "10.244.0.10", "sleep"),
+    PodSpec("helloworld-v1", "10.244.0.11", "helloworld", version="v1"),
+    PodSpec("helloworld-v2", "10.244.0.12", "helloworld", version="v2"),
+)
+
+#: The first address a twin gets is 10.244.0.(this).
+FIRST_TWIN = 100
+
+
+def pods(backend: str = "nft") -> tuple[PodSpec, ...]:
+    """Return the pods of the walkthrough with their rules in `backend`."""
+    return tuple(replace(pod, backend=backend) for pod in PODS)
+
+
+def control_client(of: PodSpec, number: int = 0, **changes: object) -> PodSpec:
+    """Return a copy of `of` that the dataplane does not serve; `number` (0 to 9) keeps several of one pod apart.
+
+    `changes` are other fields of PodSpec.
+    """
+    place = int(of.ip.rpartition(".")[2]) - int(PODS[0].ip.rpartition(".")[2])
+    address = f"10.244.0.{FIRST_TWIN + 10 * number + place}"
+    fields = {"name": f"{of.name}-twin{number or ''}", "ip": address, "mesh": False, **changes}
+    return replace(of, **fields)  # type: ignore[arg-type]
+
+
+#: The pair of twins with which `verify` shows what happens without eBPF.
+TWIN_SERVICE = "helloworld-twin"
+#: Another node's range of addresses: to the pods here, the client twin is a client from outside.
+_OUTSIDE = "10.244.1.200"
+
+
+def control_pair(backend: str = "nft") -> tuple[PodSpec, PodSpec]:
+    """Return a client and a server that the dataplane does not serve, complete with sidecars of their own.
+
+    The client knows the real services too. The server is behind a service of its own, without a virtual address (in
+    Kubernetes: headless), so it takes no traffic from the real pods and the node needs no rule for it.
+    """
+    sleep, helloworld, *_ = pods(backend)
+    server = control_client(helloworld, version="twin")
+    headless = Service(TWIN_SERVICE, server.ip, HTTP_PORT, "http", (Endpoint(server.ip, server.name),))
+    client = control_client(sleep, 2, ip=_OUTSIDE, services=(*SERVICES, headless))
+    return client, server

@@ -1,0 +1,134 @@
+"""Follow the trace, all of it or what one pod or one request has to do with."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from merbridge_lab import accesslog
+from merbridge_lab.labs.embedded.logs import Following
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.labs.embedded.lab import EmbeddedLab
+
+#: Events kept until it is known whether they belong to what is looked for.
+_KEPT = 20_000
+#: How often the logs are looked at, and how long the sidecars' records of one request may come one after the other,
+#: in seconds: each writes its own once a second.
+_LOOK, _RECORDS = 0.2, 3.0
+#: How long a connection may take from connect() to being accepted, in seconds.
+_MAKING = 1.0
+
+
+def follow(lab: EmbeddedLab, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
+    """Return the trace's events as they come, until interrupted.
+
+    `pod` leaves only connections that are dialled or accepted in that pod. `nonce` leaves only those that carried the
+    request with this x-request-id; that is known when the sidecars have logged it, so its events come a little later,
+    all together, in their order.
+    """
+    events = lab.dataplane.follow_trace()
+    if nonce is not None:
+        events = of_request(events, _named_for(lab, nonce))
+    if pod is not None:
+        own = lab.workload(pod).pod.spec
+        live = {pair.id for pair in lab.dataplane.pairs() if own.name in pair.pods}
+        events = of_pod(events, own.ip, live)
+    return (event for event in events if event is not None)
+
+
+def of_pod(events: Iterable[TraceEvent | None], address: str, live: Iterable[int] = ()) -> Iterator[TraceEvent | None]:
+    """Leave the connections that come from `address` or are accepted at it, in the order of the trace.
+
+    A sidecar dials its app from 127.0.0.6, so that one is known when it is accepted; until then its events wait, and
+    with them all that came later. `live` are connections known from before.
+    """
+    waiting: deque[TraceEvent] = deque(maxlen=_KEPT)
+    mine, others = set(live), set[int]()
+    for event in events:
+        if event is None:
+            # No more lines come: what is not known to be ours by now was never made.
+            yield from (each for each in waiting if _is_mine(each, mine, address))
+            waiting.clear()
+            yield None
+            continue
+        waiting.append(event)
+        if event.kind in ("established", "accepted"):
+            if event.ip == address:
+                mine.add(event.pair)
+            elif event.kind == "accepted" and event.pair not in mine:
+                others.add(event.pair)
+        while waiting and (
+            event.seconds - waiting[0].seconds > _MAKING
+            or waiting[0].pair in mine
+            or waiting[0].pair in others
+            or not waiting[0].pair
+        ):
+            first = waiting.popleft()
+            if _is_mine(first, mine, address):
+                yield first
+            if first.kind == "closed":
+                others.discard(first.pair)
+
+
+def _is_mine(event: TraceEvent, mine: set[int], address: str) -> bool:
+    """Whether an event is of a connection of the pod's; one that is steered to it has no number yet."""
+    return event.pair in mine if event.pair else event.ip == address
+
+
+def of_request(
+    events: Iterable[TraceEvent | None],
+    sources: Callable[[], tuple[set[str], bool]],
+    now: Callable[[], float] = time.monotonic,
+) -> Iterator[TraceEvent | None]:
+    """Leave the connections that the access logs name for one request, by their sources, in the order of the trace.
+
+    `sources` gives those that are named by now, and whether all are. Until then, but no longer than sidecars take to
+    write their records, nothing is given.
+    """
+    kept: deque[TraceEvent] = deque(maxlen=_KEPT)
+    mine: set[int] = set()
+    looked, deadline, given = 0.0, 0.0, False
+    for event in events:
+        if event is not None:
+            if given and event.pair in mine:
+                yield event
+                continue
+            kept.append(event)
+            if now() - looked < _LOOK:
+                continue
+        looked = now()
+        named, complete = sources()
+        found = {each.pair for each in kept if each.kind == "established" and f"{each.ip}:{each.port}" in named}
+        if found - mine:
+            mine |= found
+            deadline = deadline or looked + _RECORDS
+        if mine and (complete or given or looked >= deadline):
+            given = True
+            yield from sorted((each for each in kept if each.pair in mine), key=lambda each: each.seconds)
+            kept = deque((each for each in kept if each.pair not in mine), maxlen=_KEPT)
+        if event is None:
+            yield None
+
+
+def _named_for(lab: EmbeddedLab, nonce: str) -> Callable[[], tuple[set[str], bool]]:
+    """Return a function that reads on in all access logs and gives the sources that they name for the request."""
+    followed: dict[Path, Following] = {}
+    sources: set[str] = set()
+    sides: set[bool] = set()
+
+    def look() -> tuple[set[str], bool]:
+        for log in (lab.machine.run / "pods").glob("*/access.log"):
+            for text in followed.setdefault(log, Following(log)).lines():
+                line = accesslog.parse(text) if nonce in text else None
+                if line is not None:
+                    sources.update((line.downstream_remote, line.upstream_local))
+                    sides.add(line.inbound)
+        return sources, len(sides) > 1
+
+    return look

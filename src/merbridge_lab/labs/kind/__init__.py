@@ -1,0 +1,111 @@
+"""The kind lab: a kind cluster with Istio, on this machine's Docker."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+from typing import TYPE_CHECKING
+
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.labs.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from merbridge_lab.labs.kubernetes.lab import KindLab
+    from merbridge_lab.requirements import Requirement
+
+#: How long Docker may take to say that it is there, in seconds; one that hangs must not hold up the other labs.
+_ANSWER = 5.0
+_COMMANDS = {"docker": "Docker", "kind": "kind", "istioctl": "istioctl"}
+
+
+class KindDriver:
+    """Opens the kind lab."""
+
+    name = "kind"
+    lab_name = topology.CLUSTER
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+
+    def is_up(self) -> bool:
+        """Whether anything of the lab is there; not where no Docker answers."""
+        from merbridge_lab.labs.kind import cluster
+
+        if not all(shutil.which(command) for command in ("docker", "kind")) or self.silence:
+            return False
+        try:
+            return cluster.exists()
+        except LabError:
+            return False
+
+    def is_possible(self) -> bool:
+        """Whether kind, istioctl and a Docker that answers are all there."""
+        return all(shutil.which(command) for command in _COMMANDS) and not self.silence
+
+    @functools.cached_property
+    def silence(self) -> str:
+        """Why Docker does not answer, in a sentence; nothing where it does. Asked once."""
+        from merbridge_lab.adapters import docker
+
+        try:
+            docker.engine(timeout=_ANSWER)
+        except LabError as error:
+            return error.what
+        return ""
+
+    def require_able(self) -> None:
+        """Raise LabError when the lab cannot be worked with at all: a command is missing, no Docker answers.
+
+        UsageError where a name was given that merlab does not know.
+        """
+        from merbridge_lab.adapters import docker
+        from merbridge_lab.labs.kubernetes.settings import Settings
+
+        self.options.require_built()
+        Settings.default().asked(self.options)  # a name that is not known is wrong usage, whatever this machine has
+        # The step that installs Istio asks for istioctl itself; what else needs it is taking Istio out of a cluster.
+        needed = _COMMANDS if self.options.keep_cluster else {name: _COMMANDS[name] for name in ("docker", "kind")}
+        for command, what in needed.items():
+            if shutil.which(command) is None:
+                raise LabError(
+                    f"the kind lab needs {what}, and {command} is not on PATH", hint="merlab doctor --lab kind"
+                )
+        if docker.engine().rootless:
+            raise LabError(
+                "this Docker is rootless: a node in it may not change network namespaces as the walkthrough does",
+                hint="export DOCKER_HOST=unix:///var/run/docker.sock  # the daemon of the system",
+            )
+        self._require_context()
+
+    def _require_context(self) -> None:
+        if self.options.context not in (None, topology.CONTEXT):
+            raise LabError(
+                f"the kind lab is the context {topology.CONTEXT}, not {self.options.context}",
+                hint="another cluster is for --lab cluster, which is planned",
+            )
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and lacks."""
+        from merbridge_lab.labs.kubernetes.lab import KindLab
+
+        return KindLab(self.options).requirements()
+
+    @contextlib.contextmanager
+    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[KindLab]:
+        """Return the lab for the length of the block. Raises LabError for a backend: Istio chooses it itself."""
+        from merbridge_lab.labs.kubernetes.lab import KindLab
+
+        self.options.require_built()
+        if backend is not None:
+            raise LabError(
+                "--iptables is for the embedded lab: on a cluster, Istio chooses the tables", hint="merlab up"
+            )
+        lab = KindLab(self.options, keep=keep)
+        try:
+            yield lab
+        finally:
+            lab.close()

@@ -1,0 +1,298 @@
+"""The cluster as a part of the lab: a node that is a container, the API on it, a network of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab import polling
+from merbridge_lab.adapters import docker, kind_cli, kubernetes_api
+from merbridge_lab.adapters.command import pasteable
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Reading
+from merbridge_lab.labs.kind import create_failure, local_state
+from merbridge_lab.labs.kubernetes import diagnostics, manifests, topology
+from merbridge_lab.requirements import Requirement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merbridge_lab.adapters.docker import Container
+    from merbridge_lab.labs.kubernetes.connection import Access
+
+_LABEL = f"{kind_cli.LABEL}={topology.CLUSTER}"
+_NETWORK_LABEL = f"{topology.NETWORK_LABEL}={topology.CLUSTER}"
+#: How long a cluster may take to answer after it was started, in seconds.
+_STARTED = 120.0
+#: How long one that never was ready may take to be, before it is recreated: kind may have been killed half-way.
+_HALF_MADE = 60.0
+#: A file on the node that says that the cluster has been ready once; it stays as long as the node.
+_MADE = "/kind/merlab-was-ready"
+#: What kind takes off the only node of a cluster, among the last things it does: with it no pod finds a place.
+_TAINT = "node-role.kubernetes.io/control-plane"
+
+
+def nodes() -> list[Container]:
+    """List the containers of the cluster, whoever made it. Raises LabError where Docker does not answer."""
+    return docker.containers(_LABEL)
+
+
+def are_ours(found: list[Container]) -> bool:
+    """Whether merlab made them: its configuration gave them a mount that no other has."""
+    return bool(found) and all(topology.MARK in container.mounts for container in found)
+
+
+def own_network() -> bool:
+    """Whether there is a network that merlab made."""
+    labels = docker.network_labels(topology.NETWORK)
+    return labels is not None and labels.get(topology.NETWORK_LABEL) == topology.CLUSTER
+
+
+def exists() -> bool:
+    """Whether anything of the lab's is there: nodes, a network, a kind that a killed merlab left running."""
+    return are_ours(nodes()) or own_network() or bool(kind_cli.at_work(topology.CLUSTER))
+
+
+def foreign() -> LabError:
+    """Return the error for a cluster of that name that is not merlab's."""
+    return LabError(
+        f"there is a kind cluster called {topology.CLUSTER} already, and merlab did not make it: it stays untouched",
+        hint=f"{pasteable(kind_cli.delete_argv(topology.CLUSTER))}  # if you do not need it",
+    )
+
+
+def requirement() -> list[Requirement]:
+    """Say whether the cluster's name is free, or merlab's; nothing where Docker does not tell."""
+    try:
+        found = nodes()
+    except LabError:
+        return []
+    needed = f"no foreign cluster called {topology.CLUSTER}"
+    if found and not are_ours(found):
+        return [Requirement("cluster.name", "fail", foreign().what, needed, foreign().hint)]
+    said = f"{topology.CLUSTER} is merlab's" if found else f"{topology.CLUSTER} is free"
+    return [Requirement("cluster.name", "pass", said, needed)]
+
+
+class NodeComponent:
+    """The cluster; `changed` is called when it was made or started, `keep` has `remove` leave it."""
+
+    def __init__(self, access: Access, changed: Callable[[], None], *, kubeconfig: str | None, keep: bool) -> None:
+        self._access, self._api, self._changed = access, access.api, changed
+        self._kubeconfig, self._keep = kubeconfig, keep
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it. Raises LabError where Docker does not answer."""
+        return self._of_cluster() or self._not_exported()
+
+    def _of_cluster(self) -> list[str]:
+        found = nodes()
+        if not found:
+            return [f"there is no kind cluster called {topology.CLUSTER}"]
+        if not are_ours(found):
+            return [foreign().what]
+        if other := self._access.other_image():
+            return [other]
+        stopped = [f"the container {node.name} is {node.state}, not running" for node in found if not node.running]
+        return stopped or self._silent() or self._not_ready()
+
+    def _silent(self) -> list[str]:
+        try:
+            api = self._api()
+        except kind_cli.IncompleteClusterError as error:
+            return [error.what]
+        return [] if api.ready() else [f"the API of {topology.CLUSTER} at {api.server} is not ready"]
+
+    def _not_exported(self) -> list[str]:
+        if not self._kubeconfig:
+            return []
+        there = kind_cli.context_in(self._kubeconfig, topology.CLUSTER)
+        if there is not None and there == kind_cli.kubeconfig_of(topology.CLUSTER)["clusters"][0]["cluster"]:
+            return []
+        return [f"{self._kubeconfig} does not have the context {topology.CONTEXT} as it is now"]
+
+    def _not_ready(self) -> list[str]:
+        sentences = []
+        for node in self._api().get("/api/v1/nodes")["items"]:
+            states = {one["type"]: one for one in node["status"].get("conditions") or []}
+            if states.get("Ready", {}).get("status") != "True":
+                said = states.get("Ready", {}).get("message", "it has not said so")
+                sentences.append(f"the node {node['metadata']['name']} is not ready: {said}")
+            if any(taint["key"] == _TAINT for taint in node["spec"].get("taints") or []):
+                sentences.append(f"the node {node['metadata']['name']} is unschedulable: taint {_TAINT}")
+        names = self._api().find(kubernetes_api.path("Deployment", "coredns", "kube-system"))
+        if names is None or not names["status"].get("availableReplicas"):
+            sentences.append("no name is resolved in the cluster: coredns is not available")
+        return sentences
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Name the containers and their state."""
+        return tuple(Reading(f"docker:{node.name}", "", None, f"{node.state}, {node.image}") for node in nodes())
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Make the cluster, or start it, and wait until it is ready. Raises LabError."""
+        if self._kubeconfig:
+            kind_cli.context_in(
+                self._kubeconfig, topology.CLUSTER
+            )  # a file that is none is told from before anything is made
+        self._await_orphan()
+        found = nodes()
+        if found and not are_ours(found):
+            raise foreign()
+        if other := self._access.other_image():
+            again = pasteable(["merlab", "up", "--lab", "kind", "--kind-image", str(self._access.asked_image)])
+            raise LabError(other, hint=f"merlab down --lab kind && {again}")
+        for node in found:
+            if not node.running:
+                docker.start(node.name)
+        self._changed()
+        if found and not self._was_made() and not self._comes_up():
+            self._delete()
+            found = []
+        if not found:
+            self._create()
+        self._changed()
+        self._await_ready()
+        docker.execute(self._access.node(), ["touch", _MADE])
+        if self._kubeconfig:
+            self._export(self._kubeconfig)
+
+    @staticmethod
+    def _export(kubeconfig: str) -> None:
+        """Put the context into a kubeconfig, noted before so that `down` knows of it. Raises LabError."""
+        path = str(Path(kubeconfig).absolute())
+        try:
+            local_state.note_kubeconfig(path)
+        except OSError as error:
+            raise LabError(
+                f"that the context goes into {path} cannot be noted in {local_state.folder()}: {error.strerror}",
+                hint="export XDG_STATE_HOME=/var/lib",
+            ) from error
+        kind_cli.export(topology.CLUSTER, path)
+
+    @staticmethod
+    def _await_orphan() -> None:
+        """Let a kind that a killed merlab left running finish: two at once would undo each other's work."""
+        polling.until(
+            lambda: not kind_cli.at_work(topology.CLUSTER),
+            timeout=_STARTED,
+            every=0.5,
+            awaiting="kind, which a merlab that was killed had started, to end",
+        )
+        for pid in kind_cli.at_work(topology.CLUSTER):
+            kind_cli.end(pid, topology.CLUSTER)
+        kind_cli.sweep()
+
+    def _was_made(self) -> bool:
+        """Whether the cluster has been ready once. One that has is the user's, and is never recreated unasked."""
+        return docker.execute(self._access.node(), ["test", "-e", _MADE], ok=(0, 1)).status == 0
+
+    def _comes_up(self) -> bool:
+        """Whether one that never was ready becomes so; a kind that was killed leaves half a Kubernetes, or none."""
+        try:
+            self._api()
+        except kind_cli.IncompleteClusterError:
+            return False
+
+        def ready() -> bool:
+            try:
+                return not self._of_cluster()
+            except LabError:
+                return False
+
+        awaited = f"the cluster {topology.CLUSTER}, whose set-up did not finish, to become ready"
+        return bool(polling.until(ready, timeout=_HALF_MADE, every=0.5, awaiting=awaited))
+
+    def _create(self) -> None:
+        settings = self._access.settings()
+        settings.require_fit()
+        image, network = settings.kind_image, self._network()
+        if not docker.has_image(image):
+            with polling.during(f"docker pulls {image} from {docker.registry(image)}"):
+                docker.pull(image)
+        if network == topology.NETWORK and docker.network_labels(network) is None:
+            docker.create_network(network, _NETWORK_LABEL)
+        try:
+            with polling.during(f"kind makes the cluster {topology.CLUSTER} of {image}"):
+                kind_cli.create(topology.CLUSTER, image, manifests.text("kind", settings), network=network)
+        except LabError as error:
+            told = create_failure.not_made(error, image, create_failure.kubelets_journal(nodes()))
+            with contextlib.suppress(LabError):  # the next up does it, or down
+                self._discard()
+            raise told from error
+
+    def _discard(self) -> None:
+        """Delete what kind left of a cluster that it could not make."""
+        if are_ours(nodes()):
+            self._delete()
+        if not nodes() and own_network():
+            docker.remove_network(topology.NETWORK)
+
+    @staticmethod
+    def _network() -> str:
+        return os.environ.get(kind_cli.NETWORK) or topology.NETWORK
+
+    def _await_ready(self) -> None:
+        last: list[str] = []
+
+        def ready() -> bool:
+            last[:] = self._of_cluster()
+            return not last
+
+        awaited = f"the cluster {topology.CLUSTER} to be ready"
+        if not polling.until(ready, timeout=_STARTED, every=0.5, awaiting=awaited):
+            events = diagnostics.told(self._api().events("kube-system")) if self._api().ready() else ""
+            raise LabError(
+                f"the cluster was not ready within {_STARTED:.0f} s: {last[0]}",
+                hint="merlab down --lab kind && merlab up --lab kind",
+                stderr=events or None,
+            )
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Delete the cluster and its network, if they are merlab's; nothing to delete is fine. Raises LabError."""
+        for pid in kind_cli.at_work(topology.CLUSTER):
+            kind_cli.end(pid, topology.CLUSTER)
+        kind_cli.sweep()
+        if self._keep:
+            return
+        if are_ours(nodes()):
+            self._delete()
+        if own_network():
+            docker.remove_network(topology.NETWORK)
+        local_state.forget()
+
+    def _delete(self) -> None:
+        with polling.during(f"kind deletes the cluster {topology.CLUSTER}"):
+            # Never one that the cluster names: whoever may write there would have root change a file here.
+            told = {str(Path(each).absolute()) for each in (self._kubeconfig, local_state.kubeconfig()) if each}
+            done = kind_cli.delete(topology.CLUSTER, None)
+            for kubeconfig in sorted(told):
+                kind_cli.delete(topology.CLUSTER, kubeconfig)
+        left = nodes()
+        if left:  # kind may fail over a kubeconfig that it cannot read
+            docker.remove([node.name for node in left])
+        if nodes():
+            raise LabError(
+                f"the cluster {topology.CLUSTER} could not be deleted", command=done.command, stderr=done.stderr
+            )
+
+    # -- as a person would type it ----------------------------------------------------------------------------------
+
+    def shell_commands(self) -> list[str]:
+        """Return the commands a person would type to make it."""
+        create = pasteable(kind_cli.create_argv(topology.CLUSTER, self._access.best_known_settings().kind_image))
+        network = self._network()
+        own = [pasteable(docker.network_argv(network, _NETWORK_LABEL))] if network == topology.NETWORK else []
+        return [
+            *own,
+            f"merlab manifests kind | {kind_cli.NETWORK}={network} {create}",
+            *([pasteable(kind_cli.export_argv(topology.CLUSTER, self._kubeconfig))] if self._kubeconfig else []),
+        ]

@@ -1,0 +1,54 @@
+"""Why kind made no cluster: what kind said, and what the kubelet said of it in the node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import docker, kind_messages
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kind import local_state
+from merbridge_lab.labs.kubernetes import topology
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.adapters.docker import Container
+
+#: How much of a kubelet's journal is kept, in lines from its end.
+_JOURNAL = 400
+
+
+def kubelets_journal(nodes: Sequence[Container]) -> str:
+    """Return the end of what the kubelet of a node that did not come up said, or why that could not be read.
+
+    kubeadm tells only that the kubelet is not healthy. "" where no node of merlab's runs.
+    """
+    argv = ["journalctl", "--unit=kubelet", "--no-pager", "--output=cat", f"--lines={_JOURNAL}"]
+    try:
+        for node in nodes:
+            if node.running and topology.MARK in node.mounts:
+                return docker.execute(node.name, argv).stdout
+    except LabError as error:
+        return f"the kubelet's journal could not be read: {error.what}"
+    return ""
+
+
+def not_made(error: LabError, image: str, journal: str = "") -> LabError:
+    """Say why kind made no cluster: the cause and the lines that tell it; all that was said is kept in a file.
+
+    `journal` is what the kubelet said.
+    """
+    said = error.stderr or ""
+    why, hint = kind_messages.cause(said, image)
+    kubelets = kind_messages.of_kubelet(journal)
+    if kubelets and kind_messages.is_kubelets(said):
+        # kubeadm only waits for it: why it is not healthy, itself says.
+        why, hint = kind_messages.cause(kubelets, image)
+        why, hint = why or f"its kubelet ended: {kubelets}", hint or "merlab doctor --lab kind"
+    # Without words of kind's, as where it did not end in time, what ended it is the cause.
+    what = f"kind could not make the cluster {topology.CLUSTER} of {image}: {why or error.what}"
+    parts = [f"$ {error.command}\n{said}\n", *([f"-- the kubelet's journal\n{journal}\n"] if journal else [])]
+    where = local_state.keep_log("".join(parts)) if said or journal else ""
+    lines = [kind_messages.summary(said) or error.what, *([f"kubelet: {kubelets}"] if kubelets else [])]
+    lines += [f"all that kind said: less {where}"] if where else []
+    return LabError(what, hint=hint or "merlab doctor --lab kind", command=error.command, stderr="\n".join(lines))

@@ -1,0 +1,1 @@
+"""A lab on Kubernetes: what is the same whoever made the cluster."""

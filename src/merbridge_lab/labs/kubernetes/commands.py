@@ -1,0 +1,105 @@
+"""What a person types for a workload: its request, the way into its pod, what is done to its rules there.
+
+None of it asks the cluster: what only that knows is given, or a word stands for it (see paper).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+from merbridge_lab.adapters import docker
+from merbridge_lab.adapters.command import pasteable
+from merbridge_lab.lab import HELLO
+from merbridge_lab.labs.kubernetes import nat_backends, topology
+from merbridge_lab.labs.kubernetes.pod_netns import CTR
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
+
+#: As many characters of a container's id as tell it from others.
+_SHORT = 12
+
+
+class Process(Protocol):
+    """A process of a pod: its PID on the node, and what one enters it with."""
+
+    @property
+    def node_exec(self) -> NodeExec:
+        """By what it is entered."""
+
+    @property
+    def pid(self) -> int | str:
+        """Its PID, or the word for it."""
+
+
+def inside(process: Process, *argv: str) -> str:
+    """Return the command with which a person does something in its network namespace."""
+    return process.node_exec.shell_commands(["nsenter", "-t", str(process.pid), "-n", *argv])
+
+
+def shell(process: Process, text: str, *, before: str = "") -> str:
+    """Return a command of a person's that reads from or writes to a file on the node, which needs `before`."""
+    return process.node_exec.shell_commands(["sh", "-c", f"{before}nsenter -t {process.pid} -n {text}"])
+
+
+def request(spec: WorkloadSpec) -> str:
+    """Return the walkthrough's request, as one types it here."""
+    asked = ["curl", "-s", HELLO.removeprefix("http://")]
+    return pasteable(
+        ["kubectl", "--context", topology.CONTEXT, "exec", f"deploy/{spec.name}", "-c", spec.container, "--", *asked]
+    )
+
+
+def enter(process: Process, container: str) -> list[str]:
+    """Return the commands that find the process by its container's id and look around in its namespace."""
+    tasks = pasteable(docker.exec_argv(process.node_exec.node, [*CTR, "tasks", "ls"]))
+    return [f"{tasks} | grep {container[:_SHORT]}", inside(process, "ip", "-o", "-4", "address", "show")]
+
+
+def trace(node: str) -> str:
+    """Return the command that reads the trace on the node."""
+    return pasteable(docker.exec_argv(node, ["cat", "/sys/kernel/tracing/trace_pipe"]))
+
+
+class Rules(ABC):
+    """The commands for the nat rules of the workload `name`; which tables, and where, says who has them."""
+
+    def __init__(self, name: str) -> None:
+        #: A copy for a person to look at.
+        self.copied_at = f"{topology.STATE}/{name}.rules"
+
+    @property
+    @abstractmethod
+    def backend(self) -> str:
+        """In which tables the rules are."""
+
+    @property
+    @abstractmethod
+    def process(self) -> Process:
+        """The process whose network namespace they are in."""
+
+    def save_command(self) -> str:
+        """Return the command that saves the rules with their counters."""
+        save = f"{nat_backends.commands(self.backend).save} > {self.copied_at}"
+        return shell(self.process, save, before=f"mkdir -p {topology.STATE} && ")
+
+    def flush_command(self) -> str:
+        """Return the command that flushes nat."""
+        return inside(self.process, *nat_backends.commands(self.backend).flush)
+
+    def restore_command(self) -> str:
+        """Return the command that puts the saved rules back."""
+        return shell(self.process, f"{nat_backends.commands(self.backend).load} < {self.copied_at}")
+
+    def list_command(self, chain: str = "") -> str:
+        """Return the command that lists the nat rules, or those of one chain, with their counters."""
+        return inside(self.process, *self.list_argv(chain))
+
+    def list_argv(self, chain: str) -> Sequence[str]:
+        """Return that command as it is typed in the namespace."""
+        known = nat_backends.commands(self.backend)
+        return [*known.list_chain, nat_backends.chain_name(self.backend, chain)] if chain else known.list_all

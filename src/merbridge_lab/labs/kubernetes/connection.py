@@ -1,0 +1,169 @@
+"""The way to the cluster: its API, its node, and with what the lab was made. Found once, and again when it changed."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from merbridge_lab import signals
+from merbridge_lab.adapters import kind_cli, kubernetes_api
+from merbridge_lab.adapters.command import pasteable
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kubernetes import node_exec, rollout, topology
+from merbridge_lab.labs.kubernetes.settings import Settings
+
+if TYPE_CHECKING:
+    from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.options import Options
+
+
+class Access:
+    """What is known of the cluster so far."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._api: Api | None = None
+        self._node = ""
+        self._hands: NodeExec | None = None
+        self._helper: node_exec.HelperPodExec | None = None
+        self.helpless: LabError | None = None
+        self._settings: Settings | None = None
+
+    def forget(self) -> None:
+        """Find it again the next time: the cluster was made or started meanwhile, with other keys and ports."""
+        self._api, self._node, self._hands = None, "", None
+
+    def api(self) -> Api:
+        """Return the cluster's API. Raises LabError where there is no cluster."""
+        if self._api is None:
+            self.node()  # where there is none, this says so in plain words; kind has others
+            self._api = kubernetes_api.Api(kind_cli.kubeconfig_of(topology.CLUSTER))
+        return self._api
+
+    def node(self) -> str:
+        """Return the container that is the node. Raises LabError where there is none."""
+        if not self._node:
+            found = cluster.nodes()
+            if not found:
+                raise LabError("no lab is up", hint="merlab up --lab kind")
+            self._node = found[0].name
+        return self._node
+
+    def answers(self) -> bool:
+        """Whether the cluster is merlab's, its node runs, and its API answers. Raises LabError without Docker."""
+        found = cluster.nodes()
+        if not cluster.are_ours(found) or not all(node.running for node in found):
+            return False
+        try:
+            return self.api().ready()
+        except LabError:  # its set-up did not finish: there is nothing yet to talk to it by
+            return False
+
+    def find_node_exec(self) -> NodeExec | None:
+        """Return what pods are entered with, or None where there is nothing. Raises LabError without a lab.
+
+        Where the node has no tools, that is a pod made for as long as this merlab runs, once its image is on the node.
+        """
+        if self._hands is None:
+            api, node = self.api(), self.node()
+            if node_exec.have_tools(node):
+                self._hands = node_exec.DockerNodeExec(node)
+            else:
+                self._help(api, node)
+        return self._hands
+
+    def _help(self, api: Api, node: str) -> None:
+        """Make a helper; why there is none, `hands` says."""
+        settings = self.best_known_settings()
+        self.helpless = None
+        try:
+            if rollout.full_name(settings.proxy_image) in rollout.images_on(node):
+                self._hands = self._helper = node_exec.make(api, node, settings)
+        except LabError as error:
+            self.helpless = error
+
+    def close(self) -> None:
+        """Remove the helper that was made, and those of merlabs that were killed."""
+        helper, self._helper = self._helper, None
+        # With a cluster that is gone it went; in one that does not answer, the next merlab sweeps it away.
+        if helper is not None:
+            with signals.shielded(), contextlib.suppress(LabError):
+                self._hands = None
+                if cluster.are_ours(cluster.nodes()):
+                    node_exec.remove(helper.api, helper.pod)
+                    node_exec.sweep(helper.api)
+
+    def node_exec(self) -> NodeExec:
+        """Return what pods are entered with. Raises LabError."""
+        found = self.find_node_exec()
+        if found is None:
+            raise self.helpless or LabError(
+                f"the node {self.node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has",
+                hint="merlab up --lab kind",
+            )
+        return found
+
+    def kept(self) -> Settings | None:
+        """Return what the lab was made with, as the cluster tells; None where it does not. Raises LabError."""
+        found = self.api().find(kubernetes_api.path("ConfigMap", topology.SETTINGS))
+        return Settings.from_json((found.get("data") or {}).get("settings.json", "")) if found else None
+
+    def setup_complete(self) -> bool:
+        """Whether the lab's making, or its last change, finished."""
+        found = self.api().find(kubernetes_api.path("ConfigMap", topology.SETTINGS))
+        return found is not None and (found.get("data") or {}).get("finished") == "true"
+
+    def settings(self) -> Settings:
+        """Return what the lab is to be: what it was made with, else the table's, and what was asked for.
+
+        Raises LabError where the cluster is there and cannot be asked: what is not known must not be replaced.
+        """
+        if self._settings is None:
+            found = cluster.nodes()
+            ours = cluster.are_ours(found)
+            settings = ((self.kept() if ours else None) or Settings.default()).asked(self._options)
+            self._settings = replace(settings, kind_image=found[0].image) if ours else settings
+        return self._settings
+
+    @property
+    def asked_image(self) -> str | None:
+        """The node's image that was asked for, if any was."""
+        return self._options.kind_image
+
+    def other_image(self) -> str | None:
+        """Say that another node image was asked for than the cluster has: it is chosen when that is made."""
+        asked, found = self._options.kind_image, cluster.nodes()
+        if asked is None or not cluster.are_ours(found) or found[0].image == asked:
+            return None
+        return f"the cluster {topology.CLUSTER} is there, with a node of {found[0].image}, not {asked}"
+
+    def export(self) -> list[str]:
+        """Return what one types so that kubectl and istioctl know the cluster; nothing where they do."""
+        if self._options.kubeconfig:
+            return [f"export {pasteable(['KUBECONFIG=' + self._options.kubeconfig])}"]
+        found = kind_cli.known(topology.CLUSTER)
+        with contextlib.suppress(LabError):
+            if found is not None and (not cluster.nodes() or self.api().is_at(found)):
+                return []
+        return [pasteable(kind_cli.export_argv(topology.CLUSTER))]
+
+    def best_known_settings(self) -> Settings:
+        """Return the same, or the best guess where the cluster cannot be asked now; nothing is made with that.
+
+        Of a cluster that is there and does not answer, nothing is demanded for a dataplane that it may not have.
+        """
+        if self._settings is not None:
+            return self._settings
+        found = []
+        try:
+            found = cluster.nodes()
+            running = cluster.are_ours(found) and all(node.running for node in found)
+            if not found or (running and self.api().ready()):
+                return self.settings()
+        except LabError:
+            self.forget()
+        guess = Settings.default().asked(self._options)
+        return replace(guess, dataplane=self._options.dataplane or "none") if found else guess

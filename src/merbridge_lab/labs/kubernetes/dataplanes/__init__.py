@@ -1,0 +1,1 @@
+"""What may intercept in a cluster: nothing, or upstream Merbridge."""

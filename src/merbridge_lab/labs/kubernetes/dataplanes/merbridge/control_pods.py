@@ -1,0 +1,123 @@
+"""Twins: a client and a server for as long as merlab runs, the client out of the dataplane's reach.
+
+Upstream attaches to the node's root cgroup, so no pod of the node is out of its reach; a process of this machine that
+enters only the network and the files of a pod is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from merbridge_lab import polling, signals
+from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.adapters.command import pasteable, run
+from merbridge_lab.errors import LabError
+from merbridge_lab.lab import HELLO
+from merbridge_lab.labs import request_batch
+from merbridge_lab.labs.kubernetes import diagnostics, manifests, pods, topology
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view as places
+from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
+from merbridge_lab.labs.kubernetes.workload import KindWorkload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from merbridge_lab.labs.kubernetes.connection import Access
+    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.observation import Exchange
+
+CLIENT = WorkloadSpec("sleep-twin", "app=sleep-twin", "sleep")
+SERVER = WorkloadSpec("helloworld-twin", "app=helloworld-twin", "helloworld")
+URL = "http://helloworld-twin:5000/hello"
+_READY = 60.0
+#: What is entered, as nsenter and as /proc calls it. The cgroup is not: that is the point.
+_ENTERED = {"net": "net", "mount": "mnt", "uts": "uts"}
+
+
+class OutsideWorkload(KindWorkload):
+    """A pod whose network one uses from outside the node's cgroup; its sidecar is in the node as ever."""
+
+    place: NodeView
+
+    def _argv(self, argv: Sequence[str]) -> list[str]:
+        process = self.place.process(self.found(refresh=False)[1].pid)
+        # The files are the pod's too: its curl, and its way to resolve names. So is the host's name: curl looks it up
+        # (for LDAP, of all things), and the machine's is not in the pod's /etc/hosts.
+        namespaces = [f"--{kind}={process}/ns/{name}" for kind, name in _ENTERED.items()]
+        return ["nsenter", *namespaces, "--", *argv]
+
+    def ask(self, url: str) -> Exchange:
+        """Ask once, from outside."""
+        nonce = request_batch.new_nonce()
+        done = run(self._argv(request_batch.curl(nonce, url)), timeout=request_batch.REQUEST + 5, ok=range(256))
+        return request_batch.read(nonce, url, done.status, done.stdout, done.stderr)
+
+    def request_command(self) -> str:
+        """Return the request as a person types it, on the machine that Docker runs on."""
+        return pasteable(self._argv(["curl", "-s", HELLO.removeprefix("http://")]))
+
+
+class Pair:
+    """The two twins, made when they are needed first and removed by `close`."""
+
+    def __init__(self, access: Access, place: Callable[[], NodeView]) -> None:
+        self._access, self._place = access, place
+        self._made: tuple[OutsideWorkload, KindWorkload] | None = None
+
+    def get(self) -> tuple[OutsideWorkload, KindWorkload]:
+        """Return client and server. Raises LabError."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def _make(self) -> tuple[OutsideWorkload, KindWorkload]:
+        if not places.is_outside(self._place()):
+            raise LabError(
+                "merlab itself runs in the node's cgroup, so no request of its own is out of the dataplane's reach",
+                hint="run merlab on the machine itself, not in the node",
+            )
+        self.close()
+        api, hands = self._access.api(), self._access.node_exec()
+        for document in manifests.objects("twin", self._access.settings()):
+            api.apply(document)
+        client = OutsideWorkload(api, CLIENT, hands)
+        client.place = self._place()
+        server = KindWorkload(api, SERVER, hands)
+        self._made = client, server
+        self._await_ready()
+        return client, server
+
+    def _await_ready(self) -> None:
+        api = self._access.api()
+        found: list[pods.Pod] = []
+
+        def ready() -> bool:
+            found[:] = [pod for spec in (CLIENT, SERVER) for pod in pods.active_pods(api, spec)]
+            return len(found) == 2 and all(pod.ready for pod in found)  # noqa: PLR2004 - a pair
+
+        if not polling.until(ready, timeout=_READY, every=0.3, awaiting="the twins to be ready"):
+            told = api.all("Pod", topology.NAMESPACE, f"app in ({CLIENT.name},{SERVER.name})")
+            seen = diagnostics.diagnose(told, _READY, now=True)
+            raise LabError(
+                f"the twins were not ready within {_READY:.0f} s{f': {seen.what}' if seen else ''}",
+                hint="merlab status --lab kind",
+                stderr=diagnostics.told(api.events()) or None,
+            )
+
+    def close(self) -> None:
+        """Remove them, also those of a merlab that was killed, and what was saved of their rules. Raises LabError."""
+        made, self._made = self._made, None
+        api = self._access.api()
+        with signals.shielded():
+            for spec in (CLIENT, SERVER):
+                api.delete(kubernetes_api.path("Pod", spec.name), grace=0)
+            api.delete(kubernetes_api.path("Service", SERVER.name))
+            for workload in made or ():
+                with contextlib.suppress(LabError):
+                    workload.rules.restore()  # of a pod that is gone: its rules are forgotten
+
+    @property
+    def made(self) -> bool:
+        """Whether there are any now that this merlab made."""
+        return self._made is not None

@@ -1,0 +1,316 @@
+"""Upstream Merbridge as a part of the lab: is it in order, put it in, switch its debug output, take it out."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from merbridge_lab import polling
+from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Reading
+from merbridge_lab.labs.kubernetes import manifests
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
+    cleanup,
+    commands,
+    health,
+    images,
+    installation,
+    manifest,
+    node_view,
+    rollout,
+)
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAME, NAMESPACE, PATH
+from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
+from merbridge_lab.merbridge import kernel_objects, mbctl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merbridge_lab.labs.kubernetes.connection import Access
+    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import Object
+    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+
+_GONE = 60.0
+#: How much of its log goes into a sysdump, in lines from its end.
+_TAIL = 2000
+
+
+class MerbridgeDataplane:
+    """Upstream's DaemonSet and what it attaches; `renew` has the apps recreated, `warm` sends the first requests.
+
+    `warm` gives how many of them were answered by 503 before all were served.
+    """
+
+    def __init__(self, access: Access, renew: Callable[[], None], warm: Callable[[], int]) -> None:
+        self._access, self._renew, self._warm = access, renew, warm
+        self._place: NodeView | None = None
+        self._maps: dict[str, int] = {}
+        self._cold: int | None = None
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def place(self) -> NodeView:
+        """Return the node as this machine's kernel has it. Raises LabError."""
+        if self._place is None or self._place.node != self._access.node():
+            self._place = node_view.find(self._access.node())
+        return self._place
+
+    def forget(self) -> None:
+        """Find the node again the next time: it was made or started meanwhile."""
+        self._place = None
+
+    def state(self) -> kernel_objects.State:
+        """Return what is attached to the node's cgroup. Raises LabError."""
+        try:
+            return kernel_objects.look(self.place().cgroup)
+        except OSError as error:
+            raise LabError(
+                f"what is attached to the node's cgroup cannot be seen: {error.strerror}",
+                hint="merlab doctor --lab kind",
+            ) from error
+
+    @property
+    def attached(self) -> bool:
+        """Whether its programs are attached to the node's cgroup."""
+        with contextlib.suppress(LabError):
+            return not self.state().missing
+        return False
+
+    @property
+    def debug(self) -> bool:
+        """Whether the pod that runs was told to write trace lines."""
+        found = self._access.api().find(PATH)
+        return bool(found and installation.debug(found) and installation.rolled_out(found))
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it: the DaemonSet, its pod and what that says, the kernel."""
+        try:
+            return health.problems(self._access, self.place, self.state)
+        except OSError as error:  # a program or a map went while it was looked at
+            return [f"what Merbridge has in the kernel changes at this moment: {error.strerror}"]
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Return what was seen of it."""
+        told = []
+        with contextlib.suppress(LabError, OSError):
+            found = self._access.api().find(PATH)
+            if found is not None:
+                told.append(Reading("kubernetes:merbridge/image", "", None, manifest.main(found)["image"]))
+                if mended := installation.noted(found, installation.MENDED):
+                    told.append(Reading("kubernetes:merbridge/mended", "", None, f"crashed over its cgroup: {mended}"))
+            state = self.state()
+            told += [Reading(f"bpf:node/{hook}", "program", None, number) for hook, number in state.programs.items()]
+            told.append(
+                Reading(f"bpf:{kernel_objects.PODS}", "pods", None, ", ".join(kernel_objects.pods(state)) or "none")
+            )
+        if self._cold is not None:
+            told.append(Reading("curl:sleep/warm-up", "503s", None, self._cold))
+        return tuple(told)
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Put it in, see it started, mend the crash of the walkthrough, send the first requests. Raises LabError.
+
+        The apps are recreated *before*: their sidecars keep connections that Merbridge does not know, and one that it
+        sees dial before it listens is permanently marked "not in mesh" by Merbridge, until it restarts.
+        """
+        api, settings = self._access.api(), self._access.settings()
+        found = api.find(PATH)
+        if found is not None and not installation.is_ours(found):
+            raise installation.foreign(f"{NAMESPACE}/{NAME}")
+        if others := installation.others(api):
+            raise installation.foreign(others[0])
+        objects = manifest.objects(settings)
+        wanted = manifest.daemonset(objects)
+        installation.require_own(api, objects)
+        # Before anything of it is there: whatever happens then, the lab knows what it has.
+        api.apply(manifests.configuration(settings, finished=self._access.setup_complete()))
+        images.load(self._access.node(), [one["image"] for one in manifest.containers(wanted)])
+        notes = {installation.FROM: settings.merbridge_manifest, installation.OBJECTS: installation.paths(objects)}
+        if found is None:
+            cleanup.sweep(self.place())
+        else:
+            notes |= self._kept(wanted, found)
+        self._renew()
+        for one in objects:
+            if one is not wanted:
+                api.apply(one if one["kind"] == "Namespace" else installation.marked(one))
+        after = self._apply(wanted, notes)
+        if self.attached and health.forgotten(self._access, self.place(), self.state()):
+            for pod in installation.pods(api, api.get(PATH)):
+                api.delete(kubernetes_api.path("Pod", pod["metadata"]["name"], NAMESPACE))
+        self._await(wanted, notes, after)
+        self._cold = self._warm()
+
+    def _apply(self, wanted: Object, notes: dict[str, str]) -> frozenset[str]:
+        """Apply the DaemonSet, and give the uids of the pods that it will replace; none where nothing changes."""
+        api = self._access.api()
+        before = api.find(PATH)
+        old = [] if before is None else installation.every_pod(api, before)
+        api.apply(installation.with_notes(wanted, notes))
+        if before is None or before["metadata"]["generation"] == api.get(PATH)["metadata"]["generation"]:
+            return frozenset()
+        return frozenset(pod["metadata"]["uid"] for pod in old)
+
+    def _kept(self, wanted: Object, found: Object) -> dict[str, str]:
+        """Carry over into `wanted` what was mended, and the debug flag; give the notes of both."""
+        notes = {}
+        if installation.noted(found, installation.MENDED):
+            notes[installation.MENDED] = manifest.mend(wanted, self.place().cgroup_mount)
+        if installation.debug(found):
+            manifest.set_debug(wanted, on=True)
+            notes[installation.DEBUG] = installation.noted(found, installation.DEBUG)
+        return notes
+
+    def _await(self, wanted: Object, notes: dict[str, str], after: frozenset[str]) -> None:
+        """Wait until it is ready; of each thing that it crashes over and that can be mended, once."""
+        api = self._access.api()
+        told = "Merbridge starts"
+        swept = False
+        while True:
+            try:
+                with polling.during(told):
+                    return rollout.wait(api, self.problems, after)
+            except rollout.Crashed as crash:
+                left = [] if swept else cleanup.sweep(self.place())
+                swept = True
+                if left:
+                    told = f"Merbridge crashed beside what a killed one had left; {' and '.join(left)} taken away"
+                elif mended := self._mend(wanted, notes, crash):
+                    told = f"Merbridge crashed over its cgroup; mended by {mended}"
+                else:
+                    raise rollout.crashed(crash) from crash
+                told += ", it starts again"
+                after = self._apply(wanted, notes)
+                api.delete(kubernetes_api.path("Pod", crash.pod, NAMESPACE), grace=0)
+
+    def _mend(self, wanted: Object, notes: dict[str, str], crash: rollout.Crashed) -> str:
+        """Change what it crashed over, and say what was changed; nothing where that is not known, or was done."""
+        if crash.why is None or not crash.why.cgroup or installation.MENDED in notes:
+            return ""
+        mended = manifest.mend(wanted, self.place().cgroup_mount)
+        if mended:
+            notes[installation.MENDED] = mended
+        return mended
+
+    # -- debug output -------------------------------------------------------------------------------------------------
+
+    def set_debug(self, *, on: bool) -> None:
+        """Add -d to mbctl's arguments and wait until it runs so; or take merlab's -d away, and wait for nothing."""
+        if not on and not self._access.answers():
+            return
+        api = self._access.api()
+        found = api.find(PATH)
+        if found is None or not installation.is_ours(found):
+            if on:
+                raise LabError("Merbridge is not installed", hint="merlab step 3")
+            return
+        if on == installation.debug(found):
+            if on and not installation.rolled_out(found):
+                self._roll()
+            return
+        if not on and not installation.noted(found, installation.DEBUG):
+            return
+        wanted = installation.as_applied(found)
+        manifest.set_debug(wanted, on=on)
+        if on:
+            self._renew()  # the new pod knows nothing of the connections that the sidecars keep
+        kept = {
+            key: installation.noted(found, key)
+            for key in (installation.FROM, installation.MENDED, installation.OBJECTS)
+        }
+        after = self._apply(wanted, {**kept, installation.DEBUG: "on" if on else ""})
+        if on:
+            self._roll(after)
+
+    def _roll(self, after: frozenset[str] = frozenset()) -> None:
+        try:
+            rollout.wait(self._access.api(), self.problems, after)
+        except rollout.Crashed as crash:
+            raise rollout.crashed(crash) from crash
+        self._cold = self._warm()
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Take it out as its own clean-up does, and see that nothing of it is left on the node. Raises LabError."""
+        if not self._access.answers():
+            return
+        api = self._access.api()
+        found, had = api.find(PATH), self._had()
+        alone = not installation.others(api)
+        if alone:
+            with contextlib.suppress(LabError):
+                self._maps = dict(self.state().maps)
+        if found is not None and installation.is_ours(found):
+            api.delete(PATH)
+            self._await_gone(found)
+        for where in installation.objects_of(found):
+            there = api.find(where)
+            if there is not None and installation.is_marked(there):
+                api.delete(where)
+        # On the node another's looks like ours; and of a lab that never had one, there is nothing.
+        # Also where the DaemonSet is gone already: who took it away may have left what it had attached.
+        if alone and had:
+            cleanup.sweep(self.place())
+            cleanup.require_none(self.place())
+
+    def _had(self) -> bool:
+        """Whether the lab has a Merbridge, or may have: what cannot be read must not keep it from being removed."""
+        with contextlib.suppress(LabError):
+            kept = self._access.kept()
+            return kept is not None and kept.dataplane == MERBRIDGE
+        return True
+
+    def require_gone(self) -> None:
+        """Look, once the pods are gone too, whether its maps are. Raises LabError."""
+        maps, self._maps = self._maps, {}
+        cleanup.require_no_maps(maps)
+
+    def _await_gone(self, found: Object) -> None:
+        api = self._access.api()
+        awaiting = "Merbridge to take its programs away and end"
+        if polling.until(lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
+            return
+        for pod in installation.every_pod(api, found):  # its clean-up hangs: what it left is taken off below
+            api.delete(kubernetes_api.path("Pod", pod["metadata"]["name"], NAMESPACE), grace=0)
+
+    def dump(self) -> dict[str, Callable[[], object]]:
+        """Name the parts of a sysdump that are its own."""
+        api = self._access.api()
+        return {
+            "merbridge/daemonset.json": lambda: api.find(PATH),
+            "merbridge/log.txt": lambda: "\n".join(
+                rollout.log(api, pod, tail=_TAIL) for pod in installation.pods(api, api.get(PATH))
+            ),
+            "merbridge/attached.json": lambda: asdict(self.state()),
+            "merbridge/leavings.json": lambda: cleanup.found(self.place()),
+        }
+
+    # -- as a person would type it ----------------------------------------------------------------------------------
+
+    def shell_commands(self) -> list[str]:
+        """Return the commands a person would type to put it in."""
+        found = None
+        with contextlib.suppress(LabError):
+            found = self._access.api().find(PATH)
+        return commands.put_in(
+            self._access.best_known_settings(), installation.noted(found, installation.MENDED) if found else ""
+        )
+
+    def debug_commands(self) -> list[str]:
+        """Return what one types to add -d, to see it rolled out, and to look at what became of the DaemonSet."""
+        flag = "args/1"  # in merlab's own manifest
+        with contextlib.suppress(LabError):
+            found = self._access.api().find(PATH)
+            if found is not None:
+                flag = mbctl.place_of_flag(manifest.main(found))
+        return commands.add_debug(flag)
+
+    def debug_shown(self) -> str:
+        """Return the lines of the last one's output that matter."""
+        found = self._access.api().find(PATH)
+        return mbctl.excerpt(manifest.main(found)) if found else ""

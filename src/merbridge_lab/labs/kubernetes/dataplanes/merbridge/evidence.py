@@ -1,0 +1,149 @@
+"""What the kernel tells of a batch of requests: run counts, where connections were meant to go, the trace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab import signals
+from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters.tracefs import Instance
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view as places
+from merbridge_lab.merbridge import kernel_objects, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.labs.request_batch import Entry
+    from merbridge_lab.merbridge.trace import MerbridgeEvent
+    from merbridge_lab.observation import Exchange
+
+#: A buffer of merlab's own in the node's tracefs: nothing is taken from others who read trace_pipe.
+INSTANCE = "merlab-kind"
+#: Where upstream sends what an app says to its sidecar, and one sidecar to another.
+_OUTBOUND, _INBOUND = 15001, 15006
+#: How long to wait for lines before it is asked whether to go on, in seconds.
+_BETWEEN = 0.2
+#: Kinds of lines that name where somebody dialled.
+_DIALS = ("connect", "sidecar_connect", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is read around a batch."""
+
+    state: kernel_objects.State
+    take: Callable[[], list[str]]
+    place: NodeView
+
+    def counters(self) -> Mapping[str, Mapping[str, int]]:
+        """Return how often each program has run, on the whole node."""
+        return {"node": kernel_objects.runs(self.state)}
+
+    def trace(self) -> tuple[MerbridgeEvent, ...]:
+        """Take the lines out that are there. Raises LabError where it is not known which of them are of this node."""
+        events = [event for line in self.take() if (event := trace.parse(line)) is not None]
+        own = self.place.cgroup_path
+        return tuple(event for event in events if not _elsewhere(event.pid, own))
+
+    def noted(
+        self,
+        exchanges: Sequence[Exchange],
+        client_log: Mapping[str, AccessLogLine],
+        server_log: Mapping[str, Entry],
+    ) -> dict[str, dict[str, str]]:
+        """Look every connection of every request up in the map of original destinations."""
+        found: dict[str, dict[str, str]] = {}
+        for exchange in exchanges:
+            # Of the address that it was sent to, curl tells the IP alone: the port it names is the URL's.
+            sidecar = f"{exchange.remote.rpartition(':')[0]}:{_OUTBOUND}"
+            dialled = {"outbound": (exchange.local, sidecar)}
+            if (line := client_log.get(exchange.nonce)) is not None:
+                host = line.upstream_host.rpartition(":")[0]
+                dialled["mesh"] = (line.upstream_local, f"{host}:{_INBOUND}")
+            if (entry := server_log.get(exchange.nonce)) is not None:
+                dialled["inbound"] = (entry[1].upstream_local, entry[1].upstream_host)
+            legs = {leg: self._wanted(*places) for leg, places in dialled.items()}
+            found[exchange.nonce] = {leg: wanted for leg, wanted in legs.items() if wanted}
+        return found
+
+    def _wanted(self, source: str, dialled: str) -> str | None:
+        # An address that a log leaves out ("-") is no address.
+        with contextlib.suppress(OSError, ValueError):
+            return kernel_objects.wanted(self.state, source, dialled)
+        return None
+
+
+def _elsewhere(pid: int, node: str) -> bool:
+    """Whether a task is not in the cgroup `node`: the trace is the whole kernel's. One that is gone may have been."""
+    try:
+        return not places.is_below(places.cgroup_of(Path(f"/proc/{pid}")), node)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextlib.contextmanager
+def watching(place: NodeView, state: kernel_objects.State) -> Iterator[Watch]:
+    """Count runs, and collect the trace in a buffer of our own, for the length of the block. Raises LabError."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, bpf_syscall.enable_stats())
+        yield Watch(state, stack.enter_context(collecting(place)).drain, place)
+
+
+@contextlib.contextmanager
+def collecting(place: NodeView) -> Iterator[Instance]:
+    """Collect trace lines in a buffer of our own for the length of the block. Raises LabError."""
+    place.mount_trace()
+    sweep(place)
+    # One each for every merlab: somebody may follow the trace meanwhile.
+    instance = Instance(place.tracing, f"{INSTANCE}-{os.getpid()}")
+    try:
+        instance.enable()
+    except OSError as error:
+        raise LabError(
+            f"the trace of the node cannot be read: {error.strerror} ({instance.path})", hint="merlab doctor --lab kind"
+        ) from error
+    try:
+        yield instance
+    finally:
+        instance.remove()
+
+
+def follow(place: NodeView) -> Iterator[MerbridgeEvent]:
+    """Return the events as they come, until interrupted. Raises LabError."""
+    with collecting(place) as instance, instance.following() as take:
+        while True:
+            signals.checkpoint()
+            yield from (event for line in take(_BETWEEN) if (event := trace.parse(line)) is not None)
+
+
+def sweep(place: NodeView) -> None:
+    """Remove the buffers that a killed merlab left; those of one that lives are named by its PID."""
+    with contextlib.suppress(OSError):
+        for path in Instance(place.tracing, INSTANCE).path.parent.iterdir():
+            name, _, pid = path.name.rpartition("-")
+            if name == INSTANCE and pid.isdigit() and not _is_merlab(int(pid)):
+                Instance(place.tracing, path.name).remove()
+
+
+def _is_merlab(pid: int) -> bool:
+    try:
+        return b"merlab" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def of_requests(events: Sequence[TraceEvent], places: frozenset[str]) -> tuple[TraceEvent, ...]:
+    """Leave out who dialled elsewhere: `places` are the addresses, with or without port, that the requests went to."""
+    return tuple(
+        event
+        for event in events
+        if event.kind not in _DIALS or event.ip in places or f"{event.ip}:{event.port}" in places
+    )

@@ -1,0 +1,60 @@
+"""Can Merbridge's image be had? On the node, in Docker, or from its registry; else which ways there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab import polling
+from merbridge_lab.adapters import docker, kind_cli
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import rollout, topology
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: A registry that cannot be reached is known to be so by then, in seconds; an image that comes takes what it takes.
+_REACHED = 40.0
+
+
+def load(node: str, refs: Sequence[str]) -> None:
+    """See to it that the node has the images. Raises LabError."""
+    there = rollout.images_on(node)
+    missing = [ref for ref in dict.fromkeys(refs) if rollout.full_name(ref) not in there]
+    for ref in missing:
+        fetch(ref)
+    if missing:
+        with polling.during(f"kind loads {', '.join(missing)} into the node"):
+            kind_cli.load(topology.CLUSTER, missing)
+
+
+def require(refs: Sequence[str], node: str | None) -> None:
+    """See to it that the images can be had: on the node, where there is one, or by Docker. Raises LabError."""
+    there = rollout.images_on(node) if node else frozenset()
+    for ref in dict.fromkeys(refs):
+        if rollout.full_name(ref) not in there:
+            fetch(ref)
+
+
+def fetch(ref: str) -> None:
+    """See to it that Docker has the image. Raises LabError with the ways on."""
+    if docker.has_image(ref):
+        return
+    try:
+        with polling.during(f"can {ref} be pulled from {docker.registry(ref)}?"):
+            docker.require_offered(ref, timeout=_REACHED)
+        with polling.during(f"docker pulls {ref} from {docker.registry(ref)}"):
+            docker.pull(ref)
+    except LabError as error:
+        raise unavailable(ref, error) from error
+
+
+def unavailable(ref: str, error: LabError) -> LabError:
+    """Return the error for an image that is not available, with the ways on."""
+    return LabError(
+        f"the image of Merbridge, {ref}, is not on this machine and cannot be pulled from {docker.registry(ref)}:"
+        " load it (docker load), name another (--image merbridge=REF), have the whole proof (--lab embedded),"
+        " or see what rules alone can show (--dataplane none)",
+        hint="merlab up --lab kind --dataplane none",
+        command=error.command,
+        stderr=error.stderr,
+    )

@@ -1,0 +1,185 @@
+"""The DaemonSet in the cluster: as it was applied, as it is now, and its one pod."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import manifest
+from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
+from merbridge_lab.merbridge import mbctl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.labs.kubernetes.connection import Access
+
+Object = dict[str, Any]
+
+#: What merlab notes on the DaemonSet: as it was applied, from which manifest, what was mended, whether -d is merlab's,
+#: and what else was applied with it.
+APPLIED, FROM, MENDED, DEBUG, OBJECTS = (
+    f"merlab.io/{name}" for name in ("applied", "manifest", "mended", "debug", "objects")
+)
+#: The label of all that merlab applied for it.
+_MARK = ("app.kubernetes.io/managed-by", "merlab")
+_PLACE = re.compile(r"/apis?/[A-Za-z0-9./:_-]+")
+NAME, NAMESPACE = MERBRIDGE, topology.ISTIO
+PATH = kubernetes_api.path("DaemonSet", NAME, NAMESPACE)
+
+
+def noted(daemonset: Object, key: str) -> str:
+    """Return one of merlab's notes; nothing where there is none."""
+    return str((daemonset["metadata"].get("annotations") or {}).get(key, ""))
+
+
+def is_ours(daemonset: Object) -> bool:
+    """Whether merlab put it in."""
+    return bool(noted(daemonset, APPLIED))
+
+
+def marked(applied: Object) -> Object:
+    """Return an object with the label that says that it is merlab's."""
+    told = copy.deepcopy(applied)
+    told["metadata"].setdefault("labels", {})[_MARK[0]] = _MARK[1]
+    return told
+
+
+def is_marked(found: Object) -> bool:
+    """Whether an object is merlab's."""
+    return (found["metadata"].get("labels") or {}).get(_MARK[0]) == _MARK[1]
+
+
+def paths(objects: Sequence[Object]) -> str:
+    """Give, as a note, where in the API the objects are that go with the DaemonSet; a namespace stays."""
+    return json.dumps([_path(one) for one in _beside(objects)])
+
+
+def _beside(objects: Sequence[Object]) -> list[Object]:
+    return [one for one in objects if one["kind"] not in ("DaemonSet", "Namespace")]
+
+
+def _path(one: Object) -> str:
+    meta = one["metadata"]
+    return kubernetes_api.path(one["kind"], meta["name"], meta.get("namespace", NAMESPACE))
+
+
+def require_own(api: Api, objects: Sequence[Object]) -> None:
+    """Raise LabError for an object that is to be applied, and is there already without merlab's label.
+
+    Applied, it would be another one, and `down` would remove it.
+    """
+    for one in _beside(objects):
+        there = api.find(_path(one))
+        if there is not None and not is_marked(there):
+            kind, name = one["kind"], one["metadata"]["name"]
+            place = f" -n {there['metadata']['namespace']}" if there["metadata"].get("namespace") else ""
+            raise LabError(
+                f"there is a {kind} {name} already, and merlab did not make it: it stays untouched",
+                hint=f"kubectl --context {topology.CONTEXT}{place} delete {kind.lower()} {name}"
+                "  # if you do not need it",
+            )
+
+
+def objects_of(daemonset: Object | None) -> Sequence[str]:
+    """Read that note; where there is none, give where merlab's own manifest has its objects."""
+    roles = [kubernetes_api.path(kind, NAME) for kind in ("ClusterRoleBinding", "ClusterRole")]
+    own = [*roles, kubernetes_api.path("ServiceAccount", NAME, NAMESPACE)]
+    try:
+        told = json.loads(noted(daemonset, OBJECTS) or "null") if daemonset and is_ours(daemonset) else None
+    except (ValueError, RecursionError):
+        return own
+    # The note may be anybody's: of what is not a place in the API, nothing is asked.
+    if not isinstance(told, list) or not all(isinstance(one, str) and _PLACE.fullmatch(one) for one in told):
+        return own
+    return told
+
+
+def as_applied(daemonset: Object) -> Object:
+    """Return it as merlab applied it, without its notes."""
+    return dict(json.loads(noted(daemonset, APPLIED)))
+
+
+def with_notes(daemonset: Object, notes: dict[str, str]) -> Object:
+    """Return it with merlab's notes, as it is applied."""
+    told = copy.deepcopy(daemonset)
+    told["metadata"].setdefault("annotations", {}).update({**notes, APPLIED: json.dumps(daemonset, sort_keys=True)})
+    return told
+
+
+def debug(daemonset: Object) -> bool:
+    """Whether its mbctl is told to write trace lines."""
+    return mbctl.debug(manifest.main(daemonset))
+
+
+def edits(daemonset: Object) -> list[str]:
+    """Say in what it is not as merlab applied it; the debug flag is anybody's to set."""
+    pair = [copy.deepcopy(each) for each in (as_applied(daemonset), daemonset)]
+    for each in pair:
+        manifest.set_debug(each, on=False)
+    wanted, live = pair
+    return manifest.differences(wanted["spec"], live["spec"], "spec")
+
+
+def pods(api: Api, daemonset: Object) -> Sequence[Object]:
+    """List its pods, those that are ending aside."""
+    return [pod for pod in every_pod(api, daemonset) if not pod["metadata"].get("deletionTimestamp")]
+
+
+def every_pod(api: Api, daemonset: Object) -> Sequence[Object]:
+    """List its pods, also those that are ending."""
+    labels = daemonset["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    return api.all("Pod", daemonset["metadata"]["namespace"], selector)
+
+
+def rolled_out(daemonset: Object) -> bool:
+    """Whether every node has its pod, made of what the DaemonSet is now, and ready."""
+    status = daemonset["status"]
+    wanted = status.get("desiredNumberScheduled", 0)
+    return bool(
+        wanted
+        and status.get("observedGeneration", 0) >= daemonset["metadata"]["generation"]
+        and status.get("updatedNumberScheduled", 0) == wanted
+        and status.get("numberReady", 0) == wanted
+    )
+
+
+def others(api: Api) -> list[str]:
+    """Name the DaemonSets that are a Merbridge, and are not the one that merlab put in."""
+    return [
+        f"{one['metadata']['namespace']}/{one['metadata']['name']}"
+        for one in api.get("/apis/apps/v1/daemonsets")["items"]
+        if _is_merbridge(one) and not is_ours(one)
+    ]
+
+
+def _is_merbridge(daemonset: Object) -> bool:
+    words = [
+        str(word)
+        for one in manifest.containers(daemonset)
+        for word in (*(one.get("args") or ()), *(one.get("command") or ()))
+    ]
+    return daemonset["metadata"]["name"] == NAME or any("mbctl" in word for word in words)
+
+
+def there(access: Access) -> bool:
+    """Whether merlab's Merbridge is in the cluster."""
+    found = access.api().find(PATH)
+    return found is not None and is_ours(found)
+
+
+def foreign(name: str) -> LabError:
+    """Return the error for a Merbridge that merlab did not put in."""
+    namespace, _, daemonset = name.partition("/")
+    return LabError(
+        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
+        hint=f"kubectl --context {topology.CONTEXT} -n {namespace} delete daemonset {daemonset}"
+        "  # if you do not need it",
+    )

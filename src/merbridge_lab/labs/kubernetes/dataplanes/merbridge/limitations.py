@@ -1,0 +1,44 @@
+"""The legs of a request that upstream is known not to accelerate: by the sidecars' kind, by the apps' sockets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge.preflight import NATIVE
+from merbridge_lab.text import lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.labs.kubernetes.workload import KindWorkload
+
+_PORT = 5000
+#: State "listening" in /proc/net/tcp; see proc_net_tcp(5).
+_LISTENING = "0A"
+
+
+def of(place: NodeView, sidecars: str, servers: Sequence[KindWorkload]) -> dict[str, str]:
+    """Give, by leg, why it is not accelerated."""
+    if sidecars != "classic":
+        return dict.fromkeys(("mesh", "inbound"), NATIVE)
+    blind = [one.name for one in servers if _only_ipv6(place.process(one.found(refresh=False)[1].pid))]
+    if not blind:
+        return {}
+    why = "listens on a socket for IPv6 and IPv4 alike, and Merbridge looks at sockets of IPv4 alone"
+    return {"inbound": f"the app of {' and of '.join(blind)} {why}"}
+
+
+def _only_ipv6(process: Path) -> bool:
+    """Whether the app takes IPv4's connections by a socket for IPv6."""
+    try:
+        return not listens((process / "net/tcp").read_text()) and listens((process / "net/tcp6").read_text())
+    except OSError:  # it ended: whatever is asked of it then will say so
+        return False
+
+
+def listens(table: str) -> bool:
+    """Whether a socket in the table of /proc/net/tcp or tcp6 listens on the apps' port."""
+    rows = (line.split() for line in lines_of(table)[1:])
+    return any(row[1].endswith(f":{_PORT:04X}") and row[3] == _LISTENING for row in rows)

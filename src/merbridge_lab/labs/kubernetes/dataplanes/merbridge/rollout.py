@@ -1,0 +1,138 @@
+"""Wait for upstream's pod: until it is ready, or it is clear why it will not be."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab import polling
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import diagnostics, topology
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation, manifest
+from merbridge_lab.merbridge import log as words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from merbridge_lab.adapters.kubernetes_api import Api
+
+Object = dict[str, Any]
+
+#: It compiles its programs when it starts, on one core some ten seconds, in seconds.
+_STARTS = 180.0
+#: What the kubelet gives instead of the log of a container that it removes at that moment.
+_NOT_THERE = "unable to retrieve container logs"
+#: After so many crashes it is hopeless. The one over the cgroup is from the first: it does not mend itself.
+_CRASHES = 2
+
+
+class Crashed(Exception):  # noqa: N818 - it is an outcome, and not always an error
+    """Upstream's pod has ended: `why`, as far as its log is known, and the log."""
+
+    def __init__(self, why: words.Crash | None, log: str, pod: str) -> None:
+        super().__init__(pod)
+        self.why, self.log, self.pod = why, log, pod
+
+
+def log(api: Api, pod: Object, *, tail: int | None = None) -> str:
+    """Return what the pod's container has printed, and before that what the one printed that ended."""
+    meta, said = pod["metadata"], []
+    container = manifest.main({"spec": {"template": pod}})["name"]
+    for previous in (True, False):
+        # There is no previous one, or none has started yet.
+        with contextlib.suppress(LabError):
+            told = api.log(meta["namespace"], meta["name"], container, tail=tail, previous=previous)
+            said.append("" if told.startswith(_NOT_THERE) else told)
+    # Where a log is cut off, as by a machine that stopped, the kubelet gives zeros.
+    return "".join(said[-1:] if _runs(pod) else said).replace("\0", "")
+
+
+def _runs(pod: Object) -> bool:
+    statuses = pod["status"].get("containerStatuses") or []
+    return bool(statuses) and all("running" in (one.get("state") or {}) for one in statuses)
+
+
+def _crashes(pod: Object) -> int:
+    """Count how often a container of it has ended with an error and does not run since.
+
+    One that runs is starting: that it was ended before, with its node, is no crash.
+    """
+    statuses = (pod["status"].get("initContainerStatuses") or []) + (pod["status"].get("containerStatuses") or [])
+    ended = (
+        one.get("restartCount", 0) + bool(((one.get("state") or {}).get("terminated") or {}).get("exitCode"))
+        for one in statuses
+        if not one.get("ready") and "running" not in (one.get("state") or {})
+    )
+    return max(ended, default=0)
+
+
+def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = frozenset()) -> None:
+    """Wait until nothing is wrong with it any more. Raises Crashed, or LabError where it will not come up.
+
+    Pods whose uid is in `after` are from before: what is wrong with those does not count.
+    """
+    began, memory = time.monotonic(), diagnostics.Memory()
+    last: list[str] = ["it has not begun to start"]
+    ended: list[Crashed | LabError] = []
+
+    def ready() -> bool:
+        last[:] = problems()
+        if not last:
+            return True
+        daemonset = api.get(installation.PATH)
+        found = [pod for pod in installation.pods(api, daemonset) if pod["metadata"]["uid"] not in after]
+        ended[:] = _edited(daemonset) or _hopeless(api, found, time.monotonic() - began, memory)
+        return bool(ended)
+
+    awaiting = lambda: f"Merbridge to be ready: {last[0]}"  # noqa: E731
+    done = polling.until(ready, timeout=_STARTS, every=0.5, awaiting=awaiting)
+    if ended:
+        raise ended[0]
+    if not done:
+        raise LabError(
+            f"Merbridge was not ready within {_STARTS:.0f} s: {last[0]}",
+            hint=f"kubectl --context {topology.CONTEXT} -n {installation.NAMESPACE} logs ds/{installation.NAME}",
+            stderr=_last_words(api),
+        )
+
+
+def _edited(daemonset: Object) -> list[Crashed | LabError]:
+    """Say that somebody changed it since it was applied: what comes of that is not what is waited for."""
+    edits = installation.edits(daemonset)
+    if not edits:
+        return []
+    name = f"{installation.NAMESPACE}/{installation.NAME}"
+    what = f"the DaemonSet {name} is not as merlab applied it any more: {'; '.join(edits)}"
+    return [LabError(what, hint="merlab step 3 --lab kind")]
+
+
+def _hopeless(api: Api, found: Sequence[Object], waited: float, memory: diagnostics.Memory) -> list[Crashed | LabError]:
+    for pod in found:
+        if crashes := _crashes(pod):
+            said = log(api, pod)
+            why = words.crash(said)
+            if crashes >= _CRASHES or (why and why.cgroup):
+                return [Crashed(why, said, pod["metadata"]["name"])]
+    seen = diagnostics.diagnose(found, waited, memory=memory)
+    if seen is not None:
+        return [seen.error(diagnostics.told(api.events(installation.NAMESPACE)))]
+    return []
+
+
+def _last_words(api: Api) -> str | None:
+    with contextlib.suppress(LabError):
+        found = installation.pods(api, api.get(installation.PATH))
+        return words.tail(log(api, found[0])) if found else diagnostics.told(api.events(installation.NAMESPACE))
+    return None
+
+
+def crashed(found: Crashed) -> LabError:
+    """Return a crash as an error: upstream's own lines, and the nearest known issue."""
+    why = f": {found.why.what}" if found.why else ", for a reason that merlab does not know"
+    near = f" The nearest known issue: {found.why.link}." if found.why and found.why.link else ""
+    return LabError(
+        f"Merbridge crashes{why}.{near}",
+        hint=f"kubectl --context {topology.CONTEXT} -n {installation.NAMESPACE} logs {found.pod} --previous",
+        stderr=words.tail(found.log) or None,
+    )

@@ -1,0 +1,226 @@
+"""Why a pod does not come up: read from its state and from events, and said so that one knows what to do."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters.docker import registry
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+#: How long a pod may be without a place before that is called hopeless, in seconds: another may just be ending.
+_PLACE = 10.0
+#: For how long pods from before may still be there, in seconds: their trouble is not that of the new ones.
+_OLD_ONES = 5.0
+#: How long the pods of a Deployment may be refused before that is: the eleventh try comes 20 s after the first.
+_REFUSED = 25.0
+_NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"}
+_CRASHED = {"CrashLoopBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+#: Crashes of a container before that is called hopeless: a sidecar may give up once while its server starts.
+_CRASHES = 2
+
+
+@dataclass(frozen=True)
+class PodFailure:
+    """What is wrong with a pod. `container` is whose log tells more, if any does."""
+
+    what: str
+    hint: str
+    pod: str
+    container: str = ""
+
+    def error(self, log: str = "") -> LabError:
+        """Return it as an error, with what the log says."""
+        return LabError(self.what, hint=self.hint, stderr=log or None)
+
+
+class Memory:
+    """What was seen in the course of one wait, and since when: by a clock that nobody sets.
+
+    The stamps of the API are of the cluster's clock, which need not be ours, and either may be set meanwhile.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: dict[str, float] = {}
+        self._before: dict[str, object] | None = None
+
+    def lasted(self, what: str) -> float:
+        """Return for how many seconds `what` has been seen in this wait, this look included."""
+        now = self._clock()
+        return now - self._first.setdefault(what, now)
+
+    def over(self, what: str) -> None:
+        """Note that `what` is not so any more."""
+        self._first.pop(what, None)
+
+    def news(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the events that were not there, or not as often, at the first look: they are kept for an hour."""
+        seen = {_key(event): (event.get("count"), event.get("lastTimestamp"), event.get("series")) for event in events}
+        if self._before is None:
+            self._before = dict(seen)
+        return [event for event in events if self._before.get(_key(event)) != seen[_key(event)]]
+
+
+def _key(event: dict[str, Any]) -> str:
+    return str(event["metadata"].get("uid") or event["metadata"].get("name"))
+
+
+def diagnose(
+    pods: Iterable[dict[str, Any]], waited: float, *, now: bool = False, memory: Memory | None = None
+) -> PodFailure | None:
+    """Find what will not mend itself, having waited so many seconds; with `now` also what might, given time.
+
+    `memory` is of this wait; without one, all is taken to be as it has been since it began.
+    """
+    told = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    unplaced = {pod["metadata"]["name"]: _unplaced(pod, memory) for pod in told}
+    if waited < _OLD_ONES:
+        return None
+    for pod in told:
+        lasted = unplaced[pod["metadata"]["name"]]
+        hopeless = lasted is not None and (now or (waited if memory is None else lasted) > _PLACE)
+        found = (_no_place(pod) if hopeless else None) or _no_container(pod, now=now)
+        if found is not None:
+            return found
+    return None
+
+
+def _unplaced(pod: dict[str, Any], memory: Memory | None) -> float | None:
+    """Return for how long a pod has been without a place; None where it has one."""
+    key = f"{pod['metadata'].get('uid') or pod['metadata']['name']} has no place"
+    if _refusal_of_place(pod) is None:
+        if memory is not None:
+            memory.over(key)
+        return None
+    return 0.0 if memory is None else memory.lasted(key)
+
+
+def _refusal_of_place(pod: dict[str, Any]) -> str | None:
+    for condition in pod["status"].get("conditions") or []:
+        if (condition["type"], condition["status"]) == ("PodScheduled", "False"):
+            return str(condition.get("message", ""))
+    return None
+
+
+def _no_place(pod: dict[str, Any]) -> PodFailure:
+    name = pod["metadata"]["name"]
+    return PodFailure(
+        f"the pod {name} cannot be scheduled on the node: {_refusal_of_place(pod)}",
+        f"kubectl --context {topology.CONTEXT} describe node {topology.NODE}",
+        name,
+    )
+
+
+def _no_container(pod: dict[str, Any], *, now: bool) -> PodFailure | None:
+    name = pod["metadata"]["name"]
+    for status in _containers(pod):
+        waiting = (status.get("state") or {}).get("waiting") or {}
+        reason, said = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in _NO_IMAGE:
+            return _without_image(name, status["image"], reason, said)
+        crashed = status.get("restartCount", 0) >= (1 if now else _CRASHES)
+        if reason in _CRASHED and (crashed or reason != "CrashLoopBackOff"):
+            return PodFailure(
+                f"the container {status['name']} of {name} does not run: {reason} {said}".rstrip(),
+                f"kubectl --context {topology.CONTEXT} -n {pod['metadata']['namespace']}"
+                f" logs {name} -c {status['name']}",
+                name,
+                status["name"],
+            )
+    return None
+
+
+def _containers(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    status = pod["status"]
+    yield from status.get("initContainerStatuses") or []
+    yield from status.get("containerStatuses") or []
+
+
+def _without_image(pod: str, image: str, reason: str, said: str) -> PodFailure:
+    load = f"kind load docker-image --name {topology.CLUSTER} {image}"
+    return PodFailure(
+        f"the image {image} of {pod} cannot be pulled from {registry(image)}: {reason} {_short(said)}".rstrip(),
+        f"docker pull {image} && {load}  # or name another: --image, --istio-hub",
+        pod,
+    )
+
+
+def _short(said: str) -> str:
+    """Leave the end of a message of the kubelet's, where the cause stands: it wraps it in several layers of names."""
+    return re.sub(r"\s+", " ", said.rpartition(": failed to ")[2])[:300]
+
+
+def never_ready(pods: Sequence[dict[str, Any]], name: str, seconds: float) -> PodFailure:
+    """Say which container has been running for `seconds` and is not ready; its log should say why."""
+    for pod in pods:
+        for status in _containers(pod):
+            if "running" in (status.get("state") or {}) and not status.get("ready"):
+                return PodFailure(
+                    f"the container {status['name']} of {pod['metadata']['name']} runs, but is not ready after"
+                    f" {seconds:.0f} s",
+                    f"kubectl --context {topology.CONTEXT} describe pod {pod['metadata']['name']}",
+                    pod["metadata"]["name"],
+                    status["name"],
+                )
+    return PodFailure(f"{name} is not ready after {seconds:.0f} s", "merlab status --lab kind", name)
+
+
+def all_run(pods: Sequence[dict[str, Any]]) -> bool:
+    """Whether every container of the pods is there and runs, or has come to a good end."""
+    states = [status.get("state") or {} for pod in pods for status in _containers(pod)]
+    ended = [(state.get("terminated") or {}).get("exitCode") == 0 for state in states]
+    return bool(states) and all("running" in state or done for state, done in zip(states, ended, strict=True))
+
+
+def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float, memory: Memory) -> PodFailure | None:
+    """Find out why a Deployment has had no pods at all for `waited` seconds: what makes them was refused.
+
+    Events are kept for an hour: what was there at the first look tells of other times.
+    """
+    mine = [event for event in memory.news(events) if _is_refusal(event, deployment)]
+    if not mine or min(waited, memory.lasted(f"{deployment} is refused")) < _REFUSED:
+        return None
+    return PodFailure(
+        f"no pod of {deployment} can be made: {mine[-1].get('message', '')}",
+        f"kubectl --context {topology.CONTEXT} -n {topology.ISTIO} get pods",
+        deployment,
+    )
+
+
+def _is_refusal(event: dict[str, Any], deployment: str) -> bool:
+    owner = event["involvedObject"]
+    is_mine = owner["kind"] in ("ReplicaSet", "Deployment") and owner["name"].startswith(deployment)
+    return is_mine and event.get("reason") == "FailedCreate"
+
+
+def waited_for(pods: Sequence[dict[str, Any]]) -> str:
+    """Say in a few words what the first pod that is not ready waits for."""
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        if not pod["spec"].get("nodeName"):
+            return f"{name} to get a place"
+        for status in _containers(pod):
+            state = status.get("state") or {}
+            ended = (state.get("terminated") or {}).get("exitCode") == 0
+            if not status.get("ready") and not ended:
+                return f"{name}: {status['name']}, {(state.get('waiting') or {}).get('reason') or 'not ready yet'}"
+    return "its pods"
+
+
+def told(events: Sequence[dict[str, Any]], last: int = 6) -> str:
+    """Return the last warnings of a namespace, a line each."""
+    # istiod's autoscaler complains all the time where nothing measures.
+    told_ = (event for event in events if event["involvedObject"]["kind"] != "HorizontalPodAutoscaler")
+    warnings = [event for event in told_ if event.get("type") == "Warning"][-last:]
+    return "\n".join(
+        f"{event['involvedObject']['kind'].lower()} {event['involvedObject']['name']}: "
+        f"{event.get('reason', '')}: {event.get('message', '').strip()}"
+        for event in warnings
+    )

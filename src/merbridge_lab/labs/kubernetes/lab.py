@@ -1,0 +1,394 @@
+"""The kind lab: the walkthrough on a kind cluster with Istio."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab import signals
+from merbridge_lab.adapters import conntrack, kubernetes_api
+from merbridge_lab.adapters.command import run
+from merbridge_lab.errors import LabError, UsageError
+from merbridge_lab.evidence import Unread, Verdict
+from merbridge_lab.lab import (
+    CONTROL_CLIENT,
+    DATAPLANE,
+    DEBUG_TOGGLE,
+    DIALS,
+    HELLO,
+    INBOUND_WITHOUT_RULES,
+    TRACE,
+    CommandTranscript,
+    ControlPair,
+)
+from merbridge_lab.labs import request_batch
+from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kind.cluster import NodeComponent
+from merbridge_lab.labs.kubernetes import commands, manifests, status, topology
+from merbridge_lab.labs.kubernetes.connection import Access
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
+    control_pods,
+    evidence,
+    images,
+    installation,
+    limitations,
+    manifest,
+    preflight,
+)
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
+from merbridge_lab.labs.kubernetes.dataplanes.none import WHY, NoDataplane, why
+from merbridge_lab.labs.kubernetes.mesh import MeshComponent
+from merbridge_lab.labs.kubernetes.offline_commands import OfflineCommands
+from merbridge_lab.labs.kubernetes.settings import MERBRIDGE, versions
+from merbridge_lab.labs.kubernetes.workload import KindWorkload
+from merbridge_lab.text import lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from merbridge_lab.dial_results import Dial
+    from merbridge_lab.labs.options import Options
+    from merbridge_lab.merbridge.trace import MerbridgeEvent
+    from merbridge_lab.model import Step
+    from merbridge_lab.observation import Observation
+    from merbridge_lab.requirements import Requirement
+    from merbridge_lab.ruleset import RuleSet
+
+
+#: What upstream's dataplane cannot, of what a lab's may.
+_LACKS = {
+    DEBUG_TOGGLE: "Merbridge compiles its debug flag in, so it restarts for that",
+    INBOUND_WITHOUT_RULES: "outside CNI mode, Merbridge leaves the way into a pod to the pod's rules",
+}
+#: What shows the eBPF in a kernel.
+_INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
+
+
+class KindLab:
+    """The Lab protocol over a kind cluster; `keep` leaves rules flushed after a flush."""
+
+    name = "kind"
+    follows_original = True
+
+    def __init__(self, options: Options, *, keep: bool = False) -> None:
+        self._keep = keep
+        self._keeps_cluster = options.keep_cluster
+        self._shown: list[CommandTranscript] = []
+        self._knows_context = False
+        self._workloads: dict[str, KindWorkload] = {}
+        self._access = access = Access(options)
+        self.api, self.node_name, self.settings = access.api, access.node, access.settings
+        self.find_node_exec = access.find_node_exec
+        self.node = NodeComponent(access, self._forget, kubeconfig=options.kubeconfig, keep=options.keep_cluster)
+        self.mesh = MeshComponent(access, self.workloads, keep=options.keep_cluster)
+        self._none = NoDataplane()
+        self.merbridge = MerbridgeDataplane(access, self.mesh.renew, self.mesh.warm)
+        self._pair = control_pods.Pair(access, self.merbridge.place)
+
+    def _forget(self) -> None:
+        self._access.forget()
+        self._workloads.clear()
+        self.merbridge.forget()
+
+    def close(self) -> None:
+        """Take away what was made for as long as this merlab runs."""
+        try:
+            if self._pair.made:
+                self._pair.close()
+        finally:
+            self._access.close()
+
+    # -- what intercepts ----------------------------------------------------------------------------------------------
+
+    @property
+    def intercepts(self) -> bool:
+        """Whether the lab is to have a dataplane."""
+        return self._access.best_known_settings().dataplane == MERBRIDGE
+
+    @property
+    def dataplane(self) -> MerbridgeDataplane | NoDataplane:
+        """Upstream's Merbridge, or none."""
+        return self.merbridge if self.intercepts else self._none
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the lab can, by its dataplane."""
+        return frozenset({DATAPLANE, TRACE, CONTROL_CLIENT}) if self.intercepts else frozenset()
+
+    # -- the walkthrough's nouns --------------------------------------------------------------------------------------
+
+    def workloads(self) -> list[KindWorkload]:
+        """Return the workloads of the walkthrough."""
+        return [self.workload(spec.name) for spec in topology.WORKLOADS]
+
+    def workload(self, name: str) -> KindWorkload:
+        """Return a workload by name; raises LabError for one that does not exist."""
+        specs = {spec.name: spec for spec in topology.WORKLOADS}
+        if name not in specs:
+            raise UsageError(f"there is no workload called {name!r}; there are {', '.join(specs)}")
+        if name not in self._workloads:
+            self._workloads[name] = KindWorkload(self.api(), specs[name], self._access.node_exec(), keep=self._keep)
+        return self._workloads[name]
+
+    def servers(self) -> list[KindWorkload]:
+        """Return the workloads behind the service helloworld."""
+        return [self.workload(spec.name) for spec in topology.SERVERS]
+
+    @contextlib.contextmanager
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[KindWorkload]:  # noqa: ARG002 - the protocol's
+        """Return a client that is out of the dataplane's reach; its pod stays while merlab runs, for the next time.
+
+        It has a sidecar always. Raises LabError without a dataplane: there sleep itself shows what the rules do.
+        """
+        if not self.intercepts:
+            raise LabError(self.why_missing(CONTROL_CLIENT))
+        yield self._pair.get()[0]
+
+    @contextlib.contextmanager
+    def control_pair(self) -> Iterator[ControlPair]:
+        """Return that client with a server of its own; see twin."""
+        if not self.intercepts:
+            raise LabError(self.why_missing(CONTROL_CLIENT))
+        client, server = self._pair.get()
+        yield ControlPair(client, server, control_pods.URL)
+
+    @contextlib.contextmanager
+    def flushed(self, workloads: Sequence[KindWorkload]) -> Iterator[dict[str, RuleSet]]:
+        """Save and flush nat in all of `workloads` for the length of the block."""
+        with contextlib.ExitStack() as stack:
+            yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
+
+    def drain_idle_connections(self) -> bool:
+        """Say that they do not: Istio's sidecars keep them for an hour."""
+        return False
+
+    def observe(
+        self,
+        client: KindWorkload,
+        *,
+        count: int = 4,
+        trace: bool = False,  # noqa: ARG002 - the protocol's; what there is, is always read
+        url: str = HELLO,
+        server: KindWorkload | None = None,
+        logged: bool = True,
+    ) -> Observation:
+        """Send requests as the app of `client` and read everything around them."""
+        servers = [server] if server is not None else self.servers()
+        around: dict[str, Any] = {"counters": dict}
+        with contextlib.ExitStack() as stack:
+            if self.intercepts and installation.there(self._access):
+                place = self.merbridge.place()
+                seeing = stack.enter_context(evidence.watching(place, self.merbridge.state()))
+                around = {"counters": seeing.counters, "trace": seeing.trace, "noted": seeing.noted}
+                around["limits"] = limitations.of(place, self._access.settings().sidecars, servers)
+            seen = request_batch.observe(
+                client,
+                ask=lambda: client.ask(url),
+                own=client.log(),
+                logs={one.name: one.log() for one in servers},
+                count=count,
+                changed_sources=lambda: conntrack.together(one.changed_sources() for one in (client, *servers)),
+                logged=logged,
+                **around,
+            )
+        if not seen.trace or isinstance(seen.trace, Unread):
+            return seen
+        return replace(seen, trace=evidence.of_requests(seen.trace, self._places(servers)))
+
+    def _places(self, servers: Sequence[KindWorkload]) -> frozenset[str]:
+        """Return the addresses to which requests go: the service's, and those of the pods behind it."""
+        service = self.api().get(kubernetes_api.path("Service", "helloworld"))["spec"]["clusterIP"]
+        return frozenset({service, *(one.pod.ip for one in servers)})
+
+    def dial(self, client: KindWorkload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
+        """Raise LabError: upstream keeps no map of its connections."""
+        raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded")
+
+    def logged(self, nonces: Iterable[str]) -> list[str]:
+        """Return the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        wanted = tuple(nonces)
+        return [
+            f"{workload.name}: {line}"
+            for workload in self.workloads()
+            for line in lines_of(workload.logged())
+            if any(nonce in line for nonce in wanted)
+        ]
+
+    def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
+        """Say nothing: what comes and goes in the nodes' namespaces is not listened for."""
+        return contextlib.nullcontext(list)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what must not change while something is proven."""
+        found = {}
+        for workload in self.workloads():
+            pod, process = workload.found(refresh=True)
+            found[f"the pod of {workload.name}"] = f"{pod.uid}, {pod.restarts} restarts"
+            found[f"the app of {workload.name}"] = f"{process.pid} since {process.started}"
+            found[f"the nat rules of {workload.name}"] = workload.rules.snapshot().fingerprint("nat")
+        if self.intercepts:
+            attached = self.merbridge.state()
+            found |= {f"the program {hook}": str(number) for hook, number in attached.programs.items()}
+        return found
+
+    def trace_command(self) -> str:
+        """Return the walkthrough's command, on the node."""
+        return commands.trace(self._access.node())
+
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
+        """Return the trace's events as they come, until interrupted. Raises LabError where there are none to come."""
+        if not self.intercepts:
+            raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
+        if pod or nonce:
+            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab step 5")
+        if not self.merbridge.debug:
+            raise LabError("Merbridge writes no trace lines: it runs without -d", hint="merlab step 4")
+        return evidence.follow(self.merbridge.place())
+
+    def why_missing(self, capability: str) -> str:
+        """Say why a capability is missing."""
+        if self.intercepts:
+            return _LACKS.get(capability, f"the kind lab has no {capability}")
+        return why(capability)
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and lacks."""
+        from merbridge_lab.requirements import kind_lab
+
+        likely = self._access.best_known_settings()
+        tools = kind_lab.kind(
+            kubernetes=likely.kubernetes,
+            misfit=likely.misfit(),
+            istio=likely.istio_tag,
+            tested=versions()["kind"]["tested"],
+            same_kernel=self.intercepts,
+        )
+        found = [*tools, *cluster.requirement()]
+        return (
+            [*found, *preflight.requirements(likely.images[MERBRIDGE], likely.sidecars, self._others)]
+            if self.intercepts
+            else found
+        )
+
+    def _others(self) -> list[str]:
+        return installation.others(self.api()) if self._access.answers() else []
+
+    def require_able(self) -> None:
+        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        for lacking in self.requirements():
+            if lacking.verdict == Verdict.FAIL.value:
+                raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
+        if self.intercepts and not self.merbridge.attached:
+            wanted = manifest.daemonset(manifest.objects(self.settings()))
+            node = self._access.node() if self._access.answers() else None
+            images.require([one["image"] for one in manifest.containers(wanted)], node)
+
+    def inventory(self) -> list[CommandTranscript]:
+        """Show the eBPF in this machine's kernel, which is the node's too; nothing where that cannot be seen."""
+        if shutil.which("bpftool") is None or os.geteuid() != 0:
+            return []
+        return [CommandTranscript(command, run(command.split(), ok=range(256)).stdout) for command in _INVENTORY]
+
+    def inventory_commands(self) -> list[str]:
+        """Return the walkthrough's, as root types them on this machine."""
+        return list(_INVENTORY)
+
+    def offline_commands(self) -> OfflineCommands:
+        """Return what tells the commands of steps where there is no lab to ask; nothing can be done with it."""
+        return OfflineCommands(self)
+
+    def show(self, command: str, output: str = "") -> None:
+        """Record a command that a person would type, with what it printed.
+
+        The first one that goes to the cluster by its context comes after the one that makes the context known.
+        """
+        if topology.CONTEXT in command and not self._knows_context:
+            self._shown += [CommandTranscript(each) for each in self._access.export()]
+            self._knows_context = True
+        self._shown.append(CommandTranscript(command, output))
+
+    def shown(self) -> Sequence[CommandTranscript]:
+        """Return what was recorded since this was last asked, and forget it."""
+        taken, self._shown = self._shown, []
+        return taken
+
+    # -- the lab as a whole -------------------------------------------------------------------------------------------
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of the lab is there. Raises LabError where Docker does not answer."""
+        return cluster.exists()
+
+    def require_up(self) -> None:
+        """Raise LabError when no lab is up."""
+        found = cluster.nodes()
+        if found and not cluster.are_ours(found):
+            raise cluster.foreign()
+        if not found:
+            raise LabError("no lab is up", hint="merlab up --lab kind")
+        if stopped := [node.name for node in found if not node.running]:
+            raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind")
+
+    def recover(self) -> None:
+        """Put back what a killed merlab left flushed, if the cluster is up."""
+        found = cluster.nodes()
+        if cluster.are_ours(found) and all(node.running for node in found):
+            with signals.shielded(), contextlib.suppress(LabError):
+                self.restore()
+                self._mend_dataplane()
+
+    def _mend_dataplane(self) -> None:
+        """Take away what a killed merlab left beside the pods; take Merbridge out where none is asked for any more."""
+        kept = self._access.kept()
+        if kept is None or kept.dataplane != MERBRIDGE:
+            return
+        self._pair.close()
+        evidence.sweep(self.merbridge.place())
+        if not self.intercepts:
+            self.merbridge.remove()
+            # No more than that: what else is asked for, the steps see to.
+            without = replace(kept, dataplane="none")
+            self.api().apply(manifests.configuration(without, finished=self._access.setup_complete()))
+
+    def sweep(self) -> None:
+        """Do nothing: what a merlab that was killed left of twins is cleared up where they are recreated."""
+
+    def restore(self) -> list[str]:
+        """Put back whatever is flushed; give the names of the workloads concerned."""
+        return [workload.name for workload in self.workloads() if workload.rules.restore()]
+
+    def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
+        """Remove whatever is left of the lab."""
+        if self.intercepts and self._access.answers():
+            self._pair.close()
+            with contextlib.suppress(LabError):
+                evidence.sweep(self.merbridge.place())
+        self.node.remove()
+        self.merbridge.require_gone()
+
+    def stays(self) -> list[str]:
+        """Say what `down` leaves on purpose, with the command that removes it."""
+        kept = (
+            [f"the cluster {topology.CLUSTER} stays, as asked; merlab down removes it"] if self._keeps_cluster else []
+        )
+        return [*kept, *status.pulled(self._access.best_known_settings())]
+
+    def states(self, steps: Sequence[Step]) -> list[str]:
+        """Say of each step whether what it ensures holds now."""
+        return status.states(self, steps)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the state of the lab as `merlab status --json` has it."""
+        return status.describe(self)
+
+    def dump(self) -> dict[str, Callable[[], Any]]:
+        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        return status.dump(self)
+
+    def keep_report(self, told: dict[str, Any]) -> None:
+        """Keep the report of the last run on the node, for a sysdump."""
+        with contextlib.suppress(LabError):
+            status.keep_report(self, told)

@@ -1,0 +1,63 @@
+"""What is applied to the cluster, as text for people and as objects for the API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from merbridge_lab.errors import UsageError
+from merbridge_lab.labs.kubernetes.settings import DATA, MERBRIDGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.labs.kubernetes.settings import Settings
+
+#: In the order in which they are applied: a pod gets its sidecar when it is made.
+APPLIED = ("namespace", "strict", "sleep", "helloworld")
+NAMES = ("kind", *APPLIED, "helper", "merbridge", "twin")
+
+
+def text(name: str, settings: Settings) -> str:
+    """Return a manifest by name. Raises LabError for one that does not exist."""
+    if name not in NAMES:
+        raise UsageError(f"there is no manifest called {name!r}; there are {', '.join(NAMES)}")
+    if name == MERBRIDGE and settings.merbridge_manifest:
+        from merbridge_lab.labs.kubernetes.dataplanes.merbridge import manifest
+
+        return yaml.safe_dump_all(manifest.objects(settings), sort_keys=False)
+    folder = DATA / "manifests"
+    plain = folder / f"{name}.yaml"
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8")
+    template = (folder / f"{name}.yaml.j2").read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - YAML, no HTML
+    return environment.from_string(template).render(images=settings.images, helper=settings.proxy_image)
+
+
+def texts(names: Sequence[str], settings: Settings) -> str:
+    """Return several, as one stream of documents."""
+    return "---\n".join(text(name, settings) for name in names)
+
+
+def objects(name: str, settings: Settings) -> list[dict[str, Any]]:
+    """Return the objects of a manifest."""
+    return [one for one in yaml.safe_load_all(text(name, settings)) if one]
+
+
+def configuration(settings: Settings, *, finished: bool) -> dict[str, Any]:
+    """Return the object that keeps, in the cluster, what the lab was made with, and whether that finished."""
+    from merbridge_lab.labs.kubernetes import topology
+
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": topology.SETTINGS,
+            "namespace": topology.NAMESPACE,
+            "labels": {"app.kubernetes.io/managed-by": "merlab"},
+        },
+        "data": {"settings.json": settings.to_json(), "finished": str(finished).lower()},
+    }

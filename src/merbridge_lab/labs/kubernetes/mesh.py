@@ -1,0 +1,318 @@
+"""Istio and the pods of the walkthrough as a part of the lab."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from merbridge_lab import polling
+from merbridge_lab.adapters import docker, istioctl, kind_cli, kubernetes_api
+from merbridge_lab.adapters.command import pasteable
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Reading, UnreadError
+from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kubernetes import diagnostics, manifests, node_exec, pods, rollout, topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from merbridge_lab.labs.kubernetes.connection import Access
+    from merbridge_lab.labs.kubernetes.pods import Pod
+    from merbridge_lab.labs.kubernetes.settings import Settings
+    from merbridge_lab.labs.kubernetes.workload import KindWorkload
+
+#: How long all sidecars may take to know of each other, in seconds.
+_SERVED = 30.0
+_GONE = 60.0
+#: What istioctl leaves in every namespace.
+_LEFT_BY_ISTIO = ("istio-ca-root-cert", "istio-ca-crl")
+#: How long istioctl may take until what it applies is there, in seconds.
+_APPLIED = 8.0
+
+
+class MeshComponent:
+    """What is put into the cluster; `keep` has `remove` take it out, since the cluster stays."""
+
+    def __init__(self, access: Access, workloads: Callable[[], Sequence[KindWorkload]], *, keep: bool) -> None:
+        self._access, self._workloads, self._keep = access, workloads, keep
+        self._settings, self._kept, self._api, self._node = access.settings, access.kept, access.api, access.node
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """Say what is not as `ensure` makes it."""
+        return (
+            self._of_istio()
+            or self._of_hands()
+            or [sentence for one in self._workloads() for sentence in self._of(one)]
+        )
+
+    def _of_istio(self) -> list[str]:
+        api, sentences = self._api(), []
+        istiod = api.find(kubernetes_api.path("Deployment", "istiod", topology.ISTIO))
+        if istiod is None:
+            return ["Istio is not installed in the cluster"]
+        if not rollout.is_done(istiod):
+            sentences.append("istiod is not available")
+        if not api.all("MutatingWebhookConfiguration", selector="app=sidecar-injector"):
+            sentences.append("sidecar injection is disabled: its MutatingWebhookConfiguration is missing")
+        kept = self._kept()
+        if kept is None or not self._access.setup_complete():
+            sentences.append("the last set-up did not finish")
+        elif different := self._settings().differ_from(kept):
+            sentences.append(f"the lab was made with other {', '.join(different)} than those asked for")
+        labels = api.get(kubernetes_api.path("Namespace", topology.NAMESPACE))["metadata"].get("labels") or {}
+        if labels.get("istio-injection") != "enabled":
+            sentences.append(f"the namespace {topology.NAMESPACE} has no label istio-injection=enabled")
+        strict = api.find(kubernetes_api.path("PeerAuthentication", "default"))
+        if strict is None or (strict["spec"].get("mtls") or {}).get("mode") != "STRICT":
+            sentences.append("no PeerAuthentication enforces STRICT mTLS")
+        return sentences
+
+    def _of_hands(self) -> list[str]:
+        if self._access.find_node_exec() is not None:
+            return []
+        if (why := self._access.helpless) is not None:
+            return [why.what]
+        return [f"the node {self._node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has"]
+
+    def _of(self, workload: KindWorkload) -> list[str]:
+        found = pods.active_pods(self._api(), workload.spec)
+        wanted = self._settings().sidecars
+        if len(found) != 1:
+            return [f"there are {len(found) or 'no'} pods of {workload.name}; there should be one"]
+        pod = found[0]
+        workload.see(pod)
+        if pod.sidecar != wanted:
+            return [f"{pod.name} has {f'a {pod.sidecar}' if pod.sidecar else 'no'} sidecar, not a {wanted} one"]
+        if not pod.ready:
+            return [f"{pod.name} is not ready"]
+        if workload.rules.outstanding:
+            return [
+                f"the nat rules of {workload.name} are flushed (saved in {workload.rules.saved_at}): merlab restore"
+            ]
+        return self._of_rules(workload, pod)
+
+    @staticmethod
+    def _of_rules(workload: KindWorkload, pod: Pod) -> list[str]:
+        seen = workload.rules.snapshot()
+        if unread := seen.unread:
+            return [f"the rules of {pod.name}: {each}" for each in unread]
+        if not seen.istio:
+            return [f"there are no ISTIO rules in {pod.name}"]
+        return [f"the ISTIO rules of {pod.name} {fault}"] if (fault := seen.fault()) else []
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Name the pods."""
+        told = []
+        for workload in self._workloads() if self._access.find_node_exec() else ():
+            with contextlib.suppress(LabError):
+                pod = workload.pod
+                said = f"{pod.name}, {pod.ip}, {pod.sidecar or 'no'} sidecar"
+                told.append(Reading(f"pod:{workload.name}", "", None, said))
+        return tuple(told)
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Put in what is missing, mend what is broken, and wait until a request is served. Raises LabError."""
+        settings, kept = self._settings(), self._kept()
+        if self._of_hands():
+            self._load_images(settings)  # among them that of the pod that enters others
+        for workload in self._workloads():
+            workload.rules.restore()
+        self._load_images(settings)
+        changed = kept is not None and any(name != "images" for name in settings.differ_from(kept))
+        every = changed or (kept is not None and not self._access.setup_complete())
+        if self._of_istio():
+            # What was asked for first is asked for until it is there; later on, what was there last.
+            self._api().apply(manifests.configuration(kept or settings, finished=False))
+            self._install(settings)
+        for name in manifests.APPLIED:
+            for document in manifests.objects(name, settings):
+                self._api().apply(document)
+        self._renew(every=every)
+        for spec in topology.WORKLOADS:
+            rollout.wait(self._api(), spec.name)
+        self._refuse_without_sidecar()
+        self._await_served()
+        self._api().apply(manifests.configuration(settings, finished=True))
+
+    def _load_images(self, settings: Settings) -> None:
+        """Copy the images that only this machine has, or that it has already, into the node."""
+        there = rollout.images_on(self._node())
+        missing = [ref for ref in settings.pod_images() if rollout.full_name(ref) not in there]
+        here = [ref for ref in missing if docker.has_image(ref)]
+        if here:
+            with polling.during(f"kind loads {len(here)} images into the node: {', '.join(here)}"):
+                kind_cli.load(topology.CLUSTER, here)
+
+    def _install(self, settings: Settings) -> None:
+        began, memory = time.monotonic(), diagnostics.Memory()
+
+        def hopeless() -> LabError | None:
+            found = self._api().all("Pod", topology.ISTIO)
+            waited = time.monotonic() - began
+            # istioctl applies first, and takes a few seconds for it: until then the pods are the earlier ones.
+            seen = diagnostics.diagnose(found, waited - _APPLIED, memory=memory)
+            if seen is None and not found:
+                seen = diagnostics.refused("istiod", self._api().events(topology.ISTIO), waited, memory)
+            return rollout.with_log(self._api(), topology.ISTIO, seen) if seen else None
+
+        with polling.during(f"istioctl installs Istio {settings.istio_tag} from {settings.istio_hub}"):
+            istioctl.install(settings.istio(), kubeconfig=self._api().kubeconfig_file, look=hopeless)
+
+    def _renew(self, *, every: bool) -> None:
+        """Have pods recreated that lack a sidecar, have the wrong kind of one, or have lost their rules.
+
+        `every` one, where Istio was changed: a pod keeps the sidecar it was made with.
+        """
+        for workload in self._workloads():
+            for pod in pods.active_pods(self._api(), workload.spec):
+                workload.see(pod)
+                wrong = pod.sidecar != self._settings().sidecars
+                if every or wrong or (pod.ready and self._without_rules(workload)):
+                    self._api().delete(kubernetes_api.path("Pod", pod.name), grace=1)
+                    self._await_gone(pod, workload)
+
+    @staticmethod
+    def _without_rules(workload: KindWorkload) -> bool:
+        try:
+            return bool(workload.rules.snapshot().fault())
+        except (LabError, UnreadError):
+            return False
+
+    def _await_gone(self, old: Pod, workload: KindWorkload) -> None:
+        # Wholly gone: until then the Deployment may still count it, and look as if all were done.
+        def is_gone() -> bool:
+            found = self._api().find(kubernetes_api.path("Pod", old.name))
+            return found is None or found["metadata"]["uid"] != old.uid
+
+        gone = polling.until(
+            is_gone,
+            timeout=_GONE,
+            every=0.3,
+            awaiting=f"the old pod of {workload.name} to go",
+        )
+        if not gone:
+            raise LabError(
+                f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
+                hint=f"kubectl --context {topology.CONTEXT} delete pod --force -l {workload.spec.selector}",
+                stderr=diagnostics.told(self._api().events()) or None,
+            )
+
+    def renew(self) -> None:
+        """Have every pod recreated, and wait until all are ready. Raises LabError."""
+        self._renew(every=True)
+        for spec in topology.WORKLOADS:
+            rollout.wait(self._api(), spec.name)
+        self._refuse_without_sidecar()
+
+    def warm(self) -> int:
+        """Ask until v1 and v2 have answered; give how many requests were answered by something else before."""
+        return self._await_served()
+
+    def _refuse_without_sidecar(self) -> None:
+        for workload in self._workloads():
+            for pod in pods.active_pods(self._api(), workload.spec):
+                if not pod.sidecar:
+                    raise LabError(
+                        f"Istio gave {pod.name} no sidecar, although its namespace asks for it",
+                        hint=f"kubectl --context {topology.CONTEXT} get mutatingwebhookconfigurations",
+                        stderr=diagnostics.told(self._api().events()) or None,
+                    )
+
+    def _await_served(self) -> int:
+        sleep, *servers = self._workloads()
+        for workload in (sleep, *servers):
+            workload.found(refresh=True)
+        answered: set[str] = set()
+        last: list[str] = ["nothing was asked"]
+        cold = 0
+
+        def served() -> bool:
+            nonlocal cold
+            exchange = sleep.ask("http://helloworld:5000/hello")
+            last[0] = f"{exchange}"
+            cold += not exchange.served
+            answered.update(server.name for server in servers if exchange.served and server.name in exchange.body)
+            return len(answered) == len(servers)
+
+        if not polling.until(served, timeout=_SERVED, awaiting="requests to be served by v1 and v2"):
+            raise LabError(
+                f"within {_SERVED:.0f} s sleep was answered by {' and '.join(answered) or 'nobody'} only: {last[0]}",
+                hint="merlab status --lab kind",
+                stderr=diagnostics.told(self._api().events()) or None,
+            )
+        return cold
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Take out what was put in, where the cluster is ours and is to stay; else it goes with the cluster."""
+        if not self._keep or not cluster.are_ours(cluster.nodes()):
+            return
+        api = self._api()
+        for name in reversed(manifests.APPLIED):
+            for document in manifests.objects(name, self._settings()):
+                meta = document["metadata"]
+                if document["kind"] == "Namespace":
+                    api.apply({**document, "metadata": {"name": meta["name"]}})  # lets go of the label that was ours
+                else:
+                    api.delete(kubernetes_api.path(document["kind"], meta["name"], meta["namespace"]))
+        node_exec.remove(api)
+        with polling.during("istioctl removes Istio"):
+            istioctl.uninstall(kubeconfig=api.kubeconfig_file)
+        api.delete(kubernetes_api.path("Namespace", topology.ISTIO))
+        for name in (topology.SETTINGS, *_LEFT_BY_ISTIO):
+            for namespace in api.get("/api/v1/namespaces")["items"]:
+                api.delete(kubernetes_api.path("ConfigMap", name, namespace["metadata"]["name"]))
+        for crd in api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]:
+            if crd["spec"]["group"].endswith("istio.io"):
+                api.delete(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
+        docker.execute(self._node(), ["rm", "-rf", topology.STATE])
+        gone = polling.until(
+            lambda: api.find(kubernetes_api.path("Namespace", topology.ISTIO)) is None,
+            timeout=_GONE,
+            every=0.5,
+            awaiting=f"the namespace {topology.ISTIO} to go",
+        )
+        if not gone:
+            raise LabError(
+                f"the namespace {topology.ISTIO} is still there after {_GONE:.0f} s",
+                hint="merlab down --lab kind --keep-cluster",
+            )
+
+    # -- as a person would type it ----------------------------------------------------------------------------------
+
+    def _is_helped(self) -> bool:
+        with contextlib.suppress(LabError):
+            return isinstance(self._access.find_node_exec(), node_exec.HelperPodExec)
+        return False
+
+    def shell_commands(self) -> list[str]:
+        """Return the commands a person would type to put it in."""
+        settings = self._access.best_known_settings()
+        kubectl = f"kubectl --context {topology.CONTEXT}"
+        loaded = [ref for ref in settings.pod_images() if not ref.startswith("docker.io/")]
+        hub, tag = f"--istio-hub={settings.istio_hub}", f"--istio-tag={settings.istio_tag}"
+        helper = pasteable(["merlab", "manifests", "helper", hub, tag])
+        install = [*istioctl.install_argv(settings.istio()), "--context", topology.CONTEXT]
+        return [
+            *([pasteable(kind_cli.load_argv(topology.CLUSTER, loaded))] if loaded else []),
+            pasteable(install),
+            *(
+                f"merlab manifests {name}{_changed(name, settings)} | {kubectl} apply -f -"
+                for name in manifests.APPLIED
+            ),
+            *([f"{helper} | {kubectl} apply -f -"] if self._is_helped() else []),
+            f"{kubectl} wait --for=condition=Available deployment --all --timeout=120s",
+        ]
+
+
+def _changed(name: str, settings: Settings) -> str:
+    """Return the options that a manifest's images were named by."""
+    default = type(settings).default().images
+    mine = {key: ref for key, ref in settings.images.items() if key.startswith(name) and ref != default[key]}
+    return "".join(f" --image {key}={ref}" for key, ref in mine.items())

@@ -1,0 +1,174 @@
+"""By what a pod's namespace is entered: the node's own tools, or those of a helper pod where the node has none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from merbridge_lab import polling
+from merbridge_lab.adapters import docker, kubernetes_api
+from merbridge_lab.adapters.command import Result, pasteable
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import diagnostics, manifests, topology
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.labs.kubernetes.settings import Settings
+
+_TIMEOUT = 30.0
+#: How long a command is tried again where the API breaks off or does not answer, in seconds.
+_PATIENCE = 30.0
+#: How long the helper may take to run, in seconds; its image is Istio's proxy, which is on the node already.
+_STARTS = 60.0
+#: The label of the helpers that merlab makes for the length of a command; what one types oneself has none.
+_PASSING = "merlab.io/passing"
+_TOOLS = "command -v nsenter && command -v ip && { command -v iptables-nft-save || command -v iptables-legacy-save; }"
+
+
+class NodeExec(Protocol):
+    """Runs commands where all processes of a node are seen, and `layout.STATE` is the node's."""
+
+    @property
+    def node(self) -> str:
+        """The node's name, which is its container's too."""
+
+    def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
+        """Run a command. Raises LabError when it ends with a status not in `ok`."""
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        """Return the command that a program uses to run `argv` there on our terminal."""
+
+    def shell_commands(self, argv: Sequence[str]) -> str:
+        """Return the command that a person uses to run `argv` there."""
+
+
+@dataclass(frozen=True)
+class DockerNodeExec:
+    """The node's tools, by docker exec."""
+
+    node: str
+
+    def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
+        """Run a command on the node."""
+        return docker.execute(self.node, argv, timeout=_TIMEOUT, ok=ok)
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        """Return the command that a program uses to run `argv` there on our terminal."""
+        return docker.exec_argv(self.node, argv, terminal=True)
+
+    def shell_commands(self, argv: Sequence[str]) -> str:
+        """Return the command that a person uses to run `argv` there."""
+        return pasteable(docker.exec_argv(self.node, argv))
+
+
+@dataclass(frozen=True)
+class HelperPodExec:
+    """The helper pod's tools, by the API: `pod` is one of this merlab's own, which goes when it ends."""
+
+    api: Api
+    node: str
+    pod: str
+
+    def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
+        """Run a command in the helper; once more where the API does not say how it ended.
+
+        So a command may run twice, and must come to the same then. An API that hiccups between a flush and its end
+        does not leave rules flushed: who flushes and restores does so in a shield, and this tries to its deadline.
+        """
+        answer = polling.retrying(
+            lambda: self.api.execute(topology.HELPERS, self.pod, "helper", argv, _TIMEOUT),
+            on=kubernetes_api.ApiUnavailableError,
+            timeout=_PATIENCE,
+            awaiting="the cluster's API to answer",
+        )
+        told = Result(self.shell_commands(argv), *answer)
+        if told.status not in ok:
+            raise LabError(
+                f"{argv[0]} failed with exit status {told.status} in the pod {topology.HELPER}",
+                command=told.command,
+                stderr=told.stderr.strip(),
+            )
+        return told
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        """Return the command that a program uses to run `argv` there on our terminal: it takes kubectl."""
+        return self._kubectl(["--kubeconfig", self.api.kubeconfig_file], ["-i", "-t"], self.pod, argv)
+
+    def shell_commands(self, argv: Sequence[str]) -> str:
+        """Return the command that a person uses to run `argv` in their own helper pod (`merlab manifests helper`)."""
+        return pasteable(self._kubectl(["--context", topology.CONTEXT], [], topology.HELPER, argv))
+
+    @staticmethod
+    def _kubectl(cluster: list[str], options: list[str], pod: str, argv: Sequence[str]) -> list[str]:
+        return ["kubectl", *cluster, "-n", topology.HELPERS, "exec", *options, pod, "--", *argv]
+
+
+def have_tools(node: str) -> bool:
+    """Whether a node has what it takes to enter pods itself."""
+    return docker.execute(node, ["sh", "-c", _TOOLS], ok=range(256)).status == 0
+
+
+def make(api: Api, node: str, settings: Settings) -> HelperPodExec:
+    """Make a helper for as long as this merlab runs, and wait until it runs too. Raises LabError."""
+    sweep(api)
+    name = f"{topology.HELPER}-{os.getpid()}"
+    for document in manifests.objects("helper", settings):
+        meta = document["metadata"]
+        owner = {_PASSING: "true", **_owner(os.getpid())}
+        api.apply({**document, "metadata": {**meta, "name": name, "labels": {**meta["labels"], **owner}}})
+    where = kubernetes_api.path("Pod", name, topology.HELPERS)
+    if not polling.until(lambda: _runs(api.find(where)), timeout=_STARTS, every=0.3, awaiting=f"the pod {name} to run"):
+        found = diagnostics.diagnose([one] if (one := api.find(where)) else [], _STARTS, now=True)
+        remove(api, name)
+        why = f": {found.what}" if found else ""
+        raise LabError(
+            f"the node has no iptables or nsenter, and the pod {name} that has did not run{why}",
+            hint=f"kubectl --context {topology.CONTEXT} -n {topology.HELPERS} get events",
+        )
+    return HelperPodExec(api, node, name)
+
+
+def remove(api: Api, name: str = topology.HELPER) -> None:
+    """Remove a helper, by default the one that a person makes; none is fine."""
+    api.delete(kubernetes_api.path("Pod", name, topology.HELPERS), grace=0)
+
+
+def sweep(api: Api) -> None:
+    """Remove the helpers of merlabs that were killed. Raises LabError."""
+    here = _owner(os.getpid())
+    for pod in api.all("Pod", topology.HELPERS, f"{_PASSING}=true"):
+        labels = pod["metadata"].get("labels") or {}
+        # Of one that runs in another PID namespace nothing is known here, unless the machine was started since.
+        if labels.get(_BOOT) != here[_BOOT] or (labels.get(_SPACE) == here[_SPACE] and not _lives(labels)):
+            remove(api, pod["metadata"]["name"])
+
+
+_BOOT, _SPACE, _PID, _BEGAN = (f"merlab.io/owner-{name}" for name in ("boot", "pids", "pid", "began"))
+
+
+def _owner(pid: int) -> dict[str, str]:
+    """Name a process for good: by boot, PID namespace, PID, and when it began. Raises OSError for one that is gone."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return {
+        _BOOT: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
+        _SPACE: str(Path("/proc/self/ns/pid").stat().st_ino),
+        _PID: str(pid),
+        _BEGAN: stat.rpartition(")")[2].split()[19],
+    }
+
+
+def _lives(labels: Mapping[str, str]) -> bool:
+    pid = labels.get(_PID, "")
+    try:
+        return pid.isdecimal() and _owner(int(pid))[_BEGAN] == labels.get(_BEGAN)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _runs(found: Mapping[str, Any] | None) -> bool:
+    statuses = found["status"].get("containerStatuses") or [] if found else []
+    return bool(statuses) and all("running" in (status.get("state") or {}) for status in statuses)

@@ -1,0 +1,111 @@
+"""Wait for a Deployment: what is awaited, for how long, and when it is hopeless, why."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab import polling
+from merbridge_lab.adapters import docker, kubernetes_api
+from merbridge_lab.adapters.docker import registry
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import diagnostics, topology
+from merbridge_lab.labs.kubernetes.pod_netns import CTR
+
+if TYPE_CHECKING:
+    from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.labs.kubernetes.diagnostics import PodFailure
+
+#: An image of 200 MB that is pulled by a slow line is the longest wait there is, in seconds.
+_READY = 240.0
+#: How long containers that all run may take to be ready, in seconds; a sidecar takes three.
+_RUNNING = 60.0
+_LOG_LINES = 12
+
+
+def wait(api: Api, name: str, namespace: str = topology.NAMESPACE) -> None:
+    """Wait until a Deployment is as it should be. Raises LabError, early where it will not be."""
+    began = time.monotonic()
+    seen: dict[str, Any] = {"found": None, "pods": [], "running": None}
+    memory = diagnostics.Memory()
+
+    def ready() -> bool:
+        found = api.get(kubernetes_api.path("Deployment", name, namespace))
+        seen["pods"] = pods_of(api, found)
+        waited = time.monotonic() - began
+        seen["found"] = diagnostics.diagnose(seen["pods"], waited, memory=memory)
+        if seen["found"] is None and not seen["pods"]:
+            seen["found"] = diagnostics.refused(name, api.events(namespace), waited, memory)
+        if is_done(found):
+            seen["found"] = None
+            return True
+        if not diagnostics.all_run(seen["pods"]):
+            seen["running"] = None
+        elif seen["running"] is None:
+            seen["running"] = time.monotonic()
+        elif time.monotonic() - seen["running"] > _RUNNING:
+            seen["found"] = seen["found"] or diagnostics.never_ready(seen["pods"], name, _RUNNING)
+        return seen["found"] is not None
+
+    def awaited() -> str:
+        return f"{name} to be ready: {diagnostics.waited_for(seen['pods'])}"
+
+    done = polling.until(ready, timeout=_READY, every=0.3, awaiting=awaited)
+    if seen["found"] is not None:
+        raise with_log(api, namespace, seen["found"])
+    if not done:
+        late = diagnostics.diagnose(seen["pods"], _READY, now=True)
+        why = f": {late.what}" if late else f", waiting for {diagnostics.waited_for(seen['pods'])}"
+        raise LabError(
+            f"{name} was not ready within {_READY:.0f} s{why}",
+            hint=late.hint if late else "merlab status --lab kind",
+            stderr=diagnostics.told(api.events(namespace)) or None,
+        )
+
+
+def is_done(deployment: dict[str, Any]) -> bool:
+    """Whether all that a Deployment asks for is there, and what it asked for before is gone."""
+    status, wanted = deployment["status"], deployment["spec"].get("replicas", 1)
+    return bool(
+        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+        and status.get("updatedReplicas", 0) == wanted
+        and status.get("availableReplicas", 0) == wanted
+        and status.get("replicas", 0) == wanted
+    )
+
+
+def pods_of(api: Api, deployment: dict[str, Any]) -> list[dict[str, Any]]:
+    """List a Deployment's pods, those that are ending aside."""
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    found = api.all("Pod", deployment["metadata"]["namespace"], selector)
+    return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
+
+
+def with_log(api: Api, namespace: str, found: PodFailure) -> LabError:
+    """Return a trouble as an error, with the end of the log that tells more and the last events."""
+    said = ""
+    if found.container:
+        with contextlib.suppress(LabError):
+            said = api.log(namespace, found.pod, found.container, tail=_LOG_LINES)
+    with contextlib.suppress(LabError):
+        said = said or diagnostics.told(api.events(namespace))
+    return found.error(said.strip())
+
+
+# -- images on the node ------------------------------------------------------------------------------------------------
+
+
+def images_on(node: str) -> frozenset[str]:
+    """List the names of the images that a node has."""
+    return frozenset(docker.execute(node, [*CTR, "images", "ls", "--quiet"]).stdout.split())
+
+
+def full_name(ref: str) -> str:
+    """Return an image's name as containerd has it: with its registry, its "library" and its tag."""
+    name = ref if registry(ref) != "docker.io" or ref.startswith("docker.io/") else f"docker.io/{ref}"
+    if name.startswith("docker.io/") and name.count("/") == 1:
+        name = name.replace("docker.io/", "docker.io/library/", 1)
+    last = name.rpartition("/")[2]
+    return name if ":" in last or "@" in last else f"{name}:latest"

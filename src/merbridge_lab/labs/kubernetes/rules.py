@@ -1,0 +1,209 @@
+"""The rules of a pod: read, flushed and put back without ever being lost.
+
+What is flushed is saved on the node before, and is on its disk; the file that holds it *is* the mark that a flush is
+outstanding. It names the pod, the process and the namespace it is of: no other pod ever gets it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from merbridge_lab import ruleset, signals
+from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import commands, nat_backends, pod_netns, topology
+from merbridge_lab.labs.kubernetes.pod_netns import RestartedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.kubernetes.pod_netns import Process
+    from merbridge_lab.labs.kubernetes.pods import Pod
+    from merbridge_lab.ruleset import RuleSet
+
+_HEADER = "# merlab: nat of"
+_OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED = 94, 95, 96
+
+# $1 backend, $2 file, $3 header. What is saved ends with "# Completed": a text without that was cut by a full disk.
+# An API that broke off without an answer may have run this before, or be running it still: a save with this very
+# header is of this very flush. A save is never written over (ln), since a second one could be of flushed rules.
+_FLUSH = f"""{nat_backends.SHELL}
+folder=$(dirname "$2")
+draft=$folder/.$(basename "$2").new.$$
+if [ -e "$2" ]; then
+  [ "$(head -n 1 "$2")" = "$3" ] || exit 94
+else
+  mkdir -p "$folder" && {{ echo "$3"; save; }} >"$draft" || exit 95
+  tail -n 1 "$draft" | grep -q '^# Completed' && sync "$draft" || exit 95
+  ln "$draft" "$2" || [ "$(head -n 1 "$2")" = "$3" ] || exit 95
+  rm -f "$draft" && sync "$folder" || exit 95
+fi
+flush || exit 96
+"""
+# $1 backend, $2 file.
+_RESTORE = f'{nat_backends.SHELL} load <"$2" && save'
+_COPY = f'{nat_backends.SHELL} mkdir -p "$(dirname "$2")" && save >"$2"'
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a flush took, and from where."""
+
+    backend: str
+    uid: str
+    pid: int
+    started: int
+    netns: int
+    text: str
+
+
+def header(name: str, backend: str, uid: str, process: Process) -> str:
+    """Return the first line of the file."""
+    facts = f"backend={backend} uid={uid} pid={process.pid} started={process.started} netns={process.netns}"
+    return f"{_HEADER} {name}, {facts}"
+
+
+def read(text: str) -> Saved | None:
+    """Read such a file; None for what is none."""
+    facts = dict(re.findall(r"(\w+)=(\S+)", text.partition("\n")[0]))
+    try:
+        saved = Saved(
+            facts["backend"], facts["uid"], int(facts["pid"]), int(facts["started"]), int(facts["netns"]), text
+        )
+    except (KeyError, ValueError):
+        return None
+    return saved if text.startswith(_HEADER) and saved.backend in (*ruleset.BACKENDS, ruleset.NATIVE) else None
+
+
+class PodRules(commands.Rules):
+    """The nat rules of the workload `name`; `keep` leaves them flushed after a flush.
+
+    `hands` enter it, `found` gives the pod and its process as they are now, and has them looked for again
+    where it is told so.
+    """
+
+    def __init__(
+        self, name: str, hands: NodeExec, found: Callable[[bool], tuple[Pod, Process]], *, keep: bool = False
+    ) -> None:
+        super().__init__(name)
+        self._name, self._hands, self._found, self._keep = name, hands, found, keep
+        self._backend = ""
+        #: What a flush took; there exactly as long as the flush is outstanding.
+        self.saved_at = f"{topology.STATE}/saved/{name}.rules"
+
+    @property
+    def process(self) -> Process:
+        """The process that they are reached through."""
+        return self._found(False)[1]
+
+    @property
+    def backend(self) -> str:
+        """In which tables Istio's rules are, found by looking; nft where there are none."""
+        if not self._backend:
+            self._backend = self.snapshot().backend
+        return self._backend or "nft"
+
+    def snapshot(self) -> RuleSet:
+        """Read them, in every backend."""
+        return pod_netns.snapshot(self.process)
+
+    def copy(self) -> None:
+        """Save the rules for a person to look at and to put back; while they are flushed, as they were."""
+        if self.outstanding:
+            self._hands.execute(["cp", self.saved_at, self.copied_at])
+        else:
+            pod_netns.script(self.process, _COPY, self.backend, self.copied_at)
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether rules are flushed and saved right now."""
+        return self._hands.execute(["test", "-e", self.saved_at], ok=(0, 1)).status == 0
+
+    @contextlib.contextmanager
+    def flushed(self) -> Iterator[RuleSet]:
+        """Flush nat for the length of the block; see lab.Rules."""
+        self.restore()
+        pod, process = self._found(True)
+        before = pod_netns.snapshot(process)
+        if not before.backend:
+            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up --lab kind")
+        self._backend = before.backend
+        try:
+            self._flush(pod, process)
+            yield before
+        except BaseException:
+            self.restore()
+            raise
+        if not self._keep:
+            self.restore()
+
+    def _flush(self, pod: Pod, process: Process) -> None:
+        node = self._hands.node
+        first = header(self._name, self._backend, pod.uid, process)
+        failed = (_OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED)
+        with signals.shielded():
+            done = pod_netns.script(process, _FLUSH, self._backend, self.saved_at, first, ok=(0, *failed))
+        if done.status == _OUTSTANDING:
+            raise LabError(f"the rules of {self._name} are flushed already", hint="merlab restore --lab kind")
+        if done.status == _NOT_SAVED:
+            raise LabError(
+                f"the rules of {self._name} cannot be saved to {self.saved_at} on {node}; nothing was flushed",
+                hint=f"docker exec {node} df {topology.STATE}",
+                stderr=done.stderr,
+            )
+        if done.status:
+            raise LabError(f"the rules of {self._name} cannot be flushed", stderr=done.stderr)
+
+    def restore(self) -> bool:
+        """Put back what a flush took, if one is outstanding, and say whether one was.
+
+        Raises LabError when the rules cannot be put back; they stay saved then.
+        """
+        with signals.shielded():
+            told = self._hands.execute(["cat", self.saved_at], ok=(0, 1))
+            if told.status:
+                return False
+            saved = read(told.stdout)
+            if saved is None:
+                raise LabError(
+                    f"{self.saved_at} on {self._hands.node} is not a file of rules that merlab saved",
+                    hint=f"docker exec {self._hands.node} mv {self.saved_at} {self.saved_at}.other",
+                )
+            process = self._owner(saved)
+            if process is not None:
+                self._put_back(saved, process)
+            # Else the pod was recreated meanwhile, with rules of its own: these are of a namespace that is gone.
+            self._hands.execute(["rm", "-f", self.saved_at])
+            return True
+
+    def _owner(self, saved: Saved) -> Process | None:
+        """Find a process in exactly the namespace that was flushed: the same one, or the pod's that holds it.
+
+        A container that is between two starts has no process; the pod's sandbox has, as long as the namespace lives.
+        """
+        with contextlib.suppress(RestartedError):
+            process = pod_netns.look(self._hands, saved.pid)
+            if (process.started, process.netns) == (saved.started, saved.netns):
+                return process
+        running = pod_netns.tasks(self._hands.node)
+        for sandbox in pod_netns.sandboxes(self._hands.node, saved.uid):
+            with contextlib.suppress(RestartedError, KeyError):
+                process = pod_netns.look(self._hands, running[sandbox])
+                if process.netns == saved.netns:
+                    return process
+        return None
+
+    def _put_back(self, saved: Saved, process: Process) -> None:
+        present = pod_netns.script(process, _RESTORE, saved.backend, self.saved_at).stdout
+        if [str(rule) for rule in ruleset.parse(present)] != [str(rule) for rule in ruleset.parse(saved.text)]:
+            raise LabError(
+                f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._hands.node}",
+                hint=commands.shell(process, f"{nat_backends.commands(saved.backend).load} < {self.saved_at}"),
+            )
+
+    def listing(self, chain: str = "") -> str:
+        """Return what `list_command` prints now."""
+        return pod_netns.script(self.process, 'inside "$@"', *self.list_argv(chain)).stdout

@@ -1,0 +1,212 @@
+"""The state of the lab, told: for `merlab status`, `merlab steps` and for a sysdump."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab import redaction
+from merbridge_lab.adapters import docker
+from merbridge_lab.adapters.command import run
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import UnreadError
+from merbridge_lab.labs.kind import cluster, local_state
+from merbridge_lab.labs.kubernetes import pods, topology
+from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from merbridge_lab.labs.kubernetes.lab import KindLab
+    from merbridge_lab.labs.kubernetes.settings import Settings
+    from merbridge_lab.labs.kubernetes.workload import KindWorkload
+    from merbridge_lab.model import Step
+
+_LAST_REPORT = f"{topology.STATE}/last-report.json"
+#: How much of each log goes into a sysdump, in lines from its end.
+_TAIL = 2000
+
+
+def is_up(lab: KindLab) -> bool:
+    """Whether the cluster is there, is merlab's, runs and answers. Raises LabError where Docker does not answer."""
+    found = cluster.nodes()
+    if not cluster.are_ours(found) or not all(node.running for node in found):
+        return False
+    try:
+        return lab.api().ready()
+    except LabError:  # why, the problems say
+        return False
+
+
+def describe(lab: KindLab) -> dict[str, Any]:
+    """Return the state of the lab as `merlab status --json` has it."""
+    up = is_up(lab)
+    workloads = lab.workloads() if up and lab.find_node_exec() is not None else []
+    described = [told for workload in workloads if (told := _workload(lab, workload)) is not None]
+    there = cluster.are_ours(cluster.nodes())
+    return {
+        "schema": 1,
+        "lab": lab.name,
+        "up": there,
+        "workloads": described,
+        "dataplane": _dataplane(lab) if up else {"kind": "none", "attached": False, "programs": 0},
+        "path": _path(described, attached=up and lab.dataplane.attached) if len(described) > 1 else [],
+        "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
+        "problems": _problems(lab, up=up) if there else [],
+    }
+
+
+def _workload(lab: KindLab, workload: KindWorkload) -> dict[str, Any] | None:
+    found = pods.active_pods(lab.api(), workload.spec)
+    if not found:
+        return None
+    pod = found[0]
+    told: dict[str, Any] = {"backend": "", "istio_rules": 0}
+    pid = None
+    try:
+        pid = workload.found(refresh=True)[1].pid
+        told = workload.rules.snapshot().to_json()
+    except LabError:
+        pass  # a pod that does not run has neither; why, the problems say
+    return {
+        "name": workload.name,
+        "pid": pid,
+        "ip": pod.ip or "0.0.0.0",  # noqa: S104 - "none yet", not an address to bind to
+        "sidecar": pod.sidecar_ready,
+        "sidecar_kind": pod.sidecar,
+        "pod": pod.name,
+        "node": pod.node,
+        "rules": told,
+    }
+
+
+def _dataplane(lab: KindLab) -> dict[str, Any]:
+    if not lab.intercepts:
+        return {"kind": "none", "attached": False, "programs": 0}
+    programs = 0
+    with contextlib.suppress(LabError):
+        programs = len(lab.merbridge.state().programs)
+    return {"kind": "merbridge", "attached": lab.dataplane.attached, "programs": programs}
+
+
+def _problems(lab: KindLab, *, up: bool) -> list[str]:
+    parts = [lab.node, *([lab.mesh] if up else []), *([lab.dataplane] if up and lab.intercepts else [])]
+    return [sentence for part in parts for sentence in _told(part.problems)]
+
+
+def _told(problems: Callable[[], list[str]]) -> list[str]:
+    """Ask a part for its problems; that it cannot be looked at is one, and must not hide those of the others."""
+    try:
+        return problems()
+    except LabError as error:
+        return [f"{error.what}; {error.hint}" if error.hint else error.what]
+    except UnreadError as error:
+        return [error.cause]
+
+
+def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, str]]:
+    """Say what brings a new request of sleep from each station to the next one; into a pod its rules do, always."""
+
+    def by(pod: dict[str, Any]) -> str:
+        if "unread" in pod["rules"]:
+            return "what cannot be read"
+        return "rules" if pod["rules"]["istio_rules"] else "nothing"
+
+    client, *servers = described
+    out = "eBPF" if attached else by(client)
+    legs = [{"from": f"{client['name']}'s app", "by": out, "to": f"{client['name']}'s sidecar"}]
+    legs += [
+        {"from": f"{client['name']}'s sidecar", "by": by(server), "to": f"{server['name']}'s sidecar, then its app"}
+        for server in servers
+    ]
+    return legs
+
+
+def states(lab: KindLab, steps: Sequence[Step]) -> list[str]:
+    """Say of each step whether what it ensures holds now."""
+    up = is_up(lab)
+    told = []
+    for step in (step.on(lab.capabilities) for step in steps):
+        if step.needs - lab.capabilities:
+            told.append("skipped")
+        elif step.kind.value == "demonstrate":
+            told.append("shows")
+        elif step.number > 0 and not up:
+            told.append("not yet")
+        else:
+            told.append("holds" if all(check.evaluate(lab).held for check in step.verify) else "does not hold")
+    return told
+
+
+def pulled(settings: Settings) -> list[str]:
+    """Say which of the lab's images stay in Docker, with the command that removes them."""
+    wanted = [settings.kind_image, *settings.pod_images()]
+    if settings.dataplane == MERBRIDGE:
+        wanted.append(settings.images[MERBRIDGE])
+    there = [ref for ref in wanted if docker.has_image(ref)]
+    return [f"its images stay with Docker; this removes them: docker image rm {' '.join(there)}"] if there else []
+
+
+# -- sysdump -----------------------------------------------------------------------------------------------------------
+
+
+def keep_report(lab: KindLab, told: dict[str, Any]) -> None:
+    """Write the report of the last run to the node."""
+    text = json.dumps(told, default=str)
+    write = ["sh", "-c", 'mkdir -p "$1" && cat >"$2"', "sh", topology.STATE, _LAST_REPORT]
+    docker.execute(lab.node_name(), write, stdin=text)
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    """Return what the lab was made with; of what was set for Istio only the names: it may hold anything."""
+    return {**asdict(settings), "istio_set": [redaction.setting(one) for one in settings.istio_set]}
+
+
+def _is_ours(name: str, namespace: str) -> bool:
+    """Whether a pod of this name is the walkthrough's, or of a namespace that holds nobody else's."""
+    return namespace != topology.NAMESPACE or any(name.startswith(f"{spec.name}-") for spec in topology.WORKLOADS)
+
+
+def _pod(pod: dict[str, Any]) -> dict[str, Any]:
+    """Return a pod of the walkthrough or the system; of one of the user's own, that it is there."""
+    about = pod["metadata"]
+    if _is_ours(about["name"], about.get("namespace", topology.NAMESPACE)):
+        return pod
+    return {"metadata": {"name": about["name"]}, "status": {"phase": pod.get("status", {}).get("phase")}}
+
+
+def _events(namespace: str, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events about what `_is_ours`."""
+    about = [(one.get("involvedObject", {}).get("name", ""), one) for one in events]
+    return [one for name, one in about if _is_ours(f"{name}-", namespace)]
+
+
+def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
+    """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+    parts: dict[str, Callable[[], Any]] = {
+        "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
+        "status.json": lambda: describe(lab),
+        "kernel.txt": lambda: run(["uname", "-a"]).stdout,
+        "docker.json": lambda: asdict(docker.engine()),
+        "nodes.json": lambda: [asdict(node) for node in cluster.nodes()],
+        "settings.json": lambda: _settings(lab.settings()),
+    }
+    if where := local_state.log():
+        parts["kind-create.log"] = lambda: Path(where).read_text(encoding="utf-8", errors="replace")
+    if not is_up(lab):
+        return parts
+    api, node = lab.api(), lab.node_name()
+    parts["last-report.json"] = lambda: docker.execute(node, ["cat", _LAST_REPORT]).stdout
+    for namespace in ("kube-system", topology.ISTIO, topology.NAMESPACE):
+        parts[f"{namespace}/pods.json"] = lambda name=namespace: [_pod(one) for one in api.all("Pod", name)]  # type: ignore[misc]
+        parts[f"{namespace}/events.json"] = lambda name=namespace: _events(name, api.events(name))  # type: ignore[misc]
+    with contextlib.suppress(LabError):  # where nothing is there to enter pods with; why, status.json says
+        for workload in lab.workloads():
+            parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(
+                map(str, one.rules.snapshot().texts.values())
+            )  # type: ignore[misc]
+            parts[f"{workload.name}/sidecar.log"] = lambda one=workload: one.logged(_TAIL)  # type: ignore[misc]
+    return {**parts, **lab.merbridge.dump()} if lab.intercepts else parts

@@ -1,0 +1,224 @@
+"""A workload as the steps see it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from merbridge_lab import accesslog, hints
+from merbridge_lab.adapters import docker
+from merbridge_lab.adapters.command import pasteable
+from merbridge_lab.adapters.kubernetes_api import NotFoundError
+from merbridge_lab.errors import ClaimFailedError
+from merbridge_lab.evidence import Unread
+from merbridge_lab.lab import ProcessIdentity
+from merbridge_lab.labs import request_batch
+from merbridge_lab.labs.kubernetes import commands, nat_backends, pod_netns, pods, topology
+from merbridge_lab.labs.kubernetes.rules import PodRules
+from merbridge_lab.ruleset import NATIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.kubernetes.pod_netns import Process
+    from merbridge_lab.labs.kubernetes.pods import Pod
+    from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
+    from merbridge_lab.observation import Exchange
+
+#: The character of an x-request-id that Envoy changes where it decides about tracing (its UUID extension).
+_TRACED = 14
+_SHELL_BIN = f"{topology.STATE}/bin"
+
+
+class KindWorkload:
+    """A workload on the cluster; `keep` leaves its rules flushed after a flush."""
+
+    def __init__(self, api: Api, spec: WorkloadSpec, hands: NodeExec, *, keep: bool = False) -> None:
+        self._api, self.spec, self._hands = api, spec, hands
+        self.name = spec.name
+        self._known: tuple[Pod, Process] | None = None
+        self.rules = PodRules(spec.name, hands, self.found, keep=keep)
+
+    @property
+    def url(self) -> str:
+        """Where its app answers by its own address."""
+        return f"http://{self.pod.ip}:5000/hello"
+
+    def found(self, refresh: bool) -> tuple[Pod, Process]:
+        """Return its pod and its app's process, as they were found first or, if `refresh`, as they are now."""
+        if self._known is None or refresh:
+            pod = pods.running_pod(pods.active_pods(self._api, self.spec), self.spec)
+            self._known = (pod, pod_netns.find(self._hands, pod, self.spec.container))
+        return self._known
+
+    def see(self, pod: Pod) -> None:
+        """Take note of the pod as it is now: what was found of one that was restarted is forgotten."""
+        if self._known and (self._known[0].uid, self._known[0].containers) != (pod.uid, pod.containers):
+            self._known = None
+
+    @property
+    def pod(self) -> Pod:
+        """Its pod."""
+        return self.found(refresh=False)[0]
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def ask(self, url: str) -> Exchange:
+        """Ask once, as its app."""
+        nonce = request_batch.new_nonce()
+        argv = request_batch.curl(nonce, url)
+        pod = self.pod
+        try:
+            status, stdout, stderr = self._api.execute(
+                topology.NAMESPACE, pod.name, self.spec.container, argv, request_batch.REQUEST + 5
+            )
+        except NotFoundError as error:
+            raise pod_netns.RestartedError(
+                f"the pod {pod.name} is gone: {self.name} was restarted meanwhile", hint="type this again"
+            ) from error
+        return request_batch.read(nonce, url, status, stdout, stderr)
+
+    def log(self) -> SidecarLog:
+        """Return what its sidecar writes into its access log from now on. Raises NotHeldError where it has none."""
+        if not self.pod.sidecar:
+            raise ClaimFailedError(f"{self.pod.name} has no sidecar: merlab up gives it one")
+        return SidecarLog(self._api, self.pod.name)
+
+    def changed_sources(self) -> Mapping[str, frozenset[str]]:
+        """Return the source addresses that conntrack changed in its network, and on its node."""
+        return pod_netns.changed_sources(self.found(refresh=False)[1])
+
+    def logged(self, tail: int = 2000) -> str:
+        """Return the end of its sidecar's log."""
+        return self._api.log(topology.NAMESPACE, self.pod.name, topology.SIDECAR, tail=tail)
+
+    def request_command(self) -> str:
+        """Return the walkthrough's request, as one types it here."""
+        return commands.request(self.spec)
+
+    # -- entering ---------------------------------------------------------------------------------------------------
+
+    def enter_commands(self) -> list[str]:
+        """Return the command that finds the app's process, and the one that looks around in its namespace."""
+        pod, process = self.found(refresh=False)
+        return commands.enter(process, pod.containers[self.spec.container])
+
+    def enter(self) -> ProcessIdentity:
+        """Find the app's process and look around in its namespaces; the pod's sandbox says what they should be."""
+        pod = pods.running_pod(pods.active_pods(self._api, self.spec), self.spec)
+        pids = pod_netns.tasks(pod.node)
+        cid = pod.containers[self.spec.container]
+        holder = next((pids[each] for each in pod_netns.sandboxes(pod.node, pod.uid) if each in pids), None)
+        expected = pod_netns.look(self._hands, holder).netns if holder else 0
+        cgroup = f"pod{pod.uid}/{cid}"
+        if cid not in pids:
+            return ProcessIdentity(self.name, None, "", pod.ip, (), expected, 0, cgroup, "")
+        process = pod_netns.look(self._hands, pids[cid])
+        return ProcessIdentity(
+            workload=self.name,
+            pid=process.pid,
+            comm=process.comm,
+            expected_address=pod.ip,
+            addresses=process.addresses,
+            expected_netns=expected,
+            netns=process.netns,
+            expected_cgroup=cgroup,
+            cgroup=pod_netns.cgroup_names(process.cgroup),
+            looked=process.looked,
+        )
+
+    # -- by hand ----------------------------------------------------------------------------------------------------
+
+    def app_argv(self, argv: Sequence[str], *, terminal: bool | None = None) -> list[str]:
+        """Return the argv that runs `argv` as the app: its user, its files, its network; it takes no kubeconfig.
+
+        On a terminal where ours is one, unless said otherwise.
+        """
+        pod = self.pod
+        if terminal is None:
+            terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        options = ["--exec-id", f"merlab-{uuid.uuid4().hex[:12]}", *(["--tty"] if terminal else [])]
+        command = [*pod_netns.CTR, "tasks", "exec", *options, pod.containers[self.spec.container], *argv]
+        return docker.exec_argv(pod.node, command, stdin=True, terminal=terminal)
+
+    @contextlib.contextmanager
+    def shell(self, *, netns: bool) -> Iterator[tuple[list[str], str]]:
+        """Return the argv of a shell as the app, or with `netns` as root in the network namespace; and a welcome."""
+        if not netns:
+            argv = self.app_argv(["env", f"PS1=merlab:{self.name}$ ", "sh", "-i"], terminal=True)
+            yield argv, f"you are {self.name}'s app; try: curl -s helloworld:5000/hello. exit leaves."
+            return
+        _, process = self.found(refresh=True)
+        backend = self.rules.backend
+        if backend == NATIVE:
+            told = f"its rules are nftables' own. Try: {pasteable(nat_backends.commands(NATIVE).list_all)}"
+        else:
+            told = f"iptables is iptables-{backend}. Try: iptables -t nat -vnL"
+            self._hands.execute(["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
+        path = f"PATH={_SHELL_BIN}/{backend}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        run = ["nsenter", "-t", str(process.pid), "-n", "env", path, f"PS1=merlab:{self.name}(netns)# ", "sh", "-i"]
+        welcome = f"you are root on the node, in the network namespace of {self.name}; {told}. exit leaves."
+        yield self._hands.argv(run), f"{welcome}\n{hints.as_the_app(_AS_APP.format(self.name))}"
+
+    def changes(self) -> list[str]:
+        """Say what of the rules is not as Istio made it, and how to put it back."""
+        if self.rules.outstanding:
+            return [f"the nat rules of {self.name} are flushed; merlab restore puts them back"]
+        seen = self.rules.snapshot()
+        if unread := seen.unread:
+            return [f"whether the rules of {self.name} are as Istio made them is not known: {unread[0]}"]
+        if fault := seen.fault():
+            return [f"the rules of {self.name} are not as Istio made them: they {fault}; merlab up recreates the pod"]
+        return []
+
+
+_AS_APP = "merlab exec {} --lab kind -- curl -s helloworld:5000/hello"
+
+_LINKS = """
+mkdir -p "$1" && for tool in iptables iptables-save iptables-restore; do
+    ln -sf "$(command -v "iptables-$2${tool#iptables}")" "$1/$tool"
+done
+"""
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class SidecarLog:
+    """What a sidecar has printed since this was made; the cluster's clock is not ours, so by its age.
+
+    That is measured by a clock that goes on while the machine is suspended, as the cluster's does.
+    """
+
+    def __init__(self, api: Api, pod: str) -> None:
+        self._api, self._pod = api, pod
+        self._source = f"envoy:{pod}/access"
+        self._began = _now()
+
+    def lines(self) -> tuple[AccessLogLine, ...] | Unread:
+        """Return the lines of the access log; or that they are in another format."""
+        since = int(_now() - self._began) + 1
+        return read_log(self._api.log(topology.NAMESPACE, self._pod, topology.SIDECAR, since=since), self._source)
+
+
+def read_log(text: str, source: str = "envoy:sidecar/access") -> tuple[AccessLogLine, ...] | Unread:
+    """Read an access log whose request ids may have been marked by Envoy for tracing."""
+    lines = accesslog.read(text, source)
+    if isinstance(lines, Unread):
+        return lines
+    return tuple(replace(line, request_id=unmarked(line.request_id)) for line in lines)
+
+
+def unmarked(request_id: str) -> str:
+    """Return an x-request-id as it was sent: a UUID of version 4."""
+    if len(request_id) > _TRACED and request_id[_TRACED] in "9ab":
+        return f"{request_id[:_TRACED]}4{request_id[_TRACED + 1 :]}"
+    return request_id

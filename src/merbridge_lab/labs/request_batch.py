@@ -1,0 +1,263 @@
+"""A batch of requests, whichever lab sends it: what is asked, what came of it, what it left in rules and logs."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread, UnreadError, value_of
+from merbridge_lab.observation import Exchange, Observation, arrivals
+from merbridge_lab.polling import until
+from merbridge_lab.shortage import unread
+from merbridge_lab.text import lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.lab import Workload
+
+    #: A line with the name of the server that wrote it.
+    Entry = tuple[str, AccessLogLine]
+    #: From the requests, and the client's and the servers' records of them, to Observation.noted.
+    Noted = Callable[
+        [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]], Mapping[str, Mapping[str, str]]
+    ]
+    #: From the same to Observation.by_tcp.
+    ByTcp = Callable[
+        [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]],
+        Mapping[str, Mapping[str, tuple[int, int]]],
+    ]
+
+T = TypeVar("T")
+
+#: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
+REQUEST = 5
+#: In the place of curl's exit status where it did something else than it was told, or does not tell; curl has no such
+#: number.
+NOT_ONCE = 255
+#: What curl tells of a request that was sent once over one new connection, and the first libcurl that tells it. What a
+#: curl of that version or a later one does not tell was not read.
+_ONCE = {
+    "num_connects": (1, (7, 70)),
+    "num_redirects": (0, (7, 70)),
+    "proxy_used": (0, (8, 7)),
+    "num_retries": (0, (8, 9)),
+}
+#: How long a sidecar may take to write a request into its log, in seconds (Istio's flush once a second).
+_LOGGED = 3.0
+
+
+class Log(Protocol):
+    """What a sidecar has written into its access log since this was made."""
+
+    def lines(self) -> tuple[AccessLogLine, ...] | Unread:
+        """Return the lines that are there by now; or that it could not be read, and why."""
+
+
+def new_nonce() -> str:
+    """Return an x-request-id that nobody else has."""
+    return str(uuid.uuid4())
+
+
+def curl(nonce: str, url: str) -> list[str]:
+    """Return the curl that asks `url` once, on a fresh connection, and tells all about it.
+
+    Nobody's ~/.curlrc and no proxy has a say in it, or a request that was closed might be sent again and be answered.
+    """
+    tell = "\\n%{json}"
+    once = ["-q", "-sS", "-i", "--noproxy", "*", "--retry", "0", "--max-redirs", "0", "--max-time", str(REQUEST)]
+    return ["curl", *once, "-H", f"x-request-id: {nonce}", "-w", tell, url]
+
+
+def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Exchange:
+    """Make an exchange of what such a curl left."""
+    response, _, told = stdout.rpartition("\n")
+    try:
+        facts = dict(json.loads(told))
+    except (ValueError, TypeError):
+        facts, response = {}, stdout
+    head, _, body = response.replace("\r\n", "\n").partition("\n\n")
+    if (more := _not_once(facts)) and not exit_status:
+        # Whatever was answered, it was not (seen to be) the answer to the one request that is judged.
+        exit_status, stderr = NOT_ONCE, more
+    headers = dict(line.lower().split(": ", 1) for line in lines_of(head)[1:] if ": " in line)
+    return Exchange(
+        nonce=nonce,
+        url=url,
+        exit_status=exit_status,
+        status=facts.get("http_code") or None,
+        body=body,
+        headers=headers,
+        local=f"{facts.get('local_ip', '')}:{facts.get('local_port', 0)}",
+        seconds=float(facts.get("time_total") or 0.0),
+        error=stderr.strip(),
+        remote=f"{facts.get('remote_ip', '')}:{facts.get('remote_port', 0)}",
+    )
+
+
+def _reading(source: str, take: Callable[[], T]) -> T | Unread:
+    """Take a reading; where it cannot be taken, say why.
+
+    An error of a kind of its own says more than that (the pod was recreated meanwhile): it is for the caller.
+    """
+    try:
+        return take()
+    except UnreadError as error:
+        return error.unread
+    except OSError as error:
+        return unread(source, error)
+    except LabError as error:
+        if type(error) is not LabError:
+            raise
+        return unread(source, error)
+
+
+def _or_none(log: Mapping[str, T] | Unread) -> Mapping[str, T]:
+    """Return the records; none where there is no log: a twin without a sidecar has connections all the same."""
+    return {} if isinstance(log, Unread) else log
+
+
+def _not_once(facts: Mapping[str, object]) -> str:
+    """Say that curl did more than to ask once over one new connection, or does not tell; empty if it did just that."""
+    known = re.match(r"libcurl/(\d+)\.(\d+)", str(facts.get("curl_version", "")))
+    version = (int(known[1]), int(known[2])) if known else None
+    # Of which version it is, curl always tells: one that does not is taken for the newest, which tells everything.
+    told = {name: wanted for name, (wanted, since) in _ONCE.items() if version is None or version >= since}
+    if silent := [name for name in told if not isinstance(facts.get(name), int)]:
+        return f"curl does not tell whether it asked once over one connection: its answer has no {', '.join(silent)}"
+    found = [f"{name} is {facts[name]}" for name, (wanted, _) in _ONCE.items() if facts.get(name, wanted) != wanted]
+    return f"curl asked in another way than once over one connection: {', '.join(found)}" if found else ""
+
+
+class _Records:
+    """What the sidecars wrote of a batch. `changed` is what conntrack was asked, None where it was not needed."""
+
+    def __init__(
+        self,
+        exchanges: Sequence[Exchange],
+        own: Log,
+        logs: Mapping[str, Log],
+        changed_sources: Callable[[], Mapping[str, frozenset[str]]],
+    ) -> None:
+        self._own, self._logs, self._ask = own, logs, changed_sources
+        self._local = {exchange.nonce: exchange.local for exchange in exchanges}
+        self._answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
+        self._closed = {exchange.local for exchange in exchanges if exchange.closed}
+        self.changed: Mapping[str, frozenset[str]] | Unread | None = None
+
+    def _same(self, sent: str, arrived: str) -> bool:
+        if sent != arrived and self.changed is None:
+            self.changed = _reading("conntrack", self._ask)
+        return arrived in self._arrivals(sent)
+
+    def _arrivals(self, sent: str) -> frozenset[str]:
+        changed = self.changed
+        return arrivals(sent, {} if changed is None or isinstance(changed, Unread) else changed)
+
+    def _refused(self, line: AccessLogLine) -> bool:
+        return line.rejected_plain_text and any(self._same(sent, line.downstream_remote) for sent in self._closed)
+
+    def read_client(self) -> dict[str, AccessLogLine] | Unread:
+        """Return the client's lines that there are by now, by nonce."""
+        lines = self._own.lines()
+        if isinstance(lines, Unread):
+            return lines
+        return {line.request_id: line for line in lines if line.request_id in self._local and line.outbound}
+
+    def read_servers(
+        self, mine: Mapping[str, AccessLogLine]
+    ) -> tuple[dict[str, Entry] | Unread, tuple[Entry, ...] | Unread]:
+        """Return the servers' lines by nonce, and the refusals of plain text; every one's log must be readable."""
+        theirs: dict[str, Entry] = {}
+        refused = []
+        for name, log in self._logs.items():
+            lines = log.lines()
+            if isinstance(lines, Unread):
+                return lines, lines
+            for line in lines:
+                if line.request_id in self._local and not line.outbound:
+                    # Of several attempts, the one that the client's sidecar tells of: its last.
+                    last = mine.get(line.request_id)
+                    is_last = last and self._same(last.upstream_local, line.downstream_remote)
+                    if is_last or line.request_id not in theirs:
+                        theirs[line.request_id] = (name, line)
+                elif self._refused(line):
+                    refused.append((name, line))
+        return theirs, tuple(refused)
+
+    def complete(self) -> bool:
+        """Whether each answer is in both logs, and each closed connection in a server's."""
+        mine: Mapping[str, AccessLogLine] | Unread = self.read_client()
+        if not self._answered:  # nothing to be found in it: a twin without a sidecar has no log at all
+            mine = _or_none(mine)
+        theirs, refused = self.read_servers({} if isinstance(mine, Unread) else mine)
+        if isinstance(mine, Unread) or isinstance(theirs, Unread) or isinstance(refused, Unread):
+            return False
+        told = {
+            nonce
+            for nonce in mine.keys() & theirs.keys()
+            if self._same(self._local[nonce], mine[nonce].downstream_remote)
+            and self._same(mine[nonce].upstream_local, theirs[nonce][1].downstream_remote)
+        }
+        sources = {line.downstream_remote for _, line in refused}
+        return self._answered <= told and all(self._arrivals(sent) & sources for sent in self._closed)
+
+
+def observe(
+    client: Workload,
+    *,
+    ask: Callable[[], Exchange],
+    own: Log,
+    logs: Mapping[str, Log],
+    count: int,
+    counters: Callable[[], Mapping[str, Mapping[str, int]]],
+    changed_sources: Callable[[], Mapping[str, frozenset[str]]],
+    trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
+    noted: Noted | None = None,
+    limits: Mapping[str, str] | None = None,
+    logged: bool = True,
+    by_tcp: ByTcp | None = None,
+) -> Observation:
+    """Send `count` requests by `ask`, one after the other, and read everything around them.
+
+    `own` is the log of the client's sidecar, `logs` those of the servers' by name. The rules are read before the first
+    request and after the last; the logs are awaited to a deadline, by nonce, unless `logged` is off. `changed_sources`
+    is asked at most once, and only where two records do not name the same port.
+    """
+    if trace is not None:
+        _reading("trace", trace)
+    counted = _reading("bpf:counters", counters)
+    before = client.rules.snapshot()
+    exchanges = tuple(ask() for _ in range(count))
+    after = client.rules.snapshot()
+    records = _Records(exchanges, own, logs, changed_sources)
+    # A deadline that passes is no error here: the checks see that a line is missing, and say which.
+    if logged:
+        until(records.complete, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
+    client_log = records.read_client()
+    server_log, rejected = records.read_servers({} if isinstance(client_log, Unread) else client_log)
+    return Observation(
+        client=client.name,
+        exchanges=exchanges,
+        client_log=client_log,
+        server_log=server_log,
+        rejected=rejected,
+        before=before,
+        after=after,
+        counters_before=counted,
+        counters_after=_reading("bpf:counters", counters),
+        trace=_reading("trace", trace) if trace is not None else (),
+        changed_sources=records.changed or {},
+        noted=_reading("bpf:pair_original_dst", lambda: noted(exchanges, value_of(client_log), value_of(server_log)))
+        if noted is not None
+        else None,
+        limits=limits or {},
+        by_tcp=_reading("sock_diag", lambda: by_tcp(exchanges, _or_none(client_log), _or_none(server_log)))
+        if by_tcp is not None
+        else None,
+    )

@@ -1,0 +1,28 @@
+"""The walkthrough as it was written in 2022: what one typed then, and what has changed since."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib import resources
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Original:
+    """One thing that was typed. `now` says what one does instead, and why; nothing where it is typed as ever."""
+
+    then: str
+    now: str
+
+
+@functools.lru_cache(maxsize=1)
+def _all() -> dict[int, tuple[Original, ...]]:
+    text = (resources.files("merbridge_lab") / "data/walkthrough.yaml").read_text(encoding="utf-8")
+    return {number: tuple(Original(**one) for one in typed) for number, typed in yaml.safe_load(text).items()}
+
+
+def original(number: int) -> tuple[Original, ...]:
+    """Return what was typed in a step, in its order."""
+    return _all().get(number, ())
