@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 SOURCE = Path(merbridge_lab.__file__).parent
 #: The classes that carry a hint, and which of their arguments it is where it is not named.
 _CARRIERS = {
-    "LabError": 1, "UsageError": 1, "NotFoundError": 1, "RestartedError": 1, "ApiUnavailableError": 1, "IncompleteClusterError": 1,
+    "LabError": 1, "UsageError": 1, "NotFoundError": 1, "RestartedError": 1,
+    "ApiUnavailableError": 1, "IncompleteClusterError": 1,
     "Requirement": 4, "Check": 9, "PodFailure": 1,
 }  # fmt: skip
 #: What stands for a part of a hint that is known only when it is given.
