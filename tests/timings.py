@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
-from tests.called import MERLAB
+from tests.merlab_cli import MERLAB
 
 #: What the time of `merlab --help` is compared with: an application of typer that has nothing to do.
 EMPTY = """\

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.change import change
 from merbridge_lab.errors import LabError
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ def held(lab: str, command: str, *, wait: float = 0.0, again: str | None = None)
     path = folder() / f"{lab}.lock"
     descriptor = _take(path)
     if descriptor is None and wait > 0:
-        descriptor = until(lambda: _take(path), timeout=wait, awaiting=lambda: _words(path), every=0.25)
+        descriptor = poll_until(lambda: _take(path), timeout=wait, awaiting=lambda: _words(path), every=0.25)
     if descriptor is None:
         raise LabError(_words(path), hint=again)
     try:

@@ -34,7 +34,7 @@ class _Listener:
     tell: Callable[[str, float], None] | None = None
 
 
-def listen(tell: Callable[[str, float], None] | None) -> None:
+def on_progress(tell: Callable[[str, float], None] | None) -> None:
     """Have `tell` called with what is awaited and for how many seconds already, again and again while it lasts."""
     _Listener.tell = tell
 
@@ -45,7 +45,7 @@ def _tell(awaiting: str, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def during(what: str) -> Iterator[None]:
+def progress(what: str) -> Iterator[None]:
     """Say what goes on, and for how long already, while the block runs: a command that takes its time."""
     began = time.monotonic()
     over = threading.Event()
@@ -63,7 +63,9 @@ def during(what: str) -> Iterator[None]:
         thread.join()
 
 
-def until(look: Callable[[], T], *, timeout: float, awaiting: str | Callable[[], str], every: float = 0.1) -> T | None:
+def poll_until(
+    look: Callable[[], T], *, timeout: float, awaiting: str | Callable[[], str], every: float = 0.1
+) -> T | None:
     """Call `look` until it gives something true, at most `timeout` seconds; give that, or the last thing it gave.
 
     `awaiting` says in a few words what is awaited, for the progress line, or is asked for them. Looks come `every`

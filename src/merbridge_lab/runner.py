@@ -250,7 +250,7 @@ class Runner:
             return finding.held
 
         if patience:
-            polling.until(look, timeout=patience, awaiting=check.description)
+            polling.poll_until(look, timeout=patience, awaiting=check.description)
         else:
             look()
         assert finding is not None  # noqa: S101 - look() has run at least once

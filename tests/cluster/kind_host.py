@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests import called
-from tests.called import MERLAB, environment, told
+from tests import merlab_cli
+from tests.merlab_cli import MERLAB, environment, told
 
 from merbridge_lab.labs.kind import local_state
 from merbridge_lab.labs.kubernetes import topology
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,7 +68,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return f"{error['what']} → {error['hint']}"
 
 
-class Running(called.Started):
+class Running(merlab_cli.Started):
     """A merlab running, to be stopped in the middle."""
 
     def __init__(self, command: str, *words: str) -> None:
@@ -213,5 +213,5 @@ _KUBECTL = ("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf")
 
 def settled(look: Callable[[], object], wanted: object, seconds: float = 10.0) -> object:
     """Return what `look` gives, once it is as wanted, or after some seconds."""
-    until(lambda: look() == wanted, timeout=seconds, awaiting="what is on its way out to be gone")
+    poll_until(lambda: look() == wanted, timeout=seconds, awaiting="what is on its way out to be gone")
     return look()

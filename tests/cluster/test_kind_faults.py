@@ -46,11 +46,11 @@ from kind_host import (
     settled,
     stopped,
 )
-from tests.called import MERLAB, environment, told
 from tests.cluster import builds, engine
+from tests.merlab_cli import MERLAB, environment, told
 
 from merbridge_lab.labs.kubernetes import topology
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -89,7 +89,7 @@ def foreign(nothing: Mapping[str, object]) -> Iterator[str]:  # noqa: ARG001 - c
     changes = {"KIND_EXPERIMENTAL_DOCKER_NETWORK": "foreign"}
     making = subprocess.Popen(argv, env=environment(**changes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        assert until(lambda: MOMENTS["container"](0), timeout=30, awaiting="the node of another's cluster")
+        assert poll_until(lambda: MOMENTS["container"](0), timeout=30, awaiting="the node of another's cluster")
     finally:
         making.kill()
         making.wait()
@@ -333,7 +333,7 @@ def test_a_cluster_whose_own_certificate_has_expired_is_made_anew_by_what_merlab
         done = merlab("step", "6", "--json")
         return refusal(done) if done.returncode == 3 else ""
 
-    assert until(lambda: "certificates" in said(), timeout=90, every=1, awaiting="the API server to be back")
+    assert poll_until(lambda: "certificates" in said(), timeout=90, every=1, awaiting="the API server to be back")
     assert "merlab down --lab kind && merlab up --lab kind" in said()
     assert held(merlab("down"))
     assert held(merlab("up", "-q"))

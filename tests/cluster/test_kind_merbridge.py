@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kind_host import NODE, Running, docker, held, in_node, kubectl, leftovers, merlab, refusal, rules, settled
-from tests.called import told
 from tests.cluster import builds
+from tests.merlab_cli import told
 
 from merbridge_lab.labs.kubernetes import manifests
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation

@@ -30,8 +30,8 @@ from kind_host import (
     stopped,
     words_for,
 )
-from tests.called import MERLAB, environment, told
 from tests.cluster import builds
+from tests.merlab_cli import MERLAB, environment, told
 
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view

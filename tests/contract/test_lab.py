@@ -10,7 +10,7 @@ import shlex
 
 import pytest
 
-from fakes import FakeLab
+from fake_lab import FakeLab
 from merbridge_lab.checks import dataplane, mesh, rules
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, TRACE

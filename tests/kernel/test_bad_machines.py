@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from kernel_refusing import refusing
 from kernel_without import lacking, unmounted
-from tests.called import MERLAB
-from walk_host import LONG, NAME, Lab, differences, environment, is_plain, merlab, picture
+from tests.merlab_cli import MERLAB
+from walkthrough_host import LONG, NAME, Lab, differences, environment, is_plain, merlab, picture
 
 from merbridge_lab.adapters import cgroup
 from merbridge_lab.dataplane import abi

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.called import environment as in_lab
-from tests.called import told
-from walk_host import LONG
+from tests.merlab_cli import environment as in_lab
+from tests.merlab_cli import told
+from walkthrough_host import LONG
 
 from merbridge_lab.adapters import mounts
 from merbridge_lab.labs.embedded import envoy

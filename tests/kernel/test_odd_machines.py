@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from kernel_without import lacking
 from test_bad_machines import host  # noqa: F401 - a fixture
-from tests.called import MERLAB
-from walk_host import environment, is_plain
+from tests.merlab_cli import MERLAB
+from walkthrough_host import environment, is_plain
 
 pytestmark = pytest.mark.kernel
 

@@ -10,15 +10,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from substrate_host import Lab, as_app
-from walk_host import NAME as WALK
-from walk_host import merlab
+from host_state import Lab, as_app
+from walkthrough_host import NAME as WALK
+from walkthrough_host import merlab
 
 from merbridge_lab.adapters import cgroup, mounts, netns
 from merbridge_lab.adapters.command import run
-from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.labs.embedded import certificates, namespaces, shell, topology
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 pytestmark = pytest.mark.kernel
 
@@ -81,7 +81,7 @@ ETC = {
 STAND = """
 import sys
 sys.path.insert(0, {tests!r})
-from substrate_host import Lab, curl
+from host_state import Lab, curl
 from pathlib import Path
 before = {{name: Path("/etc", name).is_symlink() or Path("/etc", name).exists() for name in ("hosts", "resolv.conf")}}
 lab = Lab("merlab-etc")
@@ -159,7 +159,7 @@ def test_p2_an_altered_app_is_started_anew(lab):
 
 def test_p2_a_mount_over_the_script_is_told(lab):
     script = lab.v1.folder / "app.py"
-    put(lab.v1.folder / "copy.py", script.read_text())
+    write_atomic(lab.v1.folder / "copy.py", script.read_text())
     netns.run_inside(lab.v1.mntns, lambda: mounts.bind(lab.v1.folder / "copy.py", script), netns.NEWNS)
     try:
         assert any("sees another app.py than merlab's" in each for each in lab.problems())
@@ -195,7 +195,7 @@ def test_p8_an_authority_that_is_valid_no_more_is_told_and_replaced(lab, monkeyp
     with monkeypatch.context() as then:
         then.setattr(certificates, "_LIFE", dt.timedelta(hours=-1))
         expired = certificates.Authority.fresh()
-    put(path, certificates._pem(expired._key) + expired.certificate, mode=0o600)
+    write_atomic(path, certificates._pem(expired._key) + expired.certificate, mode=0o600)
     assert any("the certificate of the lab's authority expired at" in each for each in lab.problems())
     lab.ensure()
     assert lab.problems() == []
@@ -212,7 +212,7 @@ def test_p8_a_limit_of_who_calls_merlab_is_not_handed_on(tmp_path):
             group, Path("/proc/self/ns/net"), Path("/proc/self/ns/mnt"), 0, log, ["sh", "-c", "ulimit -f; ulimit -n"]
         )
         subprocess.run(["sh", "-c", 'ulimit -S -f 1000; exec "$@"', "sh", *argv], check=True, env=os.environ)
-        assert until(lambda: log.exists() and len(log.read_text().split()) == 2, timeout=5, awaiting="the daemon")
+        assert poll_until(lambda: log.exists() and len(log.read_text().split()) == 2, timeout=5, awaiting="the daemon")
         assert log.read_text().split()[0] == "unlimited"
     finally:
         cgroup.remove(group, 5)

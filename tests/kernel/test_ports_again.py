@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from walk_host import NAME, Lab, merlab
+from walkthrough_host import NAME, Lab, merlab
 
 from merbridge_lab.checks import rules
 from merbridge_lab.labs.embedded.lab import EmbeddedLab

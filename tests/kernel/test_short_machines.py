@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.called import MERLAB
-from tests.terminal import OnTerminal
-from walk_host import LONG, NAME, Lab, environment, is_plain, merlab
+from tests.merlab_cli import MERLAB
+from tests.pty_terminal import OnTerminal
+from walkthrough_host import LONG, NAME, Lab, environment, is_plain, merlab
 
 from merbridge_lab.adapters import mounts
 from merbridge_lab.labs.embedded.host import Machine

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from walk_host import differences, merlab, picture
+from walkthrough_host import differences, merlab, picture
 
 pytestmark = [pytest.mark.kernel, pytest.mark.soak]
 

@@ -10,9 +10,9 @@ import re
 from collections import Counter
 
 import pytest
-from door import MARKS
-from test_door import at_the_door
-from walk_host import merlab
+from change_points import MARKS
+from test_change_points import at_the_door
+from walkthrough_host import merlab
 
 pytestmark = pytest.mark.kernel
 

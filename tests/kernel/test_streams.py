@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from dataplane_rig import until
 
+from byte_streams import BLOCK, LENGTH, Meeting, Plan, Tally, play
 from streams_lab import ECHO_VIP, Scene, mem_pages
-from streams_played import BLOCK, LENGTH, Meeting, Plan, Tally, play
 
 pytestmark = pytest.mark.kernel
 

@@ -43,6 +43,7 @@ import pytest
 import yaml
 from dataplane_rig import Agent, until
 
+from byte_streams import Meeting, Plan, play, verdict
 from merbridge_lab import dataplane
 from merbridge_lab.adapters import bpf_syscall, cgroup, tcp_sockets
 from merbridge_lab.checks import mesh
@@ -54,7 +55,6 @@ from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.mesh import Pod
 from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
 from streams_lab import ECHO, ECHO_VIP, HELLO_VIP, Scene, sh
-from streams_played import Meeting, Plan, play, verdict
 
 pytestmark = pytest.mark.kernel
 

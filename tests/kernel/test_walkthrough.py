@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from substrate_host import state
-from tests.called import MERLAB, told
-from walk_host import NAME, Lab, environment, is_plain, merlab, step
+from host_state import state
+from tests.merlab_cli import MERLAB, told
+from walkthrough_host import NAME, Lab, environment, is_plain, merlab, step
 
 from merbridge_lab.adapters import netns
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.called import told
-from walk_host import Lab, failed_checks, is_plain, merlab
+from tests.merlab_cli import told
+from walkthrough_host import Lab, failed_checks, is_plain, merlab
 
 from merbridge_lab.adapters import bpf_syscall, mounts
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import HOOKS, opened, u32, u64
 from merbridge_lab.labs.embedded.lab import EmbeddedLab
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +104,7 @@ def _signal(pod: str, kind: str, number: int) -> Callable[[Lab], None]:
         pid = lab.pid(pod, kind)
         os.kill(pid, number)
         if number == signal.SIGKILL:
-            assert until(lambda: pid not in lab.pids(), timeout=5, awaiting="the process to end")
+            assert poll_until(lambda: pid not in lab.pids(), timeout=5, awaiting="the process to end")
 
     return do
 
@@ -164,7 +164,7 @@ def _app_in_another_netns(lab: Lab) -> None:
     argv = ["sh", "-c", script, str(lab.cgroup("sleep", "app")), str(lab.netns("helloworld-v1"))]
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     os.kill(old, signal.SIGKILL)
-    assert until(lambda: old not in lab.pids(), timeout=5, awaiting="the process to end")
+    assert poll_until(lambda: old not in lab.pids(), timeout=5, awaiting="the process to end")
 
 
 def _log(pod: str) -> Callable[[Lab], None]:

@@ -8,10 +8,10 @@ import signal
 import subprocess
 
 import pytest
-from tests.called import MERLAB
-from walk_host import LONG, MOMENTS, Lab, Running, environment, is_plain, kill, kill_after, merlab, seconds_of
+from tests.merlab_cli import MERLAB
+from walkthrough_host import LONG, MOMENTS, Lab, Running, environment, is_plain, kill, kill_after, merlab, seconds_of
 
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 pytestmark = pytest.mark.kernel
 
@@ -96,7 +96,7 @@ def test_ctrl_c_in_a_terminal_reaches_all_and_loses_nothing(lab):
     )
     os.close(slave)
     try:
-        assert until(lambda: lab.is_flushed, timeout=LONG, awaiting="the flush")
+        assert poll_until(lambda: lab.is_flushed, timeout=LONG, awaiting="the flush")
         os.write(master, b"\x03")
         assert process.wait(timeout=LONG) == 130
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from walk_host import MOMENTS, Lab, Running, differences, is_plain, kill, kill_after, merlab, picture, seconds_of
+from walkthrough_host import MOMENTS, Lab, Running, differences, is_plain, kill, kill_after, merlab, picture, seconds_of
 
 pytestmark = pytest.mark.kernel
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from walk_host import NAME, merlab
+from walkthrough_host import NAME, merlab
 
 from merbridge_lab import lock
 

@@ -14,7 +14,7 @@ from saboteur import again_and_again, lie
 
 from merbridge_lab.adapters import bpf_syscall, iptables, netns
 from merbridge_lab.adapters.command import run
-from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import opened, u64
@@ -54,7 +54,7 @@ def _redirect_off(scene):
 def _log_moved_away(log):
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    put(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
+    write_atomic(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
     try:
         yield
     finally:

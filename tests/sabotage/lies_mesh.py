@@ -15,11 +15,11 @@ from saboteur import again_and_again, lie
 
 from merbridge_lab.adapters import bpf_syscall, cgroup, iptables
 from merbridge_lab.adapters.command import run
-from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import Pins, u64
 from merbridge_lab.labs.embedded import certificates, envoy, namespaces, topology
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 PROXY = Path(__file__).with_name("plain_proxy.py")
 LIAR = Path(__file__).with_name("lying_app.py")
@@ -47,7 +47,7 @@ def start(target, kind, argv):
 
 def script(target, source, *words):
     """Put a script where the pod sees it; gives its argv."""
-    put(target.folder / source.name, source.read_text())
+    write_atomic(target.folder / source.name, source.read_text())
     return ["/usr/bin/python3", "-I", "-S", "-B", str(target.folder / source.name), *words]
 
 
@@ -64,12 +64,12 @@ def configured(target, change):
     honest = path.read_text()
     altered = change(honest)
     assert altered != honest
-    put(path, altered)
+    write_atomic(path, altered)
     restart(target)
     try:
         yield path, honest
     finally:
-        put(path, honest)
+        write_atomic(path, honest)
         restart(target)
 
 
@@ -93,7 +93,7 @@ def _(scene, name):
     target = pod(scene, name)
     end(target)
     start(target, "sidecar", script(target, PROXY, "15001", "15006", "15021"))
-    until(lambda: envoy.is_ready(target.netns), timeout=5, awaiting="the proxy")
+    poll_until(lambda: envoy.is_ready(target.netns), timeout=5, awaiting="the proxy")
     yield
 
 
@@ -102,7 +102,7 @@ def _(scene):
     """Beside sleep's Envoy a plain proxy listens on 127.0.0.1:15001, which is where eBPF sends the app."""
     target = pod(scene, "sleep")
     start(target, "sidecar", script(target, PROXY, "127.0.0.1:15001"))
-    until(lambda: _listens(target, "127.0.0.1:15001"), timeout=5, awaiting="the proxy")
+    poll_until(lambda: _listens(target, "127.0.0.1:15001"), timeout=5, awaiting="the proxy")
     yield
     restart(target)
 
@@ -121,7 +121,7 @@ def _(scene):
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(place, target.netns, target.mntns, topology.SIDECAR_ID, log, argv))
     try:
-        until(lambda: _listens(target, f"{target.spec.ip}:15006"), timeout=5, awaiting="the proxy")
+        poll_until(lambda: _listens(target, f"{target.spec.ip}:15006"), timeout=5, awaiting="the proxy")
         yield
     finally:
         cgroup.remove(place, 5)
@@ -136,7 +136,7 @@ def _(scene):
     target = pod(scene, "helloworld-v1")
     permissive = envoy.render(replace(target.spec, permissive=True), target.folder)
     with configured(target, lambda _: permissive) as (path, honest):
-        put(path, honest)
+        write_atomic(path, honest)
         yield
 
 
@@ -154,7 +154,7 @@ def _certified(scene, name, chain):
 
 def _configure(target):
     """Write the configuration that belongs to the certificates as they are now."""
-    put(target.folder / "bootstrap.yaml", envoy.render(target.spec, target.folder))
+    write_atomic(target.folder / "bootstrap.yaml", envoy.render(target.spec, target.folder))
 
 
 def _put_back(target, certs, kept):
@@ -221,7 +221,7 @@ def _(scene):
         pod(scene, "helloworld-v1"),
         lambda text: text.replace("require_client_certificate: true", "require_client_certificate: false"),
     ) as (path, honest):
-        put(path, honest)
+        write_atomic(path, honest)
         yield
 
 
@@ -253,7 +253,7 @@ def _(scene):
             '  domains: ["*"]\n', '  domains: ["*"]\n              request_headers_to_remove: [x-request-id]\n', 1
         ),
     ) as (path, honest):
-        put(path, honest)
+        write_atomic(path, honest)
         yield
 
 
@@ -270,7 +270,7 @@ def _(scene, name):
     log = pod(scene, name).access_log
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    put(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
+    write_atomic(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
     yield
     kept.replace(log)
 
@@ -281,7 +281,7 @@ def _(scene):
     log = pod(scene, "sleep").access_log
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    put(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
+    write_atomic(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
     seen = kept.stat().st_size
 
     def forge():
@@ -316,7 +316,7 @@ def _(scene):
         target = pod(scene, name)
         end(target, "app")
         start(target, "app", script(target, LIAR, name[-2:], name, str(topology.HTTP_PORT)))
-        until(lambda target=target: target._answers("app"), timeout=5, awaiting="the lying app")
+        poll_until(lambda target=target: target._answers("app"), timeout=5, awaiting="the lying app")
     yield
     for name in ("helloworld-v1", "helloworld-v2"):
         end(pod(scene, name), "app")
@@ -328,7 +328,7 @@ def _(scene):
     target = pod(scene, "helloworld-v1")
     end(target, "app")
     start(target, "app", script(target, LIAR, "v1", "helloworld-v1", str(topology.HTTP_PORT)))
-    until(lambda: target._answers("app"), timeout=5, awaiting="the lying app")
+    poll_until(lambda: target._answers("app"), timeout=5, awaiting="the lying app")
     yield
     end(target, "app")
 

@@ -18,7 +18,7 @@ from saboteur import lie, oddity
 from merbridge_lab.adapters import mounts, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.labs.embedded import namespaces, topology
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 # -- settings --------------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,9 @@ def _(scene):
         yield
         (place / "freezer.state").write_text("THAWED")
         (top / "cgroup.procs").write_text(str(pid))
-        assert until(lambda: not (place / "cgroup.procs").read_text(), timeout=5, awaiting="the freezer to be left")
+        assert poll_until(
+            lambda: not (place / "cgroup.procs").read_text(), timeout=5, awaiting="the freezer to be left"
+        )
         place.rmdir()
 
 
@@ -185,7 +187,7 @@ def by_way_of(target, kind, *prefix):
     argv = [*prefix, *target.processes._argv(kind)]
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))
-    assert until(lambda: target._answers(kind), timeout=10, awaiting=f"the {kind}")
+    assert poll_until(lambda: target._answers(kind), timeout=10, awaiting=f"the {kind}")
 
 
 #: Whatever this runs has a filter with which somebody else answers acct(2), and hands over by whom: the last argument's

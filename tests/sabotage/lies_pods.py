@@ -13,11 +13,11 @@ from saboteur import lie
 
 from merbridge_lab.adapters import cgroup, netns, system_tools
 from merbridge_lab.adapters.command import run
-from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.adapters.mounts import bind, umount
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import certificates, namespaces, rule_templates, topology
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 HONEST = rule_templates.data("app/helloworld.py")
 ALTERED = HONEST.replace("Hello version:", "Hello from nobody, version:")
@@ -37,7 +37,7 @@ def by_hand(target, user=topology.APP_ID, prefix=()):
     argv = [*prefix, *target.processes._argv("app")]
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(target.cgroup / "app", target.netns, target.mntns, user, log, argv))
-    assert until(lambda: target._answers("app"), timeout=10, awaiting="the app")
+    assert poll_until(lambda: target._answers("app"), timeout=10, awaiting="the app")
 
 
 # -- programs that pass for others (P2) ------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def _(scene):
     """helloworld-v1's app.py is altered, and started by hand with the same command line, as root."""
     target = pod(scene, "helloworld-v1")
     end(target, "app")
-    put(target.folder / "app.py", ALTERED)
+    write_atomic(target.folder / "app.py", ALTERED)
     by_hand(target, user=0)
     yield
 
@@ -58,7 +58,7 @@ def _(scene):
     """helloworld-v1's app.py is altered, and started by hand just as merlab would."""
     target = pod(scene, "helloworld-v1")
     end(target, "app")
-    put(target.folder / "app.py", ALTERED)
+    write_atomic(target.folder / "app.py", ALTERED)
     by_hand(target)
     yield
 
@@ -110,7 +110,9 @@ def _(scene):
     target = pod(scene, "sleep")
     argv = ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec sleep 300', str(target.cgroup / "app")]
     with subprocess.Popen(argv) as other:
-        assert until(lambda: other.pid in cgroup.processes(target.cgroup / "app"), timeout=5, awaiting="the stranger")
+        assert poll_until(
+            lambda: other.pid in cgroup.processes(target.cgroup / "app"), timeout=5, awaiting="the stranger"
+        )
         yield
         other.kill()
 
@@ -352,7 +354,7 @@ def _(scene):
     argv = ["prlimit", "--nofile=60:60", *target.processes._argv("sidecar")]
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(target.cgroup / "sidecar", target.netns, target.mntns, topology.SIDECAR_ID, log, argv))
-    assert until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
+    assert poll_until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
     yield
 
 
@@ -379,7 +381,7 @@ def _(scene):
     kept = path.read_bytes()
     with _at_another_time(-DAY, 366 * DAY):
         expired = certificates.Authority.fresh()
-    put(path, certificates._pem(expired._key) + expired.certificate, mode=0o600)
+    write_atomic(path, certificates._pem(expired._key) + expired.certificate, mode=0o600)
 
     def signed(target, folder):
         certificates.install(
@@ -388,7 +390,7 @@ def _(scene):
 
     changed = _certified(scene, "sleep", signed)
     yield
-    put(path, kept, mode=0o600)
+    write_atomic(path, kept, mode=0o600)
     _put_back(*changed)
 
 
@@ -441,7 +443,7 @@ def _covered(target, source, over):
 def _(scene):
     """In sleep another /etc/nsswitch.conf lies over merlab's, with which the hosts file is asked last."""
     target = pod(scene, "sleep")
-    put(target.folder / "other.conf", "hosts: dns files\n")
+    write_atomic(target.folder / "other.conf", "hosts: dns files\n")
     from pathlib import Path
 
     with _covered(target, target.folder / "other.conf", Path("/etc/nsswitch.conf")):
@@ -459,7 +461,7 @@ exec {real} "$@" "$url"
 def _(scene):
     """The curl that the machine has is a script, which asks twice, over one connection."""
     target, real = pod(scene, "sleep"), system_tools.find("curl")
-    put(target.folder / "curl", TWICE.format(real=real), mode=0o755)
+    write_atomic(target.folder / "curl", TWICE.format(real=real), mode=0o755)
     before = system_tools.FOLDERS
     system_tools.FOLDERS = (str(target.folder), *before)
     try:

@@ -17,7 +17,7 @@ from saboteur import lie
 from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.command import run
 from merbridge_lab.labs.embedded import namespaces, topology
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 PYTHON = ["/usr/bin/python3", "-I", "-S"]
 
@@ -196,7 +196,7 @@ def _(scene):
               f"--reuid={topology.SIDECAR_ID}", f"--regid={topology.SIDECAR_ID}", "--clear-groups",
               "env", "-i", *sorted(namespaces.ENVIRONMENT), *argv]  # fmt: skip
     run(["sh", "-c", namespaces._DAEMON, str(target.cgroup / "sidecar"), str(log), *inside])
-    assert until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
+    assert poll_until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
     yield
 
 
@@ -259,7 +259,7 @@ def _(scene, how):
             str(topology.APP_ID), str(target.folder / "app.py"), *shown]  # fmt: skip
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(target.cgroup / "app", target.netns, target.mntns, 0, log, argv))
-    assert until(lambda: target._answers("app"), timeout=10, awaiting="the app"), log.read_text()
+    assert poll_until(lambda: target._answers("app"), timeout=10, awaiting="the app"), log.read_text()
     yield
     (target.folder / "impostor.py").unlink()
 

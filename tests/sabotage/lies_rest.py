@@ -12,7 +12,7 @@ from saboteur import again_and_again, lie
 
 from merbridge_lab.adapters import cgroup, iptables
 from merbridge_lab.adapters.mounts import mount, umount
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 # -- what one check alone tells --------------------------------------------------------------------------------------
 
@@ -82,7 +82,9 @@ def _(scene):
     target = pod(scene, "sleep")
     argv = ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec sleep 300', str(target.cgroup / "app")]
     with subprocess.Popen(argv) as other:
-        assert until(lambda: other.pid in cgroup.processes(target.cgroup / "app"), timeout=5, awaiting="the stranger")
+        assert poll_until(
+            lambda: other.pid in cgroup.processes(target.cgroup / "app"), timeout=5, awaiting="the stranger"
+        )
         with covered(other.pid):
             yield
         other.kill()

@@ -12,7 +12,7 @@ from lies_mesh import configured, pod, restart
 from saboteur import lie
 
 from merbridge_lab.adapters import mounts
-from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.labs.embedded import certificates, envoy, topology
 
 _SIDECARS = {"name": ["sleep", "helloworld-v1"]}
@@ -35,7 +35,7 @@ def _(scene, name):
     _, honest = _roots(target)
     old, new = (json.dumps(text) for text in (honest, honest + certificates.Authority.fresh().certificate.decode()))
     with configured(target, lambda text: text.replace(old, new)) as (path, whole):
-        put(path, whole)
+        write_atomic(path, whole)
         yield
 
 
@@ -49,11 +49,11 @@ def _(scene, name):
     target = pod(scene, name)
     path, honest = _roots(target)
     more = honest + certificates.Authority.fresh().certificate.decode()
-    put(path, more, mode=0o400, owner=topology.SIDECAR_ID)
+    write_atomic(path, more, mode=0o400, owner=topology.SIDECAR_ID)
     inline, file = f"inline_string: {json.dumps(honest)}", f"filename: {path}"
     with configured(target, lambda text: text.replace(inline, file)) as (bootstrap, whole):
-        put(path, honest, mode=0o400, owner=topology.SIDECAR_ID)
-        put(bootstrap, whole)
+        write_atomic(path, honest, mode=0o400, owner=topology.SIDECAR_ID)
+        write_atomic(bootstrap, whole)
         yield
 
 
@@ -71,11 +71,11 @@ def _(scene, name):
     certs.rename(kept)
     lab = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
     certificates.install(certs, target.spec.identity, authority=lab, trusted=lab, owner=topology.SIDECAR_ID)
-    put(whole, envoy.render(target.spec, target.folder))
+    write_atomic(whole, envoy.render(target.spec, target.folder))
     restart(target)
     shutil.rmtree(certs)
     kept.rename(certs)
-    put(whole, honest)
+    write_atomic(whole, honest)
     yield
     restart(target)
 
@@ -92,7 +92,7 @@ def _(scene):
         other.rename(one)
         aside.rename(other)
         for each in pair:
-            put(each.folder / "bootstrap.yaml", envoy.render(each.spec, each.folder))
+            write_atomic(each.folder / "bootstrap.yaml", envoy.render(each.spec, each.folder))
             restart(each)
 
     change()

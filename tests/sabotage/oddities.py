@@ -15,7 +15,7 @@ from saboteur import ALL, oddity
 
 from merbridge_lab.adapters import bpf_syscall, mounts
 from merbridge_lab.labs.embedded import envoy
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def _(_scene):
         argv = [str(envoy.find_envoy()), "--config-yaml", config, "--disable-hot-restart", "--log-level", "off",
                 "--admin-address-path", str(where)]  # fmt: skip
         with running(argv, stderr=subprocess.DEVNULL):
-            assert until(where.exists, timeout=10, awaiting="another Envoy to start")
+            assert poll_until(where.exists, timeout=10, awaiting="another Envoy to start")
             yield
 
 

@@ -270,15 +270,8 @@ class Looking:
             self.note("cell: (not measured)", "verify", f"error: {error}")
 
 
-def everything(sabotage: Sabotage, scene: Scene) -> dict[str, list[tuple[str, str | None]]]:
-    """Look with all that `told` may look with, and stop at nothing; gives check → [(where, why not, or None)]."""
-    looking = Looking(scene)
-    if sabotage.steps:
-        for number in sabotage.steps:
-            looking.step(STEPS[number])
-        return looking.found
-    for number in STANDING:
-        looking.look("standing", STEPS[number].verify, scene.lab)
+def _proven(looking: Looking, scene: Scene) -> list[str]:
+    """Do what verify proves; return what changed meanwhile. Raises LabError where nothing can be read."""
     with scene.lab.watched() as passing:
         before = scene.lab.fingerprint()
         began = time.monotonic()
@@ -289,7 +282,22 @@ def everything(sabotage: Sabotage, scene: Scene) -> dict[str, list[tuple[str, st
             looking.cells()
         else:
             looking.found[GIVEN_UP] = []
-        changes = passing() + _differences(before, scene.lab.fingerprint())
+        return passing() + _differences(before, scene.lab.fingerprint())
+
+
+def everything(sabotage: Sabotage, scene: Scene) -> dict[str, list[tuple[str, str | None]]]:
+    """Look with all that `told` may look with, and stop at nothing; gives check → [(where, why not, or None)]."""
+    looking = Looking(scene)
+    if sabotage.steps:
+        for number in sabotage.steps:
+            looking.step(STEPS[number])
+        return looking.found
+    for number in STANDING:
+        looking.look("standing", STEPS[number].verify, scene.lab)
+    try:
+        changes = _proven(looking, scene)
+    except (LabError, ClaimFailedError, OSError) as error:  # verify itself has ended by then: what must stand did not
+        changes = [f"error: {error}"]
     looking.note(CHANGES, "verify", changes[0] if changes else None)
     for number in STANDING:
         for check in STEPS[number].verify:

@@ -1,6 +1,6 @@
 """Every call that changes the machine passes `change`: read from the source, module by module.
 
-What it comes to when merlab runs is seen by strace: tests/kernel/test_door.py.
+What it comes to when merlab runs is seen by strace: tests/kernel/test_change_points.py.
 """
 
 import ast

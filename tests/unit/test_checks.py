@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fakes import FakeLab, flushed, up
+from fake_lab import FakeLab, flushed, up
 from merbridge_lab.checks import components, dataplane, mesh, rules, trace
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.requirements import Requirement

@@ -19,8 +19,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import goldens
-from fakes import FakeDriver, up
+import golden_files
+from fake_lab import FakeDriver, up
 from merbridge_lab import __version__, cli, labs, lock, signals
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements import Requirement
@@ -83,7 +83,7 @@ def test_what_the_help_says():
     group = root()
     shown = [command for command in group.commands.values() if not command.hidden]
     text = "\n".join(line for command in [group, *shown] for line in [*words_of(command), ""])
-    goldens.check("help.txt", text)
+    golden_files.check("help.txt", text)
 
 
 def test_planned_commands_are_not_in_the_help_and_the_others_are():
@@ -745,7 +745,7 @@ def test_exec_of_an_unknown_workload(driver):
 EXEC = """
 import sys
 sys.path.insert(0, {tests!r})
-from fakes import FakeDriver, FakeLab, up
+from fake_lab import FakeDriver, FakeLab, up
 from merbridge_lab import labs
 labs.pick = lambda asked: (FakeDriver(up(FakeLab())), "it is up")
 from merbridge_lab.cli import main

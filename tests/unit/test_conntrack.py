@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from fakes import FakeLab, up
-from merbridge_lab.adapters.conntrack import read_changed_sources, together
+from fake_lab import FakeLab, up
+from merbridge_lab.adapters.conntrack import merge, read_changed_sources
 from merbridge_lab.checks import mesh
 from merbridge_lab.observation import arrivals
 
@@ -41,7 +41,7 @@ def test_nothing_was_told():
 
 
 def test_a_connection_is_followed_through_several_namespaces():
-    changed = together([{"a:1": frozenset({"a:2"})}, {"a:2": frozenset({"a:3"}), "a:1": frozenset({"a:9"})}])
+    changed = merge([{"a:1": frozenset({"a:2"})}, {"a:2": frozenset({"a:3"}), "a:1": frozenset({"a:9"})}])
     assert arrivals("a:1", changed) == {"a:1", "a:2", "a:3", "a:9"}
     assert arrivals("a:3", changed) == {"a:3"}
     assert arrivals("a:1", {"a:1": frozenset({"a:1"})}) == {"a:1"}

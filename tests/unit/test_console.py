@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import goldens
-from fakes import FakeLab, up
+import golden_files
+from fake_lab import FakeLab, up
 from merbridge_lab.console import Console
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT, TRACE
@@ -42,7 +42,7 @@ def shown(monkeypatch, capsys):
         console.verdict(report)
         console.close()
         out, err = capsys.readouterr()
-        return goldens.timeless(out), err
+        return golden_files.timeless(out), err
 
     return run
 
@@ -56,20 +56,20 @@ def failing():
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_whole_run(shown, width):
     out, err = shown(FakeLab(), steps(), width=width)
-    goldens.check(f"up-{width}.txt", out)
+    golden_files.check(f"up-{width}.txt", out)
     assert err == ""
 
 
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_verify_with_its_matrix(shown, width):
     out, _ = shown(up(FakeLab()), steps()[8:], width=width, command="verify")
-    goldens.check(f"verify-{width}.txt", out)
+    golden_files.check(f"verify-{width}.txt", out)
 
 
 @pytest.mark.parametrize("width", [60])
 def test_a_run_that_fails_shows_cause_evidence_and_hint(shown, width):
     out, _ = shown(failing(), steps()[8:], width=width, command="step")
-    goldens.check(f"failing-{width}.txt", out)
+    golden_files.check(f"failing-{width}.txt", out)
     assert "iptables:sleep/nat/ISTIO_REDIRECT: 4 → 8 packets" in out
     assert "control rules.move_without_ebpf: pass" in out
     assert "✘ step: ISTIO_REDIRECT of sleep moved by 4" in out
@@ -103,7 +103,7 @@ def test_quiet_says_only_what_did_not_hold(shown):
 def test_verbose_shows_evidence_and_all_output(shown):
     plain, _ = shown(up(FakeLab()), steps()[8:9])
     verbose, _ = shown(up(FakeLab()), steps()[8:9], verbosity=1)
-    goldens.check("step-8-verbose.txt", verbose)
+    golden_files.check("step-8-verbose.txt", verbose)
     assert "envoy:helloworld-v1/access: 0 → 2 requests" in verbose
     assert "envoy:helloworld-v1/access" not in plain
 
@@ -217,7 +217,7 @@ def test_requirements_tell_what_mends_them(monkeypatch, capsys):
         ]
     )
     out, _ = capsys.readouterr()
-    goldens.check("requirements.txt", goldens.timeless(out))
+    golden_files.check("requirements.txt", golden_files.timeless(out))
 
 
 def test_a_step_is_told(monkeypatch, capsys):
@@ -225,7 +225,7 @@ def test_a_step_is_told(monkeypatch, capsys):
     step = steps()[9]
     Console().narrate(step, step.commands(up(FakeLab())))
     out, _ = capsys.readouterr()
-    goldens.check("steps-9.txt", goldens.timeless(out))
+    golden_files.check("steps-9.txt", golden_files.timeless(out))
 
 
 # -- on a real terminal
@@ -233,7 +233,7 @@ def test_a_step_is_told(monkeypatch, capsys):
 RUN = """
 import sys
 sys.path.insert(0, {tests!r})
-from fakes import FakeLab
+from fake_lab import FakeLab
 from merbridge_lab.console import Console
 from merbridge_lab.loader import steps
 from merbridge_lab.report import Report

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from tests.fakes import FakeLab
+from tests.fake_lab import FakeLab
 
 from merbridge_lab import matrix
 from merbridge_lab.checks import rules

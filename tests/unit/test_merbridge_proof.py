@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from fakes import FakeLab, up
+from fake_lab import FakeLab, up
 from merbridge_lab import matrix
 from merbridge_lab.checks import dataplane, mesh, trace
 from merbridge_lab.evidence import Verdict

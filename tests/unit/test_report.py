@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fakes import CAPTURED, FakeLab, up
+from fake_lab import CAPTURED, FakeLab, up
 from merbridge_lab import exit_codes
 from merbridge_lab.dial_results import Dial, Leg
 from merbridge_lab.errors import LabError

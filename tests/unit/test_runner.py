@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from fakes import FakeLab, up
+from fake_lab import FakeLab, up
 from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.evidence import Verdict, fails, holds, skips
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, TRACE

@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.called import environment
+from tests.merlab_cli import environment
 
-from fakes import FakeLab, up
+from fake_lab import FakeLab, up
 from merbridge_lab import shortage, signals
 from merbridge_lab.adapters import command, netns
 from merbridge_lab.errors import LabError, ShortageError
@@ -188,7 +188,7 @@ def test_a_run_that_ran_out_says_what_is_in_place():
 import errno, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import typer
-from fakes import FakeLab
+from fake_lab import FakeLab
 from merbridge_lab.cli.session import Session
 from merbridge_lab.loader import steps
 from merbridge_lab.report import Report

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes import FakeLab, up
+from fake_lab import FakeLab, up
 from merbridge_lab import loader
 from merbridge_lab.model import Kind
 from merbridge_lab.report import Report

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.called import MERLAB, environment
-from tests.terminal import OnTerminal
+from tests.merlab_cli import MERLAB, environment
+from tests.pty_terminal import OnTerminal
 
 #: A run on paper: it prints a good deal, and asks whether it was stopped.
 RUN = """
 import sys
 sys.path.insert(0, {tests!r})
-from fakes import FakeLab
+from fake_lab import FakeLab
 from merbridge_lab import cli
 from merbridge_lab.cli.session import Session
 from merbridge_lab.loader import steps

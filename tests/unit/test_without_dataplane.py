@@ -2,7 +2,7 @@
 
 import pytest
 
-from fakes import FakeLab
+from fake_lab import FakeLab
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.loader import steps
 from merbridge_lab.report import Report

@@ -17,7 +17,7 @@ from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import delete_folder
 from merbridge_lab.errors import LabError
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +132,7 @@ def clear(cgroup: Path, timeout: float) -> None:
         kill(cgroup)
         return False
 
-    if not until(is_empty, timeout=timeout, awaiting=f"the processes in {cgroup} to end"):
+    if not poll_until(is_empty, timeout=timeout, awaiting=f"the processes in {cgroup} to end"):
         left = ", ".join(str(pid) for pid in all_processes(cgroup))
         raise LabError(
             f"processes in {cgroup} did not end within {timeout:g} s: {left}", hint=f"ps -o pid,stat,wchan,args {left}"
@@ -160,5 +160,5 @@ def remove(cgroup: Path, timeout: float) -> None:
         return not cgroup.exists()
 
     uncover(cgroup)
-    if cgroup.exists() and not until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):
+    if cgroup.exists() and not poll_until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):
         raise LabError(f"the cgroup {cgroup} could not be removed within {timeout:g} s", hint=f"rmdir {cgroup}")

@@ -3,7 +3,7 @@
 Whatever makes, alters or removes something that others can see (rules, links, mounts, namespaces, cgroups, BPF pins
 and map entries, files, processes) is done inside `change("what")`, as a block or as a decorator. The door does nothing
 by itself: it is where one can stand and see every change pass. The tests do: they kill merlab at each
-(tests/kernel/door.py), and see by strace that no change goes past it.
+(tests/kernel/change_points.py), and see by strace that no change goes past it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import sh
 from merbridge_lab import shortage, signals
 from merbridge_lab.adapters import system_tools
 from merbridge_lab.errors import LabError
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +125,7 @@ def _start(argv: Sequence[str], *, stdin: str | None, env: Mapping[str, str] | N
                 return None
             raise
 
-    process = until(start, timeout=_ROOM, awaiting=f"room for a process: {argv[0]}")
+    process = poll_until(start, timeout=_ROOM, awaiting=f"room for a process: {argv[0]}")
     if process is None:
         raise wrong[-1]
     return process

@@ -116,7 +116,7 @@ def read_changed_sources(told: str) -> Sources:
     return _changed(ends(line) for line in lines_of(told) if "tcp" in line.split()[:3])
 
 
-def together(many: Iterable[Mapping[str, frozenset[str]]]) -> Sources:
+def merge(many: Iterable[Mapping[str, frozenset[str]]]) -> Sources:
     """Join what several namespaces told, which one connection may have passed one after the other."""
     joined: Sources = {}
     for each in many:
@@ -126,7 +126,7 @@ def together(many: Iterable[Mapping[str, frozenset[str]]]) -> Sources:
 
 
 def _changed(ends: Iterable[tuple[str, str]]) -> Sources:
-    return together({sent: frozenset({arrived})} for sent, arrived in ends if sent and arrived and sent != arrived)
+    return merge({sent: frozenset({arrived})} for sent, arrived in ends if sent and arrived and sent != arrived)
 
 
 def _end(entry: Any, direction: str, end: str) -> str:  # noqa: ANN401 - pyroute2 has no types

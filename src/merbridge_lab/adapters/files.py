@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @change("write a file")
-def put(path: Path, content: str | bytes, *, mode: int = 0o644, owner: int = 0) -> None:
+def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644, owner: int = 0) -> None:
     """Write `content` to `path` in one step: whoever looks, or kills us, finds the old file or the new one.
 
     `owner` is user and group. Raises OSError.
@@ -36,7 +36,7 @@ def put(path: Path, content: str | bytes, *, mode: int = 0o644, owner: int = 0) 
         raise
 
 
-def has(path: Path, content: str) -> bool:
+def has_content(path: Path, content: str) -> bool:
     """Whether `path` holds exactly `content`."""
     try:
         return path.read_text() == content
@@ -47,7 +47,7 @@ def has(path: Path, content: str) -> bool:
 def add_log(path: Path, owner: int) -> None:
     """Make an empty file that user and group `owner` may append to, if it is not there. Raises OSError."""
     if not path.exists():
-        put(path, "", owner=owner)
+        write_atomic(path, "", owner=owner)
 
 
 @change("make a folder")

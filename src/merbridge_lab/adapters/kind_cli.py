@@ -123,7 +123,7 @@ def delete(name: str, kubeconfig: str | None) -> Result:
 
 
 def kubeconfig_of(name: str) -> dict[str, Any]:
-    """Return the administrator's configuration for a cluster. Raises UnfinishedError where it was never made."""
+    """Return the administrator's configuration for a cluster. Raises IncompleteClusterError where it was never made."""
     try:
         told = _run(["kind", "get", "kubeconfig", "--name", name], timeout=_ANSWER).stdout
     except LabError as error:

@@ -213,7 +213,7 @@ class Api:
                 return False
             return True
 
-        if not polling.until(attempt, timeout=patience, awaiting="the cluster's API to answer"):
+        if not polling.poll_until(attempt, timeout=patience, awaiting="the cluster's API to answer"):
             raise last[-1]
         return given[0]
 
@@ -227,7 +227,7 @@ class Api:
             return False
 
     def get(self, where: str, **query: object) -> Object:
-        """Return what is at a path. Raises GoneError, SilentError, LabError."""
+        """Return what is at a path. Raises NotFoundError, ApiUnavailableError, LabError."""
         return dict(json.loads(self._patiently(lambda: self._once("get", where, query))))
 
     def find(self, where: str) -> Object | None:
@@ -297,7 +297,7 @@ class Api:
     ) -> tuple[int, str, str]:
         """Run `argv` in a container; give its exit status and both streams.
 
-        Raises GoneError where the pod or the container is not there any more, SilentError where the API does not answer
+        Raises NotFoundError where the pod or the container is gone, ApiUnavailableError where the API does not answer
         or breaks off, LabError where the command cannot be run or does not end within `timeout` seconds.
         """
         from websocket import WebSocketBadStatusException, WebSocketException

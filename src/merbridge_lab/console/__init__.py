@@ -141,7 +141,9 @@ class Console:
         self._paper.err.print(
             f"[faint]Enter for step {step.number}: {escape(step.title)} (Ctrl-C stops here)[/]", end=" "
         )
-        ready = polling.until(lambda: bool(select.select([sys.stdin], [], [], 0)[0]), timeout=_A_DAY, awaiting="Enter")
+        ready = polling.poll_until(
+            lambda: bool(select.select([sys.stdin], [], [], 0)[0]), timeout=_A_DAY, awaiting="Enter"
+        )
         if ready:
             self._read_line()
 

@@ -31,7 +31,7 @@ class Waiting:
         self.stop()
         if self._paper.verbosity < 0:
             return
-        polling.listen(self._tell)
+        polling.on_progress(self._tell)
         if self._paper.err.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(),
@@ -55,7 +55,7 @@ class Waiting:
 
     def stop(self) -> None:
         """End whatever still moves."""
-        polling.listen(None)
+        polling.on_progress(None)
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

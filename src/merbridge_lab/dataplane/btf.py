@@ -109,7 +109,7 @@ class Btf:
 
 
 def defines(blob: Path = VMLINUX) -> list[str]:
-    """Return the -D options that bpf/queue.h needs. Raises KernelCannotError without BTF or a member."""
+    """Return the -D options that bpf/queue.h needs. Raises UnsupportedFeatureError without BTF or a member."""
     try:
         btf = Btf(blob.read_bytes())
     except OSError as missing:

@@ -116,7 +116,7 @@ class Loaded(NamedTuple):
     module: Any
 
     def close(self) -> None:
-        """Return everything back that is not pinned or attached."""
+        """Give up everything that is not pinned or attached."""
         self.module.cleanup()
 
 
@@ -156,7 +156,7 @@ def load() -> Loaded:
     """Compile and load everything; nothing is attached or pinned.
 
     Changes the working directory for a moment (BCC does): call it before starting threads.
-    Raises LabError without BCC, KernelCannotError for a missing feature.
+    Raises LabError without BCC, UnsupportedFeatureError for a missing feature.
     """
     bcc: Any = bcc_import.load()
     module = _compile(bcc)

@@ -16,7 +16,7 @@ from merbridge_lab.adapters.files import delete, delete_folder
 from merbridge_lab.dataplane import abi, upgrade
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PROGRAMS, Pins, opened, u64
 from merbridge_lab.dataplane.upgrade import unlink
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,14 +98,14 @@ def _drain(pins: Pins, timeout: float) -> Detached:
             # drained either, and taking the lab down must go on: nothing is proven by what is read here.
             return Detached(0, 0)
         handshake = abi.layouts()["handshake"].size
-        until(
+        poll_until(
             lambda: not bpf_syscall.keys(handover, handshake),
             timeout=min(timeout, _HANDOVER),
             awaiting="connections that are being set up",
         )
         drain = _Drain(peers, pairs, unread)
         left = max(0.0, deadline - time.monotonic())
-        until(drain.turn, timeout=left, awaiting="live connections to read what was moved to them")
+        poll_until(drain.turn, timeout=left, awaiting="live connections to read what was moved to them")
         return Detached(drain.drained, drain.left)
 
 

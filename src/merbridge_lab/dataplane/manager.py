@@ -54,7 +54,7 @@ class Dataplane:
     def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
         """Serve exactly `pods`, for processes below `cgroup`: make what is missing, re-make what is broken.
 
-        Compiles only if there is nothing to go on with. Raises KernelCannotError for a feature this kernel lacks,
+        Compiles only if there is nothing to go on with. Raises UnsupportedFeatureError for a feature this kernel lacks,
         LabError for BCC missing, another program in the way, a namespace that cannot be entered.
         """
         attach(self._pins, self._tracefs, cgroup, pods, self._recompiled)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab.adapters import bpf_syscall, netlink_hooks, netns
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins, number, u64
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -82,5 +82,5 @@ def _staying(keys: list[bytes], is_strange: Callable[[bytes], bool]) -> list[byt
         return not found
 
     if found:
-        until(have_gone, timeout=_AT_REST, awaiting="connections that are being made or closed")
+        poll_until(have_gone, timeout=_AT_REST, awaiting="connections that are being made or closed")
     return found

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.files import delete_folder, make_folder, write
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def _put_back(tracefs: Path) -> None:
     enable = tracefs / _EVENT
     for _ in range(5):
         write(enable, "0")
-        if not until(lambda: enable.read_text().strip() != "0", timeout=_LATE, awaiting="the trace event"):
+        if not poll_until(lambda: enable.read_text().strip() != "0", timeout=_LATE, awaiting="the trace event"):
             break
     with contextlib.suppress(FileNotFoundError):
         delete_folder(tracefs / MARK)

@@ -12,7 +12,7 @@ from merbridge_lab.dataplane.endpoints import Pod, inbound_cookies
 from merbridge_lab.dataplane.pins import Pins, number, opened, u64
 from merbridge_lab.dataplane.strangers import named
 from merbridge_lab.evidence import Unread
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _suspects(pins: Pins, namespaces: Iterable[int]) -> dict[bytes, tuple[int, b
                     del found[key]
             return not found
 
-        until(have_gone, timeout=_AT_REST, awaiting="connections that are being made or closed")
+        poll_until(have_gone, timeout=_AT_REST, awaiting="connections that are being made or closed")
         return found
 
 

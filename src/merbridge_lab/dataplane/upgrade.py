@@ -19,7 +19,7 @@ from merbridge_lab.adapters import bpf_syscall
 from merbridge_lab.adapters.files import delete, delete_folder, make_folder, rename
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins, opened
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ def finish(pins: Pins) -> None:
         return
     with contextlib.suppress(OSError):
         before.configure(redirect=0)
-    until(lambda: not _busy(before), timeout=_FINISH, awaiting="connections of the dataplane's version before")
+    poll_until(lambda: not _busy(before), timeout=_FINISH, awaiting="connections of the dataplane's version before")
     clear(before)
 
 

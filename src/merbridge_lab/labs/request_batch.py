@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, UnreadError, value_of
 from merbridge_lab.observation import Exchange, Observation, arrivals
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 from merbridge_lab.shortage import unread
 from merbridge_lab.text import lines_of
 
@@ -238,7 +238,7 @@ def observe(
     records = _Records(exchanges, own, logs, changed_sources)
     # A deadline that passes is no error here: the checks see that a line is missing, and say which.
     if logged:
-        until(records.complete, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
+        poll_until(records.complete, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
     client_log = records.read_client()
     server_log, rejected = records.read_servers({} if isinstance(client_log, Unread) else client_log)
     return Observation(

@@ -38,7 +38,7 @@ def batch(machine: Machine, dataplane: EmbeddedDataplane, *pods: Pod) -> Iterato
     """Let the block send a batch, on whose way these pods and the node are.
 
     Raises LabError where the lab's file system is full, before or after: then a record that is missing proves nothing.
-    Raises NotHeldError, which names it, where something was on the way that should not be.
+    Raises ClaimFailedError, which names it, where something was on the way that should not be.
     """
     machine.require_own()
     logs.bound(path for path in (machine.run / "pods").iterdir())

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from merbridge_lab.adapters.change import change
-from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.files import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +90,7 @@ class Authority:
         """
         if authority_problem(path) is not None:
             new = cls.fresh()
-            put(path, _pem(new._key) + new.certificate, mode=0o600)  # noqa: SLF001 - its own class
+            write_atomic(path, _pem(new._key) + new.certificate, mode=0o600)  # noqa: SLF001 - its own class
         content = path.read_bytes()
         key = serialization.load_pem_private_key(content, password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -220,7 +220,7 @@ def install(folder: Path, identity: str, *, authority: Authority, trusted: Autho
     draft.mkdir(mode=0o500)
     os.chown(draft, owner, owner)
     key, chain = authority.issue(identity)
-    put(draft / "key.pem", key, mode=0o400, owner=owner)
-    put(draft / "cert-chain.pem", chain, mode=0o400, owner=owner)
-    put(draft / "root-cert.pem", trusted.certificate, mode=0o400, owner=owner)
+    write_atomic(draft / "key.pem", key, mode=0o400, owner=owner)
+    write_atomic(draft / "cert-chain.pem", chain, mode=0o400, owner=owner)
+    write_atomic(draft / "root-cert.pem", trusted.certificate, mode=0o400, owner=owner)
     draft.rename(folder)

@@ -24,7 +24,7 @@ _GONE = 5.0
 
 @contextlib.contextmanager
 def made(machine: Machine, node: Node, *specs: PodSpec) -> Iterator[tuple[EmbeddedWorkload, ...]]:
-    """Make these twins for the length of the block, side by side. Raises LabError, NotHeldError, OSError."""
+    """Make these twins for the length of the block, side by side. Raises LabError, ClaimFailedError, OSError."""
     machine.require_own()
     pods = [Pod(machine, node, spec) for spec in specs]
     try:

@@ -52,7 +52,7 @@ class EmbeddedDataplane:
         """
         self._machine.require_own()
         self._plane.attach(self._machine.mesh_cgroup, self._pods())
-        polling.until(
+        polling.poll_until(
             lambda: not self._older_connections(),
             timeout=_RUN_OUT,
             awaiting="the sidecars' older connections to run out",
@@ -65,7 +65,7 @@ class EmbeddedDataplane:
     def drain_idle_connections(self) -> bool:
         """Let the connections that sidecars keep for later requests run out; say whether all did."""
         return bool(
-            polling.until(
+            polling.poll_until(
                 lambda: not any(pair.leg == "mesh" for pair in self._plane.pairs()),
                 timeout=_RUN_OUT,
                 awaiting="the sidecars' kept connections to run out",

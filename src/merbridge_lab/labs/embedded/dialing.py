@@ -30,7 +30,7 @@ _HTTP, _ECHO = topology.SERVICES
 def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]]) -> list[Dial]:
     """Dial helloworld by an IPv6 socket and echo by plain TCP, as the app of `client`.
 
-    Raises LabError, NotHeldError.
+    Raises LabError, ClaimFailedError.
     """
     before = {pair.id for pair in pairs()}
     words = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import file_digest, http_probe, mounts
 from merbridge_lab.adapters.change import change
-from merbridge_lab.adapters.files import add_log, delete_tree, has, put
+from merbridge_lab.adapters.files import add_log, delete_tree, has_content, write_atomic
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.rule_templates import template
@@ -82,7 +82,7 @@ def program(machine: Machine) -> Path:
     while mounts.at(view):
         mounts.umount(view)
     if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:
-        put(view, "")
+        write_atomic(view, "")
         mounts.bind(binary, view)
     else:
         draft = view.with_name(".envoy.new")
@@ -135,7 +135,7 @@ def _text(path: Path) -> str:
 
 def is_configured(pod: PodSpec, folder: Path) -> bool:
     """Whether the configuration on disk is the one of `pod`."""
-    return has(folder / _BOOTSTRAP, render(pod, folder))
+    return has_content(folder / _BOOTSTRAP, render(pod, folder))
 
 
 def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
@@ -155,8 +155,8 @@ def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
         )
         changed = True
     wanted = render(pod, folder)
-    if not has(folder / _BOOTSTRAP, wanted):
-        put(folder / _BOOTSTRAP, wanted)
+    if not has_content(folder / _BOOTSTRAP, wanted):
+        write_atomic(folder / _BOOTSTRAP, wanted)
         changed = True
     add_log(folder / ACCESS_LOG, topology.SIDECAR_ID)
     add_log(folder / LOG, topology.SIDECAR_ID)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from merbridge_lab.adapters import mounts, netns
 from merbridge_lab.adapters.change import change
-from merbridge_lab.adapters.files import has, put
+from merbridge_lab.adapters.files import has_content, write_atomic
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ def write(pod: PodSpec, folder: Path) -> bool:
     """Write those files to the pod's directory; say whether anything changed. Raises OSError."""
     changed = False
     for name, text in texts(pod).items():
-        if not has(folder / name, text):
-            put(folder / name, text)
+        if not has_content(folder / name, text):
+            write_atomic(folder / name, text)
             changed = True
     return changed
 
 
 @change("arrange a pod's file system")
-def arrange(run: Path, pod: PodSpec, folder: Path, envoy: Path | None) -> None:
+def populate_mount_namespace(run: Path, pod: PodSpec, folder: Path, envoy: Path | None) -> None:
     """Arrange the mount namespace this thread has just made. Raises OSError, LabError."""
     # Opened before the run directory is covered: the way to them afterwards.
     own = os.open(folder, os.O_PATH | os.O_CLOEXEC)

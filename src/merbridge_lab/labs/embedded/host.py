@@ -72,7 +72,7 @@ class Machine:
         return lab_paths.problems(self.run, self.name, self.cgroup)
 
     def require_own(self) -> None:
-        """Raise NotHeldError where one of the lab's places is not what merlab put there: then nothing is changed."""
+        """Raise ClaimFailedError where one of the lab's places is not what merlab put there."""
         if found := self.covers():
             raise ClaimFailedError(found[0])
 

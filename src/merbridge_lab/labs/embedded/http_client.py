@@ -137,7 +137,7 @@ def observe(
             logs={server.name: _Log(server.name, server.access_log) for server in servers},
             count=count,
             counters=counters,
-            changed_sources=lambda: conntrack.together(map(conntrack.changed_sources, path)),
+            changed_sources=lambda: conntrack.merge(map(conntrack.changed_sources, path)),
             trace=trace,
             logged=logged,
             by_tcp=partial(tcp_bytes.read, watch, client.name),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import process_arguments, procfs, threads
-from merbridge_lab.adapters.files import has
+from merbridge_lab.adapters.files import has_content
 from merbridge_lab.labs.embedded.namespaces import ENVIRONMENT, PATH
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _of_script(seen: Process, path: Path, text: str) -> str:
         return f"{path} could not be looked at: {error.strerror}"
     if (mine.st_dev, mine.st_ino) != (its.st_dev, its.st_ino):
         return f"it sees another {path.name} than merlab's"
-    if not has(path, text):
+    if not has_content(path, text):
         return f"{path} is not what merlab put there"
     if mine.st_ctime > started(seen) + _ROUNDING:
         return f"{path} was written after it had started (or the clock was set back)"

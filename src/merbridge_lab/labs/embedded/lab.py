@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab import signals
 from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.command import pasteable, run
-from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import (
@@ -239,7 +239,7 @@ class EmbeddedLab:
     def recover(self) -> None:
         """Clear up what is in the way of looking at the lab part by part.
 
-        Twins and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
+        ControlPair and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
         break the requests with which the mesh is judged, long before it is the dataplane's turn.
         """
         with signals.shielded():
@@ -313,7 +313,7 @@ class EmbeddedLab:
         """Keep the report of the last run beside the lab's other files, for a sysdump."""
         if self.machine.run.is_dir() and self.machine.exists:
             with contextlib.suppress(OSError):
-                put(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
+                write_atomic(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
         """Return the trace's events as they come; see tracing.follow."""

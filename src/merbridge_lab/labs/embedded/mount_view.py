@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import mounts, netns
 from merbridge_lab.labs.embedded import envoy, filesystem
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -70,7 +70,7 @@ def differences(mntns: Path, pod: PodSpec, run: Path, folder: Path) -> list[str]
             _IN_ORDER[space] = seen
         return not found
 
-    until(same, timeout=_SETTLED, awaiting="mounts of the machine to be made or gone")
+    poll_until(same, timeout=_SETTLED, awaiting="mounts of the machine to be made or gone")
     return [f"in the mount namespace of {pod.name} {each}" for each in dict.fromkeys(found)]
 
 

@@ -24,7 +24,7 @@ from merbridge_lab.labs.embedded import (
 )
 from merbridge_lab.labs.embedded.processes import APP_LOG, Processes
 from merbridge_lab.labs.embedded.saved_rules import SaveFile
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ class Pod:
             netns.create(
                 self.mntns,
                 netns.NEWNS,
-                lambda: filesystem.arrange(self._machine.run, self.spec, self.folder, program),
+                lambda: filesystem.populate_mount_namespace(self._machine.run, self.spec, self.folder, program),
             )
 
     def _has_view(self) -> bool:
@@ -149,7 +149,7 @@ class Pod:
             return bool(ended) or self.is_ready
 
         what = f"the {'sidecar' if self.spec.sidecar else 'app'} of {self.spec.name} to be ready"
-        if not until(look, timeout=timeout, awaiting=what) or ended:
+        if not poll_until(look, timeout=timeout, awaiting=what) or ended:
             kind = (ended or [k for k in self.processes.kinds if not self._answers(k)] or ["sidecar"])[0]
             log = self.folder / (envoy.LOG if kind == "sidecar" else APP_LOG)
             fate = "ended" if ended else f"was not ready within {timeout:g} s"
@@ -217,7 +217,7 @@ class Pod:
         return mount_view.differences(self.mntns, self.spec, self._machine.run, self.folder)
 
     def require_view(self) -> None:
-        """Raise NotHeldError where it sees something else than merlab arranged."""
+        """Raise ClaimFailedError where it sees something else than merlab arranged."""
         if netns.is_pinned(self.mntns) and (found := self.view_problems()):
             raise ClaimFailedError(found[0])
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import cgroup, cgroup_v1, http_probe, netns, procfs
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.command import run
-from merbridge_lab.adapters.files import put
+from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import envoy, identity, namespaces, rule_templates, topology
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ class Processes:
         self.end_astray(kind)
         if kind == "app" and self._spec.app == "helloworld":
             # Written first, so that the file is older than the process that reads it: that is how it is known.
-            put(self._folder / _SCRIPT, rule_templates.data("app/helloworld.py"))
+            write_atomic(self._folder / _SCRIPT, rule_templates.data("app/helloworld.py"))
         with change("start a process"):
             run(self.daemons()[kind])
 
@@ -108,7 +108,7 @@ class Processes:
             return
         for each in astray:
             procfs.end(each)
-        if not until(lambda: not self.astray(kind), timeout=_END, awaiting="processes in other cgroups to end"):
+        if not poll_until(lambda: not self.astray(kind), timeout=_END, awaiting="processes in other cgroups to end"):
             what = f"{self._is_astray(kind, astray[0])}, and does not end"
             raise LabError(what, hint=f"ps -o pid,stat,wchan,args {astray[0].pid}")
 
@@ -161,7 +161,7 @@ class Processes:
             return f"is frozen ({where})"
         if set("Tt") & {*procfs.threads(seen.pid)}:
             return "is stopped"
-        if "D" in procfs.threads(seen.pid) and not until(
+        if "D" in procfs.threads(seen.pid) and not poll_until(
             lambda: "D" not in procfs.threads(seen.pid), timeout=_SETTLED, awaiting="a disk"
         ):
             return "hangs in the kernel (state D)"
@@ -179,7 +179,7 @@ class Processes:
         if not found():
             return []
         # It may have joined the cgroup just now, and not yet the rest.
-        until(lambda: not found(), timeout=_SETTLED, awaiting="processes to come in or to go")
+        poll_until(lambda: not found(), timeout=_SETTLED, awaiting="processes to come in or to go")
         return found()
 
     def _is_guest(self, kind: str, seen: Process) -> bool:

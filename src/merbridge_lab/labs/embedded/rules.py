@@ -122,7 +122,7 @@ class PodRules:
     def _end_flush(self, save: Save) -> None:
         """Put back what this very merlab flushed. What it took is still known here, whatever became of the file.
 
-        Raises NotHeldError where the file was changed or deleted meanwhile; the rules are back then.
+        Raises ClaimFailedError where the file was changed or deleted meanwhile; the rules are back then.
         """
         with signals.shielded():
             try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import descriptors, tcp_sockets
 from merbridge_lab.adapters.procfs import look
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def problems(pods: Sequence[Pod]) -> list[str]:
             found[:] = [str(unread("who holds the sockets of apps and sidecars", error, where))]
         return not found
 
-    until(is_alone, timeout=_SETTLED, awaiting="others to let go of the sockets of apps and sidecars")
+    poll_until(is_alone, timeout=_SETTLED, awaiting="others to let go of the sockets of apps and sidecars")
     return found
 
 

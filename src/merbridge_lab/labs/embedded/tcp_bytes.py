@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from merbridge_lab.adapters.tcp_bytes import Watch
 from merbridge_lab.evidence import Unread, UnreadError
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def read(
         return found.keys() == ends
 
     try:
-        until(have_been_told, timeout=_TOLD, awaiting="the kernel to tell of the batch's connections")
+        poll_until(have_been_told, timeout=_TOLD, awaiting="the kernel to tell of the batch's connections")
     except OSError as error:
         raise UnreadError(unread("sock_diag", error)) from error
     if missing := sorted(ends - found.keys()):

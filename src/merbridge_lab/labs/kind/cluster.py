@@ -179,7 +179,7 @@ class NodeComponent:
     @staticmethod
     def _await_orphan() -> None:
         """Let a kind that a killed merlab left running finish: two at once would undo each other's work."""
-        polling.until(
+        polling.poll_until(
             lambda: not kind_cli.at_work(topology.CLUSTER),
             timeout=_STARTED,
             every=0.5,
@@ -207,19 +207,19 @@ class NodeComponent:
                 return False
 
         awaited = f"the cluster {topology.CLUSTER}, whose set-up did not finish, to become ready"
-        return bool(polling.until(ready, timeout=_HALF_MADE, every=0.5, awaiting=awaited))
+        return bool(polling.poll_until(ready, timeout=_HALF_MADE, every=0.5, awaiting=awaited))
 
     def _create(self) -> None:
         settings = self._access.settings()
         settings.require_fit()
         image, network = settings.kind_image, self._network()
         if not docker.has_image(image):
-            with polling.during(f"docker pulls {image} from {docker.registry(image)}"):
+            with polling.progress(f"docker pulls {image} from {docker.registry(image)}"):
                 docker.pull(image)
         if network == topology.NETWORK and docker.network_labels(network) is None:
             docker.create_network(network, _NETWORK_LABEL)
         try:
-            with polling.during(f"kind makes the cluster {topology.CLUSTER} of {image}"):
+            with polling.progress(f"kind makes the cluster {topology.CLUSTER} of {image}"):
                 kind_cli.create(topology.CLUSTER, image, manifests.text("kind", settings), network=network)
         except LabError as error:
             told = create_failure.not_made(error, image, create_failure.kubelets_journal(nodes()))
@@ -246,7 +246,7 @@ class NodeComponent:
             return not last
 
         awaited = f"the cluster {topology.CLUSTER} to be ready"
-        if not polling.until(ready, timeout=_STARTED, every=0.5, awaiting=awaited):
+        if not polling.poll_until(ready, timeout=_STARTED, every=0.5, awaiting=awaited):
             events = diagnostics.told(self._api().events("kube-system")) if self._api().ready() else ""
             raise LabError(
                 f"the cluster was not ready within {_STARTED:.0f} s: {last[0]}",
@@ -270,7 +270,7 @@ class NodeComponent:
         local_state.forget()
 
     def _delete(self) -> None:
-        with polling.during(f"kind deletes the cluster {topology.CLUSTER}"):
+        with polling.progress(f"kind deletes the cluster {topology.CLUSTER}"):
             # Never one that the cluster names: whoever may write there would have root change a file here.
             told = {str(Path(each).absolute()) for each in (self._kubeconfig, local_state.kubeconfig()) if each}
             done = kind_cli.delete(topology.CLUSTER, None)

@@ -190,7 +190,7 @@ class KindLab:
                 own=client.log(),
                 logs={one.name: one.log() for one in servers},
                 count=count,
-                changed_sources=lambda: conntrack.together(one.changed_sources() for one in (client, *servers)),
+                changed_sources=lambda: conntrack.merge(one.changed_sources() for one in (client, *servers)),
                 logged=logged,
                 **around,
             )

@@ -145,7 +145,7 @@ class MeshComponent:
         missing = [ref for ref in settings.pod_images() if rollout.full_name(ref) not in there]
         here = [ref for ref in missing if docker.has_image(ref)]
         if here:
-            with polling.during(f"kind loads {len(here)} images into the node: {', '.join(here)}"):
+            with polling.progress(f"kind loads {len(here)} images into the node: {', '.join(here)}"):
                 kind_cli.load(topology.CLUSTER, here)
 
     def _install(self, settings: Settings) -> None:
@@ -160,7 +160,7 @@ class MeshComponent:
                 seen = diagnostics.refused("istiod", self._api().events(topology.ISTIO), waited, memory)
             return rollout.with_log(self._api(), topology.ISTIO, seen) if seen else None
 
-        with polling.during(f"istioctl installs Istio {settings.istio_tag} from {settings.istio_hub}"):
+        with polling.progress(f"istioctl installs Istio {settings.istio_tag} from {settings.istio_hub}"):
             istioctl.install(settings.istio(), kubeconfig=self._api().kubeconfig_file, look=hopeless)
 
     def _renew(self, *, every: bool) -> None:
@@ -189,7 +189,7 @@ class MeshComponent:
             found = self._api().find(kubernetes_api.path("Pod", old.name))
             return found is None or found["metadata"]["uid"] != old.uid
 
-        gone = polling.until(
+        gone = polling.poll_until(
             is_gone,
             timeout=_GONE,
             every=0.3,
@@ -239,7 +239,7 @@ class MeshComponent:
             answered.update(server.name for server in servers if exchange.served and server.name in exchange.body)
             return len(answered) == len(servers)
 
-        if not polling.until(served, timeout=_SERVED, awaiting="requests to be served by v1 and v2"):
+        if not polling.poll_until(served, timeout=_SERVED, awaiting="requests to be served by v1 and v2"):
             raise LabError(
                 f"within {_SERVED:.0f} s sleep was answered by {' and '.join(answered) or 'nobody'} only: {last[0]}",
                 hint="merlab status --lab kind",
@@ -262,7 +262,7 @@ class MeshComponent:
                 else:
                     api.delete(kubernetes_api.path(document["kind"], meta["name"], meta["namespace"]))
         node_exec.remove(api)
-        with polling.during("istioctl removes Istio"):
+        with polling.progress("istioctl removes Istio"):
             istioctl.uninstall(kubeconfig=api.kubeconfig_file)
         api.delete(kubernetes_api.path("Namespace", topology.ISTIO))
         for name in (topology.SETTINGS, *_LEFT_BY_ISTIO):
@@ -272,7 +272,7 @@ class MeshComponent:
             if crd["spec"]["group"].endswith("istio.io"):
                 api.delete(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
         docker.execute(self._node(), ["rm", "-rf", topology.STATE])
-        gone = polling.until(
+        gone = polling.poll_until(
             lambda: api.find(kubernetes_api.path("Namespace", topology.ISTIO)) is None,
             timeout=_GONE,
             every=0.5,

@@ -121,7 +121,9 @@ def make(api: Api, node: str, settings: Settings) -> HelperPodExec:
         owner = {_PASSING: "true", **_owner(os.getpid())}
         api.apply({**document, "metadata": {**meta, "name": name, "labels": {**meta["labels"], **owner}}})
     where = kubernetes_api.path("Pod", name, topology.HELPERS)
-    if not polling.until(lambda: _runs(api.find(where)), timeout=_STARTS, every=0.3, awaiting=f"the pod {name} to run"):
+    if not polling.poll_until(
+        lambda: _runs(api.find(where)), timeout=_STARTS, every=0.3, awaiting=f"the pod {name} to run"
+    ):
         found = diagnostics.diagnose([one] if (one := api.find(where)) else [], _STARTS, now=True)
         remove(api, name)
         why = f": {found.what}" if found else ""

@@ -51,7 +51,7 @@ def wait(api: Api, name: str, namespace: str = topology.NAMESPACE) -> None:
     def awaited() -> str:
         return f"{name} to be ready: {diagnostics.waited_for(seen['pods'])}"
 
-    done = polling.until(ready, timeout=_READY, every=0.3, awaiting=awaited)
+    done = polling.poll_until(ready, timeout=_READY, every=0.3, awaiting=awaited)
     if seen["found"] is not None:
         raise with_log(api, namespace, seen["found"])
     if not done:

@@ -86,7 +86,7 @@ class KindWorkload:
         return request_batch.read(nonce, url, status, stdout, stderr)
 
     def log(self) -> SidecarLog:
-        """Return what its sidecar writes into its access log from now on. Raises NotHeldError where it has none."""
+        """Return what its sidecar writes into its access log from now on. Raises ClaimFailedError where it has none."""
         if not self.pod.sidecar:
             raise ClaimFailedError(f"{self.pod.name} has no sidecar: merlab up gives it one")
         return SidecarLog(self._api, self.pod.name)

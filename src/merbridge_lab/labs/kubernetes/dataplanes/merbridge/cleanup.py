@@ -65,7 +65,7 @@ def require_no_maps(maps: Mapping[str, int]) -> None:
         left[:] = kernel_objects.loaded(maps)
         return not left
 
-    if maps and not polling.until(gone, timeout=_CLOSED, every=0.3, awaiting="the maps of Merbridge to go"):
+    if maps and not polling.poll_until(gone, timeout=_CLOSED, every=0.3, awaiting="the maps of Merbridge to go"):
         raise LabError(
             f"{len(left)} maps of Merbridge are in the kernel {_CLOSED:.0f} s after it was removed: {', '.join(left)}",
             hint="bpftool map show",

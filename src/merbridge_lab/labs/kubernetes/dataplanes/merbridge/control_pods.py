@@ -1,4 +1,4 @@
-"""Twins: a client and a server for as long as merlab runs, the client out of the dataplane's reach.
+"""ControlPair: a client and a server for as long as merlab runs, the client out of the dataplane's reach.
 
 Upstream attaches to the node's root cgroup, so no pod of the node is out of its reach; a process of this machine that
 enters only the network and the files of a pod is.
@@ -96,7 +96,7 @@ class Pair:
             found[:] = [pod for spec in (CLIENT, SERVER) for pod in pods.active_pods(api, spec)]
             return len(found) == 2 and all(pod.ready for pod in found)  # noqa: PLR2004 - a pair
 
-        if not polling.until(ready, timeout=_READY, every=0.3, awaiting="the twins to be ready"):
+        if not polling.poll_until(ready, timeout=_READY, every=0.3, awaiting="the twins to be ready"):
             told = api.all("Pod", topology.NAMESPACE, f"app in ({CLIENT.name},{SERVER.name})")
             seen = diagnostics.diagnose(told, _READY, now=True)
             raise LabError(

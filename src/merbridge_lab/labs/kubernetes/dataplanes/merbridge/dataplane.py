@@ -172,7 +172,7 @@ class MerbridgeDataplane:
         swept = False
         while True:
             try:
-                with polling.during(told):
+                with polling.progress(told):
                     return rollout.wait(api, self.problems, after)
             except rollout.Crashed as crash:
                 left = [] if swept else cleanup.sweep(self.place())
@@ -273,7 +273,9 @@ class MerbridgeDataplane:
     def _await_gone(self, found: Object) -> None:
         api = self._access.api()
         awaiting = "Merbridge to take its programs away and end"
-        if polling.until(lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
+        if polling.poll_until(
+            lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting
+        ):
             return
         for pod in installation.every_pod(api, found):  # its clean-up hangs: what it left is taken off below
             api.delete(kubernetes_api.path("Pod", pod["metadata"]["name"], NAMESPACE), grace=0)

@@ -23,7 +23,7 @@ def load(node: str, refs: Sequence[str]) -> None:
     for ref in missing:
         fetch(ref)
     if missing:
-        with polling.during(f"kind loads {', '.join(missing)} into the node"):
+        with polling.progress(f"kind loads {', '.join(missing)} into the node"):
             kind_cli.load(topology.CLUSTER, missing)
 
 
@@ -40,9 +40,9 @@ def fetch(ref: str) -> None:
     if docker.has_image(ref):
         return
     try:
-        with polling.during(f"can {ref} be pulled from {docker.registry(ref)}?"):
+        with polling.progress(f"can {ref} be pulled from {docker.registry(ref)}?"):
             docker.require_offered(ref, timeout=_REACHED)
-        with polling.during(f"docker pulls {ref} from {docker.registry(ref)}"):
+        with polling.progress(f"docker pulls {ref} from {docker.registry(ref)}"):
             docker.pull(ref)
     except LabError as error:
         raise unavailable(ref, error) from error

@@ -86,7 +86,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
         return bool(ended)
 
     awaiting = lambda: f"Merbridge to be ready: {last[0]}"  # noqa: E731
-    done = polling.until(ready, timeout=_STARTS, every=0.5, awaiting=awaiting)
+    done = polling.poll_until(ready, timeout=_STARTS, every=0.5, awaiting=awaiting)
     if ended:
         raise ended[0]
     if not done:

@@ -11,16 +11,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from substrate_host import state
-from tests import called
-from tests.called import MERLAB
+from host_state import state
+from tests import merlab_cli
+from tests.merlab_cli import MERLAB
 
 from merbridge_lab.adapters import bpf_syscall, cgroup, iptables, mounts, netns
 from merbridge_lab.dataplane import printk_event
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.host import Machine
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,8 +35,8 @@ _OF_KIND = ("merlab-download-", "merlab-kind-")
 
 
 def environment(name: str = NAME, **changes: str) -> dict[str, str]:
-    """Return the environment of a call; see called.environment."""
-    return called.environment(MERLAB_NAME=name, **changes)
+    """Return the environment of a call; see merlab_cli.environment."""
+    return merlab_cli.environment(MERLAB_NAME=name, **changes)
 
 
 def merlab(*words: str, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.CompletedProcess[str]:
@@ -64,7 +64,7 @@ def is_plain(done: subprocess.CompletedProcess[str]) -> bool:
     return "Traceback" not in done.stderr + done.stdout and "internal error" not in done.stderr + done.stdout
 
 
-class Running(called.Started):
+class Running(merlab_cli.Started):
     """A merlab running, to be stopped in the middle."""
 
     def __init__(self, *words: str) -> None:
@@ -281,5 +281,5 @@ def differences(before: Mapping[str, object]) -> dict[str, object]:
         seen = picture()
         return {key: (before[key], seen[key]) for key in before if seen[key] != before[key]}
 
-    until(lambda: not now(), timeout=5, awaiting="the host to be as before")
+    poll_until(lambda: not now(), timeout=5, awaiting="the host to be as before")
     return now()

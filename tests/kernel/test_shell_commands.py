@@ -13,8 +13,8 @@ import tarfile
 import time
 
 import pytest
-from tests.called import MERLAB
-from walk_host import LONG, Lab, Running, _tracing, environment, merlab
+from tests.merlab_cli import MERLAB
+from walkthrough_host import LONG, Lab, Running, _tracing, environment, merlab
 
 pytestmark = pytest.mark.kernel
 

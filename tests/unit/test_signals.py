@@ -147,7 +147,7 @@ def test_a_wait_is_interrupted(start):
     one = start("""
 say("ready")
 try:
-    polling.until(lambda: False, timeout=60, awaiting="nothing")
+    polling.poll_until(lambda: False, timeout=60, awaiting="nothing")
 except signals.Interrupted:
     say("interrupted")
 """)
@@ -176,7 +176,7 @@ class Driver:
     def is_up(self): return True
     def require_able(self):
         say("ready")
-        polling.until(lambda: False, timeout=60, awaiting="a signal")
+        polling.poll_until(lambda: False, timeout=60, awaiting="a signal")
     def open(self, **more): raise AssertionError
 
 from merbridge_lab import labs

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tests.unit.api_server import CLOSE, Keys, Server, upgraded
-from tests.unit.test_kube_exec import failure, said
+from tests.unit.test_kubernetes_exec import failure, said
 
 from merbridge_lab import ruleset
 from merbridge_lab.adapters import kubernetes_api

@@ -210,9 +210,9 @@ def test_names_resolve_from_the_pods_own_hosts():
 
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "file"
-    files.put(path, "one", owner=tmp_path.stat().st_uid)
-    files.put(path, "two", mode=0o600, owner=tmp_path.stat().st_uid)
-    assert files.has(path, "two")
+    files.write_atomic(path, "one", owner=tmp_path.stat().st_uid)
+    files.write_atomic(path, "two", mode=0o600, owner=tmp_path.stat().st_uid)
+    assert files.has_content(path, "two")
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import fakes
+import fake_lab
 from merbridge_lab.adapters.command import Beside
 from merbridge_lab.adapters.tcp_bytes import Sent
 from merbridge_lab.checks import dataplane
@@ -23,7 +23,7 @@ NOTHING = {"outbound": (0, 0), "mesh": (0, 0), "inbound": (0, 0)}
 
 
 def flushed():
-    seen = carried(fakes.flushed(), *[NOTHING] * 4)
+    seen = carried(fake_lab.flushed(), *[NOTHING] * 4)
     return replace(seen, control=carried(seen.control, *[{"outbound": (136, 0)}] * 4))
 
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from host_state import NAME, READY, Lab, as_app, curl, state
 from kernel_without import lacking, unmounted
-from substrate_host import NAME, READY, Lab, as_app, curl, state
 
 from merbridge_lab import accesslog
 from merbridge_lab.adapters import cgroup, files, iptables, links, netns, procfs
@@ -21,7 +21,7 @@ from merbridge_lab.labs.embedded import envoy, filesystem, rule_templates, topol
 from merbridge_lab.labs.embedded.host import Machine
 from merbridge_lab.labs.embedded.mesh import Pod
 from merbridge_lab.labs.embedded.rules import PodRules
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 pytestmark = pytest.mark.kernel
 
@@ -31,7 +31,7 @@ def logged(awaited, *pods: Pod) -> accesslog.AccessLogLine | None:
         lines = [line for pod in pods for line in accesslog.parse_all(pod.access_log.read_text())]
         return next((line for line in lines if awaited(line)), None)
 
-    return until(look, timeout=5, awaiting="the access log")
+    return poll_until(look, timeout=5, awaiting="the access log")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_request_id_that_is_a_uuid_is_left_alone(lab):
     uuid = "11111111-2222-3333-8444-555555555555"
     assert curl(lab.sleep, "-H", f"x-request-id: {uuid}").returncode == 0
     assert logged(lambda line: line.request_id == uuid, lab.sleep)
-    assert until(
+    assert poll_until(
         lambda: uuid in lab.v1.access_log.read_text() + lab.v2.access_log.read_text(), timeout=5, awaiting="the log"
     )
 
@@ -202,7 +202,7 @@ def test_daemons_have_no_privileges_and_none_of_our_files(lab):
 def test_a_damaged_process_is_named_and_mended(lab, kind, sent, said):
     pid = getattr(lab.v1, f"{kind}_pid")
     os.kill(pid, sent)
-    assert until(lambda: any(each.startswith(said) for each in lab.problems()), timeout=5, awaiting="the signal")
+    assert poll_until(lambda: any(each.startswith(said) for each in lab.problems()), timeout=5, awaiting="the signal")
     lab.ensure()
     assert lab.problems() == []
     assert getattr(lab.v1, f"{kind}_pid") != pid
@@ -216,11 +216,11 @@ def test_a_sidecar_that_does_not_answer_is_a_problem(lab, monkeypatch):
 
 def test_a_sidecar_replaced_by_another_program_is_named_and_mended(lab):
     os.kill(lab.v2.sidecar_pid, signal.SIGKILL)
-    assert until(lambda: lab.v2.sidecar_pid is None, timeout=5, awaiting="the sidecar to end")
+    assert poll_until(lambda: lab.v2.sidecar_pid is None, timeout=5, awaiting="the sidecar to end")
     join = ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec sleep 300', str(lab.v2.cgroup / "sidecar")]
     with subprocess.Popen(join) as other:
         try:
-            assert until(
+            assert poll_until(
                 lambda: any("has been replaced" in each and "sleep 300" in each for each in lab.problems()),
                 timeout=5,
                 awaiting="the stranger",
@@ -416,20 +416,20 @@ def test_the_lines_by_hand_make_a_mesh_in_order(request):
         pod.folder.mkdir()
         filesystem.write(pod.spec, pod.folder)
         envoy.furnish(lab.machine, pod.spec, pod.folder)
-        files.put(pod.folder / "app.py", rule_templates.data("app/helloworld.py"))
+        files.write_atomic(pod.folder / "app.py", rule_templates.data("app/helloworld.py"))
         files.add_log(pod.folder / "app.log", topology.APP_ID)
     run_lines(lab.mesh.shell_commands())
     lab.mesh.wait_ready(READY)
     assert lab.problems() == []
     assert curl(lab.sleep).stdout.startswith("Hello version")
     lab.machine.remove(10)
-    until(lambda: state("merlab-hand") == before, timeout=5, awaiting="the host to be as before")
+    poll_until(lambda: state("merlab-hand") == before, timeout=5, awaiting="the host to be as before")
     assert state("merlab-hand") == before
 
 
 ENSURE = """
 from merbridge_lab.labs.embedded.host import Machine
-from merbridge_lab.errors import KernelCannotError, LabError
+from merbridge_lab.errors import UnsupportedFeatureError, LabError
 try:
     Machine("merlab-readonly").ensure()
 except LabError as error:

@@ -27,13 +27,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from walk_host import LONG, Lab, differences, environment, is_plain, merlab, picture
+from walkthrough_host import LONG, Lab, differences, environment, is_plain, merlab, picture
 
 from merbridge_lab.labs.embedded import topology
 
 pytestmark = pytest.mark.kernel
 
-DOOR = str(Path(__file__).with_name("door.py"))
+DOOR = str(Path(__file__).with_name("change_points.py"))
 PODS = [pod.name for pod in topology.PODS]
 #: What each command begins with.
 BEGIN = {
@@ -48,7 +48,7 @@ OF_RULES = ("save rules", "make the save known", "flush rules", "load rules", "d
 
 
 def at_the_door(*words, prefix=()):
-    """Call merlab by door.py."""
+    """Call merlab by change_points.py."""
     return subprocess.run(
         [*prefix, sys.executable, "-B", DOOR, *words],
         env=environment(), capture_output=True, text=True, timeout=LONG, check=False, stdin=subprocess.DEVNULL,

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from substrate_host import Lab, curl, state
+from host_state import Lab, curl, state
 
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 pytestmark = pytest.mark.kernel
 
@@ -21,7 +21,7 @@ import os, signal, sys
 import cryptography.x509, jinja2, pyroute2, sh, tenacity
 import merbridge_lab.labs.embedded.certificates
 sys.path.insert(0, sys.argv[3])
-from substrate_host import Lab
+from host_state import Lab
 
 seen, last = 0, int(sys.argv[1])
 def hook(event, _args):
@@ -53,7 +53,7 @@ def equals(before: dict[str, object]) -> dict[str, object]:
         now = state(NAME)
         return {key: (before[key], now[key]) for key in before if now[key] != before[key]}
 
-    until(lambda: not differences(), timeout=5, awaiting="the host to be as before")
+    poll_until(lambda: not differences(), timeout=5, awaiting="the host to be as before")
     return differences()
 
 

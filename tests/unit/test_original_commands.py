@@ -1,6 +1,6 @@
 """What was typed in 2022, told beside what is typed now."""
 
-from fakes import FakeLab, up
+from fake_lab import FakeLab, up
 from merbridge_lab import original_commands
 from merbridge_lab.console import Console
 from merbridge_lab.loader import steps

@@ -1,8 +1,8 @@
 """merlab with somebody at the door through which it changes the machine (adapters/change.py): a script, and its caller.
 
-    python door.py list FILE -- step 9             notes each change point as it is passed, a line each
-    python door.py kill SITE N -- step 9           kills itself by SIGKILL just before the Nth change at SITE
-    python door.py mark -- step 9                  says at each change point, before and after, what strace can see
+    python change_points.py list FILE -- step 9   notes each change point as it is passed, a line each
+    python change_points.py kill SITE N -- step 9 kills itself by SIGKILL just before the Nth change at SITE
+    python change_points.py mark -- step 9        says at each change point, before and after, what strace can see
 
 SITE may be the beginning of one. A change point is told by what is changed, by the line of merlab from which that was
 asked of the adapters, and by the line of the walkthrough that this is part of: a flush of sleep and one of its twin are

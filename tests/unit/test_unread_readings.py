@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes import FakeLab, flushed, up
+from fake_lab import FakeLab, flushed, up
 from merbridge_lab import accesslog, matrix
 from merbridge_lab.adapters import rules_agreement
 from merbridge_lab.adapters.conntrack import read_changed_sources

@@ -36,12 +36,12 @@ def test_the_time_limit_still_counts():
 
 def test_it_is_said_what_goes_on():
     told = []
-    polling.listen(lambda what, seconds: told.append((what, seconds)))
+    polling.on_progress(lambda what, seconds: told.append((what, seconds)))
     try:
-        with polling.during("kind makes the cluster"):
+        with polling.progress("kind makes the cluster"):
             time.sleep(0.7)
     finally:
-        polling.listen(None)
+        polling.on_progress(None)
     assert told
     assert told[0][0] == "kind makes the cluster"
     assert told[0][1] > 0
@@ -49,10 +49,10 @@ def test_it_is_said_what_goes_on():
 
 def test_what_is_awaited_may_change_meanwhile():
     told = []
-    polling.listen(lambda what, _seconds: told.append(what))
+    polling.on_progress(lambda what, _seconds: told.append(what))
     names = iter(["a place", "its image", "its image", "its image"])
     try:
-        polling.until(lambda: None, timeout=0.05, every=0.05, awaiting=lambda: next(names, "more"))
+        polling.poll_until(lambda: None, timeout=0.05, every=0.05, awaiting=lambda: next(names, "more"))
     finally:
-        polling.listen(None)
+        polling.on_progress(None)
     assert told[:2] == ["a place", "its image"]

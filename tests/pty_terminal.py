@@ -9,7 +9,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from tests.called import environment
+from tests.merlab_cli import environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,14 +7,14 @@ import socket
 import struct
 
 import pytest
-from walk_host import Lab, merlab
+from walkthrough_host import Lab, merlab
 
 from merbridge_lab.adapters import bpf_syscall, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.tcp_bytes import Watch
 from merbridge_lab.dataplane import compiler, recompiled, socket_filters
 from merbridge_lab.dataplane.pins import MAPS
-from merbridge_lab.polling import until
+from merbridge_lab.polling import poll_until
 
 pytestmark = pytest.mark.kernel
 
@@ -52,7 +52,7 @@ def test_the_kernel_tells_what_tcp_sent_of_sockets_that_live_and_that_ended(here
         one, other = name(client), name(server)
         client.sendall(bytes(1000))
         server.sendall(bytes(31))
-        until(lambda: len(server.recv(1000, socket.MSG_PEEK)) == 1000, timeout=5, awaiting="all to arrive")
+        poll_until(lambda: len(server.recv(1000, socket.MSG_PEEK)) == 1000, timeout=5, awaiting="all to arrive")
 
         def told():
             return {each.local: each.sent for each in watch.look() if each.local in (one, other)}
@@ -60,7 +60,7 @@ def test_the_kernel_tells_what_tcp_sent_of_sockets_that_live_and_that_ended(here
         assert told() == {one: 1000, other: 31}
         assert {(each.local, each.remote) for each in watch.look() if each.local == one} == {(one, other)}
         client.close(), server.close()
-        assert until(
+        assert poll_until(
             lambda: told() == {one: 1000, other: 31} and len(watch._ended) >= 2, timeout=5, awaiting="their end"
         )
     finally:
@@ -75,7 +75,7 @@ def test_more_sockets_end_than_there_is_room_for(here):
             for sock in conversation(here):
                 sock.close()
         with pytest.raises(OSError, match="more sockets ended than the kernel had room to tell of"):
-            until(lambda: watch.look() is None, timeout=2, awaiting="the kernel to say so")
+            poll_until(lambda: watch.look() is None, timeout=2, awaiting="the kernel to say so")
     finally:
         watch.close()
 
