@@ -78,3 +78,13 @@ def test_m7_a_full_file_system_is_told_as_full(tmp_path, monkeypatch):
         logs.require_room(tmp_path)
     monkeypatch.undo()
     logs.require_room(tmp_path)
+
+
+def test_a_fifo_in_a_logs_place_is_not_waited_for(tmp_path):
+    """Nobody has its other end: to open it would take until somebody has."""
+    os.mkfifo(tmp_path / "access.log")
+    with pytest.raises(OSError, match="it is not a plain file"):
+        logs.tail(tmp_path / "access.log")
+    with pytest.raises(OSError, match="it is not a plain file"):
+        logs.opened(tmp_path / "access.log")
+    assert not logs.cut(tmp_path / "access.log")

@@ -28,7 +28,7 @@ class Feature:
     config: str
 
 
-#: The one table of what is needed. 5.15 is where all of it was there: see bpf.netns_cookie.
+#: The one table of what is needed. 5.15 is where all of it was there: see bpf_syscall.netns_cookie.
 FEATURES = {
     "kernel.version": Feature("5.15", "CONFIG_BPF_SYSCALL"),
     "kernel.btf": Feature("5.4", "CONFIG_DEBUG_INFO_BTF"),

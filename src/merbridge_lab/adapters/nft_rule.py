@@ -36,7 +36,7 @@ class _Loaded(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def words(expressions: Expressions) -> str:
-    """Return the rule as iptables-save would tell it; see xt.ANY and xt.strange."""
+    """Return the rule as iptables-save would tell it; see xt.ANY and xt_rule.strange."""
     try:
         return str(_Reader().read(expressions))
     except (xt_rule.StrangeError, KeyError, IndexError, ValueError, struct.error) as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SOCKET, _IP, _TCP = socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_TCP
 _LEVELS = {_SOCKET: range(1, 90), _IP: range(1, 56), _TCP: range(1, 50)}
 _LONG = 64
-#: What says of a listener who it is, or what came to it: SO_ERROR, SO_PEERCRED, SO_ATTACH_FILTER (see filters.py),
+#: What says of a listener who it is, or what came to it: SO_ERROR, SO_PEERCRED, SO_ATTACH_FILTER (socket_filters.py),
 #: SO_PEERNAME, SO_ACCEPTCONN, SO_PEERSEC, SO_INCOMING_CPU, SO_MEMINFO, SO_INCOMING_NAPI_ID, SO_COOKIE, SO_PEERGROUPS,
 #: SO_PEERPIDFD; IP_PROTOCOL, which tells the port; TCP_INFO, TCP_TIMESTAMP, TCP_CC_INFO.
 _OF_SOCKET, _OF_TCP = (4, 17, 26, 28, 30, 31, 49, 55, 56, 57, 59, 77), (11, 24, 26)
@@ -31,8 +31,8 @@ _OWN = {(_IP, 52), *((_SOCKET, each) for each in _OF_SOCKET), *((_TCP, each) for
 #: What a process may choose: SO_REUSEADDR, SO_REUSEPORT.
 _CHOSEN = {(_SOCKET, 2), (_SOCKET, 15)}
 #: What a namespace's settings gave when the socket was made, and that they may have been changed since is told of them
-#: (settings.py): SO_SNDBUF, SO_RCVBUF, SO_TXREHASH, TCP_CONGESTION. Room that somebody set is locked (SO_BUF_LOCK since
-#: Linux 5.14).
+#: (sysctl_drift.py): SO_SNDBUF, SO_RCVBUF, SO_TXREHASH, TCP_CONGESTION. Room that somebody set is locked (SO_BUF_LOCK,
+#: since Linux 5.14).
 _OF_SETTINGS = {(_SOCKET, 7), (_SOCKET, 8), (_SOCKET, 74), (_TCP, 13)}
 #: SO_BUSY_POLL, which comes from a setting of the whole machine's (net.core.busy_read): that may have been none before.
 _OF_MACHINE = (_SOCKET, 46)

@@ -2,7 +2,7 @@
 
 Looked for at every attach type of cgroups that this kernel knows, on the pods' cgroups and on those above; on every
 link of the pods and of the node (XDP, tc, tcx, netkit); on netfilter's hooks; in their network namespaces (sk_lookup,
-flow dissector). What is on the sockhash is looked at in sockets.py.
+flow dissector). What is on the sockhash is looked at in sockhash.py.
 
 What can rewrite, redirect or drop the mesh's TCP is a problem, wherever it is attached. Allowed are, by type and place
 and never by name: device and sysctl programs, which runc and systemd attach to healthy machines; and, above the pods'

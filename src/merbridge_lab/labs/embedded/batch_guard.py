@@ -1,7 +1,7 @@
 """What lasts for one batch only and gives no notice: settings and programs, read when its requests have been answered.
 
 All settings are compared when a proof begins and when it ends, all programs as well; what is written meanwhile by way
-of this machine's /proc, and what netlink tells of, passing.py hears. Here are those settings that decide where TCP
+of /proc, and what netlink tells of, namespace_watch.py hears. Here are those settings that decide where TCP
 goes, whoever wrote them. Not seen is what is gone again when the batch's last answer is there.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import stat
 from pathlib import Path
@@ -14,7 +13,7 @@ from merbridge_lab.adapters import file_digest, http_probe, mounts
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import add_log, delete_tree, has_content, write_atomic
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded import logs, topology
 from merbridge_lab.labs.embedded.rule_templates import template
 from merbridge_lab.text import lines_of
 
@@ -188,8 +187,6 @@ def is_ready(netns: Path) -> bool:
 def last_words(log: Path, lines: int = 10) -> str:
     """Return the end of a log."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            return "\n".join(lines_of(file.read().decode(errors="replace"))[-lines:])
-    except FileNotFoundError:
+        return "\n".join(lines_of(logs.tail(log, 8192))[-lines:])
+    except OSError:
         return ""

@@ -16,7 +16,7 @@ from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.evidence import Unread, UnreadError
 from merbridge_lab.labs import request_batch
-from merbridge_lab.labs.embedded import tcp_bytes
+from merbridge_lab.labs.embedded import logs, tcp_bytes
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _Log:
         self._source = f"envoy:{name}/access"
         self._path = path
         self._before, self._inode, self._written, self._tail, self._new = 0, 0, 0, b"", b""
-        with contextlib.suppress(OSError), path.open("rb") as file:  # lines() will not find it either
+        with contextlib.suppress(OSError), logs.opened(path) as file:  # lines() will not find it either
             seen = os.fstat(file.fileno())
             self._before, self._inode, self._written = seen.st_size, seen.st_ino, seen.st_mtime_ns
             file.seek(max(0, self._before - _TAIL))
@@ -86,7 +86,7 @@ class _Log:
     def lines(self) -> tuple[AccessLogLine, ...] | Unread:
         """Return the lines; or what was done to the log, which is only ever appended to."""
         try:
-            with self._path.open("rb") as file:
+            with logs.opened(self._path) as file:
                 return self._read(file)
         except OSError as error:
             return unread(self._source, error, f"{self._path}: {error.strerror}")
@@ -122,7 +122,7 @@ def observe(
     trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
     logged: bool = True,
 ) -> Observation:
-    """Send `count` requests, one after the other, and read everything around them; see batch.observe.
+    """Send `count` requests, one after the other, and read everything around them; see request_batch.observe.
 
     `between` are the network namespaces, besides theirs, that what they say to each other passes.
     """

@@ -12,7 +12,7 @@ from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.adapters.command import pasteable, run
 from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.errors import LabError, UsageError
-from merbridge_lab.evidence import Verdict
+from merbridge_lab.evidence import UnreadError, Verdict
 from merbridge_lab.lab import (
     APP_REPORTS_PEER,
     CONTROL_CLIENT,
@@ -42,6 +42,7 @@ from merbridge_lab.labs.embedded.host import Machine
 from merbridge_lab.labs.embedded.mesh import Mesh
 from merbridge_lab.labs.embedded.node import Node
 from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
+from merbridge_lab.shortage import unread
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class EmbeddedLab:
         server: EmbeddedWorkload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send requests as the app of `client` and read everything around them; see around.batch."""
+        """Send requests as the app of `client` and read everything around them; see batch_guard.batch."""
         servers = [server] if server is not None else self.servers()
         with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in servers)):
             return http_client.observe(
@@ -146,18 +147,22 @@ class EmbeddedLab:
             return dialing.dial(client, self.dataplane.pairs)
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
-        """Listen for what comes and goes in the network namespaces; see passing.watched."""
+        """Listen for what comes and goes in the network namespaces; see namespace_watch.watched."""
         return self._mesh.watched()
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
-        """Return the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        """Return the access log lines, of any sidecar there is, that mention one of `nonces`. Raises UnreadError."""
         wanted = tuple(nonces)
-        return [
-            f"{log.parent.name}: {line}"
-            for log in (self.machine.run / "pods").glob("*/access.log")
-            for line in lines_of(logs.tail(log))
-            if any(nonce in line for nonce in wanted)
-        ]
+        found = []
+        for log in (self.machine.run / "pods").glob("*/access.log"):
+            try:
+                told = lines_of(logs.tail(log))
+            except OSError as error:
+                raise UnreadError(
+                    unread(f"envoy:{log.parent.name}/access", error, f"{log}: {error.strerror}")
+                ) from error
+            found += [f"{log.parent.name}: {line}" for line in told if any(nonce in line for nonce in wanted)]
+        return found
 
     def fingerprint(self) -> dict[str, str]:
         """Return what must not change while something is proven.
@@ -239,7 +244,7 @@ class EmbeddedLab:
     def recover(self) -> None:
         """Clear up what is in the way of looking at the lab part by part.
 
-        ControlPair and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
+        Control pods and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
         break the requests with which the mesh is judged, long before it is the dataplane's turn.
         """
         with signals.shielded():
@@ -316,5 +321,5 @@ class EmbeddedLab:
                 write_atomic(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they come; see tracing.follow."""
+        """Return the trace's events as they come; see trace_filter.follow."""
         return trace_filter.follow(self, pod=pod, nonce=nonce)

@@ -6,7 +6,9 @@ in place, so that those go on with the same file: all of them append (O_APPEND),
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from merbridge_lab.errors import LabError
@@ -14,6 +16,7 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+    from typing import BinaryIO
 
 #: A log longer than this is cut, to its last so many bytes.
 LONGEST, KEPT = 16 << 20, 2 << 20
@@ -22,10 +25,22 @@ _NEEDED = 64 << 10
 NAMES = ("access.log", "envoy.log", "app.log")
 
 
+def opened(path: Path) -> BinaryIO:
+    """Open a log for reading; this never waits, as it would for the other end of a FIFO in the log's place.
+
+    Raises OSError, also for what is not a plain file.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+    return file
+
+
 def tail(path: Path, size: int = KEPT) -> str:
-    """Return the last `size` bytes of a log, whole lines only; nothing where there is none."""
+    """Return the last `size` bytes of a log, whole lines only; nothing where there is none. Raises OSError."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return _tail(file.fileno(), size).decode(errors="replace")
     except FileNotFoundError:
         return ""
@@ -59,7 +74,7 @@ class Following:
             self._at, self._rest = 0, b""
         if size == self._at:
             return []
-        with self._path.open("rb") as file:
+        with opened(self._path) as file:
             raw = os.pread(file.fileno(), size - self._at, self._at)
         self._at += len(raw)
         *lines, self._rest = (self._rest + raw).split(b"\n")
@@ -74,7 +89,7 @@ def cut(path: Path) -> bool:
     try:
         if path.stat().st_size <= LONGEST:
             return False
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     try:

@@ -65,7 +65,7 @@ class Mesh:
         return told or socket_holders.problems(self.pods)
 
     def watched(self) -> AbstractContextManager[Callable[[], list[str]]]:
-        """Listen for what comes and goes in the network namespaces of pods and node; see passing.watched."""
+        """Listen for what comes and goes in the network namespaces of pods and node; see namespace_watch.watched."""
         return namespace_watch.watched(self._node.netns, self.pods)
 
     def shell_commands(self) -> list[str]:

@@ -3,7 +3,7 @@
 A pod's requests are sent by the machine's curl, and its app is run by the machine's Python: whoever mounts something
 over one of them, over a module of it or over a whole directory, for the pod alone, decides what is measured. So its
 mounts are compared, mount by mount, with those of merlab's own namespace (of which the pod's is a copy that follows
-it) and with those that furniture.arrange adds; and what lies in the pod's own /run and /etc, entry by entry.
+it) and with those that filesystem.py adds; and what lies in the pod's own /run and /etc, entry by entry.
 
 What may differ: a mount that the machine had when the pod was made and has no more, if its unmounting did not get
 through to the pod (private mounts do not follow). It cannot be told from one that somebody added, so it is let be only
@@ -145,7 +145,7 @@ def _compare(seen: _Seen, there: Counter[tuple[str, ...]], pod: PodSpec, run: Pa
 def _arranged(
     seen: _Seen, pod: PodSpec, run: Path, folder: Path
 ) -> Iterator[tuple[Path, bool, Callable[[Mount], bool]]]:
-    """Return what furniture.arrange mounts: where, whether it must be there, and how it is known."""
+    """Return what filesystem.populate_mount_namespace mounts: where, whether it must be there, and how it is known."""
     device = run.stat().st_dev
     numbers = f"{os.major(device)}:{os.minor(device)}"
 

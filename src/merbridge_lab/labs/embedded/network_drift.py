@@ -1,7 +1,7 @@
 """The wires between pods and node: what their namespaces hold, exactly, and the one list of what may differ.
 
 Compared are links, addresses, routes of all tables, rules of policy routing, neighbours, queueing disciplines and
-IPsec; the settings of the kernel are compared in settings.py. Not compared: who added a route (its "proto"), and what
+IPsec; sysctl_drift.py compares the settings. Not compared: who added a route (its "proto"), and what
 the kernel counts.
 """
 

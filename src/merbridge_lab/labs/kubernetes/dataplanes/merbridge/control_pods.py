@@ -1,4 +1,4 @@
-"""ControlPair: a client and a server for as long as merlab runs, the client out of the dataplane's reach.
+"""Control pods: a client and a server for as long as merlab runs, the client out of the dataplane's reach.
 
 Upstream attaches to the node's root cgroup, so no pod of the node is out of its reach; a process of this machine that
 enters only the network and the files of a pod is.
