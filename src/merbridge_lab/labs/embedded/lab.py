@@ -322,4 +322,5 @@ class EmbeddedLab:
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
         """Return the trace's events as they come; see trace_filter.follow."""
-        return trace_filter.follow(self, pod=pod, nonce=nonce)
+        spec = None if pod is None else self.workload(pod).pod.spec
+        return trace_filter.follow(self.dataplane, self.machine.run / "pods", pod=spec, nonce=nonce)

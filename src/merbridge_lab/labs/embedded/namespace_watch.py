@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.adapters.network_changes import Change
-    from merbridge_lab.labs.embedded.mesh import Pod
+    from merbridge_lab.labs.embedded.pod import Pod
     from merbridge_lab.labs.embedded.topology import PodSpec
 
 _TABLE = "nftables table"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from merbridge_lab import polling
 from merbridge_lab.adapters import docker, kind_cli, kubernetes_api
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from merbridge_lab.adapters.docker import Container
-    from merbridge_lab.labs.kubernetes.connection import Access
+    from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.labs.kubernetes.settings import Settings
 
 _LABEL = f"{kind_cli.LABEL}={topology.CLUSTER}"
 _NETWORK_LABEL = f"{topology.NETWORK_LABEL}={topology.CLUSTER}"
@@ -32,6 +33,29 @@ _HALF_MADE = 60.0
 _MADE = "/kind/merlab-was-ready"
 #: What kind takes off the only node of a cluster, among the last things it does: with it no pod finds a place.
 _TAINT = "node-role.kubernetes.io/control-plane"
+
+
+class Connection(Protocol):
+    """What is asked of the way to the cluster."""
+
+    @property
+    def asked_image(self) -> str | None:
+        """The node image that the command line asks for."""
+
+    def api(self) -> Api:
+        """Return the cluster's API. Raises LabError."""
+
+    def node(self) -> str:
+        """Return the container that is the node. Raises LabError."""
+
+    def other_image(self) -> str | None:
+        """Describe a node image that is not the one that is asked for; None where it is."""
+
+    def settings(self) -> Settings:
+        """Return what the cluster is made with. Raises LabError."""
+
+    def best_known_settings(self) -> Settings:
+        """Return the same, as far as it is known."""
 
 
 def nodes() -> list[Container]:
@@ -79,7 +103,7 @@ def requirement() -> list[Requirement]:
 class NodeComponent:
     """The cluster; `changed` is called when it was made or started, `keep` has `remove` leave it."""
 
-    def __init__(self, access: Access, changed: Callable[[], None], *, kubeconfig: str | None, keep: bool) -> None:
+    def __init__(self, access: Connection, changed: Callable[[], None], *, kubeconfig: str | None, keep: bool) -> None:
         self._access, self._api, self._changed = access, access.api, changed
         self._kubeconfig, self._keep = kubeconfig, keep
 

@@ -298,7 +298,7 @@ class KindLab:
 
     def offline_commands(self) -> OfflineCommands:
         """Return what tells the commands of steps where there is no lab to ask; nothing can be done with it."""
-        return OfflineCommands(self)
+        return OfflineCommands(self.node, self.mesh, self.dataplane, self.inventory_commands)
 
     def show(self, command: str, output: str = "") -> None:
         """Record a command that a person would type, with what it printed.

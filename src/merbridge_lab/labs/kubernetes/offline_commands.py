@@ -9,7 +9,9 @@ from merbridge_lab.labs.kubernetes import commands, topology
 from merbridge_lab.labs.kubernetes.node_exec import DockerNodeExec
 
 if TYPE_CHECKING:
-    from merbridge_lab.labs.kubernetes.lab import KindLab
+    from collections.abc import Callable
+
+    from merbridge_lab.lab import Component, Dataplane
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
@@ -49,9 +51,11 @@ class OfflineCommands:
 
     words = (CONTAINER, PID)
 
-    def __init__(self, lab: KindLab) -> None:
-        self.node, self.mesh, self.dataplane = lab.node, lab.mesh, lab.dataplane
-        self.inventory_commands = lab.inventory_commands
+    def __init__(
+        self, node: Component, mesh: Component, dataplane: Dataplane, inventory_commands: Callable[[], list[str]]
+    ) -> None:
+        self.node, self.mesh, self.dataplane = node, mesh, dataplane
+        self.inventory_commands = inventory_commands
 
     def workload(self, name: str) -> _Workload:
         """Return a workload of the walkthrough."""

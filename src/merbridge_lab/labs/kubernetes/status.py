@@ -6,7 +6,7 @@ import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from merbridge_lab import redaction
 from merbridge_lab.adapters import docker
@@ -20,17 +20,69 @@ from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from merbridge_lab.labs.kubernetes.lab import KindLab
+    from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.lab import Component, Dataplane
+    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
+    from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KindWorkload
     from merbridge_lab.model import Step
+    from merbridge_lab.requirements import Requirement
 
 _LAST_REPORT = f"{topology.STATE}/last-report.json"
 #: How much of each log goes into a sysdump, in lines from its end.
 _TAIL = 2000
 
 
-def is_up(lab: KindLab) -> bool:
+class Described(Protocol):
+    """What the state is told of: a lab's parts, and the ways to its cluster."""
+
+    name: str
+    merbridge: MerbridgeDataplane
+
+    @property
+    def node(self) -> Component:
+        """The cluster, and its node."""
+
+    @property
+    def mesh(self) -> Component:
+        """Istio, and the pods of the walkthrough."""
+
+    @property
+    def intercepts(self) -> bool:
+        """Whether the lab is to have a dataplane."""
+
+    @property
+    def dataplane(self) -> Dataplane:
+        """Upstream's Merbridge, or none."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the lab can, by its dataplane."""
+
+    def api(self) -> Api:
+        """Return the cluster's API. Raises LabError."""
+
+    def node_name(self) -> str:
+        """Return the container that is the node. Raises LabError."""
+
+    def settings(self) -> Settings:
+        """Return what the lab is made with. Raises LabError."""
+
+    def find_node_exec(self) -> NodeExec | None:
+        """Return what pods are entered with, or None. Raises LabError."""
+
+    def workloads(self) -> Sequence[KindWorkload]:
+        """Return the workloads of the walkthrough."""
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and lacks."""
+
+    def why_missing(self, capability: str) -> str:
+        """Say in a sentence why the lab is without `capability`."""
+
+
+def is_up(lab: Described) -> bool:
     """Whether the cluster is there, is merlab's, runs and answers. Raises LabError where Docker does not answer."""
     found = cluster.nodes()
     if not cluster.are_ours(found) or not all(node.running for node in found):
@@ -41,7 +93,7 @@ def is_up(lab: KindLab) -> bool:
         return False
 
 
-def describe(lab: KindLab) -> dict[str, Any]:
+def describe(lab: Described) -> dict[str, Any]:
     """Return the state of the lab as `merlab status --json` has it."""
     up = is_up(lab)
     workloads = lab.workloads() if up and lab.find_node_exec() is not None else []
@@ -59,7 +111,7 @@ def describe(lab: KindLab) -> dict[str, Any]:
     }
 
 
-def _workload(lab: KindLab, workload: KindWorkload) -> dict[str, Any] | None:
+def _workload(lab: Described, workload: KindWorkload) -> dict[str, Any] | None:
     found = pods.active_pods(lab.api(), workload.spec)
     if not found:
         return None
@@ -83,7 +135,7 @@ def _workload(lab: KindLab, workload: KindWorkload) -> dict[str, Any] | None:
     }
 
 
-def _dataplane(lab: KindLab) -> dict[str, Any]:
+def _dataplane(lab: Described) -> dict[str, Any]:
     if not lab.intercepts:
         return {"kind": "none", "attached": False, "programs": 0}
     programs = 0
@@ -92,7 +144,7 @@ def _dataplane(lab: KindLab) -> dict[str, Any]:
     return {"kind": "merbridge", "attached": lab.dataplane.attached, "programs": programs}
 
 
-def _problems(lab: KindLab, *, up: bool) -> list[str]:
+def _problems(lab: Described, *, up: bool) -> list[str]:
     parts = [lab.node, *([lab.mesh] if up else []), *([lab.dataplane] if up and lab.intercepts else [])]
     return [sentence for part in parts for sentence in _told(part.problems)]
 
@@ -125,7 +177,7 @@ def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, 
     return legs
 
 
-def states(lab: KindLab, steps: Sequence[Step]) -> list[str]:
+def states(lab: Described, steps: Sequence[Step]) -> list[str]:
     """Say of each step whether what it ensures holds now."""
     up = is_up(lab)
     told = []
@@ -153,7 +205,7 @@ def pulled(settings: Settings) -> list[str]:
 # -- sysdump -----------------------------------------------------------------------------------------------------------
 
 
-def keep_report(lab: KindLab, told: dict[str, Any]) -> None:
+def keep_report(lab: Described, told: dict[str, Any]) -> None:
     """Write the report of the last run to the node."""
     text = json.dumps(told, default=str)
     write = ["sh", "-c", 'mkdir -p "$1" && cat >"$2"', "sh", topology.STATE, _LAST_REPORT]
@@ -184,7 +236,7 @@ def _events(namespace: str, events: Sequence[dict[str, Any]]) -> list[dict[str, 
     return [one for name, one in about if _is_ours(f"{name}-", namespace)]
 
 
-def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
+def dump(lab: Described) -> dict[str, Callable[[], Any]]:
     """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
     parts: dict[str, Callable[[], Any]] = {
         "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
