@@ -24,9 +24,9 @@ def fake(_name):
 
 def embedded(name):
     """Make a lab beside the one that may be up on this machine."""
-    from merbridge_lab.labs.embedded.lab import EmbeddedLab
+    from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
-    return EmbeddedLab(name=name)
+    return ManagedEmbeddedLab(name=name)
 
 
 LABS = [

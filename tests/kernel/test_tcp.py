@@ -45,7 +45,7 @@ from dataplane_rig import Agent, until
 
 from byte_streams import Meeting, Plan, play, verdict
 from merbridge_lab import dataplane
-from merbridge_lab.adapters import bpf_syscall, cgroup, tcp_sockets
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, cgroup, tcp_sockets
 from merbridge_lab.checks import mesh
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.endpoints import netns_cookie
@@ -489,7 +489,7 @@ class TestSidecars:
     def is_open(self, scene: Scene) -> bool:
         # Of a sidecar with a configuration of the test's own, merlab says that it is another: the kernel is asked.
         with scene.pins.open_map("listeners") as fd:
-            return bpf_syscall.lookup(fd, u64(netns_cookie(scene.v2.netns)), 8) is not None
+            return bpf_maps.lookup(fd, u64(netns_cookie(scene.v2.netns)), 8) is not None
 
     def served_by(self, scene: Scene, apps, pod: Pod) -> int:
         """How many of some connections went to a pod, each by both sidecars and from socket to socket."""
@@ -541,14 +541,12 @@ def entries(scene: Scene, cookie: int) -> list[str]:
     found = []
     for name in ("pods", "counters", "listeners"):
         with scene.pins.open_map(name) as fd:
-            found += [name] if u64(cookie) in bpf_syscall.keys(fd, 8) else []
+            found += [name] if u64(cookie) in bpf_maps.keys(fd, 8) else []
     with scene.pins.open_map("pod_ips") as fd:
-        found += (
-            ["pod_ips"] if u64(cookie) in [bpf_syscall.lookup(fd, key, 8) for key in bpf_syscall.keys(fd, 4)] else []
-        )
+        found += ["pod_ips"] if u64(cookie) in [bpf_maps.lookup(fd, key, 8) for key in bpf_maps.keys(fd, 4)] else []
     layout_of = abi.layouts()["pair"]
     with scene.pins.open_map("pairs") as fd:
-        raw = [bpf_syscall.lookup(fd, key, layout_of.size) for key in bpf_syscall.keys(fd, 8)]
+        raw = [bpf_maps.lookup(fd, key, layout_of.size) for key in bpf_maps.keys(fd, 8)]
         found += ["pairs" for each in raw if each and cookie in layout_of.unpack(each)["netns"]]
     return found
 

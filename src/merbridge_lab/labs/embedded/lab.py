@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from merbridge_lab import signals
-from merbridge_lab.adapters import iptables, netns
+from merbridge_lab.adapters import iptables
 from merbridge_lab.adapters.command import pasteable, run
-from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import UnreadError, Verdict
 from merbridge_lab.lab import (
@@ -31,10 +28,7 @@ from merbridge_lab.labs.embedded import (
     dialing,
     http_client,
     logs,
-    saved_rules,
-    status,
     topology,
-    trace_filter,
 )
 from merbridge_lab.labs.embedded.components import MeshComponent, NodeComponent
 from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
@@ -48,12 +42,16 @@ from merbridge_lab.text import lines_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.dial_results import Dial
-    from merbridge_lab.model import Step
+    from merbridge_lab.lab import Workload
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.ruleset import RuleSet
+
+
+def _own(workload: Workload) -> EmbeddedWorkload:
+    """Return a workload as this lab's: steps hand back what the lab gave them."""
+    return cast("EmbeddedWorkload", workload)
 
 
 class EmbeddedLab:
@@ -108,7 +106,7 @@ class EmbeddedLab:
         return [workload for workload in self.workloads() if workload.pod.spec.app == "helloworld"]
 
     @contextlib.contextmanager
-    def flushed(self, workloads: Sequence[EmbeddedWorkload]) -> Iterator[dict[str, RuleSet]]:
+    def flushed(self, workloads: Sequence[Workload]) -> Iterator[dict[str, RuleSet]]:
         """Save and flush nat in all of `workloads` for the length of the block."""
         with contextlib.ExitStack() as stack:
             yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
@@ -119,19 +117,20 @@ class EmbeddedLab:
 
     def observe(
         self,
-        client: EmbeddedWorkload,
+        client: Workload,
         *,
         count: int = 4,
         trace: bool = False,
         url: str = HELLO,
-        server: EmbeddedWorkload | None = None,
+        server: Workload | None = None,
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read everything around them; see batch_guard.batch."""
-        servers = [server] if server is not None else self.servers()
-        with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in servers)):
+        own = _own(client)
+        servers = [_own(server)] if server is not None else self.servers()
+        with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in servers)):
             return http_client.observe(
-                client,
+                own,
                 servers,
                 url=url,
                 count=count,
@@ -141,10 +140,11 @@ class EmbeddedLab:
                 logged=logged,
             )
 
-    def dial(self, client: EmbeddedWorkload) -> Sequence[Dial]:
+    def dial(self, client: Workload) -> Sequence[Dial]:
         """Dial as the app of `client` in ways that curl does not, and give what eBPF has of each."""
-        with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in self.servers())):
-            return dialing.dial(client, self.dataplane.pairs)
+        own = _own(client)
+        with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in self.servers())):
+            return dialing.dial(own, self.dataplane.pairs)
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
         """Listen for what comes and goes in the network namespaces; see namespace_watch.watched."""
@@ -227,100 +227,3 @@ class EmbeddedLab:
         """Return what was recorded since this was last asked, and forget it."""
         taken, self._shown = self._shown, []
         return taken
-
-    # -- the lab as a whole -------------------------------------------------------------------------------------------
-
-    def present_backend(self) -> str | None:
-        """Say in which backend the rules of the lab that is up are; None where there is none, or no rules."""
-        if not netns.is_pinned(self._node.netns):
-            return None
-        return iptables.backend_of(self._node.netns, "nat")
-
-    def require_up(self) -> None:
-        """Raise LabError when no lab is up."""
-        if not self.machine.exists:
-            raise LabError("no lab is up", hint="merlab up")
-
-    def recover(self) -> None:
-        """Clear up what is in the way of looking at the lab part by part.
-
-        Control pods and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
-        break the requests with which the mesh is judged, long before it is the dataplane's turn.
-        """
-        with signals.shielded():
-            self.machine.uncover()  # first: what is changed next must be the lab's
-            self.sweep()
-            self.restore()
-            if self.dataplane.attached:
-                self.dataplane.recompile(proof=False)
-            self.dataplane.pause_interception()
-
-    def sweep(self) -> None:
-        """Take away what a merlab that was killed left beside the lab: twins, and drafts of saves.
-
-        What it left flushed stays so: that may be on purpose (`step 9 --keep`). What is covered is left.
-        """
-        with signals.shielded():
-            if not self.machine.covers():
-                control_pods.sweep(self.machine, self._node)
-                saved_rules.delete_drafts(self.machine.saved)
-
-    def restore(self) -> list[str]:
-        """Put back whatever is flushed; give the names of the pods concerned.
-
-        All are tried; the first one that cannot be put back is raised.
-        """
-        restored: list[str] = []
-        first: LabError | None = None
-        for workload in self.workloads():
-            try:
-                restored += [workload.name] if workload.rules.restore() else []
-            except LabError as error:
-                first = first or error
-        if first is not None:
-            raise first
-        return restored
-
-    @property
-    def exists(self) -> bool:
-        """Whether anything of the lab is there."""
-        return self.machine.exists
-
-    def remove(self, timeout: float) -> None:
-        """Remove whatever is left of the lab, found by its name."""
-        self.machine.remove(timeout)
-
-    def stays(self) -> list[str]:
-        """Say what `down` leaves on purpose: nothing."""
-        return []
-
-    def states(self, steps: Sequence[Step]) -> list[str]:
-        """Say of each step whether what it ensures holds now."""
-        states = []
-        for step in steps:
-            if step.kind.value == "demonstrate":
-                states.append("shows")
-            elif step.number > 0 and not self.machine.exists:
-                states.append("not yet")
-            else:
-                states.append("holds" if all(check.evaluate(self).held for check in step.verify) else "does not hold")
-        return states
-
-    def describe(self) -> dict[str, Any]:
-        """Return the state of the lab as `merlab status --json` has it."""
-        return status.describe(self)
-
-    def dump(self) -> dict[str, Callable[[], Any]]:
-        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
-        return status.dump(self)
-
-    def keep_report(self, told: dict[str, Any]) -> None:
-        """Keep the report of the last run beside the lab's other files, for a sysdump."""
-        if self.machine.run.is_dir() and self.machine.exists:
-            with contextlib.suppress(OSError):
-                write_atomic(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
-
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they come; see trace_filter.follow."""
-        spec = None if pod is None else self.workload(pod).pod.spec
-        return trace_filter.follow(self.dataplane, self.machine.run / "pods", pod=spec, nonce=nonce)

@@ -14,7 +14,7 @@ from merbridge_lab.labs.options import Options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from merbridge_lab.labs.kubernetes.lab import KindLab
+    from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
     from merbridge_lab.requirements import Requirement
 
 #: How long Docker may take to say that it is there, in seconds; one that hangs must not hold up the other labs.
@@ -90,21 +90,21 @@ class KindDriver:
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
-        from merbridge_lab.labs.kubernetes.lab import KindLab
+        from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 
-        return KindLab(self.options).requirements()
+        return ManagedKubernetesLab(self.options).requirements()
 
     @contextlib.contextmanager
-    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[KindLab]:
+    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[ManagedKubernetesLab]:
         """Return the lab for the length of the block. Raises LabError for a backend: Istio chooses it itself."""
-        from merbridge_lab.labs.kubernetes.lab import KindLab
+        from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 
         self.options.require_built()
         if backend is not None:
             raise LabError(
                 "--iptables is for the embedded lab: on a cluster, Istio chooses the tables", hint="merlab up"
             )
-        lab = KindLab(self.options, keep=keep)
+        lab = ManagedKubernetesLab(self.options, keep=keep)
         try:
             yield lab
         finally:

@@ -6,9 +6,8 @@ import contextlib
 import os
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from merbridge_lab import signals
 from merbridge_lab.adapters import conntrack, kubernetes_api
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, UsageError
@@ -27,7 +26,7 @@ from merbridge_lab.lab import (
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.kind import cluster
 from merbridge_lab.labs.kind.cluster import NodeComponent
-from merbridge_lab.labs.kubernetes import commands, manifests, status, topology
+from merbridge_lab.labs.kubernetes import commands, topology
 from merbridge_lab.labs.kubernetes.connection import Access
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     control_pods,
@@ -50,9 +49,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dial_results import Dial
+    from merbridge_lab.lab import Workload
     from merbridge_lab.labs.options import Options
     from merbridge_lab.merbridge.trace import MerbridgeEvent
-    from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.ruleset import RuleSet
@@ -67,7 +66,12 @@ _LACKS = {
 _INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
 
 
-class KindLab:
+def _own(workload: Workload) -> KindWorkload:
+    """Return a workload as this lab's: steps hand back what the lab gave them."""
+    return cast("KindWorkload", workload)
+
+
+class KubernetesLab:
     """The Lab protocol over a kind cluster; `keep` leaves rules flushed after a flush."""
 
     name = "kind"
@@ -156,7 +160,7 @@ class KindLab:
         yield ControlPair(client, server, control_pods.URL)
 
     @contextlib.contextmanager
-    def flushed(self, workloads: Sequence[KindWorkload]) -> Iterator[dict[str, RuleSet]]:
+    def flushed(self, workloads: Sequence[Workload]) -> Iterator[dict[str, RuleSet]]:
         """Save and flush nat in all of `workloads` for the length of the block."""
         with contextlib.ExitStack() as stack:
             yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
@@ -167,16 +171,17 @@ class KindLab:
 
     def observe(
         self,
-        client: KindWorkload,
+        client: Workload,
         *,
         count: int = 4,
         trace: bool = False,  # noqa: ARG002 - the protocol's; what there is, is always read
         url: str = HELLO,
-        server: KindWorkload | None = None,
+        server: Workload | None = None,
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read everything around them."""
-        servers = [server] if server is not None else self.servers()
+        own = _own(client)
+        servers = [_own(server)] if server is not None else self.servers()
         around: dict[str, Any] = {"counters": dict}
         with contextlib.ExitStack() as stack:
             if self.intercepts and installation.there(self._access):
@@ -185,12 +190,12 @@ class KindLab:
                 around = {"counters": seeing.counters, "trace": seeing.trace, "noted": seeing.noted}
                 around["limits"] = limitations.of(place, self._access.settings().sidecars, servers)
             seen = request_batch.observe(
-                client,
-                ask=lambda: client.ask(url),
-                own=client.log(),
+                own,
+                ask=lambda: own.ask(url),
+                own=own.log(),
                 logs={one.name: one.log() for one in servers},
                 count=count,
-                changed_sources=lambda: conntrack.merge(one.changed_sources() for one in (client, *servers)),
+                changed_sources=lambda: conntrack.merge(one.changed_sources() for one in (own, *servers)),
                 logged=logged,
                 **around,
             )
@@ -203,7 +208,7 @@ class KindLab:
         service = self.api().get(kubernetes_api.path("Service", "helloworld"))["spec"]["clusterIP"]
         return frozenset({service, *(one.pod.ip for one in servers)})
 
-    def dial(self, client: KindWorkload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
+    def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
         """Raise LabError: upstream keeps no map of its connections."""
         raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded")
 
@@ -314,81 +319,3 @@ class KindLab:
         """Return what was recorded since this was last asked, and forget it."""
         taken, self._shown = self._shown, []
         return taken
-
-    # -- the lab as a whole -------------------------------------------------------------------------------------------
-
-    @property
-    def exists(self) -> bool:
-        """Whether anything of the lab is there. Raises LabError where Docker does not answer."""
-        return cluster.exists()
-
-    def require_up(self) -> None:
-        """Raise LabError when no lab is up."""
-        found = cluster.nodes()
-        if found and not cluster.are_ours(found):
-            raise cluster.foreign()
-        if not found:
-            raise LabError("no lab is up", hint="merlab up --lab kind")
-        if stopped := [node.name for node in found if not node.running]:
-            raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind")
-
-    def recover(self) -> None:
-        """Put back what a killed merlab left flushed, if the cluster is up."""
-        found = cluster.nodes()
-        if cluster.are_ours(found) and all(node.running for node in found):
-            with signals.shielded(), contextlib.suppress(LabError):
-                self.restore()
-                self._mend_dataplane()
-
-    def _mend_dataplane(self) -> None:
-        """Take away what a killed merlab left beside the pods; take Merbridge out where none is asked for any more."""
-        kept = self._access.kept()
-        if kept is None or kept.dataplane != MERBRIDGE:
-            return
-        self._pair.close()
-        evidence.sweep(self.merbridge.place())
-        if not self.intercepts:
-            self.merbridge.remove()
-            # No more than that: what else is asked for, the steps see to.
-            without = replace(kept, dataplane="none")
-            self.api().apply(manifests.configuration(without, finished=self._access.setup_complete()))
-
-    def sweep(self) -> None:
-        """Do nothing: what a merlab that was killed left of twins is cleared up where they are recreated."""
-
-    def restore(self) -> list[str]:
-        """Put back whatever is flushed; give the names of the workloads concerned."""
-        return [workload.name for workload in self.workloads() if workload.rules.restore()]
-
-    def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
-        """Remove whatever is left of the lab."""
-        if self.intercepts and self._access.answers():
-            self._pair.close()
-            with contextlib.suppress(LabError):
-                evidence.sweep(self.merbridge.place())
-        self.node.remove()
-        self.merbridge.require_gone()
-
-    def stays(self) -> list[str]:
-        """Say what `down` leaves on purpose, with the command that removes it."""
-        kept = (
-            [f"the cluster {topology.CLUSTER} stays, as asked; merlab down removes it"] if self._keeps_cluster else []
-        )
-        return [*kept, *status.pulled(self._access.best_known_settings())]
-
-    def states(self, steps: Sequence[Step]) -> list[str]:
-        """Say of each step whether what it ensures holds now."""
-        return status.states(self, steps)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the state of the lab as `merlab status --json` has it."""
-        return status.describe(self)
-
-    def dump(self) -> dict[str, Callable[[], Any]]:
-        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
-        return status.dump(self)
-
-    def keep_report(self, told: dict[str, Any]) -> None:
-        """Keep the report of the last run on the node, for a sysdump."""
-        with contextlib.suppress(LabError):
-            status.keep_report(self, told)

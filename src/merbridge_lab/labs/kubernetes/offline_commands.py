@@ -49,7 +49,7 @@ class _Workload:
 class OfflineCommands:
     """Of the Lab protocol what the steps' `commands` use; `words` are in them for what is not known yet."""
 
-    words = (CONTAINER, PID)
+    words: tuple[str, ...] = (CONTAINER, PID)
 
     def __init__(
         self, node: Component, mesh: Component, dataplane: Dataplane, inventory_commands: Callable[[], list[str]]
