@@ -11,7 +11,7 @@ from tests.unit.api_server import Keys, Server, plainly
 
 from merbridge_lab import sysdump
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kubernetes import status, topology
 from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 from merbridge_lab.labs.kubernetes.settings import Settings
@@ -120,6 +120,6 @@ def test_what_stays_with_docker_is_named_and_merbridge_only_where_it_was(lab, tm
 
 def test_the_stand_ins_are_taken_for_merlabs_cluster(lab):
     lab(plainly(401, ""), days=1)
-    (node,) = cluster.nodes()
-    assert cluster.are_ours([node])
+    (node,) = ownership.nodes()
+    assert ownership.are_ours([node])
     assert node.name == f"{topology.CLUSTER}-control-plane"

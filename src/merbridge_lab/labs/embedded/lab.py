@@ -22,6 +22,7 @@ from merbridge_lab.lab import (
     CommandTranscript,
     ControlPair,
 )
+from merbridge_lab.labs.base import LabBase
 from merbridge_lab.labs.embedded import (
     batch_guard,
     control_pods,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from merbridge_lab.lab import Workload
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
-    from merbridge_lab.ruleset import RuleSet
 
 
 def _own(workload: Workload) -> EmbeddedWorkload:
@@ -54,7 +54,7 @@ def _own(workload: Workload) -> EmbeddedWorkload:
     return cast("EmbeddedWorkload", workload)
 
 
-class EmbeddedLab:
+class EmbeddedLab(LabBase):
     """The Lab protocol over the kernel of this machine; `keep` leaves rules flushed after a flush."""
 
     name = "embedded"
@@ -64,13 +64,13 @@ class EmbeddedLab:
     )
 
     def __init__(self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft") -> None:
+        super().__init__()
         self.machine = Machine(name)
         self._keep = keep
         self._backend = backend
         node = Node(self.machine, backend)
         self._node = node
         self._mesh = Mesh(self.machine, node, topology.pods(backend))
-        self._shown: list[CommandTranscript] = []
         self.dataplane = EmbeddedDataplane(self.machine, self._mesh)
         self.node = NodeComponent(self.machine, node)
         self.mesh = MeshComponent(self._mesh, self.workloads, self.machine.saved)
@@ -104,12 +104,6 @@ class EmbeddedLab:
     def servers(self) -> list[EmbeddedWorkload]:
         """Return the workloads behind the service helloworld."""
         return [workload for workload in self.workloads() if workload.pod.spec.app == "helloworld"]
-
-    @contextlib.contextmanager
-    def flushed(self, workloads: Sequence[Workload]) -> Iterator[dict[str, RuleSet]]:
-        """Save and flush nat in all of `workloads` for the length of the block."""
-        with contextlib.ExitStack() as stack:
-            yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
 
     def drain_idle_connections(self) -> bool:
         """Let the connections that sidecars keep run out; say whether all did."""
@@ -218,12 +212,3 @@ class EmbeddedLab:
 
     def offline_commands(self) -> None:
         """Return nothing: the names of all that is in this lab are fixed."""
-
-    def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with what it printed."""
-        self._shown.append(CommandTranscript(command, output))
-
-    def shown(self) -> Sequence[CommandTranscript]:
-        """Return what was recorded since this was last asked, and forget it."""
-        taken, self._shown = self._shown, []
-        return taken

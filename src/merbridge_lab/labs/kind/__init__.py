@@ -33,12 +33,12 @@ class KindDriver:
 
     def is_up(self) -> bool:
         """Whether anything of the lab is there; not where no Docker answers."""
-        from merbridge_lab.labs.kind import cluster
+        from merbridge_lab.labs.kind import ownership
 
         if not all(shutil.which(command) for command in ("docker", "kind")) or self.silence:
             return False
         try:
-            return cluster.exists()
+            return ownership.exists()
         except LabError:
             return False
 

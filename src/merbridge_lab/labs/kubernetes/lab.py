@@ -1,4 +1,4 @@
-"""The kind lab: the walkthrough on a kind cluster with Istio."""
+"""The lab on a cluster, as steps use it: the walkthrough with Kubernetes and Istio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from merbridge_lab.adapters import conntrack, kubernetes_api
+from merbridge_lab.adapters import conntrack
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Unread, Verdict
@@ -24,7 +24,8 @@ from merbridge_lab.lab import (
     ControlPair,
 )
 from merbridge_lab.labs import request_batch
-from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.base import LabBase
+from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kind.cluster import NodeComponent
 from merbridge_lab.labs.kubernetes import commands, topology
 from merbridge_lab.labs.kubernetes.connection import Access
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from merbridge_lab.merbridge.trace import MerbridgeEvent
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
-    from merbridge_lab.ruleset import RuleSet
 
 
 #: What upstream's dataplane cannot, of what a lab's may.
@@ -71,16 +71,16 @@ def _own(workload: Workload) -> KindWorkload:
     return cast("KindWorkload", workload)
 
 
-class KubernetesLab:
+class KubernetesLab(LabBase):
     """The Lab protocol over a kind cluster; `keep` leaves rules flushed after a flush."""
 
     name = "kind"
     follows_original = True
 
     def __init__(self, options: Options, *, keep: bool = False) -> None:
+        super().__init__()
         self._keep = keep
         self._keeps_cluster = options.keep_cluster
-        self._shown: list[CommandTranscript] = []
         self._knows_context = False
         self._workloads: dict[str, KindWorkload] = {}
         self._access = access = Access(options)
@@ -96,14 +96,6 @@ class KubernetesLab:
         self._access.forget()
         self._workloads.clear()
         self.merbridge.forget()
-
-    def close(self) -> None:
-        """Take away what was made for as long as this merlab runs."""
-        try:
-            if self._pair.made:
-                self._pair.close()
-        finally:
-            self._access.close()
 
     # -- what intercepts ----------------------------------------------------------------------------------------------
 
@@ -147,23 +139,16 @@ class KubernetesLab:
 
         It has a sidecar always. Raises LabError without a dataplane: there sleep itself shows what the rules do.
         """
-        if not self.intercepts:
-            raise LabError(self.why_missing(CONTROL_CLIENT))
-        yield self._pair.get()[0]
+        with self.control_pair() as pair:
+            yield _own(pair.client)
 
     @contextlib.contextmanager
     def control_pair(self) -> Iterator[ControlPair]:
-        """Return that client with a server of its own; see twin."""
+        """Return that client with a server of its own; see control_client."""
         if not self.intercepts:
             raise LabError(self.why_missing(CONTROL_CLIENT))
         client, server = self._pair.get()
         yield ControlPair(client, server, control_pods.URL)
-
-    @contextlib.contextmanager
-    def flushed(self, workloads: Sequence[Workload]) -> Iterator[dict[str, RuleSet]]:
-        """Save and flush nat in all of `workloads` for the length of the block."""
-        with contextlib.ExitStack() as stack:
-            yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
 
     def drain_idle_connections(self) -> bool:
         """Say that they do not: Istio's sidecars keep them for an hour."""
@@ -201,12 +186,7 @@ class KubernetesLab:
             )
         if not seen.trace or isinstance(seen.trace, Unread):
             return seen
-        return replace(seen, trace=evidence.of_requests(seen.trace, self._places(servers)))
-
-    def _places(self, servers: Sequence[KindWorkload]) -> frozenset[str]:
-        """Return the addresses to which requests go: the service's, and those of the pods behind it."""
-        service = self.api().get(kubernetes_api.path("Service", "helloworld"))["spec"]["clusterIP"]
-        return frozenset({service, *(one.pod.ip for one in servers)})
+        return replace(seen, trace=evidence.of_requests(seen.trace, evidence.destinations(self.api(), servers)))
 
     def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
         """Raise LabError: upstream keeps no map of its connections."""
@@ -271,7 +251,7 @@ class KubernetesLab:
             tested=versions()["kind"]["tested"],
             same_kernel=self.intercepts,
         )
-        found = [*tools, *cluster.requirement()]
+        found = [*tools, *ownership.requirement()]
         return (
             [*found, *preflight.requirements(likely.images[MERBRIDGE], likely.sidecars, self._others)]
             if self.intercepts
@@ -311,11 +291,7 @@ class KubernetesLab:
         The first one that goes to the cluster by its context comes after the one that makes the context known.
         """
         if topology.CONTEXT in command and not self._knows_context:
-            self._shown += [CommandTranscript(each) for each in self._access.export()]
             self._knows_context = True
-        self._shown.append(CommandTranscript(command, output))
-
-    def shown(self) -> Sequence[CommandTranscript]:
-        """Return what was recorded since this was last asked, and forget it."""
-        taken, self._shown = self._shown, []
-        return taken
+            for each in self._access.export():
+                super().show(each)
+        super().show(command, output)

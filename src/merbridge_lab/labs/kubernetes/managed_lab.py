@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import signals
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kubernetes import manifests, status, topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     evidence,
@@ -25,16 +25,24 @@ if TYPE_CHECKING:
 class ManagedKubernetesLab(KubernetesLab):
     """The ManagedLab protocol over a cluster."""
 
+    def close(self) -> None:
+        """Take away what was made for as long as this merlab runs."""
+        try:
+            if self._pair.made:
+                self._pair.close()
+        finally:
+            self._access.close()
+
     @property
     def exists(self) -> bool:
         """Whether anything of the lab is there. Raises LabError where Docker does not answer."""
-        return cluster.exists()
+        return ownership.exists()
 
     def require_up(self) -> None:
         """Raise LabError when no lab is up."""
-        found = cluster.nodes()
-        if found and not cluster.are_ours(found):
-            raise cluster.foreign()
+        found = ownership.nodes()
+        if found and not ownership.are_ours(found):
+            raise ownership.foreign()
         if not found:
             raise LabError("no lab is up", hint="merlab up --lab kind")
         if stopped := [node.name for node in found if not node.running]:
@@ -42,8 +50,8 @@ class ManagedKubernetesLab(KubernetesLab):
 
     def recover(self) -> None:
         """Put back what a killed merlab left flushed, if the cluster is up."""
-        found = cluster.nodes()
-        if cluster.are_ours(found) and all(node.running for node in found):
+        found = ownership.nodes()
+        if ownership.are_ours(found) and all(node.running for node in found):
             with signals.shielded(), contextlib.suppress(LabError):
                 self.restore()
                 self._mend_dataplane()

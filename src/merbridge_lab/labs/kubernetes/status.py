@@ -13,7 +13,7 @@ from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import UnreadError
-from merbridge_lab.labs.kind import cluster, local_state
+from merbridge_lab.labs.kind import local_state, ownership
 from merbridge_lab.labs.kubernetes import pods, topology
 from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 
@@ -84,8 +84,8 @@ class Described(Protocol):
 
 def is_up(lab: Described) -> bool:
     """Whether the cluster is there, is merlab's, runs and answers. Raises LabError where Docker does not answer."""
-    found = cluster.nodes()
-    if not cluster.are_ours(found) or not all(node.running for node in found):
+    found = ownership.nodes()
+    if not ownership.are_ours(found) or not all(node.running for node in found):
         return False
     try:
         return lab.api().ready()
@@ -98,7 +98,7 @@ def describe(lab: Described) -> dict[str, Any]:
     up = is_up(lab)
     workloads = lab.workloads() if up and lab.find_node_exec() is not None else []
     described = [told for workload in workloads if (told := _workload(lab, workload)) is not None]
-    there = cluster.are_ours(cluster.nodes())
+    there = ownership.are_ours(ownership.nodes())
     return {
         "schema": 1,
         "lab": lab.name,
@@ -243,7 +243,7 @@ def dump(lab: Described) -> dict[str, Callable[[], Any]]:
         "status.json": lambda: describe(lab),
         "kernel.txt": lambda: run(["uname", "-a"]).stdout,
         "docker.json": lambda: asdict(docker.engine()),
-        "nodes.json": lambda: [asdict(node) for node in cluster.nodes()],
+        "nodes.json": lambda: [asdict(node) for node in ownership.nodes()],
         "settings.json": lambda: _settings(lab.settings()),
     }
     if where := local_state.log():
