@@ -286,7 +286,7 @@ def test_a_flush_takes_all_nat_rules_and_gives_them_back(lab, sleep):
     assert nat(sleep) == before
     assert not sleep.rules.outstanding
     assert mesh.assess_both_sidecars(seen).held
-    assert rules.assess_absent(seen.around(saved, None)).held
+    assert rules.assess_absent(seen.with_rules(saved, None)).held
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, SystemExit])
