@@ -180,6 +180,14 @@ def test_options_in_the_text_exist(path):
         assert {word.strip("[]") for word in own if word.startswith(("-", "[-"))} <= known, span
 
 
+@pytest.mark.parametrize("path", GUIDES, ids=named)
+def test_files_in_the_text_exist(path):
+    ours = [ROOT / top for top in ("src", "steps", "tests", "scripts", "docs")]
+    there = [str(each.relative_to(ROOT)) for top in ours for each in top.rglob("*.*")]
+    for name in re.findall(r"`([\w./]+\.(?:py|md|yaml|svg|c|h))`", path.read_text()):
+        assert any(f"/{each}".endswith(f"/{name}") for each in there), name
+
+
 # -- what is generated, and what is promised
 
 
