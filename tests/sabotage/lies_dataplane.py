@@ -212,7 +212,7 @@ def _(scene):
     yield
 
 
-@lie("a link detached meanwhile", "the link connect4 changed while it was looked at", quick=False)
+@lie("a link detached meanwhile", "the link connect4 changed during verification", quick=False)
 def _(scene):
     """connect4's link is detached after the last request of the last cell but one."""
 
@@ -224,7 +224,7 @@ def _(scene):
     yield
 
 
-@lie("a link recreated meanwhile", r"the link connect4 changed while")
+@lie("a link recreated meanwhile", "the link connect4 changed during verification")
 def _(scene):
     """connect4's link is detached and made again between step 9 and the matrix: nothing intercepts for a moment."""
 
@@ -273,7 +273,7 @@ def _(scene):
         yield
 
 
-@lie("a stranger comes meanwhile", r"stands no longer: on the cgroup .*mesh.* another program, stranger")
+@lie("a stranger comes meanwhile", "on the cgroup .*mesh.* another program, stranger")
 def _(scene):
     """A program that is not ours is attached to the mesh's cgroup when the matrix begins."""
     with contextlib.ExitStack() as stack:

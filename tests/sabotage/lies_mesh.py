@@ -257,7 +257,7 @@ def _(scene):
         yield
 
 
-@lie("sidecar restarted meanwhile", r"the sidecar of helloworld-v1 changed while it was looked at")
+@lie("sidecar restarted meanwhile", r"the sidecar of helloworld-v1 changed during verification")
 def _(scene):
     """helloworld-v1's Envoy is restarted between step 9 and the matrix."""
     scene.at("matrix begins", lambda: restart(pod(scene, "helloworld-v1")))
