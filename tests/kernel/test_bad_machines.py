@@ -150,10 +150,20 @@ def test_a_full_disk_flushes_nothing(host):  # noqa: ARG001
     assert merlab("step", "9", "-q").returncode == 0
 
 
+ODD = {
+    "ascii": {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+    "40 columns": {"COLUMNS": "40"},
+    "no home": {"HOME": "/nonexistent"},
+    "odd time zone": {"TZ": "Nowhere/Odd"},
+}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, {"COLUMNS": "40"}, {"HOME": "/nonexistent"}, {"TZ": "Nowhere/Odd"}],
-    ids=["ascii", "40 columns", "no home", "odd time zone"],
+    [
+        pytest.param({name: value for each in ODD.values() for name, value in each.items()}, id="all of them"),
+        *(pytest.param(each, id=name, marks=pytest.mark.soak) for name, each in ODD.items()),
+    ],
 )
 def test_odd_surroundings_change_no_verdict(host, changes):  # noqa: ARG001
     done = merlab("up", "--until", "3", env=environment(**changes))

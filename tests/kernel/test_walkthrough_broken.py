@@ -298,9 +298,8 @@ BREAKS = [
 ]
 
 QUICK = [
-    *("no_connect4", "no_sk_lookup_of_a_pod", "listener_not_registered", "redirect_off", "client_sidecar_killed"),
-    *("server_sidecar_stopped", "app_in_another_netns", "rules_flushed", "rules_in_the_other_backend"),
-    *("another_rule_in_native_nft", "a_rule_that_comes_when_flushed", "no_veth", "no_net_namespace", "no_bpffs"),
+    *("no_connect4", "no_sk_lookup_of_a_pod", "listener_not_registered", "redirect_off", "server_sidecar_stopped"),
+    *("app_in_another_netns", "rules_flushed", "rules_in_the_other_backend", "no_veth", "no_bpffs"),
 ]
 _BY_NAME = {one.name: one for one in BREAKS}
 

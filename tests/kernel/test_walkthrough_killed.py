@@ -29,6 +29,7 @@ def test_an_up_killed_leaves_nothing_that_down_does_not_remove(host, moment):
     assert differences(host) == {}
 
 
+@pytest.mark.soak
 def test_an_up_goes_on_from_where_one_was_killed(host):  # noqa: ARG001 - looked at afterwards
     kill("up", at=lambda: MOMENTS["first_link"](Lab()))
     done = merlab("up", "-q")
