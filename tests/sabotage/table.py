@@ -106,6 +106,8 @@ def clean(text: str) -> str:
     text = re.sub(r"\(id \d+\)|\bid \d+", "(id …)", re.sub(r"\bpid \d+", "pid …", text))
     text = re.sub(r"program \d+, not ours, \d+", "program …, not ours", text)
     text = re.sub(r"cgroup \d+", "cgroup …", text)
+    # Where the checkout is, is nobody's business.
+    text = re.sub(r"(?:/[\w.-]+)+/(?=\.venv/bin/|tests/sabotage/|build/sabotage\b)", "", text)
     text = re.sub(r"(/run/|/sys/fs/cgroup/(?:unified/)?)merlab-\w+", r"\1merlab", text)
     text = text.replace("|", "\\|").replace("\n", " ")
     return text if len(text) <= 240 else f"{text[:237]}…"
