@@ -139,7 +139,7 @@ def ebpf_took_over() -> Check:
     """Check that with the rules flushed, eBPF alone brings the request into the mesh; without it, the request fails."""
     return Check(
         "redirect.ebpf_took_over",
-        "flushed, it is eBPF that sends the request through the mesh; a flushed twin without it is closed",
+        "flushed, it is eBPF that sends the request through the mesh; a flushed control client without it is closed",
         assess_took_over,
         hint="merlab step 3",
     )
@@ -148,7 +148,7 @@ def ebpf_took_over() -> Check:
 def assess_took_over(seen: Observation) -> Finding:
     """Look at the payload and the sidecars' logs, and at the flushed twin beside them."""
     if seen.control is None:
-        return fails("no flushed twin was asked: the batch alone proves nothing")
+        return fails("no flushed control client was asked: the batch alone proves nothing")
     closed = assess_closed_as_plain_text(seen.control)
     control = as_control("mesh.closed_without_ebpf", closed)
     intercepted_ = assess_intercepted(seen)

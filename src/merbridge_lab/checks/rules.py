@@ -55,7 +55,7 @@ def stood_still() -> Check:
     """Check that with eBPF, the rules are there and have nothing to do; the twin's move for the same requests."""
     return Check(
         "rules.stood_still",
-        "the client's rules stand still; a twin without eBPF moves its own",
+        "ISTIO_REDIRECT does not count with eBPF; it does for the control client",
         assess_stood_still,
         hint="merlab step 3",
     )

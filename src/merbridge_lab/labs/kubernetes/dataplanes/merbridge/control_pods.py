@@ -96,11 +96,11 @@ class Pair:
             found[:] = [pod for spec in (CLIENT, SERVER) for pod in pods.active_pods(api, spec)]
             return len(found) == 2 and all(pod.ready for pod in found)  # noqa: PLR2004 - a pair
 
-        if not polling.poll_until(ready, timeout=_READY, every=0.3, awaiting="the twins to be ready"):
+        if not polling.poll_until(ready, timeout=_READY, every=0.3, awaiting="the control pods to be ready"):
             told = api.all("Pod", topology.NAMESPACE, f"app in ({CLIENT.name},{SERVER.name})")
             seen = diagnostics.diagnose(told, _READY, now=True)
             raise LabError(
-                f"the twins were not ready within {_READY:.0f} s{f': {seen.what}' if seen else ''}",
+                f"the control pods were not ready within {_READY:.0f} s{f': {seen.what}' if seen else ''}",
                 hint="merlab status --lab kind",
                 stderr=diagnostics.told(api.events()) or None,
             )
