@@ -236,7 +236,7 @@ def play(plan: Plan, client: socket.socket, server: socket.socket) -> tuple[End,
 
 
 def verdict(plan: Plan, client: End, server: End) -> list[str]:
-    """Say what went wrong with a stream; nothing if it did as TCP would."""
+    """Describe what went wrong with a stream; nothing if it did as TCP would."""
     ends, found = (client, server), []
     for side, name in enumerate(("client", "server")):
         seen, other = ends[side], ends[1 - side]

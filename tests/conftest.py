@@ -158,7 +158,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> object:
 
 
 def may_not_skip(item: pytest.Item) -> bool:
-    """Whether a marker of the test is required, or any is and the test needs nothing: it has no reason to skip."""
+    """Report whether a marker of the test is required, or any is and the test needs nothing: it has no reason to skip."""
     has = {marker for marker in ("kernel", "cluster") if item.get_closest_marker(marker)}
     return bool(required() & has if has else required())
 

@@ -51,7 +51,7 @@ def merlab(command: str, *words: str, prefix: tuple[str, ...] = (), **changes: s
 
 
 def held(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether all held; where not, what was said is shown with the test."""
+    """Report whether all held; where not, what was said is shown with the test."""
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:])  # noqa: T201
     return done.returncode == 0
@@ -103,7 +103,7 @@ def docker(*words: str) -> str:
 
 
 def _processes() -> dict[int, tuple[int, list[str]]]:
-    """Give, by PID, the parent and the command of every process in this network: others may have test beds too."""
+    """Return, by PID, the parent and the command of every process in this network: others may have test beds too."""
     found, here = {}, os.readlink("/proc/self/ns/net")  # noqa: PTH115 - it is no path
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -191,7 +191,7 @@ def native_rules(selector: str = "app=sleep") -> list[str]:
 
 
 def is_flushed(_pid: int = 0) -> bool:
-    """Whether the rules of sleep are saved, and gone."""
+    """Report whether the rules of sleep are saved, and gone."""
     if not in_node("sh", "-c", f"test -e {SAVED} && echo saved", check=False):
         return False
     return not any(line.startswith("-A") for line in rules())

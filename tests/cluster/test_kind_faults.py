@@ -211,7 +211,7 @@ def lab() -> None:
 
 
 def mended() -> bool:
-    """Whether `up` brings all back to what it should be, and finds it so."""
+    """Report whether `up` brings all back to what it should be, and finds it so."""
     return held(merlab("up", "-q", "--until", "2")) and told(merlab("status", "--json"))["problems"] == []
 
 

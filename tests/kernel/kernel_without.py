@@ -77,7 +77,7 @@ def install(program: tuple[tuple[int, int, int, int], ...], flags: int) -> int:
 
 
 def is_named(pid: int, address: int, kind: bytes) -> bool:
-    """Whether a process has this name at an address of its memory."""
+    """Report whether a process has this name at an address of its memory."""
     if not address:
         return False
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:

@@ -44,7 +44,7 @@ _NFT_ASKS = {1, 4, 7, 10, 13, 16, 19, 21, 23, 25}
 
 
 def changes_by_netlink(name, arguments):
-    """Whether one of the messages changes something; strace has no names for those of another network namespace."""
+    """Report whether one of the messages changes something; strace has no names for those of another network namespace."""
     for kind, flags in _MESSAGE.findall(arguments):
         if "NLM_F_DUMP" in flags or "0x300" in flags:
             continue

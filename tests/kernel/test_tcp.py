@@ -898,6 +898,6 @@ def test_an_application_that_reads_by_splice(scene):
 
 
 def asleep(thread: int) -> bool:
-    """Whether a thread of ours is inside sendto(2): the only thing it does, so it sleeps there."""
+    """Report whether a thread of ours is inside sendto(2): the only thing it does, so it sleeps there."""
     with open(f"/proc/self/task/{thread}/syscall") as file:  # noqa: PTH123
         return file.read().split()[0] in ("44", "206")  # x86_64, aarch64

@@ -60,7 +60,7 @@ def failed_checks(report: Mapping[str, Any]) -> set[str]:
 
 
 def is_plain(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether it complained in a sentence, not in a traceback."""
+    """Report whether it complained in a sentence, not in a traceback."""
     return "Traceback" not in done.stderr + done.stdout and "internal error" not in done.stderr + done.stdout
 
 
@@ -226,7 +226,7 @@ def _others_objects(kind: str) -> set[int]:
 
 
 def _is_merlabs(kind: str, number: int) -> bool:
-    """Whether it carries our name; what containers and other programs load meanwhile is none of our business."""
+    """Report whether it carries our name; what containers and other programs load meanwhile is none of our business."""
     with contextlib.suppress(OSError):  # gone meanwhile
         fd = bpf_syscall.by_id(kind, number)
         try:

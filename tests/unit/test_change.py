@@ -30,7 +30,7 @@ EXCEPTIONS = {
 
 
 def _passes(node):
-    """Whether a function is decorated with a change point, or a with statement opens one."""
+    """Report whether a function is decorated with a change point, or a with statement opens one."""
     calls = node.decorator_list if isinstance(node, ast.FunctionDef) else [item.context_expr for item in node.items]
     return any(isinstance(call, ast.Call) and getattr(call.func, "id", "") == "change" for call in calls)
 

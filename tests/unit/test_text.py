@@ -46,7 +46,7 @@ TARGETS = [
 
 
 def is_tame(printed):
-    """Whether a terminal only shows it."""
+    """Report whether a terminal only shows it."""
     return all(char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in printed)
 
 

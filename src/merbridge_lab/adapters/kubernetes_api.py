@@ -1,7 +1,7 @@
-"""The API of a Kubernetes cluster, by the kubernetes client library.
+"""The API of a Kubernetes cluster, through the kubernetes client library.
 
-Objects are the plain dictionaries of the API. What reads is tried again while the API does not answer (an API server
-that is restarted, or held up, is back within seconds), and says so meanwhile.
+Objects are the plain dictionaries of the API. Reads are retried while the API does not answer (an API server that is
+restarted, or delayed, is back within seconds), and report this meanwhile.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Object = dict[str, Any]
 
-#: Seconds for a connection, and for an answer.
+#: Timeouts for a connection, and for an answer, in seconds.
 _TIMEOUT = (3.0, 8.0)
-#: How long a silent API is asked again, in seconds.
+#: How long requests to a silent API are retried, in seconds.
 _PATIENCE = 40.0
 _NOT_FOUND, _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 404, 401, 403, 429, 500
 _MANAGER = "merlab"
 
-#: What comes of a command in a container: each message begins with a byte that says of which channel it is.
+#: The output of a command in a container: the first byte of each message tells its channel.
 _PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
-#: How often one looks, while a command runs in a container, whether merlab is to stop; in seconds.
+#: How often merlab checks, while a command runs in a container, whether it must stop; in seconds.
 _GLANCE = 0.25
 #: What kubelet, containerd and runc say of a container that ended, or was recreated, before the command ran in it.
 #: What TLS says of certificates, be it OpenSSL here or an alert of the other end (RFC 8446, 6.2).
@@ -69,20 +69,20 @@ KINDS = frozenset(_NAMED)
 
 
 class ApiUnavailableError(LabError):
-    """The API does not answer, or answers that it cannot now."""
+    """The API does not answer, or answers that it is not available now."""
 
 
 class NotFoundError(LabError):
-    """The object is not there."""
+    """The object does not exist."""
 
 
 def path(kind: str, name: str = "", namespace: str = "default") -> str:
-    """Return the path of an object, or without `name` that of all of its kind in the namespace."""
+    """Return the path of an object, or without `name` that of all objects of its kind in the namespace."""
     return _NAMED[kind].format(namespace=namespace, name=name).rstrip("/")
 
 
 def without_proxy(host: str) -> str:
-    """Return what no_proxy is to be, so that `host` is reached directly, and whatever was before."""
+    """Return a no_proxy value with which `host` is reached directly, and everything that was in it before."""
     told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     return ",".join(dict.fromkeys([*filter(None, told.split(",")), host]))
 
@@ -94,7 +94,8 @@ class Api:
         self._kubeconfig = kubeconfig
         cluster, user = kubeconfig["clusters"][0]["cluster"], kubeconfig["users"][0]["user"]
         self.server = str(cluster["server"])
-        # It is on this machine, whatever https_proxy says. Websockets, and the commands we run, ask the environment.
+        # The API is on this machine, whatever https_proxy says. Websockets, and the commands that we run, read the
+        # environment.
         os.environ["no_proxy"] = without_proxy(str(urlsplit(self.server).hostname))
         self._files = {
             "ssl_ca_cert": MemFile(base64.b64decode(cluster["certificate-authority-data"])),
@@ -113,18 +114,18 @@ class Api:
         for name, file in self._files.items():
             setattr(configuration, name, file.path)
         configuration.proxy = None
-        configuration.retries = 0  # we do that, and say so
-        # Without a discoverer the client asks nothing beforehand and writes no cache.
+        configuration.retries = 0  # we do that, and report it
+        # Without a discoverer the client sends no requests beforehand and writes no cache.
         return DynamicClient(ApiClient(configuration), discoverer=lambda *_: None)
 
     def is_at(self, cluster: Mapping[str, Any]) -> bool:
-        """Whether a kubeconfig's entry leads to this cluster: one recreated has other keys and another port."""
+        """Report whether a kubeconfig's entry leads to this cluster: a recreated one has other keys and a new port."""
         ours = self._kubeconfig["clusters"][0]["cluster"]
         return all(ours[key] == cluster.get(key) for key in ("server", "certificate-authority-data"))
 
     @functools.cached_property
     def kubeconfig_file(self) -> str:
-        """Where other programs find the kubeconfig while this process lives."""
+        """The path where other programs find the kubeconfig while this process runs."""
         import yaml
 
         self._files["kubeconfig"] = MemFile(yaml.safe_dump(dict(self._kubeconfig)).encode())
@@ -160,7 +161,7 @@ class Api:
         if _ENDED.search(said):
             return NotFoundError(f"the container is not there any more in {where}", hint="merlab status", stderr=said)
         if status in (_UNAUTHORIZED, _FORBIDDEN):
-            # To its administrator an API says so only while it starts and has not read its own rules yet.
+            # An API gives its administrator this answer only while it starts and has not read its own rules yet.
             return self._expired() or ApiUnavailableError(
                 f"the cluster does not let us {method} {where}",
                 hint="merlab down --lab kind && merlab up --lab kind",
@@ -174,7 +175,7 @@ class Api:
 
     def _silent(self, error: Exception) -> LabError:
         said = str(error)
-        # An end of TLS in the middle, a broken record: these say nothing about certificates.
+        # An end of TLS in the middle, a broken record: these are not about certificates.
         if isinstance(error, ssl.SSLCertVerificationError) or _OF_CERTIFICATES.search(said):
             return self._expired() or LabError(
                 f"the certificates of the cluster at {self.server} are no longer valid",
@@ -201,7 +202,7 @@ class Api:
         )
 
     def _patiently(self, once: Callable[[], T], *, patience: float = _PATIENCE) -> T:
-        """Try again while the API is silent, at most `patience` seconds."""
+        """Retry while the API is silent, for at most `patience` seconds."""
         last: list[LabError] = []
         given: list[T] = []
 
@@ -220,7 +221,7 @@ class Api:
     # -- objects ----------------------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
-        """Whether the API answers, and says that it is ready."""
+        """Report whether the API answers, and reports readiness."""
         try:
             return self._once("get", "/readyz", {}) == b"ok"
         except ApiUnavailableError:
@@ -249,7 +250,7 @@ class Api:
 
     @change("apply an object")
     def apply(self, document: Object) -> None:
-        """Have an object be so, fields that others set aside (server-side apply)."""
+        """Apply an object; fields that others set stay (server-side apply)."""
         meta = document["metadata"]
         where = path(document["kind"], meta["name"], meta.get("namespace", "default"))
         content = "application/apply-patch+yaml"
@@ -258,7 +259,7 @@ class Api:
 
     @change("delete an object")
     def delete(self, where: str, *, grace: int | None = None) -> None:
-        """Delete what is at a path; nothing there is fine."""
+        """Delete what is at a path; succeed if nothing is there."""
         query = {} if grace is None else {"gracePeriodSeconds": grace}
         try:
             self._patiently(lambda: self._once("delete", where, query))
@@ -277,9 +278,9 @@ class Api:
         since: int | None = None,
         previous: bool = False,
     ) -> str:
-        """Return what a container printed: its last `tail` lines, or what is no older than `since` seconds.
+        """Return what a container printed: its last `tail` lines, or what is not older than `since` seconds.
 
-        `previous` asks for what the one before it printed, which ended.
+        `previous` requests the output of the previous container, which ended.
         """
         query: dict[str, object] = {"container": container}
         if previous:
@@ -295,10 +296,10 @@ class Api:
     def execute(
         self, namespace: str, pod: str, container: str, argv: Sequence[str], timeout: float
     ) -> tuple[int, str, str]:
-        """Run `argv` in a container; give its exit status and both streams.
+        """Run `argv` in a container; return its exit status and both streams.
 
-        Raises NotFoundError where the pod or the container is gone, ApiUnavailableError where the API does not answer
-        or breaks off, LabError where the command cannot be run or does not end within `timeout` seconds.
+        Raise NotFoundError if the pod or the container is gone, ApiUnavailableError if the API does not answer or
+        breaks off, LabError if the command cannot be run or does not end within `timeout` seconds.
         """
         from websocket import WebSocketBadStatusException, WebSocketException
 
@@ -321,9 +322,9 @@ class Api:
 
     @contextmanager
     def _upgraded(self, where: str) -> Iterator[WebSocket]:
-        """Open a websocket for the length of the block; each of its steps has the time of an answer, and no more.
+        """Open a websocket for the duration of the block; each of its steps has the timeout of an answer.
 
-        Not by kubernetes.stream: that one waits for a connection, and for the answer on it, without end.
+        Not with kubernetes.stream: that one waits for a connection, and for the answer on it, without a limit.
         """
         from websocket import create_connection
 
@@ -340,7 +341,7 @@ class Api:
             connection.shutdown()  # type: ignore[no-untyped-call]
 
     def _status(self, told: bytes, what: str) -> int:
-        """Read the Status object with which the API says how a command ended. Raises LabError where it did not run."""
+        """Parse the Status object with which the API reports how a command ended. Raise LabError if it did not run."""
         if not told:
             raise ApiUnavailableError(
                 f"the API of the cluster at {self.server} broke off {what}", hint="merlab doctor --lab kind"
@@ -359,9 +360,9 @@ class Api:
 
 
 def _channels(connection: WebSocket, timeout: float) -> Mapping[int, bytes] | None:
-    """Read what comes on each channel until the API closes the connection; None where it does not in `timeout` seconds.
+    """Read each channel until the API closes the connection; None if it does not within `timeout` seconds.
 
-    Raises Interrupted, and what the library raises where the connection is lost.
+    Raise Interrupted, or what the library raises if the connection is lost.
     """
     from websocket import ABNF, WebSocketTimeoutException
 
@@ -373,7 +374,7 @@ def _channels(connection: WebSocket, timeout: float) -> Mapping[int, bytes] | No
         try:
             kind, message = connection.recv_data(control_frame=True)
         except WebSocketTimeoutException:
-            continue  # what came of a message is kept for the next time
+            continue  # a partial message is kept for the next read
         if kind == ABNF.OPCODE_CLOSE:
             return channels
         if kind in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and message:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from merbridge_lab.model import Step
 
 
-#: The state of a step, for those who may not look at the lab.
+#: The state of a step, for users who may not read the lab.
 _UNKNOWN = "not known"
 
 
@@ -127,9 +127,9 @@ def steps(
 
 
 def _typed(step: Step, lab: Any) -> tuple[list[str], str]:  # noqa: ANN401 - any lab
-    """Return the commands for a step, none where the lab lacks what it needs; and what is to be said of them.
+    """Return the commands for a step, none if the lab lacks what it needs; and a note on them.
 
-    A lab that is not there to name pods and PIDs has its commands on paper, with words for what is not known.
+    For a lab that does not exist, the commands contain placeholders instead of the names of pods and PIDs.
     """
     note = ""
     try:

@@ -84,7 +84,7 @@ class EmbeddedLab:
         return [EmbeddedWorkload(self.machine, pod, keep=self._keep) for pod in self._mesh.pods]
 
     def workload(self, name: str) -> EmbeddedWorkload:
-        """Return a workload by name; raises LabError for one that does not exist."""
+        """Return a workload by name. Raise LabError for one that does not exist."""
         found = {workload.name: workload for workload in self.workloads()}
         if name not in found:
             raise UsageError(f"there is no workload called {name!r}; there are {', '.join(found)}")
@@ -92,14 +92,14 @@ class EmbeddedLab:
 
     @contextlib.contextmanager
     def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[EmbeddedWorkload]:
-        """Make a copy of `of` outside the dataplane's cgroup, for the length of the block."""
+        """Create a copy of `of` outside the dataplane's cgroup, for the duration of the block."""
         spec = topology.control_client(self.workload(of).pod.spec, 0 if sidecar else 1, sidecar=sidecar)
         with control_pods.made(self.machine, self._node, spec) as (control_client,):
             yield control_client
 
     @contextlib.contextmanager
     def control_pair(self) -> Iterator[ControlPair]:
-        """Make a client and a server outside the dataplane's cgroup, for the length of the block."""
+        """Create a client and a server outside the dataplane's cgroup, for the duration of the block."""
         with control_pods.made(self.machine, self._node, *topology.control_pair(self._backend)) as (client, server):
             yield ControlPair(client, server, f"http://{topology.TWIN_SERVICE}:{topology.HTTP_PORT}/hello")
 
@@ -109,12 +109,12 @@ class EmbeddedLab:
 
     @contextlib.contextmanager
     def flushed(self, workloads: Sequence[EmbeddedWorkload]) -> Iterator[dict[str, RuleSet]]:
-        """Save and flush nat in all of `workloads` for the length of the block."""
+        """Save and flush nat in all of `workloads` for the duration of the block."""
         with contextlib.ExitStack() as stack:
             yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
 
     def drain_idle_connections(self) -> bool:
-        """Let the connections that sidecars keep run out; say whether all did."""
+        """Wait until the idle connections of the sidecars have closed; return whether all did."""
         return self.dataplane.drain_idle_connections()
 
     def observe(
@@ -127,7 +127,7 @@ class EmbeddedLab:
         server: EmbeddedWorkload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send requests as the app of `client` and read everything around them; see batch_guard.batch."""
+        """Send requests as the app of `client` and read all evidence around them; see batch_guard.batch."""
         servers = [server] if server is not None else self.servers()
         with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in servers)):
             return http_client.observe(
@@ -142,16 +142,16 @@ class EmbeddedLab:
             )
 
     def dial(self, client: EmbeddedWorkload) -> Sequence[Dial]:
-        """Dial as the app of `client` in ways that curl does not, and give what eBPF has of each."""
+        """Dial as the app of `client` in ways that curl does not, and return what eBPF records of each."""
         with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in self.servers())):
             return dialing.dial(client, self.dataplane.pairs)
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
-        """Listen for what comes and goes in the network namespaces; see namespace_watch.watched."""
+        """Watch what is added and removed in the network namespaces; see namespace_watch.watched."""
         return self._mesh.watched()
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
-        """Return the access log lines, of any sidecar there is, that mention one of `nonces`. Raises UnreadError."""
+        """Return the access log lines of all sidecars that mention one of `nonces`. Raises UnreadError."""
         wanted = tuple(nonces)
         found = []
         for log in (self.machine.run / "pods").glob("*/access.log"):
@@ -165,9 +165,9 @@ class EmbeddedLab:
         return found
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what must not change while something is proven.
+        """Return what must not change during a proof.
 
-        Whoever asks for it will look at the dataplane once more: by then, it is known what its programs must be.
+        The caller reads the dataplane once more later: by then, it is known what its programs must be.
         """
         self.dataplane.recompile(proof=True)
         rules = iptables.snapshot(self._node.netns)
@@ -183,11 +183,11 @@ class EmbeddedLab:
         return found
 
     def trace_command(self) -> str:
-        """Return the command a person would type to read the dataplane's trace."""
+        """Return the command that a person would type to read the dataplane's trace."""
         return self.dataplane.trace_command()
 
     def why_missing(self, capability: str) -> str:
-        """Say why a capability is missing."""
+        """Describe why a capability is missing."""
         return f"the embedded lab has no {capability}"
 
     def requirements(self) -> list[Requirement]:
@@ -197,13 +197,13 @@ class EmbeddedLab:
         return requirements.embedded(backend=self._backend)
 
     def require_able(self) -> None:
-        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
                 raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
 
     def inventory(self) -> list[CommandTranscript]:
-        """Show maps, programs and cgroup attachments; nothing where bpftool is not installed."""
+        """Return maps, programs and cgroup attachments; nothing if bpftool is not installed."""
         if shutil.which("bpftool") is None:
             return []
         return [CommandTranscript(pasteable(argv), run(argv, ok=range(256)).stdout) for argv in self._inventory()]
@@ -217,35 +217,35 @@ class EmbeddedLab:
         return [["bpftool", "map"], ["bpftool", "prog"], tree]
 
     def offline_commands(self) -> None:
-        """Return nothing: the names of all that is in this lab are fixed."""
+        """Return nothing: the names of everything in this lab are fixed."""
 
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with what it printed."""
+        """Record a command that a person would type, with its output."""
         self._shown.append(CommandTranscript(command, output))
 
     def shown(self) -> Sequence[CommandTranscript]:
-        """Return what was recorded since this was last asked, and forget it."""
+        """Return what was recorded since the last call, and clear it."""
         taken, self._shown = self._shown, []
         return taken
 
     # -- the lab as a whole -------------------------------------------------------------------------------------------
 
     def present_backend(self) -> str | None:
-        """Say in which backend the rules of the lab that is up are; None where there is none, or no rules."""
+        """Return the backend that has the rules of the lab that is up; None if no lab is up, or it has no rules."""
         if not netns.is_pinned(self._node.netns):
             return None
         return iptables.backend_of(self._node.netns, "nat")
 
     def require_up(self) -> None:
-        """Raise LabError when no lab is up."""
+        """Raise LabError if no lab is up."""
         if not self.machine.exists:
             raise LabError("no lab is up", hint="merlab up")
 
     def recover(self) -> None:
-        """Clear up what is in the way of looking at the lab part by part.
+        """Clean up what prevents a check of the lab component by component.
 
-        Control pods and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
-        break the requests with which the mesh is judged, long before it is the dataplane's turn.
+        This is: control pods and outstanding flushes of a merlab that was killed; and an incomplete dataplane, which
+        would break the requests that test the mesh, long before the dataplane itself is checked.
         """
         with signals.shielded():
             self.machine.uncover()  # first: what is changed next must be the lab's
@@ -256,9 +256,9 @@ class EmbeddedLab:
             self.dataplane.pause_interception()
 
     def sweep(self) -> None:
-        """Take away what a merlab that was killed left beside the lab: twins, and drafts of saves.
+        """Remove what a killed merlab left beside the lab: control pods, and drafts of saves.
 
-        What it left flushed stays so: that may be on purpose (`step 9 --keep`). What is covered is left.
+        Its flushed rules stay flushed: that may be on purpose (`step 9 --keep`). Covered places are left alone.
         """
         with signals.shielded():
             if not self.machine.covers():
@@ -266,9 +266,9 @@ class EmbeddedLab:
                 saved_rules.delete_drafts(self.machine.saved)
 
     def restore(self) -> list[str]:
-        """Put back whatever is flushed; give the names of the pods concerned.
+        """Restore everything that is flushed; return the names of the pods.
 
-        All are tried; the first one that cannot be put back is raised.
+        All are tried; then the first error is raised.
         """
         restored: list[str] = []
         first: LabError | None = None
@@ -283,19 +283,19 @@ class EmbeddedLab:
 
     @property
     def exists(self) -> bool:
-        """Whether anything of the lab is there."""
+        """Report whether anything of the lab exists."""
         return self.machine.exists
 
     def remove(self, timeout: float) -> None:
-        """Remove whatever is left of the lab, found by its name."""
+        """Remove everything that is left of the lab, found by its name."""
         self.machine.remove(timeout)
 
     def stays(self) -> list[str]:
-        """Say what `down` leaves on purpose: nothing."""
+        """Return what `down` leaves on purpose: nothing."""
         return []
 
     def states(self, steps: Sequence[Step]) -> list[str]:
-        """Say of each step whether what it ensures holds now."""
+        """Return for each step whether what it ensures holds now."""
         states = []
         for step in steps:
             if step.kind.value == "demonstrate":
@@ -307,19 +307,19 @@ class EmbeddedLab:
         return states
 
     def describe(self) -> dict[str, Any]:
-        """Return the state of the lab as `merlab status --json` has it."""
+        """Return the state of the lab as `merlab status --json` prints it."""
         return status.describe(self)
 
     def dump(self) -> dict[str, Callable[[], Any]]:
-        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
         return status.dump(self)
 
     def keep_report(self, told: dict[str, Any]) -> None:
-        """Keep the report of the last run beside the lab's other files, for a sysdump."""
+        """Store the report of the last run beside the lab's other files, for a sysdump."""
         if self.machine.run.is_dir() and self.machine.exists:
             with contextlib.suppress(OSError):
                 write_atomic(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they come; see trace_filter.follow."""
+        """Return the trace's events as they arrive; see trace_filter.follow."""
         return trace_filter.follow(self, pod=pod, nonce=nonce)

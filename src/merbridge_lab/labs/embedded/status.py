@@ -1,4 +1,4 @@
-"""The state of the lab, told: for `merlab status` and for a sysdump."""
+"""The state of the lab, for `merlab status` and for a sysdump."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
 
 LAST_REPORT = "last-report.json"
-#: How much of each log goes into a sysdump, in bytes from its end.
+#: How much of each log a sysdump includes, in bytes from its end.
 _TAIL = 256 * 1024
 
 
 def describe(lab: EmbeddedLab) -> dict[str, Any]:
-    """Return the state of the lab as `merlab status --json` has it."""
+    """Return the state of the lab as `merlab status --json` prints it."""
     up = lab.exists
     workloads = lab.workloads() if up else []
     described = [_workload(workload) for workload in workloads]
@@ -55,7 +55,7 @@ def _workload(workload: EmbeddedWorkload) -> dict[str, Any]:
 
 
 def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, str]]:
-    """Say what brings a new request of sleep from each station to the next one."""
+    """Return what brings a new request of sleep from each station to the next one."""
 
     def by(pod: dict[str, Any]) -> str:
         if attached:
@@ -74,7 +74,7 @@ def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, 
 
 
 def dump(lab: EmbeddedLab) -> dict[str, Callable[[], Any]]:
-    """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+    """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
     parts: dict[str, Callable[[], Any]] = {
         "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
         "status.json": lambda: describe(lab),
@@ -95,7 +95,7 @@ def dump(lab: EmbeddedLab) -> dict[str, Callable[[], Any]]:
 
 
 def _trace(lab: EmbeddedLab) -> str:
-    """Return the end of the trace's buffer, which reading this way leaves as it is."""
+    """Return the end of the trace's buffer; this way of reading leaves the buffer unchanged."""
     buffer = lab.machine.tracefs / "instances" / lab.machine.name / "trace"
     return buffer.read_text(errors="replace")[-_TAIL:] if buffer.exists() else "the trace is not turned on\n"
 

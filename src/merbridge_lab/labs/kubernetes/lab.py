@@ -58,12 +58,12 @@ if TYPE_CHECKING:
     from merbridge_lab.ruleset import RuleSet
 
 
-#: What upstream's dataplane cannot, of what a lab's may.
+#: What upstream's dataplane cannot do, of the capabilities of a dataplane.
 _LACKS = {
     DEBUG_TOGGLE: "Merbridge compiles its debug flag in, so it restarts for that",
     INBOUND_WITHOUT_RULES: "outside CNI mode, Merbridge leaves the way into a pod to the pod's rules",
 }
-#: What shows the eBPF in a kernel.
+#: The programs that show the eBPF in a kernel.
 _INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
 
 
@@ -94,7 +94,7 @@ class KindLab:
         self.merbridge.forget()
 
     def close(self) -> None:
-        """Take away what was made for as long as this merlab runs."""
+        """Remove what was created for as long as this merlab runs."""
         try:
             if self._pair.made:
                 self._pair.close()
@@ -105,7 +105,7 @@ class KindLab:
 
     @property
     def intercepts(self) -> bool:
-        """Whether the lab is to have a dataplane."""
+        """Report whether the lab is configured with a dataplane."""
         return self._access.best_known_settings().dataplane == MERBRIDGE
 
     @property
@@ -115,7 +115,7 @@ class KindLab:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the lab can, by its dataplane."""
+        """The capabilities of the lab, depending on its dataplane."""
         return frozenset({DATAPLANE, TRACE, CONTROL_CLIENT}) if self.intercepts else frozenset()
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class KindLab:
         return [self.workload(spec.name) for spec in topology.WORKLOADS]
 
     def workload(self, name: str) -> KindWorkload:
-        """Return a workload by name; raises LabError for one that does not exist."""
+        """Return a workload by name. Raise LabError for one that does not exist."""
         specs = {spec.name: spec for spec in topology.WORKLOADS}
         if name not in specs:
             raise UsageError(f"there is no workload called {name!r}; there are {', '.join(specs)}")
@@ -141,7 +141,7 @@ class KindLab:
     def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[KindWorkload]:  # noqa: ARG002 - the protocol's
         """Return a client that is out of the dataplane's reach; its pod stays while merlab runs, for the next time.
 
-        It has a sidecar always. Raises LabError without a dataplane: there sleep itself shows what the rules do.
+        It always has a sidecar. Raise LabError without a dataplane: there sleep itself shows what the rules do.
         """
         if not self.intercepts:
             raise LabError(self.why_missing(CONTROL_CLIENT))
@@ -149,7 +149,7 @@ class KindLab:
 
     @contextlib.contextmanager
     def control_pair(self) -> Iterator[ControlPair]:
-        """Return that client with a server of its own; see twin."""
+        """Return that client with a server of its own; see control_client."""
         if not self.intercepts:
             raise LabError(self.why_missing(CONTROL_CLIENT))
         client, server = self._pair.get()
@@ -157,12 +157,12 @@ class KindLab:
 
     @contextlib.contextmanager
     def flushed(self, workloads: Sequence[KindWorkload]) -> Iterator[dict[str, RuleSet]]:
-        """Save and flush nat in all of `workloads` for the length of the block."""
+        """Save and flush nat in all of `workloads` for the duration of the block."""
         with contextlib.ExitStack() as stack:
             yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
 
     def drain_idle_connections(self) -> bool:
-        """Say that they do not: Istio's sidecars keep them for an hour."""
+        """Return False: Istio's sidecars keep idle connections for an hour."""
         return False
 
     def observe(
@@ -175,7 +175,7 @@ class KindLab:
         server: KindWorkload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send requests as the app of `client` and read everything around them."""
+        """Send requests as the app of `client` and read all evidence around them."""
         servers = [server] if server is not None else self.servers()
         around: dict[str, Any] = {"counters": dict}
         with contextlib.ExitStack() as stack:
@@ -199,7 +199,7 @@ class KindLab:
         return replace(seen, trace=evidence.of_requests(seen.trace, self._places(servers)))
 
     def _places(self, servers: Sequence[KindWorkload]) -> frozenset[str]:
-        """Return the addresses to which requests go: the service's, and those of the pods behind it."""
+        """Return the addresses that requests go to: the service's, and those of the pods behind it."""
         service = self.api().get(kubernetes_api.path("Service", "helloworld"))["spec"]["clusterIP"]
         return frozenset({service, *(one.pod.ip for one in servers)})
 
@@ -208,7 +208,7 @@ class KindLab:
         raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded")
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
-        """Return the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        """Return the access log lines of all sidecars that mention one of `nonces`."""
         wanted = tuple(nonces)
         return [
             f"{workload.name}: {line}"
@@ -218,11 +218,11 @@ class KindLab:
         ]
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
-        """Say nothing: what comes and goes in the nodes' namespaces is not listened for."""
+        """Yield a function that returns nothing: this lab does not watch the nodes' namespaces."""
         return contextlib.nullcontext(list)
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what must not change while something is proven."""
+        """Return what must not change during a proof."""
         found = {}
         for workload in self.workloads():
             pod, process = workload.found(refresh=True)
@@ -239,7 +239,7 @@ class KindLab:
         return commands.trace(self._access.node())
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
-        """Return the trace's events as they come, until interrupted. Raises LabError where there are none to come."""
+        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
         if not self.intercepts:
             raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
         if pod or nonce:
@@ -249,7 +249,7 @@ class KindLab:
         return evidence.follow(self.merbridge.place())
 
     def why_missing(self, capability: str) -> str:
-        """Say why a capability is missing."""
+        """Describe why a capability is missing."""
         if self.intercepts:
             return _LACKS.get(capability, f"the kind lab has no {capability}")
         return why(capability)
@@ -277,7 +277,7 @@ class KindLab:
         return installation.others(self.api()) if self._access.answers() else []
 
     def require_able(self) -> None:
-        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
                 raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
@@ -287,23 +287,23 @@ class KindLab:
             images.require([one["image"] for one in manifest.containers(wanted)], node)
 
     def inventory(self) -> list[CommandTranscript]:
-        """Show the eBPF in this machine's kernel, which is the node's too; nothing where that cannot be seen."""
+        """Return the eBPF in this machine's kernel, which is the node's too; nothing if it is not visible."""
         if shutil.which("bpftool") is None or os.geteuid() != 0:
             return []
         return [CommandTranscript(command, run(command.split(), ok=range(256)).stdout) for command in _INVENTORY]
 
     def inventory_commands(self) -> list[str]:
-        """Return the walkthrough's, as root types them on this machine."""
+        """Return the walkthrough's commands, as root types them on this machine."""
         return list(_INVENTORY)
 
     def offline_commands(self) -> OfflineCommands:
-        """Return what tells the commands of steps where there is no lab to ask; nothing can be done with it."""
+        """Return the placeholders for the commands of steps when no lab is up; they cannot do anything."""
         return OfflineCommands(self)
 
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with what it printed.
+        """Record a command that a person would type, with its output.
 
-        The first one that goes to the cluster by its context comes after the one that makes the context known.
+        Before the first command that uses the cluster's context, also record the one that makes the context known.
         """
         if topology.CONTEXT in command and not self._knows_context:
             self._shown += [CommandTranscript(each) for each in self._access.export()]
@@ -311,7 +311,7 @@ class KindLab:
         self._shown.append(CommandTranscript(command, output))
 
     def shown(self) -> Sequence[CommandTranscript]:
-        """Return what was recorded since this was last asked, and forget it."""
+        """Return what was recorded since the last call, and clear it."""
         taken, self._shown = self._shown, []
         return taken
 
@@ -319,11 +319,11 @@ class KindLab:
 
     @property
     def exists(self) -> bool:
-        """Whether anything of the lab is there. Raises LabError where Docker does not answer."""
+        """Report whether anything of the lab exists. Raise LabError if Docker does not answer."""
         return cluster.exists()
 
     def require_up(self) -> None:
-        """Raise LabError when no lab is up."""
+        """Raise LabError if no lab is up."""
         found = cluster.nodes()
         if found and not cluster.are_ours(found):
             raise cluster.foreign()
@@ -333,7 +333,7 @@ class KindLab:
             raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind")
 
     def recover(self) -> None:
-        """Put back what a killed merlab left flushed, if the cluster is up."""
+        """Restore what a killed merlab left flushed, if the cluster is up."""
         found = cluster.nodes()
         if cluster.are_ours(found) and all(node.running for node in found):
             with signals.shielded(), contextlib.suppress(LabError):
@@ -341,7 +341,7 @@ class KindLab:
                 self._mend_dataplane()
 
     def _mend_dataplane(self) -> None:
-        """Take away what a killed merlab left beside the pods; take Merbridge out where none is asked for any more."""
+        """Remove what a killed merlab left beside the pods; remove Merbridge if it is no longer requested."""
         kept = self._access.kept()
         if kept is None or kept.dataplane != MERBRIDGE:
             return
@@ -349,19 +349,19 @@ class KindLab:
         evidence.sweep(self.merbridge.place())
         if not self.intercepts:
             self.merbridge.remove()
-            # No more than that: what else is asked for, the steps see to.
+            # No more than that: the steps handle everything else that is requested.
             without = replace(kept, dataplane="none")
             self.api().apply(manifests.configuration(without, finished=self._access.setup_complete()))
 
     def sweep(self) -> None:
-        """Do nothing: what a merlab that was killed left of twins is cleared up where they are recreated."""
+        """Do nothing: what a killed merlab left of control pods is removed when they are recreated."""
 
     def restore(self) -> list[str]:
-        """Put back whatever is flushed; give the names of the workloads concerned."""
+        """Restore everything that is flushed; return the names of the workloads."""
         return [workload.name for workload in self.workloads() if workload.rules.restore()]
 
     def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
-        """Remove whatever is left of the lab."""
+        """Remove everything that is left of the lab."""
         if self.intercepts and self._access.answers():
             self._pair.close()
             with contextlib.suppress(LabError):
@@ -370,25 +370,25 @@ class KindLab:
         self.merbridge.require_gone()
 
     def stays(self) -> list[str]:
-        """Say what `down` leaves on purpose, with the command that removes it."""
+        """Return what `down` leaves on purpose, with the command that removes it."""
         kept = (
             [f"the cluster {topology.CLUSTER} stays, as asked; merlab down removes it"] if self._keeps_cluster else []
         )
         return [*kept, *status.pulled(self._access.best_known_settings())]
 
     def states(self, steps: Sequence[Step]) -> list[str]:
-        """Say of each step whether what it ensures holds now."""
+        """Return for each step whether what it ensures holds now."""
         return status.states(self, steps)
 
     def describe(self) -> dict[str, Any]:
-        """Return the state of the lab as `merlab status --json` has it."""
+        """Return the state of the lab as `merlab status --json` prints it."""
         return status.describe(self)
 
     def dump(self) -> dict[str, Callable[[], Any]]:
-        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
         return status.dump(self)
 
     def keep_report(self, told: dict[str, Any]) -> None:
-        """Keep the report of the last run on the node, for a sysdump."""
+        """Store the report of the last run on the node, for a sysdump."""
         with contextlib.suppress(LabError):
             status.keep_report(self, told)
