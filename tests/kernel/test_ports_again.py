@@ -1,4 +1,4 @@
-"""A new connection from a port whose last one a server has reset: for ten seconds, conntrack takes it for that one."""
+"""A new connection from a port of one that a server has reset: for ten seconds, conntrack takes it for the old one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab):
         with client.rules.flushed():
             ports(ONE)
             closed = merlab_.observe(client, **told)
-        # What the kernel does, and the false alarm that it would be.
+        # The kernel's behaviour, and the false alarm that it would cause.
         again = merlab_.observe(client, **told)
         assert again.exchanges[0].local == closed.exchanges[0].local
         assert (again.rule(rules.REDIRECT).moved, again.exchanges[0].closed) == (0, True)
