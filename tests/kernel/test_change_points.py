@@ -9,7 +9,7 @@ client is flushed):
 | `restore` | 0, or 3 where down had come so far that no lab is up; the rules of each pod that is there are those     |
 |           | from before, to the letter, and none is saved any more                                                 |
 | `verify`  | 0 where no rule of a pod is flushed; else 1 with the hint `merlab restore`, and what is flushed stays   |
-|           | so; after a killed down 1 or 3 with what is missing; control pods of the killed one are gone |
+|           | so; after a killed down 1 or 3 with what is missing; control pods of the killed one are gone           |
 | `up`      | 0: all steps hold; the rules are those from before, none is saved, no control pod and no draft is left |
 | `down`    | 0: the host is as it was without a lab                                                                 |
 
