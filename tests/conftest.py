@@ -81,7 +81,7 @@ def _needs_nothing(nodeid: str) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give a file of tests without needs to any free worker, and the machine to one worker."""
+    """Assign a file of tests without needs to any free worker, and the machine to one worker."""
     if config.getoption("part") != "machine":
         return None
     from xdist.scheduler import LoadScopeScheduling

@@ -1,7 +1,7 @@
 """Build the parts of the test cluster, once: binaries from Go modules, a root file system, images.
 
 The results are stored in a folder of the cache, or as an image, under a key: a digest of all inputs. If the key exists,
-nothing is built again. This module knows no versions: they are in versions.yaml.
+nothing is built again. This module contains no versions: they are in versions.yaml.
 """
 
 from __future__ import annotations

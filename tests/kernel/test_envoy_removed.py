@@ -1,4 +1,4 @@
-"""Envoy's program is removed with its Python package while the lab is up: what runs continues, failures are told."""
+"""Envoy's program is removed with its Python package while the lab is up: what runs continues, failures are named."""
 
 import os
 import shutil

@@ -255,7 +255,7 @@ TEXT = "*nat\n:OUTPUT ACCEPT [0:0]\n[4:240] -A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n"
             "tells of DROP as the policy of chain OUTPUT of nat, the kernel of ACCEPT",
         ),
         (TEXT.replace(":OUTPUT", ":MINE - [0:0]\n:OUTPUT"), "the kernel of no such chain"),
-        (TEXT.replace(":OUTPUT", ":INPUT ACCEPT [0:0]\n:OUTPUT"), ""),  # not created yet; iptables-nft-save prints it so
+        (TEXT.replace(":OUTPUT", ":INPUT ACCEPT [0:0]\n:OUTPUT"), ""),  # not there yet; iptables-nft-save prints it so
         (TEXT.replace("COMMIT", "-D OUTPUT 1\nCOMMIT"), "'-D OUTPUT 1', which is none of what it prints"),
         (TEXT + TEXT, "'*nat', which is none of what it prints"),
         (f"#{' ' * 10239}-F\n{TEXT}", "which is none of what it prints"),

@@ -138,7 +138,7 @@ def hardware(netns: Path, name: str) -> str:
 
 
 def number_of(netns: Path, other: Path) -> int | None:
-    """Return the number by which links in `netns` refer to the namespace `other`; None if none does. Raises OSError."""
+    """Return the number with which links in `netns` refer to the namespace `other`, or None. Raises OSError."""
     descriptor = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return run_inside(netns, lambda: netlink_hooks.number_of(descriptor))

@@ -230,7 +230,7 @@ def hardware() -> dict[str, str]:
 
 
 def number_of(namespace: int) -> int | None:
-    """Return the number by which links here refer to the network namespace behind a descriptor; None if none does."""
+    """Return the number with which links here refer to the network namespace behind a descriptor; None if none does."""
     body = struct.pack("=B3x", 0) + _attribute(_NSID_FD, struct.pack("=I", namespace))
     (answer,) = dump(_ROUTE, _GETNSID, body, single=True)
     (number,) = struct.unpack("=i", attributes(answer[4:])[_NSID])

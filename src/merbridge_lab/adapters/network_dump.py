@@ -56,7 +56,7 @@ _NOTHING = ("FRA_SUPPRESS_PREFIXLEN", 0xFFFFFFFF)
 class Link:
     """A link; `peer` is the index of a veth's other end (IFLA_LINK).
 
-    `space` is the number by which this namespace refers to the one of that other end; None is this namespace itself.
+    `space` is the number with which this namespace refers to the one of that other end; None is this namespace itself.
     """
 
     name: str

@@ -26,7 +26,7 @@ _CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red"
 
 
 def requirements(paper: Paper, found: Sequence[Requirement]) -> None:
-    """Print a line for each thing that the machine offers or lacks, with the command that mends it."""
+    """Print a line for each thing that the machine offers or lacks, with the command that fixes it."""
     for one in found:
         style = one.verdict
         needed = f"  [faint](needed: {escape(one.needed)})[/]" if style != "pass" else ""

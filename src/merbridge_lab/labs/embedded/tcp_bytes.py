@@ -28,7 +28,7 @@ _TOLD = 3.0
 
 
 class _End(NamedTuple):
-    """One end of a connection: its namespace, and by which of its addresses it is identified."""
+    """One end of a connection: its namespace, and which of its addresses identifies it."""
 
     where: str
     is_local: bool
