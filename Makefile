@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help root up down verify setup dev lock check format test test-lowest test-packages soak sabotage timings clean \
-	test-cluster soak-cluster up-kind down-kind
+	docs tutorial test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
@@ -90,6 +90,12 @@ down-kind: ## remove it, and its Docker daemon
 
 timings: setup ## how long up, step 9, verify and down take here, and in how much memory
 	@scripts/setup root .venv/bin/python -m tests.timings $(ARGS)
+
+docs: dev ## write docs/cli.md again, from the help
+	.venv/bin/python scripts/cli_reference.py docs/cli.md
+
+tutorial: setup dev ## fill docs/tutorial.md with the output of a run (the lab comes and goes)
+	@scripts/setup root .venv/bin/python scripts/tutorial.py docs/tutorial.md
 
 clean: ## remove .venv and what the tools cached (not a lab: make down)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from dataplane_rig import Agent, until
 
-from merbridge_lab.adapters import bpf_syscall, cgroup
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, cgroup
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.labs.embedded import topology
-from merbridge_lab.labs.embedded.lab import EmbeddedLab
+from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
 if TYPE_CHECKING:
     import socket
@@ -32,7 +32,7 @@ class Scene:
     """The lab; its echo apps make room for listeners of ours on the same port."""
 
     def __init__(self, name: str = NAME) -> None:
-        self.lab = EmbeddedLab(name=name)
+        self.lab = ManagedEmbeddedLab(name=name)
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.lab.remove, 10.0)
         self.lab.remove(10.0)  # what a killed session left
@@ -97,7 +97,7 @@ class Scene:
         found = {}
         for name in names or ("handover", "pairs", "peers"):
             with self.pins.open_map(name) as fd:
-                found[name] = len(bpf_syscall.keys(fd, bpf_syscall.map_info(fd).key_size))
+                found[name] = len(bpf_maps.keys(fd, bpf_syscall.map_info(fd).key_size))
         return {name: number for name, number in found.items() if number}
 
     def empty(self) -> None:

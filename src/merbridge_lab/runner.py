@@ -160,7 +160,7 @@ class Runner:
                 report.matrix.append(outcome)
                 self.observer.cell_ends(outcome)
             report.matrix.sort(key=lambda outcome: outcome.cell.place)
-        report.changes = [f"{each}: the proof is void" for each in passing()]
+        report.changes = [f"{each}: the result is invalid" for each in passing()]
         report.changes += _differences(before, self.lab.fingerprint())
         if report.verdict is Verdict.PASS:
             report.changes += [

@@ -24,9 +24,9 @@ def fake(_name):
 
 def embedded(name):
     """Create a lab beside the one that may be up on this machine."""
-    from merbridge_lab.labs.embedded.lab import EmbeddedLab
+    from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
-    return EmbeddedLab(name=name)
+    return ManagedEmbeddedLab(name=name)
 
 
 LABS = [
@@ -286,7 +286,7 @@ def test_a_flush_takes_all_nat_rules_and_gives_them_back(lab, sleep):
     assert nat(sleep) == before
     assert not sleep.rules.outstanding
     assert mesh.assess_both_sidecars(seen).held
-    assert rules.assess_absent(seen.around(saved, None)).held
+    assert rules.assess_absent(seen.with_rules(saved, None)).held
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, SystemExit])

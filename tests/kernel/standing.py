@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from merbridge_lab.labs.embedded.lab import EmbeddedLab
+from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def standing(name: str) -> Iterator[EmbeddedLab]:
+def standing(name: str) -> Iterator[ManagedEmbeddedLab]:
     """Create a lab called `name`, with its dataplane; it is removed after the block."""
-    lab = EmbeddedLab(name=name)
+    lab = ManagedEmbeddedLab(name=name)
     try:
         for part in (lab.node, lab.mesh, lab.dataplane):
             part.ensure()

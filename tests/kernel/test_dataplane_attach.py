@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from dataplane_rig import Rig, until
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.dataplane import Dataplane, Pod, printk_event
 from merbridge_lab.dataplane.pins import Pins, opened, u64
@@ -225,7 +225,7 @@ def cookie(rig: Rig) -> bytes:
 def forget(table: str):
     def act(rig: Rig) -> None:
         with Pins(rig.pins).open_map(table) as fd:
-            assert bpf_syscall.delete(fd, cookie(rig))
+            assert bpf_maps.delete(fd, cookie(rig))
 
     return act
 
@@ -254,7 +254,7 @@ def swapped(rig: Rig) -> None:
 
 def other_version(rig: Rig) -> None:
     with opened(rig.pins / "maps/stamp") as fd:
-        bpf_syscall.update(fd, bytes(4), b"0.0.9+x".ljust(64, b"\0"))
+        bpf_maps.update(fd, bytes(4), b"0.0.9+x".ljust(64, b"\0"))
 
 
 BREAKAGES = {
@@ -297,7 +297,7 @@ def test_sk_msg_off_its_map_is_named_and_mended(rig):
     with opened(rig.pins / "progs/sk_msg") as program, opened(rig.pins / "maps/peers") as peers:
         import struct
 
-        bpf_syscall._bpf(9, struct.pack("=IIII", peers, program, bpf_syscall.SK_MSG_VERDICT, 0), "detach")
+        bpf_syscall.call(9, struct.pack("=IIII", peers, program, bpf_syscall.SK_MSG_VERDICT, 0), "detach")
     assert rig.problems() == ["sk_msg is not attached to peers"]
     rig.attach()
     assert rig.problems() == []
@@ -420,13 +420,13 @@ def test_another_program_in_the_way_is_named(rig):
             # flags 0: exclusive, for everything below
             attr = struct.pack("=IIIII", where, program, bpf_syscall.CGROUP_INET4_GETPEERNAME, 0, 0)
             rig.plane.detach(1.0)
-            bpf_syscall._bpf(8, attr, "attach exclusively")
+            bpf_syscall.call(8, attr, "attach exclusively")
             try:
                 with pytest.raises(LabError, match="holds a program that allows no other below it") as refused:
                     rig.attach()
                 assert str(rig.root) in refused.value.what
             finally:
-                bpf_syscall._bpf(
+                bpf_syscall.call(
                     9, struct.pack("=IIII", where, program, bpf_syscall.CGROUP_INET4_GETPEERNAME, 0), "detach"
                 )
     finally:

@@ -115,7 +115,7 @@ def test_down_removes_maps_that_somebody_froze(lab):
     for each in MAPS:
         with lab.pins.open_map(each) as fd:
             if each != "flows":  # storage of sockets cannot be frozen before Linux 5.13
-                bpf_syscall._bpf(_FREEZE, struct.pack("=I", fd), "freeze a map")
+                bpf_syscall.call(_FREEZE, struct.pack("=I", fd), "freeze a map")
                 assert bpf_syscall.is_frozen(fd)
                 frozen.append(each)
     done = merlab("verify", "--lab", "embedded")

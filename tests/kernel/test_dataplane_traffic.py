@@ -84,14 +84,14 @@ def grown(before: dict, after: dict) -> dict:
 
 
 def empty(rig: Rig) -> bool:
-    from merbridge_lab.adapters import bpf_syscall
+    from merbridge_lab.adapters import bpf_maps
     from merbridge_lab.dataplane import abi
     from merbridge_lab.dataplane.pins import Pins
 
     sizes = {"handover": abi.layouts()["handshake"].size, "pairs": 8, "peers": abi.layouts()["end"].size}
     for name, size in sizes.items():
         with Pins(rig.pins).open_map(name) as fd:
-            if bpf_syscall.keys(fd, size):
+            if bpf_maps.keys(fd, size):
                 return False
     return True
 

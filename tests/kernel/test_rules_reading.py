@@ -218,7 +218,7 @@ def test_a_lie_is_neither_saved_nor_loaded(where, rules, monkeypatch, tmp_path):
     iptables.load(where, rule_templates.pod_rules(), "nft")
     before = iptables.save(where, "nft", "nat").count("15001")
     tools = tmp_path / "tools"
-    system_tools.mkdir()
+    tools.mkdir()
     lying(monkeypatch, tools, "iptables-nft-save", '"$REAL" "$@" | sed \'s/15001/15002/\'')
     with pytest.raises(UnreadError, match=r"--to-ports 15002, the kernel of .*--to-ports 15001"), rules.flushed():
         pass
@@ -230,7 +230,7 @@ def test_a_lie_is_neither_saved_nor_loaded(where, rules, monkeypatch, tmp_path):
 def test_a_lie_while_they_are_flushed_leaves_the_save(where, rules, monkeypatch, tmp_path):
     iptables.load(where, rule_templates.pod_rules(), "nft")
     tools = tmp_path / "tools"
-    system_tools.mkdir()
+    tools.mkdir()
 
     def flush():
         with rules.flushed():

@@ -16,10 +16,10 @@ import pytest
 from tests.merlab_cli import told
 from walkthrough_host import Lab, failed_checks, is_plain, merlab
 
-from merbridge_lab.adapters import bpf_syscall, mounts
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, mounts
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import HOOKS, opened, u32, u64
-from merbridge_lab.labs.embedded.lab import EmbeddedLab
+from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _detach_link(lab: Lab) -> None:
 
 def _detach_sk_msg(lab: Lab) -> None:
     with opened(lab.pins.prog("sk_msg")) as program, opened(lab.pins.map("peers")) as peers:
-        bpf_syscall._bpf(
+        bpf_syscall.call(
             _PROG_DETACH, struct.pack("=IIII", peers, program, bpf_syscall.SK_MSG_VERDICT, 0), "detach sk_msg"
         )
 
@@ -62,7 +62,7 @@ def _detach_sk_msg(lab: Lab) -> None:
 def _forget(table: str, key: Callable[[Lab], bytes]) -> Callable[[Lab], None]:
     def do(lab: Lab) -> None:
         with opened(lab.pins.map(table)) as fd:
-            assert bpf_syscall.delete(fd, key(lab))
+            assert bpf_maps.delete(fd, key(lab))
 
     return do
 
@@ -91,9 +91,9 @@ def _empty_peers(lab: Lab) -> Iterator[None]:
     with opened(lab.pins.map("peers")) as peers:
 
         def turn() -> None:
-            for key in bpf_syscall.keys(peers, size):
+            for key in bpf_maps.keys(peers, size):
                 with contextlib.suppress(OSError):
-                    bpf_syscall.delete(peers, key)
+                    bpf_maps.delete(peers, key)
 
         with _meanwhile(turn):
             yield
@@ -328,7 +328,7 @@ def broken(lab: Lab, one: Break) -> None:
 
 def problems(lab: Lab) -> list[str]:
     """Return the problems that merlab itself finds, without its command line."""
-    seen = EmbeddedLab(name=lab.machine.name)
+    seen = ManagedEmbeddedLab(name=lab.machine.name)
     return [*seen.node.problems(), *seen.mesh.problems(), *seen.dataplane.problems()]
 
 

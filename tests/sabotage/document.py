@@ -24,7 +24,7 @@ from table import Row, render, title
 if TYPE_CHECKING:
     from saboteur import Sabotage
 
-    from merbridge_lab.labs.embedded.lab import EmbeddedLab
+    from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "sabotage.md"
@@ -45,7 +45,7 @@ def kept(folder: Path, sabotage: Sabotage) -> Path:
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', title(sabotage).lower()).strip('-')}.json"
 
 
-def measure(lab: EmbeddedLab, sabotage: Sabotage, looked_at: str) -> Row:
+def measure(lab: ManagedEmbeddedLab, sabotage: Sabotage, looked_at: str) -> Row:
     """Apply a sabotage to a complete lab, twice: first every check is evaluated, then merlab is called."""
     mend(lab)
     scene = Scene(lab)

@@ -20,7 +20,7 @@ _INSN = struct.Struct("=BBhi")
 
 
 def _bpf(command: int, attr: bytes, what: str) -> int:
-    return bpf_syscall._bpf(command, attr, what)[0]
+    return bpf_syscall.call(command, attr, what)[0]
 
 
 def nothing(kind: int, attach_type: int = -1, *, name: str = "nothing", verdict: int = 1) -> int:

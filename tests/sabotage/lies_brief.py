@@ -12,7 +12,7 @@ from lies_mesh import configured, pins, pod
 from lies_rules import NATIVE, nft, rule
 from saboteur import again_and_again, lie
 
-from merbridge_lab.adapters import bpf_syscall, iptables, netns
+from merbridge_lab.adapters import bpf_maps, iptables, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.dataplane import abi
@@ -219,9 +219,9 @@ def _(scene):
 def _(scene):
     """sleep's counters are set to 0 all the time."""
     cookie = u64(netns_cookie(pod(scene, "sleep").netns))
-    nothing = bytes(abi.layouts()["counters"].size * bpf_syscall.possible_cpus())
+    nothing = bytes(abi.layouts()["counters"].size * bpf_maps.possible_cpus())
     with (
         pins(scene).open_map("counters") as counters,
-        again_and_again(lambda: bpf_syscall.update(counters, cookie, nothing)),
+        again_and_again(lambda: bpf_maps.update(counters, cookie, nothing)),
     ):
         yield

@@ -11,7 +11,7 @@ from lies_mesh import pins, pod
 from saboteur import again_and_again, lie
 
 from merbridge_lab import dataplane
-from merbridge_lab.adapters import bpf_syscall, netns
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import HOOKS, PREFIX, PROGRAMS, opened, u32, u64
@@ -114,9 +114,9 @@ def _(scene):
         size = abi.layouts()["end"].size
 
         def empty():
-            for key in bpf_syscall.keys(peers, size):
+            for key in bpf_maps.keys(peers, size):
                 with contextlib.suppress(OSError):
-                    bpf_syscall.delete(peers, key)
+                    bpf_maps.delete(peers, key)
 
         with again_and_again(empty):
             yield
@@ -128,7 +128,7 @@ def _(scene):
 def _(scene, name):
     """The entry of {name} is deleted from the pod map."""
     with pins(scene).open_map("pods") as pods:
-        bpf_syscall.delete(pods, u64(netns_cookie(pod(scene, name).netns)))
+        bpf_maps.delete(pods, u64(netns_cookie(pod(scene, name).netns)))
     yield
 
 
@@ -136,9 +136,7 @@ def _(scene, name):
 def _(scene):
     """helloworld-v1's address is deleted from pod_ips: its sidecar is dialled by no one."""
     with pins(scene).open_map("pod_ips") as ips:
-        bpf_syscall.delete(
-            ips, u32(dataplane.Pod("", pod(scene, "helloworld-v1").spec.ip, pod(scene, "sleep").netns).ip4)
-        )
+        bpf_maps.delete(ips, u32(dataplane.Pod("", pod(scene, "helloworld-v1").spec.ip, pod(scene, "sleep").netns).ip4))
     yield
 
 
@@ -151,16 +149,16 @@ def _(scene):
         return socket.create_server(("127.0.0.1", 15999))
 
     with netns.run_inside(target.netns, listen) as sock, pins(scene).open_map("listeners") as listeners:
-        bpf_syscall.update(listeners, u64(netns_cookie(target.netns)), u64(sock.fileno()))
+        bpf_maps.update(listeners, u64(netns_cookie(target.netns)), u64(sock.fileno()))
         yield
-        bpf_syscall.delete(listeners, u64(netns_cookie(target.netns)))
+        bpf_maps.delete(listeners, u64(netns_cookie(target.netns)))
 
 
 @lie("no listener registered", r"no 15006 listener registered for helloworld-v2", quick=False)
 def _(scene):
     """helloworld-v2's entry is deleted from `listeners`."""
     with pins(scene).open_map("listeners") as listeners:
-        bpf_syscall.delete(listeners, u64(netns_cookie(pod(scene, "helloworld-v2").netns)))
+        bpf_maps.delete(listeners, u64(netns_cookie(pod(scene, "helloworld-v2").netns)))
     yield
 
 
@@ -193,8 +191,8 @@ def _(scene):
     own = pins(scene)
     with own.open_map("counters") as ours, held(map_like(ours)) as copy:
         size = abi.layouts()["counters"].size
-        for key in bpf_syscall.keys(ours, 8):
-            bpf_syscall.update(copy, key, b"".join(bpf_syscall.per_cpu(ours, key, size)))
+        for key in bpf_maps.keys(ours, 8):
+            bpf_maps.update(copy, key, b"".join(bpf_maps.per_cpu(ours, key, size)))
         pin_instead(copy, own.map("counters"))
     yield
 
@@ -210,11 +208,11 @@ def _(scene, name):
 def _(scene):
     """sleep's counters are deleted: what is decided for it is counted nowhere."""
     with pins(scene).open_map("counters") as counters:
-        bpf_syscall.delete(counters, u64(netns_cookie(pod(scene, "sleep").netns)))
+        bpf_maps.delete(counters, u64(netns_cookie(pod(scene, "sleep").netns)))
     yield
 
 
-@lie("a link detached meanwhile", "the link connect4 changed while it was looked at", quick=False)
+@lie("a link detached meanwhile", "the link connect4 changed during verification", quick=False)
 def _(scene):
     """connect4's link is detached after the last request of the last cell but one."""
 
@@ -226,7 +224,7 @@ def _(scene):
     yield
 
 
-@lie("a link recreated meanwhile", r"the link connect4 changed while")
+@lie("a link recreated meanwhile", "the link connect4 changed during verification")
 def _(scene):
     """connect4's link is detached and made again between step 9 and the matrix: nothing intercepts for a moment."""
 
@@ -275,7 +273,7 @@ def _(scene):
         yield
 
 
-@lie("a stranger comes meanwhile", r"stands no longer: on the cgroup .*mesh.* another program, stranger")
+@lie("a stranger comes meanwhile", "on the cgroup .*mesh.* another program, stranger")
 def _(scene):
     """A program that is not ours is attached to the mesh's cgroup when the matrix begins."""
     with contextlib.ExitStack() as stack:

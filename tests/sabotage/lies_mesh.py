@@ -13,7 +13,7 @@ from pathlib import Path
 
 from saboteur import again_and_again, lie
 
-from merbridge_lab.adapters import bpf_syscall, cgroup, iptables
+from merbridge_lab.adapters import bpf_maps, cgroup, iptables
 from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.dataplane.endpoints import netns_cookie
@@ -257,7 +257,7 @@ def _(scene):
         yield
 
 
-@lie("sidecar restarted meanwhile", r"the sidecar of helloworld-v1 changed while it was looked at")
+@lie("sidecar restarted meanwhile", r"the sidecar of helloworld-v1 changed during verification")
 def _(scene):
     """helloworld-v1's Envoy is restarted between step 9 and the matrix."""
     scene.at("matrix begins", lambda: restart(pod(scene, "helloworld-v1")))
@@ -307,11 +307,11 @@ def _(scene):
 
     with pins(scene).open_map("pods") as pods:
         for workload in lab.workloads():
-            bpf_syscall.delete(pods, u64(netns_cookie(workload.pod.netns)))
+            bpf_maps.delete(pods, u64(netns_cookie(workload.pod.netns)))
             iptables.flush(workload.pod.netns, "nft", "nat")
     with pins(scene).open_map("listeners") as listeners:
         for workload in lab.workloads():
-            bpf_syscall.delete(listeners, u64(netns_cookie(workload.pod.netns)))
+            bpf_maps.delete(listeners, u64(netns_cookie(workload.pod.netns)))
     for name in ("helloworld-v1", "helloworld-v2"):
         target = pod(scene, name)
         end(target, "app")

@@ -233,6 +233,7 @@ def _(scene):
         keeper.start()
         by_way_of(target, "sidecar", "/usr/bin/python3", "-I", "-c", SUPERVISED, str(path))
         keeper.join()
+        path.unlink()  # it is not what this is about
         yield
         os.close(held[0])
     path.unlink()

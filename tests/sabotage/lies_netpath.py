@@ -27,7 +27,7 @@ from lies_mesh import pins, pod
 from lies_plane import listeners
 from saboteur import lie, oddity
 
-from merbridge_lab.adapters import bpf_syscall, netlink_hooks, netns
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.labs.embedded import topology
 
@@ -374,7 +374,7 @@ def _(scene, name):
         for number in range(seen.max_entries):
             key = (0xDEAD0000_00000000 | number).to_bytes(8, "little").ljust(seen.key_size, b"\xdd")[: seen.key_size]
             try:
-                bpf_syscall.update(fd, key, bytes(seen.value_size * (os.cpu_count() if name == "counters" else 1)))
+                bpf_maps.update(fd, key, bytes(seen.value_size * (os.cpu_count() if name == "counters" else 1)))
             except OSError as error:
                 if error.errno not in (errno.E2BIG, errno.ENOMEM):
                     raise
@@ -382,7 +382,7 @@ def _(scene, name):
             keys.append(key)
         yield
         for key in keys:
-            bpf_syscall.delete(fd, key)
+            bpf_maps.delete(fd, key)
 
 
 # -- no lies ---------------------------------------------------------------------------------------------------------

@@ -35,7 +35,10 @@ def _(scene):
     place.chmod(0o500)
 
 
-@lie("a rule of the node's for one cell", "the rules of the node")
+@lie(
+    "a rule of the node's for one cell",
+    "the rules of the node|in the node's network namespace the nftables table ip nat changed",
+)
 def _(scene):
     """While the second cell is measured, the node sends to helloworld-v2 what is for helloworld-v1."""
     around = ("-t", "nat", "-I", "PREROUTING", "-d", "10.244.0.11", "-p", "tcp", "-j", "DNAT", "--to", "10.244.0.12")

@@ -14,7 +14,7 @@ from kernel_objects import held, nothing
 from lies_mesh import end, pins, pod
 from saboteur import lie
 
-from merbridge_lab.adapters import bpf_syscall, netns
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
 from merbridge_lab.dataplane import abi, endpoints
 from merbridge_lab.dataplane.pins import u32, u64
 
@@ -99,7 +99,7 @@ def _(scene):
 def _(scene, name):
     """The map {name} is frozen: merlab, and whoever else calls, cannot write it any more."""
     with pins(scene).open_map(name) as table:
-        bpf_syscall._bpf(_FREEZE, struct.pack("=I", table), "freeze a map")
+        bpf_syscall.call(_FREEZE, struct.pack("=I", table), "freeze a map")
     yield
 
 
@@ -111,10 +111,10 @@ def _(scene):
     entry = layout.pack(ip4=endpoints.Pod("sleep", sleep.spec.ip, sleep.netns).ip4, name=b"sleep")
     key = u64(netns.cookie(scene.lab._node.netns))
     with pins(scene).open_map("pods") as table:
-        bpf_syscall.update(table, key, entry)
+        bpf_maps.update(table, key, entry)
         yield
         with contextlib.suppress(OSError):
-            bpf_syscall.delete(table, key)
+            bpf_maps.delete(table, key)
 
 
 @lie("a server's address leads to the other server", r"the address 10\.244\.0\.11 does not lead to pod helloworld-v1")
@@ -122,7 +122,7 @@ def _(scene):
     """helloworld-v1's address is in pod_ips with the network namespace of helloworld-v2."""
     one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
     with pins(scene).open_map("pod_ips") as table:
-        bpf_syscall.update(table, u32(endpoints.Pod("", one.spec.ip, one.netns).ip4), u64(netns.cookie(other.netns)))
+        bpf_maps.update(table, u32(endpoints.Pod("", one.spec.ip, one.netns).ip4), u64(netns.cookie(other.netns)))
     yield
 
 
@@ -136,7 +136,7 @@ def _(scene):
         endpoints.inbound_listener(other.sidecar_pid, netns.cookie(other.netns)) as sock,
         pins(scene).open_map("listeners") as table,
     ):
-        bpf_syscall.update(table, u64(netns.cookie(one.netns)), u64(sock))
+        bpf_maps.update(table, u64(netns.cookie(one.netns)), u64(sock))
     yield
 
 

@@ -225,7 +225,7 @@ def _(scene):
         yield
 
 
-@lie("rules changed meanwhile", "the nat rules of helloworld-v2 changed while it was looked at", quick=False)
+@lie("rules changed meanwhile", "the nat rules of helloworld-v2 changed during verification", quick=False)
 def _(scene):
     """A rule is added to helloworld-v2 when the last cell has been measured."""
     where = pod(scene, "helloworld-v2").netns

@@ -14,7 +14,7 @@ from lies_mesh import end, pins, pod
 from saboteur import lie, oddity
 
 from merbridge_lab import dataplane
-from merbridge_lab.adapters import bpf_syscall, netns
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.endpoints import netns_cookie
@@ -168,10 +168,10 @@ def _(scene):
     key = abi.layouts()["end"].pack(pair=0xBAD, side=0)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         with pins(scene).open_map("peers") as peers:
-            bpf_syscall.update(peers, key, u64(client.fileno()))
+            bpf_maps.update(peers, key, u64(client.fileno()))
             yield
             with contextlib.suppress(OSError):
-                bpf_syscall.delete(peers, key)
+                bpf_maps.delete(peers, key)
 
 
 @lie("an address of nobody's leads to a pod", r"the address 10\.244\.0\.99 leads to a pod, and is no pod's")
@@ -179,9 +179,9 @@ def _(scene):
     """An address that no pod has is in pod_ips: sidecars that dial it would end in helloworld-v1."""
     address = u32(dataplane.Pod("", "10.244.0.99", pod(scene, "sleep").netns).ip4)
     with pins(scene).open_map("pod_ips") as ips:
-        bpf_syscall.update(ips, address, u64(netns_cookie(pod(scene, "helloworld-v1").netns)))
+        bpf_maps.update(ips, address, u64(netns_cookie(pod(scene, "helloworld-v1").netns)))
         yield
-        bpf_syscall.delete(ips, address)
+        bpf_maps.delete(ips, address)
 
 
 @lie(
@@ -190,9 +190,9 @@ def _(scene):
 def _(scene):
     """A socket is in `listeners` for a network namespace that no pod has."""
     with socket.create_server(("127.0.0.1", 0)) as sock, pins(scene).open_map("listeners") as listeners:
-        bpf_syscall.update(listeners, u64(4711), u64(sock.fileno()))
+        bpf_maps.update(listeners, u64(4711), u64(sock.fileno()))
         yield
-        bpf_syscall.delete(listeners, u64(4711))
+        bpf_maps.delete(listeners, u64(4711))
 
 
 @lie("a take-over that did not finish", r"another version's programs are still there, in .*/old")
@@ -246,15 +246,15 @@ def unnoticed(scene, name, hook, attach_type):
         ours = stack.enter_context(opened(own.prog(name)))
         link, stamp = stack.enter_context(opened(own.link(hook))), stack.enter_context(opened(own.map("stamp")))
         fd = stack.enter_context(held(objects.with_types(18, attach_type, PREFIX + name, ours)))
-        before = bpf_syscall.lookup(stamp, bytes(4), layout.size)
+        before = bpf_maps.lookup(stamp, bytes(4), layout.size)
         tags = own.tags() | {name: bpf_syscall.prog_info(fd).tag}
         words = " ".join(f"{each}={tag}" for each, tag in tags.items()).encode()
-        bpf_syscall.update(stamp, bytes(4), layout.pack(version=layout.unpack(before)["version"], programs=words))
+        bpf_maps.update(stamp, bytes(4), layout.pack(version=layout.unpack(before)["version"], programs=words))
         objects.pin_instead(fd, own.prog(name))
         objects.update_link(link, fd)
         yield
         # Nothing tells `ensure` that there is something to repair.
-        bpf_syscall.update(stamp, bytes(4), before)
+        bpf_maps.update(stamp, bytes(4), before)
         objects.pin_instead(ours, own.prog(name))
         objects.update_link(link, ours)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import matrix
 from merbridge_lab.errors import ClaimFailedError, LabError
-from merbridge_lab.labs.embedded.lab import EmbeddedLab
+from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 from merbridge_lab.loader import steps
 from merbridge_lab.model import Kind
 from merbridge_lab.report import Report
@@ -39,7 +39,7 @@ LIE, ODDITY = "lie", "oddity"
 class Scene(Silent):
     """The lab under sabotage, and the moments at which a sabotage may strike while merlab runs."""
 
-    def __init__(self, lab: EmbeddedLab) -> None:
+    def __init__(self, lab: ManagedEmbeddedLab) -> None:
         self.lab = lab
         lab.dataplane._plane._recompiled = None  # each call of merlab compiles for itself, and compares last
         self.struck: list[str] = []
@@ -148,8 +148,8 @@ def oddity(name: str, each: dict[str, list[Any]] | None = None, **more: Any) -> 
 
 
 @contextlib.contextmanager
-def standing_lab(name: str = NAME) -> Iterator[EmbeddedLab]:
-    lab = EmbeddedLab(name=name)
+def standing_lab(name: str = NAME) -> Iterator[ManagedEmbeddedLab]:
+    lab = ManagedEmbeddedLab(name=name)
     try:
         mend(lab)
         yield lab
@@ -159,7 +159,7 @@ def standing_lab(name: str = NAME) -> Iterator[EmbeddedLab]:
         lab.remove(10)
 
 
-def mend(lab: EmbeddedLab) -> None:
+def mend(lab: ManagedEmbeddedLab) -> None:
     """Repair the lab, as `up` would, and check that it is in order."""
     lab.recover()
     for part in (lab.node, lab.mesh, lab.dataplane):
@@ -168,7 +168,7 @@ def mend(lab: EmbeddedLab) -> None:
     assert not left, f"not mended: {left}"
 
 
-def problems(lab: EmbeddedLab) -> list[str]:
+def problems(lab: ManagedEmbeddedLab) -> list[str]:
     return [*lab.node.problems(), *lab.mesh.problems(), *lab.dataplane.problems()]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import bpf_syscall, kernel_features, netlink_hooks, netns
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features, netlink_hooks, netns
 from merbridge_lab.dataplane import Around, Dataplane, endpoints, health, sockhash, strangers, upgrade
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
@@ -316,7 +316,7 @@ def test_p6_a_stamp_of_an_older_merlab_names_that_one_and_no_tags(pins, monkeypa
     old = b"0.1.0+abcdef012345".ljust(64, b"\0")
     monkeypatch.setattr(bpf_syscall, "pinned", lambda _path: os.open("/dev/null", os.O_RDONLY))
     monkeypatch.setattr(bpf_syscall, "map_info", lambda _fd: bpf_syscall.Map(7, 2, "merlab_stamp", 4, 64, 1, 1))
-    monkeypatch.setattr(bpf_syscall, "lookup", lambda *_: old)
+    monkeypatch.setattr(bpf_maps, "lookup", lambda *_: old)
     assert pins.stamp() == "0.1.0+abcdef012345"
     assert pins.tags() == {}
     assert upgrade.is_due(pins)

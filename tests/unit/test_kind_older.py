@@ -13,7 +13,7 @@ from tests.unit.api_server import Keys, Server
 from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.adapters.docker import Container
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kubernetes import connection, manifests, topology
 from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.labs.options import Options
@@ -25,7 +25,7 @@ OLDER = json.loads((Path(__file__).parents[1] / "captured/kind/settings-aaab070.
 def lab(tmp_path, monkeypatch):
     """Return the connection to a cluster whose one ConfigMap a test defines, with these options."""
     monkeypatch.setenv("no_proxy", "example.com")  # an Api adds its cluster to it
-    monkeypatch.setattr(cluster, "nodes", lambda: [node])
+    monkeypatch.setattr(ownership, "nodes", lambda: [node])
     node = Container(topology.NODE, "running", "kindest/node:v1.36.1", {}, (topology.MARK,), ())
     servers = []
 

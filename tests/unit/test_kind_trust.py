@@ -12,7 +12,7 @@ import yaml
 
 from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import cluster, local_state
+from merbridge_lab.labs.kind import cluster, local_state, ownership
 from merbridge_lab.labs.kind.cluster import NodeComponent
 from merbridge_lab.labs.kubernetes import connection, manifests, node_exec, settings_schema, topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import dataplane, installation, manifest
@@ -95,8 +95,8 @@ class Cluster:
         self.done = []
         if text != "none":
             self.objects[kubernetes_api.path("ConfigMap", topology.SETTINGS)] = {"data": text}
-        monkeypatch.setattr(cluster, "nodes", lambda: self.nodes)
-        monkeypatch.setattr(cluster, "own_network", lambda: False)
+        monkeypatch.setattr(ownership, "nodes", lambda: self.nodes)
+        monkeypatch.setattr(ownership, "own_network", lambda: False)
         monkeypatch.setattr(cluster.kind_cli, "delete", self.delete_cluster)
         self.nodes = [_node()]
 
@@ -275,7 +275,7 @@ class Pods:
 
 def test_s8_a_helper_goes_with_its_command_and_what_a_killed_one_left_with_the_next(monkeypatch, settings):
     api = Pods()
-    monkeypatch.setattr(connection.cluster, "nodes", lambda: [_node()])
+    monkeypatch.setattr(connection.ownership, "nodes", lambda: [_node()])
     monkeypatch.setattr(node_exec, "have_tools", lambda _: False)
     monkeypatch.setattr(connection.rollout, "images_on", lambda _: {connection.rollout.full_name(settings.proxy_image)})
     way = connection.Access(Options())
@@ -305,7 +305,7 @@ def test_s8_a_helper_goes_with_its_command_and_what_a_killed_one_left_with_the_n
 
 def test_s8_a_node_with_its_own_tools_gets_no_helper(monkeypatch):
     api = Pods()
-    monkeypatch.setattr(connection.cluster, "nodes", lambda: [_node()])
+    monkeypatch.setattr(connection.ownership, "nodes", lambda: [_node()])
     monkeypatch.setattr(node_exec, "have_tools", lambda _: True)
     way = connection.Access(Options())
     monkeypatch.setattr(way, "api", lambda: api)

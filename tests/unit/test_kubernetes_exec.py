@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.unit.api_server import BINARY, CLOSE, Keys, Server, frame, plainly, upgraded
 
-from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.adapters import kubernetes_api, kubernetes_exec
 from merbridge_lab.adapters.memfd import MemFile
 from merbridge_lab.errors import LabError
 
@@ -47,7 +47,7 @@ def serve(keys):
 def execute(keys, serve):
     def run(answer=None, *, timeout=10):
         api = kubernetes_api.Api(keys.kubeconfig(serve(answer).port))
-        return api.execute("default", "sleep-1", "sleep", ["curl", "-sS", "a b"], timeout)
+        return kubernetes_exec.execute(api, "default", "sleep-1", "sleep", ["curl", "-sS", "a b"], timeout)
 
     return run
 
@@ -70,7 +70,7 @@ def test_what_comes_in_pieces_is_put_together(execute):
         whole = frame(*said(1, b"x" * 1000)) + frame(*said(3, SUCCESS)) + frame(*CLOSED)
         for start in (0, 1, 3, 500, 1003, 1010):
             connection.sendall(whole[start : {0: 1, 1: 3, 3: 500, 500: 1003, 1003: 1010}.get(start)])
-            time.sleep(1.5 * kubernetes_api._GLANCE)
+            time.sleep(1.5 * kubernetes_exec._GLANCE)
 
     assert execute(upgraded(then=slowly)) == (0, "x" * 1000, "")
 
@@ -82,7 +82,9 @@ def test_the_exit_status_of_the_command(execute):
 
 def test_what_is_asked_for(keys, serve):
     server = serve(upgraded(said(3, SUCCESS), CLOSED))
-    kubernetes_api.Api(keys.kubeconfig(server.port)).execute("default", "sleep-1", "sleep", ["curl", "a b", "ü&"], 10)
+    kubernetes_exec.execute(
+        kubernetes_api.Api(keys.kubeconfig(server.port)), "default", "sleep-1", "sleep", ["curl", "a b", "ü&"], 10
+    )
     (request,) = server.requests
     wanted = "container=sleep&stdout=true&stderr=true&command=curl&command=a+b&command=%C3%BC%26"
     assert request.startswith(f"GET /api/v1/namespaces/default/pods/sleep-1/exec?{wanted} HTTP/1.1\r\n")
@@ -99,7 +101,7 @@ def test_no_proxy_is_asked(execute, monkeypatch):
     ids=["no handshake", "no upgrade", "lost"],
 )
 def test_an_api_that_does_not_answer_is_told_in_seconds(execute, monkeypatch, answer):
-    monkeypatch.setattr(kubernetes_api, "_TIMEOUT", (1.0, 1.0))
+    monkeypatch.setattr(kubernetes_exec, "TIMEOUT", (1.0, 1.0))
     began = time.monotonic()
     with pytest.raises(
         kubernetes_api.ApiUnavailableError, match=r"the API of the cluster at https://127\.0\.0\.1:\d+ does not answer"
@@ -112,7 +114,7 @@ def test_a_connection_that_is_refused(keys):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(kubernetes_api.ApiUnavailableError):
-        kubernetes_api.Api(keys.kubeconfig(port)).execute("default", "sleep-1", "sleep", ["true"], 10)
+        kubernetes_exec.execute(kubernetes_api.Api(keys.kubeconfig(port)), "default", "sleep-1", "sleep", ["true"], 10)
 
 
 def test_an_end_without_a_status_is_no_success(execute):
@@ -158,12 +160,12 @@ def test_an_api_that_cannot_now(execute):
 CHILD = """
 import json, sys
 from merbridge_lab import signals
-from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.adapters import kubernetes_api, kubernetes_exec
 signals.install()
 api = kubernetes_api.Api(json.load(sys.stdin))
 print("ready", flush=True)
 try:
-    api.execute("default", "sleep-1", "sleep", ["curl"], 60)
+    kubernetes_exec.execute(api, "default", "sleep-1", "sleep", ["curl"], 60)
 except signals.Interrupted as stop:
     print("interrupted by", stop, flush=True)
 """

@@ -9,7 +9,7 @@ import pytest
 from merbridge_lab.adapters import docker, kind_cli
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
-from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kubernetes import diagnostics, node_exec, pod_netns, pods, rollout, rules, topology, workload
 from merbridge_lab.labs.kubernetes.pod_netns import Process
 
@@ -69,15 +69,15 @@ def test_the_mark_is_seen_on_the_container():
     (node,) = found = docker.read_containers(captured("inspect"))
     assert (node.name, node.running) == ("merbridge-control-plane", True)
     assert node.labels[kind_cli.LABEL] == topology.CLUSTER
-    assert cluster.are_ours(found)
+    assert ownership.are_ours(found)
 
 
 def test_without_the_mark_a_cluster_is_foreign():
     told = captured("inspect")
     told[0]["Mounts"] = [mount for mount in told[0]["Mounts"] if mount["Destination"] != topology.MARK]
-    assert not cluster.are_ours(docker.read_containers(told))
-    assert not cluster.are_ours([])
-    assert not cluster.are_ours(docker.read_containers([*captured("inspect"), *told])), "all nodes, or none"
+    assert not ownership.are_ours(docker.read_containers(told))
+    assert not ownership.are_ours([])
+    assert not ownership.are_ours(docker.read_containers([*captured("inspect"), *told])), "all nodes, or none"
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from tests.unit.api_server import Keys, Server, plainly
 
 from merbridge_lab import sysdump
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kubernetes import status, topology
-from merbridge_lab.labs.kubernetes.lab import KindLab
+from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.labs.options import Options
 
@@ -46,7 +46,7 @@ def lab(monkeypatch, tmp_path):
         keys = Keys(tmp_path, days=days)
         servers.append(Server(keys, answer))
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(keys.kubeconfig(servers[-1].port)))
-        return KindLab(Options(dataplane=dataplane))
+        return ManagedKubernetesLab(Options(dataplane=dataplane))
 
     paths = {"captured": CAPTURED, "kubeconfig": tmp_path / "kubeconfig", "images": tmp_path / "images"}
     for name, text in (("docker", DOCKER), ("kind", KIND)):
@@ -120,6 +120,6 @@ def test_what_stays_with_docker_is_named_and_merbridge_only_where_it_was(lab, tm
 
 def test_the_stand_ins_are_taken_for_merlabs_cluster(lab):
     lab(plainly(401, ""), days=1)
-    (node,) = cluster.nodes()
-    assert cluster.are_ours([node])
+    (node,) = ownership.nodes()
+    assert ownership.are_ours([node])
     assert node.name == f"{topology.CLUSTER}-control-plane"

@@ -33,14 +33,14 @@ def told(name, *changes):
 def test_a_rule_that_came_is_told_once_however_often_it_did():
     line = (True, "rule", "100: ipv4 table 7")
     assert told("node", line, (False, *line[1:]), line) == [
-        "in the node's network namespace the rule 100: ipv4 table 7 came while it was looked at"
+        "in the node's network namespace the rule 100: ipv4 table 7 came during verification"
     ]
 
 
 def test_a_route_that_went_and_came_back_is_told():
     route = "unicast default dev eth0 table main scope global gateway 10.244.0.1"
     assert told("sleep", (False, "route", route), (True, "route", route)) == [
-        f"in the network namespace of sleep the route {route} went while it was looked at"
+        f"in the network namespace of sleep the route {route} went during verification"
     ]
 
 
@@ -83,7 +83,7 @@ def test_a_setting_is_told_unless_it_is_as_it_should_be():
 def test_merlab_itself_changes_one_table_of_a_pods():
     assert not told("sleep", (True, "nftables table", "ip nat"))
     assert told("sleep", (True, "nftables table", "ip mangle")) == [
-        "in the network namespace of sleep the nftables table ip mangle changed while it was looked at"
+        "in the network namespace of sleep the nftables table ip mangle changed during verification"
     ]
     assert told("node", (True, "nftables table", "ip nat"))
 

@@ -15,7 +15,7 @@ import pytest
 from merbridge_lab import original_commands
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import offline_commands, topology
-from merbridge_lab.labs.kubernetes.lab import KindLab
+from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 from merbridge_lab.labs.options import Options
 
 REQUEST = "exec deploy/sleep -c sleep -- curl -s helloworld:5000/hello"
@@ -117,7 +117,7 @@ def test_step_8_asks_again_and_step_9_may_look_at_one_chain_only():
 def test_nothing_is_done_on_paper(nowhere, monkeypatch):
     for name in ("DOCKER_HOST", "KUBECONFIG"):
         monkeypatch.setenv(name, nowhere[name])
-    lab = KindLab(Options())
+    lab = ManagedKubernetesLab(Options())
     with pytest.raises(LabError):
         lab.workload("sleep")
     with pytest.raises(LabError):

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 # enum bpf_cmd
-_MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 1, 2, 3, 4
 _OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _TEST_RUN = 6, 7, 8, 9, 10
 _INFO, _PROG_QUERY = 15, 16
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS, _LINK_DETACH = 28, 29, 32, 34
@@ -64,7 +63,7 @@ _ATTRIBUTE = 512
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _bpf(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
+def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
     """Call bpf(2); return its result and what the kernel wrote into the attribute."""
     number = _SYSCALL.get(platform.machine())
     if number is None:
@@ -79,7 +78,8 @@ def _bpf(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
     return int(result), room.raw
 
 
-def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+def address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """Return the address of a buffer in memory, for an attribute of bpf(2)."""
     return ctypes.addressof(buffer)
 
 
@@ -122,7 +122,7 @@ class Link(NamedTuple):
 
 
 def _info(fd: int, room: ctypes.Array[ctypes.c_char], what: str) -> bytes:
-    _bpf(_INFO, struct.pack("=IIQ", fd, len(room), _address(room)), what)
+    call(_INFO, struct.pack("=IIQ", fd, len(room), address(room)), what)
     return room.raw
 
 
@@ -171,13 +171,13 @@ def link_info(fd: int) -> Link:
 def pin(fd: int, path: Path) -> None:
     """Keep a map, program or link alive under `path` on a bpffs."""
     name = ctypes.create_string_buffer(os.fsencode(path))
-    _bpf(_OBJ_PIN, struct.pack("=QII", _address(name), fd, 0), f"pin {path}")
+    call(_OBJ_PIN, struct.pack("=QII", address(name), fd, 0), f"pin {path}")
 
 
 def pinned(path: Path) -> int:
     """Return a descriptor of what is pinned at `path`; the caller closes it."""
     name = ctypes.create_string_buffer(os.fsencode(path))
-    return _bpf(_OBJ_GET, struct.pack("=QII", _address(name), 0, 0), f"open {path}")[0]
+    return call(_OBJ_GET, struct.pack("=QII", address(name), 0, 0), f"open {path}")[0]
 
 
 def ids(kind: str) -> Iterator[int]:
@@ -185,7 +185,7 @@ def ids(kind: str) -> Iterator[int]:
     at = 0
     while True:
         try:
-            raw = _bpf(_IDS[kind][0], struct.pack("=III", at, 0, 0), f"list {kind}s")[1]
+            raw = call(_IDS[kind][0], struct.pack("=III", at, 0, 0), f"list {kind}s")[1]
         except FileNotFoundError:
             return
         at = struct.unpack_from("=I", raw, 4)[0]
@@ -194,71 +194,7 @@ def ids(kind: str) -> Iterator[int]:
 
 def by_id(kind: str, number: int) -> int:
     """Return a descriptor of a loaded `prog`, `map` or `link`; the caller closes it."""
-    return _bpf(_IDS[kind][1], struct.pack("=III", number, 0, 0), f"open {kind} {number}")[0]
-
-
-def _element(command: int, fd: int, key: bytes, value: int, what: str) -> None:
-    room = ctypes.create_string_buffer(key, max(len(key), 1))
-    _bpf(command, struct.pack("=IIQQQ", fd, 0, _address(room), value, 0), what)
-
-
-def lookup(fd: int, key: bytes, size: int) -> bytes | None:
-    """Return the value under `key`, or None; `size` counts all CPUs for a per-CPU map."""
-    value = ctypes.create_string_buffer(size)
-    try:
-        _element(_MAP_LOOKUP, fd, key, _address(value), "look up a map entry")
-    except FileNotFoundError:
-        return None
-    return value.raw
-
-
-@change("update a map entry")
-def update(fd: int, key: bytes, value: bytes) -> None:
-    """Create or replace an entry."""
-    room = ctypes.create_string_buffer(value, len(value))
-    _element(_MAP_UPDATE, fd, key, _address(room), "update a map entry")
-
-
-@change("delete a map entry")
-def delete(fd: int, key: bytes) -> bool:
-    """Remove an entry; False if there was none (a sockhash says EINVAL for that on some kernels)."""
-    try:
-        _element(_MAP_DELETE, fd, key, 0, "delete a map entry")
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def keys(fd: int, size: int) -> list[bytes]:
-    """Return the keys of a map, each once; entries that come and go meanwhile may be missing."""
-    found: dict[bytes, None] = {}
-    after = ctypes.create_string_buffer(size)
-    room = ctypes.create_string_buffer(size)
-    start = 0
-    while True:
-        try:
-            _bpf(_MAP_NEXT, struct.pack("=IIQQQ", fd, 0, start, _address(room), 0), "walk through a map")
-        except FileNotFoundError:
-            return list(found)
-        if room.raw in found:  # if an entry is removed meanwhile, the iteration starts again
-            return list(found)
-        found[room.raw] = None
-        after.raw = room.raw
-        start = _address(after)
-
-
-def possible_cpus() -> int:
-    """Return how many values a per-CPU map holds for each key."""
-    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:  # noqa: PTH123
-        last = file.read().strip().split(",")[-1].split("-")[-1]
-    return int(last) + 1
-
-
-def per_cpu(fd: int, key: bytes, size: int) -> list[bytes] | None:
-    """Return the value of each CPU under `key`, or None; the kernel rounds each up to 8 bytes."""
-    step = (size + 7) // 8 * 8
-    raw = lookup(fd, key, step * possible_cpus())
-    return None if raw is None else [raw[at : at + size] for at in range(0, len(raw), step)]
+    return call(_IDS[kind][1], struct.pack("=III", number, 0, 0), f"open {kind} {number}")[0]
 
 
 @change("attach by a link")
@@ -267,31 +203,31 @@ def link_create(prog: int, target: int, attach_type: int) -> int:
 
     It stays attached while the returned descriptor, or a pin, exists.
     """
-    return _bpf(_LINK_CREATE, struct.pack("=IIII", prog, target, attach_type, 0), "attach by a link")[0]
+    return call(_LINK_CREATE, struct.pack("=IIII", prog, target, attach_type, 0), "attach by a link")[0]
 
 
 @change("update a link")
 def link_update(link: int, program: int) -> None:
     """Make a link run another program of the same type from now on; no event is lost in between."""
-    _bpf(_LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "update a link")
+    call(_LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "update a link")
 
 
 @change("detach a link")
 def link_detach(fd: int) -> None:
     """Detach a link from its target, whoever else still holds it (Linux 5.9)."""
-    _bpf(_LINK_DETACH, struct.pack("=I", fd), "detach a link")
+    call(_LINK_DETACH, struct.pack("=I", fd), "detach a link")
 
 
 @change("attach to a map")
 def prog_attach(prog: int, target: int, attach_type: int) -> None:
     """Attach a program to a sockhash; it is detached when the map is freed."""
-    _bpf(_PROG_ATTACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "attach to a map")
+    call(_PROG_ATTACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "attach to a map")
 
 
 @change("detach from a cgroup")
 def prog_detach(prog: int, target: int, attach_type: int) -> None:
     """Detach a program that was attached to a cgroup without a link."""
-    _bpf(_PROG_DETACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "detach from a cgroup")
+    call(_PROG_DETACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "detach from a cgroup")
 
 
 def attached_progs(target: int, attach_type: int, flags: int = 0) -> list[int]:
@@ -303,7 +239,7 @@ def attached_progs(target: int, attach_type: int, flags: int = 0) -> list[int]:
     # For LSM programs, the kernel reports what is attached only if the query also asks how.
     asked = ctypes.addressof(how) if attach_type == _LSM_CGROUP and not flags else 0
     attr = struct.pack("=IIIIQIIQ", target, attach_type, flags, 0, ctypes.addressof(found), len(found), 0, asked)
-    raw = _bpf(_PROG_QUERY, attr, "ask what is attached")[1]
+    raw = call(_PROG_QUERY, attr, "ask what is attached")[1]
     return list(found[: struct.unpack_from("=I", raw, 24)[0]])
 
 
@@ -311,10 +247,10 @@ def test_run(prog: int, args: tuple[int, ...]) -> int:
     """Run a raw tracepoint program now, with these u64 arguments, and return its result (Linux 5.10)."""
     room = (ctypes.c_uint64 * len(args))(*args)
     attr = struct.pack("=IIIIQQIIIIQQ", prog, 0, 0, 0, 0, 0, 0, 0, ctypes.sizeof(room), 0, ctypes.addressof(room), 0)
-    raw = _bpf(_TEST_RUN, attr, "run a program")[1]
+    raw = call(_TEST_RUN, attr, "run a program")[1]
     return int(struct.unpack_from("=I", raw, 4)[0])
 
 
 def enable_stats() -> int:
     """Count runs and run time of every program while the returned descriptor is open (Linux 5.8)."""
-    return _bpf(_ENABLE_STATS, struct.pack("=I", 0), "enable run statistics")[0]
+    return call(_ENABLE_STATS, struct.pack("=I", 0), "enable run statistics")[0]

@@ -12,12 +12,9 @@ import json
 import os
 import re
 import ssl
-import time
-from collections import defaultdict
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from merbridge_lab import polling, signals
 from merbridge_lab.adapters.change import change
@@ -25,30 +22,25 @@ from merbridge_lab.adapters.memfd import MemFile
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from websocket import WebSocket
 
 T = TypeVar("T")
 Object = dict[str, Any]
 
 #: Timeouts for a connection, and for an answer, in seconds.
-_TIMEOUT = (3.0, 8.0)
+TIMEOUT = (3.0, 8.0)
 #: How long requests to a silent API are retried, in seconds.
 _PATIENCE = 40.0
 _NOT_FOUND, _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 404, 401, 403, 429, 500
 _MANAGER = "merlab"
 
-#: The output of a command in a container: the first byte of each message tells its channel.
-_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
-_STDOUT, _STDERR, _STATUS = 1, 2, 3
-#: How often merlab checks, while a command runs in a container, whether it must stop; in seconds.
-_GLANCE = 0.25
-#: What kubelet, containerd and runc say of a container that ended, or was recreated, before the command ran in it.
-#: What TLS says of certificates, be it OpenSSL here or an alert of the other end (RFC 8446, 6.2).
+#: TLS errors about certificates, from OpenSSL here or as an alert of the other end (RFC 8446, 6.2).
 _OF_CERTIFICATES = re.compile(r"certificate|unknown[ _]ca", re.IGNORECASE)
-_ENDED = re.compile(r"container not found|CONTAINER_EXITED|no running task|stopped container|has stopped|not running")
 
+#: The messages of kubelet, containerd and runc about a container that ended, or was recreated, before a command ran in
+#: it.
+ENDED = re.compile(r"container not found|CONTAINER_EXITED|no running task|stopped container|has stopped|not running")
 _NAMED = {
     "Namespace": "/api/v1/namespaces/{name}",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts/{name}",
@@ -97,7 +89,7 @@ class Api:
         # The API is on this machine, whatever https_proxy says. Websockets, and the commands that we run, read the
         # environment.
         os.environ["no_proxy"] = without_proxy(str(urlsplit(self.server).hostname))
-        self._files = {
+        self.files = {
             "ssl_ca_cert": MemFile(base64.b64decode(cluster["certificate-authority-data"])),
             "cert_file": MemFile(base64.b64decode(user["client-certificate-data"])),
             "key_file": MemFile(base64.b64decode(user["client-key-data"])),
@@ -111,7 +103,7 @@ class Api:
 
         configuration = Configuration()
         configuration.host = self.server
-        for name, file in self._files.items():
+        for name, file in self.files.items():
             setattr(configuration, name, file.path)
         configuration.proxy = None
         configuration.retries = 0  # we do that, and report it
@@ -128,8 +120,8 @@ class Api:
         """The path where other programs find the kubeconfig while this process runs."""
         import yaml
 
-        self._files["kubeconfig"] = MemFile(yaml.safe_dump(dict(self._kubeconfig)).encode())
-        return self._files["kubeconfig"].path
+        self.files["kubeconfig"] = MemFile(yaml.safe_dump(dict(self._kubeconfig)).encode())
+        return self.files["kubeconfig"].path
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -140,25 +132,26 @@ class Api:
         from urllib3.exceptions import HTTPError
 
         signals.checkpoint()
-        options: dict[str, Any] = {"query_params": list(query.items()), "_request_timeout": _TIMEOUT}
+        options: dict[str, Any] = {"query_params": list(query.items()), "_request_timeout": TIMEOUT}
         if content:
             options["content_type"] = content
         try:
             response = self._client.request(method, where, body=body, serialize=False, **options)
         except ApiException as error:
-            raise self._refused(error.status, error.body or str(error), method, where) from error
+            raise self.refused(error.status, error.body or str(error), method, where) from error
         except (HTTPError, OSError) as error:
-            raise self._silent(error) from error
+            raise self.unavailable(error) from error
         return bytes(response.data)
 
-    def _refused(self, status: int | None, said: str, method: str, where: str) -> LabError:
+    def refused(self, status: int | None, said: str, method: str, where: str) -> LabError:
+        """Return the error for a failed request to the API; `said` is the body of the answer."""
         try:
             said = json.loads(said)["message"]
         except (ValueError, KeyError, TypeError):
             said = said[:500]
         if status == _NOT_FOUND:
             return NotFoundError(f"there is no {where} in the cluster", stderr=said)
-        if _ENDED.search(said):
+        if ENDED.search(said):
             return NotFoundError(f"the container is not there any more in {where}", hint="merlab status", stderr=said)
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             # An API gives its administrator this answer only while it starts and has not read its own rules yet.
@@ -173,7 +166,8 @@ class Api:
             )
         return LabError(f"the cluster refuses to {method} {where}", stderr=said)
 
-    def _silent(self, error: Exception) -> LabError:
+    def unavailable(self, error: Exception) -> LabError:
+        """Return the error for an API that did not answer, or broke off; name the certificates if they are why."""
         said = str(error)
         # An end of TLS in the middle, a broken record: these are not about certificates.
         if isinstance(error, ssl.SSLCertVerificationError) or _OF_CERTIFICATES.search(said):
@@ -291,92 +285,3 @@ class Api:
             query["sinceSeconds"] = since
         where = f"{path('Pod', pod, namespace)}/log"
         return self._patiently(lambda: self._once("get", where, query)).decode(errors="replace")
-
-    @change("run in a pod")
-    def execute(
-        self, namespace: str, pod: str, container: str, argv: Sequence[str], timeout: float
-    ) -> tuple[int, str, str]:
-        """Run `argv` in a container; return its exit status and both streams.
-
-        Raise NotFoundError if the pod or the container is gone, ApiUnavailableError if the API does not answer or
-        breaks off, LabError if the command cannot be run or does not end within `timeout` seconds.
-        """
-        from websocket import WebSocketBadStatusException, WebSocketException
-
-        where = path("Pod", pod, namespace)
-        query = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", one) for one in argv)]
-        signals.checkpoint()
-        try:
-            with self._upgraded(f"{where}/exec?{urlencode(query)}") as connection:
-                told = _channels(connection, timeout)
-        except WebSocketBadStatusException as error:
-            said = (getattr(error, "resp_body", None) or b"").decode(errors="replace") or str(error)
-            raise self._refused(error.status_code, said, "exec in", where) from error
-        except (WebSocketException, OSError) as error:
-            signals.checkpoint()
-            raise self._silent(error) from error
-        if told is None:
-            raise LabError(f"{argv[0]} in {namespace}/{pod} did not end within {timeout:g} s", hint="merlab status")
-        status = self._status(told[_STATUS], f"{argv[0]} in {namespace}/{pod}")
-        return status, told[_STDOUT].decode(errors="replace"), told[_STDERR].decode(errors="replace")
-
-    @contextmanager
-    def _upgraded(self, where: str) -> Iterator[WebSocket]:
-        """Open a websocket for the duration of the block; each of its steps has the timeout of an answer.
-
-        Not with kubernetes.stream: that one waits for a connection, and for the answer on it, without a limit.
-        """
-        from websocket import create_connection
-
-        keys = {"ca_certs": "ssl_ca_cert", "certfile": "cert_file", "keyfile": "key_file"}
-        connection = create_connection(
-            f"wss{self.server.removeprefix('https')}{where}",
-            timeout=_TIMEOUT[1],
-            sslopt={option: self._files[name].path for option, name in keys.items()},
-            subprotocols=list(_PROTOCOLS),
-        )
-        try:
-            yield connection
-        finally:
-            connection.shutdown()  # type: ignore[no-untyped-call]
-
-    def _status(self, told: bytes, what: str) -> int:
-        """Parse the Status object with which the API reports how a command ended. Raise LabError if it did not run."""
-        if not told:
-            raise ApiUnavailableError(
-                f"the API of the cluster at {self.server} broke off {what}", hint="merlab doctor --lab kind"
-            )
-        status = json.loads(told)
-        if status["status"] == "Success":
-            return 0
-        if status.get("reason") == "NonZeroExitCode":
-            return int(next(one["message"] for one in status["details"]["causes"] if one["reason"] == "ExitCode"))
-        said = str(status.get("message"))
-        if _ENDED.search(said):
-            raise NotFoundError(
-                f"{what} did not run: its container is not there any more", hint="merlab status", stderr=said
-            )
-        raise LabError(f"{what} could not be run", hint="merlab status", stderr=said)
-
-
-def _channels(connection: WebSocket, timeout: float) -> Mapping[int, bytes] | None:
-    """Read each channel until the API closes the connection; None if it does not within `timeout` seconds.
-
-    Raise Interrupted, or what the library raises if the connection is lost.
-    """
-    from websocket import ABNF, WebSocketTimeoutException
-
-    channels: dict[int, bytes] = defaultdict(bytes)
-    connection.settimeout(_GLANCE)
-    until = time.monotonic() + timeout
-    while time.monotonic() < until:
-        signals.checkpoint()
-        try:
-            kind, message = connection.recv_data(control_frame=True)
-        except WebSocketTimeoutException:
-            continue  # a partial message is kept for the next read
-        if kind == ABNF.OPCODE_CLOSE:
-            return channels
-        if kind in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and message:
-            channels[message[0]] += message[1:]
-    return None

@@ -130,7 +130,7 @@ def assess_absent(seen: Observation, *, between: bool = True) -> Finding:
 def assess_besides(rules: RuleSet, where: str) -> str:
     """Describe what else than iptables' rules could stop packets; "" if nothing could."""
     if native := value_of(rules.native):
-        return f"native nftables stood {where}: {native[0]}"
+        return f"native nftables were present {where}: {native[0]}"
     return f"{altered[0]} {where}" if (altered := value_of(rules.altered)) else ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -27,6 +27,8 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from merbridge_lab.lab import Lab
+    from merbridge_lab.managed_lab import ManagedLab
     from merbridge_lab.model import Step
 
 
@@ -126,7 +128,7 @@ def steps(
                 run.console.narrate(each, commands, typed_then(each.number), note)
 
 
-def _typed(step: Step, lab: Any) -> tuple[list[str], str]:  # noqa: ANN401 - any lab
+def _typed(step: Step, lab: ManagedLab) -> tuple[list[str], str]:
     """Return the commands for a step, none if the lab lacks what it needs; and a note on them.
 
     For a lab that does not exist, the commands contain placeholders instead of the names of pods and PIDs.
@@ -136,7 +138,8 @@ def _typed(step: Step, lab: Any) -> tuple[list[str], str]:  # noqa: ANN401 - any
         commands = [] if step.needs - lab.capabilities else step.commands(lab)
     except LabError as error:
         paper = lab.offline_commands()
-        commands = step.commands(paper) if paper else []
+        # It has only what the commands of steps use of a lab.
+        commands = step.commands(cast("Lab", paper)) if paper else []
         note = _stand_for(paper.words if paper else (), commands, error)
     for command in commands:
         lab.show(command)

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.labs import Driver
     from merbridge_lab.labs.options import Options
+    from merbridge_lab.managed_lab import ManagedLab
     from merbridge_lab.model import Step
     from merbridge_lab.report import Report
 
@@ -154,7 +155,7 @@ class Session:
         keep: bool = False,
         backend: str | None = None,
         options: Options | None = None,
-    ) -> Iterator[Any]:
+    ) -> Iterator[ManagedLab]:
         """Pick a lab and lock it for the duration of the block; wait up to `wait` seconds for the lock."""
         from merbridge_lab import lock
 
@@ -169,7 +170,7 @@ class Session:
             yield stack.enter_context(driver.open(keep=keep, backend=backend))
 
     @contextlib.contextmanager
-    def looking(self, asked: str | None, *, up: bool = True, on_paper: bool = False) -> Iterator[Any]:
+    def looking(self, asked: str | None, *, up: bool = True, on_paper: bool = False) -> Iterator[ManagedLab]:
         """Pick a lab to read, without changing it; with `up`, one that is not up is an error.
 
         With `on_paper`, a user who may not read the lab gets it all the same, for what is known without reading it;
@@ -188,7 +189,7 @@ class Session:
                 lab.require_up()
             yield lab
 
-    def finish(self, lab: Any, report: Report) -> None:  # noqa: ANN401 - any lab
+    def finish(self, lab: ManagedLab, report: Report) -> None:
         """Store the report, print the verdict and exit."""
         if isinstance(report.error, ShortageError):
             report.error.what += self._in_place(lab, report)
@@ -201,7 +202,7 @@ class Session:
         raise typer.Exit(exit_codes.of(report.verdict))
 
     @staticmethod
-    def _in_place(lab: Any, report: Report) -> str:  # noqa: ANN401 - any lab
+    def _in_place(lab: ManagedLab, report: Report) -> str:
         """Describe the state that a run which ran out of something has left, and what to do about it then."""
         try:
             if not lab.exists:

@@ -7,7 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall
 from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import abi, health, printk_event, sockhash, upgrade
 from merbridge_lab.dataplane import recompiled as source
@@ -45,7 +45,7 @@ def load(pins: Pins, tracefs: Path | None) -> None:
                         f"{each}={bpf_syscall.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS
                     )
                     stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode(), programs=tags.encode())
-                    bpf_syscall.update(loaded.maps[name], bytes(4), stamp)
+                    bpf_maps.update(loaded.maps[name], bytes(4), stamp)
                 bpf_syscall.pin(loaded.maps[name], pins.map(name))
         finally:
             loaded.close()
@@ -105,12 +105,12 @@ def _register_endpoint(pins: Pins, pod: Pod, cookie: int) -> None:
     """Add a pod to the maps; existing counters continue."""
     layouts = abi.layouts()
     with pins.open_map("counters") as counters:
-        if bpf_syscall.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
-            bpf_syscall.update(counters, u64(cookie), bytes(layouts["counters"].size * bpf_syscall.possible_cpus()))
+        if bpf_maps.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
+            bpf_maps.update(counters, u64(cookie), bytes(layouts["counters"].size * bpf_maps.possible_cpus()))
     with pins.open_map("pods") as pods:
-        bpf_syscall.update(pods, u64(cookie), layouts["pod"].pack(ip4=pod.ip4, name=pod.name.encode()))
+        bpf_maps.update(pods, u64(cookie), layouts["pod"].pack(ip4=pod.ip4, name=pod.name.encode()))
     with pins.open_map("pod_ips") as ips:
-        bpf_syscall.update(ips, u32(pod.ip4), u64(cookie))
+        bpf_maps.update(ips, u32(pod.ip4), u64(cookie))
 
 
 def _listener(pins: Pins, pod: Pod, cookie: int) -> None:
@@ -119,7 +119,7 @@ def _listener(pins: Pins, pod: Pod, cookie: int) -> None:
         return
     with inbound_listener(pod.sidecar_pid, cookie) as sock, pins.open_map("listeners") as listeners:
         if sock is not None:
-            bpf_syscall.update(listeners, u64(cookie), u64(sock))
+            bpf_maps.update(listeners, u64(cookie), u64(sock))
 
 
 def _attach_sk_lookup(pins: Pins, pod: Pod) -> None:
@@ -140,20 +140,20 @@ def _unregister(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
             unlink(pin)
     ips = {u32(pod.ip4) for pod in pods}
     with pins.open_map("pod_ips") as table:
-        for key in bpf_syscall.keys(table, 4):
+        for key in bpf_maps.keys(table, 4):
             if key not in ips:
-                bpf_syscall.delete(table, key)
+                bpf_maps.delete(table, key)
     with pins.open_map("listeners") as table:
-        for key in bpf_syscall.keys(table, 8):
+        for key in bpf_maps.keys(table, 8):
             if number(key) not in cookies:
                 with contextlib.suppress(OSError):
-                    bpf_syscall.delete(table, key)
+                    bpf_maps.delete(table, key)
     for cookie in pins.pods():
         if cookie in cookies:
             continue
         for name in ("listeners", "pods", "counters"):
             with pins.open_map(name) as table, contextlib.suppress(OSError):
-                bpf_syscall.delete(table, u64(cookie))
+                bpf_maps.delete(table, u64(cookie))
         _forget_pairs(pins, cookie)
 
 
@@ -167,12 +167,12 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
     layout = abi.layouts()["pair"]
     gone: list[tuple[bytes, tuple[int, int]]] = []
     with pins.open_map("pairs") as pairs, pins.open_map("handover") as handover:
-        for key in bpf_syscall.keys(pairs, 8):
-            raw = bpf_syscall.lookup(pairs, key, layout.size)
+        for key in bpf_maps.keys(pairs, 8):
+            raw = bpf_maps.lookup(pairs, key, layout.size)
             pair = layout.unpack(raw) if raw else None
             if pair and cookie in pair["netns"]:
-                bpf_syscall.delete(pairs, key)
-                bpf_syscall.delete(handover, abi.layouts()["handshake"].pack(**pair["handshake"]))
+                bpf_maps.delete(pairs, key)
+                bpf_maps.delete(handover, abi.layouts()["handshake"].pack(**pair["handshake"]))
                 gone += [
                     (abi.layouts()["end"].pack(pair=number(key), side=side), (pair["sk"][side], pair["cookie"][side]))
                     for side in (0, 1)
@@ -182,7 +182,7 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
         for end, socket in gone:
             if not bpf_syscall.test_run(unread, socket) & UNREAD:
                 with contextlib.suppress(OSError):  # closed meanwhile, or never was in it
-                    bpf_syscall.delete(peers, end)
+                    bpf_maps.delete(peers, end)
 
 
 def attach(

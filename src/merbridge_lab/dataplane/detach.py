@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall
 from merbridge_lab.adapters.files import delete, delete_folder
 from merbridge_lab.dataplane import abi, upgrade
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PROGRAMS, Pins, opened, u64
@@ -51,7 +51,7 @@ class _Drain:
 
     def _may_go(self, key: bytes, end: dict[str, int]) -> bool:
         layout = abi.layouts()["pair"]
-        raw = bpf_syscall.lookup(self._pairs, u64(end["pair"]), layout.size)
+        raw = bpf_maps.lookup(self._pairs, u64(end["pair"]), layout.size)
         if raw is None:
             return False  # reset during its handshake; it is removed when it is closed
         pair = layout.unpack(raw)
@@ -73,16 +73,16 @@ class _Drain:
     def turn(self) -> bool:
         """Check every socket once; return True when none is left."""
         layout = abi.layouts()["end"]
-        for key in bpf_syscall.keys(self._peers, layout.size):
+        for key in bpf_maps.keys(self._peers, layout.size):
             if self._may_go(key, layout.unpack(key)):
                 with contextlib.suppress(OSError):  # closed at this moment
-                    self.drained += bpf_syscall.delete(self._peers, key)
+                    self.drained += bpf_maps.delete(self._peers, key)
         return not self.left
 
     @property
     def left(self) -> int:
         """Return how many sockets are still in the hash."""
-        return len(bpf_syscall.keys(self._peers, abi.layouts()["end"].size))
+        return len(bpf_maps.keys(self._peers, abi.layouts()["end"].size))
 
 
 def _drain(pins: Pins, timeout: float) -> Detached:
@@ -99,7 +99,7 @@ def _drain(pins: Pins, timeout: float) -> Detached:
             return Detached(0, 0)
         handshake = abi.layouts()["handshake"].size
         poll_until(
-            lambda: not bpf_syscall.keys(handover, handshake),
+            lambda: not bpf_maps.keys(handover, handshake),
             timeout=min(timeout, _HANDOVER),
             awaiting="connections that are being set up",
         )

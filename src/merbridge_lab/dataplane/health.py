@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall
 from merbridge_lab.dataplane import abi, map_entries, socket_filters, sockhash, strangers
 from merbridge_lab.dataplane.endpoints import Pod, address, netns_cookie
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
@@ -159,10 +159,10 @@ def _pod_problems(pins: Pins, pod: Pod) -> list[str]:
     elif (entry["ip4"], entry["name"]) != (pod.ip4, pod.name):
         found.append(f"pod {pod.name} is in the pod map as {entry['name']} with {address(entry['ip4'])}, not {pod.ip}")
     with pins.open_map("pod_ips") as fd:
-        if bpf_syscall.lookup(fd, u32(pod.ip4), 8) != u64(cookie):
+        if bpf_maps.lookup(fd, u32(pod.ip4), 8) != u64(cookie):
             found.append(f"the address {pod.ip} does not lead to pod {pod.name}")
     with pins.open_map("counters") as fd:
-        if bpf_syscall.per_cpu(fd, u64(cookie), abi.layouts()["counters"].size) is None:
+        if bpf_maps.per_cpu(fd, u64(cookie), abi.layouts()["counters"].size) is None:
             found.append(f"pod {pod.name} has no counters")
     try:
         if pod.sidecar_pid is not None and (missing := sockhash.listener_problem(pins, pod, cookie)):
@@ -235,7 +235,7 @@ def _too_many(pins: Pins, pods: Sequence[Pod], cookies: Collection[int]) -> list
                 " pod"
             )
     with pins.open_map("pod_ips") as ips:
-        strange = [key for key in bpf_syscall.keys(ips, 4) if key not in addresses]
+        strange = [key for key in bpf_maps.keys(ips, 4) if key not in addresses]
     return found + [f"the address {socket.inet_ntoa(key)} leads to a pod, and is no pod's" for key in strange]
 
 

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_maps
 from merbridge_lab.adapters.files import delete
 from merbridge_lab.dataplane import abi, health, orphaned_links, printk_event, recompiled
 from merbridge_lab.dataplane.attach import attach
@@ -154,7 +154,7 @@ class Dataplane:
             return found
         with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("counters") as fd:
             for cookie, pod in self._pins.pods().items():
-                parts = [layout.unpack(raw)["value"] for raw in bpf_syscall.per_cpu(fd, u64(cookie), layout.size) or ()]
+                parts = [layout.unpack(raw)["value"] for raw in bpf_maps.per_cpu(fd, u64(cookie), layout.size) or ()]
                 found[pod["name"]] = {name: sum(part[at] for part in parts) for at, name in enumerate(names)}
         return found
 
@@ -168,8 +168,8 @@ class Dataplane:
             return found
         with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
             pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
-            for key in bpf_syscall.keys(fd, 8):
-                raw = bpf_syscall.lookup(fd, key, layout.size)
+            for key in bpf_maps.keys(fd, 8):
+                raw = bpf_maps.lookup(fd, key, layout.size)
                 if raw is not None:
                     found.append(_pair(layout.unpack(raw), pods))
         return found

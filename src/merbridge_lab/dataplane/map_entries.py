@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.adapters import bpf_syscall, netlink_hooks, netns
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins, number, u64
 from merbridge_lab.polling import poll_until
@@ -26,7 +26,7 @@ def problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
     Raises OSError.
     """
     with pins.open_map("counters") as counters:
-        strange = [key for key in map(number, bpf_syscall.keys(counters, 8)) if key not in namespaces]
+        strange = [key for key in map(number, bpf_maps.keys(counters, 8)) if key not in namespaces]
     found = [_sentence("counters", len(strange), "of network namespaces that are of no pod")] if strange else []
     with pins.open_map("pairs") as pairs, pins.open_map("handover") as notes:
         return [*found, *_of_connections(pairs, notes, namespaces)]
@@ -42,15 +42,15 @@ def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> l
     live: set[int] = set()
 
     def of_no_connection(key: bytes) -> bool:
-        raw = bpf_syscall.lookup(pairs, key, abi.layouts()["pair"].size)
+        raw = bpf_maps.lookup(pairs, key, abi.layouts()["pair"].size)
         return raw is not None and not is_live(abi.layouts()["pair"].unpack(raw), namespaces, live)
 
     def of_no_pair(key: bytes) -> bool:
-        raw = bpf_syscall.lookup(notes, key, abi.layouts()["handover"].size)
+        raw = bpf_maps.lookup(notes, key, abi.layouts()["handover"].size)
         pair = None if raw is None else u64(abi.layouts()["handover"].unpack(raw)["pair"])
-        return pair is not None and bpf_syscall.lookup(pairs, pair, abi.layouts()["pair"].size) is None
+        return pair is not None and bpf_maps.lookup(pairs, pair, abi.layouts()["pair"].size) is None
 
-    keys = bpf_syscall.keys(pairs, 8)
+    keys = bpf_maps.keys(pairs, 8)
     if keys:
         try:
             for path in namespaces.values():
@@ -61,7 +61,7 @@ def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> l
     if strange := _staying(keys[:_MANY], of_no_connection):
         full = f", and has no room for more than {room}" if len(keys) >= room else ""
         found.append(_sentence("pairs", len(strange), f"of no connection of the pods{full}"))
-    noted = bpf_syscall.keys(notes, abi.layouts()["handshake"].size)
+    noted = bpf_maps.keys(notes, abi.layouts()["handshake"].size)
     if strange := _staying(noted[:_MANY], of_no_pair):
         found.append(_sentence("handover", len(strange), "of no connection that is being made"))
     return found

@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall
 from merbridge_lab.dataplane import abi
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Pins:
     def _stamp(self) -> bytes | None:
         try:
             with opened(self.map("stamp")) as fd:
-                return bpf_syscall.lookup(
+                return bpf_maps.lookup(
                     fd, _ZERO, bpf_syscall.map_info(fd).value_size
                 )  # another version's may have another size
         except FileNotFoundError:
@@ -180,20 +180,20 @@ class Pins:
         with self.open_map("config") as fd:
             raw = _whole(fd)
             values = layout.unpack(raw) | changes
-            bpf_syscall.update(fd, _ZERO, layout.pack(**values) + raw[layout.size :])
+            bpf_maps.update(fd, _ZERO, layout.pack(**values) + raw[layout.size :])
 
     def pods(self) -> dict[int, dict[str, Any]]:
         """Return the pods served, by the cookie of their network namespace. Raises OSError."""
         layout = abi.layouts()["pod"]
         with self.open_map("pods") as fd:
-            entries = {key: bpf_syscall.lookup(fd, key, layout.size) for key in bpf_syscall.keys(fd, 8)}
+            entries = {key: bpf_maps.lookup(fd, key, layout.size) for key in bpf_maps.keys(fd, 8)}
         return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items() if raw is not None}
 
 
 def _whole(config: int) -> bytes:
     """Read the whole configuration; in a later version it may be longer, but it begins in the same way."""
     size = bpf_syscall.map_info(config).value_size
-    return (bpf_syscall.lookup(config, _ZERO, size) or b"").ljust(abi.layouts()["config"].size, b"\0")
+    return (bpf_maps.lookup(config, _ZERO, size) or b"").ljust(abi.layouts()["config"].size, b"\0")
 
 
 def _named(pod: dict[str, Any]) -> dict[str, Any]:

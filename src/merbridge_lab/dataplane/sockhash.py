@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_syscall, netlink_hooks, netns
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.endpoints import Pod, inbound_cookies
 from merbridge_lab.dataplane.pins import Pins, number, opened, u64
@@ -31,7 +31,7 @@ def listener_problem(pins: Pins, pod: Pod, cookie: int) -> str | None:
     port = abi.constants()["PORT_INBOUND"]
     try:
         with pins.open_map("listeners") as fd:
-            registered = bpf_syscall.lookup(fd, u64(cookie), 8)  # for a sockhash, this returns the socket's cookie
+            registered = bpf_maps.lookup(fd, u64(cookie), 8)  # for a sockhash, this returns the socket's cookie
     except OSError as error:
         return str(unread(f"the {port} listener registered for {pod.name}", error))
     if registered is None:
@@ -111,7 +111,7 @@ def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
     Raises OSError.
     """
     with pins.open_map("listeners") as listeners:
-        strange = [key for key in map(number, bpf_syscall.keys(listeners, 8)) if key not in namespaces]
+        strange = [key for key in map(number, bpf_maps.keys(listeners, 8)) if key not in namespaces]
     found = [f"a listener is registered for the network namespace {key}, which is of no pod" for key in strange]
     suspects = _suspects(pins, namespaces)
     if not suspects:
@@ -148,7 +148,7 @@ def _suspects(pins: Pins, namespaces: Iterable[int]) -> dict[bytes, tuple[int, b
     known = frozenset(namespaces)
     with pins.open_map("peers") as peers, pins.open_map("pairs") as pairs:
         found: dict[bytes, tuple[int, bool]] = {}
-        for key in bpf_syscall.keys(peers, abi.layouts()["end"].size):
+        for key in bpf_maps.keys(peers, abi.layouts()["end"].size):
             if (strange := _strange(peers, pairs, key, known)) is not None:
                 found[key] = strange
 
@@ -164,11 +164,11 @@ def _suspects(pins: Pins, namespaces: Iterable[int]) -> dict[bytes, tuple[int, b
 
 def _strange(peers: int, pairs: int, key: bytes, known: frozenset[int]) -> tuple[int, bool] | None:
     """Describe the socket under `key`; None if it is the one that its pair names."""
-    raw = bpf_syscall.lookup(peers, key, 8)
+    raw = bpf_maps.lookup(peers, key, 8)
     if raw is None:
         return None  # closed meanwhile
     end, layout = abi.layouts()["end"].unpack(key), abi.layouts()["pair"]
-    noted = bpf_syscall.lookup(pairs, u64(end["pair"]), layout.size) if end["side"] in (0, 1) else None
+    noted = bpf_maps.lookup(pairs, u64(end["pair"]), layout.size) if end["side"] in (0, 1) else None
     cookie = number(raw)
     if noted is None:
         return cookie, False

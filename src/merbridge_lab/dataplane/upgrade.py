@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall
 from merbridge_lab.adapters.files import delete, delete_folder, make_folder, rename
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins, opened
@@ -100,7 +100,7 @@ def _busy(before: Pins) -> bool:
     for name in ("handover", "peers"):
         try:
             with opened(before.map(name)) as fd:
-                if bpf_syscall.keys(fd, bpf_syscall.map_info(fd).key_size):
+                if bpf_maps.keys(fd, bpf_syscall.map_info(fd).key_size):
                     return True
         except FileNotFoundError:
             continue

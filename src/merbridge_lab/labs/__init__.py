@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from merbridge_lab.labs.options import Options
+    from merbridge_lab.managed_lab import ManagedLab
     from merbridge_lab.requirements import Requirement
 
 #: Labs that are designed, but that this version has not built.
@@ -33,7 +34,7 @@ class Driver(Protocol):
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
 
-    def open(self, *, keep: bool = False, backend: str | None = None) -> AbstractContextManager[Any]:
+    def open(self, *, keep: bool = False, backend: str | None = None) -> AbstractContextManager[ManagedLab]:
         """Yield the lab for the duration of the block.
 
         `keep` leaves rules flushed after a flush. `backend` is the kind of iptables for the rules ("nft", "legacy").

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -129,7 +129,7 @@ def pods(state: State) -> list[str]:
         return []
     with _opened("map", number) as fd:
         size = bpf_syscall.map_info(fd).key_size
-        return sorted(read_pod(key) for key in bpf_syscall.keys(fd, size))
+        return sorted(read_pod(key) for key in bpf_maps.keys(fd, size))
 
 
 def read_pod(key: bytes) -> str:
@@ -143,7 +143,7 @@ def entries(state: State, name: str) -> int | None:
     if number is None:
         return None
     with _opened("map", number) as fd:
-        return len(bpf_syscall.keys(fd, bpf_syscall.map_info(fd).key_size))
+        return len(bpf_maps.keys(fd, bpf_syscall.map_info(fd).key_size))
 
 
 def wanted(state: State, source: str, dialled: str) -> str | None:
@@ -157,7 +157,7 @@ def wanted(state: State, source: str, dialled: str) -> str | None:
     with _opened("map", number) as fd:
         found = bpf_syscall.map_info(fd)
         keys = pairs(source, dialled, found.key_size)
-        values = (bpf_syscall.lookup(fd, key, found.value_size) for key in keys)
+        values = (bpf_maps.lookup(fd, key, found.value_size) for key in keys)
         return next((read_wanted(value) for value in values if value), None)
 
 
@@ -168,7 +168,7 @@ def outside_mesh(state: State, cgroups: Mapping[str, int]) -> list[str]:
         return []
     with _opened("map", number) as fd:
         size = bpf_syscall.map_info(fd).value_size
-        found = {name: bpf_syscall.lookup(fd, struct.pack("=Q", each), size) for name, each in cgroups.items()}
+        found = {name: bpf_maps.lookup(fd, struct.pack("=Q", each), size) for name, each in cgroups.items()}
     return [name for name, value in found.items() if value and not read_in_mesh(value)]
 
 

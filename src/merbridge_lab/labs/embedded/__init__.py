@@ -16,7 +16,7 @@ from merbridge_lab.labs.embedded import topology
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from merbridge_lab.labs.embedded.lab import EmbeddedLab
+    from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
     from merbridge_lab.requirements import Requirement
 
 _NAME = re.compile(r"merlab(-[a-z0-9]{1,16})?")
@@ -69,14 +69,14 @@ class EmbeddedDriver:
         return requirements.embedded()
 
     @contextlib.contextmanager
-    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[EmbeddedLab]:
+    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[ManagedEmbeddedLab]:
         """Yield the lab for the duration of the block; its rules are in `backend` (default: nft).
 
         Raise LabError if the lab is up with its rules in another backend.
         """
-        from merbridge_lab.labs.embedded.lab import EmbeddedLab
+        from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
-        present = EmbeddedLab(name=self.lab_name).present_backend() if os.geteuid() == 0 else None
+        present = ManagedEmbeddedLab(name=self.lab_name).present_backend() if os.geteuid() == 0 else None
         if backend and present and backend != present:
             raise LabError(f"the lab is up, with its rules in {present} tables, not {backend}", hint="merlab down")
-        yield EmbeddedLab(name=self.lab_name, keep=keep, backend=present or backend or "nft")
+        yield ManagedEmbeddedLab(name=self.lab_name, keep=keep, backend=present or backend or "nft")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from merbridge_lab.adapters import links
 from merbridge_lab.adapters.command import pasteable
@@ -14,15 +14,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from merbridge_lab.labs.embedded.pod import Pod
+    from merbridge_lab.labs.embedded.topology import PodSpec
 
 
-def lines(pod: Pod, node: Path, daemons: Mapping[str, Sequence[str]]) -> list[str]:
+class PodPaths(Protocol):
+    """What the lines use of a pod: its spec, and where its namespaces, files and cgroup are."""
+
+    spec: PodSpec
+    run: Path
+    folder: Path
+    netns: Path
+    mntns: Path
+    cgroup: Path
+
+
+def lines(pod: PodPaths, node: Path, daemons: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the main lines for `pod`; its files (configuration, certificates) are assumed to be written."""
     return [*_network(pod, node), *_rules(pod), *_files(pod), *_processes(pod, daemons)]
 
 
-def _network(pod: Pod, node: Path) -> list[str]:
+def _network(pod: PodPaths, node: Path) -> list[str]:
     spec, gateway, eth = pod.spec, topology.NODE_ADDRESS, links.POD_END
     at_pod, at_node = (f"nsenter --net={netns}" for netns in (pod.netns, node))
     return [
@@ -37,7 +48,7 @@ def _network(pod: Pod, node: Path) -> list[str]:
     ]
 
 
-def _rules(pod: Pod) -> list[str]:
+def _rules(pod: PodPaths) -> list[str]:
     if not pod.spec.rules:
         return []
     rules = [line for line in lines_of(rule_templates.pod_rules()) if not line.startswith("#")]
@@ -45,7 +56,7 @@ def _rules(pod: Pod) -> list[str]:
     return ["\n".join([f"{restore} <<'EOF'", *rules, "EOF"])]
 
 
-def _files(pod: Pod) -> list[str]:
+def _files(pod: PodPaths) -> list[str]:
     at_pod = f"nsenter --mount={pod.mntns}"
     run, folder, name = pod.run, pod.folder, pod.spec.name
     # What a cover hides is bound elsewhere meanwhile; the cover hides other pods, and other labs.
@@ -64,6 +75,6 @@ def _files(pod: Pod) -> list[str]:
     ]
 
 
-def _processes(pod: Pod, daemons: Mapping[str, Sequence[str]]) -> list[str]:
+def _processes(pod: PodPaths, daemons: Mapping[str, Sequence[str]]) -> list[str]:
     folders = " ".join(str(pod.cgroup / kind) for kind in daemons)
     return [f"mkdir -p {folders}", *(pasteable(argv) for argv in daemons.values())]

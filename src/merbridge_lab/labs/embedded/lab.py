@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from merbridge_lab import signals
-from merbridge_lab.adapters import iptables, netns
+from merbridge_lab.adapters import iptables
 from merbridge_lab.adapters.command import pasteable, run
-from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import UnreadError, Verdict
 from merbridge_lab.lab import (
@@ -25,16 +22,14 @@ from merbridge_lab.lab import (
     CommandTranscript,
     ControlPair,
 )
+from merbridge_lab.labs.base import LabBase
 from merbridge_lab.labs.embedded import (
     batch_guard,
     control_pods,
     dialing,
     http_client,
     logs,
-    saved_rules,
-    status,
     topology,
-    trace_filter,
 )
 from merbridge_lab.labs.embedded.components import MeshComponent, NodeComponent
 from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
@@ -48,15 +43,18 @@ from merbridge_lab.text import lines_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.dial_results import Dial
-    from merbridge_lab.model import Step
+    from merbridge_lab.lab import Workload
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
-    from merbridge_lab.ruleset import RuleSet
 
 
-class EmbeddedLab:
+def _own(workload: Workload) -> EmbeddedWorkload:
+    """Return a workload with this lab's type: steps pass back workloads that they got from the lab."""
+    return cast("EmbeddedWorkload", workload)
+
+
+class EmbeddedLab(LabBase):
     """The Lab protocol over the kernel of this machine; `keep` leaves rules flushed after a flush."""
 
     name = "embedded"
@@ -66,13 +64,13 @@ class EmbeddedLab:
     )
 
     def __init__(self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft") -> None:
+        super().__init__()
         self.machine = Machine(name)
         self._keep = keep
         self._backend = backend
         node = Node(self.machine, backend)
         self._node = node
         self._mesh = Mesh(self.machine, node, topology.pods(backend))
-        self._shown: list[CommandTranscript] = []
         self.dataplane = EmbeddedDataplane(self.machine, self._mesh)
         self.node = NodeComponent(self.machine, node)
         self.mesh = MeshComponent(self._mesh, self.workloads, self.machine.saved)
@@ -107,31 +105,26 @@ class EmbeddedLab:
         """Return the workloads behind the service helloworld."""
         return [workload for workload in self.workloads() if workload.pod.spec.app == "helloworld"]
 
-    @contextlib.contextmanager
-    def flushed(self, workloads: Sequence[EmbeddedWorkload]) -> Iterator[dict[str, RuleSet]]:
-        """Save and flush nat in all of `workloads` for the duration of the block."""
-        with contextlib.ExitStack() as stack:
-            yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
-
     def drain_idle_connections(self) -> bool:
         """Wait until the idle connections of the sidecars have closed; return whether all did."""
         return self.dataplane.drain_idle_connections()
 
     def observe(
         self,
-        client: EmbeddedWorkload,
+        client: Workload,
         *,
         count: int = 4,
         trace: bool = False,
         url: str = HELLO,
-        server: EmbeddedWorkload | None = None,
+        server: Workload | None = None,
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read all evidence around them; see batch_guard.batch."""
-        servers = [server] if server is not None else self.servers()
-        with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in servers)):
+        own = _own(client)
+        servers = [_own(server)] if server is not None else self.servers()
+        with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in servers)):
             return http_client.observe(
-                client,
+                own,
                 servers,
                 url=url,
                 count=count,
@@ -141,10 +134,11 @@ class EmbeddedLab:
                 logged=logged,
             )
 
-    def dial(self, client: EmbeddedWorkload) -> Sequence[Dial]:
+    def dial(self, client: Workload) -> Sequence[Dial]:
         """Dial as the app of `client` in ways that curl does not, and return what eBPF records of each."""
-        with batch_guard.batch(self.machine, self.dataplane, client.pod, *(each.pod for each in self.servers())):
-            return dialing.dial(client, self.dataplane.pairs)
+        own = _own(client)
+        with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in self.servers())):
+            return dialing.dial(own, self.dataplane.pairs)
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
         """Watch what is added and removed in the network namespaces; see namespace_watch.watched."""
@@ -218,108 +212,3 @@ class EmbeddedLab:
 
     def offline_commands(self) -> None:
         """Return nothing: the names of everything in this lab are fixed."""
-
-    def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with its output."""
-        self._shown.append(CommandTranscript(command, output))
-
-    def shown(self) -> Sequence[CommandTranscript]:
-        """Return what was recorded since the last call, and clear it."""
-        taken, self._shown = self._shown, []
-        return taken
-
-    # -- the lab as a whole -------------------------------------------------------------------------------------------
-
-    def present_backend(self) -> str | None:
-        """Return the backend that has the rules of the lab that is up; None if no lab is up, or it has no rules."""
-        if not netns.is_pinned(self._node.netns):
-            return None
-        return iptables.backend_of(self._node.netns, "nat")
-
-    def require_up(self) -> None:
-        """Raise LabError if no lab is up."""
-        if not self.machine.exists:
-            raise LabError("no lab is up", hint="merlab up")
-
-    def recover(self) -> None:
-        """Clean up what prevents a check of the lab component by component.
-
-        This is: control pods and outstanding flushes of a merlab that was killed; and an incomplete dataplane, which
-        would break the requests that test the mesh, long before the dataplane itself is checked.
-        """
-        with signals.shielded():
-            self.machine.uncover()  # first: what is changed next must be the lab's
-            self.sweep()
-            self.restore()
-            if self.dataplane.attached:
-                self.dataplane.recompile(proof=False)
-            self.dataplane.pause_interception()
-
-    def sweep(self) -> None:
-        """Remove what a killed merlab left beside the lab: control pods, and drafts of saves.
-
-        Its flushed rules stay flushed: that may be on purpose (`step 9 --keep`). Covered places are left alone.
-        """
-        with signals.shielded():
-            if not self.machine.covers():
-                control_pods.sweep(self.machine, self._node)
-                saved_rules.delete_drafts(self.machine.saved)
-
-    def restore(self) -> list[str]:
-        """Restore everything that is flushed; return the names of the pods.
-
-        All are tried; then the first error is raised.
-        """
-        restored: list[str] = []
-        first: LabError | None = None
-        for workload in self.workloads():
-            try:
-                restored += [workload.name] if workload.rules.restore() else []
-            except LabError as error:
-                first = first or error
-        if first is not None:
-            raise first
-        return restored
-
-    @property
-    def exists(self) -> bool:
-        """Report whether anything of the lab exists."""
-        return self.machine.exists
-
-    def remove(self, timeout: float) -> None:
-        """Remove everything that is left of the lab, found by its name."""
-        self.machine.remove(timeout)
-
-    def stays(self) -> list[str]:
-        """Return what `down` leaves on purpose: nothing."""
-        return []
-
-    def states(self, steps: Sequence[Step]) -> list[str]:
-        """Return for each step whether what it ensures holds now."""
-        states = []
-        for step in steps:
-            if step.kind.value == "demonstrate":
-                states.append("shows")
-            elif step.number > 0 and not self.machine.exists:
-                states.append("not yet")
-            else:
-                states.append("holds" if all(check.evaluate(self).held for check in step.verify) else "does not hold")
-        return states
-
-    def describe(self) -> dict[str, Any]:
-        """Return the state of the lab as `merlab status --json` prints it."""
-        return status.describe(self)
-
-    def dump(self) -> dict[str, Callable[[], Any]]:
-        """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
-        return status.dump(self)
-
-    def keep_report(self, told: dict[str, Any]) -> None:
-        """Store the report of the last run beside the lab's other files, for a sysdump."""
-        if self.machine.run.is_dir() and self.machine.exists:
-            with contextlib.suppress(OSError):
-                write_atomic(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
-
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they arrive; see trace_filter.follow."""
-        return trace_filter.follow(self, pod=pod, nonce=nonce)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.adapters.network_changes import Change
-    from merbridge_lab.labs.embedded.mesh import Pod
+    from merbridge_lab.labs.embedded.pod import Pod
     from merbridge_lab.labs.embedded.topology import PodSpec
 
 _TABLE = "nftables table"
@@ -64,7 +64,7 @@ def watched(node: Path, pods: Iterable[Pod]) -> Iterator[Callable[[], list[str]]
                 else:
                     found.extend(strange(name, changes, specs.get(name), tuple(specs.values()), beyond))
             for name, setting in writes.seen() if writes else ():
-                found.append(f"in {where(name)} the setting {setting} was written while it was looked at")
+                found.append(f"in {where(name)} the setting {setting} was written during verification")
             found.extend(nat_entries.problems(node, specs, spaces))
             return list(dict.fromkeys(found))
 
@@ -116,7 +116,7 @@ def strange(
             came.setdefault(line, each.is_there)
     for (kind, told), is_there in came.items():
         what = "changed" if kind == _TABLE else "came" if is_there else "went"
-        yield f"in {where(name)} the {kind} {told} {what} while it was looked at"
+        yield f"in {where(name)} the {kind} {told} {what} during verification"
 
 
 def _is_learnt(change: Change) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from merbridge_lab.adapters.command import run
 from merbridge_lab.labs.embedded import logs
@@ -12,17 +12,53 @@ from merbridge_lab.ruleset import RuleSet
 from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from merbridge_lab.labs.embedded.lab import EmbeddedLab
+    from merbridge_lab.lab import CommandTranscript, Component
+    from merbridge_lab.labs.embedded.components import MeshComponent
+    from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
+    from merbridge_lab.labs.embedded.host import Machine
     from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
+    from merbridge_lab.requirements import Requirement
 
 LAST_REPORT = "last-report.json"
 #: How much of each log a sysdump includes, in bytes from its end.
 _TAIL = 256 * 1024
 
 
-def describe(lab: EmbeddedLab) -> dict[str, Any]:
+class Described(Protocol):
+    """The parts of a lab whose state is described."""
+
+    name: str
+    machine: Machine
+
+    @property
+    def exists(self) -> bool:
+        """Report whether anything of the lab exists."""
+
+    @property
+    def node(self) -> Component:
+        """The machine that the pods run on."""
+
+    @property
+    def mesh(self) -> MeshComponent:
+        """The pods."""
+
+    @property
+    def dataplane(self) -> EmbeddedDataplane:
+        """The programs that intercept connections."""
+
+    def workloads(self) -> Sequence[EmbeddedWorkload]:
+        """Return the pods as the steps see them."""
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and what it lacks."""
+
+    def inventory(self) -> list[CommandTranscript]:
+        """Return the eBPF that is in the kernel now."""
+
+
+def describe(lab: Described) -> dict[str, Any]:
     """Return the state of the lab as `merlab status --json` prints it."""
     up = lab.exists
     workloads = lab.workloads() if up else []
@@ -73,7 +109,7 @@ def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, 
     return legs
 
 
-def dump(lab: EmbeddedLab) -> dict[str, Callable[[], Any]]:
+def dump(lab: Described) -> dict[str, Callable[[], Any]]:
     """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
     parts: dict[str, Callable[[], Any]] = {
         "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
@@ -94,7 +130,7 @@ def dump(lab: EmbeddedLab) -> dict[str, Callable[[], Any]]:
     return parts
 
 
-def _trace(lab: EmbeddedLab) -> str:
+def _trace(lab: Described) -> str:
     """Return the end of the trace's buffer; this way of reading leaves the buffer unchanged."""
     buffer = lab.machine.tracefs / "instances" / lab.machine.name / "trace"
     return buffer.read_text(errors="replace")[-_TAIL:] if buffer.exists() else "the trace is not turned on\n"

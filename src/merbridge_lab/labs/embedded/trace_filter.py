@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.dataplane.trace import TraceEvent
-    from merbridge_lab.labs.embedded.lab import EmbeddedLab
+    from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
+    from merbridge_lab.labs.embedded.topology import PodSpec
 
 #: Events that are buffered until it is known whether they match.
 _KEPT = 20_000
@@ -25,20 +26,21 @@ _LOOK, _RECORDS = 0.2, 3.0
 _MAKING = 1.0
 
 
-def follow(lab: EmbeddedLab, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
+def follow(
+    dataplane: EmbeddedDataplane, pods: Path, *, pod: PodSpec | None = None, nonce: str | None = None
+) -> Iterator[TraceEvent]:
     """Return the trace's events as they arrive, until interrupted.
 
-    `pod` keeps only connections that are dialled or accepted in that pod. `nonce` keeps only those that carried the
-    request with this x-request-id. This is known when the sidecars have logged it, so its events come a little later,
-    all together, in order.
+    `pods` is the folder of the pods' files, with their access logs. `pod` keeps only connections that are dialled or
+    accepted in that pod. `nonce` keeps only those that carried the request with this x-request-id. This is known when
+    the sidecars have logged it, so its events come a little later, all together, in order.
     """
-    events = lab.dataplane.follow_trace()
+    events = dataplane.follow_trace()
     if nonce is not None:
-        events = of_request(events, _named_for(lab, nonce))
+        events = of_request(events, _named_for(pods, nonce))
     if pod is not None:
-        own = lab.workload(pod).pod.spec
-        live = {pair.id for pair in lab.dataplane.pairs() if own.name in pair.pods}
-        events = of_pod(events, own.ip, live)
+        live = {pair.id for pair in dataplane.pairs() if pod.name in pair.pods}
+        events = of_pod(events, pod.ip, live)
     return (event for event in events if event is not None)
 
 
@@ -116,14 +118,14 @@ def of_request(
             yield None
 
 
-def _named_for(lab: EmbeddedLab, nonce: str) -> Callable[[], tuple[set[str], bool]]:
+def _named_for(pods: Path, nonce: str) -> Callable[[], tuple[set[str], bool]]:
     """Return a function that reads on in all access logs and returns the sources that they name for the request."""
     followed: dict[Path, Following] = {}
     sources: set[str] = set()
     sides: set[bool] = set()
 
     def look() -> tuple[set[str], bool]:
-        for log in (lab.machine.run / "pods").glob("*/access.log"):
+        for log in pods.glob("*/access.log"):
             for text in followed.setdefault(log, Following(log)).lines():
                 line = accesslog.parse(text) if nonce in text else None
                 if line is not None:

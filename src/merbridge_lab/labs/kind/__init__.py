@@ -14,7 +14,7 @@ from merbridge_lab.labs.options import Options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from merbridge_lab.labs.kubernetes.lab import KindLab
+    from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
     from merbridge_lab.requirements import Requirement
 
 #: How long Docker may take to answer, in seconds. One that hangs must not delay the other labs.
@@ -33,12 +33,12 @@ class KindDriver:
 
     def is_up(self) -> bool:
         """Report whether anything of the lab exists; False if no Docker answers."""
-        from merbridge_lab.labs.kind import cluster
+        from merbridge_lab.labs.kind import ownership
 
         if not all(shutil.which(command) for command in ("docker", "kind")) or self.silence:
             return False
         try:
-            return cluster.exists()
+            return ownership.exists()
         except LabError:
             return False
 
@@ -91,21 +91,21 @@ class KindDriver:
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
-        from merbridge_lab.labs.kubernetes.lab import KindLab
+        from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 
-        return KindLab(self.options).requirements()
+        return ManagedKubernetesLab(self.options).requirements()
 
     @contextlib.contextmanager
-    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[KindLab]:
+    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[ManagedKubernetesLab]:
         """Yield the lab for the duration of the block. Raise LabError for a backend: Istio chooses it itself."""
-        from merbridge_lab.labs.kubernetes.lab import KindLab
+        from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 
         self.options.require_built()
         if backend is not None:
             raise LabError(
                 "--iptables is for the embedded lab: on a cluster, Istio chooses the tables", hint="merlab up"
             )
-        lab = KindLab(self.options, keep=keep)
+        lab = ManagedKubernetesLab(self.options, keep=keep)
         try:
             yield lab
         finally:

@@ -12,18 +12,14 @@ from merbridge_lab.adapters import docker, kind_cli, kubernetes_api
 from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
-from merbridge_lab.labs.kind import create_failure, local_state
+from merbridge_lab.labs.kind import create_failure, local_state, ownership
 from merbridge_lab.labs.kubernetes import diagnostics, manifests, topology
-from merbridge_lab.requirements import Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from merbridge_lab.adapters.docker import Container
     from merbridge_lab.labs.kubernetes.connection import Access
 
-_LABEL = f"{kind_cli.LABEL}={topology.CLUSTER}"
-_NETWORK_LABEL = f"{topology.NETWORK_LABEL}={topology.CLUSTER}"
 #: How long a cluster may take to answer after it was started, in seconds.
 _STARTED = 120.0
 #: How long a cluster that never was ready may take to become ready before it is recreated: kind may have been killed
@@ -34,48 +30,6 @@ _MADE = "/kind/merlab-was-ready"
 #: A taint that kind removes from the only node of a cluster, as one of its last actions; with it, no pod can be
 #: scheduled.
 _TAINT = "node-role.kubernetes.io/control-plane"
-
-
-def nodes() -> list[Container]:
-    """List the containers of the cluster, whoever created it. Raise LabError if Docker does not answer."""
-    return docker.containers(_LABEL)
-
-
-def are_ours(found: list[Container]) -> bool:
-    """Report whether merlab created them: its configuration gave them a mount that no other has."""
-    return bool(found) and all(topology.MARK in container.mounts for container in found)
-
-
-def own_network() -> bool:
-    """Report whether there is a network that merlab created."""
-    labels = docker.network_labels(topology.NETWORK)
-    return labels is not None and labels.get(topology.NETWORK_LABEL) == topology.CLUSTER
-
-
-def exists() -> bool:
-    """Report whether anything of the lab exists: nodes, a network, a kind process that a killed merlab left running."""
-    return are_ours(nodes()) or own_network() or bool(kind_cli.at_work(topology.CLUSTER))
-
-
-def foreign() -> LabError:
-    """Return the error for a cluster of that name that is not merlab's."""
-    return LabError(
-        f"there is a kind cluster called {topology.CLUSTER} already, and merlab did not make it: it stays untouched",
-        hint=f"{pasteable(kind_cli.delete_argv(topology.CLUSTER))}  # if you do not need it",
-    )
-
-
-def requirement() -> list[Requirement]:
-    """Check whether the cluster's name is free, or merlab's; return nothing if Docker does not answer."""
-    try:
-        found = nodes()
-    except LabError:
-        return []
-    needed = f"no foreign cluster called {topology.CLUSTER}"
-    if found and not are_ours(found):
-        return [Requirement("cluster.name", "fail", foreign().what, needed, foreign().hint)]
-    said = f"{topology.CLUSTER} is merlab's" if found else f"{topology.CLUSTER} is free"
-    return [Requirement("cluster.name", "pass", said, needed)]
 
 
 class NodeComponent:
@@ -92,11 +46,11 @@ class NodeComponent:
         return self._of_cluster() or self._not_exported()
 
     def _of_cluster(self) -> list[str]:
-        found = nodes()
+        found = ownership.nodes()
         if not found:
             return [f"there is no kind cluster called {topology.CLUSTER}"]
-        if not are_ours(found):
-            return [foreign().what]
+        if not ownership.are_ours(found):
+            return [ownership.foreign().what]
         if other := self._access.other_image():
             return [other]
         stopped = [f"the container {node.name} is {node.state}, not running" for node in found if not node.running]
@@ -133,7 +87,9 @@ class NodeComponent:
 
     def readings(self) -> tuple[Reading, ...]:
         """Return the containers and their state."""
-        return tuple(Reading(f"docker:{node.name}", "", None, f"{node.state}, {node.image}") for node in nodes())
+        return tuple(
+            Reading(f"docker:{node.name}", "", None, f"{node.state}, {node.image}") for node in ownership.nodes()
+        )
 
     # -- making -----------------------------------------------------------------------------------------------------
 
@@ -144,9 +100,9 @@ class NodeComponent:
                 self._kubeconfig, topology.CLUSTER
             )  # a file that is no kubeconfig is reported before anything is created
         self._await_orphan()
-        found = nodes()
-        if found and not are_ours(found):
-            raise foreign()
+        found = ownership.nodes()
+        if found and not ownership.are_ours(found):
+            raise ownership.foreign()
         if other := self._access.other_image():
             again = pasteable(["merlab", "up", "--lab", "kind", "--kind-image", str(self._access.asked_image)])
             raise LabError(other, hint=f"merlab down --lab kind && {again}")
@@ -219,21 +175,21 @@ class NodeComponent:
             with polling.progress(f"docker pulls {image} from {docker.registry(image)}"):
                 docker.pull(image)
         if network == topology.NETWORK and docker.network_labels(network) is None:
-            docker.create_network(network, _NETWORK_LABEL)
+            docker.create_network(network, ownership.NETWORK_LABEL)
         try:
             with polling.progress(f"kind makes the cluster {topology.CLUSTER} of {image}"):
                 kind_cli.create(topology.CLUSTER, image, manifests.text("kind", settings), network=network)
         except LabError as error:
-            told = create_failure.not_made(error, image, create_failure.kubelets_journal(nodes()))
+            told = create_failure.not_made(error, image, create_failure.kubelets_journal(ownership.nodes()))
             with contextlib.suppress(LabError):  # the next up does it, or down
                 self._discard()
             raise told from error
 
     def _discard(self) -> None:
         """Delete what kind left of a cluster that it could not create."""
-        if are_ours(nodes()):
+        if ownership.are_ours(ownership.nodes()):
             self._delete()
-        if not nodes() and own_network():
+        if not ownership.nodes() and ownership.own_network():
             docker.remove_network(topology.NETWORK)
 
     @staticmethod
@@ -265,9 +221,9 @@ class NodeComponent:
         kind_cli.sweep()
         if self._keep:
             return
-        if are_ours(nodes()):
+        if ownership.are_ours(ownership.nodes()):
             self._delete()
-        if own_network():
+        if ownership.own_network():
             docker.remove_network(topology.NETWORK)
         local_state.forget()
 
@@ -278,10 +234,10 @@ class NodeComponent:
             done = kind_cli.delete(topology.CLUSTER, None)
             for kubeconfig in sorted(told):
                 kind_cli.delete(topology.CLUSTER, kubeconfig)
-        left = nodes()
+        left = ownership.nodes()
         if left:  # kind may fail because of a kubeconfig that it cannot read
             docker.remove([node.name for node in left])
-        if nodes():
+        if ownership.nodes():
             raise LabError(
                 f"the cluster {topology.CLUSTER} could not be deleted", command=done.command, stderr=done.stderr
             )
@@ -292,7 +248,7 @@ class NodeComponent:
         """Return the commands that a person would type to create it."""
         create = pasteable(kind_cli.create_argv(topology.CLUSTER, self._access.best_known_settings().kind_image))
         network = self._network()
-        own = [pasteable(docker.network_argv(network, _NETWORK_LABEL))] if network == topology.NETWORK else []
+        own = [pasteable(docker.network_argv(network, ownership.NETWORK_LABEL))] if network == topology.NETWORK else []
         return [
             *own,
             f"merlab manifests kind | {kind_cli.NETWORK}={network} {create}",

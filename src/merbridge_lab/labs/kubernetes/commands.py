@@ -9,16 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
-from merbridge_lab.adapters import docker
+from merbridge_lab.adapters import docker, istioctl, kind_cli
 from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.lab import HELLO
-from merbridge_lab.labs.kubernetes import nat_backends, topology
+from merbridge_lab.labs.kubernetes import manifests, nat_backends, topology
 from merbridge_lab.labs.kubernetes.pod_netns import CTR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
 #: How many characters of a container's id are enough to identify it.
@@ -104,3 +105,26 @@ class Rules(ABC):
         """Return that command as it is typed in the namespace."""
         known = nat_backends.commands(self.backend)
         return [*known.list_chain, nat_backends.chain_name(self.backend, chain)] if chain else known.list_all
+
+
+def put_in(settings: Settings, *, helped: bool) -> list[str]:
+    """Return the commands that install Istio and the pods; `helped` if the node needs a helper pod for its tools."""
+    kubectl = f"kubectl --context {topology.CONTEXT}"
+    loaded = [ref for ref in settings.pod_images() if not ref.startswith("docker.io/")]
+    hub, tag = f"--istio-hub={settings.istio_hub}", f"--istio-tag={settings.istio_tag}"
+    helper = pasteable(["merlab", "manifests", "helper", hub, tag])
+    install = [*istioctl.install_argv(settings.istio()), "--context", topology.CONTEXT]
+    return [
+        *([pasteable(kind_cli.load_argv(topology.CLUSTER, loaded))] if loaded else []),
+        pasteable(install),
+        *(f"merlab manifests {name}{_changed(name, settings)} | {kubectl} apply -f -" for name in manifests.APPLIED),
+        *([f"{helper} | {kubectl} apply -f -"] if helped else []),
+        f"{kubectl} wait --for=condition=Available deployment --all --timeout=120s",
+    ]
+
+
+def _changed(name: str, settings: Settings) -> str:
+    """Return the options that named the images of a manifest."""
+    default = type(settings).default().images
+    mine = {key: ref for key, ref in settings.images.items() if key.startswith(name) and ref != default[key]}
+    return "".join(f" --image {key}={ref}" for key, ref in mine.items())

@@ -10,7 +10,7 @@ from merbridge_lab import signals
 from merbridge_lab.adapters import kind_cli, kubernetes_api
 from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kubernetes import node_exec, rollout, topology
 from merbridge_lab.labs.kubernetes.settings import Settings
 
@@ -46,7 +46,7 @@ class Access:
     def node(self) -> str:
         """Return the container that is the node. Raise LabError if there is none."""
         if not self._node:
-            found = cluster.nodes()
+            found = ownership.nodes()
             if not found:
                 raise LabError("no lab is up", hint="merlab up --lab kind")
             self._node = found[0].name
@@ -54,8 +54,8 @@ class Access:
 
     def answers(self) -> bool:
         """Report whether the cluster is merlab's, its node runs, and its API answers. Raise LabError without Docker."""
-        found = cluster.nodes()
-        if not cluster.are_ours(found) or not all(node.running for node in found):
+        found = ownership.nodes()
+        if not ownership.are_ours(found) or not all(node.running for node in found):
             return False
         try:
             return self.api().ready()
@@ -92,7 +92,7 @@ class Access:
         if helper is not None:
             with signals.shielded(), contextlib.suppress(LabError):
                 self._hands = None
-                if cluster.are_ours(cluster.nodes()):
+                if ownership.are_ours(ownership.nodes()):
                     node_exec.remove(helper.api, helper.pod)
                     node_exec.sweep(helper.api)
 
@@ -122,8 +122,8 @@ class Access:
         Raise LabError if the cluster exists and cannot be read: unknown settings must not be replaced.
         """
         if self._settings is None:
-            found = cluster.nodes()
-            ours = cluster.are_ours(found)
+            found = ownership.nodes()
+            ours = ownership.are_ours(found)
             settings = ((self.kept() if ours else None) or Settings.default()).asked(self._options)
             self._settings = replace(settings, kind_image=found[0].image) if ours else settings
         return self._settings
@@ -135,8 +135,8 @@ class Access:
 
     def other_image(self) -> str | None:
         """Explain that another node image was requested than the cluster has: it is chosen at creation."""
-        asked, found = self._options.kind_image, cluster.nodes()
-        if asked is None or not cluster.are_ours(found) or found[0].image == asked:
+        asked, found = self._options.kind_image, ownership.nodes()
+        if asked is None or not ownership.are_ours(found) or found[0].image == asked:
             return None
         return f"the cluster {topology.CLUSTER} is there, with a node of {found[0].image}, not {asked}"
 
@@ -146,7 +146,7 @@ class Access:
             return [f"export {pasteable(['KUBECONFIG=' + self._options.kubeconfig])}"]
         found = kind_cli.known(topology.CLUSTER)
         with contextlib.suppress(LabError):
-            if found is not None and (not cluster.nodes() or self.api().is_at(found)):
+            if found is not None and (not ownership.nodes() or self.api().is_at(found)):
                 return []
         return [pasteable(kind_cli.export_argv(topology.CLUSTER))]
 
@@ -159,8 +159,8 @@ class Access:
             return self._settings
         found = []
         try:
-            found = cluster.nodes()
-            running = cluster.are_ours(found) and all(node.running for node in found)
+            found = ownership.nodes()
+            running = ownership.are_ours(found) and all(node.running for node in found)
             if not found or (running and self.api().ready()):
                 return self.settings()
         except LabError:

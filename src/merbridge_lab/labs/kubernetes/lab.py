@@ -1,4 +1,4 @@
-"""The kind lab: the walkthrough on a kind cluster with Istio."""
+"""The lab on a cluster, as steps use it: the walkthrough with Kubernetes and Istio."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import os
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from merbridge_lab import signals
-from merbridge_lab.adapters import conntrack, kubernetes_api
+from merbridge_lab.adapters import conntrack
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Unread, Verdict
@@ -25,9 +24,10 @@ from merbridge_lab.lab import (
     ControlPair,
 )
 from merbridge_lab.labs import request_batch
-from merbridge_lab.labs.kind import cluster
+from merbridge_lab.labs.base import LabBase
+from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kind.cluster import NodeComponent
-from merbridge_lab.labs.kubernetes import commands, manifests, status, topology
+from merbridge_lab.labs.kubernetes import commands, topology
 from merbridge_lab.labs.kubernetes.connection import Access
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     control_pods,
@@ -50,12 +50,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dial_results import Dial
+    from merbridge_lab.lab import Workload
     from merbridge_lab.labs.options import Options
     from merbridge_lab.merbridge.trace import MerbridgeEvent
-    from merbridge_lab.model import Step
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
-    from merbridge_lab.ruleset import RuleSet
 
 
 #: What upstream's dataplane cannot do, of the capabilities of a dataplane.
@@ -67,16 +66,21 @@ _LACKS = {
 _INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
 
 
-class KindLab:
+def _own(workload: Workload) -> KindWorkload:
+    """Return a workload with this lab's type: steps pass back workloads that they got from the lab."""
+    return cast("KindWorkload", workload)
+
+
+class KubernetesLab(LabBase):
     """The Lab protocol over a kind cluster; `keep` leaves rules flushed after a flush."""
 
     name = "kind"
     follows_original = True
 
     def __init__(self, options: Options, *, keep: bool = False) -> None:
+        super().__init__()
         self._keep = keep
         self._keeps_cluster = options.keep_cluster
-        self._shown: list[CommandTranscript] = []
         self._knows_context = False
         self._workloads: dict[str, KindWorkload] = {}
         self._access = access = Access(options)
@@ -92,14 +96,6 @@ class KindLab:
         self._access.forget()
         self._workloads.clear()
         self.merbridge.forget()
-
-    def close(self) -> None:
-        """Remove what was created for as long as this merlab runs."""
-        try:
-            if self._pair.made:
-                self._pair.close()
-        finally:
-            self._access.close()
 
     # -- what intercepts ----------------------------------------------------------------------------------------------
 
@@ -143,9 +139,8 @@ class KindLab:
 
         It always has a sidecar. Raise LabError without a dataplane: there sleep itself shows what the rules do.
         """
-        if not self.intercepts:
-            raise LabError(self.why_missing(CONTROL_CLIENT))
-        yield self._pair.get()[0]
+        with self.control_pair() as pair:
+            yield _own(pair.client)
 
     @contextlib.contextmanager
     def control_pair(self) -> Iterator[ControlPair]:
@@ -155,28 +150,23 @@ class KindLab:
         client, server = self._pair.get()
         yield ControlPair(client, server, control_pods.URL)
 
-    @contextlib.contextmanager
-    def flushed(self, workloads: Sequence[KindWorkload]) -> Iterator[dict[str, RuleSet]]:
-        """Save and flush nat in all of `workloads` for the duration of the block."""
-        with contextlib.ExitStack() as stack:
-            yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
-
     def drain_idle_connections(self) -> bool:
         """Return False: Istio's sidecars keep idle connections for an hour."""
         return False
 
     def observe(
         self,
-        client: KindWorkload,
+        client: Workload,
         *,
         count: int = 4,
         trace: bool = False,  # noqa: ARG002 - the protocol's; what there is, is always read
         url: str = HELLO,
-        server: KindWorkload | None = None,
+        server: Workload | None = None,
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read all evidence around them."""
-        servers = [server] if server is not None else self.servers()
+        own = _own(client)
+        servers = [_own(server)] if server is not None else self.servers()
         around: dict[str, Any] = {"counters": dict}
         with contextlib.ExitStack() as stack:
             if self.intercepts and installation.there(self._access):
@@ -185,25 +175,20 @@ class KindLab:
                 around = {"counters": seeing.counters, "trace": seeing.trace, "noted": seeing.noted}
                 around["limits"] = limitations.of(place, self._access.settings().sidecars, servers)
             seen = request_batch.observe(
-                client,
-                ask=lambda: client.ask(url),
-                own=client.log(),
+                own,
+                ask=lambda: own.ask(url),
+                own=own.log(),
                 logs={one.name: one.log() for one in servers},
                 count=count,
-                changed_sources=lambda: conntrack.merge(one.changed_sources() for one in (client, *servers)),
+                changed_sources=lambda: conntrack.merge(one.changed_sources() for one in (own, *servers)),
                 logged=logged,
                 **around,
             )
         if not seen.trace or isinstance(seen.trace, Unread):
             return seen
-        return replace(seen, trace=evidence.of_requests(seen.trace, self._places(servers)))
+        return replace(seen, trace=evidence.of_requests(seen.trace, evidence.destinations(self.api(), servers)))
 
-    def _places(self, servers: Sequence[KindWorkload]) -> frozenset[str]:
-        """Return the addresses that requests go to: the service's, and those of the pods behind it."""
-        service = self.api().get(kubernetes_api.path("Service", "helloworld"))["spec"]["clusterIP"]
-        return frozenset({service, *(one.pod.ip for one in servers)})
-
-    def dial(self, client: KindWorkload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
+    def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
         """Raise LabError: upstream keeps no map of its connections."""
         raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded")
 
@@ -266,7 +251,7 @@ class KindLab:
             tested=versions()["kind"]["tested"],
             same_kernel=self.intercepts,
         )
-        found = [*tools, *cluster.requirement()]
+        found = [*tools, *ownership.requirement()]
         return (
             [*found, *preflight.requirements(likely.images[MERBRIDGE], likely.sidecars, self._others)]
             if self.intercepts
@@ -298,7 +283,7 @@ class KindLab:
 
     def offline_commands(self) -> OfflineCommands:
         """Return the placeholders for the commands of steps when no lab is up; they cannot do anything."""
-        return OfflineCommands(self)
+        return OfflineCommands(self.node, self.mesh, self.dataplane, self.inventory_commands)
 
     def show(self, command: str, output: str = "") -> None:
         """Record a command that a person would type, with its output.
@@ -306,89 +291,7 @@ class KindLab:
         Before the first command that uses the cluster's context, also record the one that makes the context known.
         """
         if topology.CONTEXT in command and not self._knows_context:
-            self._shown += [CommandTranscript(each) for each in self._access.export()]
             self._knows_context = True
-        self._shown.append(CommandTranscript(command, output))
-
-    def shown(self) -> Sequence[CommandTranscript]:
-        """Return what was recorded since the last call, and clear it."""
-        taken, self._shown = self._shown, []
-        return taken
-
-    # -- the lab as a whole -------------------------------------------------------------------------------------------
-
-    @property
-    def exists(self) -> bool:
-        """Report whether anything of the lab exists. Raise LabError if Docker does not answer."""
-        return cluster.exists()
-
-    def require_up(self) -> None:
-        """Raise LabError if no lab is up."""
-        found = cluster.nodes()
-        if found and not cluster.are_ours(found):
-            raise cluster.foreign()
-        if not found:
-            raise LabError("no lab is up", hint="merlab up --lab kind")
-        if stopped := [node.name for node in found if not node.running]:
-            raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind")
-
-    def recover(self) -> None:
-        """Restore what a killed merlab left flushed, if the cluster is up."""
-        found = cluster.nodes()
-        if cluster.are_ours(found) and all(node.running for node in found):
-            with signals.shielded(), contextlib.suppress(LabError):
-                self.restore()
-                self._mend_dataplane()
-
-    def _mend_dataplane(self) -> None:
-        """Remove what a killed merlab left beside the pods; remove Merbridge if it is no longer requested."""
-        kept = self._access.kept()
-        if kept is None or kept.dataplane != MERBRIDGE:
-            return
-        self._pair.close()
-        evidence.sweep(self.merbridge.place())
-        if not self.intercepts:
-            self.merbridge.remove()
-            # No more than that: the steps handle everything else that is requested.
-            without = replace(kept, dataplane="none")
-            self.api().apply(manifests.configuration(without, finished=self._access.setup_complete()))
-
-    def sweep(self) -> None:
-        """Do nothing: what a killed merlab left of control pods is removed when they are recreated."""
-
-    def restore(self) -> list[str]:
-        """Restore everything that is flushed; return the names of the workloads."""
-        return [workload.name for workload in self.workloads() if workload.rules.restore()]
-
-    def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
-        """Remove everything that is left of the lab."""
-        if self.intercepts and self._access.answers():
-            self._pair.close()
-            with contextlib.suppress(LabError):
-                evidence.sweep(self.merbridge.place())
-        self.node.remove()
-        self.merbridge.require_gone()
-
-    def stays(self) -> list[str]:
-        """Return what `down` leaves on purpose, with the command that removes it."""
-        kept = (
-            [f"the cluster {topology.CLUSTER} stays, as asked; merlab down removes it"] if self._keeps_cluster else []
-        )
-        return [*kept, *status.pulled(self._access.best_known_settings())]
-
-    def states(self, steps: Sequence[Step]) -> list[str]:
-        """Return for each step whether what it ensures holds now."""
-        return status.states(self, steps)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the state of the lab as `merlab status --json` prints it."""
-        return status.describe(self)
-
-    def dump(self) -> dict[str, Callable[[], Any]]:
-        """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
-        return status.dump(self)
-
-    def keep_report(self, told: dict[str, Any]) -> None:
-        """Store the report of the last run on the node, for a sysdump."""
-        with contextlib.suppress(LabError):
-            status.keep_report(self, told)
+            for each in self._access.export():
+                super().show(each)
+        super().show(command, output)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 
 from merbridge_lab.errors import UsageError
-from merbridge_lab.labs.kubernetes.settings import DATA, MERBRIDGE
+from merbridge_lab.labs.kubernetes import manifest_templates, topology
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge import manifest
+from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,16 +26,8 @@ def text(name: str, settings: Settings) -> str:
     if name not in NAMES:
         raise UsageError(f"there is no manifest called {name!r}; there are {', '.join(NAMES)}")
     if name == MERBRIDGE and settings.merbridge_manifest:
-        from merbridge_lab.labs.kubernetes.dataplanes.merbridge import manifest
-
         return yaml.safe_dump_all(manifest.objects(settings), sort_keys=False)
-    folder = DATA / "manifests"
-    plain = folder / f"{name}.yaml"
-    if plain.is_file():
-        return plain.read_text(encoding="utf-8")
-    template = (folder / f"{name}.yaml.j2").read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - YAML, no HTML
-    return environment.from_string(template).render(images=settings.images, helper=settings.proxy_image)
+    return manifest_templates.rendered(name, settings)
 
 
 def texts(names: Sequence[str], settings: Settings) -> str:
@@ -49,8 +42,6 @@ def objects(name: str, settings: Settings) -> list[dict[str, Any]]:
 
 def configuration(settings: Settings, *, finished: bool) -> dict[str, Any]:
     """Return the object that stores, in the cluster, the settings of the lab, and whether its set-up finished."""
-    from merbridge_lab.labs.kubernetes import topology
-
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

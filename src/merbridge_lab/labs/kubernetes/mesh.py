@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import polling
 from merbridge_lab.adapters import docker, istioctl, kind_cli, kubernetes_api
-from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading, UnreadError
-from merbridge_lab.labs.kind import cluster
-from merbridge_lab.labs.kubernetes import diagnostics, manifests, node_exec, pods, rollout, topology
+from merbridge_lab.labs.kind import ownership
+from merbridge_lab.labs.kubernetes import commands, diagnostics, manifests, node_exec, pods, rollout, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -252,7 +251,7 @@ class MeshComponent:
 
     def remove(self) -> None:
         """Uninstall everything if the cluster is ours and stays; otherwise it is removed with the cluster."""
-        if not self._keep or not cluster.are_ours(cluster.nodes()):
+        if not self._keep or not ownership.are_ours(ownership.nodes()):
             return
         api = self._api()
         for name in reversed(manifests.APPLIED):
@@ -294,26 +293,4 @@ class MeshComponent:
 
     def shell_commands(self) -> list[str]:
         """Return the commands that a person would type to install it."""
-        settings = self._access.best_known_settings()
-        kubectl = f"kubectl --context {topology.CONTEXT}"
-        loaded = [ref for ref in settings.pod_images() if not ref.startswith("docker.io/")]
-        hub, tag = f"--istio-hub={settings.istio_hub}", f"--istio-tag={settings.istio_tag}"
-        helper = pasteable(["merlab", "manifests", "helper", hub, tag])
-        install = [*istioctl.install_argv(settings.istio()), "--context", topology.CONTEXT]
-        return [
-            *([pasteable(kind_cli.load_argv(topology.CLUSTER, loaded))] if loaded else []),
-            pasteable(install),
-            *(
-                f"merlab manifests {name}{_changed(name, settings)} | {kubectl} apply -f -"
-                for name in manifests.APPLIED
-            ),
-            *([f"{helper} | {kubectl} apply -f -"] if self._is_helped() else []),
-            f"{kubectl} wait --for=condition=Available deployment --all --timeout=120s",
-        ]
-
-
-def _changed(name: str, settings: Settings) -> str:
-    """Return the options that named the images of a manifest."""
-    default = type(settings).default().images
-    mine = {key: ref for key, ref in settings.images.items() if key.startswith(name) and ref != default[key]}
-    return "".join(f" --image {key}={ref}" for key, ref in mine.items())
+        return commands.put_in(self._access.best_known_settings(), helped=self._is_helped())

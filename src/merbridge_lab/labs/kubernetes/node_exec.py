@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from merbridge_lab import polling
-from merbridge_lab.adapters import docker, kubernetes_api
+from merbridge_lab.adapters import docker, kubernetes_api, kubernetes_exec
 from merbridge_lab.adapters.command import Result, pasteable
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import diagnostics, manifests, topology
@@ -82,7 +82,7 @@ class HelperPodExec:
         retries until its deadline.
         """
         answer = polling.retrying(
-            lambda: self.api.execute(topology.HELPERS, self.pod, "helper", argv, _TIMEOUT),
+            lambda: kubernetes_exec.execute(self.api, topology.HELPERS, self.pod, "helper", argv, _TIMEOUT),
             on=kubernetes_api.ApiUnavailableError,
             timeout=_PATIENCE,
             awaiting="the cluster's API to answer",

@@ -9,7 +9,9 @@ from merbridge_lab.labs.kubernetes import commands, topology
 from merbridge_lab.labs.kubernetes.node_exec import DockerNodeExec
 
 if TYPE_CHECKING:
-    from merbridge_lab.labs.kubernetes.lab import KindLab
+    from collections.abc import Callable
+
+    from merbridge_lab.lab import Component, Dataplane
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
@@ -47,11 +49,13 @@ class _Workload:
 class OfflineCommands:
     """The part of the Lab protocol that the steps' `commands` use; `words` are placeholders for unknown values."""
 
-    words = (CONTAINER, PID)
+    words: tuple[str, ...] = (CONTAINER, PID)
 
-    def __init__(self, lab: KindLab) -> None:
-        self.node, self.mesh, self.dataplane = lab.node, lab.mesh, lab.dataplane
-        self.inventory_commands = lab.inventory_commands
+    def __init__(
+        self, node: Component, mesh: Component, dataplane: Dataplane, inventory_commands: Callable[[], list[str]]
+    ) -> None:
+        self.node, self.mesh, self.dataplane = node, mesh, dataplane
+        self.inventory_commands = inventory_commands
 
     def workload(self, name: str) -> _Workload:
         """Return a workload of the walkthrough."""

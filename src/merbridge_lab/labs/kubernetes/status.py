@@ -6,34 +6,86 @@ import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from merbridge_lab import redaction
 from merbridge_lab.adapters import docker
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import UnreadError
-from merbridge_lab.labs.kind import cluster, local_state
+from merbridge_lab.labs.kind import local_state, ownership
 from merbridge_lab.labs.kubernetes import pods, topology
 from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from merbridge_lab.labs.kubernetes.lab import KindLab
+    from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.lab import Component, Dataplane
+    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
+    from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KindWorkload
     from merbridge_lab.model import Step
+    from merbridge_lab.requirements import Requirement
 
 _LAST_REPORT = f"{topology.STATE}/last-report.json"
 #: How much of each log a sysdump includes, in lines from its end.
 _TAIL = 2000
 
 
-def is_up(lab: KindLab) -> bool:
+class Described(Protocol):
+    """The parts of a lab whose state is described, and the connection to its cluster."""
+
+    name: str
+    merbridge: MerbridgeDataplane
+
+    @property
+    def node(self) -> Component:
+        """The cluster, and its node."""
+
+    @property
+    def mesh(self) -> Component:
+        """Istio, and the pods of the walkthrough."""
+
+    @property
+    def intercepts(self) -> bool:
+        """Report whether the lab is configured with a dataplane."""
+
+    @property
+    def dataplane(self) -> Dataplane:
+        """Upstream's Merbridge, or none."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The capabilities of the lab, depending on its dataplane."""
+
+    def api(self) -> Api:
+        """Return the cluster's API. Raises LabError."""
+
+    def node_name(self) -> str:
+        """Return the container that is the node. Raises LabError."""
+
+    def settings(self) -> Settings:
+        """Return the settings of the lab. Raises LabError."""
+
+    def find_node_exec(self) -> NodeExec | None:
+        """Return what enters pods, or None. Raises LabError."""
+
+    def workloads(self) -> Sequence[KindWorkload]:
+        """Return the workloads of the walkthrough."""
+
+    def requirements(self) -> list[Requirement]:
+        """Probe what this machine offers and what it lacks."""
+
+    def why_missing(self, capability: str) -> str:
+        """Explain in one sentence why the lab lacks `capability`."""
+
+
+def is_up(lab: Described) -> bool:
     """Report whether the cluster exists, is merlab's, runs and answers. Raise LabError if Docker does not answer."""
-    found = cluster.nodes()
-    if not cluster.are_ours(found) or not all(node.running for node in found):
+    found = ownership.nodes()
+    if not ownership.are_ours(found) or not all(node.running for node in found):
         return False
     try:
         return lab.api().ready()
@@ -41,12 +93,12 @@ def is_up(lab: KindLab) -> bool:
         return False
 
 
-def describe(lab: KindLab) -> dict[str, Any]:
+def describe(lab: Described) -> dict[str, Any]:
     """Return the state of the lab as `merlab status --json` prints it."""
     up = is_up(lab)
     workloads = lab.workloads() if up and lab.find_node_exec() is not None else []
     described = [told for workload in workloads if (told := _workload(lab, workload)) is not None]
-    there = cluster.are_ours(cluster.nodes())
+    there = ownership.are_ours(ownership.nodes())
     return {
         "schema": 1,
         "lab": lab.name,
@@ -59,7 +111,7 @@ def describe(lab: KindLab) -> dict[str, Any]:
     }
 
 
-def _workload(lab: KindLab, workload: KindWorkload) -> dict[str, Any] | None:
+def _workload(lab: Described, workload: KindWorkload) -> dict[str, Any] | None:
     found = pods.active_pods(lab.api(), workload.spec)
     if not found:
         return None
@@ -83,7 +135,7 @@ def _workload(lab: KindLab, workload: KindWorkload) -> dict[str, Any] | None:
     }
 
 
-def _dataplane(lab: KindLab) -> dict[str, Any]:
+def _dataplane(lab: Described) -> dict[str, Any]:
     if not lab.intercepts:
         return {"kind": "none", "attached": False, "programs": 0}
     programs = 0
@@ -92,7 +144,7 @@ def _dataplane(lab: KindLab) -> dict[str, Any]:
     return {"kind": "merbridge", "attached": lab.dataplane.attached, "programs": programs}
 
 
-def _problems(lab: KindLab, *, up: bool) -> list[str]:
+def _problems(lab: Described, *, up: bool) -> list[str]:
     parts = [lab.node, *([lab.mesh] if up else []), *([lab.dataplane] if up and lab.intercepts else [])]
     return [sentence for part in parts for sentence in _told(part.problems)]
 
@@ -125,7 +177,7 @@ def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, 
     return legs
 
 
-def states(lab: KindLab, steps: Sequence[Step]) -> list[str]:
+def states(lab: Described, steps: Sequence[Step]) -> list[str]:
     """Return for each step whether what it ensures holds now."""
     up = is_up(lab)
     told = []
@@ -153,7 +205,7 @@ def pulled(settings: Settings) -> list[str]:
 # -- sysdump -----------------------------------------------------------------------------------------------------------
 
 
-def keep_report(lab: KindLab, told: dict[str, Any]) -> None:
+def keep_report(lab: Described, told: dict[str, Any]) -> None:
     """Write the report of the last run to the node."""
     text = json.dumps(told, default=str)
     write = ["sh", "-c", 'mkdir -p "$1" && cat >"$2"', "sh", topology.STATE, _LAST_REPORT]
@@ -184,14 +236,14 @@ def _events(namespace: str, events: Sequence[dict[str, Any]]) -> list[dict[str, 
     return [one for name, one in about if _is_ours(f"{name}-", namespace)]
 
 
-def dump(lab: KindLab) -> dict[str, Callable[[], Any]]:
+def dump(lab: Described) -> dict[str, Callable[[], Any]]:
     """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
     parts: dict[str, Callable[[], Any]] = {
         "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
         "status.json": lambda: describe(lab),
         "kernel.txt": lambda: run(["uname", "-a"]).stdout,
         "docker.json": lambda: asdict(docker.engine()),
-        "nodes.json": lambda: [asdict(node) for node in cluster.nodes()],
+        "nodes.json": lambda: [asdict(node) for node in ownership.nodes()],
         "settings.json": lambda: _settings(lab.settings()),
     }
     if where := local_state.log():

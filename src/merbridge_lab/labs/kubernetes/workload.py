@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, hints
-from merbridge_lab.adapters import docker
+from merbridge_lab.adapters import docker, kubernetes_exec
 from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.adapters.kubernetes_api import NotFoundError
 from merbridge_lab.errors import ClaimFailedError
@@ -76,8 +76,8 @@ class KindWorkload:
         argv = request_batch.curl(nonce, url)
         pod = self.pod
         try:
-            status, stdout, stderr = self._api.execute(
-                topology.NAMESPACE, pod.name, self.spec.container, argv, request_batch.REQUEST + 5
+            status, stdout, stderr = kubernetes_exec.execute(
+                self._api, topology.NAMESPACE, pod.name, self.spec.container, argv, request_batch.REQUEST + 5
             )
         except NotFoundError as error:
             raise pod_netns.RestartedError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from merbridge_lab import polling
@@ -14,6 +13,7 @@ from merbridge_lab.labs.kubernetes import manifests
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     cleanup,
     commands,
+    dump,
     health,
     images,
     installation,
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.connection import Access
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import Object
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
-
-_GONE = 60.0
-#: How much of its log a sysdump includes, in lines from its end.
-_TAIL = 2000
 
 
 class MerbridgeDataplane:
@@ -248,7 +244,7 @@ class MerbridgeDataplane:
                 self._maps = dict(self.state().maps)
         if found is not None and installation.is_ours(found):
             api.delete(PATH)
-            self._await_gone(found)
+            rollout.await_gone(api, found)
         for where in installation.objects_of(found):
             there = api.find(where)
             if there is not None and installation.is_marked(there):
@@ -271,27 +267,9 @@ class MerbridgeDataplane:
         maps, self._maps = self._maps, {}
         cleanup.require_no_maps(maps)
 
-    def _await_gone(self, found: Object) -> None:
-        api = self._access.api()
-        awaiting = "Merbridge to take its programs away and end"
-        if polling.poll_until(
-            lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting
-        ):
-            return
-        for pod in installation.every_pod(api, found):  # its cleanup hangs: what it left is detached below
-            api.delete(kubernetes_api.path("Pod", pod["metadata"]["name"], NAMESPACE), grace=0)
-
     def dump(self) -> dict[str, Callable[[], object]]:
         """Return its own parts of a sysdump."""
-        api = self._access.api()
-        return {
-            "merbridge/daemonset.json": lambda: api.find(PATH),
-            "merbridge/log.txt": lambda: "\n".join(
-                rollout.log(api, pod, tail=_TAIL) for pod in installation.pods(api, api.get(PATH))
-            ),
-            "merbridge/attached.json": lambda: asdict(self.state()),
-            "merbridge/leavings.json": lambda: cleanup.found(self.place()),
-        }
+        return dump.parts(self._access.api(), self.state, self.place)
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 

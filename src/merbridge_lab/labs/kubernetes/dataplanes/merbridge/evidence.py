@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import signals
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_syscall, kubernetes_api
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view as places
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from merbridge_lab.accesslog import AccessLogLine
+    from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.labs.kubernetes.workload import KindWorkload
     from merbridge_lab.labs.request_batch import Entry
     from merbridge_lab.merbridge.trace import MerbridgeEvent
     from merbridge_lab.observation import Exchange
@@ -154,3 +156,9 @@ def of_requests(events: Sequence[TraceEvent], places: frozenset[str]) -> tuple[T
         for event in events
         if event.kind not in _DIALS or event.ip in places or f"{event.ip}:{event.port}" in places
     )
+
+
+def destinations(api: Api, servers: Sequence[KindWorkload]) -> frozenset[str]:
+    """Return the addresses that requests go to: the service's, and those of the pods behind it. Raises LabError."""
+    service = api.get(kubernetes_api.path("Service", "helloworld"))["spec"]["clusterIP"]
+    return frozenset({service, *(one.pod.ip for one in servers)})

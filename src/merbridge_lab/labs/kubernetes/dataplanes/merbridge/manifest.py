@@ -9,7 +9,7 @@ import yaml
 
 from merbridge_lab.adapters import download, kubernetes_api
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kubernetes import manifests, topology
+from merbridge_lab.labs.kubernetes import manifest_templates, topology
 from merbridge_lab.labs.kubernetes.settings import MERBRIDGE, Settings, versions
 from merbridge_lab.merbridge import mbctl
 
@@ -27,7 +27,7 @@ def text(settings: Settings) -> str:
     """Return the manifest as it was found. Raises LabError."""
     name = settings.merbridge_manifest
     if not name:
-        return manifests.text(MERBRIDGE, settings)
+        return manifest_templates.rendered(MERBRIDGE, settings)
     known = versions()["merbridge-manifests"]
     if name in known:
         return download.text(known[name]["url"], sha256=known[name]["sha256"])

@@ -7,9 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import polling
+from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import diagnostics, topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation, manifest
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAMESPACE
 from merbridge_lab.merbridge import log as words
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 #: How long it may take to start, in seconds: it compiles its programs then, which takes some ten seconds on one core.
+_GONE = 60.0
 _STARTS = 180.0
 #: What the kubelet returns instead of the log of a container that it is removing.
 _NOT_THERE = "unable to retrieve container logs"
@@ -137,3 +140,12 @@ def crashed(found: Crashed) -> LabError:
         hint=f"kubectl --context {topology.CONTEXT} -n {installation.NAMESPACE} logs {found.pod} --previous",
         stderr=words.tail(found.log) or None,
     )
+
+
+def await_gone(api: Api, found: Object) -> None:
+    """Wait until its pods have ended, and stop those whose cleanup hangs. Raises LabError."""
+    awaiting = "Merbridge to take its programs away and end"
+    if polling.poll_until(lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
+        return
+    for pod in installation.every_pod(api, found):  # its cleanup hangs: what it left is detached below
+        api.delete(kubernetes_api.path("Pod", pod["metadata"]["name"], NAMESPACE), grace=0)
