@@ -83,7 +83,7 @@ _NAMES = {
 #: proves nothing.
 _NEEDED = frozenset({"request_id", "code", "flags", "upstream_cluster", "upstream_local", "downstream_remote"})
 _NEEDED_OF_SERVER = frozenset({"details", "sni"})
-#: What Envoy and Istio's agent log themselves, where it goes to the same stream: a time and a level.
+#: Lines that Envoy and Istio's agent log themselves to the same stream: they begin with a time and a level.
 _SAID = re.compile(
     r"^(?:\[[^\]]+\]\[\d+\]\[\w+\]|\S+T\S+Z?\s+(?:trace|debug|info|warn|warning|error|critical|fatal)\b"
     r'|\{(?=.*"level":)(?=.*"(?:msg|message)":))'

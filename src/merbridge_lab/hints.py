@@ -173,7 +173,7 @@ def _piece(piece: str, who: Caller, *, sudo: bool) -> str:
     if _APART.fullmatch(piece):
         return piece
     piece = piece.removeprefix("sudo ")
-    if _program_of(piece) == "pip":  # the lab that merlab's environment names
+    if _program_of(piece) == "pip":  # the pip of the Python environment that merlab runs in
         piece = f"{shlex.quote(sys.executable)} -m {piece}"
     if _program_of(piece) != "merlab":
         if sudo and re.search(r"[<>]", piece):  # if the user's shell opened the file, root would not open it

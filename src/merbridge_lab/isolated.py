@@ -62,8 +62,8 @@ def _run() -> None:
 
 
 def _replace(*words: str) -> None:
-    # Python ignores these settings of warnings, and they stay ignored: the next Python could not know that nobody asked
-    # for it.
+    # Python ignores these signals, and a program that it executes inherits that: the next Python could not know that
+    # nobody asked for it.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, *words])  # noqa: S606 - an argv, not a line for a shell

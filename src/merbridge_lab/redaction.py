@@ -16,7 +16,7 @@ _NAMED = re.compile(_WORD, re.IGNORECASE)
 #: NAME=VALUE and NAME: VALUE in a line of text. A value in quotes or brackets may contain spaces. Every repetition is
 #: bounded; otherwise a log of long words would take minutes.
 _VALUE = r"""(\{[^}]{0,2000}\}?|\[[^\]]{0,2000}\]?|"[^"]*"|'[^']*'|[^\s"',;&}\]]+)"""
-#: The location of a secret is not a secret, as Envoy's configuration names it.
+#: The location of a secret, as Envoy's configuration names it, is not a secret.
 _PLACE = re.compile(r"""\{\s*"?filename"?:\s*[^\s{},]+\s*\}""")
 _ASSIGNED = re.compile(rf"""({_WORD}[\w./-]{{0,40}}["']?\s{{0,3}}[=:]\s{{0,3}}){_VALUE}""", re.IGNORECASE)
 _OPTION = re.compile(rf"((?<![\w-])--(?!-)[\w-]{{0,40}}?{_WORD}[\w-]{{0,40}}\s{{1,3}}){_VALUE}", re.IGNORECASE)

@@ -28,7 +28,7 @@ class Observer(Protocol):
     """An observer of a run: the console, or a test."""
 
     def step_begins(self, step: Step) -> None:
-        """Handle the begin of a step."""
+        """Handle the start of a step."""
 
     def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
         """Handle the final finding of a check."""
@@ -37,7 +37,7 @@ class Observer(Protocol):
         """Handle the outcome of a step."""
 
     def matrix_begins(self) -> None:
-        """Handle the begin of the matrix."""
+        """Handle the start of the matrix."""
 
     def cell_ends(self, outcome: CellOutcome) -> None:
         """Handle the measurement of a cell of the matrix."""

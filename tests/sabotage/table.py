@@ -31,7 +31,7 @@ another tool, another dataplane, a hand that tries to help.
 
 
 STANDING_CHECKS = ("node.in_order", "mesh.in_order", "dataplane.in_order")
-#: Rows with their own column, detected by the check that they are the control of.
+#: Controls that have a column of their own, although the check that each controls detects the same.
 CONTROLS = {"cell: no eBPF, rules": "nothing: it is the control of the first cell, and measured anyway"}
 #: What would be lost with checks that are the only one to detect nothing.
 KEPT = {"trace.debug_is_on": "step 4 would have to send a request to know whether there is anything to do"}

@@ -231,7 +231,7 @@ def _read(
         try:
             return process.communicate(given, timeout=left if look is None else min(left, _LOOK_AFTER))
         except subprocess.TimeoutExpired:
-            given = None  # it is ending
+            given = None  # the input is already being sent
             found = None
             if look is not None:
                 # What is not visible now becomes visible later, or the command reports it itself.

@@ -71,7 +71,7 @@ def create(name: str, image: str, config: str, *, network: str) -> None:
     # kind requires a file to write to
     with _folder() as folder:
         argv = [*create_argv(name, image, str(Path(folder, "kubeconfig"))), "--retain"]
-        # at_work identifies by the last one whose kind this is
+        # the last one tells at_work which merlab this kind belongs to
         mine = {PROVIDER: DOCKER, NETWORK: network, _STARTED_BY: f"{os.getpid()}:{_began(os.getpid())}"}
         run(argv, timeout=_CREATE, stdin=config, env={**os.environ, **mine})
 

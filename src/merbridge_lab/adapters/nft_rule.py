@@ -62,7 +62,7 @@ class _Reader:
             if name != "counter":
                 self._take(name, attributes(content))
         if self._ports:
-            # The protocol is printed first, whatever the order of the comparisons.
+            # The protocol is one of the heads, whatever the order of the comparisons.
             kind = self._spec.heads["-p"].removeprefix("-p ")
             if kind != "tcp" and (kind != "udp" or _TCP_FLAGS in self._ports):
                 raise xt_rule.StrangeError(f"ports of {kind}")

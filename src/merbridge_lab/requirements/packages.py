@@ -1,4 +1,4 @@
-"""The names of the packages, by distribution, that contain what merlab needs."""
+"""The names, by package manager, of the packages that contain what merlab needs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _UBUNTUS_KERNEL = re.compile(
     r"\d+\.\d+\.0-[1-9]\d{0,3}-(?:generic|lowlatency|realtime|virtual|aws|azure|gcp|gke|gkeop|ibm|intel|iotg|kvm|nvidia"
     r"|oem|oracle|raspi|laptop|starfive|allwinner|bluefield|xilinx)(?:-[a-z0-9]+)*"
 )
-#: From this release on, RHEL and its derivatives have no package iptables-legacy, or only in EPEL.
+#: RHEL and its derivatives, and the release from which on they have no package iptables-legacy, or only in EPEL.
 _RHELS = ("rhel", "centos", "ol")
 _NO_LEGACY = (9,)
 

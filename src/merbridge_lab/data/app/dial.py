@@ -1,8 +1,8 @@
-"""Dial as apps do that are no curl: by an IPv6 socket with an IPv4 address in it, as Java does; and plain TCP.
+"""Dial as apps other than curl do: with an IPv6 socket and an IPv4 address in it, as Java does; and plain TCP.
 
     python3 -I -S -B -c "$(cat dial.py)" NONCE HTTP_HOST HTTP_PORT ECHO_HOST ECHO_PORT BYTES SECONDS
 
-Prints what came of each as JSON, and keeps the connections for SECONDS, so that they can be looked at.
+Prints the result of each as JSON, and keeps the connections open for SECONDS, so that they can be read.
 """
 
 from __future__ import annotations

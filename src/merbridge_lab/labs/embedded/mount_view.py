@@ -169,7 +169,7 @@ def _arranged(
 
 def _is_read(target: Path, run: Path) -> bool:
     if run.parent in target.parents:
-        return False  # covered by the pod's own mount, which is the parent of what is above
+        return False  # covered by the pod's own mount: what is mounted on that has it as its parent
     if target in _READ_THEMSELVES or target == run.parent or target == Path("/"):
         return True
     return any(target == each or target in each.parents or each in target.parents for each in map(Path, _READ))

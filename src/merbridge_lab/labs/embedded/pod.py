@@ -82,7 +82,7 @@ class Pod:
         if self._link_problems():
             self._connect()
             if self._link_problems():
-                # Something in it does not belong to the link; the processes in it are restarted.
+                # Something other than the link is wrong in it: it is recreated, and the processes in it are restarted.
                 netns.unpin(self.netns)
                 netns.create(self.netns, netns.NEWNET)
                 links.set_up(self.netns, pod_link.POD_SYSCTLS)

@@ -136,7 +136,7 @@ class Settings:
         """The images of the workloads."""
         return {name: ref for name, ref in self.images.items() if name != MERBRIDGE}
 
-    # -- what is told to istioctl -----------------------------------------------------------------------------------
+    # -- settings for istioctl --------------------------------------------------------------------------------------
 
     def istio(self) -> list[str]:
         """Return the settings for istioctl, "key=value"; the requested ones come last, and so win."""

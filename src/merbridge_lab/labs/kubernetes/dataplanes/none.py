@@ -25,14 +25,14 @@ class NoDataplane:
     debug = False
 
     def ensure(self) -> None:
-        """Create nothing."""
+        """Raise LabError: there is nothing to create."""
         raise LabError(WHY, hint="merlab up --lab embedded")
 
     def remove(self) -> None:
         """Remove nothing."""
 
     def problems(self) -> list[str]:
-        """Return nothing."""
+        """Return the one problem: there is no dataplane."""
         return [WHY]
 
     def readings(self) -> tuple[Reading, ...]:
@@ -44,7 +44,7 @@ class NoDataplane:
         return []
 
     def set_debug(self, *, on: bool) -> None:
-        """Accept switching off, which has nothing to do."""
+        """Do nothing to switch it off; raise LabError to switch it on."""
         if on:
             raise LabError(WHY, hint="merlab up --lab embedded")
 
