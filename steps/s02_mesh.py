@@ -17,7 +17,7 @@ def act(lab: Lab) -> None:
 
 def observe(lab: Lab) -> Observation:
     seen = lab.observe(lab.workload("sleep"))
-    if len(seen.versions) == 1:  # versions take turns, but the requests of others take part in them
+    if len(seen.versions) == 1:  # versions take turns, but other requests also advance the turn
         seen = lab.observe(lab.workload("sleep"), count=16)
     if not lab.dataplane.attached:
         return seen

@@ -18,7 +18,7 @@ def act(lab: Lab) -> Observation:
 
 
 def _with_meaning(raw: str, sentence: str) -> str:
-    """Return the line as the kernel wrote it, and below it, marked, what it means."""
+    """Return the line as the kernel wrote it, followed by a marked line with its meaning."""
     return raw if sentence == raw else f"{raw}\n  = {sentence}"
 
 

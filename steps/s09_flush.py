@@ -23,7 +23,7 @@ def ask_flushed(lab: Lab) -> tuple[Observation, RuleSet]:
 
 def with_restored(lab: Lab, seen: Observation, saved: RuleSet) -> Observation:
     sleep = lab.workload("sleep")
-    if sleep.rules.outstanding:  # asked to leave them flushed
+    if sleep.rules.outstanding:  # the user asked to leave them flushed
         return seen.with_rules(saved, None)
     lab.show(sleep.rules.restore_command())
     return seen.with_rules(saved, sleep.rules.snapshot())

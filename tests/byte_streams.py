@@ -1,7 +1,7 @@
 """Streams of bytes over two connected sockets, planned by a seed and checked byte by byte at both ends.
 
-The sockets belong to pods (dataplane_rig.Agent makes them there and hands them over); who calls send() and recv() on
-them makes no difference to the kernel, so one process plays both ends and needs no other channel to compare notes.
+The sockets belong to pods (dataplane_rig.Agent creates them there and passes them on). The kernel does not care who
+calls send() and recv() on them, so one process plays both ends and needs no other channel to compare results.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-#: What is sent, over and over, from a place that depends on the stream. No power of two, so that a piece that is lost,
-#: repeated or exchanged is seen for what it is.
+#: The content that is sent repeatedly, from an offset that depends on the stream. Its length is no power of two, so
+#: that a lost, repeated or exchanged piece is recognized.
 LENGTH = 1_000_003
 BLOCK = random.Random("merlab").randbytes(LENGTH) * 2  # noqa: S311
 HEADER = struct.Struct("!4sQ")
 
-#: Seconds until a stream that does not move is given up.
+#: Seconds after which a stream that does not progress is given up.
 PATIENCE = 40.0
 
 SMALLEST, LARGEST = 1, 20_000_000
 ORDERLY, RESETS, CLOSES = "ends in good order", "resets", "closes with bytes unread"
-#: Both ends half-close, each when it has sent all. Envoy then sometimes closes with bytes still to be delivered, on the
-#: reference path as well (9 of 3,000 there), so only an end that waits for the other's makes sure.
+#: Both ends half-close, each when it has sent everything. Envoy then sometimes closes with bytes still to be delivered,
+#: also on the reference path (9 of 3,000 there). So only an end that waits for the other's can be sure.
 AT_ONCE = "half-closes at once with the other"
 MODES = ("block", "waitall", "peek", "poll")
 
@@ -70,7 +70,7 @@ class Plan:
 
 @dataclass
 class End:
-    """What one end of a stream saw."""
+    """What one end of a stream observed."""
 
     sent: int = 0
     got: int = 0
@@ -145,7 +145,7 @@ class _Side:
                 self.seen.early += 1
 
     def _break(self) -> None:
-        # The last descriptor must go for the connection to end, and nobody may be running on it then.
+        # The last descriptor must be closed for the connection to end, and nobody may be using it then.
         self.stop.set()
         self.seen.done.wait(PATIENCE)
         if self.plan.ending == RESETS:
@@ -187,7 +187,7 @@ class _Side:
         self.seen.end = "wrong"
 
     def _pull(self, want: int) -> bytes | None:
-        """Some bytes; none at the end; None to ask again."""
+        """Return some bytes; nothing at the end; None to be called again."""
         begun = time.monotonic()
         try:
             if self.mode == "poll":
@@ -214,7 +214,7 @@ class _Side:
 
 
 def play(plan: Plan, client: socket.socket, server: socket.socket) -> tuple[End, End]:
-    """Carry a plan out over a connection and give what its two ends saw; both sockets are closed."""
+    """Execute a plan over a connection and return what its two ends observed; both sockets are closed."""
     sides = (_Side(plan, 0, client), _Side(plan, 1, server))
     jobs = [
         *(threading.Thread(target=side.send) for side in sides),
@@ -236,7 +236,7 @@ def play(plan: Plan, client: socket.socket, server: socket.socket) -> tuple[End,
 
 
 def verdict(plan: Plan, client: End, server: End) -> list[str]:
-    """Say what went wrong with a stream; nothing if it did as TCP would."""
+    """Describe what went wrong with a stream; nothing if it behaved like TCP."""
     ends, found = (client, server), []
     for side, name in enumerate(("client", "server")):
         seen, other = ends[side], ends[1 - side]
@@ -255,7 +255,7 @@ def verdict(plan: Plan, client: End, server: End) -> list[str]:
 
 
 class Meeting:
-    """Brings clients together with the connections that servers accept, by a number that the client sends first."""
+    """Matches clients with the connections that servers accept, by a number that the client sends first."""
 
     def __init__(self, listeners: list[socket.socket]) -> None:
         self._listeners = listeners
@@ -295,7 +295,7 @@ class Meeting:
             self._news.notify_all()
 
     def server_of(self, number: int, client: socket.socket) -> socket.socket:
-        """Introduce `client` and give the other end. Raises TimeoutError."""
+        """Identify `client` to the server and return the other end. Raises TimeoutError."""
         client.sendall(HEADER.pack(b"MERL", number))
         client.settimeout(None)
         with self._news:
@@ -313,7 +313,7 @@ class Meeting:
 
 @dataclass
 class Tally:
-    """What many streams came to."""
+    """The totals of many streams."""
 
     streams: int = 0
     bytes: int = 0
@@ -323,7 +323,7 @@ class Tally:
     ends: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, plan: Plan, client: End, server: End) -> None:
-        """Count one in."""
+        """Add the result of one stream."""
         self.streams += 1
         self.wrong += verdict(plan, client, server)
         self.cut += plan.ending == AT_ONCE and (client.got, server.got) != (plan.sizes[1], plan.sizes[0])

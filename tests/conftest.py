@@ -1,9 +1,9 @@
 """Which tests run where.
 
-Tests without a marker need no root and no network. `kernel` tests run the real thing: elsewhere than as root on a
-machine that can they are skipped with the reason, and under MERLAB_REQUIRE=kernel such a skip is a failure, so that
-a machine which has lost something does not pass unseen; nor may a test without a marker skip then. `soak` tests run
-only when asked for by `-m soak`, `packaging` tests by `-m packaging`.
+Tests without a marker need no root and no network. `kernel` tests run the real thing. Anywhere else than as root on a
+suitable machine they are skipped with the reason. Under MERLAB_REQUIRE=kernel such a skip is a failure, so that a
+machine which has lost something is noticed; then a test without a marker may not skip either. `soak` tests run only if
+requested by `-m soak`, `packaging` tests by `-m packaging`.
 
 `make test` has two parts, on workers of pytest-xdist (scripts/run-tests):
 
@@ -25,20 +25,20 @@ from typing import Any
 
 import pytest
 
-#: Only one kernel test at a time on a machine, whatever checkout it comes from: they all make the one lab.
+#: Only one kernel test at a time on a machine, from any checkout: they all create the one lab.
 LOCK = Path("/run/merlab-tests.lock")
 
 _lock = pytest.StashKey[int]()
 
 
 def required() -> set[str]:
-    """The markers whose tests may not be skipped, from MERLAB_REQUIRE (a list with commas or blanks)."""
+    """Return the markers whose tests may not be skipped, from MERLAB_REQUIRE (a list with commas or blanks)."""
     return set(re.split(r"[\s,]+", os.environ.get("MERLAB_REQUIRE", ""))) - {""}
 
 
 @functools.cache
 def cannot(marker: str) -> str | None:
-    """Why tests with this marker cannot run here, or None."""
+    """Return why tests with this marker cannot run here, or None."""
     if marker == "cluster":
         return None if os.environ.get("MERLAB_TEST_CLUSTER") else "no cluster is named by MERLAB_TEST_CLUSTER"
     if os.geteuid() != 0:
@@ -50,7 +50,7 @@ def cannot(marker: str) -> str | None:
 
 
 def pytest_configure() -> None:
-    # A shell that runs the tests in the background has them, and so what they start, ignore these.
+    # A shell that runs the tests in the background makes them, and what they start, ignore these.
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
@@ -65,14 +65,14 @@ def _part(item: pytest.Item) -> str:
 
 
 def _divide(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is in the other part."""
+    """Remove what belongs to the other part."""
     part = config.getoption("part")
     others = [item for item in items if part and _part(item) != part]
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in set(others)]
     if part == "machine":
-        items.sort(key=lambda item: _needs_nothing(item.nodeid))  # what takes longest begins first
+        items.sort(key=lambda item: _needs_nothing(item.nodeid))  # the slowest first
 
 
 def _needs_nothing(nodeid: str) -> bool:
@@ -81,7 +81,7 @@ def _needs_nothing(nodeid: str) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return a file of what needs nothing to whoever is free, and the machine to one worker."""
+    """Assign a file of tests without needs to any free worker, and the machine to one worker."""
     if config.getoption("part") != "machine":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -96,7 +96,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     _divide(config, items)
     if not os.environ.get("MERLAB_TEST_CLUSTER") and "cluster" not in config.getoption("markexpr"):
-        # They have a run of their own, `make test-cluster`: here they are left out, not skipped.
+        # They have a separate run, `make test-cluster`: here they are deselected, not skipped.
         cluster = [item for item in items if item.get_closest_marker("cluster")]
         if cluster:
             config.hook.pytest_deselected(items=cluster)
@@ -118,7 +118,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    # With workers, it is not they who hold the machine: they would wait for each other.
+    # With workers, the controller holds the machine: the workers would wait for each other.
     config = session.config
     asked = "not kernel" not in config.getoption("markexpr") and not all("tests/unit" in each for each in config.args)
     if config.getoption("numprocesses", None) and asked and not cannot("kernel"):
@@ -126,7 +126,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def _hold_machine(config: pytest.Config) -> None:
-    """Wait until no other session runs kernel tests; held until this one ends, however it ends."""
+    """Wait until no other session runs kernel tests; the lock is held until this session ends, however it ends."""
     if _lock in config.stash or hasattr(config, "workerinput"):
         return
     descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -148,7 +148,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> object:
-    """Turn the skip of a test that must run into a failure, in whichever phase it was skipped."""
+    """Turn the skip of a test that must run into a failure, in any phase."""
     report = yield
     if may_not_skip(item) and report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
@@ -158,14 +158,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> object:
 
 
 def may_not_skip(item: pytest.Item) -> bool:
-    """Whether a marker of the test is required, or any is and the test needs nothing: it has no reason to skip."""
+    """Report whether the test must run: a marker of it is required, or any is and the test has none."""
     has = {marker for marker in ("kernel", "cluster") if item.get_closest_marker(marker)}
     return bool(required() & has if has else required())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> object:
-    """The same for whole modules: pytest.importorskip and the like."""
+    """Do the same for whole modules: pytest.importorskip and the like."""
     report = yield
     if required() and report.skipped:
         report.outcome = "failed"

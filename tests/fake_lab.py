@@ -1,8 +1,8 @@
 """A lab in memory: the Lab protocol with a small world behind it, instead of a kernel.
 
-It is honest: nothing is scripted. A request takes the way that rules and dataplane send it, and leaves the log lines,
-rule counters, dataplane counters and trace lines that it leaves in a real lab, in the real formats. So a step or a
-check that looks at the wrong thing fails here too. What can be broken is a plain attribute: see Part and FakeLab.
+Nothing is scripted. A request takes the path that rules and dataplane send it, and leaves the log lines, rule counters,
+dataplane counters and trace lines that it leaves in a real lab, in the real formats. So a step or a check that looks at
+the wrong thing fails here, too. What can be broken is a plain attribute: see FakePart and FakeLab.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ VIP = "10.96.0.10"
 
 
 class FakePart:
-    """A part of the lab. `problem` is there until `ensure`; `incurable` stays; `slow` looks pass before all is well."""
+    """A component of the lab. `problem` lasts until `ensure`; `incurable` stays; `slow` more checks see a problem."""
 
     def __init__(self, lab: FakeLab, name: str, below: FakePart | None = None) -> None:
         self.lab, self.name, self.below = lab, name, below
@@ -83,7 +83,7 @@ class FakePart:
 
 
 class FakeMesh(FakePart):
-    """The pods; rules that are flushed are a problem which `ensure` cures."""
+    """The pods; flushed rules are a problem that `ensure` repairs."""
 
     def ensure(self) -> None:
         super().ensure()
@@ -95,7 +95,7 @@ class FakeMesh(FakePart):
 
 
 class FakeDataplane(FakePart):
-    """What intercepts."""
+    """The programs that intercept."""
 
     debug = False
 
@@ -115,7 +115,7 @@ class FakeDataplane(FakePart):
 
 
 class FakeRules:
-    """Rules as the text of iptables-save, which is the only state there is."""
+    """Rules as the text of iptables-save, which is the only state."""
 
     def __init__(self, pod: FakePod, *, keep: bool) -> None:
         self._pod, self._keep = pod, keep
@@ -163,7 +163,7 @@ class FakeRules:
         return True
 
     def count(self, chain: str) -> None:
-        """One more connection passes through `chain`, as it shows in the first rule there."""
+        """Count one more connection through `chain`, in its first rule."""
         lines = self.text.splitlines(keepends=True)
         number = next(n for n, line in enumerate(lines) if f"-A {chain} " in line)
         packets, _, rest = lines[number].removeprefix("[").partition(":")
@@ -195,7 +195,7 @@ class FakeRules:
 
 
 class FakePod:
-    """A pod. `served`: the dataplane serves it; `stray` has the process found in another namespace."""
+    """A pod. `served`: the dataplane serves it; `stray`: its process is found in another namespace."""
 
     def __init__(
         self, lab: FakeLab, name: str, ip: str, *, served: bool = True, sidecar: bool = True, version: str = ""
@@ -239,7 +239,7 @@ class FakePod:
 
 
 class FakeLab:
-    """The lab. `unable` are requirements not met; `mute` sidecars write no log; `idle_legs` move no payload."""
+    """The lab. `unable` are failed requirements; `mute` sidecars write no log; `idle_legs` move no payload."""
 
     name = "fake"
 
@@ -540,7 +540,7 @@ class FakeLab:
 
 
 class FakeDriver:
-    """Opens one FakeLab again and again, as the kernel keeps a lab between two calls of merlab."""
+    """Opens one FakeLab repeatedly, as the kernel keeps a lab between two calls of merlab."""
 
     name = lab_name = "fake"
 
@@ -587,7 +587,7 @@ def up(lab: FakeLab) -> FakeLab:
 
 
 def flushed():
-    """Observe sleep with its rules flushed, and beside it a flushed twin without eBPF."""
+    """Observe sleep with its rules flushed, and beside it a flushed control client without eBPF."""
     lab = up(FakeLab())
     sleep = lab.workload("sleep")
     with sleep.rules.flushed() as saved:

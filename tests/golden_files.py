@@ -1,4 +1,4 @@
-"""Output that is held to a file in golden/; MERLAB_GOLDEN=write writes them again, for a person to read the diff."""
+"""Compare output with a file in golden/; MERLAB_GOLDEN=write rewrites the files, for a person to read the diff."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def timeless(text: str) -> str:
-    """Return `text` with the seconds that something took made equal, and without blanks at the ends of lines."""
+    """Return `text` with all durations made equal, and without blanks at the ends of lines."""
     text = re.sub(r"in \d+\.\d s", "in 0.0 s", text)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 

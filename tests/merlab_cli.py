@@ -1,4 +1,4 @@
-"""merlab as a person calls it, from a test: its environment, its JSON, and one running that can be stopped."""
+"""merlab as a person calls it, from a test: its environment, its JSON, and a running one that can be stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MERLAB = str(Path(sys.executable).with_name("merlab"))
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a call; the outcome must not depend on the terminal the tests were started from."""
+    """Return the environment of a call; the outcome must not depend on the terminal of the tests."""
     kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "MERLAB_LAB")}
     return {**kept, **changes}
 
@@ -28,14 +28,14 @@ def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 class Started:
-    """A merlab running, in a session of its own; `patience` is how long its end is awaited, in seconds."""
+    """A running merlab, in a separate session; `patience` is how long its end is awaited, in seconds."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], patience: float) -> None:
         self._argv, self._env, self._patience = argv, env, patience
         self.start()
 
     def start(self) -> None:
-        """Start it; or once more, after it has ended."""
+        """Start it; or again, after it has ended."""
         self._done: subprocess.CompletedProcess[str] | None = None
         self.process = subprocess.Popen(
             self._argv,

@@ -1,4 +1,4 @@
-"""A terminal that a test can take away."""
+"""A terminal that a test can remove."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OnTerminal:
-    """A process on a terminal that is not its controlling one: nobody sends it SIGHUP when that goes."""
+    """A process on a terminal that is not its controlling one: nobody sends it SIGHUP when that is removed."""
 
     def __init__(self, argv: Sequence[str], ignore: Sequence[int] = (), **env: str) -> None:
         self.ours, theirs = pty.openpty()
@@ -37,7 +37,7 @@ class OnTerminal:
         os.close(theirs)
 
     def read_until(self, word: bytes, timeout: float = 20) -> bytes:
-        """Read what is printed until `word` is in it."""
+        """Read the output until `word` is in it."""
         seen = b""
         until = time.monotonic() + timeout
         while word not in seen and time.monotonic() < until:
@@ -45,10 +45,10 @@ class OnTerminal:
         return seen
 
     def go_away(self) -> None:
-        """Close it, as a network connection or a window that ends does."""
+        """Close it, as a closed network connection or window does."""
         os.close(self.ours)
 
     def end(self, timeout: float = 30) -> tuple[int, str]:
-        """Wait for the end; give the status and what was written to stderr."""
+        """Wait for the end; return the status and the output on stderr."""
         _, errors = self.process.communicate(timeout=timeout)
         return self.process.returncode, errors.decode()

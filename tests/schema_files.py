@@ -1,4 +1,4 @@
-"""JSON Schemas of what scripts read, in schemas/: cli.md's objects, written down once more and held to."""
+"""JSON Schemas of what scripts read, in schemas/: the objects of cli.md, written down again, and checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _validator(name: str) -> Draft202012Validator:
 
 
 def complaints(name: str, value: Any) -> list[str]:
-    """Every way in which `value` is not what the schema `name` says."""
+    """Return every way in which `value` differs from the schema `name`."""
     return [f"{error.json_path}: {error.message}" for error in _validator(name).iter_errors(value)]
 
 

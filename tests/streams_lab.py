@@ -1,4 +1,4 @@
-"""An embedded lab with real sidecars, in whose pods the tests make sockets."""
+"""An embedded lab with real sidecars, in whose pods the tests create sockets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 NAME = "merlab-tcp"
 ECHO_VIP, HELLO_VIP = (service.vip for service in sorted(topology.SERVICES, key=lambda each: each.name))
 ECHO = topology.ECHO_PORT
-#: Linux's own: machines tuned for bulk let TCP alone, on each of three legs, buffer a lot more.
+#: Linux's own default: machines tuned for throughput let TCP alone buffer much more, on each of three legs.
 TCP_RMEM = "4096 131072 6291456"
 
 
 class Scene:
-    """The lab; its echo apps stand aside for listeners of ours on the same port."""
+    """The lab; its echo apps make room for listeners of ours on the same port."""
 
     def __init__(self, name: str = NAME) -> None:
         self.lab = ManagedEmbeddedLab(name=name)
@@ -50,14 +50,14 @@ class Scene:
             self.displace_echo(pod)
 
     def enter(self, pod: Pod) -> Agent:
-        """Put an agent into a pod that makes sockets as its app would."""
+        """Start an agent in a pod that creates sockets as its app would."""
         agent = Agent(pod.cgroup / "app", str(pod.netns), topology.APP_ID)
         self.stack.callback(agent.end)
         self.agents[pod.spec.name] = agent
         return agent
 
     def displace_echo(self, pod: Pod) -> None:
-        """Start the app again with its echo on another port: ours is for the tests."""
+        """Restart the app with its echo on another port: our port is for the tests."""
         agent = self.agents[pod.spec.name]
         for pid in cgroup.processes(pod.cgroup / "app"):
             if pid != agent.pid:
@@ -79,7 +79,7 @@ class Scene:
         self.lab.dataplane.ensure()
 
     def attach_now(self, *more: dataplane.Pod) -> None:
-        """Without waiting for older connections to run out."""
+        """Attach without waiting for older connections to close."""
         pods = [*self.lab.dataplane._pods(), *more]
         self.lab.dataplane._plane.attach(self.lab.machine.mesh_cgroup, pods)
 
@@ -93,7 +93,7 @@ class Scene:
         return self.agents["sleep"].connect(ip, port, **more)
 
     def leftovers(self, *names: str) -> dict[str, int]:
-        """How many entries are in the maps that only live connections have entries in."""
+        """Return how many entries are in the maps that only have entries of live connections."""
         found = {}
         for name in names or ("handover", "pairs", "peers"):
             with self.pins.open_map(name) as fd:
@@ -117,7 +117,7 @@ def sh(netns: Path, *argv: str, stdin: str | None = None) -> str:
 
 
 def mem_pages(netns: Path) -> int:
-    """What TCP holds in buffers on the whole machine, in pages."""
+    """Return what TCP holds in buffers on the whole machine, in pages."""
     for line in sh(netns, "cat", "/proc/net/sockstat").splitlines():
         if line.startswith("TCP:"):
             words = line.split()

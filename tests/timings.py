@@ -1,6 +1,6 @@
 """How long merlab takes on this machine, and how much memory: `make timings`. Prints a table, asserts nothing.
 
-Every figure is the wall clock of a whole command, as a person waits for it, beside the goal it is meant to reach.
+Every number is the wall clock time of a whole command, as a person waits for it, beside its goal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from tests.merlab_cli import MERLAB
 
-#: What the time of `merlab --help` is compared with: an application of typer that has nothing to do.
+#: The reference for the time of `merlab --help`: an application of typer that has nothing to do.
 EMPTY = """\
 import typer
 app = typer.Typer()
@@ -31,7 +31,7 @@ app()
 
 @dataclass
 class Measured:
-    """Several runs of one command: seconds each, the largest peak of merlab's own memory, how the last one ended."""
+    """Several runs of one command: seconds each, the largest peak of merlab's own memory, the last result."""
 
     what: str
     goal: str
@@ -40,13 +40,13 @@ class Measured:
     status: int = 0
 
     def run(self, argv: list[str], environment: dict[str, str] | None = None) -> None:
-        """Run the command once, with its output to a file that nobody reads."""
+        """Run the command once, with its output in a file that nobody reads."""
         with tempfile.TemporaryFile() as output:
             begun = time.monotonic()
             running = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
             _, waited, usage = os.wait4(running.pid, 0)
             self.seconds.append(time.monotonic() - begun)
-        # Known to Popen, or it would complain that nobody waited.
+        # Popen must know it, or it would complain that nobody waited.
         running.returncode = self.status = os.waitstatus_to_exitcode(waited)
         # ru_maxrss is the largest of the process and of those children that it waited for, in KiB.
         self.peak = max(self.peak, usage.ru_maxrss / 1024)
@@ -61,7 +61,7 @@ def measure(what: str, goal: str, argv: list[str], times: int = 1) -> Measured:
 
 
 def help_beside_empty(times: int) -> list[Measured]:
-    """Measure `--help` and the empty application in turn, so that a busy machine is as busy for both."""
+    """Measure `--help` and the empty application alternately, so that a busy machine is equally busy for both."""
     ours, empty = Measured("merlab --help", "<= 1.3 x an empty typer app"), Measured("an empty typer app's --help", "")
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write(EMPTY)

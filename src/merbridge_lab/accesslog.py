@@ -44,25 +44,25 @@ class AccessLogLine:
 
     @property
     def outbound(self) -> bool:
-        """Whether the client's sidecar wrote it, on the way out."""
+        """Report whether the client's sidecar wrote it, on the way out."""
         return self.upstream_cluster.startswith("outbound|")
 
     @property
     def inbound(self) -> bool:
-        """Whether the server's sidecar wrote it, having delivered the request to its own app.
+        """Report whether the server's sidecar wrote it, after it delivered the request to its own app.
 
-        Envoy's inbound clusters bind their source to 127.0.0.6; no other path does.
+        Envoy's inbound clusters bind their source to 127.0.0.6. No other path does.
         """
         return self.upstream_cluster.startswith("inbound|") and self.upstream_local.startswith("127.0.0.6:")
 
     @property
     def broken_tls(self) -> bool:
-        """Whether the connection to the other sidecar failed for a reason of TLS's."""
+        """Report whether the connection to the other sidecar failed because of TLS."""
         return self.tls_failure not in ("", "-")
 
     @property
     def rejected_plain_text(self) -> bool:
-        """Whether the listener closed a connection that matched no filter chain, as plain text under STRICT does."""
+        """Report whether the listener closed a connection that matched no filter chain (plain text under STRICT)."""
         return self.flags == "NR" and self.details == "filter_chain_not_found"
 
 
@@ -79,20 +79,21 @@ _NAMES = {
     "downstream_remote": "downstream_remote_address",
     "sni": "requested_server_name",
 }
-#: Without these, a record says nothing; and one of a server nothing without the last two, which tell TLS from plain.
+#: Without these, a record proves nothing. Without the last two, which tell TLS from plain text, a server's record
+#: proves nothing.
 _NEEDED = frozenset({"request_id", "code", "flags", "upstream_cluster", "upstream_local", "downstream_remote"})
 _NEEDED_OF_SERVER = frozenset({"details", "sni"})
-#: What Envoy and Istio's agent say themselves, where it goes into the same stream: a time and a level.
+#: Lines that Envoy and Istio's agent log themselves to the same stream: they begin with a time and a level.
 _SAID = re.compile(
     r"^(?:\[[^\]]+\]\[\d+\]\[\w+\]|\S+T\S+Z?\s+(?:trace|debug|info|warn|warning|error|critical|fatal)\b"
     r'|\{(?=.*"level":)(?=.*"(?:msg|message)":))'
 )
-#: How much of a line of an unknown format is shown, in characters.
+#: Maximum length of the excerpt of a line in an unknown format, in characters.
 _SHOWN = 120
 
 
 def parse(line: str) -> AccessLogLine | None:
-    """Read one line; None for what is not in the format (a line cut by a full disk, another log's)."""
+    """Parse one line. Return None if it is not in the format (a line cut by a full disk, a line of another log)."""
     if line.startswith("{"):
         return _parse_json(line)
     found = _LINE.match(line)
@@ -106,7 +107,7 @@ def _parse_json(line: str) -> AccessLogLine | None:
         told: dict[str, Any] = json.loads(line)
     except ValueError:
         return None
-    # What there was none of is null, or "-" where Envoy is older; a field that the format lacks is not there.
+    # A value that does not exist is null, or "-" in older versions of Envoy. A field that the format lacks is absent.
     fields = {name: told[key] for name, key in _NAMES.items() if key in told}
     by_client = str(fields.get("upstream_cluster") or "").startswith("outbound|")
     if not (_NEEDED | (frozenset() if by_client else _NEEDED_OF_SERVER)) <= fields.keys():
@@ -116,12 +117,12 @@ def _parse_json(line: str) -> AccessLogLine | None:
 
 
 def parse_all(text: str) -> tuple[AccessLogLine, ...]:
-    """Read all lines of `text` that are complete and in the format."""
+    """Parse all lines of `text` that are complete and in the format."""
     return tuple(line for raw in lines_of(text) if (line := parse(raw)) is not None)
 
 
 def read(text: str, source: str) -> tuple[AccessLogLine, ...] | Unread:
-    """Read the same; a log that holds lines, but none in a format known here, was not read. `source` names it."""
+    """Parse the log `source`, or return Unread if it holds lines but none in a known format."""
     lines = parse_all(text)
     odd = "" if lines else _strange(text)
     return Unread(source, f"the log is in another format than Istio's: {odd[:_SHOWN]}") if odd else lines

@@ -1,4 +1,4 @@
-"""Connections of other kinds than curl's, and what the dataplane has of each."""
+"""Connections other than curl's, and what the dataplane records of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Leg:
-    """One connection that the dataplane carries: where it was meant to go, the bytes it moved from either side."""
+    """One connection that the dataplane carries: its original destination, and the bytes it moved from each end."""
 
     original: str
     from_dialling: int
@@ -20,11 +20,11 @@ class Leg:
 
 @dataclass(frozen=True)
 class Dial:
-    """One connection of a client's, and what came of it.
+    """One connection of a client, and its result.
 
-    `how` says in words how it was dialled; `wanted` is whom, `remote` whom the client believes to speak to. `legs` are
-    those of its way that the dataplane carries, by their names; `needed` those that it must. `unasked` says why this
-    machine has no such connections, where it has none.
+    `how` describes how the client dialled. `wanted` is the address that it dialled, `remote` its peer as the client
+    sees it. `legs` are the legs of its path that the dataplane carries, by name; `needed` are those that it must carry.
+    `unasked` explains why this machine cannot make such connections, if it cannot.
     """
 
     how: str

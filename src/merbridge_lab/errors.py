@@ -1,13 +1,13 @@
-"""The errors a user sees, each with what to type next."""
+"""The errors that a user sees, each with the next command to type."""
 
 from __future__ import annotations
 
 
 class LabError(Exception):
-    """Something outside merlab is in the way; shown without a traceback, exit status 3.
+    """Something outside merlab failed or is missing. Shown without a traceback; exit status 3.
 
-    `what` is one sentence naming what is wrong and where; `hint` the next command to type or thing to do;
-    `command` and `stderr` belong to the command that failed, where there was one.
+    `what` is one sentence: what is wrong, and where. `hint` is the next command to type or thing to do. `command` and
+    `stderr` belong to the command that failed, if there was one.
     """
 
     def __init__(
@@ -21,7 +21,7 @@ class LabError(Exception):
 
 
 class UsageError(LabError):
-    """A name that merlab does not know was given, by an option or in the environment: exit status 2."""
+    """An option or the environment gave a name that merlab does not know: exit status 2."""
 
 
 class UnsupportedFeatureError(LabError):
@@ -37,11 +37,11 @@ class UnsupportedFeatureError(LabError):
 
 
 class ShortageError(LabError):
-    """The machine has run out of something, or may not be written to; the hint shows of what."""
+    """The machine has run out of a resource, or a file system is read-only; the hint shows which."""
 
 
 class ClaimFailedError(Exception):
-    """An act ran into the claim itself failing: a step that did not hold, exit status 1."""
+    """The act of a step failed because its claim does not hold: the step fails, exit status 1."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)

@@ -1,4 +1,4 @@
-"""What a check hands over besides its verdict: numbers and raw text, each with its source."""
+"""What a check returns besides its verdict: numbers and raw text, each with its source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Verdict(str, Enum):
-    """How a check, a step or a run came out; the words scripts see."""
+    """The outcome of a check, a step or a run, in the words that scripts see."""
 
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     FAIL = "fail"
@@ -25,12 +25,12 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Reading:
-    """One quantity read before and after something happened.
+    """One quantity, read before and after an event.
 
     `source` names where it was read: "bpf:sleep/outbound_redirected_bytes" (a kernel map),
     "iptables:sleep/nat/ISTIO_REDIRECT" or "nft:sleep/inet istio-proxy-nat/istio-redirect" (a rule),
-    "envoy:helloworld-v1/access" (a log), "curl:sleep" (the client), "proc:sleep" (the process tree). A quantity
-    that has no before (a log line found) leaves it None.
+    "envoy:helloworld-v1/access" (a log), "curl:sleep" (the client), "proc:sleep" (the process tree). A quantity without
+    a value before (a log line found) has None there.
     """
 
     source: str
@@ -41,7 +41,7 @@ class Reading:
 
     @property
     def moved(self) -> int:
-        """By how much the number grew; 0 where either side is not a number."""
+        """Return by how much the number grew; 0 if either side is not a number."""
         if isinstance(self.before, int) and isinstance(self.after, int):
             return self.after - self.before
         return 0
@@ -49,10 +49,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Unread:
-    """A reading that could not be taken, in the place of its value.
+    """A reading that could not be taken. It is the value where the real value would be.
 
-    `source` names what should have been read, as in Reading; `why` what was in the way: a tool that is missing, a
-    permission, an answer that could not be parsed, a log that was cut. It is never equal to a value that was read.
+    `source` names what should have been read, as in Reading. `why` names the obstacle: a missing tool, a missing
+    permission, an answer that could not be parsed, a log that was cut. It never equals a value that was read.
     """
 
     source: str
@@ -63,7 +63,7 @@ class Unread:
 
 
 class UnreadError(ClaimFailedError):
-    """Somebody needed the value of a reading that could not be taken: whatever was claimed of it does not hold."""
+    """The value of a reading that could not be taken was needed: the claim about it does not hold."""
 
     def __init__(self, unread: Unread) -> None:
         super().__init__(str(unread))
@@ -71,7 +71,7 @@ class UnreadError(ClaimFailedError):
 
 
 def value_of(reading: T | Unread) -> T:
-    """Return what was read. Raise UnreadError where it could not be."""
+    """Return the value that was read. Raise UnreadError if it could not be read."""
     if isinstance(reading, Unread):
         raise UnreadError(reading)
     return reading
@@ -79,7 +79,7 @@ def value_of(reading: T | Unread) -> T:
 
 @dataclass(frozen=True)
 class Control:
-    """The experiment that shows a check could have seen the opposite."""
+    """The experiment that shows that a check could have seen the opposite."""
 
     name: str
     verdict: Verdict
@@ -88,9 +88,9 @@ class Control:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one look at the subject of a check gave.
+    """The result of evaluating a check once.
 
-    `why` is one sentence; where the check does not hold it names what is wrong and where.
+    `why` is one sentence. If the check does not hold, it names what is wrong and where.
     """
 
     verdict: Verdict
@@ -100,7 +100,7 @@ class Finding:
 
     @property
     def held(self) -> bool:
-        """Whether the claim was seen to be true."""
+        """Report whether the claim was observed to be true."""
         return self.verdict is Verdict.PASS
 
 
@@ -110,20 +110,20 @@ def holds(why: str, *evidence: Reading, control: Control | None = None) -> Findi
 
 
 def fails(why: str, *evidence: Reading, control: Control | None = None) -> Finding:
-    """Build the finding of a check that did not hold; `why` names what and where."""
+    """Build the finding of a check that did not hold; `why` names what is wrong and where."""
     return Finding(Verdict.FAIL, why, evidence, control)
 
 
 def skips(why: str) -> Finding:
-    """Build the finding of a check that could not look; never a pass."""
+    """Build the finding of a check that could not be evaluated; it is never a pass."""
     return Finding(Verdict.SKIP, why)
 
 
 def assess(look: Callable[..., Finding], *subjects: object, unread: Verdict = Verdict.FAIL) -> Finding:
-    """Return what `look` finds in `subjects`. What was not read is not a pass: this is the one place that decides it.
+    """Return the finding of `look` about `subjects`. Only this function decides that an unread value is not a pass.
 
-    Where `look` needs the value of a reading that could not be taken, the finding is `unread` (a failure or a skip),
-    with the reason.
+    If `look` needs the value of a reading that could not be taken, the finding is `unread` (a failure or a skip), with
+    the reason.
     """
     try:
         return look(*subjects)

@@ -1,4 +1,4 @@
-"""Exit statuses, as scripts rely on them."""
+"""Exit statuses that scripts rely on."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Write commands as this user has to type them: merlab's own path, as root where need be, on the lab that is meant.
+"""Write commands as this user has to type them: merlab's own path, sudo where root is needed, and the right lab.
 
-In the code a hint is short and the same for everybody: "merlab step 3", "modprobe veth". What stands before that
-depends on who types it: merlab may not be on PATH; sudo has a PATH of its own, drops MERLAB_NAME and MERLAB_LAB, and
-is not on every machine. That is known here, and nowhere else: whoever shows a hint or a command has it written here.
+In the code a hint is short and the same for everybody: "merlab step 3", "modprobe veth". Its prefix depends on the
+user: merlab may not be on PATH. sudo has its own PATH, drops MERLAB_NAME and MERLAB_LAB, and is not on every machine.
+Only this module knows that: all code that shows a hint or a command calls it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-#: What takes root to be of use in a hint: it changes the machine, or looks where only root may.
+#: Commands in hints that need root: they change the machine, or read what only root may read.
 AS_ROOT = frozenset(
     {
         *("apt-get", "bpftool", "dnf", "kill", "mkdir", "modprobe", "mount", "mv", "nft", "nsenter", "pacman", "rm"),
@@ -23,7 +23,7 @@ AS_ROOT = frozenset(
         *("rmdir", "sysctl", "systemctl", "tail", "touch", "umount", "zypper"),
     }
 )
-#: Other programs that a hint may begin with. What begins with none of these words is prose.
+#: Other programs that a hint may begin with. A hint that begins with none of these words is prose.
 AS_ANYBODY = frozenset(
     {
         "cat",
@@ -42,41 +42,41 @@ AS_ANYBODY = frozenset(
         "unset",
     }
 )
-#: merlab's commands that change or look into a lab, and so take root where the lab is the embedded one.
+#: merlab's commands that change or read a lab, and so need root if the lab is the embedded one.
 _ON_A_LAB = frozenset({"up", "step", "verify", "restore", "down", "status", "exec", "shell", "trace", "sysdump"})
-#: Those that take --lab.
+#: The commands that accept --lab.
 _TAKES_LAB = _ON_A_LAB | {"doctor", "steps"}
-#: Where sudo looks whatever the user's PATH is.
+#: Where sudo looks, whatever the user's PATH is.
 _SECURE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _APART = re.compile(r"( && | \|\| | \| |; )")
 
 
 class _Meant:
-    #: The lab of this call ("embedded", "kind"), and whether it was asked for by name.
+    #: The lab of this call ("embedded", "kind"), and whether the user named it.
     lab: str = ""
     asked: bool = False
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who types commands: as root or not, by sudo or not, and how merlab is reached from there."""
+    """The user who types commands: as root or not, with sudo or not, and how that user calls merlab."""
 
     root: bool
-    #: The command is typed with sudo before it.
+    #: The command needs sudo before it.
     sudo: bool
-    #: How merlab is called, ready to paste: "merlab" where PATH leads to it.
+    #: How to call merlab, ready to paste: "merlab" if it is on PATH.
     merlab: str
-    #: The variables that name another lab than the usual one.
+    #: The variables that name another lab than the default one.
     named: tuple[str, ...] = ()
 
 
 def mean(lab: str, *, asked: bool) -> None:
-    """Take note which lab the hints of this call are about, and whether it was named rather than found."""
+    """Record which lab the hints of this call are about, and whether the user named it (otherwise it was detected)."""
     _Meant.lab, _Meant.asked = lab, asked
 
 
 def caller() -> Caller:
-    """Look who types commands."""
+    """Determine who types commands."""
     root = os.geteuid() == 0
     sudo = shutil.which("sudo") is not None and (not root or "SUDO_UID" in os.environ)
     name = os.environ.get("MERLAB_NAME") or "merlab"
@@ -94,13 +94,13 @@ def _program() -> str:
 
 
 def _for_root(merlab: str, otherwise: str) -> str:
-    """Return how root finds merlab, whose PATH is not the user's: `otherwise` where that is not by name."""
+    """Return how root calls merlab with a PATH other than the user's; `otherwise` if the name is not enough."""
     found = shutil.which("merlab") if merlab == "merlab" else None
     return merlab if found is None or str(Path(found).parent) in _SECURE or os.geteuid() == 0 else otherwise
 
 
 def is_command(hint: str) -> bool:
-    """Whether a hint is a command, by the word it begins with."""
+    """Report whether a hint is a command, judged by its first word."""
     first = _program_of(hint)
     return first == "merlab" or first in AS_ROOT or first in AS_ANYBODY
 
@@ -111,7 +111,7 @@ def _program_of(command: str) -> str:
 
 
 def rendered(hint: str | None) -> str | None:
-    """Return a hint as this user types it; prose as it is."""
+    """Return a hint as this user types it; prose stays unchanged."""
     if not hint or not is_command(hint):
         return hint
     hint, remark, why = hint.partition("  # ")
@@ -119,7 +119,7 @@ def rendered(hint: str | None) -> str | None:
 
 
 def _rendered(hint: str) -> str:
-    hint = re.sub(r"^MERLAB_NAME=\S+ ", "", hint)  # a step's command names its lab; here the caller's is named
+    hint = re.sub(r"^MERLAB_NAME=\S+ ", "", hint)  # A step's command names its lab; this inserts the caller's lab.
     who = caller()
     pieces = _APART.split(hint)
     takes_root = [_takes_root(piece) for piece in pieces]
@@ -131,16 +131,16 @@ def _rendered(hint: str) -> str:
 
 
 def command(typed: str) -> str:
-    """Return a command that a step shows as it is typed in a root shell of this machine: with merlab's own path."""
+    """Return a command of a step as a user types it in a root shell of this machine, with merlab's own path."""
     if not re.match(r"(MERLAB_NAME=\S+ )?merlab ", typed):
         return typed
     return typed.replace("merlab ", f"{caller().merlab} ", 1) if caller().merlab != "merlab" else typed
 
 
 def as_the_app(request: str) -> str:
-    """Say in a shell in a pod's network namespace that it is not the app, and what sends `request` as the app.
+    """Explain that a shell in a pod's network namespace is not the app; return how to send `request` as the app.
 
-    It is in none of the cgroups that eBPF serves.
+    The shell is in none of the cgroups that eBPF serves.
     """
     return (
         "This shell is not the app: eBPF does not serve what it dials, and with the rules flushed its requests hang or"
@@ -156,10 +156,10 @@ def _takes_root(piece: str) -> bool:
     if program != "merlab":
         return program in AS_ROOT
     words = piece.split()
-    # What a step does is told to everybody; the states of all of them are looked up in the lab.
+    # Everybody may read the description of a step; the states of all steps are read from the lab.
     if words[1:] != ["steps"] and ("--help" in words or not _ON_A_LAB & set(words[1:2])):
         return False
-    # A kind lab takes no root; who works on it as root, by sudo, goes on so.
+    # A kind lab does not need root. A user who runs it as root with sudo continues to do so.
     return _lab_of(words) == "embedded" or os.geteuid() == 0
 
 
@@ -173,10 +173,10 @@ def _piece(piece: str, who: Caller, *, sudo: bool) -> str:
     if _APART.fullmatch(piece):
         return piece
     piece = piece.removeprefix("sudo ")
-    if _program_of(piece) == "pip":  # the one of the environment that merlab is in
+    if _program_of(piece) == "pip":  # the pip of the Python environment that merlab runs in
         piece = f"{shlex.quote(sys.executable)} -m {piece}"
     if _program_of(piece) != "merlab":
-        if sudo and re.search(r"[<>]", piece):  # by the user's shell, it would not be root who opens the file
+        if sudo and re.search(r"[<>]", piece):  # if the user's shell opened the file, root would not open it
             return f"sudo sh -c {shlex.quote(piece)}"
         return f"sudo {piece}" if sudo else piece
     words = piece.split(" ")

@@ -1,10 +1,10 @@
-"""Start merlab apart from what root's environment tells Python to import.
+"""Start merlab isolated from what root's environment tells Python to import.
 
-By PYTHONPATH, or a file in the current directory (`python -m`), any module that merlab imports may come from elsewhere,
-and so may compiled ones by PYTHONPYCACHEPREFIX. Where the environment holds such a word, merlab starts once more, in
-the same process, with a Python that does not listen to it (-E), and with the directory that merlab itself is in, which
-is where `pip install --target` puts what it needs. Where it cannot be imported so, it runs as it was called, and what
-then came from elsewhere is told by `merlab verify`. A whole merlab that replaces this one cannot be told by it.
+PYTHONPATH, or a file in the current directory (`python -m`), can replace any module that merlab imports.
+PYTHONPYCACHEPREFIX can replace compiled modules. If the environment holds such a variable, merlab executes itself again
+in the same process, with a Python that ignores it (-E). It adds the directory that contains merlab, where `pip install
+--target` puts merlab's dependencies. If merlab cannot be imported this way, it runs as it was called; `merlab verify`
+then reports what was imported from elsewhere. merlab cannot detect a complete merlab that replaces this one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-#: What decides about imports; other words of Python's environment (PYTHONUNBUFFERED) are let be.
+#: The variables that decide about imports; other variables of Python (PYTHONUNBUFFERED) are left alone.
 DECIDING = (
     "PYTHONPATH",
     "PYTHONHOME",
@@ -21,10 +21,11 @@ DECIDING = (
     "PYTHONPLATLIBDIR",
     "PYTHONPYCACHEPREFIX",
     "PYTHONCASEOK",
-    "PYTHONWARNINGS",  # the category of a warning is imported
+    "PYTHONWARNINGS",  # Python imports the category of a warning
     "PYTHONBREAKPOINT",
 )
-#: With -c, the first place of sys.path is the current directory. Given are merlab's directory and merlab's words.
+#: With -c, the first entry of sys.path is the current directory. The arguments are merlab's directory and merlab's
+#: arguments.
 _ALONE = (
     "import sys; root = sys.argv[1]; del sys.argv[:2]; sys.path[:1] = [] if root in sys.path[1:] else [root]; "
     "from merbridge_lab.isolated import alone; alone()"
@@ -36,7 +37,7 @@ def main() -> None:
     """Run merlab; the console script."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - as few imports as can be
     is_told = any(os.environ.get(name) for name in DECIDING)
-    # Of `python -m`; the directory of a console script is one where programs are installed.
+    # From `python -m`. For a console script, the directory is one where programs are installed.
     is_here = bool(sys.path) and sys.path[0] in ("", os.getcwd()) and sys.path[0] != root  # noqa: PTH109
     if sys.executable and not sys.flags.ignore_environment and (is_told or is_here):
         _replace("-E", "-c", _ALONE, root, *sys.argv)
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def alone() -> None:
-    """Run merlab where the environment has no say; or with it, where it cannot be imported otherwise."""
+    """Run merlab isolated from the environment; or with it, if merlab cannot be imported otherwise."""
     try:
         import merbridge_lab.cli  # noqa: F401
     except ImportError:
@@ -61,7 +62,8 @@ def _run() -> None:
 
 
 def _replace(*words: str) -> None:
-    # Python ignores these, and what is ignored stays so: the next one could not tell that nobody had asked for it.
+    # Python ignores these signals, and a program that it executes inherits that: the next Python could not know that
+    # nobody asked for it.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, *words])  # noqa: S606 - an argv, not a line for a shell

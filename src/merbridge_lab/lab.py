@@ -1,6 +1,7 @@
-"""The Lab protocol: the nouns of the walkthrough, whatever they are made of.
+"""The Lab protocol: the nouns of the walkthrough, for every kind of lab.
 
-A step never asks which lab it runs in; what a lab cannot do is missing from its capabilities, with a reason.
+A step never asks which lab it runs in. If a lab cannot do something, its capabilities lack it, and the lab gives a
+reason.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 DATAPLANE = "dataplane"
 TRACE = "trace"
 CONTROL_CLIENT = "twin"
-#: Its debug output is switched while the dataplane runs; without it, the dataplane restarts for that.
+#: The debug output can be switched while the dataplane runs. Without this capability, the dataplane restarts to switch
+#: it.
 DEBUG_TOGGLE = "switch"
-#: Without one rule on the servers' side, requests still go through their sidecars.
+#: Without any rule on the servers' side, requests still go through their sidecars.
 INBOUND_WITHOUT_RULES = "inbound"
-#: It dials in ways that curl does not, and tells connection by connection what the dataplane has of them.
+#: The lab dials in ways that curl does not, and reports for each connection what the dataplane records of it.
 DIALS = "dials"
-#: The apps say who asked them.
+#: The apps report which peer they see.
 APP_REPORTS_PEER = "peer"
 
 HELLO = "http://helloworld:5000/hello"
@@ -45,9 +47,9 @@ class CommandTranscript:
     output: str = ""
 
     def added_since(self, before: CommandTranscript) -> str:
-        """Return the lines that were not there `before`, with a plus sign.
+        """Return the lines that are not in `before`, each with a plus sign.
 
-        bpftool describes a map or a program in several lines: of those only the first, with id, type and name.
+        bpftool describes a map or a program in several lines. Of those, return only the first, with id, type and name.
         """
         known = set(lines_of(before.output))
         new = [line for line in lines_of(self.output) if line not in known]
@@ -56,58 +58,58 @@ class CommandTranscript:
 
 
 class Component(Protocol):
-    """A part of the lab that an ensure step brings about."""
+    """A part of the lab that an ensure step creates."""
 
     def ensure(self) -> None:
-        """Make what is missing and mend what is broken."""
+        """Create what is missing and repair what is broken."""
 
     def remove(self) -> None:
-        """Take it away; nothing to take away is fine."""
+        """Remove it; succeed if there is nothing to remove."""
 
     def problems(self) -> list[str]:
-        """Say, a sentence each, in what it is not as it should be; nothing when it is in order."""
+        """Describe each problem in one sentence; return nothing if there is none."""
 
     def readings(self) -> tuple[Reading, ...]:
-        """Return what was seen of it, as evidence."""
+        """Return what was read of it, as evidence."""
 
     def shell_commands(self) -> list[str]:
-        """Return the commands a person would type to make it."""
+        """Return the commands that a person would type to create it."""
 
 
 class Rules(Protocol):
     """The iptables rules in a workload's network namespace."""
 
     def snapshot(self) -> RuleSet:
-        """Read them, in every backend."""
+        """Read the rules in every backend."""
 
     def flushed(self) -> AbstractContextManager[RuleSet]:
-        """Save and flush nat for the length of the block, giving the rules as they were before.
+        """Save and flush nat for the duration of the block; yield the rules from before.
 
-        They come back when the block ends, however it ends, unless the lab was asked to keep them flushed
-        (`step 9 --keep`) and the block ended well.
+        The rules are restored when the block ends, even if it fails. They stay flushed only if the lab was told to keep
+        them flushed (`step 9 --keep`) and the block succeeded.
         """
 
     def restore(self) -> bool:
-        """Put back what a flush took, if one is outstanding; say whether one was."""
+        """Restore what a flush removed, if a flush is outstanding; return whether one was."""
 
     def copy(self) -> None:
-        """Save the rules as they are now to where `save_command` says."""
+        """Save the current rules to the place that `save_command` names."""
 
     @property
     def outstanding(self) -> bool:
-        """Whether rules are flushed and saved right now."""
+        """Report whether rules are flushed and saved now."""
 
     def save_command(self) -> str:
-        """Return the command a person would type to save the rules with their counters."""
+        """Return the command that a person would type to save the rules with their counters."""
 
     def flush_command(self) -> str:
-        """Return the command a person would type to flush the nat rules."""
+        """Return the command that a person would type to flush the nat rules."""
 
     def restore_command(self) -> str:
-        """Return the command a person would type to put the saved rules back."""
+        """Return the command that a person would type to restore the saved rules."""
 
     def list_command(self, chain: str = "") -> str:
-        """Return the command a person would type to list the nat rules, or those of one chain, with their counters."""
+        """Return the command that a person would type to list the nat rules, or those of one chain, with counters."""
 
     def listing(self, chain: str = "") -> str:
         """Return what `list_command` prints now."""
@@ -115,9 +117,9 @@ class Rules(Protocol):
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """What the namespace of a workload's process looks like from inside, beside what it should be.
+    """The namespaces of a workload's process as seen from inside, next to what they should be.
 
-    `looked` is what the command that looked around in it printed.
+    `looked` is the output of the command that inspected it.
     """
 
     workload: str
@@ -139,14 +141,14 @@ class Workload(Protocol):
 
     @property
     def url(self) -> str:
-        """Where its app answers by its own address, past every service."""
+        """The URL of its app at the pod's own address, without a service."""
 
     @property
     def rules(self) -> Rules:
         """Its iptables rules."""
 
     def enter(self) -> ProcessIdentity:
-        """Find its process and look around in its namespaces."""
+        """Find its process and inspect its namespaces."""
 
     def request_command(self) -> str:
         """Return the request of the walkthrough as a person would type it."""
@@ -157,7 +159,7 @@ class Workload(Protocol):
 
 @dataclass(frozen=True)
 class ControlPair:
-    """A client and a server without eBPF, and where the client finds the server."""
+    """A client and a server without eBPF, and the URL where the client reaches the server."""
 
     client: Workload
     server: Workload
@@ -165,46 +167,47 @@ class ControlPair:
 
 
 class Dataplane(Component, Protocol):
-    """Whatever intercepts in the kernel."""
+    """The programs that intercept connections in the kernel."""
 
     @property
     def attached(self) -> bool:
-        """Whether it intercepts new connections now."""
+        """Report whether the dataplane intercepts new connections now."""
 
     def set_debug(self, *, on: bool) -> None:
-        """Switch its trace lines on or off."""
+        """Switch the trace lines on or off."""
 
     @property
     def debug(self) -> bool:
-        """Whether it writes trace lines."""
+        """Report whether the dataplane writes trace lines."""
 
     def debug_commands(self) -> list[str]:
-        """Return the commands a person would type to switch its trace lines on; the last one shows what came of it."""
+        """Return the commands that a person would type to switch the trace lines on; the last one shows the result."""
 
     def debug_shown(self) -> str:
-        """Return what the last of these commands prints, or the part of it that matters."""
+        """Return the output of the last of these commands, or the relevant part of it."""
 
 
 class Placeholders(Protocol):
-    """What of a lab the `commands` of steps use; `words` are in them for what only a lab that is up has."""
+    """What the `commands` of steps use of a lab. `words` are placeholders for values that only a running lab has."""
 
     words: tuple[str, ...]
 
 
 class Lab(Protocol):
-    """One lab: what the steps speak to."""
+    """One lab: the interface that steps use."""
 
     name: str
-    #: Whether it is made of what the walkthrough was written for: what was typed in 2022 is told beside its commands.
+    #: True if the lab consists of what the walkthrough was written for: then its commands are shown beside those typed
+    #: in 2022.
     follows_original: bool
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What it can, of what a step may need."""
+        """The capabilities of the lab that a step may need."""
 
     @property
     def node(self) -> Component:
-        """The machine the pods run on."""
+        """The machine that the pods run on."""
 
     @property
     def mesh(self) -> Component:
@@ -212,43 +215,43 @@ class Lab(Protocol):
 
     @property
     def dataplane(self) -> Dataplane:
-        """The programs that intercept."""
+        """The programs that intercept connections."""
 
     def why_missing(self, capability: str) -> str:
-        """Say in a sentence why the lab is without `capability`."""
+        """Explain in one sentence why the lab lacks `capability`."""
 
     def requirements(self) -> list[Requirement]:
-        """Probe what this machine offers and lacks."""
+        """Probe what this machine offers and what it lacks."""
 
     def require_able(self) -> None:
-        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
 
     def inventory(self) -> list[CommandTranscript]:
-        """Show the eBPF that is in the kernel now: maps, programs, cgroup attachments."""
+        """List the eBPF objects that are in the kernel now: maps, programs, cgroup attachments."""
 
     def inventory_commands(self) -> list[str]:
-        """Return the commands a person would type to see it."""
+        """Return the commands that a person would type to see them."""
 
     def offline_commands(self) -> Placeholders | None:
-        """Return what tells the commands of steps where there is no lab to ask; None where none is needed for that."""
+        """Return the placeholders for the commands of steps when no lab is up; None if none are needed."""
 
     def workload(self, name: str) -> Workload:
         """Return a workload by name."""
 
     def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[Workload]:
-        """Make, for the length of the block, a copy of `of` that the dataplane does not serve."""
+        """Create, for the duration of the block, a copy of `of` that the dataplane does not serve."""
 
     def control_pair(self) -> AbstractContextManager[ControlPair]:
-        """Make, for the length of the block, a client and a server that the dataplane does not serve."""
+        """Create, for the duration of the block, a client and a server that the dataplane does not serve."""
 
     def servers(self) -> Sequence[Workload]:
         """Return the workloads behind the service helloworld."""
 
     def flushed(self, workloads: Sequence[Workload]) -> AbstractContextManager[Mapping[str, RuleSet]]:
-        """Save and flush nat in all of `workloads` for the length of the block, giving the rules as they were."""
+        """Save and flush nat in all of `workloads` for the duration of the block; yield the rules from before."""
 
     def drain_idle_connections(self) -> bool:
-        """Let the connections that sidecars keep run out, so that a request needs new ones; say whether all did."""
+        """Wait until the sidecars' idle connections have closed, so that requests need new ones; return if all did."""
 
     def observe(
         self,
@@ -260,35 +263,36 @@ class Lab(Protocol):
         server: Workload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send `count` requests by fresh connections as the app of `client`, and read everything around them.
+        """Send `count` requests on fresh connections as the app of `client`, and read all evidence around them.
 
-        `server` is who answers at `url`, by default those behind helloworld. With `logged` off, nothing is awaited
-        in the access logs.
+        `server` is the workload that answers at `url`; the default is the workloads behind helloworld. If `logged` is
+        false, do not wait for records in the access logs.
         """
 
     def dial(self, client: Workload) -> Sequence[Dial]:
-        """Dial as the app of `client` in ways that curl does not; for labs that can (DIALS)."""
+        """Dial as the app of `client` in ways that curl does not. Only for labs with the capability DIALS."""
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
-        """Return the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        """Return the access log lines of all sidecars that mention one of `nonces`."""
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what must not change while something is proven: processes, programs, rules; by a name for each."""
+        """Return what must not change during a proof (processes, programs, rules), each by name."""
 
     def watched(self) -> AbstractContextManager[Callable[[], list[str]]]:
-        """Listen, for the length of the block, for what comes and goes on the way of the requests.
+        """Watch, for the duration of the block, what is added and removed on the path of the requests.
 
-        Gives what says, a sentence each, what did until then; it says nothing in a lab that cannot listen.
+        Yield a function that describes the changes until then, one sentence each. In a lab that cannot watch, it
+        returns nothing.
         """
 
     def trace_command(self) -> str:
-        """Return the command a person would type to read the dataplane's trace."""
+        """Return the command that a person would type to read the dataplane's trace."""
 
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with what it printed."""
+        """Record a command that a person would type, with its output."""
 
     def shown(self) -> Sequence[CommandTranscript]:
-        """Return what was recorded since this was last asked, and forget it."""
+        """Return what was recorded since the last call, and clear it."""
 
     def describe(self) -> Mapping[str, object]:
-        """Return the state of the lab as `merlab status --json` has it."""
+        """Return the state of the lab as `merlab status --json` prints it."""

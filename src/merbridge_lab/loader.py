@@ -1,6 +1,6 @@
 """Find the step modules and read them.
 
-In a checkout they are the top-level folder `steps/`; in an installed wheel they travel inside the package.
+In a checkout they are in the top-level folder `steps/`; an installed wheel contains them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLACES = (_PACKAGE / "steps", _PACKAGE.parents[1] / "steps")
 
 
 def folder() -> Path:
-    """Return the folder that holds the step modules; raises LabError when this installation has none."""
+    """Return the folder that holds the step modules. Raise LabError if this installation has none."""
     for place in _PLACES:
         if any(place.glob("s[0-9][0-9]_*.py")):
             return place

@@ -1,8 +1,8 @@
-"""Only one merlab command changes a lab at a time; labs of other names do not wait for each other.
+"""Only one merlab command at a time changes a lab; labs with other names do not wait for each other.
 
-The lock is a BSD lock on a file named after the lab, in a directory that only its owner can open: root's is
-/run/merlab.locks. A lock that others can open is a lock that others can hold, and with it stop root's merlab. The file
-says who holds it. Both go when the lock is released; what a killed merlab leaves, the next command takes over.
+The lock is a BSD lock on a file named after the lab, in a directory that only its owner can open. For root that is
+/run/merlab.locks. If others could open the lock, they could hold it and so block root's merlab. The file names the
+holder. Both are removed when the lock is released. The next command takes over what a killed merlab leaves.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from merbridge_lab.polling import poll_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Root's locks. Nobody else can make a folder in /run.
+#: Root's locks. Nobody else can create a folder in /run.
 ROOTS = Path("/run/merlab.locks")
 _FOLDER = "merlab.locks"
-#: The longest entry that is read: a lock's own is a hundred bytes.
+#: Maximum length of an entry that is read; a lock's own entry has a hundred bytes.
 _LONGEST = 4096
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: which command, on which lab, as which process, since when (seconds since 1970)."""
+    """The holder of a lock: which command, on which lab, as which process, since when (seconds since 1970)."""
 
     lab: str
     command: str
@@ -42,13 +42,13 @@ class Holder:
     since: float
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Describe the holder in words."""
         began = time.strftime("%H:%M:%S", time.localtime(self.since))
         return f"{self.command} on the lab {self.lab} (PID {self.pid}, since {began})"
 
 
 def folder() -> Path:
-    """Return where this user's locks are."""
+    """Return the folder of this user's locks."""
     if os.geteuid() == 0:
         return ROOTS
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -57,7 +57,7 @@ def folder() -> Path:
 
 @contextlib.contextmanager
 def held(lab: str, command: str, *, wait: float = 0.0, again: str | None = None) -> Iterator[None]:
-    """Hold the lock of `lab` for the length of the block.
+    """Hold the lock of `lab` for the duration of the block.
 
     Wait up to `wait` seconds for another command. Raise LabError naming it, with `again` as the hint.
     """
@@ -71,16 +71,17 @@ def held(lab: str, command: str, *, wait: float = 0.0, again: str | None = None)
         _write(descriptor, Holder(lab, command, os.getpid(), time.time()))
         yield
     finally:
-        # While it is held: whoever opened the file before this sees that it is not the one at `path` any more.
+        # Remove the file while the lock is held: a process that opened the file before sees that it is no longer the
+        # one at `path`.
         with contextlib.suppress(OSError), change("let a lock go"):
             path.unlink()
-        with contextlib.suppress(OSError), change("let a lock go"):  # other labs may have locks there
+        with contextlib.suppress(OSError), change("let a lock go"):  # the folder may hold locks of other labs
             path.parent.rmdir()
         os.close(descriptor)
 
 
 def holder(path: Path) -> Holder | None:
-    """Return who wrote the lock file; None for one that nobody has written yet, or that is gone."""
+    """Return the holder that the lock file names; None if nobody has written it yet, or if it is gone."""
     try:
         with path.open("rb") as file:
             said = json.loads(file.read(_LONGEST))
@@ -96,13 +97,13 @@ def _words(path: Path) -> str:
 
 @change("take a lock")
 def _take(path: Path) -> int | None:
-    """Take the lock; return its descriptor, or None while another process holds it. Raise LabError."""
+    """Take the lock and return its descriptor, or None if another process holds it. Raise LabError."""
     while True:
         try:
             _make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
-            continue  # the last lock was released, and the folder with it, between the two lines
+            continue  # between the two lines, the last lock was released and the folder removed with it
         except OSError as error:
             raise _cannot(path, error) from error
         try:
@@ -126,7 +127,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 def _make_folder(path: Path) -> None:
     if path != ROOTS:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # and not exist_ok, which trips where another removes it meanwhile
+    with contextlib.suppress(FileExistsError):  # not exist_ok: it fails if another process removes the folder meanwhile
         path.mkdir(mode=0o700)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
@@ -137,7 +138,7 @@ def _make_folder(path: Path) -> None:
 
 @change("say who has a lock")
 def _write(descriptor: int, entry: Holder) -> None:
-    # It only serves the message that others print: on a full /run the lock holds all the same.
+    # The entry only serves messages of others: on a full /run the lock works without it.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(entry)).encode(), 0)

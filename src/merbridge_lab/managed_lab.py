@@ -1,4 +1,4 @@
-"""The ManagedLab protocol: a lab as the command line has it, on top of what steps use."""
+"""The ManagedLab protocol: a lab as the command line uses it, in addition to what steps use."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ if TYPE_CHECKING:
 
 
 class ManagedWorkload(Workload, Protocol):
-    """A pod of the walkthrough, with the ways into it."""
+    """A pod of the walkthrough, with the commands that enter it."""
 
     def app_argv(self, argv: Sequence[str]) -> list[str]:
         """Return the argv that runs `argv` as the pod's app, from this process. Raises LabError."""
 
     def shell(self, *, netns: bool) -> AbstractContextManager[tuple[list[str], str]]:
-        """Return the argv of a shell as the app, or with `netns` as root in the network namespace; and a welcome."""
+        """Yield the argv of a shell as the app (with `netns`: as root in the network namespace), and a welcome text."""
 
     def changes(self) -> list[str]:
-        """List, a sentence each, what of the rules is not as it was made, and how to put it back."""
+        """Describe, one sentence each, how the rules differ from how they were created, and how to restore them."""
 
 
 class ManagedLab(Lab, Protocol):
-    """One lab as a whole: whether it is there, what is flushed, and what is left of it."""
+    """One lab as a whole: whether it exists, what is flushed, and what is left of it."""
 
     @property
     def exists(self) -> bool:
-        """Whether anything of the lab is there. Raises LabError where that cannot be known."""
+        """Report whether anything of the lab exists. Raise LabError if that cannot be determined."""
 
     def workload(self, name: str) -> ManagedWorkload:
-        """Return a workload by name. Raises UsageError for one that does not exist."""
+        """Return a workload by name. Raise UsageError for one that does not exist."""
 
     def require_up(self) -> None:
-        """Raise LabError, with the command that mends it, if no lab is up or it was left half-made."""
+        """Raise LabError, with the command that fixes it, if no lab is up or its set-up did not finish."""
 
     def recover(self) -> None:
-        """Put back what a killed merlab left flushed or half-changed. Raises LabError."""
+        """Restore what a killed merlab left flushed or half-changed. Raises LabError."""
 
     def sweep(self) -> None:
         """Remove what a killed merlab left of control pods. Raises LabError."""
 
     def restore(self) -> list[str]:
-        """Put back whatever is flushed; return the names of the workloads concerned. Raises LabError."""
+        """Restore everything that is flushed; return the names of the workloads. Raises LabError."""
 
     def remove(self, timeout: float) -> None:
-        """Remove whatever is left of the lab, within `timeout` seconds a part. Raises LabError."""
+        """Remove everything that is left of the lab, within `timeout` seconds per component. Raises LabError."""
 
     def stays(self) -> list[str]:
-        """List, a sentence each, what `down` leaves on purpose."""
+        """Describe, one sentence each, what `down` leaves on purpose."""
 
     def states(self, steps: Sequence[Step]) -> list[str]:
-        """Report of each step whether what it ensures holds now."""
+        """Return for each step whether what it ensures holds now."""
 
     def dump(self) -> Mapping[str, Callable[[], Any]]:
-        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
 
     def keep_report(self, told: dict[str, Any]) -> None:
-        """Keep the report of the last run, for a sysdump. Raises nothing."""
+        """Store the report of the last run, for a sysdump. Raises nothing."""
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[Any]:
-        """Return the trace's events as they come, until interrupted. Raises LabError where there are none to come."""
+        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""

@@ -1,7 +1,7 @@
-"""What happens with and without eBPF, with and without rules, on both sides: six cells, measured.
+"""Measure six cells: with and without eBPF, with and without rules, on both sides.
 
-The cells without eBPF are measured on a pair of twins, so that the real pods are never without it. The last one is
-the false positive of the walkthrough: a 200 that no sidecar had a part in.
+The cells without eBPF are measured on a pair of control pods, so that the real pods never lose eBPF. The last cell is
+the false positive of the walkthrough: a 200 without any sidecar in the path.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     from merbridge_lab.api import Lab, Observation, Workload
 
-#: What a lab must have for the cells to be measured.
+#: The capabilities that a lab needs for the cells to be measured.
 NEEDS = frozenset({DATAPLANE, CONTROL_CLIENT})
 _MANY = 16
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination: whether eBPF serves both ends, whether the client's and the servers' rules are present."""
+    """One combination: whether eBPF serves both ends, and whether the client's and the servers' rules are present."""
 
     ebpf: bool
     client_rules: bool
@@ -46,16 +46,16 @@ class Cell:
 
     @property
     def place(self) -> tuple[bool, bool, bool]:
-        """Where it is in the table: eBPF first, rules first."""
+        """Return its position in the table: sorted by eBPF first, then rules."""
         return not self.ebpf, not self.client_rules, not self.server_rules
 
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """A cell as it was measured on `client`; `finding` says whether what was expected of it was seen.
+    """The measurement of a cell on `client`; `finding` is whether the expected result was seen.
 
-    One that skips is of a cell that the dataplane is known not to serve: what was seen is told, and proves nothing.
-    `unasked` names what else was to be looked at in it and could not be on this machine, and why: each is a skip.
+    A cell is skipped if the dataplane is known not to serve it: its result is reported, but proves nothing. `unasked`
+    lists what else this machine could not measure in the cell, and why; each entry is a skip.
     """
 
     cell: Cell
@@ -67,11 +67,11 @@ class CellOutcome:
 
     @property
     def skipped(self) -> int:
-        """How much of it was skipped: all of it, or what could not be asked."""
+        """Return how much of it was skipped: all of it, or what could not be measured."""
         return 1 if self.finding.verdict is Verdict.SKIP else len(self.unasked)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as scripts see it; `rules` is the client's, as in a walkthrough that flushes sleep only."""
+        """Return it as scripts see it; `rules` are the client's, as in a walkthrough that flushes only sleep."""
         return {
             "ebpf": self.cell.ebpf,
             "rules": self.cell.client_rules,
@@ -87,9 +87,10 @@ class CellOutcome:
 
 
 def measure(lab: Lab) -> Iterator[CellOutcome]:
-    """Measure the cells, the ones without eBPF first: they are the controls of the others.
+    """Measure the cells, those without eBPF first: they are the controls of the others.
 
-    A cell of which something could not be read does not hold, and says so; the others are measured all the same.
+    If something of a cell could not be read, the cell does not hold and reports this. The other cells are still
+    measured.
     """
     sleep, servers = lab.workload("sleep"), lab.servers()
     with lab.control_pair() as control_pair:
@@ -98,12 +99,12 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         with client.rules.flushed():
             closed = lab.observe(client, url=url, server=server)
             with server.rules.flushed():
-                # Nothing is awaited in the logs here: nothing is expected. Whether something came is seen below.
+                # Do not wait for the logs here: no record is expected. Unexpected records are found below.
                 bypassed = lab.observe(client, url=url, server=server, logged=False)
-            # One by one: by way of their service, the one that takes plain text might not be asked.
+            # Ask the servers one by one: through the service, the server that accepts plain text might not be selected.
             refused = [lab.observe(client, url=each.url, server=each, count=1) for each in servers]
         by_rules = with_fresh_ports(lambda: lab.observe(client, url=url, server=server), closed, bypassed)
-        # By now both sidecars have written what came later, so what they have not written never came.
+        # By now both sidecars have written later records, so a record that is missing now was never written.
         strays = _strays(lab, bypassed, earlier)
         moved = assess(rules.assess_moved, by_rules)
 
@@ -156,7 +157,7 @@ def _find_all_closed(servers: Sequence[Workload], *seen: Observation) -> Finding
 
 
 def _strays(lab: Lab, bypassed: Observation, earlier: Observation) -> Sequence[str] | Unread:
-    """Find records of what was sent past the sidecars; `earlier` shows that nobody cut the logs meanwhile."""
+    """Find records of requests that were sent past the sidecars; `earlier` shows that nobody cut the logs meanwhile."""
     (known,) = (exchange.nonce for exchange in earlier.exchanges)
     found = lab.logged([known, *(exchange.nonce for exchange in bypassed.exchanges)])
     if sum(known in line for line in found) < 2:  # noqa: PLR2004 - the client's sidecar and the server's
@@ -167,7 +168,7 @@ def _strays(lab: Lab, bypassed: Observation, earlier: Observation) -> Sequence[s
 def _all_flushed(
     lab: Lab, sleep: Workload, servers: Sequence[Workload], outside: Workload, refused: Sequence[Observation]
 ) -> CellOutcome:
-    """Flush both sides: what reaches a server's sidecar now, eBPF brought there."""
+    """Flush both sides: only eBPF can now bring a request to a server's sidecar."""
     fresh = lab.drain_idle_connections()
     with lab.flushed([sleep, *servers]) as saved:
         before = {server.name: server.rules.snapshot() for server in servers}
@@ -193,10 +194,10 @@ def _all_flushed(
 
 
 def _find_limit(seen: Observation, gone: Sequence[Finding], limit: str) -> Finding:
-    """Tell what came of requests where the dataplane is known to leave the servers' side to the rules.
+    """Report what happens to requests if the dataplane is known to leave the servers' side to the rules.
 
-    That the rules were gone, and that the client's connections were intercepted, must hold: that is no limit. What
-    then happens at the servers is upstream's: it is told, whatever it is.
+    The rules must be gone, and the client's connections must be intercepted: these claims are no limitation. What then
+    happens at the servers depends on upstream: it is reported, whatever it is.
     """
     must = [*gone, dataplane.assess_intercepted(seen)]
     evidence = tuple(reading for finding in must for reading in finding.evidence)
@@ -228,9 +229,10 @@ def _served_by_ebpf(seen: Observation) -> tuple[Finding, ...]:
 
 
 def _both_answer(lab: Lab, client: Workload, seen: Observation) -> Finding:
-    """Look whether no server hides behind the others, by way of the client's retries.
+    """Check with the client's retries that no server is hidden behind the others.
 
-    Sidecars take turns, but other requests take part in them: four alike may be chance, sixteen more are not.
+    Sidecars select servers in turn, but other requests also advance the turn. Four equal answers may be chance; sixteen
+    more are not.
     """
     finding = mesh.assess_both_versions(seen)
     return finding if finding.held else mesh.assess_both_versions(lab.observe(client, count=_MANY))
@@ -241,9 +243,9 @@ def _names(workloads: Sequence[Workload]) -> str:
 
 
 def _all(why: str, *findings: Finding) -> Finding:
-    """Join findings: the first that does not hold speaks for all, else `why` does.
+    """Join findings: return the first that does not hold, or else a finding with `why`.
 
-    In `why`, {payload} stands for the finding about the payload, the fourth, and {last} for the last one.
+    In `why`, {payload} is the text of the finding about the payload (the fourth), and {last} that of the last one.
     """
     evidence = tuple(reading for finding in findings for reading in finding.evidence)
     control = next((finding.control for finding in findings if finding.control), None)

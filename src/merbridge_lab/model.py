@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Kind(str, Enum):
-    """What kind of step it is.
+    """The kind of a step.
 
-    ENSURE brings about a state that lasts: its act is skipped where its checks already hold, its undo runs at
-    `down`. DEMONSTRATE always acts and always cleans up behind itself.
+    ENSURE creates a state that lasts: its act is skipped if its checks already hold, and its undo runs at `down`.
+    DEMONSTRATE always acts and always cleans up after itself.
     """
 
     ENSURE = "ensure"
@@ -28,11 +28,11 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """A predicate over what a step brought about: the lab (ensure) or what its act returned (demonstrate).
+    """A predicate over the result of a step: the lab (ensure) or what its act returned (demonstrate).
 
-    `name` is "subject.claim", as scripts see it; `description` the claim in words; `hint` what to type or look
-    at when it does not hold. `unread` is the verdict where a reading that it needs could not be taken. Patience is the
-    caller's: a check looks once.
+    `name` is "subject.claim", as scripts see it. `description` is the claim in words. `hint` is what to type or look at
+    if it does not hold. `unread` is the verdict if a reading that it needs could not be taken. The caller decides how
+    often to retry: a check evaluates once.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Check:
     unread: Verdict = Verdict.FAIL
 
     def evaluate(self, subject: object) -> Finding:
-        """Look once."""
+        """Evaluate the check once."""
         return assess(self.look, subject, unread=self.unread)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a step does instead where a lab lacks a capability; what is left out is as in the step.
+    """A replacement of parts of a step for labs that lack a capability; an omitted field is as in the step.
 
-    `needs` are the capabilities that it still needs.
+    `needs` are the capabilities that the step still needs.
     """
 
     act: Callable[[Lab], Any] | None = None
@@ -64,12 +64,12 @@ class Variant:
 class Step:
     """One numbered step of the walkthrough.
 
-    `act` does it. The checks in `verify` look at the lab (ensure) or at what `act` gave (demonstrate). An ensure
-    step may also have `observe`, which sends requests once `verify` holds, and `witness`, the checks that look at
-    what it gave. `always` has an ensure step act although its checks hold. `commands` lists what a person would
-    type for the step, complete from a root shell on the host; `needs` names capabilities of the lab without which
-    it is skipped, `without` what it does instead where one is missing; `undo` takes back what an ensure step brought
-    about. `title` and `narration` come from the module's docstring.
+    `act` performs the step. The checks in `verify` evaluate the lab (ensure) or what `act` returned (demonstrate). An
+    ensure step may also have `observe`, which sends requests once `verify` holds, and `witness`, the checks of what
+    `observe` returned. `always` makes an ensure step act although its checks hold. `commands` lists what a person would
+    type for the step, complete from a root shell on the host. `needs` names capabilities; the step is skipped in a lab
+    without them. `without` is what it does instead if one is missing. `undo` takes back what an ensure step created.
+    `title` and `narration` come from the module's docstring.
     """
 
     number: int

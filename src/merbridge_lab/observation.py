@@ -1,4 +1,4 @@
-"""Everything read around one batch of requests: what the checks of a request look at."""
+"""The evidence around one batch of requests, which the checks of a request evaluate."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 HTTP_OK = 200
 #: curl: connected, then closed before any HTTP status ("empty reply" and "failure receiving").
 CURL_CLOSED = (52, 56)
-#: How often a batch is observed again, if its connections are not fresh ones for conntrack.
+#: Maximum number of repeats of a batch whose connections are not fresh ones for conntrack.
 _ANEW = 2
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request by one fresh connection, and what came of it.
+    """One request on one fresh connection, and its result.
 
-    `exit_status` is curl's; `status` the HTTP status or None; `local` the client's "ip:port" as it saw it itself, and
-    `remote` whom it believes to have spoken to (getpeername).
+    `exit_status` is curl's. `status` is the HTTP status or None. `local` is the client's "ip:port" as the client sees
+    it. `remote` is the peer as the client sees it (getpeername).
     """
 
     nonce: str
@@ -43,17 +43,17 @@ class Exchange:
 
     @property
     def served(self) -> bool:
-        """Whether the response was a 200."""
+        """Report whether the response was a 200."""
         return self.exit_status == 0 and self.status == HTTP_OK
 
     @property
     def closed(self) -> bool:
-        """Whether the connection was made and then closed before any HTTP status."""
+        """Report whether the connection was established and then closed before any HTTP status."""
         return self.exit_status in CURL_CLOSED
 
     @property
     def instance(self) -> str:
-        """Who answered, by its own words: helloworld names its pod; "" where the body names nobody."""
+        """Return who answered, according to the answer: helloworld names its pod; "" if the body names nobody."""
         found = re.search(r"\binstance: (\S+)", self.body)
         return found[1] if found else ""
 
@@ -64,7 +64,7 @@ class Exchange:
 
 
 def arrivals(sent: str, changed_sources: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """Return the "ip:port" as which what was sent from `sent` may have arrived: unchanged, or changed on the way."""
+    """Return each "ip:port" that may be the source on arrival of what was sent from `sent`: the same or changed."""
     known, new = frozenset[str](), frozenset({sent})
     while new:
         known |= new
@@ -76,16 +76,16 @@ def arrivals(sent: str, changed_sources: Mapping[str, frozenset[str]]) -> frozen
 class Observation:
     """A batch of requests of one client, with the state of the world before and after it.
 
-    `client_log` and `server_log` map a nonce to the line that the client's sidecar, or some server's, wrote of it;
-    the latter with the server's name. `rejected` are connections that a server's inbound listener closed for
-    speaking plain text. `before` and `after` are the client's rules; `counters_before` and `counters_after` the
-    dataplane's, workload → counter → number, empty where no dataplane is attached. `control` is the same batch
-    by a twin that the dataplane does not serve. `saved` and `restored` are the rules around a flush. `changed_sources`
-    are those of conntrack (adapters.conntrack), read where the records of a request did not name the same ports.
-    `noted` is there for a dataplane that keeps in a map where each connection was meant to go: nonce → leg → "ip:port".
-    `limits` says of legs that it is known not to serve, why not. `by_tcp` is there for a lab that asks the kernel's TCP
-    what it carried: nonce → leg → the bytes that the dialling and the accepting end gave to TCP, over the life of their
-    connection. What could not be read is Unread, each for itself.
+    `client_log` and `server_log` map a nonce to the line that the client's sidecar, or a server's, wrote about it;
+    `server_log` also has the server's name. `rejected` are connections that a server's inbound listener closed because
+    they were plain text. `before` and `after` are the client's rules. `counters_before` and `counters_after` are the
+    dataplane's: workload → counter → number, empty if no dataplane is attached. `control` is the same batch sent by a
+    control client that the dataplane does not serve. `saved` and `restored` are the rules around a flush.
+    `changed_sources` are those of conntrack (adapters.conntrack), read if the records of a request did not name the
+    same ports. `noted` exists for a dataplane that keeps the original destination of each connection in a map: nonce →
+    leg → "ip:port". `limits` maps each leg that the dataplane is known not to serve to the reason. `by_tcp` exists for
+    a lab that reads from the kernel's TCP what it carried: nonce → leg → the bytes that the dialling and the accepting
+    end gave to TCP, over the life of their connection. Each value that could not be read is Unread.
     """
 
     client: str
@@ -111,23 +111,23 @@ class Observation:
             raise ValueError("a batch without a request proves nothing")
 
     def with_control(self, control: Observation) -> Observation:
-        """Return this observation with `control` standing next to it."""
+        """Return this observation with `control` attached."""
         return replace(self, control=control)
 
     def with_rules(self, saved: RuleSet, restored: RuleSet | None) -> Observation:
-        """Return this observation, made while the rules were flushed, with the rules around the flush.
+        """Return this observation with the rules around the flush during which it was made.
 
-        `restored` is None where they were left flushed on purpose.
+        `restored` is None if the rules were left flushed on purpose.
         """
         return replace(self, saved=saved, restored=restored)
 
     def is_same(self, sent: str, arrived: str) -> bool:
-        """Whether what was sent from "ip:port" `sent` may have arrived as `arrived`. Raises UnreadError."""
+        """Report whether what was sent from "ip:port" `sent` may have arrived as `arrived`. Raise UnreadError."""
         return sent == arrived or arrived in arrivals(sent, value_of(self.changed_sources))
 
     def has_ports_of(self, earlier: Iterable[Observation]) -> bool:
-        """Whether one of the connections, the sidecar's own among them, left from where an earlier one had left."""
-        # Of a connection that was never made, curl tells neither address nor port.
+        """Report whether a connection, a sidecar's included, reuses a source port of an earlier one."""
+        # For a connection that was never established, curl reports neither address nor port.
         known = {each.local for seen in earlier for each in seen.exchanges if each.local[:1].isdigit()}
         told = {} if isinstance(self.client_log, Unread) else self.client_log
         return not known.isdisjoint(
@@ -145,7 +145,7 @@ class Observation:
         )
 
     def original_destinations(self, leg: str) -> dict[str, str]:
-        """Give, by nonce, where the connections of a leg were meant to go, as the dataplane noted it."""
+        """Return, by nonce, the original destinations of the connections of a leg, as the dataplane recorded them."""
         return {nonce: legs[leg] for nonce, legs in value_of(self.noted or {}).items() if leg in legs}
 
     def original_destinations_reading(self, leg: str) -> Reading:
@@ -160,7 +160,7 @@ class Observation:
         return frozenset(name for name, _ in value_of(self.server_log).values())
 
     def counter(self, workload: str, name: str) -> Reading:
-        """Read the dataplane's counter `name` of `workload`; 0 where it does not exist."""
+        """Return the dataplane's counter `name` of `workload`; 0 if it does not exist."""
         return Reading(
             f"bpf:{workload}/{name}",
             "bytes" if name.endswith("_bytes") else "events",
@@ -169,17 +169,18 @@ class Observation:
         )
 
     def rule(self, chain: str) -> Reading:
-        """Read the packets that the client's rules in `chain` matched."""
+        """Return how many packets the client's rules in `chain` matched."""
         where = self.before.source(self.client, chain)
         return Reading(where, "packets", self.before.packets(chain), self.after.packets(chain))
 
 
 def with_fresh_ports(observe: Callable[[], Observation], *closed: Observation) -> Observation:
-    """Observe, and again where a connection has the source port of one that a server has reset before.
+    """Observe, and repeat if a connection reuses the source port of one that a server has reset before.
 
-    Conntrack remembers such a one for ten seconds more and takes the new one for it: uncounted by any nat rule it goes
-    where the old one went. The kernel begins at another port every ten seconds, so that happens by chance. It is no
-    measure of the rules. What has ports of its own is taken as it is, and so is the third batch, whatever it is.
+    Conntrack remembers such a connection for ten seconds more and takes the new connection for it. The new one then
+    goes where the old one went, and no nat rule counts it. The kernel starts at another port every ten seconds, so this
+    happens by chance and says nothing about the rules. A batch with fresh ports is accepted as it is, and so is the
+    third batch in any case.
     """
     seen = observe()
     for _ in range(_ANEW):

@@ -11,7 +11,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Original:
-    """One thing that was typed. `now` says what one does instead, and why; nothing where it is typed as ever."""
+    """One command that was typed. `now` is what one does instead, and why; empty if it is still typed the same."""
 
     then: str
     now: str
@@ -24,5 +24,5 @@ def _all() -> dict[int, tuple[Original, ...]]:
 
 
 def original(number: int) -> tuple[Original, ...]:
-    """Return what was typed in a step, in its order."""
+    """Return what was typed in a step, in order."""
     return _all().get(number, ())

@@ -1,6 +1,6 @@
-"""Wait for something to become true: to a deadline, saying what is awaited.
+"""Wait for a condition, with a deadline, and report what is awaited.
 
-The only place where merlab sleeps.
+This is the only place where merlab sleeps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How often a command that takes its time is told of, in seconds.
+#: Interval between progress reports of a long-running command, in seconds.
 _BETWEEN_WORDS = 0.5
 
 
@@ -35,7 +35,7 @@ class _Listener:
 
 
 def on_progress(tell: Callable[[str, float], None] | None) -> None:
-    """Have `tell` called with what is awaited and for how many seconds already, again and again while it lasts."""
+    """Call `tell` repeatedly during the block, with what is awaited and for how many seconds already."""
     _Listener.tell = tell
 
 
@@ -46,7 +46,7 @@ def _tell(awaiting: str, seconds: float) -> None:
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Say what goes on, and for how long already, while the block runs: a command that takes its time."""
+    """Report what is running, and for how long already, while the block runs: for a command that takes long."""
     began = time.monotonic()
     over = threading.Event()
 
@@ -66,11 +66,11 @@ def progress(what: str) -> Iterator[None]:
 def poll_until(
     look: Callable[[], T], *, timeout: float, awaiting: str | Callable[[], str], every: float = 0.1
 ) -> T | None:
-    """Call `look` until it gives something true, at most `timeout` seconds; give that, or the last thing it gave.
+    """Call `look` until it returns something true, for at most `timeout` seconds; return that, or the last result.
 
-    `awaiting` says in a few words what is awaited, for the progress line, or is asked for them. Looks come `every`
-    so many seconds, the first ones sooner. The caller decides what a timeout means; what it must not do is take it
-    for a success.
+    `awaiting` describes in a few words what is awaited, for the progress line; or it is a function that returns this.
+    `look` is called every `every` seconds, more often at first. The caller decides what a timeout means; it must not
+    take it for a success.
     """
     result = look()
     if result:
@@ -97,7 +97,7 @@ def poll_until(
 
 
 def retrying(work: Callable[[], T], *, on: type[Exception], timeout: float, awaiting: str) -> T:
-    """Do `work`, again where it raises `on`, for at most `timeout` seconds; raises the last of these then."""
+    """Do `work`, and retry if it raises `on`, for at most `timeout` seconds; then raise the last of these."""
     began = time.monotonic()
 
     def nap(seconds: float) -> None:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from merbridge_lab.model import Check, Step
 
 SCHEMA = 1
-#: What a run comes to in which every step was skipped.
+#: The exit status of a run in which every step was skipped.
 _NOTHING = LabError("nothing was seen to hold: every step was skipped", hint="merlab status")
 
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """One check of one step: what it found, after how many looks and seconds."""
+    """One check of one step: its finding, and after how many evaluations and seconds."""
 
     check: Check
     finding: Finding
@@ -52,7 +52,7 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """One step as it ran: `acted` says whether its act was needed."""
+    """One step as it ran; `acted` is whether its act was needed."""
 
     step: Step
     verdict: Verdict
@@ -78,10 +78,10 @@ class StepOutcome:
 
 @dataclass
 class Report:
-    """What ran, how it came out, and with what evidence.
+    """What ran, with which outcome and which evidence.
 
-    `standing` are checks of what must stand before a proof makes sense: node, mesh, dataplane (`verify`); `matrix`
-    what happens with and without eBPF and rules; `changes` what changed under a proof's feet, which voids it.
+    `standing` are checks of what a proof needs: node, mesh, dataplane (`verify`). `matrix` is what happens with and
+    without eBPF and rules. `changes` is what changed during the proof, which makes it invalid.
     """
 
     command: str
@@ -93,12 +93,12 @@ class Report:
     seconds: float = 0.0
     paused: float = 0.0
     error: LabError | None = None
-    #: The command that mends what is in the way of all of it, where that is known; it goes before any check's own.
+    #: The command that fixes the cause of all failures, if it is known; it takes precedence over the hint of a check.
     remedy: str | None = None
 
     @property
     def hint(self) -> str | None:
-        """On a failure or an error, the next command to type."""
+        """On a failure or an error, return the next command to type."""
         if self.verdict is Verdict.PASS:
             return None
         if self.error is not None:
@@ -107,7 +107,7 @@ class Report:
 
     @property
     def skipped(self) -> int:
-        """How many steps, checks, cells and kinds of connection were skipped; a skip is never a pass."""
+        """Return how many steps, checks, cells and kinds of connection were skipped; a skip is never a pass."""
         return sum(
             (step.verdict is Verdict.SKIP) + sum(check.finding.verdict is Verdict.SKIP for check in step.checks)
             for step in self.steps
@@ -115,7 +115,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst that happened; a run in which nothing was seen to hold is no pass."""
+        """Return the worst verdict; a run in which nothing was seen to hold is no pass."""
         if self.error is not None:
             return Verdict.ERROR
         seen = {step.verdict for step in self.steps}
@@ -128,7 +128,7 @@ class Report:
 
     @property
     def cause(self) -> str | None:
-        """On a failure or an error, the one sentence that names what is wrong and where."""
+        """On a failure or an error, return the sentence that names what is wrong and where."""
         for check in self.standing:
             if not check.finding.held:
                 return check.finding.why

@@ -19,7 +19,7 @@ from merbridge_lab.text import lines_of
 _RULE = re.compile(r"^(?:\[(?P<packets>\d+):(?P<bytes>\d+)\] )?-A (?P<chain>\S+) ?(?P<spec>.*)$")
 
 BACKENDS = ("nft", "legacy")
-#: The third place where Istio may put its rules, from 1.27 on: a table of nftables' own. iptables shows nothing of it.
+#: The third place where Istio may put its rules, from 1.27 on: its own table of nftables. iptables shows nothing of it.
 NATIVE = "native"
 NATIVE_TABLE = "inet istio-proxy-nat"
 _NOT_ASKED = Unread("nft:generation", "nobody asked for it")
@@ -28,7 +28,7 @@ _COUNTER = re.compile(r"\bcounter packets (?P<packets>\d+) bytes \d+ ?")
 
 @dataclass(frozen=True)
 class Rule:
-    """One `-A` line: where it stands and how many packets it has matched."""
+    """One `-A` line: its place and how many packets it has matched."""
 
     table: str
     chain: str
@@ -37,7 +37,7 @@ class Rule:
 
     @property
     def is_istio(self) -> bool:
-        """Whether the rule is in, or jumps to, one of Istio's chains."""
+        """Report whether the rule is in, or jumps to, one of Istio's chains."""
         return self.chain.startswith("ISTIO_") or "-j ISTIO_" in self.spec or "jump istio-" in self.spec
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Rule:
 
 
 def parse(text: str) -> tuple[Rule, ...]:
-    """Read the rules of an `iptables-save` text, with or without counters, in their order; or see parse_native."""
+    """Parse the rules of an `iptables-save` text, with or without counters, in order. For nftables see parse_native."""
     if any(line.startswith("table ") for line in lines_of(text)):
         return parse_native(text)
     rules = []
@@ -59,10 +59,10 @@ def parse(text: str) -> tuple[Rule, ...]:
 
 
 def parse_native(text: str) -> tuple[Rule, ...]:
-    """Read the rules of Istio's nftables table, as `nft list table` prints it; its chains by iptables' names.
+    """Parse the rules of Istio's nftables table, as `nft list table` prints it; chains get the names of iptables.
 
-    Istio gives every rule a counter. Its chains are called in small letters and with hyphens what they are called
-    in capitals and with underscores elsewhere.
+    Istio gives every rule a counter. The names of its chains here are in lower case with hyphens, elsewhere in upper
+    case with underscores.
     """
     rules = []
     chain = ""
@@ -78,7 +78,7 @@ def parse_native(text: str) -> tuple[Rule, ...]:
 
 
 def place(backend: str) -> str:
-    """Name a backend for a person."""
+    """Return the name of a backend for a person."""
     return "native nftables" if backend == NATIVE else backend
 
 
@@ -87,13 +87,12 @@ class RuleSet:
     """The rules of one network namespace in all backends at one moment.
 
     `texts` maps a backend ("nft", "legacy") to its `iptables-save -c` text, and "native" to what nft lists of Istio's
-    own nat table, where there is one. A backend that is absent is one in which there can be no rules; one that could
-    not be read is Unread, and whoever asks for its rules gets an UnreadError. `native` lists what else of nftables
-    could take nat's part, though no iptables made it; `beside` what cannot, being of Istio's raw and mangle tables or
-    of other address families. `generation` moves with every change of nftables' rules, so two equal ones mean that
-    nothing changed in between. `altered` says, in sentences, what of iptables' own tables and chains is not as it makes
-    them: a policy that drops, a table that is switched off. `in_part` lists rules of which the kernel's own words are
-    not all known.
+    own nat table, if there is one. A backend that is absent cannot have rules. A backend that could not be read is
+    Unread: reading its rules raises UnreadError. `native` lists what else of nftables could act like nat, although
+    iptables did not make it. `beside` lists what cannot: Istio's raw and mangle tables, and other address families.
+    `generation` changes with every change of nftables' rules, so two equal ones mean that nothing changed in between.
+    `altered` describes, in sentences, how iptables' own tables and chains differ from how iptables makes them: a policy
+    that drops, a table that is switched off. `in_part` lists rules of which not all of the kernel's words are known.
     """
 
     texts: Mapping[str, str | Unread] = field(default_factory=dict)
@@ -112,12 +111,12 @@ class RuleSet:
 
     @property
     def unread(self) -> tuple[Unread, ...]:
-        """What of the rules could not be read."""
+        """The parts of the rules that could not be read."""
         readings = (*(self.texts[name] for name in self._present), self.native, self.beside, self.altered)
         return tuple(each for each in readings if isinstance(each, Unread))
 
     def source(self, workload: str, chain: str = "") -> str:
-        """Name the nat table of `workload`, or a chain of it, as the source of a reading."""
+        """Return the name of the nat table of `workload`, or of one of its chains, as the source of a reading."""
         if NATIVE in self.texts:
             path = [f"nft:{workload}", NATIVE_TABLE, chain.replace("_", "-").lower()]
         else:
@@ -126,11 +125,11 @@ class RuleSet:
 
     @property
     def backend(self) -> str:
-        """The backend that holds Istio's nat rules, or "" where none does."""
+        """The backend that holds Istio's nat rules; "" if none does."""
         return next((name for name in self._present if any(_is_istios_nat(r) for r in self._parsed(name))), "")
 
     def backend_of(self, table: str) -> str | None:
-        """Return the backend that has any rules in `table`, or None where none has."""
+        """Return the backend that has rules in `table`; None if none has."""
         return next((name for name in self._present if any(r.table == table for r in self._parsed(name))), None)
 
     @property
@@ -150,11 +149,11 @@ class RuleSet:
 
     @property
     def diverting(self) -> tuple[Rule, ...]:
-        """Rules outside nat that can bring a connection to another listener than the one it was meant for."""
+        """Rules outside nat that can bring a connection to another listener than its original destination."""
         return tuple(rule for rule in self.rules if rule.table != "nat" and _DIVERTS.search(rule.spec))
 
     def packets(self, chain: str) -> int:
-        """Packets matched by the nat rules of `chain`; nat rules see the first packet of a connection only."""
+        """Return how many packets the nat rules of `chain` matched: they see only the first packet of a connection."""
         return sum(rule.packets for rule in self.nat if rule.chain == chain)
 
     def specs(self, table: str) -> tuple[str, ...]:
@@ -162,7 +161,7 @@ class RuleSet:
         return tuple(str(rule) for rule in self.rules if rule.table == table)
 
     def text(self, backend: str, table: str) -> str:
-        """Return the text of one table, counters included, as iptables-save -t prints it; "" where it tells of none."""
+        """Return one table as text with counters, as iptables-save -t prints it; "" if it does not list the table."""
         found = re.search(
             rf"(?:^# Generated by .*\n)?^\*{re.escape(table)}\n(?:.*\n)*?COMMIT\n(?:# Completed on .*\n)?",
             value_of(self.texts[backend]),
@@ -171,11 +170,11 @@ class RuleSet:
         return found[0] if found else ""
 
     def fingerprint(self, table: str) -> str:
-        """Return the rules of `table` as one text, or what was in the way of reading them."""
+        """Return the rules of `table` as one text, or the reason why they could not be read."""
         return "\n".join(map(str, self.unread)) or "\n".join(self.specs(table))
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as `merlab status --json` has it; `unread` is there where the rules could not be read."""
+        """Return it as `merlab status --json` prints it; `unread` is present if the rules could not be read."""
         told: dict[str, Any] = {"backend": "", "istio_rules": 0}
         try:
             told |= {"backend": self.backend, "istio_rules": len(self.istio)}
@@ -184,9 +183,9 @@ class RuleSet:
         return told
 
     def change_since(self, before: RuleSet, *, between: bool = True) -> str:
-        """Name the first difference in any table of any backend, counters aside; "" where there is none.
+        """Return the first difference in any table of any backend, without counters; "" if there is none.
 
-        Rules that changed and changed back `between` the two are told by the generation, where it was read.
+        The generation reveals rules that changed and changed back `between` the two, if it was read.
         """
         for name in dict.fromkeys((*before._present, *self._present)):
             old, new = (_lines(value_of(each.texts.get(name, ""))) for each in (before, self))
@@ -203,10 +202,10 @@ class RuleSet:
         return f"nftables' generation went from {numbers[0]} to {numbers[1]}"
 
     def fault(self) -> str:
-        """Say what of Istio's nat rules is not as Istio makes them, whatever the version; "" where nothing is.
+        """Describe how Istio's nat rules differ from what every version of Istio makes; "" if they do not.
 
-        The chains that bring a connection to the sidecar must be reached and must redirect, once and in one backend
-        (a flip of the backend leaves the rules in both: istio/istio#61020).
+        The chains that bring a connection to the sidecar must be reached and must redirect, once and in one backend. (A
+        change of the backend leaves the rules in both: istio/istio#61020.)
         """
         holding = [name for name in self._present if any(_is_istios_nat(rule) for rule in self._parsed(name))]
         if len(holding) != 1:
@@ -221,7 +220,7 @@ class RuleSet:
         return ""
 
 
-#: Which chains a connection passes on its way to the sidecar, and what in each leads it on.
+#: The chains that a connection passes on its way to the sidecar, and what leads on in each.
 _WAY = (
     ("OUTPUT", r"-j ISTIO_OUTPUT\b|jump istio-output\b"),
     ("ISTIO_OUTPUT", r"-j ISTIO_REDIRECT\b|jump istio-redirect\b"),
@@ -236,6 +235,6 @@ def _is_istios_nat(rule: Rule) -> bool:
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines of a text of rules without comments and counters: chains that stand empty are among them."""
+    """Return the lines of a text of rules without comments and counters; empty chains are among them."""
     lines = (_COUNTERS.sub("", line).strip() for line in lines_of(text))
     return [line for line in lines if line and not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""Run steps in their order, verify after each, and stop where one does not hold."""
+"""Run steps in order, verify after each, and stop if one does not hold."""
 
 from __future__ import annotations
 
@@ -20,53 +20,53 @@ if TYPE_CHECKING:
     from merbridge_lab.model import Check, Step
 
 
-#: What puts flushed rules back.
+#: The command that restores flushed rules.
 RESTORE = "merlab restore"
 
 
 class Observer(Protocol):
-    """Someone who watches a run: the console, or a test."""
+    """An observer of a run: the console, or a test."""
 
     def step_begins(self, step: Step) -> None:
-        """Take note: a step is about to run."""
+        """Handle the start of a step."""
 
     def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
-        """Take note: a check has its final finding."""
+        """Handle the final finding of a check."""
 
     def step_ends(self, outcome: StepOutcome) -> None:
-        """Take note: a step has its outcome."""
+        """Handle the outcome of a step."""
 
     def matrix_begins(self) -> None:
-        """Take note: the matrix is about to be measured."""
+        """Handle the start of the matrix."""
 
     def cell_ends(self, outcome: CellOutcome) -> None:
-        """Take note: a cell of the matrix was measured."""
+        """Handle the measurement of a cell of the matrix."""
 
 
 class Silent:
-    """An observer that says nothing."""
+    """An observer that prints nothing."""
 
     def step_begins(self, step: Step) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def step_ends(self, outcome: StepOutcome) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def matrix_begins(self) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def cell_ends(self, outcome: CellOutcome) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 class Runner:
     """Runs steps on a lab.
 
-    `patience` is how many seconds a check of an ensure step may take to come true. `between` is called with every
-    step but the first before it runs.
+    `patience` is how many seconds a check of an ensure step may take to pass. `between` is called before every step but
+    the first.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Runner:
     def run(self, report: Report, steps: Iterable[Step]) -> Report:
         """Run `steps` one after another into `report`; stop after the first that does not hold.
 
-        A LabError ends the run and is in the report, with the step it ended; Interrupted passes through.
+        A LabError ends the run and is put into the report, with the step that it ended. Interrupted passes through.
         """
         paused = report.paused
         began = time.monotonic()
@@ -95,7 +95,7 @@ class Runner:
         except LabError as error:
             report.error = error
         finally:
-            # Whoever reads at a pause is not the lab's time.
+            # The time that a reader pauses is not counted as the lab's time.
             report.seconds += time.monotonic() - began - (report.paused - paused)
         return self._with_remedy(report)
 
@@ -113,9 +113,9 @@ class Runner:
                 break
 
     def prove(self, report: Report, *, standing: Sequence[Step], steps: Sequence[Step]) -> Report:
-        """Prove into `report` that the lab does what it claims: it stands, `steps` hold, and so does the matrix.
+        """Prove into `report` that the lab does what it claims: its state, `steps` and the matrix hold.
 
-        Stops at the first part that does not hold. What changes meanwhile voids the proof.
+        Stop at the first part that does not hold. A change during the proof makes it invalid.
         """
         for capability in sorted(matrix.NEEDS - self.lab.capabilities):
             report.error = LabError(
@@ -140,10 +140,10 @@ class Runner:
         return self._with_remedy(report)
 
     def _with_remedy(self, report: Report) -> Report:
-        """Note where something failed while rules are flushed on purpose: no step puts these back."""
+        """Record in the report that something failed while rules are flushed on purpose: no step restores these."""
         if report.verdict is Verdict.PASS:
             return report
-        with contextlib.suppress(LabError, OSError):  # where that cannot be asked, it is not what is in the way
+        with contextlib.suppress(LabError, OSError):  # if this cannot be determined, it is not the cause
             pods = [self.lab.workload("sleep"), *self.lab.servers()]
             if any(pod.rules.outstanding for pod in pods):
                 report.remedy = RESTORE
@@ -170,7 +170,7 @@ class Runner:
             ]
 
     def stand(self, report: Report, steps: Iterable[Step]) -> bool:
-        """Look once, into `report`, whether what ensure steps brought about still stands; change nothing."""
+        """Check once, into `report`, whether the state that ensure steps created is still there; change nothing."""
         began = time.monotonic()
         report.standing += self._look_at(steps)
         report.seconds = time.monotonic() - began
@@ -183,7 +183,7 @@ class Runner:
         step = step.on(self.lab.capabilities)
         began = time.monotonic()
         self.observer.step_begins(step)
-        self.lab.shown()  # forget what an interrupted step left
+        self.lab.shown()  # discard what an interrupted step left
 
         def outcome(
             verdict: Verdict, checks: Sequence[CheckOutcome] = (), *, acted: bool = True, reason: str | None = None
@@ -220,7 +220,7 @@ class Runner:
         return self._checks(step, patience=self.patience), True
 
     def _checks(self, step: Step, *, patience: float) -> list[CheckOutcome]:
-        """Look at the lab, and if all is in order there, at the requests that `observe` sends."""
+        """Evaluate the checks of the lab and, if all hold, those of the requests that `observe` sends."""
         outcomes = []
         for check in step.verify:
             outcomes.append(self._await(check, self.lab, patience))
@@ -262,7 +262,7 @@ class Runner:
 
 
 def _verdict(checks: Sequence[CheckOutcome]) -> Verdict:
-    """All that was looked at held; a skip beside a pass leaves the pass, and is counted on its own."""
+    """Return PASS if all checks held. A skip beside a pass leaves the pass, and is counted separately."""
     verdicts = {check.finding.verdict for check in checks}
     if Verdict.FAIL in verdicts:
         return Verdict.FAIL
@@ -278,7 +278,7 @@ def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[st
 
 
 def undo(lab: Lab, steps: Iterable[Step]) -> None:
-    """Take back what the ensure steps brought about, last first; every one is tried, the first error is raised."""
+    """Undo what the ensure steps created, last first. Try every one; then raise the first error."""
     first: LabError | None = None
     with signals.shielded():
         for step in sorted(steps, key=lambda step: -step.number):

@@ -1,7 +1,7 @@
-"""What a machine can run out of: which errors of the system mean it, and what to type then.
+"""What a machine can run out of: which system errors mean it, and what to type then.
 
-The one place that turns such an error into a sentence. Wherever it was raised (in a thread, while cleaning up, by the
-library that starts commands), it is the machine that lacks something, and no defect of merlab: exit status 3.
+This is the only place that turns such an error into a sentence. Wherever it was raised (in a thread, during cleanup, by
+the library that starts commands), the machine lacks something; it is no internal error: exit status 3.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from merbridge_lab.evidence import Unread
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
-#: What Python raises, without an errno, where clone(2) said EAGAIN.
+#: What Python raises, without an errno, if clone(2) fails with EAGAIN.
 _NO_THREAD = "can't start new thread"
-#: What dash, bash and util-linux say there.
+#: What dash, bash and util-linux print then.
 _NO_FORK = re.compile(r"[Cc]annot fork|fork[^\n]*Resource temporarily unavailable")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def explained(error: BaseException) -> LabError | None:
-    """Return the error to tell for `error`: a LabError as it is, or with what is used up where that is behind it."""
+    """Return the error to show for `error`: a LabError unchanged, or a shortage if one caused it."""
     if isinstance(error, ShortageError):
         return error
     if not isinstance(error, LabError):
         return of(error)
-    # Behind an error that has words of its own, EAGAIN is of a lock or a socket.
+    # If an error with its own message was raised from EAGAIN, the EAGAIN is about a lock or a socket.
     lacking = of(error, but=_AMBIGUOUS) or in_words(error.stderr or "")
     if lacking is None:
         return error
-    if any(os.strerror(code) in error.what for code in _KINDS):  # it says itself of what, and where
+    if any(os.strerror(code) in error.what for code in _KINDS):  # it names the resource itself
         return ShortageError(error.what, error.hint or lacking.hint, error.command, error.stderr)
     return ShortageError(f"{error.what}: {lacking.what}", lacking.hint, error.command, error.stderr)
 
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Raise what means a shortage, and comes out of the block as anything else, as the LabError that tells it."""
+    """Convert an error that means a shortage, raised in the block, to the LabError that describes it."""
     try:
         yield
     except Exception as error:
@@ -54,9 +54,9 @@ def told() -> Iterator[None]:
 
 
 def of(error: BaseException, where: str | Path | None = None, *, but: Container[int] = ()) -> ShortageError | None:
-    """Return the error to tell where `error` means that something is used up or read-only; else None.
+    """Return the error to show if `error` means that something is used up or read-only; else None.
 
-    `where` is the path concerned, for calls whose error does not name it; `but` are numbers that do not count.
+    `where` is the path concerned, for calls whose error does not name it. `but` are error numbers to ignore.
     """
     for each in _chain(error):
         if isinstance(each, MemoryError):
@@ -66,15 +66,15 @@ def of(error: BaseException, where: str | Path | None = None, *, but: Container[
         if isinstance(each, OSError) and each.errno in _KINDS and each.errno not in but:
             lacking = _KINDS[each.errno](where if where is not None else each.filename)
             if each.filename is None and each.strerror not in (None, os.strerror(each.errno)):
-                lacking.what += f" ({each.strerror})"  # where it names no file, its words say what was tried
+                lacking.what += f" ({each.strerror})"  # if it names no file, its message names what was tried
             return lacking
     return None
 
 
 def unread(source: str, error: OSError | LabError, *words: str) -> Unread:
-    """Return the reading that `error` was in the way of, by its own words where there are none better.
+    """Return the Unread for a reading that failed with `error`, with the error's message if there is no better text.
 
-    Raise ShortageError where the machine has run out of something: that says nothing of what was to be read.
+    Raise ShortageError if the machine has run out of something: that tells nothing about the subject of the reading.
     """
     lacking = error if isinstance(error, ShortageError) else of(error, but=_AMBIGUOUS)
     if lacking is not None:
@@ -84,7 +84,7 @@ def unread(source: str, error: OSError | LabError, *words: str) -> Unread:
 
 
 def in_words(said: str) -> ShortageError | None:
-    """Return the same where a command that failed complained of it, by the words of strerror(3)."""
+    """Return the same for a command that failed, recognized by the words of strerror(3) in its output."""
     if _NO_FORK.search(said):
         return _processes(None)
     for code, tell in _KINDS.items():
@@ -95,7 +95,7 @@ def in_words(said: str) -> ShortageError | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Return the error and what it was raised from; not what it merely happened beside."""
+    """Return the error and its chain of causes, without errors that were only handled at the time."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -103,7 +103,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _folder(where: object) -> str:
-    """Name the nearest directory that df can be asked about."""
+    """Return the nearest directory that df accepts."""
     if not isinstance(where, (str, bytes, Path)):
         return ""
     path = Path(os.fsdecode(where))
@@ -113,12 +113,12 @@ def _folder(where: object) -> str:
 
 def _space(where: object) -> ShortageError:
     folder = _folder(where)
-    if not folder:  # so does the kernel also say that there may be no more namespaces or mounts
+    if not folder:  # the kernel also reports this if the limit of namespaces or mounts is reached
         return ShortageError(
             "no space is left on a device, or a limit of the kernel's is reached",
             hint="df -h; sysctl user fs.mount-max",
         )
-    # A file system without free inodes is as full as one without free blocks, and only -i shows it.
+    # A file system without free inodes is as full as one without free blocks; only df -i shows it.
     return ShortageError(f"there is no space left in {folder}", hint=f"df -h {folder}; df -i {folder}")
 
 
@@ -137,7 +137,7 @@ def _read_only(where: object) -> ShortageError:
 
 
 def _mount_point(folder: str) -> str:
-    # Not by Path.is_mount: a part of a file system that is bound to itself, read-only, has the device of what is above.
+    # Not Path.is_mount: a part of a file system that is bound to itself, read-only, has the same device as its parent.
     from merbridge_lab.adapters import mounts
 
     try:
@@ -173,7 +173,7 @@ def _processes(where: object) -> ShortageError:
         return ShortageError(
             f"{what}: the limit of {most} is reached in the cgroup {place}", hint=f"cat {place}/pids.max"
         )
-    # Who tried may have ended since, and be counted no more.
+    # The process that failed may have ended since, and is then no longer counted.
     tightest = min(pids_limits(), key=lambda each: each[2] - each[1], default=None)
     if tightest is not None:
         place, current, most = tightest
@@ -196,7 +196,7 @@ _KINDS: dict[int, Callable[[object], ShortageError]] = {
     errno.EAGAIN: _processes,
     errno.ENOMEM: _memory,
 }
-#: In the words of a command EAGAIN may be of a socket or a lock: it is told as the command told it.
+#: In the output of a command, EAGAIN may be about a socket or a lock: it is shown as the command printed it.
 _AMBIGUOUS = {errno.EAGAIN}
 
 
@@ -204,7 +204,7 @@ def _limit(name: str) -> str:
     """Return a soft limit of this process, for a message."""
     try:
         found = re.search(rf"^{name} +(\S+)", Path("/proc/self/limits").read_text(), re.MULTILINE)
-    except OSError:  # there may be no descriptor left to read it by
+    except OSError:  # there may be no descriptor left to read it with
         import resource
 
         return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -212,7 +212,7 @@ def _limit(name: str) -> str:
 
 
 def pids_limits() -> list[tuple[Path, int, int]]:
-    """Return the cgroups that limit our processes, from ours up: its directory, how many there are, how many may be."""
+    """Return the cgroups that limit our processes, from ours up: directory, current number, maximum number."""
     found: list[tuple[Path, int, int]] = []
     try:
         memberships = Path("/proc/self/cgroup").read_bytes().split(b"\n")

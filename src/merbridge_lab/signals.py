@@ -1,8 +1,8 @@
-"""Signals as something asked for at safe points, never as an exception out of nowhere.
+"""Signals as requests that are handled at safe points, never as an exception at an arbitrary place.
 
-A handler that raises could strike between flushing rules and remembering to put them back. So SIGINT, SIGTERM and
-SIGHUP are only noted; the command that runs is ended, and the next `checkpoint` raises Interrupted, once. From then
-on, merlab is cleaning up and nothing interrupts it any more: a second Ctrl-C changes nothing.
+A handler that raises could run between the flush of rules and the record that they must be restored. So SIGINT, SIGTERM
+and SIGHUP are only recorded. The command that runs is ended, and the next `checkpoint` raises Interrupted, once. From
+then on, merlab cleans up and nothing interrupts it any more: a second Ctrl-C changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """The user, or the system, asked merlab to stop; `signum` says how."""
+    """The user, or the system, asked merlab to stop; `signum` is the signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -38,7 +38,7 @@ class _State:
 def _note(signum: int, _frame: FrameType | None) -> None:
     if _State.raised:
         return
-    if _State.pending is None:  # the first one says how to end
+    if _State.pending is None:  # the first signal decides the exit status
         _State.pending = signum
     if _State.cancel is not None and not _State.shields:
         _State.cancel()
@@ -47,21 +47,23 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 def install() -> None:
     """Take over SIGINT, SIGTERM and SIGHUP for this process.
 
-    What merlab was started with ignoring (SIGHUP under nohup, SIGINT behind the `&` of a script) stays ignored.
+    A signal that was ignored when merlab started (SIGHUP under nohup, SIGINT behind the `&` of a script) stays ignored.
     """
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _note)
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        # Then the kernel forgets how a child ended, and every command would count as one that succeeded.
+        # If SIGCHLD is ignored, the kernel discards the exit status of a child, and every command would count as
+        # successful.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _State.forgot_children = True
 
 
 def give_back() -> None:
-    """Have the signals as merlab was started with them, for a program that takes its place.
+    """Restore the signals as merlab was started with them, for a program that replaces it.
 
-    Python ignores SIGPIPE and SIGXFSZ and does not say how it found them. What has a handler goes by execve(2).
+    Python ignores SIGPIPE and SIGXFSZ and does not tell how it found them. execve(2) resets signals that have a
+    handler.
     """
     for signum in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(signum, signal.SIG_DFL)
@@ -70,9 +72,9 @@ def give_back() -> None:
 
 
 def hang_up() -> None:
-    """Take note that the terminal is gone, which the kernel tells by SIGHUP only to its own session.
+    """Record that the terminal is gone; the kernel reports this by SIGHUP only to the terminal's own session.
 
-    Where SIGHUP is ignored, so is this.
+    If SIGHUP is ignored, this is ignored, too.
     """
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         _State.hung_up = True
@@ -80,17 +82,17 @@ def hang_up() -> None:
 
 
 def hung_up() -> bool:
-    """Whether the terminal is gone."""
+    """Report whether the terminal is gone."""
     return _State.hung_up
 
 
 def is_shielded() -> bool:
-    """Whether what goes on must finish, or is the clean-up of what was interrupted."""
+    """Report whether the current work must finish, or is the cleanup after an interrupt."""
     return bool(_State.shields or _State.raised)
 
 
 def checkpoint() -> None:
-    """Raise Interrupted if a signal came in and nothing that must be finished is under way."""
+    """Raise Interrupted if a signal arrived and no work is running that must finish."""
     if _State.pending is not None and not _State.shields and not _State.raised:
         _State.raised = True
         raise Interrupted(_State.pending)
@@ -98,7 +100,7 @@ def checkpoint() -> None:
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Let what is in the block finish; a signal that came in meanwhile is seen at the next checkpoint."""
+    """Shield the block from signals; the next checkpoint handles a signal that arrived meanwhile."""
     _State.shields += 1
     try:
         yield
@@ -108,11 +110,11 @@ def shielded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cancelling(cancel: Callable[[], None]) -> Iterator[None]:
-    """Call `cancel` (quick, from the signal handler) when a signal comes in while the block runs."""
+    """Call `cancel` (quick, from the signal handler) if a signal arrives while the block runs."""
     before, _State.cancel = _State.cancel, cancel
     try:
         if _State.pending is not None and not _State.shields and not _State.raised:
-            cancel()  # it came in just before: nobody has told the block yet
+            cancel()  # the signal arrived just before: nobody has informed the block yet
         yield
     finally:
         _State.cancel = before

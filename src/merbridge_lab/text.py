@@ -1,9 +1,9 @@
-r"""Text that others wrote: read without choking on it, and shown without obeying it.
+r"""Text from others: read without failing on it, and shown without obeying it.
 
-A mount point, a process name, a log line or the body of an answer may hold any byte. What merlab reads is cut into
-lines where the writer did, at \n, and nowhere else: `str.splitlines` also cuts at \x1c, \x85, U+2028 and more, which
-are ordinary characters to the kernel. What merlab shows goes through `printable`, so that no pod's words move the
-cursor, fill the clipboard or turn the reading direction of root's terminal.
+A mount point, a process name, a log line or the body of an answer may hold any byte. merlab splits what it reads into
+lines where the writer did, at \n, and nowhere else: `str.splitlines` also splits at \x1c, \x85, U+2028 and more, which
+are ordinary characters to the kernel. What merlab shows goes through `printable`, so that no text from a pod moves the
+cursor, fills the clipboard or changes the reading direction of root's terminal.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Controls (Cc, with ESC and the C1 controls), formats that are not seen (Cf, with the ones that turn the direction),
-# halves of surrogate pairs (bytes that were no UTF-8), and the two separators that terminals break lines at.
+# Controls (Cc, with ESC and the C1 controls), invisible formats (Cf, with those that change the direction), halves of
+# surrogate pairs (bytes that were not UTF-8), and the two separators where terminals break lines.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _KEPT = "\n\t"
 _ASCII = re.compile(r"[\n\t\x20-\x7e]*")
-# Where Python keeps a byte that was no UTF-8 (PEP 383).
+# Where Python keeps a byte that was not UTF-8 (PEP 383).
 _ESCAPED_BYTES = range(0xDC80, 0xDD00)
 
 
@@ -38,7 +38,7 @@ def _seen(character: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with all that a terminal would obey instead of showing it as \xNN; newlines and tabs stay."""
+    r"""Return `text` with \xNN for everything that a terminal would obey instead of showing; keep newlines and tabs."""
     return text if _ASCII.fullmatch(text) else "".join(map(_seen, text))
 
 
@@ -48,11 +48,11 @@ def as_json(value: object, *, indent: int | None = None) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    r"""Cut `text` at \n alone; a last line needs no newline, and a \r before it goes with it."""
+    r"""Split `text` at \n only. The last line needs no newline; a \r before a newline is dropped with it."""
     cut = text.replace("\r\n", "\n").split("\n")
     return cut if cut[-1] else cut[:-1]
 
 
 def read_text(path: Path) -> str:
-    """Read a file of the kernel's or a pod's; bytes that are no UTF-8 are kept (PEP 383). Raises OSError."""
+    """Read a file of the kernel or of a pod. Bytes that are not UTF-8 are kept (PEP 383). Raise OSError."""
     return os.fsdecode(path.read_bytes())

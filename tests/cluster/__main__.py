@@ -28,7 +28,7 @@ def merlab(command: str, *arguments: str) -> int:
 
 
 def merlab_arguments() -> list[str]:
-    """What `merlab up --lab kind` is told of this cluster, so that nothing is pulled."""
+    """Return the arguments of `merlab up --lab kind` for this cluster, so that nothing is pulled."""
     told = builds.versions()["merlab"]
     return [
         f"--kind-image={builds.ref('node')}",
@@ -41,7 +41,7 @@ def merlab_arguments() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """What to add to the environment. The value of MERLAB_TEST_CLUSTER is merlab's arguments, quoted for a shell."""
+    """Return the additions to the environment. MERLAB_TEST_CLUSTER holds merlab's arguments, quoted for a shell."""
     folders = (builds.tool("kind"), builds.tool("istio"), builds.kubectl())
     path = [folder for folder in os.environ.get("PATH", "").split(":") if folder]
     told = {
@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
 
 
 def prepare(*, keep: bool = False) -> None:
-    """Build what is missing, see to it that a daemon answers, and enter the cluster's environment."""
+    """Build what is missing, ensure that a daemon answers, and set the cluster's environment."""
     with builds.alone("build"):
         builds.binaries()
         engine.start(keep=keep)
@@ -118,7 +118,7 @@ COMMANDS = {"build": build, "start": start, "stop": stop, "env": env, "up": up, 
 def main(name: str = "", *arguments: str) -> int:
     if name not in COMMANDS:
         sys.exit(__doc__)
-    # What was started is stopped, also when a time limit ends this.
+    # Stop what was started, also if a time limit ends this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     engine.choose()
     return COMMANDS[name](*arguments)

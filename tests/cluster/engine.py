@@ -1,7 +1,8 @@
-"""A Docker daemon of our own, where none answers.
+"""A separate Docker daemon, if none answers.
 
-It shares nothing with one that is installed: its data are in the cache, all else in one folder under /run, and it
-sets no rule, bridge, address or sysctl in the machine's network (kind's own network makes a bridge, and goes again).
+It shares nothing with an installed one: its data are in the cache, everything else is in one folder under /run. It sets
+no rule, bridge, address or sysctl in the machine's network (kind's own network creates a bridge, which is removed
+again).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ RUN = Path("/run/merlab-cluster")
 SOCKET = f"unix://{RUN}/docker.sock"
 _PIDFILE = RUN / "docker.pid"
 _CGROUP = "merlab-cluster"
-#: There while the daemon is meant to outlive the command that started it. One without it was left by a killed test.
+#: Exists while the daemon must outlive the command that started it. Without this file, a killed test left the daemon.
 _KEPT = RUN / "kept"
 
 
 def answers(host: str | None = None) -> bool:
-    """Does a daemon answer there, or wherever docker would look by itself?"""
+    """Report whether a daemon answers there, or wherever docker would look by itself."""
     if not shutil.which("docker"):
         return False
     environment = os.environ | ({"DOCKER_HOST": host} if host else {})
@@ -36,19 +37,19 @@ def answers(host: str | None = None) -> bool:
 
 
 def choose() -> bool:
-    """Make docker and kind talk to the daemon there is. Return whether there is one."""
+    """Make docker and kind use the existing daemon. Return whether there is one."""
     if ours():
         os.environ["DOCKER_HOST"] = SOCKET
     return answers()
 
 
 def ours() -> bool:
-    """Is the daemon of our own running?"""
+    """Report whether our own daemon is running."""
     return _pid() is not None and answers(SOCKET)
 
 
 def start(*, keep: bool = False) -> None:
-    """See to it that a daemon answers. Unless it is to be kept, whoever calls this calls `release` in the end."""
+    """Ensure that a daemon answers. Unless it must be kept, the caller calls `release` in the end."""
     if not choose():
         _start()
     if keep and ours():
@@ -56,7 +57,7 @@ def start(*, keep: bool = False) -> None:
 
 
 def release() -> None:
-    """Stop the daemon if it is ours, and nobody said that it is to be kept."""
+    """Stop the daemon if it is ours, and nobody asked to keep it."""
     if ours() and not _KEPT.exists():
         stop()
 
@@ -97,7 +98,7 @@ def _start() -> None:
 
 
 def stop() -> None:
-    """End our daemon, with all containers, networks and volumes. Its images stay, in the cache."""
+    """Stop our daemon, with all containers, networks and volumes. Its images stay in the cache."""
     pid = _pid()
     if pid is not None:
         if answers(SOCKET):
@@ -112,7 +113,7 @@ def stop() -> None:
 
 
 def _pid() -> int | None:
-    """The process of our daemon, if it lives and is one."""
+    """Return the process of our daemon, if it runs and is one."""
     try:
         pid = int(_PIDFILE.read_text())
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

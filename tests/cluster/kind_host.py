@@ -1,4 +1,4 @@
-"""merlab on the test cluster as a person calls it; its cluster, and this machine, looked at and broken past merlab."""
+"""merlab on the test cluster as a person calls it; its cluster and this machine, read and broken without merlab."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONG = 300.0
 
 
 def words_for(command: str, *words: str) -> list[str]:
-    """Return the words of a call; `up` is told of the test cluster's images."""
+    """Return the arguments of a call; `up` gets the test cluster's images."""
     told = shlex.split(os.environ["MERLAB_TEST_CLUSTER"]) if command == "up" else []
     return [MERLAB, command, "--lab", "kind", *told, *words]
 
@@ -51,14 +51,14 @@ def merlab(command: str, *words: str, prefix: tuple[str, ...] = (), **changes: s
 
 
 def held(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether all held; where not, what was said is shown with the test."""
+    """Report whether everything held; if not, show the output with the test."""
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:])  # noqa: T201
     return done.returncode == 0
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the sentence of a call, with --json, that could not go on: exit status 3, one cause, one remedy."""
+    """Return the sentence of a call, with --json, that failed: exit status 3, one cause, one remedy."""
     assert done.returncode == 3, done.stdout[-4000:] + done.stderr[-4000:]
     assert "Traceback" not in done.stdout + done.stderr
     error = told(done)["error"]
@@ -69,13 +69,13 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 
 
 class Running(merlab_cli.Started):
-    """A merlab running, to be stopped in the middle."""
+    """A running merlab that will be stopped in the middle."""
 
     def __init__(self, command: str, *words: str) -> None:
         super().__init__(words_for(command, *words), environment(), LONG)
 
     def reaches(self, moment: Callable[[int], bool], timeout: float = 120.0) -> bool:
-        """Wait until `moment`, which is given the PID, is seen; False where merlab has ended before."""
+        """Wait until `moment`, called with the PID, is true; return False if merlab has ended before."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if moment(self.process.pid):
@@ -89,7 +89,7 @@ class Running(merlab_cli.Started):
 
 
 def stopped(*words: str, at: Callable[[int], bool], by: int) -> subprocess.CompletedProcess[str]:
-    """Start merlab and send it a signal as soon as `at` is seen."""
+    """Start merlab and send it a signal as soon as `at` is true."""
     running = Running(*words)
     assert running.reaches(at)
     return running.end(by)
@@ -103,7 +103,7 @@ def docker(*words: str) -> str:
 
 
 def _processes() -> dict[int, tuple[int, list[str]]]:
-    """Give, by PID, the parent and the command of every process in this network: others may have test beds too."""
+    """Return, by PID, the parent and the command of every process in this network: others may have test beds, too."""
     found, here = {}, os.readlink("/proc/self/ns/net")  # noqa: PTH115 - it is no path
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ def _processes() -> dict[int, tuple[int, list[str]]]:
 
 
 def runs(*words: str) -> Callable[[int], bool]:
-    """Make a moment: merlab runs a command that begins with `words`."""
+    """Return a moment: merlab runs a command that begins with `words`."""
 
     def seen(pid: int) -> bool:
         commands = [argv for parent, argv in _processes().values() if parent == pid]
@@ -124,7 +124,7 @@ def runs(*words: str) -> Callable[[int], bool]:
 
 
 def leftovers() -> dict[str, object]:
-    """Return all of which `down` must leave as much as there was before."""
+    """Return everything that `down` must leave as it was before."""
     temporary = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108 - looked at, not written to
     commands = [argv for _, argv in _processes().values() if Path(argv[0]).name in ("kind", "istioctl")]
     kubeconfig = Path(os.environ["KUBECONFIG"])
@@ -150,7 +150,7 @@ def in_node(*argv: str, check: bool = True, stdin: str | None = None) -> str:
 
 
 def kubectl(*words: str, stdin: str | None = None) -> str:
-    """Ask the API, from the node and with a key that merlab does not use."""
+    """Query the API, from the node and with a key that merlab does not use."""
     return in_node("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf", *words, stdin=stdin)
 
 
@@ -162,7 +162,7 @@ def pod_of(selector: str) -> dict[str, Any]:
 
 
 def _in_network_of(selector: str, *argv: str) -> str:
-    """Run a command in the network namespace of a pod, by the process that holds its namespaces."""
+    """Run a command in the network namespace of a pod, through the process that holds its namespaces."""
     uid = pod_of(selector)["metadata"]["uid"]
     held_by = in_node("ctr", "-n", "k8s.io", "containers", "ls", "-q", f'labels."io.kubernetes.pod.uid"=={uid}').split()
     tasks = [line.split() for line in in_node("ctr", "-n", "k8s.io", "tasks", "ls").splitlines()]
@@ -171,7 +171,7 @@ def _in_network_of(selector: str, *argv: str) -> str:
 
 
 def rules(selector: str = "app=sleep", backend: str = "nft") -> list[str]:
-    """Return the nat rules of a pod, counters left out."""
+    """Return the nat rules of a pod, without counters."""
     saved = _in_network_of(selector, f"iptables-{backend}-save", "-t", "nat").splitlines()
     return [re.sub(r"\[\d+:\d+\]", "", line) for line in saved if line.startswith(("-A", ":"))]
 
@@ -180,24 +180,24 @@ _MOVE = "iptables-nft-save -t nat | iptables-legacy-restore && iptables-nft -t n
 
 
 def move_to_legacy(selector: str = "app=sleep") -> None:
-    """Move the nat rules of a pod from the nft to the legacy tables, as an older iptables would have made them."""
+    """Move the nat rules of a pod from the nft to the legacy tables, as an older iptables would have created them."""
     _in_network_of(selector, "sh", "-c", _MOVE)
 
 
 def native_rules(selector: str = "app=sleep") -> list[str]:
-    """Return the rules in nftables' own tables of a pod, counters left out."""
+    """Return the rules in nftables' own tables of a pod, without counters."""
     listed = _in_network_of(selector, "nft", "--stateless", "list", "ruleset").splitlines()
     return [line.strip() for line in listed if line.startswith("\t\t") and "hook" not in line]
 
 
 def is_flushed(_pid: int = 0) -> bool:
-    """Whether the rules of sleep are saved, and gone."""
+    """Report whether the rules of sleep are saved, and flushed."""
     if not in_node("sh", "-c", f"test -e {SAVED} && echo saved", check=False):
         return False
     return not any(line.startswith("-A") for line in rules())
 
 
-#: What has come into being at a moment of `up`, in their order; each is seen by a look past merlab.
+#: The moments of `up`, in order: what exists by then, read without merlab.
 MOMENTS: Mapping[str, Callable[[int], bool]] = {
     "network": lambda _: topology.NETWORK in docker("network", "ls", "--format", "{{.Name}}").split(),
     "container": lambda _: bool(docker("ps", "--quiet", "--filter", f"name={NODE}")),
@@ -212,6 +212,6 @@ _KUBECTL = ("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf")
 
 
 def settled(look: Callable[[], object], wanted: object, seconds: float = 10.0) -> object:
-    """Return what `look` gives, once it is as wanted, or after some seconds."""
+    """Return the result of `look`, once it is the wanted one, or after some seconds."""
     poll_until(lambda: look() == wanted, timeout=seconds, awaiting="what is on its way out to be gone")
     return look()

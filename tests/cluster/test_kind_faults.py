@@ -1,7 +1,7 @@
-"""What may go wrong while the kind lab is made and used: merlab says what it is, changes nothing by half, and mends it.
+"""Faults while the kind lab is created and used: merlab names the fault, changes nothing by half, and repairs it.
 
-The tests that need no cluster, or a half of one, come first; the others share one. Each of them gets it whole, and
-each can run alone. In brief they take six to ten minutes; what is marked `soak` takes hours.
+The tests that need no cluster, or half of one, come first; the others share one. Each of them gets a complete cluster,
+and each can run alone. Without `soak` they take six to ten minutes; those marked `soak` take hours.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module", autouse=True)
 def machine() -> Iterator[Mapping[str, object]]:
-    """This machine as it is without a lab, which it must be again after all of these tests."""
+    """This machine without a lab, as it must be again after all of these tests."""
     assert held(merlab("down"))
     before = leftovers()
     assert before["commands"] == []
@@ -83,7 +83,7 @@ def nothing(machine: Mapping[str, object]) -> Mapping[str, object]:
 
 @pytest.fixture
 def foreign(nothing: Mapping[str, object]) -> Iterator[str]:  # noqa: ARG001 - comes first
-    """A node of a cluster called merbridge that somebody else began to make; its id."""
+    """A node of a cluster called merbridge that somebody else began to create; its id."""
     argv = ("kind", "create", "cluster", "--name", topology.CLUSTER, "--image", builds.ref("node"), "--retain")
     # kind's own network would stay.
     changes = {"KIND_EXPERIMENTAL_DOCKER_NETWORK": "foreign"}
@@ -110,7 +110,7 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
     assert merlab("doctor", "--json").returncode == 3
 
 
-#: What kubeadm says in a node whose kubelet does not get healthy, after four minutes; and a stack, as it prints one.
+#: kubeadm's output in a node whose kubelet does not get healthy, after four minutes; and a stack, as it prints it.
 KUBEADM = r"""#!/bin/sh
 [ "$1" = init ] || exec /real/kubeadm "$@"
 cat >&2 <<'END'
@@ -123,7 +123,7 @@ main.main
 END
 exit 1
 """
-#: What systemd keeps there of such a kubelet: it says why it ends, and ends.
+#: What systemd keeps there of such a kubelet's log: it says why it ends, and ends.
 JOURNAL = r"""#!/bin/sh
 cat <<'END'
 E0101 00:00:00.000000 100 run.go:72] "command failed" err="failed to load kubelet config file, path: /x"
@@ -204,14 +204,14 @@ def test_up_goes_on_from_a_create_that_was_killed_and_has_the_lab_to_itself(noth
 
 @pytest.fixture
 def lab() -> None:
-    """A lab as it should be: it is made, or mended, where it is not."""
+    """A lab in order: it is created, or repaired, if it is not."""
     status = told(merlab("status", "--json"))
     if not status["up"] or status["problems"] or status["flushed"]:
         assert held(merlab("up", "-q"))
 
 
 def mended() -> bool:
-    """Whether `up` brings all back to what it should be, and finds it so."""
+    """Report whether `up` repairs everything, and then finds it in order."""
     return held(merlab("up", "-q", "--until", "2")) and told(merlab("status", "--json"))["problems"] == []
 
 
@@ -272,7 +272,7 @@ def test_a_kubeconfig_that_is_no_kubeconfig_is_named(lab: None, tmp_path: Path) 
     said = refusal(merlab("up", "--until", "1", "--kubeconfig", str(wrong), "--json"))
     assert str(wrong) in said
     assert wrong.read_text() == "this: [is no kubeconfig"
-    # What merlab does in the cluster does not go by the user's.
+    # What merlab does in the cluster does not use the user's kubeconfig.
     assert held(merlab("step", "6", KUBECONFIG=str(wrong)))
     assert held(merlab("step", "6", KUBECONFIG=str(tmp_path / "missing" / "config")))
 
@@ -282,7 +282,7 @@ def _certificate(where: str) -> x509.Certificate:
 
 
 def _outdated(certificate: x509.Certificate, signer: x509.Certificate) -> str:
-    """Make a certificate that is as another, and ended yesterday."""
+    """Create a certificate like another one that expired yesterday."""
     signing = serialization.load_pem_private_key(in_node("cat", "/etc/kubernetes/pki/ca.key").encode(), None)
     yesterday = datetime.now(timezone.utc) - timedelta(days=1)
     made = (
@@ -301,7 +301,7 @@ def _outdated(certificate: x509.Certificate, signer: x509.Certificate) -> str:
 
 @pytest.fixture
 def outdated() -> Iterator[None]:
-    """The administrator's certificate, with which merlab talks to the API, has expired."""
+    """The administrator's certificate, which merlab uses for the API, has expired."""
     where = "/etc/kubernetes/admin.conf"
     good = in_node("cat", where)
     config = yaml.safe_load(good)
@@ -339,7 +339,7 @@ def test_a_cluster_whose_own_certificate_has_expired_is_made_anew_by_what_merlab
     assert held(merlab("up", "-q"))
 
 
-#: What of Istio's injection is taken away, and what status says then.
+#: The part of Istio's injection that is removed, and what status says then.
 _OFF = {
     "label": (("label", "namespace", topology.NAMESPACE, "istio-injection-"), "istio-injection=enabled"),
     "webhook": (("delete", "mutatingwebhookconfiguration", "-l", "app=sidecar-injector"), "MutatingWebhook"),
@@ -368,7 +368,7 @@ def test_without_injection_a_sidecar_is_missed_and_comes_back(lab: None, off: tu
 
 
 def _free_cpu() -> int:
-    """Return how many thousandths of a CPU nobody has asked for on the node."""
+    """Return how many thousandths of a CPU nobody has requested on the node."""
     requests = kubectl("describe", "node").rpartition("Allocated resources:")[2]
     taken = next(line.split()[1] for line in requests.splitlines() if line.split()[:1] == ["cpu"])
     cores = kubectl("get", "node", "-o", "jsonpath={.items[0].status.allocatable.cpu}")
@@ -378,7 +378,7 @@ def _free_cpu() -> int:
 
 @pytest.fixture
 def full() -> Iterator[None]:
-    """A pod that has all of the CPU that is left, and sleep's, which gives its share up."""
+    """A pod that has all of the remaining CPU, and that of sleep, which gives its share up."""
     kubectl("scale", "deployment/sleep", "--replicas=0")
     kubectl("wait", "pod", "-l", "app=sleep", "--for=delete", "--timeout=60s")
     requests = {"cpu": f"{_free_cpu()}m"}
@@ -417,7 +417,7 @@ def test_a_rollout_that_finds_no_place_says_why_and_soon(lab: None, full: None) 
 def test_an_api_that_stands_still_for_20_seconds_is_waited_for(lab: None) -> None:  # noqa: ARG001
     kubectl("scale", "deployment/sleep", "--replicas=0")
     running = Running("up")
-    # Once merlab has asked for the pod, it waits for it.
+    # Once merlab has requested the pod, it waits for it.
     assert running.reaches(lambda _: kubectl("get", "deployment/sleep", "-o", "jsonpath={.spec.replicas}") == "1")
     in_node("pkill", "-STOP", "kube-apiserver")
     try:
@@ -463,7 +463,7 @@ _CONTENT = "/var/lib/containerd/io.containerd.content.v1.content"
 
 @pytest.fixture
 def no_image() -> str:
-    """Sleep's image, which the node has forgotten, as if it had never been loaded; sleep goes, for it runs it."""
+    """Sleep's image, forgotten by the node as if it had never been loaded; sleep, which runs it, is removed."""
     kubectl("scale", "deployment/sleep", "--replicas=0")
     kubectl("wait", "pod", "-l", "app=sleep", "--for=delete", "--timeout=60s")
     ref = builds.ref("curl")
@@ -472,7 +472,7 @@ def no_image() -> str:
 
 
 def test_a_disk_that_is_full_while_an_image_is_loaded_is_named(lab: None, no_image: str, tmp_path: Path) -> None:  # noqa: ARG001
-    # Here, where Docker saves it to: a full disk for this call alone, in a mount namespace of its own.
+    # Here, where Docker saves it to: a full disk only for this call, in a separate mount namespace.
     prefix = ("unshare", "--mount", "sh", "-c", _SMALL, "sh")
     said = refusal(merlab("up", "--json", prefix=prefix, TMPDIR=str(tmp_path)))
     assert f"no room on the disk with {tmp_path} to save {no_image}" in said
@@ -492,20 +492,20 @@ def test_a_disk_that_is_full_while_an_image_is_loaded_is_named(lab: None, no_ima
 
 
 def _docker_stops() -> None:
-    """Stop the daemon of the test bed, and with it all that runs in it."""
+    """Stop the daemon of the test bed, and with it everything that runs in it."""
     pid = engine._pid()
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
 
 
 def _docker_starts() -> None:
-    """Start it again; one that runs is left alone."""
+    """Start it again; leave a running one alone."""
     argv = (sys.executable, "-c", "from tests.cluster import engine; engine.start()")
     subprocess.run(argv, check=True, timeout=LONG)
 
 
 class Between:
-    """A socket in front of the Docker daemon, whoever's that is: it can be taken away for merlab alone."""
+    """A socket in front of the Docker daemon, whoever owns that: it can be removed for merlab alone."""
 
     def __init__(self, folder: Path, daemon: str) -> None:
         self._daemon, self.path = daemon, folder / "docker.sock"
@@ -513,14 +513,14 @@ class Between:
         self.start()
 
     def start(self) -> None:
-        """Listen, and hand every connection on."""
+        """Listen, and pass every connection on."""
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.path))
         self._listener.listen()
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self) -> None:
-        """Break all connections, and be gone."""
+        """Break all connections, and remove the socket."""
         self.path.unlink(missing_ok=True)
         for one in (self._listener, *self._open):
             with contextlib.suppress(OSError):
@@ -548,7 +548,7 @@ class Between:
 
 @pytest.fixture
 def between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
-    """A socket of ours through which docker and kind talk to the daemon."""
+    """A socket of ours through which docker and kind reach the daemon."""
     where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     assert where.startswith("unix://"), "the test cluster's daemon is on this machine"
     found = Between(tmp_path, where.removeprefix("unix://"))
@@ -558,7 +558,7 @@ def between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between
 
 
 def _nobody_answers(running: Running) -> None:
-    """See a merlab running end, and others not begin, each with what is wrong and what to type."""
+    """Check that a running merlab ends, and that others do not start, each with the problem and what to type."""
     assert "no Docker daemon answers" in refusal(running.end())
     for command in ("status", "up", "down"):
         said = refusal(merlab(command, "--json"))
@@ -573,7 +573,7 @@ def test_docker_that_falls_silent_in_the_middle_is_named_and_all_comes_back(lab:
     _nobody_answers(running)
     between.start()
     assert mended()
-    # And the daemon itself, with all that runs in it, where it is the test bed's to stop.
+    # Also the daemon itself, with everything that runs in it, if it belongs to the test bed.
     if not engine.ours():
         return
     os.environ["DOCKER_HOST"] = engine.SOCKET
@@ -589,7 +589,7 @@ def test_docker_that_falls_silent_in_the_middle_is_named_and_all_comes_back(lab:
 
 
 def test_a_stopped_node_is_started_by_an_up_that_asks_for_nothing(lab: None) -> None:  # noqa: ARG001
-    """What the lab was made with cannot be asked while its node is stopped; nothing else may be demanded for it."""
+    """The lab's settings cannot be read while its node is stopped; nothing else may be demanded for it."""
     docker("stop", "--time", "5", NODE)
     assert any("not running" in one for one in told(merlab("status", "--json"))["problems"])
     bare = [MERLAB, "up", "--lab", "kind", "-q", "--until", "2"]
@@ -603,7 +603,7 @@ def test_a_node_that_is_restarted_in_the_middle_comes_back(lab: None) -> None:  
     assert running.reaches(runs("docker", "exec"))
     docker("restart", "--time", "5", NODE)
     done = running.end()
-    # Whether it gets through depends on what was under way; where not, it says so.
+    # Whether it succeeds depends on what was running; if not, it says so.
     if told(done)["verdict"] == "error":
         assert NODE in refusal(done) or "API" in refusal(done)
     else:

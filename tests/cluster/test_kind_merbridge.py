@@ -1,7 +1,7 @@
-"""The kind lab with stand-ins for Merbridge: they behave at their edges as it does, and intercept nothing.
+"""The kind lab with fake Merbridges: at their interfaces they behave as it does, but intercept nothing.
 
-They exercise what merlab does around it: putting it in, the crash of the walkthrough, the debug flag, the trace, what
-it leaves. Whatever they print, trace and keep in their map, merlab must see that they intercept nothing, and say so.
+They test what merlab does around it: installation, the crash of the walkthrough, the debug flag, the trace, what it
+leaves. Whatever they print, trace and keep in their map, merlab must detect that they intercept nothing, and report it.
 Upstream's own image was run outside of the tests: docs/merbridge.md.
 """
 
@@ -33,11 +33,11 @@ LOOKALIKE = f"merbridge={builds.ref('lookalike')}"
 DAEMONSET = ("-n", "istio-system", "daemonset", "merbridge")
 CONTAINER = "/spec/template/spec/containers/0"
 HOST_NETWORK = "/spec/template/spec/hostNetwork"
-#: What the walkthrough, and verify, must say of something that intercepts nothing.
+#: What the walkthrough, and verify, must report about something that intercepts nothing.
 NOTHING = "eBPF intercepted none of"
 FLUSHED = "with the rules flushed, nothing sent it there"
 RULES = "the rules did the work, not eBPF"
-#: Upstream's maps, by what the kernel keeps of their names.
+#: Upstream's maps, by the part of their names that the kernel keeps.
 MAPS = {
     name[:15]
     for name in (
@@ -93,14 +93,14 @@ def has_host_network() -> bool:
 
 
 def without_the_flag() -> None:
-    """Take -d off, as somebody does who has read enough, and see the pod from before gone."""
+    """Remove -d, as somebody does who has read enough, and check that the previous pod is gone."""
     edit("remove", f"{CONTAINER}/args/{args().index('-d')}")
     rolled_out()
     assert "-d" not in args()
 
 
 def pod() -> str:
-    """Return the uid of the one pod there is; a second one, and none, are failures."""
+    """Return the uid of the only pod; fail if there are two, or none."""
     (uid,) = kubectl(
         "-n", "istio-system", "get", "pods", "-l", "app=merbridge", "-o", "jsonpath={.items[*].metadata.uid}"
     ).split()
@@ -113,7 +113,7 @@ def bpftool(*words: str) -> Any:
 
 
 def attached() -> list[str]:
-    """Return the programs on the cgroup of the node's container, found from this machine's side."""
+    """Return the programs on the cgroup of the node's container, found from this machine."""
     process = Path("/proc") / docker("inspect", "--format", "{{.State.Pid}}", NODE).strip()
     cgroup = next(line for line in (process / "cgroup").read_text().splitlines() if line.startswith("0::"))
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
@@ -132,7 +132,7 @@ def maps() -> dict[int, str]:
 
 
 def flushed_it_fails() -> None:
-    """See step 9 fail for the right cause, and put the rules back."""
+    """Check that step 9 fails for the right cause, and restore the rules."""
     before = rules()
     status, report = step("9")
     assert status == 1
@@ -143,7 +143,7 @@ def flushed_it_fails() -> None:
 
 
 def it_stands_and_proves_nothing() -> dict[str, Any]:
-    """See verify fail where all that it asks for before it asks for a proof is there."""
+    """Check that verify fails although everything that the proof needs is in order."""
     done = merlab("verify", "--json")
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
     report = told(done)
@@ -153,7 +153,7 @@ def it_stands_and_proves_nothing() -> dict[str, Any]:
 
 
 def it_does_not_stand() -> str:
-    """See verify fail at what it asks for before it asks for a proof; give the cause."""
+    """Check that verify fails before the proof; return the cause."""
     done = merlab("verify", "--json")
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
     report = told(done)
@@ -184,7 +184,7 @@ def test_without_reach_to_the_image_it_ends_at_once_and_names_the_ways_on(machin
 
 @pytest.fixture(scope="module")
 def lab(machine: dict[str, object]) -> dict[str, Any]:  # noqa: ARG001 - comes first
-    """A lab with the stand-in that starts well: how `up` ended in it."""
+    """A lab with the fake that starts well: the report of `up`."""
     done = up("--image", LOOKALIKE)
     assert done.returncode == 1, done.stdout[-4000:] + done.stderr[-4000:]
     return told(done)
@@ -256,7 +256,7 @@ def test_an_edit_by_hand_while_step_3_waits_is_undone_or_named_and_not_waited_fo
         assert running.reaches(lambda _: has_host_network() and not installation.rolled_out(daemonset()))
         edit("replace", HOST_NETWORK, value=False)
         try:
-            running.process.communicate(timeout=90)  # half of what it waits for a pod that is about to be ready
+            running.process.communicate(timeout=90)  # half of its wait for a pod that is about to be ready
         finally:
             done = running.end(signal.SIGINT)
         if not has_host_network():

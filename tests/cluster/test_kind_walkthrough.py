@@ -1,6 +1,6 @@
 """The walkthrough on a real Kubernetes with a real Istio, by the real command: what it shows, and what it leaves.
 
-The tests share one lab, made from nothing, and go from one to the next as a person would; each can run alone.
+The tests share one lab, created from nothing, and continue from one to the next as a person would; each can run alone.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def fresh(before: Mapping[str, object]) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def lab(fresh: dict[str, Any]) -> None:
-    """The lab that all share; whoever changes it puts it back."""
+    """The lab that all share; a test that changes it restores it."""
 
 
 def step(report: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def step(report: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def readings(report: Mapping[str, Any], number: int) -> dict[str, tuple[Any, Any]]:
-    """Return what was read before and after, by source: of a step's checks and their controls."""
+    """Return the values before and after, by source: of a step's checks and their controls."""
     found = {}
     for check in step(report, number)["checks"]:
         for reading in (*check["evidence"], *((check["control"] or {}).get("evidence") or ())):
@@ -112,7 +112,7 @@ def test_on_a_healthy_lab_up_makes_nothing_anew(lab: None) -> None:
 
 
 def test_what_an_older_merlab_kept_in_the_cluster_is_taken_over(lab: None) -> None:
-    """As commit aaab070 wrote it: with the kubeconfig that was told of the cluster, a path of this machine."""
+    """As commit aaab070 wrote it: with the kubeconfig that got the cluster's context, a path of this machine."""
     name = ("configmap", topology.SETTINGS, "-n", topology.NAMESPACE)
     kept = json.loads(kubectl("get", *name, "-o", "json"))["data"]
     older = json.dumps({**json.loads(kept["settings.json"]), "kubeconfig": "/etc/shadow"})
@@ -238,7 +238,7 @@ def test_what_a_person_would_type_makes_the_same(lab: None) -> None:
 
 
 def test_the_shown_commands_work_for_a_reader_who_types_them_all(lab: None) -> None:
-    """The context is none that a reader has: what makes it known is shown first, and once typed, no more."""
+    """A reader does not have the context: the command that makes it known is shown first, and once typed, no more."""
     kubeconfig = Path(os.environ["KUBECONFIG"])
     kubeconfig.unlink(missing_ok=True)
     try:
@@ -287,7 +287,7 @@ def test_another_node_image_is_refused_not_ignored(lab: None) -> None:
 
 
 def test_native_sidecars_are_told_by_the_pod_and_all_holds_with_them(lab: None) -> None:
-    """The lab has native ones from here on: what is chosen stays chosen until it is recreated."""
+    """From here on, the lab has native ones: what is chosen stays chosen until it is recreated."""
     assert step(shown(merlab("up", "--json", "--until", "2", "--sidecars", "native")), 2)["outcome"] == "pass"
     spec = pod_of("app=sleep")["spec"]
     assert [one["name"] for one in spec["containers"]] == ["sleep"]
@@ -352,7 +352,7 @@ def test_where_the_node_has_no_tools_a_helper_pod_enters(lab: None) -> None:
         assert any(f"exec {topology.HELPER} --" in line for line in step(report, 9)["commands"])
         assert helpers() == [], "it goes with the command"
         assert told(merlab("status", "--json"))["problems"] == []
-        # S8: what a merlab that was killed leaves goes with the next one, whatever that does.
+        # S8: the next command removes what a killed merlab left, whatever it does.
         assert stopped("step", "9", at=lambda _: bool(helpers()), by=signal.SIGKILL).returncode == -signal.SIGKILL
         assert len(helpers()) == 1
         assert held(merlab("up", "-q", "--until", "2"))
@@ -363,7 +363,7 @@ def test_where_the_node_has_no_tools_a_helper_pod_enters(lab: None) -> None:
 
 
 def helpers() -> list[str]:
-    """Name the pods with which merlab enters others."""
+    """Return the pods with which merlab enters others."""
     return [
         name for name in kubectl("get", "pods", "-n", topology.HELPERS, "-o", "name").split() if topology.HELPER in name
     ]

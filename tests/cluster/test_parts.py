@@ -1,4 +1,4 @@
-"""The test cluster's parts are what they are said to be. What they do together is for the tests of merlab."""
+"""The test cluster's parts are what they claim to be. The tests of merlab cover what they do together."""
 
 from __future__ import annotations
 

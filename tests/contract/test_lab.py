@@ -1,6 +1,6 @@
-"""What every lab must keep to, whatever it is made of: one suite, run on each lab there is.
+"""The contract of every lab, whatever it is made of: one suite, run on each lab that exists.
 
-The lab in memory is held to it as well, so that what the unit tests show on it is true of real ones.
+The lab in memory must satisfy it, too, so that what the unit tests show on it is true of real ones.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ def fake(_name):
 
 
 def embedded(name):
-    """Make a lab beside the one that may be up on this machine."""
+    """Create a lab beside the one that may be up on this machine."""
     from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
     return ManagedEmbeddedLab(name=name)
@@ -55,7 +55,7 @@ def made(request):
 
 @pytest.fixture
 def lab(made):
-    """The shared lab as each test wants it: nothing flushed, attached, no trace."""
+    """The shared lab as each test needs it: nothing flushed, attached, no trace."""
     made.restore()
     for part in (made.node, made.mesh, made.dataplane):
         if part.problems():
@@ -149,12 +149,12 @@ def test_every_noun_has_commands_a_person_would_type(lab, sleep):
     ]
     for command in typed:
         assert command == command.strip()
-        # A here-document is for the shell to read, not for shlex.
+        # The shell reads a here-document, not shlex.
         assert shlex.split(command.partition("<<")[0]), command
 
 
 def simple_commands(line):
-    """Take a command line apart into words, a list for each command of it; here-documents left out."""
+    """Split a command line into words, a list for each of its commands; without here-documents."""
     line = re.sub(r"<<'?(\w+)'?\n.*?^\1$", "", line, flags=re.DOTALL | re.MULTILINE)
     lexer = shlex.shlex(line.replace("\n", " ; "), posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split = True
@@ -201,7 +201,7 @@ def test_it_can_say_what_it_needs(lab):
 def test_it_describes_itself(lab):
     from schema_files import complaints
 
-    told = {**lab.describe(), "labs": []}  # of all labs, the command line tells
+    told = {**lab.describe(), "labs": []}  # the command line reports all labs
     assert complaints("status", told) == []
     assert told["up"]
     assert told["dataplane"]["attached"]
@@ -348,7 +348,7 @@ def test_several_are_flushed_and_all_come_back(lab, sleep):
     assert [nat(one) for one in everyone] == before
 
 
-# -- twins
+# -- control clients
 
 
 def test_a_twin_is_what_the_dataplane_does_not_serve(lab):
@@ -395,7 +395,7 @@ def test_a_pair_of_twins_talks_by_the_rules(lab):
             gone.rules.snapshot()
 
 
-# -- the end, on a lab that is made for it
+# -- the end, on a lab created for it
 
 
 @pytest.mark.parametrize("make", LABS)

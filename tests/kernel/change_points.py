@@ -1,12 +1,11 @@
-"""merlab with somebody at the door through which it changes the machine (adapters/change.py): a script, and its caller.
+"""merlab with a hook at each of its changes of the machine (adapters/change.py): a script, and its caller.
 
     python change_points.py list FILE -- step 9   notes each change point as it is passed, a line each
     python change_points.py kill SITE N -- step 9 kills itself by SIGKILL just before the Nth change at SITE
     python change_points.py mark -- step 9        says at each change point, before and after, what strace can see
 
-SITE may be the beginning of one. A change point is told by what is changed, by the line of merlab from which that was
-asked of the adapters, and by the line of the walkthrough that this is part of: a flush of sleep and one of its twin are
-two.
+SITE may be a prefix. A change point is identified by what is changed, by the line of merlab that called the adapters,
+and by the part of the walkthrough that it belongs to: a flush of sleep and one of its control client are two.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ import merbridge_lab
 from merbridge_lab.adapters import change
 
 _SOURCE = str(Path(merbridge_lab.__file__).parent)
-#: Below this folder, which is nowhere, a file is asked for at each change point: strace shows its name.
+#: A file below this folder, which does not exist, is opened at each change point: strace shows its name.
 MARKS = "/merlab-at-the-door"
-#: Whose lines say which part of a run it is.
+#: The modules whose lines identify the part of a run.
 _WALKTHROUGH = ("/matrix.py", "/cli/lifecycle.py")
 
 
 def site(what: str) -> str:
-    """Name the change point from which this is called, by its callers."""
+    """Return the name of the change point that calls this, from its callers."""
     frame = sys._getframe(1)
     asked = part = fallback = ""
     while frame is not None:

@@ -1,8 +1,8 @@
-"""A process of a pod, for tests of the dataplane: makes sockets where it stands and hands them to the test.
+"""A process of a pod, for tests of the dataplane: creates sockets in the pod and passes them to the test.
 
-Which pod a socket belongs to is settled when it is made: by the network namespace, the cgroup and the user of the
-process that makes it. So the test asks a process that is in the right place, over the socket on descriptor 3.
-It can also play the sidecar: a TCP proxy that does what Envoy does with original destinations.
+The pod of a socket is decided when the socket is created: by the network namespace, the cgroup and the user of the
+process that creates it. So the test asks a process in the right place, over the socket on descriptor 3. It can also
+play the sidecar: a TCP proxy that handles original destinations as Envoy does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
         while True:
             try:
                 data = source.recv(65536)
-            except BlockingIOError:  # a blocking recv in a sockhash may say so while another thread writes
+            except BlockingIOError:  # a blocking recv in a sockhash may report this while another thread writes
                 continue
             if not data:
                 break

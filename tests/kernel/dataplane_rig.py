@@ -1,4 +1,4 @@
-"""Two pods, a node and a twin made of network namespaces and cgroups, for tests of the dataplane alone."""
+"""Two pods, a node and a control client made of network namespaces and cgroups, for tests of the dataplane alone."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Agent:
         return sock
 
     def dial(self, ip: str, port: int, **more):
-        """Gives ((peer, local) as the dialling process saw them, socket); an errno without a socket."""
+        """Return ((peer, local) as the dialling process saw them, socket), or an errno without a socket."""
         answer, sock = self.ask(op="connect", to=[ip, port], **more)
         if sock:
             sock.settimeout(10)
@@ -114,7 +114,7 @@ class Agent:
 
 
 class NodeView:
-    """A pod: its application's and its sidecar's process."""
+    """A pod: the processes of its application and of its sidecar."""
 
     def __init__(self, name: str, cgroup: Path, stack: contextlib.ExitStack) -> None:
         self.name, self.ip = name, IPS[name]
@@ -145,7 +145,7 @@ class NodeView:
         self.app.sh("iptables-nft-restore", stdin=text)
 
     def redirected_packets(self) -> int:
-        """What the rule in ISTIO_REDIRECT has counted."""
+        """Return what the rule in ISTIO_REDIRECT has counted."""
         for line in self.app.sh("iptables-nft-save", "-c", "-t", "nat").splitlines():
             if "-A ISTIO_REDIRECT" in line:
                 return int(line[1:].split(":")[0])
@@ -153,7 +153,7 @@ class NodeView:
 
 
 class Rig:
-    """Everything; `close` leaves nothing."""
+    """The complete rig; `close` leaves nothing."""
 
     def __init__(self) -> None:
         self.stack = contextlib.ExitStack()
@@ -193,7 +193,7 @@ class Rig:
         self.node.sh("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", str(place.app.pid))
         batch = f"addr add {NODE_IP}/32 dev {veth}\nlink set {veth} up\nroute add {place.ip}/32 dev {veth}\n"
         self.node.sh("ip", "-batch", "-", stdin=batch)
-        # Linux's own default; machines tuned for bulk let TCP alone, on each of three legs, buffer a lot more.
+        # Linux's own default; machines tuned for throughput let TCP alone buffer much more, on each of three legs.
         place.app.sh("sysctl", "-qw", "net.ipv4.tcp_rmem=4096 131072 6291456")
         batch = f"link set lo up\naddr add {place.ip}/32 dev eth0\nlink set eth0 up\n"
         batch += f"route add {NODE_IP}/32 dev eth0\nroute add default via {NODE_IP}\n"

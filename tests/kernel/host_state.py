@@ -1,4 +1,4 @@
-"""A lab for tests, and what the host looks like: nothing of it may have changed when a lab is gone."""
+"""A lab for tests, and the state of the host, which must be unchanged when a lab is gone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _sysctls() -> dict[str, str]:
 
 
 def _processes(name: str) -> set[str]:
-    """Processes of the lab `name`, by command line, by cgroup, or by a namespace that is not ours."""
+    """Return processes of the lab `name`, found by command line, by cgroup, or by a namespace that is not ours."""
     found = set()
     own = procfs.look(os.getpid())
     others = {
@@ -51,7 +51,7 @@ def _processes(name: str) -> set[str]:
             seen = procfs.look(int(entry.name)) if entry.name.isdigit() else None
             group = (entry / "cgroup").read_text() if seen else ""
         except OSError:
-            continue  # gone, or one that even root may not look at
+            continue  # gone, or one that even root may not read
         if seen is None:
             continue
         elsewhere = (seen.netns, seen.mntns) != (own.netns, own.mntns) and seen.netns not in others
@@ -61,9 +61,9 @@ def _processes(name: str) -> set[str]:
 
 
 def state(name: str) -> dict[str, object]:
-    """Take a picture of the host; what belongs to a lab of another name than `name` is left out.
+    """Return the state of the host, without what belongs to a lab of another name than `name`.
 
-    So is /run/mount, the scratch directory of mount(8), which a person uses, and merlab does not.
+    /run/mount is also left out: it is the scratch directory of mount(8), which a person uses, and merlab does not.
     """
     root = cgroup.find_root(Path("/nowhere"))
     groups = [str(each) for each in cgroup.subtree(root)] if root else []

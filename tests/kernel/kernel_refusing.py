@@ -1,7 +1,7 @@
 """Run a command on a kernel that lets nobody take another process's descriptors: kernel_refusing.py command...
 
-pidfd_getfd(2) answers EPERM for the command and all it starts, as with kernel.yama.ptrace_scope at 3: a value that
-no test may write, since a running kernel never takes another one again.
+pidfd_getfd(2) returns EPERM for the command and everything it starts, as with kernel.yama.ptrace_scope at 3. No test
+may write that value, because a running kernel never accepts another one afterwards.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ LD_ABS, JEQ, RET = 0x20, 0x15, 0x06
 
 
 def refusing() -> tuple[str, ...]:
-    """Return what to put before the argv of a command."""
+    """Return the prefix for the argv of a command."""
     return (sys.executable, __file__)
 
 
 def install() -> None:
-    """Install the filter in this process, for good."""
+    """Install the filter in this process, permanently."""
     program = (
         (LD_ABS, 0, 0, 0),  # the number of the system call
         (JEQ, 0, 1, PIDFD_GETFD),

@@ -1,11 +1,11 @@
 """Run a command on a kernel that does not know a file system, or IPv6: kernel_without.py KIND command...
 
-mount(2) and fsopen(2) of that kind then fail with ENODEV, for the command and all it starts. A seccomp filter cannot
-look at the name, which is in the caller's memory; so it asks a supervisor, which can (SECCOMP_RET_USER_NOTIF,
-seccomp_unotify(2), Linux 5.5 for letting the others go on).
+mount(2) and fsopen(2) of that kind then fail with ENODEV, for the command and everything it starts. A seccomp filter
+cannot read the name, which is in the caller's memory. So it asks a supervisor, which can (SECCOMP_RET_USER_NOTIF,
+seccomp_unotify(2), Linux 5.5 for letting the others continue).
 
-The family of a socket is a number, which a filter can look at: with the KIND "ipv6", socket(2) of that family fails
-with EAFNOSUPPORT, as on a kernel that was booted with ipv6.disable=1.
+The family of a socket is a number, which a filter can read: with the KIND "ipv6", socket(2) of that family fails with
+EAFNOSUPPORT, as on a kernel that was booted with ipv6.disable=1.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ CONTINUE = 1
 
 
 def lacking(kind: str) -> tuple[str, ...]:
-    """Return what to put before the argv of a command."""
+    """Return the prefix for the argv of a command."""
     return (sys.executable, __file__, kind)
 
 
 def unmounted(kind: str) -> str:
-    """Return the line of shell that unmounts all of a kind that is mounted; for a mount namespace of one's own."""
+    """Return the line of shell that unmounts everything of a kind; for a separate mount namespace."""
     return f"awk '$3 == \"{kind}\" {{ print $2 }}' /proc/mounts | xargs -r -n 1 umount -l"
 
 
@@ -65,7 +65,7 @@ NO_IPV6 = (
 
 
 def install(program: tuple[tuple[int, int, int, int], ...], flags: int) -> int:
-    """Install a filter; gives the descriptor on which it asks, where it does."""
+    """Install a filter; return the descriptor for its questions, if it asks."""
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -77,7 +77,7 @@ def install(program: tuple[tuple[int, int, int, int], ...], flags: int) -> int:
 
 
 def is_named(pid: int, address: int, kind: bytes) -> bool:
-    """Whether a process has this name at an address of its memory."""
+    """Report whether a process has this name at an address of its memory."""
     if not address:
         return False
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
@@ -86,7 +86,7 @@ def is_named(pid: int, address: int, kind: bytes) -> bool:
 
 
 def supervise(listener: int, kind: bytes) -> None:
-    """Answer for ever."""
+    """Answer forever."""
     while True:
         asked = bytearray(NOTIF.size)
         try:
@@ -96,7 +96,7 @@ def supervise(listener: int, kind: bytes) -> None:
             answer = ANSWER.pack(number, 0, -errno.ENODEV if refused else 0, 0 if refused else CONTINUE)
             fcntl.ioctl(listener, NOTIF_SEND, answer)
         except OSError as failed:
-            if failed.errno not in (errno.ENOENT, errno.EINTR):  # whoever asked has ended meanwhile
+            if failed.errno not in (errno.ENOENT, errno.EINTR):  # the caller has ended meanwhile
                 raise
 
 

@@ -1,4 +1,4 @@
-"""An embedded lab that is whole, for a test that looks at it in this process."""
+"""A complete embedded lab, for a test that reads it in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def standing(name: str) -> Iterator[ManagedEmbeddedLab]:
-    """Make a lab called `name`, with its dataplane; it goes with the block."""
+    """Create a lab called `name`, with its dataplane; it is removed after the block."""
     lab = ManagedEmbeddedLab(name=name)
     try:
         for part in (lab.node, lab.mesh, lab.dataplane):

@@ -1,4 +1,4 @@
-"""Machines that cannot, and calls that make no sense: the right exit status, one sentence, one remedy, nothing left."""
+"""Unsuitable machines, and calls that make no sense: the right exit status, one sentence, one remedy, nothing left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 
 @dataclass(frozen=True)
 class Bad:
-    """A machine on which `up` cannot work: how to make it so, and the words of the sentence and of the remedy."""
+    """A machine on which `up` cannot work: how to create it, and the words of the sentence and of the remedy."""
 
     name: str
     says: str
@@ -37,7 +37,7 @@ class Bad:
 
 
 def _first(*commands: str) -> tuple[str, ...]:
-    """Run commands in a mount namespace of merlab's own before it starts."""
+    """Run commands in merlab's own mount namespace before it starts."""
     return (*_OWN_MOUNTS, "sh", "-c", "; ".join(["set -e", *commands, 'exec "$@"']), "sh")
 
 

@@ -1,4 +1,4 @@
-"""Where this kernel's structures have their members: what we read out of its BTF against what bpftool reads."""
+"""The offsets of members in this kernel's structures: what we read from its BTF compared with what bpftool reads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def types() -> dict[int, dict]:
 
 
 def places(types: dict[int, dict], type_id: int, prefix: str = "", start: int = 0) -> dict[str, int]:
-    """Where every member of a structure begins, in bits: those of anonymous ones by the names C gives them."""
+    """Return where every member of a structure begins, in bits; those of anonymous ones have the names that C gives."""
     found: dict[str, int] = {}
     seen = types[type_id]
     while seen["kind"] in ("TYPEDEF", "CONST", "VOLATILE", "RESTRICT", "TYPE_TAG"):

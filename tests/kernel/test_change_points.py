@@ -1,16 +1,16 @@
-"""merlab killed at each change point, and what up, restore, verify and down promise whoever calls them then.
+"""merlab killed at each change point, and what up, restore, verify and down then promise to the next caller.
 
-`step 9` and `verify` begin on a lab that is whole; `restore` and `down` on one that `step 9 --keep` left flushed (R1),
-which itself has no change point that `step 9` has not. Whatever the point at which one of these was killed (R2: also
-while a twin is flushed):
+`step 9` and `verify` begin on a complete lab; `restore` and `down` on one that `step 9 --keep` left flushed (R1), which
+itself has no other change points than `step 9`. These promises hold after a kill at any point (R2: also while a control
+client is flushed):
 
 | then      | promise                                                                                                |
 |-----------|--------------------------------------------------------------------------------------------------------|
 | `restore` | 0, or 3 where down had come so far that no lab is up; the rules of each pod that is there are those     |
 |           | from before, to the letter, and none is saved any more                                                 |
 | `verify`  | 0 where no rule of a pod is flushed; else 1 with the hint `merlab restore`, and what is flushed stays   |
-|           | so; after a killed down 1 or 3 with what is missing; twins of the killed one are gone                  |
-| `up`      | 0: all steps hold; the rules are those from before, none is saved, no twin and no draft is left         |
+|           | so; after a killed down 1 or 3 with what is missing; control pods of the killed one are gone           |
+| `up`      | 0: all steps hold; the rules are those from before, none is saved, no control pod and no draft is left |
 | `down`    | 0: the host is as it was without a lab                                                                 |
 
 None of them ever ends as "internal error" (4). A sample is for every run of the tests; `make soak` has all points:
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.kernel
 
 DOOR = str(Path(__file__).with_name("change_points.py"))
 PODS = [pod.name for pod in topology.PODS]
-#: What each command begins with.
+#: The state in which each command begins.
 BEGIN = {
     ("step", "9"): (),
     ("verify",): (),
@@ -43,7 +43,7 @@ BEGIN = {
     ("down",): ("step", "9", "--keep"),
 }
 THEN = ("restore", "verify", "up", "down")
-#: Changes of rules and saves: after these, a command finds rules flushed, saved, or on their way.
+#: Changes of rules and saves: after these, a command finds rules flushed, saved, or in transition.
 OF_RULES = ("save rules", "make the save known", "flush rules", "load rules", "delete a save", "delete a copy of rules")
 
 
@@ -56,7 +56,7 @@ def at_the_door(*words, prefix=()):
 
 
 class World:
-    """A lab that is whole before each kill, and the host as it is without one."""
+    """A lab that is complete before each kill, and the host as it is without one."""
 
     def __init__(self):
         merlab("down")
@@ -68,12 +68,12 @@ class World:
     def repair(self):
         done = merlab("up", "-q")
         assert done.returncode == 0, done.stdout + done.stderr
-        #: A part of a lab may lack its eBPF, though all rules are there.
+        #: The eBPF of a lab may be missing although all rules are there.
         self.was_taken_down = False
 
     @property
     def saved(self):
-        """The names in saved/, drafts and all."""
+        """Return the names in saved/, including drafts."""
         folder = self.lab.machine.saved
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
@@ -82,7 +82,7 @@ class World:
         return [name for name in PODS if f"{name}.rules" in self.saved]
 
     def present(self):
-        """The pods that have a network namespace, each with its rules."""
+        """Return the pods that have a network namespace, each with its rules."""
         pods = [pod for pod in PODS if self.lab.netns(pod).exists()]
         return {pod: self.lab.rules(pod) for pod in pods if _is_pinned(self.lab.netns(pod))}
 
@@ -105,7 +105,7 @@ def _is_pinned(path):
 
 
 def sites(command, folder):
-    """Run a command to its end and give the change points it passed, one a call site.
+    """Run a command to its end and return the change points that it passed, one per call site.
 
     Of those that are not about rules, one is enough however many parts of the walkthrough pass it.
     """
@@ -120,7 +120,7 @@ def sites(command, folder):
 
 
 def promised(world, command, then, where):
-    """Call `then` after `command` was killed at `where`; give what it did not keep of its promise."""
+    """Call `then` after `command` was killed at `where`; return the broken promises."""
     flushed, was_down = world.flushed, command == ("down",)
     done = merlab(then, "-q") if then in ("up", "verify") else merlab(then)
     said = done.stdout + done.stderr
@@ -167,13 +167,13 @@ def world():
     assert differences(made.host) == {}
 
 
-#: The command, before the how manieth change of a kind it is killed, and what is called then.
+#: The command, which occurrence of a change kills it, and what is called then.
 SAMPLE = [
     (("step", "9"), "save rules", 1, "restore"),
     (("step", "9"), "make the save known", 1, "up"),
     (("step", "9"), "flush rules", 1, "restore"),
     (("step", "9"), "load rules", 1, "verify"),
-    (("step", "9"), "load rules", 3, "verify"),  # R2: the second one was the twin's own, and the twin is flushed
+    (("step", "9"), "load rules", 3, "verify"),  # R2: the second one was the control client's own; that is flushed
     (("restore",), "delete a save", 1, "restore"),
     (("down",), "delete a link", 2, "restore"),  # R1: sleep is gone, and its save is there
 ]
@@ -186,7 +186,7 @@ def test_a_sample_of_kills(world, command, what, number, then):
 
 @pytest.fixture(scope="module")
 def points(world, tmp_path_factory):
-    """The change points of a command that no command before it in BEGIN has, found when first asked for."""
+    """The change points of a command that no earlier command in BEGIN has, found when first requested."""
     found = {}
 
     def of(command):

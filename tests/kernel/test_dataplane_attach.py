@@ -1,4 +1,4 @@
-"""Attaching and detaching the dataplane, on this kernel: under live traffic, half done, broken and mended."""
+"""Attach and detach the dataplane on this kernel: under live traffic, half done, broken and repaired."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PORT = 5000
 
 
 def loaded(rig: Rig) -> set[tuple[str, int]]:
-    """Every program, map and link in the kernel that is of this rig's making, as far as names and targets tell."""
+    """Return every program, map and link in the kernel that this rig created, as far as names and targets show."""
     found = set()
     cgroup, namespaces = rig.mesh.stat().st_ino, {place.app.netns.stat().st_ino for place in (rig.sleep, rig.hello)}
     for number in bpf_syscall.ids("link"):
@@ -43,7 +43,7 @@ def loaded(rig: Rig) -> set[tuple[str, int]]:
 
 
 def ours(rig: Rig) -> set[tuple[str, int]]:
-    """Ids of the pinned programs and of the maps they use."""
+    """Return the ids of the pinned programs and of the maps that they use."""
     found = set()
     for path in (rig.pins / "progs").iterdir():
         with opened(path) as fd:
@@ -364,7 +364,7 @@ def test_killed_while_attaching(rig, server):
 
 
 def test_killed_while_detaching(rig, server):
-    """Whatever a detach had taken away by then, attach() mends it and detach() finishes it."""
+    """Whatever a detach had removed by then, attach() repairs it and detach() finishes it."""
     code = "import sys; from pathlib import Path; from merbridge_lab.dataplane import Dataplane\n"
     code += "print('go', flush=True); Dataplane(Path(sys.argv[1])).detach(5.0)"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
@@ -394,7 +394,7 @@ def test_killed_while_detaching(rig, server):
 
 
 def test_the_count_of_unread_bytes_for_older_kernels(rig, server, monkeypatch):
-    """Before Linux 6.13 redirected bytes are charged to nobody, and the programs count for themselves."""
+    """Before Linux 6.13 redirected bytes are charged to nobody, and the programs count them themselves."""
     monkeypatch.setattr("merbridge_lab.dataplane.kernel_headers.release", lambda: (6, 12, 0))
     rig.attach()
     client, app = request(rig, server)
@@ -445,7 +445,7 @@ def test_the_machines_trace_event_is_left_as_it_was(rig):
 
 
 def test_a_trace_event_that_a_killed_merlab_left_on_is_switched_off_by_the_next(rig):
-    """Also where all that the killed one had pinned is gone with it, as with a container."""
+    """This also holds if everything that the killed one had pinned is gone with it, as with a container."""
     enable = rig.tracefs / "events/bpf_trace/bpf_trace_printk/enable"
     before = enable.read_text().strip()
     enable.write_text("0")

@@ -1,4 +1,4 @@
-"""What the kernel tells that no BPF program can write; maps that are shut; filters on sockets."""
+"""What the kernel reports that no BPF program can write; frozen maps; filters on sockets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ATTACH_FILTER = 26
 
 @pytest.fixture
 def here(tmp_path):
-    """A network namespace of our own, with its loopback up."""
+    """A separate network namespace, with its loopback up."""
     pin = tmp_path / "netns"
 
     netns.create(pin, netns.NEWNET, lambda: run(["ip", "link", "set", "lo", "up"]) and None)
@@ -110,7 +110,7 @@ def lab():
 
 
 def test_down_removes_maps_that_somebody_froze(lab):
-    """K2: what cannot be written can still be removed, and is; nothing is complained of."""
+    """K2: what cannot be written can still be removed, without a complaint."""
     frozen = []
     for each in MAPS:
         with lab.pins.open_map(each) as fd:

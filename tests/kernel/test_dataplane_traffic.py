@@ -1,4 +1,4 @@
-"""Traffic through the dataplane, on this kernel: three legs, with Istio's rules and without, and what is left alone."""
+"""Traffic through the dataplane, on this kernel: three legs, with and without Istio's rules, and what is left alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server(rig):
 
 @pytest.fixture
 def ruled(rig):
-    """Istio's rules in both pods and the twin, for the length of a test."""
+    """Istio's rules in both pods and the control client, for the duration of a test."""
     with rules_in((rig.sleep, rig.hello, rig.control_client)):
         yield
 
@@ -56,7 +56,7 @@ def rules_in(places):
 
 
 def talk(client: socket.socket, server: socket.socket, sizes=(1000,)):
-    """One connection: each size there and back, then closed by both; gives the address the application saw."""
+    """Run one connection: each size there and back, then closed by both; return the address the application saw."""
     app, peer = server.accept()
     with client, app:
         app.settimeout(10)
@@ -131,7 +131,7 @@ def test_three_legs_with_rules(rig, server):
     before = rig.sleep.redirected_packets()
     all_legs_moved(*served_by_both(rig, server, rig.hello.ip))
     assert rig.sleep.redirected_packets() == before
-    # The control: the same dial by a twin is seen by the same rule.
+    # The control: the same rule sees the same dial by a control client.
     before = rig.control_client.redirected_packets()
     with rig.control_client.app.connect(rig.hello.ip, PORT) as client:
         assert talk(client, server)[0] == "127.0.0.6"
@@ -200,7 +200,7 @@ def test_client_outside_the_mesh_is_steered(rig, server, rules, request):
     assert (entry["peer"][0], entry["original"]) == (NODE_IP, [rig.hello.ip, PORT])
 
 
-#: As the user of a sidecar: what the kernel answers to SO_ORIGINAL_DST on the descriptors given, as it is.
+#: As the user of a sidecar: return the kernel's unchanged answer to SO_ORIGINAL_DST on the given descriptors.
 ASK = """
 import json, socket, sys
 def ask(number):
@@ -214,7 +214,7 @@ print(json.dumps([ask(int(number)) for number in sys.argv[1:]]))
 
 
 def original_dst_of_established(rig: Rig, place: NodeView) -> dict[str, str | int]:
-    """Sockets of a sidecar's user that neither connect() nor sk_lookup has touched."""
+    """Return sockets of a sidecar's user that neither connect() nor sk_lookup has touched."""
     with contextlib.ExitStack() as stack:
 
         def pair(dialling: Agent, listening: Agent, ip: str, port: int):
@@ -238,7 +238,7 @@ def original_dst_of_established(rig: Rig, place: NodeView) -> dict[str, str | in
 
 
 def test_so_original_dst_of_established_sockets_that_are_not_ours(rig):
-    """In a pod and in one that is not served, with Istio's rules and without: as without the dataplane."""
+    """As without the dataplane: in a pod and in one that is not served, with Istio's rules and without."""
     places = (rig.hello, rig.control_client)
 
     def told() -> list[dict[str, str | int]]:
@@ -270,7 +270,7 @@ def test_a_twin_is_not_served(rig):
 
 
 def test_refused_as_by_rules(rig):
-    # Nobody listens on the port: the sidecar accepts, learns it, and closes.
+    # Nobody listens on the port: the sidecar accepts, learns this, and closes.
     with rig.sleep.app.connect(rig.hello.ip, 5999) as client:
         assert client.recv(1) == b""
     until(lambda: empty(rig), "the maps are empty again")
@@ -305,7 +305,7 @@ def test_a_receiver_with_a_small_buffer(rig):
 
 
 def stream(client: socket.socket, server: socket.socket, seed: int) -> list[str]:
-    """Random amounts both ways at once, half-closed when sent; gives what went wrong."""
+    """Send random amounts both ways at once, half-close when sent; return what went wrong."""
     rng = random.Random(seed)  # noqa: S311
     app, _ = server.accept()
     wrong: list[str] = []
@@ -355,7 +355,7 @@ def test_resets_leave_nothing(rig):
 
 
 def test_connection_to_nowhere_of_the_mesh(rig):
-    # Out of the mesh the sidecar dials as it is told; here nobody answers, which the node says by ICMP.
+    # Outside the mesh the sidecar dials as it is told; here nobody answers, which the node reports by ICMP.
     with rig.node.listen(7000) as listener:
         before = rig.counters("sleep")
         assert talk(rig.sleep.app.connect(NODE_IP, 7000), listener)[0] == rig.sleep.ip
@@ -400,7 +400,7 @@ def test_c11_the_trace_tells_one_request_whatever_the_tracers_options(rig, serve
 
 
 def test_large_socket_options_come_back_whole(rig):
-    # iptables reads its table by getsockopt(); a program that looked at one page of it would cut it.
+    # iptables reads its table with getsockopt(); a program that read only one page of it would cut it.
     many = "".join(f"-A INPUT -s 192.0.2.{n % 250}/32 -p tcp --dport {n} -j ACCEPT\n" for n in range(1, 120))
     rig.sleep.app.sh("iptables-legacy-restore", stdin=f"*filter\n{many}COMMIT\n")
     procs = rig.mesh / "sleep/app/cgroup.procs"

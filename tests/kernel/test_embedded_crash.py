@@ -1,4 +1,4 @@
-"""Killed at any moment, a lab can be gone on with, and be removed to the last trace."""
+"""After a kill at any moment, a lab can be continued, and be removed completely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.kernel
 
 NAME = "merlab-crash"
 
-#: Counts audit events (every file opened, directory made, process started) and kills itself at the one it is told.
+#: Counts audit events (every file opened, directory created, process started) and kills itself at the given one.
 CHILD = """
 import os, signal, sys
 import cryptography.x509, jinja2, pyroute2, sh, tenacity
@@ -47,7 +47,7 @@ def child(last: int, *extra: str) -> subprocess.CompletedProcess[str]:
 
 
 def equals(before: dict[str, object]) -> dict[str, object]:
-    """Compare the host with `before`, waiting for what is on its way out; give the differences."""
+    """Compare the host with `before`, waiting for what is ending; return the differences."""
 
     def differences() -> dict[str, object]:
         now = state(NAME)

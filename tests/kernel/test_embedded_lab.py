@@ -47,7 +47,7 @@ def whole():
 
 @pytest.fixture
 def lab(whole):
-    """The mesh, mended if the test before left it damaged."""
+    """The mesh, repaired if the previous test damaged it."""
     if whole.problems():
         whole.ensure()
     return whole
@@ -376,7 +376,7 @@ print(machine.exists, machine.run.exists(), machine.cgroup.exists())
 
 
 def test_without_a_system_cgroup2_the_lab_has_its_own():
-    """As where there are cgroups of version 1 alone, and a kernel that knows version 2."""
+    """As on a machine with only cgroups of version 1, and a kernel that knows version 2."""
     before = state("merlab-own")
     argv = ["unshare", "--mount", "sh", "-ec", f'{unmounted("cgroup2")}; exec "$@"', "sh", sys.executable, "-c", OWN]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
@@ -412,7 +412,7 @@ def test_the_lines_by_hand_make_a_mesh_in_order(request):
     before = state("merlab-hand")
     run_lines(lab.machine.shell_commands() + lab.node.shell_commands())
     for pod in lab.mesh.pods:
-        # The files that the lines take as written.
+        # The files that the lines assume to be written.
         pod.folder.mkdir()
         filesystem.write(pod.spec, pod.folder)
         envoy.furnish(lab.machine, pod.spec, pod.folder)

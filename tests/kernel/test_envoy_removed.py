@@ -1,4 +1,4 @@
-"""Envoy's program is removed with its Python package while the lab is up: what runs goes on, what cannot be is said."""
+"""Envoy's program is removed with its Python package while the lab is up: what runs continues, failures are named."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ UNABLE = "envoy: found no Envoy in this Python environment, needed the wheel env
 
 
 def _linked(source, target):
-    """Copy Envoy, which is to go; of all else a link does."""
+    """Copy Envoy, which will be removed; link everything else."""
     if source.endswith("/envoy/_bin/envoy"):
         shutil.copy2(source, target)
     else:
@@ -33,8 +33,8 @@ def _linked(source, target):
 
 @pytest.fixture(scope="module")
 def environment():
-    """A Python environment as this one, whose Envoy can be removed."""
-    # In this one: links do not lead from one file system to another, and what is killed leaves nothing elsewhere.
+    """A Python environment like this one, whose Envoy can be removed."""
+    # In this one: links do not cross file systems, and a killed test leaves nothing elsewhere.
     with tempfile.TemporaryDirectory(dir=sys.prefix, prefix=OWN) as inside:
         folder = Path(inside, "venv")
         Path(inside).chmod(0o755)
@@ -45,7 +45,7 @@ def environment():
 
 @pytest.fixture
 def program(environment):
-    """Envoy's program in it; it is back for the next test."""
+    """Envoy's program in it; it is restored for the next test."""
     (found,) = environment.glob("lib/python3*/site-packages/envoy/_bin/envoy")
     yield found
     put_back(found)

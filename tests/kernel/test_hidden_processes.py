@@ -1,4 +1,4 @@
-"""A process that runs and that /proc does not tell of was not read: it is not one that does not run."""
+"""A process that runs but that /proc does not show was not read: it is not the same as one that does not run."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from merbridge_lab.adapters import procfs
 
 pytestmark = pytest.mark.kernel
 
-#: Each covers, in a mount namespace of its own, something of /proc/PID, or hides it.
+#: Each covers, in a separate mount namespace, a part of /proc/PID, or hides it.
 COVERED = {
     "all of it": 'mount -t tmpfs none "/proc/$1"',
     "its state, by another's": 'mount --bind /proc/1/stat "/proc/$1/stat"',

@@ -1,4 +1,4 @@
-"""The requirements, looked at on this very machine."""
+"""The requirements, checked on this machine."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.kernel
 
 
 def state():
-    """What a probe could leave behind."""
+    """Return what a probe could leave behind."""
     listed = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
     cgroups = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line]
     return {
@@ -30,7 +30,7 @@ def state():
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_this_machine_offers_it_all_and_is_left_as_it_was(backend):
-    requirements.embedded(backend=backend)  # a first look may load modules and Python's own files
+    requirements.embedded(backend=backend)  # the first run may load modules and Python's own files
     before = state()
     found = requirements.embedded(backend=backend)
     assert state() == before
@@ -65,7 +65,7 @@ def test_rules_that_this_kernel_has_not(monkeypatch):
 
 
 def test_bcc_is_loaded_without_touching_the_path():
-    # In a process of its own: BCC once loaded stays.
+    # In a separate process: BCC stays loaded.
     code = (
         "import sys; from merbridge_lab.adapters import bcc_import; before = list(sys.path);"
         " module = bcc_import.load();"

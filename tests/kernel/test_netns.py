@@ -1,4 +1,4 @@
-"""Namespaces on the kernel, where they are made in a mount namespace that is itself new."""
+"""Namespaces on the kernel, created in a mount namespace that is itself new."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel tells of a network namespace: changes that are undone at once, settings written, where links end."""
+"""What the kernel reports of a network namespace: changes that are undone at once, settings written, ends of links."""
 
 from __future__ import annotations
 

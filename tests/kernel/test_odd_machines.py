@@ -1,7 +1,7 @@
-"""Machines that are not this one, made for real in namespaces: on them `up`, `verify` and `down` work as on any.
+"""Unusual machines, created in namespaces: on them `up`, `verify` and `down` work as on any other.
 
-None of them changes a setting of the machine the tests run on: what is odd is odd in a mount, network or pid namespace,
-in a limit or a filter of the process, and goes with it.
+None of them changes a setting of the machine that the tests run on: the unusual part is in a mount, network or pid
+namespace, in a limit or a filter of the process, and disappears with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from walkthrough_host import environment, is_plain
 
 pytestmark = pytest.mark.kernel
 
-#: As firewalld 2 leaves it, cut to one zone: what comes and what is forwarded is rejected.
+#: As firewalld 2 leaves it, cut to one zone: incoming and forwarded packets are rejected.
 FIREWALLD = """
 table inet firewalld {
   chain mangle_PREROUTING { type filter hook prerouting priority mangle + 10; policy accept; jump zones; }
@@ -70,13 +70,13 @@ COMMIT
 """
 
 
-#: Of mount points: Latin-1, then characters at which Python cuts lines or words, as printf(1) has them.
+#: Mount points: Latin-1, then characters at which Python splits lines or words, as printf(1) writes them.
 NAMES = (r"disk\374", r"a\302\205b", r"c\342\200\250d", r"e\034f", "g h")
 
 
 @dataclass(frozen=True)
 class Odd:
-    """A machine: the lines of shell that make it, in namespaces of their own, and what is put before a command."""
+    """A machine: the lines of shell that create it, in separate namespaces, and the prefix of a command."""
 
     name: str
     lines: tuple[str, ...] = ()
@@ -97,12 +97,12 @@ ODD = [
     Odd("odd_mount_points", tuple(f'd=$(printf "/run/odd/{name}"); mkdir -p "$d"; mount -t tmpfs none "$d"'
                                   for name in NAMES)),
 ]  # fmt: skip
-#: Together in one, so that the whole costs one lab in `make test`; each alone is for `make soak`.
+#: All in one, so that everything costs one lab in `make test`; each alone is for `make soak`.
 TOGETHER = Odd("all_at_once", tuple(line for odd in ODD for line in odd.lines), lacking("ipv6"))
 
 
 def _machine(odd: Odd) -> tuple[str, ...]:
-    # Whoever has /run in a namespace of its own has a lab of its own there: none of it is seen outside.
+    # A user with /run in a separate namespace has a separate lab there: nothing of it is visible outside.
     lines = ["set -e", "mount -t tmpfs none /run", *odd.lines, 'exec "$@"']
     return ("unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", "\n".join(lines), "sh", *odd.prefix)
 
@@ -111,7 +111,7 @@ def _machine(odd: Odd) -> tuple[str, ...]:
     "odd", [TOGETHER, *(pytest.param(odd, marks=pytest.mark.soak) for odd in ODD)], ids=lambda odd: odd.name
 )
 def test_up_verify_and_down_work(host, odd):  # noqa: F811, ARG001
-    """M10, c17 and section 3: what is odd about a machine and none of merlab's business changes no verdict."""
+    """M10, c17 and section 3: what is unusual about a machine and does not concern merlab changes no verdict."""
     calls = f"'{MERLAB}' up -q && '{MERLAB}' verify -q; status=$?; '{MERLAB}' down -q && ls -A /run >&3; exit $status"
     done = subprocess.run(
         [*_machine(odd), "sh", "-c", f"exec 3>&1; {calls}"],

@@ -1,4 +1,4 @@
-"""Our own programs in a place that is not theirs: the control client would be served, or the app twice."""
+"""Our own programs in the wrong place: the control client would be served, or the app twice."""
 
 import subprocess
 

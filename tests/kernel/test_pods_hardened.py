@@ -1,4 +1,4 @@
-"""Pods on machines that are not this one, and pods that somebody has changed: made, told and mended."""
+"""Pods on other machines, and pods that somebody has changed: created, reported and repaired."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_m1_whatever_roots_umask_is_the_lab_stands_and_is_closed_to_others(umask
 
 # -- /etc as others have it (M2) -------------------------------------------------------------------------------------
 
-#: Each is done to a copy of /etc, in a mount namespace of its own that stands for such a machine.
+#: Each is applied to a copy of /etc, in a separate mount namespace that represents such a machine.
 ETC = {
     "absolute": "mv resolv.conf /mnt/elsewhere; ln -s /mnt/elsewhere resolv.conf",
     "into_run": "mkdir -p /run/merlab-m2; mv resolv.conf hosts /run/merlab-m2; "
@@ -113,7 +113,7 @@ def test_m2_files_of_etc_that_are_links_or_missing(kind):
     assert done.stdout.splitlines() == ["[] True", "6", "True"], done.stderr
 
 
-# -- whose business it is not (S8) -----------------------------------------------------------------------------------
+# -- what others must not see (S8) -----------------------------------------------------------------------------------
 
 
 def test_s8_a_users_number_opens_no_key_and_no_pod_sees_another_lab(lab):
@@ -142,7 +142,7 @@ def test_s8_a_shell_leaves_nothing_outside_of_the_lab(lab):
     assert not [each for each in {*there.iterdir()} - before if "merlab" in each.name]
 
 
-# -- what somebody has changed is mended (P2, P4, P8) ----------------------------------------------------------------
+# -- what somebody has changed is repaired (P2, P4, P8) -------------------------------------------------------------
 
 
 def test_p2_an_altered_app_is_started_anew(lab):
@@ -203,7 +203,7 @@ def test_p8_an_authority_that_is_valid_no_more_is_told_and_replaced(lab, monkeyp
 
 
 def test_p8_a_limit_of_who_calls_merlab_is_not_handed_on(tmp_path):
-    """RLIMIT_FSIZE of whoever calls merlab would cut the logs; it is not handed on."""
+    """RLIMIT_FSIZE of merlab's caller would cut the logs; it is not inherited."""
     group = cgroup.find_root(Path("/nowhere")) / "merlab-limits"
     group.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""A new connection from a port whose last one a server has reset: for ten seconds, conntrack takes it for that one."""
+"""A new connection from a port of one that a server has reset: for ten seconds, conntrack takes it for the old one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lab():
 
 
 def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab, monkeypatch):
-    monkeypatch.setattr(batch_guard, "_WHOLE", ())  # it would name the range of ports, by which this is brought about
+    monkeypatch.setattr(batch_guard, "_WHOLE", ())  # it would report the range of ports, which the test needs
     merlab_ = ManagedEmbeddedLab(name=NAME)
     with merlab_.control_pair() as control_pair:
         client, told = control_pair.client, {"url": control_pair.url, "server": control_pair.server, "count": 1}
@@ -35,7 +35,7 @@ def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab, monkeypatc
         with client.rules.flushed():
             ports(ONE)
             closed = merlab_.observe(client, **told)
-        # What the kernel does, and the false alarm that it would be.
+        # The kernel's behaviour, and the false alarm that it would cause.
         again = merlab_.observe(client, **told)
         assert again.exchanges[0].local == closed.exchanges[0].local
         assert (again.rule(rules.REDIRECT).moved, again.exchanges[0].closed) == (0, True)

@@ -1,4 +1,4 @@
-"""Rules read in a real network namespace: what the tools tell, held against what the kernel tells."""
+"""Rules read in a real network namespace: the tools' output compared with what the kernel reports."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def typed(where, *argv, stdin=None):
 
 
 def only(folder, monkeypatch):
-    """Have nothing on the machine but the tools of one folder."""
+    """Provide only the tools of one folder on the machine."""
     monkeypatch.setattr(system_tools, "FOLDERS", (str(folder),))
     monkeypatch.setenv("PATH", str(folder))
 
@@ -67,7 +67,7 @@ def test_every_change_moves_the_generation(where):
 
 
 def test_a_native_redirect_is_seen_without_any_tool(where, monkeypatch, tmp_path):
-    """P3: nft is not on PATH, nor is anything else of netfilter's."""
+    """P3: nft is not on PATH, nor is any other tool of netfilter."""
     typed(where, "nft", "-f", "-", stdin=DETOUR)
     typed(
         where,
@@ -126,7 +126,7 @@ def test_the_backend_is_known_whatever_the_tools_are_like(where, monkeypatch, tm
 
 
 def lying(monkeypatch, tmp_path, tool, text):
-    """Put a shell text in the place of a tool; $REAL is it."""
+    """Replace a tool by a shell text; $REAL is the tool."""
     fake = tmp_path / tool
     fake.write_text(f"#!/bin/sh\nREAL={shutil.which(tool)}\n{text}\n")
     fake.chmod(0o755)
@@ -143,7 +143,7 @@ def test_the_kernels_own_words_are_those_of_the_text_that_was_loaded(where, back
     assert iptables.snapshot(where).unread == ()
 
 
-#: Rules in every form that the lab's own have, and near to it.
+#: Rules in every form that the lab's own have, and similar ones.
 FORMS = """*nat
 :PREROUTING ACCEPT [0:0]
 :INPUT ACCEPT [0:0]
@@ -200,7 +200,7 @@ def test_a_rule_that_is_known_in_part_is_told_so(where, backend):
     ],
 )
 def test_as_many_rules_but_other_ones(where, monkeypatch, tmp_path, backend, lie, kernels):
-    """The tool tells of as many rules and packets as there are, and of others."""
+    """The tool prints as many rules and packets as there are, but different ones."""
     iptables.load(where, rule_templates.pod_rules(), backend)
     lying(monkeypatch, tmp_path, f"iptables-{backend}-save", f'"$REAL" "$@" | sed \'{lie}\'')
     told = iptables.snapshot(where).texts[backend]

@@ -1,4 +1,4 @@
-"""Playing with the lab by hand: shell, trace, sysdump, a pause between steps; looked at as a person would."""
+"""Use the lab by hand: shell, trace, sysdump, a pause between steps; as a person would see it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lab():
 
 
 class Terminal:
-    """A program on a terminal of its own, typed at and read."""
+    """A program on a separate terminal, with input and output."""
 
     def __init__(self, *argv: str) -> None:
         self.pid, self._fd = pty.fork()
@@ -37,7 +37,7 @@ class Terminal:
         self.seen = ""
 
     def expect(self, pattern: str) -> str:
-        """Read until `pattern` is on the screen; give all that is new."""
+        """Read until `pattern` is on the screen; return everything new."""
         deadline = time.monotonic() + LONG
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < deadline, self.seen
@@ -53,7 +53,7 @@ class Terminal:
         os.write(self._fd, text.encode())
 
     def end(self) -> int:
-        """Wait for its end, reading on; give the exit status."""
+        """Wait for its end while reading; return the exit status."""
         while True:
             try:
                 if not os.read(self._fd, 65536):
@@ -77,7 +77,7 @@ def test_a_shell_is_the_app(lab):  # noqa: ARG001 - must be up
 def test_leaving_a_root_shell_says_what_was_changed(lab):
     before = lab.rules()
     shell = Terminal(MERLAB, "shell", "sleep", "--netns")
-    # U8: that shell is not the app, and what is typed instead works as it stands.
+    # U8: that shell is not the app, and what is typed instead works unchanged.
     shell.expect("This shell is not the app: eBPF does not serve what it dials")
     instead = shell.expect(r"from another terminal: (MERLAB_NAME=\S+ \S*merlab exec sleep -- curl -s \S+)\s")
     typed = re.search(r"from another terminal: (.*?)\s*$", instead, re.DOTALL)[1]
@@ -98,14 +98,14 @@ def _debug() -> int:
 
 
 def _follow(*words: str) -> tuple[subprocess.CompletedProcess[str], str]:
-    """Follow the trace during one request with a nonce of its own; give what came, and the nonce."""
+    """Follow the trace during one request with its own nonce; return the output and the nonce."""
     nonce = f"by-hand-{time.monotonic_ns()}"
     following = Running("trace", *[word.replace("NONCE", nonce) for word in words])
     try:
         assert following.reaches(lambda: bool(_followers()) and _debug() == 1)
         curl = ["curl", "-s", "-H", f"x-request-id: {nonce}", "helloworld:5000/hello"]
         assert merlab("exec", "sleep", "--", *curl).stdout.startswith("Hello version")
-        # A line that is looked for by nonce comes once the sidecars have logged the request, with a later event.
+        # A line that is searched by nonce arrives once the sidecars have logged the request, with a later event.
         logs = [Lab().run / "pods" / pod / "access.log" for pod in ("sleep", "helloworld-v1", "helloworld-v2")]
         assert following.reaches(lambda: sum(nonce in log.read_text() for log in logs) == 2)
         merlab("exec", "helloworld-v1", "--", *curl[:2], "helloworld:5000/hello")
@@ -116,7 +116,7 @@ def _follow(*words: str) -> tuple[subprocess.CompletedProcess[str], str]:
 
 
 def _followers() -> list[str]:
-    """Name the trace buffers of followers that collect lines."""
+    """Return the trace buffers of followers that collect lines."""
     found = []
     for each in (Lab().machine.tracefs / "instances").glob("*-trace-*"):
         enable = each / "events/bpf_trace/bpf_trace_printk/enable"

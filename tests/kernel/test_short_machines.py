@@ -20,7 +20,7 @@ pytestmark = pytest.mark.kernel
 
 
 def left():
-    """Name what there is of a lab, by the three places with which `down` finds one."""
+    """Return what exists of a lab, by the three places where `down` finds one."""
     machine = Machine(NAME)
     return [str(place) for place in (machine.run, machine.cgroup) if place.exists()] + [
         str(mount.target) for mount in mounts.below(machine.run)
@@ -37,7 +37,7 @@ def host():
 
 @pytest.fixture(scope="module")
 def standing():
-    """A lab with all its parts, shared by the tests that break nothing of it: they come first."""
+    """A complete lab, shared by the tests that break nothing of it: they come first."""
     merlab("down")
     done = merlab("up", "-q", "--until", "3")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,7 +48,7 @@ def standing():
 
 @contextlib.contextmanager
 def limited(most):
-    """A cgroup of the test's own in which there may be `most` processes and threads; gives its cgroup.procs."""
+    """Create a separate cgroup with at most `most` processes and threads; return its cgroup.procs."""
     first = Path("/sys/fs/cgroup/pids")
     place = (first if first.is_dir() else Path("/sys/fs/cgroup")) / f"{NAME}-limited"
     if not first.is_dir():
@@ -80,13 +80,13 @@ def refused(done, *words):
 
 
 def steps_through(standing, prefix):
-    """Call `step 9` where it may run out anywhere: it holds, or says what is used up, and the rules are there."""
+    """Call `step 9` where it may run out anywhere: it holds, or reports what is used up, and the rules are there."""
     rules = standing.rules()
     done = merlab("step", "9", "-q", prefix=prefix)
     assert is_plain(done), done.stdout + done.stderr
     if done.returncode:
         refused(done, "no more files" if "ulimit" in " ".join(prefix) else "no further process")
-    if standing.is_flushed:  # what could not be put back then is put back as soon as there is room
+    if standing.is_flushed:  # what could not be restored then is restored as soon as there is room
         assert merlab("restore").returncode == 0
     assert standing.rules() == rules
     assert not standing.is_flushed
@@ -162,7 +162,7 @@ def test_a_disk_that_fills_in_the_middle_says_what_stands(host):  # noqa: ARG001
 
 
 def test_down_needs_little(host):  # noqa: ARG001
-    """It works where `up` would not begin."""
+    """It works even if `up` would not begin."""
     assert merlab("up", "-q", "--until", "1").returncode == 0
     fill(Lab())
     with limited(12) as procs:

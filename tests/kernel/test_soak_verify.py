@@ -1,4 +1,4 @@
-"""On a busy machine, a healthy lab is not called broken: a hundred verifies, one after the other."""
+"""On a busy machine, a healthy lab is not reported as broken: a hundred verifies, one after the other."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ pytestmark = [pytest.mark.kernel, pytest.mark.soak]
 
 #: To try fewer: MERLAB_VERIFIES=10 make soak ARGS="-k busy"
 MANY = int(os.environ.get("MERLAB_VERIFIES", "100"))
-#: Programs running beside merlab, on each processor; all of them, and merlab, give way to the rest of the machine.
+#: Programs running beside merlab, on each processor; all of them, and merlab, yield to the rest of the machine.
 BESIDE = 5
 NICE = ("nice", "-n", "10")
-#: They end by themselves, whatever becomes of the test.
+#: They end by themselves, whatever happens to the test.
 _BURN = "import time\nend = time.monotonic() + 7200\nwhile time.monotonic() < end: pass"
 
 

@@ -1,7 +1,8 @@
-"""What `step 9` does to the machine, it does at a change point: seen by strace, system call by system call.
+"""`step 9` changes the machine only at change points: checked by strace, system call by system call.
 
-Between its change points merlab, its threads, and each command that it starts there, may look at everything, and make,
-alter or remove nothing that others can see. What a command does that was started at a change point, is that change.
+Between its change points merlab, its threads, and each command that it starts there, may read everything, but must not
+create, alter or remove anything that others can see. What a command does that was started at a change point is that
+change.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ALWAYS = (
     "fchmodat", "chown", "fchown", "lchown", "fchownat", "truncate", "ftruncate", "setxattr", "fsetxattr", "lsetxattr",
     "creat", "sethostname", "init_module", "finit_module", "delete_module", "swapon", "reboot",
 )  # fmt: skip
-#: System calls that may, by their arguments.
+#: System calls that may, depending on their arguments.
 SOMETIMES = {
     "open": re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC"),
     "openat": re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC"),
@@ -33,7 +34,7 @@ SOMETIMES = {
     "unshare": re.compile(r"CLONE_NEW"),  # of CLONE_FS, what a thread shares with others of its own process
     "setsockopt": re.compile(r"IPT_SO_SET|SO_SET_REPLACE"),
 }
-#: What is nobody's but the process's own: its terminal, its pipes, nothing, itself; files without a name.
+#: What belongs only to the process: its terminal, its pipes, nothing, itself; files without a name.
 OWN = re.compile(r'"(/dev/(null|tty|ptmx|pts/\d+)|/proc/(self|thread-self)/(fd/\d+|comm))"|O_TMPFILE')
 NETLINK = ("sendto", "sendmsg")
 TRACED = ",".join([*FORKS, *ALWAYS, *SOMETIMES, *NETLINK, "access", "faccessat", "faccessat2"])
@@ -41,12 +42,15 @@ TRACED = ",".join([*FORKS, *ALWAYS, *SOMETIMES, *NETLINK, "access", "faccessat",
 _MESSAGE = re.compile(r"nlmsg_len=(\d+), nlmsg_type=([\w<|]+).*?nlmsg_flags=([\w|]+)")
 #: XFRM_MSG_GETDEFAULT, with its three bytes; of rtnetlink that number makes a class, which takes more.
 _XFRM_ASKS = ("0x28", "19")
-#: enum nf_tables_msg_types: those that only ask.
+#: enum nf_tables_msg_types: those that only query.
 _NFT_ASKS = {1, 4, 7, 10, 13, 16, 19, 21, 23, 25}
 
 
 def changes_by_netlink(name, arguments):
-    """Whether one of the messages changes something; strace has no names for those of another network namespace."""
+    """Report whether one of the messages changes something.
+
+    strace has no names for those of another network namespace.
+    """
     for size, kind, flags in _MESSAGE.findall(arguments):
         if "NLM_F_DUMP" in flags or "0x300" in flags:
             continue
@@ -57,8 +61,8 @@ def changes_by_netlink(name, arguments):
         if (kind, size) == _XFRM_ASKS:
             continue
         family, number = divmod(int(kind, 16), 256)
-        # Of rtnetlink (pyroute2 uses sendto); by sendmsg these numbers begin and end a batch of nftables, which a mere
-        # list sends empty.
+        # Of rtnetlink (pyroute2 uses sendto); with sendmsg these numbers begin and end a batch of nftables, which a
+        # plain list sends empty.
         if name == "sendto" and family == 0 and number >= 16 and number % 4 != 2:
             return True
         if (family == 10 and number not in _NFT_ASKS) or (family == 1 and number in (0, 2)):
@@ -71,9 +75,9 @@ _RESULT = re.compile(r"= (-?\d+|0x[0-9a-f]+)[^=]*$")
 
 
 class Traced:
-    """What strace wrote, read twice: who is a thread or a child of whom, then who changed what, and when.
+    """The output of strace, read twice: first who is a thread or a child of whom, then who changed what, and when.
 
-    As if there were no such change points as `blind`, to see that it would be seen.
+    `blind` change points are ignored, to check that a change there would be detected.
     """
 
     def __init__(self, lines, blind=None):
@@ -91,7 +95,7 @@ class Traced:
 
     @staticmethod
     def _calls(lines):
-        """Return (pid, name, arguments, result or None) of each call, in the order in which they began."""
+        """Return (pid, name, arguments, result or None) of each call, in the order of their start."""
         begun, waiting = [], {}
         for line in lines:
             if not (found := _LINE.match(line)):
@@ -133,7 +137,7 @@ class Traced:
         return name in ALWAYS or (name in SOMETIMES and SOMETIMES[name].search(arguments) is not None)
 
 
-#: Each by other system calls: files, netlink of two kinds (by a command and by merlab), mounts, cgroups, processes.
+#: Each uses other system calls: files, netlink of two kinds (by a command and by merlab), mounts, cgroups, processes.
 SEEN = (
     "save rules", "make the save known", "flush rules", "load rules", "link two namespaces", "delete a link",
     "make a namespace", "unmount", "make a folder", "delete a folder", "delete a tree", "kill a cgroup",
@@ -153,16 +157,17 @@ def test_step_9_changes_nothing_past_its_change_points(tmp_path):
     finally:
         merlab("down")
     assert traced.past == []
-    # It has seen what there is to see: the flush of sleep and of its twin, their saves, the twin made and removed.
+    # It has seen everything: the flush of sleep and of its control client, their saves, the control client created and
+    # removed.
     expected = {"save rules", "flush rules", "load rules", "make a namespace", "link two namespaces", "start a process"}
     assert expected <= traced.points.keys()
     assert traced.points["flush rules"] == 2
-    # And it would see each of these changes, were it made past a change point.
+    # It would also detect each of these changes if it bypassed the change points.
     assert [point for point in SEEN if not Traced(lines, blind=point).past] == []
 
 
 def test_a_change_past_the_door_is_seen():
-    """The same reading, of a trace in which a file is written, and one removed by a command, past all change points."""
+    """The same reading, of a trace in which a file is written, and a command removes one, outside of change points."""
     lines = f"""\
 7 access("{MARKS}/before/x", F_OK) = -1 ENOENT (No such file or directory)
 7 openat(AT_FDCWD, "/run/a", O_WRONLY|O_CREAT, 0666) = 3

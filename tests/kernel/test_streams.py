@@ -1,4 +1,4 @@
-"""Bytes through real sidecars: with eBPF, Istio's rules present and flushed; and by the rules alone, the reference."""
+"""Bytes through real sidecars: with eBPF, Istio's rules present and flushed; and with only the rules, the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streams_lab import ECHO_VIP, Scene, mem_pages
 
 pytestmark = pytest.mark.kernel
 
-#: Printed with every failure; the same streams again: MERLAB_SEED=...
+#: Printed with every failure; to repeat the same streams: MERLAB_SEED=...
 SEED = int(os.environ.get("MERLAB_SEED", "0")) or time.time_ns() % 1_000_000_000
 WAYS = ("reference", "rules present", "rules flushed")
 LET_IN = 32 << 20
@@ -37,7 +37,7 @@ def scene():
 
 @pytest.fixture(params=WAYS)
 def way(request, scene):
-    """The lab in one of the ways a connection can go; nothing may be left in the maps afterwards."""
+    """The lab in one of the ways that a connection can take; the maps must be empty afterwards."""
     with contextlib.ExitStack() as stack:
         if request.param == "reference":
             scene.detach()
@@ -86,7 +86,7 @@ def test_thousands_of_streams_arrive_whole(scene, way, count):
 
 
 def talkers(scene: Scene, listeners, direction: str) -> tuple[socket.socket, socket.socket]:
-    """A connection: who sends and who receives."""
+    """Yield a connection: who sends and who receives."""
     client = scene.connect()
     client.sendall(b"?")  # a sidecar dials its application when there is something to say
     ready, _, _ = select.select(listeners, [], [], 10)
@@ -97,7 +97,7 @@ def talkers(scene: Scene, listeners, direction: str) -> tuple[socket.socket, soc
 
 
 def fill(sender: socket.socket, quiet: float = 0.4) -> int:
-    """Send until the sender has been blocked for `quiet` seconds; give how much was let in."""
+    """Send until the sender has been blocked for `quiet` seconds; return how much was accepted."""
     sent = 0
     poll = select.poll()
     poll.register(sender, select.POLLOUT)
@@ -109,7 +109,7 @@ def fill(sender: socket.socket, quiet: float = 0.4) -> int:
 
 
 def drain(receiver: socket.socket, size: int, pause: float = 0.0) -> None:
-    """Read `size` bytes and see that they are what fill() sent."""
+    """Read `size` bytes and check that they are what fill() sent."""
     got = 0
     while got < size:
         data = receiver.recv(min(500_000, size - got))
@@ -166,7 +166,7 @@ def test_a_hundred_megabytes(scene, direction):
 
 
 def test_a_hundred_megabytes_with_neither_rules_nor_ebpf(scene):
-    """No sidecar anywhere: straight to the application. The fourth way."""
+    """The fourth way, without any sidecar: directly to the application."""
     scene.detach()
     with scene.flushed(), scene.servers() as listeners, contextlib.closing(Meeting(listeners)) as meeting:
         tally = Tally()
@@ -189,7 +189,7 @@ def descriptors(count: int):
 
 
 def many(scene: Scene, count: int) -> None:
-    """So many connections at once, each of which carries something both ways while all are there."""
+    """Open so many connections at once, each of which carries something both ways while all exist."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(descriptors(2 * count + 500))
         meeting = stack.enter_context(contextlib.closing(Meeting(stack.enter_context(scene.servers()))))

@@ -1,6 +1,6 @@
 """What a connection must not notice of the dataplane, through real sidecars; the reference is the lab without it.
 
-Where upstream Merbridge was seen to fail, and the test with which ours does not:
+Known failures of upstream Merbridge, and the tests that show that ours does not have them:
 
 1. "not in mesh" cached for ever: TestSidecars.test_one_that_starts_late_is_served_at_once
 2. no flow control: test_streams.py::test_a_receiver_that_does_not_read_blocks_its_sender
@@ -101,7 +101,7 @@ def accept(listeners) -> socket.socket:
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
-    """Read that much, as a program does that bears the kernel's "try again" from a blocking call (see above)."""
+    """Receive that much, as a program does that handles the kernel's "try again" from a blocking call (see above)."""
     data, deadline = b"", time.monotonic() + 20
     while len(data) < size and time.monotonic() < deadline:
         try:
@@ -115,7 +115,7 @@ def receive(sock: socket.socket, size: int) -> bytes:
 
 
 def exchange(client: socket.socket, server: socket.socket, size: int = 100_000) -> None:
-    """Both ways, more than one socket buffer's worth at a time."""
+    """Send both ways, more than one socket buffer at a time."""
     for one, other in ((client, server), (server, client)):
         message = os.urandom(size)
         sender = threading.Thread(target=one.sendall, args=(message,))
@@ -138,7 +138,7 @@ def grown(scene: Scene, before) -> dict[str, dict[str, int]]:
 
 
 class Lasting:
-    """Something that goes on in a thread until told to stop; `_wrong` has what went wrong with it."""
+    """A thread that runs until it is told to stop; `_wrong` has what went wrong."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -155,7 +155,7 @@ class Lasting:
 
 
 class Chatter(Lasting):
-    """Two ends that talk all the time, until told to stop; neither may see anything else than what was said."""
+    """Two ends that talk continuously, until told to stop; neither may receive anything else than what was sent."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.ends = (client, server)
@@ -171,7 +171,7 @@ class Chatter(Lasting):
             self._wrong.append(f"after {self.turns} turns: {failed!r}")
 
     def moves(self) -> None:
-        """Wait until something was said that was begun after now."""
+        """Wait until something was sent after now."""
         now = self.turns
         until(lambda: self._wrong or self.turns >= now + 2, "they go on talking", 20)
         assert self._wrong == []
@@ -187,7 +187,7 @@ class Chatter(Lasting):
 
 
 def test_open_connections_live_through_attach_flush_restore_and_detach(whole):
-    """None is reset, not a byte is lost: of those that were there before, and of those made at each stage."""
+    """None is reset, not a byte is lost: of those that existed before, and of those created at each stage."""
     whole.detach()
     with whole.servers() as listeners, contextlib.ExitStack() as stack:
         stack.callback(whole.empty)
@@ -242,7 +242,7 @@ class Caller(Lasting):
             self._wrong.append(f"after {len(self.served)} requests: {failed!r}")
 
     def calls(self) -> None:
-        """Wait until some requests were served that were begun after now, each delivered by the server's sidecar."""
+        """Wait until some requests were served that began after now, each delivered by the server's sidecar."""
         now = len(self.served) + 1
         until(lambda: self._wrong or len(self.served) >= now + 6, "requests are served", 20)
         assert self._wrong == []
@@ -255,7 +255,7 @@ class Caller(Lasting):
 
 
 def test_a_client_that_keeps_its_connection_sees_no_request_fail(whole):
-    """Over attach, flush, restore and detach: of one that was there before, and of those that came at each stage."""
+    """Over attach, flush, restore and detach: for one that existed before, and for those that came at each stage."""
     whole.detach()
     with contextlib.ExitStack() as stack:
         callers: list[Caller] = []
@@ -310,7 +310,7 @@ class Old:
 
 
 def loaded(scene: Scene) -> set[tuple[str, int]]:
-    """Kind and id of every program, and of every map that they use."""
+    """Return kind and id of every program, and of every map that they use."""
     found = set()
     for name in PROGRAMS:
         with opened(scene.pins.prog(name)) as program:
@@ -391,7 +391,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_other_one_at_work(scene, mon
 
 
 def plain(scene: Scene, pod: Pod, port: int) -> str:
-    """How a client outside the mesh, without TLS, fares: "refused", "closed" by a sidecar, or what it is told."""
+    """Return how a client outside the mesh, without TLS, fares: "refused", "closed" by a sidecar, or the answer."""
     answer, sock = scene.node.dial(pod.spec.ip, port)
     if sock is None:
         return "refused" if answer == errno.ECONNREFUSED else os.strerror(answer)
@@ -427,7 +427,7 @@ class TestSidecars:
         assert plain(scene, scene.v1, topology.HTTP_PORT) == "closed"
 
     def test_one_that_starts_late_is_served_at_once(self, scene, rules):
-        """The application dials, in vain, before there is any sidecar; nothing of that may stick."""
+        """The application dials, in vain, before there is any sidecar; this may have no lasting effect."""
         self.down(scene.sleep)
         self.down(scene.v1)
         try:
@@ -464,7 +464,7 @@ class TestSidecars:
                     sock.close()
 
     def test_one_that_closes_its_listener_and_opens_it_again(self, scene):
-        """The same process, as it is told over LDS: with the rules present, and flushed."""
+        """The same process, controlled over LDS: with the rules present, and flushed."""
         self.down(scene.v2)
         try:
             listeners = Listeners(scene.v2)
@@ -487,14 +487,15 @@ class TestSidecars:
             self.up(scene, scene.v2)
 
     def is_open(self, scene: Scene) -> bool:
-        # Of a sidecar with a configuration of the test's own, merlab says that it is another: the kernel is asked.
+        # merlab reports a sidecar with a configuration of the test's own as another one: so the kernel is read
+        # directly.
         with scene.pins.open_map("listeners") as fd:
             return bpf_maps.lookup(fd, u64(netns_cookie(scene.v2.netns)), 8) is not None
 
     def served_by(self, scene: Scene, apps, pod: Pod) -> int:
-        """How many of some connections went to a pod, each by both sidecars and from socket to socket."""
+        """Return how many of some connections went to a pod, each through both sidecars and from socket to socket."""
         before, own = scene.lab.dataplane.counters(), 0
-        for _ in range(12):  # each of the client's sidecar's workers takes turns by itself
+        for _ in range(12):  # each worker of the client's sidecar takes turns separately
             client, server = conversation(scene, apps)
             exchange(client, server, 1000)
             own += server.getsockname()[0] == pod.spec.ip
@@ -505,7 +506,7 @@ class TestSidecars:
 
 
 class Listeners:
-    """The inbound listener of a sidecar in a file of its own, where Envoy sees it change (filesystem LDS)."""
+    """The inbound listener of a sidecar in a separate file, where Envoy sees it change (filesystem LDS)."""
 
     def __init__(self, pod: Pod) -> None:
         argv = pod.processes.daemons()["sidecar"]
@@ -529,7 +530,7 @@ class Listeners:
         self._put([])
 
     def _put(self, resources: list[dict]) -> None:
-        # Envoy looks again when a file is moved here.
+        # Envoy reads again when a file is moved here.
         draft = self._file.with_suffix(".new")
         draft.write_text(json.dumps({"resources": resources}))
         draft.chmod(0o644)
@@ -537,7 +538,7 @@ class Listeners:
 
 
 def entries(scene: Scene, cookie: int) -> list[str]:
-    """The maps in which something stands for a network namespace."""
+    """Return the maps that have entries for a network namespace."""
     found = []
     for name in ("pods", "counters", "listeners"):
         with scene.pins.open_map(name) as fd:
@@ -565,7 +566,7 @@ def test_a_pod_made_anew_with_the_same_address(scene):
     new = netns_cookie(pod.netns)
     assert new != old
     with scene.servers() as listeners:
-        # Not known to the dataplane yet: it is dialled as by the rules, which it has.
+        # Not known to the dataplane yet: it is dialled by the rules, which it has.
         seen = set()
         for _ in range(20):
             client, server = conversation(scene, listeners)
@@ -575,11 +576,11 @@ def test_a_pod_made_anew_with_the_same_address(scene):
         assert len(seen) == 2
         scene.attach_now()
         assert entries(scene, old) == []
-        # The ends of the pod that went, which this test holds open, are in no map any more.
+        # The ends of the removed pod, which this test holds open, are in no map any more.
         assert scene.lab.dataplane.problems() == []
         before = scene.lab.dataplane.counters()
         own = 0
-        for _ in range(20):  # each of the sidecar's workers takes turns by itself
+        for _ in range(20):  # each of the sidecar's workers takes turns separately
             client, server = conversation(scene, listeners)
             own += server.getsockname()[0] == pod.spec.ip
             client.close(), server.close()
@@ -588,12 +589,12 @@ def test_a_pod_made_anew_with_the_same_address(scene):
         for pair in live:
             for sock in pair:
                 sock.close()
-        # What sleep's sidecar still sends to those that went is answered by the new pod with a reset.
+        # The new pod answers with a reset what sleep's sidecar still sends to the removed ones.
         until(lambda: pod.spec.ip not in sh(scene.sleep.netns, "ss", "-Htn"), "none of them is left", 8)
 
 
 def test_a_pod_made_anew_while_the_rules_are_flushed(scene):
-    """Its rules are flushed as well: from attach on all it gets and sends is by eBPF."""
+    """Its rules are flushed as well: from attach on, eBPF carries everything that it receives and sends."""
     pod = scene.v1
     with scene.flushed():
         pod.remove()
@@ -618,13 +619,14 @@ def test_a_pod_made_anew_while_the_rules_are_flushed(scene):
 
 def test_a_source_port_that_conntrack_changes_is_followed(scene, monkeypatch):
     """From one port to two services, by the rules: the sidecar sees the second connection come from another port."""
-    monkeypatch.setattr(batch_guard, "_WHOLE", ())  # it would name the range of ports, by which this is brought about
+    monkeypatch.setattr(batch_guard, "_WHOLE", ())  # it would report the range of ports, which the test needs
     scene.detach()
     sh(scene.sleep.netns, "sysctl", "-qw", "net.ipv4.ip_local_port_range=20000 20019")
     try:
         with scene.servers() as listeners, contextlib.ExitStack() as stack:
             for _ in range(20):  # all the ports there are
-                # With a word: an upstream connection that was never used Envoy keeps, and uses though it is closed.
+                # With a word: Envoy keeps an upstream connection that was never used, and uses it although it is
+                # closed.
                 for sock in conversation(scene, listeners):
                     stack.enter_context(sock)
         seen = scene.lab.observe(scene.lab.workload("sleep"))
@@ -646,7 +648,7 @@ def curl(pod: Pod, url: str, *more: str) -> str:
 
 
 def calls_to_oneself(scene: Scene) -> dict[str, object]:
-    """What the application of v1 and its sidecar's log tell of calls to itself."""
+    """Return what the application of v1 and its sidecar's log show of calls to itself."""
     told: dict[str, object] = {}
     own = scene.v1.spec.ip
     for how, ip in (("by service", HELLO_VIP), ("by pod address", own), ("by loopback", "127.0.0.1")):
@@ -672,7 +674,7 @@ def test_calls_to_oneself_are_as_by_the_rules(scene):
     scene.detach()
     reference = calls_to_oneself(scene)
     assert reference == {
-        "by service": ("127.0.0.6", 2),  # out by its own sidecar, and in by it
+        "by service": ("127.0.0.6", 2),  # out through its own sidecar, and in through it
         "by pod address": (scene.v1.spec.ip, 0),
         "by loopback": ("127.0.0.1", 0),
     }
@@ -684,7 +686,7 @@ def test_calls_to_oneself_are_as_by_the_rules(scene):
 
 @pytest.fixture(scope="module")
 def permissive(whole):
-    """A pod of the mesh that lets plain text in, so that a client outside can talk to its application."""
+    """A pod of the mesh that accepts plain text, so that a client outside can talk to its application."""
     spec = topology.control_client(topology.PODS[1], 5, name="permissive", mesh=True, permissive=True)
     pod = Pod(whole.lab.machine, whole.lab._node, spec)
     try:
@@ -716,7 +718,8 @@ class TestOutside:
             listener = stack.enter_context(scene.agents["permissive"].listen(ECHO))
             for number in range(30):
                 client = scene.node.connect(served.spec.ip, ECHO)
-                # Half-closed before its sidecar has reached the application, Envoy cuts one in three, by the rules too.
+                # If half-closed before its sidecar has reached the application, Envoy cuts one in three, by the rules,
+                # too.
                 client.sendall(b"not TLS")
                 server = accept([listener])
                 assert (receive(server, 7), server.getpeername()[0]) == (b"not TLS", "127.0.0.6")
@@ -736,7 +739,7 @@ class TestOutside:
 
 
 def test_destinations_outside_the_mesh(scene, rules):
-    """The node (headless: by its address), and an external address: by the sidecar's PassthroughCluster."""
+    """The node (headless: by its address), and an external address: through the sidecar's PassthroughCluster."""
     for ip in (NODE, EXTERNAL):
         with scene.node.listen(7000) as listener:
             client, server = conversation(scene, [listener], ip, 7000)
@@ -753,7 +756,7 @@ def test_destinations_outside_the_mesh(scene, rules):
 
 
 def classes(scene: Scene) -> dict[str, str]:
-    """How connections end that nobody takes."""
+    """Return how connections end that nobody accepts."""
     found = {}
     places = {
         "closed port of a pod": (scene.v1.spec.ip, 5999),
@@ -791,7 +794,7 @@ def test_clients_that_speak_v4_mapped_ipv6(scene, rules):
         with client, server:
             assert client.getpeername()[:2] == (f"::ffff:{ECHO_VIP}", ECHO), rules
             exchange(client, server)
-    scene.empty()  # the sidecars have said their last words
+    scene.empty()  # the sidecars have written their last lines
     with scene.agents[scene.v1.spec.name].listen(6000, at="::1", v6=True) as listener:
         before = scene.lab.dataplane.counters()
         client = scene.agents[scene.v1.spec.name].connect("::1", 6000, v6=True)
@@ -802,7 +805,7 @@ def test_clients_that_speak_v4_mapped_ipv6(scene, rules):
 
 
 def test_clients_that_choose_their_port(scene, rules):
-    """Also one port for two destinations at the same time, which TCP allows."""
+    """This includes one port for two destinations at the same time, which TCP allows."""
     with scene.servers() as listeners, scene.node.listen(7000) as elsewhere:
         one = conversation(scene, listeners, bind=["0.0.0.0", 45999], reuse=True)
         assert one[0].getsockname()[1] == 45999
@@ -832,7 +835,7 @@ def original_dst(agent: Agent, **request) -> object:
 
 
 def test_so_original_dst_of_sockets_that_are_not_ours(scene):
-    """Asked by the user of a sidecar: of a listener, of UDP, of a socket that is not connected."""
+    """Queried by the user of a sidecar: of a listener, of UDP, of a socket that is not connected."""
     agent = Agent(scene.sleep.cgroup / "sidecar", str(scene.sleep.netns), topology.SIDECAR_ID)
     try:
         kinds = ("listener", "udp", "fresh", "v6")
@@ -846,11 +849,11 @@ def test_so_original_dst_of_sockets_that_are_not_ours(scene):
 
 
 def test_what_is_sent_before_the_handshake_is_over_is_not_overtaken(scene):
-    """send() on a socket that is still connecting gives its bytes to TCP when it is; what follows must wait."""
+    """send() on a socket that still connects gives its bytes to TCP once it is connected; what follows must wait."""
     drop = ["INPUT", "-p", "tcp", "--dport", "15001", "--syn", "-j", "DROP"]
     sidecar = scene.sleep.sidecar_pid
     with scene.servers() as listeners, contextlib.ExitStack() as stack:
-        # The sidecar reads nothing before all is sent, so that order is told by the kernel's queues alone.
+        # The sidecar reads nothing before all is sent, so that only the kernel's queues decide the order.
         stack.callback(os.kill, sidecar, signal.SIGCONT)
         os.kill(sidecar, signal.SIGSTOP)
         sh(scene.sleep.netns, "iptables-nft", "-I", *drop)
@@ -897,6 +900,6 @@ def test_an_application_that_reads_by_splice(scene):
 
 
 def asleep(thread: int) -> bool:
-    """Whether a thread of ours is inside sendto(2): the only thing it does, so it sleeps there."""
+    """Report whether a thread of ours is inside sendto(2): it does nothing else, so it sleeps there."""
     with open(f"/proc/self/task/{thread}/syscall") as file:  # noqa: PTH123
         return file.read().split()[0] in ("44", "206")  # x86_64, aarch64

@@ -1,4 +1,4 @@
-"""What conntrack remembers of connections that Istio's rules redirected, while eBPF makes the next ones."""
+"""What conntrack remembers of connections that Istio's rules redirected, while eBPF creates the next ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def talk(rig: Rig, server) -> None:
 
 
 def test_a_port_that_a_redirected_connection_had(rig):
-    """By the rules: from SOURCE to 5000, answered from 15006. By eBPF: from SOURCE to 15006, answered from there too.
+    """By the rules: from SOURCE to 5000, answered from 15006. By eBPF: from SOURCE to 15006, also answered from there.
 
     Conntrack tells the two apart by giving the second another source port, which only the accepting side sees.
     """

@@ -1,4 +1,4 @@
-"""The ten steps on this kernel, by the real command: what they show, and what they leave alone."""
+"""The ten steps on this kernel, by the real command: what they show, and what they leave unchanged."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_range_of_steps():
     assert [each["number"] for each in report["steps"]] == [5, 6, 7, 8, 9]
 
 
-#: Asks helloworld again and again over one connection, until its stdin ends; tells how often, and what went wrong.
+#: Sends requests to helloworld over one connection, until its stdin ends; reports how many, and what went wrong.
 KEEP_ALIVE = """
 import json, select, socket, sys
 answers, errors = 0, []

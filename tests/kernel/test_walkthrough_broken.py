@@ -1,4 +1,4 @@
-"""A lab that is broken in one place does not get past `verify`, which says what is wrong and where; `up` mends it."""
+"""A lab that is broken in one place does not pass `verify`, which reports what is wrong and where; `up` repairs it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _PROG_DETACH = 9
 
 @dataclass(frozen=True)
 class Break:
-    """One way to break a lab; `check` is the one that must fail, `cause` (a pattern) what it must say.
+    """One way to break a lab; `check` is the one that must fail, `cause` (a pattern) what it must report.
 
-    Those that are not in QUICK are much like others there, or slow, and tried in soak only.
+    Those that are not in QUICK are similar to others there, or slow, and run only in soak.
     """
 
     name: str
@@ -69,7 +69,7 @@ def _forget(table: str, key: Callable[[Lab], bytes]) -> Callable[[Lab], None]:
 
 @contextlib.contextmanager
 def _meanwhile(turn: Callable[[], None]) -> Iterator[None]:
-    """Do `turn` again and again for the length of the block."""
+    """Call `turn` repeatedly for the duration of the block."""
     over = threading.Event()
 
     def body() -> None:
@@ -122,7 +122,7 @@ def _move_rules(lab: Lab) -> None:
     lab.in_pod("sleep", "env", "XTABLES_LOCKFILE=/dev/null", "iptables-legacy-restore", stdin=rules)
 
 
-#: Does what Istio's rules do, in one line that a flush of the other backend does not touch.
+#: Does what Istio's rules do, in one line that a flush of the other backend does not remove.
 _REDIRECT = (
     *("env", "XTABLES_LOCKFILE=/dev/null", "iptables-legacy", "-t", "nat"),
     *("-A", "OUTPUT", "-p", "tcp", "--dport", "5000", "-m", "owner", "!", "--uid-owner", "1337"),
@@ -168,7 +168,7 @@ def _app_in_another_netns(lab: Lab) -> None:
 
 
 def _log(pod: str) -> Callable[[Lab], None]:
-    """Put an empty log in the place of the one that the sidecar has open."""
+    """Replace the log that the sidecar has open by an empty one."""
 
     def do(lab: Lab) -> None:
         path = lab.run / "pods" / pod / "access.log"
@@ -326,7 +326,7 @@ def broken(lab: Lab, one: Break) -> None:
 
 
 def problems(lab: Lab) -> list[str]:
-    """Ask merlab's own eyes, past its command line."""
+    """Return the problems that merlab itself finds, without its command line."""
     seen = ManagedEmbeddedLab(name=lab.machine.name)
     return [*seen.node.problems(), *seen.mesh.problems(), *seen.dataplane.problems()]
 

@@ -1,4 +1,4 @@
-"""merlab killed or interrupted while rules are flushed: not one is lost, and no twin is left."""
+"""merlab killed or interrupted while rules are flushed: none is lost, and no control client is left."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_signal_during_step_9_loses_no_rule(lab, moment, signals):
     running = Running("step", "9")
     assert running.reaches(lambda: MOMENTS[moment](lab))
     done = running.end(*signals)
-    # Of signals sent at once, any may be the first to be seen.
+    # Of signals sent at once, any may be the first to be handled.
     assert done.returncode in {128 + each for each in signals}, done.stdout + done.stderr
     assert is_plain(done)
     assert "interrupted by" in done.stderr

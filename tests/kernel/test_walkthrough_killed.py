@@ -1,4 +1,4 @@
-"""merlab killed or interrupted while it makes or removes a lab: nothing is left, and the next call mends it."""
+"""merlab killed or interrupted while it creates or removes a lab: nothing is left, and the next call repairs it."""
 
 from __future__ import annotations
 

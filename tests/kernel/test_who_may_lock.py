@@ -1,4 +1,4 @@
-"""S2: nobody but root can hold up root's merlab."""
+"""S2: nobody but root can block root's merlab."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merbridge_lab import lock
 
 pytestmark = pytest.mark.kernel
 
-#: Tries, as whoever runs it, to hold what merlab locks or once locked; prints what could be held, and waits.
+#: Tries, as its user, to hold what merlab locks or once locked; prints what could be held, and waits.
 _TRY = """
 import fcntl, os, sys
 kept = []
@@ -34,8 +34,8 @@ sys.stdin.read()
 def test_s2_an_ordinary_user_cannot_hold_it():
     ours = lock.ROOTS / f"{NAME}.lock"
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
-    with lock.held("merlab-other", "up"):  # so that the folder is there to be tried
-        ours.touch(mode=0o600)  # as one that was killed leaves it
+    with lock.held("merlab-other", "up"):  # so that the folder exists for the attempt
+        ours.touch(mode=0o600)  # as a killed one leaves it
         with subprocess.Popen(
             [*nobody, "-c", _TRY, str(ours), str(lock.ROOTS), "/run"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

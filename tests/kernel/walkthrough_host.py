@@ -1,4 +1,4 @@
-"""merlab as a person calls it, the lab it makes looked at past it, and the host before and after."""
+"""merlab as a person calls it, its lab read without it, and the host before and after."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ def step(report: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def failed_checks(report: Mapping[str, Any]) -> set[str]:
-    """Name the checks that did not hold."""
+    """Return the names of the checks that did not hold."""
     checks = [*report["standing"], *(check for each in report["steps"] for check in each["checks"])]
     return {check["name"] for check in checks if check["verdict"] == "fail"}
 
 
 def is_plain(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether it complained in a sentence, not in a traceback."""
+    """Report whether it complained in a sentence, not in a traceback."""
     return "Traceback" not in done.stderr + done.stdout and "internal error" not in done.stderr + done.stdout
 
 
 class Running(merlab_cli.Started):
-    """A merlab running, to be stopped in the middle."""
+    """A running merlab that will be stopped in the middle."""
 
     def __init__(self, *words: str) -> None:
         super().__init__([MERLAB, *words], environment(), LONG)
 
     def reaches(self, moment: Callable[[], bool], timeout: float = 60.0) -> bool:
-        """Wait until `moment` is seen, looking a thousand times a second; False where it has ended before."""
+        """Wait until `moment` is true, checked a thousand times a second; return False if merlab has ended before."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if moment():
@@ -88,7 +88,7 @@ class Running(merlab_cli.Started):
 
 
 def kill(*words: str, at: Callable[[], bool]) -> None:
-    """Start merlab and kill it as soon as `at` is seen."""
+    """Start merlab and kill it as soon as `at` is true."""
     running = Running(*words)
     assert running.reaches(at)
     done = running.end(signal.SIGKILL)
@@ -104,7 +104,7 @@ def kill_after(seconds: float, *words: str) -> None:
 
 
 def seconds_of(*words: str) -> float:
-    """Measure how long a call takes that holds."""
+    """Measure how long a successful call takes."""
     began = time.monotonic()
     done = merlab(*words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -112,7 +112,7 @@ def seconds_of(*words: str) -> float:
 
 
 class Lab:
-    """The lab of the tests, seen and broken past merlab."""
+    """The lab of the tests, read and broken without merlab."""
 
     def __init__(self, name: str = NAME) -> None:
         self.machine = Machine(name)
@@ -135,7 +135,7 @@ class Lab:
         return netns.cookie(self.netns(pod))
 
     def rules(self, pod: str = "sleep") -> dict[str, list[str]]:
-        """Return the rules of a pod by backend, counters left out."""
+        """Return the rules of a pod by backend, without counters."""
         found = iptables.snapshot(self.netns(pod))
         return {
             backend: [re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#")]
@@ -155,7 +155,7 @@ class Lab:
 
     @property
     def control_pair(self) -> list[str]:
-        """Name what there is of twins: cgroups, namespaces, folders."""
+        """Return what exists of control pods: cgroups, namespaces, folders."""
         places = [Machine(self.machine.name).cgroup / "twins", self.run / "netns", self.run / "mnt", self.run / "pods"]
         return [str(path) for place in places for path in place.glob("*-twin*")]
 
@@ -169,7 +169,7 @@ class Lab:
         return found
 
     def lasting(self) -> dict[str, Any]:
-        """Return all that a run on a healthy lab must leave alone."""
+        """Return everything that a run on a healthy lab must leave unchanged."""
         pods = [pod.name for pod in topology.PODS]
         return {
             "pids": {f"{pod} {kind}": self.pid(pod, kind) for pod in pods for kind in ("app", "sidecar")},
@@ -189,7 +189,7 @@ def _id(pin: Path, folder: str) -> int:
         os.close(fd)
 
 
-#: What has come into being at a moment of `up`, in their order; each is seen by a look at the machine.
+#: The moments of `up`, in order: what exists by then, read from the machine.
 MOMENTS = {
     "run_directory": lambda lab: lab.run.exists(),
     "node": lambda lab: (lab.run / "netns" / "node").exists(),
@@ -226,7 +226,7 @@ def _others_objects(kind: str) -> set[int]:
 
 
 def _is_merlabs(kind: str, number: int) -> bool:
-    """Whether it carries our name; what containers and other programs load meanwhile is none of our business."""
+    """Report whether it has our name; what containers and other programs load meanwhile does not concern us."""
     with contextlib.suppress(OSError):  # gone meanwhile
         fd = bpf_syscall.by_id(kind, number)
         try:
@@ -247,7 +247,7 @@ def _objects() -> dict[str, set[int]]:
 
 
 def _tracing() -> dict[str, object]:
-    """Look at the machine's own trace, by a mount that is on no path."""
+    """Read the machine's own trace, through a mount that is on no path."""
     from merbridge_lab.adapters.kernel_features import detached_mount
 
     with detached_mount("tracefs") as root:
@@ -259,14 +259,15 @@ def _tracing() -> dict[str, object]:
 
 
 def picture(name: str = NAME) -> dict[str, object]:
-    """Take a picture of the host, what belongs to labs of other names left out."""
+    """Return the state of the host, without what belongs to labs of other names."""
     temporary = [each.name for each in Path("/tmp").iterdir()]  # noqa: S108 - looked at, not written to
     return {
         **state(name),
         "addresses": _output("ip", "-o", "address"),
         "routes": _output("ip", "route", "show", "table", "all"),
         "tracing": _tracing(),
-        # What the unit tests, which run beside these, have the kind lab's code make for a moment is not of this lab.
+        # The unit tests run in parallel; what they make the kind lab's code create temporarily does not belong to this
+        # lab.
         "temporary": sorted(
             each for each in temporary if each.startswith(("merlab", "bcc")) and not each.startswith(_OF_KIND)
         ),
@@ -275,7 +276,7 @@ def picture(name: str = NAME) -> dict[str, object]:
 
 
 def differences(before: Mapping[str, object]) -> dict[str, object]:
-    """Compare the host with `before`, waiting for what is on its way out; give what differs."""
+    """Compare the host with `before`, waiting for what is ending; return the differences."""
 
     def now() -> dict[str, object]:
         seen = picture()

@@ -1,4 +1,4 @@
-"""A lab that an older merlab brought up is taken over by this one, or refused in a sentence with the one command.
+"""This merlab takes over a lab of an older one, or refuses it in a sentence with the one command.
 
 The older one is installed from this repository's own history, with its own dependencies beside it.
 """
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.packaging
 
 
 def call(*argv):
-    """Call a command; while another lab's merlab is running, which stops the older one, wait and call again."""
+    """Call a command. While another lab's merlab is running, which stops the older one, wait and call again."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -81,7 +81,7 @@ def newer():
 
 @pytest.fixture
 def lab(older, newer):
-    """A lab of the older merlab's."""
+    """A lab created by the older merlab."""
     report = json.loads(must(older, "up", "--lab", "embedded", "--json"))
     assert report["verdict"] == "pass"
     yield
@@ -93,7 +93,7 @@ def lab(older, newer):
 def test_an_older_lab_is_seen_verified_and_taken_over(newer):
     assert json.loads(must(newer, "status", "--json"))["up"] is True
     done = call(newer, "verify")
-    # What the newer one has otherwise, `up` mends; verify may say so, but only so.
+    # `up` repairs what the newer one has otherwise; verify may report it, but nothing else.
     assert done.returncode in (0, 1), done.stdout + done.stderr
     if done.returncode:
         assert re.search(r"→ .*merlab up\n", done.stdout + done.stderr)

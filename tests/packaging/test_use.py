@@ -1,6 +1,6 @@
 """Wheel and sdist are not only built but used: installed as people do it, they bring a lab up and take it down.
 
-As root and with PyPI, by `make test-packages`. Each lab has a name of its own.
+As root and with PyPI, by `make test-packages`. Each lab has a separate name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def call(*argv, status=0, **changes):
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """The sdist, and the wheel that is built from it: by the hatchling of the lock, in this environment."""
+    """The sdist, and the wheel built from it: by the hatchling of the lock, in this environment."""
     folder = tmp_path_factory.mktemp("dist")
     call(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
     (sdist,) = folder.glob("*.tar.gz")

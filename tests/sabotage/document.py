@@ -1,8 +1,8 @@
-"""Write docs/sabotage.md, by looking with every check at every sabotage: `make sabotage`.
+"""Write docs/sabotage.md, by evaluating every check at every sabotage: `make sabotage`.
 
-It takes about a quarter of a minute a row and worker; the workers have labs of their own. `MERLAB_WORKERS` says how
-many there are, by default two. Rows are kept in build/sabotage, each with the commit that was looked at, so that a run
-that was ended goes on where it was; without that folder (make clean) all are measured again. The document names the
+It takes about a quarter of a minute per row and worker; the workers have separate labs. `MERLAB_WORKERS` sets their
+number; the default is two. Rows are stored in build/sabotage, each with the commit that was measured, so that an
+interrupted run continues where it was. Without that folder (make clean) all are measured again. The document names the
 commits.
 """
 
@@ -31,7 +31,7 @@ DOCUMENT = ROOT / "docs" / "sabotage.md"
 
 
 def commit() -> str:
-    """Name the commit that is checked out, and say where the code differs from it."""
+    """Return the commit that is checked out, and where the code differs from it."""
 
     def git(*words: str) -> str:
         return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -41,12 +41,12 @@ def commit() -> str:
 
 
 def kept(folder: Path, sabotage: Sabotage) -> Path:
-    """Name the file of a row: by its title, so that a row that is new makes no other one be measured again."""
+    """Return the file of a row: named by its title, so that a new row makes no other one be measured again."""
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', title(sabotage).lower()).strip('-')}.json"
 
 
 def measure(lab: ManagedEmbeddedLab, sabotage: Sabotage, looked_at: str) -> Row:
-    """Do a sabotage to a lab that is whole, twice: once every check is asked, once merlab is."""
+    """Apply a sabotage to a complete lab, twice: first every check is evaluated, then merlab is called."""
     mend(lab)
     scene = Scene(lab)
     with sabotage.on(scene):
@@ -61,9 +61,9 @@ def measure(lab: ManagedEmbeddedLab, sabotage: Sabotage, looked_at: str) -> Row:
 
 
 def work(folder: str, worker: str, workers: str) -> None:
-    """Measure every so many-th sabotage, in a lab of this worker's, and keep each row in `folder`.
+    """Measure every n-th sabotage, in a lab of this worker, and store each row in `folder`.
 
-    A worker of none measures those that touch what labs share: it has the machine to itself.
+    A worker without a number measures those that touch what labs share: it has the machine to itself.
     """
     looked_at = commit()
     alone = int(workers) == 0
@@ -80,7 +80,7 @@ def work(folder: str, worker: str, workers: str) -> None:
 
 
 def generate(workers: int) -> list[str]:
-    """Measure all, side by side, and write the document; give the checks that no sabotage needs."""
+    """Measure all in parallel, and write the document; return the checks that no sabotage needs."""
     folder = ROOT / "build" / "sabotage"
     folder.mkdir(parents=True, exist_ok=True)
 

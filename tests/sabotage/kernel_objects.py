@@ -1,4 +1,4 @@
-"""BPF objects of our own for sabotage: programs that do nothing, links turned over to them, maps that count nothing."""
+"""BPF objects of our own for sabotage: programs that do nothing, links updated to them, maps that count nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _bpf(command: int, attr: bytes, what: str) -> int:
 
 
 def nothing(kind: int, attach_type: int = -1, *, name: str = "nothing", verdict: int = 1) -> int:
-    """Load `return verdict`, with which a hook goes on as if it were not there; gives a descriptor."""
+    """Load `return verdict`, with which a hook behaves as if it did not exist; return a descriptor."""
     code = _INSN.pack(0xB7, 0, 0, verdict) + _INSN.pack(0x95, 0, 0, 0)  # r0 = verdict; exit
     instructions = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"GPL")
@@ -50,7 +50,7 @@ def open_tracepoint(program: int, name: str) -> int:
 
 
 def map_like(fd: int) -> int:
-    """Make a map that has the name, type and sizes of the one behind `fd`, and nothing in it."""
+    """Create an empty map that has the name, type and sizes of the one behind `fd`."""
     seen = bpf_syscall.map_info(fd)
     attr = struct.pack(
         "=IIIIIII16s", seen.type, seen.key_size, seen.value_size, seen.max_entries, 0, 0, 0, seen.name.encode()
@@ -82,12 +82,12 @@ _NF_INET_LOCAL_OUT, _PF_INET, _NF_ACCEPT = 3, 2, 1
 
 
 def link(program: int, target: int, attach_type: int) -> int:
-    """Attach by a link, to a cgroup, a namespace or an interface by its number; gives its descriptor."""
+    """Attach through a link, to a cgroup, a namespace or an interface by number; return the link's descriptor."""
     return _bpf(28, struct.pack("=IIIIQQQQ", program, target, attach_type, 0, 0, 0, 0, 0), "attach a stranger")
 
 
 def netfilter_link(program: int) -> int:
-    """Attach a program to the IPv4 output hook of the thread's network namespace; gives the link's descriptor."""
+    """Attach a program to the IPv4 output hook of the thread's network namespace; return the link's descriptor."""
     attr = struct.pack("=IIIIIIiI", program, 0, NETFILTER_LINK, 0, _PF_INET, _NF_INET_LOCAL_OUT, -5, 0)
     return _bpf(28, attr, "attach to netfilter")
 
@@ -101,7 +101,7 @@ def detach(program: int, target: int, attach_type: int) -> None:
 
 
 def cls_bpf(interface: int, program: int) -> None:
-    """Add a clsact qdisc with a BPF filter on its egress, by netlink, in the thread's network namespace."""
+    """Add a clsact qdisc with a BPF filter on its egress, through netlink, in the thread's network namespace."""
     from pyroute2 import IPRoute
 
     with IPRoute() as netlink:
@@ -117,7 +117,7 @@ def no_clsact(interface: int) -> None:
 
 
 def with_types(kind: int, attach_type: int, name: str, model: int) -> int:
-    """Load `return 1` with the types (BTF) of the program behind `model`: by those alone it is one of its set."""
+    """Load `return 1` with the types (BTF) of the program behind `model`: only the types make it one of its set."""
     info, functions = ctypes.create_string_buffer(256), ctypes.create_string_buffer(8)
     struct.pack_into("=I", info, 132, 8)
     struct.pack_into("=Q", info, 136, ctypes.addressof(functions))

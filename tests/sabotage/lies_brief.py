@@ -1,4 +1,4 @@
-"""Lies that last for one step or one cell: all stands when verify begins, and stands again when it ends."""
+"""Lies that last for one step or one cell: everything is in order when verify begins, and again when it ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _while(scene, begin, end, lies):
 
 @contextlib.contextmanager
 def _no_op(link, program, ours):
-    """Turn a link over to a program that does nothing, and back."""
+    """Update a link to a program that does nothing, and back."""
     with do_nothing(program) as nothing, opened(ours) as own, opened(link) as fd:
         update_link(fd, nothing)
         try:
@@ -129,7 +129,7 @@ def _(scene):
 
 @contextlib.contextmanager
 def _as_soon_as(there, strike):
-    """Strike whenever `there` begins to be true, in a thread; that either fails as the pod ends is no matter."""
+    """Strike whenever `there` becomes true, in a thread; a failure as the pod ends does not matter."""
     last = False
 
     def follow():

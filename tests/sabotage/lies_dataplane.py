@@ -1,4 +1,4 @@
-"""Lies about eBPF: what is attached is not what it seems, or not all of it."""
+"""Lies about eBPF: what is attached is not what it seems, or is incomplete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merbridge_lab.dataplane.pins import HOOKS, PREFIX, PROGRAMS, opened, u32, u
 
 CONNECT = bpf_syscall.CGROUP_INET4_CONNECT
 HOOK = {hook.name: hook for hook in HOOKS}
-#: With which attach type each program must be loaded; -1 where it does not matter.
+#: The attach type with which each program must be loaded; -1 if it does not matter.
 EXPECTED = {hook.program: hook.attach_type for hook in HOOKS if hook.name != "sockops"} | {
     "lookup": bpf_syscall.SK_LOOKUP
 }

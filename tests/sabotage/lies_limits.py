@@ -1,4 +1,4 @@
-"""Lies about room and sight: a file system that is full, a /proc that shows nothing."""
+"""Lies about space and visibility: a file system that is full, a /proc that shows nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _(scene):
     r"/proc/\d+ is covered by a mount",
     {"name": ["sleep", "helloworld-v1"], "kind": ["app", "sidecar"]},
     quick=False,
-    shared=True,  # who holds a socket is asked of every process of the machine
+    shared=True,  # every process of the machine is checked for sockets that it holds
 )
 def _(scene, name, kind):
     """Something is mounted over the directory in /proc of the {kind} of {name}: nothing of it can be read."""

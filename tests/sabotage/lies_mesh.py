@@ -39,14 +39,14 @@ def end(target, kind="sidecar"):
 
 
 def start(target, kind, argv):
-    """Start `argv` in the pod as that kind of process would be, in its cgroup, namespaces and user."""
+    """Start `argv` in the pod as a process of that kind would run, in its cgroup, namespaces and user."""
     user = topology.SIDECAR_ID if kind == "sidecar" else topology.APP_ID
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))
 
 
 def script(target, source, *words):
-    """Put a script where the pod sees it; gives its argv."""
+    """Put a script where the pod sees it; return its argv."""
     write_atomic(target.folder / source.name, source.read_text())
     return ["/usr/bin/python3", "-I", "-S", "-B", str(target.folder / source.name), *words]
 
@@ -59,7 +59,7 @@ def restart(target):
 
 @contextlib.contextmanager
 def configured(target, change):
-    """Run the sidecar with its configuration changed by `change`, and put the file back so that it looks as before."""
+    """Run the sidecar with its configuration changed by `change`, and restore the file so that it looks as before."""
     path = target.folder / "bootstrap.yaml"
     honest = path.read_text()
     altered = change(honest)
@@ -141,7 +141,7 @@ def _(scene):
 
 
 def _certified(scene, name, chain):
-    """Return `name` the certificates that `chain` makes of the lab's authority."""
+    """Install for `name` the certificates that `chain` creates from the lab's authority."""
     target = pod(scene, name)
     certs = target.folder / "certs"
     kept = certs.with_name("certs.kept")
@@ -367,7 +367,7 @@ def _(scene):
     """In sleep's /etc/hosts helloworld is helloworld-v1's own address."""
     path = pod(scene, "sleep").folder / "hosts"
     honest = path.read_text()
-    # In place: the pod has this very file bind-mounted on its /etc/hosts.
+    # In place: the pod has exactly this file bind-mounted on its /etc/hosts.
     path.write_text(honest.replace("10.96.0.10", "10.244.0.11"))
     yield
     path.write_text(honest)

@@ -22,7 +22,7 @@ from merbridge_lab.polling import poll_until
 
 # -- settings --------------------------------------------------------------------------------------------------------
 
-#: Setting → (value, how the cause calls it).
+#: Setting → (value, its name in the cause).
 SETTINGS = {
     "net.ipv4.ip_default_ttl": ("1", "ipv4/ip_default_ttl is 1, not 64"),
     "net.core.somaxconn": ("0", "core/somaxconn is 0, not"),
@@ -147,7 +147,7 @@ def _(scene):
 
 @contextlib.contextmanager
 def first_freezer():
-    """Return the freezer of cgroup version 1 where the machine has it mounted, or mount it for the moment."""
+    """Return the freezer of cgroup version 1 if the machine has it mounted, or mount it temporarily."""
     there = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()
              if line.split()[2] == "cgroup" and "freezer" in line.split()[3].split(",")]  # fmt: skip
     if there:
@@ -181,7 +181,7 @@ def _(scene):
 
 
 def by_way_of(target, kind, *prefix):
-    """Start a process of a pod as merlab does, but for what is said before."""
+    """Start a process of a pod as merlab does, except for the given prefix."""
     end(target, kind)
     user = topology.SIDECAR_ID if kind == "sidecar" else topology.APP_ID
     argv = [*prefix, *target.processes._argv(kind)]
@@ -190,8 +190,9 @@ def by_way_of(target, kind, *prefix):
     assert poll_until(lambda: target._answers(kind), timeout=10, awaiting=f"the {kind}")
 
 
-#: Whatever this runs has a filter with which somebody else answers acct(2), and hands over by whom: the last argument's
-#: socket. (The filter: load the number of the system call; if it is that, ask; else let it pass.)
+#: Whatever this runs has a filter that lets another process answer acct(2), and passes the descriptor for the answers
+#: through the last argument's socket. (The filter: load the number of the system call; if it is that one, ask; else let
+#: it pass.)
 SUPERVISED = """
 import ctypes, os, socket, struct, sys
 path, *argv = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Lies on the way of the packets: a detour between two links, NAT without a rule, and what lasts for one cell only."""
+"""Lies on the path of packets: a detour between two links, NAT without a rule, and what lasts for one cell only."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def _tuple(kind, source, destination):
 
 
 def translate(source, destination, instead, *, nat=True):
-    """Make an entry of conntrack by hand, in the thread's namespace: what goes to `destination` goes to `instead`.
+    """Create an entry of conntrack by hand, in the thread's namespace: what goes to `destination` goes to `instead`.
 
-    Without `nat` it is only said that answers come from `instead`, and nothing is translated.
+    Without `nat` it says only that answers come from `instead`, and nothing is translated.
     """
     body = b"".join(
         (
@@ -110,7 +110,7 @@ def translate(source, destination, instead, *, nat=True):
 
 
 def _ask(kind, flags, attributes):
-    """Ask ctnetlink (nfnetlink's table 1) for something, and see that it is done."""
+    """Send a request to ctnetlink (nfnetlink's table 1), and check that it succeeded."""
     body = struct.pack("=BBH", socket.AF_INET, 0, 0) + attributes
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as asked:
         asked.send(netlink_hooks.HEADER.pack(netlink_hooks.HEADER.size + len(body), kind, flags, 1, 0) + body)
@@ -135,7 +135,7 @@ def _(scene, where):
 
     def forget():
         for port in range(40000, 40020):
-            with contextlib.suppress(FileNotFoundError):  # the time of it has run out
+            with contextlib.suppress(FileNotFoundError):  # its time has run out
                 _ask(0x102, 0x5, _tuple(1, ("10.244.0.10", port), ("10.244.0.11", 15006)))
 
     netns.run_inside(place, tell)
@@ -148,7 +148,7 @@ def _(scene, where):
 
 @contextlib.contextmanager
 def _both(scene, where, there, gone):
-    """In a namespace, do the one command and then the other."""
+    """Run one command in a namespace, and the other one afterwards."""
     inside = f"--net={scene.lab.machine.netns(where)}"
     run(["nsenter", inside, *there.split()])
     try:
@@ -157,7 +157,7 @@ def _both(scene, where, there, gone):
         run(["nsenter", inside, *gone.split()])
 
 
-#: What → (where, how it comes, how it goes, what the cause says).
+#: What → (where, how it is added, how it is removed, what the cause says).
 PASSING = {
     "a policy rule": (
         "node", "ip rule add prio 100 from 192.0.2.1 lookup 7", "ip rule del prio 100",
@@ -315,7 +315,7 @@ def _(scene, option, kind):
     level, name, value = OPTIONS[option]
     kept = []
     for sock in listeners(pod(scene, "helloworld-v1"), kind, {"app": 5000, "sidecar": 15006}[kind]):
-        # Not by sock.dup(): that would make a listener wait, in the process that has it as well.
+        # Not with sock.dup(): that would make a listener blocking, also in the process that has it.
         kept.append((socket.socket(fileno=os.dup(sock.fileno())), sock.getsockopt(level, name)))
         sock.setsockopt(level, name, value)
     yield

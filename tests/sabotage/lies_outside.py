@@ -1,4 +1,4 @@
-"""Lies by somebody who had not read merlab: what only shows when one knocks, or looks all the time."""
+"""Lies by somebody who had not read merlab: what only a connection attempt, or continuous checking, shows."""
 
 from __future__ import annotations
 

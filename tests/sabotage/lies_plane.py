@@ -1,4 +1,4 @@
-"""Lies about eBPF that reads right: programs that count what they do not do, maps that are shut, filters on sockets."""
+"""Lies about eBPF that looks right: programs that count what they do not do, frozen maps, filters on sockets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ON_THE_WIRE = (
 
 @contextlib.contextmanager
 def another_source(scene, *changes):
-    """Load merlab's dataplane from a changed source; stamp, tags, types and pins are as merlab makes them."""
+    """Load merlab's dataplane from a changed source; stamp, tags, types and pins are as merlab creates them."""
     abi.stamp()
     text = abi.source()
     for before, after in changes:

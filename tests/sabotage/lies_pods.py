@@ -1,4 +1,4 @@
-"""Lies about what pods are made of: programs that pass for others, ways around, settings, limits, files, clocks."""
+"""Lies about the parts of pods: programs that pass for others, ways around, settings, limits, files, clocks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def at_node(scene, *argv):
 
 
 def by_hand(target, user=topology.APP_ID, prefix=()):
-    """Start helloworld's app as merlab does, but for the user and what is said before."""
+    """Start helloworld's app as merlab does, except for the user and the given prefix."""
     argv = [*prefix, *target.processes._argv("app")]
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(target.cgroup / "app", target.netns, target.mntns, user, log, argv))
@@ -84,7 +84,7 @@ def _(scene):
     yield
 
 
-#: PTRACE_SEIZE, and held until the end: the traced process goes on as if nothing were.
+#: PTRACE_SEIZE, and held until the end: the traced process continues as if nothing had happened.
 DEBUGGER = """
 import ctypes, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -222,7 +222,7 @@ for _way, (_argv, _cause) in WAYS.items():
     _register(_way, _argv, _cause)
 
 
-#: What may differ between a lab and what merlab made, and the lie that hides behind it.
+#: An allowed difference between a lab and what merlab creates, and the lie that hides behind it.
 HIDDEN = {
     "IPv6": "a link-local address in sleep",
     "tunnels at rest": "a tunnel in sleep",
@@ -236,7 +236,7 @@ def _(scene):
     """The node has a link by a twin's name, and no twin is there."""
     at_node(scene, "ip", "link", "add", "veth100", "type", "veth", "peer", "name", "aside")
     yield
-    with contextlib.suppress(LabError):  # a control client of that name was made and removed meanwhile
+    with contextlib.suppress(LabError):  # a control client of that name was created and removed meanwhile
         at_node(scene, "ip", "link", "del", "veth100")
 
 
@@ -450,7 +450,7 @@ def _(scene):
         yield
 
 
-#: Asks the same again over the connection that is there already.
+#: Sends the same request again over the existing connection.
 TWICE = """#!/bin/sh
 for url; do :; done
 exec {real} "$@" "$url"

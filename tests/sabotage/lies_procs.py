@@ -1,4 +1,4 @@
-"""Lies about processes: sockets that two hold, covered files of /proc, cgroups and namespaces that are left."""
+"""Lies about processes: sockets with two holders, covered files of /proc, cgroups and namespaces that are left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PYTHON = ["/usr/bin/python3", "-I", "-S"]
 
 @contextlib.contextmanager
 def helper(source, *words, prefix=()):
-    """Run a script that says one line when it is ready, and goes on until its standard input is closed."""
+    """Run a script that prints one line when it is ready, and continues until its standard input is closed."""
     with folder() as into:
         (into / "helper.py").write_text(source)
         argv = [*prefix, *PYTHON, str(into / "helper.py"), *map(str, words)]
@@ -38,7 +38,7 @@ def helper(source, *words, prefix=()):
 
 # -- sockets that two hold -------------------------------------------------------------------------------------------
 
-#: Takes a duplicate of the socket that listens on a port of a process, and answers what comes to it.
+#: Takes a duplicate of the socket that listens on a port of a process, and answers its connections.
 TAKER = """
 import contextlib, ctypes, os, select, socket, sys, threading
 pid, port = int(sys.argv[1]), int(sys.argv[2])
@@ -109,7 +109,7 @@ def _(scene):
 
 @contextlib.contextmanager
 def covered(place, text=None):
-    """Mount a copy of what a file of the kernel's says now, or `text`, over that file."""
+    """Mount a copy of the current content of a kernel's file, or `text`, over that file."""
     with folder() as into:
         copy = into / "copy"
         copy.write_bytes(place.read_bytes() if text is None else text)
@@ -178,7 +178,7 @@ def _(scene, kind):
     yield
     target.ensure()  # as `up` does it
     target.wait_ready(15)
-    other.rmdir()  # which tells that nobody is left there
+    other.rmdir()  # which reports that nobody is left there
 
 
 @lie(
@@ -213,8 +213,8 @@ def _(scene):
 
 # -- what a process says of itself -----------------------------------------------------------------------------------
 
-#: Shows the command line of helloworld's app, and is another script. The first word is how: "wrote" writes over what
-#: exec left, which took more bytes, and zeroes behind it; "moved" tells the kernel that it is elsewhere.
+#: Shows the command line of helloworld's app, and is another script. The first word is how: "wrote" overwrites what
+#: exec left, which took more bytes, and writes zeroes behind it; "moved" tells the kernel that it is elsewhere.
 IMPOSTOR = """
 import ctypes, os, struct, sys
 how, user, honest, rest = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
@@ -285,7 +285,7 @@ def _(_scene):
 def _(_scene):
     """A library that merlab has loaded is of a directory that root's LD_LIBRARY_PATH names."""
     with folder() as into:
-        # It stays loaded; that is told only while the environment has it.
+        # It stays loaded; that is reported only while the environment has it.
         library = copied(LIBRARY, into).rename(into / "elsewhere.so")
         ctypes.CDLL(str(library))
         with environment(LD_LIBRARY_PATH=str(into)):

@@ -1,4 +1,4 @@
-"""Lies about what is run: programs, modules and settings in the place of the machine's, and of merlab's Envoy."""
+"""Lies about what is run: programs, modules and settings in place of the machine's, and of merlab's Envoy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PYTHON = Path("/usr/lib", Path("/usr/bin/python3").resolve().name)
 LIBRARY = next(
     Path("/usr/lib", sysconfig.get_config_var("MULTIARCH") or "").glob("libm.so.6"), Path("/usr/lib64/libm.so.6")
 )
-#: Asks again until it is answered, and tells of the last answer alone.
+#: Repeats the request until it is answered, and reports only the last answer.
 STUBBORN = """#!/bin/sh
 for each in 1 2 3 4 5; do
   told=$(/usr/bin/curl-itself "$@") && break
@@ -33,20 +33,20 @@ printf %s "$told"
 
 @contextlib.contextmanager
 def folder():
-    """Make a directory that every user of a pod may read."""
+    """Create a directory that every user of a pod may read."""
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 def within(target, work):
-    """Do something in the pod's mount namespace."""
+    """Run something in the pod's mount namespace."""
     return netns.run_inside(target.mntns, work, netns.NEWNS)
 
 
 @contextlib.contextmanager
 def covered(target, place, by):
-    """Show `by` at `place`, to the pod alone."""
+    """Show `by` at `place`, only to the pod."""
     within(target, lambda: mounts.bind(by, place))
     try:
         yield
@@ -56,7 +56,7 @@ def covered(target, place, by):
 
 
 def copied(place, into, more=b""):
-    """Copy a file, with its mode and `more` behind it."""
+    """Copy a file, with its mode and `more` appended."""
     copy = into / place.name
     shutil.copy(place, copy)
     with copy.open("ab") as file:
@@ -222,7 +222,7 @@ def _(_scene):
 def _(_scene):
     """Root's environment has a library loaded before all others, into merlab itself, too."""
     with folder() as into:
-        # It stays loaded; that is told only while the environment has it.
+        # It stays loaded; that is reported only while the environment has it.
         library = copied(LIBRARY, into).rename(into / "loaded.so")
         ctypes.CDLL(str(library))
         with environment(LD_PRELOAD=str(library)):

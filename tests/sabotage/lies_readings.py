@@ -20,7 +20,7 @@ AROUND = ("-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "5000", "-j", "DN
 
 @contextlib.contextmanager
 def machine_with(*folders):
-    """Have the machine's own tools be those of `folders`, in this order."""
+    """Make the machine's own tools be those of `folders`, in this order."""
     before = system_tools.FOLDERS, os.environ["PATH"]
     system_tools.FOLDERS, os.environ["PATH"] = folders, os.pathsep.join(folders)
     try:
@@ -31,7 +31,7 @@ def machine_with(*folders):
 
 @contextlib.contextmanager
 def instead_of(tool, where, text):
-    """Put a shell text in the place of `tool`, for whoever calls it in the network namespace `where`; $REAL is it."""
+    """Replace `tool` by a shell text, for callers in the network namespace `where`; $REAL is the tool."""
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as folder:
         fake = Path(folder, tool)
         fake.write_text(
@@ -45,7 +45,7 @@ def instead_of(tool, where, text):
 
 @contextlib.contextmanager
 def without(tool):
-    """Leave one program out of the machine, and only that one."""
+    """Remove one program from the machine, and only that one."""
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as folder:
         for place in system_tools.path().split(os.pathsep):
             for each in Path(place).glob("*"):
@@ -58,7 +58,7 @@ def without(tool):
 
 @contextlib.contextmanager
 def native(where, text, *table):
-    """Load a native table for the length of the block."""
+    """Load a native table for the duration of the block."""
     nft(where, text)
     try:
         yield

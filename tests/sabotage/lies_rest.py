@@ -1,4 +1,4 @@
-"""Lies that one check alone tells of, and processes that /proc does not tell of."""
+"""Lies that only one check detects, and processes that /proc does not show."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _(scene):
 
 @contextlib.contextmanager
 def covered(pid):
-    """Cover the place of a process in /proc for the length of the block."""
+    """Cover the place of a process in /proc for the duration of the block."""
     mount("tmpfs", f"/proc/{pid}", "tmpfs")
     try:
         yield

@@ -1,4 +1,4 @@
-"""Lies about the rules: others than Istio's do the work, or they come and go while we look away."""
+"""Lies about the rules: others than Istio's do the work, or they come and go while nobody looks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merbridge_lab.labs.embedded import rule_templates, topology
 
 BOTH = {"name": ["sleep", "helloworld-v1"]}
 
-#: What a hand writes to send an app's connections to the sidecar without iptables.
+#: What one types to send an app's connections to the sidecar without iptables.
 NATIVE = """table inet detour {
   chain output {
     type nat hook output priority -110; policy accept;
@@ -160,7 +160,7 @@ def _(scene):
 
 
 def _while_flushed(scene, act):
-    """Act between two requests, every time sleep is flushed and has asked once."""
+    """Act between two requests, every time that sleep is flushed and has sent one."""
     saved, lab = scene.lab.workload("sleep").rules.saved_at, scene.lab
     mark = None
 
@@ -174,7 +174,7 @@ def _while_flushed(scene, act):
             mark = now
         elif now > mark:
             mark = now
-            with contextlib.suppress(Exception):  # restored under our hands
+            with contextlib.suppress(Exception):  # restored meanwhile
                 act()
 
     return again_and_again(follow)

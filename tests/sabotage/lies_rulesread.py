@@ -1,4 +1,4 @@
-"""Lies about what the rules are: tools that tell of other rules than there are, as many of them; policies; flags."""
+"""Lies about what the rules are: tools that print other rules than there are, of equal number; policies; flags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from merbridge_lab.labs.embedded import rule_templates
 
 TOLD = "iptables-{backend}-save tells of .*, the kernel of .*"
 BACKENDS = {"backend": ["nft", "legacy"]}
-#: What every pod has in ISTIO_REDIRECT, and the place of a rule in ISTIO_OUTPUT that can be done without.
+#: What every pod has in ISTIO_REDIRECT, and the place of a rule in ISTIO_OUTPUT that is not needed.
 REDIRECT = ("-p", "tcp", "-j", "REDIRECT", "--to-ports")
 SPARE = 5  # -o lo -m owner ! --gid-owner 1337 -j RETURN
 
@@ -31,14 +31,14 @@ def replace(where, chain, number, *words, backend="nft"):
 
 @contextlib.contextmanager
 def telling(where, expression, backend="nft"):
-    """Have iptables-save tell of the rules of `where` as sed would have them."""
+    """Make iptables-save print the rules of `where` as changed by sed."""
     with instead_of(f"iptables-{backend}-save", where, f'"$REAL" "$@" | sed \'{expression}\''):
         yield
 
 
 @contextlib.contextmanager
 def in_all_tools(expression, backwards):
-    """Have iptables-nft-save tell, and iptables-nft-restore load, other rules than there are, wherever they are."""
+    """Make iptables-nft-save print, and iptables-nft-restore load, other rules than there are, everywhere."""
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as folder:
         for tool, line in (
             ("iptables-nft-save", f'"$REAL" "$@" | sed \'{expression}\''),
@@ -51,7 +51,7 @@ def in_all_tools(expression, backwards):
             yield
 
 
-#: What tells of the kernel's own rules and counts, and of another one in the place of that in one chain.
+#: Prints the kernel's own rules and counts, with another rule in place of one in one chain.
 _PERFECT = """import sys
 from merbridge_lab.adapters import nftables
 
@@ -70,7 +70,7 @@ for table in (name.removeprefix("ip ") for name in told.names):
 
 @contextlib.contextmanager
 def perfectly_told(where, chain, words):
-    """Have iptables-nft-save tell the truth of `where` but for one rule, to the last packet."""
+    """Make iptables-nft-save print the truth of `where` except for one rule, to the last packet."""
     with tempfile.TemporaryDirectory(prefix="merlab-sabotage-") as folder:
         liar = Path(folder, "liar.py")
         liar.write_text(_PERFECT)

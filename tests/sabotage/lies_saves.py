@@ -1,4 +1,4 @@
-"""Lies about saved rules (P1): a file in saved/ that looks like merlab's mark, so that rules would not be looked at."""
+"""Lies about saved rules (P1): a file in saved/ that looks like merlab's mark, so that rules would not be checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saboteur import lie
 from merbridge_lab.adapters import iptables, netns
 from merbridge_lab.labs.embedded.saved_rules import Save
 
-#: A rule around sleep's sidecar, which every one of these files would hide.
+#: A rule around sleep's sidecar, which each of these files would hide.
 AROUND = ("-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "5000", "-j", "DNAT", "--to", "10.244.0.11:5000")
 NOT_ISTIOS = "the iptables rules of sleep are not Istio's"
 
@@ -24,7 +24,7 @@ def good_save(scene, name, *, cookie=None):
 
 @contextlib.contextmanager
 def hidden(scene, file, content):
-    """Put a file into saved/ and a DNAT rule around the sidecar into sleep, for the length of the block."""
+    """Put a file into saved/ and a DNAT rule around the sidecar into sleep, for the duration of the block."""
     path = scene.lab.machine.saved / file
     content(path) if callable(content) else path.write_text(content)
     rule(pod(scene, "sleep").netns, *AROUND)

@@ -1,4 +1,4 @@
-"""Lies that single steps are told: what `verify` does not look at."""
+"""Lies to single steps: about what `verify` does not check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lies by strangers (P6): programs of others wherever the kernel takes them, and a dataplane that is half another."""
+"""Lies by others (P6): foreign programs wherever the kernel accepts them, and a dataplane that is half another."""
 
 # ruff: noqa: SIM117 - what a program is attached with, and the program, are two things
 
@@ -253,7 +253,7 @@ def unnoticed(scene, name, hook, attach_type):
         objects.pin_instead(fd, own.prog(name))
         objects.update_link(link, fd)
         yield
-        # Nothing tells `ensure` that there is something to mend.
+        # Nothing tells `ensure` that there is something to repair.
         bpf_maps.update(stamp, bytes(4), before)
         objects.pin_instead(ours, own.prog(name))
         objects.update_link(link, ours)

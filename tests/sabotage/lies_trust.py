@@ -1,4 +1,4 @@
-"""Lies about whom a sidecar trusts and who it is, and about the places where merlab keeps what it makes."""
+"""Lies about whom a sidecar trusts and who it is, and about the places where merlab stores its files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIDECARS = {"name": ["sleep", "helloworld-v1"]}
 
 
 def _roots(target):
-    """The place of what a sidecar trusts, and what is there."""
+    """Return where a sidecar reads whom it trusts, and the content."""
     path = target.folder / envoy.CERTIFICATES / "root-cert.pem"
     return path, path.read_text()
 
@@ -105,7 +105,7 @@ def _(scene):
 
 @contextlib.contextmanager
 def _covered(target, source, fstype=None):
-    """Mount something over `target`, and see that it is there."""
+    """Mount something over `target`, and check that it is there."""
     mounts.mount(source, target, fstype, 0 if fstype else mounts.MS_BIND)
     assert sum(each.target == target for each in mounts.table()) > 1 or fstype or source.exists()
     try:

@@ -87,7 +87,7 @@ def _(_scene):
             yield
 
 
-#: Opens connections of its own to itself, says so, and holds them until it is told enough.
+#: Opens connections to itself, reports them, and holds them until it is told to stop.
 IDLE = """
 import resource, socket, sys
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -144,7 +144,7 @@ def _(_scene):
             mounts.umount(Path(home))
 
 
-#: One connection of an app; it asks on and on, until the last line it is given, and says how often it was answered.
+#: One connection of an app; it sends requests until it gets the last line, and reports how many were answered.
 ASKER = """
 import http.client, select, sys
 connection = http.client.HTTPConnection("helloworld", 5000, timeout=10)
@@ -164,7 +164,7 @@ print(asked)
 
 @contextlib.contextmanager
 def keep_alive_client(scene):
-    """Ask all the time over one connection of sleep's app; fails if one request of it does."""
+    """Send requests continuously over one connection of sleep's app; fail if one of them does."""
     argv = scene.lab.workload("sleep").app_argv(["/usr/bin/python3", "-I", "-c", ASKER])
     client = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     late = threading.Timer(300, client.kill)

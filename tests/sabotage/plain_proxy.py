@@ -1,8 +1,8 @@
-"""A proxy that has no TLS and no HTTP: what it accepts, it passes on to where it was meant to go.
+"""A proxy without TLS and HTTP: it passes on what it accepts to the original destination.
 
     python3 plain_proxy.py [ADDRESS:]PORT…
 
-On 15021 it says that it is ready.
+On 15021 it reports readiness.
 """
 
 import socket

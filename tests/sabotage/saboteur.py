@@ -1,8 +1,8 @@
-"""Sabotage: ways to break or to fake a lab, and what merlab says to each.
+"""Sabotage: ways to break or to fake a lab, and what merlab reports about each.
 
 A *lie* is a lab that is not what it claims to be: `verify` must not pass, and its cause must name what and where. An
-*oddity* is unusual and harmless: `verify` must pass. Each is a generator: it sabotages, yields while merlab looks,
-and mends what `ensure` of the lab's parts would not.
+*oddity* is unusual and harmless: `verify` must pass. Each is a generator: it sabotages, yields while merlab runs, and
+repairs what `ensure` of the lab's components would not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LIE, ODDITY = "lie", "oddity"
 
 
 class Scene(Silent):
-    """The lab under sabotage, and the moments at which a sabotage may strike while merlab looks."""
+    """The lab under sabotage, and the moments at which a sabotage may strike while merlab runs."""
 
     def __init__(self, lab: ManagedEmbeddedLab) -> None:
         self.lab = lab
@@ -75,10 +75,10 @@ class Scene(Silent):
 class Sabotage:
     """`cause` is a regular expression that the cause must match; `sabotage` takes a Scene.
 
-    `steps` are the steps to run where it is not `verify` that is lied to. The `quick` ones are those of `make test`;
-    left out of these are those that tests/kernel/test_walkthrough_broken.py has, and more of the same. `refused` ones
-    are about the machine, not the lab: merlab must say that it cannot (exit status 3), in words that match `cause`.
-    `shared` ones, and those of the machine's trace, touch what all labs of a machine share: no other lab stands beside.
+    `steps` are the steps to run if the lie is not to `verify`. The `quick` ones run in `make test`; this leaves out
+    those that tests/kernel/test_walkthrough_broken.py has, and similar ones. `refused` ones are about the machine, not
+    the lab: merlab must report that it cannot work (exit status 3), in words that match `cause`. `shared` ones, and
+    those of the machine's trace, touch what all labs of a machine share: no other lab may exist beside them.
     """
 
     name: str
@@ -134,7 +134,7 @@ def _register(name: str, kind: str, cause: str, each: dict[str, list[Any]] | Non
 def lie(name: str, cause: str, each: dict[str, list[Any]] | None = None, **more: Any) -> Any:
     """Register a lie; `each` gives its parameters, which `name` and `cause` may name in braces.
 
-    `quick` says whether it is one of the quick ones, or with which values of its parameters.
+    `quick` tells whether it is one of the quick ones, or with which values of its parameters.
     """
     return _register(name, LIE, cause, each, more)
 
@@ -160,7 +160,7 @@ def standing_lab(name: str = NAME) -> Iterator[ManagedEmbeddedLab]:
 
 
 def mend(lab: ManagedEmbeddedLab) -> None:
-    """Bring the lab into order, as `up` would, and see that it is."""
+    """Repair the lab, as `up` would, and check that it is in order."""
     lab.recover()
     for part in (lab.node, lab.mesh, lab.dataplane):
         part.ensure()
@@ -176,20 +176,20 @@ def problems(lab: ManagedEmbeddedLab) -> list[str]:
 
 
 def verify(scene: Scene) -> Report:
-    """What `merlab verify` does."""
+    """Return what `merlab verify` reports."""
     report = Report("verify", scene.lab.name)
     runner = Runner(scene.lab, scene)
     return runner.prove(report, standing=[STEPS[n] for n in STANDING], steps=[STEPS[n] for n in VERIFY])
 
 
 def run_steps(scene: Scene, numbers: tuple[int, ...]) -> Report:
-    """What `merlab step N` does for each."""
+    """Return what `merlab step N` reports for each."""
     report = Report("step", scene.lab.name)
     return Runner(scene.lab, scene, patience=0.1).run(report, [STEPS[n] for n in numbers])
 
 
 def judge(sabotage: Sabotage, report: Report) -> str | None:
-    """Say what is wrong with what merlab said, or None."""
+    """Describe what is wrong with merlab's report, or None."""
     told = f"{report.verdict.value}: {report.cause or report.error}"
     if sabotage.kind == ODDITY:
         return None if report.verdict.value == "pass" else told
@@ -203,7 +203,7 @@ def judge(sabotage: Sabotage, report: Report) -> str | None:
     return None
 
 
-#: Cells by their place in the table, as columns of docs/sabotage.md.
+#: Cells by their position in the table, as columns of docs/sabotage.md.
 def cell_name(cell: matrix.Cell) -> str:
     words = ["eBPF" if cell.ebpf else "no eBPF"]
     words.append(
@@ -216,7 +216,7 @@ def cell_name(cell: matrix.Cell) -> str:
 
 CHANGES = "nothing changed meanwhile"
 STILL = "what stood still stands"
-#: Where every request times out, not every check is asked: so long, in seconds, and no longer.
+#: If every request times out, not every check is evaluated: maximum duration, in seconds.
 PATIENCE = 20.0
 GIVEN_UP = "given up"
 
@@ -271,7 +271,7 @@ class Looking:
 
 
 def _proven(looking: Looking, scene: Scene) -> list[str]:
-    """Do what verify proves; return what changed meanwhile. Raises LabError where nothing can be read."""
+    """Do what verify proves; return what changed meanwhile. Raise LabError if nothing can be read."""
     with scene.lab.watched() as passing:
         before = scene.lab.fingerprint()
         began = time.monotonic()
@@ -286,7 +286,7 @@ def _proven(looking: Looking, scene: Scene) -> list[str]:
 
 
 def everything(sabotage: Sabotage, scene: Scene) -> dict[str, list[tuple[str, str | None]]]:
-    """Look with all that `told` may look with, and stop at nothing; gives check → [(where, why not, or None)]."""
+    """Evaluate everything that `told` may, and stop at nothing; return check → [(where, why not, or None)]."""
     looking = Looking(scene)
     if sabotage.steps:
         for number in sabotage.steps:
@@ -296,7 +296,7 @@ def everything(sabotage: Sabotage, scene: Scene) -> dict[str, list[tuple[str, st
         looking.look("standing", STEPS[number].verify, scene.lab)
     try:
         changes = _proven(looking, scene)
-    except (LabError, ClaimFailedError, OSError) as error:  # verify itself has ended by then: what must stand did not
+    except (LabError, ClaimFailedError, OSError) as error:  # verify itself has ended: a precondition did not hold
         changes = [f"error: {error}"]
     looking.note(CHANGES, "verify", changes[0] if changes else None)
     for number in STANDING:
@@ -307,7 +307,7 @@ def everything(sabotage: Sabotage, scene: Scene) -> dict[str, list[tuple[str, st
 
 
 def told(sabotage: Sabotage, scene: Scene) -> Report:
-    """What merlab says: `verify`, or `step N` for each of the sabotage's steps."""
+    """Return merlab's report: `verify`, or `step N` for each of the sabotage's steps."""
     return run_steps(scene, sabotage.steps) if sabotage.steps else verify(scene)
 
 
@@ -316,7 +316,7 @@ def told(sabotage: Sabotage, scene: Scene) -> Report:
 
 @contextlib.contextmanager
 def again_and_again(work: Callable[[], None]) -> Iterator[threading.Event]:
-    """Call `work` all the time, in a thread, while the block lasts; the event says that it was called once."""
+    """Call `work` continuously, in a thread, during the block; the event is set after the first call."""
     end, began = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""docs/sabotage.md: which checks notice which sabotage, and what would be lost without each."""
+"""docs/sabotage.md: which checks detect which sabotage, and what would be lost without each."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ another tool, another dataplane, a hand that tries to help.
 
 
 STANDING_CHECKS = ("node.in_order", "mesh.in_order", "dataplane.in_order")
-#: What is shown for itself, and noticed by the check that it is the control of.
+#: Controls that have a column of their own, although the check that each controls detects the same.
 CONTROLS = {"cell: no eBPF, rules": "nothing: it is the control of the first cell, and measured anyway"}
-#: What would be lost with checks that are the only one to notice nothing.
+#: What would be lost with checks that are the only one to detect nothing.
 KEPT = {"trace.debug_is_on": "step 4 would have to send a request to know whether there is anything to do"}
 NOT_MEASURED = "cell: (not measured)"
 #: As the table of verify has them.
@@ -50,7 +50,7 @@ CELLS = [
 
 @dataclass(frozen=True)
 class Row:
-    """What was seen of one sabotage: check → [(where, why it does not hold, or None)], and what merlab said of it."""
+    """The result of one sabotage: check → [(where, why it does not hold, or None)], and what merlab reported."""
 
     name: str
     kind: str
@@ -63,12 +63,12 @@ class Row:
 
     def failing(self, check: str) -> str | None:
         if check == STILL and any(self.failing(part) for part in STANDING_CHECKS):
-            return None  # the same check, and asked again only where it held before
+            return None  # the same check, evaluated again only if it held before
         return next((why for _, why in self.seen.get(check, ()) if why), None)
 
 
 def order(rows: list[Row]) -> list[str]:
-    """All checks, in the order in which verify asks them, then those that only single steps ask."""
+    """Return all checks, in the order in which verify evaluates them, then those of single steps only."""
     verify = [check for row in rows if not row.steps for check in row.seen]
     steps = [check for row in rows if row.steps for check in row.seen]
     cells = sorted({check for check in verify if check.startswith("cell: ")}, key=CELLS.index)
@@ -82,18 +82,18 @@ def title(row: Row | Sabotage) -> str:
 
 
 def commits(rows: list[Row]) -> str:
-    """Name the commits that were looked at, the one of most rows first."""
+    """Return the commits that were measured, the one of most rows first."""
     found = Counter(row.commit for row in rows).most_common()
     return " and ".join(commit if len(found) == 1 else f"{commit} ({number} rows)" for commit, number in found)
 
 
 def identity(row: Row | Sabotage) -> tuple[str, str]:
-    """Return the first two cells of its row: what it is called and what is done."""
+    """Return the first two cells of its row: its name and what is done."""
     return clean(title(row)), clean(row.what)
 
 
 def identities(document: str) -> list[tuple[str, str]]:
-    """Read them back from the document, lies and oddities."""
+    """Parse them from the document, lies and oddities."""
     rows = document.partition("\n## Lies\n")[2].splitlines()
     cells = [
         re.split(r"(?<!\\) \| ", row.removeprefix("| ").removesuffix(" |")) for row in rows if row.startswith("| ")
@@ -102,7 +102,7 @@ def identities(document: str) -> list[tuple[str, str]]:
 
 
 def clean(text: str) -> str:
-    """Leave out what differs from run to run, and what breaks a table."""
+    """Remove what differs from run to run, and what breaks a table."""
     text = re.sub(r"\(id \d+\)|\bid \d+", "(id …)", re.sub(r"\bpid \d+", "pid …", text))
     text = re.sub(r"program \d+, not ours, \d+", "program …, not ours", text)
     text = re.sub(r"cgroup \d+", "cgroup …", text)

@@ -61,7 +61,7 @@ def test_there_are_thirty_lies_and_all_differ():
 
 
 def test_behind_each_thing_that_may_differ_a_lie_is_noticed():
-    """P4: an entry of the list of what may differ is no hiding place."""
+    """P4: an entry of the list of allowed differences is no hiding place."""
     assert {each.name for each in MAY_DIFFER} == {*lies_pods.HIDDEN}
     assert {*lies_pods.HIDDEN.values()} <= {each.name for each in ALL if each.kind == LIE}
     assert all(each.reason for each in MAY_DIFFER)
@@ -80,14 +80,14 @@ def test_an_oddity_is_none_of_our_business(whole, sabotage):
 
 
 def test_an_app_cannot_write_a_sidecars_log(whole):
-    """A record that an app could forge would be none: only the sidecar's user and root can write it."""
+    """A record that an app could forge would prove nothing: only the sidecar's user and root can write it."""
     for workload in whole.workloads():
         status = workload.access_log.stat()
         assert (status.st_uid, status.st_mode & 0o022) == (1337, 0)
 
 
 def test_who_shows_no_certificate_of_the_labs_authority_is_not_served(whole):
-    """Whatever Envoy's own admin interface says of its configuration."""
+    """This holds whatever Envoy's own admin interface reports about its configuration."""
     target, node = lies_mesh.pod(Scene(whole), "helloworld-v1"), whole._node.netns
     assert mtls_probe.problems(node, target.spec) == []
     asks = re.compile(

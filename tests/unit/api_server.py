@@ -1,4 +1,4 @@
-"""An API server's end of a connection: real sockets and real TLS, and of the API only what a test tells it to say."""
+"""A server's end of connections to an API: real sockets and real TLS, and only the answers that a test defines."""
 
 import base64
 import datetime as dt
@@ -14,13 +14,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-#: What RFC 6455 has a server add to the client's key.
+#: What RFC 6455 requires a server to append to the client's key.
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 BINARY, CLOSE = 2, 8
 
 
 class Keys:
-    """An authority of its own, a certificate for 127.0.0.1, one for the administrator that ends `days` from now."""
+    """A separate authority, a certificate for 127.0.0.1, one for the administrator that ends `days` from now."""
 
     def __init__(self, folder, *, days=1):
         self._ca_key = ec.generate_private_key(ec.SECP256R1())
@@ -60,7 +60,7 @@ class Keys:
         return file
 
     def kubeconfig(self, port):
-        """Return a kubeconfig as kind's is."""
+        """Return a kubeconfig like kind's."""
         read = {name: base64.b64encode(file.read_bytes()).decode() for name, file in self._files().items()}
         cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority-data": read["ca"]}
         user = {"client-certificate-data": read["crt"], "client-key-data": read["key"]}
@@ -71,9 +71,9 @@ class Keys:
 
 
 class Server:
-    """Listens on 127.0.0.1 and hands each connection, once it is encrypted and the request was read, to `answer`.
+    """Listens on 127.0.0.1 and passes each connection, after encryption and with the request read, to `answer`.
 
-    Without one it lets all wait: the kernel accepts, nobody answers.
+    Without `answer`, all wait: the kernel accepts, nobody answers.
     """
 
     def __init__(self, keys, answer=None):
@@ -100,10 +100,10 @@ class Server:
                     self.requests.append(request.decode())
                     self._answer(connection, self.requests[-1])
             except OSError:
-                continue  # the client went away: what it made of that, the test looks at
+                continue  # the client went away: the test checks how the client handled it
 
     def close(self):
-        # Only this wakes up who waits in accept.
+        # Only this wakes up a thread that waits in accept.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         if self._answer is not None:
@@ -111,7 +111,7 @@ class Server:
 
 
 def plainly(status, body):
-    """Answer by an HTTP status and a Status object."""
+    """Answer with an HTTP status and a Status object."""
 
     def answer(connection, _request):
         told = json.dumps({"kind": "Status", "message": body}).encode()
@@ -121,7 +121,7 @@ def plainly(status, body):
 
 
 def upgraded(*messages, then=None):
-    """Answer by an upgrade and these frames, (opcode, content); then do something with the connection."""
+    """Answer with an upgrade and these frames, (opcode, content); then do something with the connection."""
 
     def answer(connection, request):
         key = next(line.split(": ")[1] for line in request.split("\r\n") if line.startswith("Sec-WebSocket-Key"))
@@ -138,6 +138,6 @@ def upgraded(*messages, then=None):
 
 
 def frame(opcode, content):
-    """Return a whole message in one frame; servers do not mask."""
+    """Return a complete message in one frame; servers do not mask."""
     size = len(content)
     return bytes([0x80 | opcode, *([size] if size < 126 else [126, size >> 8, size & 0xFF])]) + content

@@ -1,4 +1,4 @@
-"""Every hint in merlab's source, with words in place of what is known only when it is given."""
+"""Every hint in merlab's source, with placeholders for what is only known at run time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SOURCE = Path(merbridge_lab.__file__).parent
-#: The classes that carry a hint, and which of their arguments it is where it is not named.
+#: The classes that have a hint, and the position of that argument if it is not named.
 _CARRIERS = {
     "LabError": 1, "UsageError": 1, "NotFoundError": 1, "RestartedError": 1,
     "ApiUnavailableError": 1, "IncompleteClusterError": 1,
     "Requirement": 4, "Check": 9, "PodFailure": 1,
 }  # fmt: skip
-#: What stands for a part of a hint that is known only when it is given.
+#: The placeholder for a part of a hint that is only known at run time.
 PART = "PART"
 
 
@@ -32,7 +32,7 @@ class Found:
 
 
 def all_hints() -> list[Found]:
-    """Return every hint that is written down in the source."""
+    """Return every hint that is written in the source."""
     return [found for path in sorted(SOURCE.rglob("*.py")) for found in _of_file(path)]
 
 
@@ -56,7 +56,7 @@ def _of_file(path: Path) -> Iterator[Found]:
 
 
 def _values(node: ast.AST) -> Iterator[ast.expr]:
-    """Return what is given as a hint: named, by its place, assigned to the name, or remarked by the console."""
+    """Return what is passed as a hint: by name, by position, assigned to the name, or printed by the console."""
     if isinstance(node, ast.Call):
         yield from (each.value for each in node.keywords if each.arg in ("hint", "again"))
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")

@@ -1,4 +1,4 @@
-"""What hierarchies of version 1 do to a process, as /proc and their files tell it."""
+"""What hierarchies of version 1 do to a process, as /proc and their files show it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every call that changes the machine passes `change`: read from the source, module by module.
+"""Every call that changes the machine runs inside `change`: checked in the source, module by module.
 
-What it comes to when merlab runs is seen by strace: tests/kernel/test_change_points.py.
+strace checks the same while merlab runs: tests/kernel/test_change_points.py.
 """
 
 import ast
@@ -11,14 +11,14 @@ import pytest
 from merbridge_lab.adapters import change
 
 SOURCE = Path(change.__file__).parents[1]
-#: What changes something, by its name as a method or function, whatever it is called on.
+#: Calls that change something, by the name of the method or function, whatever they are called on.
 CHANGING = {
     "mkdir", "rmdir", "unlink", "rmtree", "touch", "rename", "symlink_to", "hardlink_to", "link_to", "chmod", "lchmod",
     "fchmod", "chown", "lchown", "fchown", "write_text", "write_bytes", "copyfile", "copy2", "copytree", "move", "kill",
     "killpg", "mknod", "mkfifo", "truncate", "setxattr", "TemporaryDirectory", "NamedTemporaryFile", "mkdtemp",
     "mkstemp",
 }  # fmt: skip
-#: Calls outside of a change point, and why they may be.
+#: Calls outside of a change point, and why they are allowed.
 EXCEPTIONS = {
     ("adapters/command.py", "killpg"): "ends what it started itself, at a change point or to look",
     ("adapters/kind_cli.py", "TemporaryDirectory"): "what kind writes for the moment; adapters/kind.sweep finds it",
@@ -30,7 +30,7 @@ EXCEPTIONS = {
 
 
 def _passes(node):
-    """Whether a function is decorated with a change point, or a with statement opens one."""
+    """Report whether a function is decorated with a change point, or a with statement opens one."""
     calls = node.decorator_list if isinstance(node, ast.FunctionDef) else [item.context_expr for item in node.items]
     return any(isinstance(call, ast.Call) and getattr(call.func, "id", "") == "change" for call in calls)
 

@@ -1,7 +1,7 @@
-"""Every check: what it holds for, each way in which it must not hold, and that it says what and where.
+"""Every check: for what it holds, each way in which it must not hold, and that it reports what and where.
 
-The observations come from a lab in memory whose requests leave what real ones leave; each failing one is a healthy
-one with a single thing changed.
+The observations come from a lab in memory whose requests leave what real ones leave; each failing one is a healthy one
+with a single change.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from merbridge_lab.ruleset import RuleSet
 
 
 def healthy():
-    """Eight requests of sleep with everything in place, a twin's beside them."""
+    """Return eight requests of sleep with everything in place, beside those of a control client."""
     lab = up(FakeLab())
     seen = lab.observe(lab.workload("sleep"), count=8, trace=True)
     with lab.control_client() as control_client:
@@ -30,7 +30,7 @@ def without_ebpf():
 
 
 def flushed_without_ebpf():
-    """The rules of sleep flushed, with no eBPF anywhere, beside the same requests with them present."""
+    """Return requests with the rules of sleep flushed, without eBPF, beside the same requests with rules present."""
     lab = up(FakeLab())
     lab.dataplane.remove()
     sleep = lab.workload("sleep")
@@ -68,7 +68,7 @@ def client_log_lost(seen):
 
 
 def client_line_inbound(seen):
-    """The client's sidecar has the nonce, but as something that came in."""
+    """Move the nonce in the client's sidecar to a record of an incoming request."""
     nonce = seen.exchanges[0].nonce
     line = replace(seen.client_log[nonce], upstream_cluster="inbound|5000||")
     return replace(seen, client_log={**seen.client_log, nonce: line})

@@ -1,6 +1,6 @@
-"""The command line: what it takes, what it refuses, its exit statuses, and one JSON object on stdout.
+"""The command line: what it accepts, what it refuses, its exit statuses, and one JSON object on stdout.
 
-With a lab in memory behind it, in this process; as the user types it, in a process of its own.
+With a lab in memory behind it, in this process; as the user types it, in a separate process.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.requirements import Requirement
 from schema_files import read
 
-#: The name of a lab that is not there, so that no test sees, let alone touches, one that is up on this machine.
+#: The name of a lab that does not exist, so that no test sees, or even touches, one that is up on this machine.
 ALONE = {"MERLAB_NAME": "merlab-unit", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 COMMANDS = ["up", "step", "verify", "restore", "down", "status", "doctor", "steps", "exec", "manifests"]
 PLANNED = ["compare", "agent", "bench"]
@@ -34,7 +34,7 @@ PLANNED = ["compare", "agent", "bench"]
 
 @pytest.fixture
 def driver(monkeypatch, tmp_path):
-    """A lab in memory that every call of merlab in this test means, with a lock of its own."""
+    """A lab in memory that every call of merlab in this test uses, with a separate lock."""
     fake = FakeDriver()
     monkeypatch.setattr(labs, "pick", lambda asked: (fake, "asked for" if asked else "it is up"))
     monkeypatch.setattr(lock, "folder", lambda: tmp_path / "locks")
@@ -51,7 +51,7 @@ def merlab(*arguments):
 
 
 def typed(*arguments, **environment):
-    """Run merlab as a user does, in a process of its own."""
+    """Run merlab as a user does, in a separate process."""
     python = "from merbridge_lab.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", python, *arguments],
@@ -64,7 +64,7 @@ def typed(*arguments, **environment):
 
 
 def words_of(command):
-    """All that the help of a command says in our own words: how it is laid out is typer's business."""
+    """Return everything that the help of a command says in our own words: the layout is typer's."""
     yield f"# {command.name}"
     yield (command.help or "").strip().replace("\b", "")
     for parameter in command.params:
@@ -561,7 +561,7 @@ def test_progress_with_json_goes_to_stderr():
 
 @contextlib.contextmanager
 def another(folder, lab="fake", command="verify"):
-    """Have another process hold the lock of a lab; gives the process."""
+    """Make another process hold the lock of a lab; yield the process."""
     hold = (
         "import sys, pathlib; from merbridge_lab import lock\n"
         f"lock.folder = lambda: pathlib.Path({str(folder)!r})\n"
@@ -623,7 +623,7 @@ def test_u4_wait_timeout_ends_the_waiting(tmp_path):
 
 
 def test_u6_status_tells_all_labs_and_which_one_is_meant(driver, monkeypatch):
-    """U6: two labs up, one of them another's."""
+    """U6: two labs are up, one of them another user's."""
     up(driver.lab)
     every = [
         {"lab": "embedded", "name": "merlab", "default": True},

@@ -1,4 +1,4 @@
-"""The test cluster's table of versions agrees with the go.mod files that pin them once more."""
+"""The test cluster's table of versions agrees with the go.mod files that also pin them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Commands that take their time: looked after while they run, and told of."""
+"""Commands that take long: checked while they run, and reported."""
 
 import time
 

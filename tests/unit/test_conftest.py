@@ -1,4 +1,4 @@
-"""What MERLAB_REQUIRE means: no test that must run is skipped unseen."""
+"""What MERLAB_REQUIRE means: no test that must run is skipped unnoticed."""
 
 import os
 import shutil

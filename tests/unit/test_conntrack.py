@@ -1,4 +1,4 @@
-"""Source ports that conntrack changes: read from its own words, and followed from the sender to the receiver."""
+"""Source ports that conntrack changes: parsed from its output, and followed from the sender to the receiver."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a person sees, held to golden files: a run of the lab in memory, wide and narrow, piped and on a terminal."""
+"""What a person sees, compared with golden files: a run of the lab in memory, wide, narrow, piped and on a terminal."""
 
 import os
 import pty
@@ -25,7 +25,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture
 def shown(monkeypatch, capsys):
-    """Return a function that runs steps on a lab as merlab would, and gives what was printed."""
+    """Return a function that runs steps on a lab as merlab would, and returns the output."""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("TERM", "dumb")
 
@@ -144,7 +144,7 @@ def test_prose_keeps_to_the_width_and_names_stay_whole(shown, width):
     titles = {f"{step.number}  {step.title}" for step in steps()}
     in_output = False
     for line in out.splitlines():
-        # What a command printed is left as it came; it ends where a check begins.
+        # The output of a command is left unchanged; it ends where a check begins.
         in_output = line.startswith("   $ ") or (in_output and line.startswith("     "))
         if not in_output and line not in titles and not line.startswith("✔ verify: "):
             assert len(line) <= width, line
@@ -248,7 +248,7 @@ console.verdict(report)
 
 
 def on_terminal(*, slow=0, no_color=False, **environment):
-    """Run in a process whose stdout and stderr are a terminal; give what came out of it."""
+    """Run in a process whose stdout and stderr are a terminal; return its output."""
     inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -261,7 +261,7 @@ def on_terminal(*, slow=0, no_color=False, **environment):
     try:
         while chunk := os.read(ours, 65536):
             read += chunk
-    except OSError:  # the terminal's way of saying that the last writer is gone
+    except OSError:  # the terminal's signal that the last writer is gone
         pass
     finally:
         os.close(ours)
@@ -306,7 +306,7 @@ def test_a_pipe_is_told_of_a_long_wait_only(monkeypatch, capsys):
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path):
-    """As in `merlab up | head -1`: the run goes on to its end."""
+    """As in `merlab up | head -1`: the run continues to its end."""
     text = RUN.format(tests=str(TESTS), slow=0, no_color=False) + textwrap.dedent(f"""
         open({str(tmp_path / "done")!r}, "w").write(report.verdict.value)
     """)

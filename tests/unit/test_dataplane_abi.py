@@ -1,4 +1,4 @@
-"""What Python reads out of the C header and out of BTF."""
+"""What Python parses from the C header and from BTF."""
 
 import struct
 

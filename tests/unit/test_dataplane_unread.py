@@ -1,4 +1,4 @@
-"""What could not be read of the kernel is told, and is never nothing (P6, M4)."""
+"""What could not be read from the kernel is reported, and is never treated as nothing (P6, M4)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_link_is_gone_or_unread(tmp_path, monkeypatch, error, says):
 
 
 def answering(programs, *, unknown=()):
-    """Stand for the kernel's answers: (flags, attach type) → programs."""
+    """Replace the kernel's answers: (flags, attach type) → programs."""
 
     def attached_progs(_target, attach_type, flags=0):
         if attach_type not in strangers.CGROUP_TYPES or attach_type in unknown:
@@ -121,7 +121,7 @@ def test_an_older_kernel_has_fewer_hooks_and_that_is_no_problem(quiet, tmp_path,
 
 
 def test_what_runs_from_above_of_what_can_be_seen_is_told(quiet, tmp_path, monkeypatch):  # noqa: ARG001
-    """In a container, the cgroup that a program is attached to may be none that can be opened."""
+    """In a container, the cgroup that a program is attached to may be one that cannot be opened."""
     monkeypatch.setattr(
         bpf_syscall, "attached_progs", answering({(1, 10): [7], (1, 6): [8], (1, 14): [9], (1, 11): [5]})
     )
@@ -143,7 +143,7 @@ def test_on_the_pods_own_cgroups_devices_and_sysctls_may_be(quiet, tmp_path, mon
 
 @pytest.mark.parametrize(("kind", "allowed"), [(6, True), (14, True), (34, True), (0, False), (1, False), (10, False)])
 def test_above_what_sees_no_tcp_may_be(quiet, tmp_path, monkeypatch, kind, allowed):  # noqa: ARG001
-    """A cgroup_skb program above may drop: a problem, whoever's it is."""
+    """A cgroup_skb program above may drop: a problem, whoever owns it."""
     mesh = tmp_path / "mesh"
     mesh.mkdir()
     monkeypatch.setattr(strangers, "_above", lambda _cgroup: [tmp_path])
@@ -234,7 +234,7 @@ except Exception as error:
 
 
 def test_m4_a_refused_descriptor_is_told_and_not_taken_for_none():
-    """Where the kernel refuses pidfd_getfd, the reason is told, with what to type."""
+    """If the kernel refuses pidfd_getfd, the reason is reported, with what to type."""
     done = subprocess.run(
         [sys.executable, str(REFUSING), sys.executable, "-c", LOOK], check=True, capture_output=True, text=True
     )

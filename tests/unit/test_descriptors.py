@@ -1,4 +1,4 @@
-"""Who holds a socket, what is mounted over files of the kernel's, and what threads and command lines are like."""
+"""Who holds a socket, what is mounted over the kernel's files, and how threads and command lines look."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from merbridge_lab.adapters.mounts import parse
 from merbridge_lab.labs.embedded import socket_holders
 
 HOLDER = "print('there', flush=True); import sys; sys.stdin.read()"
-#: Its second thread has a table of descriptors of its own, and a socket in it that the first one has closed.
+#: Its second thread has a separate table of descriptors, with a socket that the first one has closed.
 SPLIT = """
 import ctypes, os, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
@@ -136,7 +136,7 @@ def test_each_way_in_which_a_thread_can_differ_is_said():
     assert next(threads._unlike(first, first | {"Uid": "1"})) == "runs as another user"
 
 
-#: Writes another word over its own last one, and zeroes behind.
+#: Overwrites its own last argument with another word, and zeroes behind it.
 WRITER = """
 fields = open("/proc/self/stat").read().rpartition(")")[2].split()
 ends = int(fields[46])

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, commands parse, generated ones are current, each check has its section."""
+"""The documents: links have a target, commands parse, generated ones are current, each check has its section."""
 
 import collections
 import importlib.util
@@ -21,7 +21,7 @@ from merbridge_lab.runner import Runner
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "tests").rglob("README.md")])
-#: Those that tell what is: an ADR or the changelog may name what was.
+#: Documents about the present: an ADR or the changelog may name what existed before.
 GUIDES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(each for each in sorted(DOCS.glob("*.md")))]
 TROUBLESHOOTING = (DOCS / "troubleshooting.md").read_text()
 APP = typer.main.get_command(cli.app)
@@ -43,12 +43,12 @@ def script(name):
 
 
 def prose(path):
-    """A document without its blocks and its code."""
+    """Return a document without its blocks and its code."""
     return re.sub(r"`[^`\n]+`", "", _FENCE.sub("", path.read_text()))
 
 
 def anchors(path):
-    """What can be linked to in a document, as GitHub names it: its headings, and the anchors it sets itself."""
+    """Return what can be linked to in a document, as GitHub names it: its headings, and the anchors that it sets."""
     text = _FENCE.sub("", path.read_text())
     found = set(re.findall(r'<a id="([^"]+)">', text))
     seen = collections.Counter()
@@ -104,7 +104,7 @@ def test_the_readme_is_short_and_has_the_picture():
 
 
 def typed_in(text):
-    """Each command of a block for a shell, as words: "$ " of a console goes, and so do pipes, sudo and variables."""
+    """Return each command of a block for a shell, as words, without "$ " of a console, pipes, sudo and variables."""
     for kind, block in _FENCE.findall(text):
         if kind not in ("sh", "console"):
             continue
@@ -130,7 +130,7 @@ def without_prefix(words):
 
 
 def check_merlab(words):
-    """Parse what is typed, as merlab would; nothing is run."""
+    """Parse what is typed, as merlab would, without running it."""
     if words[0].startswith("-"):
         assert words[0] in {name for each in APP.params for name in each.opts} | {"--help"}
         return
@@ -242,7 +242,7 @@ TEXT = (DOCS / "tutorial.md").read_text()
 
 @pytest.fixture
 def on_the_lab_in_memory(monkeypatch, capsys):
-    """What runs the commands of the tutorial: the steps are those of the lab in memory, the rest is made up."""
+    """Return a function that runs the commands of the tutorial: steps on the lab in memory, the rest is invented."""
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", "100")
     lab, ran = FakeLab(), []
@@ -278,7 +278,7 @@ def test_the_tutorial_is_filled_by_running_its_commands(on_the_lab_in_memory):
     assert "✔ up:" not in text
     assert "$ merlab verify\nWith and without eBPF" in text
     assert "✔ verify: 2 of 2 steps held" in text
-    # What a person wrote stays, and a second run goes over the first.
+    # What a person wrote stays, and a second run replaces the output of the first.
     again = on_the_lab_in_memory[0]
     assert _FENCE.sub("", text) == _FENCE.sub("", TEXT)
     assert TUTORIAL.filled(text, again).count("```text") == TEXT.count("```text")

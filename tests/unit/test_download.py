@@ -1,4 +1,4 @@
-"""S4: a download is whole, by https alone, in time and of the size allowed; or an error that says what it is not."""
+"""S4: a download is complete, only by https, in time and within the size; or an error names what it is not."""
 
 import contextlib
 import datetime as dt
@@ -54,7 +54,7 @@ def certificate(tmp_path_factory):
 
 @pytest.fixture
 def served(certificate, monkeypatch):
-    """Serve by https what a test says: a function from a path to pieces of bytes, which may take their time."""
+    """Serve by https what a test defines: a function from a path to pieces of bytes, which may come slowly."""
     monkeypatch.setenv("CURL_CA_BUNDLE", str(certificate))
     monkeypatch.setenv("NO_PROXY", "*")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -97,7 +97,7 @@ def served(certificate, monkeypatch):
 
     yield Server()
     over.set()
-    listener.shutdown(socket.SHUT_RDWR)  # closed alone, it would go on listening for the thread that waits for it
+    listener.shutdown(socket.SHUT_RDWR)  # close alone would let it listen for the thread that waits for it
     serving.join()
     listener.close()
 

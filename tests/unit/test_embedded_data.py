@@ -1,4 +1,4 @@
-"""The embedded lab's data: layout, rules, sidecar configuration, command lines."""
+"""The embedded lab's data: topology, rules, sidecar configuration, command lines."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FOLDER = Path("/run/merlab/pods/any")
 
 
 def configuration(pod: topology.PodSpec) -> dict[str, dict]:
-    """The sidecar's listeners and clusters by name."""
+    """Return the sidecar's listeners and clusters by name."""
     static = yaml.safe_load(envoy.render(pod, FOLDER))["static_resources"]
     return {each["name"]: each for each in (*static["listeners"], *static["clusters"])}
 
 
-# -- layout -----------------------------------------------------------------------------------------------------------
+# -- topology ---------------------------------------------------------------------------------------------------------
 
 
 def test_names_and_addresses_of_pods_and_twins_are_all_different():

@@ -1,4 +1,4 @@
-"""Logs are read from their ends, cut when they get too long, and a full file system is told as what it is (M7)."""
+"""Logs are read from their ends, cut when they get too long, and a full file system is reported as such (M7)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_m7_a_full_file_system_is_told_as_full(tmp_path, monkeypatch):
 
 
 def test_a_fifo_in_a_logs_place_is_not_waited_for(tmp_path):
-    """Nobody has its other end: to open it would take until somebody has."""
+    """Nobody has its other end: opening it would block until somebody has."""
     os.mkfifo(tmp_path / "access.log")
     with pytest.raises(OSError, match="it is not a plain file"):
         logs.tail(tmp_path / "access.log")

@@ -1,4 +1,4 @@
-"""What a running sidecar says of itself, compared with what merlab gave it; and its certificate."""
+"""What a running sidecar reports about itself, compared with what merlab gave it; and its certificate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def differing(wanted, running):
     ("wanted", "running"),
     [
         ({"a": 5}, {"a": "5"}),  # protobuf's JSON writes 64-bit numbers as strings
-        ({"type": "STATIC", "flag": False, "b": {"c": 1}}, {"b": {"c": 1}}),  # and leaves out what is the default
+        ({"type": "STATIC", "flag": False, "b": {"c": 1}}, {"b": {"c": 1}}),  # and omits default values
         ({"private_key": {"filename": "k"}}, {"private_key": {"filename": "[redacted]"}}),
         ({"list": [{"name": "x", "port": 0}]}, {"list": [{"name": "x"}]}),
     ],
@@ -67,7 +67,7 @@ def test_a_certificate_of_the_labs_authority(tmp_path, authority):
 
 
 def test_a_certificate_that_also_names_others(tmp_path, authority):
-    """Whoever holds it may pass for any of them."""
+    """Its holder may pass for any of them."""
     names = (POD.identity, topology.spiffe("sleep"))
     found = seen(tmp_path, authority, authority)._replace(identities=names)
     assert envoy_drift._certificate_problem(POD, found) == f"names {', '.join(names)}, not {POD.identity}"

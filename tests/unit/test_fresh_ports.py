@@ -1,4 +1,4 @@
-"""A connection whose source port conntrack still remembers passes no nat rule: it is no measure of the rules."""
+"""A connection whose source port conntrack still remembers passes no nat rule: it says nothing about the rules."""
 
 import itertools
 from dataclasses import replace
@@ -12,7 +12,7 @@ from merbridge_lab.observation import with_fresh_ports
 
 
 class PortsAgain(FakeLab):
-    """So many batches by the rules have, in one connection, the source port of one that was closed before."""
+    """The given number of batches by the rules have a connection with the source port of one that was closed before."""
 
     def __init__(self, batches):
         super().__init__()
@@ -66,7 +66,7 @@ def test_what_stays_so_is_a_failure():
 
 
 def test_rules_that_do_not_count_are_measured_once():
-    """No port is the same: there is no excuse, and nothing is asked again in the hope of better."""
+    """No port is the same: there is no excuse, and no batch is repeated in the hope of better results."""
 
     class Idle(FakeLab):
         asked = 0

@@ -1,4 +1,4 @@
-"""The app of the helloworld pods, spoken to without a socket."""
+"""The app of the helloworld pods, tested without a socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATH = Path(merbridge_lab.__file__).parent / "data/app/helloworld.py"
 
 
 class Wire:
-    """A transport that keeps what is written."""
+    """A transport that stores what is written."""
 
     def __init__(self) -> None:
         self.sent = b""

@@ -1,4 +1,4 @@
-"""U1, U7, U9: each hint is a command that works as it stands, from where the user is, for the lab that is meant."""
+"""U1, U7, U9: each hint is a command that works unchanged, from where the user is, for the right lab."""
 
 import os
 import re
@@ -16,13 +16,14 @@ from merbridge_lab import cli, errors, hints
 from merbridge_lab.report import error_json
 
 HINTS = all_hints()
-#: What stands behind "#" is a word to the reader: a shell leaves it alone.
+#: Text after "#" is for the reader: a shell ignores it.
 COMMANDS = sorted({found.text.partition("  # ")[0] for found in HINTS if hints.is_command(found.text)})
-#: A piece that is nothing but a command which is made when the hint is given is looked at where that is made.
+#: A piece that is only a command which is built at run time is checked where it is built.
 PIECES = sorted({piece.strip() for text in COMMANDS for piece in re.split(r" && |; | \| ", text)} - {PART})
 MERLAB = Path(sys.executable).with_name("merlab")
 APP = typer.main.get_command(cli.app)
-#: What of other tools hints may use: subcommands and options. Those that are on this machine are asked for them too.
+#: The subcommands and options of other tools that hints may use. If a tool is on this machine, it is also asked for
+#: them.
 TOOLS = {
     "bpftool": {"cgroup", "tree", "map", "show"},
     "cat": set(),
@@ -70,7 +71,7 @@ TOOLS = {
     "ulimit": {"-n", "-u"},
     "unset": {"DOCKER_CONTEXT", "MERLAB_BCC", "MERLAB_NAME", "DOCKER_HOST"},
 }
-#: An argument that is a place, a value, or stands for what is known only when the hint is given.
+#: An argument that is a place, a value, or a placeholder for what is only known at run time.
 _VALUE = re.compile(r"/|=|^\d+$|,|PART")
 
 
@@ -92,7 +93,7 @@ def place(tmp_path, monkeypatch):
             if not (folder / name).exists() and (found := shutil.which(name)):
                 (folder / name).symlink_to(found)
         if "sudo" in programs:
-            # As sudo is: it drops what it was not told, and has a PATH of its own.
+            # Like sudo: it drops variables that it was not told to keep, and has a separate PATH.
             write(folder / "sudo", 'exec env -i PATH="$SECURE" "$@"')
             monkeypatch.setenv("SECURE", f"{folder}")
         monkeypatch.setenv("PATH", str(folder))
@@ -219,7 +220,8 @@ def test_the_harmless_ones_run_in_a_shell_as_root_has_it(text, monkeypatch, tmp_
         ["sh", "-c", typed], cwd=tmp_path, env={**kept, "PATH": path}, capture_output=True, text=True, check=False,
         timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    # 3: no lab is up, or it takes root, which whoever runs this test may not be; never "not found", nor wrong usage.
+    # 3: no lab is up, or it needs root, which the user who runs this test may not be; never "not found", nor wrong
+    # usage.
     assert done.returncode in (0, 3), (typed, done.stdout, done.stderr)
     assert "not found" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""What root's environment says to Python and to the linker has no say in merlab, nor in what it runs."""
+"""Root's environment for Python and the linker has no effect on merlab, nor on what it runs."""
 
 from __future__ import annotations
 

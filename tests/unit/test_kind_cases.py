@@ -1,4 +1,4 @@
-"""M10: what people's machines say, by case (tests/captured/cases) and by another form of each kind."""
+"""M10: the output of people's machines, by case (tests/captured/cases) and by another form of each kind."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ def case(name):
 
 @pytest.fixture
 def says(monkeypatch, tmp_path):
-    """Put a command on PATH that prints fixed words and ends as told."""
+    """Put a command on PATH that prints fixed words and ends with a given status."""
     tools = tmp_path / "tools"
     tools.mkdir()
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")

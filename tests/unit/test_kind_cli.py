@@ -1,4 +1,4 @@
-"""What the command kind leaves when it is ended, and what is found of it: real processes, by kind's name."""
+"""What the command kind leaves when it is ended, and what merlab finds of it: real processes, by kind's name."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import pytest
 from merbridge_lab.adapters import kind_cli
 from merbridge_lab.errors import LabError
 
-#: Saves images as kind does, in a folder in TMPDIR and by another process, and never comes to an end.
+#: Saves images as kind does, in a folder in TMPDIR and with another process, and never ends.
 NEVER_ENDS = """#!/bin/sh
 mkdir "$TMPDIR/images-tar1"
 (while :; do echo images >>"$TMPDIR/images-tar1/images.tar"; sleep 0.05; done) &
@@ -33,7 +33,7 @@ def until(look):
 
 @pytest.fixture
 def place(monkeypatch, tmp_path):
-    """A folder for what is temporary, and a kind on PATH that never ends."""
+    """A folder for temporary files, and a kind on PATH that never ends."""
     folder, tools = tmp_path / "temporary", tmp_path / "tools"
     folder.mkdir()
     tools.mkdir()
@@ -44,7 +44,7 @@ def place(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        os.killpg(int((tmp_path / "told").read_text()), 9)  # it leads a session of its own, and loops for ever
+        os.killpg(int((tmp_path / "told").read_text()), 9)  # it leads a separate session, and loops forever
 
 
 def test_what_a_load_that_was_ended_had_saved_is_removed(monkeypatch, place):
@@ -78,7 +78,7 @@ SHELL = "/bin/sh"
 
 @pytest.fixture
 def kinds():
-    """Start processes that look like a kind running, more or less: programs, arguments, users, marks."""
+    """Start processes that look more or less like a running kind: programs, arguments, users, marks."""
     with contextlib.ExitStack() as stack:
         # Where every user may go.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -103,7 +103,7 @@ def kinds():
 
 @pytest.fixture
 def gone():
-    """The mark of a merlab that lives no more."""
+    """The mark of a merlab that no longer runs."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = f"{process.pid}:{kind_cli._began(process.pid)}"
     process.communicate(b"\n")
@@ -143,7 +143,7 @@ def test_s7_an_orphan_is_known_by_program_user_and_mark_and_nothing_else_is_ende
 
 
 def test_s7_a_process_of_another_user_that_fakes_all_of_it_is_left_alone(kinds, gone, monkeypatch):
-    # To somebody else ours is such a one; and where we are root, there is a real one.
+    # To somebody else ours is such a one; and if we are root, there is a real one.
     fakes = [kinds(gone)]
     others = [{"user": 65534, "group": 65534, "extra_groups": []}, {"user": 65534}] if os.geteuid() == 0 else []
     for ids in others:

@@ -1,7 +1,7 @@
 """The kind lab of an older merlab: its ConfigMap is taken over, or refused in a sentence with the one command.
 
-tests/captured/kind/settings-aaab070.json has what that commit wrote; it is asked for by the real client, of the API
-server of tests/unit/api_server.py.
+tests/captured/kind/settings-aaab070.json has what that commit wrote; the real client reads it from the API server of
+tests/unit/api_server.py.
 """
 
 import json
@@ -23,7 +23,7 @@ OLDER = json.loads((Path(__file__).parents[1] / "captured/kind/settings-aaab070.
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """Return the way to a cluster whose one ConfigMap is what a test says, asked with these options."""
+    """Return the connection to a cluster whose one ConfigMap a test defines, with these options."""
     monkeypatch.setenv("no_proxy", "example.com")  # an Api adds its cluster to it
     monkeypatch.setattr(ownership, "nodes", lambda: [node])
     node = Container(topology.NODE, "running", "kindest/node:v1.36.1", {}, (topology.MARK,), ())
@@ -70,7 +70,7 @@ def test_what_is_asked_for_now_goes_before_it(lab):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    # All of these that merlab took as they were given.
+    # All of these were accepted unchanged by that merlab.
     [
         ("merbridge_manifest", "of-another-merlab"),
         ("istio_set", ["--set=x"]),

@@ -1,4 +1,4 @@
-"""With what the kind lab is made: the table, what was asked for, what fits together, what is applied."""
+"""The settings of the kind lab: the table, what was requested, what fits together, what is applied."""
 
 import dataclasses
 import time

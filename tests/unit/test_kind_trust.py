@@ -1,4 +1,4 @@
-"""S6, S7, S8: what the cluster says is looked at before anything is done by it; what merlab leaves there is little."""
+"""S6, S7, S8: what the cluster says is checked before anything is done with it; merlab leaves little there."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_s6_every_field_of_the_settings_is_in_the_schema(settings):
 
 
 class Cluster:
-    """Stands for the API and the commands: what is there, and what was done."""
+    """Replaces the API and the commands: what is there, and what was done."""
 
     def __init__(self, monkeypatch, *objects, text="none"):
         self.objects = {

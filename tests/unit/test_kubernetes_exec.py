@@ -1,4 +1,4 @@
-"""Commands in a container by the API: what comes back, and that nothing of an API that is in trouble is waited for."""
+"""Commands in a container through the API: their results, and that no wait for an API in trouble is unlimited."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """An Api adds its cluster to no_proxy; the other tests are to have theirs."""
+    """An Api adds its cluster to no_proxy; the other tests must have their own value."""
     monkeypatch.setenv("no_proxy", "example.com")
 
 
@@ -194,7 +194,7 @@ def test_ctrl_c_ends_it(keys, serve):
 
 
 def test_a_file_in_memory_that_is_let_go_twice_closes_nothing_of_others():
-    """Its number is the next one's by then: whose keys would be gone."""
+    """Its number belongs to the next file by then, which may hold another's keys."""
     first = MemFile(b"one")
     first.close()
     second = MemFile(b"another")

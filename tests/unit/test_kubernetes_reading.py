@@ -1,4 +1,4 @@
-"""What the kind lab reads: Docker's, containerd's, the kernel's and the API's own words, captured from a real one."""
+"""What the kind lab parses: the output of Docker, containerd, the kernel and the API, captured from a real one."""
 
 import json
 import time
@@ -151,7 +151,7 @@ def test_another_native_table_is_not_istios():
 
 
 def test_a_backend_without_tools_is_absent():
-    """Nft's cannot be certain to be empty; legacy's can, and the node says so itself where it is not."""
+    """It is not certain that nft's is empty; legacy's is, and the node reports it if it is not."""
     assert isinstance(pod_netns.read_snapshot(f"#= legacy\n{RULES}").texts["nft"], Unread)
     assert set(pod_netns.read_snapshot(f"#= nft\n{RULES}").texts) == {"nft"}
     told = pod_netns.read_snapshot(f"#= nft\n{RULES}#= no_legacy\niptables-legacy-save is not on the node\n")
@@ -187,7 +187,7 @@ def test_what_is_not_such_a_file_is_not_taken_for_one(text):
 
 
 class Node:
-    """A node with a file of saved rules, the processes that are there, and the sandbox of a pod."""
+    """A node with a file of saved rules, the existing processes, and the sandbox of a pod."""
 
     def __init__(self, monkeypatch, saved, processes, uid="", sandbox=None):
         self.processes, self.restored = {one.pid: one for one in (*processes, *([sandbox] if sandbox else []))}, []
@@ -328,7 +328,7 @@ def test_trouble_of_the_pods_of_before_is_not_that_of_the_new_ones():
 
 
 def _refusal(count=1, name="a"):
-    # The stamps are of a clock that is years ahead: nothing may depend on them.
+    # The timestamps are from a clock that is years ahead: nothing may depend on them.
     return {
         "type": "Warning",
         "reason": "FailedCreate",
@@ -398,7 +398,7 @@ def test_m8_the_age_of_a_log_goes_on_while_the_machine_is_suspended(monkeypatch)
     clock = {time.CLOCK_BOOTTIME: 100.0, time.CLOCK_MONOTONIC: 100.0}
     monkeypatch.setattr(workload.time, "clock_gettime", lambda number: clock[number])
     log = workload.SidecarLog(Api(), "pod")
-    clock[time.CLOCK_BOOTTIME] += 3600  # asleep for an hour: the other one stood still
+    clock[time.CLOCK_BOOTTIME] += 3600  # asleep for an hour: the other clock did not move
     log.lines()
     assert asked == [3601]
 

@@ -1,4 +1,4 @@
-"""What is told of a kind lab in trouble: its API is a real TLS server, docker and kind repeat what was captured."""
+"""What is reported of a kind lab in trouble: its API is a real TLS server, docker and kind replay captured output."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ esac
 
 @pytest.fixture
 def lab(monkeypatch, tmp_path):
-    """Gives a lab on an API server that answers so, with an administrator's certificate of so many days from now."""
+    """Return a lab on an API server with these answers; the administrator's certificate ends in so many days."""
     servers = []
 
     def on(answer, *, days, dataplane="none"):

@@ -1,4 +1,4 @@
-"""Mounts in the place of what merlab put there, told from those that are merlab's."""
+"""Mounts that replace what merlab put there, told from those that are merlab's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding the step modules and reading them."""
+"""Find and read the step modules."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""S2, U4: a lock for each lab, which nobody else can open, and of which nothing stays."""
+"""S2, U4: a lock for each lab, which nobody else can open, and which leaves nothing."""
 
 import fcntl
 import multiprocessing
@@ -21,7 +21,7 @@ def locks(monkeypatch, tmp_path):
 
 
 def killed(locks, lab="one"):
-    """Leave a lock as a merlab does that was killed."""
+    """Leave a lock as a killed merlab does."""
     hold = (
         "import os, pathlib, signal; from merbridge_lab import lock\n"
         f"lock.folder = lambda: pathlib.Path({str(locks)!r})\n"
@@ -97,7 +97,7 @@ def test_a_file_that_was_removed_between_opening_and_locking_is_no_lock(locks, m
     def flock(descriptor, how):
         real(descriptor, how)
         if not seen:
-            (locks / "one.lock").unlink()  # as the one that held it does at its end
+            (locks / "one.lock").unlink()  # as its holder does at its end
             locks.rmdir()
         seen.append(os.fstat(descriptor).st_ino)
 

@@ -1,7 +1,7 @@
 """The checks, and the matrix, over what a dataplane like upstream's leaves: notes in a map, run counts, a trace.
 
-The observations are those of the lab in memory, whose requests leave real log lines and rule counters; what the map and
-the trace hold of them is laid beside.
+The observations are those of the lab in memory, whose requests leave real log lines and rule counters; the content of
+the map and the trace is added.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ LEGS = ("outbound", "mesh", "inbound")
 
 
 def as_upstream(seen, legs=LEGS, runs=None):
-    """Lay beside an observation what upstream's map and run counts hold of it."""
+    """Add to an observation what upstream's map and run counts hold of it."""
     exchanges = tuple(replace(one, remote="127.128.0.7:5000") for one in seen.exchanges)
     noted = {one.nonce: dict.fromkeys(legs, VIP) for one in exchanges}
     after = {"connect4_runs": 9, "sk_msg_runs": 6 * len(exchanges) if runs is None else runs}
@@ -136,7 +136,7 @@ def test_a_flushed_request_that_its_sidecar_never_saw_is_said_to_have_been_sent_
 
 
 class Without(FakeLab):
-    """A lab whose dataplane leaves the servers' side to the rules, and whose apps do not tell who asked."""
+    """A lab whose dataplane leaves the servers' side to the rules, and whose apps do not report their peer."""
 
     def __init__(self, *missing):
         super().__init__()

@@ -1,6 +1,6 @@
-"""What upstream Merbridge prints, traces and keeps in its maps, read; and its DaemonSet, changed and compared.
+"""What upstream Merbridge prints, traces and keeps in its maps, parsed; and its DaemonSet, changed and compared.
 
-The trace lines of formats that no capture has are written from upstream's sources, release by release.
+The trace lines of formats without a capture are written from upstream's sources, release by release.
 """
 
 import copy
@@ -246,7 +246,7 @@ def daemonset(settings):
 
 
 def old(tmp_path, path="/sys/fs", policy="Always"):
-    """A manifest such as the first releases had: another hostPath, an image that is always pulled."""
+    """Return a manifest like those of the first releases: another hostPath, an image that is always pulled."""
     text = manifests.text("merbridge", Settings.default())
     text = text.replace("mountPath: /sys/fs/cgroup", f"mountPath: {path}").replace(
         "path: /sys/fs/cgroup", f"path: {path}"
@@ -388,7 +388,7 @@ def test_where_an_app_listens():
 
 
 def live(daemonset, **notes):
-    """As the API gives it: with merlab's notes, and with what others add."""
+    """Return it as the API does: with merlab's notes, and with what others add."""
     told = installation.with_notes(daemonset, {installation.FROM: "", **notes})
     told["spec"]["template"]["spec"]["restartPolicy"] = "Always"
     told["spec"]["template"]["spec"]["containers"][0]["terminationMessagePath"] = "/dev/termination-log"
@@ -464,7 +464,7 @@ CAPTURED = Path(__file__).parents[1] / "captured" / "merbridge"
 
 
 def captured_trace(name):
-    """The events of a captured trace, whose head is the kernel's."""
+    """Return the events of a captured trace, whose head is the kernel's."""
     raw = [each for each in (CAPTURED / name).read_text().splitlines() if not each.startswith("#")]
     events = [trace.parse(each) for each in raw]
     assert all(events), "every line is upstream's"

@@ -1,4 +1,4 @@
-"""What comes and goes while something is proven, as netlink, conntrack, the maps and the sockets tell of it."""
+"""Changes during a proof, as netlink, conntrack, the maps and the sockets report them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_twins_may_come_and_go_with_what_belongs_to_them_and_nothing_else():
         (False, "link", f"{veth} (veth) down"),
     ]
     assert not told("node", *changes)
-    assert len(told("sleep", *changes)) == 6  # in a pod nothing of it belongs; link and route are told once
+    assert len(told("sleep", *changes)) == 6  # nothing of it belongs in a pod; link and route are reported once
     assert told("node", (True, "route", f"unicast {V1.ip}/32 dev {veth} table main scope link"))
     assert told("node", (True, "neighbour", f"{V1.ip} at 02:00:00:00:00:07 dev {veth}"))
 
@@ -125,7 +125,7 @@ OUT, IN = ("127.0.0.1", 15001), ("10.244.0.10", 15006)
         (Translated(("10.244.0.1", 5), ("10.244.0.10", 5000), ("10.244.0.1", 5), IN), True),
         (Translated(SENT, ("10.244.0.10", 5000), SENT, ("127.0.0.1", 15006)), True),
         (Translated(SENT, VIP, ("192.0.2.1", 40000), OUT), False),
-        (Translated(SENT, OUT, SENT, IN), False),  # what is for the sidecar already is left alone
+        (Translated(SENT, OUT, SENT, IN), False),  # the rules ignore what is for the sidecar already
         (Translated(("10.244.0.11", 5), VIP, ("10.244.0.11", 5), OUT), False),
         (Translated(SENT, VIP, SENT, ("10.244.0.12", 15006)), False),
         (Translated(SENT, VIP, SENT, ("10.244.0.12", 5000)), False),

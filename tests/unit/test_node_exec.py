@@ -1,7 +1,7 @@
-"""R3: an API that hiccups between a flush and its end leaves no rules flushed, and loses none.
+"""R3: an API that fails briefly between a flush and its end leaves no rules flushed, and loses none.
 
-The API server is tests/unit/api_server.py; what it is asked to run, it runs: on a pod whose iptables are small scripts
-that keep its nat table in a file.
+The API server is tests/unit/api_server.py; it really runs the requested commands, on a pod whose iptables are small
+scripts that keep its nat table in a file.
 """
 
 import os
@@ -30,7 +30,7 @@ TOOLS = {
 
 
 class Cluster:
-    """An API whose one pod has a nat table; `hiccup` says of a command and its number whether its answer is lost."""
+    """An API whose one pod has a nat table; `hiccup` decides, by a command and its number, if its answer is lost."""
 
     def __init__(self, folder, server):
         self.nat = folder / "nat"
@@ -146,6 +146,6 @@ def test_a_save_of_another_flush_is_never_written_over(cluster, pod_rules):
     pod_rules._backend = "nft"
     with pytest.raises(LabError, match="flushed already"):
         pod_rules._flush(other, process)
-    pod_rules._flush(pod, process)  # the same flush once more: the save of the whole rules stays
+    pod_rules._flush(pod, process)  # the same flush again: the save of the complete rules stays
     assert pod_rules.restore()
     assert cluster.rules

@@ -1,6 +1,6 @@
-"""`merlab steps N --lab kind` where no lab is up: every command of the walkthrough, words for what is not known yet.
+"""`merlab steps N --lab kind` if no lab is up: every command of the walkthrough, placeholders for unknown values.
 
-Nothing replaces Docker or a cluster: Docker is asked where nothing answers.
+Nothing replaces Docker or a cluster: Docker is contacted where nothing answers.
 """
 
 import json
@@ -19,7 +19,7 @@ from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 from merbridge_lab.labs.options import Options
 
 REQUEST = "exec deploy/sleep -c sleep -- curl -s helloworld:5000/hello"
-#: What was typed in 2022, and of what is typed now that which does the same, in its order.
+#: What was typed in 2022, and the commands that do the same now, in order.
 TODAY = {
     0: ["uname -r", "bpftool map", "bpftool prog", "bpftool cgroup tree"],
     1: ["kind create cluster --name merbridge"],

@@ -1,4 +1,4 @@
-"""What was typed in 2022, told beside what is typed now."""
+"""What was typed in 2022, shown beside what is typed now."""
 
 from fake_lab import FakeLab, up
 from merbridge_lab import original_commands

@@ -42,7 +42,7 @@ def installed(wheel, tmp_path_factory):
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin/python"
     site = Path(call(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # A folder named in a .pth file does not have its own .pth files read, so the checkout stays out of it.
+    # Python ignores .pth files in a folder that a .pth file names, so the checkout stays out of it.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [str(python), "-m", "pip", "install", "--no-deps", "--no-index", "--ignore-installed", "-q"]
     call(*pip, str(wheel), env={**os.environ, "PYTHONPATH": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
@@ -50,7 +50,7 @@ def installed(wheel, tmp_path_factory):
 
 
 def tracked(folder):
-    """What is committed or about to be, below `folder`; not what an editor or a run left there."""
+    """Return what is committed or about to be, below `folder`; not what an editor or a run left there."""
     listed = call(
         *("git", "-c", "safe.directory=*", "-C", str(ROOT), "ls-files", "-z"),
         *("--cached", "--others", "--exclude-standard", "--", folder),
@@ -141,7 +141,7 @@ def test_where_the_source_has_an_address_links_and_picture_lead_there():
 
 
 def test_the_sdist_holds_every_file_that_is_committed(tmp_path):
-    """Packaging of faults.md: scripts/, .ci and .clang-format were not in it, without which make says nothing."""
+    """Packaging of faults.md: scripts/, .ci and .clang-format were missing, without which make prints nothing."""
     call(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path), cwd=ROOT)
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -1,4 +1,4 @@
-"""What is compared of pods, and how a request is asked: the parts that need no lab."""
+"""What is compared of pods, and how a request is sent: the parts that need no lab."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def test_p8_limits_of_a_cgroup_are_told_and_taken_off(tmp_path):
     assert cgroup.limits(tmp_path) == []
 
 
-# -- P5: a request is asked once -------------------------------------------------------------------------------------
+# -- P5: a request is sent once --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def closes_first():
-    """Serve on a port, closing the first connection without an answer; gives the port and what was accepted."""
+    """Serve on a port, and close the first connection without an answer; return the port and what was accepted."""
     server = socket.create_server(("127.0.0.1", 0))
     accepted = []
 
@@ -146,7 +146,7 @@ def test_p5_no_curlrc_and_no_proxy_has_a_say(tmp_path, closes_first, rc):
     ("facts", "told"), [('"num_connects": 2', "num_connects is 2"), ('"num_redirects": 1', "num_redirects is 1")]
 )
 def test_p5_an_answer_to_more_than_one_connection_is_none(facts, told):
-    """As curl 7.88 tells them."""
+    """As curl 7.88 reports them."""
     answer = "HTTP/1.1 200 OK\n\nhi\n"
     facts = {**json.loads(ONCE), **json.loads(f"{{{facts}}}")}
     exchange = request_batch.read("n", "http://x/", 0, answer + json.dumps(facts), "")
@@ -171,7 +171,7 @@ ONCE = '{"http_code": 200, "num_connects": 1, "num_redirects": 0, "curl_version"
     ],
 )
 def test_p5_a_curl_that_does_not_tell_how_it_asked_is_not_believed(version, lacking):
-    """What was not read is not a pass: each version of curl is held to what it can tell."""
+    """What was not read is not a pass: each version of curl must report what it can."""
     facts = {"http_code": 200, "num_connects": 1, "num_redirects": 0, "proxy_used": 0, "num_retries": 0}
     facts |= {} if version is None else {"curl_version": version}
     answer = "HTTP/1.1 200 OK\n\nhi\n"
@@ -184,7 +184,7 @@ def test_p5_a_curl_that_does_not_tell_how_it_asked_is_not_believed(version, lack
 
 
 def test_p5_a_real_curl_that_asks_once_is_believed(tmp_path):
-    """Whichever version this machine has."""
+    """This holds for the version on this machine."""
     served = socket.create_server(("127.0.0.1", 0))
 
     def answer():

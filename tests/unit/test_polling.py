@@ -1,4 +1,4 @@
-"""Waiting: to a deadline, saying for what."""
+"""Waiting: with a deadline, reporting for what."""
 
 import time
 

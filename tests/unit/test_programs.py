@@ -1,4 +1,4 @@
-"""Whose programs are run, what they are told, and whether they are what was installed."""
+"""Whose programs are run, which environment they get, and whether they are what was installed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_distributions_tools_come_before_an_administrators():
 
 
 def test_tools_find_each_other_the_same_way(two):
-    """nsenter starts iptables by PATH, and sh starts nsenter."""
+    """nsenter finds iptables through PATH, and sh finds nsenter."""
     machines, users = two
     program(machines / "nft", "#!/bin/sh\necho machine\n")
     program(users / "nft", "#!/bin/sh\necho user\n")
@@ -157,7 +157,7 @@ def test_envoy_is_known_by_its_bytes(tmp_path):
 
 
 def test_an_envoy_that_was_written_over_in_place_is_not_the_packages(package):
-    """The lab's view is a mount of this file: whoever writes to the one writes to the other."""
+    """The lab's view is a mount of this file: a write to one is a write to the other."""
     before = package.stat()
     assert envoy.not_genuine(package) == ""
     package.write_text("lying!")
@@ -236,7 +236,7 @@ POD = """\
 
 @pytest.fixture
 def compared(tmp_path):
-    """Compare a pod's table with more or fewer lines than merlab makes."""
+    """Compare a pod's table with more or fewer lines than merlab creates."""
     run = tmp_path / "merlab"
     run.mkdir()
     device = run.stat().st_dev
@@ -303,7 +303,7 @@ def test_what_covers_something_that_is_read_is_told(compared, line, target):
     ],
 )
 def test_what_the_machine_has_unmounted_since_is_let_be_where_nobody_reads(compared, line):
-    """What may differ: see the docstring of view.py."""
+    """Allowed differences: see the docstring of mount_view.py."""
     assert compared(line) == []
 
 

@@ -59,7 +59,7 @@ def test_a_verify_with_its_matrix():
 
 
 class Dialling(FakeLab):
-    """Dials by plain TCP as well, and by IPv6 where it has that."""
+    """Also dials by plain TCP, and by IPv6 if it has that."""
 
     def __init__(self, unasked):
         super().__init__()
@@ -121,7 +121,7 @@ def test_the_cause_is_the_first_thing_that_did_not_hold():
 
 
 def test_an_error():
-    """U6: a cause, also where it is an error."""
+    """U6: there is a cause, also for an error."""
     lab = FakeLab()
     report, told = done(lab, steps()[2:3])
     assert (told["verdict"], told["cause"]) == ("error", "mesh cannot be made: there is no node")

@@ -1,4 +1,4 @@
-"""A request is judged by the address that /etc/hosts has for the name it was asked by."""
+"""A request is judged by the address that /etc/hosts has for its name."""
 
 from __future__ import annotations
 

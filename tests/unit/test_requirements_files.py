@@ -1,6 +1,6 @@
-"""S3: what is installed is pinned with hashes, for every Python, and fits what pyproject.toml asks for.
+"""S3: what is installed is pinned with hashes, for every Python, and fits pyproject.toml.
 
-Whether newer versions would fit as well is not asked here: that is `make lock`, which asks PyPI.
+Whether newer versions would fit as well is not tested here: that is `make lock`, which asks PyPI.
 """
 
 import re
@@ -44,7 +44,7 @@ def wanted(*groups):
 
 
 def pins(file):
-    """The lines of a lock: name, version, marker and hashes of each."""
+    """Return the lines of a lock: name, version, marker and hashes of each."""
     text = (ROOT / "requirements" / file).read_text().replace("\\\n", " ")
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
@@ -54,7 +54,7 @@ def pins(file):
 
 
 def versions(file, python):
-    """What a lock installs on Linux with this Python."""
+    """Return what a lock installs on Linux with this Python."""
     here = {
         "python_version": python,
         "python_full_version": f"{python}.0",

@@ -1,4 +1,4 @@
-"""Rules as the kernel holds them, in iptables-save's words: forms that this machine's iptables does not write, too."""
+"""Rules as the kernel holds them, in iptables-save's words; also forms that this machine's iptables does not write."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ TEXT = "*nat\n:OUTPUT ACCEPT [0:0]\n[4:240] -A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n"
             "tells of DROP as the policy of chain OUTPUT of nat, the kernel of ACCEPT",
         ),
         (TEXT.replace(":OUTPUT", ":MINE - [0:0]\n:OUTPUT"), "the kernel of no such chain"),
-        (TEXT.replace(":OUTPUT", ":INPUT ACCEPT [0:0]\n:OUTPUT"), ""),  # not made yet; iptables-nft-save shows it so
+        (TEXT.replace(":OUTPUT", ":INPUT ACCEPT [0:0]\n:OUTPUT"), ""),  # not there yet; iptables-nft-save prints it so
         (TEXT.replace("COMMIT", "-D OUTPUT 1\nCOMMIT"), "'-D OUTPUT 1', which is none of what it prints"),
         (TEXT + TEXT, "'*nat', which is none of what it prints"),
         (f"#{' ' * 10239}-F\n{TEXT}", "which is none of what it prints"),

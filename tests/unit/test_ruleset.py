@@ -1,4 +1,4 @@
-"""Rule sets, on what iptables-save printed of a real pod."""
+"""Rule sets, with what iptables-save printed of a real pod."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_the_backend_is_where_istios_rules_are(backend):
 
 
 def test_rules_of_both_backends_count():
-    """A pod with rules in both: a flush of one leaves the other's, and that must be seen."""
+    """A pod with rules in both: a flush of one leaves the other's, and that must be detected."""
     both = RuleSet({"nft": FLUSHED, "legacy": TEXT})
     assert len(both.nat) == 18
     assert RuleSet({"nft": TEXT, "legacy": TEXT}).packets("ISTIO_REDIRECT") == 8

@@ -1,4 +1,4 @@
-"""The runner: when it acts, when it looks again, where it stops, what it undoes."""
+"""The runner: when it acts, when it checks again, where it stops, what it undoes."""
 
 import time
 
@@ -60,7 +60,7 @@ def test_only_what_is_broken_is_mended():
 
 
 def test_a_state_that_only_requests_can_refute_is_mended_too():
-    """The parts are all there, and yet no request is served: the witnesses have the step act."""
+    """All components are there, and yet no request is served: the witnesses make the step act."""
     lab = up(FakeLab())
     lab.workload("helloworld-v1").rules.flush()
     lab.workload("helloworld-v2").rules.flush()
@@ -204,7 +204,7 @@ def test_what_an_interrupted_step_showed_does_not_appear_in_the_next():
 
 
 class Watcher:
-    """Writes down what the runner tells."""
+    """Records what the runner reports."""
 
     def __init__(self):
         self.seen = []
@@ -324,7 +324,7 @@ def test_the_matrix_is_not_measured_where_a_step_failed():
 def test_a_matrix_cell_that_is_not_as_expected_fails_the_proof_and_is_its_cause():
     lab = up(FakeLab())
     real = lab.logged
-    # A bypass that some sidecar knows of is none.
+    # A bypass that a sidecar records is none.
     lab.logged = lambda nonces: [*real(nonces), "helloworld-v1-twin: a line"]
     report = prove(lab)
     assert report.verdict is Verdict.FAIL
@@ -344,7 +344,7 @@ def test_u6_the_seconds_of_a_run_are_without_the_pauses():
 
 
 def test_u5_the_trace_is_shown_as_the_kernel_wrote_it_with_its_meaning_below():
-    """U5: what is shown below `cat trace_pipe` are its lines; the English has a mark of its own."""
+    """U5: below `cat trace_pipe` are its lines; the English has a separate mark."""
     lab = up(FakeLab())
     lab.shown()
     seen = steps()[5].act(lab)

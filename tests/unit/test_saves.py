@@ -1,4 +1,4 @@
-"""P1: only a whole save of this pod's very namespace marks its rules as flushed; all else in saved/ is told."""
+"""P1: only a complete save of exactly this pod's namespace marks its rules as flushed; saved/ may hold nothing else."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_what_is_no_plain_file_is_refused(file, folder, make):
 
 
 def test_a_save_of_a_namespace_that_is_gone_is_no_mark(file, folder, monkeypatch):
-    """R1: also where nothing is pinned any more."""
+    """R1: also if nothing is pinned any more."""
     file.write(SAVE)
     monkeypatch.setattr(saved_rules, "cookie", lambda _namespace: None)
     assert not file.is_of(Path("sleep"))

@@ -1,4 +1,4 @@
-"""The settings of a network namespace compared with a new one's, and the list of what may differ."""
+"""The settings of a network namespace compared with a new one's, and the list of allowed differences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEALTHY = NEW | {
 
 
 class Fresh:
-    """A new namespace's settings; counts how often they were read."""
+    """The settings of a new namespace; counts how often they were read."""
 
     def __init__(self, *versions):
         self.versions, self.read = versions, 0
@@ -97,7 +97,7 @@ def test_p8_nothing_read_is_no_pass(fresh):
 
 
 def test_p8_the_host_may_change_its_mind_or_load_a_module(fresh):
-    """A new namespace is looked at again before anything is called wrong."""
+    """A new namespace is read again before anything is reported as wrong."""
     changed = {"ipv4/tcp_ecn": "1", "ipv4/a_new_one": "1"}
     made = fresh(NEW, NEW | changed)
     assert told(HEALTHY | changed) == []
@@ -109,7 +109,7 @@ def test_p8_settings_of_other_links_are_the_links_business(fresh):
     assert told(HEALTHY | {"ipv4/conf/tunl0/rp_filter": "2", "ipv6/neigh/tunl0/locktime": "9"}) == []
 
 
-#: What may differ: setting → a value that may be, and those that hide behind it and are told.
+#: Allowed differences: setting → an allowed value, and values that hide behind it and are reported.
 BEHIND = {
     "a count of connections": ("netfilter/nf_conntrack_count", "3", ["EACCES"]),
     "room for TCP": ("ipv4/tcp_rmem", "4096 87380 33554432", ["1 1 1", "4096 16384 20000", "4096", "a b c"]),

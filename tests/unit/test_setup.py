@@ -1,4 +1,4 @@
-"""The project's own rules that no tool holds: what steps import, what set-up says, what is never committed."""
+"""The project's own rules that no tool enforces: what steps import, what set-up prints, what is never committed."""
 
 import ast
 import os
@@ -52,12 +52,12 @@ def test_commands_are_never_strings_for_a_shell():
         names = {ast.unparse(call.func) for call in calls}
         assert "shell" not in keywords, path
         assert "os.system" not in names, path
-        # One place polls to a deadline; everything else waits there.
+        # One place polls with a deadline; everything else waits there.
         assert "time.sleep" not in names or path.name == "polling.py", path
 
 
 def bare(tmp_path, *commands):
-    """A checkout with a blank in its path, and a PATH that leads to these commands only."""
+    """Return a checkout with a blank in its path, and a PATH with only these commands."""
     checkout = tmp_path / "a check out"
     shutil.copytree(ROOT / "scripts", checkout / "scripts")
     (checkout / "src/merbridge_lab/data").mkdir(parents=True)
@@ -68,7 +68,7 @@ def bare(tmp_path, *commands):
     folder.mkdir()
     for name in ("sh", "awk", "cat", "cksum", "dirname", "grep", "id", "sed", "env", "rm", "uname", *commands):
         (folder / name).symlink_to(shutil.which(name))
-    # The script adds the folders of an administrator's commands, as an ordinary PATH on Debian lacks them.
+    # The script adds an administrator's folders of commands, because an ordinary PATH on Debian lacks them.
     script = checkout / "scripts/setup"
     script.write_text(script.read_text().replace("PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin", ""))
     return checkout, {"PATH": str(folder), "HOME": "/nonexistent"}
@@ -114,7 +114,7 @@ def test_without_root_sudo_is_used_and_leaves_no_bytecode(tmp_path):
 def test_u1_sudo_is_told_which_lab_is_meant(tmp_path):
     checkout, environment = bare(tmp_path)
     fake(environment, "id", "echo 1000")
-    # What sudo does: a new environment, and what the command line says.
+    # What sudo does: a new environment, with the variables of the command line.
     fake(environment, "sudo", 'if [ "$1" = -n ]; then exit 0; fi; shift; exec env -i PATH="$PATH" "$@"')
     fake(environment, "merlab", 'echo "$MERLAB_NAME, $MERLAB_LAB, $*"')
     named = {**environment, "MERLAB_NAME": "merlab-two", "MERLAB_LAB": "embedded"}
@@ -174,7 +174,7 @@ def test_only_what_is_missing_is_installed(tmp_path):
     update, install, bpftool = log.read_text().splitlines()
     assert update.split()[0] == "update"
     packages = set(install.split("--no-install-recommends")[1].split())
-    # BCC is looked for at its own place, which may be there on the machine that runs this.
+    # BCC is searched for at its own place, which may exist on the machine that runs this.
     assert packages | {"python3-bpfcc"} == {"iptables", "python3-bpfcc"}
     assert bpftool.endswith(" bpftool")
 
@@ -212,7 +212,7 @@ def test_ubuntus_bpftool_comes_with_the_kernel_and_is_not_insisted_on(tmp_path):
 def test_every_need_has_a_way_to_be_looked_for():
     text = SETUP.read_text()
     own = [need for need in table() if re.search(rf"^    {need}\) ", text, re.MULTILINE)]
-    # The others are called like their command.
+    # The others are named like their command.
     assert set(table()) - set(own) == {"nft", "ip", "curl"}
 
 

@@ -1,4 +1,4 @@
-"""M3: what a machine has run out of is told as that, wherever it strikes, and never as internal error."""
+"""M3: what a machine has run out of is reported as such, wherever it happens, and never as internal error."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_proof_that_runs_out_is_no_defect(monkeypatch):
 
 
 def test_an_undo_that_runs_out_stops_no_other():
-    """`down` tries the other parts, and tells the first error."""
+    """`down` tries the other components, and reports the first error."""
     lab = up(FakeLab())
     done = []
     lab.dataplane.remove = full
@@ -155,7 +155,7 @@ print(run(["echo", "again"]).stdout)
 
 @pytest.mark.parametrize("spare", range(7))
 def test_few_descriptors_are_told_and_none_is_lost(spare):
-    """Trying again and again must not use up what is left."""
+    """Repeated attempts must not use up what is left."""
     done = subprocess.run([sys.executable, "-c", SCARCE, str(spare)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     first, again, *_ = done.stdout.split("\n")
@@ -165,7 +165,7 @@ def test_few_descriptors_are_told_and_none_is_lost(spare):
 
 
 def test_a_clean_up_waits_for_room(monkeypatch):
-    """Rules are put back although a process could not be started this moment."""
+    """Rules are restored although no process could be started at first."""
     started = subprocess.Popen
     refused = [BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))] * 3
 
@@ -183,7 +183,7 @@ def test_a_clean_up_waits_for_room(monkeypatch):
 
 
 def test_a_run_that_ran_out_says_what_is_in_place():
-    """`up` in the middle: what stands, and what to type; in words and in JSON."""
+    """`up` in the middle: what is in place, and what to type; in words and in JSON."""
     text = f"""
 import errno, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})

@@ -22,7 +22,7 @@ def hit(signum=signal.SIGINT):
 
 
 class Process:
-    """Python in a process of its own, which says a line before it wants to be hit."""
+    """Python in a separate process, which prints a line before it is to be hit."""
 
     def __init__(self, text):
         self.process = subprocess.Popen(

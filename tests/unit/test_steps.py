@@ -38,13 +38,13 @@ def test_its_kind_is_that_of_its_number(step):
         assert step.observe is None
     else:
         assert bool(step.request_checks) == (step.observe is not None)
-        # The preflight changes nothing, so it has nothing to take back.
+        # The preflight changes nothing, so it has nothing to undo.
         assert (step.undo is None) == (step.number == 0)
 
 
 @a_module
 def test_it_imports_the_facade_and_the_checks_only(path):
-    # Beside them plain Python, as long as it does not reach for the machine.
+    # Besides them plain Python, as long as it does not access the machine.
     allowed = re.compile(r"(merbridge_lab\.(api|checks(\.\w+)?)|re|typing|collections(\.abc)?|__future__)$")
     for node in ast.walk(ast.parse(path.read_text())):
         names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
@@ -82,12 +82,12 @@ def test_its_commands_can_be_pasted_and_cannot_touch_the_hosts_own_rules(step):
 
 
 def test_what_a_step_shows_is_what_it_says_a_person_would_type():
-    """Every command that a step tells of beforehand appears among those it shows when it runs."""
+    """Every command that a step lists beforehand is among those that it shows when it runs."""
     lab = FakeLab()
     report = Runner(lab, patience=1).run(Report("up", "fake"), STEPS)
     for outcome in report.steps:
         shown = {shown.command for shown in outcome.shown}
-        # Requests that only a check needs, and what needs no lab, are told and not shown.
+        # Requests that only a check needs, and what needs no lab, are listed and not shown.
         missing = set(outcome.step.commands(lab)) - shown - {"uname -r", lab.workload("sleep").request_command()}
         assert missing == set(), f"step {outcome.step.number}"
 

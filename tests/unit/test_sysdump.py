@@ -1,4 +1,4 @@
-"""S5, U10: a sysdump holds what a report needs and no secret, for its owner's eyes, and is whole or not there."""
+"""S5, U10: a sysdump holds what a report needs and no secret; only its owner can read it; it is complete or absent."""
 
 import errno
 import json
@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_no_half_file_and_is_named(tmp_path, monkeypatch):
 
 
 def test_a_file_too_large_leaves_no_half_file(tmp_path):
-    """The real thing: the kernel refuses to write more than 8 KiB."""
+    """A real case: the kernel refuses to write more than 8 KiB."""
     program = (
         "import os, resource, sys\nfrom pathlib import Path\nfrom merbridge_lab import sysdump, errors\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"

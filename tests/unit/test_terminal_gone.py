@@ -1,4 +1,4 @@
-"""A terminal that goes away (M5), and signals as they were found (M6); real ones, in processes of their own."""
+"""A terminal that goes away (M5), and signals as they were found (M6); real ones, in separate processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.merlab_cli import MERLAB, environment
 from tests.pty_terminal import OnTerminal
 
-#: A run on paper: it prints a good deal, and asks whether it was stopped.
+#: A run of the lab in memory: it prints a good deal, and checks whether it was stopped.
 RUN = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -52,7 +52,7 @@ WAIT = "sys.stdout.write('ready\\n'); sys.stdout.flush(); import time; time.slee
 
 
 def test_a_terminal_that_goes_away_ends_the_run_as_sighup_does(tmp_path):
-    """M5: what is running comes to its clean end, and the status is 129."""
+    """M5: what is running ends cleanly, and the status is 129."""
     run = OnTerminal(program(tmp_path, WAIT))
     run.read_until(b"ready\r\n")
     run.go_away()
@@ -64,7 +64,7 @@ def test_a_terminal_that_goes_away_ends_the_run_as_sighup_does(tmp_path):
 
 
 def test_a_terminal_that_goes_away_while_enter_is_awaited(tmp_path):
-    """M5: reading from it is EIO, or its end."""
+    """M5: reading from it returns EIO, or its end."""
     run = OnTerminal(program(tmp_path, between="run.console.pause"))
     os.set_blocking(run.process.stderr.fileno(), True)
     seen = b""
@@ -78,7 +78,7 @@ def test_a_terminal_that_goes_away_while_enter_is_awaited(tmp_path):
 
 
 def test_under_nohup_a_terminal_that_goes_away_changes_nothing(tmp_path):
-    """M5, M6: who ignores hangups wants the work done."""
+    """M5, M6: a user who ignores hangups wants the work done."""
     run = OnTerminal(program(tmp_path, WAIT), ignore=[signal.SIGHUP])
     run.read_until(b"ready\r\n")
     run.go_away()
@@ -88,7 +88,7 @@ def test_under_nohup_a_terminal_that_goes_away_changes_nothing(tmp_path):
 
 
 def test_a_command_that_only_prints_ends_so_too():
-    """M5: where there is nothing left to stop, the outcome still did not reach anybody."""
+    """M5: if there is nothing left to stop, the outcome still did not reach anybody."""
     text = "import time, sys; sys.argv[0] = 'merlab'; from merbridge_lab.cli import main; "
     run = OnTerminal([sys.executable, "-c", f"{text}print('ready', flush=True); time.sleep(1); main()", "steps", "9"])
     run.read_until(b"ready\r\n")
@@ -99,7 +99,7 @@ def test_a_command_that_only_prints_ends_so_too():
 
 
 def test_a_full_disk_under_the_output_is_told():
-    """M3: what is printed is lost, and the status says so."""
+    """M3: the output is lost, and the status tells so."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [MERLAB, "steps", "9"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
@@ -140,7 +140,7 @@ STATUS = "/proc/self/status"
 
 
 def dispositions(start, how, *before):
-    """Return what a program finds ignored and blocked that `how` starts from a merlab started with `before` done."""
+    """Return what a program finds ignored and blocked if `how` starts it from a merlab started with `before` done."""
     argv = ["grep", "-E", "^Sig(Ign|Blk)", STATUS]
     text = f"{KEEP}{start}\n{how}({argv!r})"
     outer = (
@@ -189,7 +189,7 @@ def test_a_shell_in_the_foreground_tells_how_it_ended():
 
 
 def test_a_parent_that_forgets_its_children_turns_no_failure_into_a_success():
-    """M6: with SIGCHLD ignored the kernel does not say how a command ended."""
+    """M6: with SIGCHLD ignored the kernel does not report how a command ended."""
     text = f"{KEEP}print(command.run(['sh', '-c', 'exit 7'], ok=range(256)).status)"
     done = subprocess.run(
         [sys.executable, "-c", (IGNORING % "SIGCHLD"), text],

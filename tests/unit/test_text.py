@@ -1,4 +1,4 @@
-"""Text of others: c17 (bytes that are no UTF-8, characters that Python cuts at) and S1 (what terminals obey)."""
+"""Text from others: c17 (bytes that are not UTF-8, characters where Python splits) and S1 (what terminals obey)."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ BIDI = "abc\u202etxt.\u2066exe\u2069\u200f\u061c"
 OTHERS = "\x00\x08\x0b\x0c\r\x7f\u2028\u2029\ufeff\U000e0041\udcff"
 EVIL = CLIPBOARD + WIPE + C1 + BIDI + OTHERS
 
-# As the kernel writes them: \xfc is Latin-1, the others are UTF-8 that str.splitlines and str.split cut at.
+# As the kernel writes them: \xfc is Latin-1, the others are UTF-8 at which str.splitlines and str.split split.
 MOUNTINFO = b"""\
 36 30 0:33 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw
 80 30 0:60 / /media/disk\xfc rw - vfat /dev/sdz1 rw
@@ -46,7 +46,7 @@ TARGETS = [
 
 
 def is_tame(printed):
-    """Whether a terminal only shows it."""
+    """Report whether a terminal only shows it."""
     return all(char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in printed)
 
 
@@ -71,7 +71,7 @@ def test_doctor_finds_shared_memory_beside_any_mount_point(tmp_path):
 
 
 def test_a_process_may_be_called_anything():
-    """c17: its name is any fifteen bytes, here ones that are no UTF-8."""
+    """c17: its name is any fifteen bytes, here ones that are not UTF-8."""
     import ctypes
     import os
 
@@ -103,7 +103,7 @@ def test_lines_end_where_the_writer_ended_them(whole, cut):
 
 
 def test_no_module_cuts_lines_as_python_does():
-    """c17: the rule in the code. A file of /proc, a log or an answer may hold what str.splitlines cuts at."""
+    """c17: the rule in the code. A file of /proc, a log or an answer may contain what str.splitlines splits at."""
     found = [
         f"{path.relative_to(SOURCE)}:{node.lineno}"
         for path in SOURCE.rglob("*.py")
@@ -177,7 +177,7 @@ def described():
 
 @pytest.mark.parametrize("how", SAYINGS)
 def test_nothing_that_a_pod_says_is_obeyed(how, capsys, monkeypatch):
-    """S1: whichever way it comes to the console."""
+    """S1: whichever way it reaches the console."""
     monkeypatch.setenv("TERM", "dumb")
     if how.startswith("trace"):
         monkeypatch.setattr(TraceEvent, "sentence", lambda _self: EVIL)
@@ -189,7 +189,7 @@ def test_nothing_that_a_pod_says_is_obeyed(how, capsys, monkeypatch):
 
 
 def test_a_finding_that_quotes_a_pod_is_shown(capsys, monkeypatch):
-    """S1: a cause with what an app answered."""
+    """S1: a cause that contains what an app answered."""
     monkeypatch.setenv("TERM", "dumb")
     report = Report("verify", "fake")
     report.error = LabError(f"sleep got {EVIL}")
@@ -200,7 +200,7 @@ def test_a_finding_that_quotes_a_pod_is_shown(capsys, monkeypatch):
 
 
 def test_a_sysdump_holds_only_what_can_be_looked_at(tmp_path):
-    """S1: its texts are read by cat."""
+    """S1: people read its texts with cat."""
     import tarfile
 
     class Lab:

@@ -1,4 +1,4 @@
-"""The trace under other tracer options (c11), and what `trace --pod` and `trace --nonce` leave of it (U6)."""
+"""The trace under other tracer options (c11), and what `trace --pod` and `trace --nonce` keep of it (U6)."""
 
 # ruff: noqa: E501 - lines as the kernel writes them
 
@@ -65,7 +65,7 @@ def test_lines_of_other_events_are_none(line):
 
 
 def request(pair, start, *, sleep="10.244.0.10", server="10.244.0.11"):
-    """One request: three connections, each with its lines, as the kernel tells them."""
+    """Return one request: three connections, each with its lines, as the kernel prints them."""
     lines, at = [], start
     for number, (leg, source, accepted) in enumerate(
         [(1, f"{sleep}:41000", "127.0.0.1:15001"), (2, f"{sleep}:42000", f"{server}:15006"), (3, "127.0.0.6:43000", f"{server}:5000")]
@@ -111,7 +111,7 @@ def test_what_is_steered_to_a_pod_is_its_own():
 
 
 def test_u6_the_events_of_a_request_come_in_order_although_its_records_do_not():
-    """The server's sidecar writes its record before the client's: nothing is told before both are there."""
+    """The server's sidecar writes its record before the client's: nothing is printed before both are there."""
     seen = request(0x10, 1.0)
     late = request(0x30, 1.5)
     known = [(set(), False), ({"10.244.0.10:42000", "127.0.0.6:43000"}, False)]

@@ -1,4 +1,4 @@
-"""What was not read is not a pass: rules, logs, connections and counters that could not be read, or not wholly."""
+"""What was not read is not a pass: rules, logs, connections and counters that could not be read, or not completely."""
 
 import os
 from dataclasses import replace
@@ -56,7 +56,7 @@ def healthy():
     ids=lambda each: getattr(each, "__name__", None),
 )
 def test_what_was_not_read_fails_with_the_reason(check, seen, change):
-    """P3, P7: and nothing else of the same observation makes up for it."""
+    """P3, P7: nothing else of the same observation makes up for it."""
     whole = seen()
     assert check().evaluate(whole).held or check is rules.do_the_work
     finding = check().evaluate(replace(whole, **change))
@@ -77,13 +77,13 @@ def test_two_generations_that_were_not_read_are_not_equal():
 
 
 def test_any_table_that_changed_while_the_requests_ran_is_told():
-    """P3: legacy rules do not move nft's generation, so all texts are compared."""
+    """P3: legacy rules do not change nft's generation, so all texts are compared."""
     seen = flushed()
     texts = {**seen.after.texts, "legacy": "*mangle\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j ACCEPT\nCOMMIT\n"}
     finding = rules.were_absent().evaluate(replace(seen, after=replace(seen.after, texts=texts)))
     assert not finding.held
     assert "changed while the requests ran" in finding.why
-    # A table that was asked for, and so made, in between: it stays although its rule is gone.
+    # A table that was read, and so created, in between: it stays although its rule is gone.
     texts["legacy"] = "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
     assert not rules.were_absent().evaluate(replace(seen, after=replace(seen.after, texts=texts))).held
 
@@ -101,7 +101,7 @@ def test_a_cell_that_could_not_be_read_fails_and_the_others_are_measured(which):
     """One by one, the batches of the matrix lose the client's rules, logs and counters."""
     lab = up(FakeLab())
     number, real = iter(range(100)), lab.observe
-    lost = (1, 3, 5, 6, 7, 8)[which]  # the batches that cells are made of, in the order of their making
+    lost = (1, 3, 5, 6, 7, 8)[which]  # the batches that cells are made of, in order
 
     def observe(*args, **kwargs):
         seen = real(*args, **kwargs)
@@ -121,7 +121,7 @@ def test_a_cell_that_could_not_be_read_fails_and_the_others_are_measured(which):
 
 
 def test_logs_that_were_cut_between_cells_are_noticed():
-    """P7: that no sidecar has a record of a request proves nothing where the records of others are gone too."""
+    """P7: that no sidecar has a record of a request proves nothing if the records of others are gone, too."""
     lab = up(FakeLab())
     lab.logged = lambda _nonces: []
     found = {outcome.cell.place: outcome for outcome in matrix.measure(lab)}
@@ -163,7 +163,7 @@ def test_a_text_that_agrees_with_the_kernel_was_read():
     ],
 )
 def test_a_text_that_does_not_was_not(text, why):
-    """P3, c06: an empty text, another namespace's, one from before, one that leaves a table out, and none."""
+    """P3, c06: an empty text, another namespace's, an old one, one that omits a table, and none."""
     told = rules_agreement.nft(text, kernels(), kernels(), where="sleep")
     assert isinstance(told, Unread)
     assert why in told.why
@@ -271,7 +271,7 @@ def test_a_redirect_that_hides_in_istios_raw_table_is_foreign(odd):
     ],
 )
 def test_a_flush_cannot_be_told_where_rules_cannot_be_read(told):
-    """c06, P3: a tool that is missing or crashes does not say that there are no rules."""
+    """c06, P3: a tool that is missing or crashes does not prove that there are no rules."""
     seen = pod_netns.read_snapshot(told)
     assert seen.unread
     with pytest.raises(UnreadError):
@@ -289,7 +289,7 @@ EMPTY = "*nat\n:OUTPUT ACCEPT [0:0]\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0
 
 
 def test_rules_outside_nat_are_not_istios_redirection():
-    """c04: with raw's alone, nat is not as Istio made it; a flush of nat leaves them, and is one."""
+    """c04: with only raw's, nat is not as Istio made it; a flush of nat leaves them, and is complete."""
     seen = RuleSet({"nft": DNS + EMPTY})
     assert (seen.istio, seen.backend, seen.fault()) == ((), "", "are not in the nat table")
     assert RuleSet({"nft": DNS + TEXT}).fault() == ""
@@ -427,7 +427,7 @@ def add(log):
 
 
 def test_an_empty_log_that_was_written_and_cut_again_was_not_read(log):
-    """P7: nothing of it is there with which it could be known again."""
+    """P7: nothing of it is left that identifies it."""
     log.write_text("")
     os.utime(log, ns=(1, 1))
     seen = _Log("sleep", log)
@@ -475,7 +475,7 @@ def test_a_log_that_was_cut_replaced_or_written_over_was_not_read(log, do, why):
 
 
 def test_each_server_is_shown_its_own_record():
-    """U3: one line stood under the names of all."""
+    """U3: one line was shown under the names of all."""
     lab = up(FakeLab())
     lab.dataplane.remove()
     sleep = lab.workload("sleep")

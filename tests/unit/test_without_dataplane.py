@@ -1,4 +1,4 @@
-"""The walkthrough in a lab without a dataplane: what is skipped, what shows the rules running, what is no proof."""
+"""The walkthrough in a lab without a dataplane: what is skipped, what shows that the rules work, what is no proof."""
 
 import pytest
 
@@ -83,7 +83,7 @@ def test_a_kept_flush_is_counted_as_a_skip(up):
 
 
 def test_a_request_that_is_served_while_flushed_is_a_failure(up):
-    """Without STRICT a 200 comes back past both sidecars; it is what the walkthrough takes for a proof."""
+    """Without STRICT a 200 comes back past both sidecars; the walkthrough would take it for a proof."""
     for server in up.servers():
         server.rules.flush()
     report = run(up, 9)

@@ -1,7 +1,7 @@
 """Find and load BCC, which is a package of the distribution (python3-bpfcc) and not one of PyPI.
 
-The directory is loaded by its path. Putting its parent on sys.path would do as well, but would show an application
-in a virtual environment all of the distribution's Python packages, other versions of its dependencies among them.
+The directory is loaded by its path. Adding its parent to sys.path would also work, but an application in a virtual
+environment would then see all of the distribution's Python packages, with other versions of its dependencies.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-#: Names a directory to take BCC from, for one that was built by hand.
+#: Names a directory to load BCC from, for one that was built by hand.
 VARIABLE = "MERLAB_BCC"
 
-#: Where distributions put it, most usual first: Debian and Ubuntu; Fedora, openSUSE, Arch; built from source.
+#: Where distributions put it, most common first: Debian and Ubuntu; Fedora, openSUSE, Arch; built from source.
 PLACES = (
     "usr/lib/python3/dist-packages/bcc",
     "usr/lib/python3.*/site-packages/bcc",
@@ -42,24 +42,24 @@ LIBRARIES = (
 
 
 def is_bcc(directory: Path) -> bool:
-    """Tell the BPF Compiler Collection from whatever else is called bcc: it has these two modules."""
+    """Tell the BPF Compiler Collection from anything else called bcc: it has these two modules."""
     return all((directory / name).is_file() for name in ("__init__.py", "libbcc.py", "table.py"))
 
 
 def candidates(root: Path = Path("/")) -> Iterator[Path]:
-    """Return the directories BCC may be in below `root`, most likely first."""
+    """Return the directories below `root` that may contain BCC, most likely first."""
     if named := os.environ.get(VARIABLE):
         yield Path(named)
         return
     for place in PLACES:
-        # Sorted downwards, so that of two Pythons the newer one's comes first.
+        # Sorted in descending order, so that of two Pythons the newer one's comes first.
         yield from sorted(root.glob(place), reverse=True)
 
 
 def find(root: Path = Path("/")) -> Path:
     """Return the directory of the distribution's BCC.
 
-    Raises LabError when there is none.
+    Raise LabError if there is none.
     """
     for directory in candidates(root):
         if is_bcc(directory):
@@ -88,7 +88,7 @@ def impostor() -> Path | None:
 
 
 def version(directory: Path) -> tuple[int, ...] | None:
-    """Read the version of the BCC in `directory` without importing it; None where it does not say."""
+    """Read the version of the BCC in `directory` without importing it; None if it has none."""
     try:
         text = (directory / "version.py").read_text(encoding="utf-8")
     except OSError:
@@ -103,9 +103,9 @@ def library(root: Path = Path("/")) -> Path | None:
 
 
 def load() -> ModuleType:
-    """Import the distribution's BCC as the module `bcc`; sys.path stays as it is.
+    """Import the distribution's BCC as the module `bcc`; sys.path stays unchanged.
 
-    Takes 0.1 to 0.4 s: it maps libLLVM. Raises LabError where BCC is missing or this Python cannot load it.
+    Takes 0.1 to 0.4 s: it maps libLLVM. Raise LabError if BCC is missing or this Python cannot load it.
     """
     loaded = sys.modules.get("bcc")
     if loaded is not None and loaded.__file__ and is_bcc(Path(loaded.__file__).parent):
@@ -117,7 +117,7 @@ def load() -> ModuleType:
     if spec is None or spec.loader is None:
         raise LabError(f"the BCC in {directory} is no Python package", hint="merlab doctor")
     module = importlib.util.module_from_spec(spec)
-    # Its own modules say `from .table import …`, so it has to be found under its name while it is being loaded.
+    # Its own modules execute `from .table import …`, so it must be found under its name while it is being loaded.
     sys.modules["bcc"] = module
     try:
         with warnings.catch_warnings():

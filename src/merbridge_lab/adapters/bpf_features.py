@@ -1,7 +1,7 @@
-"""Ask the kernel which BPF programs, maps and helpers it takes, by loading the smallest that there are.
+"""Test which BPF programs, maps and helpers the kernel accepts, by loading the smallest possible ones.
 
-bpf(2) is called directly: BCC takes half a second to load, and a machine without it should still learn what
-its kernel can. Whatever is loaded is freed with its file descriptor at once; nothing is attached or pinned.
+bpf(2) is called directly: BCC takes half a second to load, and a machine without it should still learn what its kernel
+can do. Everything loaded is freed at once with its file descriptor; nothing is attached or pinned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from merbridge_lab.adapters.kernel_features import syscall
 
-#: bpf(2) by architecture: x86 has a table of its own.
+#: bpf(2) by architecture: x86 has its own table.
 _BPF = {"x86_64": 321}.get(platform.machine(), 280)
 
 _MAP_CREATE, _PROG_LOAD, _PROG_QUERY, _BTF_LOAD = 0, 5, 16, 18
@@ -33,7 +33,7 @@ _ALLOW_OVERRIDE, _ALLOW_MULTI = 1, 2
 
 
 class Program(NamedTuple):
-    """A kind of program, with the attach type where the kernel wants to know it when loading."""
+    """A kind of program, with the attach type if the kernel requires it for loading."""
 
     kind: int
     attach: int = 0
@@ -52,7 +52,7 @@ PROGRAMS = {
 
 MAPS = ("bpf.sockhash", "bpf.sk_storage", "bpf.percpu_hash")
 
-#: Programs that have to know the network namespace they run for.
+#: Programs that must know the network namespace that they run for.
 COOKIE_IN = ("bpf.connect4", "bpf.connect6", "bpf.sock_ops", "bpf.sk_msg", "bpf.getsockopt")
 
 
@@ -66,19 +66,19 @@ _CALL_COOKIE = _instruction(0x85, 0, _GET_NETNS_COOKIE)
 
 
 def _bpf(command: int, attributes: bytes) -> int:
-    """Call bpf(2); `attributes` is zero-padded, as the kernel wants what it does not know to be zero."""
+    """Call bpf(2); `attributes` is padded with zeros, because the kernel requires unknown fields to be zero."""
     buffer = ctypes.create_string_buffer(attributes, 128)
     return syscall(_BPF, command, buffer, len(buffer))
 
 
 def load(name: str, *, cookie: bool = False) -> None:
-    """Load the smallest program of a kind in PROGRAMS, one that asks for its namespace's cookie where wanted.
+    """Load the smallest program of a kind in PROGRAMS; with `cookie`, one that reads its namespace's cookie.
 
-    Raises OSError: EINVAL where the kernel does not know it, EPERM where it is not allowed.
+    Raise OSError: EINVAL if the kernel does not know it, EPERM if it is not allowed.
     """
     program = PROGRAMS[name]
     code = ctypes.create_string_buffer((_CALL_COOKIE if cookie else b"") + _RETURN_ONE)
-    # Not GPL, so that nothing depends on more than it says.
+    # Not GPL, so that it depends on nothing beyond what it states.
     licence = ctypes.create_string_buffer(b"Apache-2.0")
     attributes = struct.pack(
         "=IIQQIIQII16sII",
@@ -121,7 +121,7 @@ def _map(kind: int, *, entries: int = 1, flags: int = 0, types: int = 0) -> int:
 
 
 def _one_integer_type() -> int:
-    """Load BTF that knows `int` and nothing else: socket storage is only made for values with a type."""
+    """Load BTF that knows `int` and nothing else: socket storage is only created for values with a type."""
     integer = struct.pack("=IIII", 1, 1 << 24, 4, 1 << 24 | 32)
     strings = b"\0int\0"
     header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(integer), len(integer), len(strings))
@@ -130,9 +130,9 @@ def _one_integer_type() -> int:
 
 
 def exclusive(cgroup: int, attach: int) -> bool:
-    """Tell whether a program on this cgroup (a directory descriptor) forbids others on the cgroups below.
+    """Report whether a program on this cgroup (a directory descriptor) forbids others on the cgroups below.
 
-    So it is with one attached with neither BPF_F_ALLOW_MULTI nor BPF_F_ALLOW_OVERRIDE. Raises OSError.
+    This is the case if it was attached with neither BPF_F_ALLOW_MULTI nor BPF_F_ALLOW_OVERRIDE. Raises OSError.
     """
     buffer = ctypes.create_string_buffer(struct.pack("=IIIIQI", cgroup, attach, 0, 0, 0, 0), 128)
     syscall(_BPF, _PROG_QUERY, buffer, len(buffer))
@@ -141,7 +141,7 @@ def exclusive(cgroup: int, attach: int) -> bool:
 
 
 def why(error: OSError) -> str:
-    """Say in words what an errno of bpf(2) means."""
+    """Describe in words what an errno of bpf(2) means."""
     meanings = {
         errno.EINVAL: "not known to this kernel",
         errno.ENOSYS: "this kernel has no bpf(2)",

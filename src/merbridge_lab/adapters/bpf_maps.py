@@ -1,6 +1,6 @@
-"""The entries of BPF maps, by bpf(2): read, written, deleted and listed.
+"""The entries of BPF maps, through bpf(2): read, write, delete and list them.
 
-Every function raises OSError with the kernel's errno and a text that says what was tried.
+Every function raises OSError with the kernel's errno and a text that names what was tried.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def lookup(fd: int, key: bytes, size: int) -> bytes | None:
 
 @change("update a map entry")
 def update(fd: int, key: bytes, value: bytes) -> None:
-    """Make or replace an entry."""
+    """Create or replace an entry."""
     room = ctypes.create_string_buffer(value, len(value))
     _element(_MAP_UPDATE, fd, key, bpf_syscall.address(room), "update a map entry")
 
@@ -60,7 +60,7 @@ def keys(fd: int, size: int) -> list[bytes]:
             )
         except FileNotFoundError:
             return list(found)
-        if room.raw in found:  # an entry removed under our hands sends the walk back to the start
+        if room.raw in found:  # if an entry is removed meanwhile, the iteration starts again
             return list(found)
         found[room.raw] = None
         after.raw = room.raw

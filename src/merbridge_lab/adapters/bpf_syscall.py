@@ -1,6 +1,6 @@
-"""bpf(2), spoken directly: what is loaded, attached and pinned can be looked at and undone without BCC or libbpf.
+"""Call bpf(2) directly: read and undo what is loaded, attached and pinned, without BCC or libbpf.
 
-Every function raises OSError with the kernel's errno and a text that says what was tried.
+Every function raises OSError with the kernel's errno and a text that names what was tried.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280}
 _OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _TEST_RUN = 6, 7, 8, 9, 10
 _INFO, _PROG_QUERY = 15, 16
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS, _LINK_DETACH = 28, 29, 32, 34
-#: What has ids: (command for the next id, command for a descriptor).
+#: Objects with ids: (command for the next id, command for a descriptor).
 _IDS = {"prog": (11, 13), "map": (12, 14), "link": (31, 30)}
 
 # enum bpf_prog_type
@@ -54,7 +54,7 @@ PROG_SK_SKB = 14
 
 _LINK_CGROUP, _LINK_NETNS = 3, 5
 LINK_NETFILTER = 10
-#: Ask for what runs on a cgroup, whatever cgroup above it it is attached to.
+#: Query what runs on a cgroup, even if it is attached to a cgroup above.
 QUERY_EFFECTIVE = 1
 _INFO_BYTES = 256
 _LSM_CGROUP = 43
@@ -64,11 +64,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
-    """Call bpf(2) and give its result and what the kernel wrote into the attribute."""
+    """Call bpf(2); return its result and what the kernel wrote into the attribute."""
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"{what}: bpf(2) has no known number on {platform.machine()}")
-    # Newer kernels write into what they know of the attribute (Linux 6.6: at byte 56), however long we say it is.
+    # Newer kernels write into the part of the attribute that they know (Linux 6.6: at byte 56), whatever length we
+    # pass.
     room = ctypes.create_string_buffer(attr, _ATTRIBUTE)
     result = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), room, ctypes.c_ulong(max(len(attr), 8)))
     if result < 0:
@@ -78,12 +79,12 @@ def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
 
 
 def address(buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """Return where a buffer is in memory, for an attribute of bpf(2)."""
+    """Return the address of a buffer in memory, for an attribute of bpf(2)."""
     return ctypes.addressof(buffer)
 
 
 class Map(NamedTuple):
-    """What the kernel says about a map; `btf_id` is 0 where it came without types."""
+    """What the kernel reports about a map; `btf_id` is 0 if it was loaded without types."""
 
     id: int
     type: int
@@ -95,9 +96,9 @@ class Map(NamedTuple):
 
 
 class Prog(NamedTuple):
-    """What the kernel says about a program; the run statistics count while statistics are enabled.
+    """What the kernel reports about a program; the run statistics count while statistics are enabled.
 
-    Programs and maps that were loaded together share a `btf_id`, the types they came with; 0 is none.
+    Programs and maps that were loaded together share a `btf_id`, the types that they were loaded with; 0 is none.
     """
 
     id: int
@@ -111,7 +112,7 @@ class Prog(NamedTuple):
 
 
 class Link(NamedTuple):
-    """What the kernel says about a link; `target` is a cgroup id or a network namespace's inode, 0 if it is gone."""
+    """What the kernel reports about a link; `target` is a cgroup id or a network namespace's inode, 0 if it is gone."""
 
     id: int
     type: int
@@ -134,7 +135,7 @@ def map_info(fd: int) -> Map:
 
 
 def is_frozen(fd: int) -> bool:
-    """Return whether nobody may write the map behind `fd` any more, but programs (BPF_MAP_FREEZE); for good."""
+    """Report whether only programs may still write the map behind `fd` (BPF_MAP_FREEZE), permanently."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:  # noqa: PTH123 - bpf_map_info does not tell
         return any(line.split() == ["frozen:", "1"] for line in file)
 
@@ -180,7 +181,7 @@ def pinned(path: Path) -> int:
 
 
 def ids(kind: str) -> Iterator[int]:
-    """Go through the ids of every loaded `prog`, `map` or `link`."""
+    """Iterate over the ids of every loaded `prog`, `map` or `link`."""
     at = 0
     while True:
         try:
@@ -198,31 +199,34 @@ def by_id(kind: str, number: int) -> int:
 
 @change("attach by a link")
 def link_create(prog: int, target: int, attach_type: int) -> int:
-    """Attach a program to a cgroup or network namespace; it stays so while the descriptor given, or a pin, exists."""
+    """Attach a program to a cgroup or network namespace.
+
+    It stays attached while the returned descriptor, or a pin, exists.
+    """
     return call(_LINK_CREATE, struct.pack("=IIII", prog, target, attach_type, 0), "attach by a link")[0]
 
 
 @change("update a link")
 def link_update(link: int, program: int) -> None:
-    """Let a link run another program of the same type from now on; no event falls in between."""
+    """Make a link run another program of the same type from now on; no event is lost in between."""
     call(_LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "update a link")
 
 
 @change("detach a link")
 def link_detach(fd: int) -> None:
-    """Take a link from its target, whoever else still holds it (Linux 5.9)."""
+    """Detach a link from its target, whoever else still holds it (Linux 5.9)."""
     call(_LINK_DETACH, struct.pack("=I", fd), "detach a link")
 
 
 @change("attach to a map")
 def prog_attach(prog: int, target: int, attach_type: int) -> None:
-    """Attach a program to a sockhash; it goes with the map."""
+    """Attach a program to a sockhash; it is detached when the map is freed."""
     call(_PROG_ATTACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "attach to a map")
 
 
 @change("detach from a cgroup")
 def prog_detach(prog: int, target: int, attach_type: int) -> None:
-    """Take a program that was attached without a link off a cgroup."""
+    """Detach a program that was attached to a cgroup without a link."""
     call(_PROG_DETACH, struct.pack("=IIIII", target, prog, attach_type, 0, 0), "detach from a cgroup")
 
 
@@ -232,7 +236,7 @@ def attached_progs(target: int, attach_type: int, flags: int = 0) -> list[int]:
     For tcx and netkit `target` is the number of an interface in the caller's network namespace.
     """
     found, how = (ctypes.c_uint32 * 64)(), (ctypes.c_uint32 * 64)()
-    # Of LSM programs the kernel tells what is attached only to who asks how, too.
+    # For LSM programs, the kernel reports what is attached only if the query also asks how.
     asked = ctypes.addressof(how) if attach_type == _LSM_CGROUP and not flags else 0
     attr = struct.pack("=IIIIQIIQ", target, attach_type, flags, 0, ctypes.addressof(found), len(found), 0, asked)
     raw = call(_PROG_QUERY, attr, "ask what is attached")[1]
@@ -240,7 +244,7 @@ def attached_progs(target: int, attach_type: int, flags: int = 0) -> list[int]:
 
 
 def test_run(prog: int, args: tuple[int, ...]) -> int:
-    """Run a raw tracepoint program now, with these u64 arguments, and give what it returns (Linux 5.10)."""
+    """Run a raw tracepoint program now, with these u64 arguments, and return its result (Linux 5.10)."""
     room = (ctypes.c_uint64 * len(args))(*args)
     attr = struct.pack("=IIIIQQIIIIQQ", prog, 0, 0, 0, 0, 0, 0, 0, ctypes.sizeof(room), 0, ctypes.addressof(room), 0)
     raw = call(_TEST_RUN, attr, "run a program")[1]
@@ -248,5 +252,5 @@ def test_run(prog: int, args: tuple[int, ...]) -> int:
 
 
 def enable_stats() -> int:
-    """Count runs and run time of every program while the descriptor given is open (Linux 5.8)."""
+    """Count runs and run time of every program while the returned descriptor is open (Linux 5.8)."""
     return call(_ENABLE_STATS, struct.pack("=I", 0), "enable run statistics")[0]

@@ -1,6 +1,6 @@
-"""cgroup v2: found, made, listed, killed and removed.
+"""cgroup v2: find, create, list, kill and remove.
 
-Only the version 2 hierarchy carries BPF programs; where it is mounted differs between distributions.
+Only the version 2 hierarchy supports BPF programs; its mount point differs between distributions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def find_root(other_than: Path) -> Path | None:
-    """Return the directory where the system has the whole of cgroup2 mounted, or None.
+    """Return the directory where the system has all of cgroup2 mounted, or None.
 
     Mounts below `other_than` (the lab's own) do not count.
     """
@@ -36,7 +36,7 @@ def find_root(other_than: Path) -> Path | None:
 
 
 def processes(cgroup: Path) -> list[int]:
-    """List the processes directly in `cgroup`; none if it is not there. Raises LabError."""
+    """List the processes directly in `cgroup`; none if it does not exist. Raises LabError."""
     try:
         return [int(pid) for pid in (cgroup / "cgroup.procs").read_text().split()]
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def of(pid: int) -> str:
 
 
 def subtree(cgroup: Path) -> Iterator[Path]:
-    """Return `cgroup` and all below it, the innermost first: the order in which they can be removed."""
+    """Return `cgroup` and all cgroups below it, the innermost first: the order in which they can be removed."""
     for directory, _names, _files in os.walk(cgroup, topdown=False):
         yield Path(directory)
 
@@ -69,14 +69,14 @@ def all_processes(cgroup: Path) -> list[int]:
 
 
 def is_frozen(cgroup: Path) -> bool:
-    """Whether the kernel runs nothing in `cgroup`, because it or one above it is frozen."""
+    """Report whether the kernel runs nothing in `cgroup`, because it or one above it is frozen."""
     try:
         return "frozen 1" in (cgroup / "cgroup.events").read_text()
     except OSError:
         return False
 
 
-#: What limits the processes of a cgroup, and what says that nothing does. A file is there where its controller is on.
+#: What limits the processes of a cgroup, and the values that mean no limit. A file exists if its controller is on.
 _UNLIMITED = {
     "cgroup.freeze": "0",
     "cpu.max": "max",
@@ -88,7 +88,7 @@ _UNLIMITED = {
 
 
 def limits(cgroup: Path) -> list[str]:
-    """Say which limits are set on `cgroup` itself: "FILE is VALUE"."""
+    """Describe which limits are set on `cgroup` itself: "FILE is VALUE"."""
     found = []
     for name, free in _UNLIMITED.items():
         with contextlib.suppress(OSError):
@@ -100,7 +100,7 @@ def limits(cgroup: Path) -> list[str]:
 
 @change("take limits off a cgroup")
 def release(cgroup: Path) -> None:
-    """Take the limits off `cgroup` and let it run; one that is not there is none. Raises OSError."""
+    """Remove the limits of `cgroup` and thaw it; succeed if it does not exist. Raises OSError."""
     for limited in limits(cgroup):
         name = limited.partition(" ")[0]
         (cgroup / name).write_text(f"{_UNLIMITED[name]}\n")
@@ -110,7 +110,7 @@ def release(cgroup: Path) -> None:
 def kill(cgroup: Path) -> None:
     """Send SIGKILL to every process in and below `cgroup`.
 
-    By cgroup.kill (Linux 5.14), which no fork escapes; on older kernels one by one.
+    Use cgroup.kill (Linux 5.14), which no fork escapes; on older kernels kill one by one.
     """
     try:
         (cgroup / "cgroup.kill").write_text("1")
@@ -123,7 +123,7 @@ def kill(cgroup: Path) -> None:
 def clear(cgroup: Path, timeout: float) -> None:
     """Kill what is in and below `cgroup` and wait until it is empty, at most `timeout` seconds.
 
-    Raises LabError naming what would not end.
+    Raise LabError naming what did not end.
     """
 
     def is_empty() -> bool:
@@ -140,20 +140,20 @@ def clear(cgroup: Path, timeout: float) -> None:
 
 
 def uncover(cgroup: Path) -> None:
-    """Take off what is mounted over files in and below `cgroup`: by them, nothing of it can be read. Raises OSError."""
+    """Unmount what covers files in and below `cgroup`: such files cannot be read. Raises OSError."""
     for mount in mounts.below(cgroup):
         mounts.umount(mount.target)
 
 
 def remove(cgroup: Path, timeout: float) -> None:
-    """Kill what is in and below `cgroup` and remove all of it; nothing there is fine.
+    """Kill what is in and below `cgroup` and remove all of it; succeed if nothing is there.
 
-    Raises LabError when it cannot be emptied or removed within `timeout` seconds.
+    Raise LabError if it cannot be emptied or removed within `timeout` seconds.
     """
 
     def is_gone() -> bool:
         clear(cgroup, timeout)
-        # Busy until the last exiting task has left, which is after it is listed no more.
+        # Busy until the last exiting task has left, which is after it is no longer listed.
         with contextlib.suppress(OSError):
             for each in subtree(cgroup):
                 delete_folder(each)

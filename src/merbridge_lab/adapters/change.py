@@ -1,9 +1,9 @@
-"""The one door through which merlab changes the machine.
+"""The single point through which merlab changes the machine.
 
-Whatever makes, alters or removes something that others can see (rules, links, mounts, namespaces, cgroups, BPF pins
-and map entries, files, processes) is done inside `change("what")`, as a block or as a decorator. The door does nothing
-by itself: it is where one can stand and see every change pass. The tests do: they kill merlab at each
-(tests/kernel/change_points.py), and see by strace that no change goes past it.
+Code that creates, alters or removes something that others can see (rules, links, mounts, namespaces, cgroups, BPF pins
+and map entries, files, processes) runs inside `change("what")`, as a block or as a decorator. This does nothing by
+itself; it is a place to observe every change. The tests use it: they kill merlab at each change
+(tests/kernel/change_points.py), and check with strace that no change bypasses it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def passing(what: str, *, done: bool) -> None:
-    """Take note, in the thread that does it: a change is about to be made, or was tried. Nobody is here to do so."""
+    """Do nothing; tests replace this to observe, in the thread that makes it, a change before and after the attempt."""
 
 
 @contextlib.contextmanager
 def change(what: str) -> Iterator[None]:
-    """Make a change of the machine in this block; `what` names it in a few words, the same ones each time."""
+    """Mark the block as a change of the machine; `what` names it in a few words, the same ones each time."""
     passing(what, done=False)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Run commands: the one way merlab does it.
+"""Run commands: the only way in merlab.
 
-Commands are argv lists with a mandatory timeout. A failure carries the command as one would paste it into a
-shell and all it wrote to stderr. No thread is needed for it, and no descriptor stays open where it fails: a command
-that puts rules back has to work on a machine that is short of both.
+Commands are argv lists with a mandatory timeout. A failure contains the command as one would paste it into a shell and
+everything that it wrote to stderr. It needs no thread, and leaves no descriptor open if it fails: a command that
+restores rules must work on a machine that is short of both.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A command that answers from the kernel or the file system needs no longer than this, in seconds.
+#: Timeout of a command that answers from the kernel or the file system, in seconds.
 QUICK = 10.0
-#: How often a command that takes long is looked after, in seconds.
+#: How often a command that takes long is checked, in seconds.
 _LOOK_AFTER = 1.0
-#: How long a clean-up tries to start a command where there is no room for a process now, in seconds.
+#: How long a cleanup tries to start a command if no process can be created now, in seconds.
 _ROOM = 5.0
-#: How long the pipes of a command that was killed are read: what it started may have left its session, and hold them.
+#: How long the pipes of a killed command are read: its children may have left its session, and may hold them.
 _LAST_WORDS = 1.0
-#: What Python ignores, and what it hands on so if it is not told otherwise (signal(7): ignored stays ignored).
+#: The signals that Python ignores, and that its children ignore, too, unless told otherwise (signal(7): ignored stays
+#: ignored).
 _PYTHONS_OWN = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: its exit status and both streams, decoded."""
+    """The result of a command: its exit status and both streams, decoded."""
 
     command: str
     status: int
@@ -60,9 +61,9 @@ def pasteable(argv: Sequence[str]) -> str:
 
 
 def foreground(argv: Sequence[str]) -> int:
-    """Run `argv` on the terminal merlab was started on, until it ends; give its exit status as a shell has it.
+    """Run `argv` on the terminal merlab was started on, until it ends; return its exit status as a shell has it.
 
-    Its signals are as merlab found them: SIGPIPE ends it, and what was ignored before (nohup) still is.
+    Its signals are as merlab was started with them: SIGPIPE ends it, and what was ignored before (nohup) still is.
     """
     log.debug("$ %s", pasteable(argv))
     program = _find(argv[0], pasteable(argv))
@@ -81,7 +82,7 @@ def foreground(argv: Sequence[str]) -> int:
 
 
 def replace(argv: Sequence[str]) -> NoReturn:
-    """Have `argv` take merlab's place: its terminal, its process, its signals as merlab found them. Raises LabError."""
+    """Replace merlab by `argv`, with its terminal, its process and the signals it was started with. Raises LabError."""
     program = _find(argv[0], pasteable(argv))
     signals.give_back()
     try:
@@ -104,8 +105,8 @@ def _cannot_start(name: str, error: OSError) -> LabError:
 def _start(argv: Sequence[str], *, stdin: str | None, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own.
 
-    A Ctrl-C goes to the whole group of the terminal, and must not end a restore half-way. Where there is no room for a
-    process, a clean-up waits for some: it puts rules back. Raises OSError.
+    A Ctrl-C goes to the whole group of the terminal, and must not end a restore midway. If no process can be created, a
+    cleanup waits until it is possible: it restores rules. Raises OSError.
     """
     wrong: list[OSError] = []
 
@@ -142,9 +143,9 @@ def run(
 ) -> Result:
     """Run `argv` and wait for it, at most `timeout` seconds.
 
-    `look` is called about once a second while it runs: once it gives an error, the command is ended and that error
-    raised. Raises LabError when the program is missing, cannot be started, does not end in time, or ends with a
-    status not in `ok`.
+    `look` is called about once a second while it runs; if it returns an error, the command is ended and that error
+    raised. Raise LabError if the program is missing, cannot be started, does not end in time, or ends with a status
+    that is not in `ok`.
     """
     command = pasteable(argv)
     signals.checkpoint()
@@ -160,7 +161,7 @@ def run(
     def end(why: str = "") -> None:
         ending.append(why)
         with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)  # with what it started: nothing of it goes on writing after it
+            os.killpg(process.pid, signal.SIGKILL)  # with its children: nothing of it continues to write afterwards
 
     with process:
         try:
@@ -169,7 +170,8 @@ def run(
         except BaseException:
             end()
             raise
-    # Its end, by whomever, is judged here, in no thread of its own: who looks is told of a signal only once.
+    # The end of the process, whoever caused it, is detected here, and not in another thread: a signal is reported only
+    # once, to whoever waits.
     if process.returncode < 0 or any(ending):
         signals.checkpoint()
         by = signal.Signals(-process.returncode).name if process.returncode < 0 else ""
@@ -184,9 +186,9 @@ def run(
 
 
 class Beside:
-    """A Python of merlab's that runs beside us, in no thread, and prints a few lines, read when it is waited for.
+    """A Python process of merlab's that runs in parallel, without a thread, and prints a few lines, read at the end.
 
-    It is ended when nobody holds this any more, or merlab ends. Raises LabError where it cannot be started.
+    It is ended when nobody holds this object any more, or merlab ends. Raise LabError if it cannot be started.
     """
 
     def __init__(self, argv: Sequence[str]) -> None:
@@ -199,7 +201,7 @@ class Beside:
         self._end = weakref.finalize(self, _end, self._process)
 
     def result(self, timeout: float) -> Result:
-        """Wait until it ends, at most `timeout` seconds; its exit status is the caller's to judge. Raises LabError."""
+        """Wait until it ends, at most `timeout` seconds; the caller judges its exit status. Raises LabError."""
         out, err = _read(self._process, None, time.monotonic() + timeout, None, lambda _why: _kill(self._process))
         return Result(self._command, self._process.returncode or 0, out.decode(), err.decode(errors="replace"))
 
@@ -223,16 +225,16 @@ def _read(
     look: Callable[[], LabError | None] | None,
     end: Callable[[str], None],
 ) -> tuple[bytes, bytes]:
-    """Return what a command prints until it ends, or is ended for its time; raise what `look` gives between."""
+    """Return what a command prints until it ends, or is ended at its timeout; raise what `look` returns meanwhile."""
     given = stdin.encode() if stdin is not None else None
     while (left := deadline - time.monotonic()) > 0:
         try:
             return process.communicate(given, timeout=left if look is None else min(left, _LOOK_AFTER))
         except subprocess.TimeoutExpired:
-            given = None  # it is on its way
+            given = None  # the input is already being sent
             found = None
             if look is not None:
-                # What cannot be seen now is seen later, or the command says it itself.
+                # What is not visible now becomes visible later, or the command reports it itself.
                 with contextlib.suppress(LabError):
                     found = look()
             if found is not None:

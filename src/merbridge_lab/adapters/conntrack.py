@@ -1,8 +1,8 @@
 """Which source addresses conntrack has changed, in a network namespace.
 
-Two connections from one port to two destinations may be redirected to one listener, where their addresses would be
-the same. Conntrack then gives the later one another source port (nf_nat_setup_info in net/netfilter/nf_nat_core.c),
-also where no rule asks for it. What sent and what accepted the connection then name different ports.
+Two connections from one port to two destinations may be redirected to one listener, and then have the same addresses.
+Conntrack then gives the later one another source port (nf_nat_setup_info in net/netfilter/nf_nat_core.c), even if no
+rule requests it. The sending and the accepting end of the connection then name different ports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-#: "ip:port" as the sender of a connection knows it → as which it arrived, for each connection that changed it.
+#: "ip:port" as the sender of a connection knows it → as it arrived, for each connection whose address was changed.
 Sources = dict[str, frozenset[str]]
 
 # <linux/netfilter/nfnetlink.h>, <linux/netfilter/nfnetlink_conntrack.h>, <linux/netfilter/nf_conntrack_common.h>
@@ -35,7 +35,7 @@ End = tuple[str, int]
 
 
 class Translated(NamedTuple):
-    """A TCP connection over IPv4 of which conntrack changes an end (NAT), as (address, port).
+    """A TCP connection over IPv4 with an end that conntrack changes (NAT), as (address, port).
 
     `source` and `destination` are as it was sent, `seen_source` and `seen_destination` as it is delivered.
     """
@@ -49,7 +49,7 @@ class Translated(NamedTuple):
 def translated() -> list[Translated]:
     """List what conntrack translates in the calling thread's network namespace. Raises OSError."""
     found = []
-    # All are asked for, once: to find them the kernel walks through the table of the whole machine.
+    # All are requested, once: to find them the kernel walks through the table of the whole machine.
     for message in netlink_hooks.dump(_NETFILTER, _GET, struct.pack("=BBH", socket.AF_INET, 0, 0)):
         told = netlink_hooks.attributes(message[4:])
         there, back = told.get(_ORIGINAL, b""), told.get(_REPLY, b"")
@@ -63,12 +63,12 @@ def translated() -> list[Translated]:
 
 
 def _plain(raw: bytes) -> tuple[bytes, bytes]:
-    """Read both ends of a tuple of IPv4 and ports where they always are: there may be many, and few are changed."""
+    """Read both ends of a tuple of IPv4 and ports at their fixed offsets: there may be many, and few are changed."""
     return raw[8:12] + raw[36:38], raw[16:20] + raw[44:46]
 
 
 def _ends(raw: bytes) -> tuple[End, End] | None:
-    """Read a tuple: where it comes from and goes to; None where it is not TCP."""
+    """Parse a tuple: its source and destination; None if it is not TCP."""
     parts = netlink_hooks.attributes(raw)
     ip, protocol = netlink_hooks.attributes(parts.get(_IP, b"")), netlink_hooks.attributes(parts.get(_PROTOCOL, b""))
     if protocol.get(1) != bytes([socket.IPPROTO_TCP]) or not {1, 2} <= ip.keys() or not {2, 3} <= protocol.keys():
@@ -78,7 +78,7 @@ def _ends(raw: bytes) -> tuple[End, End] | None:
 
 
 def changed_sources(netns: Path) -> Sources:
-    """Read what conntrack remembers of TCP in `netns`: two minutes after the end of a connection it is still there.
+    """Read what conntrack remembers of TCP in `netns`, which includes the last two minutes of ended connections.
 
     Raises LabError.
     """
@@ -98,10 +98,10 @@ def changed_sources(netns: Path) -> Sources:
 
 
 def read_changed_sources(told: str) -> Sources:
-    """Read the same from what `conntrack -L` prints, or from /proc/net/nf_conntrack.
+    """Parse the same from the output of `conntrack -L`, or from /proc/net/nf_conntrack.
 
-    What stands between and behind the two directions (packets, zones, marks) depends on the kernel's settings; only
-    their order is sure: the original one first. Raises UnreadError for a connection that cannot be read.
+    What is between and behind the two directions (packets, zones, marks) depends on the kernel's settings. Only their
+    order is certain: the original one first. Raise UnreadError for a connection that cannot be parsed.
     """
 
     def ends(line: str) -> tuple[str, str]:
@@ -109,7 +109,7 @@ def read_changed_sources(told: str) -> Sources:
         found = {name: [value for key, value in words if key == name] for name in ("src", "dst", "sport", "dport")}
         if any(len(values) != 2 for values in found.values()):  # noqa: PLR2004 - there and back
             raise UnreadError(Unread("conntrack", f"this is no connection of TCP: {line.strip()}"))
-        if ":" in found["src"][0]:  # over IPv6 nothing of the lab's goes
+        if ":" in found["src"][0]:  # nothing of the lab uses IPv6
             return "", ""
         return f"{found['src'][0]}:{found['sport'][0]}", f"{found['dst'][1]}:{found['dport'][1]}"
 
@@ -117,7 +117,7 @@ def read_changed_sources(told: str) -> Sources:
 
 
 def merge(many: Iterable[Mapping[str, frozenset[str]]]) -> Sources:
-    """Join what several namespaces told, which one connection may have passed one after the other."""
+    """Merge the results of several namespaces that one connection may have passed in sequence."""
     joined: Sources = {}
     for each in many:
         for sent, arrived in each.items():
@@ -130,7 +130,7 @@ def _changed(ends: Iterable[tuple[str, str]]) -> Sources:
 
 
 def _end(entry: Any, direction: str, end: str) -> str:  # noqa: ANN401 - pyroute2 has no types
-    """Return one end of a connection as "ip:port"; "" where it is not TCP over IPv4."""
+    """Return one end of a connection as "ip:port"; "" if it is not TCP over IPv4."""
     both = entry.get_attr(f"CTA_TUPLE_{direction}")
     address, protocol = both.get_attr("CTA_TUPLE_IP"), both.get_attr("CTA_TUPLE_PROTO")
     ip = address.get_attr(f"CTA_IP_V4_{end}")

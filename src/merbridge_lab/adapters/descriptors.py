@@ -1,8 +1,8 @@
-"""Who on this machine holds a socket: asked of the descriptors of every process.
+"""Find the processes on this machine that hold a socket, by the descriptors of every process.
 
-A socket does not say who may accept from it. pidfd_getfd(2), or a descriptor sent over a Unix socket, gives another
-process the same socket that a server listens on, and the kernel's tables show one listener as before.
-Not seen are sockets that only io_uring or a message on its way holds: the kernel lists no owner for these.
+A socket does not show who may accept from it. pidfd_getfd(2), or a descriptor sent over a Unix socket, gives another
+process the same socket that a server listens on, and the kernel's tables still show one listener. Not visible are
+sockets that only io_uring or a message in transit holds: the kernel lists no owner for these.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-#: kcmp(2); by machine, the second is the number of all that came later than x86_64.
+#: kcmp(2) by machine; the second number is the one of all architectures newer than x86_64.
 _SYS_KCMP = {"x86_64": 312}.get(platform.machine(), 272)
 _KCMP_FILES = 2
 _GONE = (errno.ENOENT, errno.ESRCH)
 
 
 class Holders(NamedTuple):
-    """The processes that hold each socket, by its inode; and those of which it is not known, with what was in the way.
+    """The processes that hold each socket, by its inode; and those that could not be read, with the reason.
 
-    Even root may be kept from looking at a process: by a security module, or a capability that it lacks itself.
+    Even root may be prevented from reading a process: by a security module, or a capability that root itself lacks.
     """
 
     known: dict[int, set[int]]
@@ -37,7 +37,7 @@ class Holders(NamedTuple):
 def holders(sockets: Collection[int]) -> Holders:
     """Return who holds each of `sockets`. Raises OSError.
 
-    Processes that end meanwhile hold nothing. Some 10 ms where a machine has a thousand descriptors.
+    Processes that end meanwhile hold nothing. Takes about 10 ms on a machine with a thousand descriptors.
     """
     found = Holders({}, {})
     wanted = {f"socket:[{inode}]": inode for inode in sockets}
@@ -62,7 +62,7 @@ def _links(pid: int) -> Iterator[str]:
 
 
 def _tables(pid: int) -> Iterator[str]:
-    """Name the tables of descriptors of a process: its threads have one together, if none has left it."""
+    """Return the tables of descriptors of a process: its threads share one, unless a thread has its own."""
     yield f"/proc/{pid}/fd"
     for thread in map(int, _names(f"/proc/{pid}/task")):
         if thread != pid and _LIBC.syscall(_SYS_KCMP, pid, thread, _KCMP_FILES, 0, 0) != 0:

@@ -1,4 +1,4 @@
-"""Docker, by its command line: is it there, what containers, images and networks it has, commands in a container."""
+"""Docker, through its command line: the daemon, its containers, images and networks, and commands in a container."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: A daemon that is busy starting containers may take this long to answer, in seconds.
+#: How long a daemon that is busy starting containers may take to answer, in seconds.
 _ANSWER = 30.0
 _PULL = 900.0
 
-#: What docker exec says, and how it ends, where the container is stopped before or while the command runs.
+#: The message and exit status of docker exec if the container is stopped before or while the command runs.
 _NOT_RUNNING = ("Error response from daemon: ", "No such container")
 _STOPPED = (126, 137)
-#: What it says of a thing that is not there, by release; all else that fails is no answer.
+#: Its message for an object that does not exist, by release; any other failure is no answer.
 _ABSENT = re.compile(r"(?i)\bno such (?:image|network|container|object)\b|\bnetwork \S+ not found")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The daemon: what it runs on and what it has. `memory` in bytes; `root` is where it keeps images.
+    """The daemon: what it runs on and what it has. `memory` is in bytes; `root` is where it stores images.
 
-    `kernel` is the release it runs on, `host` its machine's name: empty where it does not tell.
+    `kernel` is the release it runs on, `host` its machine's name: empty if it does not report it.
     """
 
     version: str
@@ -46,7 +46,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Container:
-    """A container: `mounts` are the paths in it where something is mounted, `networks` those it is on."""
+    """A container: `mounts` are the paths in it where something is mounted, `networks` those that it is on."""
 
     name: str
     state: str
@@ -57,14 +57,14 @@ class Container:
 
     @property
     def running(self) -> bool:
-        """Whether its processes run."""
+        """Report whether its processes run."""
         return self.state == "running"
 
 
 def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin: str | None = None) -> Result:
-    """Run docker. Raises LabError, with what to do where the daemon does not answer."""
+    """Run docker. Raise LabError, with the next step if the daemon does not answer."""
     told = run(["docker", *argv], timeout=timeout, ok=range(256), stdin=stdin)
-    # It ends with 1 both where something is not there and where the daemon is not: its words tell.
+    # It ends with 1 both if an object does not exist and if the daemon is not reachable: its message tells which.
     if told.status in ok and not (told.status and docker_messages.is_silent(told.stderr)):
         return told
     what = f"docker {argv[0]} failed with exit status {told.status}"
@@ -74,7 +74,7 @@ def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin
 
 
 def engine(*, timeout: float = _ANSWER) -> Engine:
-    """Ask the daemon what it is. Raises LabError when none answers, or not within `timeout` seconds."""
+    """Read the daemon's properties. Raise LabError if none answers, or not within `timeout` seconds."""
     told = docker("info", "--format", "{{json .}}", timeout=timeout)
     try:
         found = json.loads(told.stdout)
@@ -93,9 +93,9 @@ def engine(*, timeout: float = _ANSWER) -> Engine:
 
 
 def read_engine(told: dict[str, Any]) -> Engine:
-    """Read what `docker info` tells. Raises LabError: it exits with 0 also when no daemon answers.
+    """Parse the output of `docker info`. Raise LabError: it exits with 0 also if no daemon answers.
 
-    Podman's command of that name tells other things; so does its daemon, where Docker's command asks it.
+    Podman's command of that name reports other fields; so does its daemon, if Docker's command asks it.
     """
     if podman := docker_messages.podman_in(told):
         raise docker_messages.is_podman(podman)
@@ -121,13 +121,13 @@ def containers(label: str) -> list[Container]:
     ids = docker("ps", "--all", "--quiet", "--filter", f"label={label}").stdout.split()
     if not ids:
         return []
-    # One may go between the two commands; inspect then tells of the others, and fails.
+    # One may disappear between the two commands; inspect then reports the others, and fails.
     told = docker("inspect", "--type", "container", *ids, ok=(0, 1)).stdout
     return read_containers(json.loads(told or "[]"))
 
 
 def read_containers(told: list[dict[str, Any]]) -> list[Container]:
-    """Read what `docker inspect` tells."""
+    """Parse the output of `docker inspect`."""
     found = [
         Container(
             name=one["Name"].lstrip("/"),
@@ -143,7 +143,7 @@ def read_containers(told: list[dict[str, Any]]) -> list[Container]:
 
 
 def pid(container: str) -> int:
-    """Return the PID, on the daemon's machine, of a container's first process; 0 where it does not run."""
+    """Return the PID, on the daemon's machine, of a container's first process; 0 if it does not run."""
     return int(docker("inspect", "--type", "container", "--format", "{{.State.Pid}}", container).stdout)
 
 
@@ -155,7 +155,7 @@ def start(container: str) -> None:
 
 @change("remove containers")
 def remove(containers_: Sequence[str]) -> None:
-    """End and remove containers, with their volumes."""
+    """Stop and remove containers, with their volumes."""
     docker("rm", "--force", "--volumes", *containers_)
 
 
@@ -169,7 +169,7 @@ def exec_argv(container: str, argv: Sequence[str], *, stdin: bool = False, termi
 def execute(
     container: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = _ANSWER, ok: Sequence[int] = (0,)
 ) -> Result:
-    """Run `argv` in a container. Raises LabError, also where the container was stopped meanwhile."""
+    """Run `argv` in a container. Raise LabError, also if the container was stopped meanwhile."""
     told = run(exec_argv(container, argv, stdin=stdin is not None), timeout=timeout, ok=range(256), stdin=stdin)
     said = told.stderr.strip()
     if told.status in _STOPPED or (told.status and any(words in said for words in _NOT_RUNNING)):
@@ -186,12 +186,12 @@ def execute(
 
 
 def has_image(ref: str) -> bool:
-    """Whether the daemon has an image of that name. Raises LabError where it does not say so."""
+    """Report whether the daemon has an image of that name. Raise LabError if it does not answer."""
     return _asked("image", "inspect", "--format", "{{.Id}}", ref) is not None
 
 
 def _asked(*argv: str) -> str | None:
-    """Ask for a thing; None where the daemon says that it is not there. Raises LabError for every other failure."""
+    """Request an object; None if the daemon reports that it does not exist. Raise LabError for every other failure."""
     told = docker(*argv, ok=(0, 1))
     if told.status == 0:
         return told.stdout
@@ -203,7 +203,7 @@ def _asked(*argv: str) -> str | None:
 
 @change("pull an image")
 def pull(ref: str) -> None:
-    """Pull an image. Raises LabError naming it, where it was looked for, and how to do without."""
+    """Pull an image. Raise LabError naming it, where it was searched for, and the alternative."""
     try:
         docker("pull", "--quiet", ref, timeout=_PULL)
     except LabError as error:
@@ -217,32 +217,32 @@ def pull(ref: str) -> None:
 
 
 def require_offered(ref: str, *, timeout: float) -> None:
-    """Ask an image's registry whether it has it, without pulling it. Raises LabError, in `timeout` seconds at most."""
+    """Check that an image's registry has it, without pulling it. Raise LabError, after at most `timeout` seconds."""
     docker("manifest", "inspect", ref, timeout=timeout)
 
 
 def registry(ref: str) -> str:
-    """Say which registry serves an image: the first part of its name if that looks like a host, else Docker Hub."""
+    """Return the registry of an image: the first part of its name if that looks like a host, else Docker Hub."""
     first, slash, _ = ref.partition("/")
     is_host = slash and ("." in first or ":" in first or first == "localhost")
     return first if is_host else "docker.io"
 
 
 def network_labels(name: str) -> dict[str, str] | None:
-    """Return the labels of a network, or None where there is none of that name."""
+    """Return the labels of a network, or None if there is none of that name."""
     told = _asked("network", "inspect", "--format", "{{json .Labels}}", name)
     return None if told is None else dict(json.loads(told) or {})
 
 
 def network_argv(name: str, label: str) -> list[str]:
-    """Return the command that makes a network such as kind makes."""
+    """Return the command that creates a network like kind's."""
     masquerade = "com.docker.network.bridge.enable_ip_masquerade=true"
     return ["docker", "network", "create", "-d", "bridge", "-o", masquerade, "--label", label, name]
 
 
 @change("make a network")
 def create_network(name: str, label: str) -> None:
-    """Make a network with a label."""
+    """Create a network with a label."""
     docker(*network_argv(name, label)[1:])
 
 

@@ -1,4 +1,4 @@
-"""What the command docker says where things go wrong, by release and by who answers, and what to do about it."""
+"""Messages of the command docker for failures, by release and by program, and what to do about them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What stands for silence where not even that is said.
+#: The text used if docker prints nothing at all.
 NO_ANSWER = "Cannot connect to the Docker daemon"
-#: How the command says that it did not reach a daemon. A daemon's own errors, and those of a command in a container,
-#: may tell of connections too: only whole phrases of the command's own are sought.
+#: The messages of the command if it did not reach a daemon. A daemon's own errors, and those of a command in a
+#: container, may also mention connections: so only complete phrases of the command are matched.
 _SILENT = re.compile(
     r"cannot connect to the docker daemon|error during connect|is the docker daemon running"
     r"|failed to connect to the docker api|check if (?:the )?(?:docker )?daemon is running"
@@ -35,17 +35,17 @@ _CONTEXT = re.compile(
 )
 _ADDRESS = re.compile(r"\b(?:unix|tcp|ssh|npipe|https?|fd)://[^\s\"']+?(?=[.,;:]?(?:[\s\"']|$))")
 _DEFAULT = "unix:///var/run/docker.sock"
-#: The lab that needs no Docker, and beside it what the other one needs.
+#: The lab that does not need Docker, and what the other one needs.
 _WITHOUT = "merlab up --lab embedded  # or install Docker Engine: https://docs.docker.com/engine/install"
 
 
 def is_silent(said: str) -> bool:
-    """Whether docker says that it could not talk to a daemon."""
+    """Report whether docker's message means that it could not reach a daemon."""
     return any(words.search(said) for words in (_SILENT, _FORBIDDEN, _VERSION, _TLS))
 
 
 def explained(error: LabError) -> LabError:
-    """Return an error of docker's with the cause and what to type next, where its words tell."""
+    """Return an error of docker's with the cause and what to type next, if its message is known."""
     said = error.stderr or ""
     what, hint = _told(said)
     if not what:
@@ -54,7 +54,7 @@ def explained(error: LabError) -> LabError:
 
 
 def _told(said: str) -> tuple[str, str]:
-    """Return what is wrong and what to type; two empty ones where it is not about reaching a daemon."""
+    """Return what is wrong and what to type; two empty strings if the message is not about reaching a daemon."""
     where = address(said)
     what, hint = "", ""
     if _PODMAN.search(said):
@@ -79,7 +79,7 @@ def _told(said: str) -> tuple[str, str]:
 
 
 def address(said: str) -> str:
-    """Return where docker looked for a daemon: as it says itself, else as it was told."""
+    """Return the address where docker looked for a daemon: from its message, else from its configuration."""
     found = _ADDRESS.search(said)
     return found[0] if found else os.environ.get("DOCKER_HOST") or _DEFAULT
 
@@ -96,11 +96,11 @@ def _start(where: str) -> str:
 
 
 def podman_in(told: Mapping[str, Any]) -> str:
-    """Return Podman's version where `docker info` was answered by it; "" where it was not."""
+    """Return Podman's version if Podman answered `docker info`; "" if it did not."""
     own = told.get("version")
     if isinstance(told.get("host"), dict) and isinstance(own, dict):  # the command docker is Podman's
         return str(own.get("Version") or "of unknown version")
-    if "BuildahVersion" in told:  # its daemon, asked by Docker's command
+    if "BuildahVersion" in told:  # its daemon, contacted by Docker's command
         return str(told.get("ServerVersion") or "of unknown version")
     return ""
 
@@ -128,5 +128,5 @@ _NOT_PULLED = (
 
 
 def why_not_pulled(said: str) -> str:
-    """Return ": " and the reason why an image is not pulled, as far as docker's words tell it; else nothing."""
+    """Return ": " and the reason why an image is not pulled, as far as docker's message shows it; else ""."""
     return next((f": {why}" for words, why in _NOT_PULLED if re.search(words, said, re.IGNORECASE)), "")

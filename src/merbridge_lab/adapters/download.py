@@ -1,7 +1,7 @@
-"""Get a file from the web, and refuse it where it is not whole, or not what it was.
+"""Download a file from the web, and refuse it if it is incomplete or has changed.
 
-By curl, which the distribution keeps: it knows TLS, redirects and proxies, tells a short answer from a whole one, keeps
-to one deadline for all of it, and can be ended at any moment.
+It uses the distribution's curl: curl knows TLS, redirects and proxies, detects an incomplete answer, applies one
+deadline to everything, and can be ended at any moment.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How long a download may take from the first look-up of the name to the last byte, in seconds.
+#: How long a download may take from the first lookup of the name to the last byte, in seconds.
 _DEADLINE = 60.0
-#: How large it may be, in bytes. A manifest has some kilobytes.
+#: Maximum size, in bytes. A manifest has some kilobytes.
 _MOST = 1 << 20
 _HINT = "download it elsewhere and name the file; without --merbridge-manifest, one of merlab's own is taken"
 #: curl's exit status for "larger than --max-filesize".
@@ -28,10 +28,10 @@ _TOO_LARGE = 63
 
 
 def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) -> str:
-    """Return what is at a URL, all of it or nothing.
+    """Return the complete content of a URL.
 
-    Raises LabError where no download by https succeeds within `deadline` seconds, is larger than 1 MiB, or has another
-    digest than `sha256`.
+    Raise LabError if no download by https succeeds within `deadline` seconds, the content is larger than 1 MiB, or it
+    has another digest than `sha256`.
     """
     if urlsplit(url).scheme != "https":
         raise LabError(
@@ -52,8 +52,8 @@ def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) ->
 
 
 def _content(url: str, answer: Path, deadline: float) -> bytes:
-    # "-q": no file of the user's adds an option. The size is looked at as well: up to 8.3, curl itself minds it only
-    # where the server tells it beforehand.
+    # "-q": no file of the user's adds an option. The size is also checked here: up to 8.3, curl itself checks it only
+    # if the server announces it.
     argv = ["curl", "-q", "--silent", "--show-error", "--fail", "--globoff", "--location", "--max-redirs", "5"]
     argv += ["--proto", "=https", "--proto-redir", "=https", "--max-time", f"{deadline:g}"]
     argv += ["--max-filesize", str(_MOST), "--output", str(answer), "--url", url]
@@ -66,7 +66,7 @@ def _content(url: str, answer: Path, deadline: float) -> bytes:
             raise large from error
         why = (error.stderr or error.what).strip()
         raise LabError(f"{url} cannot be downloaded", hint=_HINT, command=error.command, stderr=why) from error
-    content = answer.read_bytes() if answer.exists() else b""  # curl makes no file of an empty answer
+    content = answer.read_bytes() if answer.exists() else b""  # curl creates no file for an empty answer
     if done.status == _TOO_LARGE or len(content) > _MOST:
         raise _too_large(url)
     return content

@@ -1,4 +1,4 @@
-"""What a file holds, by its SHA-256; and what a Python package says that its files hold."""
+"""The SHA-256 of a file's content; and the one that a Python package records for its files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BLOCK = 1 << 20
-#: By device, inode, size, and the times of its last writing and of its last change, which nobody can set back (that
-#: of the change is the kernel's own). Kept for this run of merlab alone: what lies in a file can be written over.
+#: Cached by device, inode, size, and the times of the last write and of the last change. Nobody can set these back (the
+#: time of the change is the kernel's own). Kept only for this run of merlab: a file's content can be overwritten.
 _KNOWN: dict[tuple[int, ...], str] = {}
 
 
@@ -24,7 +24,7 @@ def of(path: Path) -> str:
         seen = os.fstat(file.fileno())
         key = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
         if key not in _KNOWN:
-            # Not mapped: a file that is cut meanwhile would end merlab by SIGBUS.
+            # Not mapped: if the file is cut meanwhile, SIGBUS would end merlab.
             digest = hashlib.sha256()
             while block := file.read(_BLOCK):
                 digest.update(block)
@@ -32,11 +32,11 @@ def of(path: Path) -> str:
         return _KNOWN[key]
 
 
-@functools.cache  # of one run of merlab: pip puts a new file in the place of an old one
+@functools.cache  # for one run of merlab: pip replaces an old file by a new one
 def installed(distribution: str, name: str) -> str | None:
     """Return the SHA-256 of the file `name` ("package/file") of a distribution as pip installed it; None if unknown.
 
-    It is in the RECORD beside the package, which who puts another file in the place of that one does not alter.
+    It is in the RECORD beside the package, which stays unchanged if somebody replaces the file.
     """
     try:
         files = metadata.files(distribution) or []

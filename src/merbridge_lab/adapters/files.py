@@ -1,4 +1,4 @@
-"""Files written whole or not at all; folders and files made and deleted."""
+"""Files that are written completely or not at all; folders and files created and deleted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @change("write a file")
 def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644, owner: int = 0) -> None:
-    """Write `content` to `path` in one step: whoever looks, or kills us, finds the old file or the new one.
+    """Write `content` to `path` in one step: a reader, or a kill, finds either the old file or the new one.
 
     `owner` is user and group. Raises OSError.
     """
@@ -29,7 +29,7 @@ def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644, owner: 
             file.write(content.encode() if isinstance(content, str) else content)
         draft.replace(path)
     except OSError as error:
-        if error.filename is None:  # of a write, which does not say where there is no space
+        if error.filename is None:  # from a write, which does not report where space is missing
             error.filename = str(path)
         with contextlib.suppress(OSError):
             draft.unlink()
@@ -37,7 +37,7 @@ def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644, owner: 
 
 
 def has_content(path: Path, content: str) -> bool:
-    """Whether `path` holds exactly `content`."""
+    """Report whether `path` holds exactly `content`."""
     try:
         return path.read_text() == content
     except FileNotFoundError:
@@ -45,26 +45,26 @@ def has_content(path: Path, content: str) -> bool:
 
 
 def add_log(path: Path, owner: int) -> None:
-    """Make an empty file that user and group `owner` may append to, if it is not there. Raises OSError."""
+    """Create an empty file that user and group `owner` may append to, if it does not exist. Raises OSError."""
     if not path.exists():
         write_atomic(path, "", owner=owner)
 
 
 @change("make a folder")
 def make_folder(path: Path, *, mode: int = 0o777, parents: bool = False, exist_ok: bool = True) -> None:
-    """Make a folder. Raises OSError."""
+    """Create a folder. Raises OSError."""
     path.mkdir(mode=mode, parents=parents, exist_ok=exist_ok)
 
 
 @change("write into a file")
 def write(path: Path, content: str) -> None:
-    """Write `content` into a file of the kernel's, or one that need not be whole. Raises OSError."""
+    """Write `content` into a file of the kernel, or one that need not be complete. Raises OSError."""
     path.write_text(content)
 
 
 @change("delete a file")
 def delete(path: Path) -> None:
-    """Delete a file; not there is fine. Raises OSError."""
+    """Delete a file; succeed if it does not exist. Raises OSError."""
     path.unlink(missing_ok=True)
 
 
@@ -76,13 +76,13 @@ def delete_folder(path: Path) -> None:
 
 @change("delete a tree")
 def delete_tree(path: Path) -> None:
-    """Delete a folder with all in it, as far as that goes; not there is fine."""
+    """Delete a folder with its content, as far as possible; succeed if it does not exist."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 @change("rename")
 def rename(path: Path, to: Path) -> None:
-    """Return a file or folder another name, in the place of whatever file has that. Raises OSError."""
+    """Rename a file or folder, replacing an existing file of the new name. Raises OSError."""
     path.rename(to)
 
 

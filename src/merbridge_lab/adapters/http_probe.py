@@ -1,4 +1,4 @@
-"""Ask a port on the loopback of a network namespace whether somebody is there."""
+"""Probe whether somebody answers on a port on the loopback of a network namespace."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TELL = 2.0
 
 
 def fetch(netns: Path, port: int, path: str) -> str | None:
-    """Return the body of the answer to GET `path`; None where there is no such answer in time."""
+    """Return the body of the answer to GET `path`; None if there is no such answer in time."""
 
     def ask() -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TELL)
@@ -38,7 +38,7 @@ def fetch(netns: Path, port: int, path: str) -> str | None:
 
 
 def says_ok(netns: Path, port: int, path: str) -> bool:
-    """Whether GET `path` is answered with status 200."""
+    """Report whether GET `path` is answered with status 200."""
     request = f"GET {path} HTTP/1.1\r\nhost: merlab\r\nconnection: close\r\n\r\n".encode()
 
     def ask() -> bool:

@@ -1,7 +1,7 @@
 """Read, load and flush the iptables rules of a network namespace, in whichever backend they are.
 
-The host, a node and a pod may each use the legacy or the nft tables; reading the other one shows nothing and
-flushing it flushes nothing. So reading probes both.
+The host, a node and a pod may each use the legacy or the nft tables. Reading the other one shows nothing, and flushing
+it flushes nothing. So both are read.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 #: The programs for legacy tables, by address family.
 _PROGRAMS = {"ip": "iptables", "ip6": "ip6tables", "arp": "arptables"}
-#: How often rules that change while they are read are read again.
+#: How often reading is repeated if rules change meanwhile.
 _TRIES = 3
 
 
 def inside(netns: Path, *argv: str) -> list[str]:
-    """Return `argv` as it runs in the network namespace `netns`, with the host's own tools."""
+    """Return the argv that runs `argv` in the network namespace `netns`, with the host's own tools."""
     return ["nsenter", f"--net={netns}", *argv]
 
 
@@ -40,7 +40,7 @@ def _tool(backend: str, suffix: str = "", program: str = "iptables") -> list[str
     """Return the program of a backend; legacy ones without their lock file.
 
     They lock a file on the host, /run/xtables.lock, which would stay there. Nobody else writes the rules of the lab's
-    namespaces, and merlab lets only one of itself work at a time.
+    namespaces, and merlab lets only one command at a time change them.
     """
     lock = ["env", "XTABLES_LOCKFILE=/dev/null"] if backend == "legacy" else []
     return [*lock, f"{program}-{backend}{suffix}"]
@@ -49,8 +49,8 @@ def _tool(backend: str, suffix: str = "", program: str = "iptables") -> list[str
 def snapshot(netns: Path) -> RuleSet:
     """Read all rules of `netns` with their counters.
 
-    The texts are the tools'. The kernel is asked as well, before and after, and what a tool tells must agree with it:
-    a tool that is missing, fails or lies leaves its backend unread. Raises LabError where there is no such namespace.
+    The texts are the tools'. The kernel is read as well, before and after, and a tool's output must agree with it: a
+    tool that is missing, fails or lies leaves its backend unread. Raise LabError if there is no such namespace.
     """
     if not netns.exists():
         raise LabError(f"the network namespace {netns} is not there", hint="merlab status")
@@ -66,9 +66,9 @@ def snapshot(netns: Path) -> RuleSet:
 
 
 def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str, exact: bool = False) -> RuleSet:
-    """Return what the tools told of rules as far as it agrees with what the kernel told before and after it.
+    """Return the tools' output about rules as far as it agrees with what the kernel reported before and after it.
 
-    `exact` where the tools are those that made the rules: what they tell must then agree word for word.
+    With `exact`, the tools are those that created the rules: their output must then agree word for word.
     """
     (earlier, _), (nft, legacy) = before, after
     texts = dict(told.texts)
@@ -87,13 +87,13 @@ def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str, exa
 
 
 def _worded(found: RuleSet, told: RuleSet, before: Kernels, after: Kernels, where: str) -> RuleSet:
-    """Hold the texts against the kernel's own words, and say what it tells of tables and chains themselves."""
+    """Compare the texts with the kernel's own data, and add what it reports about tables and chains themselves."""
     texts = dict(found.texts)
     in_part: list[Rule] = []
     for backend, chains in rule_text.known(before, after).items():
         text = texts[backend]
         if isinstance(text, Unread) or isinstance(told.texts[backend], Unread):
-            continue  # not read; or not needed, there being no rules
+            continue  # not read; or not needed, because there are no rules
         if why := rule_text.differing(f"iptables-{backend}-save", text, chains):
             texts[backend] = Unread(f"iptables:{where}/{backend}", why)
         else:
@@ -102,7 +102,7 @@ def _worded(found: RuleSet, told: RuleSet, before: Kernels, after: Kernels, wher
 
 
 def backend_of(netns: Path, table: str) -> str | None:
-    """Say in which backend `table` has rules, or None where in neither; by the kernel, whatever the tools are like."""
+    """Return the backend that has rules in `table`, or None if neither has; from the kernel, not from the tools."""
     nft, legacy = kernels(netns)
     if any((chain.family, chain.table) == ("ip", table) and chain.rules for chain in value_of(nft).chains):
         return "nft"
@@ -111,7 +111,7 @@ def backend_of(netns: Path, table: str) -> str | None:
 
 
 def kernels(netns: Path) -> Kernels:
-    """Ask the kernel for what is in nftables and in the legacy tables."""
+    """Read from the kernel what is in nftables and in the legacy tables."""
     nft: Tables | Unread
     legacy: tuple[xtables.Table, ...] | Unread
     try:
@@ -141,13 +141,13 @@ def _saved(netns: Path, backend: str) -> str | Unread:
 
 
 def save(netns: Path, backend: str, table: str) -> str:
-    """Return one table of `netns` as a text that `load` takes, counters included."""
+    """Return one table of `netns` as a text that `load` accepts, with counters."""
     return run(save_argv(netns, backend, table)).stdout
 
 
 @change("load rules")
 def load(netns: Path, text: str, backend: str) -> None:
-    """Replace the tables that `text` names by its rules and counters, in one transaction a table."""
+    """Replace the tables that `text` names by its rules and counters, in one transaction per table."""
     run(inside(netns, *_tool(backend, "-restore"), "-c"), stdin=text)
 
 
@@ -161,7 +161,7 @@ def flush(netns: Path, backend: str, table: str) -> None:
 def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
     """Delete every rule and chain of `netns`, whoever made them; the `tables` of the backend `but` stay.
 
-    Raises UnreadError where it is not known what there is.
+    Raise UnreadError if the existing rules are not known.
     """
     found = snapshot(netns)
     spoilt = (f"table {name}" for name in rule_text.spoilt(nftables.read(netns)))
@@ -183,7 +183,7 @@ def clear(netns: Path, *, but: str, tables: Sequence[str]) -> None:
 
 
 def _accept(netns: Path) -> None:
-    """Have no chain of iptables' drop what no rule names."""
+    """Set the policy of iptables' chains to accept."""
     for chain in nftables.read(netns).chains:
         if chain.drops and chain.family == "ip" and rules_agreement.COMPAT.fullmatch(f"ip {chain.table}"):
             run(inside(netns, *_tool("nft"), "-t", chain.table, "-P", chain.name, "ACCEPT"))
@@ -206,7 +206,7 @@ def save_argv(netns: Path, backend: str, table: str) -> list[str]:
 
 
 def list_argv(netns: Path, backend: str, table: str, chain: str = "") -> list[str]:
-    """Return the command that lists a table, or one chain of it, with its counters for a person."""
+    """Return the command that lists a table, or one of its chains, with its counters for a person."""
     return inside(netns, *_tool(backend), "-t", table, "-vnL", *([chain] if chain else []))
 
 
@@ -216,5 +216,5 @@ def flush_argv(netns: Path, backend: str, table: str) -> list[str]:
 
 
 def restore_line(netns: Path, backend: str, saved: Path) -> str:
-    """Return the line a person types to put rules back from a file."""
+    """Return the line that a person types to restore rules from a file."""
     return f"{pasteable(inside(netns, *_tool(backend, '-restore'), '-c'))} < {saved}"

@@ -1,4 +1,4 @@
-"""The command istioctl: installs Istio, and takes it away."""
+"""The command istioctl: installs and uninstalls Istio."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def install_argv(settings: Sequence[str]) -> list[str]:
 
 @change("install Istio")
 def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabError | None]) -> None:
-    """Install Istio, and wait until it is there, unless `look` gives an error meanwhile. Raises LabError."""
+    """Install Istio, and wait until it is ready, unless `look` returns an error meanwhile. Raises LabError."""
     try:
         run([*install_argv(settings), "--kubeconfig", kubeconfig], timeout=_INSTALL, look=look)
     except LabError as error:
-        if error.command is None:  # what `look` saw
+        if error.command is None:  # what `look` returned
             raise
         said = complaint(error.stderr or "")
         raise LabError(
@@ -48,17 +48,17 @@ def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabE
 
 
 def complaint(said: str) -> str:
-    """Leave what istioctl complains of: a ship and its progress come before.
+    """Return only istioctl's complaints: a ship and its progress come first.
 
-    The newer say it in lines that begin with "Error"; the older have the cause in those that begin with a cross, with
-    what they know of it indented below.
+    Newer releases print them in lines that begin with "Error". Older ones print the cause in lines that begin with a
+    cross, and details indented below.
     """
     kept: list[str] = []
     bare, below, last = "", False, False
     for line in lines_of(said):
         last = last or bool(_LAST.match(line))
         if _CROSS.match(line):
-            # A cross with nothing but a name says something only by what is below it.
+            # A cross with nothing but a name is only meaningful with what is below it.
             below, bare = True, "" if ":" in line else line
         else:
             below = below and line.startswith((" ", "\t")) and bool(line.strip())
@@ -71,7 +71,7 @@ def complaint(said: str) -> str:
 
 
 def cause(said: str) -> str:
-    """Return the first complaint, in a line without its mark; the last line where there is none but that."""
+    """Return the first complaint, in a line without its mark; the last line if there is nothing else."""
     lines = [line.strip() for line in lines_of(said) if line.strip()]
     crossed = [_CROSS.sub("", line) for line in lines if _CROSS.match(line)]
     found = crossed or [_LAST.sub("", line) for line in lines if _LAST.match(line)]
@@ -79,12 +79,12 @@ def cause(said: str) -> str:
 
 
 def _hint(said: str) -> str:
-    """Return the next command: for an image that is not pulled its own, else one that looks at Istio's pods."""
+    """Return the next command: for an image that is not pulled its own, else one that lists Istio's pods."""
     image = re.search(r'(?:image|Image) "([^"\s]+)"', said) if re.search(r"ImagePull|ErrImage|pull", said) else None
     return f"docker pull {image[1]}" if image else "merlab status --lab kind"
 
 
 @change("uninstall Istio")
 def uninstall(*, kubeconfig: str) -> None:
-    """Take away all that Istio has in the cluster, but its namespace."""
+    """Uninstall everything that Istio has in the cluster, except for its namespace."""
     run(["istioctl", "uninstall", "-y", "--purge", "--kubeconfig", kubeconfig], timeout=_INSTALL)

@@ -1,7 +1,7 @@
-"""What this kernel can do, found out by asking it to, and since which version a kernel can.
+"""What this kernel can do, found by trying it, and since which version a kernel can do it.
 
-Filesystems are mounted detached (fsopen, fsmount): such a mount is on no path and in no namespace, and is gone
-with its file descriptor, so nothing can be left behind, not even by SIGKILL.
+File systems are mounted detached (fsopen, fsmount): such a mount is on no path and in no namespace, and is removed with
+its file descriptor. So nothing can be left behind, not even by SIGKILL.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Feature:
-    """Something merlab needs of the kernel: the first version that has it, and the options it is built by."""
+    """Something that merlab needs of the kernel: the first version that has it, and the build options for it."""
 
     since: str
     config: str
 
 
-#: The one table of what is needed. 5.15 is where all of it was there: see bpf_syscall.netns_cookie.
+#: The one table of what is needed. 5.15 has all of it: see bpf_syscall.netns_cookie.
 FEATURES = {
     "kernel.version": Feature("5.15", "CONFIG_BPF_SYSCALL"),
     "kernel.btf": Feature("5.4", "CONFIG_DEBUG_INFO_BTF"),
@@ -55,24 +55,24 @@ FEATURES = {
 
 
 def cannot(feature: str, detail: str | None = None) -> UnsupportedFeatureError:
-    """Make the error for a feature of the table, to be raised by whoever ran into its absence."""
+    """Build the error for a missing feature of the table, to be raised by the caller that needed it."""
     return UnsupportedFeatureError(feature, FEATURES[feature].since, detail)
 
 
 def release(text: str | None = None) -> tuple[int, int]:
-    """Return the kernel's version as (major, minor), from `text` or of the running kernel; (0, 0) for nonsense."""
+    """Return the kernel's version as (major, minor), from `text` or the running kernel; (0, 0) if it is unknown."""
     found = re.match(r"(\d+)\.(\d+)", os.uname().release if text is None else text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-#: The value of kernel.yama.ptrace_scope with which not even root may look into another process, until the next boot.
+#: The value of kernel.yama.ptrace_scope with which not even root may read another process, until the next boot.
 NOBODY_TRACES = 3
-#: What to type then: who sets it. A running kernel takes no other value any more.
+#: What to type then: it shows what sets it. A running kernel does not accept another value any more.
 FIND_PTRACE_SCOPE = "grep -rs ptrace_scope /etc/sysctl.conf /etc/sysctl.d /run/sysctl.d /usr/lib/sysctl.d"
 
 
 def ptrace_scope(root: Path = Path("/")) -> int | None:
-    """Return kernel.yama.ptrace_scope; None where this kernel has no Yama. Raises OSError."""
+    """Return kernel.yama.ptrace_scope; None if this kernel has no Yama. Raises OSError."""
     try:
         return int((root / "proc/sys/kernel/yama/ptrace_scope").read_text(encoding="ascii"))
     except FileNotFoundError:
@@ -88,7 +88,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
-    """Make a system call that Python has no function for; raises OSError."""
+    """Make a system call that has no function in Python. Raises OSError."""
     converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
     result = int(_libc.syscall(ctypes.c_long(number), *converted))
     if result < 0:
@@ -99,7 +99,7 @@ def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] |
 
 @contextlib.contextmanager
 def detached_mount(kind: str) -> Iterator[int]:
-    """Mount a filesystem of this kind nowhere; gives a directory descriptor of its root. Raises OSError."""
+    """Mount a file system of this kind nowhere; return a directory descriptor of its root. Raises OSError."""
     context = syscall(_FSOPEN, kind.encode() + b"\0", _CLOEXEC)
     try:
         syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
@@ -113,7 +113,7 @@ def detached_mount(kind: str) -> Iterator[int]:
 
 
 def has(directory: int, path: str) -> bool:
-    """Tell whether `path` is there below an open directory."""
+    """Report whether `path` exists below an open directory."""
     try:
         os.stat(path, dir_fd=directory)
     except OSError:

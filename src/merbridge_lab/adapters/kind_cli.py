@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 #: The label of kind's containers; its value is the cluster's name.
 LABEL = "io.x-k8s.kind.cluster"
-#: Which Docker network kind puts its nodes on. An experiment of kind's, documented in its release notes.
+#: Selects the Docker network of kind's nodes. An experimental setting of kind's, documented in its release notes.
 NETWORK = "KIND_EXPERIMENTAL_DOCKER_NETWORK"
 
-#: What kind runs nodes in; another one than Docker is no experiment of merlab's.
+#: What kind runs nodes in; merlab does not support another one than Docker.
 PROVIDER, DOCKER = "KIND_EXPERIMENTAL_PROVIDER", "docker"
 
 _CREATE = 400.0
 _LOAD = 900.0
 _ANSWER = 60.0
 _TEMPORARY = "merlab-kind-"
-#: In the environment of a kind that merlab started: merlab's PID, and when that began.
+#: In the environment of a kind that merlab started: merlab's PID, and its start time.
 _STARTED_BY = "MERLAB_STARTED_BY"
 _COMMAND = "kind"
 
 
 class IncompleteClusterError(LabError):
-    """There is a node, and Kubernetes was not made on it, or not yet."""
+    """There is a node without Kubernetes on it: it was not created, or not yet."""
 
 
 def _run(argv: Sequence[str], *, timeout: float, ok: Sequence[int] = (0,), **changes: str) -> Result:
@@ -52,38 +52,38 @@ def version() -> str:
 
 
 def create_argv(name: str, image: str, kubeconfig: str | None = None) -> list[str]:
-    """Return the command that makes a cluster; it reads the configuration from its standard input."""
+    """Return the command that creates a cluster; it reads the configuration from its standard input."""
     where = ["--kubeconfig", kubeconfig] if kubeconfig else []
     return ["kind", "create", "cluster", "--name", name, "--image", image, "--config", "-", *where]
 
 
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Make a folder for the length of a block; what a merlab that is killed leaves of it, `sweep` finds by its name."""
+    """Create a folder for the duration of a block; if merlab is killed, `sweep` finds its remains by name."""
     return tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-", ignore_cleanup_errors=True)
 
 
 @change("make a cluster")
 def create(name: str, image: str, config: str, *, network: str) -> None:
-    """Make a cluster, whose context goes into no kubeconfig. Raises LabError with all that kind said.
+    """Create a cluster without adding its context to a kubeconfig. Raise LabError with kind's complete output.
 
-    Of one that fails, the node stays: in it is what its kubelet said. The caller deletes it.
+    If it fails, the node stays: it contains the kubelet's log. The caller deletes it.
     """
-    # kind does not do without a file to write to.
+    # kind requires a file to write to
     with _folder() as folder:
         argv = [*create_argv(name, image, str(Path(folder, "kubeconfig"))), "--retain"]
-        # Whose kind this is, at_work finds out by the last one.
+        # the last one tells at_work which merlab this kind belongs to
         mine = {PROVIDER: DOCKER, NETWORK: network, _STARTED_BY: f"{os.getpid()}:{_began(os.getpid())}"}
         run(argv, timeout=_CREATE, stdin=config, env={**os.environ, **mine})
 
 
 def export_argv(name: str, kubeconfig: str | None = None) -> list[str]:
-    """Return the command that puts a cluster's context into a kubeconfig."""
+    """Return the command that adds a cluster's context to a kubeconfig."""
     return ["kind", "export", "kubeconfig", "--name", name, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
 
 
 @change("write a kubeconfig")
 def export(name: str, kubeconfig: str) -> None:
-    """Put a cluster's context into a kubeconfig. Raises LabError."""
+    """Add a cluster's context to a kubeconfig. Raises LabError."""
     try:
         _run(export_argv(name, kubeconfig), timeout=_ANSWER)
     except LabError as error:
@@ -96,7 +96,7 @@ def export(name: str, kubeconfig: str) -> None:
 
 
 def context_in(kubeconfig: str, name: str) -> dict[str, Any] | None:
-    """Return what a kubeconfig says of a cluster; None where it is not in there. Raises LabError for what is none."""
+    """Return the entry of a cluster in a kubeconfig; None if it has none. Raise LabError for any other file."""
     try:
         told = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8")) or {}
         clusters = {one["name"]: dict(one["cluster"]) for one in told.get("clusters") or []}
@@ -118,12 +118,12 @@ def delete_argv(name: str, kubeconfig: str | None = None) -> list[str]:
 
 @change("delete a cluster")
 def delete(name: str, kubeconfig: str | None) -> Result:
-    """Delete a cluster; whether it is gone, one looks up."""
+    """Delete a cluster; the caller checks whether it is gone."""
     return _run(delete_argv(name, kubeconfig), timeout=_ANSWER, ok=range(256))
 
 
 def kubeconfig_of(name: str) -> dict[str, Any]:
-    """Return the administrator's configuration for a cluster. Raises IncompleteClusterError where it was never made."""
+    """Return the administrator's configuration for a cluster. Raise IncompleteClusterError if it was never created."""
     try:
         told = _run(["kind", "get", "kubeconfig", "--name", name], timeout=_ANSWER).stdout
     except LabError as error:
@@ -136,7 +136,7 @@ def kubeconfig_of(name: str) -> dict[str, Any]:
 
 
 def known(name: str) -> dict[str, Any] | None:
-    """Return what the kubeconfig that kubectl would read says of a cluster; None where it is not in there."""
+    """Return the entry of a cluster in the kubeconfig that kubectl would read; None if it has none."""
     told = os.environ.get("KUBECONFIG", "")
     for file in filter(None, told.split(os.pathsep)) if told else [str(Path.home() / ".kube" / "config")]:
         with contextlib.suppress(LabError):
@@ -152,9 +152,9 @@ def load_argv(name: str, refs: Sequence[str]) -> list[str]:
 
 @change("load images")
 def load(name: str, refs: Sequence[str]) -> None:
-    """Copy images from Docker to the nodes. Raises LabError; where a disk is full it says which."""
+    """Copy images from Docker to the nodes. Raise LabError; if a disk is full, it names which."""
     try:
-        # kind saves them, gigabytes perhaps, in a folder that stays there when it is ended half-way.
+        # kind saves them, possibly gigabytes, in a folder that stays there if it is ended midway
         with _folder() as folder:
             _run(load_argv(name, refs), timeout=_LOAD, TMPDIR=folder)
     except LabError as error:
@@ -162,7 +162,7 @@ def load(name: str, refs: Sequence[str]) -> None:
 
 
 def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
-    """Say why images do not get into a node: kind has Docker save them to a file here, which ctr imports there."""
+    """Describe why images do not get into a node: kind has Docker save them to a file here, which ctr imports there."""
     said = error.stderr or ""
     what, hint = f"kind could not load {', '.join(refs)} into the node", "merlab doctor --lab kind"
     if "no space left on device" in said:
@@ -180,10 +180,10 @@ def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
 
 
 def at_work(name: str) -> list[int]:
-    """Return the PIDs of processes that create the cluster `name` on behalf of a merlab of this user's that is gone.
+    """Return the PIDs of kind processes that create the cluster `name` and that a killed merlab of this user's left.
 
-    A merlab that is killed cannot end them. Anybody can give a process such arguments: it must be this user's, run the
-    program kind, and have the mark of a merlab that lives no more in its environment.
+    A merlab that is killed cannot end them. Anybody can give a process such arguments. So it must be this user's, run
+    the program kind, and have in its environment the mark of a merlab that no longer runs.
     """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -194,24 +194,24 @@ def at_work(name: str) -> list[int]:
 
 
 def is_orphan(process: Path, name: str) -> bool:
-    """Whether `process`, a folder of /proc, is such a one. Raises OSError for one that is gone or out of sight."""
+    """Report whether `process`, a folder of /proc, is such a one. Raise OSError if it is gone or not visible."""
     argv = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
     if [Path(argv[0]).name, *argv[1:5]] != [_COMMAND, "create", "cluster", "--name", name]:
         return False
-    # The owner of the folder is no proof: root's, for a process that may not be dumped.
+    # The owner of the folder is no proof: it is root for a process that may not be dumped.
     status = (process / "status").read_text(encoding="utf-8", errors="replace")
     uids = re.search(r"^Uid:((?:\s+\d+){4})$", status, re.MULTILINE)
     if uids is None or {int(uid) for uid in uids[1].split()} != {os.geteuid()}:
         return False
     program = os.readlink(process / "exe").removesuffix(" (deleted)")  # noqa: PTH115 - it may be of a file that is gone
-    # What is on PATH under this name may be a link to kind-linux-amd64.
+    # The entry of this name on PATH may be a link to kind-linux-amd64.
     if Path(program).name not in (_COMMAND, Path(shutil.which(_COMMAND) or _COMMAND).resolve().name):
         return False
     return _is_abandoned((process / "environ").read_bytes().split(b"\0"))
 
 
 def _is_abandoned(environment: Sequence[bytes]) -> bool:
-    """Whether an environment has the mark of a merlab that lives no more."""
+    """Report whether an environment has the mark of a merlab that no longer runs."""
     prefix = f"{_STARTED_BY}=".encode()
     marks = [one.removeprefix(prefix).decode(errors="replace") for one in environment if one.startswith(prefix)]
     if len(marks) != 1 or not re.fullmatch(r"\d+:\d+", marks[0]):
@@ -224,7 +224,7 @@ def _is_abandoned(environment: Sequence[bytes]) -> bool:
 
 
 def _began(pid: int) -> int:
-    """Return when a process began, in clock ticks after boot: with its PID that names it. Raises OSError."""
+    """Return when a process began, in clock ticks after boot: this and its PID identify it. Raises OSError."""
     return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
 
 
@@ -235,13 +235,13 @@ def _owner(path: str) -> str | None:
 
 @change("end a process")
 def end(pid: int, name: str) -> None:
-    """End such a process; one that is gone already, or whose PID is another's by now, is left alone."""
+    """End such a process; leave it alone if it is gone already, or its PID is another process's by now."""
     try:
         held = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        # What is held cannot change any more: only now it is worth looking.
+        # A process that is held cannot change any more, so it is checked only now.
         with contextlib.suppress(OSError):
             if is_orphan(Path("/proc", str(pid)), name):
                 signal.pidfd_send_signal(held, signal.SIGTERM)

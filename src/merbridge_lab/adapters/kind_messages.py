@@ -1,4 +1,4 @@
-"""What the command kind says where it makes no cluster: the cause out of hundreds of lines, and what to type next."""
+"""Messages of the command kind if it creates no cluster: the cause out of hundreds of lines, and what to type next."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 
 from merbridge_lab.text import lines_of
 
-#: Lines of the summary, at most: all of it is in a file.
+#: Maximum number of lines of the summary: a file has all of them.
 _MOST = 8
 #: One frame of a Go stack: a function with its package and receiver, and below it, indented, a file with its line.
 _CALL = re.compile(r"^[\w.~-]+(?:/[\w.~-]+)*(?:\.\([*\w.\[\]]+\))?[\w.\[\]·]*\.[\w.\[\]·]+(?:\(.*\))?$|^created by \S+")
 _FILE = re.compile(r"^\s+\S+\.(?:go|s):\d+(?: \+0x[0-9a-f]+)?$")
 _ROUTINE = re.compile(r"^goroutine \d+ \[")
-#: Of cgroup v1 alone much is said where nothing is wrong with it.
+#: cgroup v1 is mentioned often, even if nothing is wrong with it.
 _REFUSES_V1 = r"not run on a host using cgroup v1|cgroups? v1 support is (?:unsupported|not)"
-#: What comes first: kind's own sentence; then who complains in kubeadm and below it.
+#: In order of precedence: kind's own sentence; then the complaints of kubeadm and below it.
 _HEAD = re.compile(r"^(?:ERROR|FATAL|panic|error): ?|^Error: ")
 _COMPLAINTS = (
     re.compile(
@@ -27,19 +27,19 @@ _COMPLAINTS = (
     re.compile(r"^(?:error execution phase|couldn't |failed to |unable to |timed out )", re.IGNORECASE),
     re.compile(r"^\s*- (?:The kubelet|A control plane)"),
 )
-#: kubeadm waits for the kubelet, and for what that starts.
+#: kubeadm waits for the kubelet, and for what the kubelet starts.
 _WAITED = r"kubelet-check|kubelet is (?:not|unhealthy)|wait-control-plane"
-#: How a kubelet says why it ends: what its command came to, and what it is fatal for; in klog's form.
+#: How a kubelet reports why it ends: the result of its command, and the fatal error; in klog's form.
 _LAST_WORDS = (
     re.compile(r'"command failed" err='),
     re.compile(r"(?i)failed to run kubelet|^F\d{4} |^Error: "),
 )
-#: It says so until kubeadm has written that file.
+#: It reports this until kubeadm has written that file.
 _NOT_YET = "failed to load kubelet config file"
 _ERR = re.compile(r'err="((?:[^"\\]|\\.)*)"')
 _KLOG = re.compile(r"^[IWEF]\d{4} \S+\s+\d+ \S+\] ")
 _LONGEST = 400
-#: A cause that is known by its words: how it is told, and what to type.
+#: Known causes, by their words: how each is reported, and what to type.
 _KNOWN = (
     (_REFUSES_V1, "its kubelet refuses cgroup v1, which this machine has", "merlab doctor --lab kind"),
     (r"required cgroups disabled", "the kernel lacks cgroups that the kubelet needs", "merlab doctor --lab kind"),
@@ -82,8 +82,8 @@ _KNOWN = (
 
 
 def cause(said: str, image: str) -> tuple[str, str]:
-    """Return the cause in a few words and the next command; two empty ones where the words are not known."""
-    # In what is shown first: the rest is of what went well, too.
+    """Return the cause in a few words and the next command; two empty strings if it is unknown."""
+    # In what is shown first: the rest is also about what went well.
     for text in (summary(said), said):
         for words, why, command in _KNOWN:
             if re.search(words, text):
@@ -92,7 +92,7 @@ def cause(said: str, image: str) -> tuple[str, str]:
 
 
 def summary(said: str) -> str:
-    """Leave what tells the cause, first things first: kind's ERROR, then the complaints; no frame of a stack."""
+    """Return only the lines that show the cause: kind's ERROR first, then the complaints; no stack frames."""
     lines = without_frames(said)
     heads = [line for line in lines if _HEAD.match(line)]
     found = dict.fromkeys(heads[:2])
@@ -104,12 +104,12 @@ def summary(said: str) -> str:
 
 
 def is_kubelets(said: str) -> bool:
-    """Whether kind could not make a cluster for want of its kubelet, or of what that starts."""
+    """Report whether kind could not create a cluster because of its kubelet, or of what that starts."""
     return re.search(_WAITED, summary(said)) is not None
 
 
 def of_kubelet(journal: str) -> str:
-    """Return the line with which a kubelet told why it ended, the last of them; "" where it told of no such thing."""
+    """Return the last line in which a kubelet reported why it ended; "" if it reported no such thing."""
     lines = [line.strip() for line in lines_of(journal) if _NOT_YET not in line]
     for words in _LAST_WORDS:
         if found := [line for line in lines if words.search(line)]:
@@ -119,8 +119,8 @@ def of_kubelet(journal: str) -> str:
 
 
 def without_frames(said: str) -> list[str]:
-    """Leave the lines that are no frame of a Go stack, and are not empty."""
-    # What a command printed that kind ran in the node begins on a line of kind's own.
+    """Return the lines that are neither a frame of a Go stack nor empty."""
+    # The output of a command that kind ran in the node begins on a line of kind's own.
     lines = lines_of(re.sub(r"^Command Output: ", "", said, flags=re.MULTILINE))
     kept = []
     for at, line in enumerate(lines):

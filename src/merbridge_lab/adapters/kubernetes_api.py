@@ -1,7 +1,7 @@
-"""The API of a Kubernetes cluster, by the kubernetes client library.
+"""The API of a Kubernetes cluster, through the kubernetes client library.
 
-Objects are the plain dictionaries of the API. What reads is tried again while the API does not answer (an API server
-that is restarted, or held up, is back within seconds), and says so meanwhile.
+Objects are the plain dictionaries of the API. Reads are retried while the API does not answer (an API server that is
+restarted, or delayed, is back within seconds), and report this meanwhile.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Object = dict[str, Any]
 
-#: Seconds for a connection, and for an answer.
+#: Timeouts for a connection, and for an answer, in seconds.
 TIMEOUT = (3.0, 8.0)
-#: How long a silent API is asked again, in seconds.
+#: How long requests to a silent API are retried, in seconds.
 _PATIENCE = 40.0
 _NOT_FOUND, _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 404, 401, 403, 429, 500
 _MANAGER = "merlab"
 
-#: What TLS says of certificates, be it OpenSSL here or an alert of the other end (RFC 8446, 6.2).
+#: TLS errors about certificates, from OpenSSL here or as an alert of the other end (RFC 8446, 6.2).
 _OF_CERTIFICATES = re.compile(r"certificate|unknown[ _]ca", re.IGNORECASE)
 
-#: What kubelet, containerd and runc say of a container that ended, or was recreated, before a command ran in it.
+#: The messages of kubelet, containerd and runc about a container that ended, or was recreated, before a command ran in
+#: it.
 ENDED = re.compile(r"container not found|CONTAINER_EXITED|no running task|stopped container|has stopped|not running")
 _NAMED = {
     "Namespace": "/api/v1/namespaces/{name}",
@@ -60,20 +61,20 @@ KINDS = frozenset(_NAMED)
 
 
 class ApiUnavailableError(LabError):
-    """The API does not answer, or answers that it cannot now."""
+    """The API does not answer, or answers that it is not available now."""
 
 
 class NotFoundError(LabError):
-    """The object is not there."""
+    """The object does not exist."""
 
 
 def path(kind: str, name: str = "", namespace: str = "default") -> str:
-    """Return the path of an object, or without `name` that of all of its kind in the namespace."""
+    """Return the path of an object, or without `name` that of all objects of its kind in the namespace."""
     return _NAMED[kind].format(namespace=namespace, name=name).rstrip("/")
 
 
 def without_proxy(host: str) -> str:
-    """Return what no_proxy is to be, so that `host` is reached directly, and whatever was before."""
+    """Return a no_proxy value with which `host` is reached directly, and everything that was in it before."""
     told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     return ",".join(dict.fromkeys([*filter(None, told.split(",")), host]))
 
@@ -85,7 +86,8 @@ class Api:
         self._kubeconfig = kubeconfig
         cluster, user = kubeconfig["clusters"][0]["cluster"], kubeconfig["users"][0]["user"]
         self.server = str(cluster["server"])
-        # It is on this machine, whatever https_proxy says. Websockets, and the commands we run, ask the environment.
+        # The API is on this machine, whatever https_proxy says. Websockets, and the commands that we run, read the
+        # environment.
         os.environ["no_proxy"] = without_proxy(str(urlsplit(self.server).hostname))
         self.files = {
             "ssl_ca_cert": MemFile(base64.b64decode(cluster["certificate-authority-data"])),
@@ -104,18 +106,18 @@ class Api:
         for name, file in self.files.items():
             setattr(configuration, name, file.path)
         configuration.proxy = None
-        configuration.retries = 0  # we do that, and say so
-        # Without a discoverer the client asks nothing beforehand and writes no cache.
+        configuration.retries = 0  # we do that, and report it
+        # Without a discoverer the client sends no requests beforehand and writes no cache.
         return DynamicClient(ApiClient(configuration), discoverer=lambda *_: None)
 
     def is_at(self, cluster: Mapping[str, Any]) -> bool:
-        """Whether a kubeconfig's entry leads to this cluster: one recreated has other keys and another port."""
+        """Report whether a kubeconfig's entry leads to this cluster: a recreated one has other keys and a new port."""
         ours = self._kubeconfig["clusters"][0]["cluster"]
         return all(ours[key] == cluster.get(key) for key in ("server", "certificate-authority-data"))
 
     @functools.cached_property
     def kubeconfig_file(self) -> str:
-        """Where other programs find the kubeconfig while this process lives."""
+        """The path where other programs find the kubeconfig while this process runs."""
         import yaml
 
         self.files["kubeconfig"] = MemFile(yaml.safe_dump(dict(self._kubeconfig)).encode())
@@ -142,7 +144,7 @@ class Api:
         return bytes(response.data)
 
     def refused(self, status: int | None, said: str, method: str, where: str) -> LabError:
-        """Return the error for an answer of the API that is no success; `said` is its body."""
+        """Return the error for a failed request to the API; `said` is the body of the answer."""
         try:
             said = json.loads(said)["message"]
         except (ValueError, KeyError, TypeError):
@@ -152,7 +154,7 @@ class Api:
         if ENDED.search(said):
             return NotFoundError(f"the container is not there any more in {where}", hint="merlab status", stderr=said)
         if status in (_UNAUTHORIZED, _FORBIDDEN):
-            # To its administrator an API says so only while it starts and has not read its own rules yet.
+            # An API gives its administrator this answer only while it starts and has not read its own rules yet.
             return self._expired() or ApiUnavailableError(
                 f"the cluster does not let us {method} {where}",
                 hint="merlab down --lab kind && merlab up --lab kind",
@@ -165,9 +167,9 @@ class Api:
         return LabError(f"the cluster refuses to {method} {where}", stderr=said)
 
     def unavailable(self, error: Exception) -> LabError:
-        """Return the error for an API that did not answer, or broke off; for its certificates where these are why."""
+        """Return the error for an API that did not answer, or broke off; name the certificates if they are why."""
         said = str(error)
-        # An end of TLS in the middle, a broken record: these say nothing about certificates.
+        # An end of TLS in the middle, a broken record: these are not about certificates.
         if isinstance(error, ssl.SSLCertVerificationError) or _OF_CERTIFICATES.search(said):
             return self._expired() or LabError(
                 f"the certificates of the cluster at {self.server} are no longer valid",
@@ -194,7 +196,7 @@ class Api:
         )
 
     def _patiently(self, once: Callable[[], T], *, patience: float = _PATIENCE) -> T:
-        """Try again while the API is silent, at most `patience` seconds."""
+        """Retry while the API is silent, for at most `patience` seconds."""
         last: list[LabError] = []
         given: list[T] = []
 
@@ -213,7 +215,7 @@ class Api:
     # -- objects ----------------------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
-        """Whether the API answers, and says that it is ready."""
+        """Report whether the API answers, and reports readiness."""
         try:
             return self._once("get", "/readyz", {}) == b"ok"
         except ApiUnavailableError:
@@ -242,7 +244,7 @@ class Api:
 
     @change("apply an object")
     def apply(self, document: Object) -> None:
-        """Have an object be so, fields that others set aside (server-side apply)."""
+        """Apply an object; fields that others set stay (server-side apply)."""
         meta = document["metadata"]
         where = path(document["kind"], meta["name"], meta.get("namespace", "default"))
         content = "application/apply-patch+yaml"
@@ -251,7 +253,7 @@ class Api:
 
     @change("delete an object")
     def delete(self, where: str, *, grace: int | None = None) -> None:
-        """Delete what is at a path; nothing there is fine."""
+        """Delete what is at a path; succeed if nothing is there."""
         query = {} if grace is None else {"gracePeriodSeconds": grace}
         try:
             self._patiently(lambda: self._once("delete", where, query))
@@ -270,9 +272,9 @@ class Api:
         since: int | None = None,
         previous: bool = False,
     ) -> str:
-        """Return what a container printed: its last `tail` lines, or what is no older than `since` seconds.
+        """Return what a container printed: its last `tail` lines, or what is not older than `since` seconds.
 
-        `previous` asks for what the one before it printed, which ended.
+        `previous` requests the output of the previous container, which ended.
         """
         query: dict[str, object] = {"container": container}
         if previous:

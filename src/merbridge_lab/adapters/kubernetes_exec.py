@@ -1,4 +1,4 @@
-"""Commands in a container of a pod, by the API of the cluster (pods/exec, over a websocket)."""
+"""Commands in a container of a pod, through the API of the cluster (pods/exec, over a websocket)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from merbridge_lab.adapters.kubernetes_api import Api
 
-#: What comes of a command in a container: each message begins with a byte that says of which channel it is.
+#: The output of a command in a container: the first byte of each message tells its channel.
 _PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
-#: How often one looks, while a command runs in a container, whether merlab is to stop; in seconds.
+#: How often merlab checks, while a command runs in a container, whether it must stop; in seconds.
 _GLANCE = 0.25
 
 
@@ -32,10 +32,10 @@ _GLANCE = 0.25
 def execute(
     api: Api, namespace: str, pod: str, container: str, argv: Sequence[str], timeout: float
 ) -> tuple[int, str, str]:
-    """Run `argv` in a container; give its exit status and both streams.
+    """Run `argv` in a container; return its exit status and both streams.
 
-    Raises NotFoundError where the pod or the container is gone, ApiUnavailableError where the API does not answer
-    or breaks off, LabError where the command cannot be run or does not end within `timeout` seconds.
+    Raise NotFoundError if the pod or the container is gone, ApiUnavailableError if the API does not answer or
+    breaks off, LabError if the command cannot be run or does not end within `timeout` seconds.
     """
     from websocket import WebSocketBadStatusException, WebSocketException
 
@@ -59,9 +59,9 @@ def execute(
 
 @contextmanager
 def _upgraded(api: Api, where: str) -> Iterator[WebSocket]:
-    """Open a websocket for the length of the block; each of its steps has the time of an answer, and no more.
+    """Open a websocket for the duration of the block; each of its steps has the timeout of an answer.
 
-    Not by kubernetes.stream: that one waits for a connection, and for the answer on it, without end.
+    Not with kubernetes.stream: that one waits for a connection, and for the answer on it, without a limit.
     """
     from websocket import create_connection
 
@@ -79,7 +79,7 @@ def _upgraded(api: Api, where: str) -> Iterator[WebSocket]:
 
 
 def _status(api: Api, told: bytes, what: str) -> int:
-    """Read the Status object with which the API says how a command ended. Raises LabError where it did not run."""
+    """Parse the Status object with which the API reports how a command ended. Raise LabError if it did not run."""
     if not told:
         raise ApiUnavailableError(
             f"the API of the cluster at {api.server} broke off {what}", hint="merlab doctor --lab kind"
@@ -98,9 +98,9 @@ def _status(api: Api, told: bytes, what: str) -> int:
 
 
 def _channels(connection: WebSocket, timeout: float) -> Mapping[int, bytes] | None:
-    """Read what comes on each channel until the API closes the connection; None where it does not in `timeout` seconds.
+    """Read each channel until the API closes the connection; None if it does not within `timeout` seconds.
 
-    Raises Interrupted, and what the library raises where the connection is lost.
+    Raise Interrupted, or what the library raises if the connection is lost.
     """
     from websocket import ABNF, WebSocketTimeoutException
 
@@ -112,7 +112,7 @@ def _channels(connection: WebSocket, timeout: float) -> Mapping[int, bytes] | No
         try:
             kind, message = connection.recv_data(control_frame=True)
         except WebSocketTimeoutException:
-            continue  # what came of a message is kept for the next time
+            continue  # a partial message is kept for the next read
         if kind == ABNF.OPCODE_CLOSE:
             return channels
         if kind in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and message:

@@ -1,6 +1,6 @@
-"""Links, addresses and routes inside network namespaces, by netlink.
+"""Links, addresses and routes inside network namespaces, through netlink.
 
-pyroute2 is imported when first needed: it takes longer to load than a veth to make.
+pyroute2 is imported when it is first needed: loading it takes longer than creating a veth.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def _index(asked: Any, name: str) -> int | None:  # noqa: ANN401 - pyroute2 has 
 def set_up(netns: Path, sysctls: Mapping[str, str]) -> None:
     """Bring the loopback of `netns` up and set `sysctls` (paths below /proc/sys/net) in it.
 
-    What the kernel does not have is left out; what is right already is not written. Raises OSError, NetlinkError.
+    Settings that the kernel lacks are skipped; those that are right already are not written. Raises OSError,
+    NetlinkError.
     """
 
     def work() -> None:
         from pyroute2 import IPRoute
 
         for name, value in sysctls.items():
-            # Which namespace's value a path below /proc/sys/net means depends on the thread that opens it.
+            # The namespace of a path below /proc/sys/net is that of the thread that opens it.
             setting = Path("/proc/sys/net", name)
             with contextlib.suppress(FileNotFoundError):
                 if " ".join(setting.read_text().split()) != value:
@@ -53,10 +54,10 @@ def set_up(netns: Path, sysctls: Mapping[str, str]) -> None:
 
 @change("link two namespaces")
 def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway: str) -> None:
-    """Link the namespaces `node` and `pod` as the CNI plugin ptp does: a veth, an address of its own a side, routes.
+    """Link the namespaces `node` and `pod` as the CNI plugin ptp does: a veth, an address on each side, routes.
 
-    An old link goes first. Neither end is ever in another namespace than these two. Raises LabError where the kernel
-    has no such links, OSError, NetlinkError.
+    An old link is removed first. Neither end is ever in another namespace than these two. Raise LabError if the kernel
+    has no such links. Raises OSError, NetlinkError.
     """
     disconnect(node, veth)
     disconnect(pod, POD_END)
@@ -98,7 +99,7 @@ def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway:
 
 @change("delete a link")
 def disconnect(netns: Path, name: str) -> None:
-    """Delete the link `name` in `netns`, and with it its other end and the routes over it; not there is fine."""
+    """Delete the link `name` in `netns`, with its other end and the routes over it; succeed if it does not exist."""
 
     def work() -> None:
         from pyroute2 import IPRoute, NetlinkError
@@ -124,7 +125,7 @@ def names(netns: Path) -> tuple[str, ...]:
 
 
 def hardware(netns: Path, name: str) -> str:
-    """Return the hardware address of the link `name` in `netns`; empty where there is no such link. Raises OSError."""
+    """Return the hardware address of the link `name` in `netns`; "" if there is no such link. Raises OSError."""
 
     def work() -> str:
         from pyroute2 import IPRoute
@@ -137,7 +138,7 @@ def hardware(netns: Path, name: str) -> str:
 
 
 def number_of(netns: Path, other: Path) -> int | None:
-    """Return the number with which links in `netns` name the namespace `other`; None if none does. Raises OSError."""
+    """Return the number with which links in `netns` refer to the namespace `other`, or None. Raises OSError."""
     descriptor = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return run_inside(netns, lambda: netlink_hooks.number_of(descriptor))
@@ -146,7 +147,7 @@ def number_of(netns: Path, other: Path) -> int | None:
 
 
 def addresses(netns: Path) -> tuple[str, ...]:
-    """List the IPv4 addresses in `netns`, those of the loopback left out. Raises OSError."""
+    """List the IPv4 addresses in `netns`, except for those of the loopback. Raises OSError."""
 
     def work() -> tuple[str, ...]:
         from pyroute2 import IPRoute

@@ -1,4 +1,4 @@
-"""Files that have no name: other programs read them by a path in /proc, and they go with this process."""
+"""Files without a name: other programs read them by a path in /proc, and they disappear with this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 class MemFile:
-    """A file in memory, for what must not be left on a disk: keys, most of all."""
+    """A file in memory, for content that must not be left on a disk: above all keys."""
 
     def __init__(self, content: bytes) -> None:
         self._descriptor = os.memfd_create("merlab")
@@ -14,11 +14,11 @@ class MemFile:
 
     @property
     def path(self) -> str:
-        """Where programs of the same user find it while this process lives."""
+        """The path where programs of the same user find it while this process runs."""
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def close(self) -> None:
-        """Let it go; once more is fine, and closes nothing that has got its number since."""
+        """Close it. A second call is allowed, and does not close another file that has got its number since."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

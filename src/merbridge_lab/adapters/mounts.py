@@ -1,6 +1,6 @@
-"""Mounts: made, changed and found, by the system calls themselves.
+"""Mounts: created, changed and found with the system calls themselves.
 
-A dozen mounts per pod by mount(8) would cost a tenth of a second; the calls take microseconds.
+A dozen mounts per pod with mount(8) would cost a tenth of a second; the calls take microseconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Mount:
     fstype: str
     source: str
     options: frozenset[str]
-    #: Major and minor of the file system's device, and the mount and the one it is on by the kernel's numbers.
+    #: Major and minor of the file system's device, and the kernel's numbers of the mount and of its parent.
     device: str = field(default="", compare=False)
     number: int = field(default=0, compare=False)
     parent: int = field(default=0, compare=False)
@@ -46,12 +46,12 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def _unescape(field: bytes) -> str:
-    # mountinfo writes blank, tab, newline and backslash as three octal digits; any other byte stands for itself.
+    # mountinfo writes blank, tab, newline and backslash as three octal digits; any other byte stays as it is.
     return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field))
 
 
 def table() -> list[Mount]:
-    """List the mounts of this thread's namespace in the order they were made."""
+    """List the mounts of this thread's namespace in the order of their creation."""
     return parse(raw())
 
 
@@ -61,12 +61,12 @@ def raw() -> bytes:
 
 
 def parse(mountinfo: bytes) -> list[Mount]:
-    """Read a /proc/PID/mountinfo: bytes, since a mount point may be called anything."""
+    """Parse a /proc/PID/mountinfo: bytes, because a mount point may have any name."""
     mounts = []
     for line in mountinfo.split(b"\n"):
         if not line:
             continue
-        # Neither part has a blank of its own, and a source may be empty (two blanks in a row).
+        # Neither part contains a blank, and a source may be empty (two blanks in a row).
         left, _, right = line.partition(b" - ")
         fields, (fstype, source, *_rest) = left.split(b" "), right.split(b" ")
         mounts.append(
@@ -85,12 +85,12 @@ def parse(mountinfo: bytes) -> list[Mount]:
 
 
 def at(target: Path) -> Mount | None:
-    """Return what is mounted on `target`, the topmost of several."""
+    """Return what is mounted on `target`; the topmost if there are several."""
     return next((mount for mount in reversed(table()) if mount.target == target), None)
 
 
 def below(target: Path) -> list[Mount]:
-    """List the mounts on and below `target`, the latest first: the order in which they come off."""
+    """List the mounts on and below `target`, the latest first: the order in which they are unmounted."""
     return [m for m in reversed(table()) if m.target == target or target in m.target.parents]
 
 
@@ -116,18 +116,18 @@ def bind(source: str | Path, target: str | Path) -> None:
 
 @change("unmount")
 def umount(target: Path) -> None:
-    """Take the topmost mount off `target` at once; what still uses it keeps it alive unseen. Raises OSError."""
+    """Unmount the topmost mount on `target` at once; what still uses it keeps it alive invisibly. Raises OSError."""
     if _LIBC.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(target))
 
 
 def take_away(target: Path) -> None:
-    """Unmount everything on and below `target`, and delete each mount point; nothing there is fine.
+    """Unmount everything on and below `target`, and delete each mount point; succeed if nothing is there.
 
-    Deleting a mount point is what takes the mount out of every *other* mount namespace that copied it (vfs_rmdir and
-    vfs_unlink call detach_mounts): a service started meanwhile by the system would otherwise keep our namespaces.
-    Raises OSError.
+    Deleting a mount point removes the mount from every *other* mount namespace that copied it (vfs_rmdir and vfs_unlink
+    call detach_mounts). Otherwise a service that the system started meanwhile would keep our namespaces. Raises
+    OSError.
     """
     for found in below(target):
         umount(found.target)

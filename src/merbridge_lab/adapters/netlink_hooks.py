@@ -1,7 +1,7 @@
-"""What hangs on the links and hooks of a network namespace: XDP, tc filters, tcx, netfilter's programs; its sockets.
+"""What is attached to the links and hooks of a network namespace: XDP, tc, tcx, netfilter's programs; and its sockets.
 
-By netlink as the kernel speaks it: what is asked here are dumps of a few messages, and half of it pyroute2 lacks.
-Every function works in the network namespace of the calling thread (netns.run_inside), and raises OSError.
+It uses plain netlink: these are dumps of a few messages, and pyroute2 lacks half of them. Every function works in the
+network namespace of the calling thread (netns.run_inside), and raises OSError.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def _text(raw: bytes | None) -> str:
 
 
 def dump(family: int, kind: int, body: bytes, *, single: bool = False) -> list[bytes]:
-    """Return the bodies of the messages of a dump; ask again where it changed meanwhile. Raises OSError.
+    """Return the bodies of the messages of a dump; repeat it if it changed meanwhile. Raises OSError.
 
-    `single` is for what has one answer: no dump is asked for, and nothing follows it.
+    `single` is for a request with one answer: it is no dump, and nothing follows the answer.
     """
     for _ in range(_ATTEMPTS):
         found, whole = _dump_once(family, kind, body, single=single)
@@ -142,7 +142,7 @@ def _links() -> list[_Link]:
 
 
 def on_links() -> list[Hung]:
-    """List every XDP program, tc filter (of whatever kind), tcx and netkit program on every link."""
+    """List every XDP program, tc filter (of any kind), tcx and netkit program on every link."""
     links = _links()
     found = _programs(links)
     names = {link.number: link.name for link in links}
@@ -161,7 +161,7 @@ def _fast_programs(link: _Link) -> Iterator[Hung]:
             numbers = bpf_syscall.attached_progs(link.number, attach_type)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENODEV):
-                continue  # before Linux 6.6 there is no tcx, so there is none here; or the link has just gone
+                continue  # before Linux 6.6 there is no tcx, so none is attached; or the link has just gone
             raise
         yield from (Hung(link.name, what, number) for number in numbers)
 
@@ -220,7 +220,7 @@ def on_netfilter() -> list[Hung]:
 
 
 def hardware() -> dict[str, str]:
-    """Return the hardware address of each link, by its name."""
+    """Return the hardware address of each link, by name."""
     without_statistics = _attribute(_EXT_MASK, struct.pack("=I", 8))
     found = {}
     for message in dump(_ROUTE, _GETLINK, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + without_statistics):
@@ -230,7 +230,7 @@ def hardware() -> dict[str, str]:
 
 
 def number_of(namespace: int) -> int | None:
-    """Return the number with which links here name the network namespace behind a descriptor; None if none does."""
+    """Return the number with which links here refer to the network namespace behind a descriptor; None if none does."""
     body = struct.pack("=B3x", 0) + _attribute(_NSID_FD, struct.pack("=I", namespace))
     (answer,) = dump(_ROUTE, _GETNSID, body, single=True)
     (number,) = struct.unpack("=i", attributes(answer[4:])[_NSID])

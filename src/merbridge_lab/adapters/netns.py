@@ -1,7 +1,7 @@
-"""Network and mount namespaces: made, pinned to a path, entered for one call, told apart.
+"""Network and mount namespaces: created, pinned to a path, entered for one call, told apart.
 
-A namespace is pinned by bind-mounting /proc/…/ns/… on a file, as `ip netns add` does on /run/netns; where it is
-pinned here is the lab's own business.
+A namespace is pinned by bind-mounting /proc/…/ns/… on a file, as `ip netns add` does on /run/netns. The lab decides
+where.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _call(name: str, *args: int) -> None:
 
 
 def _in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread of its own, so that whatever namespaces it enters, no other thread is moved."""
+    """Run `work` in a separate thread, so that it can enter namespaces without moving another thread."""
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -61,17 +61,17 @@ def _in_thread(work: Callable[[], T]) -> T:
 
 
 def run_inside(namespace: Path, work: Callable[[], T], kind: int = NEWNET) -> T:
-    """Run `work` in the namespace of `kind` (NEWNET or NEWNS) pinned at `namespace`, and give what it gives.
+    """Run `work` in the namespace of `kind` (NEWNET or NEWNS) pinned at `namespace`, and return its result.
 
-    Sockets it makes stay in that network namespace wherever they are used afterwards. Raises OSError when the
-    namespace is not there, and whatever `work` raises.
+    Sockets that it creates stay in that network namespace wherever they are used afterwards. Raise OSError if the
+    namespace does not exist, and whatever `work` raises.
     """
 
     def entered() -> T:
         descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if kind == NEWNS:
-                # Who shares root and working directory with others cannot go elsewhere.
+                # A thread that shares root and working directory with others cannot enter another one.
                 _call("unshare", _FS)
             _call("setns", descriptor, kind)
         finally:
@@ -83,7 +83,7 @@ def run_inside(namespace: Path, work: Callable[[], T], kind: int = NEWNET) -> T:
 
 @change("make a namespace for a moment")
 def run_in_new(work: Callable[[], T]) -> T:
-    """Run `work` in a network namespace that ends with it, and give what it gives. Raises OSError, what `work` does."""
+    """Run `work` in a temporary network namespace, and return its result. Raises OSError, and what `work` raises."""
 
     def entered() -> T:
         _call("unshare", NEWNET)
@@ -93,14 +93,15 @@ def run_in_new(work: Callable[[], T]) -> T:
 
 
 def create(pin: Path, kind: int, work: Callable[[], None] | None = None) -> None:
-    """Make a namespace of `kind` (NEWNET or NEWNS), run `work` in it, and pin it at `pin` if that succeeded.
+    """Create a namespace of `kind` (NEWNET or NEWNS), run `work` in it, and pin it at `pin` if that succeeded.
 
-    A new mount namespace is a copy of ours that still follows it. If merlab is killed on the way, the namespace goes
-    with it. Raises LabError where the kernel refuses, and what `work` raises.
+    A new mount namespace is a copy of ours that still follows it. If merlab is killed meanwhile, the namespace is
+    removed with it. Raise LabError if the kernel refuses, and what `work` raises.
     """
-    # A mount namespace can be pinned only in an older one (mnt_ns_loop in fs/namespace.c), told by numbers that
-    # since Linux 6.18 each CPU hands out from a batch of its own. In a container started a moment ago, ours may
-    # have a higher number than one made now on another CPU; on the CPU it was made on, numbers go on from it.
+    # A mount namespace can be pinned only in an older one (mnt_ns_loop in fs/namespace.c). The age is compared by
+    # numbers that since Linux 6.18 each CPU assigns from a batch of its own. In a container started a moment ago, our
+    # number may be higher than that of a namespace created now on another CPU; on the CPU where ours was created,
+    # numbers continue from it.
     attempts: list[int | None] = [None, *sorted(os.sched_getaffinity(0))] if kind == NEWNS else [None]
     for cpu in attempts:
         try:
@@ -122,7 +123,7 @@ def _create(pin: Path, kind: int, work: Callable[[], None] | None, cpu: int | No
             os.sched_setaffinity(0, {cpu})  # of this thread alone
         _call("unshare", kind)
         if kind == NEWNS:
-            # Slave, not private: what the host unmounts must not be kept busy by a pod.
+            # Slave, not private: a pod must not keep busy what the host unmounts.
             mounts.mount("none", "/", flags=mounts.MS_REC | mounts.MS_SLAVE)
         if work is not None:
             work()
@@ -152,7 +153,7 @@ def _create(pin: Path, kind: int, work: Callable[[], None] | None, cpu: int | No
 
 
 def is_pinned(pin: Path) -> bool:
-    """Whether a namespace is pinned at `pin` (a plain file is what a killed merlab may leave)."""
+    """Report whether a namespace is pinned at `pin` (a killed merlab may leave a plain file)."""
     try:
         return pin.stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
     except FileNotFoundError:
@@ -160,7 +161,7 @@ def is_pinned(pin: Path) -> bool:
 
 
 def unpin(pin: Path) -> None:
-    """Let the namespace at `pin` go; it ends with its last process. Nothing there is fine. Raises OSError."""
+    """Remove the pin at `pin`; the namespace ends with its last process. Succeed if it is missing. Raises OSError."""
     mounts.take_away(pin)
 
 

@@ -1,9 +1,9 @@
-"""What changes in a network namespace from now on: the kernel tells of it, also of what is undone before anybody looks.
+"""Changes in a network namespace from now on, as the kernel reports them, including those undone before anybody looks.
 
-Told are changes of links, IPv4 addresses and routes, rules of policy routing, next hops, neighbours, queueing
-disciplines with their classes and filters, and settings of links that have a notice of their own; of IPsec; and of
-nftables in which table. IPv6's addresses and routes are left out: the kernel changes them by itself, and nothing of the
-lab's goes that way. Of the legacy iptables the kernel tells nothing.
+Reported are: changes of links, IPv4 addresses and routes, rules of policy routing, next hops, neighbours, queueing
+disciplines with their classes and filters, and settings of links that have their own notification; of IPsec; and of
+nftables, in which table. IPv6's addresses and routes are left out: the kernel changes them by itself, and nothing of
+the lab uses them. The kernel does not report changes of the legacy iptables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
 _ROOM = 4 << 20
 _NETCONF = (80, 81)
-#: NETCONFA_*, by what sysctl calls them.
+#: NETCONFA_*, by the names of sysctl.
 _SETTINGS = {2: "forwarding", 3: "rp_filter", 4: "mc_forwarding", 5: "proxy_arp", 6: "ignore_routes_with_linkdown"}
 _INT = 4
 _ALL = {-1: "all", -2: "default"}
@@ -47,7 +47,7 @@ class Change(NamedTuple):
 
 
 class Listener:
-    """Listens in one network namespace from the moment it is made. Raises OSError."""
+    """Listens in one network namespace from its creation on. Raises OSError."""
 
     def __init__(self, namespace: Path) -> None:
         self._names: dict[int, str] = {}
@@ -61,14 +61,14 @@ class Listener:
                 try:
                     told[family] = stack.enter_context(_socket(family, groups))
                 except OSError as error:
-                    # A kernel without IPsec, or without netfilter, can be told of none.
+                    # A kernel without IPsec, or without netfilter, has no such notifications.
                     if family == _ROUTE or error.errno not in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
                         raise
             stack.pop_all()
         return told
 
     def changes(self) -> list[Change]:
-        """Return what has changed since this was last asked. Raises OSError where the kernel could not tell it all."""
+        """Return what has changed since the last call. Raise OSError if the kernel could not report everything."""
         found = []
         settings = []
         for family, told in self._told.items():
@@ -78,7 +78,7 @@ class Listener:
                 elif family == _NETFILTER:
                     found += _tables(kind, body)
                 elif kind in _NETCONF:
-                    settings.append(body)  # a new link has settings before it has told its name
+                    settings.append(body)  # a new link has settings before its name was reported
                 elif (read := network_dump.line_of(kind, body, self._names)) is not None:
                     found.append(Change(*read))
         return [*found, *(each for body in settings for each in self._settings(body))]
@@ -94,13 +94,13 @@ class Listener:
                 yield Change(is_there=True, kind="setting", line=f"ipv4/conf/{link}/{name} {told[kind]}")
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         for told in self._told.values():
             told.close()
 
 
 def _tables(kind: int, body: bytes) -> Iterator[Change]:
-    """Yield in which table of nftables something changed; that the generation did says no more."""
+    """Yield the tables of nftables that changed; a notice that the generation changed adds nothing."""
     if kind >> 8 == _NFTABLES and kind & 0xFF != _NEWGEN:
         name = netlink_hooks.attributes(body[4:]).get(_TABLE, b"").rstrip(b"\0").decode(errors="replace")
         yield Change(is_there=True, kind="nftables table", line=f"{_FAMILIES.get(body[0], body[0])} {name}")
@@ -109,7 +109,7 @@ def _tables(kind: int, body: bytes) -> Iterator[Change]:
 def _socket(family: int, groups: tuple[int, ...]) -> socket.socket:
     told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
     try:
-        with contextlib.suppress(OSError):  # then the room is the machine's default
+        with contextlib.suppress(OSError):  # then the buffer has the machine's default size
             told.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         told.setblocking(False)
         told.bind((0, 0))

@@ -1,7 +1,7 @@
-"""All that decides where a network namespace sends TCP, read at once: one dump a kind, by netlink.
+"""Everything that decides where a network namespace sends TCP, read at once: one dump for each kind, through netlink.
 
-Each thing found is one line of text, in which everything stands that tells it from another; so two namespaces are
-alike when their lines are the same, and a line that is not expected names what it is.
+Each object found is one line of text that contains everything that tells it from another. So two namespaces are equal
+if their lines are equal, and an unexpected line names the object.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _UP, _LOWER_UP, _NOARP = 0x1, 0x10000, 0x80
-#: IFF_* that say nothing: told above, of the kind of link, or of multicast, which TCP has no use for.
+#: IFF_* without information: reported above, about the kind of link, or about multicast, which TCP does not use.
 _FLAGS_TOLD = _UP | _LOWER_UP | _NOARP | 0x2 | 0x8 | 0x40 | 0x1000
 _FLAGS = {0x100: "promiscuous", 0x200: "all multicast"}
-#: Attributes of links by the words for them, with what the kernel gives every link.
+#: Attributes of links by the words for them, with the kernel's values for every link.
 _LINK_PLAIN = {
     "IFLA_GROUP": ("group", 0),
     "IFLA_TXQLEN": ("queue length", 1000),
@@ -33,7 +33,7 @@ _LINK_PLAIN = {
     "IFLA_GRO_MAX_SIZE": ("GRO size", 65536),
 }
 _FOREVER = 0xFFFFFFFF
-#: IFA_F_PERMANENT; and those of IPv6 that come and go while the kernel looks for another with the same address.
+#: IFA_F_PERMANENT; and flags of IPv6 that come and go while the kernel looks for another host with the same address.
 _KEPT, _PASSING = 0x80, 0x04 | 0x08 | 0x40
 _ADDRESS_FLAGS = {0x01: "secondary", 0x20: "deprecated", 0x40: "tentative", 0x200: "no prefix route"}
 _PERMANENT, _KERNELS = 0x80, 0x40  # NUD_PERMANENT, NUD_NOARP
@@ -42,10 +42,10 @@ _VALID = 0x02 | 0x04 | 0x08 | 0x10  # NUD_REACHABLE, STALE, DELAY, PROBE
 _TYPES = ("unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit")
 _SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
 _HOST = 254
-#: What precedes the body of a message (struct nlmsghdr), and the kind RTM_NEWNEXTHOP.
+#: The length of the header of a message (struct nlmsghdr), and the kind RTM_NEWNEXTHOP.
 _HEADER, _NEXT_HOP = 16, 104
 _TABLES = {253: "default", 254: "main", 255: "local"}
-#: Told in words already, or counters and ages that change by themselves; RTA_PREF is about routers on a LAN.
+#: Reported in words already, or counters and ages that change by themselves; RTA_PREF is about routers on a LAN.
 _ROUTE_TOLD = {"RTA_TABLE", "RTA_DST", "RTA_OIF", "RTA_CACHEINFO", "RTA_PREF"}
 _RULE_TOLD = {"FRA_TABLE", "FRA_PRIORITY", "FRA_PROTOCOL"}
 #: FRA_SUPPRESS_PREFIXLEN of a rule that suppresses nothing.
@@ -56,7 +56,7 @@ _NOTHING = ("FRA_SUPPRESS_PREFIXLEN", 0xFFFFFFFF)
 class Link:
     """A link; `peer` is the index of a veth's other end (IFLA_LINK).
 
-    `space` is the number with which this namespace names the one of that other end; None is this namespace itself.
+    `space` is the number with which this namespace refers to the one of that other end; None is this namespace itself.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Network:
 
 
 def read(netns: Path, *, settings: bool = False) -> Network:
-    """Read what there is in the namespace pinned at `netns`, with all its `settings` (see sysctls) where wanted.
+    """Read the namespace pinned at `netns`, with all its `settings` (see sysctls) if requested.
 
     Raises OSError, NetlinkError, UnreadError.
     """
@@ -108,10 +108,10 @@ def read(netns: Path, *, settings: bool = False) -> Network:
 
 
 def line_of(kind: int, body: bytes, names: dict[int, str]) -> tuple[bool, str, str] | None:
-    """Read what netlink tells of a change: whether it is there now, and its kind and line as `read` gives them.
+    """Parse a change that netlink reports: whether it is there now, and its kind and line as `read` returns them.
 
-    None for what says nothing about where TCP goes: that a neighbour was asked for, or forgotten. `names` are those of
-    the links by index; those of new links are added.
+    Return None for what does not affect where TCP goes: that a neighbour was looked up, or forgotten. `names` are those
+    of the links by index; those of new links are added.
     """
     from pyroute2.netlink.rtnl import fibmsg, ifaddrmsg, ifinfmsg, ndmsg, rtmsg, tcmsg
 
@@ -222,12 +222,12 @@ def _family(number: int) -> str:
 
 
 def _neighbours(messages: Iterable[Any], names: Mapping[int, str]) -> Iterator[str]:
-    """Tell those that somebody set, and of those that the kernel found which address has which hardware address."""
+    """Return those that somebody set and, of those that the kernel found, which address has which hardware address."""
     for message in messages:
         where, state = names.get(message["ifindex"], message["ifindex"]), message["state"]
         address, hardware = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
         if state & _KERNELS and (where == "lo" or _is_group(address, hardware)):
-            continue  # the kernel's own: on lo and for groups nobody need be asked
+            continue  # the kernel's own: on lo and for groups, no lookup is needed
         if state & (_PERMANENT | _KERNELS):
             yield f"{address} at {hardware} dev {where}, set by hand"
         elif state & _VALID and message["family"] == socket.AF_INET:
@@ -235,7 +235,7 @@ def _neighbours(messages: Iterable[Any], names: Mapping[int, str]) -> Iterator[s
 
 
 def _is_group(address: str | None, hardware: str | None) -> bool:
-    """Whether `hardware` is what a multicast or broadcast address always has."""
+    """Report whether `hardware` is the fixed one of a multicast or broadcast address."""
     try:
         found = ip_address(address or "")
     except ValueError:

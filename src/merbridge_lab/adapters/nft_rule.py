@@ -1,7 +1,8 @@
-"""One rule of nftables, as the kernel holds it, in the words of iptables-save: what iptables-nft makes of a rule.
+"""One rule of nftables, as the kernel holds it, in the words of iptables-save, as iptables-nft would print it.
 
-Its versions write the same in different ways (a port by the match "tcp", or by comparing the packet's bytes); what
-none of them writes is strange. Source: iptables/nft-shared.c and nft.c of iptables, <linux/netfilter/nf_tables.h>.
+Versions of iptables-nft write the same rule in different ways (a port with the match "tcp", or by comparing the
+packet's bytes). What none of them writes is reported as strange. Source: iptables/nft-shared.c and nft.c of iptables,
+<linux/netfilter/nf_tables.h>.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _EQUAL, _UNEQUAL, _AT_MOST, _ABOVE = 0, 1, 3, 4
 _VERDICTS = {0: "-j DROP", 1: "-j ACCEPT", -5: "-j RETURN"}
 _CHAINS = {-3: "-j", -4: "-g"}
 
-#: Name and content of each expression of a rule; of a counter without what it has counted.
+#: Name and content of each expression of a rule; for a counter, without its counts.
 Expressions = tuple[tuple[str, bytes], ...]
 
 
 class _Loaded(NamedTuple):
-    """What a register holds: bytes of the packet from an offset on, or something about it."""
+    """The content of a register: bytes of the packet from an offset on, or something about it."""
 
     base: int
     offset: int
@@ -36,7 +37,7 @@ class _Loaded(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def words(expressions: Expressions) -> str:
-    """Return the rule as iptables-save would tell it; see xt.ANY and xt_rule.strange."""
+    """Return the rule as iptables-save would print it; see xt_rule.ANY and xt_rule.strange."""
     try:
         return str(_Reader().read(expressions))
     except (xt_rule.StrangeError, KeyError, IndexError, ValueError, struct.error) as error:
@@ -47,7 +48,7 @@ class _Reader:
     def __init__(self) -> None:
         self._spec = xt_rule.Spec()
         self._registers: dict[int, _Loaded] = {}
-        #: The words of ports and flags that are compared natively; those of all of them make one match.
+        #: The words of ports and flags that are compared natively; together they are one match.
         self._ports: dict[str, str] = {}
         self._ports_at = 0
 
@@ -61,7 +62,7 @@ class _Reader:
             if name != "counter":
                 self._take(name, attributes(content))
         if self._ports:
-            # The protocol is in a head, in whatever order they were compared.
+            # The protocol is one of the heads, whatever the order of the comparisons.
             kind = self._spec.heads["-p"].removeprefix("-p ")
             if kind != "tcp" and (kind != "udp" or _TCP_FLAGS in self._ports):
                 raise xt_rule.StrangeError(f"ports of {kind}")
@@ -93,7 +94,7 @@ class _Reader:
             self._in_part(name, told)
 
     def _in_part(self, name: str, told: dict[int, bytes]) -> None:
-        """Take what iptables writes natively in the place of a match or target of whose words none is known."""
+        """Return what iptables writes natively in place of a match or target whose words are all unknown."""
         if name == "limit" and not _number(told.get(4, b"")) and not _number(told.get(5, b"")):  # packets, not above
             self._spec.matches.append(f"-m limit{xt_rule.ANY}")
         elif name == "log" and 1 in told and told.keys() <= {1, 2, 3, 4}:  # to a group, not to the kernel's log
@@ -102,7 +103,7 @@ class _Reader:
             raise xt_rule.StrangeError(name)
 
     def _load(self, register: int, base: int, offset: int, size: int) -> None:
-        if self._registers:  # they overlap; iptables compares what it has loaded before it loads again
+        if self._registers:  # they overlap; iptables compares what it has loaded before it loads the next
             raise xt_rule.StrangeError("two registers")
         self._registers[register] = _Loaded(base, offset, b"\xff" * size)
 
@@ -128,7 +129,7 @@ class _Reader:
                 raise xt_rule.StrangeError("a protocol")
             self._spec.head("-p", xt_rule.protocol(value[0]), inverted=inverted)
         elif base == 0 and offset in _INTERFACES:
-            # Without its last zero, it is the beginning of a name.
+            # Without its last zero, it is only a prefix of a name.
             name = _text(value) if value.endswith(b"\0") else f"{_text(value)}+"
             self._spec.head(_INTERFACES[offset], name, inverted=inverted)
         elif base == _NETWORK and offset in _ADDRESSES and len(value) == len(mask) <= 4:  # noqa: PLR2004 - IPv4
@@ -145,7 +146,7 @@ class _Reader:
 
     def _compare_ports(self, offset: int, value: bytes, *, inverted: bool) -> None:
         places = range(offset, offset + len(value), 2)
-        if len(value) % 2 or (inverted and len(places) > 1):  # 1.8.9 compares so, which is not what it was told
+        if len(value) % 2 or (inverted and len(places) > 1):  # 1.8.9 compares this way, which is not what it was told
             raise xt_rule.StrangeError("ports")
         for at, place in enumerate(places):
             option, port = _PORTS[place], _number(value[2 * at : 2 * at + 2])
@@ -156,7 +157,7 @@ class _Reader:
         if operation == _AT_MOST:
             self._compare_range(loaded, b"\0\0", value)
         elif operation == _ABOVE and len(value) == len(last) and value != last:
-            # Typed as "! --dport :PORT"; iptables-save tells of the ports above it.
+            # Typed as "! --dport :PORT"; iptables-save prints the ports above it.
             self._compare_range(loaded, (_number(value) + 1).to_bytes(len(value), "big"), last)
         else:
             raise xt_rule.StrangeError("cmp")

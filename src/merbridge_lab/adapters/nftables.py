@@ -1,8 +1,8 @@
-"""The nftables of a network namespace as the kernel itself tells of them, by netlink: no tool can be missing or lie.
+"""The nftables of a network namespace, read from the kernel through netlink: no tool can be missing or lie.
 
-Besides tables, chains and rules there is the generation: a number that every change of the rules moves. Reading them
-before and after shows that they are the same; the generation shows that they were the same in between. Source:
-net/netfilter/nf_tables_api.c (nft_net.base_seq is the generation) and <linux/netfilter/nf_tables.h>.
+Besides tables, chains and rules there is the generation: a number that increases with every change of the rules. Equal
+rules before and after show only those two moments; an equal generation shows that they did not change in between.
+Source: net/netfilter/nf_tables_api.c (nft_net.base_seq is the generation) and <linux/netfilter/nf_tables.h>.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain; `hook` is "" for one that only other chains jump to, else its type: "filter", "nat" or "route".
+    """One chain; `hook` is "" for one that is only reached by a jump, else its type: "filter", "nat" or "route".
 
-    `packets` is what the counters in its rules sum up to; `does` names the expressions its rules are made of, as the
-    kernel calls them ("counter", "redir", "tproxy"). `told` is each rule in iptables' words with what it has counted;
-    `place` is hook and priority, and `drops` says that its policy is to drop.
+    `packets` is the sum of the counters in its rules. `does` names the expressions of its rules, as the kernel calls
+    them ("counter", "redir", "tproxy"). `told` is each rule in iptables' words with its counts. `place` is hook and
+    priority, and `drops` means that its policy is to drop.
     """
 
     family: str
@@ -72,13 +72,13 @@ class Tables:
 def read(netns: Path) -> Tables:
     """Read the tables in the namespace at `netns`; a kernel without nftables has none.
 
-    Raises OSError where it cannot be entered or asked.
+    Raise OSError if it cannot be entered or read.
     """
     return run_inside(netns, _read)
 
 
 def generation(netns: Path) -> int:
-    """Read the generation alone; 0 for a kernel without nftables. Raises OSError."""
+    """Read only the generation; 0 for a kernel without nftables. Raises OSError."""
     return run_inside(netns, _read_generation)
 
 
@@ -106,7 +106,7 @@ def _read() -> Tables:
             try:
                 before = _generation(netlink)
             except OSError as error:
-                if error.errno == errno.EINVAL:  # nfnetlink knows nobody who answers for nftables
+                if error.errno == errno.EINVAL:  # nfnetlink has no subsystem that answers for nftables
                     return Tables(0)
                 raise
             found = _dump(netlink, before)
@@ -116,7 +116,7 @@ def _read() -> Tables:
 
 
 def _dump(netlink: socket.socket, generation: int) -> Tables | None:
-    """Read all that there is; None where it changed meanwhile."""
+    """Read everything; None if it changed meanwhile."""
     told = [_ask(netlink, kind) for kind in (_GET_TABLE, _GET_CHAIN, _GET_RULE)]
     if any(each is None for each in told):
         return None
@@ -145,7 +145,7 @@ def _dump(netlink: socket.socket, generation: int) -> Tables | None:
 
 
 def _rule(expressions: bytes) -> tuple[int, nft_rule.Expressions]:
-    """Return the packets that a rule has counted, and what it is made of, counts left out."""
+    """Return the packets that a rule has counted, and its expressions, without counts."""
     packets, found = 0, []
     for _, element in messages.pairs(expressions):
         expression = messages.attributes(element)
@@ -170,7 +170,7 @@ def _generation(netlink: socket.socket) -> int:
 
 
 def _ask(netlink: socket.socket, kind: int, *, dump: bool = True) -> list[tuple[str, dict[int, bytes]]] | None:
-    """Send a request; give family and attributes of each answer, or None where a dump was overtaken by a change."""
+    """Send a request; return family and attributes of each answer, or None if a change interrupted the dump."""
     body = _NFGEN.pack(socket.AF_UNSPEC, 0, 0)
     flags = _REQUEST | (_DUMP if dump else 0)
     netlink.send(_HEADER.pack(_HEADER.size + len(body), (_SUBSYS_NFTABLES << 8) | kind, flags, kind, 0) + body)

@@ -1,8 +1,8 @@
-"""What is mounted over files of the kernel's that merlab reads: those of a process in /proc, those of a cgroup.
+"""Mounts over files of the kernel that merlab reads: those of a process in /proc, those of a cgroup.
 
-Whoever covers /proc/PID/maps or a cgroup.procs by a file of his own says what merlab reads there. No machine mounts
-anything at these places by itself (others below /proc, as /proc/sys/fs/binfmt_misc, are let be). The table of mounts is
-such a file, too, so it is read past all mounts: openat2(2) refuses to pass one.
+Whoever covers /proc/PID/maps or a cgroup.procs with another file decides what merlab reads there. No machine mounts
+anything at these places by itself (other mounts below /proc, such as /proc/sys/fs/binfmt_misc, are allowed). The table
+of mounts is such a file, too, so it is read without following mounts: openat2(2) can refuse to cross one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROC, _CGROUP2 = 0x9FA0, 0x63677270
 
 #: Links that lead to /proc/PID.
 _LINKS = ("self", "thread-self", "net", "mounts")
-#: What is read of every process, whoever's it is; descriptors.py.
+#: What is read of every process, whoever owns it; descriptors.py.
 _ASKED_OF_ALL = {"fd", "task"}
 
 
@@ -40,7 +40,7 @@ class _How(ctypes.Structure):
 
 
 def process_of(target: Path) -> str:
-    """Name the process that a place at or below /proc/PID is of; the links that lead there count, "" for others."""
+    """Return the process of a place at or below /proc/PID. The links that lead there count; "" for any other place."""
     parts = target.parts
     if parts[:2] != ("/", "proc") or len(parts) < 3:  # noqa: PLR2004 - /, proc, PID
         return ""
@@ -48,10 +48,10 @@ def process_of(target: Path) -> str:
 
 
 def problems(cgroup: Path) -> list[str]:
-    """Say, a sentence each, what covers files of `cgroup` and all below it, and of processes. Raises OSError, LabError.
+    """Describe, one sentence each, what covers files of `cgroup`, of cgroups below it, and of processes.
 
-    Of the processes in that cgroup and of this one, no file may be covered; of others those with which it is asked who
-    holds a socket.
+    No file may be covered of the processes in that cgroup and of this process. Of other processes, no file may be
+    covered that tells who holds a socket. Raises OSError, LabError.
     """
     with _opened(Path("/proc")) as proc:
         if _kind(proc) != _PROC or _read_link(proc, "self") != str(os.getpid()):
@@ -60,7 +60,7 @@ def problems(cgroup: Path) -> list[str]:
             table = mounts.parse(_read(proc, "thread-self/mountinfo"))
         except OSError as error:
             return [f"the table of mounts, /proc/{os.getpid()}/mountinfo, could not be read: {error.strerror}"]
-        # What is read of the cgroup says which processes are its own.
+        # The files of the cgroup tell which processes are its own.
         if found := [*_of_cgroup(proc, table, cgroup)]:
             return found
         return [*_of_processes(table, {os.getpid(), *cgroups.all_processes(cgroup)})]
@@ -79,7 +79,7 @@ def _of_cgroup(proc: int, table: list[Mount], cgroup: Path) -> Iterator[str]:
     if below or not cgroup.is_dir():
         return
     with _opened(cgroup) as found:
-        # By the number of its mount: a table does not say which of several on one place is the topmost.
+        # By the number of the mount: a table does not show which of several on one place is the topmost.
         told = _read(proc, f"self/fdinfo/{found}").split()
         number = int(told[told.index(b"mnt_id:") + 1])
         roots = [mount.root for mount in table if mount.number == number]
@@ -101,7 +101,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _kind(descriptor: int) -> int:
-    """Return the type of a file system, as the kernel itself has it. Raises OSError."""
+    """Return the type of a file system, as the kernel reports it. Raises OSError."""
     room = ctypes.create_string_buffer(512)  # struct statfs; its first member is a long
     if _LIBC.fstatfs(descriptor, room) != 0:
         raise _error("fstatfs")
@@ -116,7 +116,7 @@ def _read_link(proc: int, name: str) -> str:
 
 
 def _read(proc: int, path: str) -> bytes:
-    """Read a file below /proc, past no mount. Raises OSError."""
+    """Read a file below /proc, without crossing a mount. Raises OSError."""
     how = _How(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS)
     descriptor = _LIBC.syscall(_SYS_OPENAT2, proc, path.encode(), ctypes.byref(how), ctypes.sizeof(how))
     if descriptor < 0:

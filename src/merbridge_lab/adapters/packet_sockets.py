@@ -1,4 +1,4 @@
-"""Who sees and may send whole packets in a network namespace: its AF_PACKET sockets, from /proc/net/packet."""
+"""Who sees and may send complete packets in a network namespace: its AF_PACKET sockets, from /proc/net/packet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROW = 9
 
 
 class PacketSocket(NamedTuple):
-    """A packet socket: the inode that /proc/PID/fd shows, and what comes to it; `link` is empty for all links."""
+    """A packet socket: the inode that /proc/PID/fd shows, and what it receives; `link` is empty for all links."""
 
     inode: int
     what: str
@@ -29,7 +29,7 @@ def here() -> list[PacketSocket]:
 
 
 def read(told: str, names: dict[int, str]) -> list[PacketSocket]:
-    """Read /proc/net/packet: socket, references, type, protocol, link, whether it runs, memory, user and inode."""
+    """Parse /proc/net/packet: socket, references, type, protocol, link, whether it runs, memory, user and inode."""
     found = []
     for line in lines_of(told)[1:]:
         words = line.split()

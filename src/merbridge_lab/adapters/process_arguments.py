@@ -1,10 +1,10 @@
-"""Whether command line and environment of a process are where exec left them, and as long as they were.
+"""Check that command line and environment of a process are where exec put them, with the same length.
 
-/proc/PID/cmdline and environ show a piece of the process's own memory: it may write there, and prctl(PR_SET_MM) lets
-it say where the piece is. What exec has put at the same top of the stack is the path of the program, below it the
-environment, below that the command line (copy_strings() in fs/exec.c), with nothing between; where they begin and end
-the kernel notes for itself. So a process that was started by another command line can only pass for one whose words
-take just as many bytes, and this is how far one can see: what it writes there byte by byte is not noted anywhere.
+/proc/PID/cmdline and environ show a part of the process's own memory. The process may write there, and prctl(PR_SET_MM)
+lets it change where that part is. At the top of the stack, exec puts the path of the program, below it the environment,
+below that the command line (copy_strings() in fs/exec.c), with nothing between. The kernel records where they begin and
+end. So a process that was started with another command line can only pass for one with words of exactly the same number
+of bytes. More is not visible: the bytes that it writes there are recorded nowhere.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from merbridge_lab.text import lines_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-#: Where in /proc/PID/stat the addresses are, counted behind the name; see proc_pid_stat(5).
+#: The fields of /proc/PID/stat with the addresses, counted after the name; see proc_pid_stat(5).
 _START_STACK, _ARGUMENTS, _ENVIRONMENT = 25, slice(45, 47), slice(47, 49)
 
 
 def differing(pid: int, program: str, argv: Sequence[str], environment: Collection[str]) -> str:
-    """Say why a process was not started as `program` with these words; empty if it was, or ends. Raises OSError."""
+    """Describe why a process was not started as `program` with these words; "" if it was, or ends. Raises OSError."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         maps = lines_of(Path(f"/proc/{pid}/maps").read_text(errors="replace"))
     except (FileNotFoundError, ProcessLookupError):
         return ""
     begins, ends = map(int, stat[_ARGUMENTS])
-    if not begins:  # it has no memory any more, or the kernel does not tell us of it
+    if not begins:  # it has no memory any more, or the kernel does not report it to us
         return "where its command line is could not be read" if maps else ""
     others_begin, others_end = map(int, stat[_ENVIRONMENT])
     stack = next((line.split()[0].partition("-") for line in maps if line.endswith("[stack]")), ("0", "", "0"))
     if not int(stack[0], 16) <= int(stat[_START_STACK]) < begins:
         return "its command line was moved in its memory"
-    # A last word of the kernel's, which is zero, is above the path.
+    # A last word of the kernel, which is zero, is above the path.
     top = int(stack[2], 16) - ctypes.sizeof(ctypes.c_void_p)
     if (ends, others_end + _size([program])) != (others_begin, top):
         return "its command line and its environment are not where its start left them"

@@ -23,7 +23,8 @@ from merbridge_lab import text
 class Process:
     """A process at one moment.
 
-    `state` is the letter of proc_pid_stat(5), `started` its age in clock ticks since boot, `netns` and `mntns` inodes.
+    `state` is the letter of proc_pid_stat(5), `started` its start in clock ticks after boot, `netns` and `mntns`
+    inodes.
     """
 
     pid: int
@@ -35,16 +36,16 @@ class Process:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a signal or a debugger holds it."""
+        """Report whether a signal or a debugger holds it."""
         return self.state in "Tt"
 
     @property
     def command(self) -> str:
-        """Its command line, for a message."""
+        """Return its command line, for a message."""
         return " ".join(self.argv) or f"process {self.pid}"
 
     def runs(self, binary: Path) -> bool:
-        """Whether it executes `binary`, wherever it sees that file."""
+        """Report whether it executes `binary`, whatever path it sees that file at."""
         try:
             return Path(f"/proc/{self.pid}/exe").samefile(binary)
         except OSError:
@@ -62,7 +63,7 @@ class Process:
         return found
 
     def has_open(self, file: Path) -> bool:
-        """Whether one of its descriptors is `file`, wherever it sees that file."""
+        """Report whether one of its descriptors is `file`, whatever path it sees that file at."""
         try:
             wanted = file.stat()
             descriptors = list(Path(f"/proc/{self.pid}/fd").iterdir())
@@ -77,13 +78,13 @@ class Process:
 
 
 def look(pid: int) -> Process | None:
-    """Return the process `pid`, or None if it is gone, only a zombie of it is left, or it is hidden (see there)."""
+    """Return the process `pid`, or None if it is gone, a zombie, or hidden (see is_hidden)."""
     proc = Path("/proc", str(pid))
     try:
         stat = text.read_text(proc / "stat")
         if not _is_of(stat, pid):
             return None
-        # The name may hold blanks and brackets; what follows the last bracket does not.
+        # The name may contain blanks and brackets; what follows the last bracket does not.
         fields = stat.rpartition(")")[2].split()
         argv = tuple((proc / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0"))
         netns, mntns = ((proc / "ns" / kind).stat().st_ino for kind in ("net", "mnt"))
@@ -107,7 +108,7 @@ def by_argv(argv: Sequence[str]) -> list[Process]:
 
 @change("kill a process")
 def end(seen: Process) -> None:
-    """Send SIGKILL to a process, and to no other that has got its number meanwhile. Gone already is fine."""
+    """Send SIGKILL to a process, and to no other that has got its number meanwhile. Succeed if it is gone."""
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(seen.pid)
         try:
@@ -123,17 +124,17 @@ def _is_of(stat: str, pid: int) -> bool:
 
 
 def is_hidden(pid: int) -> bool:
-    """Whether the process `pid` runs and /proc does not tell of it: its place there is covered, or hidepid hides it.
+    """Report whether the process `pid` runs but /proc does not show it: it is covered there, or hidepid hides it.
 
-    The kernel itself is asked, by another way than /proc. By 0 a cgroup names a process of a PID namespace that we do
-    not see into.
+    The kernel is asked in another way than through /proc. A cgroup lists as 0 a process of a PID namespace that we
+    cannot see.
     """
     if pid == 0:
         return True
     try:
         with (Path("/proc", str(pid)) / "stat").open(errors="replace") as file:
             if _is_of(file.read(), pid):
-                # In a part of it, then: what every process has is missing, or may not be read.
+                # Only a part is hidden, then: what every process has is missing, or may not be read.
                 return look(pid) is None and _runs(pid)
     except OSError:
         pass
@@ -141,7 +142,7 @@ def is_hidden(pid: int) -> bool:
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended yet."""
+    """Report whether there is such a process, and it has not ended yet."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
@@ -156,12 +157,12 @@ def _runs(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Details:
-    """What tells one process from another that calls itself the same.
+    """Properties that tell one process from another that claims to be the same.
 
     `users` and `groups` hold the real, effective, saved and file system's; `more_groups` the supplementary ones.
-    `program` is device and inode of what it executes, `code` the paths of other files that it executes code of.
-    `limits` are soft limits by the kernel's names, None where there is none. `threads` holds a letter for each.
-    `filters` counts its seccomp filters, or is 1 where the kernel (before 5.9) only says that there are some.
+    `program` is device and inode of the executable, `code` the paths of other files with executed code. `limits` are
+    soft limits by the kernel's names, None if there is none. `threads` holds a letter for each. `filters` counts its
+    seccomp filters, or is 1 if the kernel (before 5.9) reports only that there are some.
     """
 
     users: tuple[int, ...]
@@ -179,12 +180,12 @@ class Details:
     filters: int = 0
 
 
-#: Those that say who a process is and which process a number means; network and mount namespaces are Process's.
+#: Namespaces that define who a process is and which process a number means; network and mount namespaces are Process's.
 _NAMESPACES = ("pid", "user")
 
 
 def details(pid: int) -> Details | None:
-    """Read them of the process `pid`; None if it is gone. Raises OSError where it cannot be looked at."""
+    """Read the details of the process `pid`; None if it is gone. Raise OSError if they cannot be read."""
     proc = Path("/proc", str(pid))
     try:
         status = dict(line.split(":", 1) for line in lines_of((proc / "status").read_text()) if ":" in line)
@@ -206,12 +207,12 @@ def details(pid: int) -> Details | None:
         )
     except (FileNotFoundError, ProcessLookupError):
         if _runs(pid):
-            raise  # it is there, and a part of what /proc has of every process is not
+            raise  # it exists, and a part of what /proc has of every process is missing
         return None
 
 
 def own_filters() -> int:
-    """Count the seccomp filters of this process, which those that it starts have, too."""
+    """Count the seccomp filters of this process, which the processes that it starts inherit."""
     return _filters(dict(line.split(":", 1) for line in lines_of(Path("/proc/self/status").read_text())))
 
 
@@ -230,7 +231,7 @@ def supervisors() -> list[int]:
 
 
 def own_namespaces() -> Mapping[str, int]:
-    """Return the namespaces that Details tells of, of this process."""
+    """Return the namespaces that Details reports, of this process."""
     return {kind: Path("/proc/self/ns", kind).stat().st_ino for kind in _NAMESPACES}
 
 
@@ -246,14 +247,14 @@ def _code(maps: str, program: str) -> frozenset[str]:
 def _limits(text: str) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for line in lines_of(text)[1:]:
-        # Names hold blanks; columns are at least two blanks apart.
+        # Names contain blanks; columns are at least two blanks apart.
         name, soft = line[:26].strip(), line[26:].split()[0]
         found[name] = None if soft == "unlimited" else int(soft)
     return found
 
 
 def threads(pid: int) -> str:
-    """Return the state of each thread, a letter (proc_pid_stat(5)) for each; empty if the process is gone."""
+    """Return the state of each thread, a letter (proc_pid_stat(5)) for each; "" if the process is gone."""
     letters = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():

@@ -1,7 +1,7 @@
-"""The text of iptables-save, rule by rule and chain by chain, held against the kernel's own; and what else it tells.
+"""Compare the text of iptables-save with the kernel's own data, rule by rule and chain by chain.
 
-Numbers of rules and packets may be equal where a tool tells of other rules than there are. So every rule is put into
-the words of iptables-save from what the kernel itself holds, without any tool, and must be the one that was told.
+The numbers of rules and packets may agree although a tool prints other rules than there are. So every rule that the
+kernel holds is converted to the words of iptables-save, without any tool, and must be equal to the printed one.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.xtables import Table
     from merbridge_lab.ruleset import Rule
 
-    #: nftables and the legacy tables, as the kernel tells of them.
+    #: nftables and the legacy tables, as the kernel reports them.
     Kernels = tuple[Tables | Unread, tuple[Table, ...] | Unread]
 
-#: The tables of IPv4 that iptables makes, the number in which its chains are hooked, and the priorities.
+#: The tables of IPv4 that iptables creates, the hooks of its chains by number, and the priorities.
 _HOOKS = {"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3, "POSTROUTING": 4}
 _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _NAT = {"PREROUTING": -100, "INPUT": 100, "OUTPUT": -100, "POSTROUTING": 100}
 _HEADER = re.compile(r":(\S+) (\S+) \[\d+:\d+\]")
-#: What else a whole text may hold: whatever more there is, iptables-restore would do.
+#: What else a complete text may contain: iptables-restore would execute anything beyond that.
 _LINE = re.compile(r"(?:#.*|COMMIT|(?:\[\d+:\d+\] )?-A .+)?")
-_LONGEST = 4096  # iptables-restore cuts lines that are longer than its buffer, and reads on in the middle
+_LONGEST = 4096  # iptables-restore cuts lines that are longer than its buffer, and continues to parse in the middle
 
 #: A chain by its table and its name.
 Key = tuple[str, str]
 
 
 class Known(NamedTuple):
-    """What the kernel tells of a chain: its policy, "-" for none; its rules, with the least packets and the most."""
+    """What the kernel reports of a chain: its policy, "-" for none; its rules, the fewest and the most packets."""
 
     policy: str
     rules: tuple[tuple[str, int, int], ...]
 
 
 def known(before: Kernels, after: Kernels) -> dict[str, dict[Key, Known]]:
-    """Return the chains of each backend of which the kernel was asked before and after."""
+    """Return the chains of each backend that was read from the kernel before and after."""
     found = {}
     if not isinstance(before[0], Unread) and not isinstance(after[0], Unread):
         found["nft"] = _of_nft(before[0], after[0])
@@ -56,7 +56,7 @@ def known(before: Kernels, after: Kernels) -> dict[str, dict[Key, Known]]:
 
 
 def _of_nft(before: Tables, after: Tables) -> dict[Key, Known]:
-    """Return the chains of iptables-nft for IPv4; those that it does not show are left out."""
+    """Return the chains of iptables-nft for IPv4, without those that it does not show."""
     earlier = {(chain.table, chain.name): chain for chain in before.chains if chain.family == "ip"}
     found = {}
     for chain in after.chains:
@@ -83,7 +83,7 @@ def _since(then: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]]) -> t
 
 
 def differing(tool: str, text: str, there: Mapping[Key, Known]) -> str:
-    """Say in what a text does not tell what is there; "" where it does."""
+    """Describe how a text differs from what is there; "" if it does not."""
     if odd := _no_line_of_it(text):
         return f"{tool} tells of {odd}, which is none of what it prints"
     policies = dict(_policies(text))
@@ -94,7 +94,7 @@ def differing(tool: str, text: str, there: Mapping[Key, Known]) -> str:
         table, chain = key
         place = f"chain {chain} of {table}"
         known = there.get(key, Known("", ()))
-        # The tool shows chains of its own that are not there (yet) as they would be.
+        # The tool shows chains of its own that do not exist (yet) as they would be.
         if (policy := policies.get(key, "")) != known.policy and (known.policy or policy != "ACCEPT"):
             said = f"{policy or 'no policy'} as the policy of {place}"
             return f"{tool} tells of {said}, the kernel of {known.policy or 'no such chain'}"
@@ -120,7 +120,7 @@ def in_part(text: str, there: Mapping[Key, Known]) -> Iterator[Rule]:
 
 
 def _no_line_of_it(text: str) -> str:
-    """Return the first line of a text that iptables-save does not print, or a table that is there twice; else ""."""
+    """Return the first line of a text that iptables-save does not print, or a table that occurs twice; else ""."""
     tables = set()
     for line in lines_of(text):
         if line.startswith("*") and line not in tables:
@@ -143,14 +143,14 @@ def _policies(text: str) -> Iterator[tuple[Key, str]]:
 
 
 def spoilt(tables: Tables) -> tuple[str, ...]:
-    """Name the tables of iptables' that only recreation can mend: switched off, or with chains on other hooks."""
+    """List the tables of iptables that only recreation can repair: switched off, or with chains on other hooks."""
     off = [name for name in tables.dormant if COMPAT.fullmatch(name)]
     odd = (f"ip {each.table}" for each in tables.chains if each.family == "ip" and _is_ours(each) and _misplaced(each))
     return tuple(dict.fromkeys((*off, *odd)))
 
 
 def altered(tables: Tables | Unread, legacy: Sequence[Table] | Unread) -> tuple[str, ...] | Unread:
-    """Say what of iptables' own tables and chains is not as it makes them, in every family."""
+    """Describe how iptables' own tables and chains differ from how it creates them, in every family."""
     if isinstance(tables, Unread) or isinstance(legacy, Unread):
         return next(each for each in (tables, legacy) if isinstance(each, Unread))
     found = [f"table {name} is switched off (dormant)" for name in tables.dormant if COMPAT.fullmatch(name)]
@@ -175,7 +175,7 @@ def _is_ours(chain: Chain) -> bool:
 
 
 def _misplaced(chain: Chain) -> bool:
-    """Whether iptables has not made this base chain so, or has made a base chain of this one that is none."""
+    """Report whether this base chain is not as iptables creates it, or should be one and is not."""
     nat = chain.table == "nat"
     kind = "nat" if nat else "route" if (chain.table, chain.name) == ("mangle", "OUTPUT") else "filter"
     priority = _NAT.get(chain.name) if nat else _PRIORITIES.get(chain.table)

@@ -1,8 +1,8 @@
-"""What the tools tell of a namespace's rules, held against what the kernel tells of them.
+"""Compare what the tools print of a namespace's rules with what the kernel reports.
 
-A tool may be missing, crash, be another program of that name, or know nothing of what another one made. The kernel
-tells how many rules there are and how many packets they have counted; a text that does not agree was not read. Whether
-they are the rules that are told: see wording.
+A tool may be missing, crash, be another program of that name, or not know what another one created. The kernel reports
+how many rules there are and how many packets they have counted; a text that does not agree counts as unread.
+rule_text.py checks whether the rules are the printed ones.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.nftables import Chain, Tables
     from merbridge_lab.adapters.xtables import Table
 
-#: Tables that iptables-nft and its kin make themselves; every other one is native nftables.
+#: Tables that iptables-nft and its kin create themselves; every other one is native nftables.
 COMPAT = re.compile(r"(?:ip|ip6|arp|bridge) (?:nat|filter|mangle|raw|security|broute)")
-#: The base chains that they make in them; every other one is native, though they show nothing of it.
+#: The base chains that they create in them; every other one is native, although they do not show it.
 BASE_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "BROUTING"})
 #: Istio's own tables that have no part in bringing connections to the sidecar: DNS capture, dropping invalid packets.
 ISTIOS_OTHERS = frozenset({"inet istio-proxy-raw", "inet istio-proxy-mangle"})
-#: Expressions of a rule that can do it all the same, as the kernel calls them.
+#: Expressions with which a rule can do it all the same, by the kernel's names.
 _DIVERTING = frozenset({"redir", "nat", "masq", "tproxy", "fwd", "dup", "queue"})
 #: The same as a person types them.
 _DIVERTS = re.compile(r"\b(?:redirect|dnat|snat|masquerade|tproxy|fwd|dup|queue)\b")
@@ -34,14 +34,14 @@ _LEFT_OUT = re.compile(r"^# Table `(\w+)' .*incompatible", re.MULTILINE)
 
 
 def left_out(saved: str | Unread) -> tuple[str, ...]:
-    """Name the tables that iptables-save does not show, or not whole: it says so in a comment."""
+    """Return the tables that iptables-save does not show, or not completely: it says so in a comment."""
     return () if isinstance(saved, Unread) else tuple(f"table ip {name}" for name in _LEFT_OUT.findall(saved))
 
 
 def native_in(chains: str) -> tuple[str, ...]:
-    """Name the same as `foreign` from what nft lists of chains, and of Istio's other tables.
+    """Return the same as `foreign` and `beside`, from nft's list of chains, and of Istio's other tables.
 
-    For where the kernel cannot be asked itself.
+    For when the kernel itself cannot be read.
     """
     found: dict[str, None] = {}
     table = chain = ""
@@ -60,7 +60,7 @@ def native_in(chains: str) -> tuple[str, ...]:
 
 
 def nft(saved: str | Unread, before: Tables | Unread, after: Tables | Unread, *, where: str) -> str | Unread:
-    """Return the text of iptables-nft-save where it agrees with the kernel, which was asked before it and after it."""
+    """Return the text of iptables-nft-save if it agrees with the kernel, which was read before and after it."""
     if isinstance(before, Unread) or isinstance(after, Unread):
         return before if isinstance(before, Unread) else after if isinstance(after, Unread) else saved
     low, high = _counted(before.chains), _counted(after.chains)
@@ -85,7 +85,7 @@ def nft(saved: str | Unread, before: Tables | Unread, after: Tables | Unread, *,
 
 
 def _counted(chains: Iterable[Chain]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Return rules and packets of each chain that iptables-nft-save has to show, by table and name."""
+    """Return rules and packets of each chain that iptables-nft-save must show, by table and name."""
     return {
         (chain.table, chain.name): (chain.rules, chain.packets)
         for chain in chains
@@ -98,7 +98,7 @@ def _is_hidden(chain: Chain) -> bool:
 
 
 def legacy(saved: str | Unread, tables: tuple[Table, ...] | Unread, *, where: str) -> str | Unread:
-    """Return the text of iptables-legacy-save where it agrees with the kernel."""
+    """Return the text of iptables-legacy-save if it agrees with the kernel."""
     if isinstance(tables, Unread):
         return tables
     there = {table.name: table.entries for table in tables if table.family == "ip" and table.entries}
@@ -109,7 +109,7 @@ def legacy(saved: str | Unread, tables: tuple[Table, ...] | Unread, *, where: st
     for line in lines_of(saved):
         if line.startswith("*"):
             table = line[1:].strip()
-        elif line.startswith(":") and line.split()[1] == "-":  # a chain that somebody made: its head and its end
+        elif line.startswith(":") and line.split()[1] == "-":  # a chain that somebody created: its head and its end
             told[table] = told.get(table, 0) + 2
         elif re.match(r"(?:\[\d+:\d+\] )?-A ", line):
             told[table] = told.get(table, 0) + 1
@@ -121,7 +121,7 @@ def legacy(saved: str | Unread, tables: tuple[Table, ...] | Unread, *, where: st
 
 
 def foreign(tables: Tables) -> tuple[str, ...]:
-    """Name the tables and base chains that no iptables made and that could do nat's work, as nft names them."""
+    """List the tables and base chains that no iptables created and that could act like nat, as nft names them."""
     own = [name for name in tables.names if name not in _harmless(tables) and not COMPAT.fullmatch(name)]
     hidden = [each for each in tables.chains if COMPAT.fullmatch(f"{each.family} {each.table}") and _is_hidden(each)]
     return (
@@ -131,7 +131,7 @@ def foreign(tables: Tables) -> tuple[str, ...]:
 
 
 def beside(tables: Tables | Unread, legacy_: tuple[Table, ...] | Unread) -> tuple[str, ...] | Unread:
-    """Name what else there is: Istio's tables outside nat, and rules of other address families."""
+    """List what else there is: Istio's tables outside nat, and rules of other address families."""
     if isinstance(tables, Unread):
         return tables
     if isinstance(legacy_, Unread):
@@ -143,7 +143,7 @@ def beside(tables: Tables | Unread, legacy_: tuple[Table, ...] | Unread) -> tupl
 
 
 def _harmless(tables: Tables) -> tuple[str, ...]:
-    """Return those of Istio's tables outside nat that hold only what Istio puts into them."""
+    """Return those of Istio's tables outside nat that contain only what Istio puts into them."""
     return tuple(
         name
         for name in tables.names

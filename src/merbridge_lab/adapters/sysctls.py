@@ -1,6 +1,6 @@
-"""The settings of the kernel that a network namespace has of its own: all below /proc/sys/net, read at once.
+"""The kernel settings that belong to a network namespace: everything below /proc/sys/net, read at once.
 
-Which namespace's value a path below /proc/sys/net means depends on the thread that opens it.
+The namespace of a path below /proc/sys/net is that of the thread that opens it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def read_all() -> dict[str, str]:
     """Read every setting of the calling thread's network namespace: path below /proc/sys/net → value.
 
-    Of a file that tells nothing (it is only for writing, or was never set) the value is the name of the error. Raises
-    UnreadError where something is mounted over one of them: what is read there is not the kernel's.
+    For a file that returns nothing (it is write-only, or was never set) the value is the name of the error. Raise
+    UnreadError if something is mounted over one of them: what is read there is not the kernel's.
     """
     if (covered := _covered(Path("/proc/self/mountinfo").read_text(errors="replace"))) is not None:
         raise UnreadError(Unread(f"sysctl:{TOP}", f"something is mounted over {covered}"))
     found: dict[str, str] = {}
-    # Some hundred files, some ten times in a `verify`: so without what is convenient.
+    # Some hundred files, some ten times in a `verify`: so this avoids slow conveniences.
     for folder, _, names in os.walk(TOP):
         below = folder[len(TOP) + 1 :]
         for name in names:
@@ -59,7 +59,7 @@ def read_all() -> dict[str, str]:
 
 
 def read(names: Iterable[str]) -> dict[str, str]:
-    """Read these settings of the calling thread's network namespace; those that this kernel lacks are left out."""
+    """Read these settings of the calling thread's network namespace; skip those that this kernel lacks."""
     found = {}
     for name in names:
         try:
@@ -74,16 +74,16 @@ def read(names: Iterable[str]) -> dict[str, str]:
 
 
 class Writes:
-    """Who writes settings is told by inotify, if it is by the /proc that merlab sees.
+    """Writes to settings, reported by inotify, if they go through the /proc that merlab sees.
 
-    Raises OSError; ShortageError where this user may have no more of it.
+    Raises OSError; ShortageError if this user may have no more inotify instances or watches.
     """
 
     def __init__(self) -> None:
         try:
             self._fd = _inotify("inotify_init1", _NON_BLOCKING)
         except OSError as error:
-            # The kernel says the same where the process may open no more files.
+            # The kernel returns the same error if the process may open no more files.
             if error.errno == errno.EMFILE and _may_open():
                 raise _used_up("instance") from error
             raise
@@ -102,7 +102,7 @@ class Writes:
                 self._folders[number] = name, folder
 
     def seen(self) -> list[tuple[str, str]]:
-        """Return what was written since this was last asked: in which namespace, and which setting."""
+        """Return what was written since the last call: in which namespace, and which setting."""
         found: dict[tuple[str, str], None] = {}
         with contextlib.suppress(BlockingIOError):
             while raw := os.read(self._fd, _ROOM):
@@ -111,13 +111,13 @@ class Writes:
                     number, _, _, length = _EVENT.unpack_from(raw, at)
                     name, folder = self._folders.get(number, ("", ""))
                     setting = raw[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0").decode(errors="replace")
-                    # Without a number the kernel says that there was no room for what came next.
+                    # Without a number, the kernel reports that its queue overflowed.
                     found[name, f"{folder}/{setting}" if folder else "more settings than there was room to tell"] = None
                     at += _EVENT.size + length
         return [*found]
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         os.close(self._fd)
 
 
@@ -149,7 +149,7 @@ def _called(error: OSError) -> str:
 
 
 def _covered(mountinfo: str) -> str | None:
-    """Find what is mounted over settings and is not what was there before, only mounted again, as containers do."""
+    """Find what is mounted over settings, except the same mount bound again, as containers do."""
     for line in lines_of(mountinfo):
         if " /proc/sys" in line:
             root, target = line.split()[3:5]
@@ -164,9 +164,9 @@ def _covered(mountinfo: str) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def of_new_namespace() -> Mapping[str, str]:
-    """Return the settings of a network namespace made for the moment: the kernel's own, and what the host hands on.
+    """Return the settings of a temporary network namespace: the kernel's defaults, and what the host passes on.
 
-    Kept: it costs some milliseconds. `of_new_namespace.cache_clear()` has it read again. Raises OSError,
+    Cached, because it costs some milliseconds. `of_new_namespace.cache_clear()` makes it read again. Raises OSError,
     UnreadError.
     """
     return run_in_new(read_all)

@@ -1,7 +1,7 @@
 """What the kernel's TCP sent for each socket of a network namespace: payload, without headers, SYN and FIN.
 
-Of a socket that is there it says so when asked (sock_diag); of one that ended, at that moment, to whoever listens. A
-redirect from socket to socket passes TCP by: its bytes are not counted here, whatever a BPF program says.
+For an existing socket the kernel reports it on request (sock_diag); for one that ends, at that moment, to all
+listeners. A redirect from socket to socket bypasses TCP: its bytes are not counted here, whatever a BPF program does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ALL_STATES, _INFO = 0xFFFFFFFF, 2
 _MESSAGE, _COOKIE = 72, 44
 _BYTES_SENT = 200  # tcpi_bytes_sent, since Linux 4.19
 _SO_RCVBUFFORCE = 33
-#: Room for some thousands of sockets that end before we look.
+#: Room for some thousands of sockets that end before they are read.
 _ROOM = 8 << 20
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -39,7 +39,7 @@ class Sent(NamedTuple):
 
 
 class Watch:
-    """The TCP sockets of one network namespace, from now on: those that are there, and those that ended."""
+    """The TCP sockets of one network namespace, from now on: existing ones, and those that ended."""
 
     def __init__(self, namespace: Path) -> None:
         self._namespace = namespace
@@ -48,9 +48,9 @@ class Watch:
         self._told = netns.run_inside(namespace, _listen)
 
     def look(self) -> list[Sent]:
-        """Return every socket that is there or has ended since this was made. Raises OSError.
+        """Return every socket that exists or has ended since this object was created. Raises OSError.
 
-        Those that ended are asked for first, and last: one that ends meanwhile is told by its end.
+        Ended sockets are read first, and again last: this covers one that ends meanwhile.
         """
         live = netns.run_inside(self._namespace, _live)
         while True:
@@ -66,13 +66,13 @@ class Watch:
         return [*self._ended.values(), *(each for each in live if each.cookie not in self._ended)]
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         self._told.close()
 
 
 @functools.cache
 def probe() -> None:
-    """See, once, that this kernel tells of sockets; what is asked first loads its modules. Raises OSError."""
+    """Check, once, that this kernel reports sockets; the first request loads its modules. Raises OSError."""
     _live()
     _listen().close()
 
@@ -80,7 +80,7 @@ def probe() -> None:
 def _listen() -> socket.socket:
     told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _SOCK_DIAG)
     try:
-        with contextlib.suppress(OSError):  # then the room is the machine's default
+        with contextlib.suppress(OSError):  # then the buffer has the machine's default size
             told.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         told.setblocking(False)
         told.bind((0, 1 << (_TCP_DESTROY - 1)))
@@ -114,7 +114,7 @@ def _messages(raw: bytes) -> list[Sent]:
 
 
 def _read(message: bytes) -> Sent | None:
-    """Read one inet_diag_msg; None for one in TIME_WAIT, of which TCP told when it ended."""
+    """Parse one inet_diag_msg; None for one in TIME_WAIT, which TCP reported when it ended."""
     if len(message) < _MESSAGE:
         return None
     info = netlink_hooks.attributes(message[_MESSAGE:]).get(_INFO, b"")
@@ -128,7 +128,7 @@ def _read(message: bytes) -> Sent | None:
 
 
 def _address(family: int, raw: bytes) -> str:
-    """Return an address as text; one that is mapped into IPv6 as what it is."""
+    """Return an address as text; an address that is mapped into IPv6 as IPv4."""
     if family == socket.AF_INET:
         return socket.inet_ntop(socket.AF_INET, raw[:4])
     return socket.inet_ntop(socket.AF_INET, raw[12:]) if raw[:12] == _MAPPED else socket.inet_ntop(family, raw)

@@ -1,7 +1,7 @@
-"""What a thread can have of its own, and threads of a process that does one thing have together.
+"""Properties that a thread can have of its own, and that the threads of one process normally share.
 
-Namespaces, root directory, user, capabilities, system call filters and a debugger belong to a thread in the kernel:
-/proc/PID tells those of the first one alone.
+In the kernel, namespaces, root directory, user, capabilities, system call filters and a debugger belong to a thread:
+/proc/PID shows only those of the first one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from merbridge_lab.text import lines_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: What a line of /proc/PID/task/TID/status is about; see proc_pid_status(5).
+#: The subjects of lines in /proc/PID/task/TID/status; see proc_pid_status(5).
 _STATUS = {
     "Uid": "runs as another user",
     "Gid": "runs as another group",
@@ -30,11 +30,11 @@ _NAMESPACES = {"net": "network", "mnt": "mount", "user": "user", "pid": "PID"}
 
 
 def differing(pid: int) -> str:
-    """Say in what a thread of a process is not as its first one; empty where none is, or it ends. Raises OSError."""
+    """Describe how a thread of a process differs from its first one; "" if none does, or it ends. Raises OSError."""
     try:
         first = _of(pid, pid)
         for thread in sorted(int(each.name) for each in Path("/proc", str(pid), "task").iterdir()):
-            # It may have been made or ended while the two were read; one that ends is none.
+            # It may have been created or ended between the two reads; one that ends does not count.
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 if thread != pid and (told := next(_unlike(first, _of(pid, thread)), "")):
                     return f"its thread {thread} {told}"

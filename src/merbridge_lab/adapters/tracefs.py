@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _EVENT = "events/bpf_trace/bpf_trace_printk/enable"
 _CHUNK = 1 << 16
-#: By these a line has the columns that it has by default.
+#: With these, a line has its default columns.
 _OPTIONS = {
     "context-info": "1",
     "irq-info": "1",
@@ -42,26 +42,26 @@ class Instance:
 
     @property
     def pipe(self) -> Path:
-        """Where its lines are read; reading takes them out."""
+        """Return where its lines are read; reading removes them."""
         return self.path / "trace_pipe"
 
     @property
     def switch(self) -> Path:
-        """The file that turns the event on in this instance."""
+        """Return the file that switches the event on in this instance."""
         return self.path / _EVENT
 
     @property
     def enabled(self) -> bool:
-        """Whether lines are collected now. Raises OSError where that cannot be read."""
+        """Report whether lines are collected now. Raise OSError if that cannot be read."""
         try:
             return self.switch.read_text().strip() == "1"
         except FileNotFoundError:
             return False
 
     def enable(self) -> None:
-        """Make the instance if it is not there, and have it collect lines in a form that is known. Raises OSError.
+        """Create the instance if it does not exist, and make it collect lines in a known format. Raises OSError.
 
-        A new instance takes over the options of the machine's own buffer, some of which leave out whole columns.
+        A new instance inherits the options of the machine's own buffer, some of which omit whole columns.
         """
         make_folder(self.path)
         for option, value in _OPTIONS.items():
@@ -71,7 +71,7 @@ class Instance:
         write(self.switch, "1")
 
     def siblings(self) -> list[str]:
-        """List this one, if it is there, and those of readers: of this name, with "-trace-" and a PID after it."""
+        """List this one, if it exists, and those of readers: of this name, with "-trace-" and a PID after it."""
         folder = self.path.parent
         if not folder.is_dir():
             return []
@@ -82,7 +82,7 @@ class Instance:
         ]
 
     def remove(self) -> None:
-        """Remove the instance and all it holds; nothing there is fine. Raises OSError when someone reads it."""
+        """Remove the instance and everything in it; succeed if it is missing. Raise OSError if someone reads it."""
         with contextlib.suppress(FileNotFoundError):
             delete_folder(self.path)
 
@@ -102,7 +102,7 @@ class Instance:
 
     @contextlib.contextmanager
     def following(self) -> Iterator[Callable[[float], list[str]]]:
-        """Return a function that waits up to some seconds for lines and takes them out, whole ones only."""
+        """Return a function that waits up to some seconds for lines, and reads and removes them, complete ones only."""
         descriptor = os.open(self.pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         rest = ""
 
@@ -123,7 +123,7 @@ class Instance:
             os.close(descriptor)
 
     def drain(self) -> list[str]:
-        """Take out the lines that are there now, without waiting for more; none where there is no instance."""
+        """Read and remove the lines that are there now, without waiting for more; none if there is no instance."""
         try:
             descriptor = os.open(self.pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Rules as the kernel holds them, in the words of iptables-save: what both backends of iptables have in common.
+"""Rules as the kernel holds them, in the words of iptables-save: the common part of both backends of iptables.
 
-The matches and targets are of x_tables in either backend. What is known here is what the lab's own rules are made of;
-of any other match or target the name is known, and ANY stands for what follows it. Sources: <linux/netfilter/xt_*.h>,
+The matches and targets are of x_tables in either backend. This module knows what the lab's own rules consist of. Of any
+other match or target it knows the name, and ANY replaces what follows it. Sources: <linux/netfilter/xt_*.h>,
 <linux/netfilter/nf_nat.h>.
 """
 
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    #: Flags; the first address and the last; the least port and the most.
+    #: Flags; the first address and the last; the lowest port and the highest.
     _Range = tuple[int, bytes, bytes, bytes, bytes]
 
-#: In the words of a rule: anything may stand here.
+#: In the words of a rule: matches anything.
 ANY = "\ue000"
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 50: "esp", 51: "ah", 132: "sctp", 136: "udplite"}
 MOST_PORT = 0xFFFF
@@ -35,25 +35,25 @@ _ORDER = ("-s", "-d", "-i", "-o", "-p")
 
 
 class StrangeError(Exception):
-    """The kernel holds something that no rule of iptables' that is known here has."""
+    """The kernel holds something that no known rule of iptables has."""
 
 
 @dataclass
 class Spec:
-    """The words of one rule, as they are found; `heads` are those that stand before the matches, by option."""
+    """The words of one rule, as they are found; `heads` are those before the matches, by option."""
 
     heads: dict[str, str] = field(default_factory=dict)
     matches: list[str] = field(default_factory=list)
     target: str = ""
 
     def head(self, option: str, value: str, *, inverted: bool = False) -> None:
-        """Add one of them. Raises StrangeError where it is there."""
+        """Add one of them. Raise StrangeError if it is already there."""
         if option in self.heads:
             raise StrangeError(f"{option} twice")
         self.heads[option] = f"{'! ' if inverted else ''}{option} {value}"
 
     def end(self, target: str) -> None:
-        """Say what becomes of the packet. Raises StrangeError where that is said."""
+        """Set what happens to the packet. Raise StrangeError if that is already set."""
         if self.target:
             raise StrangeError("two targets")
         self.target = target
@@ -63,24 +63,24 @@ class Spec:
 
 
 def strange(what: object) -> str:
-    """Return words in the place of a rule's which no text of iptables-save has."""
+    """Return words, in place of a rule's, that no text of iptables-save contains."""
     return f"(what merlab does not know: {what})"
 
 
 def agrees(known: str, told: str) -> bool:
-    """Whether the words of a rule that a tool tells are those of the kernel's, as far as these are known."""
+    """Report whether a tool's words of a rule are the kernel's, as far as these are known."""
     return known == told or (
         ANY in known and re.fullmatch(".*".join(map(re.escape, known.split(ANY))), told, re.DOTALL) is not None
     )
 
 
 def shown(known: str) -> str:
-    """Return the words of the kernel's for a person."""
+    """Return the kernel's words for a person."""
     return known.replace(ANY, "…")
 
 
 def network(address: bytes, mask: bytes) -> str:
-    """Return an address with its mask as iptables-save does."""
+    """Return an address with its mask as iptables-save prints it."""
     bits = f"{int.from_bytes(mask, 'big'):032b}"
     length = bits.count("1")
     said = str(length) if bits == "1" * length + "0" * (32 - length) else str(ipaddress.IPv4Address(mask))
@@ -88,12 +88,12 @@ def network(address: bytes, mask: bytes) -> str:
 
 
 def protocol(number: int) -> str:
-    """Name a protocol."""
+    """Return the name of a protocol."""
     return PROTOCOLS.get(number, str(number))
 
 
 def ports(option: str, least: int, most: int, *, inverted: bool = False) -> str:
-    """Return the words that match ports, "" where they are all ports."""
+    """Return the words that match ports, "" if they are all ports."""
     if (least, most) == (0, MOST_PORT) and not inverted:
         return ""
     return f"{'! ' if inverted else ''}{option} {least if least == most else f'{least}:{most}'}"
@@ -108,7 +108,7 @@ def tcp_flags(mask: int, compared: int, *, inverted: bool = False) -> str:
 
 
 def mark(value: bytes, mask: bytes, *, inverted: bool = False) -> str:
-    """Return the words that match a packet's mark, which the kernel has as the machine has numbers."""
+    """Return the words that match a packet's mark, which the kernel stores in the machine's byte order."""
     numbers = [int.from_bytes(each, sys.byteorder) for each in (value, mask)]
     told = f"{numbers[0]:#x}" if mask == b"\xff" * 4 else f"{numbers[0]:#x}/{numbers[1]:#x}"
     return f"-m mark {'! ' if inverted else ''}--mark {told}"
@@ -139,7 +139,7 @@ def _arguments(
 
 
 def _rest(info: bytes, layout: struct.Struct) -> bool:
-    """Whether there is more than what was understood."""
+    """Report whether there is more than what was parsed."""
     return any(info[layout.size :])
 
 
@@ -189,7 +189,7 @@ def _comment(info: bytes) -> str | None:
     return f"--comment {quoted}"
 
 
-#: What comes before match_flags in xt_conntrack_mtinfo3: addresses and masks, times of expiry, protocol and ports.
+#: The fields before match_flags in xt_conntrack_mtinfo3: addresses and masks, times of expiry, protocol and ports.
 _CONNTRACK = struct.Struct("=146x4H")
 
 
@@ -209,7 +209,7 @@ def _statistic(info: bytes) -> str | None:
 
 
 _RANGE = struct.Struct("=2I4s4s2s2s")  # nf_nat_ipv4_multi_range_compat
-_RANGE_2 = struct.Struct("=I4s12s4s12s2s2s")  # nf_nat_range, and what nf_nat_range2 begins with
+_RANGE_2 = struct.Struct("=I4s12s4s12s2s2s")  # nf_nat_range, and the beginning of nf_nat_range2
 
 
 def _old_range(info: bytes) -> _Range | None:
@@ -223,7 +223,7 @@ def _new_range(info: bytes) -> _Range | None:
 
 
 def _nat(option: str, parse: Callable[[bytes], _Range | None]) -> Callable[[bytes], str | None]:
-    """Return what tells of a target that changes an address, or a port, or both."""
+    """Return the words of a target that changes an address, or a port, or both."""
 
     def tell(info: bytes) -> str | None:
         found = parse(info)

@@ -1,6 +1,6 @@
-"""The legacy tables of a network namespace as the kernel itself tells of them: no tool can be missing or lie.
+"""The legacy tables of a network namespace, read from the kernel: no tool can be missing or lie.
 
-A table is there from the moment that somebody first asks for it in the namespace, and stays. Source: xt_proto_init(),
+A table exists from the moment that somebody first reads it in the namespace, and stays. Source: xt_proto_init(),
 ipt_get_info() and get_entries() in net/ipv4/netfilter/ip_tables.c; ip6_tables.c and arp_tables.c have the same.
 """
 
@@ -24,7 +24,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class _Protocol:
-    """The options of getsockopt, and in an entry, where its offsets are and where its matches begin."""
+    """The options of getsockopt and, in an entry, where its offsets are and where its matches begin."""
 
     level: int
     get_info: int
@@ -58,7 +58,7 @@ _VERDICTS = {_ACCEPT: "-j ACCEPT", _DROP: "-j DROP", _RETURN: "-j RETURN"}
 
 
 class Chain(NamedTuple):
-    """A chain; `policy` is "-" for one that only others jump to. `told` is each rule's words and packets (see xt)."""
+    """A chain; `policy` is "-" for one that is only reached by a jump. `told` is each rule's words and packets."""
 
     name: str
     policy: str
@@ -67,7 +67,7 @@ class Chain(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One legacy table; `entries` counts its rules, and two for each chain that somebody made: 0 as it comes.
+    """One legacy table; `entries` counts its rules, and two for each chain that somebody created: 0 for a new table.
 
     `chains` are those of IPv4, None for other families; `dropping` names the chains whose policy is to drop.
     """
@@ -80,9 +80,9 @@ class Table:
 
 
 def read(netns: Path) -> tuple[Table, ...]:
-    """Read which tables are there in the namespace at `netns`, and what is in each; asking makes none.
+    """Read which tables exist in the namespace at `netns`, and what is in each; reading creates none.
 
-    Raises OSError where it cannot be entered, or they cannot be read.
+    Raise OSError if it cannot be entered, or they cannot be read.
     """
     return run_inside(netns, _read)
 
@@ -93,7 +93,7 @@ def _read() -> tuple[Table, ...]:
         try:
             names = Path(f"/proc/thread-self/net/{family}_tables_names").read_text().split()
         except FileNotFoundError:
-            continue  # the kernel has not loaded this family's tables: there can be no rule in them
+            continue  # the kernel has not loaded this family's tables: they can contain no rule
         found += [_table(family, protocol, name) for name in sorted(names)]
     return tuple(found)
 
@@ -106,7 +106,7 @@ class _Info(NamedTuple):
 
 
 def _table(family: str, protocol: _Protocol, name: str) -> Table:
-    """Read one, again where it is replaced by another while it is read."""
+    """Read one table; repeat if another one replaces it meanwhile."""
     for _ in range(_TRIES):
         info = _info(protocol, name)
         try:
@@ -159,7 +159,7 @@ def _policy(raw: bytes, at: int) -> int:
 
 
 class _Entry(NamedTuple):
-    """An entry; `target` is where its target begins, `end` where the next entry does."""
+    """An entry; `target` is where its target begins, `end` where the next entry begins."""
 
     at: int
     target: int
@@ -168,12 +168,12 @@ class _Entry(NamedTuple):
 
 
 def _chains(raw: bytes, info: _Info) -> tuple[Chain, ...]:
-    """Cut the entries into chains: each of a hook ends with its policy, each other one begins with its name."""
+    """Split the entries into chains: each of a hook ends with its policy, each other one begins with its name."""
     entries = list(_walk(raw))
     begins = {at: name for name, at in info.hooks.items()}
     for entry in entries:
         if _target(raw, entry)[0] == "ERROR":
-            # What the head of a chain is called; the last one is the table's end.
+            # The name of the head of a chain; the last one is the table's end.
             begins[entry.end] = _target(raw, entry)[2].partition(b"\0")[0].decode(errors="replace")
     begins.pop(len(raw), None)
     policies = {at: hook for hook, at in info.underflows.items()}
@@ -190,7 +190,7 @@ def _chains(raw: bytes, info: _Info) -> tuple[Chain, ...]:
         elif _target(raw, entry)[0] != "ERROR":
             found[chain].append((_words(raw, entry, begins), entry.packets))
     for name, rules in found.items():
-        # Every chain that somebody made ends with a way back that is not a rule of theirs.
+        # Every chain that somebody created ends with a return that is no rule of theirs.
         if said[name] == "-" and rules and rules[-1][0] == "-j RETURN":
             rules.pop()
     return tuple(Chain(name, said[name], tuple(rules)) for name, rules in found.items())
@@ -229,7 +229,7 @@ def _words(raw: bytes, entry: _Entry, begins: dict[int, str]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _said(head: bytes, matches: bytes, target: bytes, jump: str) -> str:
-    """Return a rule as iptables-save would tell it; `jump` is the chain that it leads to, if any."""
+    """Return a rule as iptables-save would print it; `jump` is the chain that it leads to, if any."""
     spec = xt_rule.Spec()
     try:
         goto = _heads(spec, head)
@@ -251,7 +251,7 @@ def _said(head: bytes, matches: bytes, target: bytes, jump: str) -> str:
 
 
 def _heads(spec: xt_rule.Spec, head: bytes) -> bool:
-    """Read addresses, links and protocol; say whether the target is gone to and not only called."""
+    """Parse addresses, links and protocol; return whether the target is a goto and not a jump."""
     source, destination, source_mask, destination_mask, *links, protocol, flags, inverted = _IP.unpack(head)
     if flags & ~_GOTO or inverted & ~(_VIA_IN | _VIA_OUT | _SOURCE | _DESTINATION | _KIND):
         raise xt_rule.StrangeError("an option of a rule")

@@ -1,4 +1,4 @@
-"""A request that no sidecar had a part in: the 200 that proves nothing."""
+"""A request without any sidecar in the path: the 200 that proves nothing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def assess_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, told: bool) -> Finding:
-    """Look whether the app answered with no sidecar in the path: neither has a record, and the app saw the client.
+    """Assess whether the app answered with no sidecar in the path: neither has a record, and the app saw the client.
 
-    Where apps do not tell whom they saw (`told` is off), no sidecar may have left its headers on the answer.
+    If apps do not report their peer (`told` is off), the answer must not carry headers of a sidecar.
     """
     readings: list[Reading] = [*mesh.assess_served(seen).evidence]
     control = Control("mesh.later_request_logged", Verdict.PASS if later.held else Verdict.FAIL, later.evidence)
@@ -54,7 +54,7 @@ def assess_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, t
 
 
 def _sidecars_mark(exchange: Exchange) -> str:
-    """Return the header with which an Envoy marks what it passes on; nothing where there is none."""
+    """Return the header that an Envoy adds to what it passes on; nothing if there is none."""
     headers = exchange.headers
     if "envoy" in headers.get("server", ""):
         return f"server: {headers['server']}"

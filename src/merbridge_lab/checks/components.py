@@ -1,4 +1,4 @@
-"""Is a part of the lab what it should be? Asked of the kernel, never of a file that merlab wrote."""
+"""Check that a part of the lab is in order. The source is the kernel, never a file that merlab wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def able() -> Check:
 
 
 def assess_able(lab: Lab) -> Finding:
-    """Look at every requirement of the lab."""
+    """Assess every requirement of the lab."""
     requirements = lab.requirements()
     evidence = tuple(
         Reading(f"machine:{requirement.name}", "", None, requirement.found) for requirement in requirements
@@ -33,7 +33,7 @@ def assess_able(lab: Lab) -> Finding:
 
 
 def in_order(part: str, description: str, pick: Callable[[Lab], Component]) -> Check:
-    """Check that all of one part of the lab is there and is merlab's."""
+    """Check that one part of the lab is complete and is merlab's."""
 
     def look(lab: Lab) -> Finding:
         chosen = pick(lab)
@@ -47,7 +47,7 @@ def in_order(part: str, description: str, pick: Callable[[Lab], Component]) -> C
 
 
 def entered() -> Check:
-    """Check that the process found is the pod's: address, namespace and cgroup agree."""
+    """Check that the process found belongs to the pod: address, namespace and cgroup agree."""
     return Check(
         "enter.agrees",
         "address, namespace inode and cgroup of the process are the pod's",
@@ -57,7 +57,7 @@ def entered() -> Check:
 
 
 def assess_entered(seen: ProcessIdentity) -> Finding:
-    """Compare what the process shows with what the pod should have."""
+    """Assess whether the process shows what the pod should have."""
     evidence = (
         Reading(f"proc:{seen.workload}/net", "inode", seen.expected_netns, seen.netns),
         Reading(f"proc:{seen.workload}/cgroup", "", seen.expected_cgroup, seen.cgroup),

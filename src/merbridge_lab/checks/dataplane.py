@@ -1,7 +1,7 @@
-"""What eBPF did: its own counters, leg by leg.
+"""What eBPF did, by its own counters, leg by leg.
 
-A request has three legs: outbound (app to its own sidecar), mesh (sidecar to sidecar) and inbound (sidecar to its
-own app). On each, request and response are a message each at least.
+A request has three legs: outbound (app to its own sidecar), mesh (sidecar to sidecar) and inbound (sidecar to its own
+app). On each leg, the request and the response are at least one message each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def intercepted() -> Check:
 
 
 def assess_intercepted(seen: Observation) -> Finding:
-    """Look at the counter of rewritten connects in the client's namespace."""
+    """Assess the counter of rewritten connects in the client's namespace."""
     if seen.noted is not None:
         return assess_noted(seen)
     reading = seen.counter(seen.client, "outbound_connects")
@@ -42,7 +42,7 @@ def assess_intercepted(seen: Observation) -> Finding:
 
 
 def assess_noted(seen: Observation) -> Finding:
-    """Look whether the dataplane's map says of every connection of the client where it was meant to go."""
+    """Assess whether the dataplane's map has the original destination of every connection of the client."""
     noted, total = seen.original_destinations("outbound"), len(seen.exchanges)
     reading = seen.original_destinations_reading("outbound")
     if not noted:
@@ -57,7 +57,7 @@ def assess_noted(seen: Observation) -> Finding:
     if len(noted) < total:
         return fails(f"eBPF intercepted {len(noted)} of {total} fresh connections of {seen.client}", reading)
     for exchange in seen.exchanges:
-        # Upstream answers no getpeername: the app sees that it speaks to the loopback, where its sidecar listens.
+        # Upstream does not rewrite getpeername: the app sees the loopback as its peer, where its sidecar listens.
         if not exchange.remote.startswith("127."):
             return fails(
                 f"the map holds the connection from {exchange.local}, but it went to {exchange.remote},"
@@ -68,7 +68,7 @@ def assess_noted(seen: Observation) -> Finding:
 
 
 def assess_dialled_sidecar(seen: Observation) -> Finding:
-    """Look whether it was eBPF that sent the client's sidecar to the servers' sidecars: port 15006 at connect()."""
+    """Assess whether eBPF sent the client's sidecar to the servers' sidecars: port 15006 at connect()."""
     reading = seen.counter(seen.client, "mesh_connects")
     if not reading.moved:
         return fails(f"eBPF sent no connection of the sidecar of {seen.client} to a server's sidecar", reading)
@@ -76,7 +76,7 @@ def assess_dialled_sidecar(seen: Observation) -> Finding:
 
 
 def assess_steered(seen: Observation) -> Finding:
-    """Look whether a client that eBPF does not serve reached the servers' sidecars by their sk_lookup programs."""
+    """Assess whether a client that eBPF does not serve reached the servers' sidecars by their sk_lookup programs."""
     sidecars = assess_both_sidecars(seen)
     readings = [seen.counter(server, "sk_lookup_assigned") for server in sorted(seen.servers)]
     evidence = (*readings, *sidecars.evidence)
@@ -101,7 +101,7 @@ def payload_moved() -> Check:
 
 
 def assess_payload(seen: Observation) -> Finding:
-    """Look at the redirected messages and bytes of each leg, at the client and at the servers."""
+    """Assess the redirected messages and bytes of each leg, at the client and at the servers."""
     total = len(seen.exchanges)
     servers = sorted(seen.servers)
     if not servers:
@@ -136,7 +136,7 @@ def assess_payload(seen: Observation) -> Finding:
 
 
 def ebpf_took_over() -> Check:
-    """Check that with the rules flushed, eBPF alone brings the request into the mesh; without it, the request fails."""
+    """Check that with the rules flushed, only eBPF brings the request into the mesh; without it, the request fails."""
     return Check(
         "redirect.ebpf_took_over",
         "flushed, it is eBPF that sends the request through the mesh; a flushed control client without it is closed",
@@ -146,7 +146,7 @@ def ebpf_took_over() -> Check:
 
 
 def assess_took_over(seen: Observation) -> Finding:
-    """Look at the payload and the sidecars' logs, and at the flushed twin beside them."""
+    """Assess the payload and the sidecars' logs, beside the flushed control client."""
     if seen.control is None:
         return fails("no flushed control client was asked: the batch alone proves nothing")
     closed = assess_closed_as_plain_text(seen.control)
@@ -163,9 +163,9 @@ def assess_took_over(seen: Observation) -> Finding:
 
 
 def assess_moved_on_noted(seen: Observation) -> Finding:
-    """Look whether the connections of all legs are in the dataplane's map, and its mover ran for each message.
+    """Assess whether the dataplane's map has the connections of all legs, and its mover ran for each message.
 
-    The mover counts for the whole node. What it moved, and how much, only the trace tells, where debug is on.
+    The mover counts for the whole node. Only the trace tells what it moved, and how much, if debug is on.
     """
     total = len(seen.exchanges)
     served = [leg for leg in ("outbound", "mesh", "inbound") if leg not in seen.limits]

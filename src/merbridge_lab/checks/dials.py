@@ -1,4 +1,4 @@
-"""Connections that are not curl's: by IPv6 sockets, and plain TCP (P7)."""
+"""Connections other than curl's: IPv6 sockets, and plain TCP (P7)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def assess_carried(client: str, dials: Sequence[Dial]) -> Finding:
-    """Look whether eBPF intercepts and carries connections of these kinds, as its map of connections shows."""
+    """Assess whether eBPF intercepts and carries connections of these kinds, as its map of connections shows."""
     evidence = tuple(reading for dial in dials for reading in _readings(client, dial))
     for dial in dials:
         if dial.unasked:
@@ -26,7 +26,7 @@ def assess_carried(client: str, dials: Sequence[Dial]) -> Finding:
 
 
 def unasked(dials: Sequence[Dial]) -> tuple[str, ...]:
-    """Name the kinds of connection that this machine does not have, and why; none of them was seen to be carried."""
+    """List the kinds of connection that this machine does not have, and why; none of them was tested."""
     return tuple(f"not asked {dial.how}: {dial.unasked}" for dial in dials if dial.unasked)
 
 

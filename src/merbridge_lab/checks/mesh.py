@@ -1,4 +1,4 @@
-"""Did the mesh serve the request? Both sidecars' own access logs say so, found by a nonce."""
+"""Whether the mesh served the request: both sidecars' access logs show it, found by a nonce."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def served() -> Check:
 
 
 def assess_served(seen: Observation) -> Finding:
-    """Look at curl's exit statuses and the HTTP statuses."""
+    """Assess curl's exit statuses and the HTTP statuses."""
     good = sum(exchange.served for exchange in seen.exchanges)
     reading = Reading(f"curl:{seen.client}", "200s", 0, good, seen.exchanges[0].body.strip() or None)
     for exchange in seen.exchanges:
@@ -40,7 +40,7 @@ def both_versions_answered() -> Check:
 
 
 def assess_both_versions(seen: Observation) -> Finding:
-    """Look at the bodies."""
+    """Assess the bodies of the answers."""
     reading = Reading(f"curl:{seen.client}", "versions", 0, len(seen.versions), ", ".join(sorted(seen.versions)))
     missing = {"v1", "v2"} - seen.versions
     if missing:
@@ -59,7 +59,7 @@ def both_sidecars_served() -> Check:
 
 
 def assess_both_sidecars(seen: Observation) -> Finding:
-    """Look each nonce up in the client's and the servers' access logs."""
+    """Assess whether each nonce is in the client's and the servers' access logs."""
     nonces = [exchange.nonce for exchange in seen.exchanges]
     client_log, server_log = value_of(seen.client_log), value_of(seen.server_log)
     out = [line for nonce in nonces if (line := client_log.get(nonce)) is not None and line.outbound]
@@ -103,9 +103,9 @@ def assess_both_sidecars(seen: Observation) -> Finding:
 
 
 def assess_one_chain(seen: Observation) -> Finding:
-    """Look whether the records of each request name one chain of connections, from the client to the server, in TLS.
+    """Assess whether the records of each request name one chain of connections, from client to server, in TLS.
 
-    Whoever saw a nonce can copy it into a log; the ports of the connections that it came by cannot be guessed.
+    Whoever saw a nonce can copy it into a log. Nobody can guess the ports of the connections that carried it.
     """
     client_log, server_log = value_of(seen.client_log), value_of(seen.server_log)
     for exchange in seen.exchanges:
@@ -136,7 +136,7 @@ def assess_one_chain(seen: Observation) -> Finding:
 
 
 def assess_closed_as_plain_text(seen: Observation) -> Finding:
-    """Look whether each connection was closed before any HTTP status because the server refused plain text."""
+    """Assess whether each connection closed before any HTTP status because the server refused plain text."""
     rejected = value_of(seen.rejected)
     by_server = {server: [line for name, line in rejected if name == server] for server, _ in rejected}
     evidence = (

@@ -1,8 +1,8 @@
-"""What the iptables rules did: the client's ISTIO_REDIRECT is the witness.
+"""What the iptables rules did: the evidence is the client's ISTIO_REDIRECT.
 
-While a server's rules are present, every new connection moves its ISTIO_INBOUND, eBPF or not (nat PREROUTING runs
-before the socket look-up), and so do early RETURNs in the client's ISTIO_OUTPUT. Only the client's ISTIO_REDIRECT
-tells the two apart: +0 a fresh connection with eBPF, +1 without.
+While a server's rules are present, every new connection increments its ISTIO_INBOUND, with or without eBPF (nat
+PREROUTING runs before the socket lookup). Early RETURNs in the client's ISTIO_OUTPUT also count. Only the client's
+ISTIO_REDIRECT tells the two apart: a fresh connection adds 0 with eBPF, and 1 without.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REDIRECT = "ISTIO_REDIRECT"
 
 
 def assess_moved(seen: Observation) -> Finding:
-    """Look whether the rules sent every fresh connection of the client to its sidecar, and both sidecars served."""
+    """Assess whether the rules sent every fresh connection of the client to its sidecar, and both sidecars served."""
     reading = seen.rule(REDIRECT)
     total = len(seen.exchanges)
     if not seen.before.istio:
@@ -42,7 +42,7 @@ def assess_moved(seen: Observation) -> Finding:
 
 
 def do_the_work() -> Check:
-    """Check that without eBPF, it is the rules that send a connection to the sidecar."""
+    """Check that without eBPF, the rules send a connection to the sidecar."""
     return Check(
         "rules.do_the_work",
         "without eBPF, the rules send every connection to the sidecar",
@@ -52,7 +52,7 @@ def do_the_work() -> Check:
 
 
 def stood_still() -> Check:
-    """Check that with eBPF, the rules are there and have nothing to do; the twin's move for the same requests."""
+    """Check that with eBPF, the rules are present but match nothing; the control client's same requests match them."""
     return Check(
         "rules.stood_still",
         "ISTIO_REDIRECT does not count with eBPF; it does for the control client",
@@ -62,7 +62,7 @@ def stood_still() -> Check:
 
 
 def assess_stood_still(seen: Observation) -> Finding:
-    """Look at the client's counter and at the twin's."""
+    """Assess the client's counter and the control client's."""
     reading = seen.rule(REDIRECT)
     total = len(seen.exchanges)
     if seen.control is None:
@@ -94,13 +94,13 @@ def were_absent() -> Check:
     return Check(
         "rules.were_absent",
         "not one ISTIO rule was left during the batch",
-        lambda seen: assess_absent(seen, between=False),  # of what was in between, were_untouched tells
+        lambda seen: assess_absent(seen, between=False),  # were_untouched covers the time in between
         hint="merlab step 9",
     )
 
 
 def assess_absent(seen: Observation, *, between: bool = True) -> Finding:
-    """Look at the rules as they were just before and just after the batch, and `between`, where that is told."""
+    """Assess the rules as they were just before and just after the batch, and `between`, if that is known."""
     saved = seen.saved
     had = len(saved.istio) if saved else 0
     reading = Reading(seen.before.source(seen.client), "rules", had, None if seen.after.unread else len(seen.after.nat))
@@ -128,14 +128,14 @@ def assess_absent(seen: Observation, *, between: bool = True) -> Finding:
 
 
 def assess_besides(rules: RuleSet, where: str) -> str:
-    """Say what else than rules of iptables' was in the way of packets; "" where nothing was."""
+    """Describe what else than iptables' rules could stop packets; "" if nothing could."""
     if native := value_of(rules.native):
         return f"native nftables were present {where}: {native[0]}"
     return f"{altered[0]} {where}" if (altered := value_of(rules.altered)) else ""
 
 
 def were_untouched() -> Check:
-    """Check that nobody changed the rules between two requests, be it for a moment; skipped where that is not told."""
+    """Check that nobody changed the rules between two requests, even briefly; skip if the kernel does not report it."""
     return Check(
         "rules.were_untouched",
         "the rules stayed flushed between any two requests",
@@ -146,7 +146,7 @@ def were_untouched() -> Check:
 
 
 def assess_untouched(seen: Observation) -> Finding:
-    """Look at the number that every change of nftables' rules moves."""
+    """Assess the number that increases with every change of nftables' rules."""
     before, after = value_of(seen.before.generation), value_of(seen.after.generation)
     reading = Reading(f"nft:{seen.client}/generation", "", before, after)
     if before != after:
@@ -155,7 +155,7 @@ def assess_untouched(seen: Observation) -> Finding:
 
 
 def assess_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
-    """Look whether a server had no nat rule from `before` to `after`."""
+    """Assess whether a server had no nat rule from `before` to `after`."""
     if altered := (*value_of(before.altered), *value_of(after.altered)):
         return fails(f"{altered[0]} in {workload}")
     left = [each for rules in (before, after) for each in (*value_of(rules.native), *rules.nat, *rules.diverting)]
@@ -180,7 +180,7 @@ def flushed_is_closed() -> Check:
 
 
 def assess_flushed_closed(seen: Observation) -> Finding:
-    """Look at the closed connections, and at the same requests with the rules present beside them."""
+    """Assess the closed connections, beside the same requests with the rules present."""
     closed = assess_closed_as_plain_text(seen)
     if seen.control is None:
         return fails("nothing was asked with the rules present: what is closed now might always be", *closed.evidence)

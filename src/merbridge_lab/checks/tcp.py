@@ -1,4 +1,4 @@
-"""What the kernel's TCP carried of a batch that eBPF claims to have moved: the witness that no BPF program writes."""
+"""What the kernel's TCP carried of a batch that eBPF claims to have moved: evidence that no BPF program writes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from merbridge_lab.api import Observation
 
 LEGS = ("outbound", "mesh", "inbound")
-#: From so many bytes on it was a request, or an answer, that went by TCP: a request names itself (x-request-id, 50
-#: bytes alone) and an answer has a status line and headers. Fewer are TLS's goodbye (31 bytes) to an end that has left,
-#: which no socket is there to be handed to; seen once in 1200 connections.
+#: From so many bytes on, a request or an answer went by TCP: a request names itself (x-request-id, 50 bytes alone), and
+#: an answer has a status line and headers. Fewer bytes are TLS's close message (31 bytes) to an end that has closed: no
+#: socket is left to hand it to. Seen once in 1200 connections.
 _LEAST = 64
-#: An eBPF in doubt leaves a direction to TCP, and counts it. Seen never in 1200 connections on a busy machine: where
-#: more than half of a leg went so, nothing was shown to be moved, whatever is counted.
+#: If eBPF is in doubt, it leaves a direction to TCP, and counts it. Never seen in 1200 connections on a busy machine.
+#: If more than half of a leg went this way, nothing was shown to be moved, whatever is counted.
 _HALF = 2
 
 
 def assess_nothing(seen: Observation) -> Finding:
-    """Look whether TCP carried what eBPF claims to have moved; `why` goes on a sentence about what was moved.
+    """Assess whether TCP carried what eBPF claims to have moved; `why` continues a sentence about what was moved.
 
-    Each direction of a connection that went by TCP must be one that the dataplane says to have left to it.
+    Each direction of a connection that went by TCP must be one that the dataplane reports as left to TCP.
     """
     if seen.by_tcp is None:
         return holds("")  # this lab has no such witness
@@ -57,7 +57,7 @@ def assess_nothing(seen: Observation) -> Finding:
 
 
 def _beside_control(seen: Observation, evidence: list[Reading]) -> Finding:
-    """Look whether the same counter moves for the twin that eBPF does not serve."""
+    """Assess whether the same counter increases for the control client, which eBPF does not serve."""
     total = sum(reading.moved for reading in evidence)
     why = f", and {total} of them by TCP, as the kernel counts" if total else ", and none by TCP, as the kernel counts"
     if seen.control is None or seen.control.by_tcp is None:
@@ -84,7 +84,7 @@ def _reading(seen: Observation, leg: str, carried: Mapping[str, Mapping[str, tup
 
 
 def _senders(seen: Observation, nonce: str, leg: str) -> tuple[str, str]:
-    """Name the pods whose sockets the dialling and the accepting end of a leg are."""
+    """Return the pods that own the sockets of the dialling and the accepting end of a leg."""
     server = value_of(seen.server_log)[nonce][0] if leg != "outbound" else seen.client
     return (server if leg == "inbound" else seen.client, server)
 

@@ -1,4 +1,4 @@
-"""What the dataplane's own trace tells of one request."""
+"""What the dataplane's own trace shows of one request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def assess_lines(seen: Observation) -> Finding:
 
 
 def debug_is_on() -> Check:
-    """Check that the dataplane's debug flag is set, in the kernel."""
+    """Check that the dataplane's debug flag is set in the kernel."""
     return Check("trace.debug_is_on", "the dataplane's debug flag is set", assess_debug, hint="merlab step 4")
 
 
@@ -37,7 +37,7 @@ def assess_debug(lab: Lab) -> Finding:
 
 
 def tells_the_request() -> Check:
-    """Check that the trace shows this request intercepted, its original destination asked, its bytes moved."""
+    """Check that the trace shows this request intercepted, its original destination looked up, its bytes moved."""
     return Check(
         "trace.tells_the_request",
         "the trace shows this request: intercepted, original destination asked, bytes moved socket to socket",
@@ -47,7 +47,7 @@ def tells_the_request() -> Check:
 
 
 def assess_told(seen: Observation) -> Finding:
-    """Follow the pair that the app's connection opened through the trace."""
+    """Assess the trace of the pair that the app's connection opened."""
     exchange = seen.exchanges[0]
     if seen.noted is not None:
         return assess_told_by_address(seen)
@@ -67,9 +67,9 @@ def assess_told(seen: Observation) -> Finding:
 
 
 def assess_told_by_address(seen: Observation) -> Finding:
-    """Look for lines that name the address this request was meant for, where a trace names no connections.
+    """Assess whether lines name the address this request was meant for, if a trace names no connections.
 
-    Lines of others may be among those of payload; that it was this request's, the access logs and maps tell.
+    Payload lines may include those of other requests; the access logs and maps prove that it was this request.
     """
     exchange = seen.exchanges[0]
     wanted = seen.original_destinations("outbound").get(exchange.nonce)

@@ -15,8 +15,9 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run merlab; the console script."""
-    # The lab's tools are the system's; `su` without a dash leaves their directories out of PATH.
+    # The lab's tools are the system's; `su` without a dash omits their directories from PATH.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
-    # No file of merlab's may be written to by others; that those who must can read them is seen to where they are made.
+    # Others must not be able to write to merlab's files; files that others must read get their mode when they are
+    # created.
     os.umask(os.umask(0o022) | 0o022)
     app()

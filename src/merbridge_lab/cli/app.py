@@ -24,7 +24,7 @@ app = typer.Typer(
 
 
 def completing(*names: str) -> Callable[[str], list[str]]:
-    """Return what completes a word to one of `names`."""
+    """Return a function that completes a word to one of `names`."""
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
@@ -53,7 +53,7 @@ WORKLOADS = ("sleep", "helloworld-v1", "helloworld-v2")
 
 
 def known_workload(given: str | None) -> str | None:
-    """Check the name of a workload; raise BadParameter for one that no lab has."""
+    """Check the name of a workload. Raise BadParameter for one that no lab has."""
     if given is not None and given not in WORKLOADS:
         raise typer.BadParameter(f"there is no workload called {given!r}; there are {', '.join(WORKLOADS)}")
     return given
@@ -71,16 +71,16 @@ WorkloadName = Annotated[
 
 #: Default of --timeout, in seconds.
 PATIENCE = 20.0
-#: For commands that hand all they do not know to another program.
+#: For commands that pass on all unknown arguments to another program.
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def patience(wait: bool, timeout: float | None) -> float:
-    """Return how many seconds to wait for another command, as --wait and --wait-timeout say."""
+    """Return how many seconds to wait for another command, from --wait and --wait-timeout."""
     return timeout if timeout is not None else math.inf if wait else 0.0
 
 
-#: What completes the number of a step: there are ten, and no step is read for that.
+#: Completes the number of a step: there are ten, and reading the steps is not needed for that.
 step_numbers = completing(*map(str, range(10)))
 
 

@@ -1,4 +1,4 @@
-"""The options of labs on clusters, read into what drivers take."""
+"""The options of labs on clusters, converted to what drivers take."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ KeepClusterOption = Annotated[
 
 
 def pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
-    """Read "KEY=VALUE" as often as it was given. Raises BadParameter."""
+    """Parse "KEY=VALUE" for each time that it was given. Raises BadParameter."""
     read = {}
     for text in given or ():
         key, equals, value = text.partition("=")
@@ -103,7 +103,7 @@ def pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
 
 
 def reference(option: str, given: str, ref: str | None = None) -> None:
-    """Check that what was given makes the name of an image, `ref` or itself. Raises BadParameter."""
+    """Check that the given value is the name of an image, `ref` or the value itself. Raises BadParameter."""
     if not IMAGE.fullmatch(given if ref is None else ref):
         raise typer.BadParameter(
             f"{option} {given}: that is no image; one is named as docker.io/curlimages/curl:8.16.0"
@@ -124,7 +124,7 @@ def options(
     merbridge_manifest: str | None = None,
     keep_cluster: bool = False,
 ) -> Options:
-    """Put together what was given. Raises BadParameter."""
+    """Collect the given options. Raises BadParameter."""
     pairs("--istio-set", istio_set)
     named = pairs("--image", images)
     for name, ref in named.items():

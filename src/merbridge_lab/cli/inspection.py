@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from merbridge_lab.model import Step
 
 
-#: The state of a step, for those who may not look at the lab.
+#: The state of a step, for users who may not read the lab.
 _UNKNOWN = "not known"
 
 
@@ -129,16 +129,16 @@ def steps(
 
 
 def _typed(step: Step, lab: ManagedLab) -> tuple[list[str], str]:
-    """Return the commands for a step, none where the lab lacks what it needs; and what is to be said of them.
+    """Return the commands for a step, none if the lab lacks what it needs; and a note on them.
 
-    A lab that is not there to name pods and PIDs has its commands on paper, with words for what is not known.
+    For a lab that does not exist, the commands contain placeholders instead of the names of pods and PIDs.
     """
     note = ""
     try:
         commands = [] if step.needs - lab.capabilities else step.commands(lab)
     except LabError as error:
         paper = lab.offline_commands()
-        # It has what the commands of steps use of a lab, and no more.
+        # It has only what the commands of steps use of a lab.
         commands = step.commands(cast("Lab", paper)) if paper else []
         note = _stand_for(paper.words if paper else (), commands, error)
     for command in commands:

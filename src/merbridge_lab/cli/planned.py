@@ -1,4 +1,4 @@
-"""Commands that are planned and not built yet: absent from the help, and typed all the same, they say so."""
+"""Commands that are planned but not built yet: absent from the help; if typed all the same, they report this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands to play with the lab by hand: exec, shell."""
+"""The commands to use the lab by hand: exec, shell."""
 
 from __future__ import annotations
 

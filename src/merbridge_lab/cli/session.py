@@ -1,4 +1,4 @@
-"""One call of merlab: its console, its lab, and what becomes of whatever goes wrong in it."""
+"""One call of merlab: its console, its lab, and the handling of every error in it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class _Printable(logging.Formatter):
-    """Lets a terminal obey nothing of what is logged: command lines may hold what pods said."""
+    """Makes logged text harmless for a terminal: command lines may contain text from pods."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 class Session:
-    """Turns errors into sentences, JSON and exit statuses; used around the body of every command."""
+    """Converts errors into sentences, JSON and exit statuses; used around the body of every command."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Session:
         self.debug = debug
         self.lab = ""
         self.report: Report | None = None
-        #: Why the lab that is up cannot be looked at.
+        #: Why the lab that is up cannot be read.
         self.barred: LabError | None = None
         self.console = Console(
             as_json=as_json,
@@ -107,7 +107,7 @@ class Session:
             raise typer.Exit(exit_codes.DEFECT) from None
 
     def _told(self) -> None:
-        """See that the outcome reached who asked: on a terminal that is gone, or a disk that is full, it did not."""
+        """Check that the outcome reached its reader: on a terminal that is gone, or a disk that is full, it did not."""
         if signals.hung_up():
             raise typer.Exit(exit_codes.SIGNALLED + signal.SIGHUP) from None
         if self.console.lost is not None:
@@ -135,7 +135,7 @@ class Session:
         return sys.argv[2:] if sys.argv[1:2] == [self.command] else []
 
     def driver(self, asked: str | None, options: Options | None = None) -> Driver:
-        """Pick the lab, and say which and why. Raises BadParameter for `options` that it does not have."""
+        """Pick the lab, and print which and why. Raise BadParameter for `options` that it does not have."""
         from merbridge_lab import labs
 
         driver, why = labs.pick(asked)
@@ -156,7 +156,7 @@ class Session:
         backend: str | None = None,
         options: Options | None = None,
     ) -> Iterator[ManagedLab]:
-        """Pick a lab and have it to oneself for the length of the block; wait up to `wait` seconds for that."""
+        """Pick a lab and lock it for the duration of the block; wait up to `wait` seconds for the lock."""
         from merbridge_lab import lock
 
         driver = self.driver(asked, options)
@@ -171,10 +171,10 @@ class Session:
 
     @contextlib.contextmanager
     def looking(self, asked: str | None, *, up: bool = True, on_paper: bool = False) -> Iterator[ManagedLab]:
-        """Pick a lab to look at, without changing it; with `up`, one that is not up is an error.
+        """Pick a lab to read, without changing it; with `up`, one that is not up is an error.
 
-        With `on_paper`, whoever may not look at it gets it all the same, for what can be told without looking;
-        `barred` then says what keeps them from it.
+        With `on_paper`, a user who may not read the lab gets it all the same, for what is known without reading it;
+        `barred` then tells what prevents the user from reading it.
         """
         driver = self.driver(asked)
         if up or driver.is_up():
@@ -190,7 +190,7 @@ class Session:
             yield lab
 
     def finish(self, lab: ManagedLab, report: Report) -> None:
-        """Keep the report, print the verdict and exit."""
+        """Store the report, print the verdict and exit."""
         if isinstance(report.error, ShortageError):
             report.error.what += self._in_place(lab, report)
         told = report.to_json()
@@ -203,7 +203,7 @@ class Session:
 
     @staticmethod
     def _in_place(lab: ManagedLab, report: Report) -> str:
-        """Say what a run that ran out of something has left, and what to do about it then."""
+        """Describe the state that a run which ran out of something has left, and what to do about it then."""
         try:
             if not lab.exists:
                 return "; nothing is in place"
@@ -215,7 +215,7 @@ class Session:
 
 
 def numbers(text: str) -> range:
-    """Read "N" or "N..M"; raises BadParameter for what is no step."""
+    """Parse "N" or "N..M". Raise BadParameter for anything else than steps."""
     from merbridge_lab.loader import steps
 
     first, dots, last = text.partition("..")

@@ -1,4 +1,4 @@
-"""What a person sees: results on stdout, progress and errors on stderr. The only importer of rich."""
+"""What a person sees: results on stdout, progress and errors on stderr. Only this package imports rich."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Console:
         self._paper.line(escape(text))
 
     def text(self, text: str) -> None:
-        """Print a text as it is, for another program to read."""
+        """Print a text unchanged, for another program to read."""
         self._waiting.stop()
         self._paper.raw(text)
 
     def error(self, error: LabError) -> None:
-        """Print what is in the way and what to type next."""
+        """Print what is wrong and what to type next."""
         self._waiting.stop()
         err = self._paper.err
         err.print(f"[error]merlab: {escape(error.what)}[/]", soft_wrap=True)
@@ -75,14 +75,14 @@ class Console:
             self._paper.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
 
     def remark(self, text: str, hint: str) -> None:
-        """Print a line that whoever asked for few words needs as well, with what to type."""
+        """Print a line that is also needed with -q, with what to type."""
         self._waiting.stop()
         self._paper.err.print(f"[warn]![/] {escape(f'{text} {hints.rendered(hint)}')}", soft_wrap=True)
 
     # -- the runner's observer ------------------------------------------------------------------------------------
 
     def step_begins(self, step: Step) -> None:
-        """Print the step's title and start showing what is awaited."""
+        """Print the step's title and start to show what is awaited."""
         self._waiting.stop()
         if not self.as_json and self.verbosity >= 0:
             self._paper.line(f"[title]{step.number}  {escape(step.title)}[/]")
@@ -90,10 +90,10 @@ class Console:
         self._waiting.start(f"step {step.number}: {step.title}")
 
     def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
-        """Nothing yet: checks are printed with the step, below its commands."""
+        """Do nothing yet: checks are printed with the step, below its commands."""
 
     def step_ends(self, outcome: StepOutcome) -> None:
-        """Print the commands with their output, the checks, and how the step came out."""
+        """Print the commands with their output, the checks, and the outcome of the step."""
         self._waiting.stop()
         paper = self._paper
         if self.as_json:
@@ -125,15 +125,15 @@ class Console:
                     self._paper.evidence(finding.control.evidence)
 
     def awaits(self, what: str) -> None:
-        """Start showing that `what` is waited for, until `close`."""
+        """Start to show that `what` is awaited, until `close`."""
         self._waiting.start(f"waiting: {what}")
 
     def matrix_begins(self) -> None:
-        """Start showing that the matrix is being measured."""
+        """Start to show that the matrix is being measured."""
         self._waiting.start("measuring with and without eBPF, with and without rules")
 
     def cell_ends(self, outcome: CellOutcome) -> None:
-        """Nothing yet: the matrix is printed whole."""
+        """Do nothing yet: the matrix is printed as a whole."""
 
     def pause(self, step: Step) -> None:
         """Wait for Enter before `step`."""
@@ -188,7 +188,7 @@ class Console:
         views.steps(self._paper, rows)
 
     def narrate(self, step: Step, commands: Sequence[str], original: Sequence[Original] = (), note: str = "") -> None:
-        """Print all about one step; `original` is what was typed for it in 2022, `note` is of the commands."""
+        """Print everything about one step; `original` was typed for it in 2022, `note` is about the commands."""
         views.narrate(self._paper, step, commands, original, note)
 
     def status(self, described: Mapping[str, Any]) -> None:
@@ -200,10 +200,10 @@ class Console:
         views.trace_event(self._paper, event, raw=raw, as_json=as_json)
 
     def close(self) -> None:
-        """End whatever still moves on the terminal."""
+        """Stop everything that still moves on the terminal."""
         self._waiting.stop()
 
     @property
     def lost(self) -> OSError | None:
-        """Say why not all could be written, where that is not for want of a reader."""
+        """Describe why not everything could be written, unless the reader closed the stream."""
         return self._paper.lost

@@ -1,4 +1,4 @@
-"""What is awaited, and for how long: a moving line on a terminal, now and then a plain one in a pipe."""
+"""What is awaited, and for how long: a moving line on a terminal, an occasional plain one in a pipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merbridge_lab.text import printable
 if TYPE_CHECKING:
     from merbridge_lab.console.terminal import Paper
 
-#: A wait shorter than this many seconds is not worth a line in a pipe; a longer one gets another every so often.
+#: In a pipe, a wait shorter than this many seconds gets no line; a longer one gets another line at every interval.
 _WORTH_A_LINE = 1.0
 _BETWEEN_LINES = 5.0
 
@@ -27,7 +27,7 @@ class Waiting:
         self._due = _WORTH_A_LINE
 
     def start(self, what: str) -> None:
-        """Begin to show that `what` is being done."""
+        """Start to show that `what` is being done."""
         self.stop()
         if self._paper.verbosity < 0:
             return
@@ -54,7 +54,7 @@ class Waiting:
             self._due = seconds + _BETWEEN_LINES
 
     def stop(self) -> None:
-        """End whatever still moves."""
+        """Stop everything that still moves."""
         polling.on_progress(None)
         if self._progress is not None:
             self._progress.stop()

@@ -1,4 +1,4 @@
-"""What is written on: stdout for results, stderr for progress and errors, and the few forms that text takes."""
+"""The output streams: stdout for results, stderr for progress and errors, and the few forms of text."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _MOST_COMMANDS = 7
 
 
 class _Unbroken:
-    """A stream that goes quiet when its reader goes away, so that `merlab up | head -1` still finishes its work.
+    """A stream that goes quiet if its reader closes it, so that `merlab up | head -1` still finishes its work.
 
-    A terminal that goes away counts as its SIGHUP. Where there is no room for what is written, `lost` says so, for the
-    end: an error out of a print could strike between two changes.
+    A terminal that disappears counts as its SIGHUP. If there is no space for the output, `lost` reports it at the end:
+    an error raised by a print could strike between two changes.
     """
 
     def __init__(self, stream: IO[str]) -> None:
@@ -80,7 +80,7 @@ class _Unbroken:
             signals.hang_up()
         elif isinstance(why, OSError) and why.errno != errno.EPIPE:
             self.lost = why
-        # What Python still holds for the stream would be written, and fail, at exit.
+        # At exit, Python would try to write what it still buffers for the stream, and fail.
         if self._stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # no descriptor left, or closed already
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -92,7 +92,7 @@ class _Unbroken:
 
 
 class _Filtered(RichConsole):
-    """The one place where text becomes what a terminal is sent: of what others wrote it obeys nothing."""
+    """The one place where text becomes terminal output: control characters of others are not obeyed."""
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's own options, handed on
         return super().render_str(printable(text), **options)
@@ -119,22 +119,22 @@ class Paper:
 
     @property
     def lost(self) -> OSError | None:
-        """Say why not all could be written, where that is not for want of a reader."""
+        """Describe why not everything could be written, unless the reader closed the stream."""
         return next((stream.lost for stream in self._streams if stream.lost is not None), None)
 
     def raw(self, text: str) -> None:
-        """Write for another program to read: as it is into a pipe or file, and filtered on a terminal."""
+        """Write for another program to read: unchanged into a pipe or file, and filtered on a terminal."""
         out = self._streams[0]
         out.write(printable(text) if self.out.is_terminal else text)
         out.flush()
 
     def line(self, text: str) -> None:
-        """Print a line of the result as it is, markup and all, and never fold it."""
+        """Print a line of the result unchanged, with markup, and never wrap it."""
         self.out.print(text, soft_wrap=True)
 
     def prose(self, text: str, by: int, *, mark: str = "", style: str = "default") -> None:
-        """Print prose, folded to the width and indented; `mark` stands before its first line."""
-        # Names and paths stay whole: helloworld-v1 is not to be found where a line ends after its hyphen.
+        """Print prose, wrapped to the width and indented; `mark` precedes its first line."""
+        # Names and paths stay whole: nobody finds helloworld-v1 if a line ends after its hyphen.
         folded = textwrap.wrap(
             " ".join(text.split()), max(self.out.width - by, 20), break_on_hyphens=False, break_long_words=False
         )
@@ -143,9 +143,9 @@ class Paper:
             self.line(f"{before}[{style}]{escape(line)}[/]")
 
     def commands(self, shown: Sequence[CommandTranscript], where_else: str) -> None:
-        """Print commands as a person would type them, whole on their lines, with what they printed.
+        """Print commands as a person would type them, each on one line, with their output.
 
-        Without -v the first ones only; `where_else` says where the rest is.
+        Without -v, print only the first ones; `where_else` tells where the rest is.
         """
         most_commands = len(shown) if self.verbosity > 0 else _MOST_COMMANDS
         for one in shown[:most_commands]:
@@ -160,7 +160,7 @@ class Paper:
             self.line(f"   [faint]… {len(shown) - most_commands} more commands ({where_else})[/]")
 
     def evidence(self, readings: Sequence[Reading]) -> None:
-        """Print each reading: its source, from what to what."""
+        """Print each reading: its source, and its values before and after."""
         for reading in readings:
             before = "" if reading.before is None else f"{reading.before} → "
             text = f"{reading.source}: {before}{reading.after} {reading.unit}".rstrip()

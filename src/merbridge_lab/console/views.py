@@ -1,4 +1,4 @@
-"""Pictures of what is: the lab, the machine, the steps, the matrix, the trace."""
+"""Views of the lab, the machine, the steps, the matrix, the trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red"
 
 
 def requirements(paper: Paper, found: Sequence[Requirement]) -> None:
-    """Print a line for each thing that the machine offers or lacks, with the command that mends it."""
+    """Print a line for each thing that the machine offers or lacks, with the command that fixes it."""
     for one in found:
         style = one.verdict
         needed = f"  [faint](needed: {escape(one.needed)})[/]" if style != "pass" else ""
@@ -65,12 +65,12 @@ def narrate(paper: Paper, step: Step, commands: Sequence[str], original: Sequenc
 def _table(*columns: str, gap: int = 2) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
     for column in columns:
-        table.add_column(column, no_wrap=column == "client")  # a name is not to be cut
+        table.add_column(column, no_wrap=column == "client")  # a name must not be cut
     return table
 
 
 def status(paper: Paper, described: Mapping[str, Any]) -> None:
-    """Print a picture of the lab: its pods, which path a request takes now, what is flushed, what is wrong."""
+    """Print a picture of the lab: its pods, the path of a request now, what is flushed, what is wrong."""
     _labs(paper, described.get("labs", ()))
     if not described["up"]:
         paper.line(f"no lab is up  → {hints.rendered('merlab up')}")
@@ -100,7 +100,7 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
 
 
 def _labs(paper: Paper, labs: Sequence[Mapping[str, Any]]) -> None:
-    """Print which labs are up, where there are several; or one that commands here do not mean."""
+    """Print which labs are up, if there are several, or one that commands here do not use."""
     if len(labs) == 1 and labs[0]["default"]:
         return
     for lab in labs:
@@ -110,9 +110,9 @@ def _labs(paper: Paper, labs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def matrix(paper: Paper, outcomes: Sequence[CellOutcome]) -> None:
-    """Print what happens with and without eBPF and rules, and below it why each line is believed."""
+    """Print what happens with and without eBPF and rules, and below it the evidence for each line."""
     paper.line("[title]With and without eBPF, with and without rules[/]")
-    # On a narrow page the columns stand closer.
+    # On a narrow page the columns are closer together.
     gap = 2 if paper.out.width > 70 else 1  # noqa: PLR2004
     table = _table("", "eBPF", "client's rules", "servers' rules", "client", "answered", "both sidecars", gap=gap)
     for number, outcome in enumerate(outcomes, 1):
@@ -136,7 +136,7 @@ def matrix(paper: Paper, outcomes: Sequence[CellOutcome]) -> None:
 
 
 def trace_event(paper: Paper, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
-    """Print one event of the trace: as it came, as an object, or as a sentence in its connection's colour."""
+    """Print one event of the trace: unchanged, as an object, or as a sentence in its connection's colour."""
     if as_json:
         paper.raw(text.as_json({**asdict(event), "sentence": event.sentence()}) + "\n")
     elif raw:

@@ -1,6 +1,6 @@
-"""What bpf/abi.h says, for Python: constants, counters and the layouts of map keys and values.
+"""The content of bpf/abi.h for Python: constants, counters and the layouts of map keys and values.
 
-The header is the only place where any of it is written down.
+The header is the only place that defines them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TYPES: dict[str, Any] = {"u32": ctypes.c_uint32, "u64": ctypes.c_uint64, "char"
 
 
 class Layout:
-    """One C structure: bytes to a dictionary and back, at the machine's own alignment."""
+    """One C structure: bytes to a dictionary and back, with the machine's own alignment."""
 
     def __init__(self, name: str, members: list[tuple[str, Any]]) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class Layout:
         return self._type
 
     def offset(self, member: str) -> int:
-        """Return where a member begins, in bytes."""
+        """Return the offset of a member, in bytes."""
         return int(getattr(self._type, member).offset)
 
     def pack(self, **values: Any) -> bytes:  # noqa: ANN401
@@ -109,7 +109,7 @@ def layouts() -> dict[str, Layout]:
 
 @functools.cache
 def source() -> str:
-    """Return the whole dataplane as one text: BCC takes no include path that works for a rewritten file."""
+    """Return the whole dataplane as one text: BCC has no include path that works for a rewritten file."""
     seen: set[str] = set()
 
     def read(name: str) -> str:
@@ -124,6 +124,6 @@ def source() -> str:
 
 @functools.cache
 def stamp() -> str:
-    """Name this very dataplane: the version of merlab and a digest of its C sources."""
+    """Identify exactly this dataplane: the version of merlab and a digest of its C sources."""
     digest = hashlib.sha256(source().encode()).hexdigest()[:12]
     return f"{merbridge_lab.__version__}+{digest}"

@@ -1,4 +1,4 @@
-"""Attach the dataplane: make what is missing, re-make what is not what it should be, leave the rest alone."""
+"""Attach the dataplane: create what is missing, recreate what is not in order, leave the rest alone."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from merbridge_lab.dataplane.endpoints import Pod
     from merbridge_lab.dataplane.recompiled import Recompiled
 
-#: How long live connections of an older dataplane get to read what is on its way to them, in seconds.
+#: How long live connections of an older dataplane get to read what is in flight to them, in seconds.
 _REPLACE = 3.0
 
 
 def load(pins: Pins, tracefs: Path | None) -> None:
     """Compile, load and pin every program and map; nothing is attached yet."""
-    from merbridge_lab.dataplane import compiler  # BCC only where something is compiled
+    from merbridge_lab.dataplane import compiler  # BCC is only needed to compile
 
     for folder in ("links/sk_lookup", "maps", "progs"):
         make_folder(pins.root / folder, parents=True)
@@ -39,7 +39,7 @@ def load(pins: Pins, tracefs: Path | None) -> None:
         try:
             for name in PROGRAMS:
                 bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
-            for name in MAPS:  # the stamp is the last one
+            for name in MAPS:  # the stamp comes last
                 if name == "stamp":
                     tags = " ".join(
                         f"{each}={bpf_syscall.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS
@@ -52,7 +52,7 @@ def load(pins: Pins, tracefs: Path | None) -> None:
 
 
 def _blocked(cgroup: Path, attach_type: int) -> Path | None:
-    """Find the nearest ancestor with a program that may be why the kernel refuses another one below it."""
+    """Return the nearest ancestor with a program that may be why the kernel refuses another one below it."""
     for ancestor in cgroup.parents:
         try:
             fd = os.open(ancestor, os.O_RDONLY | os.O_DIRECTORY)
@@ -62,14 +62,14 @@ def _blocked(cgroup: Path, attach_type: int) -> Path | None:
             if bpf_syscall.attached_progs(fd, attach_type):
                 return ancestor
         except OSError:
-            return None  # no cgroup any more
+            return None  # not a cgroup any more
         finally:
             os.close(fd)
     return None
 
 
 def _link(program: int, target: Path, attach_type: int, pin: Path, what: str) -> None:
-    """Attach and pin at once: a crash in between leaves nothing, as the link goes with its last descriptor."""
+    """Attach and pin at once: a crash in between leaves nothing, because the link goes with its last descriptor."""
     where = os.open(target, os.O_RDONLY)
     try:
         link = bpf_syscall.link_create(program, where, attach_type)
@@ -102,7 +102,7 @@ def _hooks(pins: Pins, cgroup: Path, hooks: Sequence[Hook]) -> None:
 
 
 def _register_endpoint(pins: Pins, pod: Pod, cookie: int) -> None:
-    """Enter a pod into the maps; counters that are there go on counting."""
+    """Add a pod to the maps; existing counters continue."""
     layouts = abi.layouts()
     with pins.open_map("counters") as counters:
         if bpf_maps.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
@@ -133,7 +133,7 @@ def _attach_sk_lookup(pins: Pins, pod: Pod) -> None:
 
 
 def _unregister(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
-    """Forget pods that are no longer to be served."""
+    """Remove pods that are no longer served."""
     ours = {pins.lookup_link(pod.name) for pod in pods}
     for pin in pins.lookup_links():
         if pin not in ours:
@@ -158,10 +158,10 @@ def _unregister(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
 
 
 def _forget_pairs(pins: Pins, cookie: int) -> None:
-    """Forget the connections of a pod that went, or is not served any more: what they still send goes by TCP.
+    """Remove the connections of a pod that is gone, or no longer served: what they still send goes by TCP.
 
-    Where the pod is gone, its sockets may take minutes to end, as nobody acknowledges their last bytes; and somebody
-    may hold them, which makes them no pod's. So they leave `peers` as well, if nothing that was redirected to them is
+    If the pod is gone, its sockets may take minutes to end, because nobody acknowledges their last bytes. Somebody may
+    also hold them, and then they are no pod's. So they leave `peers` as well, if nothing that was redirected to them is
     left to read.
     """
     layout = abi.layouts()["pair"]
@@ -188,7 +188,7 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
 def attach(
     pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod], recompiled: Recompiled | None = None
 ) -> None:
-    """Bring about that exactly `pods` are served, below `cgroup`; see Dataplane.attach."""
+    """Ensure that exactly `pods` are served, below `cgroup`; see Dataplane.attach."""
     cookies = {pod.name: netns_cookie(pod.netns) for pod in pods}
     printk_event.put_back(tracefs)
     try:
@@ -210,7 +210,7 @@ def attach(
             _attach_sk_lookup(pins, pod)
         _hooks(pins, cgroup, [hook for hook in HOOKS if hook not in early])
         upgrade.finish(pins)
-        upgrade.clear(Pins(pins.root / "next"))  # of one that was killed while it loaded
+        upgrade.clear(Pins(pins.root / "next"))  # of one that was killed during a load
     except OSError as failed:
         raise LabError(
             f"the dataplane cannot be attached to {cgroup}: {failed.strerror or failed}", hint="merlab down"

@@ -1,9 +1,10 @@
-"""Programs of others on the way of one batch, read in a millisecond: enough to see that one is there for one cell only.
+"""Programs of others on the path of one batch, read in a millisecond: fast enough to detect one during a single cell.
 
-All that `strangers` finds is looked for when a proof begins and when it ends. What is read here, with each batch, are
-the programs that run for processes of the pods (cgroups), in their namespaces, on netfilter's hooks and on links by way
-of BPF: those that can be attached without a notice of netlink's. Which programs the machine has loaded meanwhile is not
-asked: systemd and others load theirs whenever they like, and one that is attached nowhere on the way changes nothing.
+A proof checks everything that `strangers` finds when it begins and when it ends. This module reads, with each batch,
+the programs that run for processes of the pods (cgroups), in their namespaces, on netfilter's hooks, and on links
+through BPF: those that can be attached without a netlink notification. It does not check which programs the machine has
+loaded meanwhile: systemd and others load theirs at any time, and a program that is not attached on the path changes
+nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def on_cgroup(ours: frozenset[int], cgroup: Path) -> Iterator[str]:
-    """Say, a sentence each, which programs of others run for processes in a cgroup. Raises OSError."""
+    """Describe, one sentence each, which programs of others run for processes in a cgroup. Raises OSError."""
     fd = os.open(cgroup, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for kind in _types(fd):
@@ -36,22 +37,22 @@ _known: list[tuple[int, ...]] = []
 
 
 def _types(fd: int) -> tuple[int, ...]:
-    """Return the attach types that can touch TCP; which there are, the kernel is asked once."""
+    """Return the attach types that can affect TCP; the kernel is asked once which ones it has."""
     if not _known:
         _known.append(tuple(each for each in strangers.cgroup_types(fd) if each not in strangers.ALLOWED_ABOVE))
     return _known[0]
 
 
 def on_netfilter(namespaces: Mapping[str, Path]) -> list[str]:
-    """Say, a sentence each, which programs are on netfilter's hooks there, or that nobody can tell."""
+    """Describe, one sentence each, which programs are on netfilter's hooks there, or that this is unknown."""
     seen = strangers.on_netfilter(namespaces)
     return [each.sentence if isinstance(each, strangers.Stranger) else str(each) for each in seen]
 
 
 def in_namespace(ours: frozenset[int], name: str, path: Path) -> list[str]:
-    """Say, a sentence each, which programs of others run in the calling thread's network namespace, pinned at `path`.
+    """Describe, one sentence each, which programs of others run in the network namespace of the calling thread.
 
-    Raises OSError.
+    The namespace is pinned at `path`. Raises OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""Where the members of kernel structures lie, from the kernel's own description in /sys/kernel/btf/vmlinux.
+"""The offsets of members of kernel structures, from the kernel's own description in /sys/kernel/btf/vmlinux.
 
 A small reader of BTF (Documentation/bpf/btf.rst): enough to find members of structures, through anonymous ones.
 """
@@ -15,7 +15,7 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _HEADER = struct.Struct("<HBBIIIII")
 _STRUCT, _UNION = 4, 5
-#: Bytes that follow the 12 of a type, by kind: (fixed, per element). Kinds not named here have none.
+#: How many bytes follow the 12 of a type, by kind: (fixed, per element). Kinds not named here have none.
 _TAIL = {
     1: (4, 0),
     3: (12, 0),
@@ -31,7 +31,7 @@ _TAIL = {
 
 
 class Member(NamedTuple):
-    """A member's place: byte offset and, for a bit field, how far to shift that byte to the right."""
+    """The position of a member: byte offset and, for a bit field, how far to shift that byte to the right."""
 
     offset: int
     shift: int

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Program(NamedTuple):
-    """One program: how it is loaded and what its failing means."""
+    """One program: how it is loaded and what its failure means."""
 
     name: str
     type: int
@@ -30,7 +30,7 @@ class Program(NamedTuple):
     since: str
 
 
-#: Every program, by the name it has in the kernel. Cookies of namespaces in sockops, sk_msg and sockopt came last.
+#: Every program, by its name in the kernel. Cookies of namespaces in sockops, sk_msg and sockopt came last.
 PROGRAMS = (
     Program(
         "merlab_connect4",
@@ -80,7 +80,7 @@ PROGRAMS = (
 
 @contextlib.contextmanager
 def _caught_stderr() -> Iterator[list[str]]:
-    """Catch what C code writes to stderr: clang's and the verifier's complaints."""
+    """Capture what C code writes to stderr: errors of clang and of the verifier."""
     lines: list[str] = []
     sys.stderr.flush()
     with tempfile.TemporaryFile() as caught:
@@ -109,14 +109,14 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 class Loaded(NamedTuple):
-    """File descriptors of what was loaded; closed by `close`, which keeps only what is pinned by then."""
+    """File descriptors of what was loaded; after `close`, only what is pinned remains."""
 
     programs: dict[str, int]
     maps: dict[str, int]
     module: Any
 
     def close(self) -> None:
-        """Give up everything that is not pinned or attached."""
+        """Close everything; the kernel frees what is not pinned or attached."""
         self.module.cleanup()
 
 
@@ -125,10 +125,10 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
     try:
         with _caught_stderr() as lines:
             function = module.load_func(program.name.encode(), program.type, attach_type=program.attach_type)
-    except Exception as refused:  # BCC raises nothing narrower
+    except Exception as refused:  # BCC raises nothing more specific
         if os.geteuid() != 0:
             raise LabError("loading BPF programs takes root", hint="sudo merlab up") from refused
-        # The verifier's reason is the last thing it says before its statistics.
+        # The verifier's reason is the last line before its statistics.
         said = [line for line in lines if line and not line.startswith(("processed ", "HINT", "bpf:"))]
         raise UnsupportedFeatureError(program.feature, program.since, said[-1] if said else str(refused)) from refused
     return int(function.fd)
@@ -139,14 +139,14 @@ def _compile(bcc: Any) -> Any:  # noqa: ANN401
     if kernel_headers.release() >= (6, 13, 0):
         flags.append("-DPSOCK_CHARGES_RMEM=1")
     lines: list[str] = []
-    # On a file system that is mounted nowhere: a directory in /tmp would stay behind when we are killed.
+    # On a file system that is mounted nowhere: a directory in /tmp would remain if we are killed.
     with kernel_features.detached_mount("tmpfs") as mounted:
         tree = f"/proc/self/fd/{mounted}"
         kernel_headers.write(Path(tree))
         try:
             with _environment("BCC_KERNEL_SOURCE", tree), _caught_stderr() as lines:
                 return bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything", *flags])
-        except Exception as failed:  # BCC raises nothing narrower
+        except Exception as failed:  # BCC raises nothing more specific
             raise LabError(
                 "BCC could not compile the BPF programs", hint="merlab doctor", stderr="\n".join(lines)
             ) from failed
@@ -155,8 +155,8 @@ def _compile(bcc: Any) -> Any:  # noqa: ANN401
 def load() -> Loaded:
     """Compile and load everything; nothing is attached or pinned.
 
-    Changes the working directory for a moment (BCC does): call it before starting threads.
-    Raises LabError without BCC, UnsupportedFeatureError for a missing feature.
+    This changes the working directory for a moment (BCC does): call it before starting threads. Raise LabError without
+    BCC, UnsupportedFeatureError for a missing feature.
     """
     bcc: Any = bcc_import.load()
     module = _compile(bcc)
@@ -171,7 +171,7 @@ def load() -> Loaded:
 
 
 def instructions() -> dict[str, bytes]:
-    """Compile and give the instructions of each program, by its name in the kernel; nothing is loaded.
+    """Compile and return the instructions of each program, by its name in the kernel; nothing is loaded.
 
     Raises LabError as `load` does.
     """

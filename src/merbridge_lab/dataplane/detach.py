@@ -1,7 +1,7 @@
-"""Detach the dataplane so that no connection that lives on loses a byte.
+"""Detach the dataplane so that no connection that continues loses a byte.
 
-A socket that is taken out of `peers` loses, silently, what was redirected to it and not read yet. So: no new redirect,
-the hooks off, then each socket only when it has read everything, then the pins.
+A socket that is removed from `peers` silently loses what was redirected to it and not read yet. So the order is: stop
+new redirects, detach the hooks, remove each socket only after it has read everything, then remove the pins.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from merbridge_lab.polling import poll_until
 if TYPE_CHECKING:
     from pathlib import Path
 
-_HANDOVER = 0.5  # s for handshakes under way to end
-#: A send() that decided to redirect just before that was switched off may not have queued its bytes yet. Where the
-#: kernel shows that no system call is in progress on the sender, one look is proof; else wait this long, in seconds.
+_HANDOVER = 0.5  # s for handshakes in progress to end
+#: A send() that decided to redirect just before that was switched off may not have queued its bytes yet. If the kernel
+#: shows that no system call is in progress on the sender, one check is proof; otherwise wait this long, in seconds.
 _GRACE = 0.2
 
-_THERE, UNREAD, _BUSY = 1, 2, 2  # what bpf/unread.c answers: two bits, and a count from bit 2 on
+_THERE, UNREAD, _BUSY = 1, 2, 2  # the answer of bpf/unread.c: two bits, and a count from bit 2 on
 
 
 @dataclass(frozen=True)
 class Detached:
-    """How many sockets went back to TCP, and how many still had redirected bytes to read when time was up."""
+    """How many sockets returned to TCP, and how many still had redirected bytes to read at the timeout."""
 
     drained: int
     left: int
 
 
 class _Drain:
-    """Takes sockets out of `peers`, each as soon as it has read what was redirected to it."""
+    """Removes sockets from `peers`, each as soon as it has read what was redirected to it."""
 
     def __init__(self, peers: int, pairs: int, unread: int) -> None:
         self._peers, self._pairs, self._unread = peers, pairs, unread
         self._off_since = time.monotonic()
-        self._quiet: set[bytes] = set()  # looked quiet once
+        self._quiet: set[bytes] = set()  # was idle once
         self.drained = 0
 
     def _ask(self, pair: dict[str, list[int]], side: int) -> int:
@@ -53,9 +53,9 @@ class _Drain:
         layout = abi.layouts()["pair"]
         raw = bpf_maps.lookup(self._pairs, u64(end["pair"]), layout.size)
         if raw is None:
-            return False  # reset in the middle of its handshake; it goes when it is closed
+            return False  # reset during its handshake; it is removed when it is closed
         pair = layout.unpack(raw)
-        # The sender first: what it queues after it was seen idle, it has decided after the switch.
+        # The sender first: it decided after the switch about everything that it queues after it was seen idle.
         sender = self._ask(pair, 1 - end["side"])
         receiver = self._ask(pair, end["side"])
         if receiver & UNREAD or not receiver & _THERE:
@@ -71,17 +71,17 @@ class _Drain:
         return False
 
     def turn(self) -> bool:
-        """Look at every socket once; True when none is left."""
+        """Check every socket once; return True when none is left."""
         layout = abi.layouts()["end"]
         for key in bpf_maps.keys(self._peers, layout.size):
             if self._may_go(key, layout.unpack(key)):
-                with contextlib.suppress(OSError):  # closed this very moment
+                with contextlib.suppress(OSError):  # closed at this moment
                     self.drained += bpf_maps.delete(self._peers, key)
         return not self.left
 
     @property
     def left(self) -> int:
-        """How many sockets are still in the hash."""
+        """Return how many sockets are still in the hash."""
         return len(bpf_maps.keys(self._peers, abi.layouts()["end"].size))
 
 
@@ -119,7 +119,7 @@ def detach(pins: Pins, timeout: float) -> Detached:
             unlink(pins.link(hook.name))
     for pin in pins.lookup_links():
         unlink(pin)
-    # Another version's structures are not ours to read: its sockets stay in its hash, which is correct, if not swift.
+    # We cannot read another version's structures: its sockets stay in its hash, which is correct, but slower.
     result = Detached(0, 0) if _is_foreign(pins) else _drain(pins, timeout)
     for name in last:
         unlink(pins.link(name))
@@ -140,11 +140,11 @@ def _is_foreign(pins: Pins) -> bool:
     try:
         return pins.stamp() is not None and not pins.readable
     except OSError:
-        return True  # whoever's it is, nobody can read it
+        return True  # whoever owns it, nobody can read it
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove a directory of pins, with pins of names that this version does not know."""
+    """Remove a directory of pins, including pins with names that this version does not know."""
     if not folder.is_dir():
         return
     for stray in folder.iterdir():

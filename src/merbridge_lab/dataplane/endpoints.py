@@ -1,4 +1,4 @@
-"""Pods as the dataplane sees them: a network namespace, an address, and perhaps a sidecar that listens already."""
+"""Pods as the dataplane sees them: a network namespace, an address, and perhaps a sidecar that already listens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SO_COOKIE = 57
 _SO_NETNS_COOKIE = 71  # Linux 5.14
 _PIDFD_GETFD = {"x86_64": 438, "aarch64": 438}
 
-#: A descriptor that was closed, of a process that ended.
+#: A descriptor that was closed, or of a process that ended.
 _GONE = frozenset({errno.EBADF, errno.ENOENT, errno.ESRCH})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,7 +34,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod to serve; `netns` is a file that stands for its network namespace."""
+    """A pod to serve; `netns` is a file that represents its network namespace."""
 
     name: str
     ip: str
@@ -44,12 +44,12 @@ class Pod:
 
     @property
     def ip4(self) -> int:
-        """The address as the kernel side stores it: 4 bytes in network order, read as a native integer."""
+        """Return the address as the kernel side stores it: 4 bytes in network order, read as a native integer."""
         return int(struct.unpack("=I", socket.inet_aton(self.ip))[0])
 
 
 def address(ip4: int) -> str:
-    """Return the text of an address as the kernel side stores it."""
+    """Return as text an address that the kernel side stores."""
     return socket.inet_ntoa(struct.pack("=I", ip4))
 
 
@@ -58,7 +58,7 @@ def netns_cookie(netns: Path) -> int:
     result: list[int | OSError] = []
 
     def enter() -> None:
-        # setns() changes the calling thread only, so a thread of its own is all the care it needs.
+        # setns() changes only the calling thread, so running in a separate thread is enough.
         try:
             with netns.open("rb") as file:
                 if _libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
@@ -104,9 +104,9 @@ def _is_inbound(sock: socket.socket, cookie: int) -> bool:
 
 @contextlib.contextmanager
 def inbound_listener(pid: int, cookie: int) -> Iterator[int | None]:
-    """Return a descriptor of our own of the socket on which process `pid` accepts inbound connections, or None.
+    """Return our own descriptor of the socket on which process `pid` accepts inbound connections, or None.
 
-    Raises LabError where the kernel lets nobody have it.
+    Raise LabError if the kernel refuses it.
     """
     with contextlib.closing(_inbound(pid, cookie)) as found:
         sock = next(found, None)
@@ -114,15 +114,15 @@ def inbound_listener(pid: int, cookie: int) -> Iterator[int | None]:
 
 
 def inbound_cookies(pid: int, cookie: int) -> set[int]:
-    """Return the cookies of all sockets on which process `pid` accepts inbound connections: one a thread of Envoy's."""
+    """Return the cookies of all sockets on which process `pid` accepts inbound connections: one per thread of Envoy."""
     with contextlib.closing(_inbound(pid, cookie)) as found:
         return {int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]) for sock in found}
 
 
 def _inbound(pid: int, cookie: int) -> Generator[socket.socket, None, None]:
-    """Return our own descriptors of the inbound listeners of `pid`, each open until the next one is asked for.
+    """Yield our own descriptors of the inbound listeners of `pid`, each open until the next one is requested.
 
-    Raises LabError where the kernel does not let us look at them.
+    Raise LabError if the kernel does not allow reading them.
     """
     what = f"the listener of the sidecar (pid {pid})"
     with contextlib.closing(sockets_of(pid, what)) as found:
@@ -132,9 +132,9 @@ def _inbound(pid: int, cookie: int) -> Generator[socket.socket, None, None]:
 
 
 def sockets_of(pid: int, what: str) -> Generator[tuple[int, socket.socket], None, None]:
-    """Return our own descriptors of the sockets of `pid`, with its own numbers, each open until the next is asked for.
+    """Yield our own descriptors of the sockets of `pid`, with its own numbers, each open until the next is requested.
 
-    Raises LabError, which says that `what` is not available, where the kernel does not let us look at them.
+    Raise LabError, which says that `what` is not available, if the kernel does not allow reading them.
     """
     try:
         pidfd = os.pidfd_open(pid)
@@ -156,7 +156,7 @@ def sockets_of(pid: int, what: str) -> Generator[tuple[int, socket.socket], None
                 sock = socket.socket(fileno=taken)
             except OSError:
                 os.close(taken)
-                continue  # of no family that Python knows
+                continue  # of a family that Python does not know
             with sock:
                 yield int(entry.name), sock
     finally:
@@ -173,7 +173,7 @@ def _descriptors(pid: int, what: str) -> list[Path]:
 
 
 def _refused(pid: int, what: str, error: OSError) -> LabError:
-    """Make the error that says why nobody may look at the sockets of a process, and what to type."""
+    """Build the error that explains why nobody may read the sockets of a process, and what to type."""
     what = f"{what} is not available: {error.strerror or error}"
     if error.errno not in (errno.EPERM, errno.EACCES):
         return LabError(what, hint=f"ls -l /proc/{pid}/fd")

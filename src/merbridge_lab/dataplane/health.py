@@ -1,4 +1,4 @@
-"""Look at the kernel: is the dataplane attached as it should be, and if not, what is wrong where."""
+"""Check in the kernel that the dataplane is attached as it should be; if not, describe what is wrong and where."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOOK_NAMES = frozenset(hook.name for hook in HOOKS)
 
 @dataclass(frozen=True)
 class ProgramInfo:
-    """A loaded program: its name and id in the kernel, its type, and where it is attached, in words."""
+    """A loaded program: its name and id in the kernel, its type, and a description of where it is attached."""
 
     name: str
     type: str
@@ -35,14 +35,14 @@ class ProgramInfo:
 
 
 def _missing(what: str, error: OSError) -> str:
-    """Say that what should be pinned is not there, or could not be read: the two are not the same."""
+    """Report that a pin is missing, or that it could not be read: the two differ."""
     if isinstance(error, FileNotFoundError):
         return f"{what} is not pinned"
     return str(unread(what, error))
 
 
 def _programs_problems(pins: Pins) -> tuple[list[str], dict[str, set[int]]]:
-    """Say what is wrong with the pinned programs, and give the ids of the maps that they use, by their names."""
+    """Describe what is wrong with the pinned programs; also return the ids of the maps that they use, by name."""
     found: list[str] = []
     used: dict[str, set[int]] = {}
     with opened(pins.map("stamp")) as fd:
@@ -71,7 +71,7 @@ def _map_name(number: int) -> str | None:
     try:
         fd = bpf_syscall.by_id("map", number)
     except FileNotFoundError:
-        return None  # its program went, and it with it
+        return None  # its program is gone, and the map with it
     try:
         return bpf_syscall.map_info(fd).name
     finally:
@@ -79,9 +79,9 @@ def _map_name(number: int) -> str | None:
 
 
 def objects_problems(pins: Pins) -> list[str]:
-    """Say what is wrong with the pinned maps and programs; any of it means that they must be recreated.
+    """Describe what is wrong with the pinned maps and programs; any problem means that they must be recreated.
 
-    Raises OSError where it cannot be read what is pinned: that is no reason to make anything again.
+    Raise OSError if the pins cannot be read: that is no reason to recreate anything.
     """
     made_by = pins.stamp()
     if made_by is None:
@@ -135,13 +135,13 @@ def _path_of(link: bpf_syscall.Link) -> str:
 
 
 def hook_problem(pins: Pins, hook: Hook, cgroup: Path) -> str | None:
-    """Say what is wrong with one link on the cgroup, or None."""
+    """Describe what is wrong with one link on the cgroup, or None."""
     target = (cgroup.stat().st_ino, f"cgroup {cgroup.stat().st_ino} ({cgroup})")
     return _link_problem(pins.link(hook.name), hook.name, target, pins.prog(hook.program), hook.attach_type)
 
 
 def lookup_problem(pins: Pins, pod: Pod) -> str | None:
-    """Say what is wrong with a pod's sk_lookup link, or None."""
+    """Describe what is wrong with a pod's sk_lookup link, or None."""
     target = (pod.netns.stat().st_ino, f"network namespace {pod.netns.stat().st_ino} ({pod.netns})")
     what = f"sk_lookup of {pod.name}"
     return _link_problem(pins.lookup_link(pod.name), what, target, pins.prog("lookup"), bpf_syscall.SK_LOOKUP)
@@ -179,7 +179,7 @@ def _pod_problems(pins: Pins, pod: Pod) -> list[str]:
 
 
 def problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around = _NOTHING) -> list[str]:
-    """Name every way in which the dataplane is not attached as it should be, and what of it could not be read."""
+    """List every way in which the dataplane is not attached as it should be, and what of it could not be read."""
     try:
         return _problems(pins, cgroup, pods, around)
     except OSError as error:
@@ -191,7 +191,7 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
         return [f"nothing is attached: {pins.root} has no pins"]
     found = objects_problems(pins)
     if pins.stamp() not in (None, abi.stamp()):
-        return found  # another version's layouts are not ours to read
+        return found  # we cannot read another version's layouts
     found += [
         f"another version's programs are still there, in {pins.root / rest}: a take-over did not finish"
         for rest in ("old", "next")
@@ -213,14 +213,14 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
     except OSError as failed:
         if not found:
             raise
-        if not isinstance(failed, FileNotFoundError):  # what is not there has been told
+        if not isinstance(failed, FileNotFoundError):  # what is missing was already reported
             found.append(str(unread(f"the pins below {pins.root}", failed)))
-    # What is wrong with our own programs explains a stranger better than the other way round.
+    # What is wrong with our own programs explains a foreign program better than the reverse.
     return found or strangers.problems(ours(pins), cgroup, _namespaces(pods), around)
 
 
 def _too_many(pins: Pins, pods: Sequence[Pod], cookies: Collection[int]) -> list[str]:
-    """Name what the maps hold besides the pods of this lab, whose network namespaces have these cookies.
+    """List what the maps hold besides the pods of this lab, whose network namespaces have these cookies.
 
     Raises OSError.
     """
@@ -249,7 +249,7 @@ def ours(pins: Pins) -> frozenset[int]:
 
 
 def listed(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around = _NOTHING) -> list[str]:
-    """Say, a sentence each, which programs of others run where they may. Raises OSError."""
+    """Describe, one sentence each, which programs of others run where they may. Raises OSError."""
     return strangers.listed(ours(pins), cgroup, _namespaces(pods), around)
 
 

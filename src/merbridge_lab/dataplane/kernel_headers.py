@@ -1,4 +1,4 @@
-"""The kernel headers that BCC looks for: near-empty ones, as our programs need none of a real kernel's.
+"""The kernel headers that BCC looks for: nearly empty ones, because our programs need none of a real kernel's.
 
 Real headers are often not installed, and those of another version would be worse than none.
 """
@@ -36,7 +36,7 @@ def release() -> tuple[int, int, int]:
 
 @change("write headers for a compiler")
 def write(at: Path) -> None:
-    """Write the tree that the environment variable BCC_KERNEL_SOURCE is to name."""
+    """Write the tree that the environment variable BCC_KERNEL_SOURCE must name."""
     major, minor, patch = release()
     files = {
         "include/linux/kconfig.h": "#define CONFIG_BPF_SYSCALL 1\n",

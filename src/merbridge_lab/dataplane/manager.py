@@ -1,4 +1,4 @@
-"""The dataplane as others use it."""
+"""The public interface of the dataplane."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ class Pair:
 
 
 class Dataplane:
-    """Everything pinned below one directory on a bpffs, which must exist where something is to be attached.
+    """Everything pinned below one directory on a bpffs, which must exist before something is attached.
 
-    `tracefs` is a mount of tracefs of the caller's own: loading programs that can print switches a trace event on for
-    the whole machine, and it is switched back there. `around` is what lies beside the pods, where strangers are sought.
+    `tracefs` is the caller's own mount of tracefs. Loading programs that can print switches a trace event on for the
+    whole machine; there it is switched back. `around` is what exists beside the pods, and is searched for foreign
+    programs.
     """
 
     def __init__(self, pins: Path, tracefs: Path | None = None, around: Around | None = None) -> None:
@@ -52,17 +53,17 @@ class Dataplane:
         self._is_proof = False
 
     def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
-        """Serve exactly `pods`, for processes below `cgroup`: make what is missing, re-make what is broken.
+        """Serve exactly `pods`, for processes below `cgroup`: create what is missing, recreate what is broken.
 
-        Compiles only if there is nothing to go on with. Raises UnsupportedFeatureError for a feature this kernel lacks,
-        LabError for BCC missing, another program in the way, a namespace that cannot be entered.
+        Compile only if there is nothing to continue with. Raise UnsupportedFeatureError for a feature that this kernel
+        lacks; LabError if BCC is missing, another program is in the way, or a namespace cannot be entered.
         """
         attach(self._pins, self._tracefs, cgroup, pods, self._recompiled)
 
     def detach(self, timeout: float) -> Detached:
         """Detach and leave no pin. Sockets that have not read everything within `timeout` seconds stay redirected.
 
-        Those keep the programs loaded until they are closed, and lose nothing. Nothing attached is fine.
+        Those keep the programs loaded until they are closed, and lose nothing. Succeed if nothing is attached.
         """
         printk_event.put_back(self._tracefs)
         return detach(self._pins, timeout)
@@ -72,9 +73,9 @@ class Dataplane:
         return health.ours(self._pins)
 
     def pause_interception(self, cgroup: Path, pods: Sequence[Pod]) -> None:
-        """Intercept no new connection until the next `attach`, if anything is wrong; what is intercepted goes on.
+        """If anything is wrong, intercept no new connection until the next `attach`; intercepted ones continue.
 
-        A whole dataplane of another version goes on: `attach` takes over from it without a gap.
+        A complete dataplane of another version continues: `attach` takes over from it without a gap.
         """
         with _reading(self._pins):
             another = self._pins.stamp() not in (None, abi.stamp())
@@ -86,25 +87,25 @@ class Dataplane:
         orphaned_links.detach(self._pins, cgroup, pods)
 
     def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
-        """Name every way in which the attachment is not what it should be; none means healthy.
+        """List every way in which the attachment is not what it should be; nothing means healthy.
 
-        After `recompile` that includes what the programs do, whatever is pinned beside them.
+        After `recompile`, this includes the code of the programs, independent of what the pins say.
         """
         found = health.problems(self._pins, cgroup, pods, self._around)
         with _reading(self._pins):
             return found or recompiled.problems(self._pins, self._recompiled, needed=self._is_proof)
 
     def recompile(self, *, proof: bool) -> None:
-        """Begin to compile merlab's own source, for the next look at what is wrong. Raises LabError.
+        """Begin to compile merlab's own source, for the next check. Raises LabError.
 
-        In a `proof` it is wrong, too, if it cannot be compiled.
+        In a `proof`, a failure to compile is a problem, too.
         """
         self._is_proof = self._is_proof or proof
         if self._recompiled is None:
             self._recompiled = recompiled.Recompiled()
 
     def others(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
-        """Say, a sentence each, which programs of others run where they may. Raises LabError."""
+        """Describe, one sentence each, which programs of others run where they may. Raises LabError."""
         with _reading(self._pins):
             return health.listed(self._pins, cgroup, pods, self._around)
 
@@ -114,20 +115,20 @@ class Dataplane:
             return health.programs(self._pins)
 
     def links(self) -> dict[str, str]:
-        """Say of each pinned link, by its name, which it is and what runs where: a link recreated is another one."""
+        """Return the identity of each pinned link, and what runs where, by name: a recreated link is another one."""
         with _reading(self._pins):
             links = health.links(self._pins)
         return {name: f"link {link.id}, program {link.prog_id}, on {link.target}" for name, link in links.items()}
 
     @property
     def attached(self) -> bool:
-        """Whether any hook is attached."""
+        """Report whether any hook is attached."""
         pins = [self._pins.link(hook.name) for hook in HOOKS]
         return any(pin.exists() for pin in [*pins, *self._pins.lookup_links()])
 
     @property
     def debug(self) -> bool:
-        """Whether the dataplane says in the trace what it does."""
+        """Report whether the dataplane writes trace lines."""
         with _reading(self._pins), contextlib.suppress(FileNotFoundError):
             return bool(self._pins.config()["debug"])
         return False
@@ -144,7 +145,7 @@ class Dataplane:
             ) from failed
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """Return every counter of every pod served, summed over CPUs; empty when nothing is attached."""
+        """Return every counter of every pod served, summed over CPUs; empty if nothing is attached."""
         layout, names = abi.layouts()["counters"], abi.counter_names()
         found: dict[str, dict[str, int]] = {}
         with _reading(self._pins):
@@ -176,7 +177,7 @@ class Dataplane:
 
 @contextlib.contextmanager
 def _reading(pins: Pins) -> Iterator[None]:
-    """Turn what cannot be read into an error that says so: it is not nothing."""
+    """Convert a failure to read into an error that reports it: unread is not the same as empty."""
     try:
         yield
     except OSError as error:

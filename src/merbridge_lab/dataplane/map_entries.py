@@ -1,4 +1,4 @@
-"""What the maps hold for each connection, and whether there are such connections: junk fills them until no more fit."""
+"""What the maps hold for each connection, and whether these connections exist: foreign entries could fill them up."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-#: How long an entry must look strange to be so, in seconds: connections are made and closed all the time.
+#: How long an entry must look foreign to count as foreign, in seconds: connections come and go all the time.
 _AT_REST = 0.1
-#: With more entries than this, not each one is looked at: so many connections no lab has.
+#: With more entries than this, not each one is checked: no lab has so many connections.
 _MANY = 20000
 
 
 def problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
-    """Say of each map what it holds that belongs to no connection; `namespaces` are those of the pods, by cookie.
+    """Describe, for each map, its entries that belong to no connection; `namespaces` are those of the pods, by cookie.
 
     Raises OSError.
     """
@@ -68,13 +68,13 @@ def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> l
 
 
 def is_live(pair: Mapping[str, Any], namespaces: Collection[int], live: Collection[int]) -> bool:
-    """Whether an entry of `pairs` is of pods, and one of its sockets is among the `live` ones, by cookie."""
+    """Report whether an entry of `pairs` is of pods, and one of its sockets is among the `live` ones, by cookie."""
     ends = [(space, cookie) for space, cookie in zip(pair["netns"], pair["cookie"], strict=True) if cookie]
     return bool(ends) and all(space in namespaces for space, _ in ends) and any(cookie in live for _, cookie in ends)
 
 
 def _staying(keys: list[bytes], is_strange: Callable[[bytes], bool]) -> list[bytes]:
-    """Return those that are strange and stay so for a moment."""
+    """Return those that are foreign and stay so for a moment."""
     found = [key for key in keys if is_strange(key)]
 
     def have_gone() -> bool:

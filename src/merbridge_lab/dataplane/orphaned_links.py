@@ -1,6 +1,6 @@
-"""Programs of ours that run on where we attach, while no pin leads to them any more.
+"""Programs of ours that still run where we attach, although no pin leads to them any more.
 
-A bpffs that was unmounted by hand lives on in the mount namespaces that copied it, with all it holds.
+A bpffs that was unmounted by hand still exists in the mount namespaces that copied it, with everything that it holds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def detach(pins: Pins, cgroup: Path, pods: Sequence[Pod]) -> None:
-    """Detach them from `cgroup` and from the namespaces of `pods`; programs of other names stay."""
+    """Detach them from `cgroup` and from the namespaces of `pods`; programs with other names stay."""
     places = [(cgroup, False), *((pod.netns, True) for pod in pods)]
     targets = {(path.stat().st_ino, is_netns) for path, is_netns in places if path.exists()}
     kept = {link.id for link in health.links(pins).values()}

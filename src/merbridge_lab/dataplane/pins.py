@@ -1,8 +1,8 @@
-"""The directory of pins, on a bpffs of the lab's own: what keeps the dataplane alive when merlab has ended.
+"""The directory of pins, on a bpffs of the lab's own: it keeps the dataplane alive after merlab has ended.
 
     links/<hook>  links/sk_lookup/<pod>  maps/<name>  progs/<name>
 
-`maps/stamp` is pinned last and unpinned first: without it, what is there is not whole.
+`maps/stamp` is pinned last and unpinned first: without it, the pins are incomplete.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Hook(NamedTuple):
     attach_type: int
 
 
-#: In the order of attaching. connect comes last, so that nothing is intercepted before all else is in place; in
-#: detaching it goes first. getsockopt comes first: what was intercepted must always be told where it was to go.
+#: In the order of attaching. connect comes last, so that nothing is intercepted before everything else is in place; it
+#: is detached first. getsockopt comes first: an app must always learn the original destination of what was intercepted.
 HOOKS = (
     Hook("getsockopt", "sockopt", bpf_syscall.CGROUP_GETSOCKOPT),
     Hook("sockops", "sockops", bpf_syscall.CGROUP_SOCK_OPS),
@@ -60,23 +60,23 @@ _ZERO = bytes(4)
 
 
 def number(raw: bytes) -> int:
-    """Read an integer as the kernel wrote it."""
+    """Parse an integer as the kernel wrote it."""
     return int.from_bytes(raw, sys.byteorder)
 
 
 def u32(value: int) -> bytes:
-    """Write an address as the kernel reads it."""
+    """Encode an address as the kernel reads it."""
     return value.to_bytes(4, sys.byteorder)
 
 
 def u64(value: int) -> bytes:
-    """Write a cookie as the kernel reads it."""
+    """Encode a cookie as the kernel reads it."""
     return value.to_bytes(8, sys.byteorder)
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """Open what is pinned at `path` for the length of a block. Raises OSError."""
+    """Open what is pinned at `path` for the duration of a block. Raises OSError."""
     fd = bpf_syscall.pinned(path)
     try:
         yield fd
@@ -91,33 +91,36 @@ class Pins:
         self.root = root
 
     def link(self, hook: str) -> Path:
-        """Where the link of a cgroup hook is pinned."""
+        """Return where the link of a cgroup hook is pinned."""
         return self.root / "links" / hook
 
     def lookup_link(self, pod: str) -> Path:
-        """Where a pod's sk_lookup link is pinned; bpffs takes no dots in names."""
+        """Return where a pod's sk_lookup link is pinned; names on a bpffs contain no dots."""
         return self.root / "links" / "sk_lookup" / pod.replace(".", ":")
 
     def lookup_links(self) -> list[Path]:
-        """Every pinned sk_lookup link."""
+        """Return every pinned sk_lookup link."""
         place = self.root / "links" / "sk_lookup"
         return sorted(place.iterdir()) if place.is_dir() else []
 
     def prog(self, name: str) -> Path:
-        """Where a program is pinned."""
+        """Return where a program is pinned."""
         return self.root / "progs" / name
 
     def map(self, name: str) -> Path:
-        """Where a map is pinned."""
+        """Return where a map is pinned."""
         return self.root / "maps" / name
 
     @property
     def any(self) -> bool:
-        """Whether anything is pinned at all."""
+        """Report whether anything is pinned at all."""
         return any(path for path in self.root.rglob("*") if not path.is_dir()) if self.root.is_dir() else False
 
     def stamp(self) -> str | None:
-        """Name the dataplane that is pinned, or None if the pins are not whole. Raises OSError if it cannot be read."""
+        """Return the stamp of the pinned dataplane; None if the pins are incomplete.
+
+        Raise OSError if it cannot be read.
+        """
         raw = self._stamp()
         if raw is None:
             return None
@@ -141,7 +144,7 @@ class Pins:
 
     @property
     def readable(self) -> bool:
-        """Whether what is pinned has the layouts that this version knows. Raises OSError if it cannot be read."""
+        """Report whether the pins have the layouts that this version knows. Raise OSError if that cannot be read."""
         return self.stamp() == abi.stamp()
 
     @contextlib.contextmanager
@@ -188,7 +191,7 @@ class Pins:
 
 
 def _whole(config: int) -> bytes:
-    """Read all of the configuration, which in a later version may be longer, but begins in the same way."""
+    """Read the whole configuration; in a later version it may be longer, but it begins in the same way."""
     size = bpf_syscall.map_info(config).value_size
     return (bpf_maps.lookup(config, _ZERO, size) or b"").ljust(abi.layouts()["config"].size, b"\0")
 

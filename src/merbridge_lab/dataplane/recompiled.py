@@ -1,11 +1,11 @@
 """What merlab's own source compiles to, to compare with what the kernel runs.
 
-The stamp beside the pins says so too, but whoever can pin other programs can write another stamp, as they can any file
-that merlab keeps: on the machine, only the source itself is evidence. So it is compiled once more (half a second, 120
-MB), in a process of its own: BCC changes the working directory and the standard error of whoever calls it. Verify
-begins it when it begins to look, and compares in its last look at the dataplane: beside what it does anyway, for
-nothing that could be measured. Nothing is loaded for it: to load a program that can print switches a trace event on for
-the whole machine.
+The stamp beside the pins identifies it, too. But whoever can pin other programs can also write another stamp, or any
+other file that merlab keeps: on the machine, only the source itself is evidence. So it is compiled once more (half a
+second, 120 MB), in a separate process: BCC changes the working directory and the standard error of its caller. `verify`
+starts this when it begins, and compares in its last check of the dataplane: it runs in parallel to the rest, at no
+measurable cost. Nothing is loaded for it: loading a program that can print switches a trace event on for the whole
+machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.dataplane.pins import Pins
 
-#: Compiling under a processor that is emulated takes more than a minute, in seconds.
+#: Compiling on an emulated processor takes more than a minute, in seconds.
 _COMPILE = 180.0
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two instructions long
 _OF_MAPS = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
@@ -35,7 +35,7 @@ _TAG = 8
 
 
 class Recompiled:
-    """The tags that merlab's programs must have; compiling begins when this is made. Raises LabError."""
+    """The tags that merlab's programs must have; compiling begins when this object is created. Raises LabError."""
 
     def __init__(self) -> None:
         # With our own search path and no other: a file of the current directory must not be taken for a module.
@@ -44,7 +44,7 @@ class Recompiled:
         self._tags: dict[str, list[str]] | None = None
 
     def tags(self) -> Mapping[str, list[str]]:
-        """Return, by the programs' names in the kernel, the tags that a kernel may give them. Raises LabError."""
+        """Return the tags that a kernel may give the programs, by their names in the kernel. Raises LabError."""
         if self._tags is None:
             done = self._compiling.result(_COMPILE)
             try:
@@ -60,7 +60,7 @@ class Recompiled:
 def tags(code: bytes) -> list[str]:
     """Return the tags that kernels give a program: a digest of its instructions, without the numbers of its maps.
 
-    By SHA-256 since Linux 6.18, by SHA-1 before; see bpf_prog_calc_tag() in kernel/bpf/core.c.
+    Linux uses SHA-256 since 6.18, SHA-1 before; see bpf_prog_calc_tag() in kernel/bpf/core.c.
     """
     plain, at = bytearray(code), 0
     while at < len(plain):
@@ -74,9 +74,9 @@ def tags(code: bytes) -> list[str]:
 
 
 def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list[str]:
-    """Say which programs that run are not what merlab's source compiles to.
+    """Describe which running programs differ from what merlab's source compiles to.
 
-    Where it was not compiled, or cannot be, that is a problem if it is `needed`: for a proof, not for mending.
+    If it was not compiled, or cannot be, that is a problem only if it is `needed`: for a proof, not for a repair.
     """
     if recompiled is None:
         return []
@@ -90,7 +90,7 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
             with opened(pins.prog(name)) as fd:
                 program = bpf_syscall.prog_info(fd)
         except OSError as error:
-            if not isinstance(error, FileNotFoundError):  # what is not pinned has been told
+            if not isinstance(error, FileNotFoundError):  # a missing pin was already reported
                 found.append(str(unread(f"program {name}", error)))
             continue
         if program.tag not in wanted.get(PREFIX + name, ()):
@@ -102,7 +102,7 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
 
 
 def main() -> None:
-    """Compile, and print what the tags must be; or say why not, and fail."""
+    """Compile, and print the expected tags; or print why not, and fail."""
     from merbridge_lab.dataplane import compiler
 
     try:

@@ -1,8 +1,9 @@
 """Socket filters on the sockets of a pod: SO_ATTACH_FILTER and SO_ATTACH_BPF cut or drop what arrives.
 
-They hang on one socket, and on what a listener accepts from then on: no list of programs, of links or of rules shows
-them, so each socket is asked. Not looked for: SO_ATTACH_REUSEPORT_*, which the kernel does not tell of. What it can do
-is choose among the listeners of one user on one port, and those must all be the sidecar's own; or drop, which is seen.
+A filter is attached to one socket, and to what a listener accepts from then on. No list of programs, links or rules
+shows it, so each socket is read. Not checked: SO_ATTACH_REUSEPORT_*, which the kernel does not report. Such a program
+can choose among the listeners of one user on one port, and those must all be the sidecar's own; or it can drop, which
+is detected.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def problems(pod: Pod) -> Iterator[str]:
-    """Say which TCP sockets of a pod's app and sidecar have a filter. Raises LabError where nobody may look."""
+    """Describe which TCP sockets of a pod's app and sidecar have a filter. Raise LabError if they may not be read."""
     for kind, pid in (("app", pod.app_pid), ("sidecar", pod.sidecar_pid)):
         if pid is None:
             continue
@@ -43,8 +44,9 @@ def problems(pod: Pod) -> Iterator[str]:
 
 
 def attached(fd: int) -> str | None:
-    """Say which filter is on a socket; None where there is none. Raises OSError."""
-    # Asked for no room, the kernel tells how many instructions there are: more room is counted in these, not in bytes.
+    """Describe which filter is on a socket; None if there is none. Raises OSError."""
+    # With a buffer of size zero, the kernel returns the number of instructions: a larger size is counted in these, not
+    # in bytes.
     length = ctypes.c_uint32(0)
     if _libc.getsockopt(fd, socket.SOL_SOCKET, _SO_GET_FILTER, None, ctypes.byref(length)) == 0:
         return f"{length.value} instructions of classic BPF" if length.value else None

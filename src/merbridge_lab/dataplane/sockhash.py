@@ -1,4 +1,4 @@
-"""What is in the sockhashes and on them: the pods' own sockets, and no program but ours."""
+"""The content of the sockhashes and the programs on them: only the pods' own sockets, and no program but ours."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-#: How long a socket must look strange to be so, in seconds: those that come and go are not at rest.
+#: How long a socket must look foreign to count as foreign, in seconds: sockets come and go.
 _AT_REST = 0.1
 
 
 def listener_problem(pins: Pins, pod: Pod, cookie: int) -> str | None:
-    """Say whether a pod's sidecar is missing from the listeners, or something else is in its place.
+    """Describe that a pod's sidecar is missing from the listeners, or that something else is in its place.
 
-    Raises LabError where the kernel lets nobody look at the sidecar's sockets.
+    Raise LabError if the kernel does not allow reading the sidecar's sockets.
     """
     port = abi.constants()["PORT_INBOUND"]
     try:
         with pins.open_map("listeners") as fd:
-            registered = bpf_maps.lookup(fd, u64(cookie), 8)  # of a sockhash, this gives the socket's cookie
+            registered = bpf_maps.lookup(fd, u64(cookie), 8)  # for a sockhash, this returns the socket's cookie
     except OSError as error:
         return str(unread(f"the {port} listener registered for {pod.name}", error))
     if registered is None:
@@ -42,7 +42,10 @@ def listener_problem(pins: Pins, pod: Pod, cookie: int) -> str | None:
 
 
 def redirects(program: int, peers: int) -> bool | None:
-    """Is this sk_msg program, and it alone, on `peers`? None before Linux 5.18, which does not tell. Raises OSError."""
+    """Report whether this sk_msg program, and no other, is on `peers`. Raises OSError.
+
+    Return None before Linux 5.18, which does not report it.
+    """
     try:
         attached = bpf_syscall.attached_progs(peers, bpf_syscall.SK_MSG_VERDICT)
     except OSError as error:
@@ -53,7 +56,7 @@ def redirects(program: int, peers: int) -> bool | None:
 
 
 def programs_problems(pins: Pins) -> list[str]:
-    """Say what is wrong with the programs on the sockhashes. Raises OSError."""
+    """Describe what is wrong with the programs on the sockhashes. Raises OSError."""
     found: list[str] = []
     with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:
         own = bpf_syscall.prog_info(program).id
@@ -78,14 +81,14 @@ def _attached(table: int, kind: int) -> list[int]:
         return bpf_syscall.attached_progs(table, kind)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            return []  # of the two kinds of verdict only one can be there: it is the other one, which is asked for too
+            return []  # there can be only one of the two kinds of verdict programs: the other, which is also checked
         raise
 
 
 def _by_elimination(own: int) -> list[str]:
-    """Say which programs may be on `peers`, where the kernel does not tell.
+    """Describe which programs may be on `peers`, if the kernel does not report it.
 
-    It can be none but ours where no other of a kind that can be there is loaded; that ours is, its own counters show.
+    It can only be ours if no other program of a suitable kind is loaded; our own counters show that ours is.
     """
     others = []
     for each in bpf_syscall.ids("prog"):
@@ -103,7 +106,7 @@ def _by_elimination(own: int) -> list[str]:
 
 
 def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
-    """Name what is in the sockhashes and is no socket of a pod's; `namespaces` are those of the pods, by cookie.
+    """List the content of the sockhashes that is no socket of a pod; `namespaces` are those of the pods, by cookie.
 
     Raises OSError.
     """
@@ -137,10 +140,10 @@ def _place(key: bytes) -> str:
 
 
 def _suspects(pins: Pins, namespaces: Iterable[int]) -> dict[bytes, tuple[int, bool]]:
-    """Return the sockets in `peers`, by their keys, that are not the ones that our programs noted in `pairs`.
+    """Return the sockets in `peers`, by key, that are not the ones that our programs recorded in `pairs`.
 
-    With each its cookie, and whether another one is noted. One without a pair may be a pod's all the same: its other
-    end went with its pod.
+    Return with each its cookie, and whether another one is recorded. A socket without a pair may still be a pod's: its
+    other end was removed with its pod.
     """
     known = frozenset(namespaces)
     with pins.open_map("peers") as peers, pins.open_map("pairs") as pairs:
@@ -160,7 +163,7 @@ def _suspects(pins: Pins, namespaces: Iterable[int]) -> dict[bytes, tuple[int, b
 
 
 def _strange(peers: int, pairs: int, key: bytes, known: frozenset[int]) -> tuple[int, bool] | None:
-    """Look at the socket under `key`: None where it is the one that its pair names."""
+    """Describe the socket under `key`; None if it is the one that its pair names."""
     raw = bpf_maps.lookup(peers, key, 8)
     if raw is None:
         return None  # closed meanwhile

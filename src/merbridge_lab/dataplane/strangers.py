@@ -1,15 +1,15 @@
-"""Programs of others in the places where ours decide: what is seen in the lab could be their work.
+"""Programs of others in the places where ours decide: what is seen in the lab could be their effect.
 
-Looked for at every attach type of cgroups that this kernel knows, on the pods' cgroups and on those above; on every
-link of the pods and of the node (XDP, tc, tcx, netkit); on netfilter's hooks; in their network namespaces (sk_lookup,
-flow dissector). What is on the sockhash is looked at in sockhash.py.
+Searched are every attach type of cgroups that this kernel knows, on the pods' cgroups and on those above; every link of
+the pods and of the node (XDP, tc, tcx, netkit); netfilter's hooks; their network namespaces (sk_lookup, flow
+dissector). sockhash.py checks what is on the sockhash.
 
-What can rewrite, redirect or drop the mesh's TCP is a problem, wherever it is attached. Allowed are, by type and place
-and never by name: device and sysctl programs, which runc and systemd attach to healthy machines; and, above the pods'
-cgroups, what sees no TCP. A cgroup_skb program above is a problem although systemd attaches one for IPAddressDeny= or
-IPAccounting= of a slice that holds us: nobody can tell from outside whether it drops, and what it drops is missing
-from the proof. Not looked for: congestion control by struct_ops (it delays, and neither rewrites nor drops), and LSM
-and tracing programs for the whole machine (they deny or watch, and redirect nothing).
+A program that can rewrite, redirect or drop the mesh's TCP is a problem, wherever it is attached. Allowed are, by type
+and place and never by name: device and sysctl programs, which runc and systemd attach to healthy machines; and, above
+the pods' cgroups, programs that see no TCP. A cgroup_skb program above is a problem, although systemd attaches one for
+IPAddressDeny= or IPAccounting= of a slice that contains us: nobody can tell from outside whether it drops, and what it
+drops is missing from the proof. Not searched: congestion control by struct_ops (it delays, and neither rewrites nor
+drops), and LSM and tracing programs for the whole machine (they deny or watch, and redirect nothing).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.netlink_hooks import Hung
 
 #: The attach types of cgroups, by the names of our own hooks and of bpftool. Others that a newer kernel knows are
-#: looked at as well, and are a problem.
+#: checked as well, and are a problem.
 CGROUP_TYPES = {
     0: "ingress (cgroup_skb)", 1: "egress (cgroup_skb)", 2: "sock_create", 3: "sockops", 6: "device",
     8: "bind4", 9: "bind6", 10: "connect4", 11: "connect6", 12: "post_bind4", 13: "post_bind6",
@@ -41,23 +41,23 @@ CGROUP_TYPES = {
     43: "lsm_cgroup", 49: "connect_unix", 50: "sendmsg_unix", 51: "recvmsg_unix", 52: "getpeername_unix",
     53: "getsockname_unix",
 }  # fmt: skip
-#: A container or a service has these on its cgroup wherever runc or systemd made it. They decide about device nodes
-#: and files below /proc/sys, not about connections.
+#: runc and systemd attach these to the cgroup of every container or service that they create. They decide about device
+#: nodes and files below /proc/sys, not about connections.
 ALLOWED = frozenset({6, 18})
-#: Above the pods' cgroups a load balancer or a firewall may serve the whole machine. These see UDP and Unix sockets,
-#: or the end of a socket; the mesh speaks TCP.
+#: Above the pods' cgroups a load balancer or a firewall may serve the whole machine. These see UDP and Unix sockets, or
+#: the end of a socket; the mesh uses TCP.
 ALLOWED_ABOVE = ALLOWED | {14, 15, 19, 20, 34, 49, 50, 51, 52, 53}
-#: Further than any kernel's last attach type.
+#: Higher than any kernel's last attach type.
 _LAST = 128
-#: What a kernel answers for a number that is no attach type of cgroups.
+#: The kernel's answer for a number that is no attach type of cgroups.
 _NOT_OF_CGROUPS = frozenset({errno.EINVAL, errno.ENODEV})
-#: What it answers when the cgroup has just been removed.
+#: Its answer if the cgroup has just been removed.
 _GONE = frozenset({errno.ENOENT, errno.ENODEV})
 
 
 @dataclass(frozen=True)
 class Around:
-    """What lies beside the pods: other cgroups of the lab, and namespaces that requests pass, by name."""
+    """What exists beside the pods: other cgroups of the lab, and namespaces that requests pass, by name."""
 
     cgroups: tuple[Path, ...] = ()
     namespaces: tuple[tuple[str, Path], ...] = ()
@@ -65,7 +65,7 @@ class Around:
 
 @dataclass(frozen=True)
 class Stranger:
-    """A program of somebody else's, or a filter (program 0), in a sentence; `allowed` where it is none of ours."""
+    """A foreign program, or a filter (program 0), in a sentence; `allowed` if it cannot affect the proof."""
 
     sentence: str
     program: int
@@ -87,7 +87,7 @@ def named(program: int) -> str:
 
 
 def problems(ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around) -> list[str]:
-    """Say, a sentence each, what others have attached where the mesh's TCP passes, and what could not be read."""
+    """Describe, one sentence each, what others have attached on the path of the mesh's TCP, and what was unreadable."""
     return [
         str(each) if isinstance(each, Unread) else each.sentence
         for each in found(ours, cgroup, namespaces, around)
@@ -96,7 +96,7 @@ def problems(ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path],
 
 
 def listed(ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around) -> list[str]:
-    """Say, a sentence each, what others have attached that is allowed there."""
+    """Describe, one sentence each, what others have attached that is allowed there."""
     seen = found(ours, cgroup, namespaces, around)
     return [each.sentence for each in seen if isinstance(each, Stranger) and each.allowed]
 
@@ -104,7 +104,7 @@ def listed(ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], a
 def found(
     ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around
 ) -> Iterator[Stranger | Unread]:
-    """Find every program of others, and what could not be read."""
+    """Find every foreign program, and what could not be read."""
     every = {**namespaces, **dict(around.namespaces)}
     yield from _read(f"what runs on the cgroup {cgroup}", partial(_on_cgroup, ours, cgroup, home=cgroup))
     for place in around.cgroups:
@@ -137,7 +137,8 @@ def _opened(path: Path) -> Iterator[int]:
 def cgroup_types(cgroup: int) -> tuple[int, ...]:
     """Return every attach type of cgroups that this kernel knows. Raises OSError.
 
-    What runs is asked, not what is attached: for that, tcx would take the number for an interface's.
+    The query is for effective programs, not attached ones: for the latter, tcx would take the number for an
+    interface's.
     """
     known = []
     for number in range(_LAST):
@@ -154,13 +155,13 @@ def cgroup_types(cgroup: int) -> tuple[int, ...]:
 
 
 def _above(cgroup: Path) -> list[Path]:
-    """Return the cgroups above, the nearest first, up to where the hierarchy is mounted."""
+    """Return the cgroups above, the nearest first, up to the mount point of the hierarchy."""
     device = cgroup.stat().st_dev
     return [parent for parent in cgroup.parents if parent.stat().st_dev == device]
 
 
 def _below(cgroup: Path) -> Iterator[Path]:
-    """Return `cgroup` and all below it; those that go meanwhile are left out. Raises OSError."""
+    """Return `cgroup` and all cgroups below; skip those that disappear meanwhile. Raises OSError."""
 
     def refuse(error: OSError) -> None:
         if error.errno not in _GONE:
@@ -171,7 +172,7 @@ def _below(cgroup: Path) -> Iterator[Path]:
 
 
 def _runs(place: Path, types: Sequence[int], flags: int = 0) -> dict[int, list[int]]:
-    """Return the programs on a cgroup by attach type; none where it has just gone. Raises OSError."""
+    """Return the programs on a cgroup by attach type; none if it has just disappeared. Raises OSError."""
     try:
         with _opened(place) as fd:
             return {number: programs for number in types if (programs := bpf_syscall.attached_progs(fd, number, flags))}
@@ -182,7 +183,7 @@ def _runs(place: Path, types: Sequence[int], flags: int = 0) -> dict[int, list[i
 
 
 def _on_cgroup(ours: frozenset[int], cgroup: Path, *, home: Path | None = None) -> list[Stranger]:
-    """Find programs on `cgroup` and below it; our own belong on `home` alone, once a hook. Raises OSError."""
+    """Find programs on `cgroup` and below it; ours belong only on `home`, once per hook. Raises OSError."""
     with _opened(cgroup) as fd:
         types = cgroup_types(fd)
     above = _above(cgroup)
@@ -230,7 +231,7 @@ def _in_namespace(ours: frozenset[int], name: str, path: Path) -> list[Stranger]
 
 
 def on_links(name: str, path: Path) -> list[Stranger]:
-    """Find what hangs on the links of the network namespace at `path`, of `name`. Raises OSError."""
+    """Find what is attached to the links of the network namespace at `path`, of `name`. Raises OSError."""
     return [
         Stranger(f"on the link {hung.where} of {name} there is {_described(hung)}", hung.program)
         for hung in netns.run_inside(path, netlink_hooks.on_links)
@@ -259,9 +260,9 @@ def netfilter_links() -> list[int]:
 
 
 def on_netfilter(namespaces: Mapping[str, Path]) -> Iterator[Stranger | Unread]:
-    """Find netfilter programs. The kernel tells of a link what it runs, but not in which namespace.
+    """Find netfilter programs. The kernel reports what a link runs, but not in which namespace.
 
-    Where nobody on this machine has one, that is all there is to know; otherwise each namespace is asked.
+    If no process on this machine has one, that answers it; otherwise each namespace is queried.
     """
     try:
         anywhere = netfilter_links()

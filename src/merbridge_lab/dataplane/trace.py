@@ -13,12 +13,12 @@ _VALUE = re.compile(r"(\w+)=(\S+)")
 
 @dataclass(frozen=True)
 class TraceEvent:
-    """One line. `kind` is the line's first word; what a kind does not tell is 0 or empty.
+    """One line. `kind` is the line's first word; fields that a kind does not report are 0 or empty.
 
-    `seconds` is the time since boot; `comm` and `pid` are the task that was running, which for packets arriving may
-    be any. `pair` names the connection: the cookie of the socket that dialled. `side` is 0 for what the dialling side
-    does, 1 for the accepting side. `ip` and `port`: where a connect was meant to go (wanted), its source
-    (established), where it was accepted (accepted), the answer (original_dst), what was dialled (steered).
+    `seconds` is the time since boot. `comm` and `pid` are the task that was running, which for arriving packets may be
+    any. `pair` identifies the connection: the cookie of the socket that dialled. `side` is 0 for actions of the
+    dialling side, 1 for the accepting side. `ip` and `port` are: the original destination of a connect (wanted), its
+    source (established), where it was accepted (accepted), the answer (original_dst), what was dialled (steered).
     """
 
     seconds: float
@@ -36,7 +36,7 @@ class TraceEvent:
     reason: str = ""
 
     def sentence(self) -> str:
-        """Say it in plain English."""
+        """Describe the event in plain English."""
         say = _SENTENCES.get(self.kind)
         who = "the side that dialled" if self.side == 0 else "the side that accepted"
         if say is None:

@@ -1,13 +1,13 @@
 """Take over from the dataplane of another version while connections come and go, and lose none of them.
 
-The two versions share no map, as their layouts may differ, so each must finish what it began. The old pins move into
-`old/`, with all hooks running, and the new programs attach beside the old ones, which know nothing of each other's
-connections. Only where a connection begins (connect, sk_lookup) there can be only one: there the link itself gets the
-new program, in one step. The old version then has some time to finish, and goes.
+The two versions share no map, because their layouts may differ, so each must finish its own connections. The old pins
+move into `old/`, with all hooks running. The new programs attach beside the old ones, and neither knows the other's
+connections. Only at the start of a connection (connect, sk_lookup) there can be only one program: there the link itself
+gets the new program, in one step. The old version then has some time to finish, and is removed.
 
-Sockets that are in the old hash stay there until they are closed, with the old sk_msg program, which is told to
-redirect no more: their bytes go by TCP from then on, in order. Such an old connection notices one thing, if it asks:
-getpeername() then says where it really went (127.0.0.1:15001), as nobody can read the old version's storage any more.
+Sockets that are in the old hash stay there until they are closed, with the old sk_msg program. It is told to stop
+redirecting: from then on their bytes go by TCP, in order. Such an old connection can notice one thing: getpeername()
+then returns the real peer (127.0.0.1:15001), because nobody can read the old version's storage any more.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-#: How long the old version has to finish handshakes and to keep serving its live connections, in seconds.
+#: How long the old version may take to finish handshakes and to serve its live connections, in seconds.
 _FINISH = 3.0
 _FOLDERS = ("links", "maps", "progs")
 
 
 def unlink(pin: Path) -> None:
-    """Take a link from its target and remove its pin; nothing there is fine."""
+    """Detach a link and remove its pin; succeed if there is none."""
     with contextlib.suppress(OSError), opened(pin) as link:
         bpf_syscall.link_detach(link)
     delete(pin)
 
 
 def is_due(pins: Pins) -> bool:
-    """Whether what is pinned is whole, and of another version. Raises OSError if it cannot be read."""
+    """Report whether the pins are complete, and of another version. Raise OSError if they cannot be read."""
     return pins.stamp() not in (None, abi.stamp())
 
 
 def old(pins: Pins) -> Pins:
-    """Where the pins of the version before are while this one takes over."""
+    """Return where the pins of the previous version are while this one takes over."""
     return Pins(pins.root / "old")
 
 
 def begin(pins: Pins, load: Callable[[Pins], None]) -> None:
-    """Load this version, then put the pins of the other one aside; nothing is attached or detached.
+    """Load this version, then move the pins of the other one aside; nothing is attached or detached.
 
-    Whatever `load` raises leaves the other version as it was.
+    If `load` raises, the other version is unchanged.
     """
     coming = Pins(pins.root / "next")
     clear(coming)
@@ -70,7 +70,7 @@ def begin(pins: Pins, load: Callable[[Pins], None]) -> None:
 
 
 def inherit(pin: Path, before: Path, program: Path) -> None:
-    """Let the link pinned at `before`, if there is one, run `program`, and pin it at `pin`."""
+    """Make the link pinned at `before`, if there is one, run `program`, and pin it at `pin`."""
     if pin.exists() or not before.exists():
         return
     try:
@@ -78,11 +78,11 @@ def inherit(pin: Path, before: Path, program: Path) -> None:
             bpf_syscall.link_update(link, ours)
         rename(before, pin)
     except OSError:
-        unlink(before)  # what it was attached to is gone, or it is another kind of link: it will be recreated
+        unlink(before)  # its target is gone, or it is another kind of link: it will be recreated
 
 
 def finish(pins: Pins) -> None:
-    """Let the version before finish, if there was one."""
+    """Let the previous version finish, if there was one, and remove it."""
     before = old(pins)
     if not before.root.exists():
         return
@@ -93,9 +93,9 @@ def finish(pins: Pins) -> None:
 
 
 def _busy(before: Pins) -> bool:
-    """Whether live sockets, or handshakes, are in the maps; how their keys look does not matter.
+    """Report whether live sockets, or handshakes, are in the maps; the layout of their keys does not matter.
 
-    Maps that cannot be read may hold some: then all the time is given that there is.
+    Maps that cannot be read may hold some: then the full time is waited.
     """
     for name in ("handover", "peers"):
         try:
@@ -110,7 +110,7 @@ def _busy(before: Pins) -> bool:
 
 
 def clear(pins: Pins) -> None:
-    """Detach and remove all that is pinned below `pins`, of whatever version."""
+    """Detach and remove everything that is pinned below `pins`, of any version."""
     if not pins.root.is_dir():
         return
     links = pins.root / "links"

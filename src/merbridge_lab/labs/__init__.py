@@ -1,4 +1,4 @@
-"""Which lab there is, and which one a call means."""
+"""Which labs exist, and which one a call means."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ if TYPE_CHECKING:
     from merbridge_lab.managed_lab import ManagedLab
     from merbridge_lab.requirements import Requirement
 
-#: Labs that the design knows and this version has not built.
+#: Labs that are designed, but that this version has not built.
 _PLANNED = ("cluster",)
 
 
 class Driver(Protocol):
-    """One kind of lab: says whether it is up, what it needs, and opens it."""
+    """One kind of lab: reports whether it is up and what it needs, and opens it."""
 
     name: str
-    #: What this very lab is called: labs of other names are not waited for, see lock.
+    #: The name of this lab. Labs of other names are not waited for, see lock.
     lab_name: str
 
     def is_up(self) -> bool:
-        """Whether a lab of this kind, or a part of one, is there."""
+        """Report whether a lab of this kind, or a part of one, exists."""
 
     def require_able(self) -> None:
-        """Raise LabError when this process may not work with the lab."""
+        """Raise LabError if this process may not work with the lab."""
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
 
     def open(self, *, keep: bool = False, backend: str | None = None) -> AbstractContextManager[ManagedLab]:
-        """Return the lab for the length of the block.
+        """Yield the lab for the duration of the block.
 
-        `keep` leaves rules flushed after a flush; `backend` is the kind of iptables for the rules ("nft", "legacy").
+        `keep` leaves rules flushed after a flush. `backend` is the kind of iptables for the rules ("nft", "legacy").
         """
 
 
 def pick(asked: str | None) -> tuple[Driver, str]:
-    """Pick a lab and say why: the one asked for, else the one that is up, else MERLAB_LAB, else auto.
+    """Pick a lab and explain why: the requested one, else the one that is up, else MERLAB_LAB, else auto.
 
-    Raises LabError for a lab that is not built yet, UsageError for one that does not exist.
+    Raise LabError for a lab that is not built yet, UsageError for one that does not exist.
     """
     from merbridge_lab.labs.embedded import EmbeddedDriver
     from merbridge_lab.labs.kind import KindDriver
@@ -72,7 +72,7 @@ def pick(asked: str | None) -> tuple[Driver, str]:
 
 
 def present() -> list[dict[str, Any]]:
-    """List the labs that are up: kind of lab, name, and whether a command without --lab means it."""
+    """List the labs that are up: kind of lab, name, and whether a command without --lab uses it."""
     from merbridge_lab.labs.embedded import EmbeddedDriver
     from merbridge_lab.labs.kind import KindDriver
 
@@ -84,7 +84,7 @@ def present() -> list[dict[str, Any]]:
 
 
 def tell(driver: Driver, options: Options) -> bool:
-    """Tell a lab what was asked of it; say whether it is one that can be asked such things: one on a cluster."""
+    """Pass the options of the call to a lab; return whether it accepts them: whether it is a lab on a cluster."""
     from merbridge_lab.labs.kind import KindDriver
 
     if isinstance(driver, KindDriver):

@@ -1,4 +1,4 @@
-"""What labs of every kind do alike."""
+"""The common part of all kinds of labs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 class LabBase:
-    """The part of the Lab protocol that does not depend on what a lab is made of."""
+    """The part of the Lab protocol that is the same for every kind of lab."""
 
     def __init__(self) -> None:
         self._shown: list[CommandTranscript] = []
 
     @contextlib.contextmanager
     def flushed(self, workloads: Sequence[Workload]) -> Iterator[dict[str, RuleSet]]:
-        """Save and flush nat in all of `workloads` for the length of the block."""
+        """Save and flush nat in all of `workloads` for the duration of the block."""
         with contextlib.ExitStack() as stack:
             yield {workload.name: stack.enter_context(workload.rules.flushed()) for workload in workloads}
 
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with what it printed."""
+        """Record a command that a person would type, with its output."""
         self._shown.append(CommandTranscript(command, output))
 
     def shown(self) -> Sequence[CommandTranscript]:
-        """Return what was recorded since this was last asked, and forget it."""
+        """Return what was recorded since the last call, and clear it."""
         taken, self._shown = self._shown, []
         return taken

@@ -1,4 +1,4 @@
-"""What a command line may ask of a lab on a cluster."""
+"""What a command line may request of a lab on a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SIDECARS = ("classic", "native")
-#: The form of an image's name, [host[:port]/]path[:tag][@digest], as github.com/distribution/reference has it.
+#: The form of an image's name, [host[:port]/]path[:tag][@digest], as github.com/distribution/reference defines it.
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _DIGEST = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
@@ -21,7 +21,7 @@ IMAGE = re.compile(rf"(?:{_HOST}(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for; None, and an empty tuple or mapping, where nothing was said."""
+    """What was requested; None, or an empty tuple or mapping, if nothing was given."""
 
     dataplane: str | None = None
     sidecars: str | None = None
@@ -36,14 +36,14 @@ class Options:
     keep_cluster: bool = False
 
     def said(self) -> list[str]:
-        """Name the options that were given, as one types them."""
+        """Return the options that were given, as one types them."""
         typed = {"images": "image"}
         return [
             f"--{typed.get(one.name, one.name).replace('_', '-')}" for one in fields(self) if getattr(self, one.name)
         ]
 
     def require_built(self) -> None:
-        """Raise LabError for a dataplane that is planned and not built yet."""
+        """Raise LabError for a dataplane that is planned but not built yet."""
         if self.dataplane == "merlab":
             raise LabError(
                 "--dataplane merlab is planned for clusters, but not built yet",

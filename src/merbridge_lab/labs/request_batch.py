@@ -1,4 +1,4 @@
-"""A batch of requests, whichever lab sends it: what is asked, what came of it, what it left in rules and logs."""
+"""A batch of requests, whichever lab sends it: the requests, their results, and what they left in rules and logs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.lab import Workload
 
-    #: A line with the name of the server that wrote it.
+    #: A log line with the name of the server that wrote it.
     Entry = tuple[str, AccessLogLine]
-    #: From the requests, and the client's and the servers' records of them, to Observation.noted.
+    #: Maps the requests, and the client's and the servers' records of them, to Observation.noted.
     Noted = Callable[
         [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]], Mapping[str, Mapping[str, str]]
     ]
-    #: From the same to Observation.by_tcp.
+    #: Maps the same to Observation.by_tcp.
     ByTcp = Callable[
         [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]],
         Mapping[str, Mapping[str, tuple[int, int]]],
@@ -35,39 +35,39 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Longest a request may take, in seconds; a healthy one takes a few milliseconds.
+#: Maximum duration of a request, in seconds; a healthy one takes a few milliseconds.
 REQUEST = 5
-#: In the place of curl's exit status where it did something else than it was told, or does not tell; curl has no such
+#: Replaces curl's exit status if curl did something else than requested, or does not report it. curl has no such
 #: number.
 NOT_ONCE = 255
-#: What curl tells of a request that was sent once over one new connection, and the first libcurl that tells it. What a
-#: curl of that version or a later one does not tell was not read.
+#: What curl reports about a request that was sent once on one new connection, and the first libcurl that reports it. If
+#: a curl of that version or a later one does not report a value, the value was not read.
 _ONCE = {
     "num_connects": (1, (7, 70)),
     "num_redirects": (0, (7, 70)),
     "proxy_used": (0, (8, 7)),
     "num_retries": (0, (8, 9)),
 }
-#: How long a sidecar may take to write a request into its log, in seconds (Istio's flush once a second).
+#: How long a sidecar may take to write a request into its log, in seconds (Istio flushes once a second).
 _LOGGED = 3.0
 
 
 class Log(Protocol):
-    """What a sidecar has written into its access log since this was made."""
+    """What a sidecar has written into its access log since this object was created."""
 
     def lines(self) -> tuple[AccessLogLine, ...] | Unread:
-        """Return the lines that are there by now; or that it could not be read, and why."""
+        """Return the lines written until now; or Unread with the reason if they could not be read."""
 
 
 def new_nonce() -> str:
-    """Return an x-request-id that nobody else has."""
+    """Return a unique x-request-id."""
     return str(uuid.uuid4())
 
 
 def curl(nonce: str, url: str) -> list[str]:
-    """Return the curl that asks `url` once, on a fresh connection, and tells all about it.
+    """Return the curl command that requests `url` once, on a fresh connection, and reports everything about it.
 
-    Nobody's ~/.curlrc and no proxy has a say in it, or a request that was closed might be sent again and be answered.
+    It ignores ~/.curlrc and proxies: otherwise a request that was closed might be sent again and be answered.
     """
     tell = "\\n%{json}"
     once = ["-q", "-sS", "-i", "--noproxy", "*", "--retry", "0", "--max-redirs", "0", "--max-time", str(REQUEST)]
@@ -75,7 +75,7 @@ def curl(nonce: str, url: str) -> list[str]:
 
 
 def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Exchange:
-    """Make an exchange of what such a curl left."""
+    """Build an exchange from the output of such a curl."""
     response, _, told = stdout.rpartition("\n")
     try:
         facts = dict(json.loads(told))
@@ -83,7 +83,7 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
         facts, response = {}, stdout
     head, _, body = response.replace("\r\n", "\n").partition("\n\n")
     if (more := _not_once(facts)) and not exit_status:
-        # Whatever was answered, it was not (seen to be) the answer to the one request that is judged.
+        # Any answer was not (seen to be) the answer to the one request that is judged.
         exit_status, stderr = NOT_ONCE, more
     headers = dict(line.lower().split(": ", 1) for line in lines_of(head)[1:] if ": " in line)
     return Exchange(
@@ -101,9 +101,9 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
 
 
 def _reading(source: str, take: Callable[[], T]) -> T | Unread:
-    """Take a reading; where it cannot be taken, say why.
+    """Take a reading; return Unread with the reason if it cannot be taken.
 
-    An error of a kind of its own says more than that (the pod was recreated meanwhile): it is for the caller.
+    An error of its own type tells more (the pod was recreated meanwhile): it is passed on to the caller.
     """
     try:
         return take()
@@ -118,15 +118,15 @@ def _reading(source: str, take: Callable[[], T]) -> T | Unread:
 
 
 def _or_none(log: Mapping[str, T] | Unread) -> Mapping[str, T]:
-    """Return the records; none where there is no log: a twin without a sidecar has connections all the same."""
+    """Return the records; none if there is no log: a control client without a sidecar has connections all the same."""
     return {} if isinstance(log, Unread) else log
 
 
 def _not_once(facts: Mapping[str, object]) -> str:
-    """Say that curl did more than to ask once over one new connection, or does not tell; empty if it did just that."""
+    """Describe what curl did, or left unreported, other than one request on one new connection; "" if nothing."""
     known = re.match(r"libcurl/(\d+)\.(\d+)", str(facts.get("curl_version", "")))
     version = (int(known[1]), int(known[2])) if known else None
-    # Of which version it is, curl always tells: one that does not is taken for the newest, which tells everything.
+    # curl always reports its version. One that does not is treated as the newest, which reports everything.
     told = {name: wanted for name, (wanted, since) in _ONCE.items() if version is None or version >= since}
     if silent := [name for name in told if not isinstance(facts.get(name), int)]:
         return f"curl does not tell whether it asked once over one connection: its answer has no {', '.join(silent)}"
@@ -135,7 +135,7 @@ def _not_once(facts: Mapping[str, object]) -> str:
 
 
 class _Records:
-    """What the sidecars wrote of a batch. `changed` is what conntrack was asked, None where it was not needed."""
+    """What the sidecars wrote about a batch. `changed` is what conntrack answered, None if it was not asked."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _Records:
         return line.rejected_plain_text and any(self._same(sent, line.downstream_remote) for sent in self._closed)
 
     def read_client(self) -> dict[str, AccessLogLine] | Unread:
-        """Return the client's lines that there are by now, by nonce."""
+        """Return the client's lines written until now, by nonce."""
         lines = self._own.lines()
         if isinstance(lines, Unread):
             return lines
@@ -172,7 +172,7 @@ class _Records:
     def read_servers(
         self, mine: Mapping[str, AccessLogLine]
     ) -> tuple[dict[str, Entry] | Unread, tuple[Entry, ...] | Unread]:
-        """Return the servers' lines by nonce, and the refusals of plain text; every one's log must be readable."""
+        """Return the servers' lines by nonce, and the refusals of plain text; every server's log must be readable."""
         theirs: dict[str, Entry] = {}
         refused = []
         for name, log in self._logs.items():
@@ -181,7 +181,7 @@ class _Records:
                 return lines, lines
             for line in lines:
                 if line.request_id in self._local and not line.outbound:
-                    # Of several attempts, the one that the client's sidecar tells of: its last.
+                    # Of several attempts, the one that the client's sidecar records: its last.
                     last = mine.get(line.request_id)
                     is_last = last and self._same(last.upstream_local, line.downstream_remote)
                     if is_last or line.request_id not in theirs:
@@ -191,9 +191,9 @@ class _Records:
         return theirs, tuple(refused)
 
     def complete(self) -> bool:
-        """Whether each answer is in both logs, and each closed connection in a server's."""
+        """Report whether each answer is in both logs, and each closed connection is in a server's log."""
         mine: Mapping[str, AccessLogLine] | Unread = self.read_client()
-        if not self._answered:  # nothing to be found in it: a twin without a sidecar has no log at all
+        if not self._answered:  # nothing to find: a control client without a sidecar has no log
             mine = _or_none(mine)
         theirs, refused = self.read_servers({} if isinstance(mine, Unread) else mine)
         if isinstance(mine, Unread) or isinstance(theirs, Unread) or isinstance(refused, Unread):
@@ -223,11 +223,11 @@ def observe(
     logged: bool = True,
     by_tcp: ByTcp | None = None,
 ) -> Observation:
-    """Send `count` requests by `ask`, one after the other, and read everything around them.
+    """Send `count` requests with `ask`, one after the other, and read all evidence around them.
 
-    `own` is the log of the client's sidecar, `logs` those of the servers' by name. The rules are read before the first
-    request and after the last; the logs are awaited to a deadline, by nonce, unless `logged` is off. `changed_sources`
-    is asked at most once, and only where two records do not name the same port.
+    `own` is the log of the client's sidecar, `logs` are those of the servers by name. The rules are read before the
+    first request and after the last. The logs are awaited by nonce, with a deadline, unless `logged` is false.
+    `changed_sources` is called at most once, and only if two records do not name the same port.
     """
     if trace is not None:
         _reading("trace", trace)
@@ -236,7 +236,7 @@ def observe(
     exchanges = tuple(ask() for _ in range(count))
     after = client.rules.snapshot()
     records = _Records(exchanges, own, logs, changed_sources)
-    # A deadline that passes is no error here: the checks see that a line is missing, and say which.
+    # A missed deadline is no error here: the checks see that a line is missing, and name it.
     if logged:
         poll_until(records.complete, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
     client_log = records.read_client()

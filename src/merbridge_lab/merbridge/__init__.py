@@ -1,1 +1,1 @@
-"""Upstream Merbridge, read from outside: what it prints, traces and keeps in its maps; how it is told to do so."""
+"""Upstream Merbridge, read from outside: its output, its trace, its maps, and the arguments that control it."""

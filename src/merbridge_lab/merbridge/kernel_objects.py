@@ -1,6 +1,6 @@
-"""Upstream's programs and maps as the kernel has them: found by where they are attached, not by what they are called.
+"""Upstream's programs and maps in the kernel, found by where they are attached, not by their names.
 
-Upstream pins them on a bpffs of its container's own, so the node shows none of them; the kernel shows all. Takes root.
+Upstream pins them on a bpffs of its own container, so the node shows none of them; the kernel shows all. Needs root.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-#: What upstream attaches to the root cgroup it sees, by the names of bpftool.
+#: What upstream attaches to the root cgroup that it sees, by the names of bpftool.
 HOOKS = {
     "connect4": bpf_syscall.CGROUP_INET4_CONNECT,
     "sock_ops": bpf_syscall.CGROUP_SOCK_OPS,
@@ -28,14 +28,14 @@ HOOKS = {
     "sendmsg4": bpf_syscall.CGROUP_UDP4_SENDMSG,
     "recvmsg4": bpf_syscall.CGROUP_UDP4_RECVMSG,
 }
-#: Without these it intercepts nothing; which of the others there are depends on the release.
+#: Without these it intercepts nothing; which others exist depends on the release.
 NEEDED = ("connect4", "sock_ops", "getsockopt")
 #: The program that moves payload, attached to the map of sockets.
 MOVER = "sk_msg"
 PODS, SOCKETS, WANTED = "local_pod_ips", "sock_pair_map", "pair_original_dst"
 CONTAINERS = "cgroup_info_map"
 
-#: How the names of all of upstream's programs begin.
+#: The prefix of the names of all of upstream's programs.
 _PREFIX = "mb_"
 # The kernel keeps 15 characters of a name.
 _NAME = 15
@@ -46,14 +46,14 @@ _WIDE_POD = 16
 
 @dataclass(frozen=True)
 class State:
-    """What is attached: programs by hook, the maps they use by (cut) name, each an id in the kernel."""
+    """What is attached: programs by hook, the maps that they use by (truncated) name, each as an id in the kernel."""
 
     programs: Mapping[str, int] = field(default_factory=dict)
     maps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[str]:
-        """Name what it needs and is not attached."""
+        """The required programs that are not attached."""
         return [hook for hook in NEEDED if hook not in self.programs]
 
 
@@ -76,7 +76,7 @@ def _folder(path: Path) -> Iterator[int]:
 
 
 def look(cgroup: Path) -> State:
-    """Look at what is attached to a cgroup, and to the map of sockets that it uses. Raises OSError."""
+    """Read what is attached to a cgroup, and to the map of sockets that it uses. Raises OSError."""
     programs: dict[str, int] = {}
     maps: dict[str, int] = {}
     with _folder(cgroup) as target:
@@ -103,7 +103,7 @@ def _movers(sockets: int) -> list[int]:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-    # Kernels before 5.18 do not say what is attached to a map: it is the one of that kind that uses it.
+    # Kernels before 5.18 do not report what is attached to a map: it is the program of that kind that uses it.
     found = []
     for number in bpf_syscall.ids("prog"):
         with contextlib.suppress(FileNotFoundError), _opened("prog", number) as fd:
@@ -114,7 +114,7 @@ def _movers(sockets: int) -> list[int]:
 
 
 def runs(state: State) -> dict[str, int]:
-    """Return how often each program ran while statistics were on; those that went are left out. Raises OSError."""
+    """Return how often each program ran while statistics were on; skip those that are gone. Raises OSError."""
     counted = {}
     for hook, number in state.programs.items():
         with contextlib.suppress(FileNotFoundError), _opened("prog", number) as fd:
@@ -123,7 +123,7 @@ def runs(state: State) -> dict[str, int]:
 
 
 def pods(state: State) -> list[str]:
-    """List the addresses in local_pod_ips: the pods with a sidecar that upstream knows of on this node."""
+    """List the addresses in local_pod_ips: the pods with a sidecar that upstream knows on this node."""
     number = state.maps.get(PODS[:_NAME])
     if number is None:
         return []
@@ -133,12 +133,12 @@ def pods(state: State) -> list[str]:
 
 
 def read_pod(key: bytes) -> str:
-    """Read a key of local_pod_ips: an IPv4 address, since 0.7.2 the last of four words."""
+    """Parse a key of local_pod_ips: an IPv4 address, since 0.7.2 the last of four words."""
     return socket.inet_ntoa(key[-4:])
 
 
 def entries(state: State, name: str) -> int | None:
-    """Count the entries of a map; None where there is no such map."""
+    """Count the entries of a map; None if there is no such map."""
     number = state.maps.get(name[:_NAME])
     if number is None:
         return None
@@ -147,9 +147,9 @@ def entries(state: State, name: str) -> int | None:
 
 
 def wanted(state: State, source: str, dialled: str) -> str | None:
-    """Return where a connection was meant to go, as upstream keeps it; None where it keeps nothing.
+    """Return the original destination of a connection, as upstream stores it; None if it stores nothing.
 
-    `source` and `dialled` are "ip:port", as they are after the rewriting. Raises OSError.
+    `source` and `dialled` are "ip:port", as they are after the rewrite. Raises OSError.
     """
     number = state.maps.get(WANTED[:_NAME])
     if number is None:
@@ -162,7 +162,7 @@ def wanted(state: State, source: str, dialled: str) -> str | None:
 
 
 def outside_mesh(state: State, cgroups: Mapping[str, int]) -> list[str]:
-    """Name those of `cgroups` (name → id) that upstream takes for not in the mesh, once and for all. Raises OSError."""
+    """Return those of `cgroups` (name → id) that upstream permanently marks as not in the mesh. Raises OSError."""
     number = state.maps.get(CONTAINERS[:_NAME])
     if number is None:
         return []
@@ -173,14 +173,15 @@ def outside_mesh(state: State, cgroups: Mapping[str, int]) -> list[str]:
 
 
 def read_in_mesh(value: bytes) -> bool:
-    """Read struct cgroup_info of bpf/headers/cgroup.h: the cgroup's id, then whether it is in the mesh."""
+    """Parse struct cgroup_info of bpf/headers/cgroup.h: the cgroup's id, then whether it is in the mesh."""
     return bool(struct.unpack_from("=8xI", value)[0])
 
 
 def pairs(source: str, dialled: str, size: int) -> list[bytes]:
-    """Return the keys that a connection may have in pair_original_dst; none for a size that no release has.
+    """Return the possible keys of a connection in pair_original_dst; none for a size that no release has.
 
-    In words of four bytes, releases leave the first three of an IPv4 address empty; the main branch maps it into IPv6.
+    Releases use words of four bytes and leave the first three of an IPv4 address empty; the main branch maps it into
+    IPv6.
     """
     (sip, sport), (dip, dport) = (_split(place) for place in (source, dialled))
     if size == _NARROW:
@@ -195,7 +196,7 @@ def _split(place: str) -> tuple[bytes, bytes]:
 
 
 def read_wanted(value: bytes) -> str:
-    """Read struct origin_info: the address and the port in the network's order; the flags follow the port."""
+    """Parse struct origin_info: the address and the port in network order; the flags follow the port."""
     if len(value) > _WIDE_POD:
         ip, port = struct.unpack_from("=12x4s4x2s", value)
     else:
@@ -204,7 +205,7 @@ def read_wanted(value: bytes) -> str:
 
 
 def detach(cgroup: Path) -> list[str]:
-    """Take upstream's programs off a cgroup; name the hooks. Others', by their names, stay. Raises OSError."""
+    """Detach upstream's programs from a cgroup; return the hooks. Programs with other names stay. Raises OSError."""
     taken = []
     with _folder(cgroup) as target:
         for hook, kind in HOOKS.items():
@@ -217,7 +218,7 @@ def detach(cgroup: Path) -> list[str]:
 
 
 def loaded(maps: Mapping[str, int]) -> list[str]:
-    """Name those of `maps` (name → id) that are in the kernel still. Raises OSError."""
+    """Return those of `maps` (name → id) that are still in the kernel. Raises OSError."""
     found = []
     for name, number in maps.items():
         with contextlib.suppress(FileNotFoundError), _opened("map", number) as fd:

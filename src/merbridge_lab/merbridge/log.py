@@ -1,6 +1,6 @@
-"""What upstream's pod prints, recognised: ready, or why it crashes, and which known issue that is.
+"""The output of upstream's pod, recognized: ready, or why it crashes, and which known issue that is.
 
-The texts are upstream's (mbctl's log, its Makefile's and bpftool's errors); the issues are those of
+The texts are upstream's (mbctl's log, the errors of its Makefile and of bpftool); the issues are those of
 github.com/merbridge/merbridge.
 """
 
@@ -19,7 +19,7 @@ _ISSUES = "https://github.com/merbridge/merbridge/issues/"
 
 @dataclass(frozen=True)
 class Crash:
-    """Why upstream's pod ended. `cgroup` is the crash of the walkthrough; `issue` the nearest known one, 0 for none."""
+    """Why upstream's pod ended. `cgroup`: the crash of the walkthrough; `issue`: the most similar known one, or 0."""
 
     what: str
     said: str
@@ -28,11 +28,11 @@ class Crash:
 
     @property
     def link(self) -> str:
-        """Where the nearest known issue is."""
+        """The URL of the most similar known issue."""
         return f"{_ISSUES}{self.issue}" if self.issue else ""
 
 
-# The first line that tells is the cause: a load that fails is tried a second time, and what that says follows from it.
+# The first matching line is the cause: a failed load is tried a second time, and that output follows from the first.
 _CAUSES: tuple[tuple[str, str, bool, int], ...] = (
     (r"does not have cgroupv2 enabled", "it finds no cgroup2", True, 60),
     (r"Error: invalid attach type", "it finds two cgroup2 mounts and takes them for one", True, 38),
@@ -55,8 +55,8 @@ _CAUSES: tuple[tuple[str, str, bool, int], ...] = (
     (r"mount: .*(?:permission denied|failed)|must be superuser", "it may not mount a bpffs", False, 144),
     (r"start watcher failed|create client error", "it cannot watch the pods of the cluster", False, 0),
 )
-# mbctl's own last words, which say no more than that something failed. They go another way than the errors of what it
-# ran, and may stand before them.
+# mbctl's own last words, which report only that something failed. They use another stream than the errors of its
+# commands, and may come before them.
 _LAST_WORDS: tuple[tuple[str, str, bool, int], ...] = (
     (r"failed to attach ebpf programs", "it cannot attach its programs", True, 38),
     (r"failed to load ebpf programs|(?<!un)load failed", "its programs cannot be loaded", False, 127),
@@ -65,12 +65,12 @@ _LINES = 12
 
 
 def ready(log: str) -> bool:
-    """Whether its pod watcher has said that it is ready."""
+    """Report whether its pod watcher has reported readiness."""
     return READY in log
 
 
 def crash(log: str) -> Crash | None:
-    """Say why the pod ended, by the first of upstream's lines that tells; None where no known text is in the log."""
+    """Describe why the pod ended, by the first of upstream's lines that shows it; None if the log has no known text."""
     for known in (_CAUSES, _LAST_WORDS):
         for line in lines_of(log):
             for pattern, what, cgroup, issue in known:

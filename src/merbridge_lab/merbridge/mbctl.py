@@ -1,4 +1,4 @@
-"""The debug flag in the arguments of mbctl, wherever they are in a container: in its command or in its args."""
+"""The debug flag in the arguments of mbctl, wherever a container has them: in its command or in its args."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _FLAGS = ("-d", "--debug", "-d=true", "--debug=true")
-#: Where a shell calls it: its name, and its arguments as far as this command goes.
+#: A call of it by a shell: its name, and its arguments as far as this command extends.
 _CALL = re.compile(r"(?P<name>(?:^|(?<=[\s/]))mbctl\b)(?P<rest>[^;&|\n]*)")
 
 
 def _words(container: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Return in which field mbctl is called, and at which place; None where the image's own command calls it."""
+    """Return the field in which mbctl is called, and the position; None if the image's own command calls it."""
     for field in ("command", "args"):
         for place, word in enumerate(container.get(field) or ()):
             if str(word).rpartition("/")[2] == "mbctl" or _in_shell(str(word)):
@@ -29,7 +29,7 @@ def _in_shell(word: str) -> bool:
 
 
 def debug(container: Mapping[str, Any]) -> bool:
-    """Whether the container's mbctl is told to write trace lines."""
+    """Report whether the container's mbctl is told to write trace lines."""
     words = [str(word) for field in ("command", "args") for word in container.get(field) or ()]
     return any(word in _FLAGS or (_in_shell(word) and _in_text(word)) for word in words)
 
@@ -39,7 +39,7 @@ def _in_text(text: str) -> bool:
 
 
 def with_debug(container: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the container with -d after mbctl, as the walkthrough puts it; with it already, as it is."""
+    """Return the container with -d after mbctl, as in the walkthrough; unchanged if it has the flag."""
     changed = copy.deepcopy(dict(container))
     if debug(container):
         return changed
@@ -73,13 +73,13 @@ def _cleared(text: str) -> str:
 
 
 def place_of_flag(container: Mapping[str, Any]) -> str:
-    """Return where -d comes to stand, as "args/1": the field, and the place in it."""
+    """Return the position of -d as "args/1": the field, and the index in it."""
     at = _words(container)
     return f"{at[0]}/{at[1] + 1}" if at else "args/0"
 
 
 def excerpt(container: Mapping[str, Any]) -> str:
-    """Return the lines of YAML that one looks at in the walkthrough: the container's command and args."""
+    """Return the lines of YAML that the walkthrough shows: the container's command and args."""
     lines = []
     for field in ("command", "args"):
         if container.get(field):

@@ -14,14 +14,14 @@ from merbridge_lab.dataplane import printk
 from merbridge_lab.dataplane.trace import TraceEvent
 
 _SAID = re.compile(r"(?P<debug>\[debug\] )?(?P<said>.*)$")
-# The first releases print an address as a number in the network's order, later ones as people write it.
+# The first releases print an address as a number in network order, later ones in the usual notation.
 _IP = r"(?P<ip>[0-9a-fA-F.:]*[0-9a-fA-F]|0x[0-9a-fA-F]+)"
-# The cookie has 64 bits and is printed as %d: what is there may be cut off, and negative.
+# The cookie has 64 bits and is printed as %d: the printed value may be truncated, and negative.
 _COOKIE = r"(?:cookie: (?P<cookie>-?\d+), )?"
 _ENDS = rf", src: (?P<source>\S+), dst: {_IP}(?::(?P<port>\d+))?"
 _PLACE = rf"addr: {_IP}:(?P<port>\d+)"
 
-# These stand there without the mark of debug mode, and so must not be taken for words of others.
+# These appear without the mark of debug mode, and so must not be taken for other programs' output.
 _FAILURES = (
     r"(?:write cookie_original_dst|update cookie origin|update origin cookie) failed.*"
     r"|failed (?:to )?get origin|not from pod|request origin not found .*|resp origin (?:flags \S+ error|not found)"
@@ -77,12 +77,12 @@ _SENTENCES = {
 
 @dataclass(frozen=True)
 class MerbridgeEvent(TraceEvent):
-    """A line of upstream's. `said` is its text; `pair` is 0, since upstream names no connection."""
+    """A line of upstream's. `said` is its text; `pair` is 0, because upstream names no connection."""
 
     said: str = ""
 
     def sentence(self) -> str:
-        """Say it in plain English."""
+        """Describe the event in plain English."""
         at = f"{self.ip}:{self.port}"
         facts = {"comm": self.comm, "pid": self.pid, "ip": self.ip, "port": self.port, "size": self.size, "at": at}
         return _SENTENCES[self.kind].format(**facts, reason=self.reason, said=self.said)
@@ -121,7 +121,7 @@ def _told(said: str) -> tuple[str, dict[str, str]] | None:
 
 
 def dotted(ip: str) -> str:
-    """Return an address as people write it: a number, of whatever base, is an IPv4 address in the network's order."""
+    """Return an address in the usual notation: a number, in any base, is an IPv4 address in network order."""
     if ip.startswith("0x"):
         return socket.inet_ntoa(struct.pack("=I", int(ip, 16)))
     return socket.inet_ntoa(struct.pack("=i", int(ip))) if ip.lstrip("-").isdigit() else ip

@@ -1,4 +1,4 @@
-"""What a lab needs of the machine, each need found out by doing the thing once where that is possible.
+"""What a lab needs of the machine. If possible, a need is tested by using it once.
 
 Used by `merlab doctor`, step 0 and the tests. Nothing here raises, and nothing is left on the machine.
 """
@@ -22,22 +22,23 @@ if TYPE_CHECKING:
 
     Probe = Callable[[], "Requirement | list[Requirement]"]
 
-#: Istio's number of the sidecars' user, which its rules name.
+#: Istio's number for the sidecars' user, which its rules name.
 SIDECARS = 1337
 
 __all__ = ["Requirement", "able", "embedded"]
 
 
 def able(requirements: list[Requirement]) -> bool:
-    """Tell whether nothing that is needed is missing; a warning is about something one can do without."""
+    """Report whether no requirement fails; a warning is about something optional."""
     return not any(requirement.verdict == FAIL for requirement in requirements)
 
 
 def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
-    """Look at all that the embedded lab needs, in the order in which a person would mend it.
+    """Check everything that the embedded lab needs, in the order in which a person would fix it.
 
-    `backend` names the iptables in use, "nft" or "legacy". `quick` leaves out what runs large programs and what
-    is only nice to have. Takes 0.1 s, `quick` 0.03 s; without root, what needs it is skipped and `root` fails.
+    `backend` names the iptables in use, "nft" or "legacy". `quick` skips the checks that run large programs and those
+    of optional things. Takes 0.1 s, with `quick` 0.03 s. Without root, the checks that need it are skipped and `root`
+    fails.
     """
     root = Path("/")
     distribution = Distribution.read(root)

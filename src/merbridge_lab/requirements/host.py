@@ -1,4 +1,4 @@
-"""The machine itself: rights, processor, memory, places to write."""
+"""The machine itself: privileges, processor, memory, writable places."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ _CAPABILITIES = {
     "CAP_SYS_ADMIN": 21,
 }
 
-#: Looked at, never written to.
+#: Read, never written to.
 _SHARED = "/dev/shm"  # noqa: S108
 
 _MEMORY = 512
-#: Counted on a running lab: an Envoy cannot start with 32, and 48 do; three sidecars, twins and their clients make 65.
+#: Measured on a running lab: an Envoy cannot start with 32 and can with 48; three sidecars, control pods and their
+#: clients need 65.
 _FILES = 64
 _PROCESSES = 80
 MEMORY_NEEDED = f">= {_MEMORY} MB available"
 
 
 def privileges(root: Path) -> Requirement:
-    """Look for root, and what root may do: in a container it may be root in name only."""
+    """Check for root and its privileges: in a container it may be root in name only."""
     needed = "root, with " + ", ".join(_CAPABILITIES)
     if os.geteuid() != 0:
         return Requirement("root", FAIL, f"user {os.geteuid()}", needed, "sudo merlab up --lab embedded")
@@ -61,14 +62,14 @@ def privileges(root: Path) -> Requirement:
 
 
 def missing_capabilities(status: str) -> list[str]:
-    """Return the capabilities that /proc/self/status says are not in effect."""
+    """Return the capabilities that are not effective according to /proc/self/status."""
     effective = next((line.split()[1] for line in lines_of(status) if line.startswith("CapEff:")), "0")
     bits = int(effective, 16)
     return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
 
 
 def ptrace(root: Path) -> Requirement:
-    """Look whether root may take a descriptor from another process: so a sidecar that listens already is registered."""
+    """Check whether root may take a descriptor from another process: this registers a sidecar that already listens."""
     name, needed = "ptrace_scope", f"kernel.yama.ptrace_scope below {kernel_features.NOBODY_TRACES}, or no Yama"
     scope = kernel_features.ptrace_scope(root)
     if scope is None:
@@ -80,7 +81,7 @@ def ptrace(root: Path) -> Requirement:
 
 
 def sidecars_user(number: int) -> Requirement:
-    """Look whether somebody real has the number of the sidecars' user: that one could signal and trace them."""
+    """Check whether a real user has the number of the sidecars' user: that user could signal and trace them."""
     name, needed = "sidecars_user", f"no user of this machine has the number {number}"
     try:
         taken = pwd.getpwuid(number).pw_name
@@ -91,12 +92,12 @@ def sidecars_user(number: int) -> Requirement:
 
 
 def architecture() -> Requirement:
-    """Look at the processor: all of it was measured on x86_64."""
+    """Check the processor: everything was measured on x86_64."""
     return judge_architecture(platform.machine())
 
 
 def judge_architecture(machine: str) -> Requirement:
-    """Judge what `uname -m` says."""
+    """Assess the output of `uname -m`."""
     name, needed = "machine.architecture", "x86_64 (aarch64: untested)"
     if machine == "x86_64":
         return Requirement(name, PASS, machine, needed)
@@ -106,12 +107,12 @@ def judge_architecture(machine: str) -> Requirement:
 
 
 def memory(root: Path) -> Requirement:
-    """Look for room for three sidecars, three apps and the compiler."""
+    """Check for enough memory for three sidecars, three apps and the compiler."""
     return judge_memory(read_text(root / "proc/meminfo"))
 
 
 def judge_memory(meminfo: str) -> Requirement:
-    """Judge a /proc/meminfo, whose figures are in KiB."""
+    """Assess a /proc/meminfo, whose figures are in KiB."""
     figures = {line.split(":")[0]: int(line.split()[1]) for line in lines_of(meminfo) if ":" in line}
     available = figures.get("MemAvailable", figures.get("MemFree", 0)) // 1024
     if available >= _MEMORY:
@@ -126,13 +127,13 @@ def judge_memory(meminfo: str) -> Requirement:
 
 
 def limits() -> list[Requirement]:
-    """Look at how many files and processes we may have: the lab's take theirs from the same limits."""
+    """Check how many files and processes we may have: the lab's count against the same limits."""
     files = judge_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     return [files, judge_processes(shortage.pids_limits())]
 
 
 def judge_files(soft: int, hard: int) -> Requirement:
-    """Judge RLIMIT_NOFILE: merlab has the soft limit, a sidecar the hard one."""
+    """Assess RLIMIT_NOFILE: merlab has the soft limit, a sidecar the hard one."""
     name, needed = "limits.files", f"{_FILES} open files a process"
     most = min(each for each in (soft, hard, sys.maxsize) if each != resource.RLIM_INFINITY)
     if most >= _FILES:
@@ -141,7 +142,7 @@ def judge_files(soft: int, hard: int) -> Requirement:
 
 
 def judge_processes(limits: list[tuple[Path, int, int]]) -> Requirement:
-    """Judge the pids.max of the cgroups we are in: each its directory, how many there are, how many may be."""
+    """Assess the pids.max of our cgroups: for each its directory, the current number, the maximum number."""
     name, needed = "limits.processes", f"room for {_PROCESSES} processes and threads"
     place, current, most = min(limits, key=lambda each: each[2] - each[1], default=(None, 0, 0))
     if place is None:
@@ -170,7 +171,7 @@ def run_directory(root: Path) -> Requirement:
 
 
 def _write_unnamed(place: Path) -> None:
-    """Write a page to a file that never has a name, so that it is gone with its descriptor."""
+    """Write a page to a file that never has a name, so that it is deleted with its descriptor."""
     try:
         descriptor = os.open(place, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -187,7 +188,7 @@ def _write_unnamed(place: Path) -> None:
 
 
 def shared_memory(root: Path) -> Requirement:
-    """Look for /dev/shm: Envoy aborts at its start where nothing is mounted there."""
+    """Check for /dev/shm: Envoy aborts at its start if nothing is mounted there."""
     mounts = [line.split(" ")[1] for line in lines_of(read_text(root / "proc/self/mounts"))]
     name, needed = "shared_memory", f"{_SHARED} mounted (Envoy)"
     if _SHARED in mounts:

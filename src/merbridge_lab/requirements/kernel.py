@@ -1,4 +1,4 @@
-"""The kernel: what it is built with and what it lets us do."""
+"""The kernel: how it is built and what it allows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SO_NETNS_COOKIE = 71
 
 _PRIVILEGED = "run merlab on the machine itself, or in a privileged container (docker run --privileged)"
 
-#: What a program of each kind is for, for the reader of `merlab doctor`.
+#: The purpose of each kind of program, for the reader of `merlab doctor`.
 _PURPOSE = {
     "bpf.connect4": "redirects what an app dials",
     "bpf.connect6": "the same for IPv6 sockets",
@@ -41,7 +41,7 @@ _PURPOSE = {
 
 
 def _lacking(name: str, found: str, needed: str, error: OSError | None = None) -> Requirement:
-    """Make the failure of a feature in the table, with the kernel that would have it."""
+    """Build the failure of a feature in the table, with the kernel version that has it."""
     feature = asked.FEATURES[name]
     if error is not None and error.errno in {errno.EPERM, errno.EACCES}:
         return Requirement(name, FAIL, found, needed, _PRIVILEGED)
@@ -49,7 +49,7 @@ def _lacking(name: str, found: str, needed: str, error: OSError | None = None) -
 
 
 def version() -> Requirement:
-    """Look at the version, which counts for less than the features: vendors bring those to older kernels."""
+    """Check the version, which counts for less than the features: vendors backport those to older kernels."""
     return judge_version(os.uname().release, newest_feature=_loads("bpf.sock_ops"))
 
 
@@ -61,7 +61,7 @@ def _loads(name: str) -> bool:
 
 
 def judge_version(release: str, *, newest_feature: bool) -> Requirement:
-    """Judge what `uname -r` says, knowing whether the newest feature that is needed is there."""
+    """Assess the output of `uname -r`; it is known whether the newest required feature is present."""
     since = asked.FEATURES["kernel.version"].since
     needed = f">= {since}"
     if asked.release(release) >= asked.release(since):
@@ -73,7 +73,7 @@ def judge_version(release: str, *, newest_feature: bool) -> Requirement:
 
 
 def btf(root: Path) -> Requirement:
-    """Look for the kernel's own type information, from which structure offsets are read."""
+    """Check for the kernel's own type information, which gives structure offsets."""
     path = "/sys/kernel/btf/vmlinux"
     if os.access(root / path.lstrip("/"), os.R_OK):
         return Requirement("kernel.btf", PASS, path, path)
@@ -81,7 +81,7 @@ def btf(root: Path) -> Requirement:
 
 
 def lockdown(root: Path) -> Requirement:
-    """Look at lockdown: under confidentiality no BPF program may read kernel memory, as the dataplane's do."""
+    """Check lockdown: under confidentiality no BPF program may read kernel memory, as the dataplane's do."""
     name, needed = "kernel.lockdown", "none or integrity"
     try:
         text = (root / "sys/kernel/security/lockdown").read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def lockdown(root: Path) -> Requirement:
 
 
 def netns_cookie() -> Requirement:
-    """Ask a socket for the cookie of its network namespace, with which a pod is known."""
+    """Read from a socket the cookie of its network namespace, which identifies a pod."""
     name, needed = "kernel.netns_cookie", "SO_NETNS_COOKIE"
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
@@ -105,7 +105,7 @@ def netns_cookie() -> Requirement:
 
 
 def sock_diag() -> Requirement:
-    """Ask what TCP sent of each socket, of which step 9 needs to know that it was nothing."""
+    """Read what TCP sent of each socket: step 9 must know that it was nothing."""
     name, needed = "kernel.sock_diag", "TCP sockets can be asked what they sent"
     try:
         tcp_bytes.probe()
@@ -115,7 +115,7 @@ def sock_diag() -> Requirement:
 
 
 def namespaces() -> Requirement:
-    """Make a pair of network interfaces in namespaces that end with the command."""
+    """Create a pair of network interfaces in namespaces that end with the command."""
     name, needed = "kernel.namespaces", "network and mount namespaces, veth"
     pair = ["ip", "link", "add", "name", "merlab-a", "type", "veth", "peer", "name", "merlab-b"]
     try:
@@ -144,7 +144,7 @@ def _mounted(name: str, kind: str, inside: str, look: Callable[[int], Requiremen
 
 
 def cgroup2() -> Requirement:
-    """Mount cgroup2, and see whether a program on its root forbids the dataplane on the lab's own cgroup."""
+    """Mount cgroup2, and check whether a program on its root forbids the dataplane on the lab's own cgroup."""
     return _mounted("kernel.cgroup2", "cgroup2", "cgroup.controllers", _foreign_programs)
 
 
@@ -158,7 +158,7 @@ def _foreign_programs(cgroup: int) -> Requirement | None:
     }
     taken = []
     for hook, number in hooks.items():
-        # A kernel without the hook says so below bpf.programs.
+        # A kernel without the hook reports this below bpf.programs.
         with contextlib.suppress(OSError):
             if bpf_features.exclusive(cgroup, number):
                 taken.append(hook)
@@ -174,7 +174,7 @@ def _foreign_programs(cgroup: int) -> Requirement | None:
 
 
 def bpffs() -> Requirement:
-    """Mount bpffs: pins keep the dataplane alive when merlab ends."""
+    """Mount bpffs: pins keep the dataplane alive after merlab ends."""
     return _mounted("kernel.bpffs", "bpf", "")
 
 
@@ -184,7 +184,7 @@ def tracefs() -> Requirement:
 
 
 def programs() -> list[Requirement]:
-    """Load every kind of program of the dataplane, with the helper that tells pods apart where it is called."""
+    """Load every kind of program of the dataplane, with the helper that tells pods apart if it calls it."""
     found = [_by_doing(name, "loads", partial(bpf_features.load, name)) for name in bpf_features.PROGRAMS]
     return [*found, _by_doing("bpf.netns_cookie", "known to programs", _load_with_cookie)]
 

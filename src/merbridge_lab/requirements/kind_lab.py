@@ -1,4 +1,4 @@
-"""What the kind lab needs: Docker, kind, istioctl, and a machine that carries a Kubernetes node."""
+"""What the kind lab needs: Docker, kind, istioctl, and a machine that can run a Kubernetes node."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _GIB = 1024**3
 _MEMORY, _DISK = 3, 5
 #: kind's own documentation: "Pod errors due to too many open files". Several clusters on a machine need these.
 _INOTIFY = {"max_user_instances": 256, "max_user_watches": 65536}
-#: From this Kubernetes on, the kubelet refuses cgroup v1 unless it is told otherwise.
+#: From this Kubernetes on, the kubelet refuses cgroup v1 unless it is configured otherwise.
 _NO_CGROUP_V1 = (1, 35)
-#: What names itself so has a virtual machine for Docker: by its operating system, or by its machine's name.
+#: Names that show that Docker runs in a virtual machine: of its operating system, or of its machine.
 _IN_A_VM = ("Docker Desktop", "Rancher Desktop", "rancher-desktop", "OrbStack", "Colima", "Lima", "linuxkit")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -44,8 +44,8 @@ def kind(
 ) -> list[Requirement]:
     """Probe what the kind lab needs.
 
-    `kubernetes` is the node's, `misfit` says what does not fit together, `istio` is the release that is asked for,
-    `tested` are the versions of kind that were tried; with `same_kernel` the node's kernel is to be looked into.
+    `kubernetes` is the node's version, `misfit` describes what does not fit together, `istio` is the requested release,
+    `tested` are the versions of kind that were tried. With `same_kernel`, the node's kernel must be visible from here.
     """
     found = [_command("docker", docker_version), _command("kind", kind_command.version)]
     found += [_command("istioctl", istioctl.version), _command("kubectl", None, missing=WARN)]
@@ -63,7 +63,7 @@ def kind(
 
 
 def _tools(istio: str, tested: Sequence[str]) -> list[Requirement]:
-    """Compare the versions of the commands, where they tell them, with what they are to work on."""
+    """Compare the versions of the commands, if they report them, with what they must work on."""
     found = []
     with contextlib.suppress(LabError, IndexError, ValueError, KeyError):
         found.append(istioctl_fits(istioctl.version(), istio))
@@ -73,7 +73,7 @@ def _tools(istio: str, tested: Sequence[str]) -> list[Requirement]:
 
 
 def istioctl_fits(own: str, asked: str) -> Requirement:
-    """Compare istioctl, whose charts are its own, with the release that it is to install: one minor apart is fine."""
+    """Compare istioctl, which has its own charts, with the release that it must install: one minor apart is fine."""
     name, needed = "cluster.istioctl", f"of {asked}, or one minor version from it"
     ours, theirs = (re.match(r"v?(\d+)\.(\d+)", each) for each in (own, asked))
     if ours is None or theirs is None:
@@ -84,7 +84,7 @@ def istioctl_fits(own: str, asked: str) -> Requirement:
 
 
 def kind_tried(own: str, tested: Sequence[str]) -> Requirement:
-    """Say whether this kind was tried; another one may do as well."""
+    """Check whether this kind was tried; another one may work as well."""
     known = own in tested
     needed = f"{' or '.join(tested)}, which merlab was tried with"
     return Requirement("cluster.kind", PASS if known else WARN, own, needed, None if known else _install("kind"))
@@ -92,7 +92,7 @@ def kind_tried(own: str, tested: Sequence[str]) -> Requirement:
 
 def docker_version() -> str:
     """Return the version of Docker's command line."""
-    # Where no daemon answers it ends with 1, its own version told.
+    # If no daemon answers, it ends with 1 after it printed its own version.
     told = run(["docker", "version", "--format", "{{.Client.Version}}"], ok=(0, 1))
     return told.stdout.strip() or "of unknown version"
 
@@ -119,7 +119,7 @@ def _install(name: str) -> str:
 
 
 def of_engine(engine: Engine, kubernetes: tuple[int, int] | None, *, same_kernel: bool = True) -> list[Requirement]:
-    """Judge what Docker tells of itself; with `same_kernel` it must be on this machine's kernel."""
+    """Assess what Docker reports about itself; with `same_kernel` it must be on this machine's kernel."""
     rootful = Requirement(
         "docker.rootful",
         FAIL if engine.rootless else PASS,
@@ -146,9 +146,9 @@ def of_engine(engine: Engine, kubernetes: tuple[int, int] | None, *, same_kernel
 
 
 def kernel(engine: Engine, release: str, *, needed: bool = True) -> Requirement:
-    """Say whether Docker's containers run on the kernel that merlab sees: a virtual machine has one of its own.
+    """Check whether Docker's containers run on the kernel that merlab sees: a virtual machine has its own.
 
-    Docker Desktop's may be of the same release (WSL), and its processes are out of sight all the same.
+    Docker Desktop's kernel may be of the same release (WSL), but its processes are still not visible.
     """
     name, wanted = "docker.kernel", "Docker on this machine's kernel, where the node's eBPF is seen"
     product = next((one for one in _IN_A_VM if one.lower() in f"{engine.system} {engine.host}".lower()), "")
@@ -165,7 +165,7 @@ def kernel(engine: Engine, release: str, *, needed: bool = True) -> Requirement:
 
 
 def provider(environment: Mapping[str, str]) -> Requirement:
-    """Say that kind was told to use something else than Docker; merlab has it use Docker all the same."""
+    """Report that kind was told to use something other than Docker; merlab makes it use Docker all the same."""
     told = environment.get(kind_command.PROVIDER, "")
     wanted = "Docker, as kind's provider"
     if told in ("", kind_command.DOCKER):
@@ -175,7 +175,7 @@ def provider(environment: Mapping[str, str]) -> Requirement:
 
 
 def cgroup(engine: Engine, kubernetes: tuple[int, int] | None) -> Requirement:
-    """Look at the version of cgroups: Kubernetes from 1.35 on wants v2."""
+    """Check the version of cgroups: Kubernetes from 1.35 on requires v2."""
     name, found = "docker.cgroup", f"v{engine.cgroup_version}"
     if engine.cgroup_version != "1" or kubernetes is None or kubernetes < _NO_CGROUP_V1:
         return Requirement(name, PASS, found, "v2, or Kubernetes < 1.35")
@@ -189,7 +189,7 @@ def cgroup(engine: Engine, kubernetes: tuple[int, int] | None) -> Requirement:
 
 
 def disk(engine: Engine) -> Requirement:
-    """Look for room where Docker keeps its images, if that is on this machine."""
+    """Check for free space where Docker stores its images, if that is on this machine."""
     needed = f">= {_DISK} GiB free"
     try:
         free = shutil.disk_usage(engine.root).free
@@ -203,7 +203,7 @@ def disk(engine: Engine) -> Requirement:
 
 
 def inotify(folder: Path) -> Requirement:
-    """Look at the limits on watching files, which a node's processes share with all others of root."""
+    """Check the limits on watching files, which a node's processes share with all others of root."""
     low = {}
     for name, least in _INOTIFY.items():
         try:
@@ -221,7 +221,7 @@ def inotify(folder: Path) -> Requirement:
 
 
 def proxies(environment: Mapping[str, str]) -> Requirement:
-    """Look for a proxy: kind hands it on to the node, where it must not catch what is meant for the cluster."""
+    """Check for a proxy: kind passes it on to the node, where it must not affect traffic for the cluster."""
     told = {name.lower(): value for name, value in environment.items() if value}
     set_ = [name for name in _PROXIES if name in told]
     needed = "none, or one that the node can reach too"
@@ -231,12 +231,12 @@ def proxies(environment: Mapping[str, str]) -> Requirement:
     if any(_host(told[name]) in _LOOPBACK for name in set_):
         hint = "name it by an address that containers reach; on its own loopback the node finds nothing"
         return Requirement("docker.proxy", WARN, found, needed, hint)
-    # kind hands it on to the node, with the cluster's own addresses in no_proxy; merlab talks to the API without it.
+    # kind passes it on to the node, with the cluster's own addresses in no_proxy; merlab talks to the API without it.
     return Requirement("docker.proxy", PASS, f"{found}: the node pulls images by way of it", needed)
 
 
 def ports(environment: Mapping[str, str]) -> Requirement:
-    """Look for a port for the cluster's API: kind takes a free one on the loopback of the machine Docker is on."""
+    """Check for a port for the cluster's API: kind takes a free one on the loopback of Docker's machine."""
     needed = "a free port on 127.0.0.1, of the machine that Docker is on"
     where = environment.get("DOCKER_HOST", "")
     if where.partition("://")[0] in ("tcp", "ssh", "http", "https") and _host(where) not in _LOOPBACK:
@@ -251,7 +251,7 @@ def ports(environment: Mapping[str, str]) -> Requirement:
 
 
 def _host(url: str) -> str:
-    """Return the host of an address, which proxies are often named by without "http://"."""
+    """Return the host of an address; proxies are often given without "http://"."""
     return urlsplit(url if "://" in url else f"//{url}").hostname or ""
 
 
@@ -261,7 +261,7 @@ def _without_password(url: str) -> str:
 
 
 def versions(misfit: str | None) -> Requirement:
-    """Say what is known not to fit together."""
+    """Describe what is known not to fit together."""
     hint = "choose others: --kind-image, --istio-tag" if misfit else None
     return Requirement(
         "cluster.versions",

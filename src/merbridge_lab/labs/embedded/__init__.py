@@ -25,7 +25,7 @@ _NAME = re.compile(r"merlab(-[a-z0-9]{1,16})?")
 class EmbeddedDriver:
     """Opens the embedded lab.
 
-    `MERLAB_NAME` in the environment gives it another name, so that tests have a lab of their own beside a user's.
+    `MERLAB_NAME` in the environment gives it another name, so that tests can have their own lab beside a user's.
     """
 
     name = "embedded"
@@ -39,16 +39,16 @@ class EmbeddedDriver:
             )
 
     def is_up(self) -> bool:
-        """Whether anything of the lab is there: its run directory is where it begins and ends."""
+        """Report whether anything of the lab exists: its run directory is created first and removed last."""
         return topology.RUN.with_name(self.lab_name).exists()
 
     @staticmethod
     def names() -> list[str]:
-        """List the embedded labs that are there, whatever their name."""
+        """List the embedded labs that exist, whatever their name."""
         return sorted(each.name for each in topology.RUN.parent.glob("merlab*") if _NAME.fullmatch(each.name))
 
     def require_able(self) -> None:
-        """Raise LabError when this process may not work with the lab."""
+        """Raise LabError if this process may not work with the lab."""
         if os.geteuid() != 0:
             raise LabError(
                 "the embedded lab makes namespaces and loads programs into the kernel: that takes root",
@@ -70,9 +70,9 @@ class EmbeddedDriver:
 
     @contextlib.contextmanager
     def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[ManagedEmbeddedLab]:
-        """Return the lab for the length of the block; its rules are in `backend`, in nft where nothing is said.
+        """Yield the lab for the duration of the block; its rules are in `backend` (default: nft).
 
-        Raises LabError when the lab is up with its rules in another backend.
+        Raise LabError if the lab is up with its rules in another backend.
         """
         from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 

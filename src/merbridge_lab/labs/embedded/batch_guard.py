@@ -1,8 +1,8 @@
-"""What lasts for one batch only and gives no notice: settings and programs, read when its requests have been answered.
+"""Settings and programs that could exist for one batch only and give no notice; read once its requests are answered.
 
-All settings are compared when a proof begins and when it ends, all programs as well; what is written meanwhile by way
-of /proc, and what netlink tells of, namespace_watch.py hears. Here are those settings that decide where TCP
-goes, whoever wrote them. Not seen is what is gone again when the batch's last answer is there.
+A proof compares all settings and all programs when it begins and when it ends. In between, namespace_watch.py reports
+what is written through /proc, and what netlink reports. This module reads the settings that decide the path of TCP,
+whoever wrote them. It misses a change that is undone before the batch's last answer arrives.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _OF_LINKS = ("accept_local", "route_localnet", "src_valid_mark", "rp_filter", "a
 
 @contextlib.contextmanager
 def batch(machine: Machine, dataplane: EmbeddedDataplane, *pods: Pod) -> Iterator[None]:
-    """Let the block send a batch, on whose way these pods and the node are.
+    """Guard the block, which sends a batch through these pods and the node.
 
-    Raises LabError where the lab's file system is full, before or after: then a record that is missing proves nothing.
-    Raises ClaimFailedError, which names it, where something was on the way that should not be.
+    Raise LabError if the lab's file system is full, before or after: then a missing record proves nothing. Raise
+    ClaimFailedError, which names it, if something was on the path that should not be.
     """
     machine.require_own()
     logs.bound(path for path in (machine.run / "pods").iterdir())
@@ -67,7 +67,7 @@ def _require(machine: Machine, dataplane: EmbeddedDataplane, pods: tuple[Pod, ..
 
 
 def _in_namespace(ours: frozenset[int], name: str, path: Path, own: Sequence[str]) -> list[str]:
-    """Say what should not be in the calling thread's network namespace, that of a pod or of the node."""
+    """Describe what should not be in the calling thread's network namespace, which is a pod's or the node's."""
     wanted = sysctl_drift.wanted(own, forward=name == topology.NODE)
     names = [*_WHOLE, *(f"ipv4/conf/{each}/{word}" for each in ("all", "lo", *own) for word in _OF_LINKS)]
     return attached_programs.in_namespace(ours, name, path) + [

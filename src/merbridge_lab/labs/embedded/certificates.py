@@ -1,6 +1,6 @@
 """The lab's own certificate authority, and the certificates of its pods.
 
-As Istio's: ECDSA on P-256, the identity as a SPIFFE URI in the subject alternative name, no subject.
+As in Istio: ECDSA on P-256, the identity as a SPIFFE URI in the subject alternative name, no subject.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LIFE = dt.timedelta(days=365)
-#: For clocks that are set back after the lab was made.
+#: For clocks that are set back after the lab was created.
 _SLACK = dt.timedelta(days=1)
 
 
@@ -61,7 +61,7 @@ def _usage(*, authority: bool) -> x509.KeyUsage:
 
 
 class Authority:
-    """Who signs; `load` gives the lab's, `fresh` one that nobody else trusts."""
+    """The signer of certificates: `load` returns the lab's, `fresh` one that nobody else trusts."""
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
         self._key = key
@@ -69,7 +69,7 @@ class Authority:
 
     @classmethod
     def fresh(cls) -> Authority:
-        """Make a new authority, in memory only."""
+        """Create a new authority, in memory only."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "merlab")])
         certificate = (
@@ -83,10 +83,10 @@ class Authority:
 
     @classmethod
     def load(cls, path: Path) -> Authority:
-        """Read the authority kept at `path` (root's alone, key and certificate in one file), or make it first.
+        """Read the authority stored at `path`, or create it: key and certificate in one file that only root can read.
 
-        It is kept because twins made later need certificates too; one that is not valid now gives way to a new one.
-        Raises OSError, ValueError.
+        It is stored because control pods created later need certificates, too. An authority that is not valid now is
+        replaced. Raises OSError, ValueError.
         """
         if authority_problem(path) is not None:
             new = cls.fresh()
@@ -103,7 +103,7 @@ class Authority:
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue(self, identity: str) -> tuple[bytes, bytes]:
-        """Make a key and a certificate for `identity` (a SPIFFE URI): key and chain, PEM."""
+        """Create a key and a certificate for `identity` (a SPIFFE URI): key and chain, PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (
@@ -111,7 +111,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(authority=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-            # Critical, since the subject is empty (RFC 5280, 4.2.1.6).
+            # Critical, because the subject is empty (RFC 5280, 4.2.1.6).
             .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)]), critical=True)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
@@ -120,7 +120,7 @@ class Authority:
 
 
 class Seen(NamedTuple):
-    """What a certificate says, and whether the lab's authority has signed it."""
+    """The content of a certificate, and whether the lab's authority has signed it."""
 
     identities: tuple[str, ...]
     since: dt.datetime
@@ -130,7 +130,7 @@ class Seen(NamedTuple):
 
     @property
     def untimely(self) -> str | None:
-        """Say that it is not valid at this moment; None if it is."""
+        """Describe why it is not valid at this moment; None if it is."""
         return _untimely(self.since, self.until)
 
 
@@ -151,7 +151,7 @@ def _period(certificate: x509.Certificate) -> tuple[dt.datetime, dt.datetime]:
 
 
 def authority_problem(path: Path) -> str | None:
-    """Say what is wrong with the authority kept at `path` (unreadable, or not valid now); None if it is good."""
+    """Describe what is wrong with the authority stored at `path` (unreadable, or not valid now); None if nothing is."""
     try:
         content = path.read_bytes()
         serialization.load_pem_private_key(content, password=None)
@@ -161,7 +161,7 @@ def authority_problem(path: Path) -> str | None:
 
 
 def trusts(folder: Path, authority: Path) -> bool:
-    """Whether the one authority that `folder` names is the one kept at `authority`."""
+    """Report whether the one authority that `folder` names is the one stored at `authority`."""
     try:
         roots = x509.load_pem_x509_certificates((folder / "root-cert.pem").read_bytes())
         return roots == [x509.load_pem_x509_certificate(authority.read_bytes())]
@@ -170,7 +170,7 @@ def trusts(folder: Path, authority: Path) -> bool:
 
 
 def look(folder: Path, authority: Path) -> Seen | str:
-    """Look at the certificate in `folder`, beside the authority kept at `authority`; or say why that cannot be."""
+    """Read the certificate in `folder`, beside the authority stored at `authority`; or return why it cannot be read."""
     try:
         certificate = x509.load_pem_x509_certificate((folder / "cert-chain.pem").read_bytes())
         trusted = x509.load_pem_x509_certificate(authority.read_bytes())
@@ -187,9 +187,9 @@ def look(folder: Path, authority: Path) -> Seen | str:
 
 
 def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = False) -> bool:
-    """Whether what is in `folder` is valid now, names `identity`, and is the authority's (or, `foreign`, is not).
+    """Report whether the files in `folder` are valid now, name `identity`, and come from the authority.
 
-    An authority that is not valid now makes nothing good.
+    With `foreign`, they must not come from it. If the authority is not valid now, nothing is good.
     """
     seen = look(folder, authority)
     if isinstance(seen, str) or authority_problem(authority) is not None:
@@ -199,7 +199,7 @@ def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = Fa
 
 
 def key_problem(folder: Path) -> str | None:
-    """Say what is wrong with the private key in `folder`; None where its owner has it, and nobody else but root."""
+    """Describe what is wrong with the private key in `folder`; None if only its owner and root can read it."""
     try:
         place, key = folder.stat(), (folder / "key.pem").stat()
     except OSError as error:
@@ -211,7 +211,7 @@ def key_problem(folder: Path) -> str | None:
 
 @change("write certificates")
 def install(folder: Path, identity: str, *, authority: Authority, trusted: Authority, owner: int) -> None:
-    """Put key.pem, cert-chain.pem and root-cert.pem into the new directory `folder`, readable by `owner` alone.
+    """Write key.pem, cert-chain.pem and root-cert.pem into the new directory `folder`, readable only by `owner`.
 
     The directory appears complete or not at all. Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""What a person would type, as root on the host, to make a pod: each line enters the pod's namespaces itself."""
+"""The commands that a person would type as root on the host to create a pod: each line enters its namespaces itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PodPaths(Protocol):
-    """What the lines name of a pod: what it should be, and where its namespaces, files and cgroup are."""
+    """What the lines use of a pod: its spec, and where its namespaces, files and cgroup are."""
 
     spec: PodSpec
     run: Path
@@ -29,7 +29,7 @@ class PodPaths(Protocol):
 
 
 def lines(pod: PodPaths, node: Path, daemons: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the main lines for `pod`; its files (configuration, certificates) are taken as written."""
+    """Return the main lines for `pod`; its files (configuration, certificates) are assumed to be written."""
     return [*_network(pod, node), *_rules(pod), *_files(pod), *_processes(pod, daemons)]
 
 
@@ -59,7 +59,7 @@ def _rules(pod: PodPaths) -> list[str]:
 def _files(pod: PodPaths) -> list[str]:
     at_pod = f"nsenter --mount={pod.mntns}"
     run, folder, name = pod.run, pod.folder, pod.spec.name
-    # What is covered is bound elsewhere meanwhile; the cover hides other pods, and other labs.
+    # What a cover hides is bound elsewhere meanwhile; the cover hides other pods, and other labs.
     own = [
         f"mount --rbind {run} /mnt",
         f"mount -t tmpfs -o mode=0755 {run.name} {run.parent}",

@@ -22,27 +22,27 @@ _GONE = 5.0
 
 
 class NodeComponent:
-    """The lab's corner of the machine, and the node in it."""
+    """The lab's place on the machine, and the node in it."""
 
     def __init__(self, machine: Machine, node: Node) -> None:
         self._machine = machine
         self._node = node
 
     def ensure(self) -> None:
-        """Make what is missing."""
+        """Create what is missing."""
         self._machine.ensure()
         self._node.ensure()
 
     def remove(self) -> None:
-        """Let the node go; the corner of the machine goes last of all, with `down`."""
+        """Remove the node; the lab's place on the machine is removed last, by `down`."""
         self._node.remove()
 
     def problems(self) -> list[str]:
-        """Say what is not as `ensure` makes it."""
+        """Describe what differs from what `ensure` creates."""
         return self._machine.problems() or self._node.problems() or programs.problems()
 
     def readings(self) -> tuple[Reading, ...]:
-        """Say where it is."""
+        """Return where it is."""
         return (
             Reading("netns:node", "", None, str(self._node.netns)),
             Reading("cgroup:merlab", "", None, str(self._machine.cgroup)),
@@ -50,7 +50,7 @@ class NodeComponent:
         )
 
     def shell_commands(self) -> list[str]:
-        """Return the commands a person would type to make it."""
+        """Return the commands that a person would type to create it."""
         return [*self._machine.shell_commands(), *self._node.shell_commands()]
 
 
@@ -63,7 +63,7 @@ class MeshComponent:
         self._workloads = workloads
 
     def ensure(self) -> None:
-        """Make what is missing; rules that were flushed and saved are put back first."""
+        """Create what is missing; first restore rules that were flushed and saved."""
         for workload in self._workloads():
             if workload.exists:
                 workload.rules.restore()
@@ -71,27 +71,28 @@ class MeshComponent:
         self._mesh.wait_ready(_READY)
 
     def remove(self) -> None:
-        """End the pods and take them away."""
+        """Stop the pods and remove them."""
         self._mesh.remove(_GONE)
 
     def problems(self) -> list[str]:
-        """Say what is not as `ensure` makes it."""
+        """Describe what differs from what `ensure` creates."""
         found = []
         for name, rules in ((each.name, each.rules) for each in self._workloads() if each.rules.outstanding):
             found.append(f"the nat rules of {name} are flushed (saved in {rules.saved_at}): merlab restore")
-            # A merlab that was killed before its flush leaves Istio's there; any other is somebody else's.
+            # A merlab that was killed before its flush leaves Istio's rules in place; any other save is somebody
+            # else's.
             istios = {str(rule) for rule in ruleset.parse(rule_templates.pod_rules())}
             if others := [spec for spec in rules.snapshot().specs("nat") if spec not in istios]:
                 found.append(f"other nat rules are in {name}: {others[0]}")
         return found + self.broken()
 
     def broken(self) -> list[str]:
-        """Say what is not as `ensure` makes it, what is flushed on purpose left out."""
+        """Describe what differs from what `ensure` creates, except for what is flushed on purpose."""
         pods = [(pod.spec.name, pod.netns) for pod in self._mesh.pods]
         return saved_rules.problems(self._saved, pods) + self._mesh.problems()
 
     def readings(self) -> tuple[Reading, ...]:
-        """Name the processes, and who captures packets."""
+        """Return the processes, and who captures packets."""
         processes = tuple(
             Reading(
                 f"proc:{workload.name}", "", None, f"app {workload.pod.app_pid}, sidecar {workload.pod.sidecar_pid}"
@@ -102,5 +103,5 @@ class MeshComponent:
         return (*processes, *(each for pod in pods for each in packet_captures.readings(pod.spec.name, pod.netns)))
 
     def shell_commands(self) -> list[str]:
-        """Return the commands a person would type to make it."""
+        """Return the commands that a person would type to create it."""
         return self._mesh.shell_commands()

@@ -1,4 +1,4 @@
-"""Pods outside the dataplane's cgroup, made for the moment: the control experiments."""
+"""Pods outside the dataplane's cgroup, created temporarily: the control experiments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GONE = 5.0
 
 @contextlib.contextmanager
 def made(machine: Machine, node: Node, *specs: PodSpec) -> Iterator[tuple[EmbeddedWorkload, ...]]:
-    """Make these twins for the length of the block, side by side. Raises LabError, ClaimFailedError, OSError."""
+    """Create these control pods in parallel, for the block's duration. Raises LabError, ClaimFailedError, OSError."""
     machine.require_own()
     pods = [Pod(machine, node, spec) for spec in specs]
     try:
@@ -42,7 +42,7 @@ def made(machine: Machine, node: Node, *specs: PodSpec) -> Iterator[tuple[Embedd
 
 
 def sweep(machine: Machine, node: Node) -> None:
-    """Remove all that a merlab that was killed left of twins, saves of their rules included."""
+    """Remove everything that a killed merlab left of control pods, saves of their rules included."""
     sleep = topology.PODS[0]
     for spec in (topology.control_client(sleep, 0), topology.control_client(sleep, 1), *topology.control_pair()):
         pod = Pod(machine, node, spec)

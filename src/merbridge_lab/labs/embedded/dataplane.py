@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.host import Machine
     from merbridge_lab.labs.embedded.mesh import Mesh
 
-#: How long `remove` waits for redirected bytes to be read, in seconds; the pods end right after.
+#: How long `remove` waits until redirected bytes are read, in seconds; the pods end right after.
 _DRAIN = 0.5
-#: How long `ensure` lets older connections run out, in seconds: sidecars keep idle ones for one second.
+#: How long `ensure` waits for older connections to close, in seconds: sidecars keep idle ones for one second.
 _RUN_OUT = 3.0
-#: How often a reader of the trace looks up to see whether it was interrupted, in seconds.
+#: How often a reader of the trace checks whether it was interrupted, in seconds.
 _LOOK_UP = 0.2
 
 
 class EmbeddedDataplane:
-    """The dataplane as a part of the lab."""
+    """The dataplane as a component of the lab."""
 
     def __init__(self, machine: Machine, mesh: Mesh) -> None:
         self._machine = machine
@@ -45,10 +45,10 @@ class EmbeddedDataplane:
         ]
 
     def ensure(self) -> None:
-        """Attach what is missing, and let the connections that sidecars kept from before run out.
+        """Attach what is missing, and wait until the connections that sidecars kept from before have closed.
 
-        Those stay on TCP for as long as they live, so the first requests might still use them. If something keeps
-        them busy, we do not wait for ever: the checks then say which leg eBPF did not carry.
+        Those stay on TCP for their whole life, so the first requests might still use them. If something keeps them
+        busy, the wait ends: the checks then report which leg eBPF did not carry.
         """
         self._machine.require_own()
         self._plane.attach(self._machine.mesh_cgroup, self._pods())
@@ -59,11 +59,11 @@ class EmbeddedDataplane:
         )
 
     def pause_interception(self) -> None:
-        """Let new connections go by the rules until `ensure` has mended the dataplane; a whole one goes on."""
+        """Leave new connections to the rules until `ensure` has repaired the dataplane; leave a complete one alone."""
         self._plane.pause_interception(self._machine.mesh_cgroup, self._pods())
 
     def drain_idle_connections(self) -> bool:
-        """Let the connections that sidecars keep for later requests run out; say whether all did."""
+        """Wait until the idle connections of the sidecars have closed; return whether all did."""
         return bool(
             polling.poll_until(
                 lambda: not any(pair.leg == "mesh" for pair in self._plane.pairs()),
@@ -81,11 +81,11 @@ class EmbeddedDataplane:
         return self._plane.programs()
 
     def links(self) -> Mapping[str, str]:
-        """Say of each link which it is; one that was recreated meanwhile is another one."""
+        """Return the identity of each link by name; a link that was recreated meanwhile is another one."""
         return self._plane.links()
 
     def _older_connections(self) -> set[str]:
-        """Find, by their source, the connections between pods and to apps that eBPF does not carry."""
+        """Return, by source, the connections between pods and to apps that eBPF does not carry."""
         addresses = {pod.spec.ip for pod in self._mesh.pods}
         found = {
             connection.local
@@ -93,7 +93,7 @@ class EmbeddedDataplane:
             for connection in tcp_sockets.established(pod.netns)
             if connection.uid == topology.SIDECAR_ID and connection.remote.rpartition(":")[0] in addresses
         }
-        # What the pod of the other end dialled is seen there; here it is the accepting side of one of those.
+        # The dial is visible at the pod of the other end; here it is the accepting side of one of those.
         accepted = {
             connection.local
             for pod in self._mesh.pods
@@ -103,7 +103,7 @@ class EmbeddedDataplane:
         return found - accepted - {pair.source for pair in self._plane.pairs()}
 
     def remove(self) -> None:
-        """Detach, letting what was redirected be read first."""
+        """Detach, after what was redirected has been read."""
         if self._machine.exists:
             self._machine.uncover()
             self._plane.detach(_DRAIN)
@@ -113,7 +113,7 @@ class EmbeddedDataplane:
                     Instance(self._machine.tracefs, name).remove()
 
     def problems(self) -> list[str]:
-        """Say, a sentence each, what is not as `ensure` makes it."""
+        """Describe, one sentence each, what differs from what `ensure` creates."""
         return self._plane.problems(self._machine.mesh_cgroup, self._pods())
 
     def ours(self) -> frozenset[int]:
@@ -121,11 +121,11 @@ class EmbeddedDataplane:
         return self._plane.ours()
 
     def recompile(self, *, proof: bool) -> None:
-        """Begin to compile the programs' source, so that the next `problems` compares with that. Raises LabError."""
+        """Begin to compile the programs' source, so that the next `problems` compares with it. Raises LabError."""
         self._plane.recompile(proof=proof)
 
     def readings(self) -> tuple[Reading, ...]:
-        """List the programs in the kernel and where they are attached, with those of others that may be there."""
+        """List the programs in the kernel and where they are attached, with those of others, if any."""
         own = [
             Reading(f"bpf:{program.name}", "", None, program.attached_to, f"{program.type}, id {program.id}")
             for program in self._plane.programs()
@@ -135,11 +135,11 @@ class EmbeddedDataplane:
 
     @property
     def attached(self) -> bool:
-        """Whether new connections are intercepted now."""
+        """Report whether the dataplane intercepts new connections now."""
         return self._plane.attached
 
     def counters(self) -> Mapping[str, Mapping[str, int]]:
-        """Read the counters, pod → decision → number; empty where nothing is attached."""
+        """Read the counters, pod → decision → number; empty if nothing is attached."""
         return self._plane.counters() if self.attached else {}
 
     def shell_commands(self) -> list[str]:
@@ -154,11 +154,11 @@ class EmbeddedDataplane:
 
     @property
     def debug(self) -> bool:
-        """Whether trace lines are written, and collected in the lab's own buffer."""
+        """Report whether trace lines are written, and collected in the lab's own buffer."""
         return self.attached and self._plane.debug and self._trace.enabled
 
     def set_debug(self, *, on: bool) -> None:
-        """Switch trace lines on or off; off is fine where nothing is attached. Raises LabError."""
+        """Switch trace lines on or off; off succeeds if nothing is attached. Raises LabError."""
         if on:
             self._plane.debug = True
             try:
@@ -167,7 +167,7 @@ class EmbeddedDataplane:
                 raise UnsupportedFeatureError("trace events of BPF programs", "5.9", str(error)) from error
             return
         if self.attached:
-            # A switch that cannot be written (a frozen map) goes with the dataplane, which comes next.
+            # A toggle that cannot be written (a frozen map) is removed with the dataplane, which comes next.
             with contextlib.suppress(LabError):
                 self._plane.debug = False
         self._trace.remove()
@@ -183,7 +183,7 @@ class EmbeddedDataplane:
 
     @staticmethod
     def debug_shown() -> str:
-        """Return nothing: they print nothing."""
+        """Return nothing: these commands print nothing."""
         return ""
 
     def trace_command(self) -> str:
@@ -191,10 +191,10 @@ class EmbeddedDataplane:
         return f"cat {self._trace.pipe}"
 
     def follow_trace(self) -> Iterator[TraceEvent | None]:
-        """Return the trace's events as they come, until interrupted, from a buffer that is there just for this.
+        """Yield the trace's events as they arrive, until interrupted, from a buffer that exists only for this.
 
-        Where nothing comes for a moment, None is given. So nothing is taken from others who read the trace. Where
-        debug output is off, it is on meanwhile.
+        If nothing arrives for a moment, yield None. The own buffer takes nothing from others who read the trace. If
+        debug output is off, it is switched on meanwhile.
         """
         from merbridge_lab.dataplane import trace
 
@@ -202,7 +202,7 @@ class EmbeddedDataplane:
             raise LabError("no eBPF is attached, so there is no trace", hint="merlab up")
         own = Instance(self._machine.tracefs, f"{self._machine.name}-trace-{os.getpid()}")
         was_on = self._plane.debug
-        # Held open, the mount serves for removing the instance even when `merlab down` has taken it away.
+        # Held open, the mount allows removal of the instance even after `merlab down` has unmounted it.
         with own.kept() as remove:
             try:
                 own.enable()
@@ -224,7 +224,7 @@ class EmbeddedDataplane:
                     remove()
 
     def drain_trace(self) -> tuple[TraceEvent, ...]:
-        """Take the trace's lines out, decoded; lines that are not the dataplane's are left out."""
+        """Read and remove the trace's lines, decoded; skip lines that are not the dataplane's."""
         from merbridge_lab.dataplane import trace
 
         return tuple(event for line in self._trace.drain() if (event := trace.parse(line)) is not None)

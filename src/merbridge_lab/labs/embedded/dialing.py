@@ -1,4 +1,4 @@
-"""Dial from a pod as apps do that are no curl, and read what the dataplane has of those connections."""
+"""Dial from a pod as apps other than curl do, and read what the dataplane records of those connections."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from merbridge_lab.dataplane import Pair
     from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
 
-#: How long the connections stay for us to look at, and how often we look, in seconds.
+#: How long the connections stay open for reading, and how often they are read, in seconds.
 _STAY, _LOOK = 0.25, 0.03
-#: Not a size that others use: by it the echo is told from what else may be going on.
+#: A size that others do not use: it tells the echo from other traffic.
 _BYTES = 1759
 _HTTP, _ECHO = topology.SERVICES
 
 
 def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]]) -> list[Dial]:
-    """Dial helloworld by an IPv6 socket and echo by plain TCP, as the app of `client`.
+    """Dial helloworld with an IPv6 socket and echo with plain TCP, as the app of `client`.
 
     Raises LabError, ClaimFailedError.
     """
@@ -94,7 +94,7 @@ def _legs(client: str, local: str, port: int, live: Sequence[Pair]) -> dict[str,
 
 @contextlib.contextmanager
 def _watching(pairs: Callable[[], Sequence[Pair]]) -> Iterator[dict[int, Pair]]:
-    """Look at the live connections all the time while the block lasts; gives each as it was seen last."""
+    """Read the live connections continuously during the block; yield the last state seen of each."""
     seen: dict[int, Pair] = {}
     failed: list[LabError] = []
     over = threading.Event()

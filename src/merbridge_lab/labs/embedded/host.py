@@ -1,6 +1,6 @@
-"""What the lab has of the machine: a run directory, a cgroup, private mounts of the kernel's file systems.
+"""What the lab uses of the machine: a run directory, a cgroup, private mounts of the kernel's file systems.
 
-The kernel is the state. All of it is found by the lab's name, so that nothing needs to be remembered to remove it.
+The kernel is the state. Everything is found by the lab's name, so that removing it needs no record.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-#: Enough for access logs of some million requests; most of the time it holds a few hundred kilobytes.
+#: Enough for access logs of about a million requests; usually it holds a few hundred kilobytes.
 _SIZE = "512m"
 _FOLDERS = ("netns", "mnt", "bpf", "tracing", "pods", "saved")
-#: A pod has its own folder bind-mounted, so it need not pass this one.
+#: A pod has its own folder bind-mounted, so it does not need to pass this one.
 _MODES = {"pods": 0o700, "saved": 0o700}
 _BRANCHES = ("mesh", "twins")
 
 
 class Machine:
-    """The lab's own corner of this machine; `name` tells several apart (tests have one of their own)."""
+    """The lab's place on this machine; `name` tells labs apart (tests have their own)."""
 
     def __init__(self, name: str = topology.NAME) -> None:
         self.name = name
@@ -50,16 +50,16 @@ class Machine:
         return self.cgroup / "mesh"
 
     def netns(self, name: str) -> Path:
-        """Where the network namespace of a pod, or of the node, is pinned."""
+        """Return where the network namespace of a pod, or of the node, is pinned."""
         return self.run / "netns" / name
 
     def mntns(self, name: str) -> Path:
-        """Where the mount namespace of a pod is pinned."""
+        """Return where the mount namespace of a pod is pinned."""
         return self.run / "mnt" / name
 
     @property
     def exists(self) -> bool:
-        """Whether anything of the lab is there."""
+        """Report whether anything of the lab exists."""
         return self._is_mounted() or (self.cgroup.is_dir() and not self._strangers())
 
     def _is_mounted(self) -> bool:
@@ -68,18 +68,18 @@ class Machine:
     # -- its places ------------------------------------------------------------------------------------------------
 
     def covers(self) -> list[str]:
-        """Say, a sentence each, which mounts are in the place of what merlab put there."""
+        """Describe, one sentence each, which mounts replace what merlab put there."""
         return lab_paths.problems(self.run, self.name, self.cgroup)
 
     def require_own(self) -> None:
-        """Raise ClaimFailedError where one of the lab's places is not what merlab put there."""
+        """Raise ClaimFailedError if one of the lab's places is not what merlab put there."""
         if found := self.covers():
             raise ClaimFailedError(found[0])
 
     def uncover(self) -> None:
-        """Take away what is in the place of the lab's: mounts over it, links, pins of other namespaces.
+        """Remove what covers the lab's places: mounts over them, links, pins of other namespaces.
 
-        Raises LabError where the lab is hidden by what may be somebody's: a mount on a directory above.
+        Raise LabError if the lab is hidden by what may be somebody's: a mount on a directory above.
         """
         table = mounts.table()
         lab = lab_paths.own(self.run, self.name, table)
@@ -92,10 +92,10 @@ class Machine:
     # -- making ----------------------------------------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """Make what is missing.
+        """Create what is missing.
 
-        Raises LabError when something else has the name, or the machine does not let us; what a first attempt had
-        made until then is removed again.
+        Raise LabError if something else has the name, or the machine does not allow it; what a first attempt created
+        until then is removed again.
         """
         fresh = not self._is_mounted()
         self.uncover()
@@ -103,7 +103,7 @@ class Machine:
             self._take_run_directory()
             for name in _FOLDERS:
                 make_folder(self.run / name)
-                # Whatever root's umask is; and what is below, keys and saved rules, is nobody's business but root's.
+                # Independent of root's umask. What is below, keys and saved rules, is only for root.
                 set_mode(self.run / name, _MODES.get(name, 0o755))
             self._take_cgroup()
             cgroup.uncover(self.cgroup)
@@ -132,7 +132,7 @@ class Machine:
                     f"a tmpfs cannot be mounted on {self.run}: {error.strerror}",
                     hint="run merlab as root on the machine itself, not in an unprivileged container",
                 ) from error
-        # A mount namespace cannot be pinned on a shared mount, and no other namespace needs to see what we mount.
+        # A mount namespace cannot be pinned on a shared mount, and no other namespace needs to see our mounts.
         mounts.mount("none", self.run, flags=mounts.MS_PRIVATE)
 
     def _claim(self) -> None:
@@ -164,7 +164,7 @@ class Machine:
             ) from error
 
     def _strangers(self) -> list[str]:
-        """Name what is in the cgroup of our name and is none of ours."""
+        """Return the processes in the cgroup of our name that are not ours."""
         if not self.cgroup.is_dir():
             return []
         folders = [each.name for each in self.cgroup.iterdir() if each.is_dir() and each.name not in _BRANCHES]
@@ -189,9 +189,9 @@ class Machine:
     # -- removing --------------------------------------------------------------------------------------------------
 
     def remove(self, timeout: float = 10.0) -> None:
-        """Kill, unmount and delete everything that carries the lab's name; nothing there is fine.
+        """Kill, unmount and delete everything with the lab's name; succeed if nothing is there.
 
-        Raises LabError when processes would not end within `timeout` seconds, or the cgroup is not merlab's.
+        Raise LabError if processes do not end within `timeout` seconds, or the cgroup is not merlab's.
         """
         self.uncover()
         if self._is_mounted():
@@ -204,14 +204,14 @@ class Machine:
         if self._is_mounted():
             mounts.take_away(self.run)
         elif self.run.is_dir() and not self.run.is_symlink():
-            # What a merlab killed between mkdir and mount leaves; a directory with something in it is not ours.
+            # What a merlab killed between mkdir and mount leaves; a directory with content is not ours.
             with contextlib.suppress(OSError):
                 delete_folder(self.run)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
     def problems(self) -> list[str]:
-        """Say, a sentence each, what is not as `ensure` makes it."""
+        """Describe, one sentence each, what differs from what `ensure` creates."""
         if not self._is_mounted():
             return [f"the lab's tmpfs is not mounted on {self.run}"]
         odd = [f"{each} is {what}: merlab up, or rm {each}" for each, what in lab_paths.links(self.run)]
@@ -232,7 +232,7 @@ class Machine:
         return [sentence for held, sentence in there if not held] + closed + limits
 
     def shell_commands(self) -> list[str]:
-        """Return the lines a person would type as root to make it."""
+        """Return the lines that a person would type as root to create it."""
         own = self._cgroup_root == self._own_cgroup2
         folders = ",".join((*_FOLDERS, "cgroup") if own else _FOLDERS)
         return [

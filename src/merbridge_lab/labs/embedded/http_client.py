@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
     from merbridge_lab.observation import Exchange, Observation
 
-#: By how many bytes before what is new a log is known again.
+#: How many bytes before the new part identify a log.
 _TAIL = 512
 
 
 def ask(client: EmbeddedWorkload, url: str) -> Exchange:
-    """Ask once, as the app of `client`."""
+    """Send one request as the app of `client`."""
     nonce = request_batch.new_nonce()
-    # The machine's own, whatever lies in /usr/local before it.
+    # The machine's own curl, whatever /usr/local contains.
     curl, *words = request_batch.curl(nonce, url)
     try:
         with change("ask as an app"):  # in the app's cgroup, which the process enters
@@ -47,7 +47,7 @@ def ask(client: EmbeddedWorkload, url: str) -> Exchange:
                 ok=range(256),
             )
     except LabError as error:
-        # Who joins a frozen cgroup stands still with it, and would never be heard of.
+        # A process that joins a frozen cgroup freezes, too, and would never answer.
         if cgroup.is_frozen(client.pod.cgroup / "app"):
             raise ClaimFailedError(f"the app of {client.name} is frozen ({client.pod.cgroup / 'app'})") from error
         raise
@@ -55,9 +55,9 @@ def ask(client: EmbeddedWorkload, url: str) -> Exchange:
 
 
 def by_name(exchange: Exchange, spec: PodSpec) -> Exchange:
-    """Call a request failed that went to another address than the pod's /etc/hosts has for the name it was asked by.
+    """Mark a request as failed if it went to another address than the pod's /etc/hosts has for its name.
 
-    That it went to the loopback is another matter: so it looks where nobody answers getpeername.
+    A peer on the loopback is no failure: this is what the app sees if getpeername is not rewritten.
     """
     host = urlsplit(exchange.url).hostname or ""
     known = {service.vip for service in spec.services if host in service.names}
@@ -71,7 +71,7 @@ def by_name(exchange: Exchange, spec: PodSpec) -> Exchange:
 
 
 class _Log:
-    """What a sidecar appends to its access log from now on."""
+    """The lines that a sidecar appends to its access log from now on."""
 
     def __init__(self, name: str, path: Path) -> None:
         self._source = f"envoy:{name}/access"
@@ -84,7 +84,7 @@ class _Log:
             self._tail = file.read(self._before - file.tell())
 
     def lines(self) -> tuple[AccessLogLine, ...] | Unread:
-        """Return the lines; or what was done to the log, which is only ever appended to."""
+        """Return the lines; or Unread with what was done to the log, which may only be appended to."""
         try:
             with logs.opened(self._path) as file:
                 return self._read(file)
@@ -98,7 +98,7 @@ class _Log:
         file.seek(max(0, self._before - len(self._tail)))
         if file.read(len(self._tail)) != self._tail:
             return Unread(self._source, f"{self._path} was cut or written over while it was looked at")
-        # What is there now must be there at the next look, too.
+        # What is there now must be there at the next read, too.
         new = file.read()
         self._tail = (self._tail + new)[-_TAIL:]
         self._new += new
@@ -122,9 +122,9 @@ def observe(
     trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
     logged: bool = True,
 ) -> Observation:
-    """Send `count` requests, one after the other, and read everything around them; see request_batch.observe.
+    """Send `count` requests, one after the other, and read all evidence around them; see request_batch.observe.
 
-    `between` are the network namespaces, besides theirs, that what they say to each other passes.
+    `between` are the network namespaces, besides theirs, that their traffic passes.
     """
     client.pod.require_view()
     path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
@@ -142,7 +142,7 @@ def observe(
             logged=logged,
             by_tcp=partial(tcp_bytes.read, watch, client.name),
         )
-    # As before, or something was put in the place of curl for as long as it was asked.
+    # As before; otherwise something replaced curl while the requests were sent.
     client.pod.require_view()
     for name, number in _generations(path[1:]).items():
         if number != generations[name]:
@@ -151,7 +151,7 @@ def observe(
 
 
 def _generations(namespaces: Sequence[Path]) -> dict[str, int]:
-    """Read the generation of nftables' rules in each, by its name. Raises UnreadError."""
+    """Read the generation of nftables' rules in each, by name. Raises UnreadError."""
     try:
         return {where.name: nftables.generation(where) for where in namespaces}
     except OSError as error:

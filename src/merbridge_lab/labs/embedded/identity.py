@@ -1,15 +1,16 @@
-"""Is a process the one that merlab started? Several things must agree, and no name is believed.
+"""Check that a process is the one that merlab started. Several facts must agree; a name proves nothing.
 
-Compared are: the command line, the network and mount namespace (those of the pod) and those of PIDs and users
-(merlab's own), the root directory, the file that is executed (device and inode; of Envoy the bytes), user, group and
-further groups, the capabilities (none), the environment (exactly the one that merlab gives), that no debugger is
-attached, that code was loaded from the system's directories alone, that the limits leave room to work, that command
-line and environment are where exec put them and as long, that all threads are like the first one, and the script: that
-the file holds what merlab put there, and was not written after the process had started, which is when it was read. Not
-compared: a seccomp filter that nobody answers, which can only take away, and what was put into the memory of the
-process itself. So a Python that runs another script, by a command line that is as long to the byte, and writes the
-right one over it, passes; it can be no program but that Python, as that user, in that pod, and what it answers is not
-what the proof rests on: rules, maps, sockets and sidecars are asked themselves.
+Compared are: the command line; the network and mount namespace (those of the pod) and those of PIDs and users (merlab's
+own); the root directory; the executed file (device and inode; for Envoy the bytes); user, group and supplementary
+groups; the capabilities (none); the environment (exactly the one that merlab sets). No debugger may be attached. Code
+must be loaded only from the system's directories. The limits must be high enough. Command line and environment must be
+where exec put them, with the same length. All threads must be like the first one. The script file must hold what merlab
+put there, and must not be written after the process started, which is when it was read.
+
+Not compared: a seccomp filter without a supervisor, which can only restrict; and the memory of the process. So this
+passes: a Python that runs another script, with a command line of the same length in bytes, and overwrites it with the
+right one. It can be no program but that Python, as that user, in that pod. The proof does not rest on its answers:
+rules, maps, sockets and sidecars are read directly.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
     from merbridge_lab.adapters.procfs import Details, Process
 
-#: USER_HZ, of which /proc/PID/stat counts; the same on every architecture.
+#: USER_HZ, the unit of /proc/PID/stat; the same on every architecture.
 TICKS = 100
-#: A start is told in ticks, rounded down, and the time of a file by a coarse clock.
+#: A start is given in ticks, rounded down, and the time of a file by a coarse clock.
 _ROUNDING = 0.02
-#: Where a distribution has its libraries.
+#: Where distributions put their libraries.
 _LIBRARIES = ("/usr/", "/lib/", "/lib64/", "/lib32/")
-#: Below this, a sidecar runs out of descriptors; requirements.host looks for as many.
+#: Below this, a sidecar runs out of descriptors; requirements.host checks for the same number.
 _FILES = 64
 
 
@@ -43,7 +44,7 @@ _FILES = 64
 class Expected:
     """What a process of a pod must be. `script` is the file that it interprets, with its text.
 
-    `program` is the file itself, or a sentence about what is wrong with the file that is executed, or empty.
+    `program` is the file itself, or a sentence about what is wrong with the executed file, or empty.
     """
 
     argv: Sequence[str]
@@ -55,7 +56,7 @@ class Expected:
 
 
 def mismatch(seen: Process, expected: Expected) -> str:
-    """Say in a few words what is wrong with a process that should be the expected one; empty if nothing is."""
+    """Describe in a few words how a process differs from the expected one; "" if it does not."""
     if tuple(expected.argv) != seen.argv:
         return "it has another command line"
     if seen.netns != expected.netns:
@@ -87,13 +88,13 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
         yield f"its environment is not merlab's: {more[0].partition('=')[0]}"
     if found.tracer:
         yield f"process {found.tracer} is attached to it as a debugger"
-    # A filter alone can only take away; but one that asks a supervisor has that answer in the kernel's place.
+    # A filter alone can only restrict; but one with a supervisor lets that answer in place of the kernel.
     if found.filters > procfs.own_filters() and (others := procfs.supervisors()):
         yield f"it has a seccomp filter, and process {others[0]} may answer its system calls"
     if strange := sorted(path for path in found.code if not path.startswith(_LIBRARIES)):
         yield f"it has loaded code of {strange[0]}"
     yield _of_limits(found)
-    # Before /proc/PID/cmdline is believed any further: whose memory that is.
+    # Before /proc/PID/cmdline is trusted further: check whose memory it shows.
     start = str(program(expected.argv[0], PATH))
     yield process_arguments.differing(seen.pid, start, expected.argv, ENVIRONMENT)
     yield threads.differing(seen.pid)
@@ -103,7 +104,7 @@ def _mismatches(seen: Process, found: Details, expected: Expected) -> Iterator[s
 
 def _of_program(seen: Process, found: Details, program: Path | Callable[[Path], str]) -> str:
     if not isinstance(program, Path):
-        # Asked of what runs, wherever its file may be by now.
+        # Checked on the running program, wherever its file is by now.
         return program(Path(f"/proc/{seen.pid}/exe"))
     try:
         wanted = program.stat()
@@ -139,12 +140,12 @@ def _of_script(seen: Process, path: Path, text: str) -> str:
 
 
 def started(seen: Process) -> float:
-    """Return the moment at which a process started, as the files' times count."""
+    """Return the moment when a process started, on the clock of file times."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + seen.started / TICKS
 
 
 def program(name: str, path: str) -> Path:
-    """Find a program as the pods do: by `path`. What is not there is named as it would be asked for."""
+    """Find a program as the pods do: through `path`. A missing program is named as it would be searched for."""
     for folder in path.split(os.pathsep):
         found = Path(folder, name)
         if found.is_file() and os.access(found, os.X_OK):

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def _own(workload: Workload) -> EmbeddedWorkload:
-    """Return a workload as this lab's: steps hand back what the lab gave them."""
+    """Return a workload with this lab's type: steps pass back workloads that they got from the lab."""
     return cast("EmbeddedWorkload", workload)
 
 
@@ -82,7 +82,7 @@ class EmbeddedLab(LabBase):
         return [EmbeddedWorkload(self.machine, pod, keep=self._keep) for pod in self._mesh.pods]
 
     def workload(self, name: str) -> EmbeddedWorkload:
-        """Return a workload by name; raises LabError for one that does not exist."""
+        """Return a workload by name. Raise LabError for one that does not exist."""
         found = {workload.name: workload for workload in self.workloads()}
         if name not in found:
             raise UsageError(f"there is no workload called {name!r}; there are {', '.join(found)}")
@@ -90,14 +90,14 @@ class EmbeddedLab(LabBase):
 
     @contextlib.contextmanager
     def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[EmbeddedWorkload]:
-        """Make a copy of `of` outside the dataplane's cgroup, for the length of the block."""
+        """Create a copy of `of` outside the dataplane's cgroup, for the duration of the block."""
         spec = topology.control_client(self.workload(of).pod.spec, 0 if sidecar else 1, sidecar=sidecar)
         with control_pods.made(self.machine, self._node, spec) as (control_client,):
             yield control_client
 
     @contextlib.contextmanager
     def control_pair(self) -> Iterator[ControlPair]:
-        """Make a client and a server outside the dataplane's cgroup, for the length of the block."""
+        """Create a client and a server outside the dataplane's cgroup, for the duration of the block."""
         with control_pods.made(self.machine, self._node, *topology.control_pair(self._backend)) as (client, server):
             yield ControlPair(client, server, f"http://{topology.TWIN_SERVICE}:{topology.HTTP_PORT}/hello")
 
@@ -106,7 +106,7 @@ class EmbeddedLab(LabBase):
         return [workload for workload in self.workloads() if workload.pod.spec.app == "helloworld"]
 
     def drain_idle_connections(self) -> bool:
-        """Let the connections that sidecars keep run out; say whether all did."""
+        """Wait until the idle connections of the sidecars have closed; return whether all did."""
         return self.dataplane.drain_idle_connections()
 
     def observe(
@@ -119,7 +119,7 @@ class EmbeddedLab(LabBase):
         server: Workload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send requests as the app of `client` and read everything around them; see batch_guard.batch."""
+        """Send requests as the app of `client` and read all evidence around them; see batch_guard.batch."""
         own = _own(client)
         servers = [_own(server)] if server is not None else self.servers()
         with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in servers)):
@@ -135,17 +135,17 @@ class EmbeddedLab(LabBase):
             )
 
     def dial(self, client: Workload) -> Sequence[Dial]:
-        """Dial as the app of `client` in ways that curl does not, and give what eBPF has of each."""
+        """Dial as the app of `client` in ways that curl does not, and return what eBPF records of each."""
         own = _own(client)
         with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in self.servers())):
             return dialing.dial(own, self.dataplane.pairs)
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
-        """Listen for what comes and goes in the network namespaces; see namespace_watch.watched."""
+        """Watch what is added and removed in the network namespaces; see namespace_watch.watched."""
         return self._mesh.watched()
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
-        """Return the access log lines, of any sidecar there is, that mention one of `nonces`. Raises UnreadError."""
+        """Return the access log lines of all sidecars that mention one of `nonces`. Raises UnreadError."""
         wanted = tuple(nonces)
         found = []
         for log in (self.machine.run / "pods").glob("*/access.log"):
@@ -159,9 +159,9 @@ class EmbeddedLab(LabBase):
         return found
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what must not change while something is proven.
+        """Return what must not change during a proof.
 
-        Whoever asks for it will look at the dataplane once more: by then, it is known what its programs must be.
+        The caller reads the dataplane once more later: by then, it is known what its programs must be.
         """
         self.dataplane.recompile(proof=True)
         rules = iptables.snapshot(self._node.netns)
@@ -177,11 +177,11 @@ class EmbeddedLab(LabBase):
         return found
 
     def trace_command(self) -> str:
-        """Return the command a person would type to read the dataplane's trace."""
+        """Return the command that a person would type to read the dataplane's trace."""
         return self.dataplane.trace_command()
 
     def why_missing(self, capability: str) -> str:
-        """Say why a capability is missing."""
+        """Describe why a capability is missing."""
         return f"the embedded lab has no {capability}"
 
     def requirements(self) -> list[Requirement]:
@@ -191,13 +191,13 @@ class EmbeddedLab(LabBase):
         return requirements.embedded(backend=self._backend)
 
     def require_able(self) -> None:
-        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
                 raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
 
     def inventory(self) -> list[CommandTranscript]:
-        """Show maps, programs and cgroup attachments; nothing where bpftool is not installed."""
+        """Return maps, programs and cgroup attachments; nothing if bpftool is not installed."""
         if shutil.which("bpftool") is None:
             return []
         return [CommandTranscript(pasteable(argv), run(argv, ok=range(256)).stdout) for argv in self._inventory()]
@@ -211,4 +211,4 @@ class EmbeddedLab(LabBase):
         return [["bpftool", "map"], ["bpftool", "prog"], tree]
 
     def offline_commands(self) -> None:
-        """Return nothing: the names of all that is in this lab are fixed."""
+        """Return nothing: the names of everything in this lab are fixed."""

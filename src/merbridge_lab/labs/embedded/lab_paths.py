@@ -1,9 +1,9 @@
-"""The lab's places in the file system: each is what merlab put there, once, with nothing over it and no link instead.
+"""The lab's places in the file system: each is what merlab put there, once, with no mount over it and no link instead.
 
-Everything is found by its path: namespaces by their pins, programs and maps by theirs, saved rules, logs. Whoever
-mounts something over such a path decides what merlab looks at and, worse, what it changes: rules are flushed, links
-made and settings written in whatever network namespace a pin leads to. So the table of mounts is compared with what
-merlab mounts there, mount by mount, before anything is changed.
+Everything is found by its path: namespaces, programs and maps by their pins, saved rules, logs. A mount over such a
+path decides what merlab reads and, worse, what it changes: merlab flushes rules, creates links and writes settings in
+whatever network namespace a pin leads to. So before any change, the table of mounts is compared with what merlab mounts
+there, mount by mount.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from merbridge_lab.adapters.mounts import Mount
 
-#: What merlab mounts in its run directory, by the path below it. Which file Envoy's view shows, its digest says.
+#: What merlab mounts in its run directory, by the path below it. The digest tells which file Envoy's view shows.
 _FILE_SYSTEMS = {"bpf": "bpf", "tracing": "tracefs", "cgroup": "cgroup2"}
 _VIEW = "envoy"
-#: Folders of pins, and what the kernel calls a namespace that is pinned in one.
+#: Folders of pins, and the kernel's name for a namespace that is pinned there.
 _PINS = {"netns": "net:[", "mnt": "mnt:["}
 _OWN_NETNS = Path("/proc/self/ns/net")
 
 
 def own(run: Path, name: str, table: Sequence[Mount]) -> Mount | None:
-    """Return the mount of the lab called `name` on its run directory, covered or not; None where there is none."""
+    """Return the mount of the lab called `name` on its run directory, covered or not; None if there is none."""
     return next((mount for mount in table if _is_own_run(mount, run, name)), None)
 
 
@@ -39,7 +39,7 @@ def _is_own_run(mount: Mount, run: Path, name: str) -> bool:
 
 
 def hidden_by(run: Path, lab: Mount, table: Sequence[Mount]) -> Path | None:
-    """Return what was mounted on a directory above `run` after the lab, and hides it; None if it can be reached."""
+    """Return the mount on a directory above `run` that is newer than the lab and hides it; None if there is none."""
     try:
         if run.stat().st_dev == _device(lab) or any(mount.target == run and mount != lab for mount in table):
             return None
@@ -55,9 +55,9 @@ def _device(mount: Mount) -> int:
 
 
 def strangers(run: Path, name: str, cgroup: Path, table: Sequence[Mount]) -> list[Mount]:
-    """Return the mounts on and below `run` and `cgroup` that are not merlab's, in the order they were made.
+    """Return the mounts on and below `run` and `cgroup` that are not merlab's, in the order of their creation.
 
-    A second one on the same place is one, whatever it is.
+    A second mount on the same place counts as one, whatever it is.
     """
     taken: set[Path] = set()
     found = []
@@ -81,12 +81,12 @@ def _fits(mount: Mount, run: Path, name: str) -> bool:
     return not rest and (folder == _VIEW or (mount.fstype, mount.root) == (_FILE_SYSTEMS.get(folder), "/"))
 
 
-#: The last table in which all was in order, as the kernel wrote it, by the lab's name: the same text, the same mounts.
+#: The last table without problems, as the kernel wrote it, by the lab's name: the same text means the same mounts.
 _IN_ORDER: dict[str, bytes] = {}
 
 
 def problems(run: Path, name: str, cgroup: Path) -> list[str]:
-    """Say, a sentence each, which mounts are in the place of what merlab put there, and what takes them away."""
+    """Describe, one sentence each, which mounts replace what merlab put there, and what removes them."""
     raw = mounts.raw()
     if raw == _IN_ORDER.get(name):
         return []
@@ -99,7 +99,7 @@ def problems(run: Path, name: str, cgroup: Path) -> list[str]:
         f"umount -l {each.target}"
         for each in strangers(run, name, cgroup, table)
     ]
-    # What is under a cover is not what a path leads to.
+    # A path does not lead to what is under a cover.
     found = found or [f"{pin} leads to {what}: merlab up" for pin, what in _doubtful(run, table)]
     if not found:
         _IN_ORDER[name] = raw
@@ -107,7 +107,7 @@ def problems(run: Path, name: str, cgroup: Path) -> list[str]:
 
 
 def _doubtful(run: Path, table: Sequence[Mount]) -> Iterator[tuple[Path, str]]:
-    """Find pins of one namespace that is pinned twice, or of merlab's own, which is the machine's; and say so."""
+    """Describe pins that show the same namespace as another pin, or merlab's own namespace, which is the machine's."""
     first: dict[str, Path] = {}
     machines = f"net:[{_OWN_NETNS.stat().st_ino}]"
     for mount in table:
@@ -131,7 +131,7 @@ _KINDS = {
 def links(run: Path) -> list[tuple[Path, str]]:
     """List what is neither a folder nor a plain file on the lab's own file system, and what it is instead.
 
-    What lies among the saved rules is not taken away by us: of that tells whoever reads them.
+    merlab does not remove such entries among the saved rules: the code that reads those reports them.
     """
     if not run.is_dir():
         return []
@@ -150,15 +150,15 @@ def links(run: Path) -> list[tuple[Path, str]]:
 
 
 def uncover(run: Path, name: str, cgroup: Path) -> None:
-    """Take off what covers the lab's places, the latest first. Raises OSError."""
+    """Unmount what covers the lab's places, the latest first. Raises OSError."""
     for mount in reversed(strangers(run, name, cgroup, mounts.table())):
         mounts.umount(mount.target)
 
 
 def tidy(run: Path) -> None:
-    """Take away links in the place of files and folders, and pins of namespaces that are not a pod's. Raises OSError.
+    """Remove links that replace files and folders, and pins of namespaces that are not a pod's. Raises OSError.
 
-    What a link leads to stays. Which of two pods is right that have one namespace, nobody can tell: both get another.
+    The target of a link stays. If two pods share one namespace, nobody can tell which is right: both get another.
     """
     for path, _ in links(run):
         _unlink(path)
@@ -176,5 +176,5 @@ def _unlink(path: Path) -> None:
 
 
 def is_machines(pin: Path) -> bool:
-    """Whether the network namespace pinned at `pin` is merlab's own, in which nothing may be changed."""
+    """Report whether the network namespace pinned at `pin` is merlab's own, where nothing may be changed."""
     return pin.exists() and os.path.samestat(pin.stat(), _OWN_NETNS.stat())

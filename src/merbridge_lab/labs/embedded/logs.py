@@ -1,7 +1,7 @@
-"""The logs of a lab: read from their ends, kept from filling the lab's file system, and told when it is full.
+"""The logs of a lab: read from their ends, bounded so that they do not fill the lab's file system; a check for room.
 
-They lie on a tmpfs of their own, and processes that append to them all the time keep them open. What is old is cut off
-in place, so that those go on with the same file: all of them append (O_APPEND), and so write at its new end.
+They are on a tmpfs of their own, and processes that append to them keep them open. Old lines are cut off in place, so
+that these processes continue with the same file: all of them append (O_APPEND), and so write at its new end.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-#: A log longer than this is cut, to its last so many bytes.
+#: A longer log is cut to its last so many bytes.
 LONGEST, KEPT = 16 << 20, 2 << 20
-#: With less than this on its file system a sidecar may not write the record that is waited for.
+#: With less free space than this, a sidecar may not write the record that is awaited.
 _NEEDED = 64 << 10
 NAMES = ("access.log", "envoy.log", "app.log")
 
 
 def opened(path: Path) -> BinaryIO:
-    """Open a log for reading; this never waits, as it would for the other end of a FIFO in the log's place.
+    """Open a log for reading; never block, even if the log was replaced by a FIFO without a writer.
 
-    Raises OSError, also for what is not a plain file.
+    Raises OSError, also for anything but a plain file.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -38,7 +38,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def tail(path: Path, size: int = KEPT) -> str:
-    """Return the last `size` bytes of a log, whole lines only; nothing where there is none. Raises OSError."""
+    """Return the last `size` bytes of a log, whole lines only; nothing if there is no log. Raises OSError."""
     try:
         with opened(path) as file:
             return _tail(file.fileno(), size).decode(errors="replace")
@@ -54,7 +54,7 @@ def _tail(descriptor: int, size: int) -> bytes:
 
 
 class Following:
-    """What is appended to a log, from shortly before now on: each call of `lines` gives what is new."""
+    """The lines appended to a log, from shortly before now on: each call of `lines` returns the new ones."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,7 +68,7 @@ class Following:
             return 0
 
     def lines(self) -> list[str]:
-        """Return the lines that came since the last call. One that is not at its end yet comes with the next."""
+        """Return the lines since the last call. An incomplete line is returned by the next call."""
         size = self._size()
         if size < self._at:  # cut meanwhile
             self._at, self._rest = 0, b""
@@ -82,9 +82,9 @@ class Following:
 
 
 def cut(path: Path) -> bool:
-    """Cut a log that has got too long; say whether it was. Nobody may be reading it meanwhile. Raises OSError.
+    """Cut a log that has become too long; return whether it was cut. Nobody may read it meanwhile. Raises OSError.
 
-    What is appended between reading its end and cutting it is lost: so this is for moments when nothing is observed.
+    What is appended between reading its end and cutting it is lost, so call this only while nothing is observed.
     """
     try:
         if path.stat().st_size <= LONGEST:
@@ -103,14 +103,14 @@ def cut(path: Path) -> bool:
 
 
 def bound(pods: Iterable[Path]) -> None:
-    """Cut every log in the folders of pods that has got too long. Raises OSError."""
+    """Cut every log in the folders of pods that has become too long. Raises OSError."""
     for folder in pods:
         for name in NAMES:
             cut(folder / name)
 
 
 def require_room(run: Path) -> None:
-    """Raise LabError where the lab's file system is full: no record of what is done now would be written."""
+    """Raise LabError if the lab's file system is full: then records could not be written."""
     told = os.statvfs(run)
     if told.f_bavail * told.f_frsize < _NEEDED:
         raise LabError(

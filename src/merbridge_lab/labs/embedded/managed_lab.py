@@ -1,4 +1,4 @@
-"""The embedded lab as a whole: is it there, is it flushed, what is left of it."""
+"""The embedded lab as a whole: whether it exists, what is flushed, what is left of it."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class ManagedEmbeddedLab(EmbeddedLab):
     """The ManagedLab protocol over namespaces on this machine."""
 
     def present_backend(self) -> str | None:
-        """Say in which backend the rules of the lab that is up are; None where there is none, or no rules."""
+        """Return the backend that has the rules of the lab that is up; None if no lab is up, or it has no rules."""
         if not netns.is_pinned(self._node.netns):
             return None
         return iptables.backend_of(self._node.netns, "nat")
 
     def require_up(self) -> None:
-        """Raise LabError when no lab is up."""
+        """Raise LabError if no lab is up."""
         if not self.machine.exists:
             raise LabError("no lab is up", hint="merlab up")
 
     def recover(self) -> None:
-        """Clear up what is in the way of looking at the lab part by part.
+        """Clean up what prevents a check of the lab component by component.
 
-        Control pods and outstanding flushes of a merlab that was killed; and a dataplane that is not whole, which would
-        break the requests with which the mesh is judged, long before it is the dataplane's turn.
+        This is: control pods and outstanding flushes of a merlab that was killed; and an incomplete dataplane, which
+        would break the requests that test the mesh, long before the dataplane itself is checked.
         """
         with signals.shielded():
             self.machine.uncover()  # first: what is changed next must be the lab's
@@ -54,9 +54,9 @@ class ManagedEmbeddedLab(EmbeddedLab):
             self.dataplane.pause_interception()
 
     def sweep(self) -> None:
-        """Take away what a merlab that was killed left beside the lab: twins, and drafts of saves.
+        """Remove what a killed merlab left beside the lab: control pods, and drafts of saves.
 
-        What it left flushed stays so: that may be on purpose (`step 9 --keep`). What is covered is left.
+        Its flushed rules stay flushed: that may be on purpose (`step 9 --keep`). Covered places are left alone.
         """
         with signals.shielded():
             if not self.machine.covers():
@@ -64,9 +64,9 @@ class ManagedEmbeddedLab(EmbeddedLab):
                 saved_rules.delete_drafts(self.machine.saved)
 
     def restore(self) -> list[str]:
-        """Put back whatever is flushed; give the names of the pods concerned.
+        """Restore everything that is flushed; return the names of the pods.
 
-        All are tried; the first one that cannot be put back is raised.
+        All are tried; then the first error is raised.
         """
         restored: list[str] = []
         first: LabError | None = None
@@ -81,19 +81,19 @@ class ManagedEmbeddedLab(EmbeddedLab):
 
     @property
     def exists(self) -> bool:
-        """Whether anything of the lab is there."""
+        """Report whether anything of the lab exists."""
         return self.machine.exists
 
     def remove(self, timeout: float) -> None:
-        """Remove whatever is left of the lab, found by its name."""
+        """Remove everything that is left of the lab, found by its name."""
         self.machine.remove(timeout)
 
     def stays(self) -> list[str]:
-        """Say what `down` leaves on purpose: nothing."""
+        """Return what `down` leaves on purpose: nothing."""
         return []
 
     def states(self, steps: Sequence[Step]) -> list[str]:
-        """Say of each step whether what it ensures holds now."""
+        """Return for each step whether what it ensures holds now."""
         states = []
         for step in steps:
             if step.kind.value == "demonstrate":
@@ -105,20 +105,20 @@ class ManagedEmbeddedLab(EmbeddedLab):
         return states
 
     def describe(self) -> dict[str, Any]:
-        """Return the state of the lab as `merlab status --json` has it."""
+        """Return the state of the lab as `merlab status --json` prints it."""
         return status.describe(self)
 
     def dump(self) -> dict[str, Callable[[], Any]]:
-        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
         return status.dump(self)
 
     def keep_report(self, told: dict[str, Any]) -> None:
-        """Keep the report of the last run beside the lab's other files, for a sysdump."""
+        """Store the report of the last run beside the lab's other files, for a sysdump."""
         if self.machine.run.is_dir() and self.machine.exists:
             with contextlib.suppress(OSError):
                 write_atomic(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they come; see trace_filter.follow."""
+        """Return the trace's events as they arrive; see trace_filter.follow."""
         spec = None if pod is None else self.workload(pod).pod.spec
         return trace_filter.follow(self.dataplane, self.machine.run / "pods", pod=spec, nonce=nonce)

@@ -1,4 +1,4 @@
-"""The pods of the walkthrough, made and looked at together."""
+"""The pods of the walkthrough, created and checked together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Mesh", "Pod"]
 
 
 class Mesh:
-    """All pods of `specs`; machine and node are made before it."""
+    """All pods of `specs`; machine and node are created before it."""
 
     def __init__(self, machine: Machine, node: Node, specs: Sequence[PodSpec] = topology.PODS) -> None:
         self._machine = machine
@@ -37,7 +37,7 @@ class Mesh:
         raise KeyError(name)
 
     def ensure(self) -> None:
-        """Make what is missing; the sidecars then start side by side. Raises LabError, OSError."""
+        """Create what is missing; the sidecars then start in parallel. Raises LabError, OSError."""
         self._machine.uncover()
         if any(pod.spec.sidecar for pod in self.pods):
             envoy.program(self._machine)
@@ -45,31 +45,31 @@ class Mesh:
             pod.ensure()
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until all answer, at most `timeout` seconds together. Raises LabError."""
+        """Wait until all pods are ready, at most `timeout` seconds together. Raises LabError."""
         deadline = time.monotonic() + timeout
         for pod in self.pods:
             pod.wait_ready(max(0.1, deadline - time.monotonic()))
 
     def remove(self, timeout: float = 10.0) -> None:
-        """End and delete all. Raises LabError, OSError."""
+        """Stop and delete all. Raises LabError, OSError."""
         self._machine.uncover()
         for pod in self.pods:
             pod.remove(timeout)
 
     def problems(self) -> list[str]:
-        """Say, a sentence each, what is not as `ensure` makes it."""
+        """Describe, one sentence each, what differs from what `ensure` creates."""
         node = pod_link.read_node(self._node.netns) if netns.is_pinned(self._node.netns) else None
         found = envoy.view_problem(self._machine) if any(pod.spec.sidecar for pod in self.pods) else ""
         told = [*filter(None, [found]), *(sentence for pod in self.pods for sentence in pod.problems(node))]
-        # Asked once for all of them: it takes a look at every process of the machine.
+        # Read once for all of them: it reads every process of the machine.
         return told or socket_holders.problems(self.pods)
 
     def watched(self) -> AbstractContextManager[Callable[[], list[str]]]:
-        """Listen for what comes and goes in the network namespaces of pods and node; see namespace_watch.watched."""
+        """Watch what is added and removed in the network namespaces of pods and node; see namespace_watch.watched."""
         return namespace_watch.watched(self._node.netns, self.pods)
 
     def shell_commands(self) -> list[str]:
-        """Return the lines a person would type as root to make them. Raises LabError where Envoy is missing."""
+        """Return the lines that a person would type as root to create them. Raise LabError if Envoy is missing."""
         view = self._machine.run / "envoy"
         mount = f"touch {view} && mount --bind {shlex.quote(str(envoy.find_envoy()))} {view}"
         return [mount, *(line for pod in self.pods for line in pod.shell_commands())]

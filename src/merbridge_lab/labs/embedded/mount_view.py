@@ -1,14 +1,15 @@
-"""Does a pod see the machine's files, and merlab's, and nothing in their place? Asked of its own mount namespace.
+"""Check that a pod sees the machine's files, and merlab's, without replacements. The source is its own mount namespace.
 
-A pod's requests are sent by the machine's curl, and its app is run by the machine's Python: whoever mounts something
-over one of them, over a module of it or over a whole directory, for the pod alone, decides what is measured. So its
-mounts are compared, mount by mount, with those of merlab's own namespace (of which the pod's is a copy that follows
-it) and with those that filesystem.py adds; and what lies in the pod's own /run and /etc, entry by entry.
+The machine's curl sends a pod's requests, and the machine's Python runs its app. A mount over one of them, over a
+module or over a whole directory, only in the pod, decides what is measured. So the pod's mounts are compared, mount by
+mount, with those of merlab's own namespace (the pod's is a copy that follows it) and with those that filesystem.py
+adds. The pod's own /run and /etc are compared entry by entry.
 
-What may differ: a mount that the machine had when the pod was made and has no more, if its unmounting did not get
-through to the pod (private mounts do not follow). It cannot be told from one that somebody added, so it is let be only
-where nothing is that a pod's programs read: outside of `_READ`, and below the pod's own /run, which covers it. And a
-mount of the machine's that the pod lacks: what was made after it need not get there, and nothing else lies below.
+Two differences are allowed. First: a mount that the machine had when the pod was created and has no more, if its
+unmounting did not reach the pod (private mounts do not follow). It cannot be told from a mount that somebody added, so
+it is allowed only where a pod's programs read nothing: outside of `_READ`, and below the pod's own /run, which covers
+it. Second: a mount of the machine's that the pod lacks. A mount that is newer than the pod need not reach it, and no
+other one is below.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.mounts import Mount
     from merbridge_lab.labs.embedded.topology import PodSpec
 
-#: Where a pod's programs find programs, libraries and settings, with all that is below.
+#: Where a pod's programs find programs, libraries and settings, with everything below.
 _READ = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix", "/gnu", "/dev/shm")  # noqa: S108
-#: And places that matter themselves; what is below them (debugfs, say, which the kernel mounts and unmounts) does not.
+#: Places that matter only themselves; what is below them (debugfs, say, which the kernel mounts and unmounts) does not.
 _READ_THEMSELVES = frozenset(map(Path, ("/dev", "/dev/null", "/dev/urandom", "/proc", "/sys")))
 _ETC, _SHM = Path("/etc"), Path("/dev/shm")  # noqa: S108
-#: Both tables are read one after the other, and a machine may mount (a container that starts) between: in seconds.
+#: Both tables are read one after the other, and a machine may mount in between (a container that starts): in seconds.
 _SETTLED = 0.5
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a pod sees: its mounts, where its files of /etc are, and what it finds in the file systems of its own."""
+    """What a pod sees: its mounts, where its files of /etc are, and the content of its own file systems."""
 
     table: bytes
     mounts: tuple[Mount, ...]
@@ -49,13 +50,13 @@ class _Seen:
     etc: tuple[Path, ...]
 
 
-#: What was last seen in order in a mount namespace, by its inode. The kernel numbers every mount: the same table is the
-#: same mounts, and need not be compared for each of many requests.
+#: The last state without problems of each mount namespace, by its inode. The kernel numbers every mount: an equal table
+#: means equal mounts, so it need not be compared for each of many requests.
 _IN_ORDER: dict[int, _Seen] = {}
 
 
 def differences(mntns: Path, pod: PodSpec, run: Path, folder: Path) -> list[str]:
-    """Say, a sentence each, what a pod sees that is not as merlab arranged it. Raises OSError."""
+    """Describe, one sentence each, what a pod sees that merlab did not arrange. Raises OSError."""
     found: list[str] = []
     space = netns.inode(mntns)
 
@@ -75,7 +76,7 @@ def differences(mntns: Path, pod: PodSpec, run: Path, folder: Path) -> list[str]
 
 
 def shows_another_envoy(mntns: Path, run: Path) -> bool:
-    """Whether a pod would start something else than the package's Envoy, or an older package's."""
+    """Report whether a pod would start something else than the package's Envoy, or an older package's."""
     try:
         program = netns.run_inside(mntns, lambda: os.open(run / "envoy", os.O_RDONLY | os.O_CLOEXEC), netns.NEWNS)
     except OSError:
@@ -121,7 +122,7 @@ def _key(mount: Mount, target: Path) -> tuple[str, ...]:
 
 
 def _covers(mount: Mount, target: Path, run: Path) -> bool:
-    """Whether this is a file system of the pod's own that merlab mounts on `target`."""
+    """Report whether this is one of the pod's own file systems that merlab mounts on `target`."""
     return (mount.target, mount.fstype, mount.source, mount.root) == (target, "tmpfs", run.name, "/")
 
 
@@ -145,7 +146,7 @@ def _compare(seen: _Seen, there: Counter[tuple[str, ...]], pod: PodSpec, run: Pa
 def _arranged(
     seen: _Seen, pod: PodSpec, run: Path, folder: Path
 ) -> Iterator[tuple[Path, bool, Callable[[Mount], bool]]]:
-    """Return what filesystem.populate_mount_namespace mounts: where, whether it must be there, and how it is known."""
+    """Return what filesystem.populate_mount_namespace mounts: where, whether it is required, how to recognize it."""
     device = run.stat().st_dev
     numbers = f"{os.major(device)}:{os.minor(device)}"
 
@@ -156,9 +157,9 @@ def _arranged(
     yield run.parent, True, lambda mount: _covers(mount, run.parent, run)
     yield folder, True, is_of_run(folder)
     if pod.sidecar:
-        # Which file it is says its digest, asked of the process that runs it.
+        # The digest tells which file it is; it is read from the process that runs it.
         yield run / "envoy", True, lambda _: True
-    # The cover of /etc is only needed on some machines; the other is not made by the lines that a person types.
+    # The cover of /etc is only needed on some machines; the lines that a person types do not create the other one.
     yield _ETC, False, lambda mount: _covers(mount, _ETC, run)
     yield run / "etc", False, lambda mount: mount.root.endswith("/etc") or mount.root == "/"
     yield _SHM, False, lambda mount: (mount.fstype, mount.source, mount.root) == ("tmpfs", "none", "/")
@@ -168,14 +169,14 @@ def _arranged(
 
 def _is_read(target: Path, run: Path) -> bool:
     if run.parent in target.parents:
-        return False  # covered by the pod's own: what is on that has it for a parent
+        return False  # covered by the pod's own mount: what is mounted on that has it as its parent
     if target in _READ_THEMSELVES or target == run.parent or target == Path("/"):
         return True
     return any(target == each or target in each.parents or each in target.parents for each in map(Path, _READ))
 
 
 def _follows(mount: Mount, there: Counter[tuple[str, ...]], run: Path) -> bool:
-    """Whether it is a mount of the machine's below /etc, which comes to where the cover has /etc as well."""
+    """Report whether it is a mount of the machine's below /etc that also appears below the cover of /etc."""
     behind = run / "etc"
     return behind in mount.target.parents and there[_key(mount, _ETC / mount.target.relative_to(behind))] > 0
 
@@ -185,14 +186,14 @@ def _follows(mount: Mount, there: Counter[tuple[str, ...]], run: Path) -> bool:
 
 def _entries(seen: _Seen, run: Path, folder: Path) -> Iterator[str]:
     ways = {run, *folder.parents, *(way for end in seen.ends.values() for way in end.parents)}
-    # Where a person mounts by hand, mount(8) keeps its notes, which nobody else reads.
+    # If a person mounts by hand, mount(8) keeps its notes here, which nobody else reads.
     ways |= {run.parent / "mount", *(run.parent / "mount" / name for name in ("utab", "utab.lock", "utab.event"))}
     for each in (*(each for each in seen.run if each not in ways), *seen.etc):
         yield f"there is {each}, which merlab did not put there"
 
 
 def _walk(top: Path) -> Iterator[Path]:
-    """Return what is on the file system of the directory `top`; what is mounted there is not."""
+    """Return the content of the file system of the directory `top`, without what is mounted there."""
     device = top.stat().st_dev
     for folder, names, files in os.walk(top):
         here = [name for name in (*names, *files) if Path(folder, name).lstat().st_dev == device]
@@ -201,7 +202,7 @@ def _walk(top: Path) -> Iterator[Path]:
 
 
 def _foreign(behind: Path) -> Iterator[Path]:
-    """Return what is in a cover of /etc and is no link to what is behind it."""
+    """Return what is in a cover of /etc and is no link to the file behind it."""
     for each in _walk(_ETC):
         link, other = str(each.readlink()) if each.is_symlink() else "", behind / each.name
         if link != str(other) and not (other.is_symlink() and link == str(other.readlink())):

@@ -1,8 +1,8 @@
-"""Does a server's sidecar let in only who shows a certificate of the lab's authority? Tried, from the node.
+"""Test from the node that a server's sidecar accepts only clients with a certificate of the lab's authority.
 
-Which configuration Envoy runs and which authorities it trusts it says itself, by an admin interface that whoever
-started it with others could also answer for it. So two strangers knock: one without a certificate, and one with a
-certificate that has the right name and is of another authority. Neither may get a single byte of an answer.
+Envoy itself reports its configuration and trusted authorities, through an admin interface. Whoever started Envoy with
+others could also fake that answer. So two unknown clients connect: one without a certificate, and one with a
+certificate that has the right name but another authority. Neither may get a single byte of an answer.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _ASKED = b"GET /hello HTTP/1.1\r\nHost: helloworld:5000\r\nConnection: close\r\n
 
 
 def problems(node: Path, pod: PodSpec) -> list[str]:
-    """Say which strangers the sidecar of the server `pod` answers, asked from the network namespace `node`.
+    """Describe which unknown clients the sidecar of the server `pod` answers, dialled from the namespace `node`.
 
-    That none could ask is a problem, too: then it is not known.
+    If no client could connect, this is a problem, too: then the behaviour is unknown.
     """
     strangers = {
         "shows no certificate": _client(),
@@ -47,7 +47,7 @@ def problems(node: Path, pod: PodSpec) -> list[str]:
 def _client(shown: tuple[bytes, bytes] | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # whom we speak to is not the question
+    context.verify_mode = ssl.CERT_NONE  # the identity of the peer is not tested
     context.set_alpn_protocols(["istio"])
     if shown is not None:
         with contextlib.closing(MemFile(b"".join(shown))) as file:
@@ -56,9 +56,9 @@ def _client(shown: tuple[bytes, bytes] | None = None) -> ssl.SSLContext:
 
 
 def _serves(node: Path, pod: PodSpec, client: ssl.SSLContext) -> bool:
-    """Whether one byte of an answer comes; or the connection is closed, with an alert or without.
+    """Report whether one byte of an answer arrives; False if the connection is closed, with or without an alert.
 
-    Raises OSError where nobody is reached, or neither comes in time.
+    Raise OSError if nobody is reached, or neither happens in time.
     """
     plain = netns.run_inside(node, lambda: socket.create_connection((pod.ip, topology.HTTP_PORT), _PATIENCE))
     try:

@@ -1,7 +1,8 @@
-"""What came and went in the lab's network namespaces while something was proven, told by the kernel as it happened.
+"""Changes in the lab's network namespaces during a proof, reported by the kernel as they happen.
 
-A rule or a route that is there for one cell stands neither when `verify` begins nor when it ends. Expected are the
-links of twins, which merlab makes and removes meanwhile, with what belongs to them; and that neighbours are asked for.
+A rule or a route that exists for one cell only is absent both when `verify` begins and when it ends. Expected changes
+are: the links of control pods, which merlab creates and removes meanwhile, with what belongs to them; and neighbour
+resolution.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _STATES = ("down", "without carrier", "up mtu 1500")
 
 @contextlib.contextmanager
 def watched(node: Path, pods: Iterable[Pod]) -> Iterator[Callable[[], list[str]]]:
-    """Listen in the namespaces of node and pods for the length of the block.
+    """Watch the namespaces of node and pods for the duration of the block.
 
-    Gives what says, a sentence each, what came and went there until then that should not have.
+    Yield a function that describes, one sentence each, the unexpected changes until then.
     """
     spaces = {pod.spec.name: pod.netns for pod in pods}
     specs = {pod.spec.name: pod.spec for pod in pods}
@@ -71,27 +72,27 @@ def watched(node: Path, pods: Iterable[Pod]) -> Iterator[Callable[[], list[str]]
 
 
 def _folders(own: Iterable[str]) -> list[str]:
-    """List where settings are that decide about TCP, in a namespace with these links."""
+    """List the folders of settings that decide about TCP, in a namespace with these links."""
     of_links = [f"ipv4/{kind}/{each}" for kind in ("conf", "neigh") for each in ("all", "default", "lo", *own)]
     return ["core", "ipv4", "ipv4/route", "netfilter", *of_links]
 
 
 def where(name: str) -> str:
-    """Name the network namespace of the node or of a pod."""
+    """Return the name of the network namespace of the node or of a pod."""
     return "the node's network namespace" if name == topology.NODE else f"the network namespace of {name}"
 
 
 def strange(
     name: str, changes: Iterable[Change], own: PodSpec | None, pods: Collection[PodSpec], beyond: Mapping[str, str]
 ) -> Iterator[str]:
-    """Say what changed in the namespace of the pod `own`, or of the node, and should not have.
+    """Describe unexpected changes in the namespace of the pod `own`, or of the node.
 
-    `beyond` says of links who is at their other end ("ADDRESS at HARDWARE").
+    `beyond` maps each link to its other end ("ADDRESS at HARDWARE").
     """
     control_pair = () if own else pod_link.twin_specs()
     ends = network_drift.pods_end(own) if own else {line for pod in pods for line in network_drift.nodes_end(pod)}
     expected = network_drift.bare() | ends | {("neighbour", f"{told} dev {link}") for link, told in beyond.items()}
-    if own:  # which merlab itself flushes and puts back; what is in it is compared around each flush
+    if own:  # merlab itself flushes and restores these; their content is compared around each flush
         expected.add((_TABLE, "ip nat"))
     passing = {line for spec in control_pair for line in network_drift.nodes_end(spec)}
     passing |= {("link", f"{spec.veth} (veth) {state}") for spec in control_pair for state in _STATES}
@@ -123,7 +124,7 @@ def _is_learnt(change: Change) -> bool:
 
 
 def _beyond(name: str, node: Path, spaces: Mapping[str, Path], specs: Mapping[str, PodSpec]) -> dict[str, str]:
-    """Say of each link of a namespace who is at its other end. Raises OSError."""
+    """Return the other end of each link of a namespace. Raises OSError."""
     if name != topology.NODE:
         there = netns.run_inside(node, netlink_hooks.hardware)
         return {links.POD_END: f"{topology.NODE_ADDRESS} at {there.get(specs[name].veth)}"}

@@ -1,6 +1,6 @@
-"""How processes come into a pod: argv lists that join its cgroup, its namespaces and its user.
+"""Bring processes into a pod: argv lists that join its cgroup, its namespaces and its user.
 
-The cgroup is joined first: a socket belongs for good to the cgroup its maker was in.
+The cgroup is joined first: a socket belongs permanently to the cgroup of its creator.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: Of every daemon of a pod, exactly.
+#: The exact environment of every daemon of a pod.
 ENVIRONMENT = frozenset({f"PATH={PATH}", "HOME=/", "LANG=C.UTF-8"})
 
-# Fixed texts; a daemon may open as many files (thousands of connections) as the machine lets it, and merlab's own
-# limits on files, time and memory are not its own.
-# Everything that varies is an argument. An error message of the shell names what could not be joined.
+# Fixed texts. A daemon may open as many files as the machine allows (thousands of connections), and does not inherit
+# merlab's limits on files, time and memory. Everything that varies is an argument. An error message of the shell names
+# what could not be joined.
 _JOIN = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 _DAEMON = (
     'cd / && echo 0 >"$0/cgroup.procs" && '
@@ -31,7 +31,7 @@ _DAEMON = (
 
 
 def _clean_environment() -> list[str]:
-    # An http_proxy of the user's would send the lab's requests elsewhere.
+    # An http_proxy of the user would send the lab's requests elsewhere.
     terminal = os.environ.get("TERM")
     return ["env", "-i", f"PATH={PATH}", "HOME=/", "LANG=C.UTF-8", *([f"TERM={terminal}"] if terminal else [])]
 
@@ -49,7 +49,7 @@ def as_user(cgroup: Path, netns: Path, mntns: Path, user: int, argv: Sequence[st
 def as_daemon(cgroup: Path, netns: Path, mntns: Path, user: int, log: Path, argv: Sequence[str]) -> list[str]:
     """Return the argv that starts `argv` in a pod as `user` and returns at once.
 
-    It has a session of its own, no terminal, no file of ours open, and appends what it prints to `log`.
+    The process has its own session, no terminal and none of our open files. It appends its output to `log`.
     """
     inside = [*_into(netns, mntns, user), "env", "-i", *sorted(ENVIRONMENT), *argv]
     return ["sh", "-c", _DAEMON, str(cgroup), str(log), *inside]

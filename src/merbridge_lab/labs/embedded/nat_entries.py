@@ -1,8 +1,8 @@
-"""NAT that no rule explains: entries of conntrack that somebody made by hand, in the pods and in the node.
+"""NAT that no rule explains: entries of conntrack that somebody created by hand, in the pods and in the node.
 
-Asked at the end of a proof, when all it sent is remembered still (TIME_WAIT is two minutes). What Istio's rules have
-done before a flush stays in the table as well, so each entry must be of the form that those rules give: whatever is
-for 15001 or 15006 already, as all is that eBPF sends there, they leave alone.
+They are read at the end of a proof, while conntrack still remembers all its connections (TIME_WAIT is two minutes).
+What Istio's rules did before a flush stays in the table as well, so each entry must have the form that those rules
+produce. The rules ignore what is already for 15001 or 15006, and everything that eBPF sends there is.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _SIDECARS = (topology.OUTBOUND_PORT, topology.INBOUND_PORT)
 
 
 def problems(node: Path, specs: Mapping[str, PodSpec], spaces: Mapping[str, Path]) -> Iterator[str]:
-    """Say, a sentence each, what is translated in the node and in each pod that no rule of theirs translates so."""
+    """Describe, one sentence each, each translation in the node and in the pods that their rules do not produce."""
     every = {topology.NODE: node, **spaces}
-    # Side by side: for each namespace the kernel walks through the whole machine's table.
+    # In parallel: for each namespace, the kernel walks through the whole machine's table.
     with ThreadPoolExecutor(len(every)) as pool:
         asked = {name: pool.submit(netns.run_inside, path, conntrack.translated) for name, path in every.items()}
     for name, answer in asked.items():
@@ -43,12 +43,12 @@ def problems(node: Path, specs: Mapping[str, PodSpec], spaces: Mapping[str, Path
 
 
 def is_told_apart(each: Translated) -> bool:
-    """Whether conntrack did this by itself, where two connections would be alike: nothing but the source's port."""
+    """Report whether conntrack itself did this to keep two connections apart: only the source's port changes."""
     return each.seen_destination == each.destination and each.seen_source[0] == each.source[0]
 
 
 def is_redirected(pod: PodSpec, each: Translated) -> bool:
-    """Whether Istio's rules in `pod` do this: what goes out to 15001, what comes in to 15006, of the pod itself."""
+    """Report whether Istio's rules in `pod` do this: the pod's outgoing traffic to 15001, its incoming to 15006."""
     if each.seen_source[0] != each.source[0] or each.destination[1] in _SIDECARS:
         return False
     own = (pod.ip, _LOOPBACK)
@@ -60,7 +60,7 @@ def is_redirected(pod: PodSpec, each: Translated) -> bool:
 
 
 def is_of_service(each: Translated) -> bool:
-    """Whether the node's rules do this: what is for a service goes to one of its pods."""
+    """Report whether the node's rules do this: traffic for a service goes to one of its pods."""
     to = [
         (endpoint.address, service.port)
         for service in topology.SERVICES

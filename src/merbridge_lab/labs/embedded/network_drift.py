@@ -1,8 +1,7 @@
-"""The wires between pods and node: what their namespaces hold, exactly, and the one list of what may differ.
+"""The network between pods and node: the exact content of their namespaces, and the one list of allowed differences.
 
 Compared are links, addresses, routes of all tables, rules of policy routing, neighbours, queueing disciplines and
-IPsec; sysctl_drift.py compares the settings. Not compared: who added a route (its "proto"), and what
-the kernel counts.
+IPsec; sysctl_drift.py compares the settings. Not compared: who added a route (its "proto"), and the kernel's counters.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Line = tuple[str, str]
 
 
 def bare() -> set[Line]:
-    """Return what every namespace has whose loopback is up."""
+    """Return what every namespace has once its loopback is up."""
     routes = ("local 127.0.0.0/8", "local 127.0.0.1/32")
     return {
         ("link", "lo (loopback) up mtu 65536"),
@@ -53,14 +52,14 @@ def _end(link: str, address: str, other: str) -> set[Line]:
 
 
 def pods_end(pod: PodSpec) -> set[Line]:
-    """Return what the link to the node is made of, in the pod."""
+    """Return the properties of the link to the node, in the pod."""
     gateway = topology.NODE_ADDRESS
     default = f"unicast default dev {POD_END} table main scope global gateway {gateway}"
     return {*_end(POD_END, pod.ip, gateway), ("route", default)}
 
 
 def nodes_end(pod: PodSpec) -> set[Line]:
-    """Return what the link to `pod` is made of, in the node."""
+    """Return the properties of the link to `pod`, in the node."""
     return _end(pod.veth, topology.NODE_ADDRESS, pod.ip)
 
 
@@ -69,7 +68,7 @@ def nodes_end(pod: PodSpec) -> set[Line]:
 
 @dataclass(frozen=True)
 class Allowance:
-    """Lines that may be there or not, with the reason; `of` gives them, exactly, for what was read."""
+    """Lines that are optional, with the reason; `of` returns them, exactly, for what was read."""
 
     name: str
     reason: str
@@ -147,7 +146,7 @@ MAY_DIFFER = (
 
 
 class Compared(NamedTuple):
-    """What is missing, and what is there besides."""
+    """What is missing, and what is there in addition."""
 
     missing: tuple[Line, ...]
     extra: tuple[Line, ...]
@@ -156,7 +155,7 @@ class Compared(NamedTuple):
 def compare(found: Network, wanted: set[Line], *, neighbours: Mapping[str, str], also: Iterable[Line] = ()) -> Compared:
     """Compare what was read with what must be there.
 
-    `neighbours` says of each link who is at its other end ("ADDRESS at HARDWARE"). `also` may be there or not.
+    `neighbours` maps each link to its other end ("ADDRESS at HARDWARE"). The lines in `also` are optional.
     """
     there = {(kind, line) for kind, lines in found.lines.items() for line in lines}
     may = {*also}.union(*(each.of(found, neighbours) for each in MAY_DIFFER))
@@ -164,7 +163,7 @@ def compare(found: Network, wanted: set[Line], *, neighbours: Mapping[str, str],
 
 
 def altered(compared: Compared) -> tuple[Compared, list[str]]:
-    """Part what is only not as merlab made it from what is missing or a stranger; say a few words of each."""
+    """Separate what was only altered from what is missing or foreign; describe each alteration in a few words."""
     told = {
         (missing, extra): f"the {kind} {line} is {extra[1][len(line) + 1 :]}"
         for missing in compared.missing
@@ -181,6 +180,6 @@ def altered(compared: Compared) -> tuple[Compared, list[str]]:
 
 
 def stranger(where: str, line: Line) -> str:
-    """Say of a line that it is there and should not be."""
+    """Describe a line that should not be there."""
     article = "an" if line[0][0] in "aI" else "a"
     return f"{where} has {article} {line[0]} that is not merlab's: {line[1]}"

@@ -1,4 +1,4 @@
-"""The node: a network namespace between the pods, connected to nothing else.
+"""The node: a network namespace between the pods, without any other connection.
 
 It routes, and acts as kube-proxy.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Node:
-    """The machine the pods run on: routes, and the virtual addresses of the services."""
+    """The machine that the pods run on: routes, and the virtual addresses of the services."""
 
     def __init__(self, machine: Machine, backend: str = "nft") -> None:
         self._machine = machine
@@ -26,12 +26,12 @@ class Node:
         self.netns: Path = machine.netns(topology.NODE)
 
     def ensure(self) -> None:
-        """Make what is missing. Raises LabError, OSError."""
+        """Create what is missing. Raises LabError, OSError."""
         if netns.is_pinned(self.netns) and not self._wire_problems():
             self._set_up()
         if not netns.is_pinned(self.netns) or self._wire_problems():
-            # Whatever it is, it goes with the namespace; the pods are linked to a new one. Nothing is set in it: it may
-            # be somebody else's, under our name.
+            # Its content goes with the namespace; the pods are linked to a new one. Nothing is set in it: it may be
+            # somebody else's, under our name.
             netns.unpin(self.netns)
             netns.create(self.netns, netns.NEWNET)
             self._set_up()
@@ -40,11 +40,11 @@ class Node:
             iptables.load(self.netns, rule_templates.service_rules(), self._backend)
 
     def remove(self) -> None:
-        """Let the namespace go; nothing there is fine. Raises OSError."""
+        """Remove the namespace; succeed if there is none. Raises OSError."""
         netns.unpin(self.netns)
 
     def problems(self) -> list[str]:
-        """Say, a sentence each, what is not as `ensure` makes it."""
+        """Describe, one sentence each, what differs from what `ensure` creates."""
         if not netns.is_pinned(self.netns):
             return [f"the node's network namespace is not there ({self.netns})"]
         return self._wire_problems() + self._listeners() + self._rule_problems()
@@ -70,7 +70,7 @@ class Node:
         )
 
     def shell_commands(self) -> list[str]:
-        """Return the lines a person would type as root to make it, once the run directory is there."""
+        """Return the lines that a person would type as root to create it, once the run directory exists."""
         inside = f"nsenter --net={self.netns}"
         dnat = [
             f"{inside} iptables-{self._backend} -t nat {line}"

@@ -1,8 +1,8 @@
-"""Who captures packets in the lab's network namespaces: told, and no failure.
+"""Who captures packets in the lab's network namespaces: reported, but no failure.
 
-A learner's tcpdump has a packet socket, and changes nothing. One that sends can forge packets; but what the proof
-counts went through two sidecars that know each other by mutual TLS, over links, routes and neighbours that are compared
-exactly: forged packets can break that, which is seen, and cannot make it up.
+A learner's tcpdump has a packet socket, and changes nothing. A process that sends on one can forge packets. But the
+proof counts only what went through two sidecars that authenticate each other by mutual TLS, over links, routes and
+neighbours that are compared exactly. Forged packets can break such traffic, which is detected, but cannot fake it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def readings(name: str, namespace: Path) -> tuple[Reading, ...]:
-    """Name who has packet sockets in a network namespace."""
+    """Return who has packet sockets in a network namespace."""
     source = f"packet:{name}"
     try:
         found = netns.run_inside(namespace, packet_sockets.here)

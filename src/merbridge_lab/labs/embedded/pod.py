@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Pod:
-    """One pod, by its spec; what there is of it is in the kernel."""
+    """One pod, by its spec; its state is in the kernel."""
 
     def __init__(self, machine: Machine, node: Node, spec: PodSpec) -> None:
         self._machine = machine
@@ -55,7 +55,7 @@ class Pod:
     # -- making ----------------------------------------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """Make what is missing and replace what is not what it should be; does not wait for the sidecar.
+        """Create what is missing and replace what is not in order; do not wait for the sidecar.
 
         Raises LabError, OSError.
         """
@@ -82,7 +82,7 @@ class Pod:
         if self._link_problems():
             self._connect()
             if self._link_problems():
-                # Something in it is not a matter of the link; whoever lives there is restarted.
+                # Something other than the link is wrong in it: it is recreated, and the processes in it are restarted.
                 netns.unpin(self.netns)
                 netns.create(self.netns, netns.NEWNET)
                 links.set_up(self.netns, pod_link.POD_SYSCTLS)
@@ -92,7 +92,7 @@ class Pod:
             iptables.load(self.netns, rule_templates.pod_rules(), self.spec.backend)
 
     def _lives_in(self, pin: Path) -> bool:
-        """Whether a process of the pod is in the namespace pinned at `pin`, and that is not the machine's."""
+        """Report whether a process of the pod is in the namespace pinned at `pin`, and that is not the machine's."""
         there = [seen for kind in self.processes.kinds for seen in self.processes.there(kind)]
         return netns.is_pinned(pin) and not lab_paths.is_machines(pin) and netns.inode(pin) in {p.netns for p in there}
 
@@ -103,7 +103,7 @@ class Pod:
         return list(pod_link.of_pod(self.spec, self.netns, self._node.netns, node))
 
     def _ensure_sidecar_files(self) -> bool:
-        """Write what a sidecar reads and writes to; say whether it must be restarted to know."""
+        """Write the files that a sidecar reads and writes; return whether it must be restarted to read them."""
         while mounts.at(self.access_log) is not None:
             mounts.umount(self.access_log)
         changed = envoy.furnish(self._machine, self.spec, self.folder)
@@ -123,7 +123,7 @@ class Pod:
             )
 
     def _has_view(self) -> bool:
-        """Whether the pod sees the package's Envoy, and the file that the lab does, not one that has gone since."""
+        """Report whether the pod sees the package's Envoy, in the lab's current view and not in an earlier one."""
         if not self.spec.sidecar:
             return True
         own = self._machine.run / "envoy"
@@ -138,9 +138,9 @@ class Pod:
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until app and sidecar answer, at most `timeout` seconds.
+        """Wait until app and sidecar are ready, at most `timeout` seconds.
 
-        Raises LabError with the sidecar's last words when it ends, or does not get ready.
+        Raise LabError with the sidecar's last log lines if it ends, or does not get ready.
         """
         ended: list[str] = []
 
@@ -164,20 +164,20 @@ class Pod:
 
     @property
     def is_ready(self) -> bool:
-        """Whether its app and its sidecar answer now; known within a second."""
+        """Report whether its app and its sidecar answer now, within a second."""
         return all(self._answers(kind) for kind in self.processes.kinds)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
     @property
     def app_pid(self) -> int | None:
-        """The app's process, found in its cgroup by what it runs; None if there is none."""
+        """The app's process, found in its cgroup by its program; None if there is none."""
         found = self.processes.find("app")
         return found.pid if found else None
 
     @property
     def sidecar_pid(self) -> int | None:
-        """The sidecar's process, found in its cgroup by what it runs; None if there is none."""
+        """The sidecar's process, found in its cgroup by its program; None if there is none."""
         found = self.processes.find("sidecar")
         return found.pid if found else None
 
@@ -185,22 +185,22 @@ class Pod:
         return not self.processes.mismatch(kind, seen)
 
     def _is_altered(self) -> bool:
-        """Whether the sidecar answers, but is not what was started here."""
+        """Report whether the sidecar answers, but is not the one that merlab started."""
         if not envoy.is_ready(self.netns):
             return False
         seen = {kind: each for kind, each in self.processes.seen().items() if kind == "sidecar"}
         return bool(self._differences(seen))
 
     def problems(self, node: Network | None = None) -> list[str]:
-        """Say, a sentence each, what is not as `ensure` makes it; rules flushed on purpose are not a problem.
+        """Describe, one sentence each, what differs from what `ensure` creates, except rules flushed on purpose.
 
-        `node` is what was read of the node's namespace a moment ago.
+        `node` is what was just read of the node's namespace.
         """
         name = self.spec.name
         if not netns.is_pinned(self.netns):
             return [f"the network namespace of {name} is not there ({self.netns})"]
         seen = self.processes.seen()
-        # Before app and sidecar are asked anything: what is set on their listeners may be why they do not answer.
+        # Before app and sidecar are contacted: a setting on their listeners may be the reason why they do not answer.
         found = self._link_problems(node) + self._rule_problems() + envoy_drift.options(self.netns, name, seen)
         if not netns.is_pinned(self.mntns):
             found.append(f"the mount namespace of {name} is not there ({self.mntns})")
@@ -210,14 +210,14 @@ class Pod:
         return found or self._differences(seen) or self.view_problems() or self.processes.besides()
 
     def view_problems(self) -> list[str]:
-        """Say what its processes, and the requests that are sent as one of them, see in the place of something else.
+        """Describe which replaced files its processes see, and the requests that are sent as one of them.
 
         Raises OSError.
         """
         return mount_view.differences(self.mntns, self.spec, self._machine.run, self.folder)
 
     def require_view(self) -> None:
-        """Raise ClaimFailedError where it sees something else than merlab arranged."""
+        """Raise ClaimFailedError if it sees something else than merlab arranged."""
         if netns.is_pinned(self.mntns) and (found := self.view_problems()):
             raise ClaimFailedError(found[0])
 
@@ -242,7 +242,7 @@ class Pod:
         )
 
     def _is_flushed_on_purpose(self) -> bool:
-        """Whether a good save of the rules of this very network namespace is there."""
+        """Report whether there is a good save of the rules of exactly this network namespace."""
         return SaveFile(self._machine.saved, self.spec.name).is_of(self.netns)
 
     # -- entering and removing -------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Pod:
     def argv_as_app(self, argv: Sequence[str]) -> list[str]:
         """Return the complete argv that runs `argv` as the app: its cgroup, namespaces and user, a clean environment.
 
-        To be started by root on the host; the exit status is that of `argv`.
+        Root must start it on the host; the exit status is that of `argv`.
         """
         return namespaces.as_user(self.cgroup / "app", self.netns, self.mntns, topology.APP_ID, argv)
 
@@ -259,17 +259,17 @@ class Pod:
         return namespaces.as_root(self.netns, argv)
 
     def remove(self, timeout: float = 10.0) -> None:
-        """End the pod and delete everything of it; nothing there is fine. Raises LabError, OSError."""
+        """Stop the pod and delete everything of it; succeed if nothing is there. Raises LabError, OSError."""
         for kind in self.processes.kinds:
             self.processes.end_astray(kind)
         cgroup.remove(self.cgroup, timeout)
         if netns.is_pinned(self._node.netns) and not lab_paths.is_machines(self._node.netns):
-            # A namespace is torn down at the kernel's leisure; its address may be wanted again at once.
+            # The kernel removes a namespace some time later; its address may be needed again at once.
             links.disconnect(self._node.netns, self.spec.veth)
         netns.unpin(self.netns)
         netns.unpin(self.mntns)
         delete_tree(self.folder)
 
     def shell_commands(self) -> list[str]:
-        """Return the lines a person would type as root to make it, once the node is there."""
+        """Return the lines that a person would type as root to create it, once the node exists."""
         return commands.lines(self, self._node.netns, self.processes.daemons())

@@ -1,4 +1,4 @@
-"""The link of one pod to the node, and the node's to all: looked at from both ends."""
+"""The link of one pod to the node, and the node's links to all pods: checked from both ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POD_SYSCTLS = sysctl_drift.wanted([links.POD_END], forward=False)
 
 
 def node_sysctls(network_: Network) -> dict[str, str]:
-    """Return what merlab sets in the node, with the links that it has."""
+    """Return the settings that merlab sets in the node, with the links that it has."""
     return sysctl_drift.wanted(_own(network_), forward=True)
 
 
@@ -33,7 +33,7 @@ def read_node(where: Path) -> Network:
 
 
 def twin_specs() -> tuple[PodSpec, ...]:
-    """List all twins that merlab may make."""
+    """List all control pods that merlab may create."""
     sleep, helloworld, *_ = topology.PODS
     return (
         topology.control_client(sleep),
@@ -48,10 +48,11 @@ def _all_specs() -> tuple[PodSpec, ...]:
 
 
 def of_node(machines: Path, found: Network) -> list[str]:
-    """Say what of the node's wires is not as it should be, those to the pods left out.
+    """Describe what is wrong with the node's network, except for the links to the pods.
 
-    `machines` is where network namespaces are pinned: a link to a pod, or to a twin, may be there while that is. Where
-    a pod's is not, its link is left over: the pod says what is wrong, and is recreated with it.
+    `machines` is where network namespaces are pinned. A link to a pod, or to a control pod, is allowed as long as its
+    pin exists. If a pod's pin is missing, its link is left over: the pod reports the problem, and the link is recreated
+    with it.
     """
     there = [spec for spec in _all_specs() if netns.is_pinned(machines / spec.name)]
     left_over = {spec.veth for spec in topology.PODS} - {spec.veth for spec in there}
@@ -75,13 +76,13 @@ def of_node(machines: Path, found: Network) -> list[str]:
 
 
 def _hanging(name: str, where: Path, extra: Iterable[network_drift.Line]) -> Iterator[str]:
-    """Say what hangs on links that have a queueing discipline of somebody's: it is what that is there for."""
+    """Describe what is attached to links that have a foreign queueing discipline: the discipline exists to carry it."""
     if any(kind == "queueing discipline" for kind, _ in extra):
         yield from (each.sentence for each in strangers.on_links(name, where))
 
 
 def _beyond(machines: Path, specs: list[PodSpec], found: Network) -> dict[str, str]:
-    """Say of each link of the node what the pod's end of it is called in ARP, where that was asked for."""
+    """Return, for each link of the node, the pod's end of it as ARP knows it, if that was resolved."""
     asked = {line.rpartition(" dev ")[2] for line in found.lines["neighbour"]}
     beyond = {}
     for spec in specs:
@@ -92,7 +93,7 @@ def _beyond(machines: Path, specs: list[PodSpec], found: Network) -> dict[str, s
 
 
 def of_pod(spec: PodSpec, where: Path, node: Path, node_found: Network | None = None) -> Iterator[str]:
-    """Say what of a pod's wires is not as it should be, at both ends."""
+    """Describe what is wrong with a pod's network, at both ends."""
     found = network_dump.read(where, settings=True)
     space, end = f"the network namespace of {spec.name}", network_drift.pods_end(spec)
     at_node = (node_found or network_dump.read(node)) if netns.is_pinned(node) else None
@@ -134,7 +135,7 @@ def of_pod(spec: PodSpec, where: Path, node: Path, node_found: Network | None = 
 def _ends_elsewhere(
     spec: PodSpec, own: int | None, other: int | None, spaces: tuple[int | None, int | None]
 ) -> Iterator[str]:
-    """Say which end of a pod's link has its other end in a namespace that is neither the node's nor the pod's."""
+    """Describe which end of a pod's link has its other end in a namespace other than the node's and the pod's."""
     to_node, to_pod = spaces
     if to_node is None or own != to_node:
         yield f"{links.POD_END} of {spec.name} has its other end in another network namespace than the node's"

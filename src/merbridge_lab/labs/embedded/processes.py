@@ -24,11 +24,12 @@ APP_LOG = "app.log"
 _SCRIPT = "app.py"
 #: A sidecar older than this (seconds) that does not answer will not get ready any more.
 _START = 15.0
-#: A command that is on its way into the pod, or a thread that waits for its disk, has changed after this, in seconds.
+#: A command that is entering the pod, or a thread that waits for its disk, has changed its state after this, in
+#: seconds.
 _SETTLED = 0.5
-#: A process that was killed is gone after this, in seconds.
+#: A killed process is gone after this, in seconds.
 _END = 5.0
-#: Of a process that runs, and could be any.
+#: Describes a running process that cannot be identified.
 _UNREAD = "which /proc/{pid} does not tell of (a mount covers it, or hidepid hides it)"
 
 
@@ -46,17 +47,17 @@ class Processes:
     # -- starting --------------------------------------------------------------------------------------------------
 
     def start(self, kind: str) -> None:
-        """End what there is of a kind, and start it again. Raises LabError, OSError."""
+        """Stop all processes of a kind, and start it again. Raises LabError, OSError."""
         cgroup.clear(self.cgroup / kind, timeout=5)
         self.end_astray(kind)
         if kind == "app" and self._spec.app == "helloworld":
-            # Written first, so that the file is older than the process that reads it: that is how it is known.
+            # Written first, so that the file is older than the process that reads it: this identifies it.
             write_atomic(self._folder / _SCRIPT, rule_templates.data("app/helloworld.py"))
         with change("start a process"):
             run(self.daemons()[kind])
 
     def release(self) -> None:
-        """Let the cgroups of the pod run, without limits. Raises OSError."""
+        """Thaw the cgroups of the pod and remove their limits. Raises OSError."""
         for each in [self.cgroup, *(self.cgroup / kind for kind in self.kinds)]:
             cgroup.release(each)
 
@@ -75,8 +76,8 @@ class Processes:
         if self._spec.app == "sleep":
             return ["sleep", "infinity"]
         ports = [str(topology.HTTP_PORT), str(topology.ECHO_PORT)]
-        # The distribution's: ours may lie in a directory that the app's user cannot enter. By itself, too: no
-        # PYTHONPATH, no sitecustomize and no .pth file of the machine has a say in it.
+        # The distribution's Python: ours may be in a directory that the app's user cannot enter. It also runs isolated:
+        # PYTHONPATH, sitecustomize and .pth files of the machine have no effect.
         interpreter = ["/usr/bin/python3", "-I", "-S", "-B"]
         return [*interpreter, str(self._folder / _SCRIPT), self._spec.version, self._spec.name, *ports]
 
@@ -92,18 +93,19 @@ class Processes:
         return [seen for pid in cgroup.processes(self.cgroup / kind) if (seen := procfs.look(pid))]
 
     def hidden(self, kind: str) -> list[int]:
-        """Return the processes in the cgroup of a kind that run and that /proc does not tell of."""
+        """Return the processes in the cgroup of a kind that run but that /proc does not show."""
         return [pid for pid in cgroup.processes(self.cgroup / kind) if procfs.is_hidden(pid)]
 
     def astray(self, kind: str) -> list[Process]:
-        """List the processes that are what a kind should be in all else, and are in another cgroup."""
+        """List the processes that match a kind in everything but are in another cgroup."""
         own = set(cgroup.processes(self.cgroup / kind))
         there = procfs.by_argv(self._argv(kind))
         return [seen for seen in there if seen.pid not in own and not self.mismatch(kind, seen)]
 
     def end_astray(self, kind: str) -> None:
-        """End those: they hold the ports that their successor needs. Raises LabError where one does not end."""
-        # A control client or server is made and gone within one command; to look for those costs more than they matter.
+        """End those: they hold the ports that their successor needs. Raise LabError if one does not end."""
+        # A control client or server is created and removed within one command: to search for those costs more than it
+        # helps.
         if not self._spec.mesh or not (astray := self.astray(kind)):
             return
         for each in astray:
@@ -122,7 +124,7 @@ class Processes:
         return {kind: found for kind in self.kinds if (found := self.find(kind)) is not None}
 
     def mismatch(self, kind: str, seen: Process) -> str:
-        """Say why a process is not the one of its kind; empty if it is."""
+        """Describe why a process is not the one of its kind; "" if it is."""
         if not (netns.is_pinned(self._netns) and netns.is_pinned(self._mntns)):
             return "the pod's namespaces are not there"
         return identity.mismatch(seen, self._expected(kind))
@@ -138,13 +140,16 @@ class Processes:
         return identity.Expected(argv, program, topology.APP_ID, space, mounts, script if is_script else None)
 
     def answers(self, kind: str) -> bool:
-        """Whether it answers now; known within a second."""
+        """Report whether it answers now, within a second."""
         if kind == "sidecar":
             return envoy.is_ready(self._netns)
         return self._spec.app == "sleep" or http_probe.says_ok(self._netns, topology.HTTP_PORT, "/hello")
 
     def is_hopeful(self, kind: str) -> bool:
-        """Whether a process of this kind is right and runs, and the sidecar answers or is too young to be given up."""
+        """Report whether a process of this kind is right and runs.
+
+        A sidecar must also answer, or be too young to be given up.
+        """
         seen = self.find(kind)
         if seen is None or self.held(kind, seen) or self.strangers(kind):
             return False
@@ -154,7 +159,7 @@ class Processes:
     # -- looking ---------------------------------------------------------------------------------------------------
 
     def held(self, kind: str, seen: Process) -> str:
-        """Say what keeps a process, or one of its threads, from running; empty if nothing does."""
+        """Describe what prevents a process, or one of its threads, from running; "" if nothing does."""
         if cgroup.is_frozen(self.cgroup / kind):
             return f"is frozen (cgroup.freeze of {self.cgroup / kind} or of a cgroup above)"
         if where := cgroup_v1.frozen(seen.pid):
@@ -168,7 +173,7 @@ class Processes:
         return ""
 
     def strangers(self, kind: str) -> list[str]:
-        """Name what is in the cgroup of a kind besides it and, with an app, what `merlab exec` starts."""
+        """Return the other processes in the cgroup of a kind, except, for an app, those that `merlab exec` starts."""
 
         def found() -> list[str]:
             own = self.find(kind)
@@ -178,7 +183,7 @@ class Processes:
 
         if not found():
             return []
-        # It may have joined the cgroup just now, and not yet the rest.
+        # It may just have joined the cgroup, and not yet the rest.
         poll_until(lambda: not found(), timeout=_SETTLED, awaiting="processes to come in or to go")
         return found()
 
@@ -192,7 +197,7 @@ class Processes:
         return details is None or ({*details.users, *details.groups} == {topology.APP_ID} and not details.capabilities)
 
     def problems(self, kind: str, access_log: Path) -> list[str]:
-        """Say what is wrong with the process of a kind: at most one sentence, the one that explains the others."""
+        """Describe what is wrong with the process of a kind: at most one sentence, the one that explains the others."""
         seen, there = self.find(kind), self.there(kind)
         where = f"the {kind} of {self._spec.name}"
         if seen is not None:
@@ -222,7 +227,7 @@ class Processes:
         return ""
 
     def besides(self) -> list[str]:
-        """Say what runs in the cgroups of app and sidecar besides them."""
+        """Describe what else runs in the cgroups of app and sidecar."""
         return [
             f"beside the {kind} of {self._spec.name} there runs in its cgroup {stranger}"
             for kind in self.kinds
@@ -230,7 +235,7 @@ class Processes:
         ]
 
     def limited(self) -> list[str]:
-        """Say what limits the cgroups of the pod, and what else is in them."""
+        """Describe what limits the cgroups of the pod, and what else is in them."""
         name = self._spec.name
         own = [self.cgroup, *(self.cgroup / kind for kind in self.kinds)]
         found = [f"the cgroup {each} of {name} is limited: {limit}" for each in own for limit in cgroup.limits(each)]

@@ -1,7 +1,7 @@
-"""May merlab believe the programs that it runs, and itself? Whatever replaces one of them decides what is read.
+"""Check whether merlab may trust the programs that it runs, and itself: whatever replaces one decides what is read.
 
-Looked at are the machine's tools (whose they are, and that nothing is mounted over them), and what root's environment
-had loaded into merlab itself. A root who writes to the machine's own files, or to merlab's, cannot be told from a
+Checked are the machine's tools (who owns them, and that nothing is mounted over them), and what root's environment
+loaded into merlab itself. If root writes to the machine's own files, or to merlab's, this cannot be told from a
 distribution that did so.
 """
 
@@ -31,13 +31,13 @@ _TOOLS = (
     "/usr/bin/python3",
     *(f"iptables-{backend}{suffix}" for backend in ("nft", "legacy") for suffix in ("", "-save", "-restore")),
 )
-#: What has the dynamic linker put a library before all others; ld.so(8).
+#: Variables that make the dynamic linker load a library before all others; ld.so(8).
 _PRELOADS = ("LD_PRELOAD", "LD_AUDIT")
 _PRELOADED = Path("/etc/ld.so.preload")
 
 
 def problems() -> list[str]:
-    """Say, a sentence each, what may not be believed. Raises OSError."""
+    """Describe, one sentence each, what may not be trusted. Raises OSError."""
     return [*_of_tools(), *_of_merlab()]
 
 
@@ -45,7 +45,7 @@ def _of_tools() -> Iterator[str]:
     covered = {mount.target for mount in mounts.table()}
     for name in _TOOLS:
         if (found := system_tools.find(name)) is None:
-            continue  # whoever needs it says so
+            continue  # whoever needs it reports it
         if who := system_tools.changeable(found):
             yield f"{name} is {found}, and {who}: what it tells root cannot be believed"
         if (real := Path(found).resolve()) in covered:
@@ -66,18 +66,18 @@ def _of_merlab() -> Iterator[str]:
         elif any(each in library.parents for each in places):
             yield f"{library} is loaded into merlab itself (LD_LIBRARY_PATH)"
     foreign = {_absolute(folder): word for word, folder in _told() if not system_tools.is_installed(Path(folder))}
-    # Where merlab itself comes from, all that it needs may come from (pip install --target).
+    # All dependencies of merlab may come from the directory that merlab itself comes from (pip install --target).
     foreign = {each: word for each, word in foreign.items() if each not in Path(__file__).absolute().parents}
     if foreign:
         yield from _of_modules(foreign)
-    with contextlib.suppress(LabError):  # there is none: that is told of the sidecars
+    with contextlib.suppress(LabError):  # there is none: the check of the sidecars reports that
         found = envoy.find_envoy().absolute()
         for each in (each for each in foreign if each in found.parents):
             yield f"{found} is what merlab takes for Envoy ({foreign[each]})"
 
 
 def _told() -> Iterator[tuple[str, str]]:
-    """Return the directories that the environment has Python import from, each with the word that says so."""
+    """Return the directories that the environment makes Python import from, each with its variable."""
     for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         yield "PYTHONPATH", folder
     if os.environ.get("PYTHONUSERBASE"):

@@ -1,4 +1,4 @@
-"""The lab's texts of iptables rules: Istio's for a pod, the stand-in for kube-proxy for the node."""
+"""The lab's iptables rules as text: Istio's for a pod, and for the node the ones that act as kube-proxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     _Chains = Mapping[tuple[str, str], list[str]]
 
-#: The tables that hold rules of ours, in a pod and in the node.
+#: The tables that hold our rules, in a pod and in the node.
 OURS = ("nat", "filter")
 NODES = ("nat",)
 
@@ -44,7 +44,7 @@ def _compiled(name: str) -> jinja2.Template:
 
 
 def data(name: str) -> str:
-    """Read `data/NAME`, which travels inside the package."""
+    """Read `data/NAME`, which is part of the package."""
     return (files("merbridge_lab") / "data" / name).read_text()
 
 
@@ -60,7 +60,7 @@ def service_rules(services: Sequence[topology.Service] = topology.SERVICES) -> s
 
 
 def by_chain(text: str) -> _Chains:
-    """Sort the rules of an iptables-save text by table and chain, counters left out."""
+    """Group the rules of an iptables-save text by table and chain, without counters."""
     chains: dict[tuple[str, str], list[str]] = {}
     for rule in ruleset.parse(text):
         chains.setdefault((rule.table, rule.chain), []).append(rule.spec)
@@ -70,11 +70,11 @@ def by_chain(text: str) -> _Chains:
 def problems(
     netns: Path, text: str, backend: str, *, where: str, tables: Sequence[str] = OURS, wrong: str, stray: str
 ) -> list[str]:
-    """Say in what the rules in `netns` are not exactly those of `text`: in none of its tables, backends, families.
+    """Describe how the rules in `netns` differ from `text`, in all tables, backends and families.
 
-    The sentence is `wrong` where ours are not there as they should be, and begins with `stray` where others are
-    somewhere else: in other tables, the other backend, native nftables. That they cannot be read is one too, and that
-    a table or a chain itself is not as iptables makes it; `where` names the namespace for that.
+    The sentence is `wrong` if our rules are not as they should be. It begins with `stray` if other rules are somewhere
+    else: in other tables, the other backend, native nftables. It is also a problem if the rules cannot be read, or if a
+    table or a chain itself is not as iptables makes it; `where` names the namespace for that.
     """
     seen = iptables.snapshot(netns)
     unread = [str(each) for each in dict.fromkeys(seen.unread)]
@@ -95,5 +95,5 @@ def problems(
 
 
 def _are(found: _Chains, wanted: _Chains, tables: Sequence[str]) -> bool:
-    """Whether the rules of `tables` are the same, in their order."""
+    """Report whether the rules of `tables` are the same, in order."""
     return all(found.get(chain) == wanted.get(chain) for chain in {*found, *wanted} if chain[0] in tables)

@@ -1,7 +1,7 @@
-"""The rules of a pod: read, flushed and put back without ever being lost.
+"""The rules of a pod: read, flushed and restored without ever being lost.
 
-What is flushed is on disk before; the file that holds it *is* the mark that a flush is outstanding, and goes only
-when the rules are seen to be back. A save is never overwritten while its flush is outstanding.
+Flushed rules are on disk before the flush. The file that holds them *is* the mark that a flush is outstanding, and is
+deleted only after the rules were seen to be back. A save is never overwritten while its flush is outstanding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class PodRules:
     """The nat rules in the network namespace of the pod `name`; `keep` leaves them flushed after a flush.
 
-    `covers` says which of the lab's places are not what merlab put there: then no rule is changed.
+    `covers` returns which of the lab's places are not what merlab put there: then no rule is changed.
     """
 
     def __init__(
@@ -48,20 +48,20 @@ class PodRules:
         self._keep = keep
         self._covers = covers
         self._save = SaveFile(folder, name)
-        #: What a flush took; there exactly as long as the flush is outstanding.
+        #: What a flush removed; it exists exactly as long as the flush is outstanding.
         self.saved_at = self._save.path
         #: A copy for a person to look at.
         self.copied_at = folder.parent / f"{name}.rules"
 
     def snapshot(self) -> RuleSet:
-        """Read them, in every backend."""
+        """Read the rules in every backend."""
         return iptables.snapshot(self._netns)
 
     def copy(self) -> None:
-        """Save the rules, for a person to look at and to put back; while they are flushed, as they were.
+        """Save the rules, for a person to look at and to restore; if they are flushed, as they were before.
 
-        A copy of a flushed table would be worse than none: the command that we show for putting it back reads it.
-        Raises LabError when it cannot be written.
+        A copy of a flushed table would be worse than none: the restore command that we show reads it. Raise LabError if
+        it cannot be written.
         """
         saved = self._save.read()
         rules = saved.rules if saved else self._whole(self.snapshot(), self._backend)
@@ -76,12 +76,12 @@ class PodRules:
 
     @property
     def outstanding(self) -> bool:
-        """Whether rules are flushed and saved right now: a good save is there, of the namespace as it is now."""
+        """Report whether rules are flushed and saved now: there is a good save of the namespace as it is now."""
         return self._save.is_of(self._netns)
 
     @contextlib.contextmanager
     def flushed(self) -> Iterator[RuleSet]:
-        """Flush nat for the length of the block; see lab.Rules."""
+        """Flush nat for the duration of the block; see lab.Rules."""
         if covers := self._covers():
             raise ClaimFailedError(covers[0])
         self.restore()
@@ -95,14 +95,14 @@ class PodRules:
             iptables.flush(self._netns, before.backend, "nat")
             yield before
         except BaseException:
-            with contextlib.suppress(ClaimFailedError):  # what ended the block is told
+            with contextlib.suppress(ClaimFailedError):  # the error that ended the block is reported
                 self._end_flush(save)
             raise
         if not self._keep:
             self._end_flush(save)
 
     def _whole(self, seen: RuleSet, backend: str) -> str:
-        """Return the text of nat that agreed with the kernel, to be put back as it is. Raises LabError, UnreadError."""
+        """Return the text of nat that agreed with the kernel, to be restored as it is. Raises LabError, UnreadError."""
         text = seen.text(backend, "nat")
         odd = next((rule for rule in seen.in_part if rule.table == "nat"), None)
         if odd is not None:
@@ -120,15 +120,15 @@ class PodRules:
         return text
 
     def _end_flush(self, save: Save) -> None:
-        """Put back what this very merlab flushed. What it took is still known here, whatever became of the file.
+        """Restore what this merlab flushed. The flushed rules are still in memory, whatever happened to the file.
 
-        Raises ClaimFailedError where the file was changed or deleted meanwhile; the rules are back then.
+        Raise ClaimFailedError if the file was changed or deleted meanwhile; the rules are back then.
         """
         with signals.shielded():
             try:
                 found = self._save.read()
                 if found is None and self._is_back(save):
-                    return  # restored inside of the block
+                    return  # restored inside the block
             except saved_rules.SpoiltError:
                 found = None
             self._put_back(save)
@@ -138,9 +138,9 @@ class PodRules:
             raise ClaimFailedError(f"{self.saved_at} was changed while the rules of {self._name} were flushed")
 
     def restore(self) -> bool:
-        """Put back what a flush took, if one is outstanding, and say whether one was.
+        """Restore what a flush removed, if one is outstanding; return whether one was.
 
-        Raises LabError when the rules cannot be put back; they stay saved then.
+        Raise LabError if the rules cannot be restored; they stay saved then.
         """
         with signals.shielded():
             self._require_own()
@@ -150,12 +150,12 @@ class PodRules:
             is_ours = save.cookie == saved_rules.cookie(self._netns)
             if is_ours:
                 self._put_back(save)
-            # Else the pod is gone, or was recreated with rules of its own: these belong to a namespace that is gone.
+            # Otherwise the pod is gone, or was recreated with new rules: these belong to a namespace that is gone.
             self._save.delete()
             return is_ours
 
     def _require_own(self) -> None:
-        """Raise LabError where rules would go to another namespace than the pod's, or their save be lost."""
+        """Raise LabError if rules would go to another namespace than the pod's, or their save would be lost."""
         if covers := self._covers():
             raise LabError(f"{covers[0]}; no rules of {self._name} are put back", hint="merlab up")
 
@@ -190,7 +190,7 @@ class PodRules:
         return pasteable(iptables.flush_argv(self._netns, self._backend, "nat"))
 
     def restore_command(self) -> str:
-        """Return the command that puts the saved rules back."""
+        """Return the command that restores the saved rules."""
         return iptables.restore_line(self._netns, self._backend, self.copied_at)
 
     def list_command(self, chain: str = "") -> str:

@@ -1,7 +1,7 @@
-"""What a flush took, on disk: one file a pod, `saved/<pod>.rules`, which is also the mark that it is outstanding.
+"""The flushed rules on disk: one file a pod, `saved/<pod>.rules`, which also marks the flush as outstanding.
 
-It says of which pod and of which network namespace it is, and by a digest that it is whole. Whatever else lies in that
-folder, or under that name, marks nothing: it is told of, and rules are looked at as ever.
+The file names its pod and network namespace, and contains a digest that shows that it is complete. Anything else in
+that folder, or under that name, marks nothing: it is reported, and rules are checked as usual.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 _HEADER = "# merlab: nat of"
 _SUFFIX = ".rules"
-#: What a merlab that was killed in the middle of saving leaves: today's drafts, and those of versions before 0.2.
+#: What a merlab that was killed during a save leaves: today's drafts, and those of versions before 0.2.
 _DRAFT = re.compile(r"\..+\.rules\.new|.+\.new")
-#: The last line of a table that iptables-save wrote to its end.
+#: The last line of a table that iptables-save wrote completely.
 _END = re.compile(r"^COMMIT\n# Completed on .*\n\Z", re.MULTILINE)
 _MOST = 1 << 20
 
@@ -60,11 +60,11 @@ class SaveFile:
     def __init__(self, folder: Path, name: str) -> None:
         self._name = name
         self.path = folder / f"{name}{_SUFFIX}"
-        #: Of a name that no pod has, so that a draft left behind stands for no pod's save.
+        #: A name that no pod has, so that a draft left behind is not taken for a pod's save.
         self._draft = folder / f".{name}{_SUFFIX}.new"
 
     def read(self) -> Save | None:
-        """Return what is saved, or None. Raises SpoiltError for a file that merlab did not write so."""
+        """Return what is saved, or None. Raise SpoiltError for a file that merlab did not write this way."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -89,13 +89,13 @@ class SaveFile:
             raise SpoiltError(self.path, self._name, f"it says that it is of {of}")
         if not _END.search(rules):
             raise SpoiltError(self.path, self._name, "it is cut off")
-        # Versions before 0.2 wrote no digest: a lab of theirs is taken over with its saves.
+        # Versions before 0.2 wrote no digest: their labs are taken over with their saves.
         if facts.get("sha256", digest := hashlib.sha256(rules.encode()).hexdigest()) != digest:
             raise SpoiltError(self.path, self._name, "it was changed after it was saved")
         return Save(facts["backend"], int(facts["netns"]), rules)
 
     def write(self, save: Save) -> None:
-        """Write it, whole and on its disk, or not at all. Raises LabError."""
+        """Write it, complete and on disk, or not at all. Raises LabError."""
         try:
             with change("save rules"):
                 self._draft.unlink(missing_ok=True)
@@ -121,11 +121,11 @@ class SaveFile:
 
     @change("delete a save")
     def delete(self) -> None:
-        """Delete it; not there is fine."""
+        """Delete it; succeed if it is missing."""
         self.path.unlink(missing_ok=True)
 
     def is_of(self, namespace: Path) -> bool:
-        """Whether a good save is there, of exactly the network namespace that is pinned at `namespace` now."""
+        """Report whether there is a good save of exactly the network namespace that is pinned at `namespace` now."""
         try:
             save = self.read()
         except SpoiltError:
@@ -138,12 +138,12 @@ def _number(text: str | None) -> bool:
 
 
 def cookie(namespace: Path) -> int | None:
-    """Return the cookie of the network namespace pinned at `namespace`; None where none is (any more)."""
+    """Return the cookie of the network namespace pinned at `namespace`; None if there is none (any more)."""
     return netns.cookie(namespace) if netns.is_pinned(namespace) else None
 
 
 def problems(folder: Path, pods: Collection[tuple[str, Path]]) -> list[str]:
-    """Say, a sentence each, what is in `folder` beside good saves of these pods (name and network namespace)."""
+    """Describe, one sentence each, what `folder` holds beside good saves of these pods (name, network namespace)."""
     known = {f"{name}{_SUFFIX}": (name, namespace) for name, namespace in pods}
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -168,7 +168,7 @@ def _is_draft(path: Path) -> bool:
 
 
 def delete_drafts(folder: Path) -> None:
-    """Delete what a merlab killed in the middle of saving left in `folder`. Raises OSError."""
+    """Delete what a merlab that was killed during a save left in `folder`. Raises OSError."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if _is_draft(path):
             with change("delete a save's draft"):

@@ -1,4 +1,4 @@
-"""A shell in a pod, and what it left changed."""
+"""A shell in a pod, and what it changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOOLS = ("iptables", "iptables-save", "iptables-restore")
 
 @contextlib.contextmanager
 def shell(pod: Pod, *, netns: bool, request: str = "") -> Iterator[tuple[list[str], str]]:
-    """Return the argv of a shell in `pod`, and a word of welcome; what it needs is there for the length of the block.
+    """Yield the argv of a shell in `pod`, and a welcome text; the files it needs exist for the duration of the block.
 
     `request` is the command that sends a request as the app.
     """
@@ -31,7 +31,7 @@ def shell(pod: Pod, *, netns: bool, request: str = "") -> Iterator[tuple[list[st
         argv = pod.argv_as_app(["env", f"PS1=merlab:{name}$ ", "sh", "-i"])
         yield argv, f"you are {name}'s app; try: curl -s helloworld:5000/hello. exit leaves."
         return
-    # In the lab's own tmpfs, so that whatever ends this shell, nothing of it outlasts the lab.
+    # In the lab's own tmpfs, so that nothing of it outlasts the lab, whatever ends this shell.
     folder = pod.run / "shell" / pod.spec.backend
     make_folder(folder, parents=True)
     for tool in _TOOLS:
@@ -52,7 +52,7 @@ def shell(pod: Pod, *, netns: bool, request: str = "") -> Iterator[tuple[list[st
 
 
 def changes(pod: Pod, *, saved: bool) -> list[str]:
-    """Say what of the pod's rules is not as merlab made it, and how to put it back; `saved`: merlab flushed them."""
+    """Describe how the pod's rules differ from merlab's, and how to restore them; `saved`: merlab flushed them."""
     if saved:
         return [f"the nat rules of {pod.spec.name} are flushed; merlab restore puts them back"]
     wrong = f"the rules of {pod.spec.name} are not as merlab made them"

@@ -1,4 +1,4 @@
-"""Are the sockets of apps and sidecars held by nobody else? Else somebody else may accept, read and answer there."""
+"""Check that nobody else holds the sockets of apps and sidecars; a holder may accept, read and answer there."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.procfs import Process
     from merbridge_lab.labs.embedded.pod import Pod
 
-#: A process that was just forked by one that looks at sockets (merlab itself) has them until it executes, in seconds.
+#: A process that was just forked by a process that reads sockets (merlab itself) has them until it executes, in
+#: seconds.
 _SETTLED = 0.5
-#: Of a command line, in a sentence.
+#: Maximum length of a command line in a sentence.
 _LONGEST = 80
 
 
 def problems(pods: Sequence[Pod]) -> list[str]:
-    """Say, a sentence each, which processes of the machine hold a socket of a pod's app or sidecar besides it."""
+    """Describe, one sentence each, which other processes hold a socket of a pod's app or sidecar."""
     found: list[str] = []
 
     def is_alone() -> bool:
@@ -48,7 +49,7 @@ def _problems(pods: Sequence[Pod]) -> list[str]:
     for inode, pids in holders.known.items():
         pod, kind, seen = owners[inode]
         for pid in pids - {seen.pid}:
-            # Of several sockets that one process holds, the one that listens says most.
+            # If one process holds several sockets, the listening one is the most informative.
             ports = {each.inode: each.port for each in tcp_sockets.listening(pod.netns)}
             key = pid, kind, pod.spec.name
             told[key] = max(told.get(key, (0, 0)), (ports.get(inode, 0), inode))
@@ -57,7 +58,7 @@ def _problems(pods: Sequence[Pod]) -> list[str]:
 
 
 def _barred(barred: dict[int, str], first: int) -> Iterator[str]:
-    """Name the processes of which it is not known, but for those that are older than all the sockets are.
+    """Return the processes that cannot be read, except those that are older than all the sockets.
 
     Those (PID 1 of a container's machine, an agent that a security module guards) cannot have been started with one.
     """
@@ -75,6 +76,6 @@ def _sentences(told: dict[tuple[int, str, str], tuple[int, int]]) -> Iterator[st
 
 
 def _short(command: str) -> str:
-    """Return a command line in one line: a script may be a word of it."""
+    """Return a command line in one line: a script may be one of its words."""
     text = " ".join(command.split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

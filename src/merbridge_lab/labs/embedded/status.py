@@ -1,4 +1,4 @@
-"""The state of the lab, told: for `merlab status` and for a sysdump."""
+"""The state of the lab, for `merlab status` and for a sysdump."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from merbridge_lab.requirements import Requirement
 
 LAST_REPORT = "last-report.json"
-#: How much of each log goes into a sysdump, in bytes from its end.
+#: How much of each log a sysdump includes, in bytes from its end.
 _TAIL = 256 * 1024
 
 
 class Described(Protocol):
-    """What the state is told of: a lab's parts."""
+    """The parts of a lab whose state is described."""
 
     name: str
     machine: Machine
 
     @property
     def exists(self) -> bool:
-        """Whether anything of the lab is there."""
+        """Report whether anything of the lab exists."""
 
     @property
     def node(self) -> Component:
-        """The machine the pods run on."""
+        """The machine that the pods run on."""
 
     @property
     def mesh(self) -> MeshComponent:
@@ -46,20 +46,20 @@ class Described(Protocol):
 
     @property
     def dataplane(self) -> EmbeddedDataplane:
-        """The programs that intercept."""
+        """The programs that intercept connections."""
 
     def workloads(self) -> Sequence[EmbeddedWorkload]:
         """Return the pods as the steps see them."""
 
     def requirements(self) -> list[Requirement]:
-        """Probe what this machine offers and lacks."""
+        """Probe what this machine offers and what it lacks."""
 
     def inventory(self) -> list[CommandTranscript]:
-        """Show the eBPF that is in the kernel now."""
+        """Return the eBPF that is in the kernel now."""
 
 
 def describe(lab: Described) -> dict[str, Any]:
-    """Return the state of the lab as `merlab status --json` has it."""
+    """Return the state of the lab as `merlab status --json` prints it."""
     up = lab.exists
     workloads = lab.workloads() if up else []
     described = [_workload(workload) for workload in workloads]
@@ -91,7 +91,7 @@ def _workload(workload: EmbeddedWorkload) -> dict[str, Any]:
 
 
 def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, str]]:
-    """Say what brings a new request of sleep from each station to the next one."""
+    """Return what brings a new request of sleep from each station to the next one."""
 
     def by(pod: dict[str, Any]) -> str:
         if attached:
@@ -110,7 +110,7 @@ def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, 
 
 
 def dump(lab: Described) -> dict[str, Callable[[], Any]]:
-    """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+    """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
     parts: dict[str, Callable[[], Any]] = {
         "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
         "status.json": lambda: describe(lab),
@@ -131,7 +131,7 @@ def dump(lab: Described) -> dict[str, Callable[[], Any]]:
 
 
 def _trace(lab: Described) -> str:
-    """Return the end of the trace's buffer, which reading this way leaves as it is."""
+    """Return the end of the trace's buffer; this way of reading leaves the buffer unchanged."""
     buffer = lab.machine.tracefs / "instances" / lab.machine.name / "trace"
     return buffer.read_text(errors="replace")[-_TAIL:] if buffer.exists() else "the trace is not turned on\n"
 

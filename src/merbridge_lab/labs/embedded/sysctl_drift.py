@@ -1,7 +1,7 @@
-"""The settings of the kernel in the lab's network namespaces: all of them, and the one list of what may differ.
+"""The settings of the kernel in the lab's network namespaces: all of them, and the one list of allowed differences.
 
-merlab sets those that decide about the path of TCP, whatever the host has. Every other one must be what a namespace
-made just now has: the kernel's own default, or what the host hands on to each new namespace.
+merlab sets those that decide about the path of TCP, whatever the host has. Every other one must have the value of a new
+namespace: the kernel's own default, or what the host passes on to each new namespace.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from merbridge_lab.adapters import sysctls
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-#: For each link. A namespace inherits the host's, and a strict rp_filter would drop what REDIRECT answers from
-#: 127.0.0.6; with route_localnet or accept_local packets may come in that no healthy node sends; and nobody in the
-#: lab may tell others of routes.
+#: For each link. A namespace inherits the host's settings. A strict rp_filter would drop what REDIRECT answers from
+#: 127.0.0.6. With route_localnet or accept_local, packets may arrive that no healthy node sends. Nobody in the lab may
+#: announce routes.
 _CONF = {
     **dict.fromkeys(
         (
@@ -33,9 +33,9 @@ _CONF = {
     "igmpv2_unsolicited_report_interval": "10000",
     "igmpv3_unsolicited_report_interval": "1000",
 }  # fmt: skip
-#: On lo alone these are on.
+#: These are on only on lo.
 _OFF_BUT_ON_LO = ("disable_policy", "disable_xfrm")
-#: For the whole namespace: what the kernel does by default.
+#: For the whole namespace: the kernel's defaults.
 _TCP = {
     "ipv4/ip_nonlocal_bind": "0",
     "ipv4/fwmark_reflect": "0",
@@ -57,16 +57,16 @@ _TCP = {
     "netfilter/nf_conntrack_tcp_be_liberal": "0",
     "netfilter/nf_conntrack_tcp_loose": "1",
 }
-#: There on every kernel: where one of these is not, nothing was read.
+#: Every kernel has these: if one is missing, nothing was read.
 _ALWAYS = ("ipv4/ip_forward", "ipv4/conf/all/rp_filter", "ipv4/conf/lo/rp_filter", "ipv4/tcp_rmem")
 
 
 def wanted(links: Iterable[str], *, forward: bool) -> dict[str, str]:
     """Return what merlab sets in a namespace with these links besides `lo`: paths below /proc/sys/net, and values.
 
-    Where the kernel has no such file there is nothing to set, and nothing to differ.
+    If the kernel has no such file, there is nothing to set, and nothing to differ.
     """
-    # Writing ip_forward sets others back, so it comes first.
+    # Writing ip_forward resets others, so it comes first.
     found = {"ipv4/ip_forward": "1" if forward else "0"}
     # The kernel's own link-local addresses then follow from the hardware's, and can be told from others.
     found |= {f"ipv6/conf/{each}/addr_gen_mode": "0" for each in ("default", *links)}
@@ -91,7 +91,7 @@ TYPED = " ".join(
 
 @dataclass(frozen=True)
 class Allowance:
-    """Settings, by their path, whose value need not be a new namespace's if it `fits`."""
+    """Settings, by path, whose value may differ from a new namespace's if it `fits`."""
 
     name: str
     reason: str
@@ -99,14 +99,14 @@ class Allowance:
     fits: Callable[[str, str], bool]
 
 
-#: What the kernel starts with (neigh_table in net/ipv4/arp.c and net/ipv6/ndisc.c), by the file's name.
+#: The kernel's initial values (neigh_table in net/ipv4/arp.c and net/ipv6/ndisc.c), by the file's name.
 _NEIGHBOURS = {
     "anycast_delay": "100", "app_solicit": "0", "base_reachable_time": "30", "base_reachable_time_ms": "30000",
     "delay_first_probe_time": "5", "gc_stale_time": "60", "interval_probe_time_ms": "5000", "mcast_resolicit": "0",
     "mcast_solicit": "3", "proxy_delay": "80", "proxy_qlen": "64", "retrans_time_ms": "1000", "ucast_solicit": "3",
 }  # fmt: skip
 _LEAST_ROOM = (1, 16384, 65536)
-#: Those that Linux has; a BPF program can be one, too, by a name of its own.
+#: Those of Linux; a BPF program can be one, too, with a name of its own.
 _CONTROLS = frozenset(
     {
         "bbr", "bic", "cdg", "cubic", "dctcp", "highspeed", "htcp", "hybla", "illinois", "lp", "nv", "reno", "scalable",
@@ -153,7 +153,7 @@ MAY_DIFFER = (
 
 
 def differing(found: Mapping[str, str], links: Iterable[str], *, forward: bool) -> list[str]:
-    """Say which of all settings of a namespace with these links are not as they should be. Raises OSError."""
+    """Describe which settings of a namespace with these links are not as they should be. Raises OSError."""
     links = tuple(links)
     if told := list(_differing(found, links, sysctls.of_new_namespace(), forward=forward)):
         # The host may have changed its own, or loaded a module, since that was read.
@@ -176,7 +176,7 @@ def _differing(
             continue
         link = _of_link(name)
         if link and link not in ("all", "default", "lo", *links):
-            continue  # of a link that should not be there, or a tunnel at rest: of those the links tell
+            continue  # of a link that should not be there, or an inactive tunnel: the check of links reports those
         want = ours.get(name, new.get(name.replace(f"/{link}/", f"/{_like(name, link)}/")))
         if have != want and not any(each.paths.fullmatch(name) and each.fits(name.rpartition("/")[2], have)
                                     for each in MAY_DIFFER):  # fmt: skip
@@ -184,13 +184,13 @@ def _differing(
 
 
 def _of_link(name: str) -> str:
-    """Return the link (or "all", "default") that a setting is of; empty for those of the whole namespace."""
+    """Return the link (or "all", "default") of a setting; "" for settings of the whole namespace."""
     _, kind, link, *rest = [*name.split("/"), "", ""]
     return link if kind in ("conf", "neigh") and any(rest) else ""
 
 
 def _like(name: str, link: str) -> str:
-    """Return what a link's settings come from: the namespace's default, and of neighbours the same as those of lo."""
+    """Return where a link's settings come from: the namespace's default; for neighbours, the same ones of lo."""
     if link in ("all", "default", "lo"):
         return link
     return "lo" if "/neigh/" in name else "default"

@@ -1,8 +1,8 @@
-"""Which bytes of a request really went by TCP: asked of the kernel's TCP, for every connection on the request's way.
+"""Which bytes of a request really went by TCP, as the kernel's TCP reports it for every connection on its path.
 
-The dataplane's counters say what its programs wrote there. A program that counts and does not redirect is found here.
-Of all that the kernel counts (Tcp: and TcpExt: of a namespace, the bytes over its links), this alone is exact: it is
-told for each socket, so nobody else's traffic is in it; and payload alone counts, no header, SYN or FIN.
+The dataplane's counters hold what its programs wrote there. This module finds a program that counts and does not
+redirect. Of everything that the kernel counts (Tcp: and TcpExt: of a namespace, the bytes over its links), only this is
+exact: it is reported per socket, so nobody else's traffic is in it; and only payload counts, no header, SYN or FIN.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.tcp_bytes import Sent
     from merbridge_lab.observation import Exchange
 
-#: How long the kernel may take to tell of a socket that ended, in seconds; it takes milliseconds.
+#: How long the kernel may take to report a socket that ended, in seconds; it takes milliseconds.
 _TOLD = 3.0
 
 
 class _End(NamedTuple):
-    """One end of a connection: in whose namespace, and with which of its addresses it is known."""
+    """One end of a connection: its namespace, and which of its addresses identifies it."""
 
     where: str
     is_local: bool
@@ -37,7 +37,7 @@ class _End(NamedTuple):
 
 @contextlib.contextmanager
 def watching(namespaces: Mapping[str, Path]) -> Iterator[Mapping[str, Watch] | Unread]:
-    """Watch the TCP sockets of workloads, by name, for the length of the block."""
+    """Watch the TCP sockets of workloads, by name, for the duration of the block."""
     with contextlib.ExitStack() as stack:
         watches: dict[str, Watch] = {}
         missing = None
@@ -58,7 +58,7 @@ def read(
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Return, by nonce and leg, how many bytes the dialling and the accepting end gave to TCP.
 
-    There are the legs of which the sidecars have records. Raises UnreadError where the kernel tells nothing of an end.
+    The legs are those that the sidecars recorded. Raise UnreadError if the kernel reports nothing about an end.
     """
     if isinstance(watches, Unread):
         raise UnreadError(watches)
@@ -96,7 +96,7 @@ def _legs(
     mine: Mapping[str, AccessLogLine],
     theirs: Mapping[str, tuple[str, AccessLogLine]],
 ) -> Iterator[tuple[str, tuple[_End | None, _End | None]]]:
-    """Return the two ends of the connection of each leg; without a sidecar's record there is one that we know."""
+    """Return the two ends of the connection of each leg; without a sidecar's record, only one leg is known."""
     if exchange.local.endswith(":0"):
         return  # it never dialled
     outbound, delivered = mine.get(exchange.nonce), theirs.get(exchange.nonce)

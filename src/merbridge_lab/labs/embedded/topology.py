@@ -1,6 +1,6 @@
 """What the embedded lab is made of, as data: pods, services, addresses, ports, users and names.
 
-Ports and the user 1337 are Istio's; addresses are what a kind cluster would hand out.
+Ports and the user 1337 are Istio's; addresses are what a kind cluster would assign.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-#: Everything the lab makes carries this name and is found by it.
+#: Everything that the lab creates has this name and is found by it.
 NAME = "merlab"
 RUN = Path("/run") / NAME
 
@@ -17,7 +17,7 @@ NODE_ADDRESS = "10.244.0.1"
 DOMAIN = "default.svc.cluster.local"
 TRUST_DOMAIN = "cluster.local"
 
-#: The user of a sidecar, in Istio and here; its rules and the dataplane tell sidecar from app by it.
+#: The user of a sidecar, in Istio and here; the rules and the dataplane tell sidecar from app by it.
 SIDECAR_ID = 1337
 #: The user of an app ("nobody").
 APP_ID = 65534
@@ -36,7 +36,7 @@ BACKENDS = ("nft", "legacy")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One pod behind a service, and the account its certificate must name."""
+    """One pod behind a service, and the account that its certificate must name."""
 
     address: str
     account: str
@@ -69,12 +69,12 @@ class Service:
 
     @property
     def sni(self) -> str:
-        """The server name a sidecar sends in its TLS hello, as Istio forms it."""
+        """The server name that a sidecar sends in its TLS hello, as Istio forms it."""
         return f"outbound_.{self.port}_._.{self.host}"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names it goes by in /etc/hosts of every pod."""
+        """The names of the service in /etc/hosts of every pod."""
         return (self.name, self.host)
 
 
@@ -93,10 +93,10 @@ SERVICES = (
 
 @dataclass(frozen=True)
 class PodSpec:
-    """All that tells one pod from another.
+    """All properties that tell one pod from another.
 
-    `app` is "sleep" or "helloworld". `mesh` puts it where the dataplane serves it; a twin has it false.
-    `backend` is the kind of iptables its rules are loaded with. `permissive` lets plain text in beside mutual TLS;
+    `app` is "sleep" or "helloworld". `mesh` puts the pod where the dataplane serves it; it is false for a control pod.
+    `backend` is the kind of iptables that its rules are loaded with. `permissive` accepts plain text beside mutual TLS.
     `foreign` gives it a certificate of an authority that nobody else trusts. `services` is what its sidecar and its
     /etc/hosts know.
     """
@@ -120,7 +120,7 @@ class PodSpec:
 
     @property
     def branch(self) -> str:
-        """Where its cgroup lies below the lab's."""
+        """The path of its cgroup below the lab's."""
         return "mesh" if self.mesh else "twins"
 
     @property
@@ -135,7 +135,7 @@ PODS = (
     PodSpec("helloworld-v2", "10.244.0.12", "helloworld", version="v2"),
 )
 
-#: The first address a twin gets is 10.244.0.(this).
+#: The first address of a control pod is 10.244.0.(this).
 FIRST_TWIN = 100
 
 
@@ -145,7 +145,7 @@ def pods(backend: str = "nft") -> tuple[PodSpec, ...]:
 
 
 def control_client(of: PodSpec, number: int = 0, **changes: object) -> PodSpec:
-    """Return a copy of `of` that the dataplane does not serve; `number` (0 to 9) keeps several of one pod apart.
+    """Return a copy of `of` that the dataplane does not serve; `number` (0 to 9) tells several of one pod apart.
 
     `changes` are other fields of PodSpec.
     """
@@ -155,16 +155,16 @@ def control_client(of: PodSpec, number: int = 0, **changes: object) -> PodSpec:
     return replace(of, **fields)  # type: ignore[arg-type]
 
 
-#: The pair of twins with which `verify` shows what happens without eBPF.
+#: The control pair with which `verify` shows what happens without eBPF.
 TWIN_SERVICE = "helloworld-twin"
-#: Another node's range of addresses: to the pods here, the client twin is a client from outside.
+#: Another node's range of addresses: to the pods here, the control client is a client from outside.
 _OUTSIDE = "10.244.1.200"
 
 
 def control_pair(backend: str = "nft") -> tuple[PodSpec, PodSpec]:
     """Return a client and a server that the dataplane does not serve, complete with sidecars of their own.
 
-    The client knows the real services too. The server is behind a service of its own, without a virtual address (in
+    The client also knows the real services. The server is behind a service of its own, without a virtual address (in
     Kubernetes: headless), so it takes no traffic from the real pods and the node needs no rule for it.
     """
     sleep, helloworld, *_ = pods(backend)

@@ -1,4 +1,4 @@
-"""Follow the trace, all of it or what one pod or one request has to do with."""
+"""Follow the trace: all of it, or only the part of one pod or one request."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
     from merbridge_lab.labs.embedded.topology import PodSpec
 
-#: Events kept until it is known whether they belong to what is looked for.
+#: Events that are buffered until it is known whether they match.
 _KEPT = 20_000
-#: How often the logs are looked at, and how long the sidecars' records of one request may come one after the other,
-#: in seconds: each writes its own once a second.
+#: How often the logs are read, and how far apart the sidecars' records of one request may be, in seconds: each sidecar
+#: flushes once a second.
 _LOOK, _RECORDS = 0.2, 3.0
-#: How long a connection may take from connect() to being accepted, in seconds.
+#: How long a connection may take from connect() until it is accepted, in seconds.
 _MAKING = 1.0
 
 
 def follow(
     dataplane: EmbeddedDataplane, pods: Path, *, pod: PodSpec | None = None, nonce: str | None = None
 ) -> Iterator[TraceEvent]:
-    """Return the trace's events as they come, until interrupted.
+    """Return the trace's events as they arrive, until interrupted.
 
-    `pods` is the folder of the pods' files, with their access logs.
-    `pod` leaves only connections that are dialled or accepted in that pod. `nonce` leaves only those that carried the
-    request with this x-request-id; that is known when the sidecars have logged it, so its events come a little later,
-    all together, in their order.
+    `pods` is the folder of the pods' files, with their access logs. `pod` keeps only connections that are dialled or
+    accepted in that pod. `nonce` keeps only those that carried the request with this x-request-id. This is known when
+    the sidecars have logged it, so its events come a little later, all together, in order.
     """
     events = dataplane.follow_trace()
     if nonce is not None:
@@ -46,16 +45,16 @@ def follow(
 
 
 def of_pod(events: Iterable[TraceEvent | None], address: str, live: Iterable[int] = ()) -> Iterator[TraceEvent | None]:
-    """Leave the connections that come from `address` or are accepted at it, in the order of the trace.
+    """Keep the connections that come from `address` or are accepted at it, in the order of the trace.
 
-    A sidecar dials its app from 127.0.0.6, so that one is known when it is accepted; until then its events wait, and
-    with them all that came later. `live` are connections known from before.
+    A sidecar dials its app from 127.0.0.6, so this connection is recognized when it is accepted; until then its events
+    wait, and with them all later ones. `live` are connections known from before.
     """
     waiting: deque[TraceEvent] = deque(maxlen=_KEPT)
     mine, others = set(live), set[int]()
     for event in events:
         if event is None:
-            # No more lines come: what is not known to be ours by now was never made.
+            # No more lines come: a connection that is still unknown was never established.
             yield from (each for each in waiting if _is_mine(each, mine, address))
             waiting.clear()
             yield None
@@ -80,7 +79,7 @@ def of_pod(events: Iterable[TraceEvent | None], address: str, live: Iterable[int
 
 
 def _is_mine(event: TraceEvent, mine: set[int], address: str) -> bool:
-    """Whether an event is of a connection of the pod's; one that is steered to it has no number yet."""
+    """Report whether an event belongs to a connection of the pod; one that is steered to it has no number yet."""
     return event.pair in mine if event.pair else event.ip == address
 
 
@@ -89,10 +88,10 @@ def of_request(
     sources: Callable[[], tuple[set[str], bool]],
     now: Callable[[], float] = time.monotonic,
 ) -> Iterator[TraceEvent | None]:
-    """Leave the connections that the access logs name for one request, by their sources, in the order of the trace.
+    """Keep the connections that the access logs name for one request, by source, in the order of the trace.
 
-    `sources` gives those that are named by now, and whether all are. Until then, but no longer than sidecars take to
-    write their records, nothing is given.
+    `sources` returns those that are named by now, and whether all are. Until then, but no longer than sidecars take to
+    write their records, nothing is yielded.
     """
     kept: deque[TraceEvent] = deque(maxlen=_KEPT)
     mine: set[int] = set()
@@ -120,7 +119,7 @@ def of_request(
 
 
 def _named_for(pods: Path, nonce: str) -> Callable[[], tuple[set[str], bool]]:
-    """Return a function that reads on in all access logs and gives the sources that they name for the request."""
+    """Return a function that reads on in all access logs and returns the sources that they name for the request."""
     followed: dict[Path, Following] = {}
     sources: set[str] = set()
     sides: set[bool] = set()

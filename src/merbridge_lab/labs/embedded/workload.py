@@ -35,12 +35,12 @@ class EmbeddedWorkload:
 
     @property
     def exists(self) -> bool:
-        """Whether its network namespace is there."""
+        """Report whether its network namespace exists."""
         return netns.is_pinned(self.pod.netns)
 
     @property
     def sidecar_ready(self) -> bool:
-        """Whether its sidecar says that it is ready."""
+        """Report whether its sidecar reports readiness."""
         return self.exists and envoy.is_ready(self.pod.netns)
 
     def app_argv(self, argv: Sequence[str]) -> list[str]:
@@ -48,15 +48,15 @@ class EmbeddedWorkload:
         return self.pod.argv_as_app(argv)
 
     def shell(self, *, netns: bool) -> AbstractContextManager[tuple[list[str], str]]:
-        """Return the argv of a shell as the app, or with `netns` as root in the network namespace; and a welcome."""
+        """Yield the argv of a shell as the app (with `netns`: as root in the network namespace), and a welcome text."""
         return shell.shell(self.pod, netns=netns, request=self.request_command())
 
     def changes(self) -> list[str]:
-        """Say what of the rules is not as merlab made it, and how to put it back."""
+        """Describe how the rules differ from merlab's, and how to restore them."""
         return shell.changes(self.pod, saved=self.rules.outstanding)
 
     def request_command(self) -> str:
-        """Return the walkthrough's request, as one types it here."""
+        """Return the walkthrough's request, as one types it in this lab."""
         url = HELLO.removeprefix("http://")
         if self.pod.spec.mesh:
             named = "" if self._lab == topology.NAME else f"MERLAB_NAME={self._lab} "
@@ -64,12 +64,12 @@ class EmbeddedWorkload:
         return pasteable(self.app_argv(["curl", "-s", url]))
 
     def enter_commands(self) -> list[str]:
-        """Return the command that finds the app's process, and the one that looks around in its namespace."""
+        """Return the command that finds the app's process, and the one that inspects its namespaces."""
         found = f"head -1 {self._app_cgroup}/cgroup.procs"
         return [found, f"nsenter -t $({found}) --net ip -o -4 address show"]
 
     def enter(self) -> ProcessIdentity:
-        """Find the app's process and look around in its namespaces."""
+        """Find the app's process and inspect its namespaces."""
         pid = self.pod.app_pid
         expected = netns.inode(self.pod.netns)
         if pid is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
     from merbridge_lab.requirements import Requirement
 
-#: How long Docker may take to say that it is there, in seconds; one that hangs must not hold up the other labs.
+#: How long Docker may take to answer, in seconds. One that hangs must not delay the other labs.
 _ANSWER = 5.0
 _COMMANDS = {"docker": "Docker", "kind": "kind", "istioctl": "istioctl"}
 
@@ -32,7 +32,7 @@ class KindDriver:
         self.options = options or Options()
 
     def is_up(self) -> bool:
-        """Whether anything of the lab is there; not where no Docker answers."""
+        """Report whether anything of the lab exists; False if no Docker answers."""
         from merbridge_lab.labs.kind import ownership
 
         if not all(shutil.which(command) for command in ("docker", "kind")) or self.silence:
@@ -43,12 +43,12 @@ class KindDriver:
             return False
 
     def is_possible(self) -> bool:
-        """Whether kind, istioctl and a Docker that answers are all there."""
+        """Report whether kind, istioctl and a Docker that answers are available."""
         return all(shutil.which(command) for command in _COMMANDS) and not self.silence
 
     @functools.cached_property
     def silence(self) -> str:
-        """Why Docker does not answer, in a sentence; nothing where it does. Asked once."""
+        """Explain in a sentence why Docker does not answer; "" if it does. Docker is asked once."""
         from merbridge_lab.adapters import docker
 
         try:
@@ -58,16 +58,17 @@ class KindDriver:
         return ""
 
     def require_able(self) -> None:
-        """Raise LabError when the lab cannot be worked with at all: a command is missing, no Docker answers.
+        """Raise LabError if the lab cannot be used at all: a command is missing, or no Docker answers.
 
-        UsageError where a name was given that merlab does not know.
+        Raise UsageError for a name that merlab does not know.
         """
         from merbridge_lab.adapters import docker
         from merbridge_lab.labs.kubernetes.settings import Settings
 
         self.options.require_built()
-        Settings.default().asked(self.options)  # a name that is not known is wrong usage, whatever this machine has
-        # The step that installs Istio asks for istioctl itself; what else needs it is taking Istio out of a cluster.
+        Settings.default().asked(self.options)  # an unknown name is wrong usage, whatever this machine has
+        # The step that installs Istio checks for istioctl itself; only the removal of Istio from a cluster also needs
+        # it.
         needed = _COMMANDS if self.options.keep_cluster else {name: _COMMANDS[name] for name in ("docker", "kind")}
         for command, what in needed.items():
             if shutil.which(command) is None:
@@ -96,7 +97,7 @@ class KindDriver:
 
     @contextlib.contextmanager
     def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[ManagedKubernetesLab]:
-        """Return the lab for the length of the block. Raises LabError for a backend: Istio chooses it itself."""
+        """Yield the lab for the duration of the block. Raise LabError for a backend: Istio chooses it itself."""
         from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 
         self.options.require_built()

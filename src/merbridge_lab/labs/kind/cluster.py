@@ -1,4 +1,4 @@
-"""The cluster as a part of the lab: a node that is a container, the API on it, a network of its own."""
+"""The cluster as a component of the lab: a node that is a container, the API on it, and a network of its own."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 #: How long a cluster may take to answer after it was started, in seconds.
 _STARTED = 120.0
-#: How long one that never was ready may take to be, before it is recreated: kind may have been killed half-way.
+#: How long a cluster that never was ready may take to become ready before it is recreated: kind may have been killed
+#: midway.
 _HALF_MADE = 60.0
-#: A file on the node that says that the cluster has been ready once; it stays as long as the node.
+#: A file on the node that marks that the cluster has been ready once; it stays as long as the node.
 _MADE = "/kind/merlab-was-ready"
-#: What kind takes off the only node of a cluster, among the last things it does: with it no pod finds a place.
+#: A taint that kind removes from the only node of a cluster, as one of its last actions; with it, no pod can be
+#: scheduled.
 _TAINT = "node-role.kubernetes.io/control-plane"
 
 
 class NodeComponent:
-    """The cluster; `changed` is called when it was made or started, `keep` has `remove` leave it."""
+    """The cluster. `changed` is called when it was created or started; with `keep`, `remove` leaves it."""
 
     def __init__(self, access: Access, changed: Callable[[], None], *, kubeconfig: str | None, keep: bool) -> None:
         self._access, self._api, self._changed = access, access.api, changed
@@ -40,7 +42,7 @@ class NodeComponent:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def problems(self) -> list[str]:
-        """Say what is not as `ensure` makes it. Raises LabError where Docker does not answer."""
+        """Describe what differs from what `ensure` creates. Raise LabError if Docker does not answer."""
         return self._of_cluster() or self._not_exported()
 
     def _of_cluster(self) -> list[str]:
@@ -84,7 +86,7 @@ class NodeComponent:
         return sentences
 
     def readings(self) -> tuple[Reading, ...]:
-        """Name the containers and their state."""
+        """Return the containers and their state."""
         return tuple(
             Reading(f"docker:{node.name}", "", None, f"{node.state}, {node.image}") for node in ownership.nodes()
         )
@@ -92,11 +94,11 @@ class NodeComponent:
     # -- making -----------------------------------------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """Make the cluster, or start it, and wait until it is ready. Raises LabError."""
+        """Create the cluster, or start it, and wait until it is ready. Raises LabError."""
         if self._kubeconfig:
             kind_cli.context_in(
                 self._kubeconfig, topology.CLUSTER
-            )  # a file that is none is told from before anything is made
+            )  # a file that is no kubeconfig is reported before anything is created
         self._await_orphan()
         found = ownership.nodes()
         if found and not ownership.are_ours(found):
@@ -121,7 +123,7 @@ class NodeComponent:
 
     @staticmethod
     def _export(kubeconfig: str) -> None:
-        """Put the context into a kubeconfig, noted before so that `down` knows of it. Raises LabError."""
+        """Add the context to a kubeconfig; record which one first, so that `down` knows it. Raises LabError."""
         path = str(Path(kubeconfig).absolute())
         try:
             local_state.note_kubeconfig(path)
@@ -134,7 +136,7 @@ class NodeComponent:
 
     @staticmethod
     def _await_orphan() -> None:
-        """Let a kind that a killed merlab left running finish: two at once would undo each other's work."""
+        """Wait for a kind process that a killed merlab left running: two at once would undo each other's work."""
         polling.poll_until(
             lambda: not kind_cli.at_work(topology.CLUSTER),
             timeout=_STARTED,
@@ -146,11 +148,11 @@ class NodeComponent:
         kind_cli.sweep()
 
     def _was_made(self) -> bool:
-        """Whether the cluster has been ready once. One that has is the user's, and is never recreated unasked."""
+        """Report whether the cluster has been ready once. If so, it is the user's, and is recreated only on request."""
         return docker.execute(self._access.node(), ["test", "-e", _MADE], ok=(0, 1)).status == 0
 
     def _comes_up(self) -> bool:
-        """Whether one that never was ready becomes so; a kind that was killed leaves half a Kubernetes, or none."""
+        """Report whether a cluster that never was ready becomes so. A killed kind leaves half a Kubernetes, or none."""
         try:
             self._api()
         except kind_cli.IncompleteClusterError:
@@ -184,7 +186,7 @@ class NodeComponent:
             raise told from error
 
     def _discard(self) -> None:
-        """Delete what kind left of a cluster that it could not make."""
+        """Delete what kind left of a cluster that it could not create."""
         if ownership.are_ours(ownership.nodes()):
             self._delete()
         if not ownership.nodes() and ownership.own_network():
@@ -213,7 +215,7 @@ class NodeComponent:
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def remove(self) -> None:
-        """Delete the cluster and its network, if they are merlab's; nothing to delete is fine. Raises LabError."""
+        """Delete the cluster and its network if they are merlab's; succeed if there is nothing. Raises LabError."""
         for pid in kind_cli.at_work(topology.CLUSTER):
             kind_cli.end(pid, topology.CLUSTER)
         kind_cli.sweep()
@@ -227,13 +229,13 @@ class NodeComponent:
 
     def _delete(self) -> None:
         with polling.progress(f"kind deletes the cluster {topology.CLUSTER}"):
-            # Never one that the cluster names: whoever may write there would have root change a file here.
+            # Never a kubeconfig that the cluster names: whoever may write there could make root change a file here.
             told = {str(Path(each).absolute()) for each in (self._kubeconfig, local_state.kubeconfig()) if each}
             done = kind_cli.delete(topology.CLUSTER, None)
             for kubeconfig in sorted(told):
                 kind_cli.delete(topology.CLUSTER, kubeconfig)
         left = ownership.nodes()
-        if left:  # kind may fail over a kubeconfig that it cannot read
+        if left:  # kind may fail because of a kubeconfig that it cannot read
             docker.remove([node.name for node in left])
         if ownership.nodes():
             raise LabError(
@@ -243,7 +245,7 @@ class NodeComponent:
     # -- as a person would type it ----------------------------------------------------------------------------------
 
     def shell_commands(self) -> list[str]:
-        """Return the commands a person would type to make it."""
+        """Return the commands that a person would type to create it."""
         create = pasteable(kind_cli.create_argv(topology.CLUSTER, self._access.best_known_settings().kind_image))
         network = self._network()
         own = [pasteable(docker.network_argv(network, ownership.NETWORK_LABEL))] if network == topology.NETWORK else []

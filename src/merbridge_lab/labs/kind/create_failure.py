@@ -1,4 +1,4 @@
-"""Why kind made no cluster: what kind said, and what the kubelet said of it in the node."""
+"""Why kind created no cluster: what kind printed, and what the kubelet logged about it on the node."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _JOURNAL = 400
 
 
 def kubelets_journal(nodes: Sequence[Container]) -> str:
-    """Return the end of what the kubelet of a node that did not come up said, or why that could not be read.
+    """Return the end of the log of the kubelet of a node that did not come up, or why it could not be read.
 
-    kubeadm tells only that the kubelet is not healthy. "" where no node of merlab's runs.
+    kubeadm reports only that the kubelet is not healthy. Return "" if no node of merlab's runs.
     """
     argv = ["journalctl", "--unit=kubelet", "--no-pager", "--output=cat", f"--lines={_JOURNAL}"]
     try:
@@ -34,18 +34,18 @@ def kubelets_journal(nodes: Sequence[Container]) -> str:
 
 
 def not_made(error: LabError, image: str, journal: str = "") -> LabError:
-    """Say why kind made no cluster: the cause and the lines that tell it; all that was said is kept in a file.
+    """Describe why kind created no cluster: the cause and the lines that show it; a file keeps the complete output.
 
-    `journal` is what the kubelet said.
+    `journal` is what the kubelet logged.
     """
     said = error.stderr or ""
     why, hint = kind_messages.cause(said, image)
     kubelets = kind_messages.of_kubelet(journal)
     if kubelets and kind_messages.is_kubelets(said):
-        # kubeadm only waits for it: why it is not healthy, itself says.
+        # kubeadm only waits for the kubelet; the kubelet itself logs why it is not healthy.
         why, hint = kind_messages.cause(kubelets, image)
         why, hint = why or f"its kubelet ended: {kubelets}", hint or "merlab doctor --lab kind"
-    # Without words of kind's, as where it did not end in time, what ended it is the cause.
+    # If kind printed nothing, for example because it did not end in time, the cause is what ended it.
     what = f"kind could not make the cluster {topology.CLUSTER} of {image}: {why or error.what}"
     parts = [f"$ {error.command}\n{said}\n", *([f"-- the kubelet's journal\n{journal}\n"] if journal else [])]
     where = local_state.keep_log("".join(parts)) if said or journal else ""

@@ -1,6 +1,6 @@
-"""What is kept on this machine, outside the cluster: which kubeconfig merlab wrote to, what kind said when it failed.
+"""State on this machine, outside the cluster: the kubeconfig that merlab wrote to, and kind's output when it failed.
 
-In a folder that only this user writes to: what the cluster tells, whoever may write to it there, is no reason for root
+It is in a folder that only this user writes to. Others may write to the cluster, so its content is no reason for root
 to change a file here.
 """
 
@@ -16,14 +16,14 @@ from merbridge_lab.labs.kubernetes import topology
 
 _KUBECONFIG = f"kind-{topology.CLUSTER}.kubeconfig-path"
 _LOG = f"kind-{topology.CLUSTER}-create.log"
-#: A path is no longer than that.
+#: Maximum length of a path.
 _MOST = 4096
 
 
 def folder() -> Path:
     """Return the folder of this user's state."""
     named = os.environ.get("XDG_STATE_HOME", "")
-    # The specification of these folders: a path that is not absolute is to be ignored.
+    # The specification of these folders: a path that is not absolute must be ignored.
     return (Path(named) if named.startswith("/") else Path.home() / ".local" / "state") / "merlab"
 
 
@@ -41,7 +41,7 @@ def _write(name: str, text: str) -> Path:
 
 
 def _read(name: str) -> str:
-    """Read one of the files; "" where it is not there, or might be somebody else's."""
+    """Read one of the files; "" if it does not exist, or might be somebody else's."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder() / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(descriptor, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 - it is open
@@ -52,18 +52,18 @@ def _read(name: str) -> str:
 
 
 def note_kubeconfig(path: str) -> None:
-    """Note into which kubeconfig the cluster's context was put. Raises OSError."""
+    """Record into which kubeconfig the cluster's context was put. Raises OSError."""
     _write(_KUBECONFIG, path)
 
 
 def kubeconfig() -> str:
-    """Return the kubeconfig that was noted; "" where there is none."""
+    """Return the kubeconfig that was recorded; "" if there is none."""
     noted = _read(_KUBECONFIG)
     return noted if noted.startswith("/") and len(noted) <= _MOST and "\0" not in noted else ""
 
 
 def keep_log(text: str) -> str:
-    """Keep what kind said, and give where; "" where that cannot be."""
+    """Store kind's output, and return the path; "" if it cannot be stored."""
     try:
         return str(_write(_LOG, text))
     except OSError:
@@ -71,14 +71,14 @@ def keep_log(text: str) -> str:
 
 
 def log() -> str:
-    """Return where that is kept; "" where nothing is."""
+    """Return the path of that file; "" if there is none."""
     path = folder() / _LOG
     return str(path) if path.is_file() else ""
 
 
 @change("forget the notes of the cluster")
 def forget() -> None:
-    """Remove all of it; the folder too, where nothing else is in it."""
+    """Remove all of it; also the folder, if nothing else is in it."""
     with contextlib.suppress(OSError):
         for name in (_KUBECONFIG, _LOG):
             (folder() / name).unlink(missing_ok=True)

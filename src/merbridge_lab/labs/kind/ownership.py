@@ -1,4 +1,4 @@
-"""What of kind's is merlab's: the containers of its cluster, known by a mount, and a network, known by a label."""
+"""kind's objects that are merlab's: the containers of its cluster (known by a mount) and a network (by a label)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ NETWORK_LABEL = f"{topology.NETWORK_LABEL}={topology.CLUSTER}"
 
 
 def nodes() -> list[Container]:
-    """List the containers of the cluster, whoever made it. Raises LabError where Docker does not answer."""
+    """List the containers of the cluster, whoever created it. Raise LabError if Docker does not answer."""
     return docker.containers(_LABEL)
 
 
 def are_ours(found: list[Container]) -> bool:
-    """Whether merlab made them: its configuration gave them a mount that no other has."""
+    """Report whether merlab created them: its configuration gave them a mount that no other has."""
     return bool(found) and all(topology.MARK in container.mounts for container in found)
 
 
 def own_network() -> bool:
-    """Whether there is a network that merlab made."""
+    """Report whether there is a network that merlab created."""
     labels = docker.network_labels(topology.NETWORK)
     return labels is not None and labels.get(topology.NETWORK_LABEL) == topology.CLUSTER
 
 
 def exists() -> bool:
-    """Whether anything of the lab's is there: nodes, a network, a kind that a killed merlab left running."""
+    """Report whether anything of the lab exists: nodes, a network, a kind process that a killed merlab left running."""
     return are_ours(nodes()) or own_network() or bool(kind_cli.at_work(topology.CLUSTER))
 
 
@@ -47,7 +47,7 @@ def foreign() -> LabError:
 
 
 def requirement() -> list[Requirement]:
-    """Say whether the cluster's name is free, or merlab's; nothing where Docker does not tell."""
+    """Check whether the cluster's name is free, or merlab's; return nothing if Docker does not answer."""
     try:
         found = nodes()
     except LabError:

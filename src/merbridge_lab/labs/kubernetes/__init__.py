@@ -1,1 +1,1 @@
-"""A lab on Kubernetes: what is the same whoever made the cluster."""
+"""A lab on Kubernetes: everything that does not depend on who created the cluster."""

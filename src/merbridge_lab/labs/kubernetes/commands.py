@@ -1,6 +1,7 @@
-"""What a person types for a workload: its request, the way into its pod, what is done to its rules there.
+"""What a person types for a workload: its request, the way into its pod, and the commands for its rules there.
 
-None of it asks the cluster: what only that knows is given, or a word stands for it (see paper).
+None of it reads from the cluster: values that only the cluster knows are arguments, or a placeholder (see
+offline_commands).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
-#: As many characters of a container's id as tell it from others.
+#: How many characters of a container's id are enough to identify it.
 _SHORT = 12
 
 
@@ -30,25 +31,25 @@ class Process(Protocol):
 
     @property
     def node_exec(self) -> NodeExec:
-        """By what it is entered."""
+        """What executes commands in it."""
 
     @property
     def pid(self) -> int | str:
-        """Its PID, or the word for it."""
+        """The PID, or the placeholder for it."""
 
 
 def inside(process: Process, *argv: str) -> str:
-    """Return the command with which a person does something in its network namespace."""
+    """Return the command with which a person executes something in its network namespace."""
     return process.node_exec.shell_commands(["nsenter", "-t", str(process.pid), "-n", *argv])
 
 
 def shell(process: Process, text: str, *, before: str = "") -> str:
-    """Return a command of a person's that reads from or writes to a file on the node, which needs `before`."""
+    """Return a person's command that reads or writes a file on the node; it needs `before`."""
     return process.node_exec.shell_commands(["sh", "-c", f"{before}nsenter -t {process.pid} -n {text}"])
 
 
 def request(spec: WorkloadSpec) -> str:
-    """Return the walkthrough's request, as one types it here."""
+    """Return the walkthrough's request, as one types it in this lab."""
     asked = ["curl", "-s", HELLO.removeprefix("http://")]
     return pasteable(
         ["kubectl", "--context", topology.CONTEXT, "exec", f"deploy/{spec.name}", "-c", spec.container, "--", *asked]
@@ -56,7 +57,7 @@ def request(spec: WorkloadSpec) -> str:
 
 
 def enter(process: Process, container: str) -> list[str]:
-    """Return the commands that find the process by its container's id and look around in its namespace."""
+    """Return the commands that find the process by its container's id and inspect its namespace."""
     tasks = pasteable(docker.exec_argv(process.node_exec.node, [*CTR, "tasks", "ls"]))
     return [f"{tasks} | grep {container[:_SHORT]}", inside(process, "ip", "-o", "-4", "address", "show")]
 
@@ -67,7 +68,7 @@ def trace(node: str) -> str:
 
 
 class Rules(ABC):
-    """The commands for the nat rules of the workload `name`; which tables, and where, says who has them."""
+    """The commands for the nat rules of the workload `name`; subclasses know the tables and where they are."""
 
     def __init__(self, name: str) -> None:
         #: A copy for a person to look at.
@@ -76,12 +77,12 @@ class Rules(ABC):
     @property
     @abstractmethod
     def backend(self) -> str:
-        """In which tables the rules are."""
+        """The tables that hold the rules."""
 
     @property
     @abstractmethod
     def process(self) -> Process:
-        """The process whose network namespace they are in."""
+        """The process whose network namespace holds them."""
 
     def save_command(self) -> str:
         """Return the command that saves the rules with their counters."""
@@ -93,7 +94,7 @@ class Rules(ABC):
         return inside(self.process, *nat_backends.commands(self.backend).flush)
 
     def restore_command(self) -> str:
-        """Return the command that puts the saved rules back."""
+        """Return the command that restores the saved rules."""
         return shell(self.process, f"{nat_backends.commands(self.backend).load} < {self.copied_at}")
 
     def list_command(self, chain: str = "") -> str:
@@ -107,7 +108,7 @@ class Rules(ABC):
 
 
 def put_in(settings: Settings, *, helped: bool) -> list[str]:
-    """Return the commands that install Istio and the pods; `helped` where the node takes a helper pod for its tools."""
+    """Return the commands that install Istio and the pods; `helped` if the node needs a helper pod for its tools."""
     kubectl = f"kubectl --context {topology.CONTEXT}"
     loaded = [ref for ref in settings.pod_images() if not ref.startswith("docker.io/")]
     hub, tag = f"--istio-hub={settings.istio_hub}", f"--istio-tag={settings.istio_tag}"
@@ -123,7 +124,7 @@ def put_in(settings: Settings, *, helped: bool) -> list[str]:
 
 
 def _changed(name: str, settings: Settings) -> str:
-    """Return the options that a manifest's images were named by."""
+    """Return the options that named the images of a manifest."""
     default = type(settings).default().images
     mine = {key: ref for key, ref in settings.images.items() if key.startswith(name) and ref != default[key]}
     return "".join(f" --image {key}={ref}" for key, ref in mine.items())

@@ -1,4 +1,4 @@
-"""The way to the cluster: its API, its node, and with what the lab was made. Found once, and again when it changed."""
+"""The connection to the cluster: its API, node, and settings of the lab. Found once, and again after a change."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class Access:
         self._settings: Settings | None = None
 
     def forget(self) -> None:
-        """Find it again the next time: the cluster was made or started meanwhile, with other keys and ports."""
+        """Look it up again the next time: the cluster was created or started meanwhile, with other keys and ports."""
         self._api, self._node, self._hands = None, "", None
 
     def api(self) -> Api:
-        """Return the cluster's API. Raises LabError where there is no cluster."""
+        """Return the cluster's API. Raise LabError if there is no cluster."""
         if self._api is None:
-            self.node()  # where there is none, this says so in plain words; kind has others
+            self.node()  # if there is none, this reports it in plain words; kind's words differ
             self._api = kubernetes_api.Api(kind_cli.kubeconfig_of(topology.CLUSTER))
         return self._api
 
     def node(self) -> str:
-        """Return the container that is the node. Raises LabError where there is none."""
+        """Return the container that is the node. Raise LabError if there is none."""
         if not self._node:
             found = ownership.nodes()
             if not found:
@@ -53,19 +53,19 @@ class Access:
         return self._node
 
     def answers(self) -> bool:
-        """Whether the cluster is merlab's, its node runs, and its API answers. Raises LabError without Docker."""
+        """Report whether the cluster is merlab's, its node runs, and its API answers. Raise LabError without Docker."""
         found = ownership.nodes()
         if not ownership.are_ours(found) or not all(node.running for node in found):
             return False
         try:
             return self.api().ready()
-        except LabError:  # its set-up did not finish: there is nothing yet to talk to it by
+        except LabError:  # its set-up did not finish: there is no connection to it yet
             return False
 
     def find_node_exec(self) -> NodeExec | None:
-        """Return what pods are entered with, or None where there is nothing. Raises LabError without a lab.
+        """Return what enters pods, or None if there is nothing. Raise LabError without a lab.
 
-        Where the node has no tools, that is a pod made for as long as this merlab runs, once its image is on the node.
+        If the node has no tools, that is a pod that exists as long as this merlab runs, once its image is on the node.
         """
         if self._hands is None:
             api, node = self.api(), self.node()
@@ -76,7 +76,7 @@ class Access:
         return self._hands
 
     def _help(self, api: Api, node: str) -> None:
-        """Make a helper; why there is none, `hands` says."""
+        """Create a helper; if that fails, `node_exec` explains why."""
         settings = self.best_known_settings()
         self.helpless = None
         try:
@@ -86,9 +86,9 @@ class Access:
             self.helpless = error
 
     def close(self) -> None:
-        """Remove the helper that was made, and those of merlabs that were killed."""
+        """Remove the helper that was created, and those of merlabs that were killed."""
         helper, self._helper = self._helper, None
-        # With a cluster that is gone it went; in one that does not answer, the next merlab sweeps it away.
+        # If the cluster is gone, the helper is gone, too. If the cluster does not answer, the next merlab removes it.
         if helper is not None:
             with signals.shielded(), contextlib.suppress(LabError):
                 self._hands = None
@@ -97,7 +97,7 @@ class Access:
                     node_exec.sweep(helper.api)
 
     def node_exec(self) -> NodeExec:
-        """Return what pods are entered with. Raises LabError."""
+        """Return what enters pods. Raises LabError."""
         found = self.find_node_exec()
         if found is None:
             raise self.helpless or LabError(
@@ -107,19 +107,19 @@ class Access:
         return found
 
     def kept(self) -> Settings | None:
-        """Return what the lab was made with, as the cluster tells; None where it does not. Raises LabError."""
+        """Return the settings of the lab that are stored in the cluster; None if it has none. Raises LabError."""
         found = self.api().find(kubernetes_api.path("ConfigMap", topology.SETTINGS))
         return Settings.from_json((found.get("data") or {}).get("settings.json", "")) if found else None
 
     def setup_complete(self) -> bool:
-        """Whether the lab's making, or its last change, finished."""
+        """Report whether the lab's set-up, or its last change, finished."""
         found = self.api().find(kubernetes_api.path("ConfigMap", topology.SETTINGS))
         return found is not None and (found.get("data") or {}).get("finished") == "true"
 
     def settings(self) -> Settings:
-        """Return what the lab is to be: what it was made with, else the table's, and what was asked for.
+        """Return the desired settings: those of the lab, else the table's, changed by what was requested.
 
-        Raises LabError where the cluster is there and cannot be asked: what is not known must not be replaced.
+        Raise LabError if the cluster exists and cannot be read: unknown settings must not be replaced.
         """
         if self._settings is None:
             found = ownership.nodes()
@@ -130,18 +130,18 @@ class Access:
 
     @property
     def asked_image(self) -> str | None:
-        """The node's image that was asked for, if any was."""
+        """The node's image that was requested, if any."""
         return self._options.kind_image
 
     def other_image(self) -> str | None:
-        """Say that another node image was asked for than the cluster has: it is chosen when that is made."""
+        """Explain that another node image was requested than the cluster has: it is chosen at creation."""
         asked, found = self._options.kind_image, ownership.nodes()
         if asked is None or not ownership.are_ours(found) or found[0].image == asked:
             return None
         return f"the cluster {topology.CLUSTER} is there, with a node of {found[0].image}, not {asked}"
 
     def export(self) -> list[str]:
-        """Return what one types so that kubectl and istioctl know the cluster; nothing where they do."""
+        """Return the command that makes the cluster known to kubectl and istioctl; nothing if they know it."""
         if self._options.kubeconfig:
             return [f"export {pasteable(['KUBECONFIG=' + self._options.kubeconfig])}"]
         found = kind_cli.known(topology.CLUSTER)
@@ -151,9 +151,9 @@ class Access:
         return [pasteable(kind_cli.export_argv(topology.CLUSTER))]
 
     def best_known_settings(self) -> Settings:
-        """Return the same, or the best guess where the cluster cannot be asked now; nothing is made with that.
+        """Return the same, or the best guess if the cluster cannot be read now; never create anything with a guess.
 
-        Of a cluster that is there and does not answer, nothing is demanded for a dataplane that it may not have.
+        If a cluster exists but does not answer, do not require anything for a dataplane that it may not have.
         """
         if self._settings is not None:
             return self._settings

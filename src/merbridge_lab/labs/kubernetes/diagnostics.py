@@ -1,4 +1,4 @@
-"""Why a pod does not come up: read from its state and from events, and said so that one knows what to do."""
+"""Why a pod does not come up: read from its state and from events, in words that show what to do."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from merbridge_lab.labs.kubernetes import topology
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-#: How long a pod may be without a place before that is called hopeless, in seconds: another may just be ending.
+#: How long a pod may be unscheduled before that is hopeless, in seconds: another may just be ending.
 _PLACE = 10.0
-#: For how long pods from before may still be there, in seconds: their trouble is not that of the new ones.
+#: For how long pods from before may still exist, in seconds: their failures are not those of the new ones.
 _OLD_ONES = 5.0
-#: How long the pods of a Deployment may be refused before that is: the eleventh try comes 20 s after the first.
+#: How long the pods of a Deployment may be refused before that is hopeless: the eleventh attempt comes 20 s after the
+#: first.
 _REFUSED = 25.0
 _NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"}
 _CRASHED = {"CrashLoopBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-#: Crashes of a container before that is called hopeless: a sidecar may give up once while its server starts.
+#: Number of crashes of a container before it is hopeless: a sidecar may give up once while its server starts.
 _CRASHES = 2
 
 
 @dataclass(frozen=True)
 class PodFailure:
-    """What is wrong with a pod. `container` is whose log tells more, if any does."""
+    """What is wrong with a pod. `container` is the one whose log tells more, if any."""
 
     what: str
     hint: str
@@ -36,14 +37,14 @@ class PodFailure:
     container: str = ""
 
     def error(self, log: str = "") -> LabError:
-        """Return it as an error, with what the log says."""
+        """Return it as an error, with the relevant part of the log."""
         return LabError(self.what, hint=self.hint, stderr=log or None)
 
 
 class Memory:
-    """What was seen in the course of one wait, and since when: by a clock that nobody sets.
+    """What was seen during one wait, and since when, measured by a clock that nobody sets.
 
-    The stamps of the API are of the cluster's clock, which need not be ours, and either may be set meanwhile.
+    The timestamps of the API are from the cluster's clock, which may differ from ours, and either may be set meanwhile.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,16 +53,16 @@ class Memory:
         self._before: dict[str, object] | None = None
 
     def lasted(self, what: str) -> float:
-        """Return for how many seconds `what` has been seen in this wait, this look included."""
+        """Return for how many seconds `what` has been seen in this wait, including now."""
         now = self._clock()
         return now - self._first.setdefault(what, now)
 
     def over(self, what: str) -> None:
-        """Note that `what` is not so any more."""
+        """Record that `what` is no longer so."""
         self._first.pop(what, None)
 
     def news(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the events that were not there, or not as often, at the first look: they are kept for an hour."""
+        """Return the events that were absent, or less frequent, at the first look: events are kept for an hour."""
         seen = {_key(event): (event.get("count"), event.get("lastTimestamp"), event.get("series")) for event in events}
         if self._before is None:
             self._before = dict(seen)
@@ -75,9 +76,9 @@ def _key(event: dict[str, Any]) -> str:
 def diagnose(
     pods: Iterable[dict[str, Any]], waited: float, *, now: bool = False, memory: Memory | None = None
 ) -> PodFailure | None:
-    """Find what will not mend itself, having waited so many seconds; with `now` also what might, given time.
+    """Find a failure that will not go away by itself, after so many seconds of waiting; with `now`, any failure.
 
-    `memory` is of this wait; without one, all is taken to be as it has been since it began.
+    `memory` is that of this wait. Without one, everything is assumed to be unchanged since the wait began.
     """
     told = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
     unplaced = {pod["metadata"]["name"]: _unplaced(pod, memory) for pod in told}
@@ -93,7 +94,7 @@ def diagnose(
 
 
 def _unplaced(pod: dict[str, Any], memory: Memory | None) -> float | None:
-    """Return for how long a pod has been without a place; None where it has one."""
+    """Return for how long a pod has been unscheduled; None if it is scheduled."""
     key = f"{pod['metadata'].get('uid') or pod['metadata']['name']} has no place"
     if _refusal_of_place(pod) is None:
         if memory is not None:
@@ -153,12 +154,12 @@ def _without_image(pod: str, image: str, reason: str, said: str) -> PodFailure:
 
 
 def _short(said: str) -> str:
-    """Leave the end of a message of the kubelet's, where the cause stands: it wraps it in several layers of names."""
+    """Return only the end of a message of the kubelet, where the cause is: it wraps it in several layers of names."""
     return re.sub(r"\s+", " ", said.rpartition(": failed to ")[2])[:300]
 
 
 def never_ready(pods: Sequence[dict[str, Any]], name: str, seconds: float) -> PodFailure:
-    """Say which container has been running for `seconds` and is not ready; its log should say why."""
+    """Describe which container has been running for `seconds` and is not ready; its log should tell why."""
     for pod in pods:
         for status in _containers(pod):
             if "running" in (status.get("state") or {}) and not status.get("ready"):
@@ -173,16 +174,16 @@ def never_ready(pods: Sequence[dict[str, Any]], name: str, seconds: float) -> Po
 
 
 def all_run(pods: Sequence[dict[str, Any]]) -> bool:
-    """Whether every container of the pods is there and runs, or has come to a good end."""
+    """Report whether every container of the pods exists and runs, or has ended successfully."""
     states = [status.get("state") or {} for pod in pods for status in _containers(pod)]
     ended = [(state.get("terminated") or {}).get("exitCode") == 0 for state in states]
     return bool(states) and all("running" in state or done for state, done in zip(states, ended, strict=True))
 
 
 def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float, memory: Memory) -> PodFailure | None:
-    """Find out why a Deployment has had no pods at all for `waited` seconds: what makes them was refused.
+    """Find out why a Deployment has had no pods at all for `waited` seconds: their creation was refused.
 
-    Events are kept for an hour: what was there at the first look tells of other times.
+    Events are kept for an hour: those from before the first look are about other times.
     """
     mine = [event for event in memory.news(events) if _is_refusal(event, deployment)]
     if not mine or min(waited, memory.lasted(f"{deployment} is refused")) < _REFUSED:
@@ -201,7 +202,7 @@ def _is_refusal(event: dict[str, Any], deployment: str) -> bool:
 
 
 def waited_for(pods: Sequence[dict[str, Any]]) -> str:
-    """Say in a few words what the first pod that is not ready waits for."""
+    """Describe in a few words what the first pod that is not ready waits for."""
     for pod in pods:
         name = pod["metadata"]["name"]
         if not pod["spec"].get("nodeName"):
@@ -216,7 +217,7 @@ def waited_for(pods: Sequence[dict[str, Any]]) -> str:
 
 def told(events: Sequence[dict[str, Any]], last: int = 6) -> str:
     """Return the last warnings of a namespace, a line each."""
-    # istiod's autoscaler complains all the time where nothing measures.
+    # istiod's autoscaler complains all the time if there is no metrics server.
     told_ = (event for event in events if event["involvedObject"]["kind"] != "HorizontalPodAutoscaler")
     warnings = [event for event in told_ if event.get("type") == "Warning"][-last:]
     return "\n".join(

@@ -57,17 +57,17 @@ if TYPE_CHECKING:
     from merbridge_lab.requirements import Requirement
 
 
-#: What upstream's dataplane cannot, of what a lab's may.
+#: What upstream's dataplane cannot do, of the capabilities of a dataplane.
 _LACKS = {
     DEBUG_TOGGLE: "Merbridge compiles its debug flag in, so it restarts for that",
     INBOUND_WITHOUT_RULES: "outside CNI mode, Merbridge leaves the way into a pod to the pod's rules",
 }
-#: What shows the eBPF in a kernel.
+#: The programs that show the eBPF in a kernel.
 _INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
 
 
 def _own(workload: Workload) -> KindWorkload:
-    """Return a workload as this lab's: steps hand back what the lab gave them."""
+    """Return a workload with this lab's type: steps pass back workloads that they got from the lab."""
     return cast("KindWorkload", workload)
 
 
@@ -101,7 +101,7 @@ class KubernetesLab(LabBase):
 
     @property
     def intercepts(self) -> bool:
-        """Whether the lab is to have a dataplane."""
+        """Report whether the lab is configured with a dataplane."""
         return self._access.best_known_settings().dataplane == MERBRIDGE
 
     @property
@@ -111,7 +111,7 @@ class KubernetesLab(LabBase):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the lab can, by its dataplane."""
+        """The capabilities of the lab, depending on its dataplane."""
         return frozenset({DATAPLANE, TRACE, CONTROL_CLIENT}) if self.intercepts else frozenset()
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class KubernetesLab(LabBase):
         return [self.workload(spec.name) for spec in topology.WORKLOADS]
 
     def workload(self, name: str) -> KindWorkload:
-        """Return a workload by name; raises LabError for one that does not exist."""
+        """Return a workload by name. Raise LabError for one that does not exist."""
         specs = {spec.name: spec for spec in topology.WORKLOADS}
         if name not in specs:
             raise UsageError(f"there is no workload called {name!r}; there are {', '.join(specs)}")
@@ -137,7 +137,7 @@ class KubernetesLab(LabBase):
     def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[KindWorkload]:  # noqa: ARG002 - the protocol's
         """Return a client that is out of the dataplane's reach; its pod stays while merlab runs, for the next time.
 
-        It has a sidecar always. Raises LabError without a dataplane: there sleep itself shows what the rules do.
+        It always has a sidecar. Raise LabError without a dataplane: there sleep itself shows what the rules do.
         """
         with self.control_pair() as pair:
             yield _own(pair.client)
@@ -151,7 +151,7 @@ class KubernetesLab(LabBase):
         yield ControlPair(client, server, control_pods.URL)
 
     def drain_idle_connections(self) -> bool:
-        """Say that they do not: Istio's sidecars keep them for an hour."""
+        """Return False: Istio's sidecars keep idle connections for an hour."""
         return False
 
     def observe(
@@ -164,7 +164,7 @@ class KubernetesLab(LabBase):
         server: Workload | None = None,
         logged: bool = True,
     ) -> Observation:
-        """Send requests as the app of `client` and read everything around them."""
+        """Send requests as the app of `client` and read all evidence around them."""
         own = _own(client)
         servers = [_own(server)] if server is not None else self.servers()
         around: dict[str, Any] = {"counters": dict}
@@ -193,7 +193,7 @@ class KubernetesLab(LabBase):
         raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded")
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
-        """Return the access log lines, of any sidecar there is, that mention one of `nonces`."""
+        """Return the access log lines of all sidecars that mention one of `nonces`."""
         wanted = tuple(nonces)
         return [
             f"{workload.name}: {line}"
@@ -203,11 +203,11 @@ class KubernetesLab(LabBase):
         ]
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
-        """Say nothing: what comes and goes in the nodes' namespaces is not listened for."""
+        """Yield a function that returns nothing: this lab does not watch the nodes' namespaces."""
         return contextlib.nullcontext(list)
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what must not change while something is proven."""
+        """Return what must not change during a proof."""
         found = {}
         for workload in self.workloads():
             pod, process = workload.found(refresh=True)
@@ -224,7 +224,7 @@ class KubernetesLab(LabBase):
         return commands.trace(self._access.node())
 
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
-        """Return the trace's events as they come, until interrupted. Raises LabError where there are none to come."""
+        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
         if not self.intercepts:
             raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
         if pod or nonce:
@@ -234,7 +234,7 @@ class KubernetesLab(LabBase):
         return evidence.follow(self.merbridge.place())
 
     def why_missing(self, capability: str) -> str:
-        """Say why a capability is missing."""
+        """Describe why a capability is missing."""
         if self.intercepts:
             return _LACKS.get(capability, f"the kind lab has no {capability}")
         return why(capability)
@@ -262,7 +262,7 @@ class KubernetesLab(LabBase):
         return installation.others(self.api()) if self._access.answers() else []
 
     def require_able(self) -> None:
-        """Raise LabError naming the first thing that this machine lacks, and the command that mends it."""
+        """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
                 raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
@@ -272,23 +272,23 @@ class KubernetesLab(LabBase):
             images.require([one["image"] for one in manifest.containers(wanted)], node)
 
     def inventory(self) -> list[CommandTranscript]:
-        """Show the eBPF in this machine's kernel, which is the node's too; nothing where that cannot be seen."""
+        """Return the eBPF in this machine's kernel, which is the node's too; nothing if it is not visible."""
         if shutil.which("bpftool") is None or os.geteuid() != 0:
             return []
         return [CommandTranscript(command, run(command.split(), ok=range(256)).stdout) for command in _INVENTORY]
 
     def inventory_commands(self) -> list[str]:
-        """Return the walkthrough's, as root types them on this machine."""
+        """Return the walkthrough's commands, as root types them on this machine."""
         return list(_INVENTORY)
 
     def offline_commands(self) -> OfflineCommands:
-        """Return what tells the commands of steps where there is no lab to ask; nothing can be done with it."""
+        """Return the placeholders for the commands of steps when no lab is up; they cannot do anything."""
         return OfflineCommands(self.node, self.mesh, self.dataplane, self.inventory_commands)
 
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with what it printed.
+        """Record a command that a person would type, with its output.
 
-        The first one that goes to the cluster by its context comes after the one that makes the context known.
+        Before the first command that uses the cluster's context, also record the one that makes the context known.
         """
         if topology.CONTEXT in command and not self._knows_context:
             self._knows_context = True

@@ -1,4 +1,4 @@
-"""The lab on a cluster as a whole: is it there, is it flushed, what is left of it."""
+"""The lab on a cluster as a whole: whether it exists, what is flushed, what is left of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ManagedKubernetesLab(KubernetesLab):
     """The ManagedLab protocol over a cluster."""
 
     def close(self) -> None:
-        """Take away what was made for as long as this merlab runs."""
+        """Remove what was created for as long as this merlab runs."""
         try:
             if self._pair.made:
                 self._pair.close()
@@ -35,11 +35,11 @@ class ManagedKubernetesLab(KubernetesLab):
 
     @property
     def exists(self) -> bool:
-        """Whether anything of the lab is there. Raises LabError where Docker does not answer."""
+        """Report whether anything of the lab exists. Raise LabError if Docker does not answer."""
         return ownership.exists()
 
     def require_up(self) -> None:
-        """Raise LabError when no lab is up."""
+        """Raise LabError if no lab is up."""
         found = ownership.nodes()
         if found and not ownership.are_ours(found):
             raise ownership.foreign()
@@ -49,7 +49,7 @@ class ManagedKubernetesLab(KubernetesLab):
             raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind")
 
     def recover(self) -> None:
-        """Put back what a killed merlab left flushed, if the cluster is up."""
+        """Restore what a killed merlab left flushed, if the cluster is up."""
         found = ownership.nodes()
         if ownership.are_ours(found) and all(node.running for node in found):
             with signals.shielded(), contextlib.suppress(LabError):
@@ -57,7 +57,7 @@ class ManagedKubernetesLab(KubernetesLab):
                 self._mend_dataplane()
 
     def _mend_dataplane(self) -> None:
-        """Take away what a killed merlab left beside the pods; take Merbridge out where none is asked for any more."""
+        """Remove what a killed merlab left beside the pods; remove Merbridge if it is no longer requested."""
         kept = self._access.kept()
         if kept is None or kept.dataplane != MERBRIDGE:
             return
@@ -65,19 +65,19 @@ class ManagedKubernetesLab(KubernetesLab):
         evidence.sweep(self.merbridge.place())
         if not self.intercepts:
             self.merbridge.remove()
-            # No more than that: what else is asked for, the steps see to.
+            # No more than that: the steps handle everything else that is requested.
             without = replace(kept, dataplane="none")
             self.api().apply(manifests.configuration(without, finished=self._access.setup_complete()))
 
     def sweep(self) -> None:
-        """Do nothing: what a merlab that was killed left of twins is cleared up where they are recreated."""
+        """Do nothing: what a killed merlab left of control pods is removed when they are recreated."""
 
     def restore(self) -> list[str]:
-        """Put back whatever is flushed; give the names of the workloads concerned."""
+        """Restore everything that is flushed; return the names of the workloads."""
         return [workload.name for workload in self.workloads() if workload.rules.restore()]
 
     def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
-        """Remove whatever is left of the lab."""
+        """Remove everything that is left of the lab."""
         if self.intercepts and self._access.answers():
             self._pair.close()
             with contextlib.suppress(LabError):
@@ -86,25 +86,25 @@ class ManagedKubernetesLab(KubernetesLab):
         self.merbridge.require_gone()
 
     def stays(self) -> list[str]:
-        """Say what `down` leaves on purpose, with the command that removes it."""
+        """Return what `down` leaves on purpose, with the command that removes it."""
         kept = (
             [f"the cluster {topology.CLUSTER} stays, as asked; merlab down removes it"] if self._keeps_cluster else []
         )
         return [*kept, *status.pulled(self._access.best_known_settings())]
 
     def states(self, steps: Sequence[Step]) -> list[str]:
-        """Say of each step whether what it ensures holds now."""
+        """Return for each step whether what it ensures holds now."""
         return status.states(self, steps)
 
     def describe(self) -> dict[str, Any]:
-        """Return the state of the lab as `merlab status --json` has it."""
+        """Return the state of the lab as `merlab status --json` prints it."""
         return status.describe(self)
 
     def dump(self) -> dict[str, Callable[[], Any]]:
-        """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+        """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
         return status.dump(self)
 
     def keep_report(self, told: dict[str, Any]) -> None:
-        """Keep the report of the last run on the node, for a sysdump."""
+        """Store the report of the last run on the node, for a sysdump."""
         with contextlib.suppress(LabError):
             status.keep_report(self, told)

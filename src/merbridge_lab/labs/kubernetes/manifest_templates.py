@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def rendered(name: str, settings: Settings) -> str:
-    """Return the text of one of them, with the images of `settings`. Raises OSError for a name that is not there."""
+    """Return the text of one of them, with the images of `settings`. Raise OSError for a name that does not exist."""
     folder = DATA / "manifests"
     plain = folder / f"{name}.yaml"
     if plain.is_file():

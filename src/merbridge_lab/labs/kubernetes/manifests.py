@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from merbridge_lab.labs.kubernetes.settings import Settings
 
-#: In the order in which they are applied: a pod gets its sidecar when it is made.
+#: In the order in which they are applied: a pod gets its sidecar when it is created.
 APPLIED = ("namespace", "strict", "sleep", "helloworld")
 NAMES = ("kind", *APPLIED, "helper", "merbridge", "twin")
 
 
 def text(name: str, settings: Settings) -> str:
-    """Return a manifest by name. Raises LabError for one that does not exist."""
+    """Return a manifest by name. Raise LabError for one that does not exist."""
     if name not in NAMES:
         raise UsageError(f"there is no manifest called {name!r}; there are {', '.join(NAMES)}")
     if name == MERBRIDGE and settings.merbridge_manifest:
@@ -31,7 +31,7 @@ def text(name: str, settings: Settings) -> str:
 
 
 def texts(names: Sequence[str], settings: Settings) -> str:
-    """Return several, as one stream of documents."""
+    """Return several manifests as one stream of documents."""
     return "---\n".join(text(name, settings) for name in names)
 
 
@@ -41,7 +41,7 @@ def objects(name: str, settings: Settings) -> list[dict[str, Any]]:
 
 
 def configuration(settings: Settings, *, finished: bool) -> dict[str, Any]:
-    """Return the object that keeps, in the cluster, what the lab was made with, and whether that finished."""
+    """Return the object that stores, in the cluster, the settings of the lab, and whether its set-up finished."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

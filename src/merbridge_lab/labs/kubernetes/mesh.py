@@ -1,4 +1,4 @@
-"""Istio and the pods of the walkthrough as a part of the lab."""
+"""Istio and the pods of the walkthrough as a component of the lab."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KindWorkload
 
-#: How long all sidecars may take to know of each other, in seconds.
+#: How long all sidecars may take to learn of each other, in seconds.
 _SERVED = 30.0
 _GONE = 60.0
 #: What istioctl leaves in every namespace.
 _LEFT_BY_ISTIO = ("istio-ca-root-cert", "istio-ca-crl")
-#: How long istioctl may take until what it applies is there, in seconds.
+#: How long istioctl may wait until what it applies is there, in seconds.
 _APPLIED = 8.0
 
 
 class MeshComponent:
-    """What is put into the cluster; `keep` has `remove` take it out, since the cluster stays."""
+    """What is installed in the cluster; with `keep`, `remove` uninstalls it, because the cluster stays."""
 
     def __init__(self, access: Access, workloads: Callable[[], Sequence[KindWorkload]], *, keep: bool) -> None:
         self._access, self._workloads, self._keep = access, workloads, keep
@@ -40,7 +40,7 @@ class MeshComponent:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def problems(self) -> list[str]:
-        """Say what is not as `ensure` makes it."""
+        """Describe what differs from what `ensure` creates."""
         return (
             self._of_istio()
             or self._of_hands()
@@ -103,7 +103,7 @@ class MeshComponent:
         return [f"the ISTIO rules of {pod.name} {fault}"] if (fault := seen.fault()) else []
 
     def readings(self) -> tuple[Reading, ...]:
-        """Name the pods."""
+        """Return the pods."""
         told = []
         for workload in self._workloads() if self._access.find_node_exec() else ():
             with contextlib.suppress(LabError):
@@ -115,17 +115,18 @@ class MeshComponent:
     # -- making -----------------------------------------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """Put in what is missing, mend what is broken, and wait until a request is served. Raises LabError."""
+        """Install what is missing, repair what is broken, and wait until a request is served. Raises LabError."""
         settings, kept = self._settings(), self._kept()
         if self._of_hands():
-            self._load_images(settings)  # among them that of the pod that enters others
+            self._load_images(settings)  # among them the image of the pod that enters others
         for workload in self._workloads():
             workload.rules.restore()
         self._load_images(settings)
         changed = kept is not None and any(name != "images" for name in settings.differ_from(kept))
         every = changed or (kept is not None and not self._access.setup_complete())
         if self._of_istio():
-            # What was asked for first is asked for until it is there; later on, what was there last.
+            # Settings that were requested first stay requested until they are in place; after that, those in place
+            # count.
             self._api().apply(manifests.configuration(kept or settings, finished=False))
             self._install(settings)
         for name in manifests.APPLIED:
@@ -153,7 +154,7 @@ class MeshComponent:
         def hopeless() -> LabError | None:
             found = self._api().all("Pod", topology.ISTIO)
             waited = time.monotonic() - began
-            # istioctl applies first, and takes a few seconds for it: until then the pods are the earlier ones.
+            # istioctl applies first, which takes a few seconds: until then the pods are the earlier ones.
             seen = diagnostics.diagnose(found, waited - _APPLIED, memory=memory)
             if seen is None and not found:
                 seen = diagnostics.refused("istiod", self._api().events(topology.ISTIO), waited, memory)
@@ -163,9 +164,9 @@ class MeshComponent:
             istioctl.install(settings.istio(), kubeconfig=self._api().kubeconfig_file, look=hopeless)
 
     def _renew(self, *, every: bool) -> None:
-        """Have pods recreated that lack a sidecar, have the wrong kind of one, or have lost their rules.
+        """Recreate pods that lack a sidecar, have the wrong kind of one, or have lost their rules.
 
-        `every` one, where Istio was changed: a pod keeps the sidecar it was made with.
+        With `every`, recreate all, after a change of Istio: a pod keeps the sidecar that it was created with.
         """
         for workload in self._workloads():
             for pod in pods.active_pods(self._api(), workload.spec):
@@ -183,7 +184,7 @@ class MeshComponent:
             return False
 
     def _await_gone(self, old: Pod, workload: KindWorkload) -> None:
-        # Wholly gone: until then the Deployment may still count it, and look as if all were done.
+        # Completely gone: until then the Deployment may still count the pod, and look complete.
         def is_gone() -> bool:
             found = self._api().find(kubernetes_api.path("Pod", old.name))
             return found is None or found["metadata"]["uid"] != old.uid
@@ -202,14 +203,14 @@ class MeshComponent:
             )
 
     def renew(self) -> None:
-        """Have every pod recreated, and wait until all are ready. Raises LabError."""
+        """Recreate every pod, and wait until all are ready. Raises LabError."""
         self._renew(every=True)
         for spec in topology.WORKLOADS:
             rollout.wait(self._api(), spec.name)
         self._refuse_without_sidecar()
 
     def warm(self) -> int:
-        """Ask until v1 and v2 have answered; give how many requests were answered by something else before."""
+        """Send requests until v1 and v2 have answered; return how many requests got another answer before."""
         return self._await_served()
 
     def _refuse_without_sidecar(self) -> None:
@@ -249,7 +250,7 @@ class MeshComponent:
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def remove(self) -> None:
-        """Take out what was put in, where the cluster is ours and is to stay; else it goes with the cluster."""
+        """Uninstall everything if the cluster is ours and stays; otherwise it is removed with the cluster."""
         if not self._keep or not ownership.are_ours(ownership.nodes()):
             return
         api = self._api()
@@ -257,7 +258,7 @@ class MeshComponent:
             for document in manifests.objects(name, self._settings()):
                 meta = document["metadata"]
                 if document["kind"] == "Namespace":
-                    api.apply({**document, "metadata": {"name": meta["name"]}})  # lets go of the label that was ours
+                    api.apply({**document, "metadata": {"name": meta["name"]}})  # remove our label
                 else:
                     api.delete(kubernetes_api.path(document["kind"], meta["name"], meta["namespace"]))
         node_exec.remove(api)
@@ -291,5 +292,5 @@ class MeshComponent:
         return False
 
     def shell_commands(self) -> list[str]:
-        """Return the commands a person would type to put it in."""
+        """Return the commands that a person would type to install it."""
         return commands.put_in(self._access.best_known_settings(), helped=self._is_helped())

@@ -1,4 +1,4 @@
-"""How nat is read, saved, flushed and loaded in a pod, by where its rules are: iptables' tables, or nftables' own."""
+"""How nat is read, saved, flushed and loaded in a pod, by backend: iptables' tables, or nftables' own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from merbridge_lab.ruleset import NATIVE, NATIVE_TABLE
 
-#: For scripts whose $1 is the backend: `save` prints a text that `load` takes and that ends in "# Completed", counters
-#: included; `load` and `flush` are one transaction each. What nft lists, it adds when it reads it: so first a flush.
+#: For scripts whose $1 is the backend. `save` prints a text that `load` accepts and that ends in "# Completed", with
+#: counters. `load` and `flush` are one transaction each. When nft reads what it lists, it adds it: so `load` flushes
+#: first.
 SHELL = f"""
 case "$1" in
 {NATIVE})
@@ -25,7 +26,7 @@ esac
 
 @dataclass(frozen=True)
 class Commands:
-    """What a person types, in the pod's network namespace; what is to be saved or loaded is added as `> FILE`."""
+    """What a person types in the pod's network namespace; to save or load, `> FILE` or `< FILE` is appended."""
 
     save: str
     flush: tuple[str, ...]
@@ -35,7 +36,7 @@ class Commands:
 
 
 def commands(backend: str) -> Commands:
-    """Return those of a backend; the name of a chain goes behind `list_chain`."""
+    """Return the commands of a backend; the name of a chain is appended to `list_chain`."""
     if backend == NATIVE:
         return Commands(
             save=f"sh -c 'echo flush table {NATIVE_TABLE}; nft list table {NATIVE_TABLE}'",

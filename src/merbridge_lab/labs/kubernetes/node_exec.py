@@ -1,4 +1,4 @@
-"""By what a pod's namespace is entered: the node's own tools, or those of a helper pod where the node has none."""
+"""How a pod's namespace is entered: with the node's own tools, or those of a helper pod if the node has none."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.settings import Settings
 
 _TIMEOUT = 30.0
-#: How long a command is tried again where the API breaks off or does not answer, in seconds.
+#: How long a command is retried if the API breaks off or does not answer, in seconds.
 _PATIENCE = 30.0
-#: How long the helper may take to run, in seconds; its image is Istio's proxy, which is on the node already.
+#: How long the helper may take to start, in seconds; its image is Istio's proxy, which is on the node already.
 _STARTS = 60.0
-#: The label of the helpers that merlab makes for the length of a command; what one types oneself has none.
+#: The label of the helpers that merlab creates for the duration of a command; a helper that one creates by hand has
+#: none.
 _PASSING = "merlab.io/passing"
 _TOOLS = "command -v nsenter && command -v ip && { command -v iptables-nft-save || command -v iptables-legacy-save; }"
 
 
 class NodeExec(Protocol):
-    """Runs commands where all processes of a node are seen, and `layout.STATE` is the node's."""
+    """Runs commands where all processes of a node are visible, and `topology.STATE` is the node's."""
 
     @property
     def node(self) -> str:
-        """The node's name, which is its container's too."""
+        """The node's name, which is also its container's."""
 
     def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
-        """Run a command. Raises LabError when it ends with a status not in `ok`."""
+        """Run a command. Raise LabError if it ends with a status that is not in `ok`."""
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command that a program uses to run `argv` there on our terminal."""
@@ -48,7 +49,7 @@ class NodeExec(Protocol):
 
 @dataclass(frozen=True)
 class DockerNodeExec:
-    """The node's tools, by docker exec."""
+    """Uses the node's tools, with docker exec."""
 
     node: str
 
@@ -67,17 +68,18 @@ class DockerNodeExec:
 
 @dataclass(frozen=True)
 class HelperPodExec:
-    """The helper pod's tools, by the API: `pod` is one of this merlab's own, which goes when it ends."""
+    """Uses the helper pod's tools, through the API: `pod` is this merlab's own, and is removed when merlab ends."""
 
     api: Api
     node: str
     pod: str
 
     def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
-        """Run a command in the helper; once more where the API does not say how it ended.
+        """Run a command in the helper; retry if the API does not report how it ended.
 
-        So a command may run twice, and must come to the same then. An API that hiccups between a flush and its end
-        does not leave rules flushed: who flushes and restores does so in a shield, and this tries to its deadline.
+        So a command may run twice, and must then have the same effect. An API that fails briefly between a flush and
+        its end does not leave rules flushed: the code that flushes and restores is shielded from signals, and this
+        retries until its deadline.
         """
         answer = polling.retrying(
             lambda: kubernetes_exec.execute(self.api, topology.HELPERS, self.pod, "helper", argv, _TIMEOUT),
@@ -95,7 +97,7 @@ class HelperPodExec:
         return told
 
     def argv(self, argv: Sequence[str]) -> list[str]:
-        """Return the command that a program uses to run `argv` there on our terminal: it takes kubectl."""
+        """Return the command that a program uses to run `argv` there on our terminal: it needs kubectl."""
         return self._kubectl(["--kubeconfig", self.api.kubeconfig_file], ["-i", "-t"], self.pod, argv)
 
     def shell_commands(self, argv: Sequence[str]) -> str:
@@ -108,12 +110,12 @@ class HelperPodExec:
 
 
 def have_tools(node: str) -> bool:
-    """Whether a node has what it takes to enter pods itself."""
+    """Report whether a node has the tools to enter pods itself."""
     return docker.execute(node, ["sh", "-c", _TOOLS], ok=range(256)).status == 0
 
 
 def make(api: Api, node: str, settings: Settings) -> HelperPodExec:
-    """Make a helper for as long as this merlab runs, and wait until it runs too. Raises LabError."""
+    """Create a helper for as long as this merlab runs, and wait until it runs, too. Raises LabError."""
     sweep(api)
     name = f"{topology.HELPER}-{os.getpid()}"
     for document in manifests.objects("helper", settings):
@@ -135,7 +137,7 @@ def make(api: Api, node: str, settings: Settings) -> HelperPodExec:
 
 
 def remove(api: Api, name: str = topology.HELPER) -> None:
-    """Remove a helper, by default the one that a person makes; none is fine."""
+    """Remove a helper, by default the one that a person creates; succeed if there is none."""
     api.delete(kubernetes_api.path("Pod", name, topology.HELPERS), grace=0)
 
 
@@ -144,7 +146,7 @@ def sweep(api: Api) -> None:
     here = _owner(os.getpid())
     for pod in api.all("Pod", topology.HELPERS, f"{_PASSING}=true"):
         labels = pod["metadata"].get("labels") or {}
-        # Of one that runs in another PID namespace nothing is known here, unless the machine was started since.
+        # If it runs in another PID namespace, nothing is known about it here, unless the machine was started since.
         if labels.get(_BOOT) != here[_BOOT] or (labels.get(_SPACE) == here[_SPACE] and not _lives(labels)):
             remove(api, pod["metadata"]["name"])
 
@@ -153,7 +155,7 @@ _BOOT, _SPACE, _PID, _BEGAN = (f"merlab.io/owner-{name}" for name in ("boot", "p
 
 
 def _owner(pid: int) -> dict[str, str]:
-    """Name a process for good: by boot, PID namespace, PID, and when it began. Raises OSError for one that is gone."""
+    """Identify a process uniquely: by boot, PID namespace, PID, and start time. Raise OSError for one that is gone."""
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     return {
         _BOOT: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),

@@ -1,4 +1,4 @@
-"""The lab on paper: what the commands of its steps name, told before there is a lab. Nothing can be done with it."""
+"""What the commands of steps name of a lab when no lab exists; nothing can be done with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
-#: Words for what only a lab that is up has: the id of an app's container, and the app's PID on the node.
+#: Placeholders for what only a running lab has: the id of an app's container, and the app's PID on the node.
 CONTAINER, PID = "CONTAINER", "PID"
 
 
@@ -30,7 +30,7 @@ _PROCESS = _Process(DockerNodeExec(topology.NODE))
 
 
 class _Rules(commands.Rules):
-    backend = "nft"  # as with rules that are not there yet: see rules.PodRules
+    backend = "nft"  # as for rules that do not exist yet: see rules.PodRules
     process = _PROCESS
 
 
@@ -47,7 +47,7 @@ class _Workload:
 
 
 class OfflineCommands:
-    """Of the Lab protocol what the steps' `commands` use; `words` are in them for what is not known yet."""
+    """The part of the Lab protocol that the steps' `commands` use; `words` are placeholders for unknown values."""
 
     words: tuple[str, ...] = (CONTAINER, PID)
 

@@ -1,7 +1,7 @@
-"""On the node, in the network namespace of a pod: pod → node → container → PID, and what is done there.
+"""On the node, in the network namespace of a pod: find pod → node → container → PID, and execute commands there.
 
-Commands go into the node, or into a helper pod on it: see hands. Every one first opens the namespace and looks at its
-inode, so none can end up in the namespace of another pod that has got the PID meanwhile.
+Commands run on the node, or in a helper pod on it: see node_exec. Each one first opens the namespace and compares its
+inode, so none can run in the namespace of another pod that has got the PID meanwhile.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.pods import Pod
 
-#: The namespace of containerd in which the kubelet's containers are.
+#: The containerd namespace of the kubelet's containers.
 CTR = ("ctr", "-n", "k8s.io")
 
-# Fixed texts; what varies is an argument. An exit status from 90 on says what was not as expected.
+# Fixed texts; what varies is an argument. Exit statuses from 90 on tell what was not as expected.
 _NO_SUCH = 97
 _ENTER = (
     '{ [ -e "/proc/$1/ns/net" ] && exec 9<"/proc/$1/ns/net"; } || exit 97\n'
@@ -40,8 +40,8 @@ line() { tr '\\n' ' ' <"$1" && echo; }  # a process may have line ends in its na
 line "/proc/$1/stat" && stat -L -c %i "/proc/$1/ns/net" && line "/proc/$1/comm" && cat "/proc/$1/cgroup" || exit 97
 nsenter -t "$1" -n ip -o -4 address show
 """
-# What could not be read is told in a section of its own, with the reason. Where the kernel has made no legacy tables in
-# the namespace, there is nothing that iptables-legacy-save could show.
+# What could not be read is reported in a section of its own, with the reason. If the kernel has created no legacy
+# tables in the namespace, there is nothing that iptables-legacy-save could show.
 _SNAPSHOT = f"""
 for backend in nft legacy; do
     tool="iptables-$backend-save"
@@ -78,7 +78,7 @@ class RestartedError(LabError):
 
 @dataclass(frozen=True)
 class Process:
-    """A process of a pod, seen on its node. `started` in clock ticks after boot, `netns` an inode."""
+    """A process of a pod, as seen on its node. `started` is in clock ticks after boot, `netns` is an inode."""
 
     node_exec: NodeExec
     pid: int
@@ -90,35 +90,35 @@ class Process:
 
     @property
     def node(self) -> str:
-        """The node it is on."""
+        """The node that it runs on."""
         return self.node_exec.node
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The IPv4 addresses in its namespace, the loopback's aside."""
+        """The IPv4 addresses in its namespace, except for the loopback's."""
         rows = [line.split() for line in lines_of(self.looked)]
         return tuple(row[3].partition("/")[0] for row in rows if row[1] != "lo")
 
 
 def tasks(node: str) -> dict[str, int]:
-    """Return the PIDs, on the node, of the containers that run there; by their ids."""
+    """Return the PIDs, on the node, of the containers that run there, by container id."""
     return read_tasks(docker.execute(node, [*CTR, "tasks", "ls"]).stdout)
 
 
 def read_tasks(told: str) -> dict[str, int]:
-    """Read what `ctr tasks ls` prints."""
+    """Parse the output of `ctr tasks ls`."""
     rows = [line.split() for line in lines_of(told)[1:]]
     return {row[0]: int(row[1]) for row in rows if len(row) == 3 and row[2] == "RUNNING"}  # noqa: PLR2004 - task, PID, status
 
 
 def sandboxes(node: str, uid: str) -> list[str]:
-    """Return the ids of the containers that hold, or have held, a pod's namespaces, by the labels of the runtime."""
+    """Return the ids of the containers that hold, or held, a pod's namespaces, by the labels of the runtime."""
     wanted = f'labels."io.kubernetes.pod.uid"=={uid},labels."io.cri-containerd.kind"==sandbox'
     return docker.execute(node, [*CTR, "containers", "ls", "--quiet", wanted]).stdout.split()
 
 
 def look(hands: NodeExec, pid: int) -> Process:
-    """Look at a process on the node. Raises RestartedError where it is gone."""
+    """Read a process on the node. Raise RestartedError if it is gone."""
     told = hands.execute(["sh", "-c", _LOOK, "sh", str(pid)], ok=(0, _NO_SUCH))
     if told.status:
         raise RestartedError(f"there is no process {pid} on {hands.node} any more", hint="merlab status")
@@ -126,11 +126,11 @@ def look(hands: NodeExec, pid: int) -> Process:
 
 
 def read_process(hands: NodeExec, told: str) -> Process:
-    """Read what `_LOOK` prints: proc_pid_stat(5), inode, name, the lines of its cgroups, addresses."""
+    """Parse the output of `_LOOK`: proc_pid_stat(5), inode, name, the lines of its cgroups, addresses."""
     stat, netns, comm, *lines = told.split("\n")
     cgroups = [line for line in lines if _CGROUP.match(line)]
     addresses = [line for line in lines if line and not _CGROUP.match(line)]
-    # The name may hold blanks and brackets; what follows the last bracket does not.
+    # The name may contain blanks and brackets; what follows the last bracket does not.
     fields = stat.rpartition(")")[2].split()
     return Process(
         node_exec=hands,
@@ -144,7 +144,7 @@ def read_process(hands: NodeExec, told: str) -> Process:
 
 
 def find(hands: NodeExec, pod: Pod, container: str) -> Process:
-    """Find the process of a container of a pod. Raises LabError where it is not the pod's: its address tells."""
+    """Find the process of a container of a pod. Raise LabError if it is not the pod's: its address shows that."""
     pids = tasks(pod.node)
     cid = pod.containers.get(container, "")
     if cid not in pids:
@@ -162,10 +162,10 @@ def find(hands: NodeExec, pod: Pod, container: str) -> Process:
 
 
 def cgroup_of_pod(lines: Sequence[str]) -> str:
-    """Return the cgroup, of the lines of /proc/PID/cgroup, with which a container is known.
+    """Return the cgroup, from the lines of /proc/PID/cgroup, that identifies a container.
 
-    That is version 2's, where it names one. An old runc on cgroup v1 makes none there: its processes stay in the cgroup
-    of containerd's, and the other hierarchies name the container. Where these disagree, all of them are given.
+    That is the one of version 2, if it names one. An old runc on cgroup v1 creates none there: its processes stay in
+    containerd's cgroup, and the other hierarchies name the container. If these disagree, all of them are returned.
     """
     paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines}
     unified = paths.pop("", "")
@@ -204,7 +204,7 @@ def script(process: Process, text: str, *argv: str, ok: Sequence[int] = (0,)) ->
 def snapshot(process: Process) -> RuleSet:
     """Read all rules with their counters, in every backend whose tools are on the node. Raises LabError.
 
-    Where the node's processes are this machine's, the kernel is asked as well, and what the tools tell must agree.
+    If the node's processes are this machine's, the kernel is read as well, and must agree with what the tools print.
     """
     own = _namespace(process)
     first = iptables.kernels(own) if isinstance(own, Path) else (own, own)
@@ -221,7 +221,7 @@ def snapshot(process: Process) -> RuleSet:
 
 
 def _namespace(process: Process) -> Path | Unread:
-    """Find the network namespace of a process of the node from here: root can, where the daemon is on this machine."""
+    """Find from here the network namespace of a process of the node: root can, if the daemon is on this machine."""
     source = f"nft:{process.node}/generation"
     try:
         path = Path(f"/proc/{docker.pid(process.node)}/root/proc/{process.pid}/ns/net")
@@ -240,7 +240,7 @@ def changed_sources(process: Process) -> conntrack.Sources:
 
 
 def read_snapshot(told: str) -> RuleSet:
-    """Read what `_SNAPSHOT` prints."""
+    """Parse the output of `_SNAPSHOT`."""
     _, *parts = _SECTION.split(told)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     if not sections:
@@ -266,7 +266,7 @@ def read_snapshot(told: str) -> RuleSet:
 
 
 def _but_istios(rules: RuleSet) -> RuleSet:
-    """Leave Istio's own nat table out of what is foreign, where its rules were read."""
+    """Remove Istio's own nat table from what is foreign, if its rules were read."""
     if NATIVE not in rules.texts or isinstance(rules.native, Unread):
         return rules
     return replace(rules, native=tuple(name for name in rules.native if name != f"table {NATIVE_TABLE}"))

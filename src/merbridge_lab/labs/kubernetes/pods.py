@@ -1,4 +1,4 @@
-"""A pod as the API tells of it."""
+"""A pod as the API describes it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pod:
 
 
 def read(told: dict[str, Any]) -> Pod:
-    """Read what the API tells of a pod."""
+    """Parse the API's description of a pod."""
     meta, spec, status = told["metadata"], told["spec"], told["status"]
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     running = [one for one in statuses if "running" in (one.get("state") or {})]
@@ -52,7 +52,7 @@ def read(told: dict[str, Any]) -> Pod:
 
 
 def _sidecar(spec: dict[str, Any]) -> str:
-    """Tell the two kinds of sidecars apart by where they stand; versions and settings do not tell it."""
+    """Tell the two kinds of sidecars apart by their position in the pod; versions and settings do not tell."""
     if any(one["name"] == topology.SIDECAR for one in spec["containers"]):
         return "classic"
     native = (one for one in spec.get("initContainers") or [] if one["name"] == topology.SIDECAR)
@@ -66,7 +66,7 @@ def active_pods(api: Api, spec: WorkloadSpec) -> list[Pod]:
 
 
 def running_pod(pods: Sequence[Pod], spec: WorkloadSpec) -> Pod:
-    """Return the pod of a workload. Raises LabError where none has its app running."""
+    """Return the pod of a workload. Raise LabError if none has its app running."""
     for pod in pods:
         if pod.ip and spec.container in pod.containers:
             return pod

@@ -1,4 +1,4 @@
-"""Wait for a Deployment: what is awaited, for how long, and when it is hopeless, why."""
+"""Wait for a Deployment: what is awaited, for how long, and if it is hopeless, why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.labs.kubernetes.diagnostics import PodFailure
 
-#: An image of 200 MB that is pulled by a slow line is the longest wait there is, in seconds.
+#: The longest wait is for an image of 200 MB on a slow line, in seconds.
 _READY = 240.0
 #: How long containers that all run may take to be ready, in seconds; a sidecar takes three.
 _RUNNING = 60.0
@@ -25,7 +25,7 @@ _LOG_LINES = 12
 
 
 def wait(api: Api, name: str, namespace: str = topology.NAMESPACE) -> None:
-    """Wait until a Deployment is as it should be. Raises LabError, early where it will not be."""
+    """Wait until a Deployment is as it should be. Raise LabError, early if it will not be."""
     began = time.monotonic()
     seen: dict[str, Any] = {"found": None, "pods": [], "running": None}
     memory = diagnostics.Memory()
@@ -65,7 +65,7 @@ def wait(api: Api, name: str, namespace: str = topology.NAMESPACE) -> None:
 
 
 def is_done(deployment: dict[str, Any]) -> bool:
-    """Whether all that a Deployment asks for is there, and what it asked for before is gone."""
+    """Report whether everything that a Deployment requests exists, and what it requested before is gone."""
     status, wanted = deployment["status"], deployment["spec"].get("replicas", 1)
     return bool(
         status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
@@ -76,7 +76,7 @@ def is_done(deployment: dict[str, Any]) -> bool:
 
 
 def pods_of(api: Api, deployment: dict[str, Any]) -> list[dict[str, Any]]:
-    """List a Deployment's pods, those that are ending aside."""
+    """List a Deployment's pods, except those that are ending."""
     labels = deployment["spec"]["selector"]["matchLabels"]
     selector = ",".join(f"{key}={value}" for key, value in labels.items())
     found = api.all("Pod", deployment["metadata"]["namespace"], selector)
@@ -84,7 +84,7 @@ def pods_of(api: Api, deployment: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def with_log(api: Api, namespace: str, found: PodFailure) -> LabError:
-    """Return a trouble as an error, with the end of the log that tells more and the last events."""
+    """Return a pod failure as an error, with the end of the relevant log and the last events."""
     said = ""
     if found.container:
         with contextlib.suppress(LabError):

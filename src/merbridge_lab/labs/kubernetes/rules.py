@@ -1,7 +1,7 @@
-"""The rules of a pod: read, flushed and put back without ever being lost.
+"""The rules of a pod: read, flushed and restored without ever being lost.
 
-What is flushed is saved on the node before, and is on its disk; the file that holds it *is* the mark that a flush is
-outstanding. It names the pod, the process and the namespace it is of: no other pod ever gets it.
+Flushed rules are saved on the node's disk before the flush. The file that holds them *is* the mark that a flush is
+outstanding. It names its pod, process and namespace: no other pod ever gets these rules.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 _HEADER = "# merlab: nat of"
 _OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED = 94, 95, 96
 
-# $1 backend, $2 file, $3 header. What is saved ends with "# Completed": a text without that was cut by a full disk.
-# An API that broke off without an answer may have run this before, or be running it still: a save with this very
-# header is of this very flush. A save is never written over (ln), since a second one could be of flushed rules.
+# $1 backend, $2 file, $3 header. A save ends with "# Completed": a text without that was cut by a full disk. An API
+# that broke off without an answer may have run this before, or may be running it still: a save with exactly this header
+# is of exactly this flush. A save is never overwritten (ln), because a second one could be of flushed rules.
 _FLUSH = f"""{nat_backends.SHELL}
 folder=$(dirname "$2")
 draft=$folder/.$(basename "$2").new.$$
@@ -50,7 +50,7 @@ _COPY = f'{nat_backends.SHELL} mkdir -p "$(dirname "$2")" && save >"$2"'
 
 @dataclass(frozen=True)
 class Saved:
-    """What a flush took, and from where."""
+    """What a flush removed, and from where."""
 
     backend: str
     uid: str
@@ -67,7 +67,7 @@ def header(name: str, backend: str, uid: str, process: Process) -> str:
 
 
 def read(text: str) -> Saved | None:
-    """Read such a file; None for what is none."""
+    """Parse such a file; None for any other."""
     facts = dict(re.findall(r"(\w+)=(\S+)", text.partition("\n")[0]))
     try:
         saved = Saved(
@@ -81,8 +81,8 @@ def read(text: str) -> Saved | None:
 class PodRules(commands.Rules):
     """The nat rules of the workload `name`; `keep` leaves them flushed after a flush.
 
-    `hands` enter it, `found` gives the pod and its process as they are now, and has them looked for again
-    where it is told so.
+    `hands` executes commands in the pod. `found` returns the pod and its process, and looks them up again if it is told
+    so.
     """
 
     def __init__(
@@ -91,27 +91,27 @@ class PodRules(commands.Rules):
         super().__init__(name)
         self._name, self._hands, self._found, self._keep = name, hands, found, keep
         self._backend = ""
-        #: What a flush took; there exactly as long as the flush is outstanding.
+        #: What a flush removed; it exists exactly as long as the flush is outstanding.
         self.saved_at = f"{topology.STATE}/saved/{name}.rules"
 
     @property
     def process(self) -> Process:
-        """The process that they are reached through."""
+        """The process through which they are reached."""
         return self._found(False)[1]
 
     @property
     def backend(self) -> str:
-        """In which tables Istio's rules are, found by looking; nft where there are none."""
+        """The tables that hold Istio's rules, as read; nft if there are none."""
         if not self._backend:
             self._backend = self.snapshot().backend
         return self._backend or "nft"
 
     def snapshot(self) -> RuleSet:
-        """Read them, in every backend."""
+        """Read the rules in every backend."""
         return pod_netns.snapshot(self.process)
 
     def copy(self) -> None:
-        """Save the rules for a person to look at and to put back; while they are flushed, as they were."""
+        """Save the rules for a person to look at and to restore; if they are flushed, as they were before."""
         if self.outstanding:
             self._hands.execute(["cp", self.saved_at, self.copied_at])
         else:
@@ -119,12 +119,12 @@ class PodRules(commands.Rules):
 
     @property
     def outstanding(self) -> bool:
-        """Whether rules are flushed and saved right now."""
+        """Report whether rules are flushed and saved now."""
         return self._hands.execute(["test", "-e", self.saved_at], ok=(0, 1)).status == 0
 
     @contextlib.contextmanager
     def flushed(self) -> Iterator[RuleSet]:
-        """Flush nat for the length of the block; see lab.Rules."""
+        """Flush nat for the duration of the block; see lab.Rules."""
         self.restore()
         pod, process = self._found(True)
         before = pod_netns.snapshot(process)
@@ -158,9 +158,9 @@ class PodRules(commands.Rules):
             raise LabError(f"the rules of {self._name} cannot be flushed", stderr=done.stderr)
 
     def restore(self) -> bool:
-        """Put back what a flush took, if one is outstanding, and say whether one was.
+        """Restore what a flush removed, if one is outstanding; return whether one was.
 
-        Raises LabError when the rules cannot be put back; they stay saved then.
+        Raise LabError if the rules cannot be restored; they stay saved then.
         """
         with signals.shielded():
             told = self._hands.execute(["cat", self.saved_at], ok=(0, 1))
@@ -175,14 +175,15 @@ class PodRules(commands.Rules):
             process = self._owner(saved)
             if process is not None:
                 self._put_back(saved, process)
-            # Else the pod was recreated meanwhile, with rules of its own: these are of a namespace that is gone.
+            # Otherwise the pod was recreated meanwhile, with new rules: these are of a namespace that is gone.
             self._hands.execute(["rm", "-f", self.saved_at])
             return True
 
     def _owner(self, saved: Saved) -> Process | None:
         """Find a process in exactly the namespace that was flushed: the same one, or the pod's that holds it.
 
-        A container that is between two starts has no process; the pod's sandbox has, as long as the namespace lives.
+        A container that is between two starts has no process; the pod's sandbox has one, as long as the namespace
+        exists.
         """
         with contextlib.suppress(RestartedError):
             process = pod_netns.look(self._hands, saved.pid)

@@ -1,4 +1,4 @@
-"""With what the lab is made: versions and images, from the table, from the cluster, from the command line."""
+"""The settings of the lab: versions and images, from the table, from the cluster, from the command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DATA = resources.files("merbridge_lab") / "data"
 
-#: The lab's own, beneath what is asked by --istio-set: a small machine has two cores, and sidecars ask for a tenth.
+#: The lab's own defaults, which --istio-set overrides: a small machine has two cores, and sidecars request a tenth.
 _ISTIO = (
     "profile=minimal",
     "meshConfig.accessLogFile=/dev/stdout",
@@ -35,7 +35,7 @@ _ISTIO = (
 )
 
 
-#: The dataplane that is upstream's, and the name of its image.
+#: The name of upstream's dataplane, and of its image.
 MERBRIDGE = "merbridge"
 _NOT_THE_MESHS = ("kind_image", "dataplane", "merbridge_manifest")
 _DATAPLANES = ("none", MERBRIDGE)
@@ -49,7 +49,7 @@ def versions() -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the lab is made with. `images` maps a workload to its image."""
+    """All settings of the lab. `images` maps a workload to its image."""
 
     kind_image: str
     istio_hub: str
@@ -62,7 +62,7 @@ class Settings:
 
     @classmethod
     def default(cls) -> Settings:
-        """Return those of the table."""
+        """Return the settings of the table."""
         table = versions()
         return cls(
             kind_image=table["kind"]["image"],
@@ -74,7 +74,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Read what `to_json` wrote, or whoever may write there. Raises LabError naming what is not as it must be."""
+        """Parse what `to_json` wrote, or whoever else may write there. Raise LabError naming what is invalid."""
         table = versions()
         try:
             told = settings_schema.read(
@@ -88,11 +88,11 @@ class Settings:
         return cls(**told)
 
     def to_json(self) -> str:
-        """Return them as they are kept in the cluster."""
+        """Return them as they are stored in the cluster."""
         return json.dumps(asdict(self))
 
     def asked(self, options: Options) -> Settings:
-        """Return them as changed by what was asked for. Raises UsageError for an image of nothing that has one."""
+        """Return them as changed by the request. Raise UsageError for an image of something that has none."""
         if unknown := set(options.images) - set(self.images):
             raise UsageError(
                 f"--image {min(unknown)}=…: there is no such workload; there are {', '.join(self.images)}",
@@ -111,9 +111,9 @@ class Settings:
         )
 
     def _manifest(self, asked: str | None) -> str:
-        """Return what installs Merbridge; "merlab" is merlab's own, for a lab that was made with another one.
+        """Return what installs Merbridge; "merlab" is merlab's own, for a lab that was created with another one.
 
-        A file by its whole path: the next call may come from another folder.
+        A file gets its absolute path: the next call may come from another folder.
         """
         if asked is None:
             return self.merbridge_manifest
@@ -123,7 +123,7 @@ class Settings:
         return str(Path(asked).absolute()) if is_file and asked else asked
 
     def differ_from(self, other: Settings) -> list[str]:
-        """Name what of the mesh differs. The node's image is chosen once for all; the dataplane looks after itself."""
+        """List the differences in the mesh. The node's image cannot change later; the dataplane compares itself."""
         mine, theirs = self._of_mesh(), other._of_mesh()
         return [name for name in mine if mine[name] != theirs[name]]
 
@@ -136,10 +136,10 @@ class Settings:
         """The images of the workloads."""
         return {name: ref for name, ref in self.images.items() if name != MERBRIDGE}
 
-    # -- what is told to istioctl -----------------------------------------------------------------------------------
+    # -- settings for istioctl --------------------------------------------------------------------------------------
 
     def istio(self) -> list[str]:
-        """Return the settings for istioctl, "key=value"; what was asked for stands last, and so wins."""
+        """Return the settings for istioctl, "key=value"; the requested ones come last, and so win."""
         native = str(self.sidecars == "native").lower()
         return [
             *_ISTIO,
@@ -151,7 +151,7 @@ class Settings:
 
     @property
     def proxy_image(self) -> str:
-        """The image of the sidecars, which has iptables too."""
+        """The image of the sidecars, which also has iptables."""
         return f"{self.istio_hub}/proxyv2:{self.istio_tag}"
 
     def pod_images(self) -> list[str]:
@@ -166,11 +166,11 @@ class Settings:
 
     @property
     def kubernetes(self) -> tuple[int, int] | None:
-        """Which Kubernetes the node's image has, as far as its tag says."""
+        """The Kubernetes version of the node's image, as far as its tag names it."""
         return _minor(self.kind_image.partition("@")[0].rpartition(":")[2])
 
     def misfit(self) -> str | None:
-        """Say what is known not to fit together; nothing is known of versions that are not in the table."""
+        """Describe what is known not to fit together; nothing is known of versions that are not in the table."""
         release = _minor(self.istio_tag)
         if release is None or self.kubernetes is None:
             return None

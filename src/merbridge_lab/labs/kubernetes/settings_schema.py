@@ -1,4 +1,4 @@
-"""What the cluster keeps of the lab's settings, field by field: who may write a ConfigMap may write anything."""
+"""The lab's settings as the cluster stores them, field by field: whoever may write a ConfigMap may write anything."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from merbridge_lab.labs.options import IMAGE, SIDECARS
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-#: Characters that no value has: control characters would reach a terminal, a command or a file.
+#: Characters that no value contains: control characters would reach a terminal, a command or a file.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MOST = 4096
-#: What merlabs before 0.2 kept there as well, and nobody takes from there any more: a path of this machine.
+#: What merlabs before 0.2 also stored there, and nobody reads any more: a path of this machine.
 _DROPPED = frozenset({"kubeconfig"})
 
 
 def read(
     text: str, *, workloads: Collection[str], dataplanes: Collection[str], manifests: Collection[str]
 ) -> dict[str, Any]:
-    """Read the settings of a lab from their JSON. Raises ValueError naming the first field that is not as it must be.
+    """Parse the settings of a lab from their JSON. Raise ValueError naming the first invalid field.
 
     `workloads` are those that have an image, `manifests` the names of upstream's.
     """

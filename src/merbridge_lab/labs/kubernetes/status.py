@@ -1,4 +1,4 @@
-"""The state of the lab, told: for `merlab status`, `merlab steps` and for a sysdump."""
+"""The state of the lab, for `merlab status`, `merlab steps` and for a sysdump."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from merbridge_lab.requirements import Requirement
 
 _LAST_REPORT = f"{topology.STATE}/last-report.json"
-#: How much of each log goes into a sysdump, in lines from its end.
+#: How much of each log a sysdump includes, in lines from its end.
 _TAIL = 2000
 
 
 class Described(Protocol):
-    """What the state is told of: a lab's parts, and the ways to its cluster."""
+    """The parts of a lab whose state is described, and the connection to its cluster."""
 
     name: str
     merbridge: MerbridgeDataplane
@@ -50,7 +50,7 @@ class Described(Protocol):
 
     @property
     def intercepts(self) -> bool:
-        """Whether the lab is to have a dataplane."""
+        """Report whether the lab is configured with a dataplane."""
 
     @property
     def dataplane(self) -> Dataplane:
@@ -58,7 +58,7 @@ class Described(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the lab can, by its dataplane."""
+        """The capabilities of the lab, depending on its dataplane."""
 
     def api(self) -> Api:
         """Return the cluster's API. Raises LabError."""
@@ -67,34 +67,34 @@ class Described(Protocol):
         """Return the container that is the node. Raises LabError."""
 
     def settings(self) -> Settings:
-        """Return what the lab is made with. Raises LabError."""
+        """Return the settings of the lab. Raises LabError."""
 
     def find_node_exec(self) -> NodeExec | None:
-        """Return what pods are entered with, or None. Raises LabError."""
+        """Return what enters pods, or None. Raises LabError."""
 
     def workloads(self) -> Sequence[KindWorkload]:
         """Return the workloads of the walkthrough."""
 
     def requirements(self) -> list[Requirement]:
-        """Probe what this machine offers and lacks."""
+        """Probe what this machine offers and what it lacks."""
 
     def why_missing(self, capability: str) -> str:
-        """Say in a sentence why the lab is without `capability`."""
+        """Explain in one sentence why the lab lacks `capability`."""
 
 
 def is_up(lab: Described) -> bool:
-    """Whether the cluster is there, is merlab's, runs and answers. Raises LabError where Docker does not answer."""
+    """Report whether the cluster exists, is merlab's, runs and answers. Raise LabError if Docker does not answer."""
     found = ownership.nodes()
     if not ownership.are_ours(found) or not all(node.running for node in found):
         return False
     try:
         return lab.api().ready()
-    except LabError:  # why, the problems say
+    except LabError:  # the problems tell why
         return False
 
 
 def describe(lab: Described) -> dict[str, Any]:
-    """Return the state of the lab as `merlab status --json` has it."""
+    """Return the state of the lab as `merlab status --json` prints it."""
     up = is_up(lab)
     workloads = lab.workloads() if up and lab.find_node_exec() is not None else []
     described = [told for workload in workloads if (told := _workload(lab, workload)) is not None]
@@ -122,7 +122,7 @@ def _workload(lab: Described, workload: KindWorkload) -> dict[str, Any] | None:
         pid = workload.found(refresh=True)[1].pid
         told = workload.rules.snapshot().to_json()
     except LabError:
-        pass  # a pod that does not run has neither; why, the problems say
+        pass  # a pod that does not run has neither; the problems tell why
     return {
         "name": workload.name,
         "pid": pid,
@@ -150,7 +150,7 @@ def _problems(lab: Described, *, up: bool) -> list[str]:
 
 
 def _told(problems: Callable[[], list[str]]) -> list[str]:
-    """Ask a part for its problems; that it cannot be looked at is one, and must not hide those of the others."""
+    """Return a component's problems. A failure to read them is a problem, too, and must not hide those of others."""
     try:
         return problems()
     except LabError as error:
@@ -160,7 +160,7 @@ def _told(problems: Callable[[], list[str]]) -> list[str]:
 
 
 def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, str]]:
-    """Say what brings a new request of sleep from each station to the next one; into a pod its rules do, always."""
+    """Return what brings a new request of sleep from each station to the next; into a pod, its rules always do."""
 
     def by(pod: dict[str, Any]) -> str:
         if "unread" in pod["rules"]:
@@ -178,7 +178,7 @@ def _path(described: list[dict[str, Any]], *, attached: bool) -> list[dict[str, 
 
 
 def states(lab: Described, steps: Sequence[Step]) -> list[str]:
-    """Say of each step whether what it ensures holds now."""
+    """Return for each step whether what it ensures holds now."""
     up = is_up(lab)
     told = []
     for step in (step.on(lab.capabilities) for step in steps):
@@ -194,7 +194,7 @@ def states(lab: Described, steps: Sequence[Step]) -> list[str]:
 
 
 def pulled(settings: Settings) -> list[str]:
-    """Say which of the lab's images stay in Docker, with the command that removes them."""
+    """Return which of the lab's images stay in Docker, with the command that removes them."""
     wanted = [settings.kind_image, *settings.pod_images()]
     if settings.dataplane == MERBRIDGE:
         wanted.append(settings.images[MERBRIDGE])
@@ -213,17 +213,17 @@ def keep_report(lab: Described, told: dict[str, Any]) -> None:
 
 
 def _settings(settings: Settings) -> dict[str, Any]:
-    """Return what the lab was made with; of what was set for Istio only the names: it may hold anything."""
+    """Return the lab's settings; of Istio's settings only the names, since the values may hold anything."""
     return {**asdict(settings), "istio_set": [redaction.setting(one) for one in settings.istio_set]}
 
 
 def _is_ours(name: str, namespace: str) -> bool:
-    """Whether a pod of this name is the walkthrough's, or of a namespace that holds nobody else's."""
+    """Report whether a pod of this name is the walkthrough's, or of a namespace that holds nobody else's."""
     return namespace != topology.NAMESPACE or any(name.startswith(f"{spec.name}-") for spec in topology.WORKLOADS)
 
 
 def _pod(pod: dict[str, Any]) -> dict[str, Any]:
-    """Return a pod of the walkthrough or the system; of one of the user's own, that it is there."""
+    """Return a pod of the walkthrough or the system; of one of the user's own, return only that it exists."""
     about = pod["metadata"]
     if _is_ours(about["name"], about.get("namespace", topology.NAMESPACE)):
         return pod
@@ -237,7 +237,7 @@ def _events(namespace: str, events: Sequence[dict[str, Any]]) -> list[dict[str, 
 
 
 def dump(lab: Described) -> dict[str, Callable[[], Any]]:
-    """Name the parts of a sysdump, each with what gives its content; none of them holds a key."""
+    """Return the parts of a sysdump, each with the function that returns its content; none contains a key."""
     parts: dict[str, Callable[[], Any]] = {
         "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
         "status.json": lambda: describe(lab),
@@ -255,7 +255,7 @@ def dump(lab: Described) -> dict[str, Callable[[], Any]]:
     for namespace in ("kube-system", topology.ISTIO, topology.NAMESPACE):
         parts[f"{namespace}/pods.json"] = lambda name=namespace: [_pod(one) for one in api.all("Pod", name)]  # type: ignore[misc]
         parts[f"{namespace}/events.json"] = lambda name=namespace: _events(name, api.events(name))  # type: ignore[misc]
-    with contextlib.suppress(LabError):  # where nothing is there to enter pods with; why, status.json says
+    with contextlib.suppress(LabError):  # if nothing can enter pods; status.json tells why
         for workload in lab.workloads():
             parts[f"{workload.name}/rules.txt"] = lambda one=workload: "\n".join(
                 map(str, one.rules.snapshot().texts.values())

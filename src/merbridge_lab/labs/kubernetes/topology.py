@@ -1,4 +1,4 @@
-"""What the kind lab is called, and where its things are."""
+"""The names of the kind lab, and where its objects are."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ CONTEXT = f"kind-{CLUSTER}"
 NODE = f"{CLUSTER}-control-plane"
 #: A mount that merlab's cluster has and no other: data/manifests/kind.yaml.
 MARK = "/kind/made-by-merlab"
-#: The Docker network of the node, and the label that says whose it is.
+#: The Docker network of the node, and the label that marks its owner.
 NETWORK = "merlab"
 NETWORK_LABEL = "io.merlab.cluster"
 
 NAMESPACE = "default"
 ISTIO = "istio-system"
 SIDECAR = "istio-proxy"
-#: A ConfigMap that holds what the lab was made with.
+#: A ConfigMap that holds the settings of the lab.
 SETTINGS = "merlab"
 
-#: A pod that enters others where the node has no tools for it, and the namespace it is in.
+#: A pod that enters others if the node has no tools for it, and its namespace.
 HELPER = "merlab-helper"
 HELPERS = "kube-system"
 
-#: On the node, on its volume: what a flush took, and what is for people to look at.
+#: On the node, on its volume: what a flush removed, and what people may look at.
 STATE = "/var/lib/merlab"
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
     from merbridge_lab.observation import Exchange
 
-#: The character of an x-request-id that Envoy changes where it decides about tracing (its UUID extension).
+#: The character of an x-request-id that Envoy changes if it decides about tracing (its UUID extension).
 _TRACED = 14
 _SHELL_BIN = f"{topology.STATE}/bin"
 
@@ -48,18 +48,18 @@ class KindWorkload:
 
     @property
     def url(self) -> str:
-        """Where its app answers by its own address."""
+        """The URL of its app at the pod's own address."""
         return f"http://{self.pod.ip}:5000/hello"
 
     def found(self, refresh: bool) -> tuple[Pod, Process]:
-        """Return its pod and its app's process, as they were found first or, if `refresh`, as they are now."""
+        """Return its pod and its app's process, as they were first found or, with `refresh`, as they are now."""
         if self._known is None or refresh:
             pod = pods.running_pod(pods.active_pods(self._api, self.spec), self.spec)
             self._known = (pod, pod_netns.find(self._hands, pod, self.spec.container))
         return self._known
 
     def see(self, pod: Pod) -> None:
-        """Take note of the pod as it is now: what was found of one that was restarted is forgotten."""
+        """Record the pod as it is now; discard what was found of a pod that was restarted."""
         if self._known and (self._known[0].uid, self._known[0].containers) != (pod.uid, pod.containers):
             self._known = None
 
@@ -71,7 +71,7 @@ class KindWorkload:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def ask(self, url: str) -> Exchange:
-        """Ask once, as its app."""
+        """Send one request, as its app."""
         nonce = request_batch.new_nonce()
         argv = request_batch.curl(nonce, url)
         pod = self.pod
@@ -86,7 +86,7 @@ class KindWorkload:
         return request_batch.read(nonce, url, status, stdout, stderr)
 
     def log(self) -> SidecarLog:
-        """Return what its sidecar writes into its access log from now on. Raises ClaimFailedError where it has none."""
+        """Return what its sidecar writes into its access log from now on. Raise ClaimFailedError if it has none."""
         if not self.pod.sidecar:
             raise ClaimFailedError(f"{self.pod.name} has no sidecar: merlab up gives it one")
         return SidecarLog(self._api, self.pod.name)
@@ -100,18 +100,18 @@ class KindWorkload:
         return self._api.log(topology.NAMESPACE, self.pod.name, topology.SIDECAR, tail=tail)
 
     def request_command(self) -> str:
-        """Return the walkthrough's request, as one types it here."""
+        """Return the walkthrough's request, as one types it in this lab."""
         return commands.request(self.spec)
 
     # -- entering ---------------------------------------------------------------------------------------------------
 
     def enter_commands(self) -> list[str]:
-        """Return the command that finds the app's process, and the one that looks around in its namespace."""
+        """Return the command that finds the app's process, and the one that inspects its namespaces."""
         pod, process = self.found(refresh=False)
         return commands.enter(process, pod.containers[self.spec.container])
 
     def enter(self) -> ProcessIdentity:
-        """Find the app's process and look around in its namespaces; the pod's sandbox says what they should be."""
+        """Find the app's process and inspect its namespaces; the pod's sandbox shows what they should be."""
         pod = pods.running_pod(pods.active_pods(self._api, self.spec), self.spec)
         pids = pod_netns.tasks(pod.node)
         cid = pod.containers[self.spec.container]
@@ -137,9 +137,9 @@ class KindWorkload:
     # -- by hand ----------------------------------------------------------------------------------------------------
 
     def app_argv(self, argv: Sequence[str], *, terminal: bool | None = None) -> list[str]:
-        """Return the argv that runs `argv` as the app: its user, its files, its network; it takes no kubeconfig.
+        """Return the argv that runs `argv` as the app: its user, its files, its network; it needs no kubeconfig.
 
-        On a terminal where ours is one, unless said otherwise.
+        It uses a terminal if we have one, unless told otherwise.
         """
         pod = self.pod
         if terminal is None:
@@ -150,7 +150,7 @@ class KindWorkload:
 
     @contextlib.contextmanager
     def shell(self, *, netns: bool) -> Iterator[tuple[list[str], str]]:
-        """Return the argv of a shell as the app, or with `netns` as root in the network namespace; and a welcome."""
+        """Yield the argv of a shell as the app (with `netns`: as root in the network namespace), and a welcome text."""
         if not netns:
             argv = self.app_argv(["env", f"PS1=merlab:{self.name}$ ", "sh", "-i"], terminal=True)
             yield argv, f"you are {self.name}'s app; try: curl -s helloworld:5000/hello. exit leaves."
@@ -168,7 +168,7 @@ class KindWorkload:
         yield self._hands.argv(run), f"{welcome}\n{hints.as_the_app(_AS_APP.format(self.name))}"
 
     def changes(self) -> list[str]:
-        """Say what of the rules is not as Istio made it, and how to put it back."""
+        """Describe how the rules differ from Istio's, and how to restore them."""
         if self.rules.outstanding:
             return [f"the nat rules of {self.name} are flushed; merlab restore puts them back"]
         seen = self.rules.snapshot()
@@ -193,9 +193,10 @@ def _now() -> float:
 
 
 class SidecarLog:
-    """What a sidecar has printed since this was made; the cluster's clock is not ours, so by its age.
+    """What a sidecar has printed since this object was created.
 
-    That is measured by a clock that goes on while the machine is suspended, as the cluster's does.
+    The cluster's clock is not ours, so lines are selected by age. The age is measured by a clock that continues while
+    the machine is suspended, as the cluster's does.
     """
 
     def __init__(self, api: Api, pod: str) -> None:
@@ -204,13 +205,13 @@ class SidecarLog:
         self._began = _now()
 
     def lines(self) -> tuple[AccessLogLine, ...] | Unread:
-        """Return the lines of the access log; or that they are in another format."""
+        """Return the lines of the access log; or Unread if they are in another format."""
         since = int(_now() - self._began) + 1
         return read_log(self._api.log(topology.NAMESPACE, self._pod, topology.SIDECAR, since=since), self._source)
 
 
 def read_log(text: str, source: str = "envoy:sidecar/access") -> tuple[AccessLogLine, ...] | Unread:
-    """Read an access log whose request ids may have been marked by Envoy for tracing."""
+    """Parse an access log whose request ids may have been marked by Envoy for tracing."""
     lines = accesslog.read(text, source)
     if isinstance(lines, Unread):
         return lines

@@ -1,4 +1,4 @@
-"""The dataplane that is none: nothing intercepts, the rules do the work."""
+"""The absent dataplane: nothing intercepts, and the rules send connections to the sidecars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def why(capability: str) -> str:
-    """Say in one sentence why a capability is missing."""
+    """Describe in one sentence why a capability is missing."""
     return f"this lab has no {capability} (--dataplane none): nothing but the rules intercepts"
 
 
@@ -19,20 +19,20 @@ WHY = why("dataplane")
 
 
 class NoDataplane:
-    """The part of the lab that is missing; `remove` and switching off are fine, all else says so."""
+    """The missing component of the lab: `remove` and switching off succeed, everything else reports its absence."""
 
     attached = False
     debug = False
 
     def ensure(self) -> None:
-        """There is nothing to make."""
+        """Raise LabError: there is nothing to create."""
         raise LabError(WHY, hint="merlab up --lab embedded")
 
     def remove(self) -> None:
-        """There is nothing to remove."""
+        """Remove nothing."""
 
     def problems(self) -> list[str]:
-        """Say that there is none."""
+        """Return the one problem: there is no dataplane."""
         return [WHY]
 
     def readings(self) -> tuple[Reading, ...]:
@@ -44,7 +44,7 @@ class NoDataplane:
         return []
 
     def set_debug(self, *, on: bool) -> None:
-        """Switching off what is not there is fine."""
+        """Do nothing to switch it off; raise LabError to switch it on."""
         if on:
             raise LabError(WHY, hint="merlab up --lab embedded")
 

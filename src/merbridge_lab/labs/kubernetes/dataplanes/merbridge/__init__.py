@@ -1,1 +1,1 @@
-"""Upstream Merbridge as the kind lab's dataplane: put in, started, mended, watched, taken out."""
+"""Upstream Merbridge as the kind lab's dataplane: installed, started, repaired, watched, removed."""

@@ -1,4 +1,4 @@
-"""What a Merbridge that was killed, or removed, may leave on a node: programs on its cgroup, pins, CNI files."""
+"""What a killed or removed Merbridge may leave on a node: programs on its cgroup, pins, CNI files."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
 
-#: Where upstream's files are, below the node's root: pins only of the releases that mount the node's /sys/fs.
+#: Where upstream's files are, below the node's root. Only releases that mount the node's /sys/fs leave pins.
 _PINS = "sys/fs/bpf"
 _PINNED = (
     *(kernel_objects.PODS, kernel_objects.SOCKETS, kernel_objects.WANTED, kernel_objects.CONTAINERS),
     *("cookie_original_dst", "process_ip", "mark_pod_ips_map"),
     *("connect", "sockops", "get_sockopts", "redir", "bind", "sendmsg", "recvmsg"),
 )
-#: How long the sockets of pods that are gone may hold a map, in seconds.
+#: How long the sockets of removed pods may hold a map, in seconds.
 _CLOSED = 15.0
 _FILES = ("opt/cni/bin/merbridge-cni", "etc/cni/net.d/*merbridge*")
 
 
 def sweep(place: NodeView) -> list[str]:
-    """Take its programs off the node's cgroup and its pins away, as upstream's own clean-up does; name what was there.
+    """Detach its programs from the node's cgroup and remove its pins, as upstream's cleanup does; return what it found.
 
-    Upstream attaches without links: what its container left attached when it was killed stays until someone does this,
-    and it refuses to start beside it. Raises LabError.
+    Upstream attaches without links. What its container left attached when it was killed stays until someone does this,
+    and Merbridge refuses to start beside it. Raises LabError.
     """
     try:
         taken = [f"the program {hook}" for hook in kernel_objects.detach(place.cgroup)]
@@ -43,7 +43,7 @@ def sweep(place: NodeView) -> list[str]:
 
 
 def found(place: NodeView) -> list[str]:
-    """Name what is left of it: programs on the cgroup, pins, files. Raises LabError."""
+    """List what is left of it: programs on the cgroup, pins, files. Raises LabError."""
     try:
         left = [f"the program {hook} on the node's cgroup" for hook in kernel_objects.look(place.cgroup).programs]
     except OSError as error:
@@ -58,7 +58,7 @@ def _pins(place: NodeView) -> list[str]:
 
 
 def require_no_maps(maps: Mapping[str, int]) -> None:
-    """Wait until maps are out of the kernel: one of sockets stays until these are closed. Raises LabError."""
+    """Wait until maps are out of the kernel: a map of sockets stays until these are closed. Raises LabError."""
     left: list[str] = list(maps)
 
     def gone() -> bool:
@@ -73,7 +73,7 @@ def require_no_maps(maps: Mapping[str, int]) -> None:
 
 
 def require_none(place: NodeView) -> None:
-    """Raise LabError naming what is left of it."""
+    """Raise LabError if something is left of it; name what."""
     if left := found(place):
         raise LabError(
             f"Merbridge left something on the node {place.node}: {'; '.join(left)}",

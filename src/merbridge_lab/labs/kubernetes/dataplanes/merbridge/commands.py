@@ -1,4 +1,4 @@
-"""What a person types to put Merbridge in and to switch its debug output on."""
+"""What a person types to install Merbridge and to switch its debug output on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KUBECTL = f"{_ANY} -n {NAMESPACE}"
 
 
 def put_in(settings: Settings, mended: str) -> list[str]:
-    """Return the commands that recreate the apps, load its image, apply its manifest; `mended` is what was changed."""
+    """Return the commands that recreate the apps, load its image, apply its manifest, with the changes `mended`."""
     image = settings.images[MERBRIDGE]
     options = [f"--merbridge-manifest={settings.merbridge_manifest}"] if settings.merbridge_manifest else []
     options += [f"--image=merbridge={image}"] if image != type(settings).default().images[MERBRIDGE] else []
@@ -43,7 +43,7 @@ def _mend(mended: str) -> list[str]:
 
 
 def add_debug(place: str) -> list[str]:
-    """Return the commands that add -d at `place`, await the new pod, and show what became of the DaemonSet."""
+    """Return the commands that add -d at `place`, wait for the new pod, and show the resulting DaemonSet."""
     change = [{"op": "add", "path": f"/spec/template/spec/containers/0/{place}", "value": "-d"}]
     patch = pasteable(["patch", "daemonset", NAME, "--type", "json", "-p", json.dumps(change)])
     return [

@@ -1,6 +1,6 @@
-"""Control pods: a client and a server for as long as merlab runs, the client out of the dataplane's reach.
+"""Control pods: a client and a server as long as merlab runs, the client out of the dataplane's reach.
 
-Upstream attaches to the node's root cgroup, so no pod of the node is out of its reach; a process of this machine that
+Upstream attaches to the node's root cgroup, so no pod of the node is out of its reach. A process of this machine that
 enters only the network and the files of a pod is.
 """
 
@@ -31,24 +31,24 @@ CLIENT = WorkloadSpec("sleep-twin", "app=sleep-twin", "sleep")
 SERVER = WorkloadSpec("helloworld-twin", "app=helloworld-twin", "helloworld")
 URL = "http://helloworld-twin:5000/hello"
 _READY = 60.0
-#: What is entered, as nsenter and as /proc calls it. The cgroup is not: that is the point.
+#: The namespaces that are entered, by the names of nsenter and of /proc. The cgroup is not entered, on purpose.
 _ENTERED = {"net": "net", "mount": "mnt", "uts": "uts"}
 
 
 class OutsideWorkload(KindWorkload):
-    """A pod whose network one uses from outside the node's cgroup; its sidecar is in the node as ever."""
+    """A pod whose network is used from outside the node's cgroup; its sidecar is in the node as usual."""
 
     place: NodeView
 
     def _argv(self, argv: Sequence[str]) -> list[str]:
         process = self.place.process(self.found(refresh=False)[1].pid)
-        # The files are the pod's too: its curl, and its way to resolve names. So is the host's name: curl looks it up
-        # (for LDAP, of all things), and the machine's is not in the pod's /etc/hosts.
+        # The files are the pod's, too: its curl, and its name resolution. So is the host's name: curl looks it up (for
+        # LDAP), and the machine's name is not in the pod's /etc/hosts.
         namespaces = [f"--{kind}={process}/ns/{name}" for kind, name in _ENTERED.items()]
         return ["nsenter", *namespaces, "--", *argv]
 
     def ask(self, url: str) -> Exchange:
-        """Ask once, from outside."""
+        """Send one request, from outside."""
         nonce = request_batch.new_nonce()
         done = run(self._argv(request_batch.curl(nonce, url)), timeout=request_batch.REQUEST + 5, ok=range(256))
         return request_batch.read(nonce, url, done.status, done.stdout, done.stderr)
@@ -59,7 +59,7 @@ class OutsideWorkload(KindWorkload):
 
 
 class Pair:
-    """The two twins, made when they are needed first and removed by `close`."""
+    """The control pair, created when it is first needed and removed by `close`."""
 
     def __init__(self, access: Access, place: Callable[[], NodeView]) -> None:
         self._access, self._place = access, place
@@ -106,7 +106,7 @@ class Pair:
             )
 
     def close(self) -> None:
-        """Remove them, also those of a merlab that was killed, and what was saved of their rules. Raises LabError."""
+        """Remove them, also those of a killed merlab, and what was saved of their rules. Raises LabError."""
         made, self._made = self._made, None
         api = self._access.api()
         with signals.shielded():
@@ -115,9 +115,9 @@ class Pair:
             api.delete(kubernetes_api.path("Service", SERVER.name))
             for workload in made or ():
                 with contextlib.suppress(LabError):
-                    workload.rules.restore()  # of a pod that is gone: its rules are forgotten
+                    workload.rules.restore()  # of a pod that is gone: its saved rules are deleted
 
     @property
     def made(self) -> bool:
-        """Whether there are any now that this merlab made."""
+        """Report whether there are any now that this merlab created."""
         return self._made is not None

@@ -1,4 +1,4 @@
-"""Upstream Merbridge as a part of the lab: is it in order, put it in, switch its debug output, take it out."""
+"""Upstream Merbridge as a component of the lab: check it, install it, switch its debug output, remove it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 
 class MerbridgeDataplane:
-    """Upstream's DaemonSet and what it attaches; `renew` has the apps recreated, `warm` sends the first requests.
+    """Upstream's DaemonSet and what it attaches. `renew` recreates the apps, `warm` sends the first requests.
 
-    `warm` gives how many of them were answered by 503 before all were served.
+    `warm` returns how many requests were answered by 503 before all were served.
     """
 
     def __init__(self, access: Access, renew: Callable[[], None], warm: Callable[[], int]) -> None:
@@ -48,13 +48,13 @@ class MerbridgeDataplane:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def place(self) -> NodeView:
-        """Return the node as this machine's kernel has it. Raises LabError."""
+        """Return the node as this machine's kernel sees it. Raises LabError."""
         if self._place is None or self._place.node != self._access.node():
             self._place = node_view.find(self._access.node())
         return self._place
 
     def forget(self) -> None:
-        """Find the node again the next time: it was made or started meanwhile."""
+        """Look the node up again the next time: it was created or started meanwhile."""
         self._place = None
 
     def state(self) -> kernel_objects.State:
@@ -69,26 +69,26 @@ class MerbridgeDataplane:
 
     @property
     def attached(self) -> bool:
-        """Whether its programs are attached to the node's cgroup."""
+        """Report whether its programs are attached to the node's cgroup."""
         with contextlib.suppress(LabError):
             return not self.state().missing
         return False
 
     @property
     def debug(self) -> bool:
-        """Whether the pod that runs was told to write trace lines."""
+        """Report whether the running pod was told to write trace lines."""
         found = self._access.api().find(PATH)
         return bool(found and installation.debug(found) and installation.rolled_out(found))
 
     def problems(self) -> list[str]:
-        """Say what is not as `ensure` makes it: the DaemonSet, its pod and what that says, the kernel."""
+        """Describe what differs from what `ensure` creates: the DaemonSet, its pod and its log, the kernel."""
         try:
             return health.problems(self._access, self.place, self.state)
-        except OSError as error:  # a program or a map went while it was looked at
+        except OSError as error:  # a program or a map disappeared while it was read
             return [f"what Merbridge has in the kernel changes at this moment: {error.strerror}"]
 
     def readings(self) -> tuple[Reading, ...]:
-        """Return what was seen of it."""
+        """Return what was read of it."""
         told = []
         with contextlib.suppress(LabError, OSError):
             found = self._access.api().find(PATH)
@@ -108,10 +108,11 @@ class MerbridgeDataplane:
     # -- making -----------------------------------------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """Put it in, see it started, mend the crash of the walkthrough, send the first requests. Raises LabError.
+        """Install it, wait for its start, repair the walkthrough's crash, send the first requests. Raises LabError.
 
-        The apps are recreated *before*: their sidecars keep connections that Merbridge does not know, and one that it
-        sees dial before it listens is permanently marked "not in mesh" by Merbridge, until it restarts.
+        The apps are recreated *before* it: their sidecars keep connections that Merbridge does not know. Also,
+        Merbridge permanently marks a container "not in mesh", until Merbridge restarts, if it dials before its sidecar
+        listens.
         """
         api, settings = self._access.api(), self._access.settings()
         found = api.find(PATH)
@@ -122,7 +123,7 @@ class MerbridgeDataplane:
         objects = manifest.objects(settings)
         wanted = manifest.daemonset(objects)
         installation.require_own(api, objects)
-        # Before anything of it is there: whatever happens then, the lab knows what it has.
+        # Stored before anything of it exists: whatever happens then, the lab knows what it has.
         api.apply(manifests.configuration(settings, finished=self._access.setup_complete()))
         images.load(self._access.node(), [one["image"] for one in manifest.containers(wanted)])
         notes = {installation.FROM: settings.merbridge_manifest, installation.OBJECTS: installation.paths(objects)}
@@ -142,7 +143,7 @@ class MerbridgeDataplane:
         self._cold = self._warm()
 
     def _apply(self, wanted: Object, notes: dict[str, str]) -> frozenset[str]:
-        """Apply the DaemonSet, and give the uids of the pods that it will replace; none where nothing changes."""
+        """Apply the DaemonSet, and return the uids of the pods that it will replace; none if nothing changes."""
         api = self._access.api()
         before = api.find(PATH)
         old = [] if before is None else installation.every_pod(api, before)
@@ -152,7 +153,7 @@ class MerbridgeDataplane:
         return frozenset(pod["metadata"]["uid"] for pod in old)
 
     def _kept(self, wanted: Object, found: Object) -> dict[str, str]:
-        """Carry over into `wanted` what was mended, and the debug flag; give the notes of both."""
+        """Copy repairs and the debug flag into `wanted`; return the notes of both."""
         notes = {}
         if installation.noted(found, installation.MENDED):
             notes[installation.MENDED] = manifest.mend(wanted, self.place().cgroup_mount)
@@ -162,7 +163,7 @@ class MerbridgeDataplane:
         return notes
 
     def _await(self, wanted: Object, notes: dict[str, str], after: frozenset[str]) -> None:
-        """Wait until it is ready; of each thing that it crashes over and that can be mended, once."""
+        """Wait until it is ready; repair, once each, the known causes of a crash."""
         api = self._access.api()
         told = "Merbridge starts"
         swept = False
@@ -184,7 +185,7 @@ class MerbridgeDataplane:
                 api.delete(kubernetes_api.path("Pod", crash.pod, NAMESPACE), grace=0)
 
     def _mend(self, wanted: Object, notes: dict[str, str], crash: rollout.Crashed) -> str:
-        """Change what it crashed over, and say what was changed; nothing where that is not known, or was done."""
+        """Change the cause of its crash, and describe the change; "" if the cause is unknown, or was changed before."""
         if crash.why is None or not crash.why.cgroup or installation.MENDED in notes:
             return ""
         mended = manifest.mend(wanted, self.place().cgroup_mount)
@@ -195,7 +196,7 @@ class MerbridgeDataplane:
     # -- debug output -------------------------------------------------------------------------------------------------
 
     def set_debug(self, *, on: bool) -> None:
-        """Add -d to mbctl's arguments and wait until it runs so; or take merlab's -d away, and wait for nothing."""
+        """Add -d to mbctl's arguments and wait until the pod runs with it; or remove merlab's -d, without waiting."""
         if not on and not self._access.answers():
             return
         api = self._access.api()
@@ -213,7 +214,7 @@ class MerbridgeDataplane:
         wanted = installation.as_applied(found)
         manifest.set_debug(wanted, on=on)
         if on:
-            self._renew()  # the new pod knows nothing of the connections that the sidecars keep
+            self._renew()  # the new pod does not know the connections that the sidecars keep
         kept = {
             key: installation.noted(found, key)
             for key in (installation.FROM, installation.MENDED, installation.OBJECTS)
@@ -232,7 +233,7 @@ class MerbridgeDataplane:
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def remove(self) -> None:
-        """Take it out as its own clean-up does, and see that nothing of it is left on the node. Raises LabError."""
+        """Remove it as its own cleanup does, and check that nothing of it is left on the node. Raises LabError."""
         if not self._access.answers():
             return
         api = self._access.api()
@@ -248,32 +249,32 @@ class MerbridgeDataplane:
             there = api.find(where)
             if there is not None and installation.is_marked(there):
                 api.delete(where)
-        # On the node another's looks like ours; and of a lab that never had one, there is nothing.
-        # Also where the DaemonSet is gone already: who took it away may have left what it had attached.
+        # On the node, another's looks like ours; in a lab that never had one, there is nothing to remove. Also clean up
+        # if the DaemonSet is gone already: whoever removed it may have left its attached programs.
         if alone and had:
             cleanup.sweep(self.place())
             cleanup.require_none(self.place())
 
     def _had(self) -> bool:
-        """Whether the lab has a Merbridge, or may have: what cannot be read must not keep it from being removed."""
+        """Report whether the lab has a Merbridge, or may have: a failed read must not prevent its removal."""
         with contextlib.suppress(LabError):
             kept = self._access.kept()
             return kept is not None and kept.dataplane == MERBRIDGE
         return True
 
     def require_gone(self) -> None:
-        """Look, once the pods are gone too, whether its maps are. Raises LabError."""
+        """Check, once the pods are gone too, that its maps are gone. Raises LabError."""
         maps, self._maps = self._maps, {}
         cleanup.require_no_maps(maps)
 
     def dump(self) -> dict[str, Callable[[], object]]:
-        """Name the parts of a sysdump that are its own."""
+        """Return its own parts of a sysdump."""
         return dump.parts(self._access.api(), self.state, self.place)
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 
     def shell_commands(self) -> list[str]:
-        """Return the commands a person would type to put it in."""
+        """Return the commands that a person would type to install it."""
         found = None
         with contextlib.suppress(LabError):
             found = self._access.api().find(PATH)
@@ -282,7 +283,7 @@ class MerbridgeDataplane:
         )
 
     def debug_commands(self) -> list[str]:
-        """Return what one types to add -d, to see it rolled out, and to look at what became of the DaemonSet."""
+        """Return what one types to add -d, to wait for the rollout, and to show the resulting DaemonSet."""
         flag = "args/1"  # in merlab's own manifest
         with contextlib.suppress(LabError):
             found = self._access.api().find(PATH)
@@ -291,6 +292,6 @@ class MerbridgeDataplane:
         return commands.add_debug(flag)
 
     def debug_shown(self) -> str:
-        """Return the lines of the last one's output that matter."""
+        """Return the relevant lines of the last command's output."""
         found = self._access.api().find(PATH)
         return mbctl.excerpt(manifest.main(found)) if found else ""

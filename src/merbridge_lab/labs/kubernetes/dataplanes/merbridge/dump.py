@@ -1,4 +1,4 @@
-"""What a sysdump has of upstream's Merbridge."""
+"""The parts of a sysdump about upstream's Merbridge."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
     from merbridge_lab.merbridge import kernel_objects
 
-#: How much of its log goes into a sysdump, in lines from its end.
+#: How much of its log a sysdump includes, in lines from its end.
 _TAIL = 2000
 
 
 def parts(
     api: Api, state: Callable[[], kernel_objects.State], place: Callable[[], NodeView]
 ) -> dict[str, Callable[[], object]]:
-    """Name the parts, each with what gives its content."""
+    """Return the parts, each with the function that returns its content."""
     return {
         "merbridge/daemonset.json": lambda: api.find(PATH),
         "merbridge/log.txt": lambda: "\n".join(

@@ -1,4 +1,4 @@
-"""What the kernel tells of a batch of requests: run counts, where connections were meant to go, the trace."""
+"""What the kernel reports about a batch of requests: run counts, original destinations, the trace."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from merbridge_lab.merbridge.trace import MerbridgeEvent
     from merbridge_lab.observation import Exchange
 
-#: A buffer of merlab's own in the node's tracefs: nothing is taken from others who read trace_pipe.
+#: A buffer of merlab's own in the node's tracefs: it takes nothing from others who read trace_pipe.
 INSTANCE = "merlab-kind"
-#: Where upstream sends what an app says to its sidecar, and one sidecar to another.
+#: The ports where upstream sends what an app says to its sidecar, and one sidecar to another.
 _OUTBOUND, _INBOUND = 15001, 15006
-#: How long to wait for lines before it is asked whether to go on, in seconds.
+#: How long to wait for lines before the check whether to go on, in seconds.
 _BETWEEN = 0.2
-#: Kinds of lines that name where somebody dialled.
+#: Kinds of lines that name a destination.
 _DIALS = ("connect", "sidecar_connect", "elsewhere")
 
 
@@ -50,7 +50,7 @@ class Watch:
         return {"node": kernel_objects.runs(self.state)}
 
     def trace(self) -> tuple[MerbridgeEvent, ...]:
-        """Take the lines out that are there. Raises LabError where it is not known which of them are of this node."""
+        """Read and remove the lines. Raise LabError if it is not known which of them are of this node."""
         events = [event for line in self.take() if (event := trace.parse(line)) is not None]
         own = self.place.cgroup_path
         return tuple(event for event in events if not _elsewhere(event.pid, own))
@@ -61,10 +61,11 @@ class Watch:
         client_log: Mapping[str, AccessLogLine],
         server_log: Mapping[str, Entry],
     ) -> dict[str, dict[str, str]]:
-        """Look every connection of every request up in the map of original destinations."""
+        """Look up every connection of every request in the map of original destinations."""
         found: dict[str, dict[str, str]] = {}
         for exchange in exchanges:
-            # Of the address that it was sent to, curl tells the IP alone: the port it names is the URL's.
+            # Of the address that the request was sent to, curl reports only the IP: the port that it names is the
+            # URL's.
             sidecar = f"{exchange.remote.rpartition(':')[0]}:{_OUTBOUND}"
             dialled = {"outbound": (exchange.local, sidecar)}
             if (line := client_log.get(exchange.nonce)) is not None:
@@ -77,14 +78,17 @@ class Watch:
         return found
 
     def _wanted(self, source: str, dialled: str) -> str | None:
-        # An address that a log leaves out ("-") is no address.
+        # A "-" in a log is not an address.
         with contextlib.suppress(OSError, ValueError):
             return kernel_objects.wanted(self.state, source, dialled)
         return None
 
 
 def _elsewhere(pid: int, node: str) -> bool:
-    """Whether a task is not in the cgroup `node`: the trace is the whole kernel's. One that is gone may have been."""
+    """Report whether a task is not in the cgroup `node`: the trace is the whole kernel's.
+
+    A task that is gone may have been elsewhere.
+    """
     try:
         return not places.is_below(places.cgroup_of(Path(f"/proc/{pid}")), node)
     except (FileNotFoundError, ProcessLookupError):
@@ -93,7 +97,7 @@ def _elsewhere(pid: int, node: str) -> bool:
 
 @contextlib.contextmanager
 def watching(place: NodeView, state: kernel_objects.State) -> Iterator[Watch]:
-    """Count runs, and collect the trace in a buffer of our own, for the length of the block. Raises LabError."""
+    """Count runs, and collect the trace in a buffer of our own, for the duration of the block. Raises LabError."""
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, bpf_syscall.enable_stats())
         yield Watch(state, stack.enter_context(collecting(place)).drain, place)
@@ -101,10 +105,10 @@ def watching(place: NodeView, state: kernel_objects.State) -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def collecting(place: NodeView) -> Iterator[Instance]:
-    """Collect trace lines in a buffer of our own for the length of the block. Raises LabError."""
+    """Collect trace lines in a buffer of our own for the duration of the block. Raises LabError."""
     place.mount_trace()
     sweep(place)
-    # One each for every merlab: somebody may follow the trace meanwhile.
+    # One per merlab: somebody may follow the trace meanwhile.
     instance = Instance(place.tracing, f"{INSTANCE}-{os.getpid()}")
     try:
         instance.enable()
@@ -119,7 +123,7 @@ def collecting(place: NodeView) -> Iterator[Instance]:
 
 
 def follow(place: NodeView) -> Iterator[MerbridgeEvent]:
-    """Return the events as they come, until interrupted. Raises LabError."""
+    """Yield the events as they arrive, until interrupted. Raises LabError."""
     with collecting(place) as instance, instance.following() as take:
         while True:
             signals.checkpoint()
@@ -127,7 +131,7 @@ def follow(place: NodeView) -> Iterator[MerbridgeEvent]:
 
 
 def sweep(place: NodeView) -> None:
-    """Remove the buffers that a killed merlab left; those of one that lives are named by its PID."""
+    """Remove the buffers that a killed merlab left; the names of those in use contain a live PID."""
     with contextlib.suppress(OSError):
         for path in Instance(place.tracing, INSTANCE).path.parent.iterdir():
             name, _, pid = path.name.rpartition("-")
@@ -143,7 +147,10 @@ def _is_merlab(pid: int) -> bool:
 
 
 def of_requests(events: Sequence[TraceEvent], places: frozenset[str]) -> tuple[TraceEvent, ...]:
-    """Leave out who dialled elsewhere: `places` are the addresses, with or without port, that the requests went to."""
+    """Drop lines of those who dialled elsewhere.
+
+    `places` are the addresses, with or without port, that the requests went to.
+    """
     return tuple(
         event
         for event in events
@@ -152,6 +159,6 @@ def of_requests(events: Sequence[TraceEvent], places: frozenset[str]) -> tuple[T
 
 
 def destinations(api: Api, servers: Sequence[KindWorkload]) -> frozenset[str]:
-    """Return the addresses to which requests go: the service's, and those of the pods behind it. Raises LabError."""
+    """Return the addresses that requests go to: the service's, and those of the pods behind it. Raises LabError."""
     service = api.get(kubernetes_api.path("Service", "helloworld"))["spec"]["clusterIP"]
     return frozenset({service, *(one.pod.ip for one in servers)})

@@ -1,4 +1,4 @@
-"""Is Merbridge in order? Its DaemonSet, its pod and what that says, what it attached, the pods it knows of."""
+"""Check that Merbridge is in order: its DaemonSet, its pod and its log, what it attached, the pods that it knows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def problems(access: Access, place: Callable[[], NodeView], state: Callable[[], kernel_objects.State]) -> list[str]:
-    """Say, a sentence each, what is not in order, as far as that can be seen by then. Raises LabError."""
+    """Describe, one sentence each, what is not in order, as far as it is visible by then. Raises LabError."""
     found = access.api().find(PATH)
     if found is None:
         return [f"Merbridge is not installed: there is no DaemonSet {NAMESPACE}/{NAME}"]
@@ -69,7 +69,7 @@ def _of_kernel(access: Access, place: NodeView, state: kernel_objects.State) -> 
         f"{kernel_objects.PODS} does not hold {pod.ip}, the address of {pod.name}"
         for spec in topology.WORKLOADS
         for pod in pods.active_pods(api, spec)
-        # Upstream does not see native sidecars; doctor and step 3 say what that costs.
+        # Upstream does not detect native sidecars; doctor and step 3 explain the consequences.
         if pod.ip and pod.sidecar == "classic" and pod.ip not in known
     ]
     if unknown:
@@ -81,7 +81,7 @@ def _of_kernel(access: Access, place: NodeView, state: kernel_objects.State) -> 
 
 
 def forgotten(access: Access, place: NodeView, state: kernel_objects.State) -> list[str]:
-    """Name the containers that Merbridge takes for not in the mesh: they dialled before a sidecar listened."""
+    """List the containers that Merbridge marks as not in the mesh: they dialled before a sidecar listened."""
     return [
         f"Merbridge takes {name} for not in the mesh: it dialled before its sidecar listened, and that is cached"
         for name in kernel_objects.outside_mesh(state, _cgroups(access, place))
@@ -93,7 +93,7 @@ def _cgroups(access: Access, place: NodeView) -> dict[str, int]:
     for spec in topology.WORKLOADS:
         for pod in pods.active_pods(api, spec):
             for name in (spec.container, topology.SIDECAR):
-                # One that ends meanwhile is looked at the next time.
+                # One that ends meanwhile is checked the next time.
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError, KeyError):
                     found[f"the container {name} of {pod.name}"] = place.cgroup_id(running[pod.containers[name]])
     return found

@@ -1,4 +1,4 @@
-"""Can Merbridge's image be had? On the node, in Docker, or from its registry; else which ways there are."""
+"""Check that Merbridge's image is available: on the node, in Docker, or from its registry; else list alternatives."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from merbridge_lab.labs.kubernetes import rollout, topology
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: A registry that cannot be reached is known to be so by then, in seconds; an image that comes takes what it takes.
+#: How long to wait before a registry counts as unreachable, in seconds; a download that progresses has no limit.
 _REACHED = 40.0
 
 
 def load(node: str, refs: Sequence[str]) -> None:
-    """See to it that the node has the images. Raises LabError."""
+    """Ensure that the node has the images. Raises LabError."""
     there = rollout.images_on(node)
     missing = [ref for ref in dict.fromkeys(refs) if rollout.full_name(ref) not in there]
     for ref in missing:
@@ -28,7 +28,7 @@ def load(node: str, refs: Sequence[str]) -> None:
 
 
 def require(refs: Sequence[str], node: str | None) -> None:
-    """See to it that the images can be had: on the node, where there is one, or by Docker. Raises LabError."""
+    """Check that the images are available: on the node, if there is one, or through Docker. Raises LabError."""
     there = rollout.images_on(node) if node else frozenset()
     for ref in dict.fromkeys(refs):
         if rollout.full_name(ref) not in there:
@@ -36,7 +36,7 @@ def require(refs: Sequence[str], node: str | None) -> None:
 
 
 def fetch(ref: str) -> None:
-    """See to it that Docker has the image. Raises LabError with the ways on."""
+    """Ensure that Docker has the image. Raise LabError with the alternatives."""
     if docker.has_image(ref):
         return
     try:
@@ -49,7 +49,7 @@ def fetch(ref: str) -> None:
 
 
 def unavailable(ref: str, error: LabError) -> LabError:
-    """Return the error for an image that is not available, with the ways on."""
+    """Return the error for an image that is not available, with the alternatives."""
     return LabError(
         f"the image of Merbridge, {ref}, is not on this machine and cannot be pulled from {docker.registry(ref)}:"
         " load it (docker load), name another (--image merbridge=REF), have the whole proof (--lab embedded),"

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-#: What merlab notes on the DaemonSet: as it was applied, from which manifest, what was mended, whether -d is merlab's,
+#: What merlab records on the DaemonSet: its form when applied, its manifest, what was repaired, whether -d is merlab's,
 #: and what else was applied with it.
 APPLIED, FROM, MENDED, DEBUG, OBJECTS = (
     f"merlab.io/{name}" for name in ("applied", "manifest", "mended", "debug", "objects")
 )
-#: The label of all that merlab applied for it.
+#: The label of everything that merlab applied for it.
 _MARK = ("app.kubernetes.io/managed-by", "merlab")
 _PLACE = re.compile(r"/apis?/[A-Za-z0-9./:_-]+")
 NAME, NAMESPACE = MERBRIDGE, topology.ISTIO
@@ -35,29 +35,29 @@ PATH = kubernetes_api.path("DaemonSet", NAME, NAMESPACE)
 
 
 def noted(daemonset: Object, key: str) -> str:
-    """Return one of merlab's notes; nothing where there is none."""
+    """Return one of merlab's notes; "" if there is none."""
     return str((daemonset["metadata"].get("annotations") or {}).get(key, ""))
 
 
 def is_ours(daemonset: Object) -> bool:
-    """Whether merlab put it in."""
+    """Report whether merlab installed it."""
     return bool(noted(daemonset, APPLIED))
 
 
 def marked(applied: Object) -> Object:
-    """Return an object with the label that says that it is merlab's."""
+    """Return an object with the label that marks it as merlab's."""
     told = copy.deepcopy(applied)
     told["metadata"].setdefault("labels", {})[_MARK[0]] = _MARK[1]
     return told
 
 
 def is_marked(found: Object) -> bool:
-    """Whether an object is merlab's."""
+    """Report whether an object is merlab's."""
     return (found["metadata"].get("labels") or {}).get(_MARK[0]) == _MARK[1]
 
 
 def paths(objects: Sequence[Object]) -> str:
-    """Give, as a note, where in the API the objects are that go with the DaemonSet; a namespace stays."""
+    """Return, as a note, where in the API the objects are that belong to the DaemonSet; a namespace stays."""
     return json.dumps([_path(one) for one in _beside(objects)])
 
 
@@ -71,9 +71,9 @@ def _path(one: Object) -> str:
 
 
 def require_own(api: Api, objects: Sequence[Object]) -> None:
-    """Raise LabError for an object that is to be applied, and is there already without merlab's label.
+    """Raise LabError for an object that must be applied, but exists already without merlab's label.
 
-    Applied, it would be another one, and `down` would remove it.
+    Applying would change it, and `down` would remove it.
     """
     for one in _beside(objects):
         there = api.find(_path(one))
@@ -88,14 +88,14 @@ def require_own(api: Api, objects: Sequence[Object]) -> None:
 
 
 def objects_of(daemonset: Object | None) -> Sequence[str]:
-    """Read that note; where there is none, give where merlab's own manifest has its objects."""
+    """Read that note; if there is none, return where merlab's own manifest has its objects."""
     roles = [kubernetes_api.path(kind, NAME) for kind in ("ClusterRoleBinding", "ClusterRole")]
     own = [*roles, kubernetes_api.path("ServiceAccount", NAME, NAMESPACE)]
     try:
         told = json.loads(noted(daemonset, OBJECTS) or "null") if daemonset and is_ours(daemonset) else None
     except (ValueError, RecursionError):
         return own
-    # The note may be anybody's: of what is not a place in the API, nothing is asked.
+    # Anybody may write the note: what is not a path in the API is never requested.
     if not isinstance(told, list) or not all(isinstance(one, str) and _PLACE.fullmatch(one) for one in told):
         return own
     return told
@@ -114,12 +114,12 @@ def with_notes(daemonset: Object, notes: dict[str, str]) -> Object:
 
 
 def debug(daemonset: Object) -> bool:
-    """Whether its mbctl is told to write trace lines."""
+    """Report whether its mbctl is told to write trace lines."""
     return mbctl.debug(manifest.main(daemonset))
 
 
 def edits(daemonset: Object) -> list[str]:
-    """Say in what it is not as merlab applied it; the debug flag is anybody's to set."""
+    """Describe how it differs from what merlab applied; anybody may set the debug flag."""
     pair = [copy.deepcopy(each) for each in (as_applied(daemonset), daemonset)]
     for each in pair:
         manifest.set_debug(each, on=False)
@@ -128,19 +128,19 @@ def edits(daemonset: Object) -> list[str]:
 
 
 def pods(api: Api, daemonset: Object) -> Sequence[Object]:
-    """List its pods, those that are ending aside."""
+    """List its pods, except those that are ending."""
     return [pod for pod in every_pod(api, daemonset) if not pod["metadata"].get("deletionTimestamp")]
 
 
 def every_pod(api: Api, daemonset: Object) -> Sequence[Object]:
-    """List its pods, also those that are ending."""
+    """List its pods, including those that are ending."""
     labels = daemonset["spec"]["selector"]["matchLabels"]
     selector = ",".join(f"{key}={value}" for key, value in labels.items())
     return api.all("Pod", daemonset["metadata"]["namespace"], selector)
 
 
 def rolled_out(daemonset: Object) -> bool:
-    """Whether every node has its pod, made of what the DaemonSet is now, and ready."""
+    """Report whether every node has its pod, created from the current DaemonSet, and ready."""
     status = daemonset["status"]
     wanted = status.get("desiredNumberScheduled", 0)
     return bool(
@@ -152,7 +152,7 @@ def rolled_out(daemonset: Object) -> bool:
 
 
 def others(api: Api) -> list[str]:
-    """Name the DaemonSets that are a Merbridge, and are not the one that merlab put in."""
+    """List the DaemonSets that are a Merbridge but not merlab's."""
     return [
         f"{one['metadata']['namespace']}/{one['metadata']['name']}"
         for one in api.get("/apis/apps/v1/daemonsets")["items"]
@@ -170,13 +170,13 @@ def _is_merbridge(daemonset: Object) -> bool:
 
 
 def there(access: Access) -> bool:
-    """Whether merlab's Merbridge is in the cluster."""
+    """Report whether merlab's Merbridge is in the cluster."""
     found = access.api().find(PATH)
     return found is not None and is_ours(found)
 
 
 def foreign(name: str) -> LabError:
-    """Return the error for a Merbridge that merlab did not put in."""
+    """Return the error for a Merbridge that merlab did not install."""
     namespace, _, daemonset = name.partition("/")
     return LabError(
         f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",

@@ -1,4 +1,4 @@
-"""The legs of a request that upstream is known not to accelerate: by the sidecars' kind, by the apps' sockets."""
+"""The legs of a request that upstream is known not to accelerate: by the sidecars' kind and the apps' sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LISTENING = "0A"
 
 
 def of(place: NodeView, sidecars: str, servers: Sequence[KindWorkload]) -> dict[str, str]:
-    """Give, by leg, why it is not accelerated."""
+    """Return, by leg, why it is not accelerated."""
     if sidecars != "classic":
         return dict.fromkeys(("mesh", "inbound"), NATIVE)
     blind = [one.name for one in servers if _only_ipv6(place.process(one.found(refresh=False)[1].pid))]
@@ -31,14 +31,14 @@ def of(place: NodeView, sidecars: str, servers: Sequence[KindWorkload]) -> dict[
 
 
 def _only_ipv6(process: Path) -> bool:
-    """Whether the app takes IPv4's connections by a socket for IPv6."""
+    """Report whether the app accepts IPv4 connections on an IPv6 socket."""
     try:
         return not listens((process / "net/tcp").read_text()) and listens((process / "net/tcp6").read_text())
-    except OSError:  # it ended: whatever is asked of it then will say so
+    except OSError:  # it ended: the next call to it reports that
         return False
 
 
 def listens(table: str) -> bool:
-    """Whether a socket in the table of /proc/net/tcp or tcp6 listens on the apps' port."""
+    """Report whether a socket in the table of /proc/net/tcp or tcp6 listens on the apps' port."""
     rows = (line.split() for line in lines_of(table)[1:])
     return any(row[1].endswith(f":{_PORT:04X}") and row[3] == _LISTENING for row in rows)

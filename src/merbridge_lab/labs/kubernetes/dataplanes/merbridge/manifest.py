@@ -1,4 +1,4 @@
-"""What installs upstream Merbridge: a manifest of our own, one of upstream's by name, or whatever one is named."""
+"""What installs upstream Merbridge: our own manifest, one of upstream's by name, or any other that is named."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Object = dict[str, Any]
-#: The first releases' hostPath, under which they crash over the cgroup they find, and what took its place.
+#: The first releases' hostPath, with which they crash over the cgroup that they find, and its successor.
 OLD_PATH, NEW_PATH = "/sys/fs", "/sys/fs/cgroup"
-#: Which cgroup2 mount it is to take, where it would take another one.
+#: Which cgroup2 mount it must take, if it would take another one.
 CGROUP2_PATH = "CGROUP2_PATH"
 
 
@@ -44,14 +44,14 @@ def text(settings: Settings) -> str:
 
 
 def objects(settings: Settings) -> list[Object]:
-    """Return what is applied: the manifest's objects, with the image that was asked for. Raises LabError."""
+    """Return what is applied: the manifest's objects, with the requested image. Raises LabError."""
     name = settings.merbridge_manifest
     where = name or "merlab's own manifest"
     try:
         found = [one for one in yaml.safe_load_all(text(settings)) if one]
         kinds = [one["kind"] for one in found]
     except (yaml.YAMLError, TypeError, KeyError) as error:
-        # Its name may be the cluster's word: what is in a file that is no manifest is nobody's business.
+        # The cluster may have supplied the name: the content of a file that is no manifest must not be shown.
         said = error.problem if isinstance(error, yaml.MarkedYAMLError) else f"{type(error).__name__}: {error}"
         raise LabError(
             f"{where} is not a Kubernetes manifest", hint="merlab manifests merbridge", stderr=said
@@ -73,7 +73,7 @@ def objects(settings: Settings) -> list[Object]:
 
 
 def _require_merbridge(daemonset: Object, where: str) -> None:
-    """Refuse what could not be found again, or has no container."""
+    """Refuse a manifest that could not be found again, or has no container."""
     try:
         name = f"{daemonset['metadata'].get('namespace', 'default')}/{daemonset['metadata']['name']}"
         selects = bool(daemonset["spec"]["selector"]["matchLabels"])
@@ -105,7 +105,7 @@ def _is_text(value: object) -> bool:
 
 
 def _prepare(daemonset: Object, image: str) -> None:
-    """Set the image, and let one that was loaded into the node be used: Always would look for it elsewhere."""
+    """Set the image, and allow one that was loaded into the node: Always would look for it elsewhere."""
     for container in containers(daemonset):
         if image and MERBRIDGE in str(container.get("image", "")):
             container["image"] = image
@@ -118,7 +118,7 @@ def daemonset(found: Sequence[Object]) -> Object:
 
 
 def containers(daemonset: Object) -> Iterator[Object]:
-    """Return all containers of a DaemonSet, those that run before the others too."""
+    """Return all containers of a DaemonSet, including init containers."""
     spec = daemonset["spec"]["template"]["spec"]
     yield from spec.get("initContainers") or []
     yield from spec["containers"]
@@ -131,13 +131,13 @@ def main(daemonset: Object) -> Object:
 
 
 def replaced(daemonset: Object, container: Object) -> None:
-    """Put a changed container into the place of the one with its name."""
+    """Replace the container of the same name by a changed one."""
     found = daemonset["spec"]["template"]["spec"]["containers"]
     found[:] = [container if one["name"] == container["name"] else one for one in found]
 
 
 def set_debug(daemonset: Object, *, on: bool) -> None:
-    """Have its mbctl write trace lines, or not."""
+    """Set whether its mbctl writes trace lines."""
     change = mbctl.with_debug if on else mbctl.without_debug
     replaced(daemonset, change(main(daemonset)))
 
@@ -146,9 +146,9 @@ def set_debug(daemonset: Object, *, on: bool) -> None:
 
 
 def mend(daemonset: Object, cgroup_mount: str) -> str:
-    """Change what it crashes over, and say what was changed; nothing where it is as it should be already.
+    """Change the cause of its crash, and describe the change; "" if everything is already as it should be.
 
-    Upstream's own cure (#106) is the hostPath; where that is there, CGROUP2_PATH says which mount to take.
+    Upstream's own fix (#106) is the hostPath; if that is there, CGROUP2_PATH tells which mount to take.
     """
     container, spec = main(daemonset), daemonset["spec"]["template"]["spec"]
     volumes = spec.setdefault("volumes", [])
@@ -175,7 +175,7 @@ def mend(daemonset: Object, cgroup_mount: str) -> str:
 
 
 def differences(wanted: object, live: object, where: str = "") -> list[str]:
-    """Say in what an object of the cluster is not as it was applied; what others added is left aside."""
+    """Describe how an object of the cluster differs from what was applied; ignore what others added."""
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
             return [f"{where.lstrip('.')} is gone"]
@@ -186,7 +186,7 @@ def differences(wanted: object, live: object, where: str = "") -> list[str]:
             return [f"{where.lstrip('.')} is {_short(live)}, not {_short(wanted)}"]
         pairs = enumerate(zip(wanted, live, strict=True))
         return [each for at, (mine, theirs) in pairs for each in differences(mine, theirs, f"{where}[{at}]")]
-    # Empty and absent are one to the API.
+    # Empty and absent are the same to the API.
     if wanted == live or (not wanted and not live):
         return []
     return [f"{where.lstrip('.')} is {_short(live)}, not {_short(wanted)}"]

@@ -1,4 +1,4 @@
-"""The node as this machine's kernel has it: its processes, cgroup and trace. Takes root, and Docker on this machine."""
+"""The node as this machine's kernel sees it: processes, cgroup and trace. Needs root, and Docker on this machine."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.text import lines_of, read_text
 
 _CGROUP2 = "cgroup2"
-#: In which cgroup of its own systemd is, as PID 1.
+#: The cgroup, below the node's own, of systemd as PID 1.
 _INIT = "init.scope"
-#: The folder that Docker makes for a container, by the cgroup driver: /docker/ID, /system.slice/docker-ID.scope.
+#: The folder that Docker creates for a container, by cgroup driver: /docker/ID, /system.slice/docker-ID.scope.
 _CONTAINER = re.compile(r"/(?:docker-)?[0-9a-f]{64}(?:\.scope)?(?=/|$)")
 
 
 class OutsideError(LabError):
-    """What is the node's, of the machine's cgroups, cannot be told."""
+    """It cannot be determined which of the machine's cgroups are the node's."""
 
 
 @dataclass(frozen=True)
 class NodeView:
-    """A node's container. `root` is its file system with all that is mounted in it, seen from outside."""
+    """A node's container. `root` is its file system with everything that is mounted in it, seen from outside."""
 
     node: str
     pid: int
 
     @property
     def root(self) -> Path:
-        """Its file system."""
+        """The node's file system."""
         return Path(f"/proc/{self.pid}/root")
 
     @property
     def cgroup_mount(self) -> str:
-        """Where, in the node, cgroup2 is mounted; nothing where it is not."""
+        """Where cgroup2 is mounted in the node; nothing if it is not."""
         return self._mounted()[1]
 
     def _mounted(self) -> tuple[str, str]:
@@ -47,7 +47,7 @@ class NodeView:
 
     @property
     def cgroup_path(self) -> str:
-        """The node's cgroup on this machine, as /proc/PID/cgroup names it here. Raises LabError.
+        """Return the node's cgroup on this machine, as /proc/PID/cgroup names it here. Raises LabError.
 
         PID 1 of a node may be in a child of it, beside the pods: systemd's is in init.scope.
         """
@@ -65,12 +65,12 @@ class NodeView:
             ) from error
 
     def has(self, path: str) -> bool:
-        """Whether a cgroup, as /proc/PID/cgroup names it here, is the node's or below it. Raises LabError."""
+        """Report whether a cgroup, as /proc/PID/cgroup names it here, is the node's or below it. Raises LabError."""
         return is_below(path, self.cgroup_path)
 
     @property
     def cgroup(self) -> Path:
-        """The cgroup that is the root for all that runs in the node. Raises LabError."""
+        """The cgroup that is the root for everything that runs in the node. Raises LabError."""
         mounted = self.cgroup_mount
         if not mounted:
             raise LabError(
@@ -85,13 +85,13 @@ class NodeView:
         return self.root / "sys/kernel/tracing"
 
     def process(self, pid: int) -> Path:
-        """Return the /proc folder of a process of the node's, by its PID there."""
+        """Return the /proc folder of a process of the node, by its PID there."""
         return self.root / "proc" / str(pid)
 
     def cgroup_id(self, pid: int) -> int:
-        """Return the id of the cgroup of a process of the node's, by its PID there.
+        """Return the id of the cgroup of a process of the node, by its PID there.
 
-        Raises FileNotFoundError where the process is gone, LabError where its cgroup is not one of the node's.
+        Raise FileNotFoundError if the process is gone, LabError if its cgroup is not one of the node's.
         """
         own, path = self.cgroup_path.rstrip("/"), cgroup_of(self.process(pid))
         if not is_below(path, own):
@@ -100,18 +100,18 @@ class NodeView:
                 f" the node's, {own}",
                 hint="merlab sysdump",
             )
-        # What bpf_get_current_cgroup_id() gives is the inode of the cgroup's folder.
+        # bpf_get_current_cgroup_id() returns the inode of the cgroup's folder.
         return (self.cgroup / path.removeprefix(own).lstrip("/")).stat().st_ino
 
     def mount_trace(self) -> None:
-        """See to it that tracefs is mounted in the node. Raises LabError."""
+        """Ensure that tracefs is mounted in the node. Raises LabError."""
         where = "/sys/kernel/tracing"
         text = 'mountpoint -q "$1" || mount -t tracefs tracefs "$1"'
         docker.execute(self.node, ["sh", "-c", text, "sh", where])
 
 
 def find(node: str) -> NodeView:
-    """Find a node on this machine. Raises LabError where its processes are not to be seen from here."""
+    """Find a node on this machine. Raise LabError if its processes are not visible from here."""
     if os.geteuid() != 0:
         raise LabError("only root sees the eBPF programs in this kernel", hint="sudo merlab up --lab kind")
     place = NodeView(node, docker.pid(node))
@@ -133,11 +133,11 @@ def cgroup_of(process: Path) -> str:
 
 
 def cgroup2_in(mountinfo: str) -> tuple[str, str]:
-    """Give, from a mountinfo, the root and the mount point of the node's cgroup2; two empty ones where it has none.
+    """Return, from a mountinfo, the root and the mount point of the node's cgroup2; two empty ones if it has none.
 
     The kernel names the root as the *reader's* cgroup namespace sees it: read here, it is the node's path here.
     """
-    # Not splitlines: a mount point may hold what Python takes for the end of a line.
+    # Not splitlines: a mount point may contain characters that Python takes for line ends.
     for line in mountinfo.split("\n"):
         left, _, right = line.partition(" - ")
         if right.startswith(f"{_CGROUP2} ") and left.split()[4].startswith("/sys/fs/cgroup"):
@@ -148,8 +148,8 @@ def cgroup2_in(mountinfo: str) -> tuple[str, str]:
 def cgroup_of_node(first: str, mounted: str = "") -> str:
     """Return the cgroup of a node: `first` is that of its PID 1, `mounted` the root of the cgroup2 it has mounted.
 
-    Where the node has no cgroup namespace of its own, all of the machine's cgroup2 is mounted there; its cgroup is then
-    the one that Docker named after the container, or the one that systemd's init.scope is in. Raises ValueError.
+    If the node has no cgroup namespace of its own, the machine's whole cgroup2 is mounted there. Its cgroup is then the
+    one that Docker named after the container, or the one that systemd's init.scope is in. Raises ValueError.
     """
     if not first:
         raise ValueError("its first process is in no cgroup2")
@@ -165,14 +165,14 @@ def cgroup_of_node(first: str, mounted: str = "") -> str:
 
 
 def is_below(path: str, top: str) -> bool:
-    """Whether a cgroup is `top` or below it."""
+    """Report whether a cgroup is `top` or below it."""
     top = top.rstrip("/")
     return path == top or path.startswith(f"{top}/")
 
 
 def is_outside(place: NodeView) -> bool:
-    """Whether this process is outside the node's cgroup, and so out of reach of what is attached there.
+    """Report whether this process is outside the node's cgroup, and so out of reach of programs attached there.
 
-    Raises LabError where that is not known.
+    Raise LabError if that is not known.
     """
     return not place.has(cgroup_of(Path("/proc/self")))

@@ -1,4 +1,4 @@
-"""What upstream Merbridge needs of this machine and of the cluster, looked at before anything is made."""
+"""What upstream Merbridge needs of this machine and of the cluster, checked before anything is created."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _WITHOUT = "--dataplane none does without it"
-#: Upstream's documentation says 5.7; counting how often its programs run takes 5.8, its trace lines as an event 5.9.
+#: Upstream's documentation says 5.7. Counting the runs of its programs needs 5.8, reading its trace lines as an event
+#: 5.9.
 _KERNEL = "5.9"
-#: What native sidecars cost: upstream looks for istio-proxy among spec.containers, and wants more than one there.
+#: The consequence of native sidecars: upstream looks for istio-proxy among spec.containers, and expects more than one
+#: there.
 NATIVE = (
     "Merbridge looks for sidecars among a pod's containers, and native ones are init containers:"
     " its local_pod_ips stays empty"
@@ -25,7 +27,7 @@ NATIVE = (
 
 
 def requirements(image: str, sidecars: str, others: Callable[[], Sequence[str]]) -> list[Requirement]:
-    """Look at all; `others` names each Merbridge in the cluster that merlab did not put in."""
+    """Check all requirements; `others` names each Merbridge in the cluster that merlab did not install."""
     return [
         privileges(os.geteuid()),
         architecture(platform.machine()),
@@ -38,7 +40,7 @@ def requirements(image: str, sidecars: str, others: Callable[[], Sequence[str]])
 
 
 def privileges(uid: int) -> Requirement:
-    """Only root sees the programs, reads their maps, and enters a pod from outside its node."""
+    """Check for root: only root sees the programs, reads their maps, and enters a pod from outside its node."""
     said = "root" if uid == 0 else f"user {uid}"
     hint = None if uid == 0 else "sudo merlab up --lab kind"
     return Requirement(
@@ -51,7 +53,7 @@ def privileges(uid: int) -> Requirement:
 
 
 def architecture(machine: str) -> Requirement:
-    """Its image is for one architecture alone."""
+    """Check the architecture: its image exists for only one."""
     fits = machine == "x86_64"
     hint = None if fits else f"another machine; {_WITHOUT}"
     return Requirement(
@@ -60,21 +62,21 @@ def architecture(machine: str) -> Requirement:
 
 
 def version(release: str) -> Requirement:
-    """Compare the kernel's version with what upstream says."""
+    """Compare the kernel's version with upstream's requirement."""
     fits = kernel_features.release(release) >= kernel_features.release(_KERNEL)
     hint = None if fits else f"boot Linux {_KERNEL} or newer; {_WITHOUT}"
     return Requirement("merbridge.kernel", PASS if fits else FAIL, release, f">= {_KERNEL}", hint)
 
 
 def cgroup2(filesystems: str) -> Requirement:
-    """Look whether the kernel has cgroup2: its programs are attached to one."""
+    """Check whether the kernel has cgroup2: its programs are attached to one."""
     has = "cgroup2" in filesystems.split()
     hint = None if has else f"a kernel with cgroup2; {_WITHOUT}"
     return Requirement("merbridge.cgroup2", PASS if has else FAIL, "there" if has else "not there", "cgroup2", hint)
 
 
 def of_image(ref: str) -> list[Requirement]:
-    """Say whether Docker has its image; whether a registry would give it, step 0 finds out. Nothing without Docker."""
+    """Check whether Docker has its image; nothing without Docker. Step 0 finds out whether a registry has it."""
     needed = "its image here, or from its registry"
     try:
         here = docker.has_image(ref)
@@ -87,7 +89,7 @@ def of_image(ref: str) -> list[Requirement]:
 
 
 def kind_of_sidecars(sidecars: str) -> Requirement:
-    """Say what native sidecars cost."""
+    """Describe the consequences of native sidecars."""
     needed = "classic, for acceleration between pods"
     if sidecars == "classic":
         return Requirement("merbridge.sidecars", PASS, sidecars, needed)
@@ -95,7 +97,7 @@ def kind_of_sidecars(sidecars: str) -> Requirement:
 
 
 def alone(others: Callable[[], Sequence[str]]) -> list[Requirement]:
-    """Look for another Merbridge; nothing where the cluster does not tell."""
+    """Check for another Merbridge; nothing if the cluster does not answer."""
     try:
         found = others()
     except LabError:

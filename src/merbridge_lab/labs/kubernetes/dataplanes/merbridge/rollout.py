@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-#: It compiles its programs when it starts, on one core some ten seconds, in seconds.
+#: How long it may take to start, in seconds: it compiles its programs then, which takes some ten seconds on one core.
 _GONE = 60.0
 _STARTS = 180.0
-#: What the kubelet gives instead of the log of a container that it removes at that moment.
+#: What the kubelet returns instead of the log of a container that it is removing.
 _NOT_THERE = "unable to retrieve container logs"
-#: After so many crashes it is hopeless. The one over the cgroup is from the first: it does not mend itself.
+#: Number of crashes after which it is hopeless. The crash over the cgroup is hopeless from the first: it does not go
+#: away.
 _CRASHES = 2
 
 
@@ -39,7 +40,7 @@ class Crashed(Exception):  # noqa: N818 - it is an outcome, and not always an er
 
 
 def log(api: Api, pod: Object, *, tail: int | None = None) -> str:
-    """Return what the pod's container has printed, and before that what the one printed that ended."""
+    """Return what the pod's container has printed, preceded by the output of the previous one, which ended."""
     meta, said = pod["metadata"], []
     container = manifest.main({"spec": {"template": pod}})["name"]
     for previous in (True, False):
@@ -47,7 +48,7 @@ def log(api: Api, pod: Object, *, tail: int | None = None) -> str:
         with contextlib.suppress(LabError):
             told = api.log(meta["namespace"], meta["name"], container, tail=tail, previous=previous)
             said.append("" if told.startswith(_NOT_THERE) else told)
-    # Where a log is cut off, as by a machine that stopped, the kubelet gives zeros.
+    # If a log is cut off, for example because the machine stopped, the kubelet returns zeros.
     return "".join(said[-1:] if _runs(pod) else said).replace("\0", "")
 
 
@@ -57,9 +58,9 @@ def _runs(pod: Object) -> bool:
 
 
 def _crashes(pod: Object) -> int:
-    """Count how often a container of it has ended with an error and does not run since.
+    """Count how often its containers have ended with an error and do not run since.
 
-    One that runs is starting: that it was ended before, with its node, is no crash.
+    A running container is starting: that it ended before, with its node, is no crash.
     """
     statuses = (pod["status"].get("initContainerStatuses") or []) + (pod["status"].get("containerStatuses") or [])
     ended = (
@@ -71,9 +72,9 @@ def _crashes(pod: Object) -> int:
 
 
 def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = frozenset()) -> None:
-    """Wait until nothing is wrong with it any more. Raises Crashed, or LabError where it will not come up.
+    """Wait until nothing is wrong with it any more. Raise Crashed, or LabError if it will not come up.
 
-    Pods whose uid is in `after` are from before: what is wrong with those does not count.
+    Pods whose uid is in `after` are from before: their problems do not count.
     """
     began, memory = time.monotonic(), diagnostics.Memory()
     last: list[str] = ["it has not begun to start"]
@@ -101,7 +102,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
 
 
 def _edited(daemonset: Object) -> list[Crashed | LabError]:
-    """Say that somebody changed it since it was applied: what comes of that is not what is waited for."""
+    """Describe that somebody changed it since it was applied: the result is not what is awaited."""
     edits = installation.edits(daemonset)
     if not edits:
         return []
@@ -131,7 +132,7 @@ def _last_words(api: Api) -> str | None:
 
 
 def crashed(found: Crashed) -> LabError:
-    """Return a crash as an error: upstream's own lines, and the nearest known issue."""
+    """Return a crash as an error: upstream's own lines, and the most similar known issue."""
     why = f": {found.why.what}" if found.why else ", for a reason that merlab does not know"
     near = f" The nearest known issue: {found.why.link}." if found.why and found.why.link else ""
     return LabError(
@@ -142,9 +143,9 @@ def crashed(found: Crashed) -> LabError:
 
 
 def await_gone(api: Api, found: Object) -> None:
-    """Wait until its pods have ended, and end those whose clean-up hangs. Raises LabError."""
+    """Wait until its pods have ended, and stop those whose cleanup hangs. Raises LabError."""
     awaiting = "Merbridge to take its programs away and end"
     if polling.poll_until(lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
         return
-    for pod in installation.every_pod(api, found):  # its clean-up hangs: what it left is taken off below
+    for pod in installation.every_pod(api, found):  # its cleanup hangs: what it left is detached below
         api.delete(kubernetes_api.path("Pod", pod["metadata"]["name"], NAMESPACE), grace=0)
