@@ -18,5 +18,6 @@ def main() -> None:
     # The lab's tools are the system's; `su` without a dash leaves their directories out of PATH.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     # No file of merlab's may be written to by others; that those who must can read them is seen to where they are made.
-    os.umask(os.umask(0o022) | 0o022)
+    # And none of merlab's is closed to its owner.
+    os.umask((os.umask(0o022) | 0o022) & 0o077)
     app()
