@@ -2,6 +2,7 @@
 
 import lies_brief  # noqa: F401
 import lies_dataplane  # noqa: F401
+import lies_fresh  # noqa: F401
 import lies_limits  # noqa: F401
 import lies_mesh  # noqa: F401
 import lies_netkernel  # noqa: F401

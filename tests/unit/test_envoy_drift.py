@@ -92,6 +92,18 @@ def test_a_key_that_others_can_read(tmp_path, authority):
     assert certificates.key_problem(tmp_path / "certs") == f"can be read by others ({tmp_path / 'certs'})"
 
 
+def test_a_key_that_is_not_its_certificates(tmp_path, authority):
+    seen(tmp_path, authority, authority)
+    key = tmp_path / "certs/key.pem"
+    other, _ = authority.issue(POD.identity)
+    key.chmod(0o600)
+    key.write_bytes(other)
+    assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
+    assert certificates.key_problem(tmp_path / "certs") == f"is not its certificate's ({tmp_path / 'certs'})"
+    key.write_bytes(b"no key")
+    assert "cannot be read" in certificates.key_problem(tmp_path / "certs")
+
+
 def test_a_key_that_is_not_there(tmp_path, authority):
     seen(tmp_path, authority, authority)
     (tmp_path / "certs").chmod(0o700)

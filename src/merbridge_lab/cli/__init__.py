@@ -18,6 +18,6 @@ def main() -> None:
     # The lab's tools are the system's; `su` without a dash omits their directories from PATH.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     # Others must not be able to write to merlab's files; files that others must read get their mode when they are
-    # created.
-    os.umask(os.umask(0o022) | 0o022)
+    # created. None of them is closed to its owner.
+    os.umask((os.umask(0o022) | 0o022) & 0o077)
     app()

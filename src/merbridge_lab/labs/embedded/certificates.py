@@ -199,14 +199,28 @@ def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = Fa
 
 
 def key_problem(folder: Path) -> str | None:
-    """Describe what is wrong with the private key in `folder`; None if only its owner and root can read it."""
+    """Describe what is wrong with the private key in `folder`.
+
+    None if only its owner and root can read it, and the certificate beside it was made for it.
+    """
     try:
         place, key = folder.stat(), (folder / "key.pem").stat()
     except OSError as error:
         return f"could not be looked at: {error.strerror}"
-    if key.st_uid == place.st_uid and not (key.st_mode | place.st_mode) & 0o077:
+    if key.st_uid != place.st_uid or (key.st_mode | place.st_mode) & 0o077:
+        return f"can be read by others ({folder})"
+    try:
+        private = serialization.load_pem_private_key((folder / "key.pem").read_bytes(), password=None)
+        certified = x509.load_pem_x509_certificate((folder / "cert-chain.pem").read_bytes()).public_key()
+    except (OSError, ValueError, TypeError) as error:
+        return f"cannot be read: {error}"
+    if (
+        isinstance(private, ec.EllipticCurvePrivateKey)
+        and isinstance(certified, ec.EllipticCurvePublicKey)
+        and private.public_key().public_numbers() == certified.public_numbers()
+    ):
         return None
-    return f"can be read by others ({folder})"
+    return f"is not its certificate's ({folder})"
 
 
 @change("write certificates")
