@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import threading
@@ -17,7 +19,7 @@ from tests.merlab_cli import told
 from walkthrough_host import Lab, failed_checks, is_plain, merlab
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, mounts
-from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane import abi, endpoints
 from merbridge_lab.dataplane.pins import HOOKS, opened, u32, u64
 from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 from merbridge_lab.polling import poll_until
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _PROG_DETACH = 9
+_SO_ATTACH_FILTER = 26
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,15 @@ def _empty_peers(lab: Lab) -> Iterator[None]:
 
         with _meanwhile(turn):
             yield
+
+
+def _filter_a_listener(lab: Lab) -> None:
+    code = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0xFFFF))  # let 65535 bytes pass
+    program = struct.pack("=HxxxxxxQ", 1, ctypes.addressof(code))
+    for _, sock in endpoints.sockets_of(lab.pid("helloworld-v1", "sidecar"), "its sockets"):
+        with contextlib.suppress(OSError):
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and sock.getsockname()[1] == 15006:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def _signal(pod: str, kind: str, number: int) -> Callable[[Lab], None]:
@@ -252,6 +264,12 @@ BREAKS = [
         "mesh.in_order",
         "the app of helloworld-v2 is not running",
     ),
+    Break(
+        "a_filter_on_a_listener",
+        _filter_a_listener,
+        "dataplane.in_order",
+        "on the listener at .*:15006 of the sidecar of helloworld-v1 .* socket filter",
+    ),
     Break("app_in_another_cgroup", _move_app, "mesh.in_order", "the app of sleep .* is in the cgroup"),
     Break("app_in_another_netns", _app_in_another_netns, "mesh.in_order", "the app of sleep has been replaced"),
     Break("rules_flushed", _in("sleep", "iptables-nft", "-t", "nat", "-F"), "mesh.in_order", "iptables rules of sleep"),
@@ -300,6 +318,7 @@ BREAKS = [
 QUICK = [
     *("no_connect4", "no_sk_lookup_of_a_pod", "listener_not_registered", "redirect_off", "server_sidecar_stopped"),
     *("app_in_another_netns", "rules_flushed", "rules_in_the_other_backend", "no_veth", "no_bpffs"),
+    "a_filter_on_a_listener",
 ]
 _BY_NAME = {one.name: one for one in BREAKS}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab import dataplane, polling, signals
 from merbridge_lab.adapters import tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
+from merbridge_lab.dataplane import socket_filters
 from merbridge_lab.errors import LabError, UnsupportedFeatureError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.labs.embedded import topology
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _DRAIN = 0.5
 #: How long `ensure` waits for older connections to close, in seconds: sidecars keep idle ones for one second.
 _RUN_OUT = 3.0
+#: Seconds for a pod to be ready again after a restart.
+_READY = 20.0
 #: How often a reader of the trace checks whether it was interrupted, in seconds.
 _LOOK_UP = 0.2
 
@@ -51,12 +54,25 @@ class EmbeddedDataplane:
         busy, the wait ends: the checks then report which leg eBPF did not carry.
         """
         self._machine.require_own()
+        self._restart_filtered()
         self._plane.attach(self._machine.mesh_cgroup, self._pods())
         polling.poll_until(
             lambda: not self._older_connections(),
             timeout=_RUN_OUT,
             awaiting="the sidecars' older connections to run out",
         )
+
+    def _restart_filtered(self) -> None:
+        """Restart apps and sidecars that have a socket filter from somebody: it stays as long as the socket does."""
+        for pod in self._mesh.pods:
+            for kind, seen in pod.processes.seen().items():
+                pids = (None, seen.pid) if kind == "app" else (seen.pid, None)
+                filtered = False
+                with contextlib.suppress(LabError):  # what may not be read, the checks report
+                    filtered = any(socket_filters.problems(dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, *pids)))
+                if filtered:
+                    pod.processes.start(kind)
+                    pod.wait_ready(_READY)
 
     def pause_interception(self) -> None:
         """Leave new connections to the rules until `ensure` has repaired the dataplane; leave a complete one alone."""
