@@ -236,7 +236,6 @@ def _(scene):
         path.unlink()  # it is not what this is about
         yield
         os.close(held[0])
-    path.unlink()
     end(target)
 
 

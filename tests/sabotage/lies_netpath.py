@@ -161,37 +161,37 @@ def _both(scene, where, there, gone):
 PASSING = {
     "a policy rule": (
         "node", "ip rule add prio 100 from 192.0.2.1 lookup 7", "ip rule del prio 100",
-        "in the node's network namespace the rule 100: ipv4 table 7 .* came while",
+        "in the node's network namespace the rule 100: ipv4 table 7 .* came during verification",
     ),
     "a policy route": (
         "sleep", "ip route add 192.0.2.0/24 via 10.244.0.1 table 7", "ip route flush table 7",
-        "in the network namespace of sleep the route unicast 192.0.2.0/24 .*table 7 .* came while",
+        "in the network namespace of sleep the route unicast 192.0.2.0/24 .*table 7 .* came during verification",
     ),
     "an address": (
         "helloworld-v1", "ip address add 192.0.2.1/32 dev lo", "ip address del 192.0.2.1/32 dev lo",
-        "in the network namespace of helloworld-v1 the (address|route) .*192.0.2.1/32 dev lo.* came while",
+        "in the network namespace of helloworld-v1 the (address|route) .*192.0.2.1/32 dev lo.* came during verification",
     ),
     "a short packet size": (
         "helloworld-v2", "ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500",
-        r"in the network namespace of helloworld-v2 the link eth0 \(veth\) up mtu 1400 came while",
+        r"in the network namespace of helloworld-v2 the link eth0 \(veth\) up mtu 1400 came during verification",
     ),
     "a missing route": (
         "helloworld-v2", "ip route del broadcast 127.255.255.255 dev lo table local",
         "ip route add broadcast 127.255.255.255 dev lo table local scope link src 127.0.0.1 proto kernel",
-        "in the network namespace of helloworld-v2 the route broadcast 127.255.255.255/32 .* went while",
+        "in the network namespace of helloworld-v2 the route broadcast 127.255.255.255/32 .* went during verification",
     ),
     "a neighbour set by hand": (
         "node", "ip neigh replace 10.244.0.77 lladdr 02:00:00:00:00:01 dev veth11 nud permanent",
         "ip neigh del 10.244.0.77 dev veth11",
-        "in the node's network namespace the neighbour 10.244.0.77 at 02:.* came while",
+        "in the node's network namespace the neighbour 10.244.0.77 at 02:.* came during verification",
     ),
     "a link": (
         "node", "ip link add strange type veth peer stranger", "ip link del strange",
-        r"in the node's network namespace the .*strange.* came while",
+        r"in the node's network namespace the .*strange.* came during verification",
     ),
     "a queue": (
         "helloworld-v1", "tc qdisc add dev eth0 clsact", "tc qdisc del dev eth0 clsact",
-        "in the network namespace of helloworld-v1 the queueing discipline clsact dev eth0 came while",
+        "in the network namespace of helloworld-v1 the queueing discipline clsact dev eth0 came during verification",
     ),
     "a setting": (
         "helloworld-v1", "sysctl -q -w net.ipv4.tcp_fwmark_accept=1", "sysctl -q -w net.ipv4.tcp_fwmark_accept=0",
@@ -208,7 +208,7 @@ PASSING = {
     ),
     "a setting that no batch reads": (
         "sleep", "sysctl -q -w net.ipv4.tcp_sack=0", "sysctl -q -w net.ipv4.tcp_sack=1",
-        "in the network namespace of sleep the setting ipv4/tcp_sack was written while",
+        "in the network namespace of sleep the setting ipv4/tcp_sack was written during verification",
     ),
     "route_localnet": (
         "node", "sysctl -q -w net.ipv4.conf.all.route_localnet=1", "sysctl -q -w net.ipv4.conf.all.route_localnet=0",
