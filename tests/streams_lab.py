@@ -81,7 +81,7 @@ class Scene:
     def attach_now(self, *more: dataplane.Pod) -> None:
         """Attach without waiting for older connections to close."""
         pods = [*self.lab.dataplane._pods(), *more]
-        self.lab.dataplane._plane.attach(self.lab.machine.mesh_cgroup, pods)
+        self.lab.dataplane._manager.attach(self.lab.machine.mesh_cgroup, pods)
 
     def detach(self) -> None:
         self.lab.dataplane.remove()

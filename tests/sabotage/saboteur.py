@@ -41,7 +41,7 @@ class Scene(Silent):
 
     def __init__(self, lab: ManagedEmbeddedLab) -> None:
         self.lab = lab
-        lab.dataplane._plane._recompiled = None  # each call of merlab compiles for itself, and compares last
+        lab.dataplane._manager._recompiled = None  # each call of merlab compiles for itself, and compares last
         self.struck: list[str] = []
         self._waiting: list[tuple[str, Callable[[], None]]] = []
 

@@ -42,7 +42,7 @@ LIBRARIES = (
 
 
 def is_bcc(directory: Path) -> bool:
-    """Tell the BPF Compiler Collection from anything else called bcc: it has these two modules."""
+    """Report whether this is the BPF Compiler Collection; another package called bcc lacks these modules."""
     return all((directory / name).is_file() for name in ("__init__.py", "libbcc.py", "table.py"))
 
 

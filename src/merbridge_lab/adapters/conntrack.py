@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from merbridge_lab.adapters import netlink_hooks
 from merbridge_lab.adapters.netns import run_inside
@@ -82,15 +82,13 @@ def changed_sources(netns: Path) -> Sources:
 
     Raises LabError.
     """
-    from pyroute2 import NetlinkError, NFCTSocket
 
     def work() -> Sources:
-        with NFCTSocket() as sock:
-            return _changed((_end(entry, "ORIG", "SRC"), _end(entry, "REPLY", "DST")) for entry in sock.dump())
+        return _changed((_address(each.source), _address(each.seen_source)) for each in translated())
 
     try:
         return run_inside(netns, work)
-    except (OSError, NetlinkError) as error:
+    except OSError as error:
         raise LabError(
             f"conntrack's table cannot be read in {netns}, so no source port can be followed: {error}",
             hint="use a kernel with CONFIG_NF_CT_NETLINK",
@@ -129,11 +127,5 @@ def _changed(ends: Iterable[tuple[str, str]]) -> Sources:
     return merge({sent: frozenset({arrived})} for sent, arrived in ends if sent and arrived and sent != arrived)
 
 
-def _end(entry: Any, direction: str, end: str) -> str:  # noqa: ANN401 - pyroute2 has no types
-    """Return one end of a connection as "ip:port"; "" if it is not TCP over IPv4."""
-    both = entry.get_attr(f"CTA_TUPLE_{direction}")
-    address, protocol = both.get_attr("CTA_TUPLE_IP"), both.get_attr("CTA_TUPLE_PROTO")
-    ip = address.get_attr(f"CTA_IP_V4_{end}")
-    if ip is None or protocol.get_attr("CTA_PROTO_NUM") != socket.IPPROTO_TCP:
-        return ""
-    return f"{ip}:{protocol.get_attr(f'CTA_PROTO_{end}_PORT')}"
+def _address(end: End) -> str:
+    return f"{end[0]}:{end[1]}"

@@ -7,12 +7,15 @@ sockets that only io_uring or a message in transit holds: the kernel lists no ow
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from merbridge_lab.adapters.procfs import look
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -49,6 +52,15 @@ def holders(sockets: Collection[int]) -> Holders:
         except PermissionError as error:
             found.barred[pid] = error.strerror or str(error)
     return found
+
+
+def owner(inode: int) -> str:
+    """Describe a process that has the socket with this inode open, for a sentence."""
+    with contextlib.suppress(OSError):
+        for pid in sorted(holders([inode]).known.get(inode, ())):
+            if (seen := look(pid)) is not None:
+                return f"{' '.join(seen.command.split())} (pid {pid})"
+    return "a process that cannot be found"
 
 
 def _links(pid: int) -> Iterator[str]:

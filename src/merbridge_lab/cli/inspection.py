@@ -38,7 +38,7 @@ _UNKNOWN = "not known"
 
 @app.command()
 def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
-    """Say which lab is up, its pods, which path a request takes, and what is flushed right now.
+    """Show which lab is up, its pods, which path a request takes, and what is flushed right now.
 
     Example:  merlab status --json
     """
@@ -55,7 +55,7 @@ def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no
 
 @app.command()
 def doctor(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
-    """Say what this machine offers and lacks: a line each, with the command that mends it.
+    """Check what this machine offers and lacks: one line each, with the command that mends it.
 
     Example:  merlab doctor
     """
@@ -93,7 +93,7 @@ def steps(
         from merbridge_lab.original_commands import original
 
         wanted = numbers(number) if number else None
-        with run.looking(lab, up=False, on_paper=True) as chosen:
+        with run.looking(lab, up=False, offline=True) as chosen:
             if wanted is None:
                 states = chosen.states(all_steps()) if run.barred is None else [_UNKNOWN] * len(all_steps())
                 rows = list(zip(all_steps(), states, strict=True))
@@ -137,10 +137,10 @@ def _typed(step: Step, lab: ManagedLab) -> tuple[list[str], str]:
     try:
         commands = [] if step.needs - lab.capabilities else step.commands(lab)
     except LabError as error:
-        paper = lab.offline_commands()
+        offline = lab.offline_commands()
         # It has only what the commands of steps use of a lab.
-        commands = step.commands(cast("Lab", paper)) if paper else []
-        note = _stand_for(paper.words if paper else (), commands, error)
+        commands = step.commands(cast("Lab", offline)) if offline else []
+        note = _stand_for(offline.words if offline else (), commands, error)
     for command in commands:
         lab.show(command)
     return [shown.command for shown in lab.shown()], note

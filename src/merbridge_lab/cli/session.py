@@ -170,10 +170,10 @@ class Session:
             yield stack.enter_context(driver.open(keep=keep, backend=backend))
 
     @contextlib.contextmanager
-    def looking(self, asked: str | None, *, up: bool = True, on_paper: bool = False) -> Iterator[ManagedLab]:
+    def looking(self, asked: str | None, *, up: bool = True, offline: bool = False) -> Iterator[ManagedLab]:
         """Pick a lab to read, without changing it; with `up`, one that is not up is an error.
 
-        With `on_paper`, a user who may not read the lab gets it all the same, for what is known without reading it;
+        With `offline`, a user who may not read the lab gets it all the same, for what is known without reading it;
         `barred` then tells what prevents the user from reading it.
         """
         driver = self.driver(asked)
@@ -181,7 +181,7 @@ class Session:
             try:
                 driver.require_able()
             except LabError as error:
-                if not on_paper:
+                if not offline:
                     raise
                 self.barred = error
         with driver.open() as lab:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from merbridge_lab import hints, polling, signals
 from merbridge_lab.console import views
 from merbridge_lab.console.progress import Waiting
-from merbridge_lab.console.terminal import MARK, Paper
+from merbridge_lab.console.terminal import MARK, Terminal
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.text import as_json, lines_of
 
@@ -36,30 +36,30 @@ class Console:
     def __init__(self, *, as_json: bool = False, verbosity: int = 0, color: bool = True) -> None:
         self.as_json = as_json
         self.verbosity = verbosity
-        self._paper = Paper(verbosity=verbosity, color=color)
-        self._waiting = Waiting(self._paper)
+        self._terminal = Terminal(verbosity=verbosity, color=color)
+        self._waiting = Waiting(self._terminal)
 
     # -- results ------------------------------------------------------------------------------------------------
 
     def json(self, value: Mapping[str, Any]) -> None:
         """Print the one JSON object of a run."""
         self._waiting.stop()
-        self._paper.raw(as_json(value, indent=2) + "\n")
+        self._terminal.raw(as_json(value, indent=2) + "\n")
 
     def say(self, text: str) -> None:
         """Print a plain line of the result."""
         self._waiting.stop()
-        self._paper.line(escape(text))
+        self._terminal.line(escape(text))
 
     def text(self, text: str) -> None:
         """Print a text unchanged, for another program to read."""
         self._waiting.stop()
-        self._paper.raw(text)
+        self._terminal.raw(text)
 
     def error(self, error: LabError) -> None:
         """Print what is wrong and what to type next."""
         self._waiting.stop()
-        err = self._paper.err
+        err = self._terminal.err
         err.print(f"[error]merlab: {escape(error.what)}[/]", soft_wrap=True)
         for line in lines_of((error.stderr or "").strip())[-_MOST_STDERR:]:
             err.print(f"  [faint]│ {escape(line)}[/]", soft_wrap=True)
@@ -72,12 +72,12 @@ class Console:
         """Print a line of progress."""
         if self.verbosity >= 0:
             self._waiting.stop()
-            self._paper.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
+            self._terminal.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
 
     def remark(self, text: str, hint: str) -> None:
         """Print a line that is also needed with -q, with what to type."""
         self._waiting.stop()
-        self._paper.err.print(f"[warn]![/] {escape(f'{text} {hints.rendered(hint)}')}", soft_wrap=True)
+        self._terminal.err.print(f"[warn]![/] {escape(f'{text} {hints.rendered(hint)}')}", soft_wrap=True)
 
     # -- the runner's observer ------------------------------------------------------------------------------------
 
@@ -85,8 +85,8 @@ class Console:
         """Print the step's title and start to show what is awaited."""
         self._waiting.stop()
         if not self.as_json and self.verbosity >= 0:
-            self._paper.line(f"[title]{step.number}  {escape(step.title)}[/]")
-            self._paper.prose(step.narration, 3, style="faint")
+            self._terminal.line(f"[title]{step.number}  {escape(step.title)}[/]")
+            self._terminal.prose(step.narration, 3, style="faint")
         self._waiting.start(f"step {step.number}: {step.title}")
 
     def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
@@ -95,34 +95,34 @@ class Console:
     def step_ends(self, outcome: StepOutcome) -> None:
         """Print the commands with their output, the checks, and the outcome of the step."""
         self._waiting.stop()
-        paper = self._paper
+        terminal = self._terminal
         if self.as_json:
             if self.verbosity >= 0:
-                paper.err.print(f"step {outcome.step.number}: {outcome.verdict.value} ({outcome.seconds:.1f} s)")
+                terminal.err.print(f"step {outcome.step.number}: {outcome.verdict.value} ({outcome.seconds:.1f} s)")
             return
         if self.verbosity < 0:
             if outcome.verdict is not Verdict.PASS:
-                paper.line(f"{outcome.step.number}  {escape(outcome.step.title)}: {outcome.verdict.value}")
+                terminal.line(f"{outcome.step.number}  {escape(outcome.step.title)}: {outcome.verdict.value}")
             return
         if not outcome.acted and outcome.verdict is Verdict.PASS:
-            paper.line("   [faint]already so[/]")
-        paper.commands(outcome.shown, f"all: {hints.rendered(f'merlab steps {outcome.step.number}')}")
+            terminal.line("   [faint]already so[/]")
+        terminal.commands(outcome.shown, f"all: {hints.rendered(f'merlab steps {outcome.step.number}')}")
         self._checks(outcome.checks)
         if outcome.reason:
             style = outcome.verdict.value
-            paper.prose(outcome.reason, 5, mark=f"   [{style}]{MARK[style]}[/] ")
-        paper.line("")
+            terminal.prose(outcome.reason, 5, mark=f"   [{style}]{MARK[style]}[/] ")
+        terminal.line("")
 
     def _checks(self, outcomes: Iterable[CheckOutcome]) -> None:
         for outcome in outcomes:
             finding = outcome.finding
             style = finding.verdict.value
-            self._paper.prose(f"{finding.why} ({outcome.check.name})", 5, mark=f"   [{style}]{MARK[style]}[/] ")
+            self._terminal.prose(f"{finding.why} ({outcome.check.name})", 5, mark=f"   [{style}]{MARK[style]}[/] ")
             if self.verbosity > 0 or finding.verdict is Verdict.FAIL:
-                self._paper.evidence(finding.evidence)
+                self._terminal.evidence(finding.evidence)
                 if finding.control is not None:
-                    self._paper.line(f"       control {finding.control.name}: {finding.control.verdict.value}")
-                    self._paper.evidence(finding.control.evidence)
+                    self._terminal.line(f"       control {finding.control.name}: {finding.control.verdict.value}")
+                    self._terminal.evidence(finding.control.evidence)
 
     def awaits(self, what: str) -> None:
         """Start to show that `what` is awaited, until `close`."""
@@ -138,7 +138,7 @@ class Console:
     def pause(self, step: Step) -> None:
         """Wait for Enter before `step`."""
         self._waiting.stop()
-        self._paper.err.print(
+        self._terminal.err.print(
             f"[faint]Enter for step {step.number}: {escape(step.title)} (Ctrl-C stops here)[/]", end=" "
         )
         ready = polling.poll_until(
@@ -158,9 +158,9 @@ class Console:
     def verdict(self, report: Report) -> None:
         """Print the verdict of a run: what held, or the cause and what to type next."""
         self._waiting.stop()
-        paper = self._paper
+        terminal = self._terminal
         if report.matrix and self.verbosity >= 0:
-            views.matrix(paper, report.matrix)
+            views.matrix(terminal, report.matrix)
         if report.error is not None:
             self.error(report.error)
             return
@@ -170,34 +170,34 @@ class Console:
             measured = f", {cells} of {len(report.matrix)} cells as expected" if report.matrix else ""
             skipped = f", {report.skipped} skipped" if report.skipped else ""
             held = f"{report.command}: {passed} of {len(report.steps)} steps held{measured}{skipped}"
-            paper.line(f"[pass]✔ {held}[/] [faint]in {report.seconds:.1f} s[/]")
+            terminal.line(f"[pass]✔ {held}[/] [faint]in {report.seconds:.1f} s[/]")
             return
         cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
-        paper.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
+        terminal.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
         if hint := hints.rendered(report.hint):
-            paper.line(f"  → {escape(hint)}")
+            terminal.line(f"  → {escape(hint)}")
 
     # -- pictures -------------------------------------------------------------------------------------------------
 
     def requirements(self, found: Sequence[Requirement]) -> None:
         """Print what the machine offers and lacks."""
-        views.requirements(self._paper, found)
+        views.requirements(self._terminal, found)
 
     def steps(self, rows: Sequence[tuple[Step, str]]) -> None:
         """Print the steps with their state."""
-        views.steps(self._paper, rows)
+        views.steps(self._terminal, rows)
 
     def narrate(self, step: Step, commands: Sequence[str], original: Sequence[Original] = (), note: str = "") -> None:
         """Print everything about one step; `original` was typed for it in 2022, `note` is about the commands."""
-        views.narrate(self._paper, step, commands, original, note)
+        views.narrate(self._terminal, step, commands, original, note)
 
     def status(self, described: Mapping[str, Any]) -> None:
         """Print a picture of the lab."""
-        views.status(self._paper, described)
+        views.status(self._terminal, described)
 
     def trace_event(self, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
         """Print one event of the trace."""
-        views.trace_event(self._paper, event, raw=raw, as_json=as_json)
+        views.trace_event(self._terminal, event, raw=raw, as_json=as_json)
 
     def close(self) -> None:
         """Stop everything that still moves on the terminal."""
@@ -206,4 +206,4 @@ class Console:
     @property
     def lost(self) -> OSError | None:
         """Describe why not everything could be written, unless the reader closed the stream."""
-        return self._paper.lost
+        return self._terminal.lost

@@ -11,7 +11,7 @@ from merbridge_lab import polling
 from merbridge_lab.text import printable
 
 if TYPE_CHECKING:
-    from merbridge_lab.console.terminal import Paper
+    from merbridge_lab.console.terminal import Terminal
 
 #: In a pipe, a wait shorter than this many seconds gets no line; a longer one gets another line at every interval.
 _WORTH_A_LINE = 1.0
@@ -21,23 +21,23 @@ _BETWEEN_LINES = 5.0
 class Waiting:
     """Shows on stderr what `merbridge_lab.polling` waits for."""
 
-    def __init__(self, paper: Paper) -> None:
-        self._paper = paper
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
         self._progress: Progress | None = None
         self._due = _WORTH_A_LINE
 
     def start(self, what: str) -> None:
         """Start to show that `what` is being done."""
         self.stop()
-        if self._paper.verbosity < 0:
+        if self._terminal.verbosity < 0:
             return
         polling.on_progress(self._tell)
-        if self._paper.err.is_terminal:
+        if self._terminal.err.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
-                console=self._paper.err,
+                console=self._terminal.err,
                 transient=True,
             )
             self._progress.add_task(escape(printable(what)))
@@ -50,7 +50,7 @@ class Waiting:
         elif seconds < _WORTH_A_LINE:
             self._due = _WORTH_A_LINE
         elif seconds >= self._due:
-            self._paper.err.print(f"still waiting: {escape(what)} ({seconds:.0f} s)", soft_wrap=True)
+            self._terminal.err.print(f"still waiting: {escape(what)} ({seconds:.0f} s)", soft_wrap=True)
             self._due = seconds + _BETWEEN_LINES
 
     def stop(self) -> None:

@@ -109,7 +109,7 @@ def _rich(stream: _Unbroken, *, color: bool) -> RichConsole:
     )
 
 
-class Paper:
+class Terminal:
     """Both streams; `verbosity` is below 0 for -q, above for -v."""
 
     def __init__(self, *, verbosity: int, color: bool) -> None:

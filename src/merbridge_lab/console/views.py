@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from merbridge_lab import hints, text
-from merbridge_lab.console.terminal import MARK, Paper
+from merbridge_lab.console.terminal import MARK, Terminal
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.ruleset import place
 
@@ -25,41 +25,41 @@ if TYPE_CHECKING:
 _CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_cyan", "bright_green")
 
 
-def requirements(paper: Paper, found: Sequence[Requirement]) -> None:
+def requirements(terminal: Terminal, found: Sequence[Requirement]) -> None:
     """Print a line for each thing that the machine offers or lacks, with the command that fixes it."""
     for one in found:
         style = one.verdict
         needed = f"  [faint](needed: {escape(one.needed)})[/]" if style != "pass" else ""
-        paper.line(f"[{style}]{MARK.get(style, '?')}[/] {one.name:<26} {escape(one.found)}{needed}")
+        terminal.line(f"[{style}]{MARK.get(style, '?')}[/] {one.name:<26} {escape(one.found)}{needed}")
         if (hint := hints.rendered(one.hint)) and style != "pass":
-            paper.line(f"    → {escape(hint)}")
+            terminal.line(f"    → {escape(hint)}")
 
 
-def steps(paper: Paper, rows: Sequence[tuple[Step, str]]) -> None:
+def steps(terminal: Terminal, rows: Sequence[tuple[Step, str]]) -> None:
     """Print number, state and title of each step."""
     for step, state in rows:
-        paper.line(f"{step.number}  {escape(state):<14} {escape(step.title)}")
+        terminal.line(f"{step.number}  {escape(state):<14} {escape(step.title)}")
 
 
-def narrate(paper: Paper, step: Step, commands: Sequence[str], original: Sequence[Original], note: str) -> None:
+def narrate(terminal: Terminal, step: Step, commands: Sequence[str], original: Sequence[Original], note: str) -> None:
     """Print a step's narration, the commands a person would type for it, a note on them, and what was typed in 2022."""
-    paper.line(f"[title]{step.number}  {escape(step.title)}[/]\n")
-    paper.prose(step.narration, 3)
-    paper.line("")
+    terminal.line(f"[title]{step.number}  {escape(step.title)}[/]\n")
+    terminal.prose(step.narration, 3)
+    terminal.line("")
     for command in commands:
-        paper.line(f"   [cmd]$ {escape(hints.command(command))}[/]")
+        terminal.line(f"   [cmd]$ {escape(hints.command(command))}[/]")
     if note:
-        paper.prose(note, 3, mark="   ")
-    paper.line("")
+        terminal.prose(note, 3, mark="   ")
+    terminal.line("")
     if original:
-        paper.line("   As it was written in 2022:")
+        terminal.line("   As it was written in 2022:")
     for one in original:
-        paper.line(f"   [faint]$ {escape(one.then)}[/]")
-        paper.prose(f"now {one.now}" if one.now else "as ever", 5, style="faint")
+        terminal.line(f"   [faint]$ {escape(one.then)}[/]")
+        terminal.prose(f"now {one.now}" if one.now else "as ever", 5, style="faint")
     if original:
-        paper.line("")
+        terminal.line("")
     for check in step.verify + step.request_checks:
-        paper.prose(f"verified: {check.description} ({check.name})", 3, mark="   ", style="faint")
+        terminal.prose(f"verified: {check.description} ({check.name})", 3, mark="   ", style="faint")
 
 
 def _table(*columns: str, gap: int = 2) -> Table:
@@ -69,15 +69,15 @@ def _table(*columns: str, gap: int = 2) -> Table:
     return table
 
 
-def status(paper: Paper, described: Mapping[str, Any]) -> None:
+def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
     """Print a picture of the lab: its pods, the path of a request now, what is flushed, what is wrong."""
-    _labs(paper, described.get("labs", ()))
+    _labs(terminal, described.get("labs", ()))
     if not described["up"]:
-        paper.line(f"no lab is up  → {hints.rendered('merlab up')}")
+        terminal.line(f"no lab is up  → {hints.rendered('merlab up')}")
         return
     dataplane = described["dataplane"]
     attached = f"attached ({dataplane['kind']}, {dataplane['programs']} programs)" if dataplane["attached"] else "none"
-    paper.line(f"[title]the {described['lab']} lab is up[/]   eBPF: {attached}\n")
+    terminal.line(f"[title]the {described['lab']} lab is up[/]   eBPF: {attached}\n")
     table = _table("pod", "address", "pid", "sidecar", "rules")
     for pod in described["workloads"]:
         rules = pod["rules"]
@@ -86,34 +86,34 @@ def status(paper: Paper, described: Mapping[str, Any]) -> None:
         ready = "[pass]ready[/]" if pod["sidecar"] else "[fail]not ready[/]"
         table.add_row(pod["name"], pod["ip"], str(pod["pid"] or "none"), ready, held)
     if described["workloads"]:
-        paper.out.print(table)
+        terminal.out.print(table)
     if described["path"]:
-        paper.line("\na new request goes")
+        terminal.line("\na new request goes")
     for leg in described["path"]:
         style = "pass" if leg["by"] in ("eBPF", "rules") else "fail"
-        paper.line(f"   {leg['from']:<22} ─ [{style}]{leg['by']}[/] → {escape(leg['to'])}")
-    paper.line("")
+        terminal.line(f"   {leg['from']:<22} ─ [{style}]{leg['by']}[/] → {escape(leg['to'])}")
+    terminal.line("")
     for name in described["flushed"]:
-        paper.line(f"[warn]![/] the nat rules of {name} are flushed  → {hints.rendered('merlab restore')}")
+        terminal.line(f"[warn]![/] the nat rules of {name} are flushed  → {hints.rendered('merlab restore')}")
     for problem in described["problems"]:
-        paper.line(f"[warn]![/] {escape(problem)}")
+        terminal.line(f"[warn]![/] {escape(problem)}")
 
 
-def _labs(paper: Paper, labs: Sequence[Mapping[str, Any]]) -> None:
+def _labs(terminal: Terminal, labs: Sequence[Mapping[str, Any]]) -> None:
     """Print which labs are up, if there are several, or one that commands here do not use."""
     if len(labs) == 1 and labs[0]["default"]:
         return
     for lab in labs:
         how = f"MERLAB_NAME={lab['name']}" if lab["lab"] == "embedded" else f"--lab {lab['lab']}"
         meant = "commands without --lab mean this one" if lab["default"] else f"to mean this one: {how}"
-        paper.line(f"up: {lab['name']} ({lab['lab']}); {meant}")
+        terminal.line(f"up: {lab['name']} ({lab['lab']}); {meant}")
 
 
-def matrix(paper: Paper, outcomes: Sequence[CellOutcome]) -> None:
+def matrix(terminal: Terminal, outcomes: Sequence[CellOutcome]) -> None:
     """Print what happens with and without eBPF and rules, and below it the evidence for each line."""
-    paper.line("[title]With and without eBPF, with and without rules[/]")
+    terminal.line("[title]With and without eBPF, with and without rules[/]")
     # On a narrow page the columns are closer together.
-    gap = 2 if paper.out.width > 70 else 1  # noqa: PLR2004
+    gap = 2 if terminal.out.width > 70 else 1  # noqa: PLR2004
     table = _table("", "eBPF", "client's rules", "servers' rules", "client", "answered", "both sidecars", gap=gap)
     for number, outcome in enumerate(outcomes, 1):
         cell, style = outcome.cell, outcome.finding.verdict.value
@@ -126,22 +126,22 @@ def matrix(paper: Paper, outcomes: Sequence[CellOutcome]) -> None:
             "yes" if outcome.served else "no",
             "yes" if outcome.both_sidecars else "no",
         )
-    paper.out.print(table)
-    paper.line("")
+    terminal.out.print(table)
+    terminal.line("")
     for number, outcome in enumerate(outcomes, 1):
-        paper.prose(outcome.finding.why, 3, mark=f"{number}  ")
-        if paper.verbosity > 0 or outcome.finding.verdict is Verdict.FAIL:
-            paper.evidence(outcome.finding.evidence)
-    paper.line("")
+        terminal.prose(outcome.finding.why, 3, mark=f"{number}  ")
+        if terminal.verbosity > 0 or outcome.finding.verdict is Verdict.FAIL:
+            terminal.evidence(outcome.finding.evidence)
+    terminal.line("")
 
 
-def trace_event(paper: Paper, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
+def trace_event(terminal: Terminal, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
     """Print one event of the trace: unchanged, as an object, or as a sentence in its connection's colour."""
     if as_json:
-        paper.raw(text.as_json({**asdict(event), "sentence": event.sentence()}) + "\n")
+        terminal.raw(text.as_json({**asdict(event), "sentence": event.sentence()}) + "\n")
     elif raw:
-        paper.line(escape(event.raw))
+        terminal.line(escape(event.raw))
     else:
         color = _CONNECTION_COLORS[event.pair % len(_CONNECTION_COLORS)]
-        paper.line(f"[faint]{event.seconds:.6f}[/] [{color}]{escape(event.sentence())}[/]")
-    paper.out.file.flush()
+        terminal.line(f"[faint]{event.seconds:.6f}[/] [{color}]{escape(event.sentence())}[/]")
+    terminal.out.file.flush()

@@ -38,7 +38,7 @@ class EmbeddedDataplane:
         self._machine = machine
         self._mesh = mesh
         around = dataplane.Around((machine.cgroup / "twins",), ((topology.NODE, machine.netns(topology.NODE)),))
-        self._plane = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
+        self._manager = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
         self._trace = Instance(machine.tracefs, machine.name)
 
     def _pods(self) -> list[dataplane.Pod]:
@@ -55,7 +55,7 @@ class EmbeddedDataplane:
         """
         self._machine.require_own()
         self._restart_filtered()
-        self._plane.attach(self._machine.mesh_cgroup, self._pods())
+        self._manager.attach(self._machine.mesh_cgroup, self._pods())
         polling.poll_until(
             lambda: not self._older_connections(),
             timeout=_RUN_OUT,
@@ -76,13 +76,13 @@ class EmbeddedDataplane:
 
     def pause_interception(self) -> None:
         """Leave new connections to the rules until `ensure` has repaired the dataplane; leave a complete one alone."""
-        self._plane.pause_interception(self._machine.mesh_cgroup, self._pods())
+        self._manager.pause_interception(self._machine.mesh_cgroup, self._pods())
 
     def drain_idle_connections(self) -> bool:
         """Wait until the idle connections of the sidecars have closed; return whether all did."""
         return bool(
             polling.poll_until(
-                lambda: not any(pair.leg == "mesh" for pair in self._plane.pairs()),
+                lambda: not any(pair.leg == "mesh" for pair in self._manager.pairs()),
                 timeout=_RUN_OUT,
                 awaiting="the sidecars' kept connections to run out",
             )
@@ -90,15 +90,15 @@ class EmbeddedDataplane:
 
     def pairs(self) -> Sequence[dataplane.Pair]:
         """List the live connections that eBPF carries."""
-        return self._plane.pairs()
+        return self._manager.pairs()
 
     def programs(self) -> Sequence[dataplane.ProgramInfo]:
         """List the programs in the kernel and where they are attached."""
-        return self._plane.programs()
+        return self._manager.programs()
 
     def links(self) -> Mapping[str, str]:
         """Return the identity of each link by name; a link that was recreated meanwhile is another one."""
-        return self._plane.links()
+        return self._manager.links()
 
     def _older_connections(self) -> set[str]:
         """Return, by source, the connections between pods and to apps that eBPF does not carry."""
@@ -116,13 +116,13 @@ class EmbeddedDataplane:
             for connection in tcp_sockets.established(pod.netns)
             if connection.local.endswith(f":{topology.INBOUND_PORT}")
         }
-        return found - accepted - {pair.source for pair in self._plane.pairs()}
+        return found - accepted - {pair.source for pair in self._manager.pairs()}
 
     def remove(self) -> None:
         """Detach, after what was redirected has been read."""
         if self._machine.exists:
             self._machine.uncover()
-            self._plane.detach(_DRAIN)
+            self._manager.detach(_DRAIN)
             for name in self._trace.siblings():
                 # Busy: a `merlab trace` reads it. It sees that the lab is gone, ends, and removes it itself.
                 with contextlib.suppress(OSError):
@@ -130,33 +130,33 @@ class EmbeddedDataplane:
 
     def problems(self) -> list[str]:
         """Describe, one sentence each, what differs from what `ensure` creates."""
-        return self._plane.problems(self._machine.mesh_cgroup, self._pods())
+        return self._manager.problems(self._machine.mesh_cgroup, self._pods())
 
     def ours(self) -> frozenset[int]:
         """Return the ids of the programs that run as ours. Raises OSError."""
-        return self._plane.ours()
+        return self._manager.ours()
 
     def recompile(self, *, proof: bool) -> None:
         """Begin to compile the programs' source, so that the next `problems` compares with it. Raises LabError."""
-        self._plane.recompile(proof=proof)
+        self._manager.recompile(proof=proof)
 
     def readings(self) -> tuple[Reading, ...]:
         """List the programs in the kernel and where they are attached, with those of others, if any."""
         own = [
             Reading(f"bpf:{program.name}", "", None, program.attached_to, f"{program.type}, id {program.id}")
-            for program in self._plane.programs()
+            for program in self._manager.programs()
         ]
-        others = self._plane.others(self._machine.mesh_cgroup, self._pods())
+        others = self._manager.others(self._machine.mesh_cgroup, self._pods())
         return (*own, *(Reading("bpf:others", "", None, each) for each in others))
 
     @property
     def attached(self) -> bool:
         """Report whether the dataplane intercepts new connections now."""
-        return self._plane.attached
+        return self._manager.attached
 
     def counters(self) -> Mapping[str, Mapping[str, int]]:
         """Read the counters, pod → decision → number; empty if nothing is attached."""
-        return self._plane.counters() if self.attached else {}
+        return self._manager.counters() if self.attached else {}
 
     def shell_commands(self) -> list[str]:
         """Return the commands that show what was attached."""
@@ -171,12 +171,12 @@ class EmbeddedDataplane:
     @property
     def debug(self) -> bool:
         """Report whether trace lines are written, and collected in the lab's own buffer."""
-        return self.attached and self._plane.debug and self._trace.enabled
+        return self.attached and self._manager.debug and self._trace.enabled
 
     def set_debug(self, *, on: bool) -> None:
         """Switch trace lines on or off; off succeeds if nothing is attached. Raises LabError."""
         if on:
-            self._plane.debug = True
+            self._manager.debug = True
             try:
                 self._trace.enable()
             except OSError as error:
@@ -185,7 +185,7 @@ class EmbeddedDataplane:
         if self.attached:
             # A toggle that cannot be written (a frozen map) is removed with the dataplane, which comes next.
             with contextlib.suppress(LabError):
-                self._plane.debug = False
+                self._manager.debug = False
         self._trace.remove()
 
     def debug_commands(self) -> list[str]:
@@ -217,12 +217,12 @@ class EmbeddedDataplane:
         if not self.attached:
             raise LabError("no eBPF is attached, so there is no trace", hint="merlab up")
         own = Instance(self._machine.tracefs, f"{self._machine.name}-trace-{os.getpid()}")
-        was_on = self._plane.debug
+        was_on = self._manager.debug
         # Held open, the mount allows removal of the instance even after `merlab down` has unmounted it.
         with own.kept() as remove:
             try:
                 own.enable()
-                self._plane.debug = True
+                self._manager.debug = True
                 with own.following() as take:
                     while self.attached:
                         signals.checkpoint()
@@ -236,7 +236,7 @@ class EmbeddedDataplane:
             finally:
                 with signals.shielded():
                     if self.attached and not was_on:
-                        self._plane.debug = False
+                        self._manager.debug = False
                     remove()
 
     def drain_trace(self) -> tuple[TraceEvent, ...]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from merbridge_lab.adapters import http_probe, tcp_sockets
-from merbridge_lab.adapters.procfs import look
+from merbridge_lab.adapters import descriptors, http_probe, tcp_sockets
 from merbridge_lab.dataplane import listener_options
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import certificates, envoy, filesystem, topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from merbridge_lab.adapters.procfs import Process
     from merbridge_lab.labs.embedded.topology import PodSpec
@@ -66,9 +65,12 @@ def _usurped(netns: Path, pod: PodSpec, processes: dict[str, Process], guests: I
         if kind in own and listener.inode in own[kind] and listener.port in served:
             continue
         if kind in own:
-            yield f"port {listener.port} of {pod.name} is served by {owner(listener.inode)}, not only by its {kind}"
+            besides = f"not only by its {kind}"
         elif listener.uid != topology.APP_ID or not any(listener.inode in guest.sockets() for guest in guests):
-            yield f"port {listener.port} of {pod.name} is served by {owner(listener.inode)}, which is not the pod's"
+            besides = "which is not the pod's"
+        else:
+            continue
+        yield f"port {listener.port} of {pod.name} is served by {descriptors.owner(listener.inode)}, {besides}"
     for port in sorted(served - there):
         kind = _PORTS[port]
         alive = f", although its {kind} (pid {processes[kind].pid}) is there" if kind in processes else ""
@@ -90,16 +92,6 @@ def _served(pod: PodSpec) -> set[int]:
     """Return the ports on which a pod must listen."""
     served = {port for port, kind in _PORTS.items() if kind == "app"} if pod.app == "helloworld" else set()
     return served | ({port for port, kind in _PORTS.items() if kind == "sidecar"} if pod.sidecar else set())
-
-
-def owner(inode: int) -> str:
-    """Return the process that has the socket with this inode open."""
-    for each in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # just ended, or protected
-            seen = look(int(each.name))
-            if seen is not None and inode in seen.sockets():
-                return f"{' '.join(seen.command.split())} (pid {seen.pid})"
-    return "a process that cannot be found"
 
 
 # -- configuration ---------------------------------------------------------------------------------------------------

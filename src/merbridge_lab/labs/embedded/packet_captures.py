@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import netns, packet_sockets
+from merbridge_lab.adapters import descriptors, netns, packet_sockets
 from merbridge_lab.evidence import Reading
-from merbridge_lab.labs.embedded import envoy_drift
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def readings(name: str, namespace: Path) -> tuple[Reading, ...]:
     except OSError as error:
         return (Reading(source, "", None, str(unread(f"who captures packets in {name}", error))),)
     told = (
-        f"{envoy_drift.owner(each.inode)} gets {each.what} of {each.link or 'all links'}, and may send any"
+        f"{descriptors.owner(each.inode)} gets {each.what} of {each.link or 'all links'}, and may send any"
         for each in found
     )
     return tuple(Reading(source, "", None, each) for each in told)

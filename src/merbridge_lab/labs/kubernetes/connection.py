@@ -27,14 +27,14 @@ class Access:
         self._options = options
         self._api: Api | None = None
         self._node = ""
-        self._hands: NodeExec | None = None
+        self._node_exec: NodeExec | None = None
         self._helper: node_exec.HelperPodExec | None = None
         self.helpless: LabError | None = None
         self._settings: Settings | None = None
 
     def forget(self) -> None:
         """Look it up again the next time: the cluster was created or started meanwhile, with other keys and ports."""
-        self._api, self._node, self._hands = None, "", None
+        self._api, self._node, self._node_exec = None, "", None
 
     def api(self) -> Api:
         """Return the cluster's API. Raise LabError if there is no cluster."""
@@ -67,13 +67,13 @@ class Access:
 
         If the node has no tools, that is a pod that exists as long as this merlab runs, once its image is on the node.
         """
-        if self._hands is None:
+        if self._node_exec is None:
             api, node = self.api(), self.node()
             if node_exec.have_tools(node):
-                self._hands = node_exec.DockerNodeExec(node)
+                self._node_exec = node_exec.DockerNodeExec(node)
             else:
                 self._help(api, node)
-        return self._hands
+        return self._node_exec
 
     def _help(self, api: Api, node: str) -> None:
         """Create a helper; if that fails, `node_exec` explains why."""
@@ -81,7 +81,7 @@ class Access:
         self.helpless = None
         try:
             if rollout.full_name(settings.proxy_image) in rollout.images_on(node):
-                self._hands = self._helper = node_exec.make(api, node, settings)
+                self._node_exec = self._helper = node_exec.make(api, node, settings)
         except LabError as error:
             self.helpless = error
 
@@ -91,7 +91,7 @@ class Access:
         # If the cluster is gone, the helper is gone, too. If the cluster does not answer, the next merlab removes it.
         if helper is not None:
             with signals.shielded(), contextlib.suppress(LabError):
-                self._hands = None
+                self._node_exec = None
                 if ownership.are_ours(ownership.nodes()):
                     node_exec.remove(helper.api, helper.pod)
                     node_exec.sweep(helper.api)

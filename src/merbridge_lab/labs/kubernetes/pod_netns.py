@@ -117,15 +117,15 @@ def sandboxes(node: str, uid: str) -> list[str]:
     return docker.execute(node, [*CTR, "containers", "ls", "--quiet", wanted]).stdout.split()
 
 
-def look(hands: NodeExec, pid: int) -> Process:
+def look(node_exec: NodeExec, pid: int) -> Process:
     """Read a process on the node. Raise RestartedError if it is gone."""
-    told = hands.execute(["sh", "-c", _LOOK, "sh", str(pid)], ok=(0, _NO_SUCH))
+    told = node_exec.execute(["sh", "-c", _LOOK, "sh", str(pid)], ok=(0, _NO_SUCH))
     if told.status:
-        raise RestartedError(f"there is no process {pid} on {hands.node} any more", hint="merlab status")
-    return read_process(hands, told.stdout)
+        raise RestartedError(f"there is no process {pid} on {node_exec.node} any more", hint="merlab status")
+    return read_process(node_exec, told.stdout)
 
 
-def read_process(hands: NodeExec, told: str) -> Process:
+def read_process(node_exec: NodeExec, told: str) -> Process:
     """Parse the output of `_LOOK`: proc_pid_stat(5), inode, name, the lines of its cgroups, addresses."""
     stat, netns, comm, *lines = told.split("\n")
     cgroups = [line for line in lines if _CGROUP.match(line)]
@@ -133,7 +133,7 @@ def read_process(hands: NodeExec, told: str) -> Process:
     # The name may contain blanks and brackets; what follows the last bracket does not.
     fields = stat.rpartition(")")[2].split()
     return Process(
-        node_exec=hands,
+        node_exec=node_exec,
         pid=int(stat.split()[0]),
         started=int(fields[19]),
         netns=int(netns),
@@ -143,7 +143,7 @@ def read_process(hands: NodeExec, told: str) -> Process:
     )
 
 
-def find(hands: NodeExec, pod: Pod, container: str) -> Process:
+def find(node_exec: NodeExec, pod: Pod, container: str) -> Process:
     """Find the process of a container of a pod. Raise LabError if it is not the pod's: its address shows that."""
     pids = tasks(pod.node)
     cid = pod.containers.get(container, "")
@@ -151,7 +151,7 @@ def find(hands: NodeExec, pod: Pod, container: str) -> Process:
         raise RestartedError(
             f"the container {container} of {pod.name} does not run on {pod.node} any more", hint="merlab status"
         )
-    process = look(hands, pids[cid])
+    process = look(node_exec, pids[cid])
     if pod.ip not in process.addresses:
         raise LabError(
             f"PID {process.pid} on {pod.node} is not in the network of {pod.name}: it has"

@@ -52,7 +52,7 @@ def read(told: dict[str, Any]) -> Pod:
 
 
 def _sidecar(spec: dict[str, Any]) -> str:
-    """Tell the two kinds of sidecars apart by their position in the pod; versions and settings do not tell."""
+    """Return the kind of the pod's sidecar by its position, which no version or setting changes; "" if it has none."""
     if any(one["name"] == topology.SIDECAR for one in spec["containers"]):
         return "classic"
     native = (one for one in spec.get("initContainers") or [] if one["name"] == topology.SIDECAR)

@@ -81,15 +81,15 @@ def read(text: str) -> Saved | None:
 class PodRules(commands.Rules):
     """The nat rules of the workload `name`; `keep` leaves them flushed after a flush.
 
-    `hands` executes commands in the pod. `found` returns the pod and its process, and looks them up again if it is told
+    `node_exec` executes commands in the pod. `found` returns the pod and its process, and looks them up again if told
     so.
     """
 
     def __init__(
-        self, name: str, hands: NodeExec, found: Callable[[bool], tuple[Pod, Process]], *, keep: bool = False
+        self, name: str, node_exec: NodeExec, found: Callable[[bool], tuple[Pod, Process]], *, keep: bool = False
     ) -> None:
         super().__init__(name)
-        self._name, self._hands, self._found, self._keep = name, hands, found, keep
+        self._name, self._node_exec, self._found, self._keep = name, node_exec, found, keep
         self._backend = ""
         #: What a flush removed; it exists exactly as long as the flush is outstanding.
         self.saved_at = f"{topology.STATE}/saved/{name}.rules"
@@ -113,14 +113,14 @@ class PodRules(commands.Rules):
     def copy(self) -> None:
         """Save the rules for a person to look at and to restore; if they are flushed, as they were before."""
         if self.outstanding:
-            self._hands.execute(["cp", self.saved_at, self.copied_at])
+            self._node_exec.execute(["cp", self.saved_at, self.copied_at])
         else:
             pod_netns.script(self.process, _COPY, self.backend, self.copied_at)
 
     @property
     def outstanding(self) -> bool:
         """Report whether rules are flushed and saved now."""
-        return self._hands.execute(["test", "-e", self.saved_at], ok=(0, 1)).status == 0
+        return self._node_exec.execute(["test", "-e", self.saved_at], ok=(0, 1)).status == 0
 
     @contextlib.contextmanager
     def flushed(self) -> Iterator[RuleSet]:
@@ -141,7 +141,7 @@ class PodRules(commands.Rules):
             self.restore()
 
     def _flush(self, pod: Pod, process: Process) -> None:
-        node = self._hands.node
+        node = self._node_exec.node
         first = header(self._name, self._backend, pod.uid, process)
         failed = (_OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED)
         with signals.shielded():
@@ -163,20 +163,20 @@ class PodRules(commands.Rules):
         Raise LabError if the rules cannot be restored; they stay saved then.
         """
         with signals.shielded():
-            told = self._hands.execute(["cat", self.saved_at], ok=(0, 1))
+            told = self._node_exec.execute(["cat", self.saved_at], ok=(0, 1))
             if told.status:
                 return False
             saved = read(told.stdout)
             if saved is None:
                 raise LabError(
-                    f"{self.saved_at} on {self._hands.node} is not a file of rules that merlab saved",
-                    hint=f"docker exec {self._hands.node} mv {self.saved_at} {self.saved_at}.other",
+                    f"{self.saved_at} on {self._node_exec.node} is not a file of rules that merlab saved",
+                    hint=f"docker exec {self._node_exec.node} mv {self.saved_at} {self.saved_at}.other",
                 )
             process = self._owner(saved)
             if process is not None:
                 self._put_back(saved, process)
             # Otherwise the pod was recreated meanwhile, with new rules: these are of a namespace that is gone.
-            self._hands.execute(["rm", "-f", self.saved_at])
+            self._node_exec.execute(["rm", "-f", self.saved_at])
             return True
 
     def _owner(self, saved: Saved) -> Process | None:
@@ -186,13 +186,13 @@ class PodRules(commands.Rules):
         exists.
         """
         with contextlib.suppress(RestartedError):
-            process = pod_netns.look(self._hands, saved.pid)
+            process = pod_netns.look(self._node_exec, saved.pid)
             if (process.started, process.netns) == (saved.started, saved.netns):
                 return process
-        running = pod_netns.tasks(self._hands.node)
-        for sandbox in pod_netns.sandboxes(self._hands.node, saved.uid):
+        running = pod_netns.tasks(self._node_exec.node)
+        for sandbox in pod_netns.sandboxes(self._node_exec.node, saved.uid):
             with contextlib.suppress(RestartedError, KeyError):
-                process = pod_netns.look(self._hands, running[sandbox])
+                process = pod_netns.look(self._node_exec, running[sandbox])
                 if process.netns == saved.netns:
                     return process
         return None
@@ -201,7 +201,7 @@ class PodRules(commands.Rules):
         present = pod_netns.script(process, _RESTORE, saved.backend, self.saved_at).stdout
         if [str(rule) for rule in ruleset.parse(present)] != [str(rule) for rule in ruleset.parse(saved.text)]:
             raise LabError(
-                f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._hands.node}",
+                f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._node_exec.node}",
                 hint=commands.shell(process, f"{nat_backends.commands(saved.backend).load} < {self.saved_at}"),
             )
 

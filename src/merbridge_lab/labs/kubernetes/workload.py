@@ -40,11 +40,11 @@ _SHELL_BIN = f"{topology.STATE}/bin"
 class KindWorkload:
     """A workload on the cluster; `keep` leaves its rules flushed after a flush."""
 
-    def __init__(self, api: Api, spec: WorkloadSpec, hands: NodeExec, *, keep: bool = False) -> None:
-        self._api, self.spec, self._hands = api, spec, hands
+    def __init__(self, api: Api, spec: WorkloadSpec, node_exec: NodeExec, *, keep: bool = False) -> None:
+        self._api, self.spec, self._node_exec = api, spec, node_exec
         self.name = spec.name
         self._known: tuple[Pod, Process] | None = None
-        self.rules = PodRules(spec.name, hands, self.found, keep=keep)
+        self.rules = PodRules(spec.name, node_exec, self.found, keep=keep)
 
     @property
     def url(self) -> str:
@@ -55,7 +55,7 @@ class KindWorkload:
         """Return its pod and its app's process, as they were first found or, with `refresh`, as they are now."""
         if self._known is None or refresh:
             pod = pods.running_pod(pods.active_pods(self._api, self.spec), self.spec)
-            self._known = (pod, pod_netns.find(self._hands, pod, self.spec.container))
+            self._known = (pod, pod_netns.find(self._node_exec, pod, self.spec.container))
         return self._known
 
     def see(self, pod: Pod) -> None:
@@ -116,11 +116,11 @@ class KindWorkload:
         pids = pod_netns.tasks(pod.node)
         cid = pod.containers[self.spec.container]
         holder = next((pids[each] for each in pod_netns.sandboxes(pod.node, pod.uid) if each in pids), None)
-        expected = pod_netns.look(self._hands, holder).netns if holder else 0
+        expected = pod_netns.look(self._node_exec, holder).netns if holder else 0
         cgroup = f"pod{pod.uid}/{cid}"
         if cid not in pids:
             return ProcessIdentity(self.name, None, "", pod.ip, (), expected, 0, cgroup, "")
-        process = pod_netns.look(self._hands, pids[cid])
+        process = pod_netns.look(self._node_exec, pids[cid])
         return ProcessIdentity(
             workload=self.name,
             pid=process.pid,
@@ -161,11 +161,11 @@ class KindWorkload:
             told = f"its rules are nftables' own. Try: {pasteable(nat_backends.commands(NATIVE).list_all)}"
         else:
             told = f"iptables is iptables-{backend}. Try: iptables -t nat -vnL"
-            self._hands.execute(["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
+            self._node_exec.execute(["sh", "-c", _LINKS, "sh", f"{_SHELL_BIN}/{backend}", backend])
         path = f"PATH={_SHELL_BIN}/{backend}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         run = ["nsenter", "-t", str(process.pid), "-n", "env", path, f"PS1=merlab:{self.name}(netns)# ", "sh", "-i"]
         welcome = f"you are root on the node, in the network namespace of {self.name}; {told}. exit leaves."
-        yield self._hands.argv(run), f"{welcome}\n{hints.as_the_app(_AS_APP.format(self.name))}"
+        yield self._node_exec.argv(run), f"{welcome}\n{hints.as_the_app(_AS_APP.format(self.name))}"
 
     def changes(self) -> list[str]:
         """Describe how the rules differ from Istio's, and how to restore them."""

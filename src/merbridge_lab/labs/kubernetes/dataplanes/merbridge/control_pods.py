@@ -78,12 +78,12 @@ class Pair:
                 hint="run merlab on the machine itself, not in the node",
             )
         self.close()
-        api, hands = self._access.api(), self._access.node_exec()
+        api, node_exec = self._access.api(), self._access.node_exec()
         for document in manifests.objects("twin", self._access.settings()):
             api.apply(document)
-        client = OutsideWorkload(api, CLIENT, hands)
+        client = OutsideWorkload(api, CLIENT, node_exec)
         client.place = self._place()
-        server = KindWorkload(api, SERVER, hands)
+        server = KindWorkload(api, SERVER, node_exec)
         self._made = client, server
         self._await_ready()
         return client, server
