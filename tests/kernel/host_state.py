@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, mounts, procfs
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.host import Machine
 from merbridge_lab.labs.embedded.mesh import Mesh, Pod
 from merbridge_lab.labs.embedded.node import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ETC = ("hosts", "resolv.conf", "nsswitch.conf")
 #: Values that change by themselves, and names that come with autoloaded modules.
@@ -105,6 +110,18 @@ class Lab:
 
     def problems(self) -> list[str]:
         return self.machine.problems() + self.node.problems() + self.mesh.problems()
+
+
+@contextlib.contextmanager
+def standing_mesh(name: str = NAME) -> Iterator[Lab]:
+    """Create node and mesh of a lab called `name`; they are removed after the block."""
+    found = Lab(name)
+    found.machine.remove(10)
+    try:
+        found.ensure()
+        yield found
+    finally:
+        found.machine.remove(10)
 
 
 def as_app(pod: Pod, *argv: str) -> subprocess.CompletedProcess[str]:

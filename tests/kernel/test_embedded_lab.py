@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from host_state import NAME, READY, Lab, as_app, curl, state
+from host_state import NAME, READY, Lab, as_app, curl, standing_mesh, state
 from kernel_without import lacking, unmounted
 
 from merbridge_lab import accesslog
@@ -36,13 +36,8 @@ def logged(awaited, *pods: Pod) -> accesslog.AccessLogLine | None:
 
 @pytest.fixture(scope="module")
 def whole():
-    found = Lab()
-    found.machine.remove(10)
-    try:
-        found.ensure()
-        yield found
-    finally:
-        found.machine.remove(10)
+    with standing_mesh() as made:
+        yield made
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from host_state import Lab, as_app
+from host_state import as_app, standing_mesh
 from walkthrough_host import NAME as WALK
 from walkthrough_host import merlab
 
@@ -27,13 +27,8 @@ NAME = "merlab-hardened"
 
 @pytest.fixture(scope="module")
 def whole():
-    found = Lab(NAME)
-    found.machine.remove(10)
-    try:
-        found.ensure()
-        yield found
-    finally:
-        found.machine.remove(10)
+    with standing_mesh(NAME) as made:
+        yield made
 
 
 @pytest.fixture
