@@ -46,6 +46,11 @@ AS_ANYBODY = frozenset(
 _ON_A_LAB = frozenset({"up", "step", "verify", "restore", "down", "status", "exec", "shell", "trace", "sysdump"})
 #: The commands that accept --lab.
 _TAKES_LAB = _ON_A_LAB | {"doctor", "steps"}
+#: Two commands for the lab that needs no cluster. Nothing else than this module writes the option --lab into a hint.
+WITHOUT_CLUSTER = "merlab up --lab embedded"
+VERIFY_WITHOUT_CLUSTER = "merlab verify --lab embedded"
+#: The lab of a call that names none.
+_DEFAULT = "embedded"
 #: Where sudo looks, whatever the user's PATH is.
 _SECURE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _APART = re.compile(r"( && | \|\| | \| |; )")
@@ -55,6 +60,8 @@ class _Meant:
     #: The lab of this call ("embedded", "kind"), and whether the user named it.
     lab: str = ""
     asked: bool = False
+    #: The context of its cluster; "" if it has none.
+    context: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,17 @@ class Caller:
     named: tuple[str, ...] = ()
 
 
-def mean(lab: str, *, asked: bool) -> None:
-    """Record which lab the hints of this call are about, and whether the user named it (otherwise it was detected)."""
-    _Meant.lab, _Meant.asked = lab, asked
+def mean(lab: str, *, asked: bool, context: str = "") -> None:
+    """Record which lab the hints of this call are about, and whether the user named it (otherwise it was detected).
+
+    `context` is that of its cluster, for hints that are commands of kubectl.
+    """
+    _Meant.lab, _Meant.asked, _Meant.context = lab, asked, context
+
+
+def _is_named() -> bool:
+    """Report whether hints name the lab: if the user did, and always for one on a cluster, which is not the default."""
+    return _Meant.asked or bool(_Meant.context)
 
 
 def caller() -> Caller:
@@ -160,13 +175,13 @@ def _takes_root(piece: str) -> bool:
     if words[1:] != ["steps"] and ("--help" in words or not _ON_A_LAB & set(words[1:2])):
         return False
     # A kind lab does not need root. A user who runs it as root with sudo continues to do so.
-    return _lab_of(words) == "embedded" or os.geteuid() == 0
+    return _lab_of(words) == _DEFAULT or os.geteuid() == 0
 
 
 def _lab_of(words: list[str]) -> str:
     if "--lab" in words[:-1]:
         return words[words.index("--lab") + 1]
-    return _Meant.lab or "embedded"
+    return _Meant.lab or _DEFAULT
 
 
 def _piece(piece: str, who: Caller, *, sudo: bool) -> str:
@@ -175,12 +190,14 @@ def _piece(piece: str, who: Caller, *, sudo: bool) -> str:
     piece = piece.removeprefix("sudo ")
     if _program_of(piece) == "pip":  # the pip of the Python environment that merlab runs in
         piece = f"{shlex.quote(sys.executable)} -m {piece}"
+    if _program_of(piece) == "kubectl" and _Meant.context and not re.search(r" --context\b|kubectl config\b", piece):
+        piece = piece.replace("kubectl", f"kubectl --context {shlex.quote(_Meant.context)}", 1)
     if _program_of(piece) != "merlab":
         if sudo and re.search(r"[<>]", piece):  # if the user's shell opened the file, root would not open it
             return f"sudo sh -c {shlex.quote(piece)}"
         return f"sudo {piece}" if sudo else piece
     words = piece.split(" ")
-    if _Meant.asked and "--lab" not in words and words[1:2] and words[1] in _TAKES_LAB:
+    if _is_named() and "--lab" not in words and words[1:2] and words[1] in _TAKES_LAB:
         words[2:2] = ["--lab", _Meant.lab]
     rest = " ".join(words[1:])
     if not sudo:

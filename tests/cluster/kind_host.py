@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from tests import merlab_cli
 from tests.merlab_cli import MERLAB, environment, told
 
-from merbridge_lab.labs.kind import local_state
+from merbridge_lab.labs.kind import local_state, names
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-NODE = f"{topology.CLUSTER}-control-plane"
+NODE = f"{names.CLUSTER}-control-plane"
 SAVED = f"{topology.STATE}/saved/sleep.rules"
 DRAFTS = f"{topology.STATE}/saved/.sleep.rules.new.*"
 #: Longer than anything that is called here takes, in seconds.
@@ -199,7 +199,7 @@ def is_flushed(_pid: int = 0) -> bool:
 
 #: The moments of `up`, in order: what exists by then, read without merlab.
 MOMENTS: Mapping[str, Callable[[int], bool]] = {
-    "network": lambda _: topology.NETWORK in docker("network", "ls", "--format", "{{.Name}}").split(),
+    "network": lambda _: names.NETWORK in docker("network", "ls", "--format", "{{.Name}}").split(),
     "container": lambda _: bool(docker("ps", "--quiet", "--filter", f"name={NODE}")),
     "keys": lambda _: bool(in_node("sh", "-c", "ls /etc/kubernetes/pki/ca.key", check=False)),
     "administrator": lambda _: bool(in_node("sh", "-c", "ls /etc/kubernetes/admin.conf", check=False)),

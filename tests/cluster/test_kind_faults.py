@@ -49,6 +49,7 @@ from kind_host import (
 from tests.cluster import builds, engine
 from tests.merlab_cli import MERLAB, environment, told
 
+from merbridge_lab.labs.kind import names
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.polling import poll_until
 
@@ -84,7 +85,7 @@ def nothing(machine: Mapping[str, object]) -> Mapping[str, object]:
 @pytest.fixture
 def foreign(nothing: Mapping[str, object]) -> Iterator[str]:  # noqa: ARG001 - comes first
     """A node of a cluster called merbridge that somebody else began to create; its id."""
-    argv = ("kind", "create", "cluster", "--name", topology.CLUSTER, "--image", builds.ref("node"), "--retain")
+    argv = ("kind", "create", "cluster", "--name", names.CLUSTER, "--image", builds.ref("node"), "--retain")
     # kind's own network would stay.
     changes = {"KIND_EXPERIMENTAL_DOCKER_NETWORK": "foreign"}
     making = subprocess.Popen(argv, env=environment(**changes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -102,7 +103,7 @@ def test_a_foreign_cluster_of_that_name_stays_untouched(foreign: str) -> None:
     for words in (("up", "--json"), ("step", "6", "--json")):
         said = refusal(merlab(*words))
         assert "merlab did not make it" in said
-        assert f"kind delete cluster --name {topology.CLUSTER}" in said
+        assert f"kind delete cluster --name {names.CLUSTER}" in said
     assert told(merlab("status", "--json"))["up"] is False
     for words in (("down",), ("down", "--keep-cluster")):
         assert held(merlab(*words))
@@ -164,7 +165,7 @@ def test_c10_a_kind_that_fails_in_kubeadm_shows_the_kubelets_complaint_first_and
     log = Path(last.removeprefix("all that kind said: less "))
     assert "workflow/runner.go:262" in log.read_text()
     assert "failed to load kubelet config file" in log.read_text(), "the journal is there, whole"
-    assert docker("ps", "--all", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={topology.CLUSTER}") == ""
+    assert docker("ps", "--all", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={names.CLUSTER}") == ""
     assert held(merlab("down"))
     assert not log.exists()
     assert settled(leftovers, nothing) == nothing

@@ -33,6 +33,7 @@ from kind_host import (
 from tests.cluster import builds
 from tests.merlab_cli import MERLAB, environment, told
 
+from merbridge_lab.labs.kind import names
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view
 from schema_files import complaints
@@ -243,7 +244,7 @@ def test_the_shown_commands_work_for_a_reader_who_types_them_all(lab: None) -> N
     kubeconfig.unlink(missing_ok=True)
     try:
         commands = step(shown(merlab("step", "6", "--json")), 6)["commands"]
-        assert commands[0] == f"kind export kubeconfig --name {topology.CLUSTER}"
+        assert commands[0] == f"kind export kubeconfig --name {names.CLUSTER}"
         for line in commands:
             done = subprocess.run(("sh", "-c", line), check=False, capture_output=True, text=True, timeout=LONG)
             assert done.returncode == 0, done.stderr
@@ -411,7 +412,7 @@ def test_down_leaves_nothing_but_the_images_which_it_names(
     asked = tmp_path / "kubeconfig"
     assert held(merlab("up", "-q", "--until", "1", "--kubeconfig", str(asked)))
     assert "kind-merbridge" in asked.read_text()
-    subprocess.run(("kind", "export", "kubeconfig", "--name", topology.CLUSTER), check=True, capture_output=True)
+    subprocess.run(("kind", "export", "kubeconfig", "--name", names.CLUSTER), check=True, capture_output=True)
     assert "kind-merbridge" in Path(os.environ["KUBECONFIG"]).read_text()
     done = merlab("down", "--json")
     assert held(done)

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from merbridge_lab.adapters import kubeconfig
+
 #: What RFC 6455 requires a server to append to the client's key.
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 BINARY, CLOSE = 2, 8
@@ -64,7 +66,17 @@ class Keys:
         read = {name: base64.b64encode(file.read_bytes()).decode() for name, file in self._files().items()}
         cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority-data": read["ca"]}
         user = {"client-certificate-data": read["crt"], "client-key-data": read["key"]}
-        return {"clusters": [{"name": "kind-merbridge", "cluster": cluster}], "users": [{"name": "x", "user": user}]}
+        name = "kind-merbridge"
+        return {
+            "clusters": [{"name": name, "cluster": cluster}],
+            "users": [{"name": name, "user": user}],
+            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+            "current-context": name,
+        }
+
+    def credentials(self, port):
+        """Return these credentials for an API on this machine."""
+        return kubeconfig.of_mapping(self.kubeconfig(port), direct=True)
 
     def _files(self):
         return {"ca": self.ca, "crt": self.client[0], "key": self.client[1]}

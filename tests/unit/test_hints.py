@@ -50,7 +50,7 @@ TOOLS = {
     "kind": {"load", "docker-image", "--name", "delete", "cluster"},
     "kubectl": {
         *("--context", "-n", "-c", "-l", "--previous", "--force", "describe", "logs", "delete", "get", "pod", "pods"),
-        *("node", "daemonset", "mutatingwebhookconfigurations", "events"),
+        *("nodes", "daemonset", "mutatingwebhookconfigurations", "events", "config", "view", "get-contexts"),
     },
     "mkdir": {"-m", "-p"},
     "modprobe": {"-a", "veth", "xt_owner", "xt_REDIRECT", "xt_conntrack"},
@@ -197,7 +197,7 @@ def test_the_tools_that_are_here_know_these_options(program):
 # -- run as they stand
 
 HARMLESS = re.compile(
-    r"merlab (status|doctor|steps|restore|down|step 9|verify)\b(?!.*kind)"
+    r"merlab (status|doctor|steps|restore|down|step 9|verify)\b(?!.*cluster)"
     r"|(df|ps|ss|unset|bpftool|tail) |export (?!PATH)|sysctl net"
 )
 
@@ -260,11 +260,22 @@ def test_u8_a_command_that_names_its_lab_is_named_once(place, tmp_path):
     assert typed == f"sudo env MERLAB_NAME=merlab-two {script} exec sleep -- true"
 
 
-@pytest.mark.parametrize(("asked", "typed"), [(True, "merlab down --lab kind"), (False, "merlab down")])
-def test_u1_a_lab_that_was_asked_for_is_named_again(place, asked, typed):
+@pytest.mark.parametrize(("lab", "asked"), [("kind", True), ("kind", False), ("embedded", True), ("embedded", False)])
+def test_u1_a_lab_that_was_asked_for_or_is_on_a_cluster_is_named_again(place, lab, asked):
     place()
-    hints.mean("kind", asked=asked)
-    assert hints.rendered("merlab down") == typed
+    hints.mean(lab, asked=asked, context="kind-merbridge" if lab == "kind" else "")
+    assert (f"merlab down --lab {lab}" in hints.rendered("merlab down")) is (asked or lab != "embedded")
+
+
+def test_u1_hints_of_a_lab_on_a_cluster_name_it_and_its_context(place):
+    place()
+    hints.mean("kind", asked=False, context="kind-merbridge")
+    assert hints.rendered("merlab down && merlab up --kind-image x") == (
+        "merlab down --lab kind && merlab up --lab kind --kind-image x"
+    )
+    assert hints.rendered("kubectl -n x get pods  # or y") == "kubectl --context kind-merbridge -n x get pods  # or y"
+    assert hints.rendered("kubectl --context other get pods") == "kubectl --context other get pods"
+    assert hints.rendered("kubectl config get-contexts") == "kubectl config get-contexts"
     assert hints.rendered("merlab up --lab embedded") == hints.rendered("merlab up --lab embedded")
     assert "--lab embedded" in hints.rendered("merlab up --lab embedded")
     assert "--lab kind" not in hints.rendered("merlab up --lab embedded")

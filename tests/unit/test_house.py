@@ -23,6 +23,8 @@ ROLES = {
     "lab": "the Lab protocol, and the labs that keep to it",
     "managed_lab": "the ManagedLab protocol, and the labs that keep to it",
     "mesh": "pods with their sidecars, and the checks of them",
+    "node": "a machine, or a namespace, that pods run on",
+    "provider": "who brings a cluster: the protocols, and kind's",
     "rollout": "wait for pods until they are ready, or hopeless",
     "rules": "iptables rules of a pod, and the checks of them",
     "status": "the state of a lab, described",

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.unit.stub_provider import StubNode
 
 from merbridge_lab.adapters import docker, docker_messages, istioctl, kind_cli, kind_messages
 from merbridge_lab.adapters.docker import Container
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import create_failure, local_state
-from merbridge_lab.labs.kubernetes import node_exec, pod_netns, topology
+from merbridge_lab.labs.kind import create_failure, local_state, names
+from merbridge_lab.labs.kubernetes import node_exec, pod_netns
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import evidence, node_view
 from merbridge_lab.requirements import kind_lab, packages
 from merbridge_lab.requirements.packages import Distribution
@@ -104,7 +105,7 @@ def test_c01_a_node_whose_cgroup_is_not_known_is_an_error_and_no_guess(monkeypat
         node_view.cgroup_of_node("/a.slice", "/elsewhere")
     monkeypatch.setattr(node_view, "cgroup_of", lambda _: "")
     with pytest.raises(LabError, match="the cgroup of the node n is not known"):
-        _ = node_view.NodeView("n", os.getpid()).cgroup_path
+        _ = node_view.NodeView(StubNode("n"), os.getpid()).cgroup_path
 
 
 def test_c01_the_root_of_what_the_node_has_mounted_is_read_from_its_mountinfo():
@@ -132,7 +133,7 @@ def test_c01_trace_lines_of_a_nodes_pods_are_kept_and_those_of_others_are_not(mo
 
 
 def test_c01_a_process_outside_of_the_node_has_no_cgroup_id_there(monkeypatch):
-    there = node_view.NodeView("n", os.getpid())
+    there = node_view.NodeView(StubNode("n"), os.getpid())
     monkeypatch.setattr(node_view.NodeView, "cgroup_path", f"/docker/{ID}")
     monkeypatch.setattr(node_view, "cgroup_of", lambda _: "/docker")
     with pytest.raises(LabError, match="is not below"):
@@ -274,7 +275,7 @@ def test_c10_the_error_and_the_kubelets_complaint_come_first_and_all_is_in_a_fil
     assert "error execution phase wait-control-plane" in lines
     assert frames(error.stderr) == frames("".join(lines)) == []
     assert "kubelet, which is not healthy" in error.what
-    assert error.hint == "merlab doctor --lab kind"
+    assert error.hint == "merlab doctor"
     log = state / "kind-merbridge-create.log"
     assert lines[-1] == f"all that kind said: less {log}"
     assert case("c10") in log.read_text()
@@ -409,15 +410,15 @@ def test_what_a_kubelet_did_not_end_of_is_not_called_its_end(state, said, journa
 
 def test_the_journal_is_read_of_merlabs_own_node_alone_and_why_it_is_not_is_told(says):
     def read(*mounts, state="running"):
-        return create_failure.kubelets_journal([Container(topology.NODE, state, "kindest/node:v1", {}, mounts, ())])
+        return create_failure.kubelets_journal([Container(names.NODE, state, "kindest/node:v1", {}, mounts, ())])
 
     says("docker", out=JOURNAL)
-    assert read(topology.MARK) == JOURNAL
+    assert read(names.MARK) == JOURNAL
     assert read() == ""
-    assert read(topology.MARK, state="exited") == ""
+    assert read(names.MARK, state="exited") == ""
     assert create_failure.kubelets_journal([]) == ""
     says("docker", err='exec: "journalctl": executable file not found in $PATH', status=127)
-    assert read(topology.MARK).startswith("the kubelet's journal could not be read: ")
+    assert read(names.MARK).startswith("the kubelet's journal could not be read: ")
 
 
 def test_c10_words_of_kinds_that_are_none_are_no_file(state):
@@ -521,14 +522,14 @@ def looked(cgroups):
     ],
 )
 def test_c18_a_pod_is_known_by_whichever_hierarchy_names_it(cgroups, names):
-    process = pod_netns.read_process(node_exec.DockerNodeExec("node"), looked(cgroups))
+    process = pod_netns.read_process(node_exec.NodeToolsExec("node"), looked(cgroups))
     assert pod_netns.cgroup_names(process.cgroup) == names
     assert process.addresses == ("10.0.0.5",)
 
 
 def test_c18_hierarchies_that_disagree_are_no_agreement():
     process = pod_netns.read_process(
-        node_exec.DockerNodeExec("n"), looked(f"3:cpu:/pod{POD}/{CID}\n2:pids:/pod{POD}/{'4' * 64}\n0::/")
+        node_exec.NodeToolsExec("n"), looked(f"3:cpu:/pod{POD}/{CID}\n2:pids:/pod{POD}/{'4' * 64}\n0::/")
     )
     assert process.cgroup == f"/pod{POD}/{CID} and /pod{POD}/{'4' * 64}"
 
@@ -545,7 +546,7 @@ def test_c18_a_name_with_line_ends_does_not_shift_what_is_read(tmp_path):
         child.stdout.readline()
         script = pod_netns._LOOK.partition("nsenter")[0]
         told = _output(["sh", "-c", script, "sh", str(child.pid)], tmp_path)
-    process = pod_netns.read_process(node_exec.DockerNodeExec("n"), told)
+    process = pod_netns.read_process(node_exec.NodeToolsExec("n"), told)
     assert (process.pid, process.comm) == (child.pid, "a 4026531840")
     assert process.netns == Path("/proc/self/ns/net").stat().st_ino
 
@@ -632,12 +633,12 @@ Error: failed to install manifests: errors occurred during operation
 def test_c22_the_cause_in_the_crossed_lines_is_kept_and_comes_first(says, said, image):
     says("istioctl", err=said, status=1)
     with pytest.raises(LabError, match="Istiod encountered an error: failed to wait for resource") as error:
-        istioctl.install([], kubeconfig="x", look=lambda: None)
+        istioctl.install([], kubeconfig="x", look=lambda: None, fetch_command="get {}".format)
     assert image in error.value.stderr
     assert error.value.stderr.endswith("errors occurred during operation")
     assert "Istio core installed" not in error.value.stderr
     assert "Processing" not in error.value.stderr
-    assert error.value.hint == f"docker pull {image}"
+    assert error.value.hint == f"get {image}"
 
 
 def test_c22_without_crosses_it_is_the_error_line():

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from tests.unit.api_server import Keys, Server
+from tests.unit.stub_provider import StubNode, StubProvider
 
 from merbridge_lab.adapters import kubernetes_api
-from merbridge_lab.adapters.docker import Container
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kubernetes import connection, manifests, topology
 from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.labs.options import Options
@@ -25,8 +24,6 @@ OLDER = json.loads((Path(__file__).parents[1] / "captured/kind/settings-aaab070.
 def lab(tmp_path, monkeypatch):
     """Return the connection to a cluster whose one ConfigMap a test defines, with these options."""
     monkeypatch.setenv("no_proxy", "example.com")  # an Api adds its cluster to it
-    monkeypatch.setattr(ownership, "nodes", lambda: [node])
-    node = Container(topology.NODE, "running", "kindest/node:v1.36.1", {}, (topology.MARK,), ())
     servers = []
 
     def up(configmap, **options):
@@ -38,10 +35,9 @@ def lab(tmp_path, monkeypatch):
 
         keys = Keys(tmp_path)
         servers.append(Server(keys, answer))
-        way = connection.Access(Options(**options))
-        api = kubernetes_api.Api(keys.kubeconfig(servers[-1].port))
-        monkeypatch.setattr(way, "api", lambda: api)
-        return way
+        node = StubNode(image="kindest/node:v1.36.1")
+        provider = StubProvider(keys.credentials(servers[-1].port), nodes=[node])
+        return connection.Access(provider, Options(**options))
 
     yield up
     for each in servers:
@@ -83,5 +79,5 @@ def test_what_can_no_longer_be_is_refused_in_a_sentence_with_the_one_command(lab
     way = lab({**OLDER["default"], "data": {"settings.json": json.dumps({**told, field: value}), "finished": "true"}})
     with pytest.raises(LabError, match=f"cannot be read from the ConfigMap default/merlab: .*{field}") as refused:
         way.settings()
-    assert refused.value.hint == "merlab down --lab kind && merlab up --lab kind"
+    assert refused.value.hint == "merlab down && merlab up"
     assert "\n" not in refused.value.what

@@ -15,7 +15,7 @@ from merbridge_lab.adapters.docker import Engine
 from merbridge_lab.adapters.istioctl import complaint
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.labs import kind
-from merbridge_lab.labs.kind import KindDriver
+from merbridge_lab.labs.kind import KindDriver, names
 from merbridge_lab.labs.kubernetes import manifests, topology
 from merbridge_lab.labs.kubernetes.settings import Settings, versions
 from merbridge_lab.labs.options import Options
@@ -95,7 +95,7 @@ def test_every_manifest_is_yaml_and_merlabs(settings, name):
 def test_the_clusters_configuration_has_the_mark(settings):
     (cluster,) = manifests.objects("kind", settings)
     mounts = [mount["containerPath"] for node in cluster["nodes"] for mount in node["extraMounts"]]
-    assert mounts == [topology.MARK]
+    assert mounts == [names.MARK]
 
 
 def test_workloads_are_those_of_the_layout(settings):

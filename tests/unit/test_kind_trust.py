@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.unit.stub_provider import StubImages, StubNode, StubProvider
 
-from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.adapters import image_reference, kubernetes_api
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import cluster, local_state, ownership
+from merbridge_lab.labs.kind import cluster, local_state, names, ownership
 from merbridge_lab.labs.kind.cluster import NodeComponent
+from merbridge_lab.labs.kind.provider import KindProvider
 from merbridge_lab.labs.kubernetes import connection, manifests, node_exec, settings_schema, topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import dataplane, installation, manifest
 from merbridge_lab.labs.kubernetes.settings import Settings
@@ -70,7 +72,7 @@ def test_s6_a_field_that_is_not_as_it_must_be_is_a_sentence_that_names_it(settin
     with pytest.raises(LabError, match="cannot be read from the ConfigMap default/merlab: ") as error:
         Settings.from_json(changed(settings, **{name: value}))
     assert name in error.value.what
-    assert error.value.hint == "merlab down --lab kind && merlab up --lab kind"
+    assert error.value.hint == "merlab down && merlab up"
     assert error.value.what.isprintable()
 
 
@@ -123,13 +125,13 @@ class Cluster:
 def _node():
     from merbridge_lab.adapters.docker import Container
 
-    return Container(topology.NODE, "running", "kindest/node:v1.36.1", {}, (topology.MARK,), ())
+    return Container(names.NODE, "running", "kindest/node:v1.36.1", {}, (names.MARK,), ())
 
 
 @pytest.mark.parametrize("data", [None, {}, {"settings.json": '{"images": null}'}])
 def test_s6_a_configmap_of_nonsense_is_a_sentence_and_down_goes_on(monkeypatch, state, data):  # noqa: ARG001
     api = Cluster(monkeypatch, text=data)
-    way = connection.Access(Options())
+    way = connection.Access(KindProvider(Options()), Options())
     monkeypatch.setattr(way, "api", lambda: api)
     for ask in (way.kept, way.settings):
         with pytest.raises(LabError, match="cannot be read"):
@@ -142,7 +144,7 @@ def test_s6_a_configmap_of_nonsense_is_a_sentence_and_down_goes_on(monkeypatch, 
 
 def test_s6_down_never_touches_a_kubeconfig_that_the_cluster_names(monkeypatch, settings, state, tmp_path):  # noqa: ARG001
     api = Cluster(monkeypatch, text={"settings.json": changed(settings, kubeconfig="/etc/shadow")})
-    way = connection.Access(Options())
+    way = connection.Access(KindProvider(Options()), Options())
     monkeypatch.setattr(way, "api", lambda: api)
     assert way.kept() == settings, "an older merlab's is read, and its path is not"
     assert "kubeconfig" not in settings.to_json()
@@ -215,7 +217,7 @@ def test_s7_a_foreign_object_of_the_same_name_is_neither_taken_over_nor_deleted(
     name = "merbridge"
     foreign = {"kind": kind, "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "Helm"}}}
     api = Cluster(monkeypatch, foreign, text={"settings.json": settings.to_json()})
-    way = connection.Access(Options())
+    way = connection.Access(KindProvider(Options()), Options())
     monkeypatch.setattr(way, "api", lambda: api)
     mine = dataplane.MerbridgeDataplane(way, lambda: None, lambda: 0)
     with pytest.raises(LabError, match=f"there is a {kind} merbridge already, and merlab did not make it") as error:
@@ -255,6 +257,8 @@ def test_s8_the_helper_has_no_capability_but_those_it_needs(settings):
 class Pods:
     """The pods of kube-system."""
 
+    context = "stub-context"
+
     def __init__(self):
         self.there = {}
 
@@ -275,10 +279,9 @@ class Pods:
 
 def test_s8_a_helper_goes_with_its_command_and_what_a_killed_one_left_with_the_next(monkeypatch, settings):
     api = Pods()
-    monkeypatch.setattr(connection.ownership, "nodes", lambda: [_node()])
     monkeypatch.setattr(node_exec, "have_tools", lambda _: False)
-    monkeypatch.setattr(connection.rollout, "images_on", lambda _: {connection.rollout.full_name(settings.proxy_image)})
-    way = connection.Access(Options())
+    monkeypatch.setattr(connection.rollout, "images_on", lambda _: {image_reference.full_name(settings.proxy_image)})
+    way = connection.Access(StubProvider(), Options())
     monkeypatch.setattr(way, "api", lambda: api)
     monkeypatch.setattr(way, "best_known_settings", lambda: settings)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as active_pods:
@@ -295,7 +298,7 @@ def test_s8_a_helper_goes_with_its_command_and_what_a_killed_one_left_with_the_n
         own = f"{topology.HELPER}-{os.getpid()}"
         stays = {str(active_pods.pid), "elsewhere", topology.HELPER}
         assert set(api.there) == {own, *stays}
-        assert f"exec {topology.HELPER} -- true" in found.shell_commands(["true"]), "what one types is for one's own"
+        assert f"exec {topology.HELPER} -- true" in found.shell_command(["true"]), "what one types is for one's own"
         assert way.find_node_exec() is found
         way.close()
         assert set(api.there) == stays
@@ -305,11 +308,10 @@ def test_s8_a_helper_goes_with_its_command_and_what_a_killed_one_left_with_the_n
 
 def test_s8_a_node_with_its_own_tools_gets_no_helper(monkeypatch):
     api = Pods()
-    monkeypatch.setattr(connection.ownership, "nodes", lambda: [_node()])
     monkeypatch.setattr(node_exec, "have_tools", lambda _: True)
-    way = connection.Access(Options())
+    way = connection.Access(StubProvider(), Options())
     monkeypatch.setattr(way, "api", lambda: api)
-    assert isinstance(way.find_node_exec(), node_exec.DockerNodeExec)
+    assert isinstance(way.find_node_exec(), node_exec.NodeToolsExec)
     way.close()
     assert api.there == {}
 
@@ -320,7 +322,7 @@ def test_s8_a_helper_that_does_not_run_is_removed_and_named(monkeypatch, setting
     monkeypatch.setattr(node_exec, "_runs", lambda _: False)
     monkeypatch.setattr(node_exec.diagnostics, "diagnose", lambda *_, **__: None)
     with pytest.raises(LabError, match="did not run"):
-        node_exec.make(api, "node", settings)
+        node_exec.make(api, StubNode(), settings, StubImages())
     assert api.there == {}
 
 

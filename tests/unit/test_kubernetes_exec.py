@@ -46,7 +46,7 @@ def serve(keys):
 @pytest.fixture
 def execute(keys, serve):
     def run(answer=None, *, timeout=10):
-        api = kubernetes_api.Api(keys.kubeconfig(serve(answer).port))
+        api = kubernetes_api.Api(keys.credentials(serve(answer).port))
         return kubernetes_exec.execute(api, "default", "sleep-1", "sleep", ["curl", "-sS", "a b"], timeout)
 
     return run
@@ -83,7 +83,7 @@ def test_the_exit_status_of_the_command(execute):
 def test_what_is_asked_for(keys, serve):
     server = serve(upgraded(said(3, SUCCESS), CLOSED))
     kubernetes_exec.execute(
-        kubernetes_api.Api(keys.kubeconfig(server.port)), "default", "sleep-1", "sleep", ["curl", "a b", "ü&"], 10
+        kubernetes_api.Api(keys.credentials(server.port)), "default", "sleep-1", "sleep", ["curl", "a b", "ü&"], 10
     )
     (request,) = server.requests
     wanted = "container=sleep&stdout=true&stderr=true&command=curl&command=a+b&command=%C3%BC%26"
@@ -114,7 +114,7 @@ def test_a_connection_that_is_refused(keys):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(kubernetes_api.ApiUnavailableError):
-        kubernetes_exec.execute(kubernetes_api.Api(keys.kubeconfig(port)), "default", "sleep-1", "sleep", ["true"], 10)
+        kubernetes_exec.execute(kubernetes_api.Api(keys.credentials(port)), "default", "sleep-1", "sleep", ["true"], 10)
 
 
 def test_an_end_without_a_status_is_no_success(execute):
@@ -160,9 +160,9 @@ def test_an_api_that_cannot_now(execute):
 CHILD = """
 import json, sys
 from merbridge_lab import signals
-from merbridge_lab.adapters import kubernetes_api, kubernetes_exec
+from merbridge_lab.adapters import kubeconfig, kubernetes_api, kubernetes_exec
 signals.install()
-api = kubernetes_api.Api(json.load(sys.stdin))
+api = kubernetes_api.Api(kubeconfig.of_mapping(json.load(sys.stdin), direct=True))
 print("ready", flush=True)
 try:
     kubernetes_exec.execute(api, "default", "sleep-1", "sleep", ["curl"], 60)

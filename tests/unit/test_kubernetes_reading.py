@@ -1,16 +1,16 @@
-"""What the kind lab parses: the output of Docker, containerd, the kernel and the API, captured from a real one."""
+"""What the lab on a cluster parses: the output of containerd, the kernel and the API, captured from a real one."""
 
 import json
 import time
 from pathlib import Path
 
 import pytest
+from tests.unit.stub_provider import StubImages, StubNode
 
-from merbridge_lab.adapters import docker, kind_cli
+from merbridge_lab.adapters.image_reference import full_name, registry
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
-from merbridge_lab.labs.kind import ownership
-from merbridge_lab.labs.kubernetes import diagnostics, node_exec, pod_netns, pods, rollout, rules, topology, workload
+from merbridge_lab.labs.kubernetes import diagnostics, node_exec, pod_netns, pods, rules, topology, workload
 from merbridge_lab.labs.kubernetes.pod_netns import Process
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
@@ -27,7 +27,7 @@ sleep
 1: lo    inet 127.0.0.1/8 scope host lo\\       valid_lft forever preferred_lft forever
 2: eth0    inet 10.244.0.5/24 brd 10.244.0.255 scope global eth0\\       valid_lft forever preferred_lft forever
 """
-HANDS = node_exec.DockerNodeExec("node")
+HANDS = node_exec.NodeToolsExec(StubNode())
 NO_BACKEND = "# merlab: nat of sleep, backend=x uid=1 pid=2 started=3 netns=4"
 NATIVE = """\
 table inet istio-proxy-nat {
@@ -44,44 +44,11 @@ def captured(name):
     return json.loads((CAPTURED / f"{name}.json").read_text())
 
 
-# -- Docker
-
-
-def test_the_engine():
-    engine = docker.read_engine(captured("info"))
-    assert engine.version == "20.10.24+dfsg1"
-    assert (engine.cgroup_version, engine.rootless, engine.cpus) == ("1", False, 2)
+# -- images
 
 
 @pytest.mark.parametrize(
-    "told",
-    [
-        {"ServerErrors": ["Cannot connect to the Docker daemon at unix:///x.sock. Is the docker daemon running?"]},
-        {"ServerVersion": ""},
-    ],
-)
-def test_an_engine_that_does_not_answer_is_an_error_although_docker_info_exits_with_0(told):
-    with pytest.raises(LabError, match="no Docker daemon answers"):
-        docker.read_engine(told)
-
-
-def test_the_mark_is_seen_on_the_container():
-    (node,) = found = docker.read_containers(captured("inspect"))
-    assert (node.name, node.running) == ("merbridge-control-plane", True)
-    assert node.labels[kind_cli.LABEL] == topology.CLUSTER
-    assert ownership.are_ours(found)
-
-
-def test_without_the_mark_a_cluster_is_foreign():
-    told = captured("inspect")
-    told[0]["Mounts"] = [mount for mount in told[0]["Mounts"] if mount["Destination"] != topology.MARK]
-    assert not ownership.are_ours(docker.read_containers(told))
-    assert not ownership.are_ours([])
-    assert not ownership.are_ours(docker.read_containers([*captured("inspect"), *told])), "all nodes, or none"
-
-
-@pytest.mark.parametrize(
-    ("ref", "registry", "full"),
+    ("ref", "host", "full"),
     [
         ("busybox", "docker.io", "docker.io/library/busybox:latest"),
         ("curlimages/curl:8", "docker.io", "docker.io/curlimages/curl:8"),
@@ -91,9 +58,9 @@ def test_without_the_mark_a_cluster_is_foreign():
         ("kindest/node:v1@sha256:00", "docker.io", "docker.io/kindest/node:v1@sha256:00"),
     ],
 )
-def test_names_of_images(ref, registry, full):
-    assert docker.registry(ref) == registry
-    assert rollout.full_name(ref) == full
+def test_names_of_images(ref, host, full):
+    assert registry(ref) == host
+    assert full_name(ref) == full
 
 
 # -- the node
@@ -192,11 +159,11 @@ class Node:
     def __init__(self, monkeypatch, saved, processes, uid="", sandbox=None):
         self.processes, self.restored = {one.pid: one for one in (*processes, *([sandbox] if sandbox else []))}, []
         self.saved, self.uid, self.sandbox = saved, uid, sandbox
-        monkeypatch.setattr(docker, "execute", self.execute)
+        self.node_exec = node_exec.NodeToolsExec(StubNode(execute=self.execute))
         monkeypatch.setattr(pod_netns, "look", self.look)
         monkeypatch.setattr(pod_netns, "script", self.script)
 
-    def execute(self, _node, argv, **_):
+    def execute(self, argv):
         class Told:
             status, stdout = 0, ""
 
@@ -246,7 +213,7 @@ def test_rules_go_back_into_the_very_namespace_they_were_taken_from_or_nowhere(
 ):
     saved = f"{rules.header('sleep', 'nft', UID, process)}\n{RULES}"
     node = Node(monkeypatch, saved, processes, uid, sandbox)
-    pod_rules = rules.PodRules("sleep", HANDS, lambda _anew: None)
+    pod_rules = rules.PodRules("sleep", node.node_exec, lambda _anew: None)
     assert pod_rules.restore() is True
     assert node.restored == restored
     assert node.saved is None
@@ -258,14 +225,14 @@ def test_rules_that_did_not_come_back_stay_saved(monkeypatch, process):
     node.script = lambda *_a, **_k: type("Told", (), {"stdout": "*nat\nCOMMIT\n"})
     monkeypatch.setattr(pod_netns, "script", node.script)
     with pytest.raises(LabError, match="are not what was saved"):
-        rules.PodRules("sleep", HANDS, lambda _anew: None).restore()
+        rules.PodRules("sleep", node.node_exec, lambda _anew: None).restore()
     assert node.saved
 
 
 def test_a_file_that_merlab_did_not_write_is_left_alone(monkeypatch):
     node = Node(monkeypatch, "# mine\n", [])
     with pytest.raises(LabError, match="is not a file of rules that merlab saved"):
-        rules.PodRules("sleep", HANDS, lambda _anew: None).restore()
+        rules.PodRules("sleep", node.node_exec, lambda _anew: None).restore()
     assert node.saved
 
 
@@ -305,26 +272,26 @@ def test_no_pod_with_its_app_running_is_an_error():
 
 
 def test_a_healthy_pod_is_no_trouble():
-    assert diagnostics.diagnose([captured("pod-classic"), captured("pod-native")], 100) is None
+    assert diagnostics.diagnose([captured("pod-classic"), captured("pod-native")], 100, StubImages()) is None
 
 
 def test_an_image_that_cannot_be_had_is_told_with_its_registry_and_the_way_to_load_it():
-    found = diagnostics.diagnose([captured("pod-without-image")], 100)
+    found = diagnostics.diagnose([captured("pod-without-image")], 100, StubImages())
     assert "merlab.test/nothere:1" in found.what
     assert "from merlab.test" in found.what
     assert "i/o timeout" in found.what
-    assert "kind load docker-image --name merbridge merlab.test/nothere:1" in found.hint
+    assert "stub pull merlab.test/nothere:1 && stub load merlab.test/nothere:1" in found.hint
 
 
 def test_a_pod_without_a_place_says_what_is_short():
-    assert "Insufficient cpu" in diagnostics.diagnose([captured("pod-without-place")], 100).what
+    assert "Insufficient cpu" in diagnostics.diagnose([captured("pod-without-place")], 100, StubImages()).what
 
 
 def test_trouble_of_the_pods_of_before_is_not_that_of_the_new_ones():
-    assert diagnostics.diagnose([captured("pod-without-place")], 1) is None
+    assert diagnostics.diagnose([captured("pod-without-place")], 1, StubImages()) is None
     ending = captured("pod-without-image")
     ending["metadata"]["deletionTimestamp"] = "2026-11-24T11:12:00Z"
-    assert diagnostics.diagnose([ending], 100) is None
+    assert diagnostics.diagnose([ending], 100, StubImages()) is None
 
 
 def _refusal(count=1, name="a"):
@@ -378,13 +345,13 @@ def test_m8_how_long_a_pod_has_no_place_is_measured_by_the_wait_and_not_by_stamp
     for one in pod["status"]["conditions"]:
         one["lastTransitionTime"] = "2000-01-01T00:00:00Z"
     memory = diagnostics.Memory(clock)
-    assert diagnostics.diagnose([pod], 6, memory=memory) is None, "another may just be ending"
+    assert diagnostics.diagnose([pod], 6, StubImages(), memory=memory) is None, "another may just be ending"
     clock.now += 11
-    assert "cannot be scheduled" in diagnostics.diagnose([pod], 17, memory=memory).what
+    assert "cannot be scheduled" in diagnostics.diagnose([pod], 17, StubImages(), memory=memory).what
     placed = captured("pod-classic")
     placed["metadata"] = pod["metadata"]
-    assert diagnostics.diagnose([placed], 18, memory=memory) is None
-    assert diagnostics.diagnose([pod], 19, memory=memory) is None, "it had a place meanwhile"
+    assert diagnostics.diagnose([placed], 18, StubImages(), memory=memory) is None
+    assert diagnostics.diagnose([pod], 19, StubImages(), memory=memory) is None, "it had a place meanwhile"
 
 
 def test_m8_the_age_of_a_log_goes_on_while_the_machine_is_suspended(monkeypatch):

@@ -1,40 +1,19 @@
-"""What is reported of a kind lab in trouble: its API is a real TLS server, docker and kind replay captured output."""
+"""What is reported of a lab on a cluster in trouble: its API is a real TLS server, its node a stub."""
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 
 import pytest
-import yaml
 from tests.unit.api_server import Keys, Server, plainly
+from tests.unit.stub_provider import StubNode, StubProvider
 
 from merbridge_lab import sysdump
+from merbridge_lab.adapters.command import Result
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import ownership
-from merbridge_lab.labs.kubernetes import status, topology
+from merbridge_lab.labs.kubernetes import status
 from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.labs.options import Options
-
-CAPTURED = Path(__file__).parents[1] / "captured" / "kind"
-DOCKER = """#!/bin/sh
-case "$1 $2" in
-"ps "*) echo 5caa3cc94ef5 ;;
-"inspect "*) cat "{captured}/inspect.json" ;;
-"info "*) cat "{captured}/info.json" ;;
-"image inspect") [ -e "{images}" ] && for ref; do :; done && grep -qxF "$ref" "{images}" && exit
-    echo "Error: No such image: $ref" >&2; exit 1 ;;
-"network inspect") echo "Error: No such network: $3" >&2; exit 1 ;;
-*) echo "Error: no such thing" >&2; exit 1 ;;
-esac
-"""
-KIND = """#!/bin/sh
-case "$1 $2" in
-"get kubeconfig") cat "{kubeconfig}" ;;
-*) echo "kind v0.33.0 x" ;;
-esac
-"""
 
 
 @pytest.fixture
@@ -42,17 +21,12 @@ def lab(monkeypatch, tmp_path):
     """Return a lab on an API server with these answers; the administrator's certificate ends in so many days."""
     servers = []
 
-    def on(answer, *, days, dataplane="none"):
+    def on(answer, *, days, dataplane="none", node=None):
         keys = Keys(tmp_path, days=days)
         servers.append(Server(keys, answer))
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(keys.kubeconfig(servers[-1].port)))
-        return ManagedKubernetesLab(Options(dataplane=dataplane))
+        provider = StubProvider(keys.credentials(servers[-1].port), nodes=[node or StubNode()])
+        return ManagedKubernetesLab(provider, Options(dataplane=dataplane))
 
-    paths = {"captured": CAPTURED, "kubeconfig": tmp_path / "kubeconfig", "images": tmp_path / "images"}
-    for name, text in (("docker", DOCKER), ("kind", KIND)):
-        (tmp_path / name).write_text(text.format(**paths))
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("no_proxy", "")
     yield on
     for server in servers:
@@ -66,7 +40,7 @@ def test_expired_certificates_are_a_problem_and_status_goes_on(lab):
     told = status.describe(expired)
     (problem,) = told["problems"]
     assert problem.startswith("the certificates of the cluster expired on ")
-    assert problem.endswith("; merlab down --lab kind && merlab up --lab kind")
+    assert problem.endswith("; merlab down && merlab up")
     assert told["up"] is True, "the cluster is there"
     assert told["workloads"] == []
     assert json.dumps(told)
@@ -74,7 +48,7 @@ def test_expired_certificates_are_a_problem_and_status_goes_on(lab):
 
 def test_expired_certificates_do_not_keep_a_sysdump_from_being_written(lab, tmp_path):
     names = sysdump.write(tmp_path / "dump.tar.gz", lab(plainly(401, "Unauthorized"), days=-1))
-    assert {"status.json", "doctor.json", "nodes.json", "docker.json"} <= set(names)
+    assert {"status.json", "doctor.json", "nodes.json"} <= set(names)
     assert (tmp_path / "dump.tar.gz").exists()
 
 
@@ -85,7 +59,10 @@ def test_a_node_without_tools_does_not_keep_a_sysdump_from_being_written(lab, tm
         else:
             plainly(404, "not found")(connection, request)
 
-    bare = lab(answer, days=1)
+    def no_tools(argv):
+        return Result("", 1 if "command -v nsenter" in argv[-1] else 0, "", "")
+
+    bare = lab(answer, days=1, node=StubNode(execute=no_tools))
     assert status.is_up(bare)
     assert bare.find_node_exec() is None
     assert "last-report.json" in sysdump.write(tmp_path / "dump.tar.gz", bare)
@@ -98,28 +75,19 @@ def test_a_lab_whose_parts_cannot_be_looked_at_says_of_each_why(lab):
     assert all("the cluster refuses to get " in one for one in told)
 
 
-def test_without_docker_it_is_an_error_as_ever(lab, tmp_path):
+def test_where_the_provider_does_not_answer_it_is_an_error_as_ever(lab, monkeypatch):
     gone = lab(plainly(401, "Unauthorized"), days=1)
-    (tmp_path / "docker").write_text("#!/bin/sh\necho Cannot connect to the Docker daemon >&2; exit 1\n")
-    with pytest.raises(LabError, match="no Docker daemon answers"):
+
+    def silent():
+        raise LabError("no daemon answers")
+
+    monkeypatch.setattr(gone.provider, "state", silent)
+    with pytest.raises(LabError, match="no daemon answers"):
         status.describe(gone)
 
 
-def test_what_stays_with_docker_is_named_and_merbridge_only_where_it_was(lab, tmp_path):
-    lab(plainly(401, ""), days=1)
+def test_the_images_of_the_lab_are_named_and_merbridge_only_where_it_is():
     settings = Settings.default()
     ours = settings.images["merbridge"]
-    (tmp_path / "images").write_text(f"{settings.kind_image}\n{ours}\n")
-    with_it = status.pulled(dataclasses.replace(settings, dataplane="merbridge"))
-    assert with_it[0].endswith(f"docker image rm {settings.kind_image} {ours}")
-    without = status.pulled(dataclasses.replace(settings, dataplane="none"))
-    assert without[0].endswith(f"docker image rm {settings.kind_image}")
-    (tmp_path / "images").unlink()
-    assert status.pulled(settings) == []
-
-
-def test_the_stand_ins_are_taken_for_merlabs_cluster(lab):
-    lab(plainly(401, ""), days=1)
-    (node,) = ownership.nodes()
-    assert ownership.are_ours([node])
-    assert node.name == f"{topology.CLUSTER}-control-plane"
+    assert ours in status.images(dataclasses.replace(settings, dataplane="merbridge"))
+    assert ours not in status.images(dataclasses.replace(settings, dataplane="none"))

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tests.unit.api_server import CLOSE, Keys, Server, upgraded
+from tests.unit.stub_provider import StubNode
 from tests.unit.test_kubernetes_exec import failure, said
 
 from merbridge_lab import ruleset
@@ -76,7 +77,7 @@ def cluster(tmp_path, monkeypatch):
 
     made = Cluster(tmp_path, serve)
     made.node_exec = node_exec.HelperPodExec(
-        kubernetes_api.Api(keys.kubeconfig(made.server.port)), "node", topology.HELPER
+        kubernetes_api.Api(keys.credentials(made.server.port)), StubNode("node"), topology.HELPER
     )
     yield made
     servers[0].close()

@@ -14,7 +14,9 @@ import pytest
 
 from merbridge_lab import original_commands
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kubernetes import offline_commands, topology
+from merbridge_lab.labs.kind import names
+from merbridge_lab.labs.kind.provider import KindProvider
+from merbridge_lab.labs.kubernetes import offline_commands
 from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 from merbridge_lab.labs.options import Options
 
@@ -90,9 +92,9 @@ def test_words_stand_for_what_is_not_known_and_are_explained(told, number):
 def test_names_that_are_fixed_are_given(told):
     commands = [command for step in told.values() for command in step["commands"]]
     nodes = {words[2] for command in commands if (words := shlex.split(command))[:2] == ["docker", "exec"]}
-    assert nodes == {topology.NODE}
+    assert nodes == {names.NODE}
     contexts = {word for command in commands for word in re.findall(r"--context (\S+)", command)}
-    assert contexts == {topology.CONTEXT}
+    assert contexts == {names.CONTEXT}
 
 
 def test_a_person_reads_commands_note_and_what_was_typed_in_2022(nowhere, told):
@@ -117,7 +119,7 @@ def test_step_8_asks_again_and_step_9_may_look_at_one_chain_only():
 def test_nothing_is_done_on_paper(nowhere, monkeypatch):
     for name in ("DOCKER_HOST", "KUBECONFIG"):
         monkeypatch.setenv(name, nowhere[name])
-    lab = ManagedKubernetesLab(Options())
+    lab = ManagedKubernetesLab(KindProvider(Options()), Options())
     with pytest.raises(LabError):
         lab.workload("sleep")
     with pytest.raises(LabError):

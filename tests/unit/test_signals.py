@@ -173,6 +173,7 @@ from merbridge_lab.labs import embedded
 
 class Driver:
     name = "fake"
+    context = ""
     def is_up(self): return True
     def require_able(self):
         say("ready")

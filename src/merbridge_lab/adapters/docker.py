@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab.adapters import docker_messages
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.command import Result, run
+from merbridge_lab.adapters.image_reference import registry
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin
         return told
     what = f"docker {argv[0]} failed with exit status {told.status}"
     raise docker_messages.explained(
-        LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip())
+        LabError(what, hint="merlab doctor", command=told.command, stderr=told.stderr.strip())
     )
 
 
@@ -175,14 +176,14 @@ def execute(
     if told.status in _STOPPED or (told.status and any(words in said for words in _NOT_RUNNING)):
         raise LabError(
             f"the container {container} does not run, or was restarted just now",
-            hint="merlab up --lab kind",
+            hint="merlab up",
             command=told.command,
             stderr=said,
         )
     if told.status in ok and not (told.status and docker_messages.is_silent(said)):
         return told
     what = f"{argv[0]} failed with exit status {told.status} in the container {container}"
-    raise docker_messages.explained(LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=said))
+    raise docker_messages.explained(LabError(what, hint="merlab doctor", command=told.command, stderr=said))
 
 
 def has_image(ref: str) -> bool:
@@ -198,7 +199,7 @@ def _asked(*argv: str) -> str | None:
     if _ABSENT.search(told.stderr):
         return None
     what = f"docker {argv[0]} {argv[1]} failed with exit status {told.status}"
-    raise LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip())
+    raise LabError(what, hint="merlab doctor", command=told.command, stderr=told.stderr.strip())
 
 
 @change("pull an image")
@@ -219,13 +220,6 @@ def pull(ref: str) -> None:
 def require_offered(ref: str, *, timeout: float) -> None:
     """Check that an image's registry has it, without pulling it. Raise LabError, after at most `timeout` seconds."""
     docker("manifest", "inspect", ref, timeout=timeout)
-
-
-def registry(ref: str) -> str:
-    """Return the registry of an image: the first part of its name if that looks like a host, else Docker Hub."""
-    first, slash, _ = ref.partition("/")
-    is_host = slash and ("." in first or ":" in first or first == "localhost")
-    return first if is_host else "docker.io"
 
 
 def network_labels(name: str) -> dict[str, str] | None:

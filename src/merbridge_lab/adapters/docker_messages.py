@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from merbridge_lab import hints
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _CONTEXT = re.compile(
 _ADDRESS = re.compile(r"\b(?:unix|tcp|ssh|npipe|https?|fd)://[^\s\"']+?(?=[.,;:]?(?:[\s\"']|$))")
 _DEFAULT = "unix:///var/run/docker.sock"
 #: The lab that does not need Docker, and what the other one needs.
-_WITHOUT = "merlab up --lab embedded  # or install Docker Engine: https://docs.docker.com/engine/install"
+_WITHOUT = f"{hints.WITHOUT_CLUSTER}  # or install Docker Engine: https://docs.docker.com/engine/install"
 
 
 def is_silent(said: str) -> bool:

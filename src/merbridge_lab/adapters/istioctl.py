@@ -31,8 +31,17 @@ def install_argv(settings: Sequence[str]) -> list[str]:
 
 
 @change("install Istio")
-def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabError | None]) -> None:
-    """Install Istio, and wait until it is ready, unless `look` returns an error meanwhile. Raises LabError."""
+def install(
+    settings: Sequence[str],
+    *,
+    kubeconfig: str,
+    look: Callable[[], LabError | None],
+    fetch_command: Callable[[str], str] | None = None,
+) -> None:
+    """Install Istio, and wait until it is ready, unless `look` returns an error meanwhile. Raises LabError.
+
+    `fetch_command` returns what a person types for an image that is not pulled.
+    """
     try:
         run([*install_argv(settings), "--kubeconfig", kubeconfig], timeout=_INSTALL, look=look)
     except LabError as error:
@@ -41,7 +50,7 @@ def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabE
         said = complaint(error.stderr or "")
         raise LabError(
             f"istioctl could not install Istio: {cause(said) or error.what}",
-            hint=_hint(said),
+            hint=_hint(said, fetch_command),
             command=error.command,
             stderr=said,
         ) from error
@@ -78,10 +87,10 @@ def cause(said: str) -> str:
     return found[0] if found else ""
 
 
-def _hint(said: str) -> str:
+def _hint(said: str, fetch_command: Callable[[str], str] | None) -> str:
     """Return the next command: for an image that is not pulled its own, else one that lists Istio's pods."""
     image = re.search(r'(?:image|Image) "([^"\s]+)"', said) if re.search(r"ImagePull|ErrImage|pull", said) else None
-    return f"docker pull {image[1]}" if image else "merlab status --lab kind"
+    return fetch_command(image[1]) if image and fetch_command else "merlab status"
 
 
 @change("uninstall Istio")

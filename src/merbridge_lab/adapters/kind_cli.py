@@ -130,7 +130,7 @@ def kubeconfig_of(name: str) -> dict[str, Any]:
         if "admin.conf: No such file" not in (error.stderr or ""):
             raise
         raise IncompleteClusterError(
-            f"the cluster {name} has no Kubernetes: its set-up did not finish", hint="merlab up --lab kind"
+            f"the cluster {name} has no Kubernetes: its set-up did not finish", hint="merlab up"
         ) from error
     return dict(yaml.safe_load(told))
 
@@ -164,7 +164,7 @@ def load(name: str, refs: Sequence[str]) -> None:
 def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
     """Describe why images do not get into a node: kind has Docker save them to a file here, which ctr imports there."""
     said = error.stderr or ""
-    what, hint = f"kind could not load {', '.join(refs)} into the node", "merlab doctor --lab kind"
+    what, hint = f"kind could not load {', '.join(refs)} into the node", "merlab doctor"
     if "no space left on device" in said:
         node = re.search(r'"docker exec [^"]*?(\S+) ctr ', said)
         if node:

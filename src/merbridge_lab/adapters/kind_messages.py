@@ -41,8 +41,8 @@ _KLOG = re.compile(r"^[IWEF]\d{4} \S+\s+\d+ \S+\] ")
 _LONGEST = 400
 #: Known causes, by their words: how each is reported, and what to type.
 _KNOWN = (
-    (_REFUSES_V1, "its kubelet refuses cgroup v1, which this machine has", "merlab doctor --lab kind"),
-    (r"required cgroups disabled", "the kernel lacks cgroups that the kubelet needs", "merlab doctor --lab kind"),
+    (_REFUSES_V1, "its kubelet refuses cgroup v1, which this machine has", "merlab doctor"),
+    (r"required cgroups disabled", "the kernel lacks cgroups that the kubelet needs", "merlab doctor"),
     (
         r"too many open files|inotify",
         "the limits on watching files are used up",
@@ -55,13 +55,13 @@ _KNOWN = (
         "Docker has no network left to give",
         "docker network prune",
     ),
-    (r"already exist for a cluster", "there are nodes of that name already", "merlab down --lab kind"),
+    (r"already exist for a cluster", "there are nodes of that name already", "merlab down"),
     (
         r"exec format error",
         "its image is for another architecture",
         "docker image inspect --format '{{.Architecture}}' {image}",
     ),
-    (r"could not find a log line that matches", "its node does not start", "merlab doctor --lab kind"),
+    (r"could not find a log line that matches", "its node does not start", "merlab doctor"),
     (r"failed to pull image", "its node's image cannot be pulled", "docker pull {image}"),
     (
         r"running with swap on is not supported",
@@ -71,12 +71,12 @@ _KNOWN = (
     (
         r"kubelet-check|kubelet is (?:not|unhealthy)",
         "kubeadm waited for the kubelet, which is not healthy",
-        "merlab doctor --lab kind",
+        "merlab doctor",
     ),
     (
         r"wait-control-plane|control.plane",
         "kubeadm waited for the control plane, which did not come up",
-        "merlab doctor --lab kind",
+        "merlab doctor",
     ),
 )
 

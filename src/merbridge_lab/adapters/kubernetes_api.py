@@ -6,7 +6,6 @@ restarted, or delayed, is back within seconds), and report this meanwhile.
 
 from __future__ import annotations
 
-import base64
 import functools
 import json
 import os
@@ -23,6 +22,8 @@ from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from merbridge_lab.adapters.kubeconfig import Credentials
 
 
 T = TypeVar("T")
@@ -80,48 +81,49 @@ def without_proxy(host: str) -> str:
 
 
 class Api:
-    """One cluster, entered with the credentials of a kubeconfig that has one context."""
+    """One cluster, entered with the credentials of one context."""
 
-    def __init__(self, kubeconfig: Mapping[str, Any]) -> None:
-        self._kubeconfig = kubeconfig
-        cluster, user = kubeconfig["clusters"][0]["cluster"], kubeconfig["users"][0]["user"]
-        self.server = str(cluster["server"])
-        # The API is on this machine, whatever https_proxy says. Websockets, and the commands that we run, read the
-        # environment.
-        os.environ["no_proxy"] = without_proxy(str(urlsplit(self.server).hostname))
-        self.files = {
-            "ssl_ca_cert": MemFile(base64.b64decode(cluster["certificate-authority-data"])),
-            "cert_file": MemFile(base64.b64decode(user["client-certificate-data"])),
-            "key_file": MemFile(base64.b64decode(user["client-key-data"])),
-        }
-        self._certificate = base64.b64decode(user["client-certificate-data"])
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self.server, self.context = credentials.server, credentials.context
+        if credentials.direct:
+            # Websockets, and the commands that we run, read the environment.
+            os.environ["no_proxy"] = without_proxy(str(urlsplit(self.server).hostname))
+
+    @functools.cached_property
+    def _configuration(self) -> Any:  # noqa: ANN401 - the library has no types
+        return self._credentials.configuration()
 
     @functools.cached_property
     def _client(self) -> Any:  # noqa: ANN401 - the library has no types
-        from kubernetes.client import ApiClient, Configuration
+        from kubernetes.client import ApiClient
         from kubernetes.dynamic import DynamicClient
 
-        configuration = Configuration()
-        configuration.host = self.server
-        for name, file in self.files.items():
-            setattr(configuration, name, file.path)
-        configuration.proxy = None
-        configuration.retries = 0  # we do that, and report it
         # Without a discoverer the client sends no requests beforehand and writes no cache.
-        return DynamicClient(ApiClient(configuration), discoverer=lambda *_: None)
+        return DynamicClient(ApiClient(self._configuration), discoverer=lambda *_: None)
+
+    def websocket_options(self) -> dict[str, Any]:
+        """Return what a websocket to the API needs: how to check its certificate, and how to prove who we are."""
+        made = self._configuration
+        files = {"ca_certs": made.ssl_ca_cert, "certfile": made.cert_file, "keyfile": made.key_file}
+        options: dict[str, Any] = {name: path for name, path in files.items() if path}
+        if not made.verify_ssl:
+            options |= {"cert_reqs": ssl.CERT_NONE, "check_hostname": False}
+        told = made.auth_settings().get("BearerToken")
+        return {"sslopt": options, "header": {"Authorization": told["value"]} if told else {}}
 
     def is_at(self, cluster: Mapping[str, Any]) -> bool:
         """Report whether a kubeconfig's entry leads to this cluster: a recreated one has other keys and a new port."""
-        ours = self._kubeconfig["clusters"][0]["cluster"]
-        return all(ours[key] == cluster.get(key) for key in ("server", "certificate-authority-data"))
+        ours = self._credentials.cluster
+        return all(ours.get(key) == cluster.get(key) for key in ("server", "certificate-authority-data"))
 
     @functools.cached_property
     def kubeconfig_file(self) -> str:
         """The path where other programs find the kubeconfig while this process runs."""
         import yaml
 
-        self.files["kubeconfig"] = MemFile(yaml.safe_dump(dict(self._kubeconfig)).encode())
-        return self.files["kubeconfig"].path
+        self._file = MemFile(yaml.safe_dump(self._credentials.kubeconfig()).encode())
+        return self._file.path
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -157,13 +159,11 @@ class Api:
             # An API gives its administrator this answer only while it starts and has not read its own rules yet.
             return self._expired() or ApiUnavailableError(
                 f"the cluster does not let us {method} {where}",
-                hint="merlab down --lab kind && merlab up --lab kind",
+                hint="merlab down && merlab up",
                 stderr=said,
             )
         if status == _TOO_MANY or (status or 0) >= _SERVER_ERROR:
-            return ApiUnavailableError(
-                f"the API at {self.server} cannot answer now", hint="merlab doctor --lab kind", stderr=said
-            )
+            return ApiUnavailableError(f"the API at {self.server} cannot answer now", hint="merlab doctor", stderr=said)
         return LabError(f"the cluster refuses to {method} {where}", stderr=said)
 
     def unavailable(self, error: Exception) -> LabError:
@@ -173,17 +173,19 @@ class Api:
         if isinstance(error, ssl.SSLCertVerificationError) or _OF_CERTIFICATES.search(said):
             return self._expired() or LabError(
                 f"the certificates of the cluster at {self.server} are no longer valid",
-                hint="merlab down --lab kind && merlab up --lab kind",
+                hint="merlab down && merlab up",
                 stderr=said,
             )
         return ApiUnavailableError(
-            f"the API of the cluster at {self.server} does not answer", hint="merlab doctor --lab kind", stderr=said
+            f"the API of the cluster at {self.server} does not answer", hint="merlab doctor", stderr=said
         )
 
     def _expired(self) -> LabError | None:
         from cryptography import x509
 
-        certificate = x509.load_pem_x509_certificate(self._certificate)
+        if (pem := self._credentials.certificate) is None:
+            return None
+        certificate = x509.load_pem_x509_certificate(pem)
         if hasattr(certificate, "not_valid_after_utc"):  # cryptography 42
             ends = certificate.not_valid_after_utc
         else:
@@ -192,7 +194,7 @@ class Api:
             return None
         return LabError(
             f"the certificates of the cluster expired on {ends:%Y-%m-%d}",
-            hint="merlab down --lab kind && merlab up --lab kind",
+            hint="merlab down && merlab up",
         )
 
     def _patiently(self, once: Callable[[], T], *, patience: float = _PATIENCE) -> T:

@@ -65,12 +65,11 @@ def _upgraded(api: Api, where: str) -> Iterator[WebSocket]:
     """
     from websocket import create_connection
 
-    keys = {"ca_certs": "ssl_ca_cert", "certfile": "cert_file", "keyfile": "key_file"}
     connection = create_connection(
-        f"wss{api.server.removeprefix('https')}{where}",
+        f"ws{api.server.removeprefix('http')}{where}",
         timeout=TIMEOUT[1],
-        sslopt={option: api.files[name].path for option, name in keys.items()},
         subprotocols=list(_PROTOCOLS),
+        **api.websocket_options(),
     )
     try:
         yield connection
@@ -81,9 +80,7 @@ def _upgraded(api: Api, where: str) -> Iterator[WebSocket]:
 def _status(api: Api, told: bytes, what: str) -> int:
     """Parse the Status object with which the API reports how a command ended. Raise LabError if it did not run."""
     if not told:
-        raise ApiUnavailableError(
-            f"the API of the cluster at {api.server} broke off {what}", hint="merlab doctor --lab kind"
-        )
+        raise ApiUnavailableError(f"the API of the cluster at {api.server} broke off {what}", hint="merlab doctor")
     status = json.loads(told)
     if status["status"] == "Success":
         return 0

@@ -142,7 +142,7 @@ class Session:
         if options is not None and options.said() and not labs.tell(driver, options):
             raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, and this is the {driver.name} lab")
         self.lab = driver.name
-        hints.mean(driver.name, asked=why in ("asked for", "MERLAB_LAB"))
+        hints.mean(driver.name, asked=why in ("asked for", "MERLAB_LAB"), context=driver.context)
         self.console.note(f"lab: {driver.name} ({why})")
         return driver
 

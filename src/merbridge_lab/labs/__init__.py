@@ -24,6 +24,8 @@ class Driver(Protocol):
     name: str
     #: The name of this lab. Labs of other names are not waited for, see lock.
     lab_name: str
+    #: The context of its cluster for kubectl; "" if it has no cluster.
+    context: str
 
     def is_up(self) -> bool:
         """Report whether a lab of this kind, or a part of one, exists."""

@@ -29,6 +29,7 @@ class EmbeddedDriver:
     """
 
     name = "embedded"
+    context = ""
 
     def __init__(self) -> None:
         self.lab_name = os.environ.get("MERLAB_NAME") or topology.NAME

@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.labs.kind import names
 from merbridge_lab.labs.options import Options
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ _COMMANDS = {"docker": "Docker", "kind": "kind", "istioctl": "istioctl"}
 class KindDriver:
     """Opens the kind lab."""
 
-    name = "kind"
-    lab_name = topology.CLUSTER
+    name = names.LAB
+    context = names.CONTEXT
+    lab_name = names.CLUSTER
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -83,29 +84,31 @@ class KindDriver:
         self._require_context()
 
     def _require_context(self) -> None:
-        if self.options.context not in (None, topology.CONTEXT):
+        if self.options.context not in (None, names.CONTEXT):
             raise LabError(
-                f"the kind lab is the context {topology.CONTEXT}, not {self.options.context}",
+                f"the kind lab is the context {names.CONTEXT}, not {self.options.context}",
                 hint="another cluster is for --lab cluster, which is planned",
             )
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
+        return self._lab().requirements()
+
+    def _lab(self, *, keep: bool = False) -> ManagedKubernetesLab:
+        from merbridge_lab.labs.kind.provider import KindProvider
         from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
 
-        return ManagedKubernetesLab(self.options).requirements()
+        return ManagedKubernetesLab(KindProvider(self.options), self.options, keep=keep)
 
     @contextlib.contextmanager
     def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[ManagedKubernetesLab]:
         """Yield the lab for the duration of the block. Raise LabError for a backend: Istio chooses it itself."""
-        from merbridge_lab.labs.kubernetes.managed_lab import ManagedKubernetesLab
-
         self.options.require_built()
         if backend is not None:
             raise LabError(
                 "--iptables is for the embedded lab: on a cluster, Istio chooses the tables", hint="merlab up"
             )
-        lab = ManagedKubernetesLab(self.options, keep=keep)
+        lab = self._lab(keep=keep)
         try:
             yield lab
         finally:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from merbridge_lab import polling
 from merbridge_lab.adapters import docker, kind_cli, kubernetes_api
 from merbridge_lab.adapters.command import pasteable
+from merbridge_lab.adapters.image_reference import registry
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
-from merbridge_lab.labs.kind import create_failure, local_state, ownership
-from merbridge_lab.labs.kubernetes import diagnostics, manifests, topology
+from merbridge_lab.labs.kind import create_failure, local_state, names, ownership
+from merbridge_lab.labs.kubernetes import diagnostics, manifests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from merbridge_lab.labs.kubernetes.connection import Access
+    from merbridge_lab.adapters.docker import Container
+    from merbridge_lab.labs.kubernetes.provider import Connection
 
 #: How long a cluster may take to answer after it was started, in seconds.
 _STARTED = 120.0
@@ -33,11 +35,22 @@ _TAINT = "node-role.kubernetes.io/control-plane"
 
 
 class NodeComponent:
-    """The cluster. `changed` is called when it was created or started; with `keep`, `remove` leaves it."""
+    """The cluster. `changed` is called when it was created or started; with `keep`, `remove` leaves it.
 
-    def __init__(self, access: Access, changed: Callable[[], None], *, kubeconfig: str | None, keep: bool) -> None:
-        self._access, self._api, self._changed = access, access.api, changed
-        self._kubeconfig, self._keep = kubeconfig, keep
+    `asked_image` is the node's image that was requested, if any; `kubeconfig` is the file that gets the context.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        changed: Callable[[], None],
+        *,
+        asked_image: str | None = None,
+        kubeconfig: str | None = None,
+        keep: bool = False,
+    ) -> None:
+        self._connection, self._api, self._changed = connection, connection.api, changed
+        self._asked_image, self._kubeconfig, self._keep = asked_image, kubeconfig, keep
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -48,28 +61,35 @@ class NodeComponent:
     def _of_cluster(self) -> list[str]:
         found = ownership.nodes()
         if not found:
-            return [f"there is no kind cluster called {topology.CLUSTER}"]
+            return [f"there is no kind cluster called {names.CLUSTER}"]
         if not ownership.are_ours(found):
             return [ownership.foreign().what]
-        if other := self._access.other_image():
+        if other := self._other_image(found):
             return [other]
         stopped = [f"the container {node.name} is {node.state}, not running" for node in found if not node.running]
         return stopped or self._silent() or self._not_ready()
+
+    def _other_image(self, found: list[Container]) -> str | None:
+        """Explain that another node image was requested than the cluster has: it is chosen at creation."""
+        asked = self._asked_image
+        if asked is None or not ownership.are_ours(found) or found[0].image == asked:
+            return None
+        return f"the cluster {names.CLUSTER} is there, with a node of {found[0].image}, not {asked}"
 
     def _silent(self) -> list[str]:
         try:
             api = self._api()
         except kind_cli.IncompleteClusterError as error:
             return [error.what]
-        return [] if api.ready() else [f"the API of {topology.CLUSTER} at {api.server} is not ready"]
+        return [] if api.ready() else [f"the API of {names.CLUSTER} at {api.server} is not ready"]
 
     def _not_exported(self) -> list[str]:
         if not self._kubeconfig:
             return []
-        there = kind_cli.context_in(self._kubeconfig, topology.CLUSTER)
-        if there is not None and there == kind_cli.kubeconfig_of(topology.CLUSTER)["clusters"][0]["cluster"]:
+        there = kind_cli.context_in(self._kubeconfig, names.CLUSTER)
+        if there is not None and there == kind_cli.kubeconfig_of(names.CLUSTER)["clusters"][0]["cluster"]:
             return []
-        return [f"{self._kubeconfig} does not have the context {topology.CONTEXT} as it is now"]
+        return [f"{self._kubeconfig} does not have the context {names.CONTEXT} as it is now"]
 
     def _not_ready(self) -> list[str]:
         sentences = []
@@ -80,8 +100,8 @@ class NodeComponent:
                 sentences.append(f"the node {node['metadata']['name']} is not ready: {said}")
             if any(taint["key"] == _TAINT for taint in node["spec"].get("taints") or []):
                 sentences.append(f"the node {node['metadata']['name']} is unschedulable: taint {_TAINT}")
-        names = self._api().find(kubernetes_api.path("Deployment", "coredns", "kube-system"))
-        if names is None or not names["status"].get("availableReplicas"):
+        dns = self._api().find(kubernetes_api.path("Deployment", "coredns", "kube-system"))
+        if dns is None or not dns["status"].get("availableReplicas"):
             sentences.append("no name is resolved in the cluster: coredns is not available")
         return sentences
 
@@ -97,15 +117,15 @@ class NodeComponent:
         """Create the cluster, or start it, and wait until it is ready. Raises LabError."""
         if self._kubeconfig:
             kind_cli.context_in(
-                self._kubeconfig, topology.CLUSTER
+                self._kubeconfig, names.CLUSTER
             )  # a file that is no kubeconfig is reported before anything is created
         self._await_orphan()
         found = ownership.nodes()
         if found and not ownership.are_ours(found):
             raise ownership.foreign()
-        if other := self._access.other_image():
-            again = pasteable(["merlab", "up", "--lab", "kind", "--kind-image", str(self._access.asked_image)])
-            raise LabError(other, hint=f"merlab down --lab kind && {again}")
+        if other := self._other_image(found):
+            again = pasteable(["merlab", "up", "--kind-image", str(self._asked_image)])
+            raise LabError(other, hint=f"merlab down && {again}")
         for node in found:
             if not node.running:
                 docker.start(node.name)
@@ -117,7 +137,8 @@ class NodeComponent:
             self._create()
         self._changed()
         self._await_ready()
-        docker.execute(self._access.node(), ["touch", _MADE])
+        for node in ownership.nodes():
+            docker.execute(node.name, ["touch", _MADE])
         if self._kubeconfig:
             self._export(self._kubeconfig)
 
@@ -132,24 +153,26 @@ class NodeComponent:
                 f"that the context goes into {path} cannot be noted in {local_state.folder()}: {error.strerror}",
                 hint="export XDG_STATE_HOME=/var/lib",
             ) from error
-        kind_cli.export(topology.CLUSTER, path)
+        kind_cli.export(names.CLUSTER, path)
 
     @staticmethod
     def _await_orphan() -> None:
         """Wait for a kind process that a killed merlab left running: two at once would undo each other's work."""
         polling.poll_until(
-            lambda: not kind_cli.at_work(topology.CLUSTER),
+            lambda: not kind_cli.at_work(names.CLUSTER),
             timeout=_STARTED,
             every=0.5,
             awaiting="kind, which a merlab that was killed had started, to end",
         )
-        for pid in kind_cli.at_work(topology.CLUSTER):
-            kind_cli.end(pid, topology.CLUSTER)
+        for pid in kind_cli.at_work(names.CLUSTER):
+            kind_cli.end(pid, names.CLUSTER)
         kind_cli.sweep()
 
     def _was_made(self) -> bool:
         """Report whether the cluster has been ready once. If so, it is the user's, and is recreated only on request."""
-        return docker.execute(self._access.node(), ["test", "-e", _MADE], ok=(0, 1)).status == 0
+        return all(
+            docker.execute(node.name, ["test", "-e", _MADE], ok=(0, 1)).status == 0 for node in ownership.nodes()
+        )
 
     def _comes_up(self) -> bool:
         """Report whether a cluster that never was ready becomes so. A killed kind leaves half a Kubernetes, or none."""
@@ -164,21 +187,21 @@ class NodeComponent:
             except LabError:
                 return False
 
-        awaited = f"the cluster {topology.CLUSTER}, whose set-up did not finish, to become ready"
+        awaited = f"the cluster {names.CLUSTER}, whose set-up did not finish, to become ready"
         return bool(polling.poll_until(ready, timeout=_HALF_MADE, every=0.5, awaiting=awaited))
 
     def _create(self) -> None:
-        settings = self._access.settings()
+        settings = self._connection.settings()
         settings.require_fit()
         image, network = settings.kind_image, self._network()
         if not docker.has_image(image):
-            with polling.progress(f"docker pulls {image} from {docker.registry(image)}"):
+            with polling.progress(f"docker pulls {image} from {registry(image)}"):
                 docker.pull(image)
-        if network == topology.NETWORK and docker.network_labels(network) is None:
+        if network == names.NETWORK and docker.network_labels(network) is None:
             docker.create_network(network, ownership.NETWORK_LABEL)
         try:
-            with polling.progress(f"kind makes the cluster {topology.CLUSTER} of {image}"):
-                kind_cli.create(topology.CLUSTER, image, manifests.text("kind", settings), network=network)
+            with polling.progress(f"kind makes the cluster {names.CLUSTER} of {image}"):
+                kind_cli.create(names.CLUSTER, image, manifests.text("kind", settings), network=network)
         except LabError as error:
             told = create_failure.not_made(error, image, create_failure.kubelets_journal(ownership.nodes()))
             with contextlib.suppress(LabError):  # the next up does it, or down
@@ -190,11 +213,11 @@ class NodeComponent:
         if ownership.are_ours(ownership.nodes()):
             self._delete()
         if not ownership.nodes() and ownership.own_network():
-            docker.remove_network(topology.NETWORK)
+            docker.remove_network(names.NETWORK)
 
     @staticmethod
     def _network() -> str:
-        return os.environ.get(kind_cli.NETWORK) or topology.NETWORK
+        return os.environ.get(kind_cli.NETWORK) or names.NETWORK
 
     def _await_ready(self) -> None:
         last: list[str] = []
@@ -203,12 +226,12 @@ class NodeComponent:
             last[:] = self._of_cluster()
             return not last
 
-        awaited = f"the cluster {topology.CLUSTER} to be ready"
+        awaited = f"the cluster {names.CLUSTER} to be ready"
         if not polling.poll_until(ready, timeout=_STARTED, every=0.5, awaiting=awaited):
             events = diagnostics.told(self._api().events("kube-system")) if self._api().ready() else ""
             raise LabError(
                 f"the cluster was not ready within {_STARTED:.0f} s: {last[0]}",
-                hint="merlab down --lab kind && merlab up --lab kind",
+                hint="merlab down && merlab up",
                 stderr=events or None,
             )
 
@@ -216,41 +239,41 @@ class NodeComponent:
 
     def remove(self) -> None:
         """Delete the cluster and its network if they are merlab's; succeed if there is nothing. Raises LabError."""
-        for pid in kind_cli.at_work(topology.CLUSTER):
-            kind_cli.end(pid, topology.CLUSTER)
+        for pid in kind_cli.at_work(names.CLUSTER):
+            kind_cli.end(pid, names.CLUSTER)
         kind_cli.sweep()
         if self._keep:
             return
         if ownership.are_ours(ownership.nodes()):
             self._delete()
         if ownership.own_network():
-            docker.remove_network(topology.NETWORK)
+            docker.remove_network(names.NETWORK)
         local_state.forget()
 
     def _delete(self) -> None:
-        with polling.progress(f"kind deletes the cluster {topology.CLUSTER}"):
+        with polling.progress(f"kind deletes the cluster {names.CLUSTER}"):
             # Never a kubeconfig that the cluster names: whoever may write there could make root change a file here.
             told = {str(Path(each).absolute()) for each in (self._kubeconfig, local_state.kubeconfig()) if each}
-            done = kind_cli.delete(topology.CLUSTER, None)
+            done = kind_cli.delete(names.CLUSTER, None)
             for kubeconfig in sorted(told):
-                kind_cli.delete(topology.CLUSTER, kubeconfig)
+                kind_cli.delete(names.CLUSTER, kubeconfig)
         left = ownership.nodes()
         if left:  # kind may fail because of a kubeconfig that it cannot read
             docker.remove([node.name for node in left])
         if ownership.nodes():
             raise LabError(
-                f"the cluster {topology.CLUSTER} could not be deleted", command=done.command, stderr=done.stderr
+                f"the cluster {names.CLUSTER} could not be deleted", command=done.command, stderr=done.stderr
             )
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 
     def shell_commands(self) -> list[str]:
         """Return the commands that a person would type to create it."""
-        create = pasteable(kind_cli.create_argv(topology.CLUSTER, self._access.best_known_settings().kind_image))
+        create = pasteable(kind_cli.create_argv(names.CLUSTER, self._connection.best_known_settings().kind_image))
         network = self._network()
-        own = [pasteable(docker.network_argv(network, ownership.NETWORK_LABEL))] if network == topology.NETWORK else []
+        own = [pasteable(docker.network_argv(network, ownership.NETWORK_LABEL))] if network == names.NETWORK else []
         return [
             *own,
             f"merlab manifests kind | {kind_cli.NETWORK}={network} {create}",
-            *([pasteable(kind_cli.export_argv(topology.CLUSTER, self._kubeconfig))] if self._kubeconfig else []),
+            *([pasteable(kind_cli.export_argv(names.CLUSTER, self._kubeconfig))] if self._kubeconfig else []),
         ]

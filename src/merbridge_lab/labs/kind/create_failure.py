@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import docker, kind_messages
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import local_state
-from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.labs.kind import local_state, names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +25,7 @@ def kubelets_journal(nodes: Sequence[Container]) -> str:
     argv = ["journalctl", "--unit=kubelet", "--no-pager", "--output=cat", f"--lines={_JOURNAL}"]
     try:
         for node in nodes:
-            if node.running and topology.MARK in node.mounts:
+            if node.running and names.MARK in node.mounts:
                 return docker.execute(node.name, argv).stdout
     except LabError as error:
         return f"the kubelet's journal could not be read: {error.what}"
@@ -44,11 +43,11 @@ def not_made(error: LabError, image: str, journal: str = "") -> LabError:
     if kubelets and kind_messages.is_kubelets(said):
         # kubeadm only waits for the kubelet; the kubelet itself logs why it is not healthy.
         why, hint = kind_messages.cause(kubelets, image)
-        why, hint = why or f"its kubelet ended: {kubelets}", hint or "merlab doctor --lab kind"
+        why, hint = why or f"its kubelet ended: {kubelets}", hint or "merlab doctor"
     # If kind printed nothing, for example because it did not end in time, the cause is what ended it.
-    what = f"kind could not make the cluster {topology.CLUSTER} of {image}: {why or error.what}"
+    what = f"kind could not make the cluster {names.CLUSTER} of {image}: {why or error.what}"
     parts = [f"$ {error.command}\n{said}\n", *([f"-- the kubelet's journal\n{journal}\n"] if journal else [])]
     where = local_state.keep_log("".join(parts)) if said or journal else ""
     lines = [kind_messages.summary(said) or error.what, *([f"kubelet: {kubelets}"] if kubelets else [])]
     lines += [f"all that kind said: less {where}"] if where else []
-    return LabError(what, hint=hint or "merlab doctor --lab kind", command=error.command, stderr="\n".join(lines))
+    return LabError(what, hint=hint or "merlab doctor", command=error.command, stderr="\n".join(lines))

@@ -12,10 +12,10 @@ import stat
 from pathlib import Path
 
 from merbridge_lab.adapters.change import change
-from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.labs.kind import names
 
-_KUBECONFIG = f"kind-{topology.CLUSTER}.kubeconfig-path"
-_LOG = f"kind-{topology.CLUSTER}-create.log"
+_KUBECONFIG = f"kind-{names.CLUSTER}.kubeconfig-path"
+_LOG = f"kind-{names.CLUSTER}-create.log"
 #: Maximum length of a path.
 _MOST = 4096
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
-from merbridge_lab.adapters import docker, istioctl, kind_cli
+from merbridge_lab.adapters import istioctl
 from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.lab import HELLO
 from merbridge_lab.labs.kubernetes import manifests, nat_backends, topology
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.kubernetes.provider import ClusterProvider, Node
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
@@ -40,31 +41,31 @@ class Process(Protocol):
 
 def inside(process: Process, *argv: str) -> str:
     """Return the command with which a person executes something in its network namespace."""
-    return process.node_exec.shell_commands(["nsenter", "-t", str(process.pid), "-n", *argv])
+    return process.node_exec.shell_command(["nsenter", "-t", str(process.pid), "-n", *argv])
 
 
 def shell(process: Process, text: str, *, before: str = "") -> str:
     """Return a person's command that reads or writes a file on the node; it needs `before`."""
-    return process.node_exec.shell_commands(["sh", "-c", f"{before}nsenter -t {process.pid} -n {text}"])
+    return process.node_exec.shell_command(["sh", "-c", f"{before}nsenter -t {process.pid} -n {text}"])
 
 
-def request(spec: WorkloadSpec) -> str:
+def request(spec: WorkloadSpec, context: str) -> str:
     """Return the walkthrough's request, as one types it in this lab."""
     asked = ["curl", "-s", HELLO.removeprefix("http://")]
     return pasteable(
-        ["kubectl", "--context", topology.CONTEXT, "exec", f"deploy/{spec.name}", "-c", spec.container, "--", *asked]
+        ["kubectl", "--context", context, "exec", f"deploy/{spec.name}", "-c", spec.container, "--", *asked]
     )
 
 
 def enter(process: Process, container: str) -> list[str]:
     """Return the commands that find the process by its container's id and inspect its namespace."""
-    tasks = pasteable(docker.exec_argv(process.node_exec.node, [*CTR, "tasks", "ls"]))
+    tasks = process.node_exec.node.shell_command([*CTR, "tasks", "ls"])
     return [f"{tasks} | grep {container[:_SHORT]}", inside(process, "ip", "-o", "-4", "address", "show")]
 
 
-def trace(node: str) -> str:
+def trace(node: Node) -> str:
     """Return the command that reads the trace on the node."""
-    return pasteable(docker.exec_argv(node, ["cat", "/sys/kernel/tracing/trace_pipe"]))
+    return node.shell_command(["cat", "/sys/kernel/tracing/trace_pipe"])
 
 
 class Rules(ABC):
@@ -107,15 +108,15 @@ class Rules(ABC):
         return [*known.list_chain, nat_backends.chain_name(self.backend, chain)] if chain else known.list_all
 
 
-def put_in(settings: Settings, *, helped: bool) -> list[str]:
+def put_in(settings: Settings, provider: ClusterProvider, *, helped: bool) -> list[str]:
     """Return the commands that install Istio and the pods; `helped` if the node needs a helper pod for its tools."""
-    kubectl = f"kubectl --context {topology.CONTEXT}"
+    kubectl = f"kubectl --context {provider.context}"
     loaded = [ref for ref in settings.pod_images() if not ref.startswith("docker.io/")]
     hub, tag = f"--istio-hub={settings.istio_hub}", f"--istio-tag={settings.istio_tag}"
     helper = pasteable(["merlab", "manifests", "helper", hub, tag])
-    install = [*istioctl.install_argv(settings.istio()), "--context", topology.CONTEXT]
+    install = [*istioctl.install_argv(settings.istio()), "--context", provider.context]
     return [
-        *([pasteable(kind_cli.load_argv(topology.CLUSTER, loaded))] if loaded else []),
+        *([provider.images.load_command(loaded)] if loaded else []),
         pasteable(install),
         *(f"merlab manifests {name}{_changed(name, settings)} | {kubectl} apply -f -" for name in manifests.APPLIED),
         *([f"{helper} | {kubectl} apply -f -"] if helped else []),

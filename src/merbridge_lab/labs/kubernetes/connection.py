@@ -7,26 +7,26 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from merbridge_lab import signals
-from merbridge_lab.adapters import kind_cli, kubernetes_api
-from merbridge_lab.adapters.command import pasteable
+from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.adapters.image_reference import full_name
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kubernetes import node_exec, rollout, topology
 from merbridge_lab.labs.kubernetes.settings import Settings
 
 if TYPE_CHECKING:
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.kubernetes.provider import ClusterProvider, Node
     from merbridge_lab.labs.options import Options
 
 
 class Access:
-    """What is known of the cluster so far."""
+    """What is known so far of the cluster that `provider` brings."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, provider: ClusterProvider, options: Options) -> None:
+        self.provider, self._options = provider, options
         self._api: Api | None = None
-        self._node = ""
+        self._node: Node | None = None
         self._node_exec: NodeExec | None = None
         self._helper: node_exec.HelperPodExec | None = None
         self.helpless: LabError | None = None
@@ -34,28 +34,30 @@ class Access:
 
     def forget(self) -> None:
         """Look it up again the next time: the cluster was created or started meanwhile, with other keys and ports."""
-        self._api, self._node, self._node_exec = None, "", None
+        self._api, self._node, self._node_exec = None, None, None
 
     def api(self) -> Api:
         """Return the cluster's API. Raise LabError if there is no cluster."""
         if self._api is None:
-            self.node()  # if there is none, this reports it in plain words; kind's words differ
-            self._api = kubernetes_api.Api(kind_cli.kubeconfig_of(topology.CLUSTER))
+            self.node()  # if there is none, this reports it in plain words
+            self._api = kubernetes_api.Api(self.provider.credentials())
         return self._api
 
-    def node(self) -> str:
-        """Return the container that is the node. Raise LabError if there is none."""
-        if not self._node:
-            found = ownership.nodes()
+    def node(self) -> Node:
+        """Return the node that the lab's pods are on: the first of the cluster. Raise LabError if there is none."""
+        if self._node is None:
+            found = self.provider.state().nodes
             if not found:
-                raise LabError("no lab is up", hint="merlab up --lab kind")
-            self._node = found[0].name
+                raise LabError("no lab is up", hint="merlab up")
+            self._node = found[0]
         return self._node
 
     def answers(self) -> bool:
-        """Report whether the cluster is merlab's, its node runs, and its API answers. Raise LabError without Docker."""
-        found = ownership.nodes()
-        if not ownership.are_ours(found) or not all(node.running for node in found):
+        """Report whether the cluster is the lab's, its nodes run, and its API answers.
+
+        Raise LabError if that cannot be determined.
+        """
+        if not self.provider.state().up:
             return False
         try:
             return self.api().ready()
@@ -70,18 +72,18 @@ class Access:
         if self._node_exec is None:
             api, node = self.api(), self.node()
             if node_exec.have_tools(node):
-                self._node_exec = node_exec.DockerNodeExec(node)
+                self._node_exec = node_exec.NodeToolsExec(node)
             else:
                 self._help(api, node)
         return self._node_exec
 
-    def _help(self, api: Api, node: str) -> None:
+    def _help(self, api: Api, node: Node) -> None:
         """Create a helper; if that fails, `node_exec` explains why."""
         settings = self.best_known_settings()
         self.helpless = None
         try:
-            if rollout.full_name(settings.proxy_image) in rollout.images_on(node):
-                self._node_exec = self._helper = node_exec.make(api, node, settings)
+            if full_name(settings.proxy_image) in rollout.images_on(node):
+                self._node_exec = self._helper = node_exec.make(api, node, settings, self.provider.images)
         except LabError as error:
             self.helpless = error
 
@@ -92,7 +94,7 @@ class Access:
         if helper is not None:
             with signals.shielded(), contextlib.suppress(LabError):
                 self._node_exec = None
-                if ownership.are_ours(ownership.nodes()):
+                if self.provider.state().usable:
                     node_exec.remove(helper.api, helper.pod)
                     node_exec.sweep(helper.api)
 
@@ -100,9 +102,10 @@ class Access:
         """Return what enters pods. Raises LabError."""
         found = self.find_node_exec()
         if found is None:
+            node = self.node().name
             raise self.helpless or LabError(
-                f"the node {self.node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has",
-                hint="merlab up --lab kind",
+                f"the node {node} has no iptables or nsenter to enter pods with, nor Istio's image, which has",
+                hint="merlab up",
             )
         return found
 
@@ -122,33 +125,14 @@ class Access:
         Raise LabError if the cluster exists and cannot be read: unknown settings must not be replaced.
         """
         if self._settings is None:
-            found = ownership.nodes()
-            ours = ownership.are_ours(found)
-            settings = ((self.kept() if ours else None) or Settings.default()).asked(self._options)
-            self._settings = replace(settings, kind_image=found[0].image) if ours else settings
+            found = self.provider.state()
+            settings = ((self.kept() if found.usable else None) or Settings.default()).asked(self._options)
+            self._settings = replace(settings, kind_image=found.nodes[0].image) if found.usable else settings
         return self._settings
 
-    @property
-    def asked_image(self) -> str | None:
-        """The node's image that was requested, if any."""
-        return self._options.kind_image
-
-    def other_image(self) -> str | None:
-        """Explain that another node image was requested than the cluster has: it is chosen at creation."""
-        asked, found = self._options.kind_image, ownership.nodes()
-        if asked is None or not ownership.are_ours(found) or found[0].image == asked:
-            return None
-        return f"the cluster {topology.CLUSTER} is there, with a node of {found[0].image}, not {asked}"
-
-    def export(self) -> list[str]:
-        """Return the command that makes the cluster known to kubectl and istioctl; nothing if they know it."""
-        if self._options.kubeconfig:
-            return [f"export {pasteable(['KUBECONFIG=' + self._options.kubeconfig])}"]
-        found = kind_cli.known(topology.CLUSTER)
-        with contextlib.suppress(LabError):
-            if found is not None and (not ownership.nodes() or self.api().is_at(found)):
-                return []
-        return [pasteable(kind_cli.export_argv(topology.CLUSTER))]
+    def context_commands(self) -> list[str]:
+        """Return the commands that make the cluster's context known to kubectl; nothing if it knows it."""
+        return self.provider.context_commands(lambda entry: self.api().is_at(entry))
 
     def best_known_settings(self) -> Settings:
         """Return the same, or the best guess if the cluster cannot be read now; never create anything with a guess.
@@ -157,13 +141,13 @@ class Access:
         """
         if self._settings is not None:
             return self._settings
-        found = []
+        exists = False
         try:
-            found = ownership.nodes()
-            running = ownership.are_ours(found) and all(node.running for node in found)
-            if not found or (running and self.api().ready()):
+            found = self.provider.state()
+            exists = bool(found.nodes)
+            if not exists or (found.up and self.api().ready()):
                 return self.settings()
         except LabError:
             self.forget()
         guess = Settings.default().asked(self._options)
-        return replace(guess, dataplane=self._options.dataplane or "none") if found else guess
+        return replace(guess, dataplane=self._options.dataplane or "none") if exists else guess

@@ -7,12 +7,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab.adapters.docker import registry
+from merbridge_lab.adapters.image_reference import registry
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from merbridge_lab.labs.kubernetes.provider import NodeImages
 
 #: How long a pod may be unscheduled before that is hopeless, in seconds: another may just be ending.
 _PLACE = 10.0
@@ -74,11 +76,17 @@ def _key(event: dict[str, Any]) -> str:
 
 
 def diagnose(
-    pods: Iterable[dict[str, Any]], waited: float, *, now: bool = False, memory: Memory | None = None
+    pods: Iterable[dict[str, Any]],
+    waited: float,
+    images: NodeImages,
+    *,
+    now: bool = False,
+    memory: Memory | None = None,
 ) -> PodFailure | None:
     """Find a failure that will not go away by itself, after so many seconds of waiting; with `now`, any failure.
 
-    `memory` is that of this wait. Without one, everything is assumed to be unchanged since the wait began.
+    `images` tells how a missing image gets into the node. `memory` is that of this wait. Without one, everything is
+    assumed to be unchanged since the wait began.
     """
     told = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
     unplaced = {pod["metadata"]["name"]: _unplaced(pod, memory) for pod in told}
@@ -87,7 +95,7 @@ def diagnose(
     for pod in told:
         lasted = unplaced[pod["metadata"]["name"]]
         hopeless = lasted is not None and (now or (waited if memory is None else lasted) > _PLACE)
-        found = (_no_place(pod) if hopeless else None) or _no_container(pod, now=now)
+        found = (_no_place(pod) if hopeless else None) or _no_container(pod, images, now=now)
         if found is not None:
             return found
     return None
@@ -114,24 +122,23 @@ def _no_place(pod: dict[str, Any]) -> PodFailure:
     name = pod["metadata"]["name"]
     return PodFailure(
         f"the pod {name} cannot be scheduled on the node: {_refusal_of_place(pod)}",
-        f"kubectl --context {topology.CONTEXT} describe node {topology.NODE}",
+        "kubectl describe nodes",
         name,
     )
 
 
-def _no_container(pod: dict[str, Any], *, now: bool) -> PodFailure | None:
+def _no_container(pod: dict[str, Any], images: NodeImages, *, now: bool) -> PodFailure | None:
     name = pod["metadata"]["name"]
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         reason, said = waiting.get("reason", ""), waiting.get("message", "")
         if reason in _NO_IMAGE:
-            return _without_image(name, status["image"], reason, said)
+            return _without_image(name, status["image"], f"{reason} {_short(said)}", images)
         crashed = status.get("restartCount", 0) >= (1 if now else _CRASHES)
         if reason in _CRASHED and (crashed or reason != "CrashLoopBackOff"):
             return PodFailure(
                 f"the container {status['name']} of {name} does not run: {reason} {said}".rstrip(),
-                f"kubectl --context {topology.CONTEXT} -n {pod['metadata']['namespace']}"
-                f" logs {name} -c {status['name']}",
+                f"kubectl -n {pod['metadata']['namespace']} logs {name} -c {status['name']}",
                 name,
                 status["name"],
             )
@@ -144,11 +151,10 @@ def _containers(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from status.get("containerStatuses") or []
 
 
-def _without_image(pod: str, image: str, reason: str, said: str) -> PodFailure:
-    load = f"kind load docker-image --name {topology.CLUSTER} {image}"
+def _without_image(pod: str, image: str, said: str, images: NodeImages) -> PodFailure:
     return PodFailure(
-        f"the image {image} of {pod} cannot be pulled from {registry(image)}: {reason} {_short(said)}".rstrip(),
-        f"docker pull {image} && {load}  # or name another: --image, --istio-hub",
+        f"the image {image} of {pod} cannot be pulled from {registry(image)}: {said}".rstrip(),
+        f"{images.pull_command(image)} && {images.load_command([image])}  # or name another: --image, --istio-hub",
         pod,
     )
 
@@ -166,11 +172,11 @@ def never_ready(pods: Sequence[dict[str, Any]], name: str, seconds: float) -> Po
                 return PodFailure(
                     f"the container {status['name']} of {pod['metadata']['name']} runs, but is not ready after"
                     f" {seconds:.0f} s",
-                    f"kubectl --context {topology.CONTEXT} describe pod {pod['metadata']['name']}",
+                    f"kubectl describe pod {pod['metadata']['name']}",
                     pod["metadata"]["name"],
                     status["name"],
                 )
-    return PodFailure(f"{name} is not ready after {seconds:.0f} s", "merlab status --lab kind", name)
+    return PodFailure(f"{name} is not ready after {seconds:.0f} s", "merlab status", name)
 
 
 def all_run(pods: Sequence[dict[str, Any]]) -> bool:
@@ -190,7 +196,7 @@ def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float, me
         return None
     return PodFailure(
         f"no pod of {deployment} can be made: {mine[-1].get('message', '')}",
-        f"kubectl --context {topology.CONTEXT} -n {topology.ISTIO} get pods",
+        f"kubectl -n {topology.ISTIO} get pods",
         deployment,
     )
 

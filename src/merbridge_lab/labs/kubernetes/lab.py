@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+from merbridge_lab import hints
 from merbridge_lab.adapters import conntrack
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, UsageError
@@ -25,8 +26,6 @@ from merbridge_lab.lab import (
 )
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.base import LabBase
-from merbridge_lab.labs.kind import ownership
-from merbridge_lab.labs.kind.cluster import NodeComponent
 from merbridge_lab.labs.kubernetes import commands, topology
 from merbridge_lab.labs.kubernetes.connection import Access
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
@@ -42,8 +41,8 @@ from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import Merbrid
 from merbridge_lab.labs.kubernetes.dataplanes.none import WHY, NoDataplane, why
 from merbridge_lab.labs.kubernetes.mesh import MeshComponent
 from merbridge_lab.labs.kubernetes.offline_commands import OfflineCommands
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE, versions
-from merbridge_lab.labs.kubernetes.workload import KindWorkload
+from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
+from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.lab import Workload
+    from merbridge_lab.labs.kubernetes.provider import OwningProvider
     from merbridge_lab.labs.options import Options
     from merbridge_lab.merbridge.trace import MerbridgeEvent
     from merbridge_lab.observation import Observation
@@ -66,28 +66,27 @@ _LACKS = {
 _INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
 
 
-def _own(workload: Workload) -> KindWorkload:
+def _own(workload: Workload) -> KubernetesWorkload:
     """Return a workload with this lab's type: steps pass back workloads that they got from the lab."""
-    return cast("KindWorkload", workload)
+    return cast("KubernetesWorkload", workload)
 
 
 class KubernetesLab(LabBase):
-    """The Lab protocol over a kind cluster; `keep` leaves rules flushed after a flush."""
+    """The Lab protocol over the cluster that `provider` brings; `keep` leaves rules flushed after a flush."""
 
-    name = "kind"
     follows_original = True
 
-    def __init__(self, options: Options, *, keep: bool = False) -> None:
+    def __init__(self, provider: OwningProvider, options: Options, *, keep: bool = False) -> None:
         super().__init__()
+        self.provider, self.name = provider, provider.name
         self._keep = keep
-        self._keeps_cluster = options.keep_cluster
         self._knows_context = False
-        self._workloads: dict[str, KindWorkload] = {}
-        self._access = access = Access(options)
-        self.api, self.node_name, self.settings = access.api, access.node, access.settings
+        self._workloads: dict[str, KubernetesWorkload] = {}
+        self._access = access = Access(provider, options)
+        self.api, self.find_node, self.settings = access.api, access.node, access.settings
         self.find_node_exec = access.find_node_exec
-        self.node = NodeComponent(access, self._forget, kubeconfig=options.kubeconfig, keep=options.keep_cluster)
-        self.mesh = MeshComponent(access, self.workloads, keep=options.keep_cluster)
+        self.node = provider.component(access, self._forget)
+        self.mesh = MeshComponent(access, provider, self.workloads, keep=options.keep_cluster)
         self._none = NoDataplane()
         self.merbridge = MerbridgeDataplane(access, self.mesh.renew, self.mesh.warm)
         self._pair = control_pods.Pair(access, self.merbridge.place)
@@ -116,25 +115,27 @@ class KubernetesLab(LabBase):
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 
-    def workloads(self) -> list[KindWorkload]:
+    def workloads(self) -> list[KubernetesWorkload]:
         """Return the workloads of the walkthrough."""
         return [self.workload(spec.name) for spec in topology.WORKLOADS]
 
-    def workload(self, name: str) -> KindWorkload:
+    def workload(self, name: str) -> KubernetesWorkload:
         """Return a workload by name. Raise LabError for one that does not exist."""
         specs = {spec.name: spec for spec in topology.WORKLOADS}
         if name not in specs:
             raise UsageError(f"there is no workload called {name!r}; there are {', '.join(specs)}")
         if name not in self._workloads:
-            self._workloads[name] = KindWorkload(self.api(), specs[name], self._access.node_exec(), keep=self._keep)
+            self._workloads[name] = KubernetesWorkload(
+                self.api(), specs[name], self._access.node_exec(), keep=self._keep
+            )
         return self._workloads[name]
 
-    def servers(self) -> list[KindWorkload]:
+    def servers(self) -> list[KubernetesWorkload]:
         """Return the workloads behind the service helloworld."""
         return [self.workload(spec.name) for spec in topology.SERVERS]
 
     @contextlib.contextmanager
-    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[KindWorkload]:  # noqa: ARG002 - the protocol's
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[KubernetesWorkload]:  # noqa: ARG002 - the protocol's
         """Return a client that is out of the dataplane's reach; its pod stays while merlab runs, for the next time.
 
         It always has a sidecar. Raise LabError without a dataplane: there sleep itself shows what the rules do.
@@ -190,7 +191,7 @@ class KubernetesLab(LabBase):
 
     def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
         """Raise LabError: upstream keeps no map of its connections."""
-        raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded")
+        raise LabError(self.why_missing(DIALS), hint=hints.VERIFY_WITHOUT_CLUSTER)
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Return the access log lines of all sidecars that mention one of `nonces`."""
@@ -226,7 +227,7 @@ class KubernetesLab(LabBase):
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
         if not self.intercepts:
-            raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
+            raise LabError(WHY, hint="merlab up --dataplane merbridge")
         if pod or nonce:
             raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab step 5")
         if not self.merbridge.debug:
@@ -236,24 +237,18 @@ class KubernetesLab(LabBase):
     def why_missing(self, capability: str) -> str:
         """Describe why a capability is missing."""
         if self.intercepts:
-            return _LACKS.get(capability, f"the kind lab has no {capability}")
+            return _LACKS.get(capability, f"the {self.name} lab has no {capability}")
         return why(capability)
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
-        from merbridge_lab.requirements import kind_lab
-
         likely = self._access.best_known_settings()
-        tools = kind_lab.kind(
-            kubernetes=likely.kubernetes,
-            misfit=likely.misfit(),
-            istio=likely.istio_tag,
-            tested=versions()["kind"]["tested"],
-            same_kernel=self.intercepts,
-        )
-        found = [*tools, *ownership.requirement()]
+        found = self.provider.requirements(likely, same_kernel=self.intercepts)
         return (
-            [*found, *preflight.requirements(likely.images[MERBRIDGE], likely.sidecars, self._others)]
+            [
+                *found,
+                *preflight.requirements(likely.images[MERBRIDGE], likely.sidecars, self.provider.images, self._others),
+            ]
             if self.intercepts
             else found
         )
@@ -269,7 +264,7 @@ class KubernetesLab(LabBase):
         if self.intercepts and not self.merbridge.attached:
             wanted = manifest.daemonset(manifest.objects(self.settings()))
             node = self._access.node() if self._access.answers() else None
-            images.require([one["image"] for one in manifest.containers(wanted)], node)
+            images.require([one["image"] for one in manifest.containers(wanted)], node, self.provider.images)
 
     def inventory(self) -> list[CommandTranscript]:
         """Return the eBPF in this machine's kernel, which is the node's too; nothing if it is not visible."""
@@ -283,15 +278,15 @@ class KubernetesLab(LabBase):
 
     def offline_commands(self) -> OfflineCommands:
         """Return the placeholders for the commands of steps when no lab is up; they cannot do anything."""
-        return OfflineCommands(self.node, self.mesh, self.dataplane, self.inventory_commands)
+        return OfflineCommands(self.provider, self.node, self.mesh, self.dataplane, self.inventory_commands)
 
     def show(self, command: str, output: str = "") -> None:
         """Record a command that a person would type, with its output.
 
         Before the first command that uses the cluster's context, also record the one that makes the context known.
         """
-        if topology.CONTEXT in command and not self._knows_context:
+        if self.provider.context in command and not self._knows_context:
             self._knows_context = True
-            for each in self._access.export():
+            for each in self._access.context_commands():
                 super().show(each)
         super().show(command, output)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import signals
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kind import ownership
-from merbridge_lab.labs.kubernetes import manifests, status, topology
+from merbridge_lab.labs.kubernetes import manifests, status
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     evidence,
 )
@@ -35,23 +34,16 @@ class ManagedKubernetesLab(KubernetesLab):
 
     @property
     def exists(self) -> bool:
-        """Report whether anything of the lab exists. Raise LabError if Docker does not answer."""
-        return ownership.exists()
+        """Report whether anything of the lab exists. Raise LabError if that cannot be determined."""
+        return self.provider.exists()
 
     def require_up(self) -> None:
         """Raise LabError if no lab is up."""
-        found = ownership.nodes()
-        if found and not ownership.are_ours(found):
-            raise ownership.foreign()
-        if not found:
-            raise LabError("no lab is up", hint="merlab up --lab kind")
-        if stopped := [node.name for node in found if not node.running]:
-            raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind")
+        self.provider.require_up()
 
     def recover(self) -> None:
         """Restore what a killed merlab left flushed, if the cluster is up."""
-        found = ownership.nodes()
-        if ownership.are_ours(found) and all(node.running for node in found):
+        if self.provider.state().up:
             with signals.shielded(), contextlib.suppress(LabError):
                 self.restore()
                 self._mend_dataplane()
@@ -76,7 +68,7 @@ class ManagedKubernetesLab(KubernetesLab):
         """Restore everything that is flushed; return the names of the workloads."""
         return [workload.name for workload in self.workloads() if workload.rules.restore()]
 
-    def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; kind has its own
+    def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; a provider has its own
         """Remove everything that is left of the lab."""
         if self.intercepts and self._access.answers():
             self._pair.close()
@@ -87,10 +79,7 @@ class ManagedKubernetesLab(KubernetesLab):
 
     def stays(self) -> list[str]:
         """Return what `down` leaves on purpose, with the command that removes it."""
-        kept = (
-            [f"the cluster {topology.CLUSTER} stays, as asked; merlab down removes it"] if self._keeps_cluster else []
-        )
-        return [*kept, *status.pulled(self._access.best_known_settings())]
+        return self.provider.stays(status.images(self._access.best_known_settings()))
 
     def states(self, steps: Sequence[Step]) -> list[str]:
         """Return for each step whether what it ensures holds now."""

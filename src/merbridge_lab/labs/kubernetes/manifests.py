@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
     from merbridge_lab.labs.kubernetes.settings import Settings
 
+#: What changes the namespace for all that is in it; see cluster_wide.
+OF_NAMESPACE = ("namespace", "strict")
+WORKLOADS = ("sleep", "helloworld")
 #: In the order in which they are applied: a pod gets its sidecar when it is created.
-APPLIED = ("namespace", "strict", "sleep", "helloworld")
+APPLIED = (*OF_NAMESPACE, *WORKLOADS)
 NAMES = ("kind", *APPLIED, "helper", "merbridge", "twin")
 
 

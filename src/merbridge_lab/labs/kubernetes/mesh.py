@@ -7,34 +7,53 @@ import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab import polling
-from merbridge_lab.adapters import docker, istioctl, kind_cli, kubernetes_api
+from merbridge_lab.adapters import istioctl, kubernetes_api
+from merbridge_lab.adapters.image_reference import full_name
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading, UnreadError
-from merbridge_lab.labs.kind import ownership
-from merbridge_lab.labs.kubernetes import commands, diagnostics, manifests, node_exec, pods, rollout, topology
+from merbridge_lab.labs.kubernetes import (
+    cluster_wide,
+    commands,
+    diagnostics,
+    manifests,
+    node_exec,
+    pods,
+    rollout,
+    topology,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from merbridge_lab.labs.kubernetes.connection import Access
     from merbridge_lab.labs.kubernetes.pods import Pod
+    from merbridge_lab.labs.kubernetes.provider import OwningProvider
     from merbridge_lab.labs.kubernetes.settings import Settings
-    from merbridge_lab.labs.kubernetes.workload import KindWorkload
+    from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 
 #: How long all sidecars may take to learn of each other, in seconds.
 _SERVED = 30.0
 _GONE = 60.0
-#: What istioctl leaves in every namespace.
-_LEFT_BY_ISTIO = ("istio-ca-root-cert", "istio-ca-crl")
 #: How long istioctl may wait until what it applies is there, in seconds.
 _APPLIED = 8.0
 
 
 class MeshComponent:
-    """What is installed in the cluster; with `keep`, `remove` uninstalls it, because the cluster stays."""
+    """What is installed in a cluster that merlab owns; with `keep`, `remove` uninstalls it, because the cluster stays.
 
-    def __init__(self, access: Access, workloads: Callable[[], Sequence[KindWorkload]], *, keep: bool) -> None:
+    It changes the cluster for all of its users: for one that is lent, this is not the right component.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        provider: OwningProvider,
+        workloads: Callable[[], Sequence[KubernetesWorkload]],
+        *,
+        keep: bool,
+    ) -> None:
         self._access, self._workloads, self._keep = access, workloads, keep
+        self._provider, self._images = provider, provider.images
         self._settings, self._kept, self._api, self._node = access.settings, access.kept, access.api, access.node
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -74,9 +93,10 @@ class MeshComponent:
             return []
         if (why := self._access.helpless) is not None:
             return [why.what]
-        return [f"the node {self._node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has"]
+        node = self._node().name
+        return [f"the node {node} has no iptables or nsenter to enter pods with, nor Istio's image, which has"]
 
-    def _of(self, workload: KindWorkload) -> list[str]:
+    def _of(self, workload: KubernetesWorkload) -> list[str]:
         found = pods.active_pods(self._api(), workload.spec)
         wanted = self._settings().sidecars
         if len(found) != 1:
@@ -94,7 +114,7 @@ class MeshComponent:
         return self._of_rules(workload, pod)
 
     @staticmethod
-    def _of_rules(workload: KindWorkload, pod: Pod) -> list[str]:
+    def _of_rules(workload: KubernetesWorkload, pod: Pod) -> list[str]:
         seen = workload.rules.snapshot()
         if unread := seen.unread:
             return [f"the rules of {pod.name}: {each}" for each in unread]
@@ -129,12 +149,13 @@ class MeshComponent:
             # count.
             self._api().apply(manifests.configuration(kept or settings, finished=False))
             self._install(settings)
-        for name in manifests.APPLIED:
+        cluster_wide.configure_namespace(self._provider.owned(), self._api(), settings)
+        for name in manifests.WORKLOADS:
             for document in manifests.objects(name, settings):
                 self._api().apply(document)
         self._renew(every=every)
         for spec in topology.WORKLOADS:
-            rollout.wait(self._api(), spec.name)
+            rollout.wait(self._api(), spec.name, self._images)
         self._refuse_without_sidecar()
         self._await_served()
         self._api().apply(manifests.configuration(settings, finished=True))
@@ -142,11 +163,10 @@ class MeshComponent:
     def _load_images(self, settings: Settings) -> None:
         """Copy the images that only this machine has, or that it has already, into the node."""
         there = rollout.images_on(self._node())
-        missing = [ref for ref in settings.pod_images() if rollout.full_name(ref) not in there]
-        here = [ref for ref in missing if docker.has_image(ref)]
+        missing = [ref for ref in settings.pod_images() if full_name(ref) not in there]
+        here = [ref for ref in missing if self._images.has(ref)]
         if here:
-            with polling.progress(f"kind loads {len(here)} images into the node: {', '.join(here)}"):
-                kind_cli.load(topology.CLUSTER, here)
+            self._images.load(here)
 
     def _install(self, settings: Settings) -> None:
         began, memory = time.monotonic(), diagnostics.Memory()
@@ -155,13 +175,18 @@ class MeshComponent:
             found = self._api().all("Pod", topology.ISTIO)
             waited = time.monotonic() - began
             # istioctl applies first, which takes a few seconds: until then the pods are the earlier ones.
-            seen = diagnostics.diagnose(found, waited - _APPLIED, memory=memory)
+            seen = diagnostics.diagnose(found, waited - _APPLIED, self._images, memory=memory)
             if seen is None and not found:
                 seen = diagnostics.refused("istiod", self._api().events(topology.ISTIO), waited, memory)
             return rollout.with_log(self._api(), topology.ISTIO, seen) if seen else None
 
         with polling.progress(f"istioctl installs Istio {settings.istio_tag} from {settings.istio_hub}"):
-            istioctl.install(settings.istio(), kubeconfig=self._api().kubeconfig_file, look=hopeless)
+            istioctl.install(
+                settings.istio(),
+                kubeconfig=self._api().kubeconfig_file,
+                look=hopeless,
+                fetch_command=self._images.pull_command,
+            )
 
     def _renew(self, *, every: bool) -> None:
         """Recreate pods that lack a sidecar, have the wrong kind of one, or have lost their rules.
@@ -177,13 +202,13 @@ class MeshComponent:
                     self._await_gone(pod, workload)
 
     @staticmethod
-    def _without_rules(workload: KindWorkload) -> bool:
+    def _without_rules(workload: KubernetesWorkload) -> bool:
         try:
             return bool(workload.rules.snapshot().fault())
         except (LabError, UnreadError):
             return False
 
-    def _await_gone(self, old: Pod, workload: KindWorkload) -> None:
+    def _await_gone(self, old: Pod, workload: KubernetesWorkload) -> None:
         # Completely gone: until then the Deployment may still count the pod, and look complete.
         def is_gone() -> bool:
             found = self._api().find(kubernetes_api.path("Pod", old.name))
@@ -198,7 +223,7 @@ class MeshComponent:
         if not gone:
             raise LabError(
                 f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
-                hint=f"kubectl --context {topology.CONTEXT} delete pod --force -l {workload.spec.selector}",
+                hint=f"kubectl delete pod --force -l {workload.spec.selector}",
                 stderr=diagnostics.told(self._api().events()) or None,
             )
 
@@ -206,7 +231,7 @@ class MeshComponent:
         """Recreate every pod, and wait until all are ready. Raises LabError."""
         self._renew(every=True)
         for spec in topology.WORKLOADS:
-            rollout.wait(self._api(), spec.name)
+            rollout.wait(self._api(), spec.name, self._images)
         self._refuse_without_sidecar()
 
     def warm(self) -> int:
@@ -219,7 +244,7 @@ class MeshComponent:
                 if not pod.sidecar:
                     raise LabError(
                         f"Istio gave {pod.name} no sidecar, although its namespace asks for it",
-                        hint=f"kubectl --context {topology.CONTEXT} get mutatingwebhookconfigurations",
+                        hint="kubectl get mutatingwebhookconfigurations",
                         stderr=diagnostics.told(self._api().events()) or None,
                     )
 
@@ -242,7 +267,7 @@ class MeshComponent:
         if not polling.poll_until(served, timeout=_SERVED, awaiting="requests to be served by v1 and v2"):
             raise LabError(
                 f"within {_SERVED:.0f} s sleep was answered by {' and '.join(answered) or 'nobody'} only: {last[0]}",
-                hint="merlab status --lab kind",
+                hint="merlab status",
                 stderr=diagnostics.told(self._api().events()) or None,
             )
         return cold
@@ -251,38 +276,8 @@ class MeshComponent:
 
     def remove(self) -> None:
         """Uninstall everything if the cluster is ours and stays; otherwise it is removed with the cluster."""
-        if not self._keep or not ownership.are_ours(ownership.nodes()):
-            return
-        api = self._api()
-        for name in reversed(manifests.APPLIED):
-            for document in manifests.objects(name, self._settings()):
-                meta = document["metadata"]
-                if document["kind"] == "Namespace":
-                    api.apply({**document, "metadata": {"name": meta["name"]}})  # remove our label
-                else:
-                    api.delete(kubernetes_api.path(document["kind"], meta["name"], meta["namespace"]))
-        node_exec.remove(api)
-        with polling.progress("istioctl removes Istio"):
-            istioctl.uninstall(kubeconfig=api.kubeconfig_file)
-        api.delete(kubernetes_api.path("Namespace", topology.ISTIO))
-        for name in (topology.SETTINGS, *_LEFT_BY_ISTIO):
-            for namespace in api.get("/api/v1/namespaces")["items"]:
-                api.delete(kubernetes_api.path("ConfigMap", name, namespace["metadata"]["name"]))
-        for crd in api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]:
-            if crd["spec"]["group"].endswith("istio.io"):
-                api.delete(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}")
-        docker.execute(self._node(), ["rm", "-rf", topology.STATE])
-        gone = polling.poll_until(
-            lambda: api.find(kubernetes_api.path("Namespace", topology.ISTIO)) is None,
-            timeout=_GONE,
-            every=0.5,
-            awaiting=f"the namespace {topology.ISTIO} to go",
-        )
-        if not gone:
-            raise LabError(
-                f"the namespace {topology.ISTIO} is still there after {_GONE:.0f} s",
-                hint="merlab down --lab kind --keep-cluster",
-            )
+        if self._keep and self._provider.state().usable:
+            cluster_wide.purge_mesh(self._provider.owned(), self._api(), self._settings())
 
     # -- as a person would type it ----------------------------------------------------------------------------------
 
@@ -293,4 +288,4 @@ class MeshComponent:
 
     def shell_commands(self) -> list[str]:
         """Return the commands that a person would type to install it."""
-        return commands.put_in(self._access.best_known_settings(), helped=self._is_helped())
+        return commands.put_in(self._access.best_known_settings(), self._provider, helped=self._is_helped())

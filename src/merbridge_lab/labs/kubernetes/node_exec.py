@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from merbridge_lab import polling
-from merbridge_lab.adapters import docker, kubernetes_api, kubernetes_exec
+from merbridge_lab.adapters import kubernetes_api, kubernetes_exec
 from merbridge_lab.adapters.command import Result, pasteable
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import diagnostics, manifests, topology
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.labs.kubernetes.provider import Node, NodeImages
     from merbridge_lab.labs.kubernetes.settings import Settings
 
 _TIMEOUT = 30.0
@@ -34,8 +35,8 @@ class NodeExec(Protocol):
     """Runs commands where all processes of a node are visible, and `topology.STATE` is the node's."""
 
     @property
-    def node(self) -> str:
-        """The node's name, which is also its container's."""
+    def node(self) -> Node:
+        """The node."""
 
     def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
         """Run a command. Raise LabError if it ends with a status that is not in `ok`."""
@@ -43,27 +44,27 @@ class NodeExec(Protocol):
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command that a program uses to run `argv` there on our terminal."""
 
-    def shell_commands(self, argv: Sequence[str]) -> str:
+    def shell_command(self, argv: Sequence[str]) -> str:
         """Return the command that a person uses to run `argv` there."""
 
 
 @dataclass(frozen=True)
-class DockerNodeExec:
-    """Uses the node's tools, with docker exec."""
+class NodeToolsExec:
+    """Uses the node's own tools."""
 
-    node: str
+    node: Node
 
     def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
         """Run a command on the node."""
-        return docker.execute(self.node, argv, timeout=_TIMEOUT, ok=ok)
+        return self.node.execute(argv, timeout=_TIMEOUT, ok=ok)
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command that a program uses to run `argv` there on our terminal."""
-        return docker.exec_argv(self.node, argv, terminal=True)
+        return self.node.argv(argv)
 
-    def shell_commands(self, argv: Sequence[str]) -> str:
+    def shell_command(self, argv: Sequence[str]) -> str:
         """Return the command that a person uses to run `argv` there."""
-        return pasteable(docker.exec_argv(self.node, argv))
+        return self.node.shell_command(argv)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class HelperPodExec:
     """Uses the helper pod's tools, through the API: `pod` is this merlab's own, and is removed when merlab ends."""
 
     api: Api
-    node: str
+    node: Node
     pod: str
 
     def execute(self, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> Result:
@@ -87,7 +88,7 @@ class HelperPodExec:
             timeout=_PATIENCE,
             awaiting="the cluster's API to answer",
         )
-        told = Result(self.shell_commands(argv), *answer)
+        told = Result(self.shell_command(argv), *answer)
         if told.status not in ok:
             raise LabError(
                 f"{argv[0]} failed with exit status {told.status} in the pod {topology.HELPER}",
@@ -100,21 +101,21 @@ class HelperPodExec:
         """Return the command that a program uses to run `argv` there on our terminal: it needs kubectl."""
         return self._kubectl(["--kubeconfig", self.api.kubeconfig_file], ["-i", "-t"], self.pod, argv)
 
-    def shell_commands(self, argv: Sequence[str]) -> str:
+    def shell_command(self, argv: Sequence[str]) -> str:
         """Return the command that a person uses to run `argv` in their own helper pod (`merlab manifests helper`)."""
-        return pasteable(self._kubectl(["--context", topology.CONTEXT], [], topology.HELPER, argv))
+        return pasteable(self._kubectl(["--context", self.api.context], [], topology.HELPER, argv))
 
     @staticmethod
     def _kubectl(cluster: list[str], options: list[str], pod: str, argv: Sequence[str]) -> list[str]:
         return ["kubectl", *cluster, "-n", topology.HELPERS, "exec", *options, pod, "--", *argv]
 
 
-def have_tools(node: str) -> bool:
+def have_tools(node: Node) -> bool:
     """Report whether a node has the tools to enter pods itself."""
-    return docker.execute(node, ["sh", "-c", _TOOLS], ok=range(256)).status == 0
+    return node.execute(["sh", "-c", _TOOLS], ok=range(256)).status == 0
 
 
-def make(api: Api, node: str, settings: Settings) -> HelperPodExec:
+def make(api: Api, node: Node, settings: Settings, images: NodeImages) -> HelperPodExec:
     """Create a helper for as long as this merlab runs, and wait until it runs, too. Raises LabError."""
     sweep(api)
     name = f"{topology.HELPER}-{os.getpid()}"
@@ -126,12 +127,12 @@ def make(api: Api, node: str, settings: Settings) -> HelperPodExec:
     if not polling.poll_until(
         lambda: _runs(api.find(where)), timeout=_STARTS, every=0.3, awaiting=f"the pod {name} to run"
     ):
-        found = diagnostics.diagnose([one] if (one := api.find(where)) else [], _STARTS, now=True)
+        found = diagnostics.diagnose([one] if (one := api.find(where)) else [], _STARTS, images, now=True)
         remove(api, name)
         why = f": {found.what}" if found else ""
         raise LabError(
             f"the node has no iptables or nsenter, and the pod {name} that has did not run{why}",
-            hint=f"kubectl --context {topology.CONTEXT} -n {topology.HELPERS} get events",
+            hint=f"kubectl -n {topology.HELPERS} get events",
         )
     return HelperPodExec(api, node, name)
 

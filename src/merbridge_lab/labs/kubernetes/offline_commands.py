@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.labs.kubernetes import commands, topology
-from merbridge_lab.labs.kubernetes.node_exec import DockerNodeExec
+from merbridge_lab.labs.kubernetes.node_exec import NodeToolsExec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from merbridge_lab.lab import Component, Dataplane
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.kubernetes.provider import ClusterProvider
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
 #: Placeholders for what only a running lab has: the id of an app's container, and the app's PID on the node.
@@ -25,25 +26,28 @@ class _Process:
     pid: str = PID
 
 
-#: kind's own node images have the tools; a helper is for others.
-_PROCESS = _Process(DockerNodeExec(topology.NODE))
-
-
 class _Rules(commands.Rules):
     backend = "nft"  # as for rules that do not exist yet: see rules.PodRules
-    process = _PROCESS
+
+    def __init__(self, name: str, process: _Process) -> None:
+        super().__init__(name)
+        self._process = process
+
+    @property
+    def process(self) -> _Process:
+        return self._process
 
 
 class _Workload:
-    def __init__(self, spec: WorkloadSpec) -> None:
-        self._spec = spec
-        self.rules = _Rules(spec.name)
+    def __init__(self, spec: WorkloadSpec, process: _Process, context: str) -> None:
+        self._spec, self._process, self._context = spec, process, context
+        self.rules = _Rules(spec.name, process)
 
     def request_command(self) -> str:
-        return commands.request(self._spec)
+        return commands.request(self._spec, self._context)
 
     def enter_commands(self) -> list[str]:
-        return commands.enter(_PROCESS, CONTAINER)
+        return commands.enter(self._process, CONTAINER)
 
 
 class OfflineCommands:
@@ -52,15 +56,23 @@ class OfflineCommands:
     words: tuple[str, ...] = (CONTAINER, PID)
 
     def __init__(
-        self, node: Component, mesh: Component, dataplane: Dataplane, inventory_commands: Callable[[], list[str]]
+        self,
+        provider: ClusterProvider,
+        node: Component,
+        mesh: Component,
+        dataplane: Dataplane,
+        inventory_commands: Callable[[], list[str]],
     ) -> None:
+        # The provider's usual nodes have the tools that enter pods; a helper is for others.
+        self._process, self._context = _Process(NodeToolsExec(provider.offline_node())), provider.context
         self.node, self.mesh, self.dataplane = node, mesh, dataplane
         self.inventory_commands = inventory_commands
 
     def workload(self, name: str) -> _Workload:
         """Return a workload of the walkthrough."""
-        return _Workload(next(spec for spec in topology.WORKLOADS if spec.name == name))
+        spec = next(spec for spec in topology.WORKLOADS if spec.name == name)
+        return _Workload(spec, self._process, self._context)
 
     def trace_command(self) -> str:
         """Return the walkthrough's command, on the node."""
-        return commands.trace(topology.NODE)
+        return commands.trace(self._process.node_exec.node)

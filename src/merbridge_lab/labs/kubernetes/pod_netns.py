@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import conntrack, docker, iptables, rules_agreement
+from merbridge_lab.adapters import conntrack, iptables, rules_agreement
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
 from merbridge_lab.ruleset import BACKENDS, NATIVE, NATIVE_TABLE, RuleSet
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.command import Result
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.pods import Pod
+    from merbridge_lab.labs.kubernetes.provider import Node
 
 #: The containerd namespace of the kubelet's containers.
 CTR = ("ctr", "-n", "k8s.io")
@@ -89,7 +90,7 @@ class Process:
     looked: str
 
     @property
-    def node(self) -> str:
+    def node(self) -> Node:
         """The node that it runs on."""
         return self.node_exec.node
 
@@ -100,9 +101,9 @@ class Process:
         return tuple(row[3].partition("/")[0] for row in rows if row[1] != "lo")
 
 
-def tasks(node: str) -> dict[str, int]:
+def tasks(node: Node) -> dict[str, int]:
     """Return the PIDs, on the node, of the containers that run there, by container id."""
-    return read_tasks(docker.execute(node, [*CTR, "tasks", "ls"]).stdout)
+    return read_tasks(node.execute([*CTR, "tasks", "ls"]).stdout)
 
 
 def read_tasks(told: str) -> dict[str, int]:
@@ -111,17 +112,17 @@ def read_tasks(told: str) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows if len(row) == 3 and row[2] == "RUNNING"}  # noqa: PLR2004 - task, PID, status
 
 
-def sandboxes(node: str, uid: str) -> list[str]:
+def sandboxes(node: Node, uid: str) -> list[str]:
     """Return the ids of the containers that hold, or held, a pod's namespaces, by the labels of the runtime."""
     wanted = f'labels."io.kubernetes.pod.uid"=={uid},labels."io.cri-containerd.kind"==sandbox'
-    return docker.execute(node, [*CTR, "containers", "ls", "--quiet", wanted]).stdout.split()
+    return node.execute([*CTR, "containers", "ls", "--quiet", wanted]).stdout.split()
 
 
 def look(node_exec: NodeExec, pid: int) -> Process:
     """Read a process on the node. Raise RestartedError if it is gone."""
     told = node_exec.execute(["sh", "-c", _LOOK, "sh", str(pid)], ok=(0, _NO_SUCH))
     if told.status:
-        raise RestartedError(f"there is no process {pid} on {node_exec.node} any more", hint="merlab status")
+        raise RestartedError(f"there is no process {pid} on {node_exec.node.name} any more", hint="merlab status")
     return read_process(node_exec, told.stdout)
 
 
@@ -145,7 +146,7 @@ def read_process(node_exec: NodeExec, told: str) -> Process:
 
 def find(node_exec: NodeExec, pod: Pod, container: str) -> Process:
     """Find the process of a container of a pod. Raise LabError if it is not the pod's: its address shows that."""
-    pids = tasks(pod.node)
+    pids = tasks(node_exec.node)
     cid = pod.containers.get(container, "")
     if cid not in pids:
         raise RestartedError(
@@ -156,7 +157,7 @@ def find(node_exec: NodeExec, pod: Pod, container: str) -> Process:
         raise LabError(
             f"PID {process.pid} on {pod.node} is not in the network of {pod.name}: it has"
             f" {', '.join(process.addresses) or 'no address'}, not {pod.ip}; nothing was touched",
-            hint="merlab step 7 --lab kind",
+            hint="merlab step 7",
         )
     return process
 
@@ -195,7 +196,7 @@ def script(process: Process, text: str, *argv: str, ok: Sequence[int] = (0,)) ->
     told = process.node_exec.execute(command, ok=(*ok, _NO_SUCH))
     if told.status == _NO_SUCH:
         raise RestartedError(
-            f"PID {process.pid} on {process.node} is gone, or is another one: the pod was restarted meanwhile",
+            f"PID {process.pid} on {process.node.name} is gone, or is another one: the pod was restarted meanwhile",
             hint="type this again",
         )
     return told
@@ -212,19 +213,19 @@ def snapshot(process: Process) -> RuleSet:
     if not rules.texts or all(isinstance(text, Unread) for text in rules.texts.values()):
         why = "".join(f" ({each.why})" for each in rules.unread[:1])
         raise LabError(
-            f"iptables reads nothing on the node {process.node}, so its pods' rules are not known{why}",
-            hint="merlab up --lab kind",
+            f"iptables reads nothing on the node {process.node.name}, so its pods' rules are not known{why}",
+            hint="merlab up",
         )
     if not isinstance(own, Path):
         return replace(rules, generation=own)
-    return _but_istios(iptables.confirmed(rules, first, iptables.kernels(own), where=process.node))
+    return _but_istios(iptables.confirmed(rules, first, iptables.kernels(own), where=process.node.name))
 
 
 def _namespace(process: Process) -> Path | Unread:
-    """Find from here the network namespace of a process of the node: root can, if the daemon is on this machine."""
-    source = f"nft:{process.node}/generation"
+    """Find from here the network namespace of a process of the node: root can, if the kernel is the same."""
+    source = f"nft:{process.node.name}/generation"
     try:
-        path = Path(f"/proc/{docker.pid(process.node)}/root/proc/{process.pid}/ns/net")
+        path = Path(f"/proc/{process.node.init_pid()}/root/proc/{process.pid}/ns/net")
         if path.stat().st_ino == process.netns:
             return path
     except PermissionError:

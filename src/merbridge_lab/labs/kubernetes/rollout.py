@@ -7,8 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import polling
-from merbridge_lab.adapters import docker, kubernetes_api
-from merbridge_lab.adapters.docker import registry
+from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import diagnostics, topology
 from merbridge_lab.labs.kubernetes.pod_netns import CTR
@@ -16,6 +15,7 @@ from merbridge_lab.labs.kubernetes.pod_netns import CTR
 if TYPE_CHECKING:
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.labs.kubernetes.diagnostics import PodFailure
+    from merbridge_lab.labs.kubernetes.provider import Node, NodeImages
 
 #: The longest wait is for an image of 200 MB on a slow line, in seconds.
 _READY = 240.0
@@ -24,8 +24,11 @@ _RUNNING = 60.0
 _LOG_LINES = 12
 
 
-def wait(api: Api, name: str, namespace: str = topology.NAMESPACE) -> None:
-    """Wait until a Deployment is as it should be. Raise LabError, early if it will not be."""
+def wait(api: Api, name: str, images: NodeImages, namespace: str = topology.NAMESPACE) -> None:
+    """Wait until a Deployment is as it should be. Raise LabError, early if it will not be.
+
+    `images` tells how a missing image gets into the node.
+    """
     began = time.monotonic()
     seen: dict[str, Any] = {"found": None, "pods": [], "running": None}
     memory = diagnostics.Memory()
@@ -34,7 +37,7 @@ def wait(api: Api, name: str, namespace: str = topology.NAMESPACE) -> None:
         found = api.get(kubernetes_api.path("Deployment", name, namespace))
         seen["pods"] = pods_of(api, found)
         waited = time.monotonic() - began
-        seen["found"] = diagnostics.diagnose(seen["pods"], waited, memory=memory)
+        seen["found"] = diagnostics.diagnose(seen["pods"], waited, images, memory=memory)
         if seen["found"] is None and not seen["pods"]:
             seen["found"] = diagnostics.refused(name, api.events(namespace), waited, memory)
         if is_done(found):
@@ -55,11 +58,11 @@ def wait(api: Api, name: str, namespace: str = topology.NAMESPACE) -> None:
     if seen["found"] is not None:
         raise with_log(api, namespace, seen["found"])
     if not done:
-        late = diagnostics.diagnose(seen["pods"], _READY, now=True)
+        late = diagnostics.diagnose(seen["pods"], _READY, images, now=True)
         why = f": {late.what}" if late else f", waiting for {diagnostics.waited_for(seen['pods'])}"
         raise LabError(
             f"{name} was not ready within {_READY:.0f} s{why}",
-            hint=late.hint if late else "merlab status --lab kind",
+            hint=late.hint if late else "merlab status",
             stderr=diagnostics.told(api.events(namespace)) or None,
         )
 
@@ -97,15 +100,6 @@ def with_log(api: Api, namespace: str, found: PodFailure) -> LabError:
 # -- images on the node ------------------------------------------------------------------------------------------------
 
 
-def images_on(node: str) -> frozenset[str]:
+def images_on(node: Node) -> frozenset[str]:
     """List the names of the images that a node has."""
-    return frozenset(docker.execute(node, [*CTR, "images", "ls", "--quiet"]).stdout.split())
-
-
-def full_name(ref: str) -> str:
-    """Return an image's name as containerd has it: with its registry, its "library" and its tag."""
-    name = ref if registry(ref) != "docker.io" or ref.startswith("docker.io/") else f"docker.io/{ref}"
-    if name.startswith("docker.io/") and name.count("/") == 1:
-        name = name.replace("docker.io/", "docker.io/library/", 1)
-    last = name.rpartition("/")[2]
-    return name if ":" in last or "@" in last else f"{name}:latest"
+    return frozenset(node.execute([*CTR, "images", "ls", "--quiet"]).stdout.split())

@@ -129,7 +129,7 @@ class PodRules(commands.Rules):
         pod, process = self._found(True)
         before = pod_netns.snapshot(process)
         if not before.backend:
-            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up --lab kind")
+            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up")
         self._backend = before.backend
         try:
             self._flush(pod, process)
@@ -147,11 +147,11 @@ class PodRules(commands.Rules):
         with signals.shielded():
             done = pod_netns.script(process, _FLUSH, self._backend, self.saved_at, first, ok=(0, *failed))
         if done.status == _OUTSTANDING:
-            raise LabError(f"the rules of {self._name} are flushed already", hint="merlab restore --lab kind")
+            raise LabError(f"the rules of {self._name} are flushed already", hint="merlab restore")
         if done.status == _NOT_SAVED:
             raise LabError(
-                f"the rules of {self._name} cannot be saved to {self.saved_at} on {node}; nothing was flushed",
-                hint=f"docker exec {node} df {topology.STATE}",
+                f"the rules of {self._name} cannot be saved to {self.saved_at} on {node.name}; nothing was flushed",
+                hint=node.shell_command(["df", topology.STATE]),
                 stderr=done.stderr,
             )
         if done.status:
@@ -166,11 +166,11 @@ class PodRules(commands.Rules):
             told = self._node_exec.execute(["cat", self.saved_at], ok=(0, 1))
             if told.status:
                 return False
-            saved = read(told.stdout)
+            saved, node = read(told.stdout), self._node_exec.node
             if saved is None:
                 raise LabError(
-                    f"{self.saved_at} on {self._node_exec.node} is not a file of rules that merlab saved",
-                    hint=f"docker exec {self._node_exec.node} mv {self.saved_at} {self.saved_at}.other",
+                    f"{self.saved_at} on {node.name} is not a file of rules that merlab saved",
+                    hint=node.shell_command(["mv", self.saved_at, f"{self.saved_at}.other"]),
                 )
             process = self._owner(saved)
             if process is not None:
@@ -200,8 +200,9 @@ class PodRules(commands.Rules):
     def _put_back(self, saved: Saved, process: Process) -> None:
         present = pod_netns.script(process, _RESTORE, saved.backend, self.saved_at).stdout
         if [str(rule) for rule in ruleset.parse(present)] != [str(rule) for rule in ruleset.parse(saved.text)]:
+            where = f"{self.saved_at} on {self._node_exec.node.name}"
             raise LabError(
-                f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._node_exec.node}",
+                f"the nat rules of {self._name} are not what was saved in {where}",
                 hint=commands.shell(process, f"{nat_backends.commands(saved.backend).load} < {self.saved_at}"),
             )
 

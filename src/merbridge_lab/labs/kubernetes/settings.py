@@ -83,7 +83,7 @@ class Settings:
         except ValueError as error:
             raise LabError(
                 f"what the lab was made with cannot be read from the ConfigMap default/merlab: {error}",
-                hint="merlab down --lab kind && merlab up --lab kind",
+                hint="merlab down && merlab up",
             ) from error
         return cls(**told)
 
@@ -188,7 +188,7 @@ class Settings:
     def require_fit(self) -> None:
         """Raise LabError for versions that are known not to fit together."""
         if misfit := self.misfit():
-            raise LabError(misfit, hint=f"merlab up --lab kind --kind-image {versions()['kind']['image']}")
+            raise LabError(misfit, hint=f"merlab up --kind-image {versions()['kind']['image']}")
 
 
 def _minor(text: str) -> tuple[int, int] | None:

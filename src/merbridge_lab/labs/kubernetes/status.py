@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from merbridge_lab import redaction
-from merbridge_lab.adapters import docker
+from merbridge_lab import hints, redaction
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import UnreadError
-from merbridge_lab.labs.kind import local_state, ownership
 from merbridge_lab.labs.kubernetes import pods, topology
 from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 
@@ -24,8 +21,9 @@ if TYPE_CHECKING:
     from merbridge_lab.lab import Component, Dataplane
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
+    from merbridge_lab.labs.kubernetes.provider import ClusterProvider, Node
     from merbridge_lab.labs.kubernetes.settings import Settings
-    from merbridge_lab.labs.kubernetes.workload import KindWorkload
+    from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
     from merbridge_lab.model import Step
     from merbridge_lab.requirements import Requirement
 
@@ -39,6 +37,10 @@ class Described(Protocol):
 
     name: str
     merbridge: MerbridgeDataplane
+
+    @property
+    def provider(self) -> ClusterProvider:
+        """Who brings the cluster."""
 
     @property
     def node(self) -> Component:
@@ -63,8 +65,8 @@ class Described(Protocol):
     def api(self) -> Api:
         """Return the cluster's API. Raises LabError."""
 
-    def node_name(self) -> str:
-        """Return the container that is the node. Raises LabError."""
+    def find_node(self) -> Node:
+        """Return the node that the lab's pods are on. Raises LabError."""
 
     def settings(self) -> Settings:
         """Return the settings of the lab. Raises LabError."""
@@ -72,7 +74,7 @@ class Described(Protocol):
     def find_node_exec(self) -> NodeExec | None:
         """Return what enters pods, or None. Raises LabError."""
 
-    def workloads(self) -> Sequence[KindWorkload]:
+    def workloads(self) -> Sequence[KubernetesWorkload]:
         """Return the workloads of the walkthrough."""
 
     def requirements(self) -> list[Requirement]:
@@ -83,9 +85,11 @@ class Described(Protocol):
 
 
 def is_up(lab: Described) -> bool:
-    """Report whether the cluster exists, is merlab's, runs and answers. Raise LabError if Docker does not answer."""
-    found = ownership.nodes()
-    if not ownership.are_ours(found) or not all(node.running for node in found):
+    """Report whether the cluster exists, is the lab's, runs and answers.
+
+    Raise LabError if that cannot be determined.
+    """
+    if not lab.provider.state().up:
         return False
     try:
         return lab.api().ready()
@@ -98,7 +102,7 @@ def describe(lab: Described) -> dict[str, Any]:
     up = is_up(lab)
     workloads = lab.workloads() if up and lab.find_node_exec() is not None else []
     described = [told for workload in workloads if (told := _workload(lab, workload)) is not None]
-    there = ownership.are_ours(ownership.nodes())
+    there = lab.provider.state().usable
     return {
         "schema": 1,
         "lab": lab.name,
@@ -111,7 +115,7 @@ def describe(lab: Described) -> dict[str, Any]:
     }
 
 
-def _workload(lab: Described, workload: KindWorkload) -> dict[str, Any] | None:
+def _workload(lab: Described, workload: KubernetesWorkload) -> dict[str, Any] | None:
     found = pods.active_pods(lab.api(), workload.spec)
     if not found:
         return None
@@ -154,7 +158,7 @@ def _told(problems: Callable[[], list[str]]) -> list[str]:
     try:
         return problems()
     except LabError as error:
-        return [f"{error.what}; {error.hint}" if error.hint else error.what]
+        return [f"{error.what}; {hints.rendered(error.hint)}" if error.hint else error.what]
     except UnreadError as error:
         return [error.cause]
 
@@ -193,13 +197,10 @@ def states(lab: Described, steps: Sequence[Step]) -> list[str]:
     return told
 
 
-def pulled(settings: Settings) -> list[str]:
-    """Return which of the lab's images stay in Docker, with the command that removes them."""
+def images(settings: Settings) -> list[str]:
+    """Return the images that the lab consists of: the node's, the pods', the dataplane's."""
     wanted = [settings.kind_image, *settings.pod_images()]
-    if settings.dataplane == MERBRIDGE:
-        wanted.append(settings.images[MERBRIDGE])
-    there = [ref for ref in wanted if docker.has_image(ref)]
-    return [f"its images stay with Docker; this removes them: docker image rm {' '.join(there)}"] if there else []
+    return [*wanted, settings.images[MERBRIDGE]] if settings.dataplane == MERBRIDGE else wanted
 
 
 # -- sysdump -----------------------------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def keep_report(lab: Described, told: dict[str, Any]) -> None:
     """Write the report of the last run to the node."""
     text = json.dumps(told, default=str)
     write = ["sh", "-c", 'mkdir -p "$1" && cat >"$2"', "sh", topology.STATE, _LAST_REPORT]
-    docker.execute(lab.node_name(), write, stdin=text)
+    lab.find_node().execute(write, stdin=text)
 
 
 def _settings(settings: Settings) -> dict[str, Any]:
@@ -242,16 +243,13 @@ def dump(lab: Described) -> dict[str, Callable[[], Any]]:
         "doctor.json": lambda: [asdict(requirement) for requirement in lab.requirements()],
         "status.json": lambda: describe(lab),
         "kernel.txt": lambda: run(["uname", "-a"]).stdout,
-        "docker.json": lambda: asdict(docker.engine()),
-        "nodes.json": lambda: [asdict(node) for node in ownership.nodes()],
+        **lab.provider.dump(),
         "settings.json": lambda: _settings(lab.settings()),
     }
-    if where := local_state.log():
-        parts["kind-create.log"] = lambda: Path(where).read_text(encoding="utf-8", errors="replace")
     if not is_up(lab):
         return parts
-    api, node = lab.api(), lab.node_name()
-    parts["last-report.json"] = lambda: docker.execute(node, ["cat", _LAST_REPORT]).stdout
+    api, node = lab.api(), lab.find_node()
+    parts["last-report.json"] = lambda: node.execute(["cat", _LAST_REPORT]).stdout
     for namespace in ("kube-system", topology.ISTIO, topology.NAMESPACE):
         parts[f"{namespace}/pods.json"] = lambda name=namespace: [_pod(one) for one in api.all("Pod", name)]  # type: ignore[misc]
         parts[f"{namespace}/events.json"] = lambda name=namespace: _events(name, api.events(name))  # type: ignore[misc]

@@ -1,19 +1,8 @@
-"""The names of the kind lab, and where its objects are."""
+"""What the lab consists of in a cluster: namespaces, workloads, names of its objects, and its files on a node."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-#: The cluster of the walkthrough.
-CLUSTER = "merbridge"
-CONTEXT = f"kind-{CLUSTER}"
-#: Its node, which is a container, as kind names it.
-NODE = f"{CLUSTER}-control-plane"
-#: A mount that merlab's cluster has and no other: data/manifests/kind.yaml.
-MARK = "/kind/made-by-merlab"
-#: The Docker network of the node, and the label that marks its owner.
-NETWORK = "merlab"
-NETWORK_LABEL = "io.merlab.cluster"
 
 NAMESPACE = "default"
 ISTIO = "istio-system"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, hints
-from merbridge_lab.adapters import docker, kubernetes_exec
+from merbridge_lab.adapters import kubernetes_exec
 from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.adapters.kubernetes_api import NotFoundError
 from merbridge_lab.errors import ClaimFailedError
@@ -37,7 +37,7 @@ _TRACED = 14
 _SHELL_BIN = f"{topology.STATE}/bin"
 
 
-class KindWorkload:
+class KubernetesWorkload:
     """A workload on the cluster; `keep` leaves its rules flushed after a flush."""
 
     def __init__(self, api: Api, spec: WorkloadSpec, node_exec: NodeExec, *, keep: bool = False) -> None:
@@ -101,7 +101,7 @@ class KindWorkload:
 
     def request_command(self) -> str:
         """Return the walkthrough's request, as one types it in this lab."""
-        return commands.request(self.spec)
+        return commands.request(self.spec, self._api.context)
 
     # -- entering ---------------------------------------------------------------------------------------------------
 
@@ -113,9 +113,9 @@ class KindWorkload:
     def enter(self) -> ProcessIdentity:
         """Find the app's process and inspect its namespaces; the pod's sandbox shows what they should be."""
         pod = pods.running_pod(pods.active_pods(self._api, self.spec), self.spec)
-        pids = pod_netns.tasks(pod.node)
+        pids = pod_netns.tasks(self._node_exec.node)
         cid = pod.containers[self.spec.container]
-        holder = next((pids[each] for each in pod_netns.sandboxes(pod.node, pod.uid) if each in pids), None)
+        holder = next((pids[each] for each in pod_netns.sandboxes(self._node_exec.node, pod.uid) if each in pids), None)
         expected = pod_netns.look(self._node_exec, holder).netns if holder else 0
         cgroup = f"pod{pod.uid}/{cid}"
         if cid not in pids:
@@ -146,7 +146,7 @@ class KindWorkload:
             terminal = sys.stdin.isatty() and sys.stdout.isatty()
         options = ["--exec-id", f"merlab-{uuid.uuid4().hex[:12]}", *(["--tty"] if terminal else [])]
         command = [*pod_netns.CTR, "tasks", "exec", *options, pod.containers[self.spec.container], *argv]
-        return docker.exec_argv(pod.node, command, stdin=True, terminal=terminal)
+        return self._node_exec.node.argv(command, terminal=terminal)
 
     @contextlib.contextmanager
     def shell(self, *, netns: bool) -> Iterator[tuple[list[str], str]]:
@@ -179,7 +179,7 @@ class KindWorkload:
         return []
 
 
-_AS_APP = "merlab exec {} --lab kind -- curl -s helloworld:5000/hello"
+_AS_APP = "merlab exec {} -- curl -s helloworld:5000/hello"
 
 _LINKS = """
 mkdir -p "$1" && for tool in iptables iptables-save iptables-restore; do

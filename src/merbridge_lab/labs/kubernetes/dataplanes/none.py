@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from merbridge_lab import hints
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class NoDataplane:
 
     def ensure(self) -> None:
         """Raise LabError: there is nothing to create."""
-        raise LabError(WHY, hint="merlab up --lab embedded")
+        raise LabError(WHY, hint=hints.WITHOUT_CLUSTER)
 
     def remove(self) -> None:
         """Remove nothing."""
@@ -46,7 +47,7 @@ class NoDataplane:
     def set_debug(self, *, on: bool) -> None:
         """Do nothing to switch it off; raise LabError to switch it on."""
         if on:
-            raise LabError(WHY, hint="merlab up --lab embedded")
+            raise LabError(WHY, hint=hints.WITHOUT_CLUSTER)
 
     def debug_commands(self) -> list[str]:
         """Return nothing."""

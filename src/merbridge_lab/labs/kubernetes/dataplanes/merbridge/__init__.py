@@ -1,1 +1,1 @@
-"""Upstream Merbridge as the kind lab's dataplane: installed, started, repaired, watched, removed."""
+"""Upstream Merbridge as a cluster's dataplane: installed, started, repaired, watched, removed."""

@@ -39,7 +39,7 @@ def sweep(place: NodeView) -> list[str]:
             delete(place.root / pin)
         return [*taken, *(f"the pin /{pin}" for pin in pins)]
     except OSError as error:
-        raise LabError(f"programs on the cgroup of {place.node} cannot be taken off: {error.strerror}") from error
+        raise LabError(f"programs on the cgroup of {place.node.name} cannot be taken off: {error.strerror}") from error
 
 
 def found(place: NodeView) -> list[str]:
@@ -47,7 +47,7 @@ def found(place: NodeView) -> list[str]:
     try:
         left = [f"the program {hook} on the node's cgroup" for hook in kernel_objects.look(place.cgroup).programs]
     except OSError as error:
-        raise LabError(f"what is on the cgroup of {place.node} cannot be seen: {error.strerror}") from error
+        raise LabError(f"what is on the cgroup of {place.node.name} cannot be seen: {error.strerror}") from error
     left += [f"the pin /{pin}" for pin in _pins(place)]
     left += [f"the file /{each.relative_to(place.root)}" for pattern in _FILES for each in place.root.glob(pattern)]
     return left
@@ -76,6 +76,6 @@ def require_none(place: NodeView) -> None:
     """Raise LabError if something is left of it; name what."""
     if left := found(place):
         raise LabError(
-            f"Merbridge left something on the node {place.node}: {'; '.join(left)}",
-            hint="merlab down --lab kind",
+            f"Merbridge left something on the node {place.node.name}: {'; '.join(left)}",
+            hint="merlab down",
         )

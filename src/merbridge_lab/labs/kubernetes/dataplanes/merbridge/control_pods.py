@@ -18,7 +18,7 @@ from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.kubernetes import diagnostics, manifests, pods, topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view as places
 from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
-from merbridge_lab.labs.kubernetes.workload import KindWorkload
+from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ _READY = 60.0
 _ENTERED = {"net": "net", "mount": "mnt", "uts": "uts"}
 
 
-class OutsideWorkload(KindWorkload):
+class OutsideWorkload(KubernetesWorkload):
     """A pod whose network is used from outside the node's cgroup; its sidecar is in the node as usual."""
 
     place: NodeView
@@ -54,7 +54,7 @@ class OutsideWorkload(KindWorkload):
         return request_batch.read(nonce, url, done.status, done.stdout, done.stderr)
 
     def request_command(self) -> str:
-        """Return the request as a person types it, on the machine that Docker runs on."""
+        """Return the request as a person types it, on the machine whose kernel the node has."""
         return pasteable(self._argv(["curl", "-s", HELLO.removeprefix("http://")]))
 
 
@@ -63,15 +63,15 @@ class Pair:
 
     def __init__(self, access: Access, place: Callable[[], NodeView]) -> None:
         self._access, self._place = access, place
-        self._made: tuple[OutsideWorkload, KindWorkload] | None = None
+        self._made: tuple[OutsideWorkload, KubernetesWorkload] | None = None
 
-    def get(self) -> tuple[OutsideWorkload, KindWorkload]:
+    def get(self) -> tuple[OutsideWorkload, KubernetesWorkload]:
         """Return client and server. Raises LabError."""
         if self._made is None:
             self._made = self._make()
         return self._made
 
-    def _make(self) -> tuple[OutsideWorkload, KindWorkload]:
+    def _make(self) -> tuple[OutsideWorkload, KubernetesWorkload]:
         if not places.is_outside(self._place()):
             raise LabError(
                 "merlab itself runs in the node's cgroup, so no request of its own is out of the dataplane's reach",
@@ -83,7 +83,7 @@ class Pair:
             api.apply(document)
         client = OutsideWorkload(api, CLIENT, node_exec)
         client.place = self._place()
-        server = KindWorkload(api, SERVER, node_exec)
+        server = KubernetesWorkload(api, SERVER, node_exec)
         self._made = client, server
         self._await_ready()
         return client, server
@@ -98,10 +98,10 @@ class Pair:
 
         if not polling.poll_until(ready, timeout=_READY, every=0.3, awaiting="the control pods to be ready"):
             told = api.all("Pod", topology.NAMESPACE, f"app in ({CLIENT.name},{SERVER.name})")
-            seen = diagnostics.diagnose(told, _READY, now=True)
+            seen = diagnostics.diagnose(told, _READY, self._access.provider.images, now=True)
             raise LabError(
                 f"the control pods were not ready within {_READY:.0f} s{f': {seen.what}' if seen else ''}",
-                hint="merlab status --lab kind",
+                hint="merlab status",
                 stderr=diagnostics.told(api.events()) or None,
             )
 

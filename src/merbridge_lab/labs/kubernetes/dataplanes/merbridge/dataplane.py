@@ -64,7 +64,7 @@ class MerbridgeDataplane:
         except OSError as error:
             raise LabError(
                 f"what is attached to the node's cgroup cannot be seen: {error.strerror}",
-                hint="merlab doctor --lab kind",
+                hint="merlab doctor",
             ) from error
 
     @property
@@ -125,7 +125,8 @@ class MerbridgeDataplane:
         installation.require_own(api, objects)
         # Stored before anything of it exists: whatever happens then, the lab knows what it has.
         api.apply(manifests.configuration(settings, finished=self._access.setup_complete()))
-        images.load(self._access.node(), [one["image"] for one in manifest.containers(wanted)])
+        needed = [one["image"] for one in manifest.containers(wanted)]
+        images.load(self._access.node(), needed, self._access.provider.images)
         notes = {installation.FROM: settings.merbridge_manifest, installation.OBJECTS: installation.paths(objects)}
         if found is None:
             cleanup.sweep(self.place())
@@ -170,7 +171,7 @@ class MerbridgeDataplane:
         while True:
             try:
                 with polling.progress(told):
-                    return rollout.wait(api, self.problems, after)
+                    return rollout.wait(api, self.problems, self._access.provider.images, after)
             except rollout.Crashed as crash:
                 left = [] if swept else cleanup.sweep(self.place())
                 swept = True
@@ -225,7 +226,7 @@ class MerbridgeDataplane:
 
     def _roll(self, after: frozenset[str] = frozenset()) -> None:
         try:
-            rollout.wait(self._access.api(), self.problems, after)
+            rollout.wait(self._access.api(), self.problems, self._access.provider.images, after)
         except rollout.Crashed as crash:
             raise rollout.crashed(crash) from crash
         self._cold = self._warm()
@@ -279,7 +280,9 @@ class MerbridgeDataplane:
         with contextlib.suppress(LabError):
             found = self._access.api().find(PATH)
         return commands.put_in(
-            self._access.best_known_settings(), installation.noted(found, installation.MENDED) if found else ""
+            self._access.best_known_settings(),
+            self._access.provider,
+            installation.noted(found, installation.MENDED) if found else "",
         )
 
     def debug_commands(self) -> list[str]:
@@ -289,7 +292,7 @@ class MerbridgeDataplane:
             found = self._access.api().find(PATH)
             if found is not None:
                 flag = mbctl.place_of_flag(manifest.main(found))
-        return commands.add_debug(flag)
+        return commands.add_debug(flag, self._access.provider.context)
 
     def debug_shown(self) -> str:
         """Return the relevant lines of the last command's output."""

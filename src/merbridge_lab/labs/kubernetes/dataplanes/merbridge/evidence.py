@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
-    from merbridge_lab.labs.kubernetes.workload import KindWorkload
+    from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
     from merbridge_lab.labs.request_batch import Entry
     from merbridge_lab.merbridge.trace import MerbridgeEvent
     from merbridge_lab.observation import Exchange
@@ -114,7 +114,7 @@ def collecting(place: NodeView) -> Iterator[Instance]:
         instance.enable()
     except OSError as error:
         raise LabError(
-            f"the trace of the node cannot be read: {error.strerror} ({instance.path})", hint="merlab doctor --lab kind"
+            f"the trace of the node cannot be read: {error.strerror} ({instance.path})", hint="merlab doctor"
         ) from error
     try:
         yield instance
@@ -158,7 +158,7 @@ def of_requests(events: Sequence[TraceEvent], places: frozenset[str]) -> tuple[T
     )
 
 
-def destinations(api: Api, servers: Sequence[KindWorkload]) -> frozenset[str]:
+def destinations(api: Api, servers: Sequence[KubernetesWorkload]) -> frozenset[str]:
     """Return the addresses that requests go to: the service's, and those of the pods behind it. Raises LabError."""
     service = api.get(kubernetes_api.path("Service", "helloworld"))["spec"]["clusterIP"]
     return frozenset({service, *(one.pod.ip for one in servers)})

@@ -63,7 +63,7 @@ def _other_than_asked(access: Access, found: Object) -> list[str]:
 
 def _of_kernel(access: Access, place: NodeView, state: kernel_objects.State) -> list[str]:
     if state.missing:
-        return [f"not attached to the cgroup of {access.node()}: {', '.join(state.missing)}"]
+        return [f"not attached to the cgroup of {access.node().name}: {', '.join(state.missing)}"]
     known, api = set(kernel_objects.pods(state)), access.api()
     unknown = [
         f"{kernel_objects.PODS} does not hold {pod.ip}, the address of {pod.name}"

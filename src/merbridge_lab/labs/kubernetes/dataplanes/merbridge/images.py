@@ -1,60 +1,53 @@
-"""Check that Merbridge's image is available: on the node, in Docker, or from its registry; else list alternatives."""
+"""Check that Merbridge's image is available: on the node, on this machine, or from its registry; list alternatives."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab import polling
-from merbridge_lab.adapters import docker, kind_cli
+from merbridge_lab import hints
+from merbridge_lab.adapters.image_reference import full_name, registry
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kubernetes import rollout, topology
+from merbridge_lab.labs.kubernetes import rollout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: How long to wait before a registry counts as unreachable, in seconds; a download that progresses has no limit.
-_REACHED = 40.0
+    from merbridge_lab.labs.kubernetes.provider import Node, NodeImages
 
 
-def load(node: str, refs: Sequence[str]) -> None:
+def load(node: Node, refs: Sequence[str], images: NodeImages) -> None:
     """Ensure that the node has the images. Raises LabError."""
     there = rollout.images_on(node)
-    missing = [ref for ref in dict.fromkeys(refs) if rollout.full_name(ref) not in there]
+    missing = [ref for ref in dict.fromkeys(refs) if full_name(ref) not in there]
     for ref in missing:
-        fetch(ref)
+        fetch(ref, images)
     if missing:
-        with polling.progress(f"kind loads {', '.join(missing)} into the node"):
-            kind_cli.load(topology.CLUSTER, missing)
+        images.load(missing)
 
 
-def require(refs: Sequence[str], node: str | None) -> None:
-    """Check that the images are available: on the node, if there is one, or through Docker. Raises LabError."""
+def require(refs: Sequence[str], node: Node | None, images: NodeImages) -> None:
+    """Check that the images are available: on the node, if there is one, or from this machine. Raises LabError."""
     there = rollout.images_on(node) if node else frozenset()
     for ref in dict.fromkeys(refs):
-        if rollout.full_name(ref) not in there:
-            fetch(ref)
+        if full_name(ref) not in there:
+            fetch(ref, images)
 
 
-def fetch(ref: str) -> None:
-    """Ensure that Docker has the image. Raise LabError with the alternatives."""
-    if docker.has_image(ref):
-        return
+def fetch(ref: str, images: NodeImages) -> None:
+    """Ensure that this machine has the image. Raise LabError with the alternatives."""
     try:
-        with polling.progress(f"can {ref} be pulled from {docker.registry(ref)}?"):
-            docker.require_offered(ref, timeout=_REACHED)
-        with polling.progress(f"docker pulls {ref} from {docker.registry(ref)}"):
-            docker.pull(ref)
+        images.fetch(ref)
     except LabError as error:
-        raise unavailable(ref, error) from error
+        raise unavailable(ref, error, images) from error
 
 
-def unavailable(ref: str, error: LabError) -> LabError:
+def unavailable(ref: str, error: LabError, images: NodeImages) -> LabError:
     """Return the error for an image that is not available, with the alternatives."""
     return LabError(
-        f"the image of Merbridge, {ref}, is not on this machine and cannot be pulled from {docker.registry(ref)}:"
-        " load it (docker load), name another (--image merbridge=REF), have the whole proof (--lab embedded),"
-        " or see what rules alone can show (--dataplane none)",
-        hint="merlab up --lab kind --dataplane none",
+        f"the image of Merbridge, {ref}, is not on this machine and cannot be pulled from {registry(ref)}:"
+        f" load it ({images.import_command()}), name another (--image merbridge=REF), have the whole proof"
+        f" ({hints.WITHOUT_CLUSTER}), or see what rules alone can show (--dataplane none)",
+        hint="merlab up --dataplane none",
         command=error.command,
         stderr=error.stderr,
     )

@@ -82,8 +82,7 @@ def require_own(api: Api, objects: Sequence[Object]) -> None:
             place = f" -n {there['metadata']['namespace']}" if there["metadata"].get("namespace") else ""
             raise LabError(
                 f"there is a {kind} {name} already, and merlab did not make it: it stays untouched",
-                hint=f"kubectl --context {topology.CONTEXT}{place} delete {kind.lower()} {name}"
-                "  # if you do not need it",
+                hint=f"kubectl{place} delete {kind.lower()} {name}  # if you do not need it",
             )
 
 
@@ -180,6 +179,5 @@ def foreign(name: str) -> LabError:
     namespace, _, daemonset = name.partition("/")
     return LabError(
         f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
-        hint=f"kubectl --context {topology.CONTEXT} -n {namespace} delete daemonset {daemonset}"
-        "  # if you do not need it",
+        hint=f"kubectl -n {namespace} delete daemonset {daemonset}  # if you do not need it",
     )

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
-    from merbridge_lab.labs.kubernetes.workload import KindWorkload
+    from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 
 _PORT = 5000
 #: State "listening" in /proc/net/tcp; see proc_net_tcp(5).
 _LISTENING = "0A"
 
 
-def of(place: NodeView, sidecars: str, servers: Sequence[KindWorkload]) -> dict[str, str]:
+def of(place: NodeView, sidecars: str, servers: Sequence[KubernetesWorkload]) -> dict[str, str]:
     """Return, by leg, why it is not accelerated."""
     if sidecars != "classic":
         return dict.fromkeys(("mesh", "inbound"), NATIVE)

@@ -1,22 +1,23 @@
-"""The node as this machine's kernel sees it: processes, cgroup and trace. Needs root, and Docker on this machine."""
+"""The node as this machine's kernel sees it: processes, cgroup and trace. Needs root, and a node with this kernel."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import docker
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.text import lines_of, read_text
+
+if TYPE_CHECKING:
+    from merbridge_lab.labs.kubernetes.provider import Node
 
 _CGROUP2 = "cgroup2"
 #: The cgroup, below the node's own, of systemd as PID 1.
 _INIT = "init.scope"
-#: The folder that Docker creates for a container, by cgroup driver: /docker/ID, /system.slice/docker-ID.scope.
+#: The folder of a node that is a container, by cgroup driver: /docker/ID, /system.slice/docker-ID.scope.
 _CONTAINER = re.compile(r"/(?:docker-)?[0-9a-f]{64}(?:\.scope)?(?=/|$)")
 
 
@@ -26,9 +27,12 @@ class OutsideError(LabError):
 
 @dataclass(frozen=True)
 class NodeView:
-    """A node's container. `root` is its file system with everything that is mounted in it, seen from outside."""
+    """A node, and the PID of its init here.
 
-    node: str
+    `root` is its file system with everything that is mounted in it, seen from outside.
+    """
+
+    node: Node
     pid: int
 
     @property
@@ -56,12 +60,12 @@ class NodeView:
             return cgroup_of_node(first, self._mounted()[0])
         except OSError as error:
             raise OutsideError(
-                f"the cgroup of the node {self.node} cannot be read: {error.strerror}",
-                hint="merlab status --lab kind",
+                f"the cgroup of the node {self.node.name} cannot be read: {error.strerror}",
+                hint="merlab status",
             ) from error
         except ValueError as error:
             raise OutsideError(
-                f"the cgroup of the node {self.node} is not known: {error}", hint="merlab sysdump"
+                f"the cgroup of the node {self.node.name} is not known: {error}", hint="merlab sysdump"
             ) from error
 
     def has(self, path: str) -> bool:
@@ -74,7 +78,7 @@ class NodeView:
         mounted = self.cgroup_mount
         if not mounted:
             raise LabError(
-                f"the node {self.node} has no cgroup2, and programs that intercept are attached to one",
+                f"the node {self.node.name} has no cgroup2, and programs that intercept are attached to one",
                 hint="boot with systemd.unified_cgroup_hierarchy=1; --dataplane none does without",
             )
         return self.root / mounted.lstrip("/")
@@ -96,8 +100,8 @@ class NodeView:
         own, path = self.cgroup_path.rstrip("/"), cgroup_of(self.process(pid))
         if not is_below(path, own):
             raise OutsideError(
-                f"process {pid} of the node {self.node} is in the cgroup {path or 'of no cgroup2'}, which is not below"
-                f" the node's, {own}",
+                f"process {pid} of the node {self.node.name} is in the cgroup {path or 'of no cgroup2'}, which is not"
+                f" below the node's, {own}",
                 hint="merlab sysdump",
             )
         # bpf_get_current_cgroup_id() returns the inode of the cgroup's folder.
@@ -107,21 +111,14 @@ class NodeView:
         """Ensure that tracefs is mounted in the node. Raises LabError."""
         where = "/sys/kernel/tracing"
         text = 'mountpoint -q "$1" || mount -t tracefs tracefs "$1"'
-        docker.execute(self.node, ["sh", "-c", text, "sh", where])
+        self.node.execute(["sh", "-c", text, "sh", where])
 
 
-def find(node: str) -> NodeView:
+def find(node: Node) -> NodeView:
     """Find a node on this machine. Raise LabError if its processes are not visible from here."""
     if os.geteuid() != 0:
-        raise LabError("only root sees the eBPF programs in this kernel", hint="sudo merlab up --lab kind")
-    place = NodeView(node, docker.pid(node))
-    with contextlib.suppress(OSError):
-        if place.pid and (place.root / topology.MARK.lstrip("/")).exists():
-            return place
-    raise LabError(
-        f"the processes of the node {node} are not on this machine: its Docker is elsewhere, or in a virtual machine",
-        hint="run merlab where Docker runs; or --dataplane none",
-    )
+        raise LabError("only root sees the eBPF programs in this kernel", hint="sudo merlab up")
+    return NodeView(node, node.init_pid())
 
 
 def cgroup_of(process: Path) -> str:

@@ -7,12 +7,15 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import docker, kernel_features
+from merbridge_lab.adapters import kernel_features
+from merbridge_lab.adapters.image_reference import registry
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from merbridge_lab.labs.kubernetes.provider import NodeImages
 
 _WITHOUT = "--dataplane none does without it"
 #: Upstream's documentation says 5.7. Counting the runs of its programs needs 5.8, reading its trace lines as an event
@@ -26,14 +29,16 @@ NATIVE = (
 )
 
 
-def requirements(image: str, sidecars: str, others: Callable[[], Sequence[str]]) -> list[Requirement]:
+def requirements(
+    image: str, sidecars: str, images: NodeImages, others: Callable[[], Sequence[str]]
+) -> list[Requirement]:
     """Check all requirements; `others` names each Merbridge in the cluster that merlab did not install."""
     return [
         privileges(os.geteuid()),
         architecture(platform.machine()),
         version(os.uname().release),
         cgroup2(Path("/proc/filesystems").read_text()),
-        *of_image(image),
+        *of_image(image, images),
         kind_of_sidecars(sidecars),
         *alone(others),
     ]
@@ -42,7 +47,7 @@ def requirements(image: str, sidecars: str, others: Callable[[], Sequence[str]])
 def privileges(uid: int) -> Requirement:
     """Check for root: only root sees the programs, reads their maps, and enters a pod from outside its node."""
     said = "root" if uid == 0 else f"user {uid}"
-    hint = None if uid == 0 else "sudo merlab up --lab kind"
+    hint = None if uid == 0 else "sudo merlab up"
     return Requirement(
         "merbridge.root",
         PASS if uid == 0 else FAIL,
@@ -75,17 +80,20 @@ def cgroup2(filesystems: str) -> Requirement:
     return Requirement("merbridge.cgroup2", PASS if has else FAIL, "there" if has else "not there", "cgroup2", hint)
 
 
-def of_image(ref: str) -> list[Requirement]:
-    """Check whether Docker has its image; nothing without Docker. Step 0 finds out whether a registry has it."""
+def of_image(ref: str, images: NodeImages) -> list[Requirement]:
+    """Check whether this machine has its image; nothing if that cannot be determined.
+
+    Step 0 finds out whether a registry has it.
+    """
     needed = "its image here, or from its registry"
     try:
-        here = docker.has_image(ref)
+        here = images.has(ref)
     except LabError:
         return []
     if here:
         return [Requirement("merbridge.image", PASS, ref, needed)]
-    found = f"{ref} is not on this machine: up looks for it at {docker.registry(ref)}"
-    return [Requirement("merbridge.image", WARN, found, needed, f"docker pull {ref}")]
+    found = f"{ref} is not on this machine: up looks for it at {registry(ref)}"
+    return [Requirement("merbridge.image", WARN, found, needed, images.pull_command(ref))]
 
 
 def kind_of_sidecars(sidecars: str) -> Requirement:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab import polling
 from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kubernetes import diagnostics, topology
+from merbridge_lab.labs.kubernetes import diagnostics
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation, manifest
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAMESPACE
 from merbridge_lab.merbridge import log as words
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from merbridge_lab.adapters.kubernetes_api import Api
+    from merbridge_lab.labs.kubernetes.provider import NodeImages
 
 Object = dict[str, Any]
 
@@ -71,10 +72,11 @@ def _crashes(pod: Object) -> int:
     return max(ended, default=0)
 
 
-def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = frozenset()) -> None:
+def wait(api: Api, problems: Callable[[], list[str]], images: NodeImages, after: frozenset[str] = frozenset()) -> None:
     """Wait until nothing is wrong with it any more. Raise Crashed, or LabError if it will not come up.
 
-    Pods whose uid is in `after` are from before: their problems do not count.
+    Pods whose uid is in `after` are from before: their problems do not count. `images` tells how a missing image gets
+    into the node.
     """
     began, memory = time.monotonic(), diagnostics.Memory()
     last: list[str] = ["it has not begun to start"]
@@ -86,7 +88,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
             return True
         daemonset = api.get(installation.PATH)
         found = [pod for pod in installation.pods(api, daemonset) if pod["metadata"]["uid"] not in after]
-        ended[:] = _edited(daemonset) or _hopeless(api, found, time.monotonic() - began, memory)
+        ended[:] = _edited(daemonset) or _hopeless(api, found, time.monotonic() - began, images, memory)
         return bool(ended)
 
     awaiting = lambda: f"Merbridge to be ready: {last[0]}"  # noqa: E731
@@ -96,7 +98,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
     if not done:
         raise LabError(
             f"Merbridge was not ready within {_STARTS:.0f} s: {last[0]}",
-            hint=f"kubectl --context {topology.CONTEXT} -n {installation.NAMESPACE} logs ds/{installation.NAME}",
+            hint=f"kubectl -n {installation.NAMESPACE} logs ds/{installation.NAME}",
             stderr=_last_words(api),
         )
 
@@ -108,17 +110,19 @@ def _edited(daemonset: Object) -> list[Crashed | LabError]:
         return []
     name = f"{installation.NAMESPACE}/{installation.NAME}"
     what = f"the DaemonSet {name} is not as merlab applied it any more: {'; '.join(edits)}"
-    return [LabError(what, hint="merlab step 3 --lab kind")]
+    return [LabError(what, hint="merlab step 3")]
 
 
-def _hopeless(api: Api, found: Sequence[Object], waited: float, memory: diagnostics.Memory) -> list[Crashed | LabError]:
+def _hopeless(
+    api: Api, found: Sequence[Object], waited: float, images: NodeImages, memory: diagnostics.Memory
+) -> list[Crashed | LabError]:
     for pod in found:
         if crashes := _crashes(pod):
             said = log(api, pod)
             why = words.crash(said)
             if crashes >= _CRASHES or (why and why.cgroup):
                 return [Crashed(why, said, pod["metadata"]["name"])]
-    seen = diagnostics.diagnose(found, waited, memory=memory)
+    seen = diagnostics.diagnose(found, waited, images, memory=memory)
     if seen is not None:
         return [seen.error(diagnostics.told(api.events(installation.NAMESPACE)))]
     return []
@@ -137,7 +141,7 @@ def crashed(found: Crashed) -> LabError:
     near = f" The nearest known issue: {found.why.link}." if found.why and found.why.link else ""
     return LabError(
         f"Merbridge crashes{why}.{near}",
-        hint=f"kubectl --context {topology.CONTEXT} -n {installation.NAMESPACE} logs {found.pod} --previous",
+        hint=f"kubectl -n {installation.NAMESPACE} logs {found.pod} --previous",
         stderr=words.tail(found.log) or None,
     )
 
