@@ -34,6 +34,7 @@ from tests.cluster import builds
 from tests.merlab_cli import MERLAB, environment, told
 
 from merbridge_lab.labs.kind import names
+from merbridge_lab.labs.kind.node import DockerNode
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view
 from schema_files import complaints
@@ -371,7 +372,7 @@ def helpers() -> list[str]:
 
 
 def test_c01_the_nodes_first_process_is_in_a_child_of_its_cgroup_and_the_pods_are_its_all_the_same(lab: None) -> None:
-    node = node_view.find(NODE)
+    node = node_view.find(DockerNode(NODE))
     assert node_view.cgroup_of(Path(f"/proc/{node.pid}")) == f"{node.cgroup_path}/init.scope"
     # One in the node's own files: its PID there is another one here.
     found = in_node("ctr", "-n", "k8s.io", "tasks", "ls").splitlines()[1:]
