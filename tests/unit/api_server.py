@@ -88,9 +88,12 @@ class Server:
     Without `answer`, all wait: the kernel accepts, nobody answers.
     """
 
-    def __init__(self, keys, answer=None):
+    def __init__(self, keys, answer=None, *, asks_certificate=False):
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(*keys.server)
+        if asks_certificate:
+            self._context.load_verify_locations(keys.ca)
+            self._context.verify_mode = ssl.CERT_REQUIRED
         self._answer, self.requests = answer, []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ from merbridge_lab.adapters.memfd import MemFile
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 Object = dict[str, Any]
 
@@ -84,7 +86,10 @@ class Credentials:
                 ).load_and_set(made)
             else:
                 told = _one_context(self.context or _NAME, self._held(self.cluster), self._held(self.user))
-                load_kube_config_from_dict(told, client_configuration=made, persist_config=False)
+                with _logged_errors() as said:
+                    load_kube_config_from_dict(told, client_configuration=made, persist_config=False)
+                if said and "exec" in self.user:
+                    raise ConfigException("; ".join(said))  # noqa: TRY301 - as the library should
         except (ConfigException, OSError, ValueError) as error:
             raise LabError(
                 f"the credentials for the cluster at {self.server} cannot be used",
@@ -102,6 +107,20 @@ class Credentials:
                 self._files.append(MemFile(base64.b64decode(told.pop(f"{name}-data"))))
                 told[name] = self._files[-1].path
         return told
+
+
+@contextlib.contextmanager
+def _logged_errors() -> Iterator[list[str]]:
+    """Yield the errors that are logged during the block: the library logs those of exec plugins, and goes on."""
+    said: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield said
+    finally:
+        root.removeHandler(handler)
 
 
 def _one_context(name: str, cluster: Mapping[str, Any], user: Mapping[str, Any]) -> Object:
@@ -127,9 +146,9 @@ def of_mapping(
         contexts = {one["name"]: one["context"] for one in told.get("contexts") or []}
         wanted = contexts.get(name)
         entries = None if wanted is None else _entries(told, wanted, folder)
-    except (KeyError, TypeError, AttributeError, StopIteration, binascii.Error) as error:
+    except (KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise LabError(
-            f"the context {name} of the kubeconfig is incomplete: {error or 'its cluster is missing'}",
+            f"the context {name} of the kubeconfig is incomplete: {error}",
             hint="kubectl config view",
         ) from error
     if entries is None:
@@ -142,7 +161,8 @@ def _entries(
     told: Mapping[str, Any], context: Mapping[str, Any], folder: Path | None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the entries of a context's cluster and user. Raise KeyError, TypeError, … for what is not there."""
-    cluster = next(one["cluster"] for one in told["clusters"] if one["name"] == context["cluster"])
+    clusters = {one["name"]: one["cluster"] for one in told["clusters"]}
+    cluster = clusters[context["cluster"]]
     user = next((one["user"] for one in told.get("users") or [] if one["name"] == context.get("user")), None)
     entries = _with_paths(cluster, _CLUSTERS_FILES, folder), _with_paths(user, _USERS_FILES, folder)
     _ = entries[0]["server"]
@@ -157,6 +177,9 @@ def _with_paths(entry: Mapping[str, Any] | None, names: tuple[str, ...], folder:
     for name in names:
         if told.get(name) and folder is not None:
             told[name] = str(folder / told[name])
+    plugin = told.get("exec")
+    if folder is not None and plugin and "/" in plugin["command"]:  # a name without it is searched on PATH
+        told["exec"] = {**plugin, "command": str(folder / plugin["command"])}
     return told
 
 
