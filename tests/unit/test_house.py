@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections import defaultdict
 from pathlib import Path
+
+from tests.unit.messages_in_source import messages
 
 import merbridge_lab
 
@@ -73,3 +76,24 @@ def test_modules_share_a_name_only_where_they_have_one_role():
             found[path.stem].append(str(path.relative_to(SOURCE)))
     assert {name: paths for name, paths in found.items() if len(paths) > 1 and name not in ROLES} == {}
     assert [name for name in ROLES if len(found[name]) < 2] == []
+
+
+#: In a text: the option --lab, or the name of a lab or of what one provider runs on.
+_OF_A_LAB = re.compile(r"--lab\b|\bembedded\b|\bkind\b(?! \{)|\bDocker\b|\bdocker\b(?!\.io)")
+#: What is filled in, and an option of the command line that has a lab's name in it.
+_NOT_READ = re.compile(r"\{[^{}]*\}|--kind-image")
+#: The adapters of one provider's own commands, which name these.
+_OF_COMMANDS = ("adapters/docker", "adapters/kind_")
+
+
+def test_no_text_of_an_adapter_or_of_kubernetes_names_a_lab():
+    """The hints module adds the lab that a call is about; what only a provider knows, the provider says."""
+    found = []
+    for message in messages():
+        path, _, text = message.partition(": ")
+        if not path.startswith(("adapters/", "labs/kubernetes/")):
+            continue
+        words = "--lab" if path.startswith(_OF_COMMANDS) else _OF_A_LAB.pattern
+        if re.search(words, _NOT_READ.sub("", text).replace("of netlink's kind", "")):
+            found.append(message)
+    assert found == []

@@ -110,7 +110,7 @@ def is_podman(version: str) -> LabError:
     """Return the error for a docker that is Podman."""
     named = f" {version}" if version else ""
     return LabError(
-        f"docker is Podman{named} here, which the kind lab does not support: it needs Docker Engine", hint=_WITHOUT
+        f"docker is Podman{named} here, which merlab does not support: it needs Docker Engine", hint=_WITHOUT
     )
 
 
