@@ -217,7 +217,7 @@ def test_s7_a_foreign_object_of_the_same_name_is_neither_taken_over_nor_deleted(
     name = "merbridge"
     foreign = {"kind": kind, "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "Helm"}}}
     api = Cluster(monkeypatch, foreign, text={"settings.json": settings.to_json()})
-    way = connection.Access(KindProvider(Options()), Options())
+    way = connection.Access(StubProvider(), Options())
     monkeypatch.setattr(way, "api", lambda: api)
     mine = dataplane.MerbridgeDataplane(way, lambda: None, lambda: 0)
     with pytest.raises(LabError, match=f"there is a {kind} merbridge already, and merlab did not make it") as error:

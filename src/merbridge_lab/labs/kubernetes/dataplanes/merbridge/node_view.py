@@ -146,7 +146,7 @@ def cgroup_of_node(first: str, mounted: str = "") -> str:
     """Return the cgroup of a node: `first` is that of its PID 1, `mounted` the root of the cgroup2 it has mounted.
 
     If the node has no cgroup namespace of its own, the machine's whole cgroup2 is mounted there. Its cgroup is then the
-    one that Docker named after the container, or the one that systemd's init.scope is in. Raises ValueError.
+    one that is named after its container, or the one that systemd's init.scope is in. Raises ValueError.
     """
     if not first:
         raise ValueError("its first process is in no cgroup2")
