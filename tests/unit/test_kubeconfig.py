@@ -183,11 +183,12 @@ def test_only_client_certificates_expire_in_words(keys, serve, tmp_path):
 def test_a_proxy_is_left_out_only_where_the_cluster_is_on_this_machine(keys, serve, monkeypatch):
     server = serve()
     monkeypatch.setenv("no_proxy", "")
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    lent = kubernetes_api.Api(kubeconfig.of_mapping(keys.kubeconfig(server.port)))
+    file = written(keys, server, {"token": TOKEN}, **{"proxy-url": "http://127.0.0.1:9"})
+    lent = kubernetes_api.Api(kubeconfig.of_file(file, "ours"))
     with pytest.raises(kubernetes_api.ApiUnavailableError):
         lent._once("get", "/api/v1/nodes", {})
     assert os.environ["no_proxy"] == ""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     near = kubernetes_api.Api(kubeconfig.of_mapping(keys.kubeconfig(server.port), direct=True))
     assert near.get("/api/v1/nodes") == {"items": []}
 

@@ -109,6 +109,8 @@ class Api:
         options: dict[str, Any] = {name: path for name, path in files.items() if path}
         if not made.verify_ssl:
             options |= {"cert_reqs": ssl.CERT_NONE, "check_hostname": False}
+        if name := self._credentials.cluster.get("tls-server-name"):
+            options["server_hostname"] = name
         told = made.auth_settings().get("BearerToken")
         return {"sslopt": options, "header": {"Authorization": told["value"]} if told else {}}
 
