@@ -76,8 +76,6 @@ class Credentials:
         from kubernetes.config.kube_config import load_kube_config_from_dict
 
         made = Configuration()
-        if self.direct:
-            made.proxy = None
         try:
             if self.service_account is not None:
                 InClusterConfigLoader(
@@ -96,6 +94,10 @@ class Credentials:
                 hint="kubectl config view",
                 stderr=str(error),
             ) from error
+        if self.direct:
+            made.proxy = None
+        elif "proxy-url" in self.cluster:  # older releases of the library do not read it
+            made.proxy = self.cluster["proxy-url"]
         made.retries = 0  # we do that, and report it
         return made
 

@@ -127,7 +127,8 @@ class Access:
         if self._settings is None:
             found = self.provider.state()
             settings = ((self.kept() if found.usable else None) or Settings.default()).asked(self._options)
-            self._settings = replace(settings, kind_image=found.nodes[0].image) if found.usable else settings
+            image = found.nodes[0].image if found.usable else ""
+            self._settings = replace(settings, kind_image=image or settings.kind_image)
         return self._settings
 
     def context_commands(self) -> list[str]:
