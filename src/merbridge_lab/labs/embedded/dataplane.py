@@ -10,6 +10,7 @@ from merbridge_lab import dataplane, polling, signals
 from merbridge_lab.adapters import tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.dataplane import socket_filters
+from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.errors import LabError, UnsupportedFeatureError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.labs.embedded import topology
@@ -17,9 +18,9 @@ from merbridge_lab.labs.embedded import topology
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.labs.embedded.host import Machine
     from merbridge_lab.labs.embedded.mesh import Mesh
+    from merbridge_lab.trace_event import TraceEvent
 
 #: How long `remove` waits until redirected bytes are read, in seconds; the pods end right after.
 _DRAIN = 0.5
@@ -157,6 +158,10 @@ class EmbeddedDataplane:
     def counters(self) -> Mapping[str, Mapping[str, int]]:
         """Read the counters, pod → decision → number; empty if nothing is attached."""
         return self._manager.counters() if self.attached else {}
+
+    def evidence(self, *, trace: bool) -> CounterEvidence:
+        """Return what shows what this dataplane does to a batch; with `trace`, also the events of its trace."""
+        return CounterEvidence(self.counters, self.drain_trace if trace else None)
 
     def shell_commands(self) -> list[str]:
         """Return the commands that show what was attached."""

@@ -126,11 +126,10 @@ class EmbeddedLab(LabBase):
             return http_client.observe(
                 own,
                 servers,
+                self.dataplane.evidence(trace=trace),
                 url=url,
                 count=count,
                 between=[self._node.netns],
-                counters=self.dataplane.counters,
-                trace=self.dataplane.drain_trace if trace else None,
                 logged=logged,
             )
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from merbridge_lab.adapters import conntrack
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, UsageError
-from merbridge_lab.evidence import Unread, Verdict
+from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import (
     CONTROL_CLIENT,
     DATAPLANE,
@@ -25,9 +23,11 @@ from merbridge_lab.lab import (
 )
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.base import LabBase
+from merbridge_lab.labs.dataplane_strategy import NoEvidence
 from merbridge_lab.labs.kind import ownership
 from merbridge_lab.labs.kind.cluster import NodeComponent
 from merbridge_lab.labs.kubernetes import commands, topology
+from merbridge_lab.labs.kubernetes.batch_source import ClusterBatch
 from merbridge_lab.labs.kubernetes.connection import Access
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     control_pods,
@@ -52,9 +52,10 @@ if TYPE_CHECKING:
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.lab import Workload
     from merbridge_lab.labs.options import Options
-    from merbridge_lab.merbridge.trace import MerbridgeEvent
+    from merbridge_lab.labs.request_batch import DataplaneEvidence
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
+    from merbridge_lab.trace_event import TraceEvent
 
 
 #: What upstream's dataplane cannot do, of the capabilities of a dataplane.
@@ -165,28 +166,25 @@ class KubernetesLab(LabBase):
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read all evidence around them."""
-        own = _own(client)
         servers = [_own(server)] if server is not None else self.servers()
-        around: dict[str, Any] = {"counters": dict}
-        with contextlib.ExitStack() as stack:
-            if self.intercepts and installation.there(self._access):
-                place = self.merbridge.place()
-                seeing = stack.enter_context(evidence.watching(place, self.merbridge.state()))
-                around = {"counters": seeing.counters, "trace": seeing.trace, "noted": seeing.noted}
-                around["limits"] = limitations.of(place, self._access.settings().sidecars, servers)
-            seen = request_batch.observe(
-                own,
-                ask=lambda: own.ask(url),
-                own=own.log(),
-                logs={one.name: one.log() for one in servers},
-                count=count,
-                changed_sources=lambda: conntrack.merge(one.changed_sources() for one in (own, *servers)),
-                logged=logged,
-                **around,
+        with self._evidence(servers) as dataplane:
+            return request_batch.observe(
+                ClusterBatch(_own(client), servers, url, dataplane), count=count, logged=logged
             )
-        if not seen.trace or isinstance(seen.trace, Unread):
-            return seen
-        return replace(seen, trace=evidence.of_requests(seen.trace, evidence.destinations(self.api(), servers)))
+
+    @contextlib.contextmanager
+    def _evidence(self, servers: list[KindWorkload]) -> Iterator[DataplaneEvidence]:
+        if not (self.intercepts and installation.there(self._access)):
+            yield NoEvidence()
+            return
+        place = self.merbridge.place()
+        with evidence.watching(
+            place,
+            self.merbridge.state(),
+            limits=lambda: limitations.of(place, self._access.settings().sidecars, servers),
+            meant=lambda: evidence.destinations(self.api(), servers),
+        ) as watch:
+            yield watch
 
     def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
         """Raise LabError: upstream keeps no map of its connections."""
@@ -223,7 +221,7 @@ class KubernetesLab(LabBase):
         """Return the walkthrough's command, on the node."""
         return commands.trace(self._access.node())
 
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
         if not self.intercepts:
             raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
