@@ -1,6 +1,5 @@
 """What is reported of a kind lab in trouble: its API is a real TLS server, docker and kind replay captured output."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -110,12 +109,12 @@ def test_what_stays_with_docker_is_named_and_merbridge_only_where_it_was(lab, tm
     settings = Settings.default()
     ours = settings.images["merbridge"]
     (tmp_path / "images").write_text(f"{settings.kind_image}\n{ours}\n")
-    with_it = status.pulled(dataclasses.replace(settings, dataplane="merbridge"))
+    with_it = status.pulled(settings, [ours])
     assert with_it[0].endswith(f"docker image rm {settings.kind_image} {ours}")
-    without = status.pulled(dataclasses.replace(settings, dataplane="none"))
+    without = status.pulled(settings, [])
     assert without[0].endswith(f"docker image rm {settings.kind_image}")
     (tmp_path / "images").unlink()
-    assert status.pulled(settings) == []
+    assert status.pulled(settings, [ours]) == []
 
 
 def test_the_stand_ins_are_taken_for_merlabs_cluster(lab):

@@ -15,14 +15,13 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import UnreadError
 from merbridge_lab.labs.kind import local_state, ownership
 from merbridge_lab.labs.kubernetes import pods, topology
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.lab import Component, Dataplane
-    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
+    from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KindWorkload
@@ -38,7 +37,6 @@ class Described(Protocol):
     """The parts of a lab whose state is described, and the connection to its cluster."""
 
     name: str
-    merbridge: MerbridgeDataplane
 
     @property
     def node(self) -> Component:
@@ -49,12 +47,12 @@ class Described(Protocol):
         """Istio, and the pods of the walkthrough."""
 
     @property
-    def intercepts(self) -> bool:
-        """Report whether the lab is configured with a dataplane."""
+    def strategy(self) -> ClusterDataplane:
+        """The dataplane that the lab is configured with."""
 
     @property
     def dataplane(self) -> Dataplane:
-        """Upstream's Merbridge, or none."""
+        """Its component."""
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -104,7 +102,7 @@ def describe(lab: Described) -> dict[str, Any]:
         "lab": lab.name,
         "up": there,
         "workloads": described,
-        "dataplane": _dataplane(lab) if up else {"kind": "none", "attached": False, "programs": 0},
+        "dataplane": lab.strategy.describe() if up else {"kind": "none", "attached": False, "programs": 0},
         "path": _path(described, attached=up and lab.dataplane.attached) if len(described) > 1 else [],
         "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
         "problems": _problems(lab, up=up) if there else [],
@@ -135,17 +133,8 @@ def _workload(lab: Described, workload: KindWorkload) -> dict[str, Any] | None:
     }
 
 
-def _dataplane(lab: Described) -> dict[str, Any]:
-    if not lab.intercepts:
-        return {"kind": "none", "attached": False, "programs": 0}
-    programs = 0
-    with contextlib.suppress(LabError):
-        programs = len(lab.merbridge.state().programs)
-    return {"kind": "merbridge", "attached": lab.dataplane.attached, "programs": programs}
-
-
 def _problems(lab: Described, *, up: bool) -> list[str]:
-    parts = [lab.node, *([lab.mesh] if up else []), *([lab.dataplane] if up and lab.intercepts else [])]
+    parts = [lab.node, *([lab.mesh] if up else []), *([lab.dataplane] if up and lab.strategy.intercepts else [])]
     return [sentence for part in parts for sentence in _told(part.problems)]
 
 
@@ -193,11 +182,9 @@ def states(lab: Described, steps: Sequence[Step]) -> list[str]:
     return told
 
 
-def pulled(settings: Settings) -> list[str]:
+def pulled(settings: Settings, of_dataplane: Sequence[str]) -> list[str]:
     """Return which of the lab's images stay in Docker, with the command that removes them."""
-    wanted = [settings.kind_image, *settings.pod_images()]
-    if settings.dataplane == MERBRIDGE:
-        wanted.append(settings.images[MERBRIDGE])
+    wanted = [settings.kind_image, *settings.pod_images(), *of_dataplane]
     there = [ref for ref in wanted if docker.has_image(ref)]
     return [f"its images stay with Docker; this removes them: docker image rm {' '.join(there)}"] if there else []
 
@@ -261,4 +248,4 @@ def dump(lab: Described) -> dict[str, Callable[[], Any]]:
                 map(str, one.rules.snapshot().texts.values())
             )  # type: ignore[misc]
             parts[f"{workload.name}/sidecar.log"] = lambda one=workload: one.logged(_TAIL)  # type: ignore[misc]
-    return {**parts, **lab.merbridge.dump()} if lab.intercepts else parts
+    return {**parts, **lab.strategy.dump()}
