@@ -23,9 +23,9 @@ class Sidecars(str, Enum):
     NATIVE = "native"
 
 
-def dataplane_names() -> list[str]:
-    """List what --dataplane takes: each dataplane that this version has, and those that are planned."""
-    return [*dataplanes.names(), *PLANNED_DATAPLANES]
+def dataplane_names(incomplete: str = "") -> list[str]:
+    """List what --dataplane takes and begins so: each dataplane that this version has, and those that are planned."""
+    return [name for name in (*dataplanes.names(), *PLANNED_DATAPLANES) if name.startswith(incomplete)]
 
 
 def dataplane(given: str) -> str:
