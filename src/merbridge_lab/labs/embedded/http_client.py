@@ -62,7 +62,7 @@ def by_name(exchange: Exchange, spec: PodSpec) -> Exchange:
     host = urlsplit(exchange.url).hostname or ""
     known = {service.vip for service in spec.services if host in service.names}
     address = exchange.remote.rpartition(":")[0]
-    if not known or not address or address in known or address.startswith("127."):
+    if not known or not address or address in known or exchange.peer_is_loopback:
         return exchange
     told = (
         f"it was asked of {address}, and {host} is {', '.join(sorted(known))}: something else than /etc/hosts told it"
