@@ -155,7 +155,7 @@ class KubernetesLab(LabBase):
             )
 
     def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
-        """Raise LabError: upstream keeps no map of its connections."""
+        """Raise LabError: no dataplane on a cluster tells what it records of a connection."""
         raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded")
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
