@@ -78,7 +78,7 @@ def choices(callback: Any) -> dict[str, str]:  # noqa: ANN401 - any function
 
 def written(parameter: Any, values: str | None) -> str:  # noqa: ANN401 - typer brings its own copy of click
     """Return how an argument or an option is written, with the word for its value."""
-    value = parameter.metavar or values
+    value = (parameter.metavar or values or "").strip("<>")  # as typer writes a few values
     if parameter.param_type_name == "argument":
         return f"`{value}`"
     names = [*parameter.opts, *parameter.secondary_opts]

@@ -11,13 +11,16 @@ import contextlib
 import copy
 import itertools
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, ruleset
 from merbridge_lab.dataplane import trace as trace_lines
+from merbridge_lab.dataplane.evidence import interception
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
+from merbridge_lab.interception import Counters
 from merbridge_lab.lab import (
     APP_REPORTS_PEER,
     CONTROL_CLIENT,
@@ -30,7 +33,7 @@ from merbridge_lab.lab import (
     ControlPair,
     ProcessIdentity,
 )
-from merbridge_lab.observation import Exchange, Observation
+from merbridge_lab.observation import Batch, Exchange, Observation
 from merbridge_lab.requirements import Requirement
 from merbridge_lab.ruleset import RuleSet
 
@@ -338,19 +341,22 @@ class FakeLab:
         nonces = {exchange.nonce for exchange in exchanges}
         closed = {exchange.local for exchange in exchanges if exchange.closed}
         theirs = [(pod.name, line) for pod in ([server] if server else self.servers()) for line in lines(pod.name)]
-        return Observation(
+        batch = Batch(
             client=client.name,
             exchanges=exchanges,
             client_log={line.request_id: line for line in lines(client.name) if line.request_id in nonces},
             server_log={line.request_id: (name, line) for name, line in theirs if line.request_id in nonces},
+            trace=tuple(event for line in self._trace if (event := trace_lines.parse(line))) if trace else (),
+        )
+        counters = Counters(counted, copy.deepcopy(self.counters) if self.dataplane.attached else {})
+        return Observation(
+            **vars(batch),
+            interception=interception(batch, counters),
             rejected=tuple(
                 (name, line) for name, line in theirs if line.rejected_plain_text and line.downstream_remote in closed
             ),
             before=before,
             after=client.rules.snapshot(),
-            counters_before=counted,
-            counters_after=copy.deepcopy(self.counters) if self.dataplane.attached else {},
-            trace=tuple(event for line in self._trace if (event := trace_lines.parse(line))) if trace else (),
         )
 
     def _ask(self, client: FakePod, servers: Sequence[FakePod], url: str) -> Exchange:
@@ -596,3 +602,11 @@ def flushed():
     with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
         control = lab.observe(control_client)
     return seen.with_control(control).with_rules(saved, sleep.rules.snapshot())
+
+
+def seen_with(seen: Observation, **changes: object) -> Observation:
+    """Return the observation with other counters or another trace, and what our dataplane makes of them."""
+    known = seen.interception.counters
+    counters = Counters(changes.pop("counters_before", known.before), changes.pop("counters_after", known.after))
+    changed = replace(seen, **changes)
+    return replace(changed, interception=interception(changed, counters))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from merbridge_lab.evidence import Control, Finding, Reading, Unread, Verdict, assess, fails, holds, skips, value_of
+from merbridge_lab.interception import DIRECTIONS, LEGS, Interception, Witness
 from merbridge_lab.lab import (
     APP_REPORTS_PEER,
     CONTROL_CLIENT,
@@ -28,8 +29,10 @@ __all__ = [
     "DATAPLANE",
     "DEBUG_TOGGLE",
     "DIALS",
+    "DIRECTIONS",
     "HELLO",
     "INBOUND_WITHOUT_RULES",
+    "LEGS",
     "TRACE",
     "Check",
     "Component",
@@ -37,6 +40,7 @@ __all__ = [
     "ControlPair",
     "Exchange",
     "Finding",
+    "Interception",
     "Kind",
     "Lab",
     "Observation",
@@ -47,6 +51,7 @@ __all__ = [
     "Unread",
     "Variant",
     "Verdict",
+    "Witness",
     "Workload",
     "assess",
     "fails",

@@ -77,6 +77,14 @@ def value_of(reading: T | Unread) -> T:
     return reading
 
 
+def attempt(look: Callable[[], T]) -> T | Unread:
+    """Return what `look` returns; Unread if it needs the value of a reading that could not be taken."""
+    try:
+        return look()
+    except UnreadError as error:
+        return error.unread
+
+
 @dataclass(frozen=True)
 class Control:
     """The experiment that shows that a check could have seen the opposite."""

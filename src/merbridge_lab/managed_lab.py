@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from merbridge_lab.model import Step
+    from merbridge_lab.trace_event import TraceEvent
 
 
 class ManagedWorkload(Workload, Protocol):
@@ -63,5 +64,5 @@ class ManagedLab(Lab, Protocol):
     def keep_report(self, told: dict[str, Any]) -> None:
         """Store the report of the last run, for a sysdump. Raises nothing."""
 
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[Any]:
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""

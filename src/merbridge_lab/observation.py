@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from merbridge_lab.accesslog import AccessLogLine
-    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.interception import Interception
     from merbridge_lab.ruleset import RuleSet
+    from merbridge_lab.trace_event import TraceEvent
 
 HTTP_OK = 200
 #: curl: connected, then closed before any HTTP status ("empty reply" and "failure receiving").
@@ -52,6 +53,11 @@ class Exchange:
         return self.exit_status in CURL_CLOSED
 
     @property
+    def peer_is_loopback(self) -> bool:
+        """Report whether the app saw a loopback address as its peer."""
+        return self.remote.startswith("127.")
+
+    @property
     def instance(self) -> str:
         """Return who answered, according to the answer: helloworld names its pod; "" if the body names nobody."""
         found = re.search(r"\binstance: (\S+)", self.body)
@@ -72,43 +78,52 @@ def arrivals(sent: str, changed_sources: Mapping[str, frozenset[str]]) -> frozen
     return known
 
 
-@dataclass(frozen=True)
-class Observation:
-    """A batch of requests of one client, with the state of the world before and after it.
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A batch of requests of one client, with the records that they left in logs and in the dataplane's trace.
 
     `client_log` and `server_log` map a nonce to the line that the client's sidecar, or a server's, wrote about it;
-    `server_log` also has the server's name. `rejected` are connections that a server's inbound listener closed because
-    they were plain text. `before` and `after` are the client's rules. `counters_before` and `counters_after` are the
-    dataplane's: workload → counter → number, empty if no dataplane is attached. `control` is the same batch sent by a
-    control client that the dataplane does not serve. `saved` and `restored` are the rules around a flush.
-    `changed_sources` are those of conntrack (adapters.conntrack), read if the records of a request did not name the
-    same ports. `noted` exists for a dataplane that keeps the original destination of each connection in a map: nonce →
-    leg → "ip:port". `limits` maps each leg that the dataplane is known not to serve to the reason. `by_tcp` exists for
-    a lab that reads from the kernel's TCP what it carried: nonce → leg → the bytes that the dialling and the accepting
-    end gave to TCP, over the life of their connection. Each value that could not be read is Unread.
+    `server_log` also has the server's name.
     """
 
     client: str
     exchanges: tuple[Exchange, ...]
     client_log: Mapping[str, AccessLogLine] | Unread
     server_log: Mapping[str, tuple[str, AccessLogLine]] | Unread
-    rejected: tuple[tuple[str, AccessLogLine], ...] | Unread
-    before: RuleSet
-    after: RuleSet
-    counters_before: Mapping[str, Mapping[str, int]] | Unread = field(default_factory=dict)
-    counters_after: Mapping[str, Mapping[str, int]] | Unread = field(default_factory=dict)
     trace: tuple[TraceEvent, ...] | Unread = ()
-    control: Observation | None = None
-    saved: RuleSet | None = None
-    restored: RuleSet | None = None
-    changed_sources: Mapping[str, frozenset[str]] | Unread = field(default_factory=dict)
-    noted: Mapping[str, Mapping[str, str]] | Unread | None = None
-    limits: Mapping[str, str] = field(default_factory=dict)
-    by_tcp: Mapping[str, Mapping[str, tuple[int, int]]] | Unread | None = None
 
     def __post_init__(self) -> None:
         if not self.exchanges:
             raise ValueError("a batch without a request proves nothing")
+
+    @property
+    def servers(self) -> frozenset[str]:
+        """The workloads whose sidecar delivered one of the requests."""
+        return frozenset(name for name, _ in value_of(self.server_log).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation(Batch):
+    """A batch of requests of one client, with the state of the world before and after it.
+
+    `rejected` are connections that a server's inbound listener closed because they were plain text. `before` and
+    `after` are the client's rules. `interception` is what the dataplane did. `control` is the same batch sent by a
+    control client that the dataplane does not serve. `saved` and `restored` are the rules around a flush.
+    `changed_sources` are those of conntrack (adapters.conntrack), read if the records of a request did not name the
+    same ports. `by_tcp` exists for a lab that reads from the kernel's TCP what it carried: nonce → leg → the bytes that
+    the dialling and the accepting end gave to TCP, over the life of their connection. Each value that could not be read
+    is Unread.
+    """
+
+    rejected: tuple[tuple[str, AccessLogLine], ...] | Unread
+    before: RuleSet
+    after: RuleSet
+    interception: Interception
+    control: Observation | None = None
+    saved: RuleSet | None = None
+    restored: RuleSet | None = None
+    changed_sources: Mapping[str, frozenset[str]] | Unread = field(default_factory=dict)
+    by_tcp: Mapping[str, Mapping[str, tuple[int, int]]] | Unread | None = None
 
     def with_control(self, control: Observation) -> Observation:
         """Return this observation with `control` attached."""
@@ -142,30 +157,6 @@ class Observation:
             for exchange in self.exchanges
             if exchange.served and exchange.body.startswith("Hello version: ")
             for word in exchange.body.split()[2:3]
-        )
-
-    def original_destinations(self, leg: str) -> dict[str, str]:
-        """Return, by nonce, the original destinations of the connections of a leg, as the dataplane recorded them."""
-        return {nonce: legs[leg] for nonce, legs in value_of(self.noted or {}).items() if leg in legs}
-
-    def original_destinations_reading(self, leg: str) -> Reading:
-        """Read how many of the batch's connections on a leg the dataplane's map holds."""
-        noted = self.original_destinations(leg)
-        raw = ", ".join(dict.fromkeys(noted.values())) or None
-        return Reading(f"bpf:pair_original_dst/{self.client}/{leg}", "connections", 0, len(noted), raw)
-
-    @property
-    def servers(self) -> frozenset[str]:
-        """The workloads whose sidecar delivered one of the requests."""
-        return frozenset(name for name, _ in value_of(self.server_log).values())
-
-    def counter(self, workload: str, name: str) -> Reading:
-        """Return the dataplane's counter `name` of `workload`; 0 if it does not exist."""
-        return Reading(
-            f"bpf:{workload}/{name}",
-            "bytes" if name.endswith("_bytes") else "events",
-            value_of(self.counters_before).get(workload, {}).get(name, 0),
-            value_of(self.counters_after).get(workload, {}).get(name, 0),
         )
 
     def rule(self, chain: str) -> Reading:

@@ -11,13 +11,15 @@ import errno
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from merbridge_lab.errors import LabError, ShortageError
-from merbridge_lab.evidence import Unread
+from merbridge_lab.evidence import Unread, UnreadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
+
+T = TypeVar("T")
 
 #: What Python raises, without an errno, if clone(2) fails with EAGAIN.
 _NO_THREAD = "can't start new thread"
@@ -81,6 +83,23 @@ def unread(source: str, error: OSError | LabError, *words: str) -> Unread:
         raise lacking from (None if lacking is error else error)
     own = error.what if isinstance(error, LabError) else error.strerror or str(error)
     return Unread(source, ": ".join(words) or own)
+
+
+def taken(source: str, take: Callable[[], T]) -> T | Unread:
+    """Take a reading; return Unread with the reason if it cannot be taken.
+
+    An error of its own type tells more (the pod was recreated meanwhile): it is passed on to the caller.
+    """
+    try:
+        return take()
+    except UnreadError as error:
+        return error.unread
+    except OSError as error:
+        return unread(source, error)
+    except LabError as error:
+        if type(error) is not LabError:
+            raise
+        return unread(source, error)
 
 
 def in_words(said: str) -> ShortageError | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fake_lab import FakeLab, flushed, up
+from fake_lab import FakeLab, flushed, seen_with, up
 from merbridge_lab.checks import components, dataplane, mesh, rules, trace
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.requirements import Requirement
@@ -104,16 +104,16 @@ def delivered_by_another_path(**changes):
 
 def counted(workload, name, by):
     def change(seen):
-        after = {pod: dict(numbers) for pod, numbers in seen.counters_after.items()}
+        after = {pod: dict(numbers) for pod, numbers in seen.interception.counters.after.items()}
         after.setdefault(workload, {}).setdefault(name, 0)
         after[workload][name] += by
-        return replace(seen, counters_after=after)
+        return seen_with(seen, counters_after=after)
 
     return change
 
 
 def no_counters(seen):
-    return replace(seen, counters_before={}, counters_after={})
+    return seen_with(seen, counters_before={}, counters_after={})
 
 
 def redirect_moved(by):
@@ -147,11 +147,11 @@ def specs_changed(change):
 
 
 def without_kind(kind):
-    return lambda seen: replace(seen, trace=tuple(event for event in seen.trace if event.kind != kind))
+    return lambda seen: seen_with(seen, trace=tuple(event for event in seen.trace if event.kind != kind))
 
 
 def of_another_connection(seen):
-    return replace(seen, trace=tuple(replace(e, port=1) if e.kind == "established" else e for e in seen.trace))
+    return seen_with(seen, trace=tuple(replace(e, port=1) if e.kind == "established" else e for e in seen.trace))
 
 
 HOLDS = [
@@ -402,13 +402,13 @@ FAILS = [
         ["logged plain text from 10.244.0.100:1"],
     ),
     # trace
-    (trace.lines_appear, healthy, lambda s: replace(s, trace=()), ["no line"]),
+    (trace.lines_appear, healthy, lambda s: seen_with(s, trace=()), ["no line"]),
     (trace.tells_the_request, healthy, without_kind("connect"), ["10.244.0.10:", "no connect() of it"]),
     (trace.tells_the_request, healthy, without_kind("original_dst"), ["original destination was not asked"]),
     (trace.tells_the_request, healthy, without_kind("redirect"), ["no bytes of it"]),
     (trace.tells_the_request, healthy, without_kind("established"), ["no connect() of it"]),
     (trace.tells_the_request, healthy, of_another_connection, ["no connect() of it"]),
-    (trace.tells_the_request, healthy, lambda s: replace(s, trace=()), ["10.244.0.10:"]),
+    (trace.tells_the_request, healthy, lambda s: seen_with(s, trace=()), ["10.244.0.10:"]),
 ]
 
 
@@ -603,7 +603,9 @@ def test_dialled_by_ebpf():
 def every_check():
     for module in (mesh, dataplane, rules, trace):
         for name, value in vars(module).items():
-            public = callable(value) and value.__module__ == module.__name__ and not name.startswith(("assess_", "as_"))
+            public = (
+                callable(value) and value.__module__ == module.__name__ and not name.startswith(("assess_", "as_", "_"))
+            )
             if public:
                 yield value()
     yield from (

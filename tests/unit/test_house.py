@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.unit.messages_in_source import messages
 
 import merbridge_lab
+from merbridge_lab.labs.kubernetes import dataplanes
 
 SOURCE = Path(merbridge_lab.__file__).parent
 LONGEST = 300
@@ -31,6 +32,7 @@ ROLES = {
     "rollout": "wait for pods until they are ready, or hopeless",
     "rules": "iptables rules of a pod, and the checks of them",
     "status": "the state of a lab, described",
+    "strategy": "what a dataplane brings to a lab on a cluster",
     "tcp_bytes": "what went by TCP",
     "topology": "what a lab is made of, as data",
     "trace": "lines of a dataplane's trace, and the checks of them",
@@ -62,6 +64,17 @@ def imports():
 def test_no_modules_import_each_other_in_a_circle():
     """Who needs a type of its owner, knows its owner."""
     graphlib.TopologicalSorter(imports()).prepare()
+
+
+def test_no_module_knows_a_dataplane_of_a_cluster_but_its_own_package():
+    """They are found by name: a third one is one package."""
+    found = {
+        (name, package)
+        for name, known in imports().items()
+        for package in (f"{dataplanes.__name__}.{each}" for each in dataplanes.names())
+        if not name.startswith(package) and any(each.startswith(package) for each in known)
+    }
+    assert found == set()
 
 
 def test_no_module_is_too_long_to_be_read_at_once():

@@ -1,6 +1,5 @@
 """What is reported of a lab on a cluster in trouble: its API is a real TLS server, its node a stub."""
 
-import dataclasses
 import json
 
 import pytest
@@ -89,5 +88,5 @@ def test_where_the_provider_does_not_answer_it_is_an_error_as_ever(lab, monkeypa
 def test_the_images_of_the_lab_are_named_and_merbridge_only_where_it_is():
     settings = Settings.default()
     ours = settings.images["merbridge"]
-    assert ours in status.images(dataclasses.replace(settings, dataplane="merbridge"))
-    assert ours not in status.images(dataclasses.replace(settings, dataplane="none"))
+    assert ours in status.images(settings, [ours])
+    assert ours not in status.images(settings, [])

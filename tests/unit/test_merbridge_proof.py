@@ -9,32 +9,29 @@ from dataclasses import replace
 
 import pytest
 
-from fake_lab import FakeLab, up
-from merbridge_lab import matrix
+from fake_lab import FakeLab, seen_with, up
+from merbridge_lab import interception, matrix
 from merbridge_lab.checks import dataplane, mesh, trace
-from merbridge_lab.evidence import Verdict
+from merbridge_lab.evidence import Unread, Verdict
+from merbridge_lab.interception import LEGS, Counters
 from merbridge_lab.lab import APP_REPORTS_PEER, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES
 from merbridge_lab.loader import steps
+from merbridge_lab.merbridge import evidence
 from merbridge_lab.merbridge import trace as upstream
 from merbridge_lab.report import Report
 
 VIP = "10.96.0.10:5000"
-LEGS = ("outbound", "mesh", "inbound")
 
 
-def as_upstream(seen, legs=LEGS, runs=None):
-    """Add to an observation what upstream's map and run counts hold of it."""
+def as_upstream(seen, legs=LEGS, runs=None, limits=None, held=None, trace=()):
+    """Add to an observation what upstream's map, run counts and trace hold of it; `held` nonces are in the map."""
     exchanges = tuple(replace(one, remote="127.128.0.7:5000") for one in seen.exchanges)
-    noted = {one.nonce: dict.fromkeys(legs, VIP) for one in exchanges}
     after = {"connect4_runs": 9, "sk_msg_runs": 6 * len(exchanges) if runs is None else runs}
-    return replace(
-        seen,
-        exchanges=exchanges,
-        noted=noted,
-        counters_before={"node": dict.fromkeys(after, 0)},
-        counters_after={"node": after},
-        trace=(),
-    )
+    counters = Counters({"node": dict.fromkeys(after, 0)}, {"node": after})
+    known = [one.nonce for one in exchanges] if held is None else held
+    changed = replace(seen, exchanges=exchanges, trace=trace)
+    destinations = held if isinstance(held, Unread) else {nonce: dict.fromkeys(legs, VIP) for nonce in known}
+    return replace(changed, interception=evidence.interception(changed, destinations, counters, limits or {}))
 
 
 @pytest.fixture
@@ -64,14 +61,22 @@ def test_what_the_map_holds_is_intercepted_and_moved(healthy):
 
 
 def test_programs_that_run_and_note_nothing_intercept_nothing(healthy):
-    finding = dataplane.assess_intercepted(replace(healthy, noted={}))
+    finding = dataplane.assess_intercepted(as_upstream(healthy, held=[]))
     assert not finding.held
     assert "intercepted none of 4 fresh connections of sleep: its program ran 9 times" in finding.why
 
 
 def test_one_connection_that_is_not_in_the_map_is_one_too_many(healthy):
-    noted = dict(list(healthy.noted.items())[1:])
-    assert "intercepted 3 of 4" in dataplane.assess_intercepted(replace(healthy, noted=noted)).why
+    held = [one.nonce for one in healthy.exchanges[1:]]
+    assert "intercepted 3 of 4" in dataplane.assess_intercepted(as_upstream(healthy, held=held)).why
+
+
+def test_a_map_that_could_not_be_read_shows_nothing(healthy):
+    unread = as_upstream(healthy, held=Unread("somewhere", "nobody could look"))
+    for check in (dataplane.intercepted(), dataplane.payload_moved(), trace.tells_the_request()):
+        finding = check.evaluate(unread)
+        assert finding.verdict is Verdict.FAIL
+        assert "somewhere could not be read: nobody could look" in finding.why
 
 
 def test_a_note_of_a_connection_that_went_elsewhere_proves_nothing(healthy):
@@ -82,10 +87,11 @@ def test_a_note_of_a_connection_that_went_elsewhere_proves_nothing(healthy):
 
 @pytest.mark.parametrize("missing", LEGS)
 def test_a_leg_without_notes_is_named_unless_it_is_a_known_limit(healthy, missing):
-    short = as_upstream(healthy, [leg for leg in LEGS if leg != missing])
+    legs = [leg for leg in LEGS if leg != missing]
+    short = as_upstream(healthy, legs)
     finding = dataplane.assess_payload(short)
     assert f"0 of 4 on the {missing} leg" in finding.why
-    limited = dataplane.assess_payload(replace(short, limits={missing: "the reason"}))
+    limited = dataplane.assess_payload(as_upstream(healthy, legs, limits={missing: "the reason"}))
     assert limited.held
     assert f"not on the {missing} leg: the reason" in limited.why
 
@@ -95,29 +101,29 @@ def test_a_mover_that_did_not_run_for_each_message(healthy):
 
 
 def test_where_there_is_a_trace_it_must_tell_of_each_message(healthy):
-    full = replace(healthy, trace=lines(CONNECT, *[MOVED] * 24))
+    full = as_upstream(healthy, trace=lines(CONNECT, *[MOVED] * 24))
     assert "24 messages, 2184 bytes" in dataplane.assess_payload(full).why
-    short = replace(healthy, trace=lines(CONNECT, *[MOVED] * 23))
+    short = as_upstream(healthy, trace=lines(CONNECT, *[MOVED] * 23))
     assert "the trace tells of 23 messages moved" in dataplane.assess_payload(short).why
-    none = replace(healthy, trace=lines(CONNECT))
+    none = as_upstream(healthy, trace=lines(CONNECT))
     assert "the trace tells of 0 messages moved" in dataplane.assess_payload(none).why
 
 
 def test_without_a_trace_it_is_said_that_messages_were_handed_over_not_that_they_moved(healthy):
-    said = dataplane.assess_payload(replace(healthy, trace=())).why
+    said = dataplane.assess_payload(as_upstream(healthy, trace=())).why
     assert "handed to the program that moves them, on all three legs" in said
     assert "moved from socket to socket" not in said
 
 
 def test_a_trace_is_of_the_request_if_it_names_where_the_map_says_it_was_meant_to_go(healthy):
-    assert trace.assess_told(replace(healthy, trace=lines(CONNECT, MOVED))).held
+    assert trace.assess_told(as_upstream(healthy, trace=lines(CONNECT, MOVED))).held
     elsewhere = lines(CONNECT.replace("10.96.0.10", "10.96.0.99"), MOVED)
-    assert "no connect() to it was intercepted" in trace.assess_told(replace(healthy, trace=elsewhere)).why
-    assert "no bytes were moved" in trace.assess_told(replace(healthy, trace=lines(CONNECT))).why
+    assert "no connect() to it was intercepted" in trace.assess_told(as_upstream(healthy, trace=elsewhere)).why
+    assert "no bytes were moved" in trace.assess_told(as_upstream(healthy, trace=lines(CONNECT))).why
 
 
 def test_a_trace_that_looks_right_without_a_note_in_the_map_proves_nothing(healthy):
-    finding = trace.assess_told(replace(healthy, noted={}, trace=lines(CONNECT, MOVED)))
+    finding = trace.assess_told(as_upstream(healthy, held=[], trace=lines(CONNECT, MOVED)))
     assert not finding.held
     assert "this request was not intercepted" in finding.why
 
@@ -174,7 +180,7 @@ def test_a_client_that_is_not_intercepted_is_no_limit_of_the_servers_side():
     class Idle(Without):
         def observe(self, client, **options):
             seen = super().observe(client, **options)
-            return replace(seen, counters_after=seen.counters_before) if self.bypassing else seen
+            return seen_with(seen, counters_after=seen.interception.counters.before) if self.bypassing else seen
 
     finding = last_cell(Idle(INBOUND_WITHOUT_RULES)).finding
     assert finding.verdict is Verdict.FAIL
@@ -232,3 +238,21 @@ def test_step_4_tells_that_the_pod_is_made_anew_and_shows_what_became_of_it():
     lab.dataplane.debug_shown = lambda: "args: [-d]"
     step.act(lab)
     assert [shown.output for shown in lab.shown()][-1] == "args: [-d]"
+
+
+# -- what no dataplane can claim
+
+
+def test_a_witness_that_leaves_a_direction_out_proves_nothing(healthy):
+    record = healthy.interception
+    (witness,) = record.moved
+    partial = replace(witness, flows=(replace(witness.flows[0], directions=5),))
+    finding = dataplane.assess_payload(replace(healthy, interception=replace(record, moved=(partial,))))
+    assert not finding.held
+    assert "tell of 5 of 6 directions" in finding.why
+
+
+def test_where_nothing_intercepts_nothing_is_moved_or_traced(healthy):
+    seen = replace(healthy, interception=interception.nothing("sleep"))
+    for check in (dataplane.intercepted(), dataplane.payload_moved(), trace.tells_the_request()):
+        assert check.evaluate(seen).verdict is Verdict.FAIL

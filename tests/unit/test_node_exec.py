@@ -139,14 +139,13 @@ def test_no_rule_stays_flushed_where_the_api_fails_twice(cluster, pod_rules, wor
 
 def test_a_save_of_another_flush_is_never_written_over(cluster, pod_rules):
     keep = rules.PodRules("sleep", cluster.node_exec, pod_rules._found, keep=True)
-    with keep.flushed():
+    with keep.flushed() as saved:
         pass
     assert pod_rules.outstanding
-    pod, process = pod_rules._found(False)
-    other = SimpleNamespace(uid="uid-2")
-    pod_rules._backend = "nft"
+    _, process = pod_rules._found(False)
+    other = rules.PodRules("sleep", cluster.node_exec, lambda _anew: (SimpleNamespace(uid="uid-2"), process))
     with pytest.raises(LabError, match="flushed already"):
-        pod_rules._flush(other, process)
-    pod_rules._flush(pod, process)  # the same flush again: the save of the complete rules stays
+        other._transport.save_and_flush(saved)
+    pod_rules._transport.save_and_flush(saved)  # the same flush again: the save of the complete rules stays
     assert pod_rules.restore()
     assert cluster.rules

@@ -94,7 +94,9 @@ def test_the_lab_is_named_by_its_provider_and_needs_what_that_needs():
 
 
 def test_what_one_types_has_the_providers_context_and_commands():
-    lab = ManagedKubernetesLab(StubProvider(nodes=[]), Options(images={"sleep": "r.example/curl:1"}))
+    lab = ManagedKubernetesLab(
+        StubProvider(nodes=[]), Options(images={"sleep": "r.example/curl:1"}, dataplane="merbridge")
+    )
     offline = lab.offline_commands()
     assert offline.workload("sleep").request_command().startswith("kubectl --context stub-context exec deploy/sleep ")
     assert offline.trace_command() == "stub-exec node-1 cat /sys/kernel/tracing/trace_pipe"
@@ -104,7 +106,7 @@ def test_what_one_types_has_the_providers_context_and_commands():
     installed = lab.mesh.shell_commands()
     assert installed[0] == "stub load r.example/curl:1"
     assert all("--context stub-context" in one for one in installed if one.startswith(("kubectl", "istioctl")))
-    assert any(one.startswith("stub load ") for one in lab.merbridge.shell_commands())
+    assert any(one.startswith("stub load ") for one in lab.dataplane.shell_commands())
     lab.show("kubectl --context stub-context get pods")
     assert [one.command for one in lab.shown()] == ["stub export", "kubectl --context stub-context get pods"]
 

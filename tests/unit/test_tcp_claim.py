@@ -32,10 +32,10 @@ def carried(seen, *requests):
 
 
 def counted(seen, pod, **more):
-    after = {name: dict(counters) for name, counters in seen.counters_after.items()}
+    after = {name: dict(counters) for name, counters in seen.interception.counters.after.items()}
     for name, number in more.items():
         after[pod][name] = after[pod].get(name, 0) + number
-    return replace(seen, counters_after=after)
+    return fake_lab.seen_with(seen, counters_after=after)
 
 
 def payload(seen):

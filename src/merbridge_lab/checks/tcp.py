@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import Control, Finding, Reading, Verdict, fails, holds, value_of
+from merbridge_lab.api import LEGS, Control, Finding, Reading, Verdict, fails, holds, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from merbridge_lab.api import Observation
 
-LEGS = ("outbound", "mesh", "inbound")
 #: From so many bytes on, a request or an answer went by TCP: a request names itself (x-request-id, 50 bytes alone), and
 #: an answer has a status line and headers. Fewer bytes are TLS's close message (31 bytes) to an end that has closed: no
 #: socket is left to hand it to. Seen once in 1200 connections.
@@ -37,7 +36,7 @@ def assess_nothing(seen: Observation) -> Finding:
                 if sent >= _LEAST:
                     by_pod.setdefault(sender, []).append(sent)
     for pod, given in by_pod.items():
-        left = sum(seen.counter(pod, name).moved for name in _passed(seen, pod))
+        left = value_of(seen.interception.left_to_tcp).get(pod, 0)
         if len(given) > left:
             return fails(
                 f"the counters of {pod} claim that eBPF moved the payload, and the wire does not confirm it: the"
@@ -87,7 +86,3 @@ def _senders(seen: Observation, nonce: str, leg: str) -> tuple[str, str]:
     """Return the pods that own the sockets of the dialling and the accepting end of a leg."""
     server = value_of(seen.server_log)[nonce][0] if leg != "outbound" else seen.client
     return (server if leg == "inbound" else seen.client, server)
-
-
-def _passed(seen: Observation, pod: str) -> list[str]:
-    return [name for name in value_of(seen.counters_after).get(pod, {}) if name.startswith("passed_")]

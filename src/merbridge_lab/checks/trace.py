@@ -47,54 +47,15 @@ def tells_the_request() -> Check:
 
 
 def assess_told(seen: Observation) -> Finding:
-    """Assess the trace of the pair that the app's connection opened."""
-    exchange = seen.exchanges[0]
-    if seen.noted is not None:
-        return assess_told_by_address(seen)
-    port = int(exchange.local.rpartition(":")[2] or 0)
-    mine = {event.pair for event in value_of(seen.trace) if event.kind == "established" and event.port == port}
-    told = [event for event in value_of(seen.trace) if event.pair in mine]
-    evidence = tuple(Reading("trace:merlab", event.kind, None, event.sentence(), event.raw) for event in told)
-    kinds = [event.kind for event in told]
-    for kind, meaning in (
-        ("connect", "no connect() of it was intercepted"),
-        ("original_dst", "its original destination was not asked"),
-        ("redirect", "no bytes of it were moved from socket to socket"),
-    ):
+    """Assess the events that tell of the first request: each kind that the dataplane writes must be among them."""
+    record = value_of(seen.interception.traced).get(seen.exchanges[0].nonce)
+    if record is None:
+        return fails(f"the trace does not tell of the request from {seen.exchanges[0].local}: no dataplane writes one")
+    evidence = tuple(Reading(record.source, event.kind, None, event.sentence(), event.raw) for event in record.events)
+    if record.unknown:
+        return fails(record.unknown, *evidence)
+    kinds = {event.kind for event in record.events}
+    for kind, absent in record.needed:
         if kind not in kinds:
-            return fails(f"the trace does not tell of the request from {exchange.local}: {meaning}", *evidence)
-    return holds(f"{len(told)} lines tell of the connection from {exchange.local}", *evidence)
-
-
-def assess_told_by_address(seen: Observation) -> Finding:
-    """Assess whether lines name the address this request was meant for, if a trace names no connections.
-
-    Payload lines may include those of other requests; the access logs and maps prove that it was this request.
-    """
-    exchange = seen.exchanges[0]
-    wanted = seen.original_destinations("outbound").get(exchange.nonce)
-    redirected = [event for event in value_of(seen.trace) if event.kind == "redirect"]
-    connects = [
-        event for event in value_of(seen.trace) if event.kind == "connect" and f"{event.ip}:{event.port}" == wanted
-    ]
-    told = [*connects, *(event for event in value_of(seen.trace) if event.kind != "connect")]
-    evidence = tuple(Reading("trace:node", event.kind, None, event.sentence(), event.raw) for event in told)
-    if wanted is None:
-        return fails(
-            f"the dataplane's map tells of no connection from {exchange.local} to {exchange.remote}: whatever the trace"
-            " shows, this request was not intercepted",
-            *evidence,
-        )
-    if not connects:
-        return fails(
-            f"the trace does not tell of the request to {wanted}: no connect() to it was intercepted", *evidence
-        )
-    if not redirected:
-        return fails(
-            f"the trace does not tell of the request to {wanted}: no bytes were moved from socket to socket", *evidence
-        )
-    return holds(
-        f"{len(connects)} connects to {wanted} intercepted, {len(redirected)} messages moved from socket to socket;"
-        " the original destination is in the map",
-        *evidence,
-    )
+            return fails(absent, *evidence)
+    return holds(record.says, *evidence)

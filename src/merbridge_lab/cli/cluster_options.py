@@ -7,20 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merbridge_lab.labs.options import IMAGE, Options
+from merbridge_lab.labs.kubernetes import dataplanes
+from merbridge_lab.labs.options import IMAGE, PLANNED_DATAPLANES, Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PANEL = "Labs on a cluster"
-
-
-class Dataplane(str, Enum):
-    """What intercepts on a cluster."""
-
-    NONE = "none"
-    MERBRIDGE = "merbridge"
-    MERLAB = "merlab"
 
 
 class Sidecars(str, Enum):
@@ -30,9 +23,28 @@ class Sidecars(str, Enum):
     NATIVE = "native"
 
 
+def dataplane_names(incomplete: str = "") -> list[str]:
+    """List what --dataplane takes and begins so: each dataplane that this version has, and those that are planned."""
+    return [name for name in (*dataplanes.names(), *PLANNED_DATAPLANES) if name.startswith(incomplete)]
+
+
+def dataplane(given: str) -> str:
+    """Return the name of a dataplane as it was given. Raises BadParameter."""
+    if given not in (known := dataplane_names()):
+        raise typer.BadParameter(f"{given!r} is not one of {', '.join(map(repr, known))}.")
+    return given
+
+
 DataplaneOption = Annotated[
-    Dataplane | None,
-    typer.Option("--dataplane", rich_help_panel=_PANEL, help="What intercepts: none, or upstream's merbridge."),
+    str | None,
+    typer.Option(
+        "--dataplane",
+        rich_help_panel=_PANEL,
+        parser=dataplane,
+        autocompletion=dataplane_names,
+        metavar=f"<{'|'.join(dataplane_names())}>",
+        help="What intercepts: none, or upstream's merbridge.",
+    ),
 ]
 SidecarsOption = Annotated[
     Sidecars | None,
@@ -112,7 +124,7 @@ def reference(option: str, given: str, ref: str | None = None) -> None:
 
 def options(
     *,
-    dataplane: Dataplane | None = None,
+    dataplane: str | None = None,
     sidecars: Sidecars | None = None,
     kubeconfig: str | None = None,
     context: str | None = None,
@@ -136,7 +148,7 @@ def options(
     if istio_tag is not None:
         reference("--istio-tag", istio_tag, f"proxyv2:{istio_tag}")
     return Options(
-        dataplane=dataplane.value if dataplane else None,
+        dataplane=dataplane,
         sidecars=sidecars.value if sidecars else None,
         kubeconfig=kubeconfig,
         context=context,

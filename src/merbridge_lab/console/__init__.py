@@ -18,13 +18,13 @@ from merbridge_lab.text import as_json, lines_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.errors import LabError
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Step
     from merbridge_lab.original_commands import Original
     from merbridge_lab.report import CheckOutcome, Report, StepOutcome
     from merbridge_lab.requirements import Requirement
+    from merbridge_lab.trace_event import TraceEvent
 
 _MOST_STDERR = 12
 _A_DAY = 86400.0

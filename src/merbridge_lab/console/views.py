@@ -16,11 +16,11 @@ from merbridge_lab.ruleset import place
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Step
     from merbridge_lab.original_commands import Original
     from merbridge_lab.requirements import Requirement
+    from merbridge_lab.trace_event import TraceEvent
 
 _CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_cyan", "bright_green")
 

@@ -6,34 +6,15 @@ import re
 from dataclasses import dataclass
 
 from merbridge_lab.dataplane import abi, printk
+from merbridge_lab.trace_event import TraceEvent
 
 _SAID = re.compile(r"\[merlab\] (?P<kind>\w+) (?P<values>.*)$")
 _VALUE = re.compile(r"(\w+)=(\S+)")
 
 
 @dataclass(frozen=True)
-class TraceEvent:
-    """One line. `kind` is the line's first word; fields that a kind does not report are 0 or empty.
-
-    `seconds` is the time since boot. `comm` and `pid` are the task that was running, which for arriving packets may be
-    any. `pair` identifies the connection: the cookie of the socket that dialled. `side` is 0 for actions of the
-    dialling side, 1 for the accepting side. `ip` and `port` are: the original destination of a connect (wanted), its
-    source (established), where it was accepted (accepted), the answer (original_dst), what was dialled (steered).
-    """
-
-    seconds: float
-    comm: str
-    pid: int
-    kind: str
-    raw: str
-    pair: int = 0
-    leg: str = ""
-    side: int = 0
-    ip: str = ""
-    port: int = 0
-    source: str = ""
-    size: int = 0
-    reason: str = ""
+class MerlabEvent(TraceEvent):
+    """A line of our own programs."""
 
     def sentence(self) -> str:
         """Describe the event in plain English."""
@@ -81,7 +62,7 @@ _SENTENCES = {
 }
 
 
-def parse(line: str) -> TraceEvent | None:
+def parse(line: str) -> MerlabEvent | None:
     """Decode a raw line of trace_pipe; None for lines of others."""
     told = printk.split(line)
     found = _SAID.match(told.said) if told else None
@@ -90,7 +71,7 @@ def parse(line: str) -> TraceEvent | None:
     values = dict(_VALUE.findall(found["values"]))
     place = next((values[name] for name in ("dst", "src", "at", "to") if name in values), "")
     ip, _, port = place.partition(":")
-    return TraceEvent(
+    return MerlabEvent(
         seconds=told.seconds,
         comm=told.comm,
         pid=told.pid,

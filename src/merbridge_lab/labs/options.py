@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SIDECARS = ("classic", "native")
+#: Dataplanes that are designed for clusters, but that this version has not built.
+PLANNED_DATAPLANES = ("merlab",)
 #: The form of an image's name, [host[:port]/]path[:tag][@digest], as github.com/distribution/reference defines it.
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -44,8 +46,8 @@ class Options:
 
     def require_built(self) -> None:
         """Raise LabError for a dataplane that is planned but not built yet."""
-        if self.dataplane == "merlab":
+        if self.dataplane in PLANNED_DATAPLANES:
             raise LabError(
-                "--dataplane merlab is planned for clusters, but not built yet",
+                f"--dataplane {self.dataplane} is planned for clusters, but not built yet",
                 hint="merlab up --lab embedded",
             )

@@ -7,31 +7,24 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Unread, UnreadError, value_of
-from merbridge_lab.observation import Exchange, Observation, arrivals
+from merbridge_lab.evidence import Unread
+from merbridge_lab.observation import Batch, Exchange, Observation, arrivals
 from merbridge_lab.polling import poll_until
-from merbridge_lab.shortage import unread
+from merbridge_lab.shortage import taken
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from merbridge_lab.accesslog import AccessLogLine
-    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.interception import Interception
     from merbridge_lab.lab import Workload
+    from merbridge_lab.trace_event import TraceEvent
 
     #: A log line with the name of the server that wrote it.
     Entry = tuple[str, AccessLogLine]
-    #: Maps the requests, and the client's and the servers' records of them, to Observation.noted.
-    Noted = Callable[
-        [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]], Mapping[str, Mapping[str, str]]
-    ]
-    #: Maps the same to Observation.by_tcp.
-    ByTcp = Callable[
-        [Sequence[Exchange], Mapping[str, AccessLogLine], Mapping[str, Entry]],
-        Mapping[str, Mapping[str, tuple[int, int]]],
-    ]
+    #: Nonce → leg → the bytes that the dialling and the accepting end gave to TCP.
+    TcpBytes = Mapping[str, Mapping[str, tuple[int, int]]]
 
 T = TypeVar("T")
 
@@ -57,6 +50,52 @@ class Log(Protocol):
 
     def lines(self) -> tuple[AccessLogLine, ...] | Unread:
         """Return the lines written until now; or Unread with the reason if they could not be read."""
+
+
+class DataplaneEvidence(Protocol):
+    """What a dataplane shows of one batch."""
+
+    def begin(self) -> None:
+        """Take the readings from before the first request."""
+
+    def trace(self) -> tuple[TraceEvent, ...] | Unread:
+        """Return the events of the dataplane's trace since `begin`; nothing if no trace is wanted, or there is none."""
+
+    def interception(self, batch: Batch) -> Interception:
+        """Take the readings from after the last request, and return the record of what the dataplane did."""
+
+
+class BatchSource(Protocol):
+    """What a lab lends to one batch: it sends the requests of `client`, and reads what they left.
+
+    `client_log` is the log of the client's sidecar, `server_logs` are those of the servers by name. `dataplane` shows
+    what intercepted.
+    """
+
+    @property
+    def client(self) -> Workload:
+        """The workload whose app asks."""
+
+    @property
+    def client_log(self) -> Log:
+        """The log of its sidecar."""
+
+    @property
+    def server_logs(self) -> Mapping[str, Log]:
+        """The logs of the servers' sidecars, by name."""
+
+    @property
+    def dataplane(self) -> DataplaneEvidence:
+        """What shows what intercepted."""
+
+    def ask(self) -> Exchange:
+        """Send one request. Raises LabError."""
+
+    def changed_sources(self) -> Mapping[str, frozenset[str]]:
+        """Return the source addresses that conntrack changed on the way of the requests. Raises LabError."""
+
+    def tcp_bytes(self, batch: Batch) -> TcpBytes | None:
+        """Return what the kernel's TCP carried of a batch; None if this lab cannot read it. Raises UnreadError."""
 
 
 def new_nonce() -> str:
@@ -100,23 +139,6 @@ def read(nonce: str, url: str, exit_status: int, stdout: str, stderr: str) -> Ex
     )
 
 
-def _reading(source: str, take: Callable[[], T]) -> T | Unread:
-    """Take a reading; return Unread with the reason if it cannot be taken.
-
-    An error of its own type tells more (the pod was recreated meanwhile): it is passed on to the caller.
-    """
-    try:
-        return take()
-    except UnreadError as error:
-        return error.unread
-    except OSError as error:
-        return unread(source, error)
-    except LabError as error:
-        if type(error) is not LabError:
-            raise
-        return unread(source, error)
-
-
 def _or_none(log: Mapping[str, T] | Unread) -> Mapping[str, T]:
     """Return the records; none if there is no log: a control client without a sidecar has connections all the same."""
     return {} if isinstance(log, Unread) else log
@@ -137,14 +159,8 @@ def _not_once(facts: Mapping[str, object]) -> str:
 class _Records:
     """What the sidecars wrote about a batch. `changed` is what conntrack answered, None if it was not asked."""
 
-    def __init__(
-        self,
-        exchanges: Sequence[Exchange],
-        own: Log,
-        logs: Mapping[str, Log],
-        changed_sources: Callable[[], Mapping[str, frozenset[str]]],
-    ) -> None:
-        self._own, self._logs, self._ask = own, logs, changed_sources
+    def __init__(self, exchanges: Sequence[Exchange], source: BatchSource) -> None:
+        self._source = source
         self._local = {exchange.nonce: exchange.local for exchange in exchanges}
         self._answered = {exchange.nonce for exchange in exchanges if exchange.status is not None}
         self._closed = {exchange.local for exchange in exchanges if exchange.closed}
@@ -152,7 +168,7 @@ class _Records:
 
     def _same(self, sent: str, arrived: str) -> bool:
         if sent != arrived and self.changed is None:
-            self.changed = _reading("conntrack", self._ask)
+            self.changed = taken("conntrack", self._source.changed_sources)
         return arrived in self._arrivals(sent)
 
     def _arrivals(self, sent: str) -> frozenset[str]:
@@ -164,7 +180,7 @@ class _Records:
 
     def read_client(self) -> dict[str, AccessLogLine] | Unread:
         """Return the client's lines written until now, by nonce."""
-        lines = self._own.lines()
+        lines = self._source.client_log.lines()
         if isinstance(lines, Unread):
             return lines
         return {line.request_id: line for line in lines if line.request_id in self._local and line.outbound}
@@ -175,7 +191,7 @@ class _Records:
         """Return the servers' lines by nonce, and the refusals of plain text; every server's log must be readable."""
         theirs: dict[str, Entry] = {}
         refused = []
-        for name, log in self._logs.items():
+        for name, log in self._source.server_logs.items():
             lines = log.lines()
             if isinstance(lines, Unread):
                 return lines, lines
@@ -208,56 +224,36 @@ class _Records:
         return self._answered <= told and all(self._arrivals(sent) & sources for sent in self._closed)
 
 
-def observe(
-    client: Workload,
-    *,
-    ask: Callable[[], Exchange],
-    own: Log,
-    logs: Mapping[str, Log],
-    count: int,
-    counters: Callable[[], Mapping[str, Mapping[str, int]]],
-    changed_sources: Callable[[], Mapping[str, frozenset[str]]],
-    trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
-    noted: Noted | None = None,
-    limits: Mapping[str, str] | None = None,
-    logged: bool = True,
-    by_tcp: ByTcp | None = None,
-) -> Observation:
-    """Send `count` requests with `ask`, one after the other, and read all evidence around them.
+def observe(source: BatchSource, *, count: int, logged: bool = True) -> Observation:
+    """Send `count` requests, one after the other, and read all evidence around them.
 
-    `own` is the log of the client's sidecar, `logs` are those of the servers by name. The rules are read before the
-    first request and after the last. The logs are awaited by nonce, with a deadline, unless `logged` is false.
-    `changed_sources` is called at most once, and only if two records do not name the same port.
+    The rules are read before the first request and after the last. The logs are awaited by nonce, with a deadline,
+    unless `logged` is false. Conntrack is asked at most once, and only if two records do not name the same port.
     """
-    if trace is not None:
-        _reading("trace", trace)
-    counted = _reading("bpf:counters", counters)
-    before = client.rules.snapshot()
-    exchanges = tuple(ask() for _ in range(count))
-    after = client.rules.snapshot()
-    records = _Records(exchanges, own, logs, changed_sources)
+    rules = source.client.rules
+    source.dataplane.begin()
+    before = rules.snapshot()
+    exchanges = tuple(source.ask() for _ in range(count))
+    after = rules.snapshot()
+    records = _Records(exchanges, source)
     # A missed deadline is no error here: the checks see that a line is missing, and name it.
     if logged:
         poll_until(records.complete, timeout=_LOGGED, awaiting="the sidecars to write their access logs")
     client_log = records.read_client()
     server_log, rejected = records.read_servers({} if isinstance(client_log, Unread) else client_log)
-    return Observation(
-        client=client.name,
+    batch = Batch(
+        client=source.client.name,
         exchanges=exchanges,
         client_log=client_log,
         server_log=server_log,
+        trace=source.dataplane.trace(),
+    )
+    return Observation(
+        **vars(batch),
         rejected=rejected,
         before=before,
         after=after,
-        counters_before=counted,
-        counters_after=_reading("bpf:counters", counters),
-        trace=_reading("trace", trace) if trace is not None else (),
+        interception=source.dataplane.interception(batch),
         changed_sources=records.changed or {},
-        noted=_reading("bpf:pair_original_dst", lambda: noted(exchanges, value_of(client_log), value_of(server_log)))
-        if noted is not None
-        else None,
-        limits=limits or {},
-        by_tcp=_reading("sock_diag", lambda: by_tcp(exchanges, _or_none(client_log), _or_none(server_log)))
-        if by_tcp is not None
-        else None,
+        by_tcp=taken("sock_diag", lambda: source.tcp_bytes(batch)),
     )

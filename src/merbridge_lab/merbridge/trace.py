@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from merbridge_lab.dataplane import printk
-from merbridge_lab.dataplane.trace import TraceEvent
+from merbridge_lab.trace_event import TraceEvent
 
 _SAID = re.compile(r"(?P<debug>\[debug\] )?(?P<said>.*)$")
 # The first releases print an address as a number in network order, later ones in the usual notation.

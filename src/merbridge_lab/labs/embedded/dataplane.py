@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from merbridge_lab import dataplane, polling, signals
 from merbridge_lab.adapters import tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.dataplane import socket_filters
+from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.errors import LabError, UnsupportedFeatureError
 from merbridge_lab.evidence import Reading
+from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
 from merbridge_lab.labs.embedded import topology
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.labs.dataplane_strategy import DataplaneStrategy
     from merbridge_lab.labs.embedded.host import Machine
     from merbridge_lab.labs.embedded.mesh import Mesh
+    from merbridge_lab.trace_event import TraceEvent
 
 #: How long `remove` waits until redirected bytes are read, in seconds; the pods end right after.
 _DRAIN = 0.5
@@ -32,7 +36,10 @@ _LOOK_UP = 0.2
 
 
 class EmbeddedDataplane:
-    """The dataplane as a component of the lab."""
+    """The dataplane as a component of the lab, and what it brings to it (DataplaneStrategy)."""
+
+    name = "merlab"
+    capabilities = frozenset({DATAPLANE, INBOUND_WITHOUT_RULES, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT})
 
     def __init__(self, machine: Machine, mesh: Mesh) -> None:
         self._machine = machine
@@ -158,6 +165,33 @@ class EmbeddedDataplane:
         """Read the counters, pod → decision → number; empty if nothing is attached."""
         return self._manager.counters() if self.attached else {}
 
+    def evidence(self, *, trace: bool) -> CounterEvidence:
+        """Return what shows what this dataplane does to a batch; with `trace`, also the events of its trace."""
+        return CounterEvidence(self.counters, self.drain_trace if trace else None)
+
+    @staticmethod
+    def why_missing(capability: str) -> str:
+        """Describe why a capability is missing."""
+        return f"the embedded lab has no {capability}"
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the identity of each program and link."""
+        programs = {f"the program {each.name}": f"{each.id} {each.attached_to}" for each in self.programs()}
+        return programs | {f"the link {name}": link for name, link in self.links().items()}
+
+    def describe(self) -> dict[str, object]:
+        """Return its state as `merlab status --json` prints it."""
+        attached = self.attached
+        return {"kind": self.name, "attached": attached, "programs": len(self.programs()) if attached else 0}
+
+    def dump(self) -> dict[str, Callable[[], object]]:
+        """Return its own parts of a sysdump, each with the function that returns its content."""
+        return {
+            "programs.json": lambda: [asdict(program) for program in self.programs()],
+            "counters.json": lambda: dict(self.counters()),
+            "pairs.json": lambda: [asdict(pair) for pair in self.pairs()],
+        }
+
     def shell_commands(self) -> list[str]:
         """Return the commands that show what was attached."""
         pins = self._machine.bpffs / self._machine.name
@@ -244,3 +278,7 @@ class EmbeddedDataplane:
         from merbridge_lab.dataplane import trace
 
         return tuple(event for line in self._trace.drain() if (event := trace.parse(line)) is not None)
+
+
+if TYPE_CHECKING:
+    _KEEPS_TO: type[DataplaneStrategy] = EmbeddedDataplane

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -20,15 +19,16 @@ from merbridge_lab.labs.embedded import logs, tcp_bytes
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
     from merbridge_lab.accesslog import AccessLogLine
-    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.adapters.tcp_bytes import Watch
     from merbridge_lab.labs.embedded.topology import PodSpec
     from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
-    from merbridge_lab.observation import Exchange, Observation
+    from merbridge_lab.labs.request_batch import DataplaneEvidence, Log, TcpBytes
+    from merbridge_lab.observation import Batch, Exchange, Observation
 
 #: How many bytes before the new part identify a log.
 _TAIL = 512
@@ -62,7 +62,7 @@ def by_name(exchange: Exchange, spec: PodSpec) -> Exchange:
     host = urlsplit(exchange.url).hostname or ""
     known = {service.vip for service in spec.services if host in service.names}
     address = exchange.remote.rpartition(":")[0]
-    if not known or not address or address in known or address.startswith("127."):
+    if not known or not address or address in known or exchange.peer_is_loopback:
         return exchange
     told = (
         f"it was asked of {address}, and {host} is {', '.join(sorted(known))}: something else than /etc/hosts told it"
@@ -111,15 +111,41 @@ class _Log:
         return accesslog.read(self._new.decode(errors="replace"), self._source)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What this lab lends to one batch. `path` are the namespaces that its traffic passes; `sockets` are watched."""
+
+    client: EmbeddedWorkload
+    url: str
+    client_log: Log
+    server_logs: Mapping[str, Log]
+    dataplane: DataplaneEvidence
+    path: Sequence[Path]
+    sockets: Mapping[str, Watch] | Unread
+
+    def ask(self) -> Exchange:
+        """Send one request as the app."""
+        return ask(self.client, self.url)
+
+    def changed_sources(self) -> Mapping[str, frozenset[str]]:
+        """Return the source addresses that conntrack changed in these namespaces."""
+        return conntrack.merge(map(conntrack.changed_sources, self.path))
+
+    def tcp_bytes(self, batch: Batch) -> TcpBytes:
+        """Return what the kernel's TCP carried; a control client without a sidecar has connections but no log."""
+        mine = {} if isinstance(batch.client_log, Unread) else batch.client_log
+        theirs = {} if isinstance(batch.server_log, Unread) else batch.server_log
+        return tcp_bytes.read(self.sockets, batch.client, batch.exchanges, mine, theirs)
+
+
 def observe(
     client: EmbeddedWorkload,
     servers: Sequence[EmbeddedWorkload],
+    dataplane: DataplaneEvidence,
     *,
     url: str,
     count: int,
     between: Sequence[Path],
-    counters: Callable[[], Mapping[str, Mapping[str, int]]],
-    trace: Callable[[], tuple[TraceEvent, ...]] | None = None,
     logged: bool = True,
 ) -> Observation:
     """Send `count` requests, one after the other, and read all evidence around them; see request_batch.observe.
@@ -129,19 +155,11 @@ def observe(
     client.pod.require_view()
     path = [client.pod.netns, *between, *(server.pod.netns for server in servers)]
     generations = _generations(path[1:])
-    with tcp_bytes.watching({each.name: each.pod.netns for each in (client, *servers)}) as watch:
-        seen = request_batch.observe(
-            client,
-            ask=lambda: ask(client, url),
-            own=_Log(client.name, client.access_log),
-            logs={server.name: _Log(server.name, server.access_log) for server in servers},
-            count=count,
-            counters=counters,
-            changed_sources=lambda: conntrack.merge(map(conntrack.changed_sources, path)),
-            trace=trace,
-            logged=logged,
-            by_tcp=partial(tcp_bytes.read, watch, client.name),
-        )
+    with tcp_bytes.watching({each.name: each.pod.netns for each in (client, *servers)}) as sockets:
+        own = _Log(client.name, client.access_log)
+        logs = {server.name: _Log(server.name, server.access_log) for server in servers}
+        source = _Source(client, url, own, logs, dataplane, path, sockets)
+        seen = request_batch.observe(source, count=count, logged=logged)
     # As before; otherwise something replaced curl while the requests were sent.
     client.pod.require_view()
     for name, number in _generations(path[1:]).items():

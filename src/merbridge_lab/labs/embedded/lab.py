@@ -12,13 +12,8 @@ from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import UnreadError, Verdict
 from merbridge_lab.lab import (
     APP_REPORTS_PEER,
-    CONTROL_CLIENT,
-    DATAPLANE,
-    DEBUG_TOGGLE,
     DIALS,
     HELLO,
-    INBOUND_WITHOUT_RULES,
-    TRACE,
     CommandTranscript,
     ControlPair,
 )
@@ -59,9 +54,7 @@ class EmbeddedLab(LabBase):
 
     name = "embedded"
     follows_original = False
-    capabilities = frozenset(
-        {DATAPLANE, DIALS, INBOUND_WITHOUT_RULES, APP_REPORTS_PEER, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT}
-    )
+    capabilities = EmbeddedDataplane.capabilities | {DIALS, APP_REPORTS_PEER}
 
     def __init__(self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft") -> None:
         super().__init__()
@@ -126,11 +119,10 @@ class EmbeddedLab(LabBase):
             return http_client.observe(
                 own,
                 servers,
+                self.dataplane.evidence(trace=trace),
                 url=url,
                 count=count,
                 between=[self._node.netns],
-                counters=self.dataplane.counters,
-                trace=self.dataplane.drain_trace if trace else None,
                 logged=logged,
             )
 
@@ -170,11 +162,7 @@ class EmbeddedLab(LabBase):
             found[f"the app of {workload.name}"] = str(workload.pod.app_pid)
             found[f"the sidecar of {workload.name}"] = str(workload.pod.sidecar_pid)
             found[f"the nat rules of {workload.name}"] = workload.rules.snapshot().fingerprint("nat")
-        for program in self.dataplane.programs():
-            found[f"the program {program.name}"] = f"{program.id} {program.attached_to}"
-        for name, link in self.dataplane.links().items():
-            found[f"the link {name}"] = link
-        return found
+        return found | self.dataplane.fingerprint()
 
     def trace_command(self) -> str:
         """Return the command that a person would type to read the dataplane's trace."""
@@ -182,7 +170,7 @@ class EmbeddedLab(LabBase):
 
     def why_missing(self, capability: str) -> str:
         """Describe why a capability is missing."""
-        return f"the embedded lab has no {capability}"
+        return self.dataplane.why_missing(capability)
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""

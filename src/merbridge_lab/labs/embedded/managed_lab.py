@@ -21,8 +21,8 @@ from merbridge_lab.labs.embedded.lab import EmbeddedLab
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.model import Step
+    from merbridge_lab.trace_event import TraceEvent
 
 
 class ManagedEmbeddedLab(EmbeddedLab):

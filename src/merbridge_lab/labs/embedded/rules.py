@@ -1,29 +1,113 @@
-"""The rules of a pod: read, flushed and restored without ever being lost.
+"""The rules of a pod: how they are read, saved, flushed and loaded in a network namespace of this machine.
 
-Flushed rules are on disk before the flush. The file that holds them *is* the mark that a flush is outstanding, and is
-deleted only after the rules were seen to be back. A save is never overwritten while its flush is outstanding.
+When this happens, and when it must not, is in flush_policy. The save is a file on disk: see saved_rules.
 """
 
 from __future__ import annotations
 
-import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merbridge_lab import ruleset, signals
 from merbridge_lab.adapters import iptables
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.command import pasteable, run
-from merbridge_lab.errors import ClaimFailedError, LabError
+from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import value_of
 from merbridge_lab.labs.embedded import saved_rules
 from merbridge_lab.labs.embedded.saved_rules import Save, SaveFile
+from merbridge_lab.labs.flush_policy import Copy, FlushPolicy, Restored
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from merbridge_lab.ruleset import RuleSet
+
+
+@dataclass(frozen=True)
+class _Transport:
+    """The Transport protocol of flush_policy over the namespace that is pinned at `netns`, and a file beside it."""
+
+    name: str
+    netns: Path
+    file: SaveFile
+    covers: Callable[[], Sequence[str]]
+    up_command: str = "merlab up"
+
+    @property
+    def saved_in(self) -> str:
+        """The file."""
+        return str(self.file.path)
+
+    def covered(self) -> str:
+        """Describe the first of the lab's places that is not what merlab put there."""
+        return next(iter(self.covers()), "")
+
+    def look(self) -> RuleSet:
+        """Read the rules in every backend."""
+        return iptables.snapshot(self.netns)
+
+    def prepare(self, before: RuleSet) -> Copy[Save, Path]:
+        """Return what will be saved. Raise LabError for rules that would not come back as they are."""
+        cookie = saved_rules.cookie(self.netns) or 0
+        save = Save(before.backend, cookie, self.whole(before, before.backend))
+        return Copy(save, self.netns, lambda: self._present(before.backend))
+
+    def whole(self, seen: RuleSet, backend: str) -> str:
+        """Return the text of nat that agreed with the kernel, to be restored as it is. Raises LabError, UnreadError."""
+        text = seen.text(backend, "nat")
+        odd = next((rule for rule in seen.in_part if rule.table == "nat"), None)
+        if odd is not None:
+            raise LabError(
+                f"{self.name} has a rule that merlab cannot hold against the kernel's, so nothing is flushed: {odd}",
+                hint=self._list(backend, odd.chain),
+            )
+        if "\ufffd" in text:
+            line = next(line for line in lines_of(text) if "\ufffd" in line)
+            raise LabError(
+                f"{self.name} has a rule with bytes that are not UTF-8, which would not come back as they are,"
+                f" so nothing is flushed: {line}",
+                hint=self._list(backend),
+            )
+        return text
+
+    def _list(self, backend: str, chain: str = "") -> str:
+        return pasteable(iptables.list_argv(self.netns, backend, "nat", chain))
+
+    def save_and_flush(self, before: RuleSet, copy: Copy[Save, Path] | None) -> None:
+        """Write the file, complete and on disk, and flush. Raises LabError."""
+        self.file.write((copy or self.prepare(before)).save)
+        iptables.flush(self.netns, before.backend, "nat")
+
+    def read(self) -> Save | None:
+        """Return what is in the file."""
+        return self.file.read()
+
+    def place(self, save: Save) -> Path | None:
+        """Return the namespace if it is the one that the save is of."""
+        return self.netns if save.cookie == saved_rules.cookie(self.netns) else None
+
+    def load(self, save: Save, place: Path) -> str:
+        """Load saved rules, and return the text of nat as it is then."""
+        iptables.load(place, save.rules, save.backend)
+        return self._present(save.backend)
+
+    def _present(self, backend: str) -> str:
+        return value_of(self.look().texts[backend])
+
+    def text(self, save: Save) -> str:
+        """Return the text that was saved."""
+        return save.rules
+
+    def load_command(self, save: Save, place: Path) -> str:
+        """Return the command that a person would type to load the file."""
+        return iptables.restore_line(place, save.backend, self.file.path)
+
+    def delete(self) -> None:
+        """Delete the file."""
+        self.file.delete()
 
 
 class PodRules:
@@ -45,9 +129,9 @@ class PodRules:
         self._name = name
         self._netns = namespace
         self._backend = backend
-        self._keep = keep
-        self._covers = covers
         self._save = SaveFile(folder, name)
+        self._transport = _Transport(name, namespace, self._save, covers)
+        self._policy: FlushPolicy[Save, Path] = FlushPolicy(self._transport, keep=keep)
         #: What a flush removed; it exists exactly as long as the flush is outstanding.
         self.saved_at = self._save.path
         #: A copy for a person to look at.
@@ -55,7 +139,7 @@ class PodRules:
 
     def snapshot(self) -> RuleSet:
         """Read the rules in every backend."""
-        return iptables.snapshot(self._netns)
+        return self._transport.look()
 
     def copy(self) -> None:
         """Save the rules, for a person to look at and to restore; if they are flushed, as they were before.
@@ -64,7 +148,7 @@ class PodRules:
         it cannot be written.
         """
         saved = self._save.read()
-        rules = saved.rules if saved else self._whole(self.snapshot(), self._backend)
+        rules = saved.rules if saved else self._transport.whole(self.snapshot(), self._backend)
         try:
             with change("copy rules for a person"):
                 self.copied_at.write_text(rules)
@@ -79,99 +163,16 @@ class PodRules:
         """Report whether rules are flushed and saved now: there is a good save of the namespace as it is now."""
         return self._save.is_of(self._netns)
 
-    @contextlib.contextmanager
-    def flushed(self) -> Iterator[RuleSet]:
+    def flushed(self) -> AbstractContextManager[RuleSet]:
         """Flush nat for the duration of the block; see lab.Rules."""
-        if covers := self._covers():
-            raise ClaimFailedError(covers[0])
-        self.restore()
-        before = self.snapshot()
-        if not before.backend:
-            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up")
-        rules = self._whole(before, before.backend)
-        save = Save(before.backend, saved_rules.cookie(self._netns) or 0, rules)
-        try:
-            self._save.write(save)
-            iptables.flush(self._netns, before.backend, "nat")
-            yield before
-        except BaseException:
-            with contextlib.suppress(ClaimFailedError):  # the error that ended the block is reported
-                self._end_flush(save)
-            raise
-        if not self._keep:
-            self._end_flush(save)
-
-    def _whole(self, seen: RuleSet, backend: str) -> str:
-        """Return the text of nat that agreed with the kernel, to be restored as it is. Raises LabError, UnreadError."""
-        text = seen.text(backend, "nat")
-        odd = next((rule for rule in seen.in_part if rule.table == "nat"), None)
-        if odd is not None:
-            raise LabError(
-                f"{self._name} has a rule that merlab cannot hold against the kernel's, so nothing is flushed: {odd}",
-                hint=self.list_command(odd.chain),
-            )
-        if "\ufffd" in text:
-            line = next(line for line in lines_of(text) if "\ufffd" in line)
-            raise LabError(
-                f"{self._name} has a rule with bytes that are not UTF-8, which would not come back as they are,"
-                f" so nothing is flushed: {line}",
-                hint=self.list_command(),
-            )
-        return text
-
-    def _end_flush(self, save: Save) -> None:
-        """Restore what this merlab flushed. The flushed rules are still in memory, whatever happened to the file.
-
-        Raise ClaimFailedError if the file was changed or deleted meanwhile; the rules are back then.
-        """
-        with signals.shielded():
-            try:
-                found = self._save.read()
-                if found is None and self._is_back(save):
-                    return  # restored inside the block
-            except saved_rules.SpoiltError:
-                found = None
-            self._put_back(save)
-            with contextlib.suppress(IsADirectoryError):
-                self._save.delete()
-        if found != save:
-            raise ClaimFailedError(f"{self.saved_at} was changed while the rules of {self._name} were flushed")
+        return self._policy.flushed()
 
     def restore(self) -> bool:
-        """Restore what a flush removed, if one is outstanding; return whether one was.
+        """Restore what a flush removed, if one is outstanding; return whether the pod has its rules back by this.
 
         Raise LabError if the rules cannot be restored; they stay saved then.
         """
-        with signals.shielded():
-            self._require_own()
-            save = self._save.read()
-            if save is None:
-                return False
-            is_ours = save.cookie == saved_rules.cookie(self._netns)
-            if is_ours:
-                self._put_back(save)
-            # Otherwise the pod is gone, or was recreated with new rules: these belong to a namespace that is gone.
-            self._save.delete()
-            return is_ours
-
-    def _require_own(self) -> None:
-        """Raise LabError if rules would go to another namespace than the pod's, or their save would be lost."""
-        if covers := self._covers():
-            raise LabError(f"{covers[0]}; no rules of {self._name} are put back", hint="merlab up")
-
-    def _put_back(self, save: Save) -> None:
-        self._require_own()
-        iptables.load(self._netns, save.rules, save.backend)
-        if not self._is_back(save):
-            raise LabError(
-                f"the nat rules of {self._name} are not what was saved in {self.saved_at}",
-                hint=iptables.restore_line(self._netns, save.backend, self.saved_at),
-            )
-
-    def _is_back(self, save: Save) -> bool:
-        wanted = [str(rule) for rule in ruleset.parse(save.rules)]
-        seen = value_of(self.snapshot().texts[save.backend])
-        return [str(rule) for rule in ruleset.parse(seen) if rule.table == "nat"] == wanted
+        return self._policy.restore() is Restored.BACK
 
     def forget(self) -> None:
         """Delete what was saved: the pod is gone, and its rules with it."""

@@ -18,6 +18,7 @@ from merbridge_lab import ruleset
 from merbridge_lab.adapters import netns
 from merbridge_lab.adapters.change import change
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.flush_policy import SpoiltSaveError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,7 +33,7 @@ _END = re.compile(r"^COMMIT\n# Completed on .*\n\Z", re.MULTILINE)
 _MOST = 1 << 20
 
 
-class SpoiltError(LabError):
+class SpoiltError(SpoiltSaveError):
     """The file that should hold the rules of a pod does not hold what merlab saved."""
 
     def __init__(self, path: Path, name: str, why: str) -> None:

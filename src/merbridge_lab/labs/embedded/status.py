@@ -63,18 +63,14 @@ def describe(lab: Described) -> dict[str, Any]:
     up = lab.exists
     workloads = lab.workloads() if up else []
     described = [_workload(workload) for workload in workloads]
-    attached = up and lab.dataplane.attached
+    dataplane = lab.dataplane.describe() if up else {"kind": lab.dataplane.name, "attached": False, "programs": 0}
     return {
         "schema": 1,
         "lab": lab.name,
         "up": up,
         "workloads": described,
-        "dataplane": {
-            "kind": "merlab",
-            "attached": attached,
-            "programs": len(lab.dataplane.programs()) if attached else 0,
-        },
-        "path": _path(described, attached=attached) if up else [],
+        "dataplane": dataplane,
+        "path": _path(described, attached=bool(dataplane["attached"])) if up else [],
         "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
         "problems": [*lab.node.problems(), *lab.mesh.broken(), *lab.dataplane.problems()] if up else [],
     }
@@ -120,9 +116,7 @@ def dump(lab: Described) -> dict[str, Callable[[], Any]]:
     if not lab.exists:
         return parts
     parts["last-report.json"] = (lab.machine.run / LAST_REPORT).read_text
-    parts["programs.json"] = lambda: [asdict(program) for program in lab.dataplane.programs()]
-    parts["counters.json"] = lambda: dict(lab.dataplane.counters())
-    parts["pairs.json"] = lambda: [asdict(pair) for pair in lab.dataplane.pairs()]
+    parts |= lab.dataplane.dump()
     parts["trace.txt"] = lambda: _trace(lab)
     parts["mounts.txt"] = lambda: _lines_with("/proc/self/mountinfo", lab.machine.name)
     for workload in lab.workloads():

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from merbridge_lab.dataplane.trace import TraceEvent
     from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
     from merbridge_lab.labs.embedded.topology import PodSpec
+    from merbridge_lab.trace_event import TraceEvent
 
 #: Events that are buffered until it is known whether they match.
 _KEPT = 20_000

@@ -5,43 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from merbridge_lab import hints
-from merbridge_lab.adapters import conntrack
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, UsageError
-from merbridge_lab.evidence import Unread, Verdict
+from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import (
-    CONTROL_CLIENT,
-    DATAPLANE,
-    DEBUG_TOGGLE,
     DIALS,
     HELLO,
-    INBOUND_WITHOUT_RULES,
-    TRACE,
     CommandTranscript,
     ControlPair,
 )
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.base import LabBase
 from merbridge_lab.labs.kubernetes import commands, topology
+from merbridge_lab.labs.kubernetes.batch_source import ClusterBatch
 from merbridge_lab.labs.kubernetes.connection import Access
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
-    control_pods,
-    evidence,
-    images,
-    installation,
-    limitations,
-    manifest,
-    preflight,
-)
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
-from merbridge_lab.labs.kubernetes.dataplanes.none import WHY, NoDataplane, why
+from merbridge_lab.labs.kubernetes.dataplanes import registry
+from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import Surroundings
 from merbridge_lab.labs.kubernetes.mesh import MeshComponent
 from merbridge_lab.labs.kubernetes.offline_commands import OfflineCommands
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 from merbridge_lab.text import lines_of
 
@@ -49,19 +33,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dial_results import Dial
-    from merbridge_lab.lab import Workload
+    from merbridge_lab.lab import ControlPair, Dataplane, Workload
+    from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane
     from merbridge_lab.labs.kubernetes.provider import OwningProvider
     from merbridge_lab.labs.options import Options
-    from merbridge_lab.merbridge.trace import MerbridgeEvent
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
+    from merbridge_lab.trace_event import TraceEvent
 
 
-#: What upstream's dataplane cannot do, of the capabilities of a dataplane.
-_LACKS = {
-    DEBUG_TOGGLE: "Merbridge compiles its debug flag in, so it restarts for that",
-    INBOUND_WITHOUT_RULES: "outside CNI mode, Merbridge leaves the way into a pod to the pod's rules",
-}
 #: The programs that show the eBPF in a kernel.
 _INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
 
@@ -87,31 +67,36 @@ class KubernetesLab(LabBase):
         self.find_node_exec = access.find_node_exec
         self.node = provider.component(access, self._forget)
         self.mesh = MeshComponent(access, provider, self.workloads, keep=options.keep_cluster)
-        self._none = NoDataplane()
-        self.merbridge = MerbridgeDataplane(access, self.mesh.renew, self.mesh.warm)
-        self._pair = control_pods.Pair(access, self.merbridge.place)
+        self._strategies: dict[str, ClusterDataplane] = {}
 
     def _forget(self) -> None:
         self._access.forget()
         self._workloads.clear()
-        self.merbridge.forget()
+        for strategy in self._strategies.values():
+            strategy.forget()
 
     # -- what intercepts ----------------------------------------------------------------------------------------------
 
     @property
-    def intercepts(self) -> bool:
-        """Report whether the lab is configured with a dataplane."""
-        return self._access.best_known_settings().dataplane == MERBRIDGE
+    def strategy(self) -> ClusterDataplane:
+        """The dataplane that the lab is configured with. Everything that differs between dataplanes is asked of it."""
+        return self._named(self._access.best_known_settings().dataplane)
+
+    def _named(self, name: str) -> ClusterDataplane:
+        if name not in self._strategies:
+            around = Surroundings(self._access, self.mesh.renew, self.mesh.warm)
+            self._strategies[name] = registry.create(name, around)
+        return self._strategies[name]
 
     @property
-    def dataplane(self) -> MerbridgeDataplane | NoDataplane:
-        """Upstream's Merbridge, or none."""
-        return self.merbridge if self.intercepts else self._none
+    def dataplane(self) -> Dataplane:
+        """The component of this dataplane."""
+        return self.strategy.component
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """The capabilities of the lab, depending on its dataplane."""
-        return frozenset({DATAPLANE, TRACE, CONTROL_CLIENT}) if self.intercepts else frozenset()
+        """The capabilities of the lab: those of its dataplane."""
+        return self.strategy.capabilities
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 
@@ -146,10 +131,7 @@ class KubernetesLab(LabBase):
     @contextlib.contextmanager
     def control_pair(self) -> Iterator[ControlPair]:
         """Return that client with a server of its own; see control_client."""
-        if not self.intercepts:
-            raise LabError(self.why_missing(CONTROL_CLIENT))
-        client, server = self._pair.get()
-        yield ControlPair(client, server, control_pods.URL)
+        yield self.strategy.control_pair()
 
     def drain_idle_connections(self) -> bool:
         """Return False: Istio's sidecars keep idle connections for an hour."""
@@ -166,31 +148,14 @@ class KubernetesLab(LabBase):
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read all evidence around them."""
-        own = _own(client)
         servers = [_own(server)] if server is not None else self.servers()
-        around: dict[str, Any] = {"counters": dict}
-        with contextlib.ExitStack() as stack:
-            if self.intercepts and installation.there(self._access):
-                place = self.merbridge.place()
-                seeing = stack.enter_context(evidence.watching(place, self.merbridge.state()))
-                around = {"counters": seeing.counters, "trace": seeing.trace, "noted": seeing.noted}
-                around["limits"] = limitations.of(place, self._access.settings().sidecars, servers)
-            seen = request_batch.observe(
-                own,
-                ask=lambda: own.ask(url),
-                own=own.log(),
-                logs={one.name: one.log() for one in servers},
-                count=count,
-                changed_sources=lambda: conntrack.merge(one.changed_sources() for one in (own, *servers)),
-                logged=logged,
-                **around,
+        with self.strategy.evidence(servers) as dataplane:
+            return request_batch.observe(
+                ClusterBatch(_own(client), servers, url, dataplane), count=count, logged=logged
             )
-        if not seen.trace or isinstance(seen.trace, Unread):
-            return seen
-        return replace(seen, trace=evidence.of_requests(seen.trace, evidence.destinations(self.api(), servers)))
 
     def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
-        """Raise LabError: upstream keeps no map of its connections."""
+        """Raise LabError: no dataplane on a cluster tells what it records of a connection."""
         raise LabError(self.why_missing(DIALS), hint=hints.VERIFY_WITHOUT_CLUSTER)
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
@@ -215,56 +180,32 @@ class KubernetesLab(LabBase):
             found[f"the pod of {workload.name}"] = f"{pod.uid}, {pod.restarts} restarts"
             found[f"the app of {workload.name}"] = f"{process.pid} since {process.started}"
             found[f"the nat rules of {workload.name}"] = workload.rules.snapshot().fingerprint("nat")
-        if self.intercepts:
-            attached = self.merbridge.state()
-            found |= {f"the program {hook}": str(number) for hook, number in attached.programs.items()}
-        return found
+        return found | self.strategy.fingerprint()
 
     def trace_command(self) -> str:
         """Return the walkthrough's command, on the node."""
         return commands.trace(self._access.node())
 
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
-        if not self.intercepts:
-            raise LabError(WHY, hint="merlab up --dataplane merbridge")
-        if pod or nonce:
-            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab step 5")
-        if not self.merbridge.debug:
-            raise LabError("Merbridge writes no trace lines: it runs without -d", hint="merlab step 4")
-        return evidence.follow(self.merbridge.place())
+        return self.strategy.follow_trace(pod=pod, nonce=nonce)
 
     def why_missing(self, capability: str) -> str:
         """Describe why a capability is missing."""
-        if self.intercepts:
-            return _LACKS.get(capability, f"the {self.name} lab has no {capability}")
-        return why(capability)
+        return self.strategy.why_missing(capability)
 
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
         likely = self._access.best_known_settings()
-        found = self.provider.requirements(likely, same_kernel=self.intercepts)
-        return (
-            [
-                *found,
-                *preflight.requirements(likely.images[MERBRIDGE], likely.sidecars, self.provider.images, self._others),
-            ]
-            if self.intercepts
-            else found
-        )
-
-    def _others(self) -> list[str]:
-        return installation.others(self.api()) if self._access.answers() else []
+        found = self.provider.requirements(likely, same_kernel=self.strategy.needs_this_kernel)
+        return [*found, *self.strategy.requirements(likely)]
 
     def require_able(self) -> None:
         """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
                 raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
-        if self.intercepts and not self.merbridge.attached:
-            wanted = manifest.daemonset(manifest.objects(self.settings()))
-            node = self._access.node() if self._access.answers() else None
-            images.require([one["image"] for one in manifest.containers(wanted)], node, self.provider.images)
+        self.strategy.require_able()
 
     def inventory(self) -> list[CommandTranscript]:
         """Return the eBPF in this machine's kernel, which is the node's too; nothing if it is not visible."""

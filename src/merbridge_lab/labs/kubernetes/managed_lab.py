@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import signals
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kubernetes import manifests, status
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
-    evidence,
-)
+from merbridge_lab.labs.kubernetes import dataplanes, manifests, status
 from merbridge_lab.labs.kubernetes.lab import KubernetesLab
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,11 +22,10 @@ class ManagedKubernetesLab(KubernetesLab):
 
     def close(self) -> None:
         """Remove what was created for as long as this merlab runs."""
-        try:
-            if self._pair.made:
-                self._pair.close()
-        finally:
-            self._access.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._access.close)
+            for strategy in self._strategies.values():
+                stack.callback(strategy.close)
 
     @property
     def exists(self) -> bool:
@@ -49,16 +44,16 @@ class ManagedKubernetesLab(KubernetesLab):
                 self._mend_dataplane()
 
     def _mend_dataplane(self) -> None:
-        """Remove what a killed merlab left beside the pods; remove Merbridge if it is no longer requested."""
+        """Remove what a killed merlab left beside the pods; remove a dataplane if it is no longer requested."""
         kept = self._access.kept()
-        if kept is None or kept.dataplane != MERBRIDGE:
+        if kept is None:
             return
-        self._pair.close()
-        evidence.sweep(self.merbridge.place())
-        if not self.intercepts:
-            self.merbridge.remove()
+        strategy = self._named(kept.dataplane)
+        strategy.sweep()
+        if strategy.intercepts and strategy is not self.strategy:
+            strategy.component.remove()
             # No more than that: the steps handle everything else that is requested.
-            without = replace(kept, dataplane="none")
+            without = replace(kept, dataplane=dataplanes.NONE)
             self.api().apply(manifests.configuration(without, finished=self._access.setup_complete()))
 
     def sweep(self) -> None:
@@ -70,16 +65,16 @@ class ManagedKubernetesLab(KubernetesLab):
 
     def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; a provider has its own
         """Remove everything that is left of the lab."""
-        if self.intercepts and self._access.answers():
-            self._pair.close()
-            with contextlib.suppress(LabError):
-                evidence.sweep(self.merbridge.place())
+        if self.strategy.intercepts and self._access.answers():
+            self.strategy.release()
         self.node.remove()
-        self.merbridge.require_gone()
+        for strategy in self._strategies.values():
+            strategy.require_gone()
 
     def stays(self) -> list[str]:
         """Return what `down` leaves on purpose, with the command that removes it."""
-        return self.provider.stays(status.images(self._access.best_known_settings()))
+        settings = self._access.best_known_settings()
+        return self.provider.stays(status.images(settings, self.strategy.images(settings)))
 
     def states(self, steps: Sequence[Step]) -> list[str]:
         """Return for each step whether what it ensures holds now."""

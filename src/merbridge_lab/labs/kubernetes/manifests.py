@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merbridge_lab.errors import UsageError
-from merbridge_lab.labs.kubernetes import manifest_templates, topology
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge import manifest
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
+from merbridge_lab.labs.kubernetes import dataplanes, manifest_templates, topology
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,15 +19,19 @@ OF_NAMESPACE = ("namespace", "strict")
 WORKLOADS = ("sleep", "helloworld")
 #: In the order in which they are applied: a pod gets its sidecar when it is created.
 APPLIED = (*OF_NAMESPACE, *WORKLOADS)
-NAMES = ("kind", *APPLIED, "helper", "merbridge", "twin")
+NAMES = (
+    *("kind", *APPLIED, "helper"),
+    *(name for name in dataplanes.names() if dataplanes.part(name, "manifest")),
+    "twin",
+)
 
 
 def text(name: str, settings: Settings) -> str:
     """Return a manifest by name. Raise LabError for one that does not exist."""
     if name not in NAMES:
         raise UsageError(f"there is no manifest called {name!r}; there are {', '.join(NAMES)}")
-    if name == MERBRIDGE and settings.merbridge_manifest:
-        return yaml.safe_dump_all(manifest.objects(settings), sort_keys=False)
+    if (of_dataplane := dataplanes.part(name, "manifest")) is not None:
+        return str(of_dataplane.shown(settings))
     return manifest_templates.rendered(name, settings)
 
 

@@ -1,7 +1,7 @@
-"""The rules of a pod: read, flushed and restored without ever being lost.
+"""The rules of a pod: how they are read, saved, flushed and loaded in a network namespace of a node.
 
-Flushed rules are saved on the node's disk before the flush. The file that holds them *is* the mark that a flush is
-outstanding. It names its pod, process and namespace: no other pod ever gets these rules.
+When this happens, and when it must not, is in flush_policy. The save is a file on the node's disk. It names its pod,
+process and namespace: no other pod ever gets these rules.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import ruleset, signals
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.flush_policy import FlushPolicy, Restored, SpoiltSaveError
 from merbridge_lab.labs.kubernetes import commands, nat_backends, pod_netns, topology
 from merbridge_lab.labs.kubernetes.pod_netns import RestartedError
 
@@ -78,6 +79,100 @@ def read(text: str) -> Saved | None:
     return saved if text.startswith(_HEADER) and saved.backend in (*ruleset.BACKENDS, ruleset.NATIVE) else None
 
 
+class _Transport:
+    """The Transport protocol of flush_policy over the pod of the workload `name`, and a file on its node."""
+
+    up_command = "merlab up"
+
+    def __init__(self, name: str, node_exec: NodeExec, found: Callable[[bool], tuple[Pod, Process]]) -> None:
+        self.name, self._node_exec, self._found = name, node_exec, found
+        self._looked: tuple[Pod, Process] | None = None
+        self.saved_at = f"{topology.STATE}/saved/{name}.rules"
+
+    @property
+    def saved_in(self) -> str:
+        """The file and its node."""
+        return f"{self.saved_at} on {self._node_exec.node.name}"
+
+    def covered(self) -> str:
+        """Return "": nothing on a node hides another place."""
+        return ""
+
+    def look(self) -> RuleSet:
+        """Read the rules in every backend, of the pod as it is now; it is the one that `save_and_flush` flushes."""
+        self._looked = self._found(True)
+        return pod_netns.snapshot(self._looked[1])
+
+    def prepare(self, before: RuleSet) -> None:
+        """Return None: the node saves and flushes in one go, and what it saved is read there."""
+
+    def save_and_flush(self, before: RuleSet, copy: object = None) -> None:  # noqa: ARG002 - the protocol's
+        """Save and flush in one script on the node, which ends before a flush without a save. Raises LabError."""
+        node = self._node_exec.node
+        pod, process = self._looked or self._found(True)
+        first = header(self.name, before.backend, pod.uid, process)
+        failed = (_OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED)
+        with signals.shielded():
+            done = pod_netns.script(process, _FLUSH, before.backend, self.saved_at, first, ok=(0, *failed))
+        if done.status == _OUTSTANDING:
+            raise LabError(f"the rules of {self.name} are flushed already", hint="merlab restore")
+        if done.status == _NOT_SAVED:
+            raise LabError(
+                f"the rules of {self.name} cannot be saved to {self.saved_at} on {node.name}; nothing was flushed",
+                hint=node.shell_command(["df", topology.STATE]),
+                stderr=done.stderr,
+            )
+        if done.status:
+            raise LabError(f"the rules of {self.name} cannot be flushed", stderr=done.stderr)
+
+    def read(self) -> Saved | None:
+        """Return what is in the file. Raise SpoiltSaveError for a file that merlab did not write."""
+        told = self._node_exec.execute(["cat", self.saved_at], ok=(0, 1))
+        if told.status:
+            return None
+        saved = read(told.stdout)
+        if saved is None:
+            raise SpoiltSaveError(
+                f"{self.saved_in} is not a file of rules that merlab saved",
+                hint=self._node_exec.node.shell_command(["mv", self.saved_at, f"{self.saved_at}.other"]),
+            )
+        return saved
+
+    def place(self, save: Saved) -> Process | None:
+        """Find a process in exactly the namespace that was flushed: the same one, or the pod's that holds it.
+
+        A container that is between two starts has no process; the pod's sandbox has one, as long as the namespace
+        exists.
+        """
+        with contextlib.suppress(RestartedError):
+            process = pod_netns.look(self._node_exec, save.pid)
+            if (process.started, process.netns) == (save.started, save.netns):
+                return process
+        running = pod_netns.tasks(self._node_exec.node)
+        for sandbox in pod_netns.sandboxes(self._node_exec.node, save.uid):
+            with contextlib.suppress(RestartedError, KeyError):
+                process = pod_netns.look(self._node_exec, running[sandbox])
+                if process.netns == save.netns:
+                    return process
+        return None
+
+    def load(self, save: Saved, place: Process) -> str:
+        """Load saved rules from the file, and return the text of nat as it is then."""
+        return pod_netns.script(place, _RESTORE, save.backend, self.saved_at).stdout
+
+    def text(self, save: Saved) -> str:
+        """Return the text that was saved."""
+        return save.text
+
+    def load_command(self, save: Saved, place: Process) -> str:
+        """Return the command that a person would type to load the file."""
+        return commands.shell(place, f"{nat_backends.commands(save.backend).load} < {self.saved_at}")
+
+    def delete(self) -> None:
+        """Delete the file."""
+        self._node_exec.execute(["rm", "-f", self.saved_at])
+
+
 class PodRules(commands.Rules):
     """The nat rules of the workload `name`; `keep` leaves them flushed after a flush.
 
@@ -89,10 +184,12 @@ class PodRules(commands.Rules):
         self, name: str, node_exec: NodeExec, found: Callable[[bool], tuple[Pod, Process]], *, keep: bool = False
     ) -> None:
         super().__init__(name)
-        self._name, self._node_exec, self._found, self._keep = name, node_exec, found, keep
+        self._node_exec, self._found = node_exec, found
         self._backend = ""
+        self._transport = _Transport(name, node_exec, found)
+        self._policy: FlushPolicy[Saved, Process] = FlushPolicy(self._transport, keep=keep)
         #: What a flush removed; it exists exactly as long as the flush is outstanding.
-        self.saved_at = f"{topology.STATE}/saved/{name}.rules"
+        self.saved_at = self._transport.saved_at
 
     @property
     def process(self) -> Process:
@@ -125,86 +222,16 @@ class PodRules(commands.Rules):
     @contextlib.contextmanager
     def flushed(self) -> Iterator[RuleSet]:
         """Flush nat for the duration of the block; see lab.Rules."""
-        self.restore()
-        pod, process = self._found(True)
-        before = pod_netns.snapshot(process)
-        if not before.backend:
-            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up")
-        self._backend = before.backend
-        try:
-            self._flush(pod, process)
+        with self._policy.flushed() as before:
+            self._backend = before.backend  # while they are flushed, no table tells
             yield before
-        except BaseException:
-            self.restore()
-            raise
-        if not self._keep:
-            self.restore()
-
-    def _flush(self, pod: Pod, process: Process) -> None:
-        node = self._node_exec.node
-        first = header(self._name, self._backend, pod.uid, process)
-        failed = (_OUTSTANDING, _NOT_SAVED, _NOT_FLUSHED)
-        with signals.shielded():
-            done = pod_netns.script(process, _FLUSH, self._backend, self.saved_at, first, ok=(0, *failed))
-        if done.status == _OUTSTANDING:
-            raise LabError(f"the rules of {self._name} are flushed already", hint="merlab restore")
-        if done.status == _NOT_SAVED:
-            raise LabError(
-                f"the rules of {self._name} cannot be saved to {self.saved_at} on {node.name}; nothing was flushed",
-                hint=node.shell_command(["df", topology.STATE]),
-                stderr=done.stderr,
-            )
-        if done.status:
-            raise LabError(f"the rules of {self._name} cannot be flushed", stderr=done.stderr)
 
     def restore(self) -> bool:
         """Restore what a flush removed, if one is outstanding; return whether one was.
 
         Raise LabError if the rules cannot be restored; they stay saved then.
         """
-        with signals.shielded():
-            told = self._node_exec.execute(["cat", self.saved_at], ok=(0, 1))
-            if told.status:
-                return False
-            saved, node = read(told.stdout), self._node_exec.node
-            if saved is None:
-                raise LabError(
-                    f"{self.saved_at} on {node.name} is not a file of rules that merlab saved",
-                    hint=node.shell_command(["mv", self.saved_at, f"{self.saved_at}.other"]),
-                )
-            process = self._owner(saved)
-            if process is not None:
-                self._put_back(saved, process)
-            # Otherwise the pod was recreated meanwhile, with new rules: these are of a namespace that is gone.
-            self._node_exec.execute(["rm", "-f", self.saved_at])
-            return True
-
-    def _owner(self, saved: Saved) -> Process | None:
-        """Find a process in exactly the namespace that was flushed: the same one, or the pod's that holds it.
-
-        A container that is between two starts has no process; the pod's sandbox has one, as long as the namespace
-        exists.
-        """
-        with contextlib.suppress(RestartedError):
-            process = pod_netns.look(self._node_exec, saved.pid)
-            if (process.started, process.netns) == (saved.started, saved.netns):
-                return process
-        running = pod_netns.tasks(self._node_exec.node)
-        for sandbox in pod_netns.sandboxes(self._node_exec.node, saved.uid):
-            with contextlib.suppress(RestartedError, KeyError):
-                process = pod_netns.look(self._node_exec, running[sandbox])
-                if process.netns == saved.netns:
-                    return process
-        return None
-
-    def _put_back(self, saved: Saved, process: Process) -> None:
-        present = pod_netns.script(process, _RESTORE, saved.backend, self.saved_at).stdout
-        if [str(rule) for rule in ruleset.parse(present)] != [str(rule) for rule in ruleset.parse(saved.text)]:
-            where = f"{self.saved_at} on {self._node_exec.node.name}"
-            raise LabError(
-                f"the nat rules of {self._name} are not what was saved in {where}",
-                hint=commands.shell(process, f"{nat_backends.commands(saved.backend).load} < {self.saved_at}"),
-            )
+        return self._policy.restore() is not Restored.NOTHING
 
     def listing(self, chain: str = "") -> str:
         """Return what `list_command` prints now."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merbridge_lab.errors import LabError, UsageError
-from merbridge_lab.labs.kubernetes import settings_schema
+from merbridge_lab.labs.kubernetes import dataplanes, settings_schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,10 +35,7 @@ _ISTIO = (
 )
 
 
-#: The name of upstream's dataplane, and of its image.
-MERBRIDGE = "merbridge"
 _NOT_THE_MESHS = ("kind_image", "dataplane", "merbridge_manifest")
-_DATAPLANES = ("none", MERBRIDGE)
 
 
 @functools.lru_cache(maxsize=1)
@@ -57,7 +54,7 @@ class Settings:
     istio_set: tuple[str, ...] = ()
     sidecars: str = "classic"
     images: Mapping[str, str] = field(default_factory=dict)
-    dataplane: str = "none"
+    dataplane: str = dataplanes.NONE
     merbridge_manifest: str = ""
 
     @classmethod
@@ -78,7 +75,7 @@ class Settings:
         table = versions()
         try:
             told = settings_schema.read(
-                text, workloads=table["images"], dataplanes=_DATAPLANES, manifests=table["merbridge-manifests"]
+                text, workloads=table["images"], dataplanes=dataplanes.names(), manifests=table["merbridge-manifests"]
             )
         except ValueError as error:
             raise LabError(
@@ -134,7 +131,7 @@ class Settings:
     @property
     def of_workloads(self) -> dict[str, str]:
         """The images of the workloads."""
-        return {name: ref for name, ref in self.images.items() if name != MERBRIDGE}
+        return {name: ref for name, ref in self.images.items() if name not in dataplanes.names()}
 
     # -- settings for istioctl --------------------------------------------------------------------------------------
 

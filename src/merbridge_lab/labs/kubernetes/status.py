@@ -12,14 +12,13 @@ from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import UnreadError
 from merbridge_lab.labs.kubernetes import pods, topology
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.lab import Component, Dataplane
-    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
+    from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
     from merbridge_lab.labs.kubernetes.provider import ClusterProvider, Node
     from merbridge_lab.labs.kubernetes.settings import Settings
@@ -36,7 +35,6 @@ class Described(Protocol):
     """The parts of a lab whose state is described, and the connection to its cluster."""
 
     name: str
-    merbridge: MerbridgeDataplane
 
     @property
     def provider(self) -> ClusterProvider:
@@ -51,12 +49,12 @@ class Described(Protocol):
         """Istio, and the pods of the walkthrough."""
 
     @property
-    def intercepts(self) -> bool:
-        """Report whether the lab is configured with a dataplane."""
+    def strategy(self) -> ClusterDataplane:
+        """The dataplane that the lab is configured with."""
 
     @property
     def dataplane(self) -> Dataplane:
-        """Upstream's Merbridge, or none."""
+        """Its component."""
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -108,7 +106,7 @@ def describe(lab: Described) -> dict[str, Any]:
         "lab": lab.name,
         "up": there,
         "workloads": described,
-        "dataplane": _dataplane(lab) if up else {"kind": "none", "attached": False, "programs": 0},
+        "dataplane": lab.strategy.describe() if up else {"kind": "none", "attached": False, "programs": 0},
         "path": _path(described, attached=up and lab.dataplane.attached) if len(described) > 1 else [],
         "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
         "problems": _problems(lab, up=up) if there else [],
@@ -139,17 +137,8 @@ def _workload(lab: Described, workload: KubernetesWorkload) -> dict[str, Any] | 
     }
 
 
-def _dataplane(lab: Described) -> dict[str, Any]:
-    if not lab.intercepts:
-        return {"kind": "none", "attached": False, "programs": 0}
-    programs = 0
-    with contextlib.suppress(LabError):
-        programs = len(lab.merbridge.state().programs)
-    return {"kind": "merbridge", "attached": lab.dataplane.attached, "programs": programs}
-
-
 def _problems(lab: Described, *, up: bool) -> list[str]:
-    parts = [lab.node, *([lab.mesh] if up else []), *([lab.dataplane] if up and lab.intercepts else [])]
+    parts = [lab.node, *([lab.mesh] if up else []), *([lab.dataplane] if up and lab.strategy.intercepts else [])]
     return [sentence for part in parts for sentence in _told(part.problems)]
 
 
@@ -197,10 +186,9 @@ def states(lab: Described, steps: Sequence[Step]) -> list[str]:
     return told
 
 
-def images(settings: Settings) -> list[str]:
+def images(settings: Settings, of_dataplane: Sequence[str]) -> list[str]:
     """Return the images that the lab consists of: the node's, the pods', the dataplane's."""
-    wanted = [settings.kind_image, *settings.pod_images()]
-    return [*wanted, settings.images[MERBRIDGE]] if settings.dataplane == MERBRIDGE else wanted
+    return [settings.kind_image, *settings.pod_images(), *of_dataplane]
 
 
 # -- sysdump -----------------------------------------------------------------------------------------------------------
@@ -259,4 +247,4 @@ def dump(lab: Described) -> dict[str, Callable[[], Any]]:
                 map(str, one.rules.snapshot().texts.values())
             )  # type: ignore[misc]
             parts[f"{workload.name}/sidecar.log"] = lambda one=workload: one.logged(_TAIL)  # type: ignore[misc]
-    return {**parts, **lab.merbridge.dump()} if lab.intercepts else parts
+    return {**parts, **lab.strategy.dump()}

@@ -9,7 +9,7 @@ from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import manifest
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAME, NAMESPACE
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
 
 if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.provider import ClusterProvider

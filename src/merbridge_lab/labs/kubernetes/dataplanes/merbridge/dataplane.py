@@ -22,7 +22,7 @@ from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     rollout,
 )
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAME, NAMESPACE, PATH
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
 from merbridge_lab.merbridge import kernel_objects, mbctl
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +11,22 @@ from merbridge_lab import signals
 from merbridge_lab.adapters import bpf_syscall, kubernetes_api
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.errors import LabError
+from merbridge_lab.evidence import Unread, value_of
+from merbridge_lab.interception import Counters
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view as places
+from merbridge_lab.merbridge import evidence as upstream
 from merbridge_lab.merbridge import kernel_objects, trace
+from merbridge_lab.shortage import taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from merbridge_lab.accesslog import AccessLogLine
     from merbridge_lab.adapters.kubernetes_api import Api
-    from merbridge_lab.dataplane.trace import TraceEvent
+    from merbridge_lab.interception import Interception
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
-    from merbridge_lab.labs.request_batch import Entry
-    from merbridge_lab.merbridge.trace import MerbridgeEvent
-    from merbridge_lab.observation import Exchange
+    from merbridge_lab.observation import Batch
+    from merbridge_lab.trace_event import TraceEvent
 
 #: A buffer of merlab's own in the node's tracefs: it takes nothing from others who read trace_pipe.
 INSTANCE = "merlab-kind"
@@ -37,33 +38,56 @@ _BETWEEN = 0.2
 _DIALS = ("connect", "sidecar_connect", "elsewhere")
 
 
-@dataclass(frozen=True)
 class Watch:
-    """What is read around a batch."""
+    """What is read around a batch, in the kernel of the node `place`, of the programs and maps of `state`.
 
-    state: kernel_objects.State
-    take: Callable[[], list[str]]
-    place: NodeView
+    `take` reads and removes the lines of the trace; `limits` are the legs that upstream is known not to accelerate;
+    `meant` returns the addresses that requests go to.
+    """
 
-    def counters(self) -> Mapping[str, Mapping[str, int]]:
+    def __init__(
+        self,
+        place: NodeView,
+        state: kernel_objects.State,
+        take: Callable[[], list[str]],
+        limits: Mapping[str, str],
+        meant: Callable[[], frozenset[str]],
+    ) -> None:
+        self._place, self._state, self._take = place, state, take
+        self._limits, self._meant = limits, meant
+        self._before: Mapping[str, Mapping[str, int]] | Unread = {}
+
+    def begin(self) -> None:
+        """Take the readings from before the first request; what is in the trace by now is discarded."""
+        taken("trace", self._events)
+        self._before = taken("bpf:counters", self._counters)
+
+    def trace(self) -> tuple[TraceEvent, ...] | Unread:
+        """Return the events since `begin`, without those of who dialled elsewhere. Raises LabError."""
+        events = taken("trace", self._events)
+        return events if isinstance(events, Unread) or not events else of_requests(events, self._meant())
+
+    def interception(self, batch: Batch) -> Interception:
+        """Take the readings from after the last request, and return the record."""
+        counters = Counters(self._before, taken("bpf:counters", self._counters))
+        destinations = taken("bpf:pair_original_dst", lambda: self._destinations(batch))
+        return upstream.interception(batch, destinations, counters, self._limits)
+
+    def _counters(self) -> Mapping[str, Mapping[str, int]]:
         """Return how often each program has run, on the whole node."""
-        return {"node": kernel_objects.runs(self.state)}
+        return {"node": kernel_objects.runs(self._state)}
 
-    def trace(self) -> tuple[MerbridgeEvent, ...]:
+    def _events(self) -> tuple[TraceEvent, ...]:
         """Read and remove the lines. Raise LabError if it is not known which of them are of this node."""
-        events = [event for line in self.take() if (event := trace.parse(line)) is not None]
-        own = self.place.cgroup_path
+        events = [event for line in self._take() if (event := trace.parse(line)) is not None]
+        own = self._place.cgroup_path
         return tuple(event for event in events if not _elsewhere(event.pid, own))
 
-    def noted(
-        self,
-        exchanges: Sequence[Exchange],
-        client_log: Mapping[str, AccessLogLine],
-        server_log: Mapping[str, Entry],
-    ) -> dict[str, dict[str, str]]:
-        """Look up every connection of every request in the map of original destinations."""
+    def _destinations(self, batch: Batch) -> dict[str, dict[str, str]]:
+        """Look up every connection of every request in the map of original destinations. Raises UnreadError."""
+        client_log, server_log = value_of(batch.client_log), value_of(batch.server_log)
         found: dict[str, dict[str, str]] = {}
-        for exchange in exchanges:
+        for exchange in batch.exchanges:
             # Of the address that the request was sent to, curl reports only the IP: the port that it names is the
             # URL's.
             sidecar = f"{exchange.remote.rpartition(':')[0]}:{_OUTBOUND}"
@@ -80,7 +104,7 @@ class Watch:
     def _wanted(self, source: str, dialled: str) -> str | None:
         # A "-" in a log is not an address.
         with contextlib.suppress(OSError, ValueError):
-            return kernel_objects.wanted(self.state, source, dialled)
+            return kernel_objects.wanted(self._state, source, dialled)
         return None
 
 
@@ -96,11 +120,18 @@ def _elsewhere(pid: int, node: str) -> bool:
 
 
 @contextlib.contextmanager
-def watching(place: NodeView, state: kernel_objects.State) -> Iterator[Watch]:
+def watching(
+    place: NodeView,
+    state: kernel_objects.State,
+    *,
+    limits: Callable[[], Mapping[str, str]],
+    meant: Callable[[], frozenset[str]],
+) -> Iterator[Watch]:
     """Count runs, and collect the trace in a buffer of our own, for the duration of the block. Raises LabError."""
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, bpf_syscall.enable_stats())
-        yield Watch(state, stack.enter_context(collecting(place)).drain, place)
+        take = stack.enter_context(collecting(place)).drain
+        yield Watch(place, state, take, limits(), meant)
 
 
 @contextlib.contextmanager
@@ -122,7 +153,7 @@ def collecting(place: NodeView) -> Iterator[Instance]:
         instance.remove()
 
 
-def follow(place: NodeView) -> Iterator[MerbridgeEvent]:
+def follow(place: NodeView) -> Iterator[TraceEvent]:
     """Yield the events as they arrive, until interrupted. Raises LabError."""
     with collecting(place) as instance, instance.following() as take:
         while True:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from merbridge_lab.labs.kubernetes import diagnostics, pod_netns, pods, topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation, manifest, rollout
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAME, NAMESPACE, PATH
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import OutsideError
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE, Settings
+from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.merbridge import kernel_objects
 from merbridge_lab.merbridge import log as words
 

@@ -11,7 +11,7 @@ from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import manifest
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE
+from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
 from merbridge_lab.merbridge import mbctl
 
 if TYPE_CHECKING:

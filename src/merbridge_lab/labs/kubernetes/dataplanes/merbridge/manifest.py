@@ -10,17 +10,24 @@ import yaml
 from merbridge_lab.adapters import download, kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import manifest_templates, topology
-from merbridge_lab.labs.kubernetes.settings import MERBRIDGE, Settings, versions
+from merbridge_lab.labs.kubernetes.settings import Settings, versions
 from merbridge_lab.merbridge import mbctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Object = dict[str, Any]
+#: The name of this dataplane, and of its image.
+MERBRIDGE = "merbridge"
 #: The first releases' hostPath, with which they crash over the cgroup that they find, and its successor.
 OLD_PATH, NEW_PATH = "/sys/fs", "/sys/fs/cgroup"
 #: Which cgroup2 mount it must take, if it would take another one.
 CGROUP2_PATH = "CGROUP2_PATH"
+
+
+def shown(settings: Settings) -> str:
+    """Return the manifest for people: merlab's own as it is, another one as it would be applied. Raises LabError."""
+    return yaml.safe_dump_all(objects(settings), sort_keys=False) if settings.merbridge_manifest else text(settings)
 
 
 def text(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""The absent dataplane: nothing intercepts, and the rules send connections to the sidecars."""
+"""The component of a lab without a dataplane."""
 
 from __future__ import annotations
 

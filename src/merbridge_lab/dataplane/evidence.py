@@ -1,0 +1,118 @@
+"""What our own counters and trace show of a batch of requests, as the record that the checks read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.evidence import attempt, value_of
+from merbridge_lab.interception import (
+    LEGS,
+    AppConnections,
+    Counters,
+    Flow,
+    Interception,
+    Leg,
+    RequestTrace,
+    Witness,
+)
+from merbridge_lab.shortage import taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from merbridge_lab.evidence import Unread
+    from merbridge_lab.observation import Batch, Exchange
+    from merbridge_lab.trace_event import TraceEvent
+
+#: What the trace must tell of a request, and the meaning of its absence.
+_TOLD = (
+    ("connect", "no connect() of it was intercepted"),
+    ("original_dst", "its original destination was not asked"),
+    ("redirect", "no bytes of it were moved from socket to socket"),
+)
+
+
+class CounterEvidence:
+    """The readings around one batch: `counters` reads all counters, `drain` takes the trace's events, if wanted."""
+
+    def __init__(
+        self,
+        counters: Callable[[], Mapping[str, Mapping[str, int]]],
+        drain: Callable[[], tuple[TraceEvent, ...]] | None = None,
+    ) -> None:
+        self._counters, self._drain = counters, drain
+        self._before: Mapping[str, Mapping[str, int]] | Unread = {}
+
+    def begin(self) -> None:
+        """Take the readings from before the first request; what is in the trace by now is discarded."""
+        self.trace()
+        self._before = taken("bpf:counters", self._counters)
+
+    def trace(self) -> tuple[TraceEvent, ...] | Unread:
+        """Return the events since `begin`; nothing if no trace is wanted."""
+        return () if self._drain is None else taken("trace", self._drain)
+
+    def interception(self, batch: Batch) -> Interception:
+        """Take the readings from after the last request, and return the record."""
+        return interception(batch, Counters(self._before, taken("bpf:counters", self._counters)))
+
+
+def interception(batch: Batch, counters: Counters) -> Interception:
+    """Return what the counters, and the trace if there is one, show of a batch."""
+    client = batch.client
+    return Interception(
+        app=AppConnections(
+            intercepted=attempt(lambda: counters.reading(client, "outbound_connects")),
+            peer_is_loopback=False,
+            other_peer=f"the app of {client} sees that it speaks to {{remote}} instead of the address it dialled:"
+            " getpeername is not answered",
+        ),
+        legs=tuple(map(Leg, LEGS)),
+        moved=attempt(lambda: (_moved(counters, client, sorted(batch.servers)),)),
+        traced=attempt(
+            lambda: {each.nonce: _told_of(each, value_of(batch.trace)) for each in batch.exchanges},
+        ),
+        left_to_tcp=attempt(lambda: {pod: _left(counters, pod) for pod in value_of(counters.after)}),
+        counters=counters,
+    )
+
+
+def _moved(counters: Counters, client: str, servers: Sequence[str]) -> Witness:
+    """Count the redirected messages and bytes of each leg where they are sent, at the client and at the servers."""
+    flows = (
+        _flow(counters, "outbound", "outbound", (client,), 2),
+        _flow(counters, "mesh", "mesh, from the client", (client,), 1),
+        _flow(counters, "mesh", "mesh, from the servers", servers, 1),
+        _flow(counters, "inbound", "inbound", servers, 2),
+    )
+    return Witness(flows, "{bytes} bytes moved from socket to socket,")
+
+
+def _flow(counters: Counters, leg: str, name: str, workloads: Sequence[str], directions: int) -> Flow:
+    sizes = tuple(counters.reading(workload, f"{leg}_redirected_bytes") for workload in workloads)
+    return Flow(
+        short=f"on the {name} leg eBPF moved {{moved}} messages of at least {{needed}} ({', '.join(workloads)})",
+        directions=directions,
+        messages=tuple(counters.reading(workload, f"{leg}_redirected_messages") for workload in workloads),
+        size=sum(reading.moved for reading in sizes),
+        sizes=sizes,
+    )
+
+
+def _left(counters: Counters, pod: str) -> int:
+    names = [name for name in value_of(counters.after)[pod] if name.startswith("passed_")]
+    return sum(counters.reading(pod, name).moved for name in names)
+
+
+def _told_of(exchange: Exchange, trace: Sequence[TraceEvent]) -> RequestTrace:
+    """Return the events of the pair that the app's connection opened: its source port identifies it."""
+    port = int(exchange.local.rpartition(":")[2] or 0)
+    mine = {event.pair for event in trace if event.kind == "established" and event.port == port}
+    told = tuple(event for event in trace if event.pair in mine)
+    absent = f"the trace does not tell of the request from {exchange.local}"
+    return RequestTrace(
+        source="trace:merlab",
+        events=told,
+        needed=tuple((kind, f"{absent}: {meaning}") for kind, meaning in _TOLD),
+        says=f"{len(told)} lines tell of the connection from {exchange.local}",
+    )

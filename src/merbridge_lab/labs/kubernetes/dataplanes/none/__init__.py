@@ -1,0 +1,1 @@
+"""No dataplane: the rules send connections to the sidecars."""

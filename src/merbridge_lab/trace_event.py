@@ -1,0 +1,35 @@
+"""One event of a dataplane's trace, as a value: each dataplane parses its own lines into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TraceEvent:
+    """One line. `kind` is what happened, in one word; fields that a kind does not report are 0 or empty.
+
+    `seconds` is the time since boot. `comm` and `pid` are the task that was running, which for arriving packets may be
+    any. `pair` identifies the connection: the cookie of the socket that dialled; 0 if the dataplane does not name it.
+    `side` is 0 for actions of the dialling side, 1 for the accepting side. `ip` and `port` are: the original
+    destination of a connect (wanted), its source (established), where it was accepted (accepted), the answer
+    (original_dst), what was dialled (steered).
+    """
+
+    seconds: float
+    comm: str
+    pid: int
+    kind: str
+    raw: str
+    pair: int = 0
+    leg: str = ""
+    side: int = 0
+    ip: str = ""
+    port: int = 0
+    source: str = ""
+    size: int = 0
+    reason: str = ""
+
+    def sentence(self) -> str:
+        """Describe the event in plain English; each dataplane has its own words."""
+        return f"{self.kind}: {self.raw}"
