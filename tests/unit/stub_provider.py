@@ -66,6 +66,8 @@ class StubComponent:
     def remove(self): ...
 
     def problems(self):
+        if not self._connection.provider.nodes:
+            return ["there is no cluster"]
         self._connection.api().get("/api/v1/nodes")
         return []
 
@@ -102,6 +104,8 @@ class StubProvider:
         return OwnedCluster("the test says so", self.nodes)
 
     def credentials(self):
+        if self._credentials is None:
+            raise LabError("there are no credentials")
         return self._credentials
 
     def component(self, connection, changed):
