@@ -35,7 +35,7 @@ class DockerImages:
 
     def load(self, refs: Sequence[str]) -> None:
         """Copy images from Docker into the nodes. Raises LabError."""
-        with polling.progress(f"kind loads {len(refs)} images into the node: {', '.join(refs)}"):
+        with polling.progress(f"kind loads {', '.join(refs)} into the node"):
             kind_cli.load(names.CLUSTER, refs)
 
     def pull_command(self, ref: str) -> str:
