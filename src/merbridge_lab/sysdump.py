@@ -101,12 +101,14 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
     try:
         _pack(target, parts)
     except FileExistsError as error:
-        raise LabError(f"{target} is there already", hint="merlab sysdump") from error
+        raise LabError(f"{target} is there already", hint="merlab sysdump", id="file.not_written") from error
     except OSError as error:
         why = _FULL.get(error.errno or 0)
         what = f"{target.absolute().parent} {why}: {target} is not written" if why else ""
         elsewhere = "merlab sysdump -o /tmp/merlab-sysdump.tar.gz"
-        raise LabError(what or f"{target} cannot be written: {error.strerror}", hint=elsewhere) from error
+        raise LabError(
+            what or f"{target} cannot be written: {error.strerror}", hint=elsewhere, id="file.not_written"
+        ) from error
     return sorted(parts)
 
 

@@ -92,6 +92,7 @@ def changed_sources(netns: Path) -> Sources:
         raise LabError(
             f"conntrack's table cannot be read in {netns}, so no source port can be followed: {error}",
             hint="use a kernel with CONFIG_NF_CT_NETLINK",
+            id="requirement.missing",
         ) from error
 
 

@@ -69,7 +69,9 @@ def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin
         return told
     what = f"docker {argv[0]} failed with exit status {told.status}"
     raise docker_messages.explained(
-        LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip())
+        LabError(
+            what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip(), id="tool.failed"
+        )
     )
 
 
@@ -87,6 +89,7 @@ def engine(*, timeout: float = _ANSWER) -> Engine:
                 hint="docker version",
                 command=told.command,
                 stderr=f"{told.stdout}{told.stderr}".strip(),
+                id="docker.unsupported",
             )
         )
     return read_engine(found)
@@ -102,7 +105,9 @@ def read_engine(told: dict[str, Any]) -> Engine:
     errors = told.get("ServerErrors") or []
     if errors or not told.get("ServerVersion"):
         said = "\n".join(errors) or docker_messages.NO_ANSWER
-        raise docker_messages.explained(LabError("docker info failed", command="docker info", stderr=said))
+        raise docker_messages.explained(
+            LabError("docker info failed", command="docker info", stderr=said, id="docker.unreachable")
+        )
     return Engine(
         version=told["ServerVersion"],
         system=told.get("OperatingSystem", ""),
@@ -178,11 +183,14 @@ def execute(
             hint="merlab up --lab kind",
             command=told.command,
             stderr=said,
+            id="node.stopped",
         )
     if told.status in ok and not (told.status and docker_messages.is_silent(said)):
         return told
     what = f"{argv[0]} failed with exit status {told.status} in the container {container}"
-    raise docker_messages.explained(LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=said))
+    raise docker_messages.explained(
+        LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=said, id="tool.failed")
+    )
 
 
 def has_image(ref: str) -> bool:
@@ -198,7 +206,9 @@ def _asked(*argv: str) -> str | None:
     if _ABSENT.search(told.stderr):
         return None
     what = f"docker {argv[0]} {argv[1]} failed with exit status {told.status}"
-    raise LabError(what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip())
+    raise LabError(
+        what, hint="merlab doctor --lab kind", command=told.command, stderr=told.stderr.strip(), id="tool.failed"
+    )
 
 
 @change("pull an image")
@@ -213,6 +223,7 @@ def pull(ref: str) -> None:
             hint=f"docker load --input FILE  # of docker save --output FILE {ref}, on a machine that has it",
             command=error.command,
             stderr=error.stderr,
+            id="image.not_pulled",
         ) from error
 
 

@@ -11,6 +11,8 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from merbridge_lab.error_ids import ErrorId
+
 #: The text used if docker prints nothing at all.
 NO_ANSWER = "Cannot connect to the Docker daemon"
 #: The messages of the command if it did not reach a daemon. A daemon's own errors, and those of a command in a
@@ -50,7 +52,8 @@ def explained(error: LabError) -> LabError:
     what, hint = _told(said)
     if not what:
         return error
-    return LabError(what, hint=hint, command=error.command, stderr=error.stderr)
+    section: ErrorId = "docker.unsupported" if _PODMAN.search(said) else "docker.unreachable"
+    return LabError(what, hint=hint, command=error.command, stderr=error.stderr, id=section)
 
 
 def _told(said: str) -> tuple[str, str]:
@@ -109,7 +112,9 @@ def is_podman(version: str) -> LabError:
     """Return the error for a docker that is Podman."""
     named = f" {version}" if version else ""
     return LabError(
-        f"docker is Podman{named} here, which the kind lab does not support: it needs Docker Engine", hint=_WITHOUT
+        f"docker is Podman{named} here, which the kind lab does not support: it needs Docker Engine",
+        hint=_WITHOUT,
+        id="docker.unsupported",
     )
 
 

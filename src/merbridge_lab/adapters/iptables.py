@@ -53,7 +53,7 @@ def snapshot(netns: Path) -> RuleSet:
     tool that is missing, fails or lies leaves its backend unread. Raise LabError if there is no such namespace.
     """
     if not netns.exists():
-        raise LabError(f"the network namespace {netns} is not there", hint="merlab status")
+        raise LabError(f"the network namespace {netns} is not there", hint="merlab status", id="lab.incomplete")
     for _ in range(_TRIES):
         before = kernels(netns)
         texts = {backend: _saved(netns, backend) for backend in BACKENDS}

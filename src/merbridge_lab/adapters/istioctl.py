@@ -44,6 +44,7 @@ def install(settings: Sequence[str], *, kubeconfig: str, look: Callable[[], LabE
             hint=_hint(said),
             command=error.command,
             stderr=said,
+            id="istio.failed",
         ) from error
 
 

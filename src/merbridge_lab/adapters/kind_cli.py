@@ -40,6 +40,8 @@ _COMMAND = "kind"
 class IncompleteClusterError(LabError):
     """There is a node without Kubernetes on it: it was not created, or not yet."""
 
+    default_id = "cluster.incomplete"
+
 
 def _run(argv: Sequence[str], *, timeout: float, ok: Sequence[int] = (0,), **changes: str) -> Result:
     """Run kind on Docker, whatever provider the environment names, with `changes` of the environment."""
@@ -92,6 +94,7 @@ def export(name: str, kubeconfig: str) -> None:
             hint="name another file by --kubeconfig",
             command=error.command,
             stderr=error.stderr,
+            id="kubeconfig.unusable",
         ) from error
 
 
@@ -107,6 +110,7 @@ def context_in(kubeconfig: str, name: str) -> dict[str, Any] | None:
             f"{kubeconfig} is no kubeconfig that can be read",
             hint="name another file by --kubeconfig, or remove this one",
             stderr=str(error),
+            id="kubeconfig.unusable",
         ) from error
     return clusters.get(f"kind-{name}")
 
@@ -173,7 +177,7 @@ def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
         else:
             what = f"there is no room on the disk with {tempfile.gettempdir()} to save {', '.join(refs)}"
             hint = f"df -h {tempfile.gettempdir()}"
-    return LabError(what, hint=hint, command=error.command, stderr=error.stderr)
+    return LabError(what, hint=hint, command=error.command, stderr=error.stderr, id="image.not_pulled")
 
 
 # -- what a merlab that was killed may have left

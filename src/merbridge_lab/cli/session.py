@@ -94,7 +94,7 @@ class Session:
             self._fail(found)
             raise typer.Exit(exit_codes.USAGE if isinstance(found, UsageError) else exit_codes.CANNOT) from None
         if isinstance(error, signals.Interrupted):
-            self._fail(LabError(f"interrupted by {error}", hint="merlab status"))
+            self._fail(LabError(f"interrupted by {error}", hint="merlab status", id="interrupted"))
             raise typer.Exit(exit_codes.SIGNALLED + error.signum) from None
         if isinstance(error, Exception):
             self._fail(
@@ -102,6 +102,7 @@ class Session:
                     f"internal error: {type(error).__name__}: {error};"
                     " please report it with what the command below prints",
                     hint=shlex.join(["merlab", self.command, *self._rest(), "--debug"]),
+                    id="internal",
                 )
             )
             raise typer.Exit(exit_codes.DEFECT) from None
@@ -116,6 +117,7 @@ class Session:
                 LabError(
                     f"not all that merlab prints could be written: {self.console.lost.strerror}",
                     hint=lacking.hint if lacking else None,
+                    id="machine.full",
                 )
             )
             raise typer.Exit(exit_codes.CANNOT) from None

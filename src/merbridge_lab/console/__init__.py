@@ -67,6 +67,7 @@ class Console:
             err.print(f"  [faint]it was:[/] {escape(error.command)}", soft_wrap=True)
         if hint := hints.rendered(error.hint):
             err.print(f"  → {escape(hint)}", soft_wrap=True)
+        err.print(f"  [faint]see {escape(error.see)}[/]", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a line of progress."""
@@ -176,6 +177,8 @@ class Console:
         terminal.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
         if hint := hints.rendered(report.hint):
             terminal.line(f"  → {escape(hint)}")
+        if report.see:
+            terminal.line(f"  [faint]see {escape(report.see)}[/]")
 
     # -- pictures -------------------------------------------------------------------------------------------------
 

@@ -54,7 +54,9 @@ def pick(asked: str | None) -> tuple[Driver, str]:
     for given, said in ((asked, "--lab"), (os.environ.get("MERLAB_LAB") or None, "MERLAB_LAB")):
         known = ("auto", *(each.name for each in built), *_PLANNED)
         if given is not None and given not in known:
-            raise UsageError(f"{said}: there is no lab called {given!r}; there are {', '.join(known)}")
+            raise UsageError(
+                f"{said}: there is no lab called {given!r}; there are {', '.join(known)}", id="feature.not_built"
+            )
     name, why = asked, "asked for"
     if name is None:
         for driver in built:
@@ -68,7 +70,9 @@ def pick(asked: str | None) -> tuple[Driver, str]:
     for driver in built:
         if name == driver.name:
             return driver, why
-    raise LabError(f"the {name} lab is planned, but not built yet", hint="merlab up --lab embedded")
+    raise LabError(
+        f"the {name} lab is planned, but not built yet", hint="merlab up --lab embedded", id="feature.not_built"
+    )
 
 
 def present() -> list[dict[str, Any]]:

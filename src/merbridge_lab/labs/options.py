@@ -48,4 +48,5 @@ class Options:
             raise LabError(
                 "--dataplane merlab is planned for clusters, but not built yet",
                 hint="merlab up --lab embedded",
+                id="feature.not_built",
             )

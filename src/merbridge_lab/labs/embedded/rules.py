@@ -72,6 +72,7 @@ class PodRules:
             raise LabError(
                 f"the rules of {self._name} cannot be copied to {self.copied_at}: {error.strerror}",
                 hint=f"df {self.copied_at.parent}",
+                id="rules.not_saved",
             ) from error
 
     @property
@@ -87,7 +88,7 @@ class PodRules:
         self.restore()
         before = self.snapshot()
         if not before.backend:
-            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up")
+            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up", id="rules.altered")
         rules = self._whole(before, before.backend)
         save = Save(before.backend, saved_rules.cookie(self._netns) or 0, rules)
         try:
@@ -109,6 +110,7 @@ class PodRules:
             raise LabError(
                 f"{self._name} has a rule that merlab cannot hold against the kernel's, so nothing is flushed: {odd}",
                 hint=self.list_command(odd.chain),
+                id="rules.unsupported",
             )
         if "\ufffd" in text:
             line = next(line for line in lines_of(text) if "\ufffd" in line)
@@ -116,6 +118,7 @@ class PodRules:
                 f"{self._name} has a rule with bytes that are not UTF-8, which would not come back as they are,"
                 f" so nothing is flushed: {line}",
                 hint=self.list_command(),
+                id="rules.unsupported",
             )
         return text
 
@@ -157,7 +160,9 @@ class PodRules:
     def _require_own(self) -> None:
         """Raise LabError if rules would go to another namespace than the pod's, or their save would be lost."""
         if covers := self._covers():
-            raise LabError(f"{covers[0]}; no rules of {self._name} are put back", hint="merlab up")
+            raise LabError(
+                f"{covers[0]}; no rules of {self._name} are put back", hint="merlab up", id="rules.not_restored"
+            )
 
     def _put_back(self, save: Save) -> None:
         self._require_own()
@@ -166,6 +171,7 @@ class PodRules:
             raise LabError(
                 f"the nat rules of {self._name} are not what was saved in {self.saved_at}",
                 hint=iptables.restore_line(self._netns, save.backend, self.saved_at),
+                id="rules.not_restored",
             )
 
     def _is_back(self, save: Save) -> bool:

@@ -35,6 +35,8 @@ _MOST = 1 << 20
 class SpoiltError(LabError):
     """The file that should hold the rules of a pod does not hold what merlab saved."""
 
+    default_id = "rules.not_restored"
+
     def __init__(self, path: Path, name: str, why: str) -> None:
         aside = path.parent.parent / f"{path.name}.set-aside"
         super().__init__(f"{path} is not what merlab saved of {name}: {why}", hint=f"mv -T {path} {aside} && merlab up")
@@ -117,6 +119,7 @@ class SaveFile:
             raise LabError(
                 f"the rules of {self._name} cannot be saved to {self.path}: {error.strerror}",
                 hint=f"df {self.path.parent}",
+                id="rules.not_saved",
             ) from error
 
     @change("delete a save")
