@@ -154,10 +154,10 @@ def test_a_text_that_agrees_with_the_kernel_was_read():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "tells of 0 rules"),
-        (TEXT.replace("-A OUTPUT -j ISTIO_OUTPUT", ""), "tells of 0 rules in chain OUTPUT of nat, the kernel of 1"),
-        (TEXT.replace("[4:240] -A ISTIO_REDIRECT", "[3:240] -A ISTIO_REDIRECT"), "tells of 3 packets in chain ISTIO_"),
-        (TEXT.replace("[4:240] -A ISTIO_REDIRECT", "[9:240] -A ISTIO_REDIRECT"), "tells of 9 packets in chain ISTIO_"),
+        ("", "lists 0 rules"),
+        (TEXT.replace("-A OUTPUT -j ISTIO_OUTPUT", ""), "lists 0 rules in chain OUTPUT of nat, the kernel has 1"),
+        (TEXT.replace("[4:240] -A ISTIO_REDIRECT", "[3:240] -A ISTIO_REDIRECT"), "counts 3 packets in chain ISTIO_"),
+        (TEXT.replace("[4:240] -A ISTIO_REDIRECT", "[9:240] -A ISTIO_REDIRECT"), "counts 9 packets in chain ISTIO_"),
         ("# Table `nat' is incompatible, use 'nft' tool.\n", "does not show all of table ip nat"),
         (Unread("iptables:sleep/nft", "iptables-nft-save is not on this machine"), "is not on this machine"),
     ],
@@ -345,7 +345,7 @@ def test_what_else_conntrack_tells_is_passed_over(line):
 
 
 def test_a_connection_cut_in_the_middle_was_not_read():
-    with pytest.raises(UnreadError, match="no connection of TCP"):
+    with pytest.raises(UnreadError, match="not a TCP connection"):
         read_changed_sources("tcp 6 100 ESTABLISHED src=10.0.0.5 dst=10.0.1.1 sport=4001 dport=50 src=127.0.0.1 dst=1")
 
 

@@ -118,7 +118,7 @@ def load() -> ModuleType:
         "bcc", directory / "__init__.py", submodule_search_locations=[str(directory)]
     )
     if spec is None or spec.loader is None:
-        raise LabError(f"the BCC in {directory} is no Python package", hint="merlab doctor", id="bcc.missing")
+        raise LabError(f"the BCC in {directory} is not a Python package", hint="merlab doctor", id="bcc.missing")
     module = importlib.util.module_from_spec(spec)
     # Its own modules execute `from .table import …`, so it must be found under its name while it is being loaded.
     sys.modules["bcc"] = module

@@ -85,7 +85,7 @@ def engine(*, timeout: float = _ANSWER) -> Engine:
     if not isinstance(found, dict):
         raise docker_messages.explained(
             LabError(
-                "docker info tells nothing that can be read: is this docker Docker's?",
+                "the output of docker info cannot be parsed: is this docker Docker's?",
                 hint="docker version",
                 command=told.command,
                 stderr=f"{told.stdout}{told.stderr}".strip(),
@@ -179,7 +179,7 @@ def execute(
     said = told.stderr.strip()
     if told.status in _STOPPED or (told.status and any(words in said for words in _NOT_RUNNING)):
         raise LabError(
-            f"the container {container} does not run, or was restarted just now",
+            f"the container {container} is not running, or was just restarted",
             hint="merlab up --lab kind",
             command=told.command,
             stderr=said,
@@ -220,7 +220,7 @@ def pull(ref: str) -> None:
         raise LabError(
             f"the image {ref} is not on this machine and cannot be pulled from {registry(ref)}"
             f"{docker_messages.why_not_pulled(error.stderr or '')}",
-            hint=f"docker load --input FILE  # of docker save --output FILE {ref}, on a machine that has it",
+            hint=f"docker load --input FILE  # saved by docker save --output FILE {ref} on a machine that has it",
             command=error.command,
             stderr=error.stderr,
             id="image.not_pulled",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DEADLINE = 60.0
 #: Maximum size, in bytes. A manifest has some kilobytes.
 _MOST = 1 << 20
-_HINT = "download it elsewhere and name the file; without --merbridge-manifest, one of merlab's own is taken"
+_HINT = "download it elsewhere and name the file; without --merbridge-manifest, merlab uses its own"
 #: curl's exit status for "larger than --max-filesize".
 _TOO_LARGE = 63
 
@@ -45,7 +45,7 @@ def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) ->
     if sha256 not in (None, found):
         raise LabError(
             f"{url} failed its checksum: SHA-256 is {found}, not {sha256}",
-            hint="without --merbridge-manifest, merlab's own is taken",
+            hint="without --merbridge-manifest, merlab uses its own",
             id="manifest.unusable",
         )
     try:
@@ -85,4 +85,4 @@ def _grown(url: str, answer: Path) -> Callable[[], LabError | None]:
 
 
 def _too_large(url: str) -> LabError:
-    return LabError(f"{url} is larger than {_MOST >> 20} MiB: it is no manifest", hint=_HINT, id="manifest.unusable")
+    return LabError(f"{url} is larger than {_MOST >> 20} MiB: it is not a manifest", hint=_HINT, id="manifest.unusable")

@@ -90,7 +90,7 @@ def export(name: str, kubeconfig: str) -> None:
         _run(export_argv(name, kubeconfig), timeout=_ANSWER)
     except LabError as error:
         raise LabError(
-            f"the context of {name} cannot be put into {kubeconfig}",
+            f"the context of {name} cannot be written to {kubeconfig}",
             hint="name another file by --kubeconfig",
             command=error.command,
             stderr=error.stderr,
@@ -107,7 +107,7 @@ def context_in(kubeconfig: str, name: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise LabError(
-            f"{kubeconfig} is no kubeconfig that can be read",
+            f"{kubeconfig} is not a readable kubeconfig",
             hint="name another file by --kubeconfig, or remove this one",
             stderr=str(error),
             id="kubeconfig.unusable",
