@@ -205,7 +205,7 @@ def _(scene):
 # -- logs ----------------------------------------------------------------------------------------------------------
 
 
-@lie("the access log of {name} is cut all the time", "envoy:{name}/access could not be read: .* cut ",
+@lie("the access log of {name} is cut all the time", "envoy:{name}/access could not be read: .* truncated ",
      {"name": ["sleep", "helloworld-v2"]})  # fmt: skip
 def _(scene, name):
     """P7: somebody empties the access log of {name} whenever something is written to it."""

@@ -44,7 +44,9 @@ def _of(tree: ast.AST) -> Iterator[str]:
                 if isinstance(part, (ast.Constant, ast.FormattedValue))
             )
             # A sentence may begin with what is filled in; what follows tells whether it is one.
-            start = len(f"{{{ast.unparse(node.values[0].value)}}}") if isinstance(node.values[0], ast.FormattedValue) else 0
+            start = (
+                len(f"{{{ast.unparse(node.values[0].value)}}}") if isinstance(node.values[0], ast.FormattedValue) else 0
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
             text, start = node.value, 0
         else:

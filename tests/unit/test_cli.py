@@ -318,7 +318,7 @@ def test_without_root_it_is_3_one_sentence_and_one_command(nobody, command):
     lines = [line for line in done.stderr.splitlines() if not line.startswith("lab: ")]
     assert len(lines) == 3
     assert lines[0].startswith("merlab: the embedded lab ")
-    assert lines[0].endswith("that takes root")
+    assert lines[0].endswith("this requires root")
     assert shlex.split(lines[1])[-1].endswith(f"MERLAB_NAME=merlab-unit merlab {' '.join(command)}")
     assert lines[2] == "  see docs/troubleshooting.md#root.needed"
 
@@ -328,7 +328,7 @@ def test_without_root_json_is_one_object(nobody):
     assert done.returncode == 3
     told = read("run", done.stdout)
     assert (told["verdict"], told["command"], told["lab"]) == ("error", "up", "embedded")
-    assert told["error"]["what"].endswith("that takes root")
+    assert told["error"]["what"].endswith("this requires root")
 
 
 def test_without_root_one_can_look(nobody):
@@ -670,7 +670,7 @@ def test_u7_steps_are_told_to_whom_may_not_look_at_the_lab(driver, monkeypatch):
     up(driver.lab)
 
     def refuse():
-        raise LabError("that takes root", hint="merlab steps")
+        raise LabError("this requires root", hint="merlab steps")
 
     monkeypatch.setattr(driver, "require_able", refuse)
     listed = merlab("steps")

@@ -434,7 +434,7 @@ def test_an_empty_log_that_was_written_and_cut_again_was_not_read(log):
     assert seen.lines() == ()
     add(log)
     log.write_text("")
-    assert "written and cut" in seen.lines().why
+    assert "written and truncated" in seen.lines().why
 
 
 def test_a_log_is_read_from_where_it_was(log):
@@ -449,9 +449,9 @@ def test_a_log_is_read_from_where_it_was(log):
 @pytest.mark.parametrize(
     ("do", "why"),
     [
-        (lambda log: log.write_text(""), "was cut"),
-        (lambda log: (log.write_text(""), add(log)), "was cut"),
-        (lambda log: log.write_bytes(log.read_bytes().replace(b"5000", b"5001") * 2), "written over"),
+        (lambda log: log.write_text(""), "was truncated"),
+        (lambda log: (log.write_text(""), add(log)), "was truncated"),
+        (lambda log: log.write_bytes(log.read_bytes().replace(b"5000", b"5001") * 2), "overwritten"),
         (lambda log: log.unlink(), "No such file"),
         (
             lambda log: (log.rename(log.with_name("old")), log.write_bytes(log.with_name("old").read_bytes())),

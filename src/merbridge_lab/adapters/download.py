@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DEADLINE = 60.0
 #: Maximum size, in bytes. A manifest has some kilobytes.
 _MOST = 1 << 20
-_HINT = "download it elsewhere and name the file; without --merbridge-manifest, merlab uses its own"
+_HINT = "download it elsewhere and name the file; without --merbridge-manifest merlab uses its own"
 #: curl's exit status for "larger than --max-filesize".
 _TOO_LARGE = 63
 
@@ -45,7 +45,7 @@ def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) ->
     if sha256 not in (None, found):
         raise LabError(
             f"{url} failed its checksum: SHA-256 is {found}, not {sha256}",
-            hint="without --merbridge-manifest, merlab uses its own",
+            hint="without --merbridge-manifest merlab uses its own",
             id="manifest.unusable",
         )
     try:

@@ -127,7 +127,7 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
             function = module.load_func(program.name.encode(), program.type, attach_type=program.attach_type)
     except Exception as refused:  # BCC raises nothing more specific
         if os.geteuid() != 0:
-            raise LabError("loading BPF programs takes root", hint="sudo merlab up", id="root.needed") from refused
+            raise LabError("loading BPF programs requires root", hint="sudo merlab up", id="root.needed") from refused
         # The verifier's reason is the last line before its statistics.
         said = [line for line in lines if line and not line.startswith(("processed ", "HINT", "bpf:"))]
         raise UnsupportedFeatureError(program.feature, program.since, said[-1] if said else str(refused)) from refused

