@@ -132,7 +132,7 @@ def _make_folder(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise LabError(
-            f"{path} is not a folder of this user's, and merlab's locks belong there",
+            f"{path} is not a folder of this user, and merlab's locks belong there",
             hint=f"rm -r {path}",
             id="file.not_written",
         )

@@ -44,7 +44,7 @@ _LOG_LINES = 2000
 _FULL = {
     errno.ENOSPC: "is full",
     errno.EDQUOT: "is full for this user (quota)",
-    errno.EFBIG: "takes no file this large",
+    errno.EFBIG: "does not accept a file this large",
 }
 
 
@@ -101,7 +101,7 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
     try:
         _pack(target, parts)
     except FileExistsError as error:
-        raise LabError(f"{target} is there already", hint="merlab sysdump", id="file.not_written") from error
+        raise LabError(f"{target} exists already", hint="merlab sysdump", id="file.not_written") from error
     except OSError as error:
         why = _FULL.get(error.errno or 0)
         what = f"{target.absolute().parent} {why}: {target} is not written" if why else ""

@@ -457,7 +457,7 @@ exec {real} "$@" "$url"
 """
 
 
-@lie("a curl that asks twice", "curl asked in another way than once over one connection: num_connects is 0")
+@lie("a curl that asks twice", "curl did not send exactly one request over one connection: num_connects is 0")
 def _(scene):
     """The curl that the machine has is a script, which asks twice, over one connection."""
     target, real = pod(scene, "sleep"), system_tools.find("curl")

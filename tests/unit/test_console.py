@@ -86,7 +86,7 @@ def test_skipped_steps_say_why(shown):
 
 def test_what_already_holds_says_so(shown):
     out, _ = shown(up(FakeLab()), steps()[1:4])
-    assert out.count("already so") == 3
+    assert out.count("already done") == 3
     assert "$ make-node" not in out
 
 
@@ -96,7 +96,7 @@ def test_quiet_says_only_what_did_not_hold(shown):
     assert err == ""
     out, _ = shown(failing(), steps()[7:], verbosity=-1)
     assert out.startswith(
-        "8  Save the rules, list them with their counters, and ask again: fail\n✘ up: ISTIO_REDIRECT of"
+        "8  Save the rules, list them with their counters, and send the request again: fail\n✘ up: ISTIO_REDIRECT of"
     )
 
 
@@ -186,7 +186,7 @@ def test_an_error_is_a_sentence_its_command_and_a_hint(monkeypatch, capsys):
         "merlab: nft failed with exit status 1",
         "  │ line 3",
         "  │ no",
-        f"  it was: {command}",
+        f"  command: {command}",
         "  → merlab doctor",
         "  see docs/troubleshooting.md#tool.failed",
     ]

@@ -127,7 +127,7 @@ def test_logs_that_were_cut_between_cells_are_noticed():
     found = {outcome.cell.place: outcome for outcome in matrix.measure(lab)}
     bypass = found[True, True, True]
     assert not bypass.finding.held
-    assert "in their logs no longer" in bypass.finding.why
+    assert "no longer in their logs" in bypass.finding.why
 
 
 def test_status_tells_what_could_not_be_read():

@@ -148,7 +148,7 @@ def ebpf_took_over() -> Check:
 def assess_took_over(seen: Observation) -> Finding:
     """Assess the payload and the sidecars' logs, beside the flushed control client."""
     if seen.control is None:
-        return fails("no flushed control client was asked: the batch alone proves nothing")
+        return fails("no flushed control client sent a request: the batch alone proves nothing")
     closed = assess_closed_as_plain_text(seen.control)
     control = as_control("mesh.closed_without_ebpf", closed)
     intercepted_ = assess_intercepted(seen)
@@ -186,7 +186,7 @@ def assess_moved_on_noted(seen: Observation) -> Finding:
     if runs.moved < needed:
         return fails(f"the program that moves payload ran {runs.moved} times for at least {needed} messages", *evidence)
     if told and len(lines) < needed:
-        return fails(f"the trace tells of {len(lines)} messages moved, of at least {needed}", *evidence)
+        return fails(f"the trace shows {len(lines)} messages moved, of at least {needed}", *evidence)
     legs = "all three legs" if not seen.limits else f"the {' and '.join(served)} legs"
     traced_ = f"{len(lines)} messages, {moved} bytes, moved from socket to socket"
     said = traced_ if told else f"{runs.moved} messages handed to the program that moves them,"

@@ -62,8 +62,8 @@ def assess_told(seen: Observation) -> Finding:
         ("redirect", "no bytes of it were moved from socket to socket"),
     ):
         if kind not in kinds:
-            return fails(f"the trace does not tell of the request from {exchange.local}: {meaning}", *evidence)
-    return holds(f"{len(told)} lines tell of the connection from {exchange.local}", *evidence)
+            return fails(f"the trace does not show the request from {exchange.local}: {meaning}", *evidence)
+    return holds(f"{len(told)} lines show the connection from {exchange.local}", *evidence)
 
 
 def assess_told_by_address(seen: Observation) -> Finding:
@@ -81,17 +81,15 @@ def assess_told_by_address(seen: Observation) -> Finding:
     evidence = tuple(Reading("trace:node", event.kind, None, event.sentence(), event.raw) for event in told)
     if wanted is None:
         return fails(
-            f"the dataplane's map tells of no connection from {exchange.local} to {exchange.remote}: whatever the trace"
+            f"the dataplane's map has no connection from {exchange.local} to {exchange.remote}: whatever the trace"
             " shows, this request was not intercepted",
             *evidence,
         )
     if not connects:
-        return fails(
-            f"the trace does not tell of the request to {wanted}: no connect() to it was intercepted", *evidence
-        )
+        return fails(f"the trace does not show the request to {wanted}: no connect() to it was intercepted", *evidence)
     if not redirected:
         return fails(
-            f"the trace does not tell of the request to {wanted}: no bytes were moved from socket to socket", *evidence
+            f"the trace does not show the request to {wanted}: no bytes were moved from socket to socket", *evidence
         )
     return holds(
         f"{len(connects)} connects to {wanted} intercepted, {len(redirected)} messages moved from socket to socket;"

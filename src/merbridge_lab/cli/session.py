@@ -142,7 +142,7 @@ class Session:
 
         driver, why = labs.pick(asked)
         if options is not None and options.said() and not labs.tell(driver, options):
-            raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, and this is the {driver.name} lab")
+            raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, but this is the {driver.name} lab")
         self.lab = driver.name
         hints.mean(driver.name, asked=why in ("asked for", "MERLAB_LAB"))
         self.console.note(f"lab: {driver.name} ({why})")
@@ -210,7 +210,7 @@ class Session:
             if not lab.exists:
                 return "; nothing is in place"
         except (LabError, OSError) as error:
-            return f"; what is in place cannot be seen now ({error})"
+            return f"; what is in place cannot be determined now ({error})"
         held = [step.step.number for step in report.steps if step.verdict is Verdict.PASS]
         as_far = f" as far as step {held[-1]}" if held and report.command == "up" else ""
         return f"; the lab is in place{as_far} (merlab up goes on from there, merlab down removes it)"

@@ -65,8 +65,8 @@ def pick(asked: str | None) -> tuple[Driver, str]:
         name, why = os.environ.get("MERLAB_LAB") or "auto", "MERLAB_LAB"
     if name == "auto":
         if isinstance(kind, KindDriver) and kind.is_possible():
-            return kind, "auto: kind, istioctl and a Docker that answers are all there"
-        return embedded, "auto: it takes this machine and nothing else"
+            return kind, "auto: kind, istioctl and a Docker that answers are available"
+        return embedded, "auto: it needs nothing but this machine"
     for driver in built:
         if name == driver.name:
             return driver, why
