@@ -63,9 +63,13 @@ KINDS = frozenset(_NAMED)
 class ApiUnavailableError(LabError):
     """The API does not answer, or answers that it is not available now."""
 
+    default_id = "cluster.unreachable"
+
 
 class NotFoundError(LabError):
     """The object does not exist."""
+
+    default_id = "pod.restarted"
 
 
 def path(kind: str, name: str = "", namespace: str = "default") -> str:
@@ -164,7 +168,7 @@ class Api:
             return ApiUnavailableError(
                 f"the API at {self.server} cannot answer now", hint="merlab doctor --lab kind", stderr=said
             )
-        return LabError(f"the cluster refuses to {method} {where}", stderr=said)
+        return LabError(f"the cluster refuses to {method} {where}", stderr=said, id="cluster.unreachable")
 
     def unavailable(self, error: Exception) -> LabError:
         """Return the error for an API that did not answer, or broke off; name the certificates if they are why."""
@@ -175,6 +179,7 @@ class Api:
                 f"the certificates of the cluster at {self.server} are no longer valid",
                 hint="merlab down --lab kind && merlab up --lab kind",
                 stderr=said,
+                id="cluster.unreachable",
             )
         return ApiUnavailableError(
             f"the API of the cluster at {self.server} does not answer", hint="merlab doctor --lab kind", stderr=said
@@ -193,6 +198,7 @@ class Api:
         return LabError(
             f"the certificates of the cluster expired on {ends:%Y-%m-%d}",
             hint="merlab down --lab kind && merlab up --lab kind",
+            id="cluster.unreachable",
         )
 
     def _patiently(self, once: Callable[[], T], *, patience: float = _PATIENCE) -> T:

@@ -105,7 +105,7 @@ class NodeComponent:
             raise ownership.foreign()
         if other := self._access.other_image():
             again = pasteable(["merlab", "up", "--lab", "kind", "--kind-image", str(self._access.asked_image)])
-            raise LabError(other, hint=f"merlab down --lab kind && {again}")
+            raise LabError(other, hint=f"merlab down --lab kind && {again}", id="cluster.other_node")
         for node in found:
             if not node.running:
                 docker.start(node.name)
@@ -131,6 +131,7 @@ class NodeComponent:
             raise LabError(
                 f"that the context goes into {path} cannot be noted in {local_state.folder()}: {error.strerror}",
                 hint="export XDG_STATE_HOME=/var/lib",
+                id="kubeconfig.unusable",
             ) from error
         kind_cli.export(topology.CLUSTER, path)
 
@@ -210,6 +211,7 @@ class NodeComponent:
                 f"the cluster was not ready within {_STARTED:.0f} s: {last[0]}",
                 hint="merlab down --lab kind && merlab up --lab kind",
                 stderr=events or None,
+                id="cluster.failed",
             )
 
     # -- removing ---------------------------------------------------------------------------------------------------
@@ -239,7 +241,10 @@ class NodeComponent:
             docker.remove([node.name for node in left])
         if ownership.nodes():
             raise LabError(
-                f"the cluster {topology.CLUSTER} could not be deleted", command=done.command, stderr=done.stderr
+                f"the cluster {topology.CLUSTER} could not be deleted",
+                command=done.command,
+                stderr=done.stderr,
+                id="removal.failed",
             )
 
     # -- as a person would type it ----------------------------------------------------------------------------------

@@ -51,4 +51,10 @@ def not_made(error: LabError, image: str, journal: str = "") -> LabError:
     where = local_state.keep_log("".join(parts)) if said or journal else ""
     lines = [kind_messages.summary(said) or error.what, *([f"kubelet: {kubelets}"] if kubelets else [])]
     lines += [f"all that kind said: less {where}"] if where else []
-    return LabError(what, hint=hint or "merlab doctor --lab kind", command=error.command, stderr="\n".join(lines))
+    return LabError(
+        what,
+        hint=hint or "merlab doctor --lab kind",
+        command=error.command,
+        stderr="\n".join(lines),
+        id="cluster.failed",
+    )

@@ -48,7 +48,7 @@ class Access:
         if not self._node:
             found = ownership.nodes()
             if not found:
-                raise LabError("no lab is up", hint="merlab up --lab kind")
+                raise LabError("no lab is up", hint="merlab up --lab kind", id="lab.not_up")
             self._node = found[0].name
         return self._node
 
@@ -103,6 +103,7 @@ class Access:
             raise self.helpless or LabError(
                 f"the node {self.node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has",
                 hint="merlab up --lab kind",
+                id="node.no_tools",
             )
         return found
 

@@ -14,6 +14,8 @@ from merbridge_lab.labs.kubernetes import topology
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from merbridge_lab.error_ids import ErrorId
+
 #: How long a pod may be unscheduled before that is hopeless, in seconds: another may just be ending.
 _PLACE = 10.0
 #: For how long pods from before may still exist, in seconds: their failures are not those of the new ones.
@@ -35,10 +37,11 @@ class PodFailure:
     hint: str
     pod: str
     container: str = ""
+    id: ErrorId = "pod.not_ready"
 
     def error(self, log: str = "") -> LabError:
         """Return it as an error, with the relevant part of the log."""
-        return LabError(self.what, hint=self.hint, stderr=log or None)
+        return LabError(self.what, hint=self.hint, stderr=log or None, id=self.id)
 
 
 class Memory:
@@ -116,6 +119,7 @@ def _no_place(pod: dict[str, Any]) -> PodFailure:
         f"the pod {name} cannot be scheduled on the node: {_refusal_of_place(pod)}",
         f"kubectl --context {topology.CONTEXT} describe node {topology.NODE}",
         name,
+        id="pod.not_scheduled",
     )
 
 
@@ -150,6 +154,7 @@ def _without_image(pod: str, image: str, reason: str, said: str) -> PodFailure:
         f"the image {image} of {pod} cannot be pulled from {registry(image)}: {reason} {_short(said)}".rstrip(),
         f"docker pull {image} && {load}  # or name another: --image, --istio-hub",
         pod,
+        id="image.not_pulled",
     )
 
 

@@ -146,7 +146,7 @@ class KubernetesLab(LabBase):
     def control_pair(self) -> Iterator[ControlPair]:
         """Return that client with a server of its own; see control_client."""
         if not self.intercepts:
-            raise LabError(self.why_missing(CONTROL_CLIENT))
+            raise LabError(self.why_missing(CONTROL_CLIENT), id="capability.missing")
         client, server = self._pair.get()
         yield ControlPair(client, server, control_pods.URL)
 
@@ -190,7 +190,7 @@ class KubernetesLab(LabBase):
 
     def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
         """Raise LabError: upstream keeps no map of its connections."""
-        raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded")
+        raise LabError(self.why_missing(DIALS), hint="merlab verify --lab embedded", id="capability.missing")
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Return the access log lines of all sidecars that mention one of `nonces`."""
@@ -226,11 +226,13 @@ class KubernetesLab(LabBase):
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[MerbridgeEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
         if not self.intercepts:
-            raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge")
+            raise LabError(WHY, hint="merlab up --lab kind --dataplane merbridge", id="dataplane.none")
         if pod or nonce:
-            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab step 5")
+            what = "Merbridge's trace names neither pods nor connections"
+            raise LabError(what, hint="merlab step 5", id="capability.missing")
         if not self.merbridge.debug:
-            raise LabError("Merbridge writes no trace lines: it runs without -d", hint="merlab step 4")
+            what = "Merbridge writes no trace lines: it runs without -d"
+            raise LabError(what, hint="merlab step 4", id="dataplane.incomplete")
         return evidence.follow(self.merbridge.place())
 
     def why_missing(self, capability: str) -> str:
@@ -265,7 +267,7 @@ class KubernetesLab(LabBase):
         """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
-                raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
+                raise lacking.error()
         if self.intercepts and not self.merbridge.attached:
             wanted = manifest.daemonset(manifest.objects(self.settings()))
             node = self._access.node() if self._access.answers() else None

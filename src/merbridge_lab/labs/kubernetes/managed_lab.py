@@ -44,9 +44,11 @@ class ManagedKubernetesLab(KubernetesLab):
         if found and not ownership.are_ours(found):
             raise ownership.foreign()
         if not found:
-            raise LabError("no lab is up", hint="merlab up --lab kind")
+            raise LabError("no lab is up", hint="merlab up --lab kind", id="lab.not_up")
         if stopped := [node.name for node in found if not node.running]:
-            raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind")
+            raise LabError(
+                f"the node {stopped[0]} of the kind lab does not run", hint="merlab up --lab kind", id="node.stopped"
+            )
 
     def recover(self) -> None:
         """Restore what a killed merlab left flushed, if the cluster is up."""

@@ -200,6 +200,7 @@ class MeshComponent:
                 f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
                 hint=f"kubectl --context {topology.CONTEXT} delete pod --force -l {workload.spec.selector}",
                 stderr=diagnostics.told(self._api().events()) or None,
+                id="removal.failed",
             )
 
     def renew(self) -> None:
@@ -221,6 +222,7 @@ class MeshComponent:
                         f"Istio gave {pod.name} no sidecar, although its namespace asks for it",
                         hint=f"kubectl --context {topology.CONTEXT} get mutatingwebhookconfigurations",
                         stderr=diagnostics.told(self._api().events()) or None,
+                        id="sidecar.failed",
                     )
 
     def _await_served(self) -> int:
@@ -244,6 +246,7 @@ class MeshComponent:
                 f"within {_SERVED:.0f} s sleep was answered by {' and '.join(answered) or 'nobody'} only: {last[0]}",
                 hint="merlab status --lab kind",
                 stderr=diagnostics.told(self._api().events()) or None,
+                id="pod.not_ready",
             )
         return cold
 
@@ -282,6 +285,7 @@ class MeshComponent:
             raise LabError(
                 f"the namespace {topology.ISTIO} is still there after {_GONE:.0f} s",
                 hint="merlab down --lab kind --keep-cluster",
+                id="removal.failed",
             )
 
     # -- as a person would type it ----------------------------------------------------------------------------------

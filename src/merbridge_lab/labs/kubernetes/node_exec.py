@@ -93,6 +93,7 @@ class HelperPodExec:
                 f"{argv[0]} failed with exit status {told.status} in the pod {topology.HELPER}",
                 command=told.command,
                 stderr=told.stderr.strip(),
+                id="tool.failed",
             )
         return told
 
@@ -132,6 +133,7 @@ def make(api: Api, node: str, settings: Settings) -> HelperPodExec:
         raise LabError(
             f"the node has no iptables or nsenter, and the pod {name} that has did not run{why}",
             hint=f"kubectl --context {topology.CONTEXT} -n {topology.HELPERS} get events",
+            id="node.no_tools",
         )
     return HelperPodExec(api, node, name)
 

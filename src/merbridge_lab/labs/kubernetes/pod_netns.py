@@ -75,6 +75,8 @@ _SECTION = re.compile(r"^#= (\w+)$", re.MULTILINE)
 class RestartedError(LabError):
     """The process is gone, or is in another namespace: the pod was restarted."""
 
+    default_id = "pod.restarted"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -157,6 +159,7 @@ def find(node_exec: NodeExec, pod: Pod, container: str) -> Process:
             f"PID {process.pid} on {pod.node} is not in the network of {pod.name}: it has"
             f" {', '.join(process.addresses) or 'no address'}, not {pod.ip}; nothing was touched",
             hint="merlab step 7 --lab kind",
+            id="pod.restarted",
         )
     return process
 
@@ -214,6 +217,7 @@ def snapshot(process: Process) -> RuleSet:
         raise LabError(
             f"iptables reads nothing on the node {process.node}, so its pods' rules are not known{why}",
             hint="merlab up --lab kind",
+            id="node.no_tools",
         )
     if not isinstance(own, Path):
         return replace(rules, generation=own)

@@ -61,6 +61,7 @@ def wait(api: Api, name: str, namespace: str = topology.NAMESPACE) -> None:
             f"{name} was not ready within {_READY:.0f} s{why}",
             hint=late.hint if late else "merlab status --lab kind",
             stderr=diagnostics.told(api.events(namespace)) or None,
+            id=late.id if late else "pod.not_ready",
         )
 
 

@@ -129,7 +129,9 @@ class PodRules(commands.Rules):
         pod, process = self._found(True)
         before = pod_netns.snapshot(process)
         if not before.backend:
-            raise LabError(f"there are no ISTIO rules in {self._name} to flush", hint="merlab up --lab kind")
+            raise LabError(
+                f"there are no ISTIO rules in {self._name} to flush", hint="merlab up --lab kind", id="rules.altered"
+            )
         self._backend = before.backend
         try:
             self._flush(pod, process)
@@ -147,15 +149,18 @@ class PodRules(commands.Rules):
         with signals.shielded():
             done = pod_netns.script(process, _FLUSH, self._backend, self.saved_at, first, ok=(0, *failed))
         if done.status == _OUTSTANDING:
-            raise LabError(f"the rules of {self._name} are flushed already", hint="merlab restore --lab kind")
+            raise LabError(
+                f"the rules of {self._name} are flushed already", hint="merlab restore --lab kind", id="rules.flushed"
+            )
         if done.status == _NOT_SAVED:
             raise LabError(
                 f"the rules of {self._name} cannot be saved to {self.saved_at} on {node}; nothing was flushed",
                 hint=f"docker exec {node} df {topology.STATE}",
                 stderr=done.stderr,
+                id="rules.not_saved",
             )
         if done.status:
-            raise LabError(f"the rules of {self._name} cannot be flushed", stderr=done.stderr)
+            raise LabError(f"the rules of {self._name} cannot be flushed", stderr=done.stderr, id="rules.not_saved")
 
     def restore(self) -> bool:
         """Restore what a flush removed, if one is outstanding; return whether one was.
@@ -171,6 +176,7 @@ class PodRules(commands.Rules):
                 raise LabError(
                     f"{self.saved_at} on {self._node_exec.node} is not a file of rules that merlab saved",
                     hint=f"docker exec {self._node_exec.node} mv {self.saved_at} {self.saved_at}.other",
+                    id="rules.not_restored",
                 )
             process = self._owner(saved)
             if process is not None:
@@ -203,6 +209,7 @@ class PodRules(commands.Rules):
             raise LabError(
                 f"the nat rules of {self._name} are not what was saved in {self.saved_at} on {self._node_exec.node}",
                 hint=commands.shell(process, f"{nat_backends.commands(saved.backend).load} < {self.saved_at}"),
+                id="rules.not_restored",
             )
 
     def listing(self, chain: str = "") -> str:

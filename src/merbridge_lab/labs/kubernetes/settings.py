@@ -84,6 +84,7 @@ class Settings:
             raise LabError(
                 f"what the lab was made with cannot be read from the ConfigMap default/merlab: {error}",
                 hint="merlab down --lab kind && merlab up --lab kind",
+                id="cluster.incomplete",
             ) from error
         return cls(**told)
 
@@ -188,7 +189,9 @@ class Settings:
     def require_fit(self) -> None:
         """Raise LabError for versions that are known not to fit together."""
         if misfit := self.misfit():
-            raise LabError(misfit, hint=f"merlab up --lab kind --kind-image {versions()['kind']['image']}")
+            raise LabError(
+                misfit, hint=f"merlab up --lab kind --kind-image {versions()['kind']['image']}", id="cluster.other_node"
+            )
 
 
 def _minor(text: str) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ class NoDataplane:
 
     def ensure(self) -> None:
         """Raise LabError: there is nothing to create."""
-        raise LabError(WHY, hint="merlab up --lab embedded")
+        raise LabError(WHY, hint="merlab up --lab embedded", id="dataplane.none")
 
     def remove(self) -> None:
         """Remove nothing."""
@@ -46,7 +46,7 @@ class NoDataplane:
     def set_debug(self, *, on: bool) -> None:
         """Do nothing to switch it off; raise LabError to switch it on."""
         if on:
-            raise LabError(WHY, hint="merlab up --lab embedded")
+            raise LabError(WHY, hint="merlab up --lab embedded", id="dataplane.none")
 
     def debug_commands(self) -> list[str]:
         """Return nothing."""

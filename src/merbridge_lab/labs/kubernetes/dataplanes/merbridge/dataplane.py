@@ -65,6 +65,7 @@ class MerbridgeDataplane:
             raise LabError(
                 f"what is attached to the node's cgroup cannot be seen: {error.strerror}",
                 hint="merlab doctor --lab kind",
+                id="reading.failed",
             ) from error
 
     @property
@@ -203,7 +204,7 @@ class MerbridgeDataplane:
         found = api.find(PATH)
         if found is None or not installation.is_ours(found):
             if on:
-                raise LabError("Merbridge is not installed", hint="merlab step 3")
+                raise LabError("Merbridge is not installed", hint="merlab step 3", id="dataplane.incomplete")
             return
         if on == installation.debug(found):
             if on and not installation.rolled_out(found):

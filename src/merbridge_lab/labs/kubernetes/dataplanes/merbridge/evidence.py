@@ -114,7 +114,9 @@ def collecting(place: NodeView) -> Iterator[Instance]:
         instance.enable()
     except OSError as error:
         raise LabError(
-            f"the trace of the node cannot be read: {error.strerror} ({instance.path})", hint="merlab doctor --lab kind"
+            f"the trace of the node cannot be read: {error.strerror} ({instance.path})",
+            hint="merlab doctor --lab kind",
+            id="reading.failed",
         ) from error
     try:
         yield instance

@@ -57,4 +57,5 @@ def unavailable(ref: str, error: LabError) -> LabError:
         hint="merlab up --lab kind --dataplane none",
         command=error.command,
         stderr=error.stderr,
+        id="merbridge.no_image",
     )

@@ -84,6 +84,7 @@ def require_own(api: Api, objects: Sequence[Object]) -> None:
                 f"there is a {kind} {name} already, and merlab did not make it: it stays untouched",
                 hint=f"kubectl --context {topology.CONTEXT}{place} delete {kind.lower()} {name}"
                 "  # if you do not need it",
+                id="merbridge.foreign",
             )
 
 
@@ -182,4 +183,5 @@ def foreign(name: str) -> LabError:
         f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
         hint=f"kubectl --context {topology.CONTEXT} -n {namespace} delete daemonset {daemonset}"
         "  # if you do not need it",
+        id="merbridge.foreign",
     )

@@ -23,6 +23,8 @@ _CONTAINER = re.compile(r"/(?:docker-)?[0-9a-f]{64}(?:\.scope)?(?=/|$)")
 class OutsideError(LabError):
     """It cannot be determined which of the machine's cgroups are the node's."""
 
+    default_id = "reading.failed"
+
 
 @dataclass(frozen=True)
 class NodeView:
@@ -76,6 +78,7 @@ class NodeView:
             raise LabError(
                 f"the node {self.node} has no cgroup2, and programs that intercept are attached to one",
                 hint="boot with systemd.unified_cgroup_hierarchy=1; --dataplane none does without",
+                id="requirement.missing",
             )
         return self.root / mounted.lstrip("/")
 
@@ -113,7 +116,9 @@ class NodeView:
 def find(node: str) -> NodeView:
     """Find a node on this machine. Raise LabError if its processes are not visible from here."""
     if os.geteuid() != 0:
-        raise LabError("only root sees the eBPF programs in this kernel", hint="sudo merlab up --lab kind")
+        raise LabError(
+            "only root sees the eBPF programs in this kernel", hint="sudo merlab up --lab kind", id="root.needed"
+        )
     place = NodeView(node, docker.pid(node))
     with contextlib.suppress(OSError):
         if place.pid and (place.root / topology.MARK.lstrip("/")).exists():
@@ -121,6 +126,7 @@ def find(node: str) -> NodeView:
     raise LabError(
         f"the processes of the node {node} are not on this machine: its Docker is elsewhere, or in a virtual machine",
         hint="run merlab where Docker runs; or --dataplane none",
+        id="node.elsewhere",
     )
 
 

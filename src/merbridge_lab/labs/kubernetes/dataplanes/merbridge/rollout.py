@@ -98,6 +98,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
             f"Merbridge was not ready within {_STARTS:.0f} s: {last[0]}",
             hint=f"kubectl --context {topology.CONTEXT} -n {installation.NAMESPACE} logs ds/{installation.NAME}",
             stderr=_last_words(api),
+            id="pod.not_ready",
         )
 
 
@@ -108,7 +109,7 @@ def _edited(daemonset: Object) -> list[Crashed | LabError]:
         return []
     name = f"{installation.NAMESPACE}/{installation.NAME}"
     what = f"the DaemonSet {name} is not as merlab applied it any more: {'; '.join(edits)}"
-    return [LabError(what, hint="merlab step 3 --lab kind")]
+    return [LabError(what, hint="merlab step 3 --lab kind", id="merbridge.foreign")]
 
 
 def _hopeless(api: Api, found: Sequence[Object], waited: float, memory: diagnostics.Memory) -> list[Crashed | LabError]:
@@ -139,6 +140,7 @@ def crashed(found: Crashed) -> LabError:
         f"Merbridge crashes{why}.{near}",
         hint=f"kubectl --context {topology.CONTEXT} -n {installation.NAMESPACE} logs {found.pod} --previous",
         stderr=words.tail(found.log) or None,
+        id="merbridge.crashed",
     )
 
 
