@@ -276,7 +276,7 @@ def test_c10_the_error_and_the_kubelets_complaint_come_first_and_all_is_in_a_fil
     assert "kubelet, which is not healthy" in error.what
     assert error.hint == "merlab doctor --lab kind"
     log = state / "kind-merbridge-create.log"
-    assert lines[-1] == f"all that kind said: less {log}"
+    assert lines[-1] == f"the complete output of kind: less {log}"
     assert case("c10") in log.read_text()
     assert log.stat().st_mode & 0o777 == 0o600
     assert len(lines) <= 12, "what the first screen shows"

@@ -156,11 +156,11 @@ class Api:
         if status == _NOT_FOUND:
             return NotFoundError(f"there is no {where} in the cluster", stderr=said)
         if ENDED.search(said):
-            return NotFoundError(f"the container is not there any more in {where}", hint="merlab status", stderr=said)
+            return NotFoundError(f"the container of {where} no longer exists", hint="merlab status", stderr=said)
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             # An API gives its administrator this answer only while it starts and has not read its own rules yet.
             return self._expired() or ApiUnavailableError(
-                f"the cluster does not let us {method} {where}",
+                f"the cluster does not allow to {method} {where}",
                 hint="merlab down --lab kind && merlab up --lab kind",
                 stderr=said,
             )

@@ -93,9 +93,7 @@ def _status(api: Api, told: bytes, what: str) -> int:
         return int(next(one["message"] for one in status["details"]["causes"] if one["reason"] == "ExitCode"))
     said = str(status.get("message"))
     if ENDED.search(said):
-        raise NotFoundError(
-            f"{what} did not run: its container is not there any more", hint="merlab status", stderr=said
-        )
+        raise NotFoundError(f"{what} did not run: its container no longer exists", hint="merlab status", stderr=said)
     raise LabError(f"{what} could not be run", hint="merlab status", stderr=said, id="pod.restarted")
 
 

@@ -76,7 +76,7 @@ class NodeComponent:
         for node in self._api().get("/api/v1/nodes")["items"]:
             states = {one["type"]: one for one in node["status"].get("conditions") or []}
             if states.get("Ready", {}).get("status") != "True":
-                said = states.get("Ready", {}).get("message", "it has not said so")
+                said = states.get("Ready", {}).get("message", "it has not reported it")
                 sentences.append(f"the node {node['metadata']['name']} is not ready: {said}")
             if any(taint["key"] == _TAINT for taint in node["spec"].get("taints") or []):
                 sentences.append(f"the node {node['metadata']['name']} is unschedulable: taint {_TAINT}")
@@ -129,7 +129,7 @@ class NodeComponent:
             local_state.note_kubeconfig(path)
         except OSError as error:
             raise LabError(
-                f"that the context goes into {path} cannot be noted in {local_state.folder()}: {error.strerror}",
+                f"the note that {path} gets the context cannot be written to {local_state.folder()}: {error.strerror}",
                 hint="export XDG_STATE_HOME=/var/lib",
                 id="kubeconfig.unusable",
             ) from error

@@ -101,7 +101,7 @@ class Access:
         found = self.find_node_exec()
         if found is None:
             raise self.helpless or LabError(
-                f"the node {self.node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has",
+                f"the node {self.node()} lacks iptables or nsenter, and Istio's image, which contains them",
                 hint="merlab up --lab kind",
                 id="node.no_tools",
             )

@@ -194,7 +194,7 @@ def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float, me
     if not mine or min(waited, memory.lasted(f"{deployment} is refused")) < _REFUSED:
         return None
     return PodFailure(
-        f"no pod of {deployment} can be made: {mine[-1].get('message', '')}",
+        f"no pod of {deployment} can be created: {mine[-1].get('message', '')}",
         f"kubectl --context {topology.CONTEXT} -n {topology.ISTIO} get pods",
         deployment,
     )
@@ -211,7 +211,7 @@ def waited_for(pods: Sequence[dict[str, Any]]) -> str:
     for pod in pods:
         name = pod["metadata"]["name"]
         if not pod["spec"].get("nodeName"):
-            return f"{name} to get a place"
+            return f"{name} to be scheduled"
         for status in _containers(pod):
             state = status.get("state") or {}
             ended = (state.get("terminated") or {}).get("exitCode") == 0

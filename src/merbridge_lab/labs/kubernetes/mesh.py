@@ -74,7 +74,7 @@ class MeshComponent:
             return []
         if (why := self._access.helpless) is not None:
             return [why.what]
-        return [f"the node {self._node()} has no iptables or nsenter to enter pods with, nor Istio's image, which has"]
+        return [f"the node {self._node()} lacks iptables or nsenter, and Istio's image, which contains them"]
 
     def _of(self, workload: KindWorkload) -> list[str]:
         found = pods.active_pods(self._api(), workload.spec)
@@ -197,7 +197,7 @@ class MeshComponent:
         )
         if not gone:
             raise LabError(
-                f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
+                f"the old pod of {workload.name} was not gone within {_GONE:.0f} s",
                 hint=f"kubectl --context {topology.CONTEXT} delete pod --force -l {workload.spec.selector}",
                 stderr=diagnostics.told(self._api().events()) or None,
                 id="removal.failed",
@@ -219,7 +219,7 @@ class MeshComponent:
             for pod in pods.active_pods(self._api(), workload.spec):
                 if not pod.sidecar:
                     raise LabError(
-                        f"Istio gave {pod.name} no sidecar, although its namespace asks for it",
+                        f"Istio injected no sidecar into {pod.name}, although its namespace enables injection",
                         hint=f"kubectl --context {topology.CONTEXT} get mutatingwebhookconfigurations",
                         stderr=diagnostics.told(self._api().events()) or None,
                         id="sidecar.failed",
@@ -230,7 +230,7 @@ class MeshComponent:
         for workload in (sleep, *servers):
             workload.found(refresh=True)
         answered: set[str] = set()
-        last: list[str] = ["nothing was asked"]
+        last: list[str] = ["no request was sent"]
         cold = 0
 
         def served() -> bool:

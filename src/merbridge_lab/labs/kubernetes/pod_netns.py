@@ -215,7 +215,7 @@ def snapshot(process: Process) -> RuleSet:
     if not rules.texts or all(isinstance(text, Unread) for text in rules.texts.values()):
         why = "".join(f" ({each.why})" for each in rules.unread[:1])
         raise LabError(
-            f"iptables reads nothing on the node {process.node}, so its pods' rules are not known{why}",
+            f"iptables prints nothing on the node {process.node}, so its pods' rules are not known{why}",
             hint="merlab up --lab kind",
             id="node.no_tools",
         )
@@ -248,7 +248,7 @@ def read_snapshot(told: str) -> RuleSet:
     _, *parts = _SECTION.split(told)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     if not sections:
-        return RuleSet({}, Unread("nft", "nothing was told"))
+        return RuleSet({}, Unread("nft", "nothing was reported"))
     texts: dict[str, str | Unread] = {}
     for backend in BACKENDS:
         if backend in sections:

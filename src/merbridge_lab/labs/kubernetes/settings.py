@@ -82,7 +82,7 @@ class Settings:
             )
         except ValueError as error:
             raise LabError(
-                f"what the lab was made with cannot be read from the ConfigMap default/merlab: {error}",
+                f"the settings of the lab cannot be read from the ConfigMap default/merlab: {error}",
                 hint="merlab down --lab kind && merlab up --lab kind",
                 id="cluster.incomplete",
             ) from error
@@ -97,7 +97,7 @@ class Settings:
         if unknown := set(options.images) - set(self.images):
             raise UsageError(
                 f"--image {min(unknown)}=…: there is no such workload; there are {', '.join(self.images)}",
-                hint="the images of Istio are told by --istio-hub and --istio-tag, the node's by --kind-image",
+                hint="the images of Istio are set by --istio-hub and --istio-tag, the node's by --kind-image",
             )
         return replace(
             self,

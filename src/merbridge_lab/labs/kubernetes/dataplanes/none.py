@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def why(capability: str) -> str:
     """Describe in one sentence why a capability is missing."""
-    return f"this lab has no {capability} (--dataplane none): nothing but the rules intercepts"
+    return f"this lab has no {capability} (--dataplane none): only the rules intercept"
 
 
 WHY = why("dataplane")

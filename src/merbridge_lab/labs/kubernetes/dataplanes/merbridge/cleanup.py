@@ -40,7 +40,7 @@ def sweep(place: NodeView) -> list[str]:
         return [*taken, *(f"the pin /{pin}" for pin in pins)]
     except OSError as error:
         raise LabError(
-            f"programs on the cgroup of {place.node} cannot be taken off: {error.strerror}", id="removal.failed"
+            f"programs on the cgroup of {place.node} cannot be detached: {error.strerror}", id="removal.failed"
         ) from error
 
 

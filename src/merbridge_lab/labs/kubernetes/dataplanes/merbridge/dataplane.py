@@ -176,7 +176,7 @@ class MerbridgeDataplane:
                 left = [] if swept else cleanup.sweep(self.place())
                 swept = True
                 if left:
-                    told = f"Merbridge crashed beside what a killed one had left; {' and '.join(left)} taken away"
+                    told = f"Merbridge crashed over what a killed one had left; removed {' and '.join(left)}"
                 elif mended := self._mend(wanted, notes, crash):
                     told = f"Merbridge crashed over its cgroup; mended by {mended}"
                 else:

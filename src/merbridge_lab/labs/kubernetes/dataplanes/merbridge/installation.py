@@ -180,7 +180,7 @@ def foreign(name: str) -> LabError:
     """Return the error for a Merbridge that merlab did not install."""
     namespace, _, daemonset = name.partition("/")
     return LabError(
-        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
+        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not install it: it stays untouched",
         hint=f"kubectl --context {topology.CONTEXT} -n {namespace} delete daemonset {daemonset}"
         "  # if you do not need it",
         id="merbridge.foreign",

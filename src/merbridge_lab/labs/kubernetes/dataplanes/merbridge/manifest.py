@@ -63,7 +63,7 @@ def objects(settings: Settings) -> list[Object]:
     if unknown := sorted(set(kinds) - kubernetes_api.KINDS):
         raise LabError(
             f"{where} holds a {unknown[0]}, which merlab does not apply",
-            hint="apply it yourself before",
+            hint="apply it yourself first",
             id="manifest.unusable",
         )
     if kinds.count("DaemonSet") != 1:
@@ -95,7 +95,7 @@ def _require_merbridge(daemonset: Object, where: str) -> None:
         empty = not daemonset["spec"]["template"]["spec"]["containers"]
     except (KeyError, TypeError, AttributeError) as error:
         raise LabError(
-            f"the DaemonSet of {where} is not whole: it lacks {error}",
+            f"the DaemonSet of {where} is incomplete: it lacks {error}",
             hint="merlab manifests merbridge",
             id="manifest.unusable",
         ) from error

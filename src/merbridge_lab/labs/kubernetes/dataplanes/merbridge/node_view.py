@@ -77,7 +77,7 @@ class NodeView:
         if not mounted:
             raise LabError(
                 f"the node {self.node} has no cgroup2, and programs that intercept are attached to one",
-                hint="boot with systemd.unified_cgroup_hierarchy=1; --dataplane none does without",
+                hint="boot with systemd.unified_cgroup_hierarchy=1, or use --dataplane none",
                 id="requirement.missing",
             )
         return self.root / mounted.lstrip("/")
@@ -117,7 +117,7 @@ def find(node: str) -> NodeView:
     """Find a node on this machine. Raise LabError if its processes are not visible from here."""
     if os.geteuid() != 0:
         raise LabError(
-            "only root sees the eBPF programs in this kernel", hint="sudo merlab up --lab kind", id="root.needed"
+            "only root can see the eBPF programs in this kernel", hint="sudo merlab up --lab kind", id="root.needed"
         )
     place = NodeView(node, docker.pid(node))
     with contextlib.suppress(OSError):

@@ -77,7 +77,7 @@ def wait(api: Api, problems: Callable[[], list[str]], after: frozenset[str] = fr
     Pods whose uid is in `after` are from before: their problems do not count.
     """
     began, memory = time.monotonic(), diagnostics.Memory()
-    last: list[str] = ["it has not begun to start"]
+    last: list[str] = ["it has not started yet"]
     ended: list[Crashed | LabError] = []
 
     def ready() -> bool:
@@ -146,7 +146,7 @@ def crashed(found: Crashed) -> LabError:
 
 def await_gone(api: Api, found: Object) -> None:
     """Wait until its pods have ended, and stop those whose cleanup hangs. Raises LabError."""
-    awaiting = "Merbridge to take its programs away and end"
+    awaiting = "Merbridge to remove its programs and end"
     if polling.poll_until(lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
         return
     for pod in installation.every_pod(api, found):  # its cleanup hangs: what it left is detached below
