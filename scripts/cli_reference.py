@@ -25,7 +25,7 @@ HEAD = """\
 Generated from the help by `make docs`; do not edit. The same is in `merlab --help` and `merlab COMMAND --help`.
 
 Which lab a command means: [labs.md](labs.md#which-lab-a-command-means). Exit statuses and JSON: [json.md](json.md).
-On the embedded lab a command takes root; without it, merlab prints the line to type instead.
+On the embedded lab a command needs root; without it, merlab prints the line to type instead.
 """
 
 

@@ -1,8 +1,8 @@
-"""Look at the machine, and at the eBPF that is already there.
+"""Check the machine, and list the eBPF that is already there.
 
-Interception in the kernel needs a kernel that can. Every feature is probed by using it once, not by reading a
-version. Then we look at what eBPF is loaded before we come: `bpftool map`, `bpftool prog`, `bpftool cgroup tree`.
-Step 3 shows what it added to these lists.
+Interception needs features of the kernel. Each one is probed by using it once, not by reading a version. Then we list
+the eBPF that is already loaded: `bpftool map`, `bpftool prog`, `bpftool cgroup tree`. Step 3 shows what it added to
+these lists.
 """
 
 from merbridge_lab.api import Kind, Lab, Step

@@ -1,8 +1,8 @@
 """Start the mesh: sleep, helloworld v1 and v2, each with a sidecar.
 
-Every pod has an Envoy beside its app, and Istio's iptables rules send what the app says to it. The sidecars speak
-mutual TLS with each other and accept nothing else. So far it is the rules that do the work: their counter
-ISTIO_REDIRECT moves with every new connection.
+Every pod has an Envoy beside its app, and Istio's iptables rules send the app's traffic to it. The sidecars speak
+mutual TLS with each other and accept nothing else. So far the rules do the work: the counter of ISTIO_REDIRECT moves
+with every new connection.
 """
 
 from merbridge_lab.api import Kind, Lab, Observation, Step

@@ -1,6 +1,6 @@
 """Attach the eBPF dataplane.
 
-Small programs now decide in the kernel what the rules decided until here: connect() goes straight to the sidecar,
+Small programs now decide in the kernel what the rules decided until now: connect() goes straight to the sidecar,
 the sidecar still learns the original destination, and the payload is handed from socket to socket. The rules are
 still there, but have nothing left to do: ISTIO_REDIRECT does not count.
 """

@@ -1,7 +1,7 @@
 """Switch the dataplane's debug output on.
 
-Each decision of the programs now leaves a line in the kernel's trace buffer. Ours go to a buffer of the lab's own,
-so nothing is taken from other readers of the trace.
+Each decision of the programs now leaves a line in the kernel's trace buffer. The lab has its own buffer, so
+other readers of the trace lose nothing.
 """
 
 from merbridge_lab.api import DATAPLANE, DEBUG_TOGGLE, TRACE, Kind, Lab, Observation, Step, Variant
@@ -30,8 +30,8 @@ def undo(lab: Lab) -> None:
 
 by_rollout = Variant(
     narration="""
-Edit the DaemonSet and add -d after /app/mbctl. The flag is compiled in, so the pod is recreated, and with it the
-programs and all that they knew. From then on each decision leaves a line in the kernel's trace buffer.
+Edit the DaemonSet and add -d after /app/mbctl. The flag is compiled in, so the pod is recreated, and the
+programs start again with empty maps. From then on each decision leaves a line in the kernel's trace buffer.
 """,
     needs=frozenset({DATAPLANE, TRACE}),
 )

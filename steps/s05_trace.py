@@ -1,8 +1,8 @@
 """Read the trace of one request.
 
 Three things to notice: the app's connect() is intercepted, the sidecar asks where the app wanted to go, and bytes are
-moved from socket to socket. Both ends work at the same time, on several CPUs: their lines may come in another order.
-Where a dataplane leaves no line of the second, its map tells it. Below each line of the kernel's is what it means.
+moved from socket to socket. Both ends run at the same time on several CPUs, so their lines may come in another order.
+If a dataplane writes no line for the second, its map shows it. Below each line of the kernel is what it means.
 """
 
 from merbridge_lab.api import DATAPLANE, TRACE, Kind, Lab, Observation, Step, value_of

@@ -1,7 +1,8 @@
-"""Save the rules, list them with their counters, and ask again.
+"""Save the rules, list them with their counters, and send the request again.
 
 The rules are all there. Look at the packets of ISTIO_REDIRECT: with eBPF they do not move, however often we ask.
-A twin of sleep that eBPF does not serve has the same rules, and its ISTIO_REDIRECT moves with every connection.
+The control client, a copy of sleep that eBPF does not serve, has the same rules, and its ISTIO_REDIRECT moves with
+every connection.
 """
 
 from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, Step, Variant
@@ -38,7 +39,7 @@ by_rules = Variant(
     verify=(mesh.served(), mesh.both_sidecars_served(), rules.do_the_work()),
     narration="""
 The rules are all there. Look at the packets of ISTIO_REDIRECT before and after: without eBPF, every new connection
-moves them by one, for it is this rule that sends the connection to the sidecar.
+moves them by one, because this rule sends the connection to the sidecar.
 """,
 )
 

@@ -1,8 +1,8 @@
-"""Flush the NAT rules of sleep, and ask again.
+"""Flush the NAT rules of sleep, and send the request again.
 
 With eBPF in place the request still goes through both sidecars, although not one iptables rule is left to send it
-there. A flushed twin without eBPF speaks plain text to the server's sidecar, which closes it: that is what a flush
-does otherwise. Afterwards the saved rules are put back.
+there. A flushed control client, which eBPF does not serve, speaks plain text to the server's sidecar, which closes the
+connection: that is what a flush does without eBPF. Afterwards the saved rules are put back.
 """
 
 from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, RuleSet, Step, Variant

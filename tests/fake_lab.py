@@ -501,7 +501,7 @@ class FakeLab:
 
     def require_up(self) -> None:
         if not self.exists:
-            raise LabError("no lab is up", hint="merlab up")
+            raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
 
     def keep_report(self, told: dict[str, object]) -> None:
         self.kept = told

@@ -65,6 +65,8 @@ class Unread:
 class UnreadError(ClaimFailedError):
     """The value of a reading that could not be taken was needed: the claim about it does not hold."""
 
+    id = "reading.failed"
+
     def __init__(self, unread: Unread) -> None:
         super().__init__(str(unread))
         self.unread = unread

@@ -66,7 +66,7 @@ def held(lab: str, command: str, *, wait: float = 0.0, again: str | None = None)
     if descriptor is None and wait > 0:
         descriptor = poll_until(lambda: _take(path), timeout=wait, awaiting=lambda: _words(path), every=0.25)
     if descriptor is None:
-        raise LabError(_words(path), hint=again)
+        raise LabError(_words(path), hint=again, id="lab.busy")
     try:
         _write(descriptor, Holder(lab, command, os.getpid(), time.time()))
         yield
@@ -131,7 +131,11 @@ def _make_folder(path: Path) -> None:
         path.mkdir(mode=0o700)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise LabError(f"{path} is not a folder of this user's, and merlab's locks belong there", hint=f"rm -r {path}")
+        raise LabError(
+            f"{path} is not a folder of this user, and merlab's locks belong there",
+            hint=f"rm -r {path}",
+            id="file.not_written",
+        )
     if found.st_mode & 0o077:
         path.chmod(0o700)
 
@@ -148,5 +152,7 @@ def _cannot(path: Path, error: OSError) -> LabError:
     above = path.parent.parent
     hints = {errno.EROFS: f"mount -o remount,rw {above}", errno.ENOSPC: f"df -h {above}"}
     return LabError(
-        f"merlab's lock {path} cannot be made: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0)
+        f"merlab's lock {path} cannot be made: {os.strerror(error.errno or 0)}",
+        hint=hints.get(error.errno or 0),
+        id="file.not_written",
     )

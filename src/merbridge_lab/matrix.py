@@ -161,7 +161,7 @@ def _strays(lab: Lab, bypassed: Observation, earlier: Observation) -> Sequence[s
     (known,) = (exchange.nonce for exchange in earlier.exchanges)
     found = lab.logged([known, *(exchange.nonce for exchange in bypassed.exchanges)])
     if sum(known in line for line in found) < 2:  # noqa: PLR2004 - the client's sidecar and the server's
-        return Unread("envoy:access", "a record that both sidecars had written is in their logs no longer")
+        return Unread("envoy:access", "a record that both sidecars had written is no longer in their logs")
     return [line for line in found if known not in line]
 
 

@@ -65,11 +65,11 @@ class Step:
     """One numbered step of the walkthrough.
 
     `act` performs the step. The checks in `verify` evaluate the lab (ensure) or what `act` returned (demonstrate). An
-    ensure step may also have `observe`, which sends requests once `verify` holds, and `witness`, the checks of what
-    `observe` returned. `always` makes an ensure step act although its checks hold. `commands` lists what a person would
-    type for the step, complete from a root shell on the host. `needs` names capabilities; the step is skipped in a lab
-    without them. `without` is what it does instead if one is missing. `undo` takes back what an ensure step created.
-    `title` and `narration` come from the module's docstring.
+    ensure step may also have `observe`, which sends requests once `verify` holds, and `request_checks`, the
+    checks of what `observe` returned. `always` makes an ensure step act although its checks hold. `commands` lists what
+    a person would type for the step, complete from a root shell on the host. `needs` names capabilities; the step is
+    skipped in a lab without them. `variants` say what it does instead if one is missing. `undo` takes back what an
+    ensure step created. `title` and `narration` come from the module's docstring.
     """
 
     number: int

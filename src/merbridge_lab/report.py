@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab import __version__, hints
+from merbridge_lab import __version__, error_ids, hints
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Finding, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from merbridge_lab.error_ids import ErrorId
     from merbridge_lab.lab import CommandTranscript
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
 
 SCHEMA = 1
 #: The exit status of a run in which every step was skipped.
-_NOTHING = LabError("nothing was seen to hold: every step was skipped", hint="merlab status")
+_NOTHING = LabError("nothing was seen to hold: every step was skipped", hint="merlab status", id="run.skipped")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class StepOutcome:
     shown: tuple[CommandTranscript, ...] = ()
     acted: bool = True
     reason: str | None = None
+    #: The section that explains why the act of the step failed.
+    failure: ErrorId | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as scripts see it."""
@@ -104,6 +107,22 @@ class Report:
         if self.error is not None:
             return self.error.hint
         return self.remedy or next((each.check.hint for each in self.failed() if each.check.hint), None)
+
+    @property
+    def see(self) -> str | None:
+        """On a failure or an error, return the link to the section that explains it."""
+        return None if self.verdict is Verdict.PASS else error_ids.see(self._section())
+
+    def _section(self) -> str:
+        if self.verdict is Verdict.ERROR:
+            return (self.error or _NOTHING).id
+        if self.remedy:
+            return "rules.flushed"
+        if failed := next(self.failed(), None):
+            return failed.check.name
+        if failure := next((step.failure for step in self.steps if step.failure), None):
+            return failure
+        return "verify.disturbed" if self.changes else "matrix.unexpected"
 
     @property
     def skipped(self) -> int:
@@ -159,6 +178,7 @@ class Report:
             "verdict": self.verdict.value,
             "cause": self.cause,
             "hint": hints.rendered(self.hint),
+            "see": self.see,
             "skipped": self.skipped,
             "standing": [check.to_json() for check in self.standing],
             "steps": [step.to_json() for step in self.steps],
@@ -170,4 +190,11 @@ class Report:
 
 def error_json(error: LabError) -> dict[str, Any]:
     """Return an error as scripts see it."""
-    return {"what": error.what, "hint": hints.rendered(error.hint), "command": error.command, "stderr": error.stderr}
+    return {
+        "id": error.id,
+        "see": error.see,
+        "what": error.what,
+        "hint": hints.rendered(error.hint),
+        "command": error.command,
+        "stderr": error.stderr,
+    }

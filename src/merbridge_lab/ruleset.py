@@ -22,7 +22,7 @@ BACKENDS = ("nft", "legacy")
 #: The third place where Istio may put its rules, from 1.27 on: its own table of nftables. iptables shows nothing of it.
 NATIVE = "native"
 NATIVE_TABLE = "inet istio-proxy-nat"
-_NOT_ASKED = Unread("nft:generation", "nobody asked for it")
+_NOT_ASKED = Unread("nft:generation", "not requested")
 _COUNTER = re.compile(r"\bcounter packets (?P<packets>\d+) bytes \d+ ?")
 
 

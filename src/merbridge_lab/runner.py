@@ -15,6 +15,7 @@ from merbridge_lab.report import CheckOutcome, Report, StepOutcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from merbridge_lab.error_ids import ErrorId
     from merbridge_lab.lab import Lab
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
@@ -121,6 +122,7 @@ class Runner:
             report.error = LabError(
                 f"there is nothing to prove: {self.lab.why_missing(capability)}",
                 hint="merlab step 8..9",
+                id="dataplane.none",
             )
             return report
         if not self.stand(report, standing):
@@ -186,10 +188,15 @@ class Runner:
         self.lab.shown()  # discard what an interrupted step left
 
         def outcome(
-            verdict: Verdict, checks: Sequence[CheckOutcome] = (), *, acted: bool = True, reason: str | None = None
+            verdict: Verdict,
+            checks: Sequence[CheckOutcome] = (),
+            *,
+            acted: bool = True,
+            reason: str | None = None,
+            failure: ErrorId | None = None,
         ) -> StepOutcome:
             seconds = time.monotonic() - began
-            return StepOutcome(step, verdict, seconds, tuple(checks), tuple(self.lab.shown()), acted, reason)
+            return StepOutcome(step, verdict, seconds, tuple(checks), tuple(self.lab.shown()), acted, reason, failure)
 
         for capability in sorted(step.needs):
             if capability not in self.lab.capabilities:
@@ -202,7 +209,7 @@ class Runner:
                     return outcome(_verdict(checks), checks)
                 checks, acted = self._ensure(step)
         except ClaimFailedError as broken:
-            return outcome(Verdict.FAIL, reason=broken.cause)
+            return outcome(Verdict.FAIL, reason=broken.cause, failure=broken.id)
         except LabError as error:
             report.error = error
             return outcome(Verdict.ERROR, reason=error.what)

@@ -173,7 +173,7 @@ def _files(_where: object) -> ShortageError:
 
 def _files_of_all(_where: object) -> ShortageError:
     return ShortageError(
-        "this machine has as many files open as it may (fs.file-max)",
+        "this machine has reached its limit of open files (fs.file-max)",
         hint="cat /proc/sys/fs/file-nr; sysctl fs.file-max",
     )
 
@@ -182,7 +182,7 @@ def _processes(where: object) -> ShortageError:
     if isinstance(where, (str, Path)) and _CGROUPS in Path(where).parents:
         above = Path(where).parent
         return ShortageError(
-            f"no further cgroup may be made in {above}",
+            f"no further cgroup can be created in {above}",
             hint=f"cat {above}/cgroup.max.descendants {above}/cgroup.max.depth",
         )
     what = "no further process or thread can be started"

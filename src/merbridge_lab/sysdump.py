@@ -44,7 +44,7 @@ _LOG_LINES = 2000
 _FULL = {
     errno.ENOSPC: "is full",
     errno.EDQUOT: "is full for this user (quota)",
-    errno.EFBIG: "takes no file this large",
+    errno.EFBIG: "does not accept a file this large",
 }
 
 
@@ -101,12 +101,14 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
     try:
         _pack(target, parts)
     except FileExistsError as error:
-        raise LabError(f"{target} is there already", hint="merlab sysdump") from error
+        raise LabError(f"{target} exists already", hint="merlab sysdump", id="file.not_written") from error
     except OSError as error:
         why = _FULL.get(error.errno or 0)
         what = f"{target.absolute().parent} {why}: {target} is not written" if why else ""
         elsewhere = "merlab sysdump -o /tmp/merlab-sysdump.tar.gz"
-        raise LabError(what or f"{target} cannot be written: {error.strerror}", hint=elsewhere) from error
+        raise LabError(
+            what or f"{target} cannot be written: {error.strerror}", hint=elsewhere, id="file.not_written"
+        ) from error
     return sorted(parts)
 
 

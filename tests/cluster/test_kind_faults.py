@@ -162,7 +162,7 @@ def test_c10_a_kind_that_fails_in_kubeadm_shows_the_kubelets_complaint_first_and
     assert second == "[kubelet-check] The kubelet is not healthy after 4m0.000462313s"
     assert ".go:" not in told(done)["error"]["stderr"]
     assert kubelets == "kubelet: failed to run Kubelet: running with swap on is not supported"
-    log = Path(last.removeprefix("all that kind said: less "))
+    log = Path(last.removeprefix("the complete output of kind: less "))
     assert "workflow/runner.go:262" in log.read_text()
     assert "failed to load kubelet config file" in log.read_text(), "the journal is there, whole"
     assert docker("ps", "--all", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={names.CLUSTER}") == ""

@@ -74,7 +74,7 @@ def test_more_sockets_end_than_there_is_room_for(here):
         for _ in range(50):
             for sock in conversation(here):
                 sock.close()
-        with pytest.raises(OSError, match="more sockets ended than the kernel had room to tell of"):
+        with pytest.raises(OSError, match="more sockets ended than the kernel could report"):
             poll_until(lambda: watch.look() is None, timeout=2, awaiting="the kernel to say so")
     finally:
         watch.close()

@@ -112,7 +112,7 @@ def test_a_tool_that_tells_of_another_namespace_was_not_read(where, monkeypatch,
     monkeypatch.setattr(system_tools, "FOLDERS", (str(tmp_path), *system_tools.FOLDERS))
     told = iptables.snapshot(where).texts["nft"]
     assert isinstance(told, Unread)
-    assert "the kernel of" in told.why
+    assert "the kernel has" in told.why
 
 
 def test_the_backend_is_known_whatever_the_tools_are_like(where, monkeypatch, tmp_path):
@@ -194,9 +194,9 @@ def test_a_rule_that_is_known_in_part_is_told_so(where, backend):
         ("s/:OUTPUT ACCEPT/:OUTPUT DROP/", "ACCEPT"),
         ("s/-o lo -j RETURN/-o eth0 -j RETURN/", "-o lo -j RETURN"),
         ("/^:POSTROUTING/d", "kernel of ACCEPT"),
-        ("/^:ISTIO_OUTPUT/a -I OUTPUT -j ACCEPT", "'-I OUTPUT -j ACCEPT', which is none of what it prints"),
-        ("/--dport 15090/i COMMIT\\n*nat", "'*nat', which is none of what it prints"),
-        (f"s/^# Completed/#{5000 * chr(32)}-I OUTPUT/", "which is none of what it prints"),
+        ("/^:ISTIO_OUTPUT/a -I OUTPUT -j ACCEPT", "'-I OUTPUT -j ACCEPT', which is not its format"),
+        ("/--dport 15090/i COMMIT\\n*nat", "'*nat', which is not its format"),
+        (f"s/^# Completed/#{5000 * chr(32)}-I OUTPUT/", "which is not its format"),
     ],
 )
 def test_as_many_rules_but_other_ones(where, monkeypatch, tmp_path, backend, lie, kernels):
@@ -220,7 +220,7 @@ def test_a_lie_is_neither_saved_nor_loaded(where, rules, monkeypatch, tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
     lying(monkeypatch, tools, "iptables-nft-save", '"$REAL" "$@" | sed \'s/15001/15002/\'')
-    with pytest.raises(UnreadError, match=r"--to-ports 15002, the kernel of .*--to-ports 15001"), rules.flushed():
+    with pytest.raises(UnreadError, match=r"--to-ports 15002, the kernel has .*--to-ports 15001"), rules.flushed():
         pass
     assert not rules.saved_at.exists()
     monkeypatch.undo()
@@ -237,7 +237,7 @@ def test_a_lie_while_they_are_flushed_leaves_the_save(where, rules, monkeypatch,
             lying(monkeypatch, tools, "iptables-nft-restore", 'sed \'s/15001/15002/\' | "$REAL" "$@"')
             lying(monkeypatch, tools, "iptables-nft-save", '"$REAL" "$@" | sed \'s/15002/15001/\'')
 
-    with pytest.raises(UnreadError, match="the kernel of"):
+    with pytest.raises(UnreadError, match="the kernel has"):
         flush()
     assert rules.saved_at.exists(), "they are not back, so they stay saved"
     monkeypatch.undo()
@@ -268,7 +268,7 @@ def test_bytes_that_would_come_back_as_others_are_not_flushed(where, rules):
 def test_a_rule_that_cannot_be_held_against_the_kernels_is_not_flushed(where, rules):
     iptables.load(where, rule_templates.pod_rules(), "nft")
     typed(where, "iptables-nft", "-t", "nat", "-A", "ISTIO_OUTPUT", "-m", "length", "--length", "7", "-j", "RETURN")
-    with pytest.raises(LabError, match=r"cannot hold against the kernel's.*--length 7"), rules.flushed():
+    with pytest.raises(LabError, match=r"cannot compare with the kernel's.*--length 7"), rules.flushed():
         pass
     assert len(iptables.snapshot(where).istio) > 10
 

@@ -387,7 +387,7 @@ def test_without_debug_output_step_5_fails_and_step_4_mends_it(lab, how):
     done = merlab("step", "5", "--json")
     assert done.returncode == 1
     assert failed_checks(told(done)) == {"trace.tells_the_request"}
-    assert "the trace does not tell of the request" in told(done)["cause"]
+    assert "the trace does not show the request" in told(done)["cause"]
     mended = merlab("step", "4..5", "--json")
     assert (mended.returncode, told(mended)["cause"]) == (0, None)
     assert told(mended)["steps"][0]["acted"]

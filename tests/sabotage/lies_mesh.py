@@ -164,7 +164,11 @@ def _put_back(target, certs, kept):
     restart(target)
 
 
-@lie("certificate of {name} of a foreign authority", "the certificate of {name} is not of the lab's authority", BOTH)
+@lie(
+    "certificate of {name} of a foreign authority",
+    "the certificate of {name} is not issued by the lab's authority",
+    BOTH,
+)
 def _(scene, name):
     """{name} has a certificate that an authority of its own has signed."""
 

@@ -279,7 +279,7 @@ def _(scene):
 
 @lie(
     "a false name service cache meanwhile",
-    "it was asked of 10.244.0.11, and helloworld is 10.96.0.10|there is /run/nscd, which merlab",
+    "it was sent to 10.244.0.11, but helloworld is 10.96.0.10|there is /run/nscd, which merlab",
 )
 def _(scene):
     """The same from the moment on that step 9 begins."""

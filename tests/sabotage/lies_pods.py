@@ -104,7 +104,7 @@ def _(scene):
         debugger.stdin.close()
 
 
-@lie("root in an app's cgroup", "beside the app of sleep there runs in its cgroup .*sleep 300")
+@lie("root in an app's cgroup", "in the cgroup of the app of sleep runs another process, .*sleep 300")
 def _(scene):
     """A process of root's with capabilities runs in the cgroup of sleep's app, beside it."""
     target = pod(scene, "sleep")
@@ -346,7 +346,7 @@ def _(scene):
     yield
 
 
-@lie("few files for a sidecar", "the sidecar of sleep .*it may have only 60 files open")
+@lie("few files for a sidecar", "the sidecar of sleep .*its limit is 60 open files")
 def _(scene):
     """sleep's Envoy may open 60 files and no more."""
     target = pod(scene, "sleep")
@@ -457,7 +457,7 @@ exec {real} "$@" "$url"
 """
 
 
-@lie("a curl that asks twice", "curl asked in another way than once over one connection: num_connects is 0")
+@lie("a curl that asks twice", "curl did not send exactly one request over one connection: num_connects is 0")
 def _(scene):
     """The curl that the machine has is a script, which asks twice, over one connection."""
     target, real = pod(scene, "sleep"), system_tools.find("curl")

@@ -245,7 +245,7 @@ exec(compile(altered, rest[4], "exec"))
 
 @lie(
     "an app whose command line was {how}",
-    "the app of helloworld-v2 has been replaced: .*(command line was moved in its memory|which it wrote over)",
+    "the app of helloworld-v2 has been replaced: .*(command line was moved in its memory|has overwritten it)",
     {"how": ["moved", "written over"]},
     quick={"written over"},
 )

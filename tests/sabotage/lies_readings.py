@@ -84,7 +84,7 @@ def _(scene):
         yield
 
 
-@lie("iptables-nft-save that says nothing", "iptables-nft-save tells of 0 rules in .*the kernel of")
+@lie("iptables-nft-save that says nothing", "iptables-nft-save lists 0 rules in .*the kernel has")
 def _(scene):
     """A rule in sleep sends its requests past the sidecar; iptables-nft-save prints nothing there."""
     where = pod(scene, "sleep").netns
@@ -103,7 +103,8 @@ def _(scene):
 
 
 @lie(
-    "iptables-nft-save that tells of another pod", r"iptables-nft-save tells of \d+ (rules|packets) in .*the kernel of"
+    "iptables-nft-save that tells of another pod",
+    r"iptables-nft-save (lists|counts) \d+ (rules|packets) in .*the kernel has",
 )
 def _(scene):
     """A rule in sleep leads past the sidecar; iptables-nft-save prints the rules of helloworld-v1 there."""
@@ -114,7 +115,9 @@ def _(scene):
         yield
 
 
-@lie("iptables-nft-save that repeats itself", r"iptables-nft-save tells of \d+ (rules|packets) in .*the kernel of")
+@lie(
+    "iptables-nft-save that repeats itself", r"iptables-nft-save (lists|counts) \d+ (rules|packets) in .*the kernel has"
+)
 def _(scene):
     """In sleep, iptables-nft-save prints for ever what it printed first: no counter moves, whatever the rules do."""
     where = pod(scene, "sleep").netns
@@ -124,7 +127,7 @@ def _(scene):
         yield
 
 
-@lie("iptables-legacy-save that says nothing", "iptables-legacy-save tells of 0 entries in nat, the kernel of 1")
+@lie("iptables-legacy-save that says nothing", "iptables-legacy-save lists 0 entries in nat, the kernel has 1")
 def _(scene):
     """A legacy rule in sleep redirects, where flushing nft leaves it; iptables-legacy-save is silent."""
     where = pod(scene, "sleep").netns
@@ -202,7 +205,7 @@ def _(scene):
 # -- logs ----------------------------------------------------------------------------------------------------------
 
 
-@lie("the access log of {name} is cut all the time", "envoy:{name}/access could not be read: .* cut ",
+@lie("the access log of {name} is cut all the time", "envoy:{name}/access could not be read: .* truncated ",
      {"name": ["sleep", "helloworld-v2"]})  # fmt: skip
 def _(scene, name):
     """P7: somebody empties the access log of {name} whenever something is written to it."""

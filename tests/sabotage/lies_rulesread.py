@@ -18,7 +18,6 @@ from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import rule_templates
 
-TOLD = "iptables-{backend}-save tells of .*, the kernel of .*"
 BACKENDS = {"backend": ["nft", "legacy"]}
 #: What every pod has in ISTIO_REDIRECT, and the place of a rule in ISTIO_OUTPUT that is not needed.
 REDIRECT = ("-p", "tcp", "-j", "REDIRECT", "--to-ports")
@@ -82,7 +81,7 @@ def perfectly_told(where, chain, words):
 # -- tools -----------------------------------------------------------------------------------------------------------
 
 
-@lie("a rule with another port than is told", r"tells of .*--to-ports 15001, the kernel of .*--to-ports 15002")
+@lie("a rule with another port than is told", r"lists .*--to-ports 15001, the kernel has .*--to-ports 15002")
 def _(scene):
     """The rule that redirects in sleep leads to port 15002; iptables-nft-save tells of 15001."""
     where = pod(scene, "sleep").netns
@@ -91,7 +90,7 @@ def _(scene):
         yield
 
 
-@lie("a rule that is told as another one", r"tells of .*-d 127.0.0.1/32 -j RETURN, the kernel of .*-d 10.96.0.0/16")
+@lie("a rule that is told as another one", r"lists .*-d 127.0.0.1/32 -j RETURN, the kernel has .*-d 10.96.0.0/16")
 def _(scene):
     """A rule in sleep lets everything for the services past the sidecar; told is the one of Istio's in its place."""
     where = pod(scene, "sleep").netns
@@ -102,7 +101,7 @@ def _(scene):
 
 @lie(
     "a verdict that is told as another one",
-    r"tells of .*-m owner --gid-owner 1337 -j RETURN, the kernel of .*-j ACCEPT",
+    r"lists .*-m owner --gid-owner 1337 -j RETURN, the kernel has .*-j ACCEPT",
 )
 def _(scene):
     """What the group of helloworld-v1's sidecar sends is accepted, and asked nothing more; told is a RETURN."""
@@ -112,7 +111,7 @@ def _(scene):
         yield
 
 
-@lie("an owner that is told as another one", r"tells of .*--uid-owner 1337 .*the kernel of .*--uid-owner 1338")
+@lie("an owner that is told as another one", r"lists .*--uid-owner 1337 .*the kernel has .*--uid-owner 1338")
 def _(scene):
     """A rule in helloworld-v2 is for user 1338; told is 1337."""
     where = pod(scene, "helloworld-v2").netns
@@ -121,7 +120,7 @@ def _(scene):
         yield
 
 
-@lie("rules told in another order", r"tells of .*--dport 15008 .*the kernel of .*--dport 15090")
+@lie("rules told in another order", r"lists .*--dport 15008 .*the kernel has .*--dport 15090")
 def _(scene):
     """Two rules of helloworld-v1 have changed their places; iptables-nft-save tells of them in Istio's order."""
     where = pod(scene, "helloworld-v1").netns
@@ -132,9 +131,7 @@ def _(scene):
         yield
 
 
-@lie(
-    "a rule of an unknown kind, told as a known one", r"tells of .*, the kernel of .*what merlab does not know: lookup"
-)
+@lie("a rule of an unknown kind, told as a known one", r"lists .*, the kernel has .*what merlab does not know: lookup")
 def _(scene):
     """A rule of sleep looks into a map where to go; what iptables-nft-save tells is Istio's rules."""
     where = pod(scene, "sleep").netns
@@ -145,7 +142,7 @@ def _(scene):
     iptables.load(where, rule_templates.pod_rules(), "nft")
 
 
-@lie("a rule that does not count, told as one that does", r"the kernel of .*what merlab does not know: ")
+@lie("a rule without a counter, told as one that counts", r"the kernel has .*what merlab does not know: ")
 def _(scene):
     """A native rule of sleep redirects without a counter, so that nothing moves; told is Istio's."""
     where = pod(scene, "sleep").netns
@@ -159,7 +156,7 @@ def _(scene):
 
 @lie(
     "a rule of the node's with another address than is told",
-    r"tells of .*10.244.0.11:5000, the kernel of .*10.244.0.12",
+    r"lists .*10.244.0.11:5000, the kernel has .*10.244.0.12",
 )
 def _(scene):
     """Both rules for helloworld in the node lead to helloworld-v2; told is one each."""
@@ -170,7 +167,7 @@ def _(scene):
         yield
 
 
-@lie("save and restore that lie alike", r"tells of .*--to-ports 15001, the kernel of .*--to-ports 15002")
+@lie("save and restore that lie alike", r"lists .*--to-ports 15001, the kernel has .*--to-ports 15002")
 def _(scene):
     """Whatever is loaded by iptables-nft-restore gets port 15002 in the place of 15001; iptables-nft-save hides it."""
     with in_all_tools("s/15002/15001/", "s/15001/15002/"):
@@ -178,7 +175,7 @@ def _(scene):
         yield
 
 
-@lie("a legacy rule told as another one", r"iptables-legacy-save tells of .*--to-ports 15001, the kernel of .*15002")
+@lie("a legacy rule told as another one", r"iptables-legacy-save lists .*--to-ports 15001, the kernel has .*15002")
 def _(scene):
     """In a pod whose rules are in the legacy tables, ISTIO_REDIRECT leads to 15002; iptables-legacy-save hides it."""
     where = pod(scene, "sleep").netns
@@ -202,7 +199,7 @@ def _(scene):
 
 @lie(
     "{which} counts are told of each other",
-    r"tells of \d+ packets that matched .*, the kernel of \d+",
+    r"counts \d+ packets that matched .*, the kernel has \d+",
     {"which": ["two"]},
 )
 def _(scene, which):  # noqa: ARG001
@@ -216,7 +213,7 @@ def _(scene, which):  # noqa: ARG001
         yield
 
 
-@lie("a lying save while sleep is flushed", r"tells of .*, the kernel of .*|nat rules .* are not what was saved")
+@lie("a lying save while sleep is flushed", r"(lists|counts) .*, the kernel has .*|nat rules .* are not what was saved")
 def _(scene):
     """From step 9 on, iptables-nft-save tells of user 1338 in the place of 1337: what it tells must not be put back."""
     where = pod(scene, "sleep").netns
@@ -301,7 +298,9 @@ def _(scene):
 # -- comments --------------------------------------------------------------------------------------------------------
 
 
-@lie("a comment that looks like a rule", "the iptables rules of sleep are not Istio's|tells of .*, the kernel of")
+@lie(
+    "a comment that looks like a rule", "the iptables rules of sleep are not Istio's|(lists|counts) .*, the kernel has"
+)
 def _(scene):
     """A rule of sleep is a RETURN, with a comment that reads like the rule of Istio's in whose place it stands."""
     where = pod(scene, "sleep").netns
@@ -310,7 +309,10 @@ def _(scene):
     yield
 
 
-@lie("a comment with the end of a line", "tells of .*, the kernel of .*|the iptables rules of sleep are not Istio's")
+@lie(
+    "a comment with the end of a line",
+    "(lists|counts) .*, the kernel has .*|the iptables rules of sleep are not Istio's",
+)
 def _(scene):
     """A rule of sleep has a comment of two lines, the second of which reads like a rule of Istio's."""
     where = pod(scene, "sleep").netns
@@ -319,7 +321,7 @@ def _(scene):
     yield
 
 
-@lie("a comment that hides, and a save without comments", r"tells of .*, the kernel of .*--comment hidden")
+@lie("a comment that hides, and a save without comments", r"lists .*, the kernel has .*--comment hidden")
 def _(scene):
     """A rule of sleep has a comment that iptables-nft-save leaves out."""
     where = pod(scene, "sleep").netns
@@ -331,7 +333,7 @@ def _(scene):
 
 @lie(
     "a save with a command of its own while sleep is flushed",
-    "tells of '-I OUTPUT .*', which is none of what it prints",
+    "prints '-I OUTPUT .*', which is not its format",
 )
 def _(scene):
     """From step 9 on, iptables-nft-save adds a line that no count shows, and that iptables-restore would do."""

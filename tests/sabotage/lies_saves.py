@@ -36,7 +36,7 @@ def hidden(scene, file, content):
 
 @lie(
     "DNAT in sleep behind saved/{file}",
-    rf"(none of merlab's|draft of a merlab).*{NOT_ISTIOS}",
+    rf"(is not merlab's|draft of a merlab).*{NOT_ISTIOS}",
     {"file": ["sleep.note", "sleep.new", "sleep.rules.other", "sleep"]},
     quick={"sleep.note"},
 )
@@ -63,7 +63,7 @@ def _(scene):
         yield
 
 
-@lie("DNAT in sleep behind a save cut off", f"sleep.rules is not .* it is cut off.*{NOT_ISTIOS}")
+@lie("DNAT in sleep behind a save cut off", f"sleep.rules is not .* it is truncated.*{NOT_ISTIOS}")
 def _(scene):
     """A save of this very namespace ends in the middle, and a rule leads around sleep's sidecar."""
     with hidden(scene, "sleep.rules", good_save(scene, "sleep")[:-200]):

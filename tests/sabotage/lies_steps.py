@@ -42,7 +42,7 @@ def _(scene):
     own.remove()
 
 
-@lie("trace of half the story", "the trace does not tell of the request .*: no bytes of it were moved", steps=(5,))
+@lie("trace of half the story", "the trace does not show the request .*: no bytes of it were moved", steps=(5,))
 def _(scene):
     """Redirecting is switched off, so the request goes through the sidecars by TCP; debug output is on."""
     scene.lab.dataplane.set_debug(on=True)

@@ -162,7 +162,9 @@ def _(scene):
             yield
 
 
-@lie("a strange socket in the sockhash", r"the sockhash peers, for side 0 of .* holds a socket .* that is no pod's")
+@lie(
+    "a strange socket in the sockhash", r"the sockhash peers, for side 0 of .* holds a socket .* that belongs to no pod"
+)
 def _(scene):
     """A connection of the machine's own is in `peers`: what is redirected there would leave the mesh."""
     key = abi.layouts()["end"].pack(pair=0xBAD, side=0)
@@ -174,7 +176,7 @@ def _(scene):
                 bpf_maps.delete(peers, key)
 
 
-@lie("an address of nobody's leads to a pod", r"the address 10\.244\.0\.99 leads to a pod, and is no pod's")
+@lie("an address of nobody's leads to a pod", r"the address 10\.244\.0\.99 is in the pod map, but no pod has it")
 def _(scene):
     """An address that no pod has is in pod_ips: sidecars that dial it would end in helloworld-v1."""
     address = u32(dataplane.Pod("", "10.244.0.99", pod(scene, "sleep").netns).ip4)
@@ -185,7 +187,8 @@ def _(scene):
 
 
 @lie(
-    "a listener of no pod's registered", r"a listener is registered for the network namespace 4711, which is of no pod"
+    "a listener of no pod's registered",
+    r"a listener is registered for the network namespace 4711, which belongs to no pod",
 )
 def _(scene):
     """A socket is in `listeners` for a network namespace that no pod has."""

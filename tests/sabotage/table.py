@@ -105,7 +105,7 @@ def identities(document: str) -> list[tuple[str, str]]:
 def clean(text: str) -> str:
     """Remove what differs from run to run, and what breaks a table."""
     text = re.sub(r"\(id \d+\)|\bid \d+", "(id …)", re.sub(r"\bpid \d+", "pid …", text))
-    text = re.sub(r"program \d+, not ours, \d+", "program …, not ours", text)
+    text = re.sub(r"program \d+, not merlab's, \d+", "program …, not merlab's", text)
     text = re.sub(r"cgroup \d+", "cgroup …", text)
     # Where the checkout is, is nobody's business.
     text = re.sub(r"(?:/[\w.-]+)+/(?=\.venv/bin/|tests/sabotage/|build/sabotage\b)", "", text)

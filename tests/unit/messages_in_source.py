@@ -43,9 +43,13 @@ def _of(tree: ast.AST) -> Iterator[str]:
                 for part in node.values
                 if isinstance(part, (ast.Constant, ast.FormattedValue))
             )
+            # A sentence may begin with what is filled in; what follows tells whether it is one.
+            start = (
+                len(f"{{{ast.unparse(node.values[0].value)}}}") if isinstance(node.values[0], ast.FormattedValue) else 0
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            text = node.value
+            text, start = node.value, 0
         else:
             continue
-        if _WORDS.search(text) and not _CODE.search(text):
+        if _WORDS.search(text) and not _CODE.search(text[start:].lstrip() if start else text):
             yield " ".join(text.split())

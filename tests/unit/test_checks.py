@@ -364,7 +364,7 @@ FAILS = [
     (rules.flushed_is_closed, flushed_without_ebpf, lambda seen: replace(seen, rejected=()), ["no server's inbound"]),
     (rules.flushed_is_closed, flushed_without_ebpf, control(client_log_lost), ["control did not hold", "no record"]),
     # redirect.ebpf_took_over
-    (dataplane.ebpf_took_over, flushed, no_control, ["no flushed control client was asked"]),
+    (dataplane.ebpf_took_over, flushed, no_control, ["no flushed control client sent a request"]),
     (dataplane.ebpf_took_over, flushed, counted("sleep", "outbound_connects", -4), ["intercepted 0 of 4", "sleep"]),
     (dataplane.ebpf_took_over, flushed, client_log_lost, ["sidecar of sleep has no record of 1 of 4"]),
     (dataplane.ebpf_took_over, flushed, server_log_lost, ["no server's sidecar delivered 1 of 4 requests of sleep"]),

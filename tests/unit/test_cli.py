@@ -214,6 +214,7 @@ def test_labs_that_are_planned_are_3_and_say_what_to_use(name, command):
     assert done.stderr.splitlines() == [
         f"merlab: the {name} lab is planned, but not built yet",
         "  → merlab up --lab embedded",
+        "  see docs/troubleshooting.md#feature.not_built",
     ]
 
 
@@ -285,9 +286,10 @@ def test_the_lab_that_is_up_comes_before_the_environment(monkeypatch):
 def test_planned_commands_are_3_and_say_what_to_use(command, more):
     done = merlab(command, *more)
     assert done.exit_code == 3
-    what, hint = done.stderr.splitlines()
+    what, hint, see = done.stderr.splitlines()
     assert what == f"merlab: merlab {command} is planned, but not built yet"
     assert hint.startswith("  → merlab ")
+    assert see == "  see docs/troubleshooting.md#feature.not_built"
 
 
 def as_nobody(*arguments):
@@ -314,10 +316,11 @@ def test_without_root_it_is_3_one_sentence_and_one_command(nobody, command):
     assert done.returncode == 3, done.stderr
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if not line.startswith("lab: ")]
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert lines[0].startswith("merlab: the embedded lab ")
-    assert lines[0].endswith("that takes root")
+    assert lines[0].endswith("this requires root")
     assert shlex.split(lines[1])[-1].endswith(f"MERLAB_NAME=merlab-unit merlab {' '.join(command)}")
+    assert lines[2] == "  see docs/troubleshooting.md#root.needed"
 
 
 def test_without_root_json_is_one_object(nobody):
@@ -325,7 +328,7 @@ def test_without_root_json_is_one_object(nobody):
     assert done.returncode == 3
     told = read("run", done.stdout)
     assert (told["verdict"], told["command"], told["lab"]) == ("error", "up", "embedded")
-    assert told["error"]["what"].endswith("that takes root")
+    assert told["error"]["what"].endswith("this requires root")
 
 
 def test_without_root_one_can_look(nobody):
@@ -374,7 +377,11 @@ def test_up_puts_right_what_a_crash_left(driver):
 def test_without_a_lab_it_is_3(command):
     done = merlab(*command)
     assert done.exit_code == 3
-    assert done.stderr.splitlines()[1:] == ["merlab: no lab is up", "  → merlab up"]
+    assert done.stderr.splitlines()[1:] == [
+        "merlab: no lab is up",
+        "  → merlab up",
+        "  see docs/troubleshooting.md#lab.not_up",
+    ]
 
 
 @pytest.mark.parametrize("wanted", ["0", "7", "9", "5..9", "0..9", "3..3"])
@@ -663,7 +670,7 @@ def test_u7_steps_are_told_to_whom_may_not_look_at_the_lab(driver, monkeypatch):
     up(driver.lab)
 
     def refuse():
-        raise LabError("that takes root", hint="merlab steps")
+        raise LabError("this requires root", hint="merlab steps")
 
     monkeypatch.setattr(driver, "require_able", refuse)
     listed = merlab("steps")
@@ -774,7 +781,7 @@ def test_a_kept_flush_is_said_in_few_words_too_and_every_failure_names_its_remed
     for command in (["verify"], ["step", "8"]):
         failed = merlab(*command)
         assert failed.exit_code == 1
-        assert failed.stdout.rstrip().endswith("→ merlab restore")
+        assert failed.stdout.endswith("  → merlab restore\n  see docs/troubleshooting.md#rules.flushed\n")
         assert json.loads(merlab(*command, "--json").stdout)["hint"] == "merlab restore"
     assert driver.lab.swept == 5
     assert driver.lab.workload("sleep").rules.outstanding

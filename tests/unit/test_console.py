@@ -73,7 +73,7 @@ def test_a_run_that_fails_shows_cause_evidence_and_hint(shown, width):
     assert "iptables:sleep/nat/ISTIO_REDIRECT: 4 → 8 packets" in out
     assert "control rules.move_without_ebpf: pass" in out
     assert "✘ step: ISTIO_REDIRECT of sleep moved by 4" in out
-    assert out.rstrip().endswith("→ merlab step 3")
+    assert out.endswith("  → merlab step 3\n  see docs/troubleshooting.md#rules.stood_still\n")
 
 
 def test_skipped_steps_say_why(shown):
@@ -86,7 +86,7 @@ def test_skipped_steps_say_why(shown):
 
 def test_what_already_holds_says_so(shown):
     out, _ = shown(up(FakeLab()), steps()[1:4])
-    assert out.count("already so") == 3
+    assert out.count("already done") == 3
     assert "$ make-node" not in out
 
 
@@ -96,7 +96,7 @@ def test_quiet_says_only_what_did_not_hold(shown):
     assert err == ""
     out, _ = shown(failing(), steps()[7:], verbosity=-1)
     assert out.startswith(
-        "8  Save the rules, list them with their counters, and ask again: fail\n✘ up: ISTIO_REDIRECT of"
+        "8  Save the rules, list them with their counters, and send the request again: fail\n✘ up: ISTIO_REDIRECT of"
     )
 
 
@@ -178,16 +178,17 @@ def test_an_error_is_a_sentence_its_command_and_a_hint(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
     command = "nsenter --net=/run/merlab/netns/helloworld-v1 iptables-nft-restore -c"
     Console().error(
-        LabError("iptables-nft-restore failed with exit status 1", "merlab doctor", command, "line 3\nno\n")
+        LabError("nft failed with exit status 1", "merlab doctor", command, "line 3\nno\n", id="tool.failed")
     )
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "merlab: iptables-nft-restore failed with exit status 1",
+        "merlab: nft failed with exit status 1",
         "  │ line 3",
         "  │ no",
-        f"  it was: {command}",
+        f"  command: {command}",
         "  → merlab doctor",
+        "  see docs/troubleshooting.md#tool.failed",
     ]
 
 

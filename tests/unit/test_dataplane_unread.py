@@ -45,7 +45,9 @@ def test_a_pin_that_may_not_be_opened_is_no_missing_pin(pins, tmp_path, monkeypa
     assert told == [f"the dataplane below {tmp_path} could not be read: Operation not permitted"]
     monkeypatch.setattr(bpf_syscall, "pinned", missing)
     assert pins.stamp() is None
-    assert health.problems(pins, tmp_path, [])[0] == f"the pins below {tmp_path} are not whole: there is no valid stamp"
+    assert (
+        health.problems(pins, tmp_path, [])[0] == f"the pins below {tmp_path} are incomplete: there is no valid stamp"
+    )
 
 
 def test_nothing_is_made_anew_because_it_cannot_be_read(pins, monkeypatch):
@@ -168,7 +170,7 @@ def test_netfilter_programs_in_places_that_cannot_be_told_are_a_problem(quiet, t
     monkeypatch.setattr(netns, "run_inside", unknown)
     (told,) = strangers.problems(frozenset(), tmp_path, {"sleep": tmp_path}, Around())
     assert "stranger (id 7)" in told
-    assert "could not be read: this kernel does not tell (CONFIG_NETFILTER_NETLINK_HOOK)" in told
+    assert "could not be read: this kernel cannot report it (CONFIG_NETFILTER_NETLINK_HOOK)" in told
     monkeypatch.setattr(netns, "run_inside", lambda *_: [netlink_hooks.Hung("ip output", "netfilter", 7)])
     (told,) = strangers.problems(frozenset(), tmp_path, {"sleep": tmp_path}, Around())
     assert told == "on netfilter's hook ip output of sleep runs another program, stranger (id 7)"
@@ -213,7 +215,7 @@ def test_before_linux_5_18_others_that_could_be_there_are_unread_and_none_is_non
         return bpf_syscall.Prog(number, kind, "", "", 0, 0, (), 0)
 
     monkeypatch.setattr(bpf_syscall, "prog_info", info)
-    why = "could not be read: Linux before 5.18 does not tell"
+    why = "could not be read: Linux before 5.18 cannot report it"
     assert sockhash._by_elimination(1) == [f"whether id 3 is attached to the sockhash peers {why}"]
     del loaded[3]
     infos = iter(loaded.items())

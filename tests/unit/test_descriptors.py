@@ -152,12 +152,12 @@ def test_a_command_line_is_where_exec_left_it_and_as_long():
     with started(HOLDER, "ending", env={"A": "b", "PATH": "/bin"}) as honest:
         argv = procfs.look(honest.pid).argv
         assert process_arguments.differing(honest.pid, sys.executable, argv, environment) == ""
-        assert "not where its start" in process_arguments.differing(honest.pid, "/bin/x", argv, environment)
-        assert "wrote over" in process_arguments.differing(honest.pid, sys.executable, argv[:-1], environment)
+        assert "not where they were" in process_arguments.differing(honest.pid, "/bin/x", argv, environment)
+        assert "overwritten" in process_arguments.differing(honest.pid, sys.executable, argv[:-1], environment)
     with started(WRITER, "ending", env={"A": "b", "PATH": "/bin"}) as liar:
         argv = procfs.look(liar.pid).argv
         assert argv[-1] == "abc"
-        assert "wrote over" in process_arguments.differing(liar.pid, sys.executable, argv, environment)
+        assert "overwritten" in process_arguments.differing(liar.pid, sys.executable, argv, environment)
 
 
 def test_processes_are_found_by_their_command_line_and_ended_by_their_start():

@@ -75,7 +75,7 @@ def test_a_certificate_that_also_names_others(tmp_path, authority):
 
 def test_a_certificate_of_another_authority(tmp_path, authority):
     found = seen(tmp_path, certificates.Authority.fresh(), authority)
-    assert envoy_drift._certificate_problem(POD, found) == "is not of the lab's authority"
+    assert envoy_drift._certificate_problem(POD, found) == "is not issued by the lab's authority"
     assert not certificates.are_good(tmp_path / "certs", POD.identity, tmp_path / "ca.pem")
 
 
@@ -114,7 +114,7 @@ def test_a_key_that_is_not_there(tmp_path, authority):
 
 def test_strangers_that_cannot_knock_are_no_proof_that_none_is_served(tmp_path):
     (told,) = mtls_probe.problems(tmp_path / "no-namespace", POD)
-    assert told.startswith(f"whether the sidecar of {POD.name} serves who is not of the mesh could not be read")
+    assert told.startswith(f"whether the sidecar of {POD.name} serves clients outside the mesh could not be read")
 
 
 def test_a_certificate_that_expired(tmp_path, authority, monkeypatch):

@@ -207,7 +207,7 @@ def test_a_kubeconfig_in_a_folder_that_cannot_be_read_is_a_sentence(nobody):
         (folder / "config").write_text("{}")
         folder.chmod(0o000 if os.geteuid() else 0o700)
         done = nobody(KNOWN, str(folder / "config"))
-        assert done.stdout == f"{folder}/config is no kubeconfig that can be read\nNone\n", done.stderr
+        assert done.stdout == f"{folder}/config is not a readable kubeconfig\nNone\n", done.stderr
     finally:
         folder.chmod(0o700)
         shutil.rmtree(folder)

@@ -196,7 +196,7 @@ def with_containers(settings, tmp_path, **kinds):
         ({"initContainers": [{"name": "first"}]}, "container first of the DaemonSet of .* has no image"),
         ({"containers": [{"image": "x"}]}, "a container of the DaemonSet of .* has no name"),
         ({"containers": []}, "has no container"),
-        ({"containers": ["merbridge"]}, "is not whole"),
+        ({"containers": ["merbridge"]}, "is incomplete"),
     ],
 )
 def test_s7_a_manifest_whose_container_has_no_image_is_a_sentence(settings, tmp_path, kinds, said):

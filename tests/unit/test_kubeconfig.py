@@ -174,7 +174,7 @@ def test_only_client_certificates_expire_in_words(keys, serve, tmp_path):
     for name in ("client.crt", "client.key"):
         (keys.ca.parent / f"old-{name}").write_bytes((old.ca.parent / name).read_bytes())
     expired = {"client-certificate": "old-client.crt", "client-key": "old-client.key"}
-    for user, said in ((expired, "expired on"), ({"token": TOKEN}, "does not let us")):
+    for user, said in ((expired, "expired on"), ({"token": TOKEN}, "does not allow to")):
         api = kubernetes_api.Api(kubeconfig.of_file(written(keys, server, user), "ours"))
         with pytest.raises(LabError, match=said):
             api._once("get", "/api/v1/nodes", {})

@@ -104,9 +104,9 @@ def test_where_there_is_a_trace_it_must_tell_of_each_message(healthy):
     full = as_upstream(healthy, trace=lines(CONNECT, *[MOVED] * 24))
     assert "24 messages, 2184 bytes" in dataplane.assess_payload(full).why
     short = as_upstream(healthy, trace=lines(CONNECT, *[MOVED] * 23))
-    assert "the trace tells of 23 messages moved" in dataplane.assess_payload(short).why
+    assert "the trace shows 23 messages moved" in dataplane.assess_payload(short).why
     none = as_upstream(healthy, trace=lines(CONNECT))
-    assert "the trace tells of 0 messages moved" in dataplane.assess_payload(none).why
+    assert "the trace shows 0 messages moved" in dataplane.assess_payload(none).why
 
 
 def test_without_a_trace_it_is_said_that_messages_were_handed_over_not_that_they_moved(healthy):

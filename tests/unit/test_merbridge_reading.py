@@ -284,7 +284,7 @@ def test_another_image_and_another_manifest(settings, tmp_path):
         ("just words", "is not a Kubernetes manifest"),
         ("kind: Job", "holds a Job, which merlab does not apply"),
         ("kind: ConfigMap", "holds 0 DaemonSets"),
-        ("kind: DaemonSet\nmetadata: {name: merbridge, namespace: istio-system}", "is not whole: it lacks 'spec'"),
+        ("kind: DaemonSet\nmetadata: {name: merbridge, namespace: istio-system}", "is incomplete: it lacks 'spec'"),
         (
             OTHERS_NAME,
             "is default/mb; merlab looks for it at istio-system/merbridge",

@@ -180,7 +180,7 @@ def test_p5_a_curl_that_does_not_tell_how_it_asked_is_not_believed(version, lack
         kept = {name: value for name, value in facts.items() if name not in lacking}
         exchange = request_batch.read("n", "http://x/", 0, answer + json.dumps({**kept, **wrong}), "")
         assert not exchange.served
-        assert f"its answer has no {', '.join(lacking)}" in str(exchange)
+        assert f"its output has no {', '.join(lacking)}" in str(exchange)
 
 
 def test_p5_a_real_curl_that_asks_once_is_believed(tmp_path):

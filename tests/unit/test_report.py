@@ -126,6 +126,8 @@ def test_an_error():
     report, told = done(lab, steps()[2:3])
     assert (told["verdict"], told["cause"]) == ("error", "mesh cannot be made: there is no node")
     assert told["error"] == {
+        "id": "internal",
+        "see": "docs/troubleshooting.md#internal",
         "what": "mesh cannot be made: there is no node",
         "hint": None,
         "command": None,
@@ -142,10 +144,13 @@ def test_an_error_outweighs_a_failure():
 
 
 def test_an_error_of_a_command_carries_command_and_stderr():
-    error = LabError("nft failed with exit status 1", "merlab doctor", "nft list tables", "Operation not permitted")
+    error = LabError(
+        "nft failed with exit status 1", "merlab doctor", "nft list tables", "Operation not permitted", id="tool.failed"
+    )
     told = Report("up", "fake", error=error).to_json()
     assert complaints("run", told) == []
-    assert told["error"] == vars(error) | {}
+    assert told["error"] == vars(error) | {"see": "docs/troubleshooting.md#tool.failed"}
+    assert told["see"] == told["error"]["see"]
 
 
 def test_skips_are_counted_and_listed_with_their_reason():

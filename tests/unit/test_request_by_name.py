@@ -36,7 +36,7 @@ def test_p8_what_went_elsewhere_failed_whatever_was_answered(exit_status):
     assert not found.served
     assert found.exit_status == request_batch.NOT_ONCE
     assert found.error == (
-        "it was asked of 10.244.0.11, and helloworld is 10.96.0.10: something else than /etc/hosts told it"
+        "it was sent to 10.244.0.11, but helloworld is 10.96.0.10: its name was not resolved by /etc/hosts"
     )
 
 

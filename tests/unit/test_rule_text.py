@@ -246,19 +246,19 @@ TEXT = "*nat\n:OUTPUT ACCEPT [0:0]\n[4:240] -A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n"
         (TEXT, ""),
         (
             TEXT.replace("-j ISTIO_OUTPUT", "-j ISTIO_REDIRECT"),
-            "tells of -t nat -A OUTPUT -j ISTIO_REDIRECT, the kernel",
+            "lists -t nat -A OUTPUT -j ISTIO_REDIRECT, the kernel",
         ),
-        (TEXT.replace("[4:240]", "[2:240]"), "tells of 2 packets that matched"),
-        (TEXT.replace("[4:240]", "[5:240]"), "tells of 5 packets that matched"),
+        (TEXT.replace("[4:240]", "[2:240]"), "counts 2 packets that matched"),
+        (TEXT.replace("[4:240]", "[5:240]"), "counts 5 packets that matched"),
         (
             TEXT.replace("ACCEPT [", "DROP ["),
-            "tells of DROP as the policy of chain OUTPUT of nat, the kernel of ACCEPT",
+            "lists DROP as the policy of chain OUTPUT of nat, the kernel has ACCEPT",
         ),
-        (TEXT.replace(":OUTPUT", ":MINE - [0:0]\n:OUTPUT"), "the kernel of no such chain"),
+        (TEXT.replace(":OUTPUT", ":MINE - [0:0]\n:OUTPUT"), "the kernel has no such chain"),
         (TEXT.replace(":OUTPUT", ":INPUT ACCEPT [0:0]\n:OUTPUT"), ""),  # not there yet; iptables-nft-save prints it so
-        (TEXT.replace("COMMIT", "-D OUTPUT 1\nCOMMIT"), "'-D OUTPUT 1', which is none of what it prints"),
-        (TEXT + TEXT, "'*nat', which is none of what it prints"),
-        (f"#{' ' * 10239}-F\n{TEXT}", "which is none of what it prints"),
+        (TEXT.replace("COMMIT", "-D OUTPUT 1\nCOMMIT"), "'-D OUTPUT 1', which is not its format"),
+        (TEXT + TEXT, "'*nat', which is not its format"),
+        (f"#{' ' * 10239}-F\n{TEXT}", "which is not its format"),
     ],
 )
 def test_a_text_is_held_against_the_kernel_word_for_word(text, why):

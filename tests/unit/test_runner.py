@@ -329,7 +329,7 @@ def test_a_matrix_cell_that_is_not_as_expected_fails_the_proof_and_is_its_cause(
     report = prove(lab)
     assert report.verdict is Verdict.FAIL
     assert report.cause == (
-        "all flushed and without eBPF, a sidecar had a part in the request all the same (helloworld-v1-twin: a line)"
+        "all flushed and without eBPF, a sidecar still handled the request (helloworld-v1-twin: a line)"
     )
 
 

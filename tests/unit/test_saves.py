@@ -46,8 +46,8 @@ def test_a_save_of_an_older_version_is_read(file):
     ("text", "why"),
     [
         ("", "first line"),
-        (SAVE.text("helloworld-v1"), "it says that it is of helloworld-v1"),
-        (SAVE.text("sleep")[:-100], "cut off"),
+        (SAVE.text("helloworld-v1"), "it says that it belongs to helloworld-v1"),
+        (SAVE.text("sleep")[:-100], "truncated"),
         (SAVE.text("sleep").replace("15006", "15007"), "changed after it was saved"),
         (SAVE.text("sleep").replace("COMMIT", "-A OUTPUT -j ACCEPT\nCOMMIT"), "changed after it was saved"),
     ],
@@ -74,7 +74,7 @@ def test_a_save_of_a_namespace_that_is_gone_is_no_mark(file, folder, monkeypatch
     file.write(SAVE)
     monkeypatch.setattr(saved_rules, "cookie", lambda _namespace: None)
     assert not file.is_of(Path("sleep"))
-    assert "is of a network namespace of sleep that is gone: merlab restore" in told(folder)[0]
+    assert "belongs to a network namespace of sleep that is gone: merlab restore" in told(folder)[0]
 
 
 def test_strays_are_told_and_only_drafts_deleted(folder):

@@ -29,7 +29,7 @@ KINDS = [
     (errno.EDQUOT, "the disk quota is used up in /usr", "quota -v; df -h /usr"),
     (errno.EROFS, "the file system of /usr is read-only", "mount -o remount,rw /"),
     (errno.EMFILE, "merlab may open no more files", "ulimit -n 4096"),
-    (errno.ENFILE, "as many files open as it may", "cat /proc/sys/fs/file-nr; sysctl fs.file-max"),
+    (errno.ENFILE, "reached its limit of open files", "cat /proc/sys/fs/file-nr; sysctl fs.file-max"),
     (errno.EAGAIN, "no further process or thread can be started", "ulimit -u"),
     (errno.ENOMEM, "there is not enough memory", "ps aux --sort -rss | head"),
 ]
@@ -240,7 +240,7 @@ def test_what_a_shortage_kept_from_being_read_fails_no_check(error):
 def test_a_cgroup_that_may_have_no_more_below_it_is_no_want_of_processes():
     refused = OSError(errno.EAGAIN, "Resource temporarily unavailable", "/sys/fs/cgroup/merlab/twins/sleep-twin")
     told = shortage.of(refused)
-    assert told.what == "no further cgroup may be made in /sys/fs/cgroup/merlab/twins"
+    assert told.what == "no further cgroup can be created in /sys/fs/cgroup/merlab/twins"
     assert "cgroup.max.descendants" in told.hint
 
 

@@ -76,7 +76,7 @@ def test_the_versions_are_of_every_package_that_merlab_needs():
 def test_what_is_there_is_not_written_over(tmp_path):
     target = tmp_path / "dump.tar.gz"
     target.write_text("mine")
-    with pytest.raises(LabError, match="is there already"):
+    with pytest.raises(LabError, match="exists already"):
         sysdump.write(target, Lab())
     assert target.read_text() == "mine"
 
@@ -103,7 +103,7 @@ def test_a_file_too_large_leaves_no_half_file(tmp_path):
     argv = [sys.executable, "-c", program, str(tmp_path / "dump.tar.gz")]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{tmp_path} takes no file this large")
+    assert done.stderr.startswith(f"{tmp_path} does not accept a file this large")
     assert list(tmp_path.iterdir()) == []
 
 

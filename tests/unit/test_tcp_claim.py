@@ -130,7 +130,7 @@ def test_the_connections_of_a_request_are_found_by_its_records():
     assert found == {one.nonce: {"outbound": (10, 20), "mesh": (30, 40), "inbound": (50, 60)}}
     no_records = tcp_bytes.read(watches, "sleep", [one], {}, {})
     assert no_records == {one.nonce: {"outbound": (10, 0)}}
-    with pytest.raises(UnreadError, match=rf"sock_diag:{server} could not be read: the kernel tells of no connection"):
+    with pytest.raises(UnreadError, match=rf"sock_diag:{server} could not be read: the kernel reports no connection"):
         tcp_bytes.read(watches | {server: FakeWatch()}, "sleep", [one], seen.client_log, seen.server_log)
     with pytest.raises(UnreadError, match="nobody could look"):
         tcp_bytes.read(Unread("sock_diag", "nobody could look"), "sleep", [one], {}, {})

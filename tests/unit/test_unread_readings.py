@@ -126,7 +126,7 @@ def test_logs_that_were_cut_between_cells_are_noticed():
     found = {outcome.cell.place: outcome for outcome in matrix.measure(lab)}
     bypass = found[True, True, True]
     assert not bypass.finding.held
-    assert "in their logs no longer" in bypass.finding.why
+    assert "no longer in their logs" in bypass.finding.why
 
 
 def test_status_tells_what_could_not_be_read():
@@ -153,10 +153,10 @@ def test_a_text_that_agrees_with_the_kernel_was_read():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "tells of 0 rules"),
-        (TEXT.replace("-A OUTPUT -j ISTIO_OUTPUT", ""), "tells of 0 rules in chain OUTPUT of nat, the kernel of 1"),
-        (TEXT.replace("[4:240] -A ISTIO_REDIRECT", "[3:240] -A ISTIO_REDIRECT"), "tells of 3 packets in chain ISTIO_"),
-        (TEXT.replace("[4:240] -A ISTIO_REDIRECT", "[9:240] -A ISTIO_REDIRECT"), "tells of 9 packets in chain ISTIO_"),
+        ("", "lists 0 rules"),
+        (TEXT.replace("-A OUTPUT -j ISTIO_OUTPUT", ""), "lists 0 rules in chain OUTPUT of nat, the kernel has 1"),
+        (TEXT.replace("[4:240] -A ISTIO_REDIRECT", "[3:240] -A ISTIO_REDIRECT"), "counts 3 packets in chain ISTIO_"),
+        (TEXT.replace("[4:240] -A ISTIO_REDIRECT", "[9:240] -A ISTIO_REDIRECT"), "counts 9 packets in chain ISTIO_"),
         ("# Table `nat' is incompatible, use 'nft' tool.\n", "does not show all of table ip nat"),
         (Unread("iptables:sleep/nft", "iptables-nft-save is not on this machine"), "is not on this machine"),
     ],
@@ -344,7 +344,7 @@ def test_what_else_conntrack_tells_is_passed_over(line):
 
 
 def test_a_connection_cut_in_the_middle_was_not_read():
-    with pytest.raises(UnreadError, match="no connection of TCP"):
+    with pytest.raises(UnreadError, match="not a TCP connection"):
         read_changed_sources("tcp 6 100 ESTABLISHED src=10.0.0.5 dst=10.0.1.1 sport=4001 dport=50 src=127.0.0.1 dst=1")
 
 
@@ -433,7 +433,7 @@ def test_an_empty_log_that_was_written_and_cut_again_was_not_read(log):
     assert seen.lines() == ()
     add(log)
     log.write_text("")
-    assert "written and cut" in seen.lines().why
+    assert "written and truncated" in seen.lines().why
 
 
 def test_a_log_is_read_from_where_it_was(log):
@@ -448,9 +448,9 @@ def test_a_log_is_read_from_where_it_was(log):
 @pytest.mark.parametrize(
     ("do", "why"),
     [
-        (lambda log: log.write_text(""), "was cut"),
-        (lambda log: (log.write_text(""), add(log)), "was cut"),
-        (lambda log: log.write_bytes(log.read_bytes().replace(b"5000", b"5001") * 2), "written over"),
+        (lambda log: log.write_text(""), "was truncated"),
+        (lambda log: (log.write_text(""), add(log)), "was truncated"),
+        (lambda log: log.write_bytes(log.read_bytes().replace(b"5000", b"5001") * 2), "overwritten"),
         (lambda log: log.unlink(), "No such file"),
         (
             lambda log: (log.rename(log.with_name("old")), log.write_bytes(log.with_name("old").read_bytes())),

@@ -65,10 +65,13 @@ def find(root: Path = Path("/")) -> Path:
         if is_bcc(directory):
             return directory
     if named := os.environ.get(VARIABLE):
-        raise LabError(f"there is no BCC in {named}, which {VARIABLE} names", hint=f"unset {VARIABLE}")
+        raise LabError(
+            f"there is no BCC in {named}, which {VARIABLE} names", hint=f"unset {VARIABLE}", id="bcc.missing"
+        )
     raise LabError(
         "BCC, the BPF compiler collection, is not on this machine" + _beside(impostor()),
         hint="merlab doctor",
+        id="bcc.missing",
     )
 
 
@@ -115,7 +118,7 @@ def load() -> ModuleType:
         "bcc", directory / "__init__.py", submodule_search_locations=[str(directory)]
     )
     if spec is None or spec.loader is None:
-        raise LabError(f"the BCC in {directory} is no Python package", hint="merlab doctor")
+        raise LabError(f"the BCC in {directory} is not a Python package", hint="merlab doctor", id="bcc.missing")
     module = importlib.util.module_from_spec(spec)
     # Its own modules execute `from .table import …`, so it must be found under its name while it is being loaded.
     sys.modules["bcc"] = module
@@ -131,5 +134,6 @@ def load() -> ModuleType:
         raise LabError(
             f"the BCC in {directory} cannot be loaded by Python {sys.version.split()[0]}: {broken}",
             hint="reinstall the distribution's packages of BCC (on Debian: python3-bpfcc and libbpfcc)",
+            id="bcc.missing",
         ) from broken
     return module

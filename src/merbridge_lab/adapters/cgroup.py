@@ -45,7 +45,9 @@ def processes(cgroup: Path) -> list[int]:
         if error.errno == errno.ENODEV:  # removed between opening and reading
             return []
         raise shortage.of(error) or LabError(
-            f"the processes in {cgroup} cannot be read: {error.strerror}", hint=f"cat {cgroup}/cgroup.procs"
+            f"the processes in {cgroup} cannot be read: {error.strerror}",
+            hint=f"cat {cgroup}/cgroup.procs",
+            id="reading.failed",
         ) from error
 
 
@@ -135,7 +137,9 @@ def clear(cgroup: Path, timeout: float) -> None:
     if not poll_until(is_empty, timeout=timeout, awaiting=f"the processes in {cgroup} to end"):
         left = ", ".join(str(pid) for pid in all_processes(cgroup))
         raise LabError(
-            f"processes in {cgroup} did not end within {timeout:g} s: {left}", hint=f"ps -o pid,stat,wchan,args {left}"
+            f"processes in {cgroup} did not end within {timeout:g} s: {left}",
+            hint=f"ps -o pid,stat,wchan,args {left}",
+            id="removal.failed",
         )
 
 
@@ -161,4 +165,8 @@ def remove(cgroup: Path, timeout: float) -> None:
 
     uncover(cgroup)
     if cgroup.exists() and not poll_until(is_gone, timeout=timeout, awaiting=f"the cgroup {cgroup} to be gone"):
-        raise LabError(f"the cgroup {cgroup} could not be removed within {timeout:g} s", hint=f"rmdir {cgroup}")
+        raise LabError(
+            f"the cgroup {cgroup} could not be removed within {timeout:g} s",
+            hint=f"rmdir {cgroup}",
+            id="removal.failed",
+        )

@@ -94,12 +94,16 @@ def replace(argv: Sequence[str]) -> NoReturn:
 def _find(name: str, command: str) -> str:
     program = system_tools.find(name)
     if program is None:
-        raise LabError(f"the command {name} is not on this machine", hint="merlab doctor", command=command)
+        raise LabError(
+            f"the command {name} is not on this machine", hint="merlab doctor", command=command, id="tool.missing"
+        )
     return program
 
 
 def _cannot_start(name: str, error: OSError) -> LabError:
-    return shortage.of(error) or LabError(f"{name} cannot be started: {error.strerror}", hint="merlab doctor")
+    return shortage.of(error) or LabError(
+        f"{name} cannot be started: {error.strerror}", hint="merlab doctor", id="tool.failed"
+    )
 
 
 def _start(argv: Sequence[str], *, stdin: str | None, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
@@ -176,11 +180,16 @@ def run(
         signals.checkpoint()
         by = signal.Signals(-process.returncode).name if process.returncode < 0 else ""
         what = f"{argv[0]} did not end within {timeout:g} s" if any(ending) else f"{argv[0]} was ended by {by}"
-        raise LabError(what, hint="merlab doctor", command=command, stderr=err.decode(errors="replace"))
+        raise LabError(
+            what, hint="merlab doctor", command=command, stderr=err.decode(errors="replace"), id="tool.failed"
+        )
     result = Result(command, process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
     if result.status not in ok:
         raise LabError(
-            f"{argv[0]} failed with exit status {result.status}", command=command, stderr=result.stderr.strip()
+            f"{argv[0]} failed with exit status {result.status}",
+            command=command,
+            stderr=result.stderr.strip(),
+            id="tool.failed",
         )
     return result
 

@@ -90,8 +90,9 @@ def changed_sources(netns: Path) -> Sources:
         return run_inside(netns, work)
     except OSError as error:
         raise LabError(
-            f"conntrack's table cannot be read in {netns}, so no source port can be followed: {error}",
+            f"conntrack's table cannot be read in {netns}, so source ports cannot be followed: {error}",
             hint="use a kernel with CONFIG_NF_CT_NETLINK",
+            id="requirement.missing",
         ) from error
 
 
@@ -106,7 +107,7 @@ def read_changed_sources(told: str) -> Sources:
         words = [word.partition("=")[::2] for word in line.split()]
         found = {name: [value for key, value in words if key == name] for name in ("src", "dst", "sport", "dport")}
         if any(len(values) != 2 for values in found.values()):  # noqa: PLR2004 - there and back
-            raise UnreadError(Unread("conntrack", f"this is no connection of TCP: {line.strip()}"))
+            raise UnreadError(Unread("conntrack", f"this is not a TCP connection: {line.strip()}"))
         if ":" in found["src"][0]:  # nothing of the lab uses IPv6
             return "", ""
         return f"{found['src'][0]}:{found['sport'][0]}", f"{found['dst'][1]}:{found['dport'][1]}"

@@ -70,7 +70,7 @@ def docker(*argv: str, timeout: float = _ANSWER, ok: Sequence[int] = (0,), stdin
         return told
     what = f"docker {argv[0]} failed with exit status {told.status}"
     raise docker_messages.explained(
-        LabError(what, hint="merlab doctor", command=told.command, stderr=told.stderr.strip())
+        LabError(what, hint="merlab doctor", command=told.command, stderr=told.stderr.strip(), id="tool.failed")
     )
 
 
@@ -84,10 +84,11 @@ def engine(*, timeout: float = _ANSWER) -> Engine:
     if not isinstance(found, dict):
         raise docker_messages.explained(
             LabError(
-                "docker info tells nothing that can be read: is this docker Docker's?",
+                "the output of docker info cannot be parsed: is this docker Docker's?",
                 hint="docker version",
                 command=told.command,
                 stderr=f"{told.stdout}{told.stderr}".strip(),
+                id="docker.unsupported",
             )
         )
     return read_engine(found)
@@ -103,7 +104,9 @@ def read_engine(told: dict[str, Any]) -> Engine:
     errors = told.get("ServerErrors") or []
     if errors or not told.get("ServerVersion"):
         said = "\n".join(errors) or docker_messages.NO_ANSWER
-        raise docker_messages.explained(LabError("docker info failed", command="docker info", stderr=said))
+        raise docker_messages.explained(
+            LabError("docker info failed", command="docker info", stderr=said, id="docker.unreachable")
+        )
     return Engine(
         version=told["ServerVersion"],
         system=told.get("OperatingSystem", ""),
@@ -175,15 +178,18 @@ def execute(
     said = told.stderr.strip()
     if told.status in _STOPPED or (told.status and any(words in said for words in _NOT_RUNNING)):
         raise LabError(
-            f"the container {container} does not run, or was restarted just now",
+            f"the container {container} is not running, or was just restarted",
             hint="merlab up",
             command=told.command,
             stderr=said,
+            id="node.stopped",
         )
     if told.status in ok and not (told.status and docker_messages.is_silent(said)):
         return told
     what = f"{argv[0]} failed with exit status {told.status} in the container {container}"
-    raise docker_messages.explained(LabError(what, hint="merlab doctor", command=told.command, stderr=said))
+    raise docker_messages.explained(
+        LabError(what, hint="merlab doctor", command=told.command, stderr=said, id="tool.failed")
+    )
 
 
 def has_image(ref: str) -> bool:
@@ -199,7 +205,7 @@ def _asked(*argv: str) -> str | None:
     if _ABSENT.search(told.stderr):
         return None
     what = f"docker {argv[0]} {argv[1]} failed with exit status {told.status}"
-    raise LabError(what, hint="merlab doctor", command=told.command, stderr=told.stderr.strip())
+    raise LabError(what, hint="merlab doctor", command=told.command, stderr=told.stderr.strip(), id="tool.failed")
 
 
 @change("pull an image")
@@ -211,9 +217,10 @@ def pull(ref: str) -> None:
         raise LabError(
             f"the image {ref} is not on this machine and cannot be pulled from {registry(ref)}"
             f"{docker_messages.why_not_pulled(error.stderr or '')}",
-            hint=f"docker load --input FILE  # of docker save --output FILE {ref}, on a machine that has it",
+            hint=f"docker load --input FILE  # saved by docker save --output FILE {ref} on a machine that has it",
             command=error.command,
             stderr=error.stderr,
+            id="image.not_pulled",
         ) from error
 
 

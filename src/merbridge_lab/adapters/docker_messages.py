@@ -12,6 +12,8 @@ from merbridge_lab.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from merbridge_lab.error_ids import ErrorId
+
 #: The text used if docker prints nothing at all.
 NO_ANSWER = "Cannot connect to the Docker daemon"
 #: The messages of the command if it did not reach a daemon. A daemon's own errors, and those of a command in a
@@ -51,7 +53,8 @@ def explained(error: LabError) -> LabError:
     what, hint = _told(said)
     if not what:
         return error
-    return LabError(what, hint=hint, command=error.command, stderr=error.stderr)
+    section: ErrorId = "docker.unsupported" if _PODMAN.search(said) else "docker.unreachable"
+    return LabError(what, hint=hint, command=error.command, stderr=error.stderr, id=section)
 
 
 def _told(said: str) -> tuple[str, str]:
@@ -67,10 +70,10 @@ def _told(said: str) -> tuple[str, str]:
             "become a member of the group docker, or root",
         )
     elif apart := _VERSION.search(said):
-        what = f"docker and the daemon at {where} are too far apart: {apart[0].strip()}"
+        what = f"the versions of docker and of the daemon at {where} do not fit: {apart[0].strip()}"
         hint = "docker version  # then upgrade the older one"
     elif _TLS.search(said):
-        what, hint = f"the daemon at {where} is not spoken to as it expects: one side uses TLS", "docker context ls"
+        what, hint = f"docker and the daemon at {where} do not agree on TLS: only one side uses it", "docker context ls"
     elif missing := _CONTEXT.search(said):
         what = f"docker has no context {missing[1] or missing[2]}"
         hint = "docker context use default; unset DOCKER_CONTEXT"
@@ -110,7 +113,9 @@ def is_podman(version: str) -> LabError:
     """Return the error for a docker that is Podman."""
     named = f" {version}" if version else ""
     return LabError(
-        f"docker is Podman{named} here, which merlab does not support: it needs Docker Engine", hint=_WITHOUT
+        f"docker is Podman{named} here, which merlab does not support: it needs Docker Engine",
+        hint=_WITHOUT,
+        id="docker.unsupported",
     )
 
 
@@ -118,10 +123,10 @@ def is_podman(version: str) -> LabError:
 
 _NOT_PULLED = (
     (r"manifest unknown|manifest for \S+ not found|: not found\b", "it has no such image or tag"),
-    (r"pull access denied|unauthorized|denied:|authentication required", "it gives it to nobody without a login"),
-    (r"toomanyrequests|rate limit", "it has given this address too many already"),
-    (r"no such host|server misbehaving|name resolution", "its name is not resolved here"),
-    (r"i/o timeout|deadline exceeded|timed out|connection refused|unreachable", "it is not reached from here"),
+    (r"pull access denied|unauthorized|denied:|authentication required", "it requires a login"),
+    (r"toomanyrequests|rate limit", "this address has reached its rate limit"),
+    (r"no such host|server misbehaving|name resolution", "its name cannot be resolved here"),
+    (r"i/o timeout|deadline exceeded|timed out|connection refused|unreachable", "it cannot be reached from here"),
     (r"x509|certificate", "its certificate is not trusted here"),
     (r"no matching manifest", "it has none for this architecture"),
     (r"no space left on device", "the disk of Docker is full"),

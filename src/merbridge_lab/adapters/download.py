@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DEADLINE = 60.0
 #: Maximum size, in bytes. A manifest has some kilobytes.
 _MOST = 1 << 20
-_HINT = "download it elsewhere and name the file; without --merbridge-manifest, one of merlab's own is taken"
+_HINT = "download it elsewhere and name the file; without --merbridge-manifest merlab uses its own"
 #: curl's exit status for "larger than --max-filesize".
 _TOO_LARGE = 63
 
@@ -35,7 +35,9 @@ def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) ->
     """
     if urlsplit(url).scheme != "https":
         raise LabError(
-            f"{url} is neither a file nor an https URL", hint="--merbridge-manifest takes an https URL or a file"
+            f"{url} is neither a file nor an https URL",
+            hint="--merbridge-manifest takes an https URL or a file",
+            id="manifest.unusable",
         )
     with tempfile.TemporaryDirectory(prefix="merlab-download-") as folder:
         content = _content(url, Path(folder) / "answer", deadline)
@@ -43,12 +45,13 @@ def text(url: str, *, sha256: str | None = None, deadline: float = _DEADLINE) ->
     if sha256 not in (None, found):
         raise LabError(
             f"{url} failed its checksum: SHA-256 is {found}, not {sha256}",
-            hint="without --merbridge-manifest, merlab's own is taken",
+            hint="without --merbridge-manifest merlab uses its own",
+            id="manifest.unusable",
         )
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise LabError(f"{url} is not text", hint=_HINT) from error
+        raise LabError(f"{url} is not text", hint=_HINT, id="manifest.unusable") from error
 
 
 def _content(url: str, answer: Path, deadline: float) -> bytes:
@@ -65,7 +68,9 @@ def _content(url: str, answer: Path, deadline: float) -> bytes:
         if (large := _grown(url, answer)()) is not None:
             raise large from error
         why = (error.stderr or error.what).strip()
-        raise LabError(f"{url} cannot be downloaded", hint=_HINT, command=error.command, stderr=why) from error
+        raise LabError(
+            f"{url} cannot be downloaded", hint=_HINT, command=error.command, stderr=why, id="manifest.unusable"
+        ) from error
     content = answer.read_bytes() if answer.exists() else b""  # curl creates no file for an empty answer
     if done.status == _TOO_LARGE or len(content) > _MOST:
         raise _too_large(url)
@@ -80,4 +85,4 @@ def _grown(url: str, answer: Path) -> Callable[[], LabError | None]:
 
 
 def _too_large(url: str) -> LabError:
-    return LabError(f"{url} is larger than {_MOST >> 20} MiB: it is no manifest", hint=_HINT)
+    return LabError(f"{url} is larger than {_MOST >> 20} MiB: it is not a manifest", hint=_HINT, id="manifest.unusable")

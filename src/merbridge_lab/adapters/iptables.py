@@ -53,7 +53,7 @@ def snapshot(netns: Path) -> RuleSet:
     tool that is missing, fails or lies leaves its backend unread. Raise LabError if there is no such namespace.
     """
     if not netns.exists():
-        raise LabError(f"the network namespace {netns} is not there", hint="merlab status")
+        raise LabError(f"the network namespace {netns} is not there", hint="merlab status", id="lab.incomplete")
     for _ in range(_TRIES):
         before = kernels(netns)
         texts = {backend: _saved(netns, backend) for backend in BACKENDS}
@@ -73,7 +73,7 @@ def confirmed(told: RuleSet, before: Kernels, after: Kernels, *, where: str, exa
     (earlier, _), (nft, legacy) = before, after
     texts = dict(told.texts)
     for backend in BACKENDS:
-        texts.setdefault(backend, Unread(f"iptables:{where}/{backend}", "its tools are not there"))
+        texts.setdefault(backend, Unread(f"iptables:{where}/{backend}", "its tools are missing"))
     texts["nft"] = rules_agreement.nft(texts["nft"], earlier, nft, where=where)
     texts["legacy"] = rules_agreement.legacy(texts["legacy"], legacy, where=where)
     beside = rules_agreement.beside(nft, legacy)

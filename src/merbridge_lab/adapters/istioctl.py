@@ -53,6 +53,7 @@ def install(
             hint=_hint(said, fetch_command),
             command=error.command,
             stderr=said,
+            id="istio.failed",
         ) from error
 
 

@@ -40,6 +40,8 @@ _COMMAND = "kind"
 class IncompleteClusterError(LabError):
     """There is a node without Kubernetes on it: it was not created, or not yet."""
 
+    default_id = "cluster.incomplete"
+
 
 def _run(argv: Sequence[str], *, timeout: float, ok: Sequence[int] = (0,), **changes: str) -> Result:
     """Run kind on Docker, whatever provider the environment names, with `changes` of the environment."""
@@ -88,10 +90,11 @@ def export(name: str, kubeconfig: str) -> None:
         _run(export_argv(name, kubeconfig), timeout=_ANSWER)
     except LabError as error:
         raise LabError(
-            f"the context of {name} cannot be put into {kubeconfig}",
+            f"the context of {name} cannot be written to {kubeconfig}",
             hint="name another file by --kubeconfig",
             command=error.command,
             stderr=error.stderr,
+            id="kubeconfig.unusable",
         ) from error
 
 
@@ -104,9 +107,10 @@ def context_in(kubeconfig: str, name: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise LabError(
-            f"{kubeconfig} is no kubeconfig that can be read",
+            f"{kubeconfig} is not a readable kubeconfig",
             hint="name another file by --kubeconfig, or remove this one",
             stderr=str(error),
+            id="kubeconfig.unusable",
         ) from error
     return clusters.get(f"kind-{name}")
 
@@ -173,7 +177,7 @@ def not_loaded(error: LabError, refs: Sequence[str]) -> LabError:
         else:
             what = f"there is no room on the disk with {tempfile.gettempdir()} to save {', '.join(refs)}"
             hint = f"df -h {tempfile.gettempdir()}"
-    return LabError(what, hint=hint, command=error.command, stderr=error.stderr)
+    return LabError(what, hint=hint, command=error.command, stderr=error.stderr, id="image.not_pulled")
 
 
 # -- what a merlab that was killed may have left

@@ -45,14 +45,14 @@ _KNOWN = (
     (r"required cgroups disabled", "the kernel lacks cgroups that the kubelet needs", "merlab doctor"),
     (
         r"too many open files|inotify",
-        "the limits on watching files are used up",
+        "the inotify limits are used up",
         "sysctl fs.inotify.max_user_instances=2048 fs.inotify.max_user_watches=524288",
     ),
     (r"no space left on device", "a disk is full", "docker system df; df -h"),
     (r"port is already allocated|address already in use|Port-\d+\]", "a port is in use already", "ss -ltnp"),
     (
         r"address pools have been (?:fully )?(?:subnetted|exhausted)|non-overlapping IPv4",
-        "Docker has no network left to give",
+        "Docker has no free subnet for another network",
         "docker network prune",
     ),
     (r"already exist for a cluster", "there are nodes of that name already", "merlab down"),

@@ -92,6 +92,7 @@ class Credentials:
             raise LabError(
                 f"the credentials for the cluster at {self.server} cannot be used",
                 hint="kubectl config view",
+                id="kubeconfig.unusable",
                 stderr=str(error),
             ) from error
         if self.direct:
@@ -152,10 +153,15 @@ def of_mapping(
         raise LabError(
             f"the context {name} of the kubeconfig is incomplete: {error}",
             hint="kubectl config view",
+            id="kubeconfig.unusable",
         ) from error
     if entries is None:
         known = f"it has {', '.join(sorted(contexts))}" if contexts else "it has none"
-        raise LabError(f"the kubeconfig has no context {name!r}: {known}", hint="kubectl config get-contexts")
+        raise LabError(
+            f"the kubeconfig has no context {name!r}: {known}",
+            hint="kubectl config get-contexts",
+            id="kubeconfig.unusable",
+        )
     return Credentials(*entries, name, direct)
 
 
@@ -193,6 +199,7 @@ def of_file(path: Path, context: str = "") -> Credentials:
         raise LabError(
             f"{path} is no kubeconfig that can be read",
             hint="name another file by --kubeconfig",
+            id="kubeconfig.unusable",
             stderr=str(error),
         ) from error
     return of_mapping(told, context, folder=path.absolute().parent)
@@ -202,7 +209,11 @@ def of_service_account(folder: Path = SERVICE_ACCOUNT) -> Credentials:
     """Return the credentials that the kubelet gave to the pod that this process runs in. Raise LabError elsewhere."""
     host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
     if not host or not port or not (folder / "token").is_file():
-        raise LabError("merlab does not run in a pod that has a service account", hint="kubectl config get-contexts")
+        raise LabError(
+            "merlab does not run in a pod that has a service account",
+            hint="kubectl config get-contexts",
+            id="kubeconfig.unusable",
+        )
     address = f"[{host}]" if ":" in host else host
     cluster = {"server": f"https://{address}:{port}", "certificate-authority": str(folder / "ca.crt")}
     return Credentials(cluster, {"tokenFile": str(folder / "token")}, service_account=folder)

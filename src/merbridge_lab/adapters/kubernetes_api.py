@@ -64,9 +64,13 @@ KINDS = frozenset(_NAMED)
 class ApiUnavailableError(LabError):
     """The API does not answer, or answers that it is not available now."""
 
+    default_id = "cluster.unreachable"
+
 
 class NotFoundError(LabError):
     """The object does not exist."""
+
+    default_id = "pod.restarted"
 
 
 def path(kind: str, name: str = "", namespace: str = "default") -> str:
@@ -156,17 +160,17 @@ class Api:
         if status == _NOT_FOUND:
             return NotFoundError(f"there is no {where} in the cluster", stderr=said)
         if ENDED.search(said):
-            return NotFoundError(f"the container is not there any more in {where}", hint="merlab status", stderr=said)
+            return NotFoundError(f"the container of {where} no longer exists", hint="merlab status", stderr=said)
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             # An API gives its administrator this answer only while it starts and has not read its own rules yet.
             return self._expired() or ApiUnavailableError(
-                f"the cluster does not let us {method} {where}",
+                f"the cluster does not allow to {method} {where}",
                 hint="merlab down && merlab up",
                 stderr=said,
             )
         if status == _TOO_MANY or (status or 0) >= _SERVER_ERROR:
             return ApiUnavailableError(f"the API at {self.server} cannot answer now", hint="merlab doctor", stderr=said)
-        return LabError(f"the cluster refuses to {method} {where}", stderr=said)
+        return LabError(f"the cluster refuses to {method} {where}", stderr=said, id="cluster.unreachable")
 
     def unavailable(self, error: Exception) -> LabError:
         """Return the error for an API that did not answer, or broke off; name the certificates if they are why."""
@@ -177,6 +181,7 @@ class Api:
                 f"the certificates of the cluster at {self.server} are no longer valid",
                 hint="merlab down && merlab up",
                 stderr=said,
+                id="cluster.unreachable",
             )
         return ApiUnavailableError(
             f"the API of the cluster at {self.server} does not answer", hint="merlab doctor", stderr=said
@@ -197,6 +202,7 @@ class Api:
         return LabError(
             f"the certificates of the cluster expired on {ends:%Y-%m-%d}",
             hint="merlab down && merlab up",
+            id="cluster.unreachable",
         )
 
     def _patiently(self, once: Callable[[], T], *, patience: float = _PATIENCE) -> T:

@@ -52,7 +52,9 @@ def execute(
         signals.checkpoint()
         raise api.unavailable(error) from error
     if told is None:
-        raise LabError(f"{argv[0]} in {namespace}/{pod} did not end within {timeout:g} s", hint="merlab status")
+        raise LabError(
+            f"{argv[0]} in {namespace}/{pod} did not end within {timeout:g} s", hint="merlab status", id="tool.failed"
+        )
     status = _status(api, told[_STATUS], f"{argv[0]} in {namespace}/{pod}")
     return status, told[_STDOUT].decode(errors="replace"), told[_STDERR].decode(errors="replace")
 
@@ -88,10 +90,8 @@ def _status(api: Api, told: bytes, what: str) -> int:
         return int(next(one["message"] for one in status["details"]["causes"] if one["reason"] == "ExitCode"))
     said = str(status.get("message"))
     if ENDED.search(said):
-        raise NotFoundError(
-            f"{what} did not run: its container is not there any more", hint="merlab status", stderr=said
-        )
-    raise LabError(f"{what} could not be run", hint="merlab status", stderr=said)
+        raise NotFoundError(f"{what} did not run: its container no longer exists", hint="merlab status", stderr=said)
+    raise LabError(f"{what} could not be run", hint="merlab status", stderr=said, id="pod.restarted")
 
 
 def _channels(connection: WebSocket, timeout: float) -> Mapping[int, bytes] | None:

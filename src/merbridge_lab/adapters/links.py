@@ -72,7 +72,9 @@ def connect(node: Path, veth: str, alias: str, pod: Path, address: str, gateway:
                 asked.link("add", ifname=veth, kind="veth", peer=peer)
             except NetlinkError as error:
                 raise LabError(
-                    f"the link {veth} between node and pod cannot be made: {error.args[1]}", hint="modprobe veth"
+                    f"the link {veth} between node and pod cannot be made: {error.args[1]}",
+                    hint="modprobe veth",
+                    id="requirement.missing",
                 ) from error
             index = _index(asked, veth)
             asked.link("set", index=index, ifalias=alias)

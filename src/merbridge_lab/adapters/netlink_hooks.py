@@ -95,7 +95,7 @@ def dump(family: int, kind: int, body: bytes, *, single: bool = False) -> list[b
         found, whole = _dump_once(family, kind, body, single=single)
         if whole:
             return found
-    raise OSError(errno.EAGAIN, "what is asked by netlink changes all the time")
+    raise OSError(errno.EAGAIN, "what netlink lists keeps changing")
 
 
 def _dump_once(family: int, kind: int, body: bytes, *, single: bool) -> tuple[list[bytes], bool]:

@@ -108,7 +108,9 @@ def create(pin: Path, kind: int, work: Callable[[], None] | None = None) -> None
             _create(pin, kind, work, cpu)
         except OSError as error:
             if error.errno != errno.EINVAL or cpu == attempts[-1]:
-                raise LabError(f"the namespace {pin} cannot be made: {error}", hint="merlab doctor") from error
+                raise LabError(
+                    f"the namespace {pin} cannot be made: {error}", hint="merlab doctor", id="requirement.missing"
+                ) from error
         else:
             return
 

@@ -129,7 +129,7 @@ def _messages(told: socket.socket) -> Iterator[tuple[int, bytes]]:
             return
         except OSError as error:
             if error.errno == errno.ENOBUFS:
-                raise OSError(error.errno, "more changed than the kernel had room to tell of") from error
+                raise OSError(error.errno, "more changed than the kernel could report") from error
             raise
         while at + netlink_hooks.HEADER.size <= len(raw):
             length, kind, *_ = netlink_hooks.HEADER.unpack_from(raw, at)

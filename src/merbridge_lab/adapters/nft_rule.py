@@ -55,7 +55,7 @@ class _Reader:
     def read(self, expressions: Expressions) -> xt_rule.Spec:
         names = [name for name, _ in expressions]
         if names.count("counter") != 1:
-            raise xt_rule.StrangeError("a rule that does not count")
+            raise xt_rule.StrangeError("a rule without a counter")
         for name, content in expressions:
             if self._spec.target:
                 raise xt_rule.StrangeError(f"{name} after the target")

@@ -112,7 +112,7 @@ def _read() -> Tables:
             found = _dump(netlink, before)
             if found is not None and _generation(netlink) == before:
                 return found
-    raise OSError(errno.EBUSY, "the rules change all the time")
+    raise OSError(errno.EBUSY, "the rules keep changing")
 
 
 def _dump(netlink: socket.socket, generation: int) -> Tables | None:
@@ -166,7 +166,7 @@ def _generation(netlink: socket.socket) -> int:
     told = _ask(netlink, _GET_GEN, dump=False)
     for _, attributes in told or ():
         return int.from_bytes(attributes[1], "big")
-    raise OSError(errno.EPROTO, "the kernel does not tell the generation of its rules")
+    raise OSError(errno.EPROTO, "the kernel does not report the generation of its rules")
 
 
 def _ask(netlink: socket.socket, kind: int, *, dump: bool = True) -> list[tuple[str, dict[int, bytes]]] | None:

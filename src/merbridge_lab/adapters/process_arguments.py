@@ -31,7 +31,7 @@ def differing(pid: int, program: str, argv: Sequence[str], environment: Collecti
         return ""
     begins, ends = map(int, stat[_ARGUMENTS])
     if not begins:  # it has no memory any more, or the kernel does not report it to us
-        return "where its command line is could not be read" if maps else ""
+        return "the address of its command line could not be read" if maps else ""
     others_begin, others_end = map(int, stat[_ENVIRONMENT])
     stack = next((line.split()[0].partition("-") for line in maps if line.endswith("[stack]")), ("0", "", "0"))
     if not int(stack[0], 16) <= int(stat[_START_STACK]) < begins:
@@ -39,9 +39,9 @@ def differing(pid: int, program: str, argv: Sequence[str], environment: Collecti
     # A last word of the kernel, which is zero, is above the path.
     top = int(stack[2], 16) - ctypes.sizeof(ctypes.c_void_p)
     if (ends, others_end + _size([program])) != (others_begin, top):
-        return "its command line and its environment are not where its start left them"
+        return "its command line and its environment are not where they were at its start"
     if (ends - begins, others_end - others_begin) != (_size(argv), _size(environment)):
-        return "it was started with another command line or environment, which it wrote over"
+        return "it was started with another command line or environment, and has overwritten it"
     return ""
 
 

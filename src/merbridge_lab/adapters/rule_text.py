@@ -85,7 +85,7 @@ def _since(then: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]]) -> t
 def differing(tool: str, text: str, there: Mapping[Key, Known]) -> str:
     """Describe how a text differs from what is there; "" if it does not."""
     if odd := _no_line_of_it(text):
-        return f"{tool} tells of {odd}, which is none of what it prints"
+        return f"{tool} prints {odd}, which is not its format"
     policies = dict(_policies(text))
     told: dict[Key, list[Rule]] = {}
     for rule in parse(text):
@@ -97,15 +97,15 @@ def differing(tool: str, text: str, there: Mapping[Key, Known]) -> str:
         # The tool shows chains of its own that do not exist (yet) as they would be.
         if (policy := policies.get(key, "")) != known.policy and (known.policy or policy != "ACCEPT"):
             said = f"{policy or 'no policy'} as the policy of {place}"
-            return f"{tool} tells of {said}, the kernel of {known.policy or 'no such chain'}"
+            return f"{tool} lists {said}, the kernel has {known.policy or 'no such chain'}"
         rules = told.get(key, [])
         if len(rules) != len(known.rules):
-            return f"{tool} tells of {len(rules)} rules in {place}, the kernel of {len(known.rules)}"
+            return f"{tool} lists {len(rules)} rules in {place}, the kernel has {len(known.rules)}"
         for rule, (words, least, most) in zip(rules, known.rules, strict=True):
             if not xt_rule.agrees(words, rule.spec):
-                return f"{tool} tells of {rule}, the kernel of -t {table} -A {chain} {xt_rule.shown(words)}"
+                return f"{tool} lists {rule}, the kernel has -t {table} -A {chain} {xt_rule.shown(words)}"
             if not least <= rule.packets <= most:
-                return f"{tool} tells of {rule.packets} packets that matched {rule}, the kernel of {most}"
+                return f"{tool} counts {rule.packets} packets that matched {rule}, the kernel has {most}"
     return ""
 
 

@@ -68,7 +68,7 @@ def nft(saved: str | Unread, before: Tables | Unread, after: Tables | Unread, *,
         return saved if high else ""
     source = f"iptables:{where}/nft"
     if left := left_out(saved):
-        return Unread(source, f"iptables does not show all of {left[0]}, which something else has put rules into")
+        return Unread(source, f"iptables does not show all of {left[0]}, to which another tool has added rules")
     told: dict[tuple[str, str], tuple[int, int]] = {}
     for rule in parse(saved):
         rules, packets = told.get((rule.table, rule.chain), (0, 0))
@@ -77,10 +77,10 @@ def nft(saved: str | Unread, before: Tables | Unread, after: Tables | Unread, *,
         (rules, packets), (there, most) = told.get(key, (0, 0)), high.get(key, (0, 0))
         place = f"chain {key[1]} of {key[0]}"
         if rules != there:
-            return Unread(source, f"iptables-nft-save tells of {rules} rules in {place}, the kernel of {there}")
+            return Unread(source, f"iptables-nft-save lists {rules} rules in {place}, the kernel has {there}")
         least = low.get(key, (0, 0))[1]
         if not least <= packets <= most:
-            return Unread(source, f"iptables-nft-save tells of {packets} packets in {place}, the kernel of {most}")
+            return Unread(source, f"iptables-nft-save counts {packets} packets in {place}, the kernel has {most}")
     return saved
 
 
@@ -115,8 +115,8 @@ def legacy(saved: str | Unread, tables: tuple[Table, ...] | Unread, *, where: st
             told[table] = told.get(table, 0) + 1
     for name in sorted({*told, *there}):
         if told.get(name, 0) != there.get(name, 0):
-            numbers = f"of {told.get(name, 0)} entries in {name}, the kernel of {there.get(name, 0)}"
-            return Unread(f"iptables:{where}/legacy", f"iptables-legacy-save tells {numbers}")
+            numbers = f"{told.get(name, 0)} entries in {name}, the kernel has {there.get(name, 0)}"
+            return Unread(f"iptables:{where}/legacy", f"iptables-legacy-save lists {numbers}")
     return saved
 
 

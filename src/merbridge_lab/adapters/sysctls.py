@@ -112,7 +112,10 @@ class Writes:
                     name, folder = self._folders.get(number, ("", ""))
                     setting = raw[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0").decode(errors="replace")
                     # Without a number, the kernel reports that its queue overflowed.
-                    found[name, f"{folder}/{setting}" if folder else "more settings than there was room to tell"] = None
+                    found[
+                        name,
+                        f"{folder}/{setting}" if folder else "more settings were written than the kernel could report",
+                    ] = None
                     at += _EVENT.size + length
         return [*found]
 
@@ -131,7 +134,7 @@ def _may_open() -> bool:
 
 def _used_up(what: str) -> ShortageError:
     limit = f"fs.inotify.max_user_{what}{'es' if what == 'watch' else 's'}"
-    return ShortageError(f"no further inotify {what} may be made for this user: see {limit}", hint=f"sysctl {limit}")
+    return ShortageError(f"this user may create no further inotify {what}: see {limit}", hint=f"sysctl {limit}")
 
 
 def _inotify(name: str, *args: int | bytes) -> int:

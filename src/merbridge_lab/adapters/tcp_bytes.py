@@ -60,7 +60,7 @@ class Watch:
                 break
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
-                    raise OSError(error.errno, "more sockets ended than the kernel had room to tell of") from error
+                    raise OSError(error.errno, "more sockets ended than the kernel could report") from error
                 raise
             self._ended.update((each.cookie, each) for each in _messages(raw))
         return [*self._ended.values(), *(each for each in live if each.cookie not in self._ended)]

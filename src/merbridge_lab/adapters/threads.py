@@ -24,7 +24,7 @@ _STATUS = {
     "CapPrm": "has other capabilities",
     "Seccomp": "has another filter of system calls",
     "Seccomp_filters": "has another filter of system calls",
-    "TracerPid": "has a debugger of its own attached to it",
+    "TracerPid": "has a debugger attached to it alone",
 }
 _NAMESPACES = {"net": "network", "mnt": "mount", "user": "user", "pid": "PID"}
 

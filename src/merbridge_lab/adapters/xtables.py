@@ -119,7 +119,7 @@ def _table(family: str, protocol: _Protocol, name: str) -> Table:
             hook for hook, at in info.underflows.items() if _policy(raw, at + protocol.begin + _HEAD.size) != _ACCEPT
         )
         return Table(family, name, entries, _chains(raw, info) if family == "ip" else None, dropping)
-    raise OSError(errno.EBUSY, f"the legacy table {name} changes all the time")
+    raise OSError(errno.EBUSY, f"the legacy table {name} keeps changing")
 
 
 def _info(protocol: _Protocol, name: str) -> _Info:
@@ -202,7 +202,7 @@ def _walk(raw: bytes) -> list[_Entry]:
     while at < len(raw):
         target, following, _, packets = layout.unpack_from(raw, at + _PROTOCOLS["ip"].offsets)
         if not following:
-            raise OSError(errno.EPROTO, "the kernel tells of a legacy rule without an end")
+            raise OSError(errno.EPROTO, "the kernel returned a legacy rule without an end")
         found.append(_Entry(at, at + target, at + following, packets))
         at += following
     return found

@@ -29,18 +29,18 @@ def assess_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, t
             )
         if not told and (marked := _sidecars_mark(exchange)):
             return fails(
-                f"all flushed and without eBPF, a sidecar answered all the same ({marked})", *readings, control=control
+                f"all flushed and without eBPF, a sidecar still answered ({marked})", *readings, control=control
             )
         if told and exchange.headers.get("x-peer") != exchange.local.rpartition(":")[0]:
-            peer = exchange.headers.get("x-peer", "nobody it names")
+            peer = exchange.headers.get("x-peer", "a peer that it does not name")
             return fails(
-                f"all flushed and without eBPF, the app was asked by {peer}, not by {seen.client} itself",
+                f"all flushed and without eBPF, the app got the request from {peer}, not from {seen.client} itself",
                 *readings,
                 control=control,
             )
     if strays:
         return fails(
-            f"all flushed and without eBPF, a sidecar had a part in the request all the same ({strays[0]})",
+            f"all flushed and without eBPF, a sidecar still handled the request ({strays[0]})",
             *readings,
             control=control,
         )

@@ -29,7 +29,7 @@ def assess_able(lab: Lab) -> Finding:
             return fails(
                 f"{requirement.name}: found {requirement.found}, needed {requirement.needed}{remedy}", *evidence
             )
-    return holds(f"{len(requirements)} requirements looked at, none is missing", *evidence)
+    return holds(f"{len(requirements)} requirements checked, none is missing", *evidence)
 
 
 def in_order(part: str, description: str, pick: Callable[[Lab], Component]) -> Check:

@@ -126,7 +126,7 @@ def ebpf_took_over() -> Check:
 def assess_took_over(seen: Observation) -> Finding:
     """Assess the payload and the sidecars' logs, beside the flushed control client."""
     if seen.control is None:
-        return fails("no flushed control client was asked: the batch alone proves nothing")
+        return fails("no flushed control client sent a request: the batch alone proves nothing")
     closed = assess_closed_as_plain_text(seen.control)
     control = as_control("mesh.closed_without_ebpf", closed)
     intercepted_ = assess_intercepted(seen)

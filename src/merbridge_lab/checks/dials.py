@@ -45,7 +45,9 @@ def _wrong(client: str, dial: Dial) -> str | None:
             " getpeername is not answered"
         )
     if outbound.original != dial.wanted:
-        return f"the connection of {client} {dial.how} was meant for {dial.wanted}, and eBPF has {outbound.original}"
+        return (
+            f"the connection of {client} {dial.how} was meant for {dial.wanted}, but eBPF recorded {outbound.original}"
+        )
     return _missing_leg(dial)
 
 

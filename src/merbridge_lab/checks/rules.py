@@ -115,12 +115,12 @@ def assess_absent(seen: Observation, *, between: bool = True) -> Finding:
             )
         if rules.diverting:
             return fails(
-                f"a rule outside nat was present in {seen.client} {when} that can do nat's work: {rules.diverting[0]}",
+                f"a rule outside nat that can redirect was present in {seen.client} {when}: {rules.diverting[0]}",
                 reading,
             )
     if changed := seen.after.change_since(seen.before, between=between):
         return fails(
-            f"the rules of {seen.client} changed while the requests ran, flushed as they were: {changed}", reading
+            f"the rules of {seen.client} changed while the requests ran, although they were flushed: {changed}", reading
         )
     if not had:
         return fails(f"there were no ISTIO rules in {seen.client} to flush", reading)
@@ -150,7 +150,7 @@ def assess_untouched(seen: Observation) -> Finding:
     before, after = value_of(seen.before.generation), value_of(seen.after.generation)
     reading = Reading(f"nft:{seen.client}/generation", "", before, after)
     if before != after:
-        return fails(f"the rules of {seen.client} changed while the requests ran, flushed as they were", reading)
+        return fails(f"the rules of {seen.client} changed while the requests ran, although they were flushed", reading)
     return holds(f"nobody touched the rules of {seen.client} while the requests ran", reading)
 
 
@@ -164,7 +164,7 @@ def assess_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
         return fails(f"{len(left)} rules were present in {workload} although it had been flushed: {left[0]}", reading)
     if changed := after.change_since(before):
         return fails(
-            f"the rules of {workload} changed while the requests ran, flushed as they were: {changed}", reading
+            f"the rules of {workload} changed while the requests ran, although they were flushed: {changed}", reading
         )
     return holds(f"not one nat rule in {workload}", reading)
 
@@ -183,7 +183,9 @@ def assess_flushed_closed(seen: Observation) -> Finding:
     """Assess the closed connections, beside the same requests with the rules present."""
     closed = assess_closed_as_plain_text(seen)
     if seen.control is None:
-        return fails("nothing was asked with the rules present: what is closed now might always be", *closed.evidence)
+        return fails(
+            "no request was sent with the rules present: what is closed now may always be closed", *closed.evidence
+        )
     moved = assess_moved(seen.control)
     control = as_control("rules.move_when_present", moved)
     if not closed.held:

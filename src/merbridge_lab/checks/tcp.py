@@ -40,16 +40,16 @@ def assess_nothing(seen: Observation) -> Finding:
         if len(given) > left:
             return fails(
                 f"the counters of {pod} claim that eBPF moved the payload, and the wire does not confirm it: the"
-                f" kernel's TCP carried {sum(given)} bytes of it, in {len(given)} directions of connections; eBPF says"
-                f" to have left {left} to it",
+                f" kernel's TCP carried {sum(given)} bytes of it, in {len(given)} directions of connections; eBPF"
+                f" reports that it left {left} to TCP",
                 *evidence,
             )
     for leg in LEGS:
         moved = sum(all(sent < _LEAST for sent in legs[leg]) for legs in carried.values() if leg in legs)
         if moved * _HALF < len(seen.exchanges):
             return fails(
-                f"on the {leg} leg the kernel confirms {moved} of {len(seen.exchanges)} requests to have passed TCP by:"
-                " the others went over the wire, or it tells nothing of their connection",
+                f"on the {leg} leg the kernel confirms {moved} of {len(seen.exchanges)} requests bypassed TCP:"
+                " the others went over the wire, or the kernel reports nothing about their connection",
                 *evidence,
             )
     return _beside_control(seen, evidence)

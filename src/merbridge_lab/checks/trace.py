@@ -50,7 +50,7 @@ def assess_told(seen: Observation) -> Finding:
     """Assess the events that tell of the first request: each kind that the dataplane writes must be among them."""
     record = value_of(seen.interception.traced).get(seen.exchanges[0].nonce)
     if record is None:
-        return fails(f"the trace does not tell of the request from {seen.exchanges[0].local}: no dataplane writes one")
+        return fails(f"the trace does not show the request from {seen.exchanges[0].local}: no dataplane writes one")
     evidence = tuple(Reading(record.source, event.kind, None, event.sentence(), event.raw) for event in record.events)
     if record.unknown:
         return fails(record.unknown, *evidence)

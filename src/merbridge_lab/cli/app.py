@@ -28,14 +28,14 @@ def completing(*names: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 LabName = Annotated[
     str | None,
     typer.Option(
         "--lab",
         metavar="auto|embedded|kind|cluster",
         autocompletion=completing("auto", "embedded", "kind"),
-        help="Which lab; by default the one that is up, else MERLAB_LAB, else auto.",
+        help="The lab (default: the one that is up, else MERLAB_LAB, else auto).",
     ),
 ]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.1, help="Seconds to wait for a check to pass.")]
@@ -43,12 +43,12 @@ Wait = Annotated[
     bool, typer.Option("--wait", help="Wait for another merlab command on the same lab, as long as it runs.")
 ]
 WaitTimeout = Annotated[
-    float | None, typer.Option("--wait-timeout", metavar="S", min=0.0, help="Wait for it, but at most S seconds.")
+    float | None, typer.Option("--wait-timeout", metavar="S", min=0.0, help="Wait for it for at most S seconds.")
 ]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Show evidence and all output.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what did not hold.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only what did not hold.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show every command that is run, and tracebacks.")]
-NoColor = Annotated[bool, typer.Option("--no-color", help="No colours (NO_COLOR does the same).")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="Print without colours (NO_COLOR does the same).")]
 WORKLOADS = ("sleep", "helloworld-v1", "helloworld-v2")
 
 

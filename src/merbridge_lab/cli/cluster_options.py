@@ -43,7 +43,7 @@ DataplaneOption = Annotated[
         parser=dataplane,
         autocompletion=dataplane_names,
         metavar=f"<{'|'.join(dataplane_names())}>",
-        help="What intercepts: none, or upstream's merbridge.",
+        help="Dataplane: none, or upstream's merbridge.",
     ),
 ]
 SidecarsOption = Annotated[
@@ -56,19 +56,21 @@ KubeconfigOption = Annotated[
         "--kubeconfig",
         metavar="FILE",
         rich_help_panel=_PANEL,
-        help="Put the context kind-merbridge into FILE; by default no kubeconfig is touched.",
+        help="Write the context kind-merbridge to FILE (default: change no kubeconfig).",
     ),
 ]
 ContextOption = Annotated[
     str | None,
-    typer.Option("--context", metavar="NAME", rich_help_panel=_PANEL, help="The kind lab's is kind-merbridge."),
+    typer.Option(
+        "--context", metavar="NAME", rich_help_panel=_PANEL, help="Context; the kind lab's is kind-merbridge."
+    ),
 ]
 KindImageOption = Annotated[
     str | None, typer.Option("--kind-image", metavar="REF", rich_help_panel=_PANEL, help="The node's image.")
 ]
 IstioHubOption = Annotated[
     str | None,
-    typer.Option("--istio-hub", metavar="HUB", rich_help_panel=_PANEL, help="Where Istio's images come from."),
+    typer.Option("--istio-hub", metavar="HUB", rich_help_panel=_PANEL, help="Registry of Istio's images."),
 ]
 IstioTagOption = Annotated[
     str | None, typer.Option("--istio-tag", metavar="TAG", rich_help_panel=_PANEL, help="Istio's version.")
@@ -76,7 +78,10 @@ IstioTagOption = Annotated[
 IstioSetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--istio-set", metavar="KEY=VALUE", rich_help_panel=_PANEL, help="Goes to istioctl install; may be repeated."
+        "--istio-set",
+        metavar="KEY=VALUE",
+        rich_help_panel=_PANEL,
+        help="Passed to istioctl install --set; may be repeated.",
     ),
 ]
 ImageOption = Annotated[
@@ -94,7 +99,7 @@ MerbridgeManifestOption = Annotated[
         "--merbridge-manifest",
         metavar="URL|FILE|release|main|merlab",
         rich_help_panel=_PANEL,
-        help="What installs Merbridge; by default merlab's own. release and main are upstream's.",
+        help="The manifest of Merbridge (default: merlab's own); release and main are upstream's.",
     ),
 ]
 KeepClusterOption = Annotated[

@@ -55,7 +55,7 @@ def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no
 
 @app.command()
 def doctor(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
-    """Check what this machine offers and lacks: one line each, with the command that mends it.
+    """Check what this machine offers and lacks: one line each, with the command that fixes it.
 
     Example:  merlab doctor
     """
@@ -77,14 +77,14 @@ def doctor(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no
 @app.command()
 def steps(
     number: Annotated[
-        str | None, typer.Argument(metavar="N", autocompletion=step_numbers, help="Tell all about one step.")
+        str | None, typer.Argument(metavar="N", autocompletion=step_numbers, help="Describe this step.")
     ] = None,
     lab: LabName = None,
     json: JsonFlag = False,
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:
-    """List the steps with their state, or tell one step's story and the commands a person would type for it.
+    """List the steps with their state, or describe one step with the commands that a person would type for it.
 
     Examples:  merlab steps    merlab steps 9
     """
@@ -148,16 +148,16 @@ def _typed(step: Step, lab: ManagedLab) -> tuple[list[str], str]:
 
 def _stand_for(words: Sequence[str], commands: Sequence[str], why: LabError) -> str:
     if not commands:
-        return f"what to type cannot be said now: {why.what}"
+        return f"the commands cannot be determined now: {why.what}"
     used = [word for word in words if any(word in re.findall(r"\w+", command) for command in commands)]
-    verb = "stands" if len(used) == 1 else "stand"
+    verb = "is a placeholder" if len(used) == 1 else "are placeholders"
     return f"{' and '.join(used)} {verb} for what the lab will have: {why.what}" if used else ""
 
 
 @app.command()
 def manifests(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One of them; by default all that is applied.")
+        str | None, typer.Argument(metavar="NAME", help="One manifest (default: all that are applied).")
     ] = None,
     image: cluster_options.ImageOption = None,
     istio_hub: cluster_options.IstioHubOption = None,
@@ -191,7 +191,7 @@ def manifests(
 @app.command()
 def trace(
     lab: LabName = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The kernel's own lines, undecoded.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print the kernel's lines undecoded.")] = False,
     pod: Annotated[
         str | None,
         typer.Option(
@@ -199,19 +199,19 @@ def trace(
             metavar="POD",
             callback=known_workload,
             autocompletion=completing(*WORKLOADS),
-            help="Only connections that POD dialled.",
+            help="Show only connections that POD dialled.",
         ),
     ] = None,
     nonce: Annotated[
-        str | None, typer.Option("--nonce", metavar="ID", help="Only the request with this x-request-id.")
+        str | None, typer.Option("--nonce", metavar="ID", help="Show only the request with this x-request-id.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:
-    """Follow the dataplane's trace until Ctrl-C, a colour for each connection.
+    """Follow the dataplane's trace until Ctrl-C, with a colour for each connection.
 
-    Where debug output is off, it is on for as long as this runs.
+    If debug output is off, it is on while this command runs.
 
     Examples:  merlab trace    merlab trace --pod sleep    merlab trace --raw    merlab trace --json
     """
@@ -231,7 +231,7 @@ def trace(
 def sysdump(
     lab: LabName = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to; by default a name with the time.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Output file (default: a name with the time).")
     ] = None,
     json: JsonFlag = False,
     debug: Debug = False,

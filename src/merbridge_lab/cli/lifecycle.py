@@ -35,7 +35,7 @@ def up(
         str | None, typer.Option("--until", metavar="N", autocompletion=step_numbers, help="Stop after step N.")
     ] = None,
     iptables: Annotated[
-        Backend | None, typer.Option("--iptables", help="In which tables Istio's rules are loaded; by default nft.")
+        Backend | None, typer.Option("--iptables", help="Tables for Istio's rules (default: nft).")
     ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Wait for Enter before each further step.")] = False,
     dataplane: cluster_options.DataplaneOption = None,
@@ -57,7 +57,7 @@ def up(
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:
-    """Stand the whole demo up: steps 0 to 9, each verified.
+    """Bring up the lab: run steps 0 to 9 and verify each.
 
     On a healthy lab it changes nothing that lasts; after a failure it goes on from what is missing.
 

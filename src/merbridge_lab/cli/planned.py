@@ -17,7 +17,7 @@ def _plan(name: str, instead: str) -> None:
     @app.command(name, hidden=True, context_settings=PASS_ON)
     def planned() -> None:
         with Session(name):
-            raise LabError(f"merlab {name} is planned, but not built yet", hint=instead)
+            raise LabError(f"merlab {name} is planned, but not built yet", hint=instead, id="feature.not_built")
 
 
 for _name, _instead in _INSTEAD.items():

@@ -14,7 +14,7 @@ _EXAMPLE = "merlab exec sleep -- curl -s helloworld:5000/hello"
 
 @app.command("exec", context_settings=PASS_ON)
 def execute(context: typer.Context, workload: WorkloadName, lab: LabName = None, debug: Debug = False) -> None:
-    """Run a command as the workload's app: its network, its names, its user. Its exit status is passed on.
+    """Run a command as the workload's app: its network, its name resolution, its user. Its exit status is passed on.
 
     Example:  merlab exec sleep -- curl -s helloworld:5000/hello
     """
@@ -34,15 +34,15 @@ def shell(
     workload: WorkloadName,
     lab: LabName = None,
     netns: Annotated[
-        bool, typer.Option("--netns", help="A root shell with the host's tools in the pod's network namespace.")
+        bool, typer.Option("--netns", help="Open a root shell with the host's tools in the pod's network namespace.")
     ] = False,
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:
     """Open a shell as the workload's app; with --netns a root shell in its network namespace.
 
-    With --netns the iptables that sees the pod's rules comes first in PATH. Leaving says what was changed, and how
-    to put it back.
+    With --netns the iptables that sees the pod's rules comes first in PATH. On exit the shell reports what was
+    changed, and how to restore it.
 
     Examples:  merlab shell sleep    merlab shell sleep --netns
     """

@@ -94,7 +94,7 @@ class Session:
             self._fail(found)
             raise typer.Exit(exit_codes.USAGE if isinstance(found, UsageError) else exit_codes.CANNOT) from None
         if isinstance(error, signals.Interrupted):
-            self._fail(LabError(f"interrupted by {error}", hint="merlab status"))
+            self._fail(LabError(f"interrupted by {error}", hint="merlab status", id="interrupted"))
             raise typer.Exit(exit_codes.SIGNALLED + error.signum) from None
         if isinstance(error, Exception):
             self._fail(
@@ -102,6 +102,7 @@ class Session:
                     f"internal error: {type(error).__name__}: {error};"
                     " please report it with what the command below prints",
                     hint=shlex.join(["merlab", self.command, *self._rest(), "--debug"]),
+                    id="internal",
                 )
             )
             raise typer.Exit(exit_codes.DEFECT) from None
@@ -116,6 +117,7 @@ class Session:
                 LabError(
                     f"not all that merlab prints could be written: {self.console.lost.strerror}",
                     hint=lacking.hint if lacking else None,
+                    id="machine.full",
                 )
             )
             raise typer.Exit(exit_codes.CANNOT) from None
@@ -140,7 +142,7 @@ class Session:
 
         driver, why = labs.pick(asked)
         if options is not None and options.said() and not labs.tell(driver, options):
-            raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, and this is the {driver.name} lab")
+            raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, but this is the {driver.name} lab")
         self.lab = driver.name
         hints.mean(driver.name, asked=why in ("asked for", "MERLAB_LAB"), context=driver.context)
         self.console.note(f"lab: {driver.name} ({why})")
@@ -208,7 +210,7 @@ class Session:
             if not lab.exists:
                 return "; nothing is in place"
         except (LabError, OSError) as error:
-            return f"; what is in place cannot be seen now ({error})"
+            return f"; what is in place cannot be determined now ({error})"
         held = [step.step.number for step in report.steps if step.verdict is Verdict.PASS]
         as_far = f" as far as step {held[-1]}" if held and report.command == "up" else ""
         return f"; the lab is in place{as_far} (merlab up goes on from there, merlab down removes it)"

@@ -64,9 +64,10 @@ class Console:
         for line in lines_of((error.stderr or "").strip())[-_MOST_STDERR:]:
             err.print(f"  [faint]│ {escape(line)}[/]", soft_wrap=True)
         if error.command and (self.verbosity > 0 or error.stderr):
-            err.print(f"  [faint]it was:[/] {escape(error.command)}", soft_wrap=True)
+            err.print(f"  [faint]command:[/] {escape(error.command)}", soft_wrap=True)
         if hint := hints.rendered(error.hint):
             err.print(f"  → {escape(hint)}", soft_wrap=True)
+        err.print(f"  [faint]see {escape(error.see)}[/]", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a line of progress."""
@@ -105,7 +106,7 @@ class Console:
                 terminal.line(f"{outcome.step.number}  {escape(outcome.step.title)}: {outcome.verdict.value}")
             return
         if not outcome.acted and outcome.verdict is Verdict.PASS:
-            terminal.line("   [faint]already so[/]")
+            terminal.line("   [faint]already done[/]")
         terminal.commands(outcome.shown, f"all: {hints.rendered(f'merlab steps {outcome.step.number}')}")
         self._checks(outcome.checks)
         if outcome.reason:
@@ -176,6 +177,8 @@ class Console:
         terminal.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
         if hint := hints.rendered(report.hint):
             terminal.line(f"  → {escape(hint)}")
+        if report.see:
+            terminal.line(f"  [faint]see {escape(report.see)}[/]")
 
     # -- pictures -------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def narrate(terminal: Terminal, step: Step, commands: Sequence[str], original: S
         terminal.line("   As it was written in 2022:")
     for one in original:
         terminal.line(f"   [faint]$ {escape(one.then)}[/]")
-        terminal.prose(f"now {one.now}" if one.now else "as ever", 5, style="faint")
+        terminal.prose(f"now {one.now}" if one.now else "unchanged", 5, style="faint")
     if original:
         terminal.line("")
     for check in step.verify + step.request_checks:

@@ -78,6 +78,7 @@ def _link(program: int, target: Path, attach_type: int, pin: Path, what: str) ->
             raise LabError(
                 f"{what} cannot be attached to {target}: {ancestor} holds a program that allows no other below it",
                 hint="bpftool cgroup tree",
+                id="program.foreign",
             ) from refused
         if refused.errno == errno.EINVAL:
             raise UnsupportedFeatureError(f"links for {what}", "5.9", str(refused)) from refused
@@ -213,5 +214,7 @@ def attach(
         upgrade.clear(Pins(pins.root / "next"))  # of one that was killed during a load
     except OSError as failed:
         raise LabError(
-            f"the dataplane cannot be attached to {cgroup}: {failed.strerror or failed}", hint="merlab down"
+            f"the dataplane cannot be attached to {cgroup}: {failed.strerror or failed}",
+            hint="merlab down",
+            id="dataplane.failed",
         ) from failed

@@ -127,7 +127,7 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
             function = module.load_func(program.name.encode(), program.type, attach_type=program.attach_type)
     except Exception as refused:  # BCC raises nothing more specific
         if os.geteuid() != 0:
-            raise LabError("loading BPF programs takes root", hint="sudo merlab up") from refused
+            raise LabError("loading BPF programs requires root", hint="sudo merlab up", id="root.needed") from refused
         # The verifier's reason is the last line before its statistics.
         said = [line for line in lines if line and not line.startswith(("processed ", "HINT", "bpf:"))]
         raise UnsupportedFeatureError(program.feature, program.since, said[-1] if said else str(refused)) from refused
@@ -148,7 +148,10 @@ def _compile(bcc: Any) -> Any:  # noqa: ANN401
                 return bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything", *flags])
         except Exception as failed:  # BCC raises nothing more specific
             raise LabError(
-                "BCC could not compile the BPF programs", hint="merlab doctor", stderr="\n".join(lines)
+                "BCC could not compile the BPF programs",
+                hint="merlab doctor",
+                stderr="\n".join(lines),
+                id="dataplane.failed",
             ) from failed
 
 

@@ -73,7 +73,9 @@ def netns_cookie(netns: Path) -> int:
     thread.start()
     thread.join()
     if isinstance(result[0], OSError):
-        raise LabError(f"the network namespace {netns} cannot be entered: {result[0]}", hint="merlab status")
+        raise LabError(
+            f"the network namespace {netns} cannot be entered: {result[0]}", hint="merlab status", id="dataplane.failed"
+        )
     return result[0]
 
 
@@ -176,11 +178,11 @@ def _refused(pid: int, what: str, error: OSError) -> LabError:
     """Build the error that explains why nobody may read the sockets of a process, and what to type."""
     what = f"{what} is not available: {error.strerror or error}"
     if error.errno not in (errno.EPERM, errno.EACCES):
-        return LabError(what, hint=f"ls -l /proc/{pid}/fd")
+        return LabError(what, hint=f"ls -l /proc/{pid}/fd", id="dataplane.failed")
     if ptrace_scope() == NOBODY_TRACES:
         why = (
             f"kernel.yama.ptrace_scope is {NOBODY_TRACES}, which forbids it to root too, until the next boot without it"
         )
-        return LabError(f"{what}; {why}", hint=FIND_PTRACE_SCOPE)
-    why = "it takes CAP_SYS_PTRACE, and no seccomp filter against pidfd_getfd"
-    return LabError(f"{what}; {why}", hint="merlab doctor")
+        return LabError(f"{what}; {why}", hint=FIND_PTRACE_SCOPE, id="dataplane.failed")
+    why = "this requires CAP_SYS_PTRACE, and no seccomp filter that blocks pidfd_getfd"
+    return LabError(f"{what}; {why}", hint="merlab doctor", id="dataplane.failed")

@@ -109,7 +109,7 @@ def _told_of(exchange: Exchange, trace: Sequence[TraceEvent]) -> RequestTrace:
     port = int(exchange.local.rpartition(":")[2] or 0)
     mine = {event.pair for event in trace if event.kind == "established" and event.port == port}
     told = tuple(event for event in trace if event.pair in mine)
-    absent = f"the trace does not tell of the request from {exchange.local}"
+    absent = f"the trace does not show the request from {exchange.local}"
     return RequestTrace(
         source="trace:merlab",
         events=told,

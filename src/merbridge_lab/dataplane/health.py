@@ -85,7 +85,7 @@ def objects_problems(pins: Pins) -> list[str]:
     """
     made_by = pins.stamp()
     if made_by is None:
-        return [f"the pins below {pins.root} are not whole: there is no valid stamp"]
+        return [f"the pins below {pins.root} are incomplete: there is no valid stamp"]
     if made_by != abi.stamp():
         return [f"made by merlab {made_by}, not by this one, {abi.stamp()}"]
     found, used = _programs_problems(pins)
@@ -104,9 +104,7 @@ def objects_problems(pins: Pins) -> list[str]:
         elif others := sorted(users - {table.id}):
             found.append(f"some programs use another map {name} (id {others[0]}) than the pinned one (id {table.id})")
         elif is_frozen:
-            found.append(
-                f"map {name} is frozen (BPF_MAP_FREEZE): nobody can change what it says any more, merlab neither"
-            )
+            found.append(f"map {name} is frozen (BPF_MAP_FREEZE): nobody can change it any more, not even merlab")
     return found
 
 
@@ -127,7 +125,7 @@ def _link_problem(pin: Path, what: str, target: tuple[int, str], program: Path, 
             wanted = bpf_syscall.prog_info(fd).id
     except OSError as error:
         return _missing(f"program {program.name}", error)
-    return None if link.prog_id == wanted else f"{what} runs program {link.prog_id}, not ours, {wanted}"
+    return None if link.prog_id == wanted else f"{what} runs program {link.prog_id}, not merlab's, {wanted}"
 
 
 def _path_of(link: bpf_syscall.Link) -> str:
@@ -193,7 +191,7 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
     if pins.stamp() not in (None, abi.stamp()):
         return found  # we cannot read another version's layouts
     found += [
-        f"another version's programs are still there, in {pins.root / rest}: a take-over did not finish"
+        f"another version's programs are still there, in {pins.root / rest}: an upgrade did not finish"
         for rest in ("old", "next")
         if (pins.root / rest).exists()
     ]
@@ -236,7 +234,7 @@ def _too_many(pins: Pins, pods: Sequence[Pod], cookies: Collection[int]) -> list
             )
     with pins.open_map("pod_ips") as ips:
         strange = [key for key in bpf_maps.keys(ips, 4) if key not in addresses]
-    return found + [f"the address {socket.inet_ntoa(key)} leads to a pod, and is no pod's" for key in strange]
+    return found + [f"the address {socket.inet_ntoa(key)} is in the pod map, but no pod has it" for key in strange]
 
 
 def _namespaces(pods: Sequence[Pod]) -> dict[str, Path]:
@@ -289,6 +287,6 @@ def _place_of_sk_msg(pins: Pins, program: int) -> list[str]:
     with contextlib.suppress(FileNotFoundError), pins.open_map("peers") as peers:
         told = sockhash.redirects(program, peers)
         if told is None:
-            return ["map peers, as its counters show (not read: Linux before 5.18 does not tell)"]
+            return ["map peers, as its counters show (not read: Linux before 5.18 cannot report it)"]
         return ["map peers"] if told else []
     return []

@@ -60,7 +60,7 @@ def problems(name: str, namespace: Path, processes: Mapping[str, int]) -> Iterat
                     for option, told in differing(sock, new):
                         yield f"{option} of {which} is {told}"
                     if os.get_blocking(sock.fileno()):
-                        yield f"{which} has lost O_NONBLOCK: its process waits where it should go on"
+                        yield f"{which} has lost O_NONBLOCK: its process blocks where it should continue"
 
 
 def _listens_at(sock: socket.socket) -> str:

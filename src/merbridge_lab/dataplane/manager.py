@@ -138,10 +138,16 @@ class Dataplane:
         try:
             self._pins.configure(debug=int(on))
         except FileNotFoundError as missing:
-            raise LabError("the dataplane is not attached, so there is nothing to debug", hint="merlab up") from missing
+            raise LabError(
+                "the dataplane is not attached, so there is nothing to debug",
+                hint="merlab up",
+                id="dataplane.incomplete",
+            ) from missing
         except OSError as failed:
             raise LabError(
-                f"the dataplane's switches cannot be written: {failed.strerror or failed}", hint="merlab up"
+                f"the dataplane's switches cannot be written: {failed.strerror or failed}",
+                hint="merlab up",
+                id="dataplane.incomplete",
             ) from failed
 
     def counters(self) -> dict[str, dict[str, int]]:
@@ -181,7 +187,9 @@ def _reading(pins: Pins) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LabError(str(unread(f"the dataplane below {pins.root}", error)), hint="merlab doctor") from error
+        raise LabError(
+            str(unread(f"the dataplane below {pins.root}", error)), hint="merlab doctor", id="reading.failed"
+        ) from error
 
 
 def _pair(raw: dict[str, Any], pods: dict[int, str]) -> Pair:

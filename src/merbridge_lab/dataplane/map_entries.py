@@ -27,7 +27,7 @@ def problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
     """
     with pins.open_map("counters") as counters:
         strange = [key for key in map(number, bpf_maps.keys(counters, 8)) if key not in namespaces]
-    found = [_sentence("counters", len(strange), "of network namespaces that are of no pod")] if strange else []
+    found = [_sentence("counters", len(strange), "for network namespaces that belong to no pod")] if strange else []
     with pins.open_map("pairs") as pairs, pins.open_map("handover") as notes:
         return [*found, *_of_connections(pairs, notes, namespaces)]
 
@@ -60,10 +60,10 @@ def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> l
     room = bpf_syscall.map_info(pairs).max_entries
     if strange := _staying(keys[:_MANY], of_no_connection):
         full = f", and has no room for more than {room}" if len(keys) >= room else ""
-        found.append(_sentence("pairs", len(strange), f"of no connection of the pods{full}"))
+        found.append(_sentence("pairs", len(strange), f"that belong to no connection of the pods{full}"))
     noted = bpf_maps.keys(notes, abi.layouts()["handshake"].size)
     if strange := _staying(noted[:_MANY], of_no_pair):
-        found.append(_sentence("handover", len(strange), "of no connection that is being made"))
+        found.append(_sentence("handover", len(strange), "for no connection that is being made"))
     return found
 
 

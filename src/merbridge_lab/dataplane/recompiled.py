@@ -52,7 +52,9 @@ class Recompiled:
             except ValueError as error:
                 said = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.status}"
                 raise LabError(
-                    f"merlab's own BPF programs could not be compiled: {said}", hint="merlab doctor"
+                    f"merlab's own BPF programs could not be compiled: {said}",
+                    hint="merlab doctor",
+                    id="dataplane.failed",
                 ) from error
         return self._tags or {}
 

@@ -39,7 +39,7 @@ def problems(pod: Pod) -> Iterator[str]:
                 if (filter_ := attached(sock.fileno())) is not None:
                     yield (
                         f"on {_described(sock)} of the {kind} of {pod.name} (pid {pid}, descriptor {number}) there is a"
-                        f" socket filter, {filter_}: it can cut and drop what arrives"
+                        f" socket filter, {filter_}: it can truncate or drop what arrives"
                     )
 
 

@@ -101,7 +101,7 @@ def _by_elimination(own: int) -> list[str]:
                 others.append(each)
         finally:
             os.close(fd)
-    why = "Linux before 5.18 does not tell"
+    why = "Linux before 5.18 cannot report it"
     return [str(Unread(f"whether {named(each)} is attached to the sockhash peers", why)) for each in others]
 
 
@@ -112,7 +112,7 @@ def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
     """
     with pins.open_map("listeners") as listeners:
         strange = [key for key in map(number, bpf_maps.keys(listeners, 8)) if key not in namespaces]
-    found = [f"a listener is registered for the network namespace {key}, which is of no pod" for key in strange]
+    found = [f"a listener is registered for the network namespace {key}, which belongs to no pod" for key in strange]
     suspects = _suspects(pins, namespaces)
     if not suspects:
         return found
@@ -127,10 +127,10 @@ def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
             own = netns.run_inside(path, netlink_hooks.tcp_cookies)
             homeless = {key: cookie for key, cookie in homeless.items() if cookie not in own}
     except OSError as error:
-        whose = f"whose {len(homeless)} sockets in the sockhash peers are, which belong to no connection,"
+        whose = f"the owner of {len(homeless)} sockets in the sockhash peers that belong to no connection"
         return [*found, str(unread(whose, error))]
     return found + [
-        f"{_place(key)} holds a socket (cookie {cookie}) that is no pod's" for key, cookie in homeless.items()
+        f"{_place(key)} holds a socket (cookie {cookie}) that belongs to no pod" for key, cookie in homeless.items()
     ]
 
 

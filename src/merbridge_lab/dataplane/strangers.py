@@ -150,7 +150,7 @@ def cgroup_types(cgroup: int) -> tuple[int, ...]:
         else:
             known.append(number)
     if not known:
-        raise OSError(errno.ENODEV, "it is no cgroup any more")
+        raise OSError(errno.ENODEV, "it is not a cgroup any more")
     return tuple(known)
 
 
@@ -194,9 +194,8 @@ def _on_cgroup(ours: frozenset[int], cgroup: Path, *, home: Path | None = None) 
         for kind, programs in attached[place].items():
             for program in ours.intersection(programs):
                 if place != home or programs.count(program) > 1:
-                    sentence = (
-                        f"on the cgroup {place} {_name(kind)} runs merlab's own {named(program)}, which is too much"
-                    )
+                    stray = f"merlab's own {named(program)}, which should not be there"
+                    sentence = f"on the cgroup {place} {_name(kind)} runs {stray}"
                     told[sentence] = Stranger(sentence, program)
         chain = [place, *(each for each in attached if each in place.parents)]
         for kind, programs in _runs(place, types, bpf_syscall.QUERY_EFFECTIVE).items():
@@ -276,7 +275,9 @@ def on_netfilter(namespaces: Mapping[str, Path]) -> Iterator[Stranger | Unread]:
             hooked = netns.run_inside(path, netlink_hooks.on_netfilter)
         except OSError as error:
             programs = ", ".join(named(each) for each in anywhere)
-            why = "this kernel does not tell (CONFIG_NETFILTER_NETLINK_HOOK)" if error.errno == errno.EINVAL else error
+            why = (
+                "this kernel cannot report it (CONFIG_NETFILTER_NETLINK_HOOK)" if error.errno == errno.EINVAL else error
+            )
             yield unread(f"where on netfilter's hooks {programs} runs, in {name} or elsewhere,", error, str(why))
             return
         for hung in hooked:

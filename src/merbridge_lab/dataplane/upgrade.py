@@ -88,7 +88,9 @@ def finish(pins: Pins) -> None:
         return
     with contextlib.suppress(OSError):
         before.configure(redirect=0)
-    poll_until(lambda: not _busy(before), timeout=_FINISH, awaiting="connections of the dataplane's version before")
+    poll_until(
+        lambda: not _busy(before), timeout=_FINISH, awaiting="connections of the previous version of the dataplane"
+    )
     clear(before)
 
 

@@ -56,7 +56,9 @@ def pick(asked: str | None) -> tuple[Driver, str]:
     for given, said in ((asked, "--lab"), (os.environ.get("MERLAB_LAB") or None, "MERLAB_LAB")):
         known = ("auto", *(each.name for each in built), *_PLANNED)
         if given is not None and given not in known:
-            raise UsageError(f"{said}: there is no lab called {given!r}; there are {', '.join(known)}")
+            raise UsageError(
+                f"{said}: there is no lab called {given!r}; there are {', '.join(known)}", id="feature.not_built"
+            )
     name, why = asked, "asked for"
     if name is None:
         for driver in built:
@@ -65,12 +67,14 @@ def pick(asked: str | None) -> tuple[Driver, str]:
         name, why = os.environ.get("MERLAB_LAB") or "auto", "MERLAB_LAB"
     if name == "auto":
         if isinstance(kind, KindDriver) and kind.is_possible():
-            return kind, "auto: kind, istioctl and a Docker that answers are all there"
-        return embedded, "auto: it takes this machine and nothing else"
+            return kind, "auto: kind, istioctl and a Docker that answers are available"
+        return embedded, "auto: it needs nothing but this machine"
     for driver in built:
         if name == driver.name:
             return driver, why
-    raise LabError(f"the {name} lab is planned, but not built yet", hint="merlab up --lab embedded")
+    raise LabError(
+        f"the {name} lab is planned, but not built yet", hint="merlab up --lab embedded", id="feature.not_built"
+    )
 
 
 def present() -> list[dict[str, Any]]:

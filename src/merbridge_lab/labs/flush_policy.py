@@ -113,7 +113,9 @@ class FlushPolicy(Generic[SaveT, PlaceT]):
         self.restore()
         before = transport.look()
         if not before.backend:
-            raise LabError(f"there are no ISTIO rules in {transport.name} to flush", hint=transport.up_command)
+            raise LabError(
+                f"there are no ISTIO rules in {transport.name} to flush", hint=transport.up_command, id="rules.altered"
+            )
         copy = transport.prepare(before)
         try:
             transport.save_and_flush(before, copy)
@@ -169,7 +171,9 @@ class FlushPolicy(Generic[SaveT, PlaceT]):
         """Raise LabError if rules would go to another namespace than the pod's, or their save would be lost."""
         if covered := self._transport.covered():
             raise LabError(
-                f"{covered}; no rules of {self._transport.name} are put back", hint=self._transport.up_command
+                f"{covered}; no rules of {self._transport.name} are put back",
+                hint=self._transport.up_command,
+                id="rules.not_restored",
             )
 
     def _put_back(self, save: SaveT, place: PlaceT) -> None:
@@ -179,6 +183,7 @@ class FlushPolicy(Generic[SaveT, PlaceT]):
             raise LabError(
                 f"the nat rules of {transport.name} are not what was saved in {transport.saved_in}",
                 hint=transport.load_command(save, place),
+                id="rules.not_restored",
             )
 
     def _are_back(self, save: SaveT, present: str) -> bool:

@@ -50,4 +50,5 @@ class Options:
             raise LabError(
                 f"--dataplane {self.dataplane} is planned for clusters, but not built yet",
                 hint="merlab up --lab embedded",
+                id="feature.not_built",
             )

@@ -151,9 +151,10 @@ def _not_once(facts: Mapping[str, object]) -> str:
     # curl always reports its version. One that does not is treated as the newest, which reports everything.
     told = {name: wanted for name, (wanted, since) in _ONCE.items() if version is None or version >= since}
     if silent := [name for name in told if not isinstance(facts.get(name), int)]:
-        return f"curl does not tell whether it asked once over one connection: its answer has no {', '.join(silent)}"
+        missing = ", ".join(silent)
+        return f"curl does not report whether it sent one request over one connection: its output has no {missing}"
     found = [f"{name} is {facts[name]}" for name, (wanted, _) in _ONCE.items() if facts.get(name, wanted) != wanted]
-    return f"curl asked in another way than once over one connection: {', '.join(found)}" if found else ""
+    return f"curl did not send exactly one request over one connection: {', '.join(found)}" if found else ""
 
 
 class _Records:

@@ -91,7 +91,7 @@ def _moved(batch: Batch, counters: Counters, served: int) -> tuple[Witness, ...]
         return (handed,)
     lines = [event for event in told if event.kind == "redirect"]
     traced = Flow(
-        short="the trace tells of {moved} messages moved, of at least {needed}",
+        short="the trace shows {moved} messages moved, of at least {needed}",
         directions=DIRECTIONS * served,
         messages=(Reading("trace:node/redirect", "messages", 0, len(lines), lines[0].raw),) if lines else (),
         size=sum(event.size for event in lines),
@@ -108,7 +108,7 @@ def _told_of(exchange: Exchange, destinations: Mapping[str, str], trace: Sequenc
     wanted = destinations.get("outbound")
     connects = [event for event in trace if event.kind == "connect" and f"{event.ip}:{event.port}" == wanted]
     moved = sum(event.kind == "redirect" for event in trace)
-    absent = f"the trace does not tell of the request to {wanted}"
+    absent = f"the trace does not show the request to {wanted}"
     return RequestTrace(
         source="trace:node",
         events=(*connects, *(event for event in trace if event.kind != "connect")),
@@ -120,6 +120,6 @@ def _told_of(exchange: Exchange, destinations: Mapping[str, str], trace: Sequenc
         " the original destination is in the map",
         unknown=""
         if wanted
-        else f"the dataplane's map tells of no connection from {exchange.local} to {exchange.remote}: whatever the"
+        else f"the dataplane's map has no connection from {exchange.local} to {exchange.remote}: whatever the"
         " trace shows, this request was not intercepted",
     )

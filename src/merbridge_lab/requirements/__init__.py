@@ -47,7 +47,7 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
 
     def look(name: str, needed: str, probe: Probe, *, as_root: bool = True) -> None:
         if as_root and not is_root:
-            found.append(Requirement(name, SKIP, "not looked at: that takes root", needed))
+            found.append(Requirement(name, SKIP, "not checked: this requires root", needed))
             return
         try:
             result = probe()

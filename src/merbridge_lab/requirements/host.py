@@ -87,8 +87,10 @@ def sidecars_user(number: int) -> Requirement:
         taken = pwd.getpwuid(number).pw_name
     except KeyError:
         return Requirement(name, PASS, "nobody has it", needed)
-    hint = f"give {taken} another number (usermod -u NUMBER {taken}), or see that nobody else logs in as {taken}"
-    return Requirement(name, WARN, f"{taken} has it, and is to the kernel the user of the lab's sidecars", needed, hint)
+    hint = f"give {taken} another number (usermod -u NUMBER {taken}), or make sure that nobody else logs in as {taken}"
+    return Requirement(
+        name, WARN, f"{taken} has it, and the kernel takes it for the user of the lab's sidecars", needed, hint
+    )
 
 
 def architecture() -> Requirement:
@@ -102,7 +104,7 @@ def judge_architecture(machine: str) -> Requirement:
     if machine == "x86_64":
         return Requirement(name, PASS, machine, needed)
     if machine == "aarch64":
-        return Requirement(name, WARN, machine, needed, "nobody has tried merlab on aarch64: tell us how it went")
+        return Requirement(name, WARN, machine, needed, "nobody has tested merlab on aarch64: tell us how it went")
     return Requirement(name, FAIL, machine, needed, "use an x86_64 machine")
 
 

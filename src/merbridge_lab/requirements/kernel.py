@@ -30,10 +30,10 @@ _PURPOSE = {
     "bpf.connect6": "the same for IPv6 sockets",
     "bpf.getpeername4": "shows the app the peer it dialled",
     "bpf.getsockopt": "answers SO_ORIGINAL_DST",
-    "bpf.sock_ops": "sees connections come about",
+    "bpf.sock_ops": "sees connections being established",
     "bpf.sk_msg": "moves bytes socket to socket",
     "bpf.sk_lookup": "steers inbound connections",
-    "bpf.raw_tracepoint": "asks what a socket has not read yet",
+    "bpf.raw_tracepoint": "counts what a socket has not read yet",
     "bpf.sockhash": "map of sockets",
     "bpf.sk_storage": "map of what belongs to a socket",
     "bpf.percpu_hash": "map of counters",
@@ -67,7 +67,9 @@ def judge_version(release: str, *, newest_feature: bool) -> Requirement:
     if asked.release(release) >= asked.release(since):
         return Requirement("kernel.version", PASS, release, needed)
     if newest_feature:
-        hint = "older than any kernel merlab was tried on, but it has the features: go on, and tell us how it went"
+        hint = (
+            "older than any kernel that merlab was tested on, but it has the features: go on, and tell us how it went"
+        )
         return Requirement("kernel.version", WARN, release, needed, hint)
     return Requirement("kernel.version", FAIL, release, needed, f"boot Linux {since} or newer")
 
@@ -86,7 +88,7 @@ def lockdown(root: Path) -> Requirement:
     try:
         text = (root / "sys/kernel/security/lockdown").read_text(encoding="utf-8")
     except OSError:
-        return Requirement(name, PASS, "not said (securityfs is not mounted, or no lockdown)", needed)
+        return Requirement(name, PASS, "not reported (securityfs is not mounted, or no lockdown)", needed)
     mode = text.partition("[")[2].partition("]")[0] or "none"
     if mode != "confidentiality":
         return Requirement(name, PASS, mode, needed)

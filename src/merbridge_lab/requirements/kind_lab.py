@@ -86,7 +86,7 @@ def istioctl_fits(own: str, asked: str) -> Requirement:
 def kind_tried(own: str, tested: Sequence[str]) -> Requirement:
     """Check whether this kind was tried; another one may work as well."""
     known = own in tested
-    needed = f"{' or '.join(tested)}, which merlab was tried with"
+    needed = f"{' or '.join(tested)}, which merlab was tested with"
     return Requirement("cluster.kind", PASS if known else WARN, own, needed, None if known else _install("kind"))
 
 
@@ -114,7 +114,7 @@ def _install(name: str) -> str:
         "docker": "https://docs.docker.com/engine/install (or the distribution's docker.io)",
         "kind": "go install sigs.k8s.io/kind@v0.33.0, or https://kind.sigs.k8s.io",
         "istioctl": "https://istio.io/latest/docs/ops/diagnostic-tools/istioctl",
-        "kubectl": "https://kubernetes.io/docs/tasks/tools; merlab does without, the commands it shows do not",
+        "kubectl": "https://kubernetes.io/docs/tasks/tools; merlab does not need it, but the commands that it shows do",
     }[name]
 
 
@@ -154,7 +154,7 @@ def kernel(engine: Engine, release: str, *, needed: bool = True) -> Requirement:
     product = next((one for one in _IN_A_VM if one.lower() in f"{engine.system} {engine.host}".lower()), "")
     other = engine.kernel not in ("", release)
     if not product and not other:
-        return Requirement(name, PASS, engine.kernel or "not told", wanted)
+        return Requirement(name, PASS, engine.kernel or "not reported", wanted)
     where = product or engine.system or "Docker"
     release_ = f", Linux {engine.kernel}" if engine.kernel else ""
     found = f"{where} runs containers in a virtual machine or on another one{release_}; here is Linux {release}"
@@ -170,7 +170,7 @@ def provider(environment: Mapping[str, str]) -> Requirement:
     wanted = "Docker, as kind's provider"
     if told in ("", kind_command.DOCKER):
         return Requirement("cluster.provider", PASS, "Docker", wanted)
-    found = f"{kind_command.PROVIDER}={told}: merlab's kind uses Docker, one that you type yourself does not"
+    found = f"{kind_command.PROVIDER}={told}: merlab runs kind with Docker, but a kind that you type yourself does not"
     return Requirement("cluster.provider", WARN, found, wanted, f"unset {kind_command.PROVIDER}")
 
 
@@ -194,7 +194,7 @@ def disk(engine: Engine) -> Requirement:
     try:
         free = shutil.disk_usage(engine.root).free
     except OSError:
-        return Requirement("docker.disk", SKIP, f"{engine.root} cannot be looked at from here", needed)
+        return Requirement("docker.disk", SKIP, f"{engine.root} cannot be read from here", needed)
     enough = free >= _DISK * _GIB
     found = f"{free / _GIB:.1f} GiB free in {engine.root}"
     return Requirement(
@@ -229,10 +229,10 @@ def proxies(environment: Mapping[str, str]) -> Requirement:
         return Requirement("docker.proxy", PASS, "none", needed)
     found = ", ".join(f"{name}={_without_password(told[name])}" for name in set_)
     if any(_host(told[name]) in _LOOPBACK for name in set_):
-        hint = "name it by an address that containers reach; on its own loopback the node finds nothing"
+        hint = "give it an address that containers can reach: the node's loopback is not the machine's"
         return Requirement("docker.proxy", WARN, found, needed, hint)
     # kind passes it on to the node, with the cluster's own addresses in no_proxy; merlab talks to the API without it.
-    return Requirement("docker.proxy", PASS, f"{found}: the node pulls images by way of it", needed)
+    return Requirement("docker.proxy", PASS, f"{found}: the node pulls images through it", needed)
 
 
 def ports(environment: Mapping[str, str]) -> Requirement:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from merbridge_lab.error_ids import ErrorId
 
 PASS = "pass"  # noqa: S105
 #: Missing, but optional: something is shown in less detail, or was never tried on such a machine.
@@ -10,6 +16,18 @@ WARN = "warn"
 FAIL = "fail"
 #: Could not be checked.
 SKIP = "skip"
+#: The errors that have a section of their own.
+_SECTIONS: dict[str, ErrorId] = {
+    "bcc": "bcc.missing",
+    "cluster.name": "cluster.foreign",
+    "docker.answers": "docker.unreachable",
+    "docker.disk": "machine.full",
+    "envoy": "envoy.missing",
+    "memory": "machine.full",
+    "merbridge.alone": "merbridge.foreign",
+    "merbridge.image": "merbridge.no_image",
+    "root": "root.needed",
+}
 
 
 @dataclass(frozen=True)
@@ -24,3 +42,8 @@ class Requirement:
     found: str
     needed: str
     hint: str | None = None
+
+    def error(self) -> LabError:
+        """Return the error for a machine that does not meet the requirement."""
+        what = f"{self.name}: found {self.found}, needed {self.needed}"
+        return LabError(what, hint=self.hint, id=_SECTIONS.get(self.name, "requirement.missing"))

@@ -52,15 +52,18 @@ class EmbeddedDriver:
         """Raise LabError if this process may not work with the lab."""
         if os.geteuid() != 0:
             raise LabError(
-                "the embedded lab makes namespaces and loads programs into the kernel: that takes root",
+                "the embedded lab makes namespaces and loads programs into the kernel: this requires root",
                 hint=shlex.join(["merlab", *sys.argv[1:]]),
+                id="root.needed",
             )
         from merbridge_lab.requirements import host
 
         privileges = host.privileges(Path("/"))
         if privileges.verdict == "fail":
             raise LabError(
-                f"the embedded lab needs {privileges.needed}; found {privileges.found}", hint=privileges.hint
+                f"the embedded lab needs {privileges.needed}; found {privileges.found}",
+                hint=privileges.hint,
+                id="requirement.missing",
             )
 
     def requirements(self) -> list[Requirement]:
@@ -79,5 +82,9 @@ class EmbeddedDriver:
 
         present = ManagedEmbeddedLab(name=self.lab_name).present_backend() if os.geteuid() == 0 else None
         if backend and present and backend != present:
-            raise LabError(f"the lab is up, with its rules in {present} tables, not {backend}", hint="merlab down")
+            raise LabError(
+                f"the lab is up, with its rules in {present} tables, not {backend}",
+                hint="merlab down",
+                id="rules.other_backend",
+            )
         yield ManagedEmbeddedLab(name=self.lab_name, keep=keep, backend=present or backend or "nft")

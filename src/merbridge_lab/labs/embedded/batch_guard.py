@@ -61,7 +61,7 @@ def _require(machine: Machine, dataplane: EmbeddedDataplane, pods: tuple[Pod, ..
             own = [pod.spec.veth for pod in pods] if name == topology.NODE else [links.POD_END]
             found += netns.run_inside(path, partial(_in_namespace, ours, name, path, own))
     except OSError as error:
-        raise UnreadError(unread("what is on the way of requests", error)) from error
+        raise UnreadError(unread("the path of the requests", error)) from error
     if found:
         raise ClaimFailedError(f"{found[0]}, while requests were sent")
 

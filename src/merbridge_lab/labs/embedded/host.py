@@ -84,7 +84,9 @@ class Machine:
         table = mounts.table()
         lab = lab_paths.own(self.run, self.name, table)
         if lab is not None and (over := lab_paths.hidden_by(self.run, lab, table)) is not None:
-            raise LabError(f"{self.run} is hidden by a mount on {over}", hint=f"umount -l {over}")
+            raise LabError(
+                f"{self.run} is hidden by a mount on {over}", hint=f"umount -l {over}", id="run_directory.foreign"
+            )
         lab_paths.uncover(self.run, self.name, self.cgroup)
         if lab is not None:
             lab_paths.tidy(self.run)
@@ -131,6 +133,7 @@ class Machine:
                 raise LabError(
                     f"a tmpfs cannot be mounted on {self.run}: {error.strerror}",
                     hint="run merlab as root on the machine itself, not in an unprivileged container",
+                    id="requirement.missing",
                 ) from error
         # A mount namespace cannot be pinned on a shared mount, and no other namespace needs to see our mounts.
         mounts.mount("none", self.run, flags=mounts.MS_PRIVATE)
@@ -144,10 +147,13 @@ class Machine:
                 raise LabError(
                     f"{self.run} is there and is not merlab's",
                     hint=f"mv {self.run} {self.run}.other",
+                    id="run_directory.foreign",
                 ) from None
         except OSError as error:
             raise shortage.of(error) or LabError(
-                f"{self.run} cannot be made: {error.strerror}", hint=f"ls -ld {self.run.parent}"
+                f"{self.run} cannot be made: {error.strerror}",
+                hint=f"ls -ld {self.run.parent}",
+                id="requirement.missing",
             ) from error
 
     def _take_cgroup(self) -> None:
@@ -160,7 +166,9 @@ class Machine:
                 make_folder(self.cgroup / name, parents=True)
         except OSError as error:
             raise shortage.of(error) or LabError(
-                f"the cgroup {self.cgroup} cannot be made: {error.strerror}", hint=f"ls -ld {self._cgroup_root}"
+                f"the cgroup {self.cgroup} cannot be made: {error.strerror}",
+                hint=f"ls -ld {self._cgroup_root}",
+                id="requirement.missing",
             ) from error
 
     def _strangers(self) -> list[str]:
@@ -175,6 +183,7 @@ class Machine:
             raise LabError(
                 f"the cgroup {self.cgroup} holds {strangers[0]}, which is not merlab's",
                 hint=f"systemd-cgls {self.cgroup}",
+                id="cgroup.foreign",
             )
 
     @staticmethod

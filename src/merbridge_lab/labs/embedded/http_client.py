@@ -65,7 +65,7 @@ def by_name(exchange: Exchange, spec: PodSpec) -> Exchange:
     if not known or not address or address in known or exchange.peer_is_loopback:
         return exchange
     told = (
-        f"it was asked of {address}, and {host} is {', '.join(sorted(known))}: something else than /etc/hosts told it"
+        f"it was sent to {address}, but {host} is {', '.join(sorted(known))}: its name was not resolved by /etc/hosts"
     )
     return replace(exchange, exit_status=request_batch.NOT_ONCE, error=told)
 
@@ -94,17 +94,17 @@ class _Log:
     def _read(self, file: BinaryIO) -> tuple[AccessLogLine, ...] | Unread:
         seen = os.fstat(file.fileno())
         if seen.st_ino != self._inode:
-            return Unread(self._source, f"{self._path} was replaced by another file while it was looked at")
+            return Unread(self._source, f"{self._path} was replaced by another file while it was read")
         file.seek(max(0, self._before - len(self._tail)))
         if file.read(len(self._tail)) != self._tail:
-            return Unread(self._source, f"{self._path} was cut or written over while it was looked at")
+            return Unread(self._source, f"{self._path} was truncated or overwritten while it was read")
         # What is there now must be there at the next read, too.
         new = file.read()
         self._tail = (self._tail + new)[-_TAIL:]
         self._new += new
         self._before += len(new)
         if not self._new and seen.st_mtime_ns != self._written:
-            return Unread(self._source, f"{self._path} was written and cut again while it was looked at")
+            return Unread(self._source, f"{self._path} was written and truncated again while it was read")
         space = os.fstatvfs(file.fileno())
         if space.f_blocks and not space.f_bavail:
             return Unread(self._source, f"the file system of {self._path} is full, so no line can be added")

@@ -118,7 +118,7 @@ def _of_program(seen: Process, found: Details, program: Path | Callable[[Path], 
 def _of_limits(found: Details) -> str:
     files = found.limits.get("Max open files")
     if files is not None and files < _FILES:
-        return f"it may have only {files} files open"
+        return f"its limit is {files} open files"
     for name in ("Max file size", "Max cpu time", "Max address space"):
         if (limit := found.limits.get(name)) is not None:
             return f"its {name.lower().removeprefix('max ')} is limited to {limit}"

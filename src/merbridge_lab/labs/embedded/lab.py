@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from merbridge_lab.adapters import iptables
 from merbridge_lab.adapters.command import pasteable, run
-from merbridge_lab.errors import LabError, UsageError
+from merbridge_lab.errors import UsageError
 from merbridge_lab.evidence import UnreadError, Verdict
 from merbridge_lab.lab import (
     APP_REPORTS_PEER,
@@ -182,7 +182,7 @@ class EmbeddedLab(LabBase):
         """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
-                raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
+                raise lacking.error()
 
     def inventory(self) -> list[CommandTranscript]:
         """Return maps, programs and cgroup attachments; nothing if bpftool is not installed."""

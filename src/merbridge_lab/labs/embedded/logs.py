@@ -117,6 +117,11 @@ def require_room(run: Path) -> None:
             f"{run} is full: {told.f_bavail * told.f_frsize >> 10} of {told.f_blocks * told.f_frsize >> 10} KiB are"
             " left, so no log can be written",
             hint=f"du -ax {run} | sort -n | tail",
+            id="machine.full",
         )
     if told.f_files and not told.f_favail:
-        raise LabError(f"{run} is full: it can hold no more files", hint=f"du -ax --inodes {run} | sort -n | tail")
+        raise LabError(
+            f"{run} is full: it can hold no more files",
+            hint=f"du -ax --inodes {run} | sort -n | tail",
+            id="machine.full",
+        )

@@ -37,7 +37,7 @@ class ManagedEmbeddedLab(EmbeddedLab):
     def require_up(self) -> None:
         """Raise LabError if no lab is up."""
         if not self.machine.exists:
-            raise LabError("no lab is up", hint="merlab up")
+            raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
 
     def recover(self) -> None:
         """Clean up what prevents a check of the lab component by component.

@@ -40,7 +40,7 @@ def problems(node: Path, pod: PodSpec) -> list[str]:
     try:
         served = [what for what, who in strangers.items() if _serves(node, pod, who)]
     except OSError as error:
-        return [str(unread(f"whether the sidecar of {pod.name} serves who is not of the mesh", error))]
+        return [str(unread(f"whether the sidecar of {pod.name} serves clients outside the mesh", error))]
     return [f"the sidecar of {pod.name} serves a client that {what}" for what in served]
 
 

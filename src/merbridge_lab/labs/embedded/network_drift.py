@@ -136,7 +136,9 @@ def _of_neighbours(_network: Network, neighbours: Mapping[str, str]) -> set[Line
 
 MAY_DIFFER = (
     Allowance("IPv6", "where it is on, the kernel gives each link an address and routes; no pod uses them", _of_ipv6),
-    Allowance("tunnels at rest", "with their modules loaded, every namespace is born with them, down", _of_tunnels),
+    Allowance(
+        "tunnels at rest", "with their modules loaded, every namespace has them from the start, down", _of_tunnels
+    ),
     Allowance("other kernels", "some have multicast routing, older ones a broadcast route more", _of_other_kernels),
     Allowance("learnt neighbours", "the kernel asks for the other end's hardware address when needed", _of_neighbours),
 )

@@ -157,6 +157,7 @@ class Pod:
                 f"the {kind} of {self.spec.name} {fate}",
                 hint=f"tail {log}",
                 stderr=envoy.last_words(log),
+                id="sidecar.failed",
             )
 
     def _answers(self, kind: str) -> bool:

@@ -30,7 +30,7 @@ _SETTLED = 0.5
 #: A killed process is gone after this, in seconds.
 _END = 5.0
 #: Describes a running process that cannot be identified.
-_UNREAD = "which /proc/{pid} does not tell of (a mount covers it, or hidepid hides it)"
+_UNREAD = "which /proc/{pid} does not show (a mount covers it, or hidepid hides it)"
 
 
 class Processes:
@@ -112,7 +112,7 @@ class Processes:
             procfs.end(each)
         if not poll_until(lambda: not self.astray(kind), timeout=_END, awaiting="processes in other cgroups to end"):
             what = f"{self._is_astray(kind, astray[0])}, and does not end"
-            raise LabError(what, hint=f"ps -o pid,stat,wchan,args {astray[0].pid}")
+            raise LabError(what, hint=f"ps -o pid,stat,wchan,args {astray[0].pid}", id="removal.failed")
 
     def _is_astray(self, kind: str, seen: Process) -> str:
         hierarchy = self._machine.cgroup.parent
@@ -229,7 +229,7 @@ class Processes:
     def besides(self) -> list[str]:
         """Describe what else runs in the cgroups of app and sidecar."""
         return [
-            f"beside the {kind} of {self._spec.name} there runs in its cgroup {stranger}"
+            f"in the cgroup of the {kind} of {self._spec.name} runs another process, {stranger}"
             for kind in self.kinds
             for stranger in self.strangers(kind)
         ]
@@ -240,6 +240,6 @@ class Processes:
         own = [self.cgroup, *(self.cgroup / kind for kind in self.kinds)]
         found = [f"the cgroup {each} of {name} is limited: {limit}" for each in own for limit in cgroup.limits(each)]
         if pids := cgroup.processes(self.cgroup):
-            found.append(f"the cgroup {self.cgroup} of {name} holds process {pids[0]}, which is none of the pod's")
+            found.append(f"the cgroup {self.cgroup} of {name} holds process {pids[0]}, which is not the pod's")
         folders = [each for each in cgroup.subtree(self.cgroup) if each not in {*own, self.cgroup / "sidecar"}]
         return found + [f"the cgroup {each} of {name} is not merlab's" for each in folders]

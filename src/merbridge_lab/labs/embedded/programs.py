@@ -47,7 +47,7 @@ def _of_tools() -> Iterator[str]:
         if (found := system_tools.find(name)) is None:
             continue  # whoever needs it reports it
         if who := system_tools.changeable(found):
-            yield f"{name} is {found}, and {who}: what it tells root cannot be believed"
+            yield f"{name} is {found}, and {who}: what it prints for root cannot be trusted"
         if (real := Path(found).resolve()) in covered:
             yield f"{real} is covered by a mount: what runs as {name} is not the machine's (umount {real})"
 

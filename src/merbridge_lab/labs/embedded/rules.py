@@ -61,15 +61,17 @@ class _Transport:
         odd = next((rule for rule in seen.in_part if rule.table == "nat"), None)
         if odd is not None:
             raise LabError(
-                f"{self.name} has a rule that merlab cannot hold against the kernel's, so nothing is flushed: {odd}",
+                f"{self.name} has a rule that merlab cannot compare with the kernel's, so nothing is flushed: {odd}",
                 hint=self._list(backend, odd.chain),
+                id="rules.unsupported",
             )
         if "\ufffd" in text:
             line = next(line for line in lines_of(text) if "\ufffd" in line)
             raise LabError(
-                f"{self.name} has a rule with bytes that are not UTF-8, which would not come back as they are,"
+                f"{self.name} has a rule with bytes that are not UTF-8, which could not be restored unchanged,"
                 f" so nothing is flushed: {line}",
                 hint=self._list(backend),
+                id="rules.unsupported",
             )
         return text
 
@@ -156,6 +158,7 @@ class PodRules:
             raise LabError(
                 f"the rules of {self._name} cannot be copied to {self.copied_at}: {error.strerror}",
                 hint=f"df {self.copied_at.parent}",
+                id="rules.not_saved",
             ) from error
 
     @property

@@ -36,6 +36,8 @@ _MOST = 1 << 20
 class SpoiltError(SpoiltSaveError):
     """The file that should hold the rules of a pod does not hold what merlab saved."""
 
+    default_id = "rules.not_restored"
+
     def __init__(self, path: Path, name: str, why: str) -> None:
         aside = path.parent.parent / f"{path.name}.set-aside"
         super().__init__(f"{path} is not what merlab saved of {name}: {why}", hint=f"mv -T {path} {aside} && merlab up")
@@ -84,12 +86,12 @@ class SaveFile:
         head, _, rules = text.partition("\n")
         facts = dict(re.findall(r"(\w+)=(\S+)", head))
         if not (head.startswith(_HEADER) and facts.get("backend") in ruleset.BACKENDS and _number(facts.get("netns"))):
-            raise SpoiltError(self.path, self._name, "its first line is not one of merlab's")
+            raise SpoiltError(self.path, self._name, "its first line is not merlab's")
         of = head.removeprefix(_HEADER).partition(",")[0].strip()
         if of != self._name:
-            raise SpoiltError(self.path, self._name, f"it says that it is of {of}")
+            raise SpoiltError(self.path, self._name, f"it says that it belongs to {of}")
         if not _END.search(rules):
-            raise SpoiltError(self.path, self._name, "it is cut off")
+            raise SpoiltError(self.path, self._name, "it is truncated")
         # Versions before 0.2 wrote no digest: their labs are taken over with their saves.
         if facts.get("sha256", digest := hashlib.sha256(rules.encode()).hexdigest()) != digest:
             raise SpoiltError(self.path, self._name, "it was changed after it was saved")
@@ -118,6 +120,7 @@ class SaveFile:
             raise LabError(
                 f"the rules of {self._name} cannot be saved to {self.path}: {error.strerror}",
                 hint=f"df {self.path.parent}",
+                id="rules.not_saved",
             ) from error
 
     @change("delete a save")
@@ -150,7 +153,7 @@ def problems(folder: Path, pods: Collection[tuple[str, Path]]) -> list[str]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in known:
             remedy = "merlab up" if _is_draft(path) else f"rm -r {path}"
-            what = "a draft of a merlab that was killed" if _is_draft(path) else "none of merlab's"
+            what = "a draft of a merlab that was killed" if _is_draft(path) else "not merlab's"
             found.append(f"{path} is {what}: {remedy}")
             continue
         name, namespace = known[path.name]
@@ -160,7 +163,7 @@ def problems(folder: Path, pods: Collection[tuple[str, Path]]) -> list[str]:
             found.append(f"{error.what}: {error.hint}")
             continue
         if save is not None and save.cookie != cookie(namespace):
-            found.append(f"{path} is of a network namespace of {name} that is gone: merlab restore")
+            found.append(f"{path} belongs to a network namespace of {name} that is gone: merlab restore")
     return found
 
 

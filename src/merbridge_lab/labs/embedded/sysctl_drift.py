@@ -130,7 +130,7 @@ MAY_DIFFER = (
     ),
     Allowance(
         "room for TCP",
-        "a namespace keeps what the host had when it was made; it changes how fast, and not where",
+        "a namespace keeps what the host had when it was made; this changes how fast packets go, not where",
         re.compile(r"ipv4/tcp_[rw]mem"),
         _has_room,
     ),

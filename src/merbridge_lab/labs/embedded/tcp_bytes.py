@@ -74,12 +74,12 @@ def read(
         return found.keys() == ends
 
     try:
-        poll_until(have_been_told, timeout=_TOLD, awaiting="the kernel to tell of the batch's connections")
+        poll_until(have_been_told, timeout=_TOLD, awaiting="the kernel to report the batch's connections")
     except OSError as error:
         raise UnreadError(unread("sock_diag", error)) from error
     if missing := sorted(ends - found.keys()):
         end = missing[0]
-        raise UnreadError(Unread(f"sock_diag:{end.where}", f"the kernel tells of no connection of {end.address}"))
+        raise UnreadError(Unread(f"sock_diag:{end.where}", f"the kernel reports no connection of {end.address}"))
 
     def sent_by(end: _End | None) -> int:
         return 0 if end is None else found[end]

@@ -74,12 +74,15 @@ class KindDriver:
         for command, what in needed.items():
             if shutil.which(command) is None:
                 raise LabError(
-                    f"the kind lab needs {what}, and {command} is not on PATH", hint="merlab doctor --lab kind"
+                    f"the kind lab needs {what}, and {command} is not on PATH",
+                    hint="merlab doctor --lab kind",
+                    id="tool.missing",
                 )
         if docker.engine().rootless:
             raise LabError(
                 "this Docker is rootless: a node in it may not change network namespaces as the walkthrough does",
                 hint="export DOCKER_HOST=unix:///var/run/docker.sock  # the daemon of the system",
+                id="docker.unsupported",
             )
         self._require_context()
 
@@ -88,6 +91,7 @@ class KindDriver:
             raise LabError(
                 f"the kind lab is the context {names.CONTEXT}, not {self.options.context}",
                 hint="another cluster is for --lab cluster, which is planned",
+                id="feature.not_built",
             )
 
     def requirements(self) -> list[Requirement]:
@@ -106,7 +110,9 @@ class KindDriver:
         self.options.require_built()
         if backend is not None:
             raise LabError(
-                "--iptables is for the embedded lab: on a cluster, Istio chooses the tables", hint="merlab up"
+                "--iptables is for the embedded lab: on a cluster, Istio chooses the tables",
+                hint="merlab up",
+                id="capability.missing",
             )
         lab = self._lab(keep=keep)
         try:

@@ -96,7 +96,7 @@ class NodeComponent:
         for node in self._api().get("/api/v1/nodes")["items"]:
             states = {one["type"]: one for one in node["status"].get("conditions") or []}
             if states.get("Ready", {}).get("status") != "True":
-                said = states.get("Ready", {}).get("message", "it has not said so")
+                said = states.get("Ready", {}).get("message", "it has not reported it")
                 sentences.append(f"the node {node['metadata']['name']} is not ready: {said}")
             if any(taint["key"] == _TAINT for taint in node["spec"].get("taints") or []):
                 sentences.append(f"the node {node['metadata']['name']} is unschedulable: taint {_TAINT}")
@@ -125,7 +125,7 @@ class NodeComponent:
             raise ownership.foreign()
         if other := self._other_image(found):
             again = pasteable(["merlab", "up", "--kind-image", str(self._asked_image)])
-            raise LabError(other, hint=f"merlab down && {again}")
+            raise LabError(other, hint=f"merlab down && {again}", id="cluster.other_node")
         for node in found:
             if not node.running:
                 docker.start(node.name)
@@ -150,8 +150,9 @@ class NodeComponent:
             local_state.note_kubeconfig(path)
         except OSError as error:
             raise LabError(
-                f"that the context goes into {path} cannot be noted in {local_state.folder()}: {error.strerror}",
+                f"the note that {path} gets the context cannot be written to {local_state.folder()}: {error.strerror}",
                 hint="export XDG_STATE_HOME=/var/lib",
+                id="kubeconfig.unusable",
             ) from error
         kind_cli.export(names.CLUSTER, path)
 
@@ -233,6 +234,7 @@ class NodeComponent:
                 f"the cluster was not ready within {_STARTED:.0f} s: {last[0]}",
                 hint="merlab down && merlab up",
                 stderr=events or None,
+                id="cluster.failed",
             )
 
     # -- removing ---------------------------------------------------------------------------------------------------
@@ -262,7 +264,10 @@ class NodeComponent:
             docker.remove([node.name for node in left])
         if ownership.nodes():
             raise LabError(
-                f"the cluster {names.CLUSTER} could not be deleted", command=done.command, stderr=done.stderr
+                f"the cluster {names.CLUSTER} could not be deleted",
+                command=done.command,
+                stderr=done.stderr,
+                id="removal.failed",
             )
 
     # -- as a person would type it ----------------------------------------------------------------------------------

@@ -49,5 +49,11 @@ def not_made(error: LabError, image: str, journal: str = "") -> LabError:
     parts = [f"$ {error.command}\n{said}\n", *([f"-- the kubelet's journal\n{journal}\n"] if journal else [])]
     where = local_state.keep_log("".join(parts)) if said or journal else ""
     lines = [kind_messages.summary(said) or error.what, *([f"kubelet: {kubelets}"] if kubelets else [])]
-    lines += [f"all that kind said: less {where}"] if where else []
-    return LabError(what, hint=hint or "merlab doctor", command=error.command, stderr="\n".join(lines))
+    lines += [f"the complete output of kind: less {where}"] if where else []
+    return LabError(
+        what,
+        hint=hint or "merlab doctor",
+        command=error.command,
+        stderr="\n".join(lines),
+        id="cluster.failed",
+    )

@@ -55,4 +55,5 @@ class DockerNode:
             f"the processes of the node {self.name} are not on this machine:"
             " its Docker is elsewhere, or in a virtual machine",
             hint="run merlab where Docker runs; or --dataplane none",
+            id="node.elsewhere",
         )

@@ -43,6 +43,7 @@ def foreign() -> LabError:
     return LabError(
         f"there is a kind cluster called {names.CLUSTER} already, and merlab did not make it: it stays untouched",
         hint=f"{pasteable(kind_cli.delete_argv(names.CLUSTER))}  # if you do not need it",
+        id="cluster.foreign",
     )
 
 

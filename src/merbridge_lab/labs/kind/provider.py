@@ -56,15 +56,15 @@ class KindProvider:
         if found and not ownership.are_ours(found):
             raise ownership.foreign()
         if not found:
-            raise LabError("no lab is up", hint="merlab up")
+            raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
         if stopped := [node.name for node in found if not node.running]:
-            raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up")
+            raise LabError(f"the node {stopped[0]} of the kind lab does not run", hint="merlab up", id="node.stopped")
 
     def owned(self) -> OwnedCluster:
         """Return the cluster as merlab's own. Raise LabError if there is none, or merlab did not make it."""
         found = ownership.nodes()
         if not found:
-            raise LabError("no lab is up", hint="merlab up")
+            raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
         if not ownership.are_ours(found):
             raise ownership.foreign()
         return OwnedCluster(f"each node has the mount {names.MARK}", tuple(DockerNode(one.name) for one in found))

@@ -54,7 +54,9 @@ def purge_mesh(owned: OwnedCluster, api: Api, settings: Settings) -> None:
     )
     if not gone:
         raise LabError(
-            f"the namespace {topology.ISTIO} is still there after {_GONE:.0f} s", hint="merlab down --keep-cluster"
+            f"the namespace {topology.ISTIO} is still there after {_GONE:.0f} s",
+            hint="merlab down --keep-cluster",
+            id="removal.failed",
         )
 
 

@@ -48,7 +48,7 @@ class Access:
         if self._node is None:
             found = self.provider.state().nodes
             if not found:
-                raise LabError("no lab is up", hint="merlab up")
+                raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
             self._node = found[0]
         return self._node
 
@@ -104,8 +104,9 @@ class Access:
         if found is None:
             node = self.node().name
             raise self.helpless or LabError(
-                f"the node {node} has no iptables or nsenter to enter pods with, nor Istio's image, which has",
+                f"the node {node} lacks iptables or nsenter, and Istio's image, which contains them",
                 hint="merlab up",
+                id="node.no_tools",
             )
         return found
 

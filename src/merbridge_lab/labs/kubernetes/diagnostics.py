@@ -14,6 +14,7 @@ from merbridge_lab.labs.kubernetes import topology
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from merbridge_lab.error_ids import ErrorId
     from merbridge_lab.labs.kubernetes.provider import NodeImages
 
 #: How long a pod may be unscheduled before that is hopeless, in seconds: another may just be ending.
@@ -37,10 +38,11 @@ class PodFailure:
     hint: str
     pod: str
     container: str = ""
+    id: ErrorId = "pod.not_ready"
 
     def error(self, log: str = "") -> LabError:
         """Return it as an error, with the relevant part of the log."""
-        return LabError(self.what, hint=self.hint, stderr=log or None)
+        return LabError(self.what, hint=self.hint, stderr=log or None, id=self.id)
 
 
 class Memory:
@@ -124,6 +126,7 @@ def _no_place(pod: dict[str, Any]) -> PodFailure:
         f"the pod {name} cannot be scheduled on the node: {_refusal_of_place(pod)}",
         "kubectl describe nodes",
         name,
+        id="pod.not_scheduled",
     )
 
 
@@ -156,6 +159,7 @@ def _without_image(pod: str, image: str, said: str, images: NodeImages) -> PodFa
         f"the image {image} of {pod} cannot be pulled from {registry(image)}: {said}".rstrip(),
         f"{images.pull_command(image)} && {images.load_command([image])}  # or name another: --image, --istio-hub",
         pod,
+        id="image.not_pulled",
     )
 
 
@@ -195,7 +199,7 @@ def refused(deployment: str, events: Sequence[dict[str, Any]], waited: float, me
     if not mine or min(waited, memory.lasted(f"{deployment} is refused")) < _REFUSED:
         return None
     return PodFailure(
-        f"no pod of {deployment} can be made: {mine[-1].get('message', '')}",
+        f"no pod of {deployment} can be created: {mine[-1].get('message', '')}",
         f"kubectl -n {topology.ISTIO} get pods",
         deployment,
     )
@@ -212,7 +216,7 @@ def waited_for(pods: Sequence[dict[str, Any]]) -> str:
     for pod in pods:
         name = pod["metadata"]["name"]
         if not pod["spec"].get("nodeName"):
-            return f"{name} to get a place"
+            return f"{name} to be scheduled"
         for status in _containers(pod):
             state = status.get("state") or {}
             ended = (state.get("terminated") or {}).get("exitCode") == 0

@@ -156,7 +156,7 @@ class KubernetesLab(LabBase):
 
     def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
         """Raise LabError: no dataplane on a cluster tells what it records of a connection."""
-        raise LabError(self.why_missing(DIALS), hint=hints.VERIFY_WITHOUT_CLUSTER)
+        raise LabError(self.why_missing(DIALS), hint=hints.VERIFY_WITHOUT_CLUSTER, id="capability.missing")
 
     def logged(self, nonces: Iterable[str]) -> list[str]:
         """Return the access log lines of all sidecars that mention one of `nonces`."""
@@ -204,7 +204,7 @@ class KubernetesLab(LabBase):
         """Raise LabError if this machine lacks something; name the first thing and the command that fixes it."""
         for lacking in self.requirements():
             if lacking.verdict == Verdict.FAIL.value:
-                raise LabError(f"{lacking.name}: found {lacking.found}, needed {lacking.needed}", hint=lacking.hint)
+                raise lacking.error()
         self.strategy.require_able()
 
     def inventory(self) -> list[CommandTranscript]:

@@ -94,7 +94,7 @@ class MeshComponent:
         if (why := self._access.helpless) is not None:
             return [why.what]
         node = self._node().name
-        return [f"the node {node} has no iptables or nsenter to enter pods with, nor Istio's image, which has"]
+        return [f"the node {node} lacks iptables or nsenter, and Istio's image, which contains them"]
 
     def _of(self, workload: KubernetesWorkload) -> list[str]:
         found = pods.active_pods(self._api(), workload.spec)
@@ -222,9 +222,10 @@ class MeshComponent:
         )
         if not gone:
             raise LabError(
-                f"the old pod of {workload.name} did not go within {_GONE:.0f} s",
+                f"the old pod of {workload.name} was not gone within {_GONE:.0f} s",
                 hint=f"kubectl delete pod --force -l {workload.spec.selector}",
                 stderr=diagnostics.told(self._api().events()) or None,
+                id="removal.failed",
             )
 
     def renew(self) -> None:
@@ -243,9 +244,10 @@ class MeshComponent:
             for pod in pods.active_pods(self._api(), workload.spec):
                 if not pod.sidecar:
                     raise LabError(
-                        f"Istio gave {pod.name} no sidecar, although its namespace asks for it",
+                        f"Istio injected no sidecar into {pod.name}, although its namespace enables injection",
                         hint="kubectl get mutatingwebhookconfigurations",
                         stderr=diagnostics.told(self._api().events()) or None,
+                        id="sidecar.failed",
                     )
 
     def _await_served(self) -> int:
@@ -253,7 +255,7 @@ class MeshComponent:
         for workload in (sleep, *servers):
             workload.found(refresh=True)
         answered: set[str] = set()
-        last: list[str] = ["nothing was asked"]
+        last: list[str] = ["no request was sent"]
         cold = 0
 
         def served() -> bool:
@@ -269,6 +271,7 @@ class MeshComponent:
                 f"within {_SERVED:.0f} s sleep was answered by {' and '.join(answered) or 'nobody'} only: {last[0]}",
                 hint="merlab status",
                 stderr=diagnostics.told(self._api().events()) or None,
+                id="pod.not_ready",
             )
         return cold
 

@@ -94,6 +94,7 @@ class HelperPodExec:
                 f"{argv[0]} failed with exit status {told.status} in the pod {topology.HELPER}",
                 command=told.command,
                 stderr=told.stderr.strip(),
+                id="tool.failed",
             )
         return told
 
@@ -133,6 +134,7 @@ def make(api: Api, node: Node, settings: Settings, images: NodeImages) -> Helper
         raise LabError(
             f"the node has no iptables or nsenter, and the pod {name} that has did not run{why}",
             hint=f"kubectl -n {topology.HELPERS} get events",
+            id="node.no_tools",
         )
     return HelperPodExec(api, node, name)
 

@@ -76,6 +76,8 @@ _SECTION = re.compile(r"^#= (\w+)$", re.MULTILINE)
 class RestartedError(LabError):
     """The process is gone, or is in another namespace: the pod was restarted."""
 
+    default_id = "pod.restarted"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -158,6 +160,7 @@ def find(node_exec: NodeExec, pod: Pod, container: str) -> Process:
             f"PID {process.pid} on {pod.node} is not in the network of {pod.name}: it has"
             f" {', '.join(process.addresses) or 'no address'}, not {pod.ip}; nothing was touched",
             hint="merlab step 7",
+            id="pod.restarted",
         )
     return process
 
@@ -213,8 +216,9 @@ def snapshot(process: Process) -> RuleSet:
     if not rules.texts or all(isinstance(text, Unread) for text in rules.texts.values()):
         why = "".join(f" ({each.why})" for each in rules.unread[:1])
         raise LabError(
-            f"iptables reads nothing on the node {process.node.name}, so its pods' rules are not known{why}",
+            f"iptables prints nothing on the node {process.node.name}, so its pods' rules are not known{why}",
             hint="merlab up",
+            id="node.no_tools",
         )
     if not isinstance(own, Path):
         return replace(rules, generation=own)
@@ -245,7 +249,7 @@ def read_snapshot(told: str) -> RuleSet:
     _, *parts = _SECTION.split(told)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     if not sections:
-        return RuleSet({}, Unread("nft", "nothing was told"))
+        return RuleSet({}, Unread("nft", "nothing was reported"))
     texts: dict[str, str | Unread] = {}
     for backend in BACKENDS:
         if backend in sections:

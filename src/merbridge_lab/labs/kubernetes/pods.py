@@ -70,4 +70,4 @@ def running_pod(pods: Sequence[Pod], spec: WorkloadSpec) -> Pod:
     for pod in pods:
         if pod.ip and spec.container in pod.containers:
             return pod
-    raise LabError(f"no pod of {spec.name} is running", hint="merlab up")
+    raise LabError(f"no pod of {spec.name} is running", hint="merlab up", id="pod.not_ready")

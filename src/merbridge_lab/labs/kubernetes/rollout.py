@@ -64,6 +64,7 @@ def wait(api: Api, name: str, images: NodeImages, namespace: str = topology.NAME
             f"{name} was not ready within {_READY:.0f} s{why}",
             hint=late.hint if late else "merlab status",
             stderr=diagnostics.told(api.events(namespace)) or None,
+            id=late.id if late else "pod.not_ready",
         )
 
 

@@ -115,15 +115,16 @@ class _Transport:
         with signals.shielded():
             done = pod_netns.script(process, _FLUSH, before.backend, self.saved_at, first, ok=(0, *failed))
         if done.status == _OUTSTANDING:
-            raise LabError(f"the rules of {self.name} are flushed already", hint="merlab restore")
+            raise LabError(f"the rules of {self.name} are flushed already", hint="merlab restore", id="rules.flushed")
         if done.status == _NOT_SAVED:
             raise LabError(
                 f"the rules of {self.name} cannot be saved to {self.saved_at} on {node.name}; nothing was flushed",
                 hint=node.shell_command(["df", topology.STATE]),
                 stderr=done.stderr,
+                id="rules.not_saved",
             )
         if done.status:
-            raise LabError(f"the rules of {self.name} cannot be flushed", stderr=done.stderr)
+            raise LabError(f"the rules of {self.name} cannot be flushed", stderr=done.stderr, id="rules.not_saved")
 
     def read(self) -> Saved | None:
         """Return what is in the file. Raise SpoiltSaveError for a file that merlab did not write."""
@@ -135,6 +136,7 @@ class _Transport:
             raise SpoiltSaveError(
                 f"{self.saved_in} is not a file of rules that merlab saved",
                 hint=self._node_exec.node.shell_command(["mv", self.saved_at, f"{self.saved_at}.other"]),
+                id="rules.not_restored",
             )
         return saved
 

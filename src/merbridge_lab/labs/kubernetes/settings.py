@@ -79,8 +79,9 @@ class Settings:
             )
         except ValueError as error:
             raise LabError(
-                f"what the lab was made with cannot be read from the ConfigMap default/merlab: {error}",
+                f"the settings of the lab cannot be read from the ConfigMap default/merlab: {error}",
                 hint="merlab down && merlab up",
+                id="cluster.incomplete",
             ) from error
         return cls(**told)
 
@@ -93,7 +94,7 @@ class Settings:
         if unknown := set(options.images) - set(self.images):
             raise UsageError(
                 f"--image {min(unknown)}=…: there is no such workload; there are {', '.join(self.images)}",
-                hint="the images of Istio are told by --istio-hub and --istio-tag, the node's by --kind-image",
+                hint="the images of Istio are set by --istio-hub and --istio-tag, the node's by --kind-image",
             )
         return replace(
             self,
@@ -185,7 +186,9 @@ class Settings:
     def require_fit(self) -> None:
         """Raise LabError for versions that are known not to fit together."""
         if misfit := self.misfit():
-            raise LabError(misfit, hint=f"merlab up --kind-image {versions()['kind']['image']}")
+            raise LabError(
+                misfit, hint=f"merlab up --kind-image {versions()['kind']['image']}", id="cluster.other_node"
+            )
 
 
 def _minor(text: str) -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ def read(
     fields = _fields(workloads, dataplanes, manifests)
     told = {name: value for name, value in told.items() if name not in _DROPPED}
     if unknown := sorted(set(told) - set(fields)):
-        raise ValueError(f"{_short(unknown[0])} is no field of it that this merlab knows")
+        raise ValueError(f"{_short(unknown[0])} is not a field that this merlab knows")
     for name, (needed, fits) in fields.items():
         if name not in told:
             raise ValueError(f"it has no {name}")

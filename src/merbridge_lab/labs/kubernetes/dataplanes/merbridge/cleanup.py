@@ -39,7 +39,9 @@ def sweep(place: NodeView) -> list[str]:
             delete(place.root / pin)
         return [*taken, *(f"the pin /{pin}" for pin in pins)]
     except OSError as error:
-        raise LabError(f"programs on the cgroup of {place.node.name} cannot be taken off: {error.strerror}") from error
+        raise LabError(
+            f"programs on the cgroup of {place.node.name} cannot be detached: {error.strerror}", id="removal.failed"
+        ) from error
 
 
 def found(place: NodeView) -> list[str]:
@@ -47,7 +49,9 @@ def found(place: NodeView) -> list[str]:
     try:
         left = [f"the program {hook} on the node's cgroup" for hook in kernel_objects.look(place.cgroup).programs]
     except OSError as error:
-        raise LabError(f"what is on the cgroup of {place.node.name} cannot be seen: {error.strerror}") from error
+        raise LabError(
+            f"what is on the cgroup of {place.node.name} cannot be seen: {error.strerror}", id="reading.failed"
+        ) from error
     left += [f"the pin /{pin}" for pin in _pins(place)]
     left += [f"the file /{each.relative_to(place.root)}" for pattern in _FILES for each in place.root.glob(pattern)]
     return left
@@ -69,6 +73,7 @@ def require_no_maps(maps: Mapping[str, int]) -> None:
         raise LabError(
             f"{len(left)} maps of Merbridge are in the kernel {_CLOSED:.0f} s after it was removed: {', '.join(left)}",
             hint="bpftool map show",
+            id="removal.failed",
         )
 
 
@@ -78,4 +83,5 @@ def require_none(place: NodeView) -> None:
         raise LabError(
             f"Merbridge left something on the node {place.node.name}: {'; '.join(left)}",
             hint="merlab down",
+            id="removal.failed",
         )

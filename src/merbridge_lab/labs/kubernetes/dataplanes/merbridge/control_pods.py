@@ -76,6 +76,7 @@ class Pair:
             raise LabError(
                 "merlab itself runs in the node's cgroup, so no request of its own is out of the dataplane's reach",
                 hint="run merlab on the machine itself, not in the node",
+                id="requirement.missing",
             )
         self.close()
         api, node_exec = self._access.api(), self._access.node_exec()
@@ -103,6 +104,7 @@ class Pair:
                 f"the control pods were not ready within {_READY:.0f} s{f': {seen.what}' if seen else ''}",
                 hint="merlab status",
                 stderr=diagnostics.told(api.events()) or None,
+                id="pod.not_ready",
             )
 
     def close(self) -> None:

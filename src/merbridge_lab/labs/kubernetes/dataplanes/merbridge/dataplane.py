@@ -65,6 +65,7 @@ class MerbridgeDataplane:
             raise LabError(
                 f"what is attached to the node's cgroup cannot be seen: {error.strerror}",
                 hint="merlab doctor",
+                id="reading.failed",
             ) from error
 
     @property
@@ -125,8 +126,7 @@ class MerbridgeDataplane:
         installation.require_own(api, objects)
         # Stored before anything of it exists: whatever happens then, the lab knows what it has.
         api.apply(manifests.configuration(settings, finished=self._access.setup_complete()))
-        needed = [one["image"] for one in manifest.containers(wanted)]
-        images.load(self._access.node(), needed, self._access.provider.images)
+        images.load(self._access.node(), manifest.images(wanted), self._access.provider.images)
         notes = {installation.FROM: settings.merbridge_manifest, installation.OBJECTS: installation.paths(objects)}
         if found is None:
             cleanup.sweep(self.place())
@@ -176,7 +176,7 @@ class MerbridgeDataplane:
                 left = [] if swept else cleanup.sweep(self.place())
                 swept = True
                 if left:
-                    told = f"Merbridge crashed beside what a killed one had left; {' and '.join(left)} taken away"
+                    told = f"Merbridge crashed over what a killed one had left; removed {' and '.join(left)}"
                 elif mended := self._mend(wanted, notes, crash):
                     told = f"Merbridge crashed over its cgroup; mended by {mended}"
                 else:
@@ -204,7 +204,7 @@ class MerbridgeDataplane:
         found = api.find(PATH)
         if found is None or not installation.is_ours(found):
             if on:
-                raise LabError("Merbridge is not installed", hint="merlab step 3")
+                raise LabError("Merbridge is not installed", hint="merlab step 3", id="dataplane.incomplete")
             return
         if on == installation.debug(found):
             if on and not installation.rolled_out(found):

@@ -145,7 +145,9 @@ def collecting(place: NodeView) -> Iterator[Instance]:
         instance.enable()
     except OSError as error:
         raise LabError(
-            f"the trace of the node cannot be read: {error.strerror} ({instance.path})", hint="merlab doctor"
+            f"the trace of the node cannot be read: {error.strerror} ({instance.path})",
+            hint="merlab doctor",
+            id="reading.failed",
         ) from error
     try:
         yield instance

@@ -36,7 +36,7 @@ def _of_daemonset(access: Access, found: Object) -> list[str]:
     if edits := _other_than_asked(access, found) or installation.edits(found):
         return [f"the DaemonSet {NAMESPACE}/{NAME} is not as merlab applied it: {'; '.join(edits)}"]
     if others := installation.others(access.api()):
-        return [f"there is another Merbridge, {others[0]}: two get into each other's way"]
+        return [f"there is another Merbridge, {others[0]}: two interfere with each other"]
     return []
 
 
@@ -78,13 +78,13 @@ def _of_kernel(access: Access, place: NodeView, state: kernel_objects.State) -> 
     try:
         return forgotten(access, place, state)
     except OutsideError as error:
-        return [f"which containers Merbridge takes for not in the mesh could not be read: {error.what}"]
+        return [f"the containers that Merbridge marks as not in the mesh could not be read: {error.what}"]
 
 
 def forgotten(access: Access, place: NodeView, state: kernel_objects.State) -> list[str]:
     """List the containers that Merbridge marks as not in the mesh: they dialled before a sidecar listened."""
     return [
-        f"Merbridge takes {name} for not in the mesh: it dialled before its sidecar listened, and that is cached"
+        f'Merbridge permanently marks {name} "not in mesh": it dialled before its sidecar listened'
         for name in kernel_objects.outside_mesh(state, _cgroups(access, place))
     ]
 

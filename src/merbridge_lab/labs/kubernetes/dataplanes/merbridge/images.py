@@ -50,4 +50,5 @@ def unavailable(ref: str, error: LabError, images: NodeImages) -> LabError:
         hint="merlab up --dataplane none",
         command=error.command,
         stderr=error.stderr,
+        id="merbridge.no_image",
     )

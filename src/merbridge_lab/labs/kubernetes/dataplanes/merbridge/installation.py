@@ -83,6 +83,7 @@ def require_own(api: Api, objects: Sequence[Object]) -> None:
             raise LabError(
                 f"there is a {kind} {name} already, and merlab did not make it: it stays untouched",
                 hint=f"kubectl{place} delete {kind.lower()} {name}  # if you do not need it",
+                id="merbridge.foreign",
             )
 
 
@@ -178,6 +179,7 @@ def foreign(name: str) -> LabError:
     """Return the error for a Merbridge that merlab did not install."""
     namespace, _, daemonset = name.partition("/")
     return LabError(
-        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not put it in: it stays untouched",
+        f"there is a Merbridge already, the DaemonSet {name}, and merlab did not install it: it stays untouched",
         hint=f"kubectl -n {namespace} delete daemonset {daemonset}  # if you do not need it",
+        id="merbridge.foreign",
     )

@@ -47,6 +47,7 @@ def text(settings: Settings) -> str:
         raise LabError(
             f"the manifest {name} cannot be read: {why}",
             hint=f"--merbridge-manifest takes a URL, a file, or one of {', '.join(known)}",
+            id="manifest.unusable",
         ) from error
 
 
@@ -61,16 +62,27 @@ def objects(settings: Settings) -> list[Object]:
         # The cluster may have supplied the name: the content of a file that is no manifest must not be shown.
         said = error.problem if isinstance(error, yaml.MarkedYAMLError) else f"{type(error).__name__}: {error}"
         raise LabError(
-            f"{where} is not a Kubernetes manifest", hint="merlab manifests merbridge", stderr=said
+            f"{where} is not a Kubernetes manifest",
+            hint="merlab manifests merbridge",
+            stderr=said,
+            id="manifest.unusable",
         ) from error
     if unknown := sorted(set(kinds) - kubernetes_api.KINDS):
-        raise LabError(f"{where} holds a {unknown[0]}, which merlab does not apply", hint="apply it yourself before")
+        raise LabError(
+            f"{where} holds a {unknown[0]}, which merlab does not apply",
+            hint="apply it yourself first",
+            id="manifest.unusable",
+        )
     if kinds.count("DaemonSet") != 1:
-        raise LabError(f"{where} holds {kinds.count('DaemonSet')} DaemonSets; Merbridge is one")
+        raise LabError(f"{where} holds {kinds.count('DaemonSet')} DaemonSets; Merbridge is one", id="manifest.unusable")
     _require_merbridge(daemonset(found), where)
     for one in found:
         if not isinstance(one.get("metadata"), dict) or not _is_text(one["metadata"].get("name")):
-            raise LabError(f"{where} holds a {one['kind']} without a name", hint="merlab manifests merbridge")
+            raise LabError(
+                f"{where} holds a {one['kind']} without a name",
+                hint="merlab manifests merbridge",
+                id="manifest.unusable",
+            )
     ours = name in ("", *versions()["merbridge-manifests"])
     asked = settings.images[MERBRIDGE] != Settings.default().images[MERBRIDGE]
     for one in found:
@@ -90,20 +102,32 @@ def _require_merbridge(daemonset: Object, where: str) -> None:
         empty = not daemonset["spec"]["template"]["spec"]["containers"]
     except (KeyError, TypeError, AttributeError) as error:
         raise LabError(
-            f"the DaemonSet of {where} is not whole: it lacks {error}", hint="merlab manifests merbridge"
+            f"the DaemonSet of {where} is incomplete: it lacks {error}",
+            hint="merlab manifests merbridge",
+            id="manifest.unusable",
         ) from error
     wanted = f"{topology.ISTIO}/{MERBRIDGE}"
     if name != wanted:
-        raise LabError(f"the DaemonSet of {where} is {name}; merlab looks for it at {wanted}")
+        raise LabError(f"the DaemonSet of {where} is {name}; merlab looks for it at {wanted}", id="manifest.unusable")
     if not selects:
-        raise LabError(f"the DaemonSet of {where} selects no pods", hint="merlab manifests merbridge")
+        raise LabError(
+            f"the DaemonSet of {where} selects no pods", hint="merlab manifests merbridge", id="manifest.unusable"
+        )
     if empty:
-        raise LabError(f"the DaemonSet of {where} has no container", hint="merlab manifests merbridge")
+        raise LabError(
+            f"the DaemonSet of {where} has no container", hint="merlab manifests merbridge", id="manifest.unusable"
+        )
     if nameless:
-        raise LabError(f"a container of the DaemonSet of {where} has no name", hint="merlab manifests merbridge")
+        raise LabError(
+            f"a container of the DaemonSet of {where} has no name",
+            hint="merlab manifests merbridge",
+            id="manifest.unusable",
+        )
     if bare:
         raise LabError(
-            f"the container {bare} of the DaemonSet of {where} has no image", hint="merlab manifests merbridge"
+            f"the container {bare} of the DaemonSet of {where} has no image",
+            hint="merlab manifests merbridge",
+            id="manifest.unusable",
         )
 
 
@@ -129,6 +153,11 @@ def containers(daemonset: Object) -> Iterator[Object]:
     spec = daemonset["spec"]["template"]["spec"]
     yield from spec.get("initContainers") or []
     yield from spec["containers"]
+
+
+def images(daemonset: Object) -> list[str]:
+    """Return the images of its containers."""
+    return [str(one["image"]) for one in containers(daemonset)]
 
 
 def main(daemonset: Object) -> Object:

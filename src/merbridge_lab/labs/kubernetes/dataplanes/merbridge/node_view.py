@@ -24,6 +24,8 @@ _CONTAINER = re.compile(r"/(?:docker-)?[0-9a-f]{64}(?:\.scope)?(?=/|$)")
 class OutsideError(LabError):
     """It cannot be determined which of the machine's cgroups are the node's."""
 
+    default_id = "reading.failed"
+
 
 @dataclass(frozen=True)
 class NodeView:
@@ -79,7 +81,8 @@ class NodeView:
         if not mounted:
             raise LabError(
                 f"the node {self.node.name} has no cgroup2, and programs that intercept are attached to one",
-                hint="boot with systemd.unified_cgroup_hierarchy=1; --dataplane none does without",
+                hint="boot with systemd.unified_cgroup_hierarchy=1, or use --dataplane none",
+                id="requirement.missing",
             )
         return self.root / mounted.lstrip("/")
 
@@ -117,7 +120,7 @@ class NodeView:
 def find(node: Node) -> NodeView:
     """Find a node on this machine. Raise LabError if its processes are not visible from here."""
     if os.geteuid() != 0:
-        raise LabError("only root sees the eBPF programs in this kernel", hint="sudo merlab up")
+        raise LabError("only root can see the eBPF programs in this kernel", hint="sudo merlab up", id="root.needed")
     return NodeView(node, node.init_pid())
 
 

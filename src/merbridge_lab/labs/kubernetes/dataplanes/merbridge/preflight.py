@@ -52,7 +52,7 @@ def privileges(uid: int) -> Requirement:
         "merbridge.root",
         PASS if uid == 0 else FAIL,
         said,
-        "root, to see its eBPF in the kernel (--dataplane none does without)",
+        "root, to see its eBPF in the kernel (not needed with --dataplane none)",
         hint,
     )
 

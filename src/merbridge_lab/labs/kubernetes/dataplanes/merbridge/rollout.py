@@ -79,7 +79,7 @@ def wait(api: Api, problems: Callable[[], list[str]], images: NodeImages, after:
     into the node.
     """
     began, memory = time.monotonic(), diagnostics.Memory()
-    last: list[str] = ["it has not begun to start"]
+    last: list[str] = ["it has not started yet"]
     ended: list[Crashed | LabError] = []
 
     def ready() -> bool:
@@ -100,6 +100,7 @@ def wait(api: Api, problems: Callable[[], list[str]], images: NodeImages, after:
             f"Merbridge was not ready within {_STARTS:.0f} s: {last[0]}",
             hint=f"kubectl -n {installation.NAMESPACE} logs ds/{installation.NAME}",
             stderr=_last_words(api),
+            id="pod.not_ready",
         )
 
 
@@ -110,7 +111,7 @@ def _edited(daemonset: Object) -> list[Crashed | LabError]:
         return []
     name = f"{installation.NAMESPACE}/{installation.NAME}"
     what = f"the DaemonSet {name} is not as merlab applied it any more: {'; '.join(edits)}"
-    return [LabError(what, hint="merlab step 3")]
+    return [LabError(what, hint="merlab step 3", id="merbridge.foreign")]
 
 
 def _hopeless(
@@ -143,12 +144,13 @@ def crashed(found: Crashed) -> LabError:
         f"Merbridge crashes{why}.{near}",
         hint=f"kubectl -n {installation.NAMESPACE} logs {found.pod} --previous",
         stderr=words.tail(found.log) or None,
+        id="merbridge.crashed",
     )
 
 
 def await_gone(api: Api, found: Object) -> None:
     """Wait until its pods have ended, and stop those whose cleanup hangs. Raises LabError."""
-    awaiting = "Merbridge to take its programs away and end"
+    awaiting = "Merbridge to remove its programs and end"
     if polling.poll_until(lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
         return
     for pod in installation.every_pod(api, found):  # its cleanup hangs: what it left is detached below

@@ -71,7 +71,7 @@ class Strategy:
         if not self.component.attached:
             wanted = manifest.daemonset(manifest.objects(self._access.settings()))
             node = self._access.node() if self._access.answers() else None
-            images.require([one["image"] for one in manifest.containers(wanted)], node, self._access.provider.images)
+            images.require(manifest.images(wanted), node, self._access.provider.images)
 
     def images(self, settings: Settings) -> list[str]:
         """Return its one image."""
@@ -102,9 +102,13 @@ class Strategy:
     def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
         if pod or nonce:
-            raise LabError("Merbridge's trace names neither pods nor connections", hint="merlab step 5")
+            raise LabError(
+                "Merbridge's trace names neither pods nor connections", hint="merlab step 5", id="capability.missing"
+            )
         if not self.component.debug:
-            raise LabError("Merbridge writes no trace lines: it runs without -d", hint="merlab step 4")
+            raise LabError(
+                "Merbridge writes no trace lines: it runs without -d", hint="merlab step 4", id="dataplane.incomplete"
+            )
         return evidence.follow(self.component.place())
 
     def fingerprint(self) -> dict[str, str]:

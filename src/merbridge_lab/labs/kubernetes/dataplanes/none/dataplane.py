@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def why(capability: str) -> str:
     """Describe in one sentence why a capability is missing."""
-    return f"this lab has no {capability} (--dataplane none): nothing but the rules intercepts"
+    return f"this lab has no {capability} (--dataplane none): only the rules intercept"
 
 
 WHY = why("dataplane")
@@ -27,7 +27,7 @@ class NoDataplane:
 
     def ensure(self) -> None:
         """Raise LabError: there is nothing to create."""
-        raise LabError(WHY, hint=hints.WITHOUT_CLUSTER)
+        raise LabError(WHY, hint=hints.WITHOUT_CLUSTER, id="dataplane.none")
 
     def remove(self) -> None:
         """Remove nothing."""
@@ -47,7 +47,7 @@ class NoDataplane:
     def set_debug(self, *, on: bool) -> None:
         """Do nothing to switch it off; raise LabError to switch it on."""
         if on:
-            raise LabError(WHY, hint=hints.WITHOUT_CLUSTER)
+            raise LabError(WHY, hint=hints.WITHOUT_CLUSTER, id="dataplane.none")
 
     def debug_commands(self) -> list[str]:
         """Return nothing."""

@@ -56,11 +56,11 @@ class Strategy:
 
     def control_pair(self) -> NoReturn:
         """Raise LabError: sleep itself shows what the rules do."""
-        raise LabError(self.why_missing(CONTROL_CLIENT))
+        raise LabError(self.why_missing(CONTROL_CLIENT), id="capability.missing")
 
     def follow_trace(self, *, pod: str | None, nonce: str | None) -> NoReturn:  # noqa: ARG002 - the protocol's
         """Raise LabError: nobody writes a trace."""
-        raise LabError(WHY, hint="merlab up --dataplane merbridge")
+        raise LabError(WHY, hint="merlab up --dataplane merbridge", id="dataplane.none")
 
     def fingerprint(self) -> dict[str, str]:
         """Return nothing."""
