@@ -193,7 +193,7 @@ def test_a_rule_that_is_known_in_part_is_told_so(where, backend):
         ("s/! --uid-owner/--uid-owner/", "! --uid-owner 1337"),
         ("s/:OUTPUT ACCEPT/:OUTPUT DROP/", "ACCEPT"),
         ("s/-o lo -j RETURN/-o eth0 -j RETURN/", "-o lo -j RETURN"),
-        ("/^:POSTROUTING/d", "kernel of ACCEPT"),
+        ("/^:POSTROUTING/d", "kernel has ACCEPT"),
         ("/^:ISTIO_OUTPUT/a -I OUTPUT -j ACCEPT", "'-I OUTPUT -j ACCEPT', which is not its format"),
         ("/--dport 15090/i COMMIT\\n*nat", "'*nat', which is not its format"),
         (f"s/^# Completed/#{5000 * chr(32)}-I OUTPUT/", "which is not its format"),

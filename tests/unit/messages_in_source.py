@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SOURCE = Path(merbridge_lab.__file__).parent
 #: A text is at least two words of letters, and no path, pattern, query or program.
 _WORDS = re.compile(r"[A-Za-z][a-z']+,? [A-Za-z{][a-z'.]*")
-_CODE = re.compile(r"^(?:[#<{(\[/-]|\w+=|import |from |[a-z-]+ -{1,2}\w)|\\[dwsbnSW]|\(\?")
+_CODE = re.compile(r"^(?:[#<{(\[/-]|\w+=(?!\{[^ ]*\} is)|import |from |[a-z-]+ -{1,2}\w)|\\[dwsbnSW]|\(\?")
 
 
 def messages() -> list[str]:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from messages_in_source import messages
 
 import merbridge_lab
 from merbridge_lab.error_ids import ERROR_IDS, TROUBLESHOOTING, see
@@ -67,6 +68,24 @@ def test_every_id_has_a_section_and_every_section_an_id():
     anchors = re.findall(r'<a id="([^"]+)">', SECTIONS.partition("\n# Checks\n")[0])
     assert sorted(anchors) == sorted(ERROR_IDS)
     assert len(set(ERROR_IDS)) == len(ERROR_IDS)
+
+
+def test_sections_quote_messages_that_exist():
+    """Each quoted message has a part of a few words that is in the list of all messages word for word."""
+    listed = [line.partition(": ")[2] for line in messages()]
+    parts = {part.strip() for each in listed for part in re.split(r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}", each)}
+    parts = {part for part in parts if len(part) >= 8 and " " in part}
+    errors = SECTIONS.partition("\n# Checks\n")[0]
+    quoted = [quote for line in re.findall(r"^### .+\n(`.+)$", errors, re.MULTILINE) for quote in line.split(" · ")]
+    quoted = [quote.strip("`") for quote in quoted if quote.startswith("`") and quote.endswith("`")]
+    assert len(quoted) > 100
+    pieces = {quote: [each.strip() for each in quote.split("…") if " " in each.strip()] for quote in quoted}
+    assert [
+        quote
+        for quote, own in pieces.items()
+        if ": found " not in quote  # a requirement: its name, found and needed
+        and not any(part in quote or any(each in part for each in own) for part in parts)
+    ] == []
 
 
 def test_no_id_is_left_over():

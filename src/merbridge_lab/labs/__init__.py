@@ -56,9 +56,7 @@ def pick(asked: str | None) -> tuple[Driver, str]:
     for given, said in ((asked, "--lab"), (os.environ.get("MERLAB_LAB") or None, "MERLAB_LAB")):
         known = ("auto", *(each.name for each in built), *_PLANNED)
         if given is not None and given not in known:
-            raise UsageError(
-                f"{said}: there is no lab called {given!r}; there are {', '.join(known)}", id="feature.not_built"
-            )
+            raise UsageError(f"{said}: there is no lab called {given!r}; there are {', '.join(known)}")
     name, why = asked, "asked for"
     if name is None:
         for driver in built:
