@@ -44,7 +44,6 @@ import yaml
 from dataplane_rig import Agent, until
 
 from byte_streams import Meeting, Plan, play, verdict
-from merbridge_lab import dataplane
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, cgroup, tcp_sockets
 from merbridge_lab.checks import mesh
 from merbridge_lab.dataplane import abi
@@ -52,6 +51,7 @@ from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import PROGRAMS, opened, u64
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import batch_guard, topology
+from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
 from merbridge_lab.labs.embedded.mesh import Pod
 from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
 from streams_lab import ECHO, ECHO_VIP, HELLO_VIP, Scene, sh
@@ -704,7 +704,7 @@ class TestOutside:
     @pytest.fixture
     def served(self, scene, permissive):
         """The pod is known to the dataplane as well."""
-        more = dataplane.Pod(permissive.spec.name, permissive.spec.ip, permissive.netns, permissive.sidecar_pid)
+        (more,) = EmbeddedDiscovery([permissive]).endpoints()
         scene.attach_now(more)
         yield permissive
         scene.empty()

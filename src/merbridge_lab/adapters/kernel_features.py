@@ -7,13 +7,13 @@ its file descriptor. So nothing can be left behind, not even by SIGKILL.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.system_call import system_call
 from merbridge_lab.errors import UnsupportedFeatureError
 
 if TYPE_CHECKING:
@@ -84,26 +84,14 @@ _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _CLOEXEC = 1
 _FSCONFIG_CMD_CREATE = 6
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
-    """Make a system call that has no function in Python. Raises OSError."""
-    converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *converted))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
-
 
 @contextlib.contextmanager
 def detached_mount(kind: str) -> Iterator[int]:
     """Mount a file system of this kind nowhere; return a directory descriptor of its root. Raises OSError."""
-    context = syscall(_FSOPEN, kind.encode() + b"\0", _CLOEXEC)
+    context = system_call(_FSOPEN, kind.encode() + b"\0", _CLOEXEC)
     try:
-        syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
-        mounted = syscall(_FSMOUNT, context, _CLOEXEC, 0)
+        system_call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        mounted = system_call(_FSMOUNT, context, _CLOEXEC, 0)
     finally:
         os.close(context)
     try:
