@@ -28,7 +28,7 @@ class Feature:
     config: str
 
 
-#: The one table of what is needed. 5.15 has all of it: see bpf_syscall.netns_cookie.
+#: The one table of what is needed; "kernel.version" is the first version that has all of it: see "bpf.netns_cookie".
 FEATURES = {
     "kernel.version": Feature("5.15", "CONFIG_BPF_SYSCALL"),
     "kernel.btf": Feature("5.4", "CONFIG_DEBUG_INFO_BTF"),
@@ -48,15 +48,23 @@ FEATURES = {
     "bpf.sk_lookup": Feature("5.9", "CONFIG_INET and CONFIG_BPF_SYSCALL"),
     "bpf.raw_tracepoint": Feature("4.17", "CONFIG_BPF_EVENTS"),
     "bpf.netns_cookie": Feature("5.15", "CONFIG_CGROUP_BPF and CONFIG_NET_NS"),
+    "bpf.links": Feature("5.9", "CONFIG_CGROUP_BPF and CONFIG_NET_NS"),
+    "bpf.test_run": Feature("5.10", "CONFIG_BPF_EVENTS"),
     "bpf.sockhash": Feature("4.18", "CONFIG_BPF_STREAM_PARSER (CONFIG_NET_SOCK_MSG)"),
     "bpf.sk_storage": Feature("5.2", "CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF"),
     "bpf.percpu_hash": Feature("4.6", "CONFIG_BPF_SYSCALL"),
 }
 
+#: The first version that reports which programs are on a sockhash. Without it, counters show that ours are.
+SOCKHASH_QUERY_SINCE = "5.18"
 
-def cannot(feature: str, detail: str | None = None) -> UnsupportedFeatureError:
-    """Build the error for a missing feature of the table, to be raised by the caller that needed it."""
-    return UnsupportedFeatureError(feature, FEATURES[feature].since, detail)
+
+def cannot(feature: str, detail: str | None = None, *, named: str | None = None) -> UnsupportedFeatureError:
+    """Build the error for a missing feature of the table, to be raised by the caller that needed it.
+
+    `named` is what the caller needed it for, in words.
+    """
+    return UnsupportedFeatureError(named or feature, FEATURES[feature].since, detail)
 
 
 def release(text: str | None = None) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_maps, bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features
 from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import abi, health, printk_event, sockhash, upgrade
 from merbridge_lab.dataplane import recompiled as source
@@ -15,7 +15,7 @@ from merbridge_lab.dataplane.detach import UNREAD, detach
 from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.inbound_listener import inbound_listener
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64, unlink
-from merbridge_lab.errors import LabError, UnsupportedFeatureError
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def _link(program: int, target: Path, attach_type: int, pin: Path, what: str) ->
                 hint="bpftool cgroup tree",
             ) from refused
         if refused.errno == errno.EINVAL:
-            raise UnsupportedFeatureError(f"links for {what}", "5.9", str(refused)) from refused
+            raise kernel_features.cannot("bpf.links", str(refused), named=f"links for {what}") from refused
         raise
     finally:
         os.close(where)

@@ -286,6 +286,6 @@ def _place_of_sk_msg(pins: Pins, program: int) -> list[str]:
     with contextlib.suppress(FileNotFoundError), pins.open_map("peers") as peers:
         told = sockhash.redirects(program, peers)
         if told is None:
-            return ["map peers, as its counters show (not read: Linux before 5.18 does not tell)"]
+            return [f"map peers, as its counters show (not read: {sockhash.NOT_TOLD})"]
         return ["map peers"] if told else []
     return []

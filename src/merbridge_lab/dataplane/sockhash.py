@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
+from merbridge_lab.adapters.kernel_features import SOCKHASH_QUERY_SINCE
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.inbound_listener import inbound_cookies
 from merbridge_lab.dataplane.pins import Pins, number, opened, u64
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: How long a socket must look foreign to count as foreign, in seconds: sockets come and go.
 _AT_REST = 0.1
+#: Why it is not known which program is on a sockhash.
+NOT_TOLD = f"Linux before {SOCKHASH_QUERY_SINCE} does not tell"
 
 
 def listener_problem(pins: Pins, endpoint: Endpoint, cookie: int) -> str | None:
@@ -103,8 +106,7 @@ def _by_elimination(own: int) -> list[str]:
                 others.append(each)
         finally:
             os.close(fd)
-    why = "Linux before 5.18 does not tell"
-    return [str(Unread(f"whether {named(each)} is attached to the sockhash peers", why)) for each in others]
+    return [str(Unread(f"whether {named(each)} is attached to the sockhash peers", NOT_TOLD)) for each in others]
 
 
 def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:

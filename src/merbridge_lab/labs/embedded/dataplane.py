@@ -6,11 +6,11 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab import dataplane, polling, signals
-from merbridge_lab.adapters import tcp_sockets
+from merbridge_lab import dataplane, istio_facts, polling, signals
+from merbridge_lab.adapters import kernel_features, tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.dataplane import socket_filters
-from merbridge_lab.errors import LabError, UnsupportedFeatureError
+from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
@@ -103,14 +103,14 @@ class EmbeddedDataplane:
             connection.local
             for pod in self._mesh.pods
             for connection in tcp_sockets.established(pod.netns)
-            if connection.uid == topology.SIDECAR_ID and connection.remote.rpartition(":")[0] in addresses
+            if connection.uid == istio_facts.SIDECAR_UID and connection.remote.rpartition(":")[0] in addresses
         }
         # The dial is visible at the pod of the other end; here it is the accepting side of one of those.
         accepted = {
             connection.local
             for pod in self._mesh.pods
             for connection in tcp_sockets.established(pod.netns)
-            if connection.local.endswith(f":{topology.INBOUND_PORT}")
+            if connection.local.endswith(f":{istio_facts.INBOUND_PORT}")
         }
         return found - accepted - {pair.source for pair in self._manager.pairs()}
 
@@ -192,7 +192,8 @@ class EmbeddedDataplane:
             try:
                 self._trace.enable()
             except OSError as error:
-                raise UnsupportedFeatureError("trace events of BPF programs", "5.9", str(error)) from error
+                named = "trace events of BPF programs"
+                raise kernel_features.cannot("kernel.tracefs", str(error), named=named) from error
             return
         if self.attached:
             # A toggle that cannot be written (a frozen map) is removed with the dataplane, which comes next.

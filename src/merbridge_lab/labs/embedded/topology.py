@@ -1,6 +1,6 @@
 """What the embedded lab is made of, as data: pods, services, addresses, ports, users and names.
 
-Ports and the user 1337 are Istio's; addresses are what a kind cluster would assign.
+Istio's own ports and its user are in istio_facts.py; addresses are what a kind cluster would assign.
 """
 
 from __future__ import annotations
@@ -17,16 +17,8 @@ NODE_ADDRESS = "10.244.0.1"
 DOMAIN = "default.svc.cluster.local"
 TRUST_DOMAIN = "cluster.local"
 
-#: The user of a sidecar, in Istio and here; the rules and the dataplane tell sidecar from app by it.
-SIDECAR_ID = 1337
 #: The user of an app ("nobody").
 APP_ID = 65534
-
-ADMIN_PORT = 15000
-OUTBOUND_PORT = 15001
-INBOUND_PORT = 15006
-HEALTH_PORT = 15021
-STATS_PORT = 15090
 
 HTTP_PORT = 5000
 ECHO_PORT = 9000
