@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from merbridge_lab.adapters import docker
+from merbridge_lab.adapters import cgroup, docker
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import topology
-from merbridge_lab.text import lines_of, read_text
+from merbridge_lab.text import read_text
 
 _CGROUP2 = "cgroup2"
 #: The cgroup, below the node's own, of systemd as PID 1.
@@ -126,10 +126,7 @@ def find(node: str) -> NodeView:
 
 def cgroup_of(process: Path) -> str:
     """Return the cgroup2 path of a process, seen from here."""
-    for line in lines_of(read_text(process / "cgroup")):
-        if line.startswith("0::"):
-            return line.removeprefix("0::")
-    return ""
+    return cgroup.in_version_2(read_text(process / "cgroup"))
 
 
 def cgroup2_in(mountinfo: str) -> tuple[str, str]:
