@@ -40,10 +40,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Path, list[Endpoint]]] = []
+        self.known: dict[str, list[str]] = {}
 
     def __getattr__(self, name: str):
-        def call(cgroup, endpoints):
+        def call(cgroup, endpoints, known=()):
             self.told.append((name, cgroup, endpoints))
+            self.known[name] = known
             return []
 
         return call
@@ -102,7 +104,8 @@ def test_the_dataplane_is_told_what_the_discovery_finds(monkeypatch, tmp_path):
     plane.pause_interception()
     assert plane.problems() == ["sleep {'sidecar': 7}"]
     assert plane.readings() == ()
-    told = plane._manager.told
+    assert plane._manager.known["pause_interception"] == plane.problems()
+    told = plane._manager.told[:4]
     assert [name for name, _, _ in told] == ["attach", "pause_interception", "problems", "others"]
     assert {(cgroup, *endpoints) for _, cgroup, endpoints in told} == {(tmp_path / "mesh", SLEEP)}
 

@@ -73,14 +73,15 @@ class Dataplane:
         """Return the ids of the programs that run as ours. Raises OSError."""
         return health.ours(self._pins)
 
-    def pause_interception(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> None:
+    def pause_interception(self, cgroup: Path, endpoints: Sequence[Endpoint], known: Sequence[str] = ()) -> None:
         """If anything is wrong, intercept no new connection until the next `attach`; intercepted ones continue.
 
-        A complete dataplane of another version continues: `attach` takes over from it without a gap.
+        `known` is what the caller found to be wrong. A complete dataplane of another version continues: `attach` takes
+        over from it without a gap.
         """
         with _reading(self._pins):
             another = self._pins.stamp() not in (None, abi.stamp())
-        if another or not self.problems(cgroup, endpoints):
+        if another or not (known or self.problems(cgroup, endpoints)):
             return
         for hook in HOOKS:
             if hook.program.startswith("connect"):

@@ -72,7 +72,9 @@ class EmbeddedDataplane:
 
     def pause_interception(self) -> None:
         """Leave new connections to the rules until `ensure` has repaired the dataplane; leave a complete one alone."""
-        self._manager.pause_interception(self._machine.mesh_cgroup, self.discovery.endpoints())
+        endpoints = self.discovery.endpoints()
+        known = self._filters(endpoints) if self.attached else []
+        self._manager.pause_interception(self._machine.mesh_cgroup, endpoints, known)
 
     def drain_idle_connections(self) -> bool:
         """Wait until the idle connections of the sidecars have closed; return whether all did."""
