@@ -34,6 +34,20 @@ KERNELS = {
 }
 
 
+#: What is read or made in one module, as its source shows it.
+ONCE = {
+    'rpartition(")")': "adapters/procfs.py",  # a line of /proc/PID/stat
+    '"0::"': "adapters/cgroup.py",  # the version 2 hierarchy in /proc/PID/cgroup
+    '"0A"': "adapters/tcp_sockets.py",  # a listener in /proc/net/tcp
+    '"setns"': "adapters/netns.py",
+    "_SO_NETNS_COOKIE = ": "adapters/netns.py",
+    "_SO_COOKIE = ": "adapters/process_sockets.py",
+    '"x86_64": 321': "adapters/bpf_syscall.py",  # bpf(2)
+    "trace_printk|0|": "dataplane/printk.py",  # the kernel's part of a line of a trace
+    "Environment(": "labs/templates.py",
+}
+
+
 def constants(path: Path):
     """Yield every constant of a module, but for docstrings and other texts that nothing uses."""
     tree = ast.parse(path.read_text())
@@ -93,6 +107,11 @@ def test_versions_of_linux_stand_in_one_module():
 def test_a_fact_is_recognised(tmp_path, text, is_fact, seen):
     (tmp_path / "module.py").write_text(text)
     assert list(filter(is_fact, constants(tmp_path / "module.py"))) == seen
+
+
+@pytest.mark.parametrize(("text", "place"), ONCE.items())
+def test_what_one_module_reads_no_other_reads_as_well(text, place):
+    assert [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if text in path.read_text()] == [place]
 
 
 def test_the_programs_have_the_same_ports_and_the_same_user():
