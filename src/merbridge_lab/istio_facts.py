@@ -1,7 +1,6 @@
-"""What Istio has decided, and everybody here relies on: ports, the sidecars' user, an address.
+"""Istio's fixed values: ports, the sidecars' user, and the address from which they dial their apps.
 
-bpf/abi.h has those that the programs need, for C; tests/unit/test_facts.py holds that the two agree, and that no other
-module writes them.
+bpf/abi.h has the same for C. tests/unit/test_facts.py checks that the two agree, and that no other module writes them.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ def test_a_twin_stands_outside_the_mesh_and_leaves_nothing(lab):
 
 def test_without_a_sidecar_plain_text_is_refused_and_permissive_lets_it_in(lab):
     server = topology.control_client(lab.v1.spec, permissive=True)
-    open_ = topology.Service("open", "10.96.0.99", 5000, "http", (topology.Endpoint(server.ip, server.name),))
+    open_ = topology.Service("open", "10.96.0.99", 5000, "http", (topology.ServiceEndpoint(server.ip, server.name),))
     client = topology.control_client(
         lab.sleep.spec, 1, sidecar=False, rules=False, services=(*topology.SERVICES, open_)
     )

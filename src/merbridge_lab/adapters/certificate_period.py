@@ -1,4 +1,4 @@
-"""From when until when an X.509 certificate is valid, by whichever version of cryptography is installed."""
+"""The period in which an X.509 certificate is valid, read with any version of cryptography."""
 
 from __future__ import annotations
 

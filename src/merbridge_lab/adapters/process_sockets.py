@@ -1,4 +1,4 @@
-"""Sockets of another process: our own descriptors of them (pidfd_getfd), and what the kernel numbers them by."""
+"""Take the sockets of another process (pidfd_getfd), and read the cookie of a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Discovery: who finds the endpoints that the dataplane serves."""
+"""The protocol of discovery: finding the endpoints that the dataplane serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Discovery(Protocol):
-    """Finds the endpoints of one node. A lab, or an agent, has one; the dataplane is told what it found."""
+    """Finds the endpoints of one node. Its owner, such as a lab, passes what it finds to the dataplane."""
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """Return the endpoints that are to be served now, each as it is at this moment."""
+        """Return the endpoints to serve, each as it is at this moment."""

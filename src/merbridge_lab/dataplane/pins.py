@@ -1,6 +1,6 @@
 """The directory of pins, on a bpffs of the lab's own: it keeps the dataplane alive after merlab has ended.
 
-Whatever removes a pin is here.
+All functions that remove pins are in this module.
 
     links/<hook>  links/sk_lookup/<pod>  maps/<name>  progs/<name>
 

@@ -1,4 +1,4 @@
-"""Templates of text that is no HTML: YAML, iptables. One environment for all of them."""
+"""Render templates of YAML and iptables rules, all in one environment."""
 
 from __future__ import annotations
 

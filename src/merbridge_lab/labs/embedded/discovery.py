@@ -1,4 +1,4 @@
-"""Discovery in the embedded lab: its pods are the endpoints, found in the kernel."""
+"""Discovery in the embedded lab: its pods are the endpoints, read from the kernel."""
 
 from __future__ import annotations
 

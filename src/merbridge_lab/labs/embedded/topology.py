@@ -27,7 +27,7 @@ BACKENDS = ("nft", "legacy")
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ServiceEndpoint:
     """One pod behind a service, and the account that its certificate must name."""
 
     address: str
@@ -47,7 +47,7 @@ class Service:
     vip: str
     port: int
     protocol: str
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[ServiceEndpoint, ...]
 
     @property
     def host(self) -> str:
@@ -75,7 +75,7 @@ def spiffe(account: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/ns/default/sa/{account}"
 
 
-_HELLOWORLDS = (Endpoint("10.244.0.11", "helloworld-v1"), Endpoint("10.244.0.12", "helloworld-v2"))
+_HELLOWORLDS = (ServiceEndpoint("10.244.0.11", "helloworld-v1"), ServiceEndpoint("10.244.0.12", "helloworld-v2"))
 
 SERVICES = (
     Service("helloworld", "10.96.0.10", HTTP_PORT, "http", _HELLOWORLDS),
@@ -161,6 +161,6 @@ def control_pair(backend: str = "nft") -> tuple[PodSpec, PodSpec]:
     """
     sleep, helloworld, *_ = pods(backend)
     server = control_client(helloworld, version="twin")
-    headless = Service(TWIN_SERVICE, server.ip, HTTP_PORT, "http", (Endpoint(server.ip, server.name),))
+    headless = Service(TWIN_SERVICE, server.ip, HTTP_PORT, "http", (ServiceEndpoint(server.ip, server.name),))
     client = control_client(sleep, 2, ip=_OUTSIDE, services=(*SERVICES, headless))
     return client, server
