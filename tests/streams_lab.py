@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
-    from merbridge_lab import dataplane
+    from merbridge_lab.dataplane import Endpoint
     from merbridge_lab.labs.embedded.mesh import Pod
 
 NAME = "merlab-tcp"
@@ -78,10 +78,10 @@ class Scene:
     def attach(self) -> None:
         self.lab.dataplane.ensure()
 
-    def attach_now(self, *more: dataplane.Pod) -> None:
+    def attach_now(self, *more: Endpoint) -> None:
         """Attach without waiting for older connections to close."""
-        pods = [*self.lab.dataplane._pods(), *more]
-        self.lab.dataplane._manager.attach(self.lab.machine.mesh_cgroup, pods)
+        endpoints = [*self.lab.dataplane.discovery.endpoints(), *more]
+        self.lab.dataplane._manager.attach(self.lab.machine.mesh_cgroup, endpoints)
 
     def detach(self) -> None:
         self.lab.dataplane.remove()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merbridge_lab.evidence import Unread
+from merbridge_lab.istio_facts import INBOUND_SOURCE
 from merbridge_lab.text import lines_of
 
 _LINE = re.compile(
@@ -53,7 +54,7 @@ class AccessLogLine:
 
         Envoy's inbound clusters bind their source to 127.0.0.6. No other path does.
         """
-        return self.upstream_cluster.startswith("inbound|") and self.upstream_local.startswith("127.0.0.6:")
+        return self.upstream_cluster.startswith("inbound|") and self.upstream_local.startswith(f"{INBOUND_SOURCE}:")
 
     @property
     def broken_tls(self) -> bool:

@@ -12,8 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from merbridge_lab.dataplane import Dataplane, Pod
+from merbridge_lab.dataplane import Dataplane, Endpoint, Sidecar
 from merbridge_lab.dataplane.endpoints import netns_cookie
+from merbridge_lab.istio_facts import SIDECAR_UID
 
 AGENT = Path(__file__).with_name("dataplane_agent.py")
 NODE_IP = "10.99.7.1"
@@ -126,7 +127,7 @@ class NodeView:
         self.sidecar: Agent | None = None
 
     def start_sidecar(self) -> None:
-        self.sidecar = Agent(self.cgroup / "sidecar", str(self.app.netns), 1337)
+        self.sidecar = Agent(self.cgroup / "sidecar", str(self.app.netns), SIDECAR_UID)
         self.stack.callback(self.sidecar.end)
         self.sidecar.ask(op="sidecar")
 
@@ -138,8 +139,9 @@ class NodeView:
         return netns_cookie(self.app.netns)
 
     @property
-    def pod(self) -> Pod:
-        return Pod(self.name, self.ip, self.app.netns, self.sidecar.pid if self.sidecar else None)
+    def endpoint(self) -> Endpoint:
+        sidecar = Sidecar(self.sidecar.pid, SIDECAR_UID) if self.sidecar else None
+        return Endpoint("", self.name, str(self.cookie), self.ip, self.app.netns, self.cgroup, sidecar)
 
     def rules(self, text: str) -> None:
         self.app.sh("iptables-nft-restore", stdin=text)
@@ -200,14 +202,14 @@ class Rig:
         place.app.sh("ip", "-batch", "-", stdin=batch)
 
     @property
-    def pods(self) -> list[Pod]:
-        return [self.sleep.pod, self.hello.pod]
+    def endpoints(self) -> list[Endpoint]:
+        return [self.sleep.endpoint, self.hello.endpoint]
 
     def attach(self) -> None:
-        self.plane.attach(self.mesh, self.pods)
+        self.plane.attach(self.mesh, self.endpoints)
 
     def problems(self) -> list[str]:
-        return self.plane.problems(self.mesh, self.pods)
+        return self.plane.problems(self.mesh, self.endpoints)
 
     def counters(self, pod: str) -> dict[str, int]:
         return self.plane.counters()[pod]

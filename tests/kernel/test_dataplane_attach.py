@@ -18,7 +18,7 @@ from dataplane_rig import Rig, until
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
 from merbridge_lab.adapters.tracefs import Instance
-from merbridge_lab.dataplane import Dataplane, Pod, printk_event
+from merbridge_lab.dataplane import Dataplane, Endpoint, printk_event
 from merbridge_lab.dataplane.pins import Pins, opened, u64
 from merbridge_lab.errors import LabError
 
@@ -305,7 +305,7 @@ def test_sk_msg_off_its_map_is_named_and_mended(rig):
 
 def test_pods_that_go_are_dismissed(rig):
     rig.attach()
-    rig.plane.attach(rig.mesh, [rig.hello.pod])
+    rig.plane.attach(rig.mesh, [rig.hello.endpoint])
     assert set(rig.plane.counters()) == {"hello"}
     assert "pod hello is in the pod map, but not in this lab" in rig.plane.problems(rig.mesh, [])
     rig.attach()
@@ -315,22 +315,26 @@ def test_pods_that_go_are_dismissed(rig):
 
 def test_a_namespace_that_is_none(rig):
     with pytest.raises(LabError, match="cannot be entered"):
-        rig.plane.attach(rig.mesh, [Pod("x", "10.9.9.9", Path("/etc/hostname"), None)])
+        rig.plane.attach(rig.mesh, [Endpoint("", "x", "", "10.9.9.9", Path("/etc/hostname"), rig.mesh)])
 
 
 ATTACH = """
 import sys
 from pathlib import Path
-from merbridge_lab.dataplane import Dataplane, Pod
+from merbridge_lab.dataplane import Dataplane, Endpoint, Sidecar
 pins, tracefs, mesh, *pods = sys.argv[1:]
 print("go", flush=True)
 split = [pod.split(",") for pod in pods]
-Dataplane(Path(pins), Path(tracefs)).attach(Path(mesh), [Pod(p[0], p[1], Path(p[2]), int(p[3])) for p in split])
+endpoints = [Endpoint("", p[0], "", p[1], Path(p[2]), Path(p[3]), Sidecar(int(p[4]), int(p[5]))) for p in split]
+Dataplane(Path(pins), Path(tracefs)).attach(Path(mesh), endpoints)
 """
 
 
 def kill_attaching(rig: Rig, moment) -> None:
-    pods = [f"{pod.name},{pod.ip},{pod.netns},{pod.sidecar_pid}" for pod in rig.pods]
+    pods = [
+        f"{each.name},{each.ip},{each.netns},{each.cgroup},{each.sidecar.pid},{each.sidecar.uid}"
+        for each in rig.endpoints
+    ]
     argv = [sys.executable, "-c", ATTACH, str(rig.pins), str(rig.tracefs), str(rig.mesh), *pods]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, env=env)

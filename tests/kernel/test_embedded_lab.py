@@ -14,8 +14,8 @@ import pytest
 from host_state import NAME, READY, Lab, as_app, curl, standing_mesh, state
 from kernel_without import lacking, unmounted
 
-from merbridge_lab import accesslog
-from merbridge_lab.adapters import cgroup, files, iptables, links, netns, procfs
+from merbridge_lab import accesslog, istio_facts
+from merbridge_lab.adapters import cgroup, files, iptables, kernel_features, links, netns, procfs
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import envoy, filesystem, rule_templates, topology
 from merbridge_lab.labs.embedded.host import Machine
@@ -204,7 +204,7 @@ def test_a_damaged_process_is_named_and_mended(lab, kind, sent, said):
 
 
 def test_a_sidecar_that_does_not_answer_is_a_problem(lab, monkeypatch):
-    monkeypatch.setattr(topology, "HEALTH_PORT", 1)
+    monkeypatch.setattr(istio_facts, "HEALTH_PORT", 1)
     (found,) = lab.sleep.problems()
     assert found.startswith("the sidecar of sleep does not answer on port 1")
 
@@ -272,7 +272,7 @@ def test_a_twin_stands_outside_the_mesh_and_leaves_nothing(lab):
 
 def test_without_a_sidecar_plain_text_is_refused_and_permissive_lets_it_in(lab):
     server = topology.control_client(lab.v1.spec, permissive=True)
-    open_ = topology.Service("open", "10.96.0.99", 5000, "http", (topology.Endpoint(server.ip, server.name),))
+    open_ = topology.Service("open", "10.96.0.99", 5000, "http", (topology.ServiceEndpoint(server.ip, server.name),))
     client = topology.control_client(
         lab.sleep.spec, 1, sidecar=False, rules=False, services=(*topology.SERVICES, open_)
     )
@@ -454,5 +454,6 @@ def test_a_kernel_without_a_file_system_is_named_and_nothing_is_left(kind):
     assert done.stdout.startswith("this kernel cannot do "), done.stderr
     assert {"cgroup2": "cgroup version 2", "bpf": "a BPF file system"}[kind] in done.stdout
     assert "No such device" in done.stdout
-    assert "| use Linux 4." in done.stdout
+    feature = kernel_features.FEATURES[{"cgroup2": "kernel.cgroup2", "bpf": "kernel.bpffs"}[kind]]
+    assert f"| use Linux {feature.since} or newer" in done.stdout
     assert state("merlab-readonly") == before

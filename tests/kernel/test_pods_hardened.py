@@ -14,10 +14,11 @@ from host_state import as_app, standing_mesh
 from walkthrough_host import NAME as WALK
 from walkthrough_host import merlab
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import cgroup, mounts, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import write_atomic
-from merbridge_lab.labs.embedded import certificates, namespaces, shell, topology
+from merbridge_lab.labs.embedded import certificates, namespaces, shell
 from merbridge_lab.polling import poll_until
 
 pytestmark = pytest.mark.kernel
@@ -113,7 +114,7 @@ def test_m2_files_of_etc_that_are_links_or_missing(kind):
 
 def test_s8_a_users_number_opens_no_key_and_no_pod_sees_another_lab(lab):
     key = lab.sleep.folder / "certs" / "key.pem"
-    ids = [f"--reuid={topology.SIDECAR_ID}", f"--regid={topology.SIDECAR_ID}", "--clear-groups"]
+    ids = [f"--reuid={istio_facts.SIDECAR_UID}", f"--regid={istio_facts.SIDECAR_UID}", "--clear-groups"]
     done = subprocess.run(["setpriv", *ids, "cat", str(key)], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Permission denied" in done.stderr

@@ -44,7 +44,7 @@ import yaml
 from dataplane_rig import Agent, until
 
 from byte_streams import Meeting, Plan, play, verdict
-from merbridge_lab import dataplane
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, cgroup, tcp_sockets
 from merbridge_lab.checks import mesh
 from merbridge_lab.dataplane import abi
@@ -52,6 +52,7 @@ from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import PROGRAMS, opened, u64
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import batch_guard, topology
+from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
 from merbridge_lab.labs.embedded.mesh import Pod
 from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
 from streams_lab import ECHO, ECHO_VIP, HELLO_VIP, Scene, sh
@@ -406,7 +407,7 @@ class TestSidecars:
     def down(self, pod: Pod) -> None:
         cgroup.clear(pod.cgroup / "sidecar", timeout=5)
         # A process leaves its cgroup before the last of its threads has closed its files.
-        ports = (topology.INBOUND_PORT, topology.OUTBOUND_PORT)
+        ports = (istio_facts.INBOUND_PORT, istio_facts.OUTBOUND_PORT)
         until(
             lambda: not [each for each in tcp_sockets.listening(pod.netns) if each.port in ports],
             "its listeners are gone",
@@ -704,7 +705,7 @@ class TestOutside:
     @pytest.fixture
     def served(self, scene, permissive):
         """The pod is known to the dataplane as well."""
-        more = dataplane.Pod(permissive.spec.name, permissive.spec.ip, permissive.netns, permissive.sidecar_pid)
+        (more,) = EmbeddedDiscovery([permissive]).endpoints()
         scene.attach_now(more)
         yield permissive
         scene.empty()
@@ -836,7 +837,7 @@ def original_dst(agent: Agent, **request) -> object:
 
 def test_so_original_dst_of_sockets_that_are_not_ours(scene):
     """Queried by the user of a sidecar: of a listener, of UDP, of a socket that is not connected."""
-    agent = Agent(scene.sleep.cgroup / "sidecar", str(scene.sleep.netns), topology.SIDECAR_ID)
+    agent = Agent(scene.sleep.cgroup / "sidecar", str(scene.sleep.netns), istio_facts.SIDECAR_UID)
     try:
         kinds = ("listener", "udp", "fresh", "v6")
         told = {}

@@ -18,8 +18,8 @@ import pytest
 from tests.merlab_cli import told
 from walkthrough_host import Lab, failed_checks, is_plain, merlab
 
-from merbridge_lab.adapters import bpf_maps, bpf_syscall, mounts
-from merbridge_lab.dataplane import abi, endpoints
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, mounts, process_sockets
+from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import HOOKS, opened, u32, u64
 from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 from merbridge_lab.polling import poll_until
@@ -105,7 +105,7 @@ def _empty_peers(lab: Lab) -> Iterator[None]:
 def _filter_a_listener(lab: Lab) -> None:
     code = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0xFFFF))  # let 65535 bytes pass
     program = struct.pack("=HxxxxxxQ", 1, ctypes.addressof(code))
-    for _, sock in endpoints.sockets_of(lab.pid("helloworld-v1", "sidecar"), "its sockets"):
+    for _, sock in process_sockets.sockets_of(lab.pid("helloworld-v1", "sidecar"), "its sockets"):
         with contextlib.suppress(OSError):
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and sock.getsockname()[1] == 15006:
                 sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

@@ -12,6 +12,7 @@ from lies_mesh import configured, pins, pod
 from lies_rules import NATIVE, nft, rule
 from saboteur import again_and_again, lie
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import bpf_maps, iptables, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import write_atomic
@@ -19,7 +20,7 @@ from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import opened, u64
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.embedded import envoy, topology
+from merbridge_lab.labs.embedded import envoy
 
 
 def _while(scene, begin, end, lies):
@@ -54,7 +55,7 @@ def _redirect_off(scene):
 def _log_moved_away(log):
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    write_atomic(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
+    write_atomic(log, kept.read_bytes(), owner=istio_facts.SIDECAR_UID)
     try:
         yield
     finally:

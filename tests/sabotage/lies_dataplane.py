@@ -13,7 +13,7 @@ from saboteur import again_and_again, lie
 from merbridge_lab import dataplane
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
 from merbridge_lab.dataplane import abi
-from merbridge_lab.dataplane.endpoints import netns_cookie
+from merbridge_lab.dataplane.endpoints import netns_cookie, packed
 from merbridge_lab.dataplane.pins import HOOKS, PREFIX, PROGRAMS, opened, u32, u64
 
 CONNECT = bpf_syscall.CGROUP_INET4_CONNECT
@@ -136,7 +136,7 @@ def _(scene, name):
 def _(scene):
     """helloworld-v1's address is deleted from pod_ips: its sidecar is dialled by no one."""
     with pins(scene).open_map("pod_ips") as ips:
-        bpf_maps.delete(ips, u32(dataplane.Pod("", pod(scene, "helloworld-v1").spec.ip, pod(scene, "sleep").netns).ip4))
+        bpf_maps.delete(ips, u32(packed(pod(scene, "helloworld-v1").spec.ip)))
     yield
 
 
@@ -167,7 +167,7 @@ def _(scene):
     """The whole dataplane is attached to the twins' cgroup instead of the mesh's."""
     lab = scene.lab
     plane = dataplane.Dataplane(lab.machine.bpffs / lab.machine.name, lab.machine.tracefs)
-    plane.attach(lab.machine.cgroup / "twins", lab.dataplane._pods())
+    plane.attach(lab.machine.cgroup / "twins", lab.dataplane.discovery.endpoints())
     yield
 
 
@@ -231,7 +231,9 @@ def _(scene):
     def strike():
         pins(scene).link("connect4").unlink()
         lab = scene.lab
-        dataplane.Dataplane(lab.machine.bpffs / lab.machine.name).attach(lab.machine.mesh_cgroup, lab.dataplane._pods())
+        dataplane.Dataplane(lab.machine.bpffs / lab.machine.name).attach(
+            lab.machine.mesh_cgroup, lab.dataplane.discovery.endpoints()
+        )
 
     scene.at("matrix begins", strike)
     yield
@@ -243,7 +245,7 @@ def _(scene):
     lab = scene.lab
     other = dataplane.Dataplane(lab.machine.bpffs / "other", lab.machine.tracefs)
     try:
-        other.attach(lab.machine.mesh_cgroup, lab.dataplane._pods())
+        other.attach(lab.machine.mesh_cgroup, lab.dataplane.discovery.endpoints())
         yield
     finally:
         other.detach(1.0)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from saboteur import again_and_again, lie
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import bpf_maps, cgroup, iptables
 from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import write_atomic
@@ -40,7 +41,7 @@ def end(target, kind="sidecar"):
 
 def start(target, kind, argv):
     """Start `argv` in the pod as a process of that kind would run, in its cgroup, namespaces and user."""
-    user = topology.SIDECAR_ID if kind == "sidecar" else topology.APP_ID
+    user = istio_facts.SIDECAR_UID if kind == "sidecar" else topology.APP_ID
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))
 
@@ -119,7 +120,7 @@ def _(scene):
     place.mkdir()
     argv = script(target, PROXY, f"{target.spec.ip}:15006")
     log = target.folder / "sabotage.log"
-    run(namespaces.as_daemon(place, target.netns, target.mntns, topology.SIDECAR_ID, log, argv))
+    run(namespaces.as_daemon(place, target.netns, target.mntns, istio_facts.SIDECAR_UID, log, argv))
     try:
         poll_until(lambda: _listens(target, f"{target.spec.ip}:15006"), timeout=5, awaiting="the proxy")
         yield
@@ -176,7 +177,7 @@ def _(scene, name):
         trusted = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
         certificates.install(
             folder, target.spec.identity, authority=certificates.Authority.fresh(), trusted=trusted,
-            owner=topology.SIDECAR_ID,
+            owner=istio_facts.SIDECAR_UID,
         )  # fmt: skip
 
     changed = _certified(scene, name, foreign)
@@ -194,7 +195,7 @@ def _(scene, name):
         certificates._LIFE = dt.timedelta(hours=-1)
         try:
             certificates.install(
-                folder, target.spec.identity, authority=trusted, trusted=trusted, owner=topology.SIDECAR_ID
+                folder, target.spec.identity, authority=trusted, trusted=trusted, owner=istio_facts.SIDECAR_UID
             )
         finally:
             certificates._LIFE, certificates._SLACK = life, slack
@@ -211,7 +212,7 @@ def _(scene):
     def other(_target, folder):
         trusted = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
         identity = topology.spiffe("helloworld-v1")
-        certificates.install(folder, identity, authority=trusted, trusted=trusted, owner=topology.SIDECAR_ID)
+        certificates.install(folder, identity, authority=trusted, trusted=trusted, owner=istio_facts.SIDECAR_UID)
 
     changed = _certified(scene, "helloworld-v2", other)
     yield
@@ -274,7 +275,7 @@ def _(scene, name):
     log = pod(scene, name).access_log
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    write_atomic(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
+    write_atomic(log, kept.read_bytes(), owner=istio_facts.SIDECAR_UID)
     yield
     kept.replace(log)
 
@@ -285,7 +286,7 @@ def _(scene):
     log = pod(scene, "sleep").access_log
     kept = log.with_name("elsewhere.log")
     log.rename(kept)
-    write_atomic(log, kept.read_bytes(), owner=topology.SIDECAR_ID)
+    write_atomic(log, kept.read_bytes(), owner=istio_facts.SIDECAR_UID)
     seen = kept.stat().st_size
 
     def forge():

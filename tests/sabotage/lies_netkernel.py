@@ -15,6 +15,7 @@ from lies_mesh import end, pod
 from lies_pods import at, at_node
 from saboteur import lie, oddity
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import mounts, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.labs.embedded import namespaces, topology
@@ -183,7 +184,7 @@ def _(scene):
 def by_way_of(target, kind, *prefix):
     """Start a process of a pod as merlab does, except for the given prefix."""
     end(target, kind)
-    user = topology.SIDECAR_ID if kind == "sidecar" else topology.APP_ID
+    user = istio_facts.SIDECAR_UID if kind == "sidecar" else topology.APP_ID
     argv = [*prefix, *target.processes._argv(kind)]
     log = target.folder / "sabotage.log"
     run(namespaces.as_daemon(target.cgroup / kind, target.netns, target.mntns, user, log, argv))

@@ -27,9 +27,9 @@ from lies_mesh import pins, pod
 from lies_plane import listeners
 from saboteur import lie, oddity
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
 from merbridge_lab.adapters.command import run
-from merbridge_lab.labs.embedded import topology
 
 # -- a detour --------------------------------------------------------------------------------------------------------
 
@@ -355,7 +355,7 @@ sys.stdin.read()
 )
 def _(scene):
     """A process of the sidecar's user listens on 15006 of helloworld-v1 as well, and gets its share of connections."""
-    argv = pod(scene, "helloworld-v1").argv_as_root([sys.executable, "-I", "-c", BESIDE, str(topology.SIDECAR_ID)])
+    argv = pod(scene, "helloworld-v1").argv_as_root([sys.executable, "-I", "-c", BESIDE, str(istio_facts.SIDECAR_UID)])
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"there\n"
         yield

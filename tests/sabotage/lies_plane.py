@@ -14,8 +14,10 @@ from kernel_objects import held, nothing
 from lies_mesh import end, pins, pod
 from saboteur import lie
 
-from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
-from merbridge_lab.dataplane import abi, endpoints
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns, process_sockets
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.endpoints import packed
+from merbridge_lab.dataplane.inbound_listener import inbound_listener
 from merbridge_lab.dataplane.pins import u32, u64
 
 _FREEZE = 22
@@ -108,7 +110,7 @@ def _(scene):
     """The node's network namespace is in the pod map as sleep: its counters would be told as sleep's."""
     sleep = pod(scene, "sleep")
     layout = abi.layouts()["pod"]
-    entry = layout.pack(ip4=endpoints.Pod("sleep", sleep.spec.ip, sleep.netns).ip4, name=b"sleep")
+    entry = layout.pack(ip4=packed(sleep.spec.ip), name=b"sleep")
     key = u64(netns.cookie(scene.lab._node.netns))
     with pins(scene).open_map("pods") as table:
         bpf_maps.update(table, key, entry)
@@ -122,7 +124,7 @@ def _(scene):
     """helloworld-v1's address is in pod_ips with the network namespace of helloworld-v2."""
     one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
     with pins(scene).open_map("pod_ips") as table:
-        bpf_maps.update(table, u32(endpoints.Pod("", one.spec.ip, one.netns).ip4), u64(netns.cookie(other.netns)))
+        bpf_maps.update(table, u32(packed(one.spec.ip)), u64(netns.cookie(other.netns)))
     yield
 
 
@@ -133,7 +135,7 @@ def _(scene):
     """In `listeners`, helloworld-v2's inbound listener stands for helloworld-v1: it would get its connections."""
     one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
     with (
-        endpoints.inbound_listener(other.sidecar_pid, netns.cookie(other.netns)) as sock,
+        inbound_listener(other.sidecar_pid, netns.cookie(other.netns)) as sock,
         pins(scene).open_map("listeners") as table,
     ):
         bpf_maps.update(table, u64(netns.cookie(one.netns)), u64(sock))
@@ -146,7 +148,7 @@ def _(scene):
 def listeners(target, kind, port):
     """Return our own descriptors of the sockets on which a process of the pod listens."""
     pid = target.app_pid if kind == "app" else target.sidecar_pid
-    for _, sock in endpoints.sockets_of(pid, "its sockets"):
+    for _, sock in process_sockets.sockets_of(pid, "its sockets"):
         with contextlib.suppress(OSError):
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and sock.getsockname()[1] == port:
                 yield sock
@@ -191,7 +193,7 @@ def _(scene):
         name = ours.getsockname()
         found = False
         while not found:
-            for _, sock in endpoints.sockets_of(target.sidecar_pid, "its sockets"):
+            for _, sock in process_sockets.sockets_of(target.sidecar_pid, "its sockets"):
                 with contextlib.suppress(OSError):
                     if sock.getpeername() == name:
                         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

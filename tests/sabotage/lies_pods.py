@@ -11,6 +11,7 @@ import sys
 from lies_mesh import _certified, _put_back, end, pod
 from saboteur import lie
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import cgroup, netns, system_tools
 from merbridge_lab.adapters.command import run
 from merbridge_lab.adapters.files import write_atomic
@@ -353,7 +354,7 @@ def _(scene):
     end(target)
     argv = ["prlimit", "--nofile=60:60", *target.processes._argv("sidecar")]
     log = target.folder / "sabotage.log"
-    run(namespaces.as_daemon(target.cgroup / "sidecar", target.netns, target.mntns, topology.SIDECAR_ID, log, argv))
+    run(namespaces.as_daemon(target.cgroup / "sidecar", target.netns, target.mntns, istio_facts.SIDECAR_UID, log, argv))
     assert poll_until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")
     yield
 
@@ -385,7 +386,7 @@ def _(scene):
 
     def signed(target, folder):
         certificates.install(
-            folder, target.spec.identity, authority=expired, trusted=expired, owner=topology.SIDECAR_ID
+            folder, target.spec.identity, authority=expired, trusted=expired, owner=istio_facts.SIDECAR_UID
         )  # fmt: skip
 
     changed = _certified(scene, "sleep", signed)
@@ -402,7 +403,7 @@ def _(scene):
         trusted = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
         with _at_another_time(3 * DAY, -2 * DAY):
             certificates.install(
-                folder, target.spec.identity, authority=trusted, trusted=trusted, owner=topology.SIDECAR_ID
+                folder, target.spec.identity, authority=trusted, trusted=trusted, owner=istio_facts.SIDECAR_UID
             )
 
     changed = _certified(scene, "sleep", early)
@@ -418,7 +419,7 @@ def _(scene):
         trusted = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
         other = certificates.Authority.fresh()
         certificates.install(
-            folder, target.spec.identity, authority=trusted, trusted=other, owner=topology.SIDECAR_ID
+            folder, target.spec.identity, authority=trusted, trusted=other, owner=istio_facts.SIDECAR_UID
         )  # fmt: skip
 
     changed = _certified(scene, "sleep", trusting)

@@ -14,6 +14,7 @@ from lies_pods import DEBUGGER
 from lies_programs import LIBRARY, copied, environment, folder
 from saboteur import lie
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.command import run
 from merbridge_lab.labs.embedded import namespaces, topology
@@ -100,7 +101,7 @@ def _(scene):
 def _(scene):
     """A process of root's has a duplicate of a socket that sleep's Envoy listens on, and does nothing with it yet."""
     target = pod(scene, "sleep")
-    with helper(TAKER, target.sidecar_pid, topology.OUTBOUND_PORT, target.spec.name):
+    with helper(TAKER, target.sidecar_pid, istio_facts.OUTBOUND_PORT, target.spec.name):
         yield
 
 
@@ -193,7 +194,7 @@ def _(scene):
     log = target.folder / "sabotage.log"
     # unshare as root, then the user, as merlab does.
     inside = ["nsenter", f"--net={target.netns}", f"--mount={target.mntns}", "unshare", "--mount", "setpriv",
-              f"--reuid={topology.SIDECAR_ID}", f"--regid={topology.SIDECAR_ID}", "--clear-groups",
+              f"--reuid={istio_facts.SIDECAR_UID}", f"--regid={istio_facts.SIDECAR_UID}", "--clear-groups",
               "env", "-i", *sorted(namespaces.ENVIRONMENT), *argv]  # fmt: skip
     run(["sh", "-c", namespaces._DAEMON, str(target.cgroup / "sidecar"), str(log), *inside])
     assert poll_until(lambda: target._answers("sidecar"), timeout=10, awaiting="the sidecar")

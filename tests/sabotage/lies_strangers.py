@@ -13,11 +13,10 @@ from kernel_objects import held, nothing
 from lies_mesh import end, pins, pod
 from saboteur import lie, oddity
 
-from merbridge_lab import dataplane
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.dataplane import abi
-from merbridge_lab.dataplane.endpoints import netns_cookie
+from merbridge_lab.dataplane.endpoints import netns_cookie, packed
 from merbridge_lab.dataplane.pins import PREFIX, opened, u32, u64
 
 #: hook → (program type, attach type)
@@ -179,7 +178,7 @@ def _(scene):
 @lie("an address of nobody's leads to a pod", r"the address 10\.244\.0\.99 is in the pod map, but no pod has it")
 def _(scene):
     """An address that no pod has is in pod_ips: sidecars that dial it would end in helloworld-v1."""
-    address = u32(dataplane.Pod("", "10.244.0.99", pod(scene, "sleep").netns).ip4)
+    address = u32(packed("10.244.0.99"))
     with pins(scene).open_map("pod_ips") as ips:
         bpf_maps.update(ips, address, u64(netns_cookie(pod(scene, "helloworld-v1").netns)))
         yield

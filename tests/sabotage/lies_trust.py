@@ -11,9 +11,10 @@ from pathlib import Path
 from lies_mesh import configured, pod, restart
 from saboteur import lie
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import mounts
 from merbridge_lab.adapters.files import write_atomic
-from merbridge_lab.labs.embedded import certificates, envoy, topology
+from merbridge_lab.labs.embedded import certificates, envoy
 
 _SIDECARS = {"name": ["sleep", "helloworld-v1"]}
 
@@ -49,10 +50,10 @@ def _(scene, name):
     target = pod(scene, name)
     path, honest = _roots(target)
     more = honest + certificates.Authority.fresh().certificate.decode()
-    write_atomic(path, more, mode=0o400, owner=topology.SIDECAR_ID)
+    write_atomic(path, more, mode=0o400, owner=istio_facts.SIDECAR_UID)
     inline, file = f"inline_string: {json.dumps(honest)}", f"filename: {path}"
     with configured(target, lambda text: text.replace(inline, file)) as (bootstrap, whole):
-        write_atomic(path, honest, mode=0o400, owner=topology.SIDECAR_ID)
+        write_atomic(path, honest, mode=0o400, owner=istio_facts.SIDECAR_UID)
         write_atomic(bootstrap, whole)
         yield
 
@@ -70,7 +71,7 @@ def _(scene, name):
     honest = whole.read_text()
     certs.rename(kept)
     lab = certificates.Authority.load(scene.lab.machine.run / "ca.pem")
-    certificates.install(certs, target.spec.identity, authority=lab, trusted=lab, owner=topology.SIDECAR_ID)
+    certificates.install(certs, target.spec.identity, authority=lab, trusted=lab, owner=istio_facts.SIDECAR_UID)
     write_atomic(whole, envoy.render(target.spec, target.folder))
     restart(target)
     shutil.rmtree(certs)

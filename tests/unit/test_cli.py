@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 
 import golden_files
 from fake_lab import FakeDriver, up
-from merbridge_lab import __version__, cli, labs, lock, signals
+from merbridge_lab import __version__, cli, lock, signals
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs import selection
 from merbridge_lab.requirements import Requirement
 from schema_files import read
 
@@ -36,7 +37,7 @@ PLANNED = ["compare", "agent", "bench"]
 def driver(monkeypatch, tmp_path):
     """A lab in memory that every call of merlab in this test uses, with a separate lock."""
     fake = FakeDriver()
-    monkeypatch.setattr(labs, "pick", lambda asked: (fake, "asked for" if asked else "it is up"))
+    monkeypatch.setattr(selection, "pick", lambda asked: (fake, "asked for" if asked else "it is up"))
     monkeypatch.setattr(lock, "folder", lambda: tmp_path / "locks")
     monkeypatch.setenv("COLUMNS", "100")
     handlers = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
@@ -251,33 +252,34 @@ def test_m9_an_unknown_lab_with_json_is_one_object():
 
 
 def test_the_lab_of_the_environment_counts_where_none_is_up(monkeypatch):
-    from merbridge_lab.labs import embedded, kind
+    from merbridge_lab.labs import kind
+    from merbridge_lab.labs.embedded import driver as embedded
 
     monkeypatch.setattr(embedded.EmbeddedDriver, "is_up", lambda _self: False)
     monkeypatch.setattr(kind.KindDriver, "is_up", lambda _self: False)
     monkeypatch.setattr(kind.KindDriver, "is_possible", lambda _self: False)
     monkeypatch.setenv("MERLAB_LAB", "cluster")
     with pytest.raises(LabError, match="the cluster lab is planned"):
-        labs.pick(None)
+        selection.pick(None)
     monkeypatch.setenv("MERLAB_LAB", "kind")
-    driver, why = labs.pick(None)
+    driver, why = selection.pick(None)
     assert (driver.name, why) == ("kind", "MERLAB_LAB")
-    assert labs.pick("embedded")[0].name == "embedded"
-    assert labs.pick("auto")[0].name == "embedded"
+    assert selection.pick("embedded")[0].name == "embedded"
+    assert selection.pick("auto")[0].name == "embedded"
     monkeypatch.delenv("MERLAB_LAB")
-    driver, why = labs.pick(None)
+    driver, why = selection.pick(None)
     assert (driver.name, why.partition(":")[0]) == ("embedded", "auto")
     monkeypatch.setattr(kind.KindDriver, "is_possible", lambda _self: True)
-    driver, why = labs.pick(None)
+    driver, why = selection.pick(None)
     assert (driver.name, why.partition(":")[0]) == ("kind", "auto")
 
 
 def test_the_lab_that_is_up_comes_before_the_environment(monkeypatch):
-    from merbridge_lab.labs import embedded
+    from merbridge_lab.labs.embedded import driver as embedded
 
     monkeypatch.setattr(embedded.EmbeddedDriver, "is_up", lambda _self: True)
     monkeypatch.setenv("MERLAB_LAB", "kind")
-    driver, why = labs.pick(None)
+    driver, why = selection.pick(None)
     assert (driver.name, why) == ("embedded", "it is up")
 
 
@@ -637,7 +639,7 @@ def test_u6_status_tells_all_labs_and_which_one_is_meant(driver, monkeypatch):
         {"lab": "embedded", "name": "merlab-two", "default": False},
         {"lab": "kind", "name": "merbridge", "default": False},
     ]
-    monkeypatch.setattr(labs, "present", lambda: every)
+    monkeypatch.setattr(selection, "present", lambda: every)
     assert read("status", merlab("status", "--json").stdout)["labs"] == every
     lines = merlab("status").stdout.splitlines()
     assert lines[:3] == [
@@ -645,25 +647,26 @@ def test_u6_status_tells_all_labs_and_which_one_is_meant(driver, monkeypatch):
         "up: merlab-two (embedded); to mean this one: MERLAB_NAME=merlab-two",
         "up: merbridge (kind); to mean this one: --lab kind",
     ]
-    monkeypatch.setattr(labs, "present", lambda: every[:1])
+    monkeypatch.setattr(selection, "present", lambda: every[:1])
     assert not merlab("status").stdout.startswith("up: ")
 
 
 def test_u6_all_labs_are_found_by_their_names(monkeypatch, tmp_path):
-    from merbridge_lab.labs import embedded, kind
+    from merbridge_lab.labs import kind
+    from merbridge_lab.labs.embedded import driver as embedded
 
     for name in ("merlab", "merlab-two", "merlab-tests.lock", "merlab.locks", "merlab_x", "other"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(embedded.topology, "RUN", tmp_path / "merlab")
     monkeypatch.setattr(kind.KindDriver, "is_up", lambda _self: True)
     monkeypatch.setenv("MERLAB_NAME", "merlab-two")
-    assert labs.present() == [
+    assert selection.present() == [
         {"lab": "embedded", "name": "merlab", "default": False},
         {"lab": "embedded", "name": "merlab-two", "default": True},
         {"lab": "kind", "name": "merbridge", "default": False},
     ]
     monkeypatch.setenv("MERLAB_NAME", "merlab-three")
-    assert [each["name"] for each in labs.present() if each["default"]] == ["merbridge"]
+    assert [each["name"] for each in selection.present() if each["default"]] == ["merbridge"]
 
 
 def test_u7_steps_are_told_to_whom_may_not_look_at_the_lab(driver, monkeypatch):
@@ -753,8 +756,8 @@ EXEC = """
 import sys
 sys.path.insert(0, {tests!r})
 from fake_lab import FakeDriver, FakeLab, up
-from merbridge_lab import labs
-labs.pick = lambda asked: (FakeDriver(up(FakeLab())), "it is up")
+from merbridge_lab.labs import selection
+selection.pick = lambda asked: (FakeDriver(up(FakeLab())), "it is up")
 from merbridge_lab.cli import main
 sys.argv = ["merlab", "exec", "sleep", *{more!r}]
 main()

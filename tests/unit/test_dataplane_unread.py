@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features, netlink_hooks, netns
-from merbridge_lab.dataplane import Around, Dataplane, endpoints, health, sockhash, strangers, upgrade
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features, netlink_hooks, netns, process_sockets
+from merbridge_lab.dataplane import Around, Dataplane, health, inbound_listener, sockhash, strangers, upgrade
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
@@ -226,10 +226,10 @@ def test_before_linux_5_18_others_that_could_be_there_are_unread_and_none_is_non
 
 LOOK = """
 import os, socket, sys
-from merbridge_lab.dataplane import endpoints
+from merbridge_lab.dataplane import inbound_listener
 sock = socket.create_server(("127.0.0.1", 0))
 try:
-    print(endpoints.inbound_cookies(os.getpid(), 1))
+    print(inbound_listener.inbound_cookies(os.getpid(), 1))
 except Exception as error:
     print(type(error).__name__, error.what, error.hint, sep="|")
 """
@@ -251,16 +251,16 @@ def test_m4_a_descriptor_that_was_closed_is_no_refusal(monkeypatch):
     def closed(*_args):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(endpoints, "_pidfd_getfd", closed)
+    monkeypatch.setattr(process_sockets, "_pidfd_getfd", closed)
     with socket.create_server(("127.0.0.1", 0)):
-        assert endpoints.inbound_cookies(os.getpid(), 1) == set()
+        assert inbound_listener.inbound_cookies(os.getpid(), 1) == set()
 
 
 def test_m4_yama_at_3_is_named_with_who_sets_it(monkeypatch):
-    monkeypatch.setattr(endpoints, "_pidfd_getfd", refused)
-    monkeypatch.setattr(endpoints, "ptrace_scope", lambda: 3)
+    monkeypatch.setattr(process_sockets, "_pidfd_getfd", refused)
+    monkeypatch.setattr(process_sockets, "ptrace_scope", lambda: 3)
     with socket.create_server(("127.0.0.1", 0)), pytest.raises(LabError, match="ptrace_scope is 3") as caught:
-        endpoints.inbound_cookies(os.getpid(), 1)
+        inbound_listener.inbound_cookies(os.getpid(), 1)
     assert caught.value.hint == kernel_features.FIND_PTRACE_SCOPE
     subprocess.run(["sh", "-n", "-c", kernel_features.FIND_PTRACE_SCOPE], check=True)
 

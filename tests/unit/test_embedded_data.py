@@ -71,7 +71,7 @@ def test_the_rules_of_a_pod_are_istios_and_one_more():
 
 
 def test_a_service_address_goes_to_each_endpoint_with_an_equal_chance():
-    three = tuple(topology.Endpoint(f"10.244.0.{n}", "any") for n in (11, 12, 13))
+    three = tuple(topology.ServiceEndpoint(f"10.244.0.{n}", "any") for n in (11, 12, 13))
     text = rule_templates.service_rules([dataclasses.replace(topology.SERVICES[0], endpoints=three)])
     chances = [rule.spec.split("--probability ")[1].split()[0] for rule in ruleset.parse(text) if "random" in rule.spec]
     assert chances == ["0.33333333333", "0.50000000000"]

@@ -21,6 +21,7 @@ ROLES = {
     "components": "parts of a lab: what they are, and the checks of them",
     "control_pods": "pods that the dataplane does not serve",
     "dataplane": "what intercepts in the kernel: a lab's, upstream's, and the checks of it",
+    "discovery": "which endpoints there are: the protocol, and the labs that keep to it",
     "evidence": "what was seen, with its source",
     "health": "is a dataplane as it should be?",
     "host": "this machine: what it offers, and what a lab has of it",

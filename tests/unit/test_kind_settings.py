@@ -8,13 +8,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from merbridge_lab import cli, labs
+from merbridge_lab import cli
 from merbridge_lab.adapters import kind_cli as kind_command
 from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.adapters.docker import Engine
 from merbridge_lab.adapters.istioctl import complaint
 from merbridge_lab.errors import LabError, UsageError
-from merbridge_lab.labs import kind
+from merbridge_lab.labs import kind, selection
 from merbridge_lab.labs.kind import KindDriver, names
 from merbridge_lab.labs.kubernetes import manifests, topology
 from merbridge_lab.labs.kubernetes.settings import Settings, versions
@@ -197,8 +197,8 @@ def test_dataplanes_that_are_planned_are_3(dataplane):
 
 
 def test_only_labs_on_clusters_can_be_told():
-    assert labs.tell(KindDriver(), Options())
-    assert not labs.tell(labs.pick("embedded")[0], Options())
+    assert selection.tell(KindDriver(), Options())
+    assert not selection.tell(selection.pick("embedded")[0], Options())
 
 
 def test_options_are_named_as_they_are_typed():
@@ -235,7 +235,7 @@ def test_a_docker_that_hangs_holds_up_nobody(monkeypatch, tmp_path):
     monkeypatch.delenv("MERLAB_LAB", raising=False)
     began = time.monotonic()
     assert not KindDriver().is_up()
-    assert labs.pick("auto")[0].name == "embedded"
+    assert selection.pick("auto")[0].name == "embedded"
     assert time.monotonic() - began < 5
 
 

@@ -378,7 +378,7 @@ def test_a_host_path_that_is_missing_is_added(daemonset):
 
 def test_where_an_app_listens():
     head = "  sl  local_address rem_address   st tx_queue rx_queue"
-    row = "   0: 00000000:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0"
+    row = "   0: 00000000:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 41234 1"
     assert limitations.listens(f"{head}\n{row}\n")
     assert not limitations.listens(f"{head}\n{row.replace('0A', '01')}\n")
     assert not limitations.listens(f"{head}\n{row.replace('1388', '1389')}\n")

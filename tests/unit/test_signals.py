@@ -180,8 +180,8 @@ class Driver:
         polling.poll_until(lambda: False, timeout=60, awaiting="a signal")
     def open(self, **more): raise AssertionError
 
-from merbridge_lab import labs
-labs.pick = lambda asked: (Driver(), "asked for")
+from merbridge_lab.labs import selection
+selection.pick = lambda asked: (Driver(), "asked for")
 sys.argv = ["merlab", "restore", *{more!r}]
 cli.main()
 """

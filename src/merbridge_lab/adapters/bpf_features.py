@@ -9,27 +9,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from typing import NamedTuple
 
-from merbridge_lab.adapters.kernel_features import syscall
-
-#: bpf(2) by architecture: x86 has its own table.
-_BPF = {"x86_64": 321}.get(platform.machine(), 280)
-
-_MAP_CREATE, _PROG_LOAD, _PROG_QUERY, _BTF_LOAD = 0, 5, 16, 18
-
-#: Attach types (enum bpf_attach_type) of the hooks of the dataplane on a cgroup.
-SOCK_OPS, INET4_CONNECT, INET6_CONNECT, GETSOCKOPT, INET4_GETPEERNAME = 3, 10, 11, 21, 29
-_SK_LOOKUP = 36
+from merbridge_lab.adapters import bpf_syscall
 
 _GET_NETNS_COOKIE = 122
 
 _PERCPU_HASH, _SOCKHASH, _SK_STORAGE = 5, 18, 24
 _NO_PREALLOC = 1
-
-_ALLOW_OVERRIDE, _ALLOW_MULTI = 1, 2
 
 
 class Program(NamedTuple):
@@ -40,14 +28,14 @@ class Program(NamedTuple):
 
 
 PROGRAMS = {
-    "bpf.connect4": Program(18, INET4_CONNECT),
-    "bpf.connect6": Program(18, INET6_CONNECT),
-    "bpf.getpeername4": Program(18, INET4_GETPEERNAME),
-    "bpf.getsockopt": Program(25, GETSOCKOPT),
-    "bpf.sock_ops": Program(13),
-    "bpf.sk_msg": Program(16),
-    "bpf.sk_lookup": Program(30, _SK_LOOKUP),
-    "bpf.raw_tracepoint": Program(17),
+    "bpf.connect4": Program(bpf_syscall.PROG_CGROUP_SOCK_ADDR, bpf_syscall.CGROUP_INET4_CONNECT),
+    "bpf.connect6": Program(bpf_syscall.PROG_CGROUP_SOCK_ADDR, bpf_syscall.CGROUP_INET6_CONNECT),
+    "bpf.getpeername4": Program(bpf_syscall.PROG_CGROUP_SOCK_ADDR, bpf_syscall.CGROUP_INET4_GETPEERNAME),
+    "bpf.getsockopt": Program(bpf_syscall.PROG_CGROUP_SOCKOPT, bpf_syscall.CGROUP_GETSOCKOPT),
+    "bpf.sock_ops": Program(bpf_syscall.PROG_SOCK_OPS),
+    "bpf.sk_msg": Program(bpf_syscall.PROG_SK_MSG),
+    "bpf.sk_lookup": Program(bpf_syscall.PROG_SK_LOOKUP, bpf_syscall.SK_LOOKUP),
+    "bpf.raw_tracepoint": Program(bpf_syscall.PROG_RAW_TRACEPOINT),
 }
 
 MAPS = ("bpf.sockhash", "bpf.sk_storage", "bpf.percpu_hash")
@@ -63,12 +51,6 @@ def _instruction(code: int, register: int = 0, value: int = 0) -> bytes:
 #: `return 1`, which every kind of program here may do.
 _RETURN_ONE = _instruction(0xB7, 0, 1) + _instruction(0x95)
 _CALL_COOKIE = _instruction(0x85, 0, _GET_NETNS_COOKIE)
-
-
-def _bpf(command: int, attributes: bytes) -> int:
-    """Call bpf(2); `attributes` is padded with zeros, because the kernel requires unknown fields to be zero."""
-    buffer = ctypes.create_string_buffer(attributes, 128)
-    return syscall(_BPF, command, buffer, len(buffer))
 
 
 def load(name: str, *, cookie: bool = False) -> None:
@@ -95,7 +77,7 @@ def load(name: str, *, cookie: bool = False) -> None:
         0,
         program.attach,
     )
-    os.close(_bpf(_PROG_LOAD, attributes))
+    os.close(bpf_syscall.call(bpf_syscall.PROG_LOAD, attributes, "load a program")[0])
 
 
 def create(name: str) -> None:
@@ -117,7 +99,7 @@ def _map(kind: int, *, entries: int = 1, flags: int = 0, types: int = 0) -> int:
     attributes = struct.pack(
         "=IIIIIII16sIIII", kind, 4, 4, entries, flags, 0, 0, b"merlab_probe", 0, types, of_type, of_type
     )
-    return _bpf(_MAP_CREATE, attributes)
+    return bpf_syscall.call(bpf_syscall.MAP_CREATE, attributes, "create a map")[0]
 
 
 def _one_integer_type() -> int:
@@ -126,18 +108,8 @@ def _one_integer_type() -> int:
     strings = b"\0int\0"
     header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(integer), len(integer), len(strings))
     blob = ctypes.create_string_buffer(header + integer + strings, 24 + len(integer) + len(strings))
-    return _bpf(_BTF_LOAD, struct.pack("=QQIII", ctypes.addressof(blob), 0, len(blob), 0, 0))
-
-
-def exclusive(cgroup: int, attach: int) -> bool:
-    """Report whether a program on this cgroup (a directory descriptor) forbids others on the cgroups below.
-
-    This is the case if it was attached with neither BPF_F_ALLOW_MULTI nor BPF_F_ALLOW_OVERRIDE. Raises OSError.
-    """
-    buffer = ctypes.create_string_buffer(struct.pack("=IIIIQI", cgroup, attach, 0, 0, 0, 0), 128)
-    syscall(_BPF, _PROG_QUERY, buffer, len(buffer))
-    _, _, _, flags, _, programs = struct.unpack_from("=IIIIQI", buffer.raw)
-    return programs > 0 and not flags & (_ALLOW_MULTI | _ALLOW_OVERRIDE)
+    attributes = struct.pack("=QQIII", ctypes.addressof(blob), 0, len(blob), 0, 0)
+    return bpf_syscall.call(bpf_syscall.BTF_LOAD, attributes, "load types")[0]
 
 
 def why(error: OSError) -> str:
@@ -149,4 +121,4 @@ def why(error: OSError) -> str:
         errno.EACCES: "not permitted",
         errno.ENOTSUPP if hasattr(errno, "ENOTSUPP") else 524: "not built into this kernel",
     }
-    return meanings.get(error.errno or 0, error.strerror or str(error))
+    return meanings.get(error.errno or 0) or (os.strerror(error.errno) if error.errno else str(error))

@@ -13,6 +13,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.system_call import system_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 # enum bpf_cmd
+MAP_CREATE, PROG_LOAD, BTF_LOAD = 0, 5, 18
 _OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _TEST_RUN = 6, 7, 8, 9, 10
 _INFO, _PROG_QUERY = 15, 16
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS, _LINK_DETACH = 28, 29, 32, 34
@@ -59,8 +61,7 @@ QUERY_EFFECTIVE = 1
 _INFO_BYTES = 256
 _LSM_CGROUP = 43
 _ATTRIBUTE = 512
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_ALLOW_OVERRIDE, _ALLOW_MULTI = 1, 2
 
 
 def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
@@ -71,11 +72,10 @@ def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
     # Newer kernels write into the part of the attribute that they know (Linux 6.6: at byte 56), whatever length we
     # pass.
     room = ctypes.create_string_buffer(attr, _ATTRIBUTE)
-    result = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), room, ctypes.c_ulong(max(len(attr), 8)))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
-    return int(result), room.raw
+    try:
+        return system_call(number, command, room, max(len(attr), 8)), room.raw
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror}") from None
 
 
 def address(buffer: ctypes.Array[ctypes.c_char]) -> int:
@@ -235,12 +235,26 @@ def attached_progs(target: int, attach_type: int, flags: int = 0) -> list[int]:
 
     For tcx and netkit `target` is the number of an interface in the caller's network namespace.
     """
+    return _query(target, attach_type, flags)[1]
+
+
+def is_exclusive(cgroup: int, attach_type: int) -> bool:
+    """Report whether a program on this cgroup forbids others on the cgroups below.
+
+    This is the case if it was attached with neither BPF_F_ALLOW_MULTI nor BPF_F_ALLOW_OVERRIDE.
+    """
+    how, programs = _query(cgroup, attach_type)
+    return bool(programs) and not how & (_ALLOW_MULTI | _ALLOW_OVERRIDE)
+
+
+def _query(target: int, attach_type: int, flags: int = 0) -> tuple[int, list[int]]:
+    """Return how programs may be attached (BPF_F_ALLOW_…), and the ids of those that are."""
     found, how = (ctypes.c_uint32 * 64)(), (ctypes.c_uint32 * 64)()
     # For LSM programs, the kernel reports what is attached only if the query also asks how.
     asked = ctypes.addressof(how) if attach_type == _LSM_CGROUP and not flags else 0
     attr = struct.pack("=IIIIQIIQ", target, attach_type, flags, 0, ctypes.addressof(found), len(found), 0, asked)
     raw = call(_PROG_QUERY, attr, "ask what is attached")[1]
-    return list(found[: struct.unpack_from("=I", raw, 24)[0]])
+    return struct.unpack_from("=I", raw, 12)[0], list(found[: struct.unpack_from("=I", raw, 24)[0]])
 
 
 def test_run(prog: int, args: tuple[int, ...]) -> int:

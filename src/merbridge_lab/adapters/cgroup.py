@@ -18,6 +18,7 @@ from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import delete_folder
 from merbridge_lab.errors import LabError
 from merbridge_lab.polling import poll_until
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,9 +55,13 @@ def processes(cgroup: Path) -> list[int]:
 def of(pid: int) -> str:
     """Return the cgroup that a process is in, as a path from the root of the hierarchy; "" if it has ended."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        lines = (Path("/proc", str(pid)) / "cgroup").read_bytes().decode(errors="replace").split("\n")
-        return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+        return in_version_2(read_text(Path("/proc", str(pid), "cgroup")))
     return ""
+
+
+def in_version_2(memberships: str) -> str:
+    """Return the path in the version 2 hierarchy, from the text of a /proc/PID/cgroup; "" if it names none."""
+    return next((line.removeprefix("0::") for line in lines_of(memberships) if line.startswith("0::")), "")
 
 
 def subtree(cgroup: Path) -> Iterator[Path]:

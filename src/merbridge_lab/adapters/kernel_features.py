@@ -7,13 +7,13 @@ its file descriptor. So nothing can be left behind, not even by SIGKILL.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.system_call import system_call
 from merbridge_lab.errors import UnsupportedFeatureError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Feature:
     config: str
 
 
-#: The one table of what is needed. 5.15 has all of it: see bpf_syscall.netns_cookie.
+#: The one table of what is needed; "kernel.version" is the first version that has all of it: see "bpf.netns_cookie".
 FEATURES = {
     "kernel.version": Feature("5.15", "CONFIG_BPF_SYSCALL"),
     "kernel.btf": Feature("5.4", "CONFIG_DEBUG_INFO_BTF"),
@@ -48,15 +48,23 @@ FEATURES = {
     "bpf.sk_lookup": Feature("5.9", "CONFIG_INET and CONFIG_BPF_SYSCALL"),
     "bpf.raw_tracepoint": Feature("4.17", "CONFIG_BPF_EVENTS"),
     "bpf.netns_cookie": Feature("5.15", "CONFIG_CGROUP_BPF and CONFIG_NET_NS"),
+    "bpf.links": Feature("5.9", "CONFIG_CGROUP_BPF and CONFIG_NET_NS"),
+    "bpf.test_run": Feature("5.10", "CONFIG_BPF_EVENTS"),
     "bpf.sockhash": Feature("4.18", "CONFIG_BPF_STREAM_PARSER (CONFIG_NET_SOCK_MSG)"),
     "bpf.sk_storage": Feature("5.2", "CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF"),
     "bpf.percpu_hash": Feature("4.6", "CONFIG_BPF_SYSCALL"),
 }
 
+#: The first version that reports which programs are on a sockhash. Without it, counters show that ours are.
+SOCKHASH_QUERY_SINCE = "5.18"
 
-def cannot(feature: str, detail: str | None = None) -> UnsupportedFeatureError:
-    """Build the error for a missing feature of the table, to be raised by the caller that needed it."""
-    return UnsupportedFeatureError(feature, FEATURES[feature].since, detail)
+
+def cannot(feature: str, detail: str | None = None, *, named: str | None = None) -> UnsupportedFeatureError:
+    """Build the error for a missing feature of the table, to be raised by the caller that needed it.
+
+    `named` is what the caller needed it for, in words.
+    """
+    return UnsupportedFeatureError(named or feature, FEATURES[feature].since, detail)
 
 
 def release(text: str | None = None) -> tuple[int, int]:
@@ -84,26 +92,14 @@ _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _CLOEXEC = 1
 _FSCONFIG_CMD_CREATE = 6
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
-    """Make a system call that has no function in Python. Raises OSError."""
-    converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *converted))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
-
 
 @contextlib.contextmanager
 def detached_mount(kind: str) -> Iterator[int]:
     """Mount a file system of this kind nowhere; return a directory descriptor of its root. Raises OSError."""
-    context = syscall(_FSOPEN, kind.encode() + b"\0", _CLOEXEC)
+    context = system_call(_FSOPEN, kind.encode() + b"\0", _CLOEXEC)
     try:
-        syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
-        mounted = syscall(_FSMOUNT, context, _CLOEXEC, 0)
+        system_call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        mounted = system_call(_FSMOUNT, context, _CLOEXEC, 0)
     finally:
         os.close(context)
     try:

@@ -15,7 +15,9 @@ import yaml
 
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.command import Result, run
+from merbridge_lab.adapters.procfs import started
 from merbridge_lab.errors import LabError
+from merbridge_lab.text import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,7 +231,7 @@ def _is_abandoned(environment: Sequence[bytes]) -> bool:
 
 def _began(pid: int) -> int:
     """Return when a process began, in clock ticks after boot: this and its PID identify it. Raises OSError."""
-    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
+    return started(read_text(Path(f"/proc/{pid}/stat")))
 
 
 def _owner(path: str) -> str | None:

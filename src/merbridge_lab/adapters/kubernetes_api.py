@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from merbridge_lab import polling, signals
+from merbridge_lab.adapters.certificate_period import period
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.memfd import MemFile
 from merbridge_lab.errors import LabError
@@ -192,11 +193,7 @@ class Api:
 
         if (pem := self._credentials.certificate) is None:
             return None
-        certificate = x509.load_pem_x509_certificate(pem)
-        if hasattr(certificate, "not_valid_after_utc"):  # cryptography 42
-            ends = certificate.not_valid_after_utc
-        else:
-            ends = certificate.not_valid_after.replace(tzinfo=timezone.utc)
+        _, ends = period(x509.load_pem_x509_certificate(pem))
         if ends > datetime.now(timezone.utc):
             return None
         return LabError(

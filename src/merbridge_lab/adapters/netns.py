@@ -172,6 +172,11 @@ def inode(namespace: Path) -> int:
     return namespace.stat().st_ino
 
 
+def cookie_of(sock: socket.socket) -> int:
+    """Return the cookie of the network namespace that a socket is in. Raises OSError."""
+    return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+
+
 def cookie(netns: Path) -> int:
     """Return the cookie of a network namespace: what bpf_get_netns_cookie() returns in it, never used twice.
 
@@ -180,7 +185,6 @@ def cookie(netns: Path) -> int:
 
     def ask() -> int:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            number: int = struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
-            return number
+            return cookie_of(probe)
 
     return run_inside(netns, ask)

@@ -13,7 +13,8 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.text import lines_of
+from merbridge_lab.adapters.procfs import stat_fields
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -25,7 +26,7 @@ _START_STACK, _ARGUMENTS, _ENVIRONMENT = 25, slice(45, 47), slice(47, 49)
 def differing(pid: int, program: str, argv: Sequence[str], environment: Collection[str]) -> str:
     """Describe why a process was not started as `program` with these words; "" if it was, or ends. Raises OSError."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        stat = stat_fields(read_text(Path(f"/proc/{pid}/stat")))
         maps = lines_of(Path(f"/proc/{pid}/maps").read_text(errors="replace"))
     except (FileNotFoundError, ProcessLookupError):
         return ""

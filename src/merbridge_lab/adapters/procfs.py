@@ -77,6 +77,21 @@ class Process:
         return False
 
 
+#: Where stat_fields has the start of a process, in clock ticks after boot.
+_STARTED = 19
+
+
+def stat_fields(stat: str) -> list[str]:
+    """Return the fields of a line of /proc/PID/stat (proc_pid_stat(5)), from the state on."""
+    # The name may contain blanks and brackets; what follows the last bracket does not.
+    return stat.rpartition(")")[2].split()
+
+
+def started(stat: str) -> int:
+    """Return when a process started, from its line of /proc/PID/stat: this and its PID identify it until a reboot."""
+    return int(stat_fields(stat)[_STARTED])
+
+
 def look(pid: int) -> Process | None:
     """Return the process `pid`, or None if it is gone, a zombie, or hidden (see is_hidden)."""
     proc = Path("/proc", str(pid))
@@ -84,15 +99,14 @@ def look(pid: int) -> Process | None:
         stat = text.read_text(proc / "stat")
         if not _is_of(stat, pid):
             return None
-        # The name may contain blanks and brackets; what follows the last bracket does not.
-        fields = stat.rpartition(")")[2].split()
+        fields = stat_fields(stat)
         argv = tuple((proc / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0"))
         netns, mntns = ((proc / "ns" / kind).stat().st_ino for kind in ("net", "mnt"))
     except (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError):
         return None
     if fields[0] in "ZX":
         return None
-    return Process(pid, fields[0], int(fields[19]), argv, netns, mntns)
+    return Process(pid, fields[0], int(fields[_STARTED]), argv, netns, mntns)
 
 
 def by_argv(argv: Sequence[str]) -> list[Process]:
@@ -259,5 +273,5 @@ def threads(pid: int) -> str:
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
-                letters.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+                letters.append(stat_fields(text.read_text(task / "stat"))[0])
     return "".join(letters)

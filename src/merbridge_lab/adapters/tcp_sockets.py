@@ -49,7 +49,12 @@ def listening(netns: Path) -> list[Listener]:
 
     def read() -> list[str]:
         tables = [Path("/proc/thread-self/net", name) for name in ("tcp", "tcp6")]
-        return [line for table in tables if table.exists() for line in lines_of(table.read_text())[1:]]
+        return [table.read_text() for table in tables if table.exists()]
 
-    rows = [line.split() for line in run_inside(netns, read)]
+    return [listener for table in run_inside(netns, read) for listener in listeners(table)]
+
+
+def listeners(table: str) -> list[Listener]:
+    """Return the sockets that accept connections, from the text of /proc/net/tcp or tcp6."""
+    rows = [line.split() for line in lines_of(table)[1:]]
     return [Listener(int(row[1].rpartition(":")[2], 16), int(row[9]), int(row[7])) for row in rows if row[3] == _LISTEN]

@@ -3,7 +3,7 @@
 // What the kernel side and the Python side must agree on: constants, counters and map layouts.
 // dataplane/abi.py reads this file, so it keeps to a simple form: one #define of a number, one enumerator,
 // one struct member a line; members are u32, u64, char or arrays of them. Nothing here is said a second time
-// in Python.
+// in Python, except Istio's user and ports, which istio_facts.py has; a test compares the two.
 //
 // IPv4 addresses are in network byte order, ports in host byte order, in every map.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.api import DIRECTIONS, Check, Finding, fails, holds, value_of
 from merbridge_lab.checks import tcp
 from merbridge_lab.checks.mesh import as_control, assess_both_sidecars, assess_closed_as_plain_text
+from merbridge_lab.istio_facts import INBOUND_PORT
 
 if TYPE_CHECKING:
     from merbridge_lab.api import Observation, Witness
@@ -42,7 +43,7 @@ def assess_dialled_sidecar(seen: Observation) -> Finding:
     reading = seen.interception.counters.reading(seen.client, "mesh_connects")
     if not reading.moved:
         return fails(f"eBPF sent no connection of the sidecar of {seen.client} to a server's sidecar", reading)
-    return holds(f"{reading.moved} connections between sidecars sent to port 15006 at connect()", reading)
+    return holds(f"{reading.moved} connections between sidecars sent to port {INBOUND_PORT} at connect()", reading)
 
 
 def assess_steered(seen: Observation) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.api import Check, Control, Finding, Reading, Unread, Verdict, fails, holds, value_of
+from merbridge_lab.istio_facts import INBOUND_SOURCE
 
 if TYPE_CHECKING:
     from merbridge_lab.api import Observation
@@ -97,7 +98,7 @@ def assess_both_sidecars(seen: Observation) -> Finding:
     return holds(
         f"{'the request appears' if total == 1 else f'all {total} requests appear'} in the access logs of {seen.client}"
         f" and {', '.join(sorted(seen.servers))},"
-        " delivered from 127.0.0.6",
+        f" delivered from {INBOUND_SOURCE}",
         *evidence,
     )
 

@@ -43,10 +43,10 @@ def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no
     Example:  merlab status --json
     """
     with Session("status", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
-        from merbridge_lab import labs
+        from merbridge_lab.labs import selection
 
         with run.looking(lab, up=False) as chosen:
-            described = {**chosen.describe(), "labs": labs.present()}
+            described = {**chosen.describe(), "labs": selection.present()}
         if json:
             run.console.json(described)
         else:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from merbridge_lab.labs import Driver
     from merbridge_lab.labs.options import Options
+    from merbridge_lab.labs.selection import Driver
     from merbridge_lab.managed_lab import ManagedLab
     from merbridge_lab.model import Step
     from merbridge_lab.report import Report
@@ -138,10 +138,10 @@ class Session:
 
     def driver(self, asked: str | None, options: Options | None = None) -> Driver:
         """Pick the lab, and print which and why. Raise BadParameter for `options` that it does not have."""
-        from merbridge_lab import labs
+        from merbridge_lab.labs import selection
 
-        driver, why = labs.pick(asked)
-        if options is not None and options.said() and not labs.tell(driver, options):
+        driver, why = selection.pick(asked)
+        if options is not None and options.said() and not selection.tell(driver, options):
             raise typer.BadParameter(f"{options.said()[0]} is for labs on a cluster, but this is the {driver.name} lab")
         self.lab = driver.name
         hints.mean(driver.name, asked=why in ("asked for", "MERLAB_LAB"), context=driver.context)

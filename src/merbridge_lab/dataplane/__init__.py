@@ -1,9 +1,10 @@
 """merlab's own dataplane: eBPF programs that carry a mesh's traffic from socket to socket, without NAT rules."""
 
 from merbridge_lab.dataplane.detach import Detached
-from merbridge_lab.dataplane.endpoints import Pod
+from merbridge_lab.dataplane.discovery import Discovery
+from merbridge_lab.dataplane.endpoints import Endpoint, Sidecar
 from merbridge_lab.dataplane.health import ProgramInfo
 from merbridge_lab.dataplane.manager import Dataplane, Pair
 from merbridge_lab.dataplane.strangers import Around
 
-__all__ = ["Around", "Dataplane", "Detached", "Pair", "Pod", "ProgramInfo"]
+__all__ = ["Around", "Dataplane", "Detached", "Discovery", "Endpoint", "Pair", "ProgramInfo", "Sidecar"]

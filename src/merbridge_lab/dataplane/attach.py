@@ -7,21 +7,21 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_maps, bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features
 from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import abi, health, printk_event, sockhash, upgrade
 from merbridge_lab.dataplane import recompiled as source
 from merbridge_lab.dataplane.detach import UNREAD, detach
-from merbridge_lab.dataplane.endpoints import inbound_listener, netns_cookie
-from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64
-from merbridge_lab.dataplane.upgrade import unlink
-from merbridge_lab.errors import LabError, UnsupportedFeatureError
+from merbridge_lab.dataplane.endpoints import netns_cookie
+from merbridge_lab.dataplane.inbound_listener import inbound_listener
+from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64, unlink
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from merbridge_lab.dataplane.endpoints import Pod
+    from merbridge_lab.dataplane.endpoints import Endpoint
     from merbridge_lab.dataplane.recompiled import Recompiled
 
 #: How long live connections of an older dataplane get to read what is in flight to them, in seconds.
@@ -81,7 +81,7 @@ def _link(program: int, target: Path, attach_type: int, pin: Path, what: str) ->
                 id="program.foreign",
             ) from refused
         if refused.errno == errno.EINVAL:
-            raise UnsupportedFeatureError(f"links for {what}", "5.9", str(refused)) from refused
+            raise kernel_features.cannot("bpf.links", str(refused), named=f"links for {what}") from refused
         raise
     finally:
         os.close(where)
@@ -102,44 +102,44 @@ def _hooks(pins: Pins, cgroup: Path, hooks: Sequence[Hook]) -> None:
             _link(program, cgroup, hook.attach_type, pins.link(hook.name), hook.name)
 
 
-def _register_endpoint(pins: Pins, pod: Pod, cookie: int) -> None:
-    """Add a pod to the maps; existing counters continue."""
+def _register_endpoint(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
+    """Add an endpoint to the maps; existing counters continue."""
     layouts = abi.layouts()
     with pins.open_map("counters") as counters:
         if bpf_maps.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
             bpf_maps.update(counters, u64(cookie), bytes(layouts["counters"].size * bpf_maps.possible_cpus()))
     with pins.open_map("pods") as pods:
-        bpf_maps.update(pods, u64(cookie), layouts["pod"].pack(ip4=pod.ip4, name=pod.name.encode()))
+        bpf_maps.update(pods, u64(cookie), layouts["pod"].pack(ip4=endpoint.ip4, name=endpoint.name.encode()))
     with pins.open_map("pod_ips") as ips:
-        bpf_maps.update(ips, u32(pod.ip4), u64(cookie))
+        bpf_maps.update(ips, u32(endpoint.ip4), u64(cookie))
 
 
-def _listener(pins: Pins, pod: Pod, cookie: int) -> None:
+def _listener(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
     """Register a sidecar that listened before there was a program to see it."""
-    if pod.sidecar_pid is None or sockhash.listener_problem(pins, pod, cookie) is None:
+    if endpoint.sidecar is None or sockhash.listener_problem(pins, endpoint, cookie) is None:
         return
-    with inbound_listener(pod.sidecar_pid, cookie) as sock, pins.open_map("listeners") as listeners:
+    with inbound_listener(endpoint.sidecar.pid, cookie) as sock, pins.open_map("listeners") as listeners:
         if sock is not None:
             bpf_maps.update(listeners, u64(cookie), u64(sock))
 
 
-def _attach_sk_lookup(pins: Pins, pod: Pod) -> None:
-    pin = pins.lookup_link(pod.name)
-    upgrade.inherit(pin, upgrade.old(pins).lookup_link(pod.name), pins.prog("lookup"))
-    if health.lookup_problem(pins, pod) is None:
+def _attach_sk_lookup(pins: Pins, endpoint: Endpoint) -> None:
+    pin = pins.lookup_link(endpoint.name)
+    upgrade.inherit(pin, upgrade.old(pins).lookup_link(endpoint.name), pins.prog("lookup"))
+    if health.lookup_problem(pins, endpoint) is None:
         return
     unlink(pin)
     with opened(pins.prog("lookup")) as program:
-        _link(program, pod.netns, bpf_syscall.SK_LOOKUP, pin, f"sk_lookup of {pod.name}")
+        _link(program, endpoint.netns, bpf_syscall.SK_LOOKUP, pin, f"sk_lookup of {endpoint.name}")
 
 
-def _unregister(pins: Pins, cookies: set[int], pods: Sequence[Pod]) -> None:
-    """Remove pods that are no longer served."""
-    ours = {pins.lookup_link(pod.name) for pod in pods}
+def _unregister(pins: Pins, cookies: set[int], endpoints: Sequence[Endpoint]) -> None:
+    """Remove the endpoints that are no longer served."""
+    ours = {pins.lookup_link(endpoint.name) for endpoint in endpoints}
     for pin in pins.lookup_links():
         if pin not in ours:
             unlink(pin)
-    ips = {u32(pod.ip4) for pod in pods}
+    ips = {u32(endpoint.ip4) for endpoint in endpoints}
     with pins.open_map("pod_ips") as table:
         for key in bpf_maps.keys(table, 4):
             if key not in ips:
@@ -187,10 +187,10 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
 
 
 def attach(
-    pins: Pins, tracefs: Path | None, cgroup: Path, pods: Sequence[Pod], recompiled: Recompiled | None = None
+    pins: Pins, tracefs: Path | None, cgroup: Path, endpoints: Sequence[Endpoint], recompiled: Recompiled | None = None
 ) -> None:
-    """Ensure that exactly `pods` are served, below `cgroup`; see Dataplane.attach."""
-    cookies = {pod.name: netns_cookie(pod.netns) for pod in pods}
+    """Ensure that exactly `endpoints` are served, below `cgroup`; see Dataplane.attach."""
+    cookies = {endpoint.name: netns_cookie(endpoint.netns) for endpoint in endpoints}
     printk_event.put_back(tracefs)
     try:
         if upgrade.is_due(pins):
@@ -202,16 +202,16 @@ def attach(
             if not sockhash.redirects(program, peers):
                 bpf_syscall.prog_attach(program, peers, bpf_syscall.SK_MSG_VERDICT)
         pins.configure(redirect=1)
-        _unregister(pins, set(cookies.values()), pods)
+        _unregister(pins, set(cookies.values()), endpoints)
         early = [hook for hook in HOOKS if not hook.name.startswith("connect")]
         _hooks(pins, cgroup, early)
-        for pod in pods:
-            _register_endpoint(pins, pod, cookies[pod.name])
-            _listener(pins, pod, cookies[pod.name])
-            _attach_sk_lookup(pins, pod)
+        for endpoint in endpoints:
+            _register_endpoint(pins, endpoint, cookies[endpoint.name])
+            _listener(pins, endpoint, cookies[endpoint.name])
+            _attach_sk_lookup(pins, endpoint)
         _hooks(pins, cgroup, [hook for hook in HOOKS if hook not in early])
         upgrade.finish(pins)
-        upgrade.clear(Pins(pins.root / "next"))  # of one that was killed during a load
+        Pins(pins.root / "next").clear()  # of one that was killed during a load
     except OSError as failed:
         raise LabError(
             f"the dataplane cannot be attached to {cgroup}: {failed.strerror or failed}",

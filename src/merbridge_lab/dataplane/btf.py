@@ -9,9 +9,11 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from merbridge_lab.errors import UnsupportedFeatureError
+from merbridge_lab.adapters import kernel_features
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+_BTF = "BTF (CONFIG_DEBUG_INFO_BTF)"
 
 _HEADER = struct.Struct("<HBBIIIII")
 _STRUCT, _UNION = 4, 5
@@ -113,9 +115,9 @@ def defines(blob: Path = VMLINUX) -> list[str]:
     try:
         btf = Btf(blob.read_bytes())
     except OSError as missing:
-        raise UnsupportedFeatureError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"no {blob}") from missing
+        raise kernel_features.cannot("kernel.btf", f"no {blob}", named=_BTF) from missing
     except ValueError as wrong:
-        raise UnsupportedFeatureError("BTF (CONFIG_DEBUG_INFO_BTF)", "5.4", f"{blob}: {wrong}") from wrong
+        raise kernel_features.cannot("kernel.btf", f"{blob}: {wrong}", named=_BTF) from wrong
     try:
         locks = btf.member("sock", "sk_userlocks")
         places = {
@@ -131,5 +133,6 @@ def defines(blob: Path = VMLINUX) -> list[str]:
             "OFF_PSOCK_REFCNT": btf.member("sk_psock", "refcnt").offset,
         }
     except KeyError as missing:
-        raise UnsupportedFeatureError("redirecting between sockets", "5.15", str(missing.args[0])) from missing
+        named = "redirecting between sockets"
+        raise kernel_features.cannot("kernel.version", str(missing.args[0]), named=named) from missing
     return [f"-D{name}={value}" for name, value in places.items()]

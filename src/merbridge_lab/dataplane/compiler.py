@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from merbridge_lab.adapters import bcc_import, bpf_syscall, kernel_features
 from merbridge_lab.dataplane import abi, btf, kernel_headers
 from merbridge_lab.dataplane.pins import MAPS
-from merbridge_lab.errors import LabError, UnsupportedFeatureError
+from merbridge_lab.errors import LabError
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -21,60 +21,70 @@ if TYPE_CHECKING:
 
 
 class Program(NamedTuple):
-    """One program: how it is loaded and what its failure means."""
+    """One program: how it is loaded, and what its failure means (in words, and in kernel_features.FEATURES)."""
 
     name: str
     type: int
     attach_type: int
     feature: str
-    since: str
+    needs: str
 
 
-#: Every program, by its name in the kernel. Cookies of namespaces in sockops, sk_msg and sockopt came last.
+#: Every program, by its name in the kernel. Those that read cookies of namespaces need the newest kernel.
 PROGRAMS = (
     Program(
         "merlab_connect4",
         bpf_syscall.PROG_CGROUP_SOCK_ADDR,
         bpf_syscall.CGROUP_INET4_CONNECT,
         "cgroup/connect4",
-        "5.15",
+        "bpf.netns_cookie",
     ),
     Program(
         "merlab_connect6",
         bpf_syscall.PROG_CGROUP_SOCK_ADDR,
         bpf_syscall.CGROUP_INET6_CONNECT,
         "cgroup/connect6",
-        "5.15",
+        "bpf.netns_cookie",
     ),
     Program(
         "merlab_getpeer4",
         bpf_syscall.PROG_CGROUP_SOCK_ADDR,
         bpf_syscall.CGROUP_INET4_GETPEERNAME,
         "cgroup/getpeername4",
-        "5.8",
+        "bpf.getpeername4",
     ),
     Program(
         "merlab_getpeer6",
         bpf_syscall.PROG_CGROUP_SOCK_ADDR,
         bpf_syscall.CGROUP_INET6_GETPEERNAME,
         "cgroup/getpeername6",
-        "5.8",
+        "bpf.getpeername4",
     ),
     Program(
         "merlab_sockops",
         bpf_syscall.PROG_SOCK_OPS,
         bpf_syscall.CGROUP_SOCK_OPS,
         "sockops with namespace cookies",
-        "5.15",
+        "bpf.netns_cookie",
     ),
     Program(
-        "merlab_sk_msg", bpf_syscall.PROG_SK_MSG, bpf_syscall.SK_MSG_VERDICT, "sk_msg with namespace cookies", "5.15"
+        "merlab_sk_msg",
+        bpf_syscall.PROG_SK_MSG,
+        bpf_syscall.SK_MSG_VERDICT,
+        "sk_msg with namespace cookies",
+        "bpf.netns_cookie",
     ),
     Program(
-        "merlab_sockopt", bpf_syscall.PROG_CGROUP_SOCKOPT, bpf_syscall.CGROUP_GETSOCKOPT, "cgroup/getsockopt", "5.15"
+        "merlab_sockopt",
+        bpf_syscall.PROG_CGROUP_SOCKOPT,
+        bpf_syscall.CGROUP_GETSOCKOPT,
+        "cgroup/getsockopt",
+        "bpf.netns_cookie",
     ),
-    Program("merlab_lookup", bpf_syscall.PROG_SK_LOOKUP, bpf_syscall.SK_LOOKUP, "sk_lookup", "5.9"),
-    Program("merlab_unread", bpf_syscall.PROG_RAW_TRACEPOINT, -1, "test runs of raw tracepoint programs", "5.10"),
+    Program("merlab_lookup", bpf_syscall.PROG_SK_LOOKUP, bpf_syscall.SK_LOOKUP, "sk_lookup", "bpf.sk_lookup"),
+    Program(
+        "merlab_unread", bpf_syscall.PROG_RAW_TRACEPOINT, -1, "test runs of raw tracepoint programs", "bpf.test_run"
+    ),
 )
 
 
@@ -130,7 +140,8 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
             raise LabError("loading BPF programs requires root", hint="sudo merlab up", id="root.needed") from refused
         # The verifier's reason is the last line before its statistics.
         said = [line for line in lines if line and not line.startswith(("processed ", "HINT", "bpf:"))]
-        raise UnsupportedFeatureError(program.feature, program.since, said[-1] if said else str(refused)) from refused
+        why = said[-1] if said else str(refused)
+        raise kernel_features.cannot(program.needs, why, named=program.feature) from refused
     return int(function.fd)
 
 

@@ -9,17 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.adapters.files import delete, delete_folder
-from merbridge_lab.dataplane import abi, upgrade
-from merbridge_lab.dataplane.pins import HOOKS, MAPS, PROGRAMS, Pins, opened, u64
-from merbridge_lab.dataplane.upgrade import unlink
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.pins import HOOKS, Pins, opened, u64, unlink
 from merbridge_lab.polling import poll_until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _HANDOVER = 0.5  # s for handshakes in progress to end
 #: A send() that decided to redirect just before that was switched off may not have queued its bytes yet. If the kernel
@@ -123,16 +117,7 @@ def detach(pins: Pins, timeout: float) -> Detached:
     result = Detached(0, 0) if _is_foreign(pins) else _drain(pins, timeout)
     for name in last:
         unlink(pins.link(name))
-    for name in reversed(MAPS):
-        delete(pins.map(name))
-    for name in PROGRAMS:
-        delete(pins.prog(name))
-    for rest in ("old", "next"):  # of an upgrade that did not finish
-        upgrade.clear(Pins(pins.root / rest))
-    for folder in ("links/sk_lookup", "links", "maps", "progs"):
-        _remove_folder(pins.root / folder)
-    with contextlib.suppress(OSError):  # the mount point itself, or not empty
-        delete_folder(pins.root)
+    pins.remove_objects()
     return result
 
 
@@ -141,14 +126,3 @@ def _is_foreign(pins: Pins) -> bool:
         return pins.stamp() is not None and not pins.readable
     except OSError:
         return True  # whoever owns it, nobody can read it
-
-
-def _remove_folder(folder: Path) -> None:
-    """Remove a directory of pins, including pins with names that this version does not know."""
-    if not folder.is_dir():
-        return
-    for stray in folder.iterdir():
-        if not stray.is_dir():
-            delete(stray)
-    with contextlib.suppress(OSError):
-        delete_folder(folder)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.dataplane import abi, map_entries, socket_filters, sockhash, strangers
-from merbridge_lab.dataplane.endpoints import Pod, address, netns_cookie
+from merbridge_lab.dataplane import abi, map_entries, sockhash, strangers
+from merbridge_lab.dataplane.endpoints import Endpoint, address, netns_cookie
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
@@ -138,53 +138,50 @@ def hook_problem(pins: Pins, hook: Hook, cgroup: Path) -> str | None:
     return _link_problem(pins.link(hook.name), hook.name, target, pins.prog(hook.program), hook.attach_type)
 
 
-def lookup_problem(pins: Pins, pod: Pod) -> str | None:
-    """Describe what is wrong with a pod's sk_lookup link, or None."""
-    target = (pod.netns.stat().st_ino, f"network namespace {pod.netns.stat().st_ino} ({pod.netns})")
-    what = f"sk_lookup of {pod.name}"
-    return _link_problem(pins.lookup_link(pod.name), what, target, pins.prog("lookup"), bpf_syscall.SK_LOOKUP)
+def lookup_problem(pins: Pins, endpoint: Endpoint) -> str | None:
+    """Describe what is wrong with the sk_lookup link of an endpoint, or None."""
+    target = (endpoint.netns.stat().st_ino, f"network namespace {endpoint.netns.stat().st_ino} ({endpoint.netns})")
+    what = f"sk_lookup of {endpoint.name}"
+    return _link_problem(pins.lookup_link(endpoint.name), what, target, pins.prog("lookup"), bpf_syscall.SK_LOOKUP)
 
 
-def _pod_problems(pins: Pins, pod: Pod) -> list[str]:
+def _endpoint_problems(pins: Pins, endpoint: Endpoint) -> list[str]:
     try:
-        cookie = netns_cookie(pod.netns)
+        cookie = netns_cookie(endpoint.netns)
     except LabError as gone:
-        return [f"pod {pod.name}: {gone.what}"]
+        return [f"pod {endpoint.name}: {gone.what}"]
     found: list[str] = []
     entry = pins.pods().get(cookie)
     if entry is None:
-        found.append(f"pod {pod.name} is not in the pod map")
-    elif (entry["ip4"], entry["name"]) != (pod.ip4, pod.name):
-        found.append(f"pod {pod.name} is in the pod map as {entry['name']} with {address(entry['ip4'])}, not {pod.ip}")
+        found.append(f"pod {endpoint.name} is not in the pod map")
+    elif (entry["ip4"], entry["name"]) != (endpoint.ip4, endpoint.name):
+        told = f"{entry['name']} with {address(entry['ip4'])}"
+        found.append(f"pod {endpoint.name} is in the pod map as {told}, not {endpoint.ip}")
     with pins.open_map("pod_ips") as fd:
-        if bpf_maps.lookup(fd, u32(pod.ip4), 8) != u64(cookie):
-            found.append(f"the address {pod.ip} does not lead to pod {pod.name}")
+        if bpf_maps.lookup(fd, u32(endpoint.ip4), 8) != u64(cookie):
+            found.append(f"the address {endpoint.ip} does not lead to pod {endpoint.name}")
     with pins.open_map("counters") as fd:
         if bpf_maps.per_cpu(fd, u64(cookie), abi.layouts()["counters"].size) is None:
-            found.append(f"pod {pod.name} has no counters")
+            found.append(f"pod {endpoint.name} has no counters")
     try:
-        if pod.sidecar_pid is not None and (missing := sockhash.listener_problem(pins, pod, cookie)):
+        if endpoint.sidecar is not None and (missing := sockhash.listener_problem(pins, endpoint, cookie)):
             found.append(missing)
     except LabError as error:
-        found.append(str(unread(f"whether the listener registered for {pod.name} is its sidecar's", error)))
-    try:
-        found += socket_filters.problems(pod)
-    except LabError as error:
-        found.append(str(unread(f"whether socket filters are on the sockets of {pod.name}", error)))
-    if wrong := lookup_problem(pins, pod):
+        found.append(str(unread(f"whether the listener registered for {endpoint.name} is its sidecar's", error)))
+    if wrong := lookup_problem(pins, endpoint):
         found.append(wrong)
     return found
 
 
-def problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around = _NOTHING) -> list[str]:
+def problems(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: Around = _NOTHING) -> list[str]:
     """List every way in which the dataplane is not attached as it should be, and what of it could not be read."""
     try:
-        return _problems(pins, cgroup, pods, around)
+        return _problems(pins, cgroup, endpoints, around)
     except OSError as error:
         return [str(unread(f"the dataplane below {pins.root}", error))]
 
 
-def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> list[str]:
+def _problems(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: Around) -> list[str]:
     if not pins.any:
         return [f"nothing is attached: {pins.root} has no pins"]
     found = objects_problems(pins)
@@ -202,11 +199,11 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
         found += sockhash.programs_problems(pins)
         if not pins.config()["redirect"]:
             found.append("redirect is switched off")
-        for pod in pods:
-            found += _pod_problems(pins, pod)
+        for endpoint in endpoints:
+            found += _endpoint_problems(pins, endpoint)
         if not found:  # each pod is there, with its namespace
-            namespaces = {netns_cookie(pod.netns): pod.netns for pod in pods}
-            found += _too_many(pins, pods, namespaces.keys()) or sockhash.members_problems(pins, namespaces)
+            namespaces = {netns_cookie(endpoint.netns): endpoint.netns for endpoint in endpoints}
+            found += _too_many(pins, endpoints, namespaces.keys()) or sockhash.members_problems(pins, namespaces)
             found += map_entries.problems(pins, namespaces)
     except OSError as failed:
         if not found:
@@ -214,15 +211,15 @@ def _problems(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around) -> 
         if not isinstance(failed, FileNotFoundError):  # what is missing was already reported
             found.append(str(unread(f"the pins below {pins.root}", failed)))
     # What is wrong with our own programs explains a foreign program better than the reverse.
-    return found or strangers.problems(ours(pins), cgroup, _namespaces(pods), around)
+    return found or strangers.problems(ours(pins), cgroup, _namespaces(endpoints), around)
 
 
-def _too_many(pins: Pins, pods: Sequence[Pod], cookies: Collection[int]) -> list[str]:
-    """List what the maps hold besides the pods of this lab, whose network namespaces have these cookies.
+def _too_many(pins: Pins, endpoints: Sequence[Endpoint], cookies: Collection[int]) -> list[str]:
+    """List what the maps hold besides `endpoints`, whose network namespaces have these cookies.
 
     Raises OSError.
     """
-    names, addresses = {pod.name for pod in pods}, {u32(pod.ip4) for pod in pods}
+    names, addresses = {endpoint.name for endpoint in endpoints}, {u32(endpoint.ip4) for endpoint in endpoints}
     found = []
     for cookie, entry in pins.pods().items():
         if entry["name"] not in names:
@@ -237,8 +234,8 @@ def _too_many(pins: Pins, pods: Sequence[Pod], cookies: Collection[int]) -> list
     return found + [f"the address {socket.inet_ntoa(key)} is in the pod map, but no pod has it" for key in strange]
 
 
-def _namespaces(pods: Sequence[Pod]) -> dict[str, Path]:
-    return {pod.name: pod.netns for pod in pods}
+def _namespaces(endpoints: Sequence[Endpoint]) -> dict[str, Path]:
+    return {endpoint.name: endpoint.netns for endpoint in endpoints}
 
 
 def ours(pins: Pins) -> frozenset[int]:
@@ -246,9 +243,9 @@ def ours(pins: Pins) -> frozenset[int]:
     return frozenset(link.prog_id for _, link in _links(pins))
 
 
-def listed(pins: Pins, cgroup: Path, pods: Sequence[Pod], around: Around = _NOTHING) -> list[str]:
+def listed(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: Around = _NOTHING) -> list[str]:
     """Describe, one sentence each, which programs of others run where they may. Raises OSError."""
-    return strangers.listed(ours(pins), cgroup, _namespaces(pods), around)
+    return strangers.listed(ours(pins), cgroup, _namespaces(endpoints), around)
 
 
 def links(pins: Pins) -> dict[str, bpf_syscall.Link]:
@@ -287,6 +284,6 @@ def _place_of_sk_msg(pins: Pins, program: int) -> list[str]:
     with contextlib.suppress(FileNotFoundError), pins.open_map("peers") as peers:
         told = sockhash.redirects(program, peers)
         if told is None:
-            return ["map peers, as its counters show (not read: Linux before 5.18 cannot report it)"]
+            return [f"map peers, as its counters show (not read: {sockhash.NOT_TOLD})"]
         return ["map peers"] if told else []
     return []

@@ -15,7 +15,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane.endpoints import sockets_of
+from merbridge_lab.adapters.process_sockets import sockets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

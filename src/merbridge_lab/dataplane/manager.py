@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf_maps
-from merbridge_lab.adapters.files import delete
 from merbridge_lab.dataplane import abi, health, orphaned_links, printk_event, recompiled
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
-from merbridge_lab.dataplane.endpoints import Pod, address
-from merbridge_lab.dataplane.pins import HOOKS, Pins, u64
+from merbridge_lab.dataplane.endpoints import address
+from merbridge_lab.dataplane.pins import HOOKS, Pins, remove_pin, u64
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
 from merbridge_lab.shortage import unread
@@ -20,6 +19,8 @@ from merbridge_lab.shortage import unread
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from merbridge_lab.dataplane.endpoints import Endpoint
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Dataplane:
     """Everything pinned below one directory on a bpffs, which must exist before something is attached.
 
     `tracefs` is the caller's own mount of tracefs. Loading programs that can print switches a trace event on for the
-    whole machine; there it is switched back. `around` is what exists beside the pods, and is searched for foreign
+    whole machine; there it is switched back. `around` is what exists beside the endpoints, and is searched for foreign
     programs.
     """
 
@@ -52,13 +53,13 @@ class Dataplane:
         self._recompiled: recompiled.Recompiled | None = None
         self._is_proof = False
 
-    def attach(self, cgroup: Path, pods: Sequence[Pod]) -> None:
-        """Serve exactly `pods`, for processes below `cgroup`: create what is missing, recreate what is broken.
+    def attach(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> None:
+        """Serve exactly `endpoints`, for processes below `cgroup`: create what is missing, recreate what is broken.
 
         Compile only if there is nothing to continue with. Raise UnsupportedFeatureError for a feature that this kernel
         lacks; LabError if BCC is missing, another program is in the way, or a namespace cannot be entered.
         """
-        attach(self._pins, self._tracefs, cgroup, pods, self._recompiled)
+        attach(self._pins, self._tracefs, cgroup, endpoints, self._recompiled)
 
     def detach(self, timeout: float) -> Detached:
         """Detach and leave no pin. Sockets that have not read everything within `timeout` seconds stay redirected.
@@ -72,26 +73,27 @@ class Dataplane:
         """Return the ids of the programs that run as ours. Raises OSError."""
         return health.ours(self._pins)
 
-    def pause_interception(self, cgroup: Path, pods: Sequence[Pod]) -> None:
+    def pause_interception(self, cgroup: Path, endpoints: Sequence[Endpoint], known: Sequence[str] = ()) -> None:
         """If anything is wrong, intercept no new connection until the next `attach`; intercepted ones continue.
 
-        A complete dataplane of another version continues: `attach` takes over from it without a gap.
+        `known` is what the caller found to be wrong. A complete dataplane of another version continues: `attach` takes
+        over from it without a gap.
         """
         with _reading(self._pins):
             another = self._pins.stamp() not in (None, abi.stamp())
-        if another or not self.problems(cgroup, pods):
+        if another or not (known or self.problems(cgroup, endpoints)):
             return
         for hook in HOOKS:
             if hook.program.startswith("connect"):
-                delete(self._pins.link(hook.name))
-        orphaned_links.detach(self._pins, cgroup, pods)
+                remove_pin(self._pins.link(hook.name))
+        orphaned_links.detach(self._pins, cgroup, endpoints)
 
-    def problems(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
+    def problems(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> list[str]:
         """List every way in which the attachment is not what it should be; nothing means healthy.
 
         After `recompile`, this includes the code of the programs, independent of what the pins say.
         """
-        found = health.problems(self._pins, cgroup, pods, self._around)
+        found = health.problems(self._pins, cgroup, endpoints, self._around)
         with _reading(self._pins):
             return found or recompiled.problems(self._pins, self._recompiled, needed=self._is_proof)
 
@@ -104,10 +106,10 @@ class Dataplane:
         if self._recompiled is None:
             self._recompiled = recompiled.Recompiled()
 
-    def others(self, cgroup: Path, pods: Sequence[Pod]) -> list[str]:
+    def others(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> list[str]:
         """Describe, one sentence each, which programs of others run where they may. Raises LabError."""
         with _reading(self._pins):
-            return health.listed(self._pins, cgroup, pods, self._around)
+            return health.listed(self._pins, cgroup, endpoints, self._around)
 
     def programs(self) -> list[health.ProgramInfo]:
         """List the loaded programs and where each is attached. Raises LabError."""

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from merbridge_lab.dataplane.endpoints import Pod
+    from merbridge_lab.dataplane.endpoints import Endpoint
 
 
-def detach(pins: Pins, cgroup: Path, pods: Sequence[Pod]) -> None:
-    """Detach them from `cgroup` and from the namespaces of `pods`; programs with other names stay."""
-    places = [(cgroup, False), *((pod.netns, True) for pod in pods)]
+def detach(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint]) -> None:
+    """Detach them from `cgroup` and from the namespaces of `endpoints`; programs with other names stay."""
+    places = [(cgroup, False), *((endpoint.netns, True) for endpoint in endpoints)]
     targets = {(path.stat().st_ino, is_netns) for path, is_netns in places if path.exists()}
     kept = {link.id for link in health.links(pins).values()}
     for number in list(bpf_syscall.ids("link")):

@@ -1,5 +1,7 @@
 """The directory of pins, on a bpffs of the lab's own: it keeps the dataplane alive after merlab has ended.
 
+All functions that remove pins are in this module.
+
     links/<hook>  links/sk_lookup/<pod>  maps/<name>  progs/<name>
 
 `maps/stamp` is pinned last and unpinned first: without it, the pins are incomplete.
@@ -13,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
+from merbridge_lab.adapters.files import delete, delete_folder
 from merbridge_lab.dataplane import abi
 
 if TYPE_CHECKING:
@@ -82,6 +85,18 @@ def opened(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def remove_pin(pin: Path) -> None:
+    """Remove a pin; what it holds ends with its last other user. Succeed if there is none. Raises OSError."""
+    delete(pin)
+
+
+def unlink(pin: Path) -> None:
+    """Detach a link, whoever else holds it, and remove its pin; succeed if there is none. Raises OSError."""
+    with contextlib.suppress(OSError), opened(pin) as link:
+        bpf_syscall.link_detach(link)
+    remove_pin(pin)
 
 
 class Pins:
@@ -169,6 +184,40 @@ class Pins:
                     os.close(fd)
         raise FileNotFoundError(f"the map {kernel_name} is neither pinned nor used by a pinned program")
 
+    # -- removing --------------------------------------------------------------------------------------------------
+
+    def remove_objects(self) -> None:
+        """Remove the pins of maps and programs, what an unfinished upgrade left, and the directories.
+
+        Links are removed before: see detach.py. Raises OSError.
+        """
+        for name in reversed(MAPS):
+            remove_pin(self.map(name))
+        for name in PROGRAMS:
+            remove_pin(self.prog(name))
+        for rest in ("old", "next"):
+            Pins(self.root / rest).clear()
+        for folder in ("links/sk_lookup", "links", "maps", "progs"):
+            _remove_folder(self.root / folder)
+        with contextlib.suppress(OSError):  # the mount point itself, or not empty
+            delete_folder(self.root)
+
+    def clear(self) -> None:
+        """Detach and remove everything that is pinned below the directory, of any version."""
+        if not self.root.is_dir():
+            return
+        last = {"sockops": 1, "getsockopt": 2}  # they finish what was begun
+        for pin in sorted((self.root / "links").rglob("*"), key=lambda each: last.get(each.name, 0)):
+            if not pin.is_dir():
+                unlink(pin)
+        for path in sorted(self.root.rglob("*"), reverse=True):
+            with contextlib.suppress(OSError):
+                (delete_folder if path.is_dir() else remove_pin)(path)
+        with contextlib.suppress(OSError):
+            delete_folder(self.root)
+
+    # -- reading and writing ---------------------------------------------------------------------------------------
+
     def config(self) -> dict[str, int]:
         """Read the switches. Raises OSError."""
         with self.open_map("config") as fd:
@@ -188,6 +237,17 @@ class Pins:
         with self.open_map("pods") as fd:
             entries = {key: bpf_maps.lookup(fd, key, layout.size) for key in bpf_maps.keys(fd, 8)}
         return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items() if raw is not None}
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a directory of pins, including pins with names that this version does not know."""
+    if not folder.is_dir():
+        return
+    for stray in folder.iterdir():
+        if not stray.is_dir():
+            remove_pin(stray)
+    with contextlib.suppress(OSError):
+        delete_folder(folder)
 
 
 def _whole(config: int) -> bytes:

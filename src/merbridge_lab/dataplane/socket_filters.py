@@ -15,30 +15,29 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from merbridge_lab.dataplane.endpoints import sockets_of
+from merbridge_lab.adapters.process_sockets import sockets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from merbridge_lab.dataplane.endpoints import Pod
+    from collections.abc import Iterator, Mapping
 
 _SO_GET_FILTER = 26
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def problems(pod: Pod) -> Iterator[str]:
-    """Describe which TCP sockets of a pod's app and sidecar have a filter. Raise LabError if they may not be read."""
-    for kind, pid in (("app", pod.app_pid), ("sidecar", pod.sidecar_pid)):
-        if pid is None:
-            continue
-        with contextlib.closing(sockets_of(pid, f"the sockets of the {kind} of {pod.name} (pid {pid})")) as found:
+def problems(name: str, processes: Mapping[str, int]) -> Iterator[str]:
+    """Describe which TCP sockets of a pod's processes, by kind, have a filter.
+
+    Raise LabError if they may not be read.
+    """
+    for kind, pid in processes.items():
+        with contextlib.closing(sockets_of(pid, f"the sockets of the {kind} of {name} (pid {pid})")) as found:
             for number, sock in found:
                 if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
                     continue
                 if (filter_ := attached(sock.fileno())) is not None:
                     yield (
-                        f"on {_described(sock)} of the {kind} of {pod.name} (pid {pid}, descriptor {number}) there is a"
+                        f"on {_described(sock)} of the {kind} of {name} (pid {pid}, descriptor {number}) there is a"
                         f" socket filter, {filter_}: it can truncate or drop what arrives"
                     )
 

@@ -7,11 +7,13 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
+from merbridge_lab.adapters.kernel_features import SOCKHASH_QUERY_SINCE
 from merbridge_lab.dataplane import abi
-from merbridge_lab.dataplane.endpoints import Pod, inbound_cookies
+from merbridge_lab.dataplane.inbound_listener import inbound_cookies
 from merbridge_lab.dataplane.pins import Pins, number, opened, u64
 from merbridge_lab.dataplane.strangers import named
 from merbridge_lab.evidence import Unread
+from merbridge_lab.istio_facts import INBOUND_PORT
 from merbridge_lab.polling import poll_until
 from merbridge_lab.shortage import unread
 
@@ -19,25 +21,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from merbridge_lab.dataplane.endpoints import Endpoint
+
 #: How long a socket must look foreign to count as foreign, in seconds: sockets come and go.
 _AT_REST = 0.1
+#: Why it is not known which program is on a sockhash.
+NOT_TOLD = f"Linux before {SOCKHASH_QUERY_SINCE} cannot report it"
 
 
-def listener_problem(pins: Pins, pod: Pod, cookie: int) -> str | None:
-    """Describe that a pod's sidecar is missing from the listeners, or that something else is in its place.
+def listener_problem(pins: Pins, endpoint: Endpoint, cookie: int) -> str | None:
+    """Describe that the sidecar of an endpoint is missing from the listeners, or that something else is in its place.
 
     Raise LabError if the kernel does not allow reading the sidecar's sockets.
     """
-    port = abi.constants()["PORT_INBOUND"]
     try:
         with pins.open_map("listeners") as fd:
             registered = bpf_maps.lookup(fd, u64(cookie), 8)  # for a sockhash, this returns the socket's cookie
     except OSError as error:
-        return str(unread(f"the {port} listener registered for {pod.name}", error))
+        return str(unread(f"the {INBOUND_PORT} listener registered for {endpoint.name}", error))
     if registered is None:
-        return f"no {port} listener registered for {pod.name}"
-    if pod.sidecar_pid is not None and number(registered) not in inbound_cookies(pod.sidecar_pid, cookie):
-        return f"the {port} listener registered for {pod.name} is not its sidecar's"
+        return f"no {INBOUND_PORT} listener registered for {endpoint.name}"
+    if endpoint.sidecar is not None and number(registered) not in inbound_cookies(endpoint.sidecar.pid, cookie):
+        return f"the {INBOUND_PORT} listener registered for {endpoint.name} is not its sidecar's"
     return None
 
 
@@ -101,8 +106,7 @@ def _by_elimination(own: int) -> list[str]:
                 others.append(each)
         finally:
             os.close(fd)
-    why = "Linux before 5.18 cannot report it"
-    return [str(Unread(f"whether {named(each)} is attached to the sockhash peers", why)) for each in others]
+    return [str(Unread(f"whether {named(each)} is attached to the sockhash peers", NOT_TOLD)) for each in others]
 
 
 def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:

@@ -16,9 +16,9 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.adapters.files import delete, delete_folder, make_folder, rename
+from merbridge_lab.adapters.files import make_folder, rename
 from merbridge_lab.dataplane import abi
-from merbridge_lab.dataplane.pins import Pins, opened
+from merbridge_lab.dataplane.pins import Pins, opened, unlink
 from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 #: How long the old version may take to finish handshakes and to serve its live connections, in seconds.
 _FINISH = 3.0
 _FOLDERS = ("links", "maps", "progs")
-
-
-def unlink(pin: Path) -> None:
-    """Detach a link and remove its pin; succeed if there is none."""
-    with contextlib.suppress(OSError), opened(pin) as link:
-        bpf_syscall.link_detach(link)
-    delete(pin)
 
 
 def is_due(pins: Pins) -> bool:
@@ -53,11 +46,11 @@ def begin(pins: Pins, load: Callable[[Pins], None]) -> None:
     If `load` raises, the other version is unchanged.
     """
     coming = Pins(pins.root / "next")
-    clear(coming)
+    coming.clear()
     try:
         load(coming)
     except BaseException:
-        clear(coming)
+        coming.clear()
         raise
     before = old(pins)
     make_folder(before.root)
@@ -66,7 +59,7 @@ def begin(pins: Pins, load: Callable[[Pins], None]) -> None:
             rename(pins.root / folder, before.root / folder)
     for folder in _FOLDERS:
         rename(coming.root / folder, pins.root / folder)
-    clear(coming)
+    coming.clear()
 
 
 def inherit(pin: Path, before: Path, program: Path) -> None:
@@ -91,7 +84,7 @@ def finish(pins: Pins) -> None:
     poll_until(
         lambda: not _busy(before), timeout=_FINISH, awaiting="connections of the previous version of the dataplane"
     )
-    clear(before)
+    before.clear()
 
 
 def _busy(before: Pins) -> bool:
@@ -109,19 +102,3 @@ def _busy(before: Pins) -> bool:
         except OSError:
             return True
     return False
-
-
-def clear(pins: Pins) -> None:
-    """Detach and remove everything that is pinned below `pins`, of any version."""
-    if not pins.root.is_dir():
-        return
-    links = pins.root / "links"
-    last = {"sockops": 1, "getsockopt": 2}  # they finish what was begun
-    for pin in sorted(links.rglob("*"), key=lambda each: last.get(each.name, 0)):
-        if not pin.is_dir():
-            unlink(pin)
-    for path in sorted(pins.root.rglob("*"), reverse=True):
-        with contextlib.suppress(OSError):
-            (delete_folder if path.is_dir() else delete)(path)
-    with contextlib.suppress(OSError):
-        delete_folder(pins.root)

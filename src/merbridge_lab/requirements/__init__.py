@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
+from merbridge_lab.adapters.kernel_features import FEATURES
+from merbridge_lab.istio_facts import SIDECAR_UID
 from merbridge_lab.requirements import host, kernel, tools
 from merbridge_lab.requirements.packages import Distribution
 from merbridge_lab.requirements.requirement import FAIL, SKIP, Requirement
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
     from merbridge_lab.errors import LabError
 
     Probe = Callable[[], "Requirement | list[Requirement]"]
-
-#: Istio's number for the sidecars' user, which its rules name.
-SIDECARS = 1337
 
 __all__ = ["Requirement", "able", "embedded"]
 
@@ -62,9 +61,9 @@ def embedded(*, backend: str = "nft", quick: bool = False) -> list[Requirement]:
 
     look("root", "root", lambda: host.privileges(root), as_root=False)
     look("ptrace_scope", "below 3", lambda: host.ptrace(root), as_root=False)
-    look("sidecars_user", "1337 is free", lambda: host.sidecars_user(SIDECARS), as_root=False)
+    look("sidecars_user", f"{SIDECAR_UID} is free", lambda: host.sidecars_user(SIDECAR_UID), as_root=False)
     look("machine.architecture", "x86_64", host.architecture, as_root=False)
-    look("kernel.version", ">= 5.15", kernel.version, as_root=False)
+    look("kernel.version", f">= {FEATURES['kernel.version'].since}", kernel.version, as_root=False)
     look("kernel.btf", "there", lambda: kernel.btf(root), as_root=False)
     look("kernel.lockdown", "not confidentiality", lambda: kernel.lockdown(root), as_root=False)
     look("kernel.netns_cookie", "there", kernel.netns_cookie, as_root=False)

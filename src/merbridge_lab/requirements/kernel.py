@@ -9,7 +9,7 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_features, tcp_bytes
+from merbridge_lab.adapters import bpf_features, bpf_syscall, netns, tcp_bytes
 from merbridge_lab.adapters import kernel_features as asked
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, ShortageError
@@ -19,8 +19,6 @@ from merbridge_lab.text import lines_of
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-_SO_NETNS_COOKIE = 71
 
 _PRIVILEGED = "run merlab on the machine itself, or in a privileged container (docker run --privileged)"
 
@@ -100,7 +98,7 @@ def netns_cookie() -> Requirement:
     name, needed = "kernel.netns_cookie", "SO_NETNS_COOKIE"
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+            netns.cookie_of(asking)
     except OSError as error:
         return _lacking(name, error.strerror or str(error), needed)
     return Requirement(name, PASS, needed, needed)
@@ -152,17 +150,17 @@ def cgroup2() -> Requirement:
 
 def _foreign_programs(cgroup: int) -> Requirement | None:
     hooks = {
-        "connect4": bpf_features.INET4_CONNECT,
-        "connect6": bpf_features.INET6_CONNECT,
-        "getpeername4": bpf_features.INET4_GETPEERNAME,
-        "getsockopt": bpf_features.GETSOCKOPT,
-        "sock_ops": bpf_features.SOCK_OPS,
+        "connect4": bpf_syscall.CGROUP_INET4_CONNECT,
+        "connect6": bpf_syscall.CGROUP_INET6_CONNECT,
+        "getpeername4": bpf_syscall.CGROUP_INET4_GETPEERNAME,
+        "getsockopt": bpf_syscall.CGROUP_GETSOCKOPT,
+        "sock_ops": bpf_syscall.CGROUP_SOCK_OPS,
     }
     taken = []
     for hook, number in hooks.items():
         # A kernel without the hook reports this below bpf.programs.
         with contextlib.suppress(OSError):
-            if bpf_features.exclusive(cgroup, number):
+            if bpf_syscall.is_exclusive(cgroup, number):
                 taken.append(hook)
     if not taken:
         return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import bcc_import, system_tools
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
+from merbridge_lab.istio_facts import HBONE_PORT, OUTBOUND_PORT, SIDECAR_UID
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 from merbridge_lab.text import lines_of
 
@@ -34,13 +35,13 @@ _COMMANDS = {
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 #: Every match and target that the lab's rules use, tested in a namespace of its own.
-_RULES = """\
+_RULES = f"""\
 *nat
 :MERLAB - [0:0]
 -A OUTPUT -p tcp -j MERLAB
--A MERLAB -o lo ! -d 127.0.0.1/32 -p tcp ! --dport 15008 -m owner --uid-owner 1337 -j RETURN
--A MERLAB -m owner ! --gid-owner 1337 -j RETURN
--A MERLAB -p tcp -j REDIRECT --to-ports 15001
+-A MERLAB -o lo ! -d 127.0.0.1/32 -p tcp ! --dport {HBONE_PORT} -m owner --uid-owner {SIDECAR_UID} -j RETURN
+-A MERLAB -m owner ! --gid-owner {SIDECAR_UID} -j RETURN
+-A MERLAB -p tcp -j REDIRECT --to-ports {OUTBOUND_PORT}
 -A PREROUTING -p tcp -m statistic --mode random --probability 0.5 -j DNAT --to-destination 127.0.0.1:80
 -A POSTROUTING -p tcp -j MASQUERADE
 COMMIT

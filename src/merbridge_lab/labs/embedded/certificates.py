@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from merbridge_lab.adapters.certificate_period import period
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import write_atomic
 
@@ -143,19 +144,12 @@ def _untimely(since: dt.datetime, until: dt.datetime) -> str | None:
     return None
 
 
-def _period(certificate: x509.Certificate) -> tuple[dt.datetime, dt.datetime]:
-    if hasattr(certificate, "not_valid_after_utc"):  # cryptography 42
-        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    utc = dt.timezone.utc
-    return certificate.not_valid_before.replace(tzinfo=utc), certificate.not_valid_after.replace(tzinfo=utc)
-
-
 def authority_problem(path: Path) -> str | None:
     """Describe what is wrong with the authority stored at `path` (unreadable, or not valid now); None if nothing is."""
     try:
         content = path.read_bytes()
         serialization.load_pem_private_key(content, password=None)
-        return _untimely(*_period(x509.load_pem_x509_certificate(content)))
+        return _untimely(*period(x509.load_pem_x509_certificate(content)))
     except (OSError, ValueError) as error:
         return f"cannot be read: {error}"
 
@@ -183,7 +177,7 @@ def look(folder: Path, authority: Path) -> Seen | str:
     except (ValueError, TypeError, InvalidSignature):
         signed = False
     identities = tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
-    return Seen(identities, *_period(certificate), certificate.serial_number, signed)
+    return Seen(identities, *period(certificate), certificate.serial_number, signed)
 
 
 def are_good(folder: Path, identity: str, authority: Path, *, foreign: bool = False) -> bool:

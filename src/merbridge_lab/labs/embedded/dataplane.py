@@ -7,15 +7,17 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from merbridge_lab import dataplane, polling, signals
-from merbridge_lab.adapters import tcp_sockets
+from merbridge_lab import dataplane, istio_facts, polling, signals
+from merbridge_lab.adapters import kernel_features, tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.dataplane import socket_filters
 from merbridge_lab.dataplane.evidence import CounterEvidence
-from merbridge_lab.errors import LabError, UnsupportedFeatureError
+from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
 from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,15 +46,10 @@ class EmbeddedDataplane:
     def __init__(self, machine: Machine, mesh: Mesh) -> None:
         self._machine = machine
         self._mesh = mesh
+        self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods)
         around = dataplane.Around((machine.cgroup / "twins",), ((topology.NODE, machine.netns(topology.NODE)),))
         self._manager = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
         self._trace = Instance(machine.tracefs, machine.name)
-
-    def _pods(self) -> list[dataplane.Pod]:
-        return [
-            dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, pod.sidecar_pid, pod.app_pid)
-            for pod in self._mesh.pods
-        ]
 
     def ensure(self) -> None:
         """Attach what is missing, and wait until the connections that sidecars kept from before have closed.
@@ -62,7 +59,7 @@ class EmbeddedDataplane:
         """
         self._machine.require_own()
         self._restart_filtered()
-        self._manager.attach(self._machine.mesh_cgroup, self._pods())
+        self._manager.attach(self._machine.mesh_cgroup, self.discovery.endpoints())
         polling.poll_until(
             lambda: not self._older_connections(),
             timeout=_RUN_OUT,
@@ -73,17 +70,18 @@ class EmbeddedDataplane:
         """Restart apps and sidecars that have a socket filter from somebody: it stays as long as the socket does."""
         for pod in self._mesh.pods:
             for kind, seen in pod.processes.seen().items():
-                pids = (None, seen.pid) if kind == "app" else (seen.pid, None)
                 filtered = False
                 with contextlib.suppress(LabError):  # what may not be read, the checks report
-                    filtered = any(socket_filters.problems(dataplane.Pod(pod.spec.name, pod.spec.ip, pod.netns, *pids)))
+                    filtered = any(socket_filters.problems(pod.spec.name, {kind: seen.pid}))
                 if filtered:
                     pod.processes.start(kind)
                     pod.wait_ready(_READY)
 
     def pause_interception(self) -> None:
         """Leave new connections to the rules until `ensure` has repaired the dataplane; leave a complete one alone."""
-        self._manager.pause_interception(self._machine.mesh_cgroup, self._pods())
+        endpoints = self.discovery.endpoints()
+        known = self._filters(endpoints) if self.attached else []
+        self._manager.pause_interception(self._machine.mesh_cgroup, endpoints, known)
 
     def drain_idle_connections(self) -> bool:
         """Wait until the idle connections of the sidecars have closed; return whether all did."""
@@ -114,14 +112,14 @@ class EmbeddedDataplane:
             connection.local
             for pod in self._mesh.pods
             for connection in tcp_sockets.established(pod.netns)
-            if connection.uid == topology.SIDECAR_ID and connection.remote.rpartition(":")[0] in addresses
+            if connection.uid == istio_facts.SIDECAR_UID and connection.remote.rpartition(":")[0] in addresses
         }
         # The dial is visible at the pod of the other end; here it is the accepting side of one of those.
         accepted = {
             connection.local
             for pod in self._mesh.pods
             for connection in tcp_sockets.established(pod.netns)
-            if connection.local.endswith(f":{topology.INBOUND_PORT}")
+            if connection.local.endswith(f":{istio_facts.INBOUND_PORT}")
         }
         return found - accepted - {pair.source for pair in self._manager.pairs()}
 
@@ -137,7 +135,23 @@ class EmbeddedDataplane:
 
     def problems(self) -> list[str]:
         """Describe, one sentence each, what differs from what `ensure` creates."""
-        return self._manager.problems(self._machine.mesh_cgroup, self._pods())
+        endpoints = self.discovery.endpoints()
+        found = self._manager.problems(self._machine.mesh_cgroup, endpoints)
+        return [*found, *self._filters(endpoints)] if self.attached else found
+
+    def _filters(self, endpoints: Sequence[dataplane.Endpoint]) -> list[str]:
+        """Describe the socket filters on the sockets of apps and sidecars, and that they could not be read."""
+        found: list[str] = []
+        for endpoint in endpoints:
+            sidecar = None if endpoint.sidecar is None else endpoint.sidecar.pid
+            pids = {"app": self._mesh.pod(endpoint.name).app_pid, "sidecar": sidecar}
+            try:
+                found += socket_filters.problems(
+                    endpoint.name, {kind: pid for kind, pid in pids.items() if pid is not None}
+                )
+            except LabError as error:
+                found.append(str(unread(f"whether socket filters are on the sockets of {endpoint.name}", error)))
+        return found
 
     def ours(self) -> frozenset[int]:
         """Return the ids of the programs that run as ours. Raises OSError."""
@@ -153,7 +167,7 @@ class EmbeddedDataplane:
             Reading(f"bpf:{program.name}", "", None, program.attached_to, f"{program.type}, id {program.id}")
             for program in self._manager.programs()
         ]
-        others = self._manager.others(self._machine.mesh_cgroup, self._pods())
+        others = self._manager.others(self._machine.mesh_cgroup, self.discovery.endpoints())
         return (*own, *(Reading("bpf:others", "", None, each) for each in others))
 
     @property
@@ -214,7 +228,8 @@ class EmbeddedDataplane:
             try:
                 self._trace.enable()
             except OSError as error:
-                raise UnsupportedFeatureError("trace events of BPF programs", "5.9", str(error)) from error
+                named = "trace events of BPF programs"
+                raise kernel_features.cannot("kernel.tracefs", str(error), named=named) from error
             return
         if self.attached:
             # A toggle that cannot be written (a frozen map) is removed with the dataplane, which comes next.

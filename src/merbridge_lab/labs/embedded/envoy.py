@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import file_digest, http_probe, mounts
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import add_log, delete_tree, has_content, write_atomic
@@ -121,7 +122,7 @@ def render(pod: PodSpec, folder: Path) -> str:
         services=pod.services,
         # A pod's own ports: those of the services that its app serves.
         inbound=topology.SERVICES if pod.app == "helloworld" else (),
-        ports=topology,
+        istio=istio_facts,
         trust_domain=topology.TRUST_DOMAIN,
         chain=_text(folder / CERTIFICATES / "cert-chain.pem"),
         roots=_text(folder / CERTIFICATES / "root-cert.pem"),
@@ -154,15 +155,15 @@ def furnish(machine: Machine, pod: PodSpec, folder: Path) -> bool:
         trusted = certificates.Authority.load(machine.run / "ca.pem")
         authority = certificates.Authority.fresh() if pod.foreign else trusted
         certificates.install(
-            folder / CERTIFICATES, pod.identity, authority=authority, trusted=trusted, owner=topology.SIDECAR_ID
+            folder / CERTIFICATES, pod.identity, authority=authority, trusted=trusted, owner=istio_facts.SIDECAR_UID
         )
         changed = True
     wanted = render(pod, folder)
     if not has_content(folder / _BOOTSTRAP, wanted):
         write_atomic(folder / _BOOTSTRAP, wanted)
         changed = True
-    add_log(folder / ACCESS_LOG, topology.SIDECAR_ID)
-    add_log(folder / LOG, topology.SIDECAR_ID)
+    add_log(folder / ACCESS_LOG, istio_facts.SIDECAR_UID)
+    add_log(folder / LOG, istio_facts.SIDECAR_UID)
     return changed
 
 
@@ -185,7 +186,7 @@ def argv(machine: Machine, folder: Path) -> list[str]:
 
 def is_ready(netns: Path) -> bool:
     """Report whether the sidecar in `netns` reports readiness on its health port; False after half a second."""
-    return http_probe.says_ok(netns, topology.HEALTH_PORT, "/healthz/ready")
+    return http_probe.says_ok(netns, istio_facts.HEALTH_PORT, "/healthz/ready")
 
 
 def last_words(log: Path, lines: int = 10) -> str:

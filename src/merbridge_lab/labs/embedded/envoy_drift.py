@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import descriptors, http_probe, tcp_sockets
 from merbridge_lab.dataplane import listener_options
 from merbridge_lab.errors import LabError
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 #: Which process must serve which port of a pod.
 _PORTS = {
-    topology.OUTBOUND_PORT: "sidecar",
-    topology.INBOUND_PORT: "sidecar",
-    topology.HEALTH_PORT: "sidecar",
-    topology.ADMIN_PORT: "sidecar",
-    topology.STATS_PORT: "sidecar",
+    istio_facts.OUTBOUND_PORT: "sidecar",
+    istio_facts.INBOUND_PORT: "sidecar",
+    istio_facts.HEALTH_PORT: "sidecar",
+    istio_facts.ADMIN_PORT: "sidecar",
+    istio_facts.STATS_PORT: "sidecar",
     topology.HTTP_PORT: "app",
     topology.ECHO_PORT: "app",
 }
@@ -114,7 +115,7 @@ def _configuration(netns: Path, pod: PodSpec, folder: Path) -> list[str]:
 
 
 def _ask(netns: Path, path: str) -> dict[str, Any]:
-    answer = http_probe.fetch(netns, topology.ADMIN_PORT, path)
+    answer = http_probe.fetch(netns, istio_facts.ADMIN_PORT, path)
     told: Any = json.loads(answer) if answer else {}
     return told if isinstance(told, dict) else {}
 

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
-from merbridge_lab.adapters import cgroup, mounts, overmounts
+from merbridge_lab.adapters import cgroup, kernel_features, mounts, overmounts
 from merbridge_lab.adapters.files import delete_folder, make_folder, set_mode
 from merbridge_lab.errors import ClaimFailedError, LabError, UnsupportedFeatureError
 from merbridge_lab.labs.embedded import lab_paths, topology
@@ -111,10 +111,10 @@ class Machine:
             cgroup.uncover(self.cgroup)
             for each in (self.cgroup, *(self.cgroup / name for name in _BRANCHES)):
                 cgroup.release(each)
-            self._mount(self.bpffs, "bpf", "a BPF file system", "4.4", "mode=0700")
+            self._mount(self.bpffs, "bpf", "a BPF file system", "kernel.bpffs", "mode=0700")
             with contextlib.suppress(UnsupportedFeatureError):
                 # Without it there is no trace, and problems() does not complain: the rest of the lab works.
-                self._mount(self.tracefs, "tracefs", "tracefs", "4.1")
+                self._mount(self.tracefs, "tracefs", "tracefs", "kernel.tracefs")
         except BaseException:
             if fresh:
                 if not self._strangers():
@@ -159,7 +159,7 @@ class Machine:
     def _take_cgroup(self) -> None:
         if self._cgroup_root == self._own_cgroup2:
             make_folder(self._own_cgroup2)
-            self._mount(self._own_cgroup2, "cgroup2", "cgroup version 2", "4.5")
+            self._mount(self._own_cgroup2, "cgroup2", "cgroup version 2", "kernel.cgroup2")
         self._refuse_strangers()
         try:
             for name in _BRANCHES:
@@ -187,13 +187,13 @@ class Machine:
             )
 
     @staticmethod
-    def _mount(target: Path, fstype: str, what: str, since: str, options: str = "") -> None:
+    def _mount(target: Path, fstype: str, what: str, feature: str, options: str = "") -> None:
         if mounts.at(target) is not None:
             return
         try:
             mounts.mount("none", target, fstype, data=options)
         except OSError as error:
-            raise UnsupportedFeatureError(what, since, f"{target}: {error.strerror}") from error
+            raise kernel_features.cannot(feature, f"{target}: {error.strerror}", named=what) from error
 
     # -- removing --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import conntrack, netns
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.shortage import unread
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.topology import PodSpec
 
 _LOOPBACK = "127.0.0.1"
-_SIDECARS = (topology.OUTBOUND_PORT, topology.INBOUND_PORT)
+_SIDECARS = (istio_facts.OUTBOUND_PORT, istio_facts.INBOUND_PORT)
 
 
 def problems(node: Path, specs: Mapping[str, PodSpec], spaces: Mapping[str, Path]) -> Iterator[str]:
@@ -52,9 +53,9 @@ def is_redirected(pod: PodSpec, each: Translated) -> bool:
     if each.seen_source[0] != each.source[0] or each.destination[1] in _SIDECARS:
         return False
     own = (pod.ip, _LOOPBACK)
-    if each.seen_destination == (_LOOPBACK, topology.OUTBOUND_PORT):
+    if each.seen_destination == (_LOOPBACK, istio_facts.OUTBOUND_PORT):
         return each.source[0] in own
-    return each.seen_destination in [(ip, topology.INBOUND_PORT) for ip in own] and (
+    return each.seen_destination in [(ip, istio_facts.INBOUND_PORT) for ip in own] and (
         each.destination[0] in own or each.source[0] in own
     )
 

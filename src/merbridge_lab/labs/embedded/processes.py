@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import cgroup, cgroup_v1, http_probe, netns, procfs
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.command import run
@@ -66,7 +67,7 @@ class Processes:
         return {kind: self._daemon(kind) for kind in reversed(self.kinds)}
 
     def _daemon(self, kind: str) -> list[str]:
-        user, log = (topology.SIDECAR_ID, envoy.LOG) if kind == "sidecar" else (topology.APP_ID, APP_LOG)
+        user, log = (istio_facts.SIDECAR_UID, envoy.LOG) if kind == "sidecar" else (topology.APP_ID, APP_LOG)
         argv = self._argv(kind)
         return namespaces.as_daemon(self.cgroup / kind, self._netns, self._mntns, user, self._folder / log, argv)
 
@@ -133,7 +134,7 @@ class Processes:
         argv = self._argv(kind)
         space, mounts = netns.inode(self._netns), netns.inode(self._mntns)
         if kind == "sidecar":
-            return identity.Expected(argv, envoy.not_genuine, topology.SIDECAR_ID, space, mounts)
+            return identity.Expected(argv, envoy.not_genuine, istio_facts.SIDECAR_UID, space, mounts)
         program = identity.program(argv[0], namespaces.PATH)
         script = (self._folder / _SCRIPT, rule_templates.data("app/helloworld.py"))
         is_script = self._spec.app == "helloworld"
@@ -219,7 +220,7 @@ class Processes:
         if held := self.held(kind, seen):
             return f"{where} {held} (pid {seen.pid})"
         if not self.answers(kind):
-            port = topology.HEALTH_PORT if kind == "sidecar" else topology.HTTP_PORT
+            port = istio_facts.HEALTH_PORT if kind == "sidecar" else topology.HTTP_PORT
             because = f": {why}" if (why := cgroup_v1.throttled(seen.pid)) else ""
             return f"{where} does not answer on port {port} (pid {seen.pid}){because}"
         if kind == "sidecar" and not seen.has_open(access_log):

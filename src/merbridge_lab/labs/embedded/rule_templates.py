@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from merbridge_lab import ruleset
 from merbridge_lab.adapters import iptables
 from merbridge_lab.evidence import Unread
+from merbridge_lab.labs import templates
 from merbridge_lab.labs.embedded import topology
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    import jinja2
 
     _Chains = Mapping[tuple[str, str], list[str]]
 
@@ -26,21 +24,7 @@ NODES = ("nat",)
 
 def template(name: str, **values: object) -> str:
     """Render `data/NAME`."""
-    return str(_compiled(name).render(**values))
-
-
-@functools.cache
-def _compiled(name: str) -> jinja2.Template:
-    import jinja2
-
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - YAML and iptables, from our own data
-    )
-    return environment.from_string(data(name))
+    return templates.render(data(name), **values)
 
 
 def data(name: str) -> str:

@@ -1,6 +1,6 @@
 """What the embedded lab is made of, as data: pods, services, addresses, ports, users and names.
 
-Ports and the user 1337 are Istio's; addresses are what a kind cluster would assign.
+Istio's own ports and its user are in istio_facts.py; addresses are what a kind cluster would assign.
 """
 
 from __future__ import annotations
@@ -17,16 +17,8 @@ NODE_ADDRESS = "10.244.0.1"
 DOMAIN = "default.svc.cluster.local"
 TRUST_DOMAIN = "cluster.local"
 
-#: The user of a sidecar, in Istio and here; the rules and the dataplane tell sidecar from app by it.
-SIDECAR_ID = 1337
 #: The user of an app ("nobody").
 APP_ID = 65534
-
-ADMIN_PORT = 15000
-OUTBOUND_PORT = 15001
-INBOUND_PORT = 15006
-HEALTH_PORT = 15021
-STATS_PORT = 15090
 
 HTTP_PORT = 5000
 ECHO_PORT = 9000
@@ -35,7 +27,7 @@ BACKENDS = ("nft", "legacy")
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ServiceEndpoint:
     """One pod behind a service, and the account that its certificate must name."""
 
     address: str
@@ -55,7 +47,7 @@ class Service:
     vip: str
     port: int
     protocol: str
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[ServiceEndpoint, ...]
 
     @property
     def host(self) -> str:
@@ -83,7 +75,7 @@ def spiffe(account: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/ns/default/sa/{account}"
 
 
-_HELLOWORLDS = (Endpoint("10.244.0.11", "helloworld-v1"), Endpoint("10.244.0.12", "helloworld-v2"))
+_HELLOWORLDS = (ServiceEndpoint("10.244.0.11", "helloworld-v1"), ServiceEndpoint("10.244.0.12", "helloworld-v2"))
 
 SERVICES = (
     Service("helloworld", "10.96.0.10", HTTP_PORT, "http", _HELLOWORLDS),
@@ -169,6 +161,6 @@ def control_pair(backend: str = "nft") -> tuple[PodSpec, PodSpec]:
     """
     sleep, helloworld, *_ = pods(backend)
     server = control_client(helloworld, version="twin")
-    headless = Service(TWIN_SERVICE, server.ip, HTTP_PORT, "http", (Endpoint(server.ip, server.name),))
+    headless = Service(TWIN_SERVICE, server.ip, HTTP_PORT, "http", (ServiceEndpoint(server.ip, server.name),))
     client = control_client(sleep, 2, ip=_OUTSIDE, services=(*SERVICES, headless))
     return client, server

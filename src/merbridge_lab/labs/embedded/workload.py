@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import netns
+from merbridge_lab.adapters import cgroup, netns
 from merbridge_lab.adapters.command import pasteable, run
 from merbridge_lab.lab import HELLO, ProcessIdentity
 from merbridge_lab.labs.embedded import envoy, shell, topology
@@ -77,9 +77,7 @@ class EmbeddedWorkload:
         looked = run(["nsenter", "-t", str(pid), "--net", "ip", "-o", "-4", "address", "show"]).stdout
         addresses = tuple(line.split()[3].partition("/")[0] for line in lines_of(looked) if line.split()[1] != "lo")
         process = Path("/proc", str(pid))
-        hierarchy = next(
-            line.removeprefix("0::") for line in lines_of(read_text(process / "cgroup")) if line.startswith("0::")
-        )
+        hierarchy = cgroup.in_version_2(read_text(process / "cgroup"))
         root = str(self._app_cgroup).removesuffix(hierarchy)
         return ProcessIdentity(
             workload=self.name,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined
-
+from merbridge_lab.labs import templates
 from merbridge_lab.labs.kubernetes.settings import DATA
 
 if TYPE_CHECKING:
@@ -19,6 +18,4 @@ def rendered(name: str, settings: Settings) -> str:
     if plain.is_file():
         return plain.read_text(encoding="utf-8")
     template = (folder / f"{name}.yaml.j2").read_text(encoding="utf-8")
-    # autoescape is for HTML; this is YAML.
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
-    return environment.from_string(template).render(images=settings.images, helper=settings.proxy_image)
+    return templates.render(template, images=settings.images, helper=settings.proxy_image)

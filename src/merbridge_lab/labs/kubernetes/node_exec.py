@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from merbridge_lab import polling
 from merbridge_lab.adapters import kubernetes_api, kubernetes_exec
 from merbridge_lab.adapters.command import Result, pasteable
+from merbridge_lab.adapters.procfs import started
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import diagnostics, manifests, topology
+from merbridge_lab.text import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -159,12 +161,12 @@ _BOOT, _SPACE, _PID, _BEGAN = (f"merlab.io/owner-{name}" for name in ("boot", "p
 
 def _owner(pid: int) -> dict[str, str]:
     """Identify a process uniquely: by boot, PID namespace, PID, and start time. Raise OSError for one that is gone."""
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    stat = read_text(Path(f"/proc/{pid}/stat"))
     return {
         _BOOT: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
         _SPACE: str(Path("/proc/self/ns/pid").stat().st_ino),
         _PID: str(pid),
-        _BEGAN: stat.rpartition(")")[2].split()[19],
+        _BEGAN: str(started(stat)),
     }
 
 

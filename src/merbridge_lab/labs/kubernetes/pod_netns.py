@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import conntrack, iptables, rules_agreement
+from merbridge_lab.adapters.procfs import started
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
 from merbridge_lab.ruleset import BACKENDS, NATIVE, NATIVE_TABLE, RuleSet
@@ -133,12 +134,10 @@ def read_process(node_exec: NodeExec, told: str) -> Process:
     stat, netns, comm, *lines = told.split("\n")
     cgroups = [line for line in lines if _CGROUP.match(line)]
     addresses = [line for line in lines if line and not _CGROUP.match(line)]
-    # The name may contain blanks and brackets; what follows the last bracket does not.
-    fields = stat.rpartition(")")[2].split()
     return Process(
         node_exec=node_exec,
         pid=int(stat.split()[0]),
-        started=int(fields[19]),
+        started=started(stat),
         netns=int(netns),
         comm=comm.strip(),
         cgroup=cgroup_of_pod(cgroups),

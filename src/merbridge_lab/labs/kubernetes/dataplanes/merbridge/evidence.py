@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab import signals
+from merbridge_lab import istio_facts, signals
 from merbridge_lab.adapters import bpf_syscall, kubernetes_api
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.errors import LabError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: A buffer of merlab's own in the node's tracefs: it takes nothing from others who read trace_pipe.
 INSTANCE = "merlab-kind"
 #: The ports where upstream sends what an app says to its sidecar, and one sidecar to another.
-_OUTBOUND, _INBOUND = 15001, 15006
+_OUTBOUND, _INBOUND = istio_facts.OUTBOUND_PORT, istio_facts.INBOUND_PORT
 #: How long to wait for lines before the check whether to go on, in seconds.
 _BETWEEN = 0.2
 #: Kinds of lines that name a destination.

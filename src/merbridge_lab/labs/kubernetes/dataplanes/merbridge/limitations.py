@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import tcp_sockets
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.preflight import NATIVE
-from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 
 _PORT = 5000
-#: State "listening" in /proc/net/tcp; see proc_net_tcp(5).
-_LISTENING = "0A"
 
 
 def of(place: NodeView, sidecars: str, servers: Sequence[KubernetesWorkload]) -> dict[str, str]:
@@ -40,5 +38,4 @@ def _only_ipv6(process: Path) -> bool:
 
 def listens(table: str) -> bool:
     """Report whether a socket in the table of /proc/net/tcp or tcp6 listens on the apps' port."""
-    rows = (line.split() for line in lines_of(table)[1:])
-    return any(row[1].endswith(f":{_PORT:04X}") and row[3] == _LISTENING for row in rows)
+    return any(each.port == _PORT for each in tcp_sockets.listeners(table))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import cgroup
 from merbridge_lab.errors import LabError
-from merbridge_lab.text import lines_of, read_text
+from merbridge_lab.text import read_text
 
 if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.provider import Node
@@ -126,10 +127,7 @@ def find(node: Node) -> NodeView:
 
 def cgroup_of(process: Path) -> str:
     """Return the cgroup2 path of a process, seen from here."""
-    for line in lines_of(read_text(process / "cgroup")):
-        if line.startswith("0::"):
-            return line.removeprefix("0::")
-    return ""
+    return cgroup.in_version_2(read_text(process / "cgroup"))
 
 
 def cgroup2_in(mountinfo: str) -> tuple[str, str]:
