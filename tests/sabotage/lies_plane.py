@@ -65,7 +65,7 @@ def _(scene):
 
 @lie(
     "sk_msg counts everything and moves nothing",
-    r"on the outbound leg the kernel confirms 0 of 4 requests to have passed TCP by",
+    r"on the outbound leg the kernel confirms that 0 of 4 requests bypassed TCP",
     steps=(6,),
 )
 def _(scene):

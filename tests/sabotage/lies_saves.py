@@ -48,7 +48,7 @@ def _(scene, file):
 
 @lie(
     "DNAT in sleep behind another pod's save",
-    f"sleep.rules is not .* that it is of helloworld-v1.*{NOT_ISTIOS}",
+    f"sleep.rules is not .* that it belongs to helloworld-v1.*{NOT_ISTIOS}",
 )
 def _(scene):
     """The save of helloworld-v1's rules is copied to sleep's name, and a rule leads around sleep's sidecar."""

@@ -82,10 +82,10 @@ def test_tls_saying_goodbye_to_nobody_is_no_payload():
 def test_half_of_a_leg_must_have_been_moved_whatever_is_counted():
     by_tcp = NOTHING | {"outbound": (136, 0)}
     seen = counted(carried(flushed(), by_tcp, by_tcp, by_tcp, NOTHING), "sleep", passed_on_tcp=99)
-    assert payload(seen).why.startswith("on the outbound leg the kernel confirms 1 of 4 requests")
+    assert payload(seen).why.startswith("on the outbound leg the kernel confirms that 1 of 4 requests")
     assert payload(counted(carried(seen, by_tcp, by_tcp, NOTHING, NOTHING), "sleep", passed_on_tcp=99)).held
     no_leg = {"outbound": (0, 0)}
-    assert "on the mesh leg the kernel confirms 0 of 4" in payload(carried(flushed(), *[no_leg] * 4)).why
+    assert "on the mesh leg the kernel confirms that 0 of 4" in payload(carried(flushed(), *[no_leg] * 4)).why
 
 
 def test_a_twin_of_which_the_kernel_counts_nothing_is_no_control():

@@ -48,7 +48,7 @@ def assess_nothing(seen: Observation) -> Finding:
         moved = sum(all(sent < _LEAST for sent in legs[leg]) for legs in carried.values() if leg in legs)
         if moved * _HALF < len(seen.exchanges):
             return fails(
-                f"on the {leg} leg the kernel confirms {moved} of {len(seen.exchanges)} requests bypassed TCP:"
+                f"on the {leg} leg the kernel confirms that {moved} of {len(seen.exchanges)} requests bypassed TCP:"
                 " the others went over the wire, or the kernel reports nothing about their connection",
                 *evidence,
             )
