@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from merbridge_lab.command_events import CommandEvent
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.evidence import Reading
     from merbridge_lab.observation import Observation
@@ -150,8 +151,8 @@ class Workload(Protocol):
     def enter(self) -> ProcessIdentity:
         """Find its process and inspect its namespaces."""
 
-    def request_command(self) -> str:
-        """Return the request of the walkthrough as a person would type it."""
+    def request_command(self, *, without_ebpf: bool = False) -> str:
+        """Return the request of the walkthrough as a person would type it; or the same, sent by a control client."""
 
     def enter_commands(self) -> list[str]:
         """Return the commands that find its process and enter its network namespace."""
@@ -185,6 +186,16 @@ class Dataplane(Component, Protocol):
 
     def debug_shown(self) -> str:
         """Return the output of the last of these commands, or the relevant part of it."""
+
+
+class RunningCommand(Protocol):
+    """A command that was shown to the audience and runs now."""
+
+    def prints(self, output: str) -> None:
+        """Report what the command printed."""
+
+    def notice(self, text: str) -> None:
+        """Say what a spectator should notice, in one line."""
 
 
 class Placeholders(Protocol):
@@ -288,8 +299,29 @@ class Lab(Protocol):
     def trace_command(self) -> str:
         """Return the command that a person would type to read the dataplane's trace."""
 
+    def typing(self, *commands: str) -> AbstractContextManager[RunningCommand]:
+        """Show commands that a person would type, and run the block for them; several are one block.
+
+        In a demo, the presenter types them first: what the block does happens after that.
+        """
+
+    def flushing(self, workload: Workload) -> AbstractContextManager[RuleSet]:
+        """Flush nat of `workload` for the duration of the block, with the commands that a person would type for it.
+
+        Yield the rules from before. In a demo, the rules stay flushed until the presenter types the restore.
+        """
+
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with its output."""
+        """Show a command that a person would type, with its output."""
+
+    def show_again(self, commands: Sequence[str]) -> None:
+        """Show commands whose result exists already; nothing runs."""
+
+    def needs_for_proof(self, what: str) -> None:
+        """Report in one line what runs now that nobody would type, because only the proof needs it."""
+
+    def listen(self, listener: Callable[[CommandEvent], None]) -> None:
+        """Send each command event to `listener` from now on, while it happens."""
 
     def shown(self) -> Sequence[CommandTranscript]:
         """Return what was recorded since the last call, and clear it."""

@@ -91,7 +91,6 @@ class Report:
     matrix: list[CellOutcome] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    paused: float = 0.0
     error: LabError | None = None
     #: The command that fixes the cause of all failures, if it is known; it takes precedence over the hint of a check.
     remedy: str | None = None

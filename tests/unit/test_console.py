@@ -34,7 +34,7 @@ def shown(monkeypatch, capsys):
             monkeypatch.setenv("COLUMNS", str(width))
         console = Console(**options)
         report = Report(command, lab.name)
-        runner = Runner(lab, console, patience=0.05)
+        runner = Runner(lab, console.hear, patience=0.05)
         if command == "verify":
             runner.prove(report, standing=steps()[1:4], steps=which)
         else:
@@ -168,7 +168,7 @@ def test_in_a_pipe_there_are_no_escape_codes(shown):
 def test_json_progress_goes_to_stderr(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     console = Console(as_json=True)
-    Runner(FakeLab(), console).run(Report("up", "fake"), steps())
+    Runner(FakeLab(), console.hear).run(Report("up", "fake"), steps())
     out, err = capsys.readouterr()
     assert out == ""
     assert re.sub(r"\d\.\d", "0.0", err).splitlines() == [f"step {n}: pass (0.0 s)" for n in range(10)]
@@ -242,7 +242,7 @@ lab = FakeLab()
 lab.node.ensure()
 lab.mesh.slow = {slow}
 console = Console(color=not {no_color})
-report = Runner(lab, console, patience=20).run(Report("up", "fake"), steps()[:3])
+report = Runner(lab, console.hear, patience=20).run(Report("up", "fake"), steps()[:3])
 console.verdict(report)
 """
 

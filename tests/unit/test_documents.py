@@ -253,7 +253,7 @@ def on_the_lab_in_memory(monkeypatch, capsys):
         if words[1] not in ("up", "verify", "step"):
             return f"what {words[1]} says\n"
         console = Console()
-        report, runner = Report(words[1], lab.name), Runner(lab, console, patience=0.05)
+        report, runner = Report(words[1], lab.name), Runner(lab, console.hear, patience=0.05)
         if words[1] == "verify":
             runner.prove(report, standing=steps()[1:4], steps=steps()[8:])
         else:

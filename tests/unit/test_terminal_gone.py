@@ -30,7 +30,7 @@ try:
         lab = FakeLab()
         {begin}
         run.report = Report("up", "fake")
-        runner = Runner(lab, run.console, patience=0.05, between={between})
+        runner = Runner(lab, run.console.hear, patience=0.05)
         try:
             runner.run(run.report, steps())
             run.console.verdict(run.report)

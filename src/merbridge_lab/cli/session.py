@@ -49,6 +49,9 @@ class Session:
         quiet: bool = False,
         debug: bool = False,
         no_color: bool = False,
+        as_events: bool = False,
+        brief: bool = False,
+        record: str | None = None,
     ) -> None:
         from merbridge_lab.console import Console
 
@@ -63,6 +66,9 @@ class Session:
             as_json=as_json,
             verbosity=-1 if quiet else verbose,
             color=not no_color and not os.environ.get("NO_COLOR"),
+            as_events=as_events,
+            brief=brief,
+            record=record,
         )
         if debug:
             handler = logging.StreamHandler(sys.stderr)

@@ -64,7 +64,7 @@ class EmbeddedLab(LabBase):
     )
 
     def __init__(self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft") -> None:
-        super().__init__()
+        super().__init__(keeps_flushed=keep)
         self.machine = Machine(name)
         self._keep = keep
         self._backend = backend

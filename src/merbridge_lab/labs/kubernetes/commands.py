@@ -56,6 +56,11 @@ def request(spec: WorkloadSpec) -> str:
     )
 
 
+def request_without_ebpf(spec: WorkloadSpec) -> str:
+    """Return the same request as the control experiment: sent by a client that the dataplane does not serve."""
+    return f"merlab exec --lab kind --without-ebpf {spec.name} -- curl -s {HELLO.removeprefix('http://')}"
+
+
 def enter(process: Process, container: str) -> list[str]:
     """Return the commands that find the process by its container's id and inspect its namespace."""
     tasks = pasteable(docker.exec_argv(process.node_exec.node, [*CTR, "tasks", "ls"]))

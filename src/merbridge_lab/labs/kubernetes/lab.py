@@ -78,7 +78,7 @@ class KubernetesLab(LabBase):
     follows_original = True
 
     def __init__(self, options: Options, *, keep: bool = False) -> None:
-        super().__init__()
+        super().__init__(keeps_flushed=keep)
         self._keep = keep
         self._keeps_cluster = options.keep_cluster
         self._knows_context = False
@@ -285,13 +285,9 @@ class KubernetesLab(LabBase):
         """Return the placeholders for the commands of steps when no lab is up; they cannot do anything."""
         return OfflineCommands(self.node, self.mesh, self.dataplane, self.inventory_commands)
 
-    def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with its output.
-
-        Before the first command that uses the cluster's context, also record the one that makes the context known.
-        """
-        if topology.CONTEXT in command and not self._knows_context:
-            self._knows_context = True
-            for each in self._access.export():
-                super().show(each)
-        super().show(command, output)
+    def _with_context(self, commands: tuple[str, ...]) -> tuple[str, ...]:
+        """Put the command that makes the cluster's context known before the first that uses it."""
+        if self._knows_context or not any(topology.CONTEXT in each for each in commands):
+            return commands
+        self._knows_context = True
+        return (*self._access.export(), *commands)

@@ -39,8 +39,8 @@ class _Workload:
         self._spec = spec
         self.rules = _Rules(spec.name)
 
-    def request_command(self) -> str:
-        return commands.request(self._spec)
+    def request_command(self, *, without_ebpf: bool = False) -> str:
+        return commands.request_without_ebpf(self._spec) if without_ebpf else commands.request(self._spec)
 
     def enter_commands(self) -> list[str]:
         return commands.enter(_PROCESS, CONTAINER)

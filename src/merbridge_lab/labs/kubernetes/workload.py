@@ -99,9 +99,9 @@ class KindWorkload:
         """Return the end of its sidecar's log."""
         return self._api.log(topology.NAMESPACE, self.pod.name, topology.SIDECAR, tail=tail)
 
-    def request_command(self) -> str:
+    def request_command(self, *, without_ebpf: bool = False) -> str:
         """Return the walkthrough's request, as one types it in this lab."""
-        return commands.request(self.spec)
+        return commands.request_without_ebpf(self.spec) if without_ebpf else commands.request(self.spec)
 
     # -- entering ---------------------------------------------------------------------------------------------------
 
