@@ -78,6 +78,7 @@ step = Step(
         rules.were_untouched(),
     ),
     commands=commands,
+    headline="redirect.ebpf_took_over",
     needs=frozenset({CONTROL_CLIENT}),
     variants={DATAPLANE: by_rules},
 )

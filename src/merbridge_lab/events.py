@@ -51,10 +51,11 @@ class CellEnds:
 
 @dataclass(frozen=True)
 class Standing:
-    """A precondition of the proof was checked."""
+    """A precondition of the proof was checked; `last` is true for the last one, if all hold."""
 
     step: Step
     outcome: CheckOutcome
+    last: bool = False
 
 
 Event = (

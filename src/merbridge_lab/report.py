@@ -61,6 +61,8 @@ class StepOutcome:
     shown: tuple[CommandTranscript, ...] = ()
     acted: bool = True
     reason: str | None = None
+    #: What a demonstrate step saw: an Observation for those that send requests.
+    seen: object = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as scripts see it."""

@@ -143,17 +143,15 @@ class Runner:
     def stand(self, report: Report, steps: Iterable[Step]) -> bool:
         """Check once, into `report`, whether the state that ensure steps created is still there; change nothing."""
         began = time.monotonic()
-        report.standing += self._look_at(steps)
+        pairs = [(step, check) for step in steps for check in step.verify]
+        for number, (step, check) in enumerate(pairs, 1):
+            report.standing.append(self._await(check, self.lab, 0.0))
+            self.tell(events.Standing(step, report.standing[-1], last=number == len(pairs)))
         report.seconds = time.monotonic() - began
         return all(check.finding.held for check in report.standing)
 
     def _look_at(self, steps: Iterable[Step]) -> list[CheckOutcome]:
-        looked = []
-        for step in steps:
-            for check in step.verify:
-                looked.append(self._await(check, self.lab, 0.0))
-                self.tell(events.Standing(step, looked[-1]))
-        return looked
+        return [self._await(check, self.lab, 0.0) for step in steps for check in step.verify]
 
     def _step(self, step: Step, report: Report) -> StepOutcome:
         step = step.on(self.lab.capabilities)
@@ -161,12 +159,13 @@ class Runner:
         self.tell(events.StepBegins(step))
         self.lab.shown()  # discard what an interrupted step left
 
+        seen: object = None
+
         def outcome(
             verdict: Verdict, checks: Sequence[CheckOutcome] = (), *, acted: bool = True, reason: str | None = None
         ) -> StepOutcome:
-            return StepOutcome(
-                step, verdict, self._clock() - began, tuple(checks), tuple(self.lab.shown()), acted, reason
-            )
+            seconds, shown = self._clock() - began, tuple(self.lab.shown())
+            return StepOutcome(step, verdict, seconds, tuple(checks), shown, acted, reason, seen)
 
         for capability in sorted(step.needs):
             if capability not in self.lab.capabilities:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from merbridge_lab import events, hints
-from merbridge_lab.console import views
+from merbridge_lab.console import verdicts, views
 from merbridge_lab.console.presenter import Presenter
 from merbridge_lab.console.progress import Waiting
 from merbridge_lab.console.recording import Recording
 from merbridge_lab.console.run_view import RunView
 from merbridge_lab.console.terminal import Terminal
-from merbridge_lab.evidence import Verdict
 from merbridge_lab.text import as_json, lines_of
 
 if TYPE_CHECKING:
@@ -125,26 +124,14 @@ class Console:
         self._waiting.start(f"waiting: {what}")
 
     def verdict(self, report: Report) -> None:
-        """Print the verdict of a run: what held, or the cause and what to type next."""
+        """Print the verdict of a run: what was proved and what to do next, or the cause and what to type."""
         self._waiting.stop()
-        terminal = self._terminal
         if report.matrix and self.verbosity >= 0:
-            views.matrix(terminal, report.matrix)
+            verdicts.matrix(self._terminal, report.matrix)
         if report.error is not None:
             self.error(report.error)
-            return
-        if report.verdict is Verdict.PASS:
-            passed = sum(step.verdict is Verdict.PASS for step in report.steps)
-            cells = sum(cell.finding.held for cell in report.matrix)
-            measured = f", {cells} of {len(report.matrix)} cells as expected" if report.matrix else ""
-            skipped = f", {report.skipped} skipped" if report.skipped else ""
-            held = f"{report.command}: {passed} of {len(report.steps)} steps held{measured}{skipped}"
-            terminal.line(f"[pass]✔ {held}[/] [faint]in {report.seconds:.1f} s[/]")
-            return
-        cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
-        terminal.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
-        if hint := hints.rendered(report.hint):
-            terminal.line(f"  → {escape(hint)}")
+        else:
+            verdicts.of_run(self._terminal, report)
 
     # -- pictures -------------------------------------------------------------------------------------------------
 

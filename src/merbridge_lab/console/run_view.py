@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from merbridge_lab import events, hints
-from merbridge_lab.command_events import CommandBegins, CommandEnds, Notice, ProofNeeds
+from merbridge_lab.command_events import CommandBegins, CommandOutput, Notice, ProofNeeds
 from merbridge_lab.console.terminal import MARK
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.text import lines_of
@@ -32,7 +32,7 @@ class RunView:
     def __init__(self, terminal: Terminal, waiting: Waiting, *, brief: bool) -> None:
         self._terminal, self._waiting = terminal, waiting
         self.brief = brief and terminal.verbosity == 0
-        self._standing: dict[int, list[CheckOutcome]] = {}
+        self._standing: list[str] = []
 
     def hear(self, event: events.Event) -> None:
         """Print an event."""
@@ -40,6 +40,8 @@ class RunView:
             self._begin(event.step)
         elif isinstance(event, events.StepEnds):
             self._end(event.outcome)
+        elif isinstance(event, events.Standing):
+            self._stands(event)
         elif isinstance(event, events.MatrixBegins):
             self._waiting.start("measuring with and without eBPF, with and without rules")
         elif not self.brief and self._terminal.verbosity >= 0:
@@ -52,14 +54,24 @@ class RunView:
                 self._terminal.prose(step.narration, 3, style="faint")
         self._waiting.start(f"step {step.number}: {step.title}")
 
+    def _stands(self, event: events.Standing) -> None:
+        """Print the preconditions of a proof in one line, a word each."""
+        name, finding = event.outcome.check.name.partition(".")[0], event.outcome.finding
+        if finding.held:
+            self._standing.append(name)
+        if self._terminal.verbosity < 0 or not (event.last or not finding.held):
+            return
+        held = "  ".join(f"{each} [pass]{MARK['pass']}[/]" for each in self._standing)
+        self._terminal.line(held if finding.held else f"{held}  {name} [fail]{MARK['fail']}[/]".lstrip())
+
     # -- with commands ----------------------------------------------------------------------------------------------
 
     def _detail(self, event: events.Event) -> None:
         with self._waiting.aside():
             if isinstance(event, CommandBegins):
                 self._commands(event)
-            elif isinstance(event, CommandEnds):
-                self._output(event.output)
+            elif isinstance(event, CommandOutput):
+                self._output(event.text)
             elif isinstance(event, Notice):
                 self._terminal.line(f"{_GUTTER}{escape(event.text)}")
             elif isinstance(event, ProofNeeds):
@@ -93,7 +105,7 @@ class RunView:
             self._headline(outcome)
         elif not outcome.acted and outcome.verdict is Verdict.PASS:
             terminal.line("   [faint]already so[/]")
-        self._checks(outcome.checks)
+        self._checks(outcome.step, outcome.checks)
         if outcome.reason:
             style = outcome.verdict.value
             terminal.prose(outcome.reason, 5, mark=f"   [{style}]{MARK[style]}[/] ")
@@ -108,9 +120,13 @@ class RunView:
             f"  [faint]{so}{outcome.seconds:.1f} s[/]"
         )
 
-    def _checks(self, outcomes: Sequence[CheckOutcome]) -> None:
+    def _checks(self, step: Step, outcomes: Sequence[CheckOutcome]) -> None:
         if self.brief and all(each.finding.verdict is Verdict.PASS for each in outcomes):
-            self._terminal.prose(" · ".join(each.finding.why for each in outcomes), 5, mark="     ")
+            told = [each.finding.why for each in outcomes if each.check.name == step.headline] or [
+                each.finding.why for each in outcomes[-1:]
+            ]
+            more = f" ({len(outcomes)} checks)" if len(outcomes) > 1 else ""
+            self._terminal.prose("".join(told) + more, 5, mark="     ")
             return
         for outcome in outcomes:
             finding = outcome.finding
