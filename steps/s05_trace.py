@@ -26,7 +26,7 @@ def _with_meaning(raw: str, sentence: str) -> str:
 
 
 def commands(lab: Lab) -> list[str]:
-    return [lab.workload("sleep").request_command(), lab.trace_command()]
+    return [lab.trace_command(), lab.workload("sleep").request_command()]
 
 
 step = Step(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, ruleset
+from merbridge_lab.command_events import CommandTranscript
 from merbridge_lab.dataplane import trace as trace_lines
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
@@ -26,7 +27,6 @@ from merbridge_lab.lab import (
     HELLO,
     INBOUND_WITHOUT_RULES,
     TRACE,
-    CommandTranscript,
     ControlPair,
     ProcessIdentity,
 )

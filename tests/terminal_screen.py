@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING
 
 import pyte
-
 from tests.merlab_cli import environment
 
 if TYPE_CHECKING:

@@ -6,17 +6,14 @@ reason.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from merbridge_lab.command_events import CommandEvent
+    from merbridge_lab.command_events import CommandEvent, CommandTranscript, RunningCommand
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.evidence import Reading
     from merbridge_lab.observation import Observation
@@ -38,24 +35,6 @@ DIALS = "dials"
 APP_REPORTS_PEER = "peer"
 
 HELLO = "http://helloworld:5000/hello"
-
-
-@dataclass(frozen=True)
-class CommandTranscript:
-    """A command as a person would type it, and what it printed."""
-
-    command: str
-    output: str = ""
-
-    def added_since(self, before: CommandTranscript) -> str:
-        """Return the lines that are not in `before`, each with a plus sign.
-
-        bpftool describes a map or a program in several lines. Of those, return only the first, with id, type and name.
-        """
-        known = set(lines_of(before.output))
-        new = [line for line in lines_of(self.output) if line not in known]
-        heads = [line for line in new if re.match(r"\d+: ", line)] or new
-        return "\n".join(f"+ {line}" for line in heads) or "(nothing new)"
 
 
 class Component(Protocol):
@@ -186,16 +165,6 @@ class Dataplane(Component, Protocol):
 
     def debug_shown(self) -> str:
         """Return the output of the last of these commands, or the relevant part of it."""
-
-
-class RunningCommand(Protocol):
-    """A command that was shown to the audience and runs now."""
-
-    def prints(self, output: str) -> None:
-        """Report what the command printed."""
-
-    def notice(self, text: str) -> None:
-        """Say what a spectator should notice, in one line."""
 
 
 class Placeholders(Protocol):

@@ -12,7 +12,7 @@ from merbridge_lab.evidence import Finding, Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from merbridge_lab.lab import CommandTranscript
+    from merbridge_lab.command_events import CommandTranscript
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
 
@@ -94,6 +94,8 @@ class Report:
     changes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     error: LabError | None = None
+    #: The rules of sleep stay flushed on purpose (`step 9 --keep`).
+    kept: bool = False
     #: The command that fixes the cause of all failures, if it is known; it takes precedence over the hint of a check.
     remedy: str | None = None
 

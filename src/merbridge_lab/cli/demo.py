@@ -47,9 +47,12 @@ class Demo:
     live: bool = False
     auto: float | None = None
     minutes: float | None = None
+    record: str | None = None
 
-    def require_possible(self, *, as_json: bool, recorded: bool) -> None:
+    def require_possible(self, *, as_json: bool) -> None:
         """Raise BadParameter for options that do not fit together, or a demo without a terminal."""
+        if self.record and as_json:
+            raise typer.BadParameter("--record is for what people see: not with --json")
         if not self.live:
             if self.auto is not None or self.minutes is not None:
                 raise typer.BadParameter("--auto and --minutes go with --demo")
@@ -58,8 +61,13 @@ class Demo:
             raise typer.BadParameter("--demo is for people: it needs a terminal, and no --json")
         if self.auto is None and not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise typer.BadParameter("--demo waits for keys: it needs a terminal, or --auto S")
-        if not (sys.stdout.isatty() or recorded):
+        if not (sys.stdout.isatty() or self.record):
             raise typer.BadParameter("--demo needs a terminal, or --record FILE.cast")
+
+    def begin(self, run: Session) -> None:
+        """Begin the recording, if there is one. Raise LabError if its file cannot be written."""
+        if self.record:
+            run.console.record(self.record)
 
     @contextlib.contextmanager
     def listener(self, run: Session, lab: Lab) -> Iterator[tuple[Listener, Callable[[], float]]]:

@@ -67,8 +67,8 @@ def up(
 
     Examples:  merlab up    merlab up --demo    merlab up --until 3    merlab up --lab embedded --json
     """
-    shown = Demo(live, auto, minutes)
-    shown.require_possible(as_json=json, recorded=record is not None)
+    shown = Demo(live, auto, minutes, record)
+    shown.require_possible(as_json=json)
     with Session(
         "up",
         as_json=json,
@@ -78,8 +78,8 @@ def up(
         debug=debug,
         no_color=no_color,
         brief=True,
-        record=record,
     ) as run:
+        shown.begin(run)
         wanted = range(numbers(until)[-1] + 1) if until else None
         from merbridge_lab.loader import steps
         from merbridge_lab.report import Report
@@ -132,8 +132,8 @@ def step(
 
     Examples:  merlab step 9    merlab step 5..9    merlab step 9 --demo    merlab step 9 --keep
     """
-    shown = Demo(live, auto, minutes)
-    shown.require_possible(as_json=json, recorded=record is not None)
+    shown = Demo(live, auto, minutes, record)
+    shown.require_possible(as_json=json)
     with Session(
         "step",
         as_json=json,
@@ -142,8 +142,8 @@ def step(
         quiet=quiet,
         debug=debug,
         no_color=no_color,
-        record=record,
     ) as run:
+        shown.begin(run)
         wanted = numbers(number)
         if keep and wanted[-1] != 9:  # noqa: PLR2004 - the step that flushes
             raise typer.BadParameter("--keep goes with step 9, which flushes the rules")
@@ -159,6 +159,7 @@ def step(
                 runner = Runner(chosen, listener, patience=timeout, shows_all=live, clock=clock)
                 runner.run(run.report, selected(wanted))
             if keep and chosen.workload("sleep").rules.outstanding:
+                run.report.kept = True
                 run.console.remark("the nat rules of sleep are left flushed; to put them back:", "merlab restore")
             run.finish(chosen, run.report)
 
@@ -180,7 +181,7 @@ def verify(
 
     It measures what happens with and without eBPF, with and without rules, on both sides.
 
-    Examples:  merlab verify    merlab verify --json    merlab verify -v    merlab verify --wait-timeout 60
+    Examples:  merlab verify    merlab verify --json    merlab verify -vv    merlab verify --wait-timeout 60
     """
     with Session(
         "verify",

@@ -51,7 +51,6 @@ class Session:
         no_color: bool = False,
         as_events: bool = False,
         brief: bool = False,
-        record: str | None = None,
     ) -> None:
         from merbridge_lab.console import Console
 
@@ -68,7 +67,6 @@ class Session:
             color=not no_color and not os.environ.get("NO_COLOR"),
             as_events=as_events,
             brief=brief,
-            record=record,
         )
         if debug:
             handler = logging.StreamHandler(sys.stderr)
@@ -84,6 +82,7 @@ class Session:
         try:
             self._end(error)
         finally:
+            self.console.end()
             hints.mean("", asked=False)
 
     def _end(self, error: BaseException | None) -> None:

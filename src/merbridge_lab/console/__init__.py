@@ -42,12 +42,11 @@ class Console:
         verbosity: int = 0,
         color: bool = True,
         brief: bool = False,
-        record: str | None = None,
     ) -> None:
         self.as_json, self.as_events = as_json, as_events
         self.verbosity = verbosity
-        self._recording = Recording(record, *shutil.get_terminal_size((80, 24))) if record else None
-        self._terminal = Terminal(verbosity=verbosity, color=color, recording=self._recording)
+        self._recording: Recording | None = None
+        self._terminal = Terminal(verbosity=verbosity, color=color)
         self._waiting = Waiting(self._terminal)
         self._run = RunView(self._terminal, self._waiting, brief=brief)
 
@@ -86,6 +85,11 @@ class Console:
             self._waiting.stop()
             self._terminal.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
 
+    def aside(self, text: str) -> None:
+        """Print a line beside the output of another program, also with -q."""
+        self._waiting.stop()
+        self._terminal.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
+
     def remark(self, text: str, hint: str) -> None:
         """Print a line that is also needed with -q, with what to type."""
         self._waiting.stop()
@@ -109,6 +113,11 @@ class Console:
                 self._terminal.err.print(
                     f"step {outcome.step.number}: {outcome.verdict.value} ({outcome.seconds:.1f} s)"
                 )
+
+    def record(self, path: str) -> None:
+        """Record into a file, until `end`, what goes to stdout. Raise LabError if it cannot be written."""
+        self._recording = Recording(path, *shutil.get_terminal_size((80, 24)))
+        self._terminal.record(self._recording)
 
     def mark(self, event: Event) -> None:
         """Set a marker in the recording, if there is one, where a step begins."""
@@ -156,9 +165,13 @@ class Console:
         views.trace_event(self._terminal, event, raw=raw, as_json=as_json)
 
     def close(self) -> None:
-        """Stop everything that still moves on the terminal, and end the recording."""
+        """Stop everything that still moves on the terminal."""
         self._waiting.stop()
+
+    def end(self) -> None:
+        """End the recording, if there is one; nothing is printed after that."""
         if self._recording is not None:
+            self._terminal.record(None)
             self._recording.close()
             self._recording = None
 

@@ -72,7 +72,7 @@ class Presenter:
 
     def _bar(self, keys: str) -> None:
         passed = int(time.monotonic() - self._began)
-        self._stage.keys = keys if self._terminal.unicode else keys.replace(" ·", ",")
+        self._stage.keys = keys
         self._stage.clock = f"{passed // 60}:{passed % 60:02}{f' of {self._minutes:g}:00' if self._minutes else ''}"
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -123,9 +123,8 @@ class Presenter:
         self._bar(_BUSY)
 
     def _sentence(self, finding: Finding) -> tuple[str, str]:
-        marks = "✔✘-" if self._terminal.unicode else "+x-"
         place = {Verdict.PASS: 0, Verdict.FAIL: 1}.get(finding.verdict, 2)
-        return f"{marks[place]} {finding.why}", ("green", "bold red", "yellow")[place]
+        return f"{'✔✘-'[place]} {finding.why}", ("green", "bold red", "yellow")[place]
 
     def _end(self, outcome: StepOutcome) -> None:
         if outcome.reason:

@@ -133,7 +133,7 @@ class RunView:
             style = finding.verdict.value
             named = f" ({outcome.check.name})" if self._terminal.verbosity > 0 or not finding.held else ""
             self._terminal.prose(f"{finding.why}{named}", 5, mark=f"   [{style}]{MARK[style]}[/] ")
-            if self._terminal.verbosity > 0 or finding.verdict is Verdict.FAIL:
+            if self._terminal.verbosity > 1 or finding.verdict is Verdict.FAIL:
                 self._terminal.evidence(finding.evidence)
                 if finding.control is not None:
                     self._terminal.line(f"       control {finding.control.name}: {finding.control.verdict.value}")

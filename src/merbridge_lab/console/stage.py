@@ -74,23 +74,28 @@ class Stage:
         shown = body[-room:]
         head = [self._headline(width), Text("")]
         room = max(width - cell_len(self.clock) - 2, 0)
-        footer = set_cell_size(_cut(self.keys, room, self._dots), room) + "  " + self.clock
+        footer = set_cell_size(_cut(self._say(self.keys), room, self._dots), room) + "  " + self.clock
         return [*head, *shown, Text(""), Text(footer, style="dim")]
+
+    def _say(self, text: str) -> str:
+        return text if self.unicode else _ascii(text)
 
     def _headline(self, width: int) -> Text:
         room = width - cell_len(self.state) - 2 if self.state else width
-        line = Text(set_cell_size(_cut(self.title, room, self._dots), room), style="bold")
+        line = Text(set_cell_size(_cut(self._say(self.title), room, self._dots), room), style="bold")
         if self.state:
             line.append("  " + self.state, style="bold cyan")
         return line
 
     def _body(self, width: int) -> list[Text]:
-        lines = [Text(each, style="dim") for each in _wrapped(self.intro, width, _INDENT)] if self.intro else []
+        lines = (
+            [Text(each, style="dim") for each in _wrapped(self._say(self.intro), width, _INDENT)] if self.intro else []
+        )
         lines += [Text(each) for each in self.picture]
         for block in self.blocks:
             lines += self._block(block, width)
         for text, style in self.verdict:
-            lines += [Text(each, style=style) for each in _wrapped(text, width, _INDENT, "  ")]
+            lines += [Text(each, style=style) for each in _wrapped(self._say(text), width, _INDENT, "  ")]
         return lines
 
     def _block(self, block: Block, width: int) -> list[Text]:
@@ -98,7 +103,7 @@ class Stage:
         left = block.typed
         shown = block.commands[:_MOST_COMMANDS]
         for number, command in enumerate(shown):
-            text, prompt = printable(command.text), f"{command.where}# " if command.where else "$ "
+            text, prompt = self._say(printable(command.text)), f"{command.where}# " if command.where else "$ "
             typed = len(text) if left is None else min(left, len(text))
             left = None if left is None else left - typed
             line = Text(_INDENT + prompt)
@@ -109,19 +114,31 @@ class Stage:
             lines += _folded(line, width)
         if len(block.commands) > len(shown):
             lines.append(Text(f"{_INDENT}{self._dots} {len(block.commands) - len(shown)} more commands", style="dim"))
-        printed = lines_of(block.output.rstrip("\n"))
+        printed = lines_of(self._say(block.output.rstrip("\n")))
         most = printed if len(printed) <= _MOST_OUTPUT else printed[: _MOST_OUTPUT - 1]
         lines += [Text(_INDENT + _cut(printable(each), width - len(_INDENT), self._dots)) for each in most]
         if len(printed) > len(most):
             lines.append(Text(f"{_INDENT}{self._dots} {len(printed) - len(most)} more lines", style="dim"))
         gutter = "     │ " if self.unicode else "     | "
         for notice in block.notices:
-            lines += [Text(gutter + each, style="yellow") for each in _wrapped(notice, width - len(gutter), "")]
+            lines += [
+                Text(gutter + each, style="yellow") for each in _wrapped(self._say(notice), width - len(gutter), "")
+            ]
         return lines
 
     @property
     def _dots(self) -> str:
         return "…" if self.unicode else "..."
+
+
+#: What takes the place of characters that ASCII lacks.
+_ASCII = {"→": "->", "…": "...", "✔": "+", "✘": "x", "·": ",", "│": "|"}
+
+
+def _ascii(text: str) -> str:
+    for special, plain in _ASCII.items():
+        text = text.replace(special, plain)
+    return text.encode("ascii", "replace").decode()
 
 
 def _cut(text: str, width: int, dots: str) -> str:

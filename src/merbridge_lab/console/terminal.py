@@ -47,15 +47,15 @@ class _Unbroken:
     an error raised by a print could strike between two changes.
     """
 
-    def __init__(self, stream: IO[str], recording: Recording | None = None) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-        self._recording = recording
+        self.recording: Recording | None = None
         self._open = True
         self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
-        if self._recording is not None:
-            self._recording.output(text)
+        if self.recording is not None:
+            self.recording.output(text)
             if not self._stream.isatty():
                 return len(text)
         if self._open:
@@ -75,7 +75,7 @@ class _Unbroken:
                 self._close(error)
 
     def isatty(self) -> bool:
-        return self._stream.isatty() or self._recording is not None
+        return self._stream.isatty() or self.recording is not None
 
     def _close(self, why: OSError | ValueError) -> None:
         self._open = False
@@ -101,7 +101,8 @@ class _Filtered(RichConsole):
         return super().render_str(printable(text), **options)
 
 
-def _rich(stream: _Unbroken, *, color: bool, recording: Recording | None) -> RichConsole:
+def _rich(stream: _Unbroken, *, color: bool) -> RichConsole:
+    recording = stream.recording
     return _Filtered(
         force_terminal=True if recording else None,
         file=stream,  # type: ignore[arg-type]  # as much of a text stream as rich uses
@@ -115,16 +116,20 @@ def _rich(stream: _Unbroken, *, color: bool, recording: Recording | None) -> Ric
 
 
 class Terminal:
-    """Both streams; `verbosity` is below 0 for -q, above for -v. What goes to stdout also goes to `recording`.
+    """Both streams; `verbosity` is below 0 for -q, above for -v.
 
-    If stdout is no terminal, it goes to the recording alone.
+    While there is a recording, what goes to stdout also goes there; if stdout is no terminal, it goes there alone.
     """
 
-    def __init__(self, *, verbosity: int, color: bool, recording: Recording | None = None) -> None:
-        self.verbosity = verbosity
-        self._streams = _Unbroken(sys.stdout, recording), _Unbroken(sys.stderr)
-        self.out = _rich(self._streams[0], color=color, recording=recording)
-        self.err = _rich(self._streams[1], color=color, recording=None)
+    def __init__(self, *, verbosity: int, color: bool) -> None:
+        self.verbosity, self._color = verbosity, color
+        self._streams = _Unbroken(sys.stdout), _Unbroken(sys.stderr)
+        self.out, self.err = (_rich(stream, color=color) for stream in self._streams)
+
+    def record(self, recording: Recording | None) -> None:
+        """Send what goes to stdout also to `recording`; None ends that."""
+        self._streams[0].recording = recording
+        self.out = _rich(self._streams[0], color=self._color)
 
     @property
     def lost(self) -> OSError | None:

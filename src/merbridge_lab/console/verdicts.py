@@ -34,6 +34,11 @@ _WIDE = 76
 _NEXT = {
     "up": ("merlab step 9 --keep", "merlab trace", "merlab verify", "merlab down"),
     "step": ("merlab step 9 --keep", "merlab verify", "merlab down"),
+    "kept": (
+        "merlab exec sleep -- curl -s helloworld:5000/hello",
+        "merlab exec --without-ebpf sleep -- curl -sS helloworld:5000/hello",
+        "merlab restore",
+    ),
     "verify": ("merlab step 9 --keep", "merlab trace", "merlab down"),
 }
 
@@ -43,7 +48,7 @@ def _key(cell: Cell) -> tuple[bool, bool, bool]:
 
 
 def matrix(terminal: Terminal, outcomes: Sequence[CellOutcome]) -> None:
-    """Print what happens with and without eBPF and rules, a row each; with -v also the evidence."""
+    """Print what happens with and without eBPF and rules, a row each; with -v what was found, with -vv the evidence."""
     terminal.line("")
     words = terminal.out.width >= _WIDE
     cells = columns("", "eBPF", "rules: client", "servers", "answered", *(["what happened"] if words else []))
@@ -62,7 +67,7 @@ def matrix(terminal: Terminal, outcomes: Sequence[CellOutcome]) -> None:
         details = terminal.verbosity > 0 or outcome.finding.verdict is Verdict.FAIL
         if details or not words:
             terminal.prose(outcome.finding.why if details else _row(outcome), 3, mark=f"{number}  ")
-        if details:
+        if terminal.verbosity > 1 or outcome.finding.verdict is Verdict.FAIL:
             terminal.evidence(outcome.finding.evidence)
 
 
@@ -87,9 +92,10 @@ def of_run(terminal: Terminal, report: Report) -> None:
         if hint := hints.rendered(report.hint):
             terminal.line(f"  → {escape(hint)}")
         return
-    if report.matrix or report.steps[1:]:
+    quiet = terminal.verbosity < 0
+    if (report.matrix or report.steps[1:]) and not quiet:
         terminal.line("")
-    if proved := _proved(report):
+    if not quiet and (proved := _proved(report)):
         terminal.prose(proved, 8, mark="[title]Proved:[/] ", style="title")
     passed = sum(step.verdict is Verdict.PASS for step in report.steps)
     cells = sum(cell.finding.held for cell in report.matrix)
@@ -97,9 +103,17 @@ def of_run(terminal: Terminal, report: Report) -> None:
     skipped = f", {report.skipped} skipped" if report.skipped else ""
     held = f"{report.command}: {passed} of {len(report.steps)} steps held{measured}{skipped}"
     terminal.line(f"[pass]✔ {held}[/] [faint]in {report.seconds:.1f} s[/]")
-    if terminal.verbosity >= 0:
-        following = " · ".join(str(hints.rendered(each)) for each in _NEXT.get(report.command, ()))
-        terminal.line(f"[faint]Next:[/] {escape(following)}")
+    if not quiet:
+        _next(terminal, _NEXT["kept" if report.kept else report.command])
+
+
+def _next(terminal: Terminal, commands: Sequence[str]) -> None:
+    """Print what may be typed next: in one line, or a line each where that is too long."""
+    typed = [str(hints.rendered(each)) for each in commands]
+    line = f"Next: {' · '.join(typed)}"
+    lines = [line] if len(line) <= terminal.out.width else [f"Next: {typed[0]}", *(f"      {one}" for one in typed[1:])]
+    for each in lines:
+        terminal.line(f"[faint]{each[:5]}[/]{escape(each[5:])}")
 
 
 def _proved(report: Report) -> str:

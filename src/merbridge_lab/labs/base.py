@@ -5,8 +5,15 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from merbridge_lab.command_events import CommandBegins, CommandEnds, CommandEvent, CommandOutput, Notice, ProofNeeds
-from merbridge_lab.lab import CommandTranscript
+from merbridge_lab.command_events import (
+    CommandBegins,
+    CommandEnds,
+    CommandEvent,
+    CommandOutput,
+    CommandTranscript,
+    Notice,
+    ProofNeeds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

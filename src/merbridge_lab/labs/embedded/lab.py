@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from merbridge_lab.adapters import iptables
 from merbridge_lab.adapters.command import pasteable, run
+from merbridge_lab.command_events import CommandTranscript
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import UnreadError, Verdict
 from merbridge_lab.lab import (
@@ -19,7 +20,6 @@ from merbridge_lab.lab import (
     HELLO,
     INBOUND_WITHOUT_RULES,
     TRACE,
-    CommandTranscript,
     ControlPair,
 )
 from merbridge_lab.labs.base import LabBase

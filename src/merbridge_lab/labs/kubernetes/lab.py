@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from merbridge_lab.adapters import conntrack
 from merbridge_lab.adapters.command import run
+from merbridge_lab.command_events import CommandTranscript
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Unread, Verdict
 from merbridge_lab.lab import (
@@ -20,7 +21,6 @@ from merbridge_lab.lab import (
     HELLO,
     INBOUND_WITHOUT_RULES,
     TRACE,
-    CommandTranscript,
     ControlPair,
 )
 from merbridge_lab.labs import request_batch
