@@ -29,7 +29,7 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _STEP = re.compile(r"^(?=\d  \S)", re.MULTILINE)
-_MATRIX = "With and without eBPF"
+_MATRIX = "   eBPF  rules: client"
 
 
 class FillError(Exception):

@@ -9,9 +9,8 @@ from merbridge_lab.checks import components
 
 
 def act(lab: Lab) -> None:
-    lab.node.ensure()
-    for command in lab.node.shell_commands():
-        lab.show(command)
+    with lab.typing(*lab.node.shell_commands()):
+        lab.node.ensure()
 
 
 def commands(lab: Lab) -> list[str]:

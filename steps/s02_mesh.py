@@ -10,9 +10,8 @@ from merbridge_lab.checks import components, mesh, rules
 
 
 def act(lab: Lab) -> None:
-    lab.mesh.ensure()
-    for command in lab.mesh.shell_commands():
-        lab.show(command)
+    with lab.typing(*lab.mesh.shell_commands()):
+        lab.mesh.ensure()
 
 
 def observe(lab: Lab) -> Observation:
@@ -21,6 +20,7 @@ def observe(lab: Lab) -> Observation:
         seen = lab.observe(lab.workload("sleep"), count=16)
     if not lab.dataplane.attached:
         return seen
+    lab.needs_for_proof("a control client, which eBPF does not serve, sends the same requests")
     with lab.control_client() as control_client:
         return seen.with_control(lab.observe(control_client))
 

@@ -11,15 +11,15 @@ from merbridge_lab.checks import components, dataplane, mesh, rules
 
 def act(lab: Lab) -> None:
     before = {shown.command: shown for shown in lab.inventory()}
-    lab.dataplane.ensure()
-    for command in lab.dataplane.shell_commands():
-        lab.show(command)
+    with lab.typing(*lab.dataplane.shell_commands()):
+        lab.dataplane.ensure()
     for shown in lab.inventory():
         lab.show(shown.command, shown.added_since(before[shown.command]))
 
 
 def observe(lab: Lab) -> Observation:
     seen = lab.observe(lab.workload("sleep"))
+    lab.needs_for_proof("a control client, which eBPF does not serve, sends the same requests")
     with lab.control_client() as control_client:
         return seen.with_control(lab.observe(control_client))
 

@@ -9,11 +9,9 @@ from merbridge_lab.checks import trace
 
 
 def act(lab: Lab) -> None:
-    lab.dataplane.set_debug(on=True)
-    *commands, last = lab.dataplane.debug_commands()
-    for command in commands:
-        lab.show(command)
-    lab.show(last, lab.dataplane.debug_shown())
+    with lab.typing(*lab.dataplane.debug_commands()) as typed:
+        lab.dataplane.set_debug(on=True)
+        typed.prints(lab.dataplane.debug_shown())
 
 
 def observe(lab: Lab) -> Observation:

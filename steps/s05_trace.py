@@ -11,9 +11,12 @@ from merbridge_lab.checks import mesh, trace
 
 def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
-    seen = lab.observe(sleep, count=1, trace=True)
-    told = (_with_meaning(event.raw, event.sentence()) for event in value_of(seen.trace))
-    lab.show(lab.trace_command(), "\n".join(told))
+    with lab.typing(sleep.request_command()) as typed:
+        seen = lab.observe(sleep, count=1, trace=True)
+        typed.prints(seen.exchanges[0].answer)
+    with lab.typing(lab.trace_command()) as typed:
+        told = (_with_meaning(event.raw, event.sentence()) for event in value_of(seen.trace))
+        typed.prints("\n".join(told))
     return seen
 
 

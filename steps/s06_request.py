@@ -10,8 +10,10 @@ from merbridge_lab.checks import dataplane, mesh, rules
 
 def act(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
-    seen = lab.observe(sleep)
-    lab.show(sleep.request_command(), "".join(exchange.body for exchange in seen.exchanges))
+    with lab.typing(sleep.request_command()) as typed:
+        seen = lab.observe(sleep)
+        typed.prints(seen.exchanges[0].answer)
+        typed.notice(seen.tally)
     return seen
 
 

@@ -10,10 +10,13 @@ from merbridge_lab.checks import components
 
 def act(lab: Lab) -> ProcessIdentity:
     sleep = lab.workload("sleep")
-    entered = sleep.enter()
     find, look = sleep.enter_commands()
-    lab.show(find, str(entered.pid or ""))
-    lab.show(look, entered.looked)
+    with lab.typing(find) as typed:
+        entered = sleep.enter()
+        typed.prints(str(entered.pid or ""))
+    with lab.typing(look) as typed:
+        typed.prints(entered.looked)
+        typed.notice(f"the address of {sleep.name}: we are in its network namespace")
     return entered
 
 

@@ -12,18 +12,26 @@ from merbridge_lab.checks.rules import REDIRECT
 
 def ask(lab: Lab) -> Observation:
     sleep = lab.workload("sleep")
-    sleep.rules.copy()
-    lab.show(sleep.rules.save_command())
-    lab.show(sleep.rules.list_command(), sleep.rules.listing())
-    lab.show(sleep.rules.list_command(REDIRECT), sleep.rules.listing(REDIRECT))
-    seen = lab.observe(sleep)
-    lab.show(sleep.request_command(), "".join(exchange.body for exchange in seen.exchanges))
-    lab.show(sleep.rules.list_command(REDIRECT), sleep.rules.listing(REDIRECT))
+    with lab.typing(sleep.rules.save_command()):
+        sleep.rules.copy()
+    with lab.typing(sleep.rules.list_command()) as typed:
+        typed.prints(sleep.rules.listing())
+    with lab.typing(sleep.rules.list_command(REDIRECT)) as typed:
+        typed.prints(sleep.rules.listing(REDIRECT))
+        typed.notice("the rule that sends new connections to the sidecar; the first number counts them")
+    with lab.typing(sleep.request_command()) as typed:
+        seen = lab.observe(sleep)
+        typed.prints(seen.exchanges[0].answer)
+        typed.notice(seen.tally)
+    with lab.typing(sleep.rules.list_command(REDIRECT)) as typed:
+        typed.prints(sleep.rules.listing(REDIRECT))
+        typed.notice(f"ISTIO_REDIRECT {seen.rule(REDIRECT).moved:+} for {len(seen.exchanges)} new connections")
     return seen
 
 
 def act(lab: Lab) -> Observation:
     seen = ask(lab)
+    lab.needs_for_proof("a control client, which eBPF does not serve, sends the same requests")
     with lab.control_client() as control_client:
         return seen.with_control(lab.observe(control_client))
 

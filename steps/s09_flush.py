@@ -5,42 +5,42 @@ there. A flushed control client, which eBPF does not serve, speaks plain text to
 connection: that is what a flush does without eBPF. Afterwards the saved rules are put back.
 """
 
-from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, RuleSet, Step, Variant
+from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, Step, Variant
 from merbridge_lab.checks import dataplane, mesh, rules
 
 
-def ask_flushed(lab: Lab) -> tuple[Observation, RuleSet]:
+def ask_flushed(lab: Lab, *, and_without_ebpf: bool) -> Observation:
     sleep = lab.workload("sleep")
-    sleep.rules.copy()
-    lab.show(sleep.rules.save_command())
-    with sleep.rules.flushed() as saved:
-        lab.show(sleep.rules.flush_command())
-        seen = lab.observe(sleep)
-        lab.show(sleep.rules.list_command(), sleep.rules.listing())
-        lab.show(sleep.request_command(), "".join(exchange.body or f"{exchange}\n" for exchange in seen.exchanges))
-    return seen, saved
+    with lab.typing(sleep.rules.save_command()):
+        sleep.rules.copy()
+    with lab.flushing(sleep) as saved:
+        with lab.typing(sleep.rules.list_command()) as typed:
+            typed.prints(sleep.rules.listing())
+        with lab.typing(sleep.request_command()) as typed:
+            seen = lab.observe(sleep)
+            typed.prints(seen.exchanges[0].answer)
+            typed.notice(seen.tally)
+        if and_without_ebpf:
+            seen = seen.with_control(ask_without_ebpf(lab))
+    return seen.with_rules(saved, None if sleep.rules.outstanding else sleep.rules.snapshot())
 
 
-def with_restored(lab: Lab, seen: Observation, saved: RuleSet) -> Observation:
-    sleep = lab.workload("sleep")
-    if sleep.rules.outstanding:  # the user asked to leave them flushed
-        return seen.with_rules(saved, None)
-    lab.show(sleep.rules.restore_command())
-    return seen.with_rules(saved, sleep.rules.snapshot())
+def ask_without_ebpf(lab: Lab) -> Observation:
+    with lab.typing(lab.workload("sleep").request_command(without_ebpf=True)) as typed:
+        with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
+            seen = lab.observe(control_client)
+        typed.prints(seen.exchanges[0].answer)
+        typed.notice(f"the same flush without eBPF: {seen.tally}")
+    return seen
 
 
 def act(lab: Lab) -> Observation:
-    seen, saved = ask_flushed(lab)
-    with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
-        control = lab.observe(control_client)
-        lab.show(control_client.request_command(), "\n".join(str(exchange) for exchange in control.exchanges))
-    return with_restored(lab, seen.with_control(control), saved)
+    return ask_flushed(lab, and_without_ebpf=True)
 
 
 def act_by_rules(lab: Lab) -> Observation:
-    control = lab.observe(lab.workload("sleep"))
-    seen, saved = ask_flushed(lab)
-    return with_restored(lab, seen.with_control(control), saved)
+    before = lab.observe(lab.workload("sleep"))
+    return ask_flushed(lab, and_without_ebpf=False).with_control(before)
 
 
 def commands(lab: Lab) -> list[str]:
@@ -50,6 +50,7 @@ def commands(lab: Lab) -> list[str]:
         sleep.rules.flush_command(),
         sleep.rules.list_command(),
         sleep.request_command(),
+        sleep.request_command(without_ebpf=True),
         sleep.rules.restore_command(),
     ]
 
@@ -77,6 +78,7 @@ step = Step(
         rules.were_untouched(),
     ),
     commands=commands,
+    headline="redirect.ebpf_took_over",
     needs=frozenset({CONTROL_CLIENT}),
     variants={DATAPLANE: by_rules},
 )

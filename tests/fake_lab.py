@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, ruleset
+from merbridge_lab.command_events import CommandTranscript
 from merbridge_lab.dataplane import trace as trace_lines
 from merbridge_lab.dataplane.evidence import interception
 from merbridge_lab.errors import LabError
@@ -29,10 +30,10 @@ from merbridge_lab.lab import (
     HELLO,
     INBOUND_WITHOUT_RULES,
     TRACE,
-    CommandTranscript,
     ControlPair,
     ProcessIdentity,
 )
+from merbridge_lab.labs.base import LabBase
 from merbridge_lab.observation import Batch, Exchange, Observation
 from merbridge_lab.requirements import Requirement
 from merbridge_lab.ruleset import RuleSet
@@ -228,10 +229,9 @@ class FakePod:
             looked=f"2: eth0    inet {self.ip}/32 scope global eth0\n",
         )
 
-    def request_command(self) -> str:
-        if not self.served:
-            return f"nsenter --net=/run/fake/netns/{self.name} curl -s helloworld:5000/hello"
-        return f"merlab exec {self.name} -- curl -s helloworld:5000/hello"
+    def request_command(self, *, without_ebpf: bool = False) -> str:
+        option = "--without-ebpf " if without_ebpf else ""
+        return f"merlab exec {option}{self.name} -- curl -s helloworld:5000/hello"
 
     def enter_commands(self) -> list[str]:
         found = f"head -1 /sys/fs/cgroup/fake/{self.name}/app/cgroup.procs"
@@ -241,12 +241,13 @@ class FakePod:
         return list(argv)
 
 
-class FakeLab:
+class FakeLab(LabBase):
     """The lab. `unable` are failed requirements; `mute` sidecars write no log; `idle_legs` move no payload."""
 
     name = "fake"
 
     def __init__(self, *, keep: bool = False) -> None:
+        super().__init__(keeps_flushed=keep)
         self.keep = keep
         self.follows_original = False
         self.capabilities = frozenset(
@@ -270,7 +271,6 @@ class FakeLab:
         self.logs: dict[str, list[str]] = defaultdict(list)
         self.counters: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._trace: list[str] = []
-        self._shown: list[CommandTranscript] = []
         self._number = itertools.count(1)
         self._turn = itertools.count()
 
@@ -308,11 +308,6 @@ class FakeLab:
         server = FakePod(self, "helloworld-v1-twin", "10.244.0.101", served=False, version="twin")
         with self._for_the_moment(client, server):
             yield ControlPair(client, server, "http://helloworld-twin:5000/hello")
-
-    @contextlib.contextmanager
-    def flushed(self, workloads: Sequence[FakePod]) -> Iterator[dict[str, RuleSet]]:
-        with contextlib.ExitStack() as stack:
-            yield {pod.name: stack.enter_context(pod.rules.flushed()) for pod in workloads}
 
     def drain_idle_connections(self) -> bool:
         return True
@@ -479,13 +474,6 @@ class FakeLab:
     def offline_commands() -> None:
         return None
 
-    def show(self, command: str, output: str = "") -> None:
-        self._shown.append(CommandTranscript(command, output))
-
-    def shown(self) -> Sequence[CommandTranscript]:
-        taken, self._shown = self._shown, []
-        return taken
-
     # -- the lab as a whole
 
     @property
@@ -567,6 +555,7 @@ class FakeDriver:
     def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[FakeLab]:  # noqa: ARG002
         for pod in self.lab.pods:
             pod.rules._keep = keep
+        self.lab._keeps_flushed = keep
         yield self.lab
 
 

@@ -146,9 +146,15 @@ def _rendered(hint: str) -> str:
 
 
 def command(typed: str) -> str:
-    """Return a command of a step as a user types it in a root shell of this machine, with merlab's own path."""
-    if not re.match(r"(MERLAB_NAME=\S+ )?merlab ", typed):
+    """Return a command of a step as a user types it in a root shell of this machine.
+
+    A command of merlab gets merlab's own path, and the lab's name if it is not the default one.
+    """
+    found = re.match(r"(?:MERLAB_NAME=\S+ )?merlab (\S+) ", typed)
+    if found is None:
         return typed
+    if _Meant.context and found[1] in _TAKES_LAB and " --lab " not in typed:
+        typed = f"{typed[: found.end()]}--lab {_Meant.lab} {typed[found.end() :]}"
     return typed.replace("merlab ", f"{caller().merlab} ", 1) if caller().merlab != "merlab" else typed
 
 

@@ -6,16 +6,14 @@ reason.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from merbridge_lab.command_events import CommandEvent, CommandTranscript, RunningCommand
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.evidence import Reading
     from merbridge_lab.observation import Observation
@@ -37,24 +35,6 @@ DIALS = "dials"
 APP_REPORTS_PEER = "peer"
 
 HELLO = "http://helloworld:5000/hello"
-
-
-@dataclass(frozen=True)
-class CommandTranscript:
-    """A command as a person would type it, and what it printed."""
-
-    command: str
-    output: str = ""
-
-    def added_since(self, before: CommandTranscript) -> str:
-        """Return the lines that are not in `before`, each with a plus sign.
-
-        bpftool describes a map or a program in several lines. Of those, return only the first, with id, type and name.
-        """
-        known = set(lines_of(before.output))
-        new = [line for line in lines_of(self.output) if line not in known]
-        heads = [line for line in new if re.match(r"\d+: ", line)] or new
-        return "\n".join(f"+ {line}" for line in heads) or "(nothing new)"
 
 
 class Component(Protocol):
@@ -150,8 +130,8 @@ class Workload(Protocol):
     def enter(self) -> ProcessIdentity:
         """Find its process and inspect its namespaces."""
 
-    def request_command(self) -> str:
-        """Return the request of the walkthrough as a person would type it."""
+    def request_command(self, *, without_ebpf: bool = False) -> str:
+        """Return the request of the walkthrough as a person would type it; or the same, sent by a control client."""
 
     def enter_commands(self) -> list[str]:
         """Return the commands that find its process and enter its network namespace."""
@@ -288,8 +268,29 @@ class Lab(Protocol):
     def trace_command(self) -> str:
         """Return the command that a person would type to read the dataplane's trace."""
 
+    def typing(self, *commands: str) -> AbstractContextManager[RunningCommand]:
+        """Show commands that a person would type, and run the block for them; several are one block.
+
+        In a demo, the presenter types them first: what the block does happens after that.
+        """
+
+    def flushing(self, workload: Workload) -> AbstractContextManager[RuleSet]:
+        """Flush nat of `workload` for the duration of the block, with the commands that a person would type for it.
+
+        Yield the rules from before. In a demo, the rules stay flushed until the presenter types the restore.
+        """
+
     def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with its output."""
+        """Show a command that a person would type, with its output."""
+
+    def show_again(self, commands: Sequence[str]) -> None:
+        """Show commands whose result exists already; nothing runs."""
+
+    def needs_for_proof(self, what: str) -> None:
+        """Report in one line what runs now that nobody would type, because only the proof needs it."""
+
+    def listen(self, listener: Callable[[CommandEvent], None]) -> None:
+        """Send each command event to `listener` from now on, while it happens."""
 
     def shown(self) -> Sequence[CommandTranscript]:
         """Return what was recorded since the last call, and clear it."""

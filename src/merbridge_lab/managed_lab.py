@@ -37,6 +37,9 @@ class ManagedLab(Lab, Protocol):
     def workload(self, name: str) -> ManagedWorkload:
         """Return a workload by name. Raise UsageError for one that does not exist."""
 
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[ManagedWorkload]:
+        """Create, for the duration of the block, a copy of `of` that the dataplane does not serve."""
+
     def require_up(self) -> None:
         """Raise LabError, with the command that fixes it, if no lab is up or its set-up did not finish."""
 

@@ -54,6 +54,8 @@ class Cell:
 class CellOutcome:
     """The measurement of a cell on `client`; `finding` is whether the expected result was seen.
 
+    `requests` were sent, and `answered` of them got a 200.
+
     A cell is skipped if the dataplane is known not to serve it: its result is reported, but proves nothing. `unasked`
     lists what else this machine could not measure in the cell, and why; each entry is a skip.
     """
@@ -64,6 +66,8 @@ class CellOutcome:
     served: bool
     both_sidecars: bool
     unasked: tuple[str, ...] = ()
+    requests: int = 0
+    answered: int = 0
 
     @property
     def skipped(self) -> int:
@@ -80,6 +84,8 @@ class CellOutcome:
             "verdict": self.finding.verdict.value,
             "served": self.served,
             "both_sidecars": self.both_sidecars,
+            "requests": self.requests,
+            "answered": self.answered,
             "why": self.finding.why,
             "unasked": list(self.unasked),
             "evidence": [vars(reading) for reading in self.finding.evidence],
@@ -267,4 +273,6 @@ def _outcome(cell: Cell, seen: Observation, look: Callable[[], Finding], unasked
         served=all(exchange.served for exchange in seen.exchanges),
         both_sidecars=assess(mesh.assess_both_sidecars, seen).held,
         unasked=unasked,
+        requests=len(seen.exchanges),
+        answered=sum(exchange.served for exchange in seen.exchanges),
     )

@@ -69,7 +69,8 @@ class Step:
     checks of what `observe` returned. `always` makes an ensure step act although its checks hold. `commands` lists what
     a person would type for the step, complete from a root shell on the host. `needs` names capabilities; the step is
     skipped in a lab without them. `variants` say what it does instead if one is missing. `undo` takes back what an
-    ensure step created. `title` and `narration` come from the module's docstring.
+    ensure step created. `headline` is the check whose finding stands for the step in a brief report; by default the
+    last one. `title` and `narration` come from the module's docstring.
     """
 
     number: int
@@ -83,6 +84,7 @@ class Step:
     needs: frozenset[str] = field(default_factory=frozenset)
     variants: Mapping[str, Variant] = field(default_factory=dict)
     undo: Callable[[Lab], None] | None = None
+    headline: str = ""
     title: str = ""
     narration: str = ""
 

@@ -63,6 +63,11 @@ class Exchange:
         found = re.search(r"\binstance: (\S+)", self.body)
         return found[1] if found else ""
 
+    @property
+    def answer(self) -> str:
+        """Return what curl prints: the body, or its error."""
+        return self.body or (self.error + "\n" if self.error else "")
+
     def __str__(self) -> str:
         if self.exit_status:
             return f"curl exit {self.exit_status}: {self.error or 'no message'}"
@@ -148,6 +153,16 @@ class Observation(Batch):
         return not known.isdisjoint(
             (*(each.local for each in self.exchanges), *(line.upstream_local for line in told.values()))
         )
+
+    @property
+    def tally(self) -> str:
+        """Tell in a few words how many requests were answered, each on a connection of its own."""
+        total, answered = len(self.exchanges), sum(exchange.served for exchange in self.exchanges)
+        if answered == total:
+            return f"{answered} of {total} answered, each on a new connection"
+        if not answered and all(exchange.closed for exchange in self.exchanges):
+            return f"{total} of {total} connected, then closed without an answer"
+        return f"{answered} of {total} answered ({next(str(each) for each in self.exchanges if not each.served)})"
 
     @property
     def versions(self) -> frozenset[str]:

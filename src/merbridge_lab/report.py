@@ -12,8 +12,8 @@ from merbridge_lab.evidence import Finding, Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from merbridge_lab.command_events import CommandTranscript
     from merbridge_lab.error_ids import ErrorId
-    from merbridge_lab.lab import CommandTranscript
     from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
 
@@ -64,6 +64,8 @@ class StepOutcome:
     reason: str | None = None
     #: The section that explains why the act of the step failed.
     failure: ErrorId | None = None
+    #: What a demonstrate step saw: an Observation for those that send requests.
+    seen: object = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as scripts see it."""
@@ -94,8 +96,9 @@ class Report:
     matrix: list[CellOutcome] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    paused: float = 0.0
     error: LabError | None = None
+    #: The rules of sleep stay flushed on purpose (`step 9 --keep`).
+    kept: bool = False
     #: The command that fixes the cause of all failures, if it is known; it takes precedence over the hint of a check.
     remedy: str | None = None
 

@@ -148,6 +148,11 @@ class RuleSet:
         return tuple(rule for rule in self.rules if rule.table == "nat")
 
     @property
+    def nat_count(self) -> str:
+        """How many rules the nat tables hold, as text; "not read" if that is not known."""
+        return "not read" if self.unread else str(len(self.nat))
+
+    @property
     def diverting(self) -> tuple[Rule, ...]:
         """Rules outside nat that can bring a connection to another listener than its original destination."""
         return tuple(rule for rule in self.rules if rule.table != "nat" and _DIVERTS.search(rule.spec))

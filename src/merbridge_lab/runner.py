@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from merbridge_lab import matrix, polling, shortage, signals
+from merbridge_lab import events, matrix, polling, shortage, signals
 from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.model import Kind
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from merbridge_lab.error_ids import ErrorId
+    from merbridge_lab.events import Listener
     from merbridge_lab.lab import Lab
-    from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Check, Step
 
 
@@ -25,93 +25,64 @@ if TYPE_CHECKING:
 RESTORE = "merlab restore"
 
 
-class Observer(Protocol):
-    """An observer of a run: the console, or a test."""
-
-    def step_begins(self, step: Step) -> None:
-        """Handle the start of a step."""
-
-    def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
-        """Handle the final finding of a check."""
-
-    def step_ends(self, outcome: StepOutcome) -> None:
-        """Handle the outcome of a step."""
-
-    def matrix_begins(self) -> None:
-        """Handle the start of the matrix."""
-
-    def cell_ends(self, outcome: CellOutcome) -> None:
-        """Handle the measurement of a cell of the matrix."""
-
-
-class Silent:
-    """An observer that prints nothing."""
-
-    def step_begins(self, step: Step) -> None:
-        """Print nothing."""
-
-    def check_ends(self, step: Step, outcome: CheckOutcome) -> None:
-        """Print nothing."""
-
-    def step_ends(self, outcome: StepOutcome) -> None:
-        """Print nothing."""
-
-    def matrix_begins(self) -> None:
-        """Print nothing."""
-
-    def cell_ends(self, outcome: CellOutcome) -> None:
-        """Print nothing."""
-
-
 class Runner:
-    """Runs steps on a lab.
+    """Runs steps on a lab, and tells `listener` what happens while it happens.
 
-    `patience` is how many seconds a check of an ensure step may take to pass. `between` is called before every step but
-    the first.
+    `patience` is how many seconds a check of an ensure step may take to pass. With `shows_all`, an ensure step whose
+    state exists already shows its commands all the same. `clock` returns seconds; in a demo it stands still while the
+    presenter waits.
     """
 
     def __init__(
         self,
         lab: Lab,
-        observer: Observer | None = None,
+        listener: Listener = events.ignore,
         *,
         patience: float = 20.0,
-        between: Callable[[Step], None] | None = None,
+        shows_all: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lab = lab
-        self.observer = observer or Silent()
+        self.tell = listener
+        lab.listen(listener)
         self.patience = patience
-        self._between = between
+        self._shows_all = shows_all
+        self._clock = clock
 
     def run(self, report: Report, steps: Iterable[Step]) -> Report:
         """Run `steps` one after another into `report`; stop after the first that does not hold.
 
         A LabError ends the run and is put into the report, with the step that it ended. Interrupted passes through.
         """
-        paused = report.paused
-        began = time.monotonic()
+        began = self._clock()
         try:
             with shortage.told():
                 self._run(report, steps)
         except LabError as error:
             report.error = error
         finally:
-            # The time that a reader pauses is not counted as the lab's time.
-            report.seconds += time.monotonic() - began - (report.paused - paused)
+            report.seconds += self._clock() - began
         return self._with_remedy(report)
 
     def _run(self, report: Report, steps: Iterable[Step]) -> None:
         for step in steps:
             signals.checkpoint()
-            if self._between is not None and report.steps:
-                paused = time.monotonic()
-                self._between(step)
-                report.paused += time.monotonic() - paused
+            if not self._shown_to_its_end(step, report):
+                break
+
+    def _shown_to_its_end(self, step: Step, report: Report) -> bool:
+        """Run a step, again if a listener asks to go back into it; return whether the run goes on."""
+        while True:
             outcome = self._step(step, report)
             report.steps.append(outcome)
-            self.observer.step_ends(outcome)
-            if outcome.verdict in (Verdict.FAIL, Verdict.ERROR):
-                break
+            try:
+                self.tell(events.StepEnds(outcome))
+            except events.BackRequested:
+                report.steps.pop()
+                continue
+            except events.QuitRequested:
+                return False
+            return outcome.verdict not in (Verdict.FAIL, Verdict.ERROR) and outcome.reason != events.LEFT
 
     def prove(self, report: Report, *, standing: Sequence[Step], steps: Sequence[Step]) -> Report:
         """Prove into `report` that the lab does what it claims: its state, `steps` and the matrix hold.
@@ -157,10 +128,10 @@ class Runner:
         self, report: Report, before: Mapping[str, str], standing: Sequence[Step], passing: Callable[[], list[str]]
     ) -> None:
         if report.verdict is Verdict.PASS:
-            self.observer.matrix_begins()
+            self.tell(events.MatrixBegins())
             for outcome in matrix.measure(self.lab):
                 report.matrix.append(outcome)
-                self.observer.cell_ends(outcome)
+                self.tell(events.CellEnds(outcome))
             report.matrix.sort(key=lambda outcome: outcome.cell.place)
         report.changes = [f"{each}: the result is invalid" for each in passing()]
         report.changes += _differences(before, self.lab.fingerprint())
@@ -174,7 +145,10 @@ class Runner:
     def stand(self, report: Report, steps: Iterable[Step]) -> bool:
         """Check once, into `report`, whether the state that ensure steps created is still there; change nothing."""
         began = time.monotonic()
-        report.standing += self._look_at(steps)
+        pairs = [(step, check) for step in steps for check in step.verify]
+        for number, (step, check) in enumerate(pairs, 1):
+            report.standing.append(self._await(check, self.lab, 0.0))
+            self.tell(events.Standing(step, report.standing[-1], last=number == len(pairs)))
         report.seconds = time.monotonic() - began
         return all(check.finding.held for check in report.standing)
 
@@ -183,9 +157,11 @@ class Runner:
 
     def _step(self, step: Step, report: Report) -> StepOutcome:
         step = step.on(self.lab.capabilities)
-        began = time.monotonic()
-        self.observer.step_begins(step)
+        began = self._clock()
+        self.tell(events.StepBegins(step))
         self.lab.shown()  # discard what an interrupted step left
+
+        seen: object = None
 
         def outcome(
             verdict: Verdict,
@@ -195,8 +171,8 @@ class Runner:
             reason: str | None = None,
             failure: ErrorId | None = None,
         ) -> StepOutcome:
-            seconds = time.monotonic() - began
-            return StepOutcome(step, verdict, seconds, tuple(checks), tuple(self.lab.shown()), acted, reason, failure)
+            seconds, shown = self._clock() - began, tuple(self.lab.shown())
+            return StepOutcome(step, verdict, seconds, tuple(checks), shown, acted, reason, failure, seen)
 
         for capability in sorted(step.needs):
             if capability not in self.lab.capabilities:
@@ -204,7 +180,7 @@ class Runner:
         try:
             with shortage.told():
                 if step.kind is Kind.DEMONSTRATE:
-                    seen = step.act(self.lab)
+                    seen = self._act(step)
                     checks = [self._report(step, self._look(check, seen)) for check in step.verify]
                     return outcome(_verdict(checks), checks)
                 checks, acted = self._ensure(step)
@@ -213,18 +189,39 @@ class Runner:
         except LabError as error:
             report.error = error
             return outcome(Verdict.ERROR, reason=error.what)
+        except events.QuitRequested:
+            return outcome(Verdict.SKIP, reason=events.LEFT)
         for check in checks:
             self._report(step, check)
         return outcome(_verdict(checks), checks, acted=acted)
 
+    def _act(self, step: Step) -> object:
+        """Let the step act; from its beginning again as often as a listener asks to go back."""
+        while True:
+            try:
+                return step.act(self.lab)
+            except events.BackRequested:
+                self.lab.shown()
+
     def _ensure(self, step: Step) -> tuple[list[CheckOutcome], bool]:
         checks = self._checks(step, patience=0.0)
         if _verdict(checks) is Verdict.PASS and not step.always:
+            if self._shows_all:
+                self._show_again(step)
             return checks, False
-        step.act(self.lab)
+        self._act(step)
         if step.always and _verdict(checks) is Verdict.PASS:
             return checks, True
         return self._checks(step, patience=self.patience), True
+
+    def _show_again(self, step: Step) -> None:
+        with contextlib.suppress(LabError):  # what cannot be named now is not shown
+            while True:
+                try:
+                    self.lab.show_again(step.commands(self.lab))
+                except events.BackRequested:
+                    continue
+                return
 
     def _checks(self, step: Step, *, patience: float) -> list[CheckOutcome]:
         """Evaluate the checks of the lab and, if all hold, those of the requests that `observe` sends."""
@@ -264,7 +261,7 @@ class Runner:
         return CheckOutcome(check, finding, attempts, time.monotonic() - began)
 
     def _report(self, step: Step, outcome: CheckOutcome) -> CheckOutcome:
-        self.observer.check_ends(step, outcome)
+        self.tell(events.CheckEnds(step, outcome))
         return outcome
 
 

@@ -15,13 +15,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab import matrix
+from merbridge_lab import events, matrix
 from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 from merbridge_lab.loader import steps
 from merbridge_lab.model import Kind
 from merbridge_lab.report import Report
-from merbridge_lab.runner import Runner, Silent, _differences
+from merbridge_lab.runner import Runner, _differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ STANDING, VERIFY = range(1, 4), range(8, 10)
 LIE, ODDITY = "lie", "oddity"
 
 
-class Scene(Silent):
+class Scene:
     """The lab under sabotage, and the moments at which a sabotage may strike while merlab runs."""
 
     def __init__(self, lab: ManagedEmbeddedLab) -> None:
@@ -56,17 +56,25 @@ class Scene(Silent):
             strike()
             self.struck.append(moment)
 
+    def __call__(self, event: events.Event) -> None:
+        """Hear what the runner reports."""
+        if isinstance(event, events.StepBegins):
+            self.step_begins(event.step)
+        elif isinstance(event, events.StepEnds):
+            self._is(f"step {event.outcome.step.number} ends")
+        elif isinstance(event, events.MatrixBegins):
+            self.matrix_begins()
+        elif isinstance(event, events.CellEnds):
+            self.cell_ends()
+
     def step_begins(self, step: Any) -> None:
         self._is(f"step {step.number} begins")
-
-    def step_ends(self, outcome: Any) -> None:
-        self._is(f"step {outcome.step.number} ends")
 
     def matrix_begins(self) -> None:
         self._cells = 0
         self._is("matrix begins")
 
-    def cell_ends(self, _outcome: Any) -> None:
+    def cell_ends(self) -> None:
         self._cells += 1
         self._is(f"cell {self._cells} ends")
 
@@ -265,7 +273,7 @@ class Looking:
         try:
             for outcome in matrix.measure(self.lab):
                 self.note(cell_name(outcome.cell), "verify", None if outcome.finding.held else outcome.finding.why)
-                self.scene.cell_ends(outcome)
+                self.scene.cell_ends()
         except (LabError, ClaimFailedError, OSError) as error:
             self.note("cell: (not measured)", "verify", f"error: {error}")
 

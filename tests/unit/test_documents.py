@@ -252,8 +252,8 @@ def on_the_lab_in_memory(monkeypatch, capsys):
         ran.append(shlex.join(words))
         if words[1] not in ("up", "verify", "step"):
             return f"what {words[1]} says\n"
-        console = Console()
-        report, runner = Report(words[1], lab.name), Runner(lab, console, patience=0.05)
+        console = Console(verbosity=words.count("-v"), brief=words[1] != "step")
+        report, runner = Report(words[1], lab.name), Runner(lab, console.hear, patience=0.05)
         if words[1] == "verify":
             runner.prove(report, standing=steps()[1:4], steps=steps()[8:])
         else:
@@ -268,7 +268,7 @@ def on_the_lab_in_memory(monkeypatch, capsys):
 def test_the_tutorial_is_filled_by_running_its_commands(on_the_lab_in_memory):
     run, ran = on_the_lab_in_memory
     text = TUTORIAL.filled(TEXT, run)
-    assert ran[0] == "merlab up --lab embedded"
+    assert ran[0] == "merlab up -v --lab embedded"
     assert ran[-1] == "merlab down"
     assert len(ran) == len(set(ran)), "what has parts is run once"
     assert TUTORIAL.UNFILLED not in text
@@ -276,7 +276,7 @@ def test_the_tutorial_is_filled_by_running_its_commands(on_the_lab_in_memory):
         assert f"```text\n{step.number}  {step.title}\n" in section
         assert all(check.name in section.replace("\n", " ") for check in step.on(FakeLab().capabilities).verify)
     assert "✔ up:" not in text
-    assert "$ merlab verify\nWith and without eBPF" in text
+    assert "$ merlab verify\n   eBPF  rules: client" in text
     assert "✔ verify: 2 of 2 steps held" in text
     # What a person wrote stays, and a second run replaces the output of the first.
     again = on_the_lab_in_memory[0]

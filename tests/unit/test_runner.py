@@ -5,6 +5,8 @@ import time
 import pytest
 
 from fake_lab import FakeLab, up
+from merbridge_lab import events
+from merbridge_lab.command_events import CommandBegins
 from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.evidence import Verdict, fails, holds, skips
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, TRACE
@@ -209,20 +211,17 @@ class Watcher:
     def __init__(self):
         self.seen = []
 
-    def step_begins(self, step):
-        self.seen.append(("begins", step.number))
-
-    def check_ends(self, _step, outcome):
-        self.seen.append((outcome.check.name, outcome.finding.verdict.value))
-
-    def step_ends(self, outcome):
-        self.seen.append(("ends", outcome.step.number, outcome.verdict.value))
-
-    def matrix_begins(self):
-        self.seen.append(("matrix",))
-
-    def cell_ends(self, outcome):
-        self.seen.append(("cell", outcome.finding.verdict.value))
+    def __call__(self, event):
+        if isinstance(event, events.StepBegins):
+            self.seen.append(("begins", event.step.number))
+        elif isinstance(event, events.CheckEnds):
+            self.seen.append((event.outcome.check.name, event.outcome.finding.verdict.value))
+        elif isinstance(event, events.StepEnds):
+            self.seen.append(("ends", event.outcome.step.number, event.outcome.verdict.value))
+        elif isinstance(event, events.MatrixBegins):
+            self.seen.append(("matrix",))
+        elif isinstance(event, events.CellEnds):
+            self.seen.append(("cell", event.outcome.finding.verdict.value))
 
 
 def test_the_observer_is_told_everything_in_order():
@@ -244,10 +243,58 @@ def test_the_observer_is_told_of_the_matrix():
     assert watcher.seen[-8:] == [("ends", 8, "pass"), ("matrix",), *[("cell", "pass")] * 6]
 
 
-def test_between_two_steps_the_presenter_is_asked():
-    asked = []
-    Runner(FakeLab(), between=lambda step: asked.append(step.number)).run(Report("up", "fake"), steps()[:3])
-    assert asked == [1, 2]
+def test_a_listener_that_goes_back_has_the_step_act_again():
+    """The presenter goes back from the request to the flush: the rules are back meanwhile, then flushed again."""
+    lab = up(FakeLab())
+    began = []
+
+    def presenter(event):
+        if isinstance(event, CommandBegins):
+            began.append((event.commands[0].rpartition(" ")[2], lab.workload("sleep").rules.outstanding))
+            if len(began) == 4:  # before the request
+                raise events.BackRequested
+
+    report = Runner(lab, presenter).run(Report("step", "fake"), steps()[9:])
+    assert report.verdict is Verdict.PASS
+    flushed = [outstanding for _, outstanding in began]
+    assert flushed == [False, False, True, True, False, False, True, True, True, True]
+    assert len(report.steps[0].shown) == 6
+
+
+def test_a_listener_that_goes_back_at_the_end_of_a_step_has_it_run_again():
+    numbers = []
+
+    def presenter(event):
+        if isinstance(event, events.StepEnds):
+            numbers.append(event.outcome.step.number)
+            if len(numbers) == 1:
+                raise events.BackRequested
+
+    report = Runner(up(FakeLab()), presenter).run(Report("step", "fake"), steps()[6:8])
+    assert numbers == [6, 6, 7]
+    assert [outcome.step.number for outcome in report.steps] == [6, 7]
+
+
+def test_a_listener_that_leaves_ends_the_run_and_restores_what_was_flushed():
+    lab = up(FakeLab())
+
+    def presenter(event):
+        if isinstance(event, CommandBegins) and lab.workload("sleep").rules.outstanding:
+            raise events.QuitRequested
+
+    report = Runner(lab, presenter).run(Report("step", "fake"), steps()[8:])
+    assert not lab.workload("sleep").rules.outstanding
+    assert [outcome.verdict for outcome in report.steps] == [Verdict.PASS, Verdict.SKIP]
+    assert report.steps[1].reason == events.LEFT
+    assert report.skipped == 1
+
+
+def test_a_step_whose_state_exists_shows_its_commands_only_if_asked():
+    for shows_all in (False, True):
+        seen = []
+        Runner(up(FakeLab()), seen.append, shows_all=shows_all).run(Report("up", "fake"), steps()[1:2])
+        begun = [event for event in seen if isinstance(event, CommandBegins)]
+        assert [event.runs for event in begun] == [False] * shows_all
 
 
 # -- what must stand before a proof
@@ -338,7 +385,15 @@ def test_a_matrix_cell_that_is_not_as_expected_fails_the_proof_and_is_its_cause(
 
 def test_u6_the_seconds_of_a_run_are_without_the_pauses():
     report = Report("up", "fake")
-    Runner(FakeLab(), between=lambda _step: time.sleep(0.2)).run(report, steps()[:4])
+    waited = 0.0
+
+    def presenter(event):
+        nonlocal waited
+        if isinstance(event, events.StepBegins):
+            time.sleep(0.2)
+            waited += 0.2
+
+    Runner(FakeLab(), presenter, clock=lambda: time.monotonic() - waited).run(report, steps()[:4])
     assert report.verdict is Verdict.PASS
     assert 0 < report.seconds < 0.5 < 3 * 0.2
 

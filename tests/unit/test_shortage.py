@@ -202,7 +202,7 @@ try:
         lab.keep_report = lambda _told: None
         lab.mesh.ensure = full
         run.report = Report("up", "fake")
-        Runner(lab, run.console, patience=0.05).run(run.report, steps())
+        Runner(lab, run.console.hear, patience=0.05).run(run.report, steps())
         run.finish(lab, run.report)
 except typer.Exit as ended:
     sys.exit(ended.exit_code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ try:
         lab = FakeLab()
         {begin}
         run.report = Report("up", "fake")
-        runner = Runner(lab, run.console, patience=0.05, between={between})
+        runner = Runner(lab, run.console.hear, patience=0.05)
         try:
             runner.run(run.report, steps())
             run.console.verdict(run.report)
@@ -43,8 +42,8 @@ except typer.Exit as ended:
 TESTS = str(Path(__file__).parents[1])
 
 
-def program(tmp_path, begin="pass", between="None"):
-    text = RUN.format(tests=TESTS, begin=begin, between=between, done=str(tmp_path / "done"))
+def program(tmp_path, begin="pass"):
+    text = RUN.format(tests=TESTS, begin=begin, done=str(tmp_path / "done"))
     return [sys.executable, "-c", text]
 
 
@@ -63,18 +62,14 @@ def test_a_terminal_that_goes_away_ends_the_run_as_sighup_does(tmp_path):
     assert (tmp_path / "done").read_text() == "cleaned up"
 
 
-def test_a_terminal_that_goes_away_while_enter_is_awaited(tmp_path):
+def test_a_terminal_that_goes_away_while_a_key_is_awaited():
     """M5: reading from it returns EIO, or its end."""
-    run = OnTerminal(program(tmp_path, between="run.console.pause"))
-    os.set_blocking(run.process.stderr.fileno(), True)
-    seen = b""
-    while b"Enter for step" not in seen:
-        seen += os.read(run.process.stderr.fileno(), 4096)
+    run = OnTerminal([sys.executable, f"{TESTS}/fake_merlab.py", "--is-up", "step", "9", "--demo"])
+    run.read_until(b"Enter: run")
     run.go_away()
     status, errors = run.end()
     assert "Traceback" not in errors
     assert status == 128 + signal.SIGHUP
-    assert (tmp_path / "done").exists()
 
 
 def test_under_nohup_a_terminal_that_goes_away_changes_nothing(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 
 from merbridge_lab import sysdump, text
 from merbridge_lab.adapters import mounts, procfs
+from merbridge_lab.command_events import CommandTranscript
 from merbridge_lab.console import Console
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading, fails
-from merbridge_lab.lab import CommandTranscript
 from merbridge_lab.report import Report
 from merbridge_lab.requirements import host
 from merbridge_lab.trace_event import TraceEvent

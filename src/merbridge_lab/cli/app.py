@@ -45,7 +45,9 @@ Wait = Annotated[
 WaitTimeout = Annotated[
     float | None, typer.Option("--wait-timeout", metavar="S", min=0.0, help="Wait for it for at most S seconds.")
 ]
-Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Show evidence and all output.")]
+Verbose = Annotated[
+    int, typer.Option("-v", "--verbose", count=True, help="Show commands with all output; -vv also the evidence.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only what did not hold.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show every command that is run, and tracebacks.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="Print without colours (NO_COLOR does the same).")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -25,6 +24,7 @@ from merbridge_lab.cli.app import (
     patience,
     step_numbers,
 )
+from merbridge_lab.cli.demo import Auto, Demo, DemoFlag, EventsFlag, Minutes, Record
 from merbridge_lab.cli.session import Session, numbers, selected
 
 
@@ -37,7 +37,10 @@ def up(
     iptables: Annotated[
         Backend | None, typer.Option("--iptables", help="Tables for Istio's rules (default: nft).")
     ] = None,
-    pause: Annotated[bool, typer.Option("--pause", help="Wait for Enter before each further step.")] = False,
+    live: DemoFlag = False,
+    auto: Auto = None,
+    minutes: Minutes = None,
+    record: Record = None,
     dataplane: cluster_options.DataplaneOption = None,
     sidecars: cluster_options.SidecarsOption = None,
     kubeconfig: cluster_options.KubeconfigOption = None,
@@ -51,6 +54,7 @@ def up(
     wait: Wait = False,
     wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
+    as_events: EventsFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -61,12 +65,22 @@ def up(
 
     On a healthy lab it changes nothing that lasts; after a failure it goes on from what is missing.
 
-    Examples:  merlab up    merlab up --pause    merlab up --until 3    merlab up --lab embedded --json
+    Examples:  merlab up    merlab up --demo    merlab up --until 3    merlab up --lab embedded --json
     """
-    with Session("up", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+    shown = Demo(live, auto, minutes, record)
+    shown.require_possible(as_json=json)
+    with Session(
+        "up",
+        as_json=json,
+        as_events=as_events,
+        verbose=verbose,
+        quiet=quiet,
+        debug=debug,
+        no_color=no_color,
+        brief=True,
+    ) as run:
+        shown.begin(run)
         wanted = range(numbers(until)[-1] + 1) if until else None
-        if pause and (json or not sys.stdin.isatty()):
-            raise typer.BadParameter("--pause waits for Enter: it needs a terminal, and no --json")
         from merbridge_lab.loader import steps
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
@@ -87,8 +101,9 @@ def up(
         with run.changing(lab, wait=patience(wait, wait_timeout), backend=backend, options=options) as chosen:
             run.report = Report("up", chosen.name)
             chosen.recover()
-            runner = Runner(chosen, run.console, patience=timeout, between=run.console.pause if pause else None)
-            runner.run(run.report, steps() if wanted is None else selected(wanted))
+            with shown.listener(run, chosen) as (listener, clock):
+                runner = Runner(chosen, listener, patience=timeout, shows_all=live, clock=clock)
+                runner.run(run.report, steps() if wanted is None else selected(wanted))
             run.finish(chosen, run.report)
 
 
@@ -99,9 +114,14 @@ def step(
     ],
     lab: LabName = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the rules flushed after step 9, to play with.")] = False,
+    live: DemoFlag = False,
+    auto: Auto = None,
+    minutes: Minutes = None,
+    record: Record = None,
     wait: Wait = False,
     wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
+    as_events: EventsFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -110,9 +130,20 @@ def step(
 ) -> None:
     """Rerun one step, or a range, with its checks, on the lab that is up.
 
-    Examples:  merlab step 9    merlab step 5..9    merlab step 9 --keep
+    Examples:  merlab step 9    merlab step 5..9    merlab step 9 --demo    merlab step 9 --keep
     """
-    with Session("step", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+    shown = Demo(live, auto, minutes, record)
+    shown.require_possible(as_json=json)
+    with Session(
+        "step",
+        as_json=json,
+        as_events=as_events,
+        verbose=verbose,
+        quiet=quiet,
+        debug=debug,
+        no_color=no_color,
+    ) as run:
+        shown.begin(run)
         wanted = numbers(number)
         if keep and wanted[-1] != 9:  # noqa: PLR2004 - the step that flushes
             raise typer.BadParameter("--keep goes with step 9, which flushes the rules")
@@ -124,8 +155,11 @@ def step(
                 chosen.require_up()
                 chosen.sweep()
             run.report = Report("step", chosen.name)
-            Runner(chosen, run.console, patience=timeout).run(run.report, selected(wanted))
+            with shown.listener(run, chosen) as (listener, clock):
+                runner = Runner(chosen, listener, patience=timeout, shows_all=live, clock=clock)
+                runner.run(run.report, selected(wanted))
             if keep and chosen.workload("sleep").rules.outstanding:
+                run.report.kept = True
                 run.console.remark("the nat rules of sleep are left flushed; to put them back:", "merlab restore")
             run.finish(chosen, run.report)
 
@@ -136,6 +170,7 @@ def verify(
     wait: Wait = False,
     wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
+    as_events: EventsFlag = False,
     timeout: Timeout = PATIENCE,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -146,9 +181,18 @@ def verify(
 
     It measures what happens with and without eBPF, with and without rules, on both sides.
 
-    Examples:  merlab verify    merlab verify --json    merlab verify -v    merlab verify --wait-timeout 60
+    Examples:  merlab verify    merlab verify --json    merlab verify -vv    merlab verify --wait-timeout 60
     """
-    with Session("verify", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
+    with Session(
+        "verify",
+        as_json=json,
+        as_events=as_events,
+        verbose=verbose,
+        quiet=quiet,
+        debug=debug,
+        no_color=no_color,
+        brief=True,
+    ) as run:
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
 
@@ -156,7 +200,7 @@ def verify(
             chosen.require_up()
             chosen.sweep()
             run.report = Report("verify", chosen.name)
-            runner = Runner(chosen, run.console, patience=timeout)
+            runner = Runner(chosen, run.console.hear, patience=timeout)
             runner.prove(run.report, standing=selected(range(1, 4)), steps=selected(range(8, 10)))
             run.finish(chosen, run.report)
 

@@ -7,9 +7,9 @@ from merbridge_lab.cli.session import Session
 from merbridge_lab.errors import LabError
 
 _INSTEAD = {
-    "compare": "merlab verify -v",
+    "compare": "merlab verify -vv",
     "agent": "merlab up --lab embedded",
-    "bench": "merlab verify -v",
+    "bench": "merlab verify -vv",
 }
 
 

@@ -49,6 +49,8 @@ class Session:
         quiet: bool = False,
         debug: bool = False,
         no_color: bool = False,
+        as_events: bool = False,
+        brief: bool = False,
     ) -> None:
         from merbridge_lab.console import Console
 
@@ -63,6 +65,8 @@ class Session:
             as_json=as_json,
             verbosity=-1 if quiet else verbose,
             color=not no_color and not os.environ.get("NO_COLOR"),
+            as_events=as_events,
+            brief=brief,
         )
         if debug:
             handler = logging.StreamHandler(sys.stderr)
@@ -78,6 +82,7 @@ class Session:
         try:
             self._end(error)
         finally:
+            self.console.end()
             hints.mean("", asked=False)
 
     def _end(self, error: BaseException | None) -> None:

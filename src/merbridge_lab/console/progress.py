@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -11,6 +12,8 @@ from merbridge_lab import polling
 from merbridge_lab.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from merbridge_lab.console.terminal import Terminal
 
 #: In a pipe, a wait shorter than this many seconds gets no line; a longer one gets another line at every interval.
@@ -25,10 +28,12 @@ class Waiting:
         self._terminal = terminal
         self._progress: Progress | None = None
         self._due = _WORTH_A_LINE
+        self._what: str | None = None
 
     def start(self, what: str) -> None:
         """Start to show that `what` is being done."""
         self.stop()
+        self._what = what
         if self._terminal.verbosity < 0:
             return
         polling.on_progress(self._tell)
@@ -53,8 +58,20 @@ class Waiting:
             self._terminal.err.print(f"still waiting: {escape(what)} ({seconds:.0f} s)", soft_wrap=True)
             self._due = seconds + _BETWEEN_LINES
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the moving line away for the duration of the block, which prints."""
+        what = self._what
+        self.stop()
+        try:
+            yield
+        finally:
+            if what is not None:
+                self.start(what)
+
     def stop(self) -> None:
         """Stop everything that still moves."""
+        self._what = None
         polling.on_progress(None)
         if self._progress is not None:
             self._progress.stop()

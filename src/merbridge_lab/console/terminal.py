@@ -13,16 +13,16 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.theme import Theme
 
-from merbridge_lab import hints, signals
-from merbridge_lab.text import lines_of, printable
+from merbridge_lab import signals
+from merbridge_lab.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.text import Text
 
+    from merbridge_lab.console.recording import Recording
     from merbridge_lab.evidence import Reading
-    from merbridge_lab.lab import CommandTranscript
 
 _THEME = Theme(
     {
@@ -38,8 +38,6 @@ _THEME = Theme(
 )
 MARK = {"pass": "✔", "fail": "✘", "error": "✘", "skip": "-", "warn": "!"}
 _PLAIN_WIDTH = 100
-_MOST_OUTPUT = 40
-_MOST_COMMANDS = 7
 
 
 class _Unbroken:
@@ -51,10 +49,15 @@ class _Unbroken:
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
+        self.recording: Recording | None = None
         self._open = True
         self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
+        if self.recording is not None:
+            self.recording.output(text)
+            if not self._stream.isatty():
+                return len(text)
         if self._open:
             try:
                 self._stream.write(text)
@@ -72,7 +75,7 @@ class _Unbroken:
                 self._close(error)
 
     def isatty(self) -> bool:
-        return self._stream.isatty()
+        return self._stream.isatty() or self.recording is not None
 
     def _close(self, why: OSError | ValueError) -> None:
         self._open = False
@@ -99,28 +102,44 @@ class _Filtered(RichConsole):
 
 
 def _rich(stream: _Unbroken, *, color: bool) -> RichConsole:
+    recording = stream.recording
     return _Filtered(
+        force_terminal=True if recording else None,
         file=stream,  # type: ignore[arg-type]  # as much of a text stream as rich uses
         theme=_THEME,
         highlight=False,
         emoji=False,
         no_color=not color or None,
-        width=None if stream.isatty() or os.environ.get("COLUMNS") else _PLAIN_WIDTH,
+        width=recording.width if recording else None if stream.isatty() or os.environ.get("COLUMNS") else _PLAIN_WIDTH,
+        height=recording.height if recording else None,
     )
 
 
 class Terminal:
-    """Both streams; `verbosity` is below 0 for -q, above for -v."""
+    """Both streams; `verbosity` is below 0 for -q, above for -v.
+
+    While there is a recording, what goes to stdout also goes there; if stdout is no terminal, it goes there alone.
+    """
 
     def __init__(self, *, verbosity: int, color: bool) -> None:
-        self.verbosity = verbosity
+        self.verbosity, self._color = verbosity, color
         self._streams = _Unbroken(sys.stdout), _Unbroken(sys.stderr)
         self.out, self.err = (_rich(stream, color=color) for stream in self._streams)
+
+    def record(self, recording: Recording | None) -> None:
+        """Send what goes to stdout also to `recording`; None ends that."""
+        self._streams[0].recording = recording
+        self.out = _rich(self._streams[0], color=self._color)
 
     @property
     def lost(self) -> OSError | None:
         """Describe why not everything could be written, unless the reader closed the stream."""
         return next((stream.lost for stream in self._streams if stream.lost is not None), None)
+
+    @property
+    def unicode(self) -> bool:
+        """Report whether the terminal can show more than ASCII."""
+        return self.out.encoding.startswith("utf")
 
     def raw(self, text: str) -> None:
         """Write for another program to read: unchanged into a pipe or file, and filtered on a terminal."""
@@ -141,23 +160,6 @@ class Terminal:
         for number, line in enumerate(folded):
             before = mark if mark and not number else " " * by
             self.line(f"{before}[{style}]{escape(line)}[/]")
-
-    def commands(self, shown: Sequence[CommandTranscript], where_else: str) -> None:
-        """Print commands as a person would type them, each on one line, with their output.
-
-        Without -v, print only the first ones; `where_else` tells where the rest is.
-        """
-        most_commands = len(shown) if self.verbosity > 0 else _MOST_COMMANDS
-        for one in shown[:most_commands]:
-            self.line(f"   [cmd]$ {escape(hints.command(one.command))}[/]")
-            printed = lines_of(one.output.rstrip("\n"))
-            most = len(printed) if self.verbosity > 0 else _MOST_OUTPUT
-            for line in printed[:most]:
-                self.line(f"     [faint]{escape(line)}[/]")
-            if len(printed) > most:
-                self.line(f"     [faint]… {len(printed) - most} more lines (-v shows them)[/]")
-        if len(shown) > most_commands:
-            self.line(f"   [faint]… {len(shown) - most_commands} more commands ({where_else})[/]")
 
     def evidence(self, readings: Sequence[Reading]) -> None:
         """Print each reading: its source, and its values before and after."""

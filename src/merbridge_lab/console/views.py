@@ -10,13 +10,11 @@ from rich.table import Table
 
 from merbridge_lab import hints, text
 from merbridge_lab.console.terminal import MARK, Terminal
-from merbridge_lab.evidence import Verdict
 from merbridge_lab.ruleset import place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from merbridge_lab.matrix import CellOutcome
     from merbridge_lab.model import Step
     from merbridge_lab.original_commands import Original
     from merbridge_lab.requirements import Requirement
@@ -62,9 +60,10 @@ def narrate(terminal: Terminal, step: Step, commands: Sequence[str], original: S
         terminal.prose(f"verified: {check.description} ({check.name})", 3, mark="   ", style="faint")
 
 
-def _table(*columns: str, gap: int = 2) -> Table:
+def columns(*names: str, gap: int = 2) -> Table:
+    """Return an empty table with these columns."""
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
-    for column in columns:
+    for column in names:
         table.add_column(column, no_wrap=column == "client")  # a name must not be cut
     return table
 
@@ -78,7 +77,7 @@ def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
     dataplane = described["dataplane"]
     attached = f"attached ({dataplane['kind']}, {dataplane['programs']} programs)" if dataplane["attached"] else "none"
     terminal.line(f"[title]the {described['lab']} lab is up[/]   eBPF: {attached}\n")
-    table = _table("pod", "address", "pid", "sidecar", "rules")
+    table = columns("pod", "address", "pid", "sidecar", "rules")
     for pod in described["workloads"]:
         rules = pod["rules"]
         held = f"{rules['istio_rules']} ISTIO rules in {place(rules['backend'])}" if rules["istio_rules"] else "none"
@@ -107,32 +106,6 @@ def _labs(terminal: Terminal, labs: Sequence[Mapping[str, Any]]) -> None:
         how = f"MERLAB_NAME={lab['name']}" if lab["lab"] == "embedded" else f"--lab {lab['lab']}"
         meant = "commands without --lab mean this one" if lab["default"] else f"to mean this one: {how}"
         terminal.line(f"up: {lab['name']} ({lab['lab']}); {meant}")
-
-
-def matrix(terminal: Terminal, outcomes: Sequence[CellOutcome]) -> None:
-    """Print what happens with and without eBPF and rules, and below it the evidence for each line."""
-    terminal.line("[title]With and without eBPF, with and without rules[/]")
-    # On a narrow page the columns are closer together.
-    gap = 2 if terminal.out.width > 70 else 1  # noqa: PLR2004
-    table = _table("", "eBPF", "client's rules", "servers' rules", "client", "answered", "both sidecars", gap=gap)
-    for number, outcome in enumerate(outcomes, 1):
-        cell, style = outcome.cell, outcome.finding.verdict.value
-        table.add_row(
-            f"[{style}]{MARK[style]}[/] {number}",
-            "on" if cell.ebpf else "off",
-            "present" if cell.client_rules else "flushed",
-            "present" if cell.server_rules else "flushed",
-            outcome.client,
-            "yes" if outcome.served else "no",
-            "yes" if outcome.both_sidecars else "no",
-        )
-    terminal.out.print(table)
-    terminal.line("")
-    for number, outcome in enumerate(outcomes, 1):
-        terminal.prose(outcome.finding.why, 3, mark=f"{number}  ")
-        if terminal.verbosity > 0 or outcome.finding.verdict is Verdict.FAIL:
-            terminal.evidence(outcome.finding.evidence)
-    terminal.line("")
 
 
 def trace_event(terminal: Terminal, event: TraceEvent, *, raw: bool, as_json: bool) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 from merbridge_lab.adapters import iptables
 from merbridge_lab.adapters.command import pasteable, run
+from merbridge_lab.command_events import CommandTranscript
 from merbridge_lab.errors import UsageError
 from merbridge_lab.evidence import UnreadError, Verdict
 from merbridge_lab.lab import (
     APP_REPORTS_PEER,
     DIALS,
     HELLO,
-    CommandTranscript,
     ControlPair,
 )
 from merbridge_lab.labs.base import LabBase
@@ -57,7 +57,7 @@ class EmbeddedLab(LabBase):
     capabilities = EmbeddedDataplane.capabilities | {DIALS, APP_REPORTS_PEER}
 
     def __init__(self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft") -> None:
-        super().__init__()
+        super().__init__(keeps_flushed=keep)
         self.machine = Machine(name)
         self._keep = keep
         self._backend = backend

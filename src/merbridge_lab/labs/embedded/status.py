@@ -14,7 +14,8 @@ from merbridge_lab.text import lines_of, read_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from merbridge_lab.lab import CommandTranscript, Component
+    from merbridge_lab.command_events import CommandTranscript
+    from merbridge_lab.lab import Component
     from merbridge_lab.labs.embedded.components import MeshComponent
     from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
     from merbridge_lab.labs.embedded.host import Machine

@@ -55,12 +55,13 @@ class EmbeddedWorkload:
         """Describe how the rules differ from merlab's, and how to restore them."""
         return shell.changes(self.pod, saved=self.rules.outstanding)
 
-    def request_command(self) -> str:
+    def request_command(self, *, without_ebpf: bool = False) -> str:
         """Return the walkthrough's request, as one types it in this lab."""
         url = HELLO.removeprefix("http://")
         if self.pod.spec.mesh:
             named = "" if self._lab == topology.NAME else f"MERLAB_NAME={self._lab} "
-            return f"{named}merlab exec {self.name} -- curl -s {url}"
+            option = "--without-ebpf " if without_ebpf else ""
+            return f"{named}merlab exec {option}{self.name} -- curl -s {url}"
         return pasteable(self.app_argv(["curl", "-s", url]))
 
     def enter_commands(self) -> list[str]:

@@ -57,6 +57,11 @@ def request(spec: WorkloadSpec, context: str) -> str:
     )
 
 
+def request_without_ebpf(spec: WorkloadSpec) -> str:
+    """Return the same request as the control experiment: sent by a client that the dataplane does not serve."""
+    return f"merlab exec --without-ebpf {spec.name} -- curl -s {HELLO.removeprefix('http://')}"
+
+
 def enter(process: Process, container: str) -> list[str]:
     """Return the commands that find the process by its container's id and inspect its namespace."""
     tasks = process.node_exec.node.shell_command([*CTR, "tasks", "ls"])

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, cast
 
 from merbridge_lab import hints
 from merbridge_lab.adapters.command import run
+from merbridge_lab.command_events import CommandTranscript
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import (
     DIALS,
     HELLO,
-    CommandTranscript,
     ControlPair,
 )
 from merbridge_lab.labs import request_batch
@@ -57,7 +57,7 @@ class KubernetesLab(LabBase):
     follows_original = True
 
     def __init__(self, provider: OwningProvider, options: Options, *, keep: bool = False) -> None:
-        super().__init__()
+        super().__init__(keeps_flushed=keep)
         self.provider, self.name = provider, provider.name
         self._keep = keep
         self._knows_context = False
@@ -221,13 +221,9 @@ class KubernetesLab(LabBase):
         """Return the placeholders for the commands of steps when no lab is up; they cannot do anything."""
         return OfflineCommands(self.provider, self.node, self.mesh, self.dataplane, self.inventory_commands)
 
-    def show(self, command: str, output: str = "") -> None:
-        """Record a command that a person would type, with its output.
-
-        Before the first command that uses the cluster's context, also record the one that makes the context known.
-        """
-        if self.provider.context in command and not self._knows_context:
-            self._knows_context = True
-            for each in self._access.context_commands():
-                super().show(each)
-        super().show(command, output)
+    def _with_context(self, commands: tuple[str, ...]) -> tuple[str, ...]:
+        """Put the command that makes the cluster's context known before the first that uses it."""
+        if self._knows_context or not any(self.provider.context in each for each in commands):
+            return commands
+        self._knows_context = True
+        return (*self._access.context_commands(), *commands)

@@ -43,8 +43,10 @@ class _Workload:
         self._spec, self._process, self._context = spec, process, context
         self.rules = _Rules(spec.name, process)
 
-    def request_command(self) -> str:
-        return commands.request(self._spec, self._context)
+    def request_command(self, *, without_ebpf: bool = False) -> str:
+        return (
+            commands.request_without_ebpf(self._spec) if without_ebpf else commands.request(self._spec, self._context)
+        )
 
     def enter_commands(self) -> list[str]:
         return commands.enter(self._process, CONTAINER)

@@ -99,8 +99,10 @@ class KubernetesWorkload:
         """Return the end of its sidecar's log."""
         return self._api.log(topology.NAMESPACE, self.pod.name, topology.SIDECAR, tail=tail)
 
-    def request_command(self) -> str:
+    def request_command(self, *, without_ebpf: bool = False) -> str:
         """Return the walkthrough's request, as one types it in this lab."""
+        if without_ebpf:
+            return commands.request_without_ebpf(self.spec)
         return commands.request(self.spec, self._api.context)
 
     # -- entering ---------------------------------------------------------------------------------------------------

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import polling, signals
 from merbridge_lab.adapters import kubernetes_api
-from merbridge_lab.adapters.command import pasteable, run
+from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
-from merbridge_lab.lab import HELLO
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.kubernetes import diagnostics, manifests, pods, topology
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view as places
@@ -53,9 +52,9 @@ class OutsideWorkload(KubernetesWorkload):
         done = run(self._argv(request_batch.curl(nonce, url)), timeout=request_batch.REQUEST + 5, ok=range(256))
         return request_batch.read(nonce, url, done.status, done.stdout, done.stderr)
 
-    def request_command(self) -> str:
-        """Return the request as a person types it, on the machine whose kernel the node has."""
-        return pasteable(self._argv(["curl", "-s", HELLO.removeprefix("http://")]))
+    def app_argv(self, argv: Sequence[str], *, terminal: bool | None = None) -> list[str]:  # noqa: ARG002 - no terminal is made
+        """Return the argv that runs `argv` in the pod's network and files, from outside the node's cgroup."""
+        return self._argv(argv)
 
 
 class Pair:

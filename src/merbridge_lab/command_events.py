@@ -1,0 +1,80 @@
+"""What a lab reports while a step acts: the commands that a person would type, and what they print."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from merbridge_lab.text import lines_of
+
+
+@dataclass(frozen=True)
+class CommandTranscript:
+    """A command as a person would type it, and what it printed."""
+
+    command: str
+    output: str = ""
+
+    def added_since(self, before: CommandTranscript) -> str:
+        """Return the lines that are not in `before`, each with a plus sign.
+
+        bpftool describes a map or a program in several lines. Of those, return only the first, with id, type and name.
+        """
+        known = set(lines_of(before.output))
+        new = [line for line in lines_of(self.output) if line not in known]
+        heads = [line for line in new if re.match(r"\d+: ", line)] or new
+        return "\n".join(f"+ {line}" for line in heads) or "(nothing new)"
+
+
+class RunningCommand(Protocol):
+    """A command that was shown to the audience and runs now."""
+
+    def prints(self, output: str) -> None:
+        """Report what the command printed."""
+
+    def notice(self, text: str) -> None:
+        """Say what a spectator should notice, in one line."""
+
+
+@dataclass(frozen=True)
+class CommandBegins:
+    """A person would type these commands now; several are one block that runs together.
+
+    With `runs` false they are only shown: what they would create exists already.
+    """
+
+    commands: tuple[str, ...]
+    runs: bool = True
+
+
+@dataclass(frozen=True)
+class CommandOutput:
+    """What the command that began last printed."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CommandEnds:
+    """The command that began last has ended."""
+
+    commands: tuple[str, ...]
+    output: str = ""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a spectator should notice about the command that began last, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ProofNeeds:
+    """Something runs that nobody would type: only the proof needs it. `what` describes it in one line."""
+
+    what: str
+
+
+CommandEvent = CommandBegins | CommandOutput | CommandEnds | Notice | ProofNeeds

@@ -1,0 +1,198 @@
+"""A demo: a listener of the run that stops before each command until the presenter goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.live import Live
+
+from merbridge_lab import events, hints
+from merbridge_lab.command_events import CommandBegins, CommandEnds, CommandOutput, Notice, ProofNeeds
+from merbridge_lab.console.keys import BACK, ENTER, OTHER, QUIT, TAB, Keys
+from merbridge_lab.console.stage import Block, Stage, shortened
+from merbridge_lab.evidence import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from merbridge_lab.console.terminal import Terminal
+    from merbridge_lab.evidence import Finding
+    from merbridge_lab.model import Step
+    from merbridge_lab.report import StepOutcome
+
+#: Characters that one key types on, and how long each takes when nobody types, in seconds.
+_STROKE = 3
+_TYPING = 0.02
+_KEYS = "Enter: run · Tab: at once · b: back · q: leave"
+_NEXT = "Enter: next step · b: back · q: leave"
+_BUSY = "Ctrl-C: stop"
+
+
+class Presenter:
+    """Shows a run command by command; `state` describes the lab now in a few words, for the headline.
+
+    `minutes` is the time that the presenter has.
+    `mark` is called with each event first.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        keys: Keys,
+        *,
+        state: Callable[[], str],
+        mark: Callable[[events.Event], None],
+        minutes: float | None = None,
+    ) -> None:
+        self._terminal, self._keys, self._state = terminal, keys, state
+        self._mark, self._minutes = mark, minutes
+        self._stage = Stage(unicode=terminal.unicode)
+        self._began = time.monotonic()
+        self._waited = 0.0
+        #: The commands of this step so far, and how many of them are only repeated, since the presenter went back.
+        self._number = self._repeat = 0
+        self._live = Live(console=terminal.out, screen=True, auto_refresh=False)
+
+    def clock(self) -> float:
+        """Return the seconds that the run took so far: time that the presenter waits does not count."""
+        return time.monotonic() - self._waited
+
+    @contextlib.contextmanager
+    def showing(self) -> Iterator[None]:
+        """Take the whole screen for the duration of the block, and give it back."""
+        with self._live:
+            yield
+
+    def _draw(self) -> None:
+        width, height = self._terminal.out.size
+        self._live.update(Group(*self._stage.frame(width, height)), refresh=True)
+
+    def _bar(self, keys: str) -> None:
+        passed = int(time.monotonic() - self._began)
+        self._stage.keys = keys
+        self._stage.clock = f"{passed // 60}:{passed % 60:02}{f' of {self._minutes:g}:00' if self._minutes else ''}"
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def hear(self, event: events.Event) -> None:
+        """Show an event; wait for the presenter before a command. Raises BackRequested, QuitRequested, Interrupted."""
+        self._mark(event)
+        stage = self._stage
+        if isinstance(event, events.StepBegins):
+            self._begin(event.step)
+        elif isinstance(event, CommandBegins):
+            self._command(event)
+        elif isinstance(event, CommandOutput):
+            stage.blocks[-1].output += event.text
+        elif isinstance(event, Notice):
+            stage.blocks[-1].notices.append(event.text)
+        elif isinstance(event, ProofNeeds):
+            stage.blocks.append(Block((), notices=[f"for the proof: {event.what}"]))
+        elif isinstance(event, CommandEnds):
+            stage.blocks[-1].state = "done"
+            stage.state = self._state()
+        elif isinstance(event, events.CheckEnds):
+            stage.verdict.append(self._sentence(event.outcome.finding))
+        elif isinstance(event, events.StepEnds):
+            self._end(event.outcome)
+        self._draw()
+
+    def _begin(self, step: Step) -> None:
+        self._stage = Stage(
+            f"{step.number}  {step.title}", self._state(), step.narration, unicode=self._terminal.unicode
+        )
+        self._number = 0
+        self._bar(_BUSY)
+
+    def _command(self, event: CommandBegins) -> None:
+        block = Block(tuple(shortened(hints.command(each)) for each in event.commands), typed=0)
+        if not event.runs:
+            block.notices.append("in place already")
+        self._stage.blocks.append(block)
+        self._number += 1
+        if self._number <= self._repeat:
+            block.typed = None
+        else:
+            self._repeat = 0
+            with self._waiting():
+                self._type(block)
+        block.state = "runs"
+        self._bar(_BUSY)
+
+    def _sentence(self, finding: Finding) -> tuple[str, str]:
+        place = {Verdict.PASS: 0, Verdict.FAIL: 1}.get(finding.verdict, 2)
+        return f"{'✔✘-'[place]} {finding.why}", ("green", "bold red", "yellow")[place]
+
+    def _end(self, outcome: StepOutcome) -> None:
+        if outcome.reason:
+            self._stage.verdict.append((outcome.reason, "yellow"))
+        self._stage.state = self._state()
+        if outcome.verdict is Verdict.ERROR or outcome.reason == events.LEFT:
+            return
+        with self._waiting():
+            while True:
+                self._bar(_NEXT)
+                self._draw()
+                key = self._keys.read(self._tick(_NEXT))
+                if key == BACK and self._number:
+                    self._go_back(self._number - 1)
+                if key == QUIT:
+                    raise events.QuitRequested
+                if key in (ENTER, TAB):
+                    return
+
+    # -- the presenter's keys ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
+
+    def _tick(self, keys: str) -> Callable[[], None]:
+        def tick() -> None:
+            self._bar(keys)
+            self._draw()
+
+        return tick
+
+    def _type(self, block: Block) -> None:
+        """Wait until the presenter has typed the command and pressed Enter. Raises BackRequested, QuitRequested."""
+        total = sum(len(each.text) for each in block.commands)
+        block.typed = typed = 0
+        while True:
+            self._bar(_KEYS)
+            self._draw()
+            key = self._keys.read(self._tick(_KEYS))
+            if key == QUIT:
+                raise events.QuitRequested
+            if key == BACK and self._number > 1:
+                self._go_back(self._number - 2)
+            if key == TAB:
+                break
+            if key == ENTER:
+                self._type_on(block, typed, total)
+                break
+            if key == OTHER:
+                block.typed = typed = min(typed + _STROKE, total)
+        block.typed = None
+
+    def _type_on(self, block: Block, typed: int, total: int) -> None:
+        """Type the rest as a person would; a key ends that."""
+        for typed_now in range(typed, total, _STROKE):
+            block.typed = typed_now
+            self._draw()
+            if self._keys.pending(_TYPING * _STROKE) is not None:
+                return
+
+    def _go_back(self, repeat: int) -> None:
+        """Begin the step again, and repeat `repeat` commands without waiting. Raises BackRequested."""
+        self._repeat, self._number = repeat, 0
+        self._stage.blocks.clear()
+        self._stage.verdict.clear()
+        raise events.BackRequested

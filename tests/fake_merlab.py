@@ -1,0 +1,24 @@
+"""merlab on the lab in memory, as a program: `python tests/fake_merlab.py up --demo`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_lab import FakeDriver, FakeLab, up
+from merbridge_lab import cli, labs
+
+
+def main() -> None:
+    """Run merlab with a lab in memory, which is up already if the first argument says so."""
+    lab = FakeLab()
+    if sys.argv[1:2] == ["--is-up"]:
+        del sys.argv[1]
+        up(lab)
+    labs.pick = lambda _asked: (FakeDriver(lab), "in memory")
+    sys.argv[0] = "merlab"
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

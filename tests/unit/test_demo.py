@@ -1,0 +1,237 @@
+"""A demo on a real terminal: what stands on the screen, key by key, on the lab in memory; and its recording."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tests.terminal_screen import OnScreen
+
+import golden_files
+from fake_lab import FakeLab, up
+from merbridge_lab import events
+from merbridge_lab.console.presenter import Presenter
+from merbridge_lab.console.stage import MOST_ROWS, Stage
+from merbridge_lab.console.terminal import Terminal
+from merbridge_lab.evidence import Verdict
+from merbridge_lab.loader import steps
+from merbridge_lab.report import Report
+from merbridge_lab.runner import Runner
+
+MERLAB = [sys.executable, str(Path(__file__).parents[1] / "fake_merlab.py")]
+WAITS = "Enter: run"
+
+
+@pytest.fixture
+def demo():
+    """Return a function that starts merlab on a terminal; what still runs is ended."""
+    started = []
+
+    def start(*arguments, columns=80, rows=24, **env):
+        started.append(OnScreen([*MERLAB, *arguments], columns, rows, **env))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def waits_for(command):
+    """Report whether the screen waits for Enter at a command that contains `command`."""
+
+    def look(text):
+        before, waiting, _ = text.rpartition("⏎")
+        return bool(waiting) and command in "".join(before.splitlines()[-2:])
+
+    return look
+
+
+def test_a_command_stands_there_and_runs_on_enter(demo):
+    screen = demo("--is-up", "step", "9", "--demo")
+    screen.until(waits_for("iptables-save"))
+    assert screen.lines()[0].startswith("9  Flush the NAT rules of sleep")
+    assert screen.lines()[0].endswith("rules: 18   eBPF: on")
+    screen.press("\r")
+    screen.until(waits_for("iptables -t nat -F"))
+    assert "rules: 18" in screen.lines()[0]
+    screen.press("\t")
+    text = screen.until(waits_for("-vnL"))
+    assert "rules: 0 " in screen.lines()[0]
+    assert "│ nat rules of sleep: 18 → 0" in text
+
+
+def test_any_key_types_and_only_enter_runs(demo):
+    screen = demo("--is-up", "step", "6", "--demo")
+    screen.until(waits_for("merlab exec"))
+    for _ in range(30):
+        screen.press("x")
+        screen.read(0.02)
+    assert "4 of 4 answered" not in screen.text
+    screen.press("\r")
+    screen.until("4 of 4 answered, each on a new connection")
+
+
+def test_b_goes_back_one_command_and_the_rules_follow(demo):
+    screen = demo("--is-up", "step", "9", "--demo")
+    for command in ("iptables-save", "-t nat -F"):
+        screen.until(waits_for(command))
+        screen.press("\t")
+    screen.until(waits_for("-vnL"))
+    assert "rules: 0 " in screen.lines()[0]
+    screen.press("b")
+    screen.until(waits_for("-t nat -F"))
+    screen.until(lambda text: "rules: 18" in text.splitlines()[0])
+    screen.press("\t")
+    screen.until(lambda text: "rules: 0 " in text.splitlines()[0])
+
+
+def test_q_leaves_in_order_and_restores(demo):
+    screen = demo("--is-up", "step", "9", "--demo")
+    for command in ("iptables-save", "-t nat -F"):
+        screen.until(waits_for(command))
+        screen.press("\t")
+    screen.until(waits_for("-vnL"))
+    screen.press("q")
+    assert screen.end() == 3  # nothing was seen to hold
+    assert "nothing was seen to hold" in screen.text
+    assert "Traceback" not in screen.text
+
+
+def test_ctrl_c_stops_and_restores(demo):
+    screen = demo("--is-up", "step", "9", "--demo")
+    for command in ("iptables-save", "-t nat -F"):
+        screen.until(waits_for(command))
+        screen.press("\t")
+    screen.until(waits_for("-vnL"))
+    screen.press("\x03")
+    assert screen.end() == 130
+    assert "interrupted by SIGINT" in screen.text
+
+
+def test_a_whole_demo_from_nothing_never_shows_more_than_twenty_lines(demo):
+    screen = demo("up", "--demo", "--minutes", "20")
+    titles = set()
+
+    def seen(text):
+        lines = text.splitlines()
+        if lines and lines[-1].endswith("of 20:00"):  # a whole frame, not a part of it
+            titles.add(lines[0][:1])
+            assert len(lines) <= MOST_ROWS
+        return "10 of 10 steps held" in text
+
+    ends = 0
+    while not seen(screen.text):
+        screen.press("\t")
+        screen.read(0.05)
+        ends += 1
+        assert ends < 500, screen.text
+    assert titles == set("0123456789")
+    assert screen.end() == 0
+
+
+def test_what_is_up_already_shows_its_commands_and_its_state(demo):
+    screen = demo("--is-up", "up", "--until", "1", "--demo")
+    screen.until("0  Look at the machine")
+    while "make-node" not in screen.text:
+        screen.press("\t")
+        screen.read(0.1)
+    assert "in place already" in screen.text
+    screen.press("\t")
+    screen.until("✔ the node is there, with all that pods need of it: seen")
+
+
+def test_without_a_terminal_a_demo_is_refused():
+    done = OnScreen([*MERLAB, "up", "--demo", "--json"])
+    assert done.end() == 2
+    done.close()
+
+
+def test_a_terminal_without_unicode_gets_ascii(demo):
+    screen = demo("--is-up", "step", "9", "--demo", PYTHONIOENCODING="ascii")
+    screen.until("<Enter>")
+    assert screen.text.isascii()
+
+
+# -- frames
+
+
+class Played:
+    """Keys that go on at once; the frames at which they were read are kept."""
+
+    def __init__(self):
+        self.presenter = None
+        self.frames = []
+
+    def read(self, _tick):
+        self.frames.append(self.presenter._stage)
+        return "tab"
+
+    def pending(self, _seconds):
+        return None
+
+
+def frames(width, which, *, unicode):
+    """Return the last frame of each of these steps on the lab in memory, as text."""
+    terminal = Terminal(verbosity=0, color=False)
+    terminal.out.width, terminal.out.height = width, 24
+    keys = Played()
+    presenter = Presenter(terminal, keys, state=lambda: "rules: 18   eBPF: on", mark=lambda _event: None)
+    keys.presenter = presenter
+    shown = []
+
+    def hear(event):
+        if isinstance(event, events.StepBegins):
+            presenter.hear(event)
+            presenter._stage.unicode = unicode
+            return
+        presenter.hear(event)
+        if isinstance(event, events.StepEnds):
+            presenter._stage.clock = "0:42 of 20:00"
+            shown.append("\n".join(line.plain.rstrip() for line in presenter._stage.frame(width, 24)))
+
+    report = Runner(up(FakeLab()), hear, shows_all=True).run(Report("up", "fake"), which)
+    assert report.verdict is Verdict.PASS
+    return shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_frames(width):
+    shown = frames(width, steps(), unicode=True)
+    for frame in shown:
+        assert all(len(line) <= width for line in frame.splitlines()), frame
+        assert len(frame.splitlines()) <= MOST_ROWS
+    golden_files.check(f"demo-{width}.txt", ("\n" + "=" * width + "\n").join(shown) + "\n")
+
+
+def test_the_frames_without_unicode():
+    shown = frames(80, steps()[9:], unicode=False)
+    golden_files.check("demo-ascii.txt", "\n".join(shown) + "\n")
+    assert all(frame.isascii() for frame in shown)
+
+
+def test_a_frame_of_a_tiny_terminal_keeps_title_and_keys():
+    stage = Stage("9  Flush", "rules: 0", "a narration that is long enough to need many lines " * 9, keys="Enter: run")
+    lines = [line.plain for line in stage.frame(20, 6)]
+    assert len(lines) <= 6
+    assert lines[-1].startswith("Enter: run")
+
+
+# -- recording
+
+
+def test_a_recording_is_an_asciicast_with_a_marker_a_step(demo, tmp_path):
+    path = tmp_path / "up.cast"
+    screen = demo("up", "--demo", "--auto", "0", "--record", str(path))
+    assert screen.end(120) == 0, screen.text
+    head, *recorded = map(json.loads, path.read_text().splitlines())
+    assert (head["version"], head["width"], head["height"]) == (2, 80, 24)
+    assert [label for _, kind, label in recorded if kind == "m"] == [f"{step.number}  {step.title}" for step in steps()]
+    times = [each[0] for each in recorded]
+    assert times == sorted(times)
+    assert "10 of 10 steps held" in "".join(text for _, kind, text in recorded if kind == "o")
+
+
+def test_a_recording_that_cannot_be_written_is_told(demo):
+    screen = demo("up", "--record", "/nowhere/up.cast")
+    assert screen.end() == 3
+    assert "the recording cannot be written to /nowhere/up.cast" in screen.text
