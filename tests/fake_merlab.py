@@ -6,7 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_lab import FakeDriver, FakeLab, up
-from merbridge_lab import cli, labs
+from merbridge_lab import cli
+from merbridge_lab.labs import selection
 
 
 def main() -> None:
@@ -15,7 +16,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--is-up"]:
         del sys.argv[1]
         up(lab)
-    labs.pick = lambda _asked: (FakeDriver(lab), "in memory")
+    selection.pick = lambda _asked: (FakeDriver(lab), "in memory")
     sys.argv[0] = "merlab"
     cli.main()
 

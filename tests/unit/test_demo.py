@@ -131,7 +131,7 @@ def test_a_whole_demo_from_nothing_never_shows_more_than_twenty_lines(demo):
 
 def test_what_is_up_already_shows_its_commands_and_its_state(demo):
     screen = demo("--is-up", "up", "--until", "1", "--demo")
-    screen.until("0  Look at the machine")
+    screen.until("0  Check the machine")
     while "make-node" not in screen.text:
         screen.press("\t")
         screen.read(0.1)

@@ -9,8 +9,9 @@ import pytest
 
 from merbridge_lab import sysdump, text
 from merbridge_lab.adapters import mounts, procfs
-from merbridge_lab.command_events import CommandTranscript
+from merbridge_lab.command_events import CommandBegins, CommandOutput, Notice
 from merbridge_lab.console import Console
+from merbridge_lab.console.stage import Block, Line, Stage
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading, fails
 from merbridge_lab.report import Report
@@ -138,11 +139,19 @@ def test_json_is_ascii():
     assert json.loads(told) == {"body": EVIL}
 
 
+def evil_stage():
+    block = Block((Line(EVIL, EVIL),), state="done", output=f"{EVIL}\n{EVIL}", notices=[EVIL])
+    return Stage(EVIL, EVIL, EVIL, [block], verdict=[(EVIL, "green")], keys=EVIL, clock=EVIL)
+
+
 SAYINGS = {
     "say": lambda console: console.say(EVIL),
     "note": lambda console: console.note(EVIL),
     "error": lambda console: console.error(LabError(EVIL, hint=EVIL, command=EVIL, stderr=f"{EVIL}\n{EVIL}")),
-    "commands": lambda console: console._terminal.commands([CommandTranscript(EVIL, f"{EVIL}\n{EVIL}")], EVIL),
+    "commands": lambda console: console.hear(CommandBegins((EVIL, EVIL))),
+    "output": lambda console: console.hear(CommandOutput(f"{EVIL}\n{EVIL}")),
+    "notice": lambda console: console.hear(Notice(EVIL)),
+    "demo": lambda _console: print(*(line.plain for line in evil_stage().frame(80, 24)), sep="\n"),
     "prose": lambda console: console._terminal.prose(EVIL, 3, mark=""),
     "evidence": lambda console: console._terminal.evidence([Reading(EVIL, EVIL, EVIL, EVIL, EVIL)]),
     "trace": lambda console: console.trace_event(event(), raw=False, as_json=False),

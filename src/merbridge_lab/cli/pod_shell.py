@@ -51,7 +51,7 @@ def _without_ebpf(run: Session, lab: str | None, workload: str, argv: list[str])
     with run.changing(lab, wait=0.0) as chosen:
         chosen.require_up()
         if CONTROL_CLIENT not in chosen.capabilities:
-            raise LabError(chosen.why_missing(CONTROL_CLIENT), hint="merlab up --lab embedded")
+            raise LabError(chosen.why_missing(CONTROL_CLIENT), hint="merlab up --lab embedded", id="capability.missing")
         chosen.sweep()
         flushed = not chosen.workload(workload).rules.snapshot().istio
         with contextlib.ExitStack() as stack:

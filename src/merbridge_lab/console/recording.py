@@ -22,7 +22,9 @@ class Recording:
             self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         except OSError as error:
             raise LabError(
-                f"the recording cannot be written to {path}: {error.strerror}", hint="merlab up --record up.cast"
+                f"the recording cannot be written to {path}: {error.strerror}",
+                hint="merlab up --record up.cast",
+                id="file.not_written",
             ) from error
         self._began = time.monotonic()
         head = {"version": 2, "width": width, "height": height, "timestamp": int(time.time())}

@@ -73,18 +73,22 @@ class Stage:
         room = max(rows - 4, 1)
         shown = body[-room:]
         head = [self._headline(width), Text("")]
-        room = max(width - cell_len(self.clock) - 2, 0)
-        footer = set_cell_size(_cut(self._say(self.keys), room, self._dots), room) + "  " + self.clock
+        clock = self._say(self.clock)
+        room = max(width - cell_len(clock) - 2, 0)
+        footer = set_cell_size(_cut(self._say(self.keys), room, self._dots), room) + "  " + clock
         return [*head, *shown, Text(""), Text(footer, style="dim")]
 
     def _say(self, text: str) -> str:
-        return text if self.unicode else _ascii(text)
+        """Return a text of others as it may be shown on this terminal."""
+        told = printable(text)
+        return told if self.unicode else _ascii(told)
 
     def _headline(self, width: int) -> Text:
-        room = width - cell_len(self.state) - 2 if self.state else width
+        state = self._say(self.state)
+        room = width - cell_len(state) - 2 if state else width
         line = Text(set_cell_size(_cut(self._say(self.title), room, self._dots), room), style="bold")
-        if self.state:
-            line.append("  " + self.state, style="bold cyan")
+        if state:
+            line.append("  " + state, style="bold cyan")
         return line
 
     def _body(self, width: int) -> list[Text]:
@@ -103,7 +107,7 @@ class Stage:
         left = block.typed
         shown = block.commands[:_MOST_COMMANDS]
         for number, command in enumerate(shown):
-            text, prompt = self._say(printable(command.text)), f"{command.where}# " if command.where else "$ "
+            text, prompt = self._say(command.text), f"{self._say(command.where)}# " if command.where else "$ "
             typed = len(text) if left is None else min(left, len(text))
             left = None if left is None else left - typed
             line = Text(_INDENT + prompt)
@@ -114,9 +118,9 @@ class Stage:
             lines += _folded(line, width)
         if len(block.commands) > len(shown):
             lines.append(Text(f"{_INDENT}{self._dots} {len(block.commands) - len(shown)} more commands", style="dim"))
-        printed = lines_of(self._say(block.output.rstrip("\n")))
+        printed = lines_of(block.output.rstrip("\n"))
         most = printed if len(printed) <= _MOST_OUTPUT else printed[: _MOST_OUTPUT - 1]
-        lines += [Text(_INDENT + _cut(printable(each), width - len(_INDENT), self._dots)) for each in most]
+        lines += [Text(_INDENT + _cut(self._say(each), width - len(_INDENT), self._dots)) for each in most]
         if len(printed) > len(most):
             lines.append(Text(f"{_INDENT}{self._dots} {len(printed) - len(most)} more lines", style="dim"))
         gutter = "     │ " if self.unicode else "     | "
@@ -149,7 +153,7 @@ def _cut(text: str, width: int, dots: str) -> str:
 
 def _wrapped(text: str, width: int, indent: str, hanging: str = "") -> list[str]:
     return textwrap.wrap(
-        " ".join(printable(text).split()),
+        " ".join(text.split()),
         max(width, 24),
         initial_indent=indent,
         subsequent_indent=indent + hanging,
