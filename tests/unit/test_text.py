@@ -151,7 +151,7 @@ SAYINGS = {
     "commands": lambda console: console.hear(CommandBegins((EVIL, EVIL))),
     "output": lambda console: console.hear(CommandOutput(f"{EVIL}\n{EVIL}")),
     "notice": lambda console: console.hear(Notice(EVIL)),
-    "demo": lambda _console: print(*(line.plain for line in evil_stage().frame(80, 24)), sep="\n"),
+    "demo": lambda _console: print(*(line.plain for line in evil_stage().frame(80, 24)), sep="\n"),  # noqa: T201
     "prose": lambda console: console._terminal.prose(EVIL, 3, mark=""),
     "evidence": lambda console: console._terminal.evidence([Reading(EVIL, EVIL, EVIL, EVIL, EVIL)]),
     "trace": lambda console: console.trace_event(event(), raw=False, as_json=False),
