@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from merbridge_lab.model import Step
-    from merbridge_lab.trace_event import TraceEvent
+    from merbridge_lab.trace_event import TraceContext, TraceEvent
 
 
 class ManagedWorkload(Workload, Protocol):
@@ -67,5 +67,11 @@ class ManagedLab(Lab, Protocol):
     def keep_report(self, told: dict[str, Any]) -> None:
         """Store the report of the last run, for a sysdump. Raises nothing."""
 
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
+    def trace_context(self) -> TraceContext:
+        """Return what explains the trace: names of addresses, and the connections that exist now. Raises LabError."""
+
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent | None]:
+        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive.
+
+        None means that no event arrived for a moment.
+        """

@@ -1,8 +1,12 @@
-"""One event of a dataplane's trace, as a value: each dataplane parses its own lines into it."""
+"""One event of a dataplane's trace, as a value, and what explains it: names of addresses, and known connections."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -33,3 +37,30 @@ class TraceEvent:
     def sentence(self) -> str:
         """Describe the event in plain English; each dataplane has its own words."""
         return f"{self.kind}: {self.raw}"
+
+    def reason_in_words(self) -> str:
+        """Describe in plain English why a message went by TCP; each dataplane has its own words."""
+        return self.reason
+
+
+@dataclass(frozen=True)
+class KnownConnection:
+    """A connection from before the trace: its leg, the pod that dialled, and the pod that accepted."""
+
+    pair: int
+    leg: str
+    client: str
+    server: str
+
+
+@dataclass(frozen=True)
+class TraceContext:
+    """What a lab knows about the addresses and connections in its trace.
+
+    `names` are the pods and services by address. `connections` are those that the dataplane carries now. `pairs` says
+    that the dataplane identifies connections by TraceEvent.pair.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    connections: tuple[KnownConnection, ...] = ()
+    pairs: bool = False

@@ -16,7 +16,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading, fails
 from merbridge_lab.report import Report
 from merbridge_lab.requirements import host
-from merbridge_lab.trace_event import TraceEvent
+from merbridge_lab.trace_event import TraceContext, TraceEvent
 
 SOURCE = Path(text.__file__).parent
 
@@ -154,9 +154,9 @@ SAYINGS = {
     "demo": lambda _console: print(*(line.plain for line in evil_stage().frame(80, 24)), sep="\n"),  # noqa: T201
     "prose": lambda console: console._terminal.prose(EVIL, 3, mark=""),
     "evidence": lambda console: console._terminal.evidence([Reading(EVIL, EVIL, EVIL, EVIL, EVIL)]),
-    "trace": lambda console: console.trace_event(event(), raw=False, as_json=False),
-    "trace --raw": lambda console: console.trace_event(event(), raw=True, as_json=False),
-    "trace --json": lambda console: console.trace_event(event(), raw=False, as_json=True),
+    "trace": lambda console: console.conversation(TraceContext({"": EVIL})).hear(event()),
+    "trace --raw": lambda console: console.trace_event(event(), as_json=False),
+    "trace --json": lambda console: console.trace_event(event(), as_json=True),
     "json": lambda console: console.json({EVIL: EVIL}),
     "status": lambda console: console.status(described()),
 }

@@ -199,7 +199,7 @@ def trace(
             metavar="POD",
             callback=known_workload,
             autocompletion=completing(*WORKLOADS),
-            help="Show only connections that POD dialled.",
+            help="Show only connections that POD dials or accepts.",
         ),
     ] = None,
     nonce: Annotated[
@@ -209,9 +209,10 @@ def trace(
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:
-    """Follow the dataplane's trace until Ctrl-C, with a colour for each connection.
+    """Follow the dataplane's trace until Ctrl-C: who speaks to whom, by eBPF or by TCP; then print totals.
 
-    If debug output is off, it is on while this command runs.
+    A request has three legs: ① from the app to its sidecar, ② from sidecar to sidecar, ③ from the sidecar to its app.
+    Times count from the moment when the app dials. If debug output is off, it is on while this command runs.
 
     Examples:  merlab trace    merlab trace --pod sleep    merlab trace --raw    merlab trace --json
     """
@@ -219,12 +220,18 @@ def trace(
         if pod is not None:
             chosen.workload(pod)
         run.console.note("following the trace; Ctrl-C ends it")
+        told = None if raw or json else run.console.conversation(chosen.trace_context())
         try:
             for event in chosen.follow_trace(pod=pod, nonce=nonce):
-                run.console.trace_event(event, raw=raw, as_json=json)
+                if told is not None:
+                    told.hear(event)
+                elif event is not None:
+                    run.console.trace_event(event, as_json=json)
         except signals.Interrupted as stop:
             if stop.signum != signals.SIGNALS[0]:
                 raise
+        if told is not None:
+            told.end()
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from merbridge_lab import events, hints
 from merbridge_lab.console import verdicts, views
+from merbridge_lab.console.conversation import Conversation
 from merbridge_lab.console.presenter import Presenter
 from merbridge_lab.console.progress import Waiting
 from merbridge_lab.console.recording import Recording
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from merbridge_lab.original_commands import Original
     from merbridge_lab.report import Report
     from merbridge_lab.requirements import Requirement
-    from merbridge_lab.trace_event import TraceEvent
+    from merbridge_lab.trace_event import TraceContext, TraceEvent
 
 _MOST_STDERR = 12
 
@@ -161,9 +162,13 @@ class Console:
         """Print a picture of the lab."""
         views.status(self._terminal, described)
 
-    def trace_event(self, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
-        """Print one event of the trace."""
-        views.trace_event(self._terminal, event, raw=raw, as_json=as_json)
+    def conversation(self, context: TraceContext) -> Conversation:
+        """Return the listener that prints a trace as a conversation."""
+        return Conversation(self._terminal, context)
+
+    def trace_event(self, event: TraceEvent, *, as_json: bool) -> None:
+        """Print one event of the trace as the kernel wrote it, or as an object."""
+        views.trace_event(self._terminal, event, as_json=as_json)
 
     def close(self) -> None:
         """Stop everything that still moves on the terminal."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.trace_event import TraceEvent
 
-_CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_cyan", "bright_green")
-
 
 def requirements(terminal: Terminal, found: Sequence[Requirement]) -> None:
     """Print a line for each thing that the machine offers or lacks, with the command that fixes it."""
@@ -108,13 +106,10 @@ def _labs(terminal: Terminal, labs: Sequence[Mapping[str, Any]]) -> None:
         terminal.line(f"up: {lab['name']} ({lab['lab']}); {meant}")
 
 
-def trace_event(terminal: Terminal, event: TraceEvent, *, raw: bool, as_json: bool) -> None:
-    """Print one event of the trace: unchanged, as an object, or as a sentence in its connection's colour."""
+def trace_event(terminal: Terminal, event: TraceEvent, *, as_json: bool) -> None:
+    """Print one event of the trace: the kernel's line unchanged, or an object."""
     if as_json:
         terminal.raw(text.as_json({**asdict(event), "sentence": event.sentence()}) + "\n")
-    elif raw:
-        terminal.line(escape(event.raw))
     else:
-        color = _CONNECTION_COLORS[event.pair % len(_CONNECTION_COLORS)]
-        terminal.line(f"[faint]{event.seconds:.6f}[/] [{color}]{escape(event.sentence())}[/]")
+        terminal.line(escape(event.raw))
     terminal.out.file.flush()

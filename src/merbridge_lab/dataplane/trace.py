@@ -31,8 +31,12 @@ class MerlabEvent(TraceEvent):
             source=self.source,
             who=who,
             size=self.size,
-            reason=_REASONS.get(self.reason, self.reason),
+            reason=self.reason_in_words(),
         )
+
+    def reason_in_words(self) -> str:
+        """Describe in plain English why a message went by TCP."""
+        return _REASONS.get(self.reason, self.reason)
 
 
 _LEGS = {

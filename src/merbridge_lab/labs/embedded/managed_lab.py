@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from merbridge_lab.model import Step
-    from merbridge_lab.trace_event import TraceEvent
+    from merbridge_lab.trace_event import TraceContext, TraceEvent
 
 
 class ManagedEmbeddedLab(EmbeddedLab):
@@ -118,7 +118,11 @@ class ManagedEmbeddedLab(EmbeddedLab):
             with contextlib.suppress(OSError):
                 write_atomic(self.machine.run / status.LAST_REPORT, json.dumps(told, default=str))
 
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
+    def trace_context(self) -> TraceContext:
+        """Return the names of the lab's addresses, and the connections that eBPF carries now."""
+        return trace_filter.context(self.dataplane, [workload.pod.spec for workload in self.workloads()])
+
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent | None]:
         """Return the trace's events as they arrive; see trace_filter.follow."""
         spec = None if pod is None else self.workload(pod).pod.spec
         return trace_filter.follow(self.dataplane, self.machine.run / "pods", pod=spec, nonce=nonce)

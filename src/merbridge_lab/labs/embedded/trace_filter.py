@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
 from merbridge_lab.labs.embedded.logs import Following
+from merbridge_lab.trace_event import KnownConnection, TraceContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
@@ -28,8 +29,8 @@ _MAKING = 1.0
 
 def follow(
     dataplane: EmbeddedDataplane, pods: Path, *, pod: PodSpec | None = None, nonce: str | None = None
-) -> Iterator[TraceEvent]:
-    """Return the trace's events as they arrive, until interrupted.
+) -> Iterator[TraceEvent | None]:
+    """Return the trace's events as they arrive, until interrupted; None if nothing arrived for a moment.
 
     `pods` is the folder of the pods' files, with their access logs. `pod` keeps only connections that are dialled or
     accepted in that pod. `nonce` keeps only those that carried the request with this x-request-id. This is known when
@@ -41,7 +42,15 @@ def follow(
     if pod is not None:
         live = {pair.id for pair in dataplane.pairs() if pod.name in pair.pods}
         events = of_pod(events, pod.ip, live)
-    return (event for event in events if event is not None)
+    return events
+
+
+def context(dataplane: EmbeddedDataplane, pods: Sequence[PodSpec]) -> TraceContext:
+    """Return the names of the pods and of the services they know, and the connections that eBPF carries now."""
+    names = {service.vip: service.name for pod in pods for service in pod.services}
+    names |= {pod.ip: pod.name for pod in pods}
+    known = tuple(KnownConnection(pair.id, pair.leg, *pair.pods) for pair in dataplane.pairs())
+    return TraceContext(names, known, pairs=True)
 
 
 def of_pod(events: Iterable[TraceEvent | None], address: str, live: Iterable[int] = ()) -> Iterator[TraceEvent | None]:

@@ -10,6 +10,7 @@ from merbridge_lab import signals
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import dataplanes, manifests, status
 from merbridge_lab.labs.kubernetes.lab import KubernetesLab
+from merbridge_lab.trace_event import TraceContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +56,11 @@ class ManagedKubernetesLab(KubernetesLab):
             # No more than that: the steps handle everything else that is requested.
             without = replace(kept, dataplane=dataplanes.NONE)
             self.api().apply(manifests.configuration(without, finished=self._access.setup_complete()))
+
+    @staticmethod
+    def trace_context() -> TraceContext:
+        """Return nothing: no dataplane of a cluster identifies connections in its trace."""
+        return TraceContext()
 
     def sweep(self) -> None:
         """Do nothing: what a killed merlab left of control pods is removed when they are recreated."""
