@@ -209,10 +209,10 @@ def trace(
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:
-    """Follow the dataplane's trace until Ctrl-C: who speaks to whom, by eBPF or by TCP; then print totals.
+    """Follow the dataplane's trace until Ctrl-C, with pods and legs by name; then print totals.
 
-    A request has three legs: ① from the app to its sidecar, ② from sidecar to sidecar, ③ from the sidecar to its app.
-    Times count from the moment when the app dials. If debug output is off, it is on while this command runs.
+    A request has three legs: 1 from the app to its sidecar, 2 from sidecar to sidecar, 3 from a sidecar to its app.
+    Seconds are counted from when the app dials. If debug output is off, it is on while this command runs.
 
     Examples:  merlab trace    merlab trace --pod sleep    merlab trace --raw    merlab trace --json
     """

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 _MOMENT = 0.5
 #: If no app dials in what is shown, a silence as long as this, in seconds, separates requests.
 _SILENCE = 1.0
+#: How many connections are remembered after they closed: a last message may come later.
+_REMEMBERED = 1000
+#: The kernel's name for a task whose name it does not know.
+_NAMELESS = "<...>"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class _Connection:
 
     leg: str = ""
     pods: list[str] = field(default_factory=lambda: ["", ""])
+    pid: int = 0
+    comm: str = ""
     wanted: str = ""
     source: str = ""
     closed: set[int] = field(default_factory=set)
@@ -85,6 +91,7 @@ class Conversation:
         self._connections = {
             each.pair: _Connection(each.leg, [each.client, each.server]) for each in context.connections
         }
+        self._gone: deque[int] = deque()
         self._counted: set[int] = set()
         self._totals = {leg: _Totals() for leg in (*_LEGS, "")}
         self._held: deque[TraceEvent] = deque()
@@ -124,8 +131,10 @@ class Conversation:
         if not event.pair:
             return
         if event.kind == "connect":
-            self._connections[event.pair] = _Connection(event.leg)
+            self._connections[event.pair] = _Connection(event.leg, pid=event.pid)
         connection = self._of(event)
+        if event.pid == connection.pid and event.comm != _NAMELESS:
+            connection.comm = event.comm
         if event.kind == "wanted":
             connection.wanted = self._place(event)
         elif event.kind == "established":
@@ -151,8 +160,7 @@ class Conversation:
         self._count(event, connection)
         said = self._said(event, connection)
         if event.kind == "closed" and len(connection.closed) > 1:
-            del self._connections[event.pair]
-            self._counted.discard(event.pair)
+            self._forget_later(event.pair)
         if not said:
             return
         if self._begins_request(event, connection):
@@ -166,6 +174,13 @@ class Conversation:
         self._terminal.line(f"[faint]{since:+.3f}[/]  {mark} [{style}]{escape(said)}[/]")
         self._terminal.out.file.flush()
 
+    def _forget_later(self, pair: int) -> None:
+        self._gone.append(pair)
+        if len(self._gone) > _REMEMBERED:
+            oldest = self._gone.popleft()
+            self._connections.pop(oldest, None)
+            self._counted.discard(oldest)
+
     def _mark(self, leg: _Leg) -> str:
         return f"[{leg.color}]{leg.marks[0 if self._terminal.unicode else 1]}[/]"
 
@@ -174,9 +189,13 @@ class Conversation:
         return "→" if self._terminal.unicode else "->"
 
     def _begins_request(self, event: TraceEvent, connection: _Connection) -> bool:
+        """Report whether a request begins: an app dials. If none does in what is shown, the next best sign counts."""
         dials = event.kind == "connect" and connection.leg in ("outbound", "")
         self._apps_dial = self._apps_dial or dials
-        return dials or self._start is None or (not self._apps_dial and event.seconds - self._last > _SILENCE)
+        if dials or self._start is None or self._apps_dial:
+            return dials or self._start is None
+        is_late = event.seconds - self._last > _SILENCE
+        return (event.kind == "connect" and connection.leg == "mesh") or (event.kind == "redirect" and is_late)
 
     def _said(self, event: TraceEvent, connection: _Connection) -> str:
         """Return the event in words; nothing for one that another line includes."""
@@ -193,9 +212,9 @@ class Conversation:
             "wanted": "",
             "established": "",
             "accepted": f"{ends[1]} accepts" + (f", from {connection.source}" if connection.source else ""),
-            "original_dst": f"{ends[1]} asks where it was meant to go: {self._place(event)}",
+            "original_dst": f"{ends[1]} asks where it was going: {self._place(event)}",
             "redirect": f"{way}: {_plural(event.size, 'byte')} by eBPF",
-            "passed": f"{way}: a message by TCP ({event.reason_in_words()})",
+            "passed": f"{way}: a message by TCP ({self._reason(event, connection)})",
         }
         return told.get(event.kind, event.sentence())
 
@@ -204,12 +223,18 @@ class Conversation:
         dialler = connection.ends[0]
         wanted = connection.wanted or "an address"
         if connection.leg == "outbound":
-            return f"{dialler} ({event.comm}) dials {wanted}; eBPF leads it to its sidecar"
+            app = f"{dialler} ({connection.comm})" if connection.comm else dialler
+            return f"{app} dials {wanted}; eBPF leads it to its sidecar"
         if connection.leg == "mesh":
             return f"{dialler} dials {wanted}; eBPF leads it to the sidecar"
         if connection.leg == "inbound":
             return f"{dialler} dials its app; eBPF will carry the messages"
         return event.sentence()
+
+    @staticmethod
+    def _reason(event: TraceEvent, connection: _Connection) -> str:
+        """Return why a message went by TCP; an end that closed was known before."""
+        return "the other end has left" if connection.closed else event.reason_in_words()
 
     def _from_outside(self, event: TraceEvent) -> str:
         """Return an event without a connection in words: one of a dataplane that names none, or from outside."""
@@ -217,7 +242,7 @@ class Conversation:
             source = self._context.names.get(event.source, event.source)
             return f"{source} dials {self._place(event)} from outside; eBPF leads it to the sidecar"
         if self._context.pairs and event.kind == "original_dst":
-            return f"a sidecar asks where a connection was meant to go: {self._place(event)}"
+            return f"a sidecar asks where a connection was going: {self._place(event)}"
         return event.sentence()
 
     # -- totals -------------------------------------------------------------------------------------------------------
@@ -232,7 +257,7 @@ class Conversation:
             totals.messages += 1
             totals.size += event.size
         elif event.kind == "passed":
-            totals.by_tcp[event.reason_in_words()] += 1
+            totals.by_tcp[self._reason(event, connection)] += 1
 
     def _total(self, name: str, totals: _Totals) -> list[str]:
         """Return the lines of one leg: what eBPF moved, and what went by TCP and why."""
@@ -242,7 +267,7 @@ class Conversation:
         way = f"{leg.ends[0]} {self._arrow} {leg.ends[1]}" if name else ""
         told = [f"{way:<18}"] if name else []
         if totals.connections:
-            told.append(_plural(totals.connections, "connection"))
+            told.append(f"{_plural(totals.connections, 'connection'):<14}")
         told.append(f"{_plural(totals.messages, 'message')} by eBPF ({_plural(totals.size, 'byte')})")
         lines = [f"{self._mark(leg)} {'  '.join(told)}"]
         for reason, times in totals.by_tcp.items():
