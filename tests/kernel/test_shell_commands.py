@@ -128,9 +128,10 @@ def _followers() -> list[str]:
 def test_a_trace_is_followed_until_ctrl_c(lab):  # noqa: ARG001
     done, _ = _follow()
     assert done.returncode == 0
-    assert "intercepted" in done.stdout
-    assert "bytes moved from socket to socket" in done.stdout
-    assert "asks for the original destination" in done.stdout
+    assert "① sleep's app (curl) dials helloworld:5000; eBPF leads it to its sidecar" in done.stdout
+    assert re.search(r"① sleep's app → sleep's sidecar: \d+ bytes by eBPF", done.stdout)
+    assert "① sleep's sidecar asks where it was going: helloworld:5000" in done.stdout
+    assert re.search(r"① app → sidecar +\d+ connections? +\d+ messages by eBPF", done.stdout)
 
 
 def test_a_raw_trace_is_the_kernels_own(lab):  # noqa: ARG001

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from merbridge_lab.console import picture
+
 if TYPE_CHECKING:
     from merbridge_lab.console.terminal import Terminal
     from merbridge_lab.trace_event import TraceContext, TraceEvent
@@ -24,19 +26,19 @@ _NAMELESS = "<...>"
 
 @dataclass(frozen=True)
 class _Leg:
-    """One leg of a request: its mark (the second in ASCII), the mark's colour, and what is at its ends."""
+    """One leg of a request: its number, the colour of its mark, and what is at its ends."""
 
-    marks: tuple[str, str]
+    number: int
     color: str
     ends: tuple[str, str]
 
 
 _LEGS = {
-    "outbound": _Leg(("①", "1"), "cyan", ("app", "sidecar")),
-    "mesh": _Leg(("②", "2"), "green", ("sidecar", "sidecar")),
-    "inbound": _Leg(("③", "3"), "blue", ("sidecar", "app")),
+    "outbound": _Leg(1, "cyan", ("app", "sidecar")),
+    "mesh": _Leg(2, "green", ("sidecar", "sidecar")),
+    "inbound": _Leg(3, "blue", ("sidecar", "app")),
 }
-_NO_LEG = _Leg((" ", " "), "default", ("one end", "the other end"))
+_NO_LEG = _Leg(0, "default", ("one end", "the other end"))
 
 
 @dataclass
@@ -182,7 +184,8 @@ class Conversation:
             self._counted.discard(oldest)
 
     def _mark(self, leg: _Leg) -> str:
-        return f"[{leg.color}]{leg.marks[0 if self._terminal.unicode else 1]}[/]"
+        mark = (" ", *picture.marks(unicode=self._terminal.unicode))[leg.number]
+        return f"[{leg.color}]{mark}[/]"
 
     @property
     def _arrow(self) -> str:

@@ -33,11 +33,11 @@ def lines(path: RequestPath, width: int, *, unicode: bool) -> list[Text]:
         return _past_the_sidecars(path.client, servers, mesh, unicode=unicode)
     if width < WIDE:
         return _downwards(path.client, servers, path.legs, unicode=unicode)
-    marks = _marks(unicode=unicode)
+    mark = marks(unicode=unicode)
     parts = [
-        ("[app]", _arrow(out, marks[0], "─", unicode=unicode)),
-        (f"[sidecar :{OUTBOUND_PORT}]", _arrow(mesh, marks[1], "═", unicode=unicode)),
-        (f"[sidecar :{INBOUND_PORT}]", _arrow(into, marks[2], "─", unicode=unicode)),
+        ("[app]", _arrow(out, mark[0], "─", unicode=unicode)),
+        (f"[sidecar :{OUTBOUND_PORT}]", _arrow(mesh, mark[1], "═", unicode=unicode)),
+        (f"[sidecar :{INBOUND_PORT}]", _arrow(into, mark[2], "─", unicode=unicode)),
     ]
     drawing = Text(_INDENT)
     for name, arrow in parts:
@@ -52,7 +52,7 @@ def legend(path: RequestPath, width: int, *, unicode: bool) -> Text:
     """Return one line with a word, a colour and, where they fit, a count for each leg."""
     for counts in (True, False):
         line = Text(_INDENT)
-        for mark, leg in zip(_marks(unicode=unicode), path.legs, strict=True):
+        for mark, leg in zip(marks(unicode=unicode), path.legs, strict=True):
             line.append(f"{mark} {leg if counts else leg.carrier.value}", style=_STYLES[leg.carrier]).append("   ")
         line.rstrip()
         if line.cell_len <= width:
@@ -79,7 +79,7 @@ def _downwards(client: str, servers: str, legs: tuple[LegView, ...], *, unicode:
         "[app]",
     )
     drawn = [Text(_INDENT + stations[0])]
-    for mark, leg, station in zip(_marks(unicode=unicode), legs, stations[1:], strict=True):
+    for mark, leg, station in zip(marks(unicode=unicode), legs, stations[1:], strict=True):
         drawn += [
             Text(f"{_INDENT}  ").append(f"{bar} {mark} {leg}", style=_STYLES[leg.carrier]),
             Text(_INDENT + station),
@@ -94,7 +94,8 @@ def _arrow(leg: LegView, mark: str, line: str, *, unicode: bool) -> Text:
     return Text(f"{line * 2}{mark}{line * 2}{head}", style=_STYLES[leg.carrier])
 
 
-def _marks(*, unicode: bool) -> tuple[str, str, str]:
+def marks(*, unicode: bool) -> tuple[str, str, str]:
+    """Return the marks of the three legs."""
     return ("①", "②", "③") if unicode else ("1", "2", "3")
 
 
