@@ -1,4 +1,4 @@
-"""Start the mesh: sleep, helloworld v1 and v2, each with a sidecar.
+"""Start the mesh: three pods with sidecars.
 
 Every pod has an Envoy beside its app, and Istio's iptables rules send the app's traffic to it. The sidecars speak
 mutual TLS with each other and accept nothing else. So far the rules do the work: the counter of ISTIO_REDIRECT moves

@@ -1,4 +1,4 @@
-"""Save the rules, list them with their counters, and send the request again.
+"""Save and list the rules, send a request.
 
 The rules are all there. Look at the packets of ISTIO_REDIRECT: with eBPF they do not move, however often we ask.
 The control client, a copy of sleep that eBPF does not serve, has the same rules, and its ISTIO_REDIRECT moves with

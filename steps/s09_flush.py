@@ -1,4 +1,4 @@
-"""Flush the NAT rules of sleep, and send the request again.
+"""Flush the NAT rules of sleep, try again.
 
 With eBPF in place the request still goes through both sidecars, although not one iptables rule is left to send it
 there. A flushed control client, which eBPF does not serve, speaks plain text to the server's sidecar, which closes the

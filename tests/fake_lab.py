@@ -231,8 +231,9 @@ class FakePod:
         )
 
     def request_command(self, *, without_ebpf: bool = False) -> str:
-        option = "--without-ebpf " if without_ebpf else ""
-        return f"merlab exec {option}{self.name} -- curl -s helloworld:5000/hello"
+        if without_ebpf:
+            return f"merlab exec --without-ebpf {self.name} -- curl -sS helloworld:5000/hello"
+        return f"merlab exec {self.name} -- curl -s helloworld:5000/hello"
 
     def enter_commands(self) -> list[str]:
         found = f"head -1 /sys/fs/cgroup/fake/{self.name}/app/cgroup.procs"

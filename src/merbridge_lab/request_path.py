@@ -47,6 +47,8 @@ class RequestPath:
     client: str
     servers: tuple[str, ...]
     legs: tuple[LegView, LegView, LegView]
+    #: The bytes that eBPF moved on all legs together, in words; "" if that is not known.
+    moved: str = ""
 
 
 def observed(seen: Observation) -> RequestPath:
@@ -74,9 +76,8 @@ def observed(seen: Observation) -> RequestPath:
         else LegView(Carrier.RULES, f"{by_client} of {total}")
     )
     mesh = LegView(ebpf if "mesh" in served else Carrier.TCP, f"{by_servers} of {total}, mTLS")
-    size = _bytes(seen) if payload.held else ""
-    into = LegView(ebpf if "inbound" in served else Carrier.TCP, f"{answered} of {total}{size}")
-    return RequestPath(seen.client, servers, (out, mesh, into))
+    into = LegView(ebpf if "inbound" in served else Carrier.TCP, f"{answered} of {total}")
+    return RequestPath(seen.client, servers, (out, mesh, into), _bytes(seen) if payload.held else "")
 
 
 def expected(client: str, servers: tuple[str, ...], *, rules: bool, server_rules: bool, attached: bool) -> RequestPath:
@@ -99,4 +100,4 @@ def _bytes(seen: Observation) -> str:
     size = sum(flow.size for flow in witnesses[-1].flows)
     if not size:
         return ""
-    return f", {size} B" if size < _KILO else f", {size / _KILO:.1f} kB"
+    return f"{size} B" if size < _KILO else f"{size / _KILO:.1f} kB"

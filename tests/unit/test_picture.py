@@ -19,7 +19,8 @@ def test_a_flushed_batch_goes_by_ebpf_on_all_legs():
     path = observed(flushed())
     assert words(path) == [Carrier.EBPF] * 3
     assert path.servers == SERVERS
-    assert [leg.count for leg in path.legs] == ["4 of 4 (rules +0)", "4 of 4, mTLS", "4 of 4, 2.4 kB"]
+    assert [leg.count for leg in path.legs] == ["4 of 4 (rules +0)", "4 of 4, mTLS", "4 of 4"]
+    assert path.moved == "2.4 kB"
 
 
 def test_the_flushed_control_client_is_broken():

@@ -85,6 +85,7 @@ class Demo:
                 presenter = run.console.presenter(keys, lambda: state(lab), self.minutes)
             else:
                 presenter = run.console.presenter(AutomaticKeys(self.auto), lambda: state(lab), self.minutes)
+            stack.callback(lambda: run.console.note(f"the demo has ended; {state(lab)[0]}"))
             stack.enter_context(presenter.showing())
             yield presenter.hear, presenter.clock
 

@@ -54,6 +54,8 @@ def legend(path: RequestPath, width: int, *, unicode: bool) -> Text:
         line = Text(_INDENT)
         for mark, leg in zip(marks(unicode=unicode), path.legs, strict=True):
             line.append(f"{mark} {leg if counts else leg.carrier.value}", style=_STYLES[leg.carrier]).append("   ")
+        if counts and path.moved:
+            line.append(f"{path.moved} in all")
         line.rstrip()
         if line.cell_len <= width:
             break

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 #: Characters that one key types on, and how long each takes when nobody types, in seconds.
 _STROKE = 3
 _TYPING = 0.02
-_KEYS = "Enter: run · Tab: at once · b: back · q: leave"
+_KEYS = "Enter: run · Tab: run at once · b: back · q: leave"
 _NEXT = "Enter: next step · b: back · q: leave"
-_BUSY = "Ctrl-C: stop"
+_BUSY = "running … · Ctrl-C: stop"
 
 
 class Presenter:
@@ -202,6 +202,8 @@ class Presenter:
 
     def _type_on(self, block: Block, typed: int, total: int) -> None:
         """Type the rest as a person would; a key ends that."""
+        block.state = "runs"
+        self._bar(_BUSY)
         for typed_now in range(typed, total, _STROKE):
             block.typed = typed_now
             self._draw()

@@ -117,12 +117,14 @@ class Stage:
             line.append(text[typed:], style="dim")
             if block.state == "waits" and number == len(shown) - 1:
                 line.append(" ⏎" if self.unicode else " <Enter>", style="bold yellow")
+            if len(block.commands) > 1:  # a block is shown, not pasted: `merlab steps N` has it whole
+                line.truncate(width, overflow="ellipsis" if self.unicode else "crop")
             lines += _folded(line, width)
         if len(block.commands) > len(shown):
             lines.append(Text(f"{_INDENT}{self._dots} {len(block.commands) - len(shown)} more commands", style="dim"))
         printed = lines_of(block.output.rstrip("\n"))
         most = printed if len(printed) <= _MOST_OUTPUT else printed[: _MOST_OUTPUT - 1]
-        lines += [Text(_INDENT + _cut(self._say(each), width - len(_INDENT), self._dots)) for each in most]
+        lines += [Text(_INDENT + _cut(self._squeezed(each, width), width - len(_INDENT), self._dots)) for each in most]
         if len(printed) > len(most):
             lines.append(Text(f"{_INDENT}{self._dots} {len(printed) - len(most)} more lines", style="dim"))
         gutter = "     │ " if self.unicode else "     | "
@@ -131,6 +133,11 @@ class Stage:
                 Text(gutter + each, style="yellow") for each in _wrapped(self._say(notice), width - len(gutter), "")
             ]
         return lines
+
+    def _squeezed(self, line: str, width: int) -> str:
+        """Return a line of output; if it is too wide, its columns are set closer together."""
+        told = self._say(line)
+        return told if cell_len(told) + len(_INDENT) <= width else re.sub(r"(?<=\S) {2,}", " ", told)
 
     @property
     def _dots(self) -> str:

@@ -60,8 +60,9 @@ class EmbeddedWorkload:
         url = HELLO.removeprefix("http://")
         if self.pod.spec.mesh:
             named = "" if self._lab == topology.NAME else f"MERLAB_NAME={self._lab} "
-            option = "--without-ebpf " if without_ebpf else ""
-            return f"{named}merlab exec {option}{self.name} -- curl -s {url}"
+            if without_ebpf:  # -S: what is to be seen is curl's error
+                return f"{named}merlab exec --without-ebpf {self.name} -- curl -sS {url}"
+            return f"{named}merlab exec {self.name} -- curl -s {url}"
         return pasteable(self.app_argv(["curl", "-s", url]))
 
     def enter_commands(self) -> list[str]:

@@ -59,7 +59,7 @@ def request(spec: WorkloadSpec, context: str) -> str:
 
 def request_without_ebpf(spec: WorkloadSpec) -> str:
     """Return the same request as the control experiment: sent by a client that the dataplane does not serve."""
-    return f"merlab exec --without-ebpf {spec.name} -- curl -s {HELLO.removeprefix('http://')}"
+    return f"merlab exec --without-ebpf {spec.name} -- curl -sS {HELLO.removeprefix('http://')}"
 
 
 def enter(process: Process, container: str) -> list[str]:
