@@ -340,7 +340,7 @@ def test_long_listings_and_many_commands_of_a_step_are_shortened():
         "   $ look",
         *listing,
         *many,
-        "   ✔ seen, and a long",
+        "   ✔ seen, a long",
         "     sentence (a.b)",
     ]
     shown = TUTORIAL.shortened("\n".join(step)).splitlines()
