@@ -11,8 +11,10 @@ from merbridge_lab.checks import components, dataplane, mesh, rules
 
 def act(lab: Lab) -> None:
     before = {shown.command: shown for shown in lab.inventory()}
-    with lab.typing(*lab.dataplane.shell_commands()):
+    with lab.typing(*lab.dataplane.shell_commands()) as typed:
         lab.dataplane.ensure()
+        for role in lab.dataplane.roles:
+            typed.notice(role)
     for shown in lab.inventory():
         lab.show(shown.command, shown.added_since(before[shown.command]))
 

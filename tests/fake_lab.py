@@ -102,6 +102,7 @@ class FakeDataplane(FakePart):
     """The programs that intercept."""
 
     debug = False
+    roles = ("connect4 · connect() · instead of ISTIO_REDIRECT in nat OUTPUT",)
 
     @property
     def attached(self) -> bool:

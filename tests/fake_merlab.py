@@ -1,5 +1,6 @@
 """merlab on the lab in memory, as a program: `python tests/fake_merlab.py up --demo`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--is-up"]:
         del sys.argv[1]
         up(lab)
-    selection.pick = lambda _asked: (FakeDriver(lab), "in memory")
+    driver = FakeDriver(lab)
+    driver.lab_name = f"fake-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"  # each worker has a lab of its own
+    selection.pick = lambda _asked: (driver, "in memory")
     sys.argv[0] = "merlab"
     cli.main()
 

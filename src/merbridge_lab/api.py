@@ -21,6 +21,7 @@ from merbridge_lab.lab import (
 )
 from merbridge_lab.model import Check, Kind, Step, Variant
 from merbridge_lab.observation import Exchange, Observation
+from merbridge_lab.requirement_groups import tally
 from merbridge_lab.ruleset import RuleSet, place
 
 __all__ = [
@@ -58,5 +59,6 @@ __all__ = [
     "holds",
     "place",
     "skips",
+    "tally",
     "value_of",
 ]

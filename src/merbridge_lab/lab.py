@@ -147,7 +147,9 @@ class ControlPair:
 
 
 class Dataplane(Component, Protocol):
-    """The programs that intercept connections in the kernel."""
+    """The programs that intercept connections in the kernel; `roles` tells of each its hook and what it replaces."""
+
+    roles: tuple[str, ...]
 
     @property
     def attached(self) -> bool:
@@ -269,10 +271,7 @@ class Lab(Protocol):
         """Return the command that a person would type to read the dataplane's trace."""
 
     def typing(self, *commands: str) -> AbstractContextManager[RunningCommand]:
-        """Show commands that a person would type, and run the block for them; several are one block.
-
-        In a demo, the presenter types them first: what the block does happens after that.
-        """
+        """Show commands that a person types, and run the block for them; in a demo, after the presenter typed them."""
 
     def flushing(self, workload: Workload) -> AbstractContextManager[RuleSet]:
         """Flush nat of `workload` for the duration of the block, with the commands that a person would type for it.

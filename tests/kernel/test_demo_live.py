@@ -59,11 +59,12 @@ def test_the_rules_are_gone_exactly_while_the_screen_says_so(demo):
     for command in ("iptables-save", "-t nat -F", "-vnL", "merlab exec sleep", "--without-ebpf", "iptables-restore"):
         demo.until(waits_for(command))
         seen.append((on_screen(demo), rules()))
+        if command == "iptables-restore":
+            assert "4 of 4 connected, then closed without an answer" in " ".join(demo.text.replace("│", "").split())
         demo.press("\t")
     demo.until("Enter: next step")
     seen.append((on_screen(demo), rules()))
     assert seen == [(18, 18), (18, 18), (0, 0), (0, 0), (0, 0), (0, 0), (18, 18)]
-    assert "4 of 4 connected, then closed without an answer" in demo.text
     demo.press("\t")
     assert demo.end() == 0
 

@@ -252,8 +252,8 @@ def test_m9_an_unknown_lab_with_json_is_one_object():
 
 
 def test_the_lab_of_the_environment_counts_where_none_is_up(monkeypatch):
-    from merbridge_lab.labs import kind
     from merbridge_lab.labs.embedded import driver as embedded
+    from merbridge_lab.labs.kind import driver as kind
 
     monkeypatch.setattr(embedded.EmbeddedDriver, "is_up", lambda _self: False)
     monkeypatch.setattr(kind.KindDriver, "is_up", lambda _self: False)
@@ -652,8 +652,8 @@ def test_u6_status_tells_all_labs_and_which_one_is_meant(driver, monkeypatch):
 
 
 def test_u6_all_labs_are_found_by_their_names(monkeypatch, tmp_path):
-    from merbridge_lab.labs import kind
     from merbridge_lab.labs.embedded import driver as embedded
+    from merbridge_lab.labs.kind import driver as kind
 
     for name in ("merlab", "merlab-two", "merlab-tests.lock", "merlab.locks", "merlab_x", "other"):
         (tmp_path / name).mkdir()

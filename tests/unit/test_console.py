@@ -33,7 +33,7 @@ def shown(monkeypatch, capsys):
     def run(lab, which, *, width=None, command="up", **options):
         if width:
             monkeypatch.setenv("COLUMNS", str(width))
-        console = Console(**{"brief": command != "step", **options})
+        console = Console(**{"brief": command == "up", "terse": command == "verify", **options})
         report = Report(command, lab.name)
         runner = Runner(lab, console.hear, patience=0.05)
         if command == "verify":

@@ -10,6 +10,7 @@ from tests.terminal_screen import OnScreen
 import golden_files
 from fake_lab import FakeLab, up
 from merbridge_lab import events
+from merbridge_lab.cli.demo import state
 from merbridge_lab.console.presenter import Presenter
 from merbridge_lab.console.stage import MOST_ROWS, Stage
 from merbridge_lab.console.terminal import Terminal
@@ -174,8 +175,10 @@ def frames(width, which, *, unicode):
     """Return the last frame of each of these steps on the lab in memory, as text."""
     terminal = Terminal(verbosity=0, color=False)
     terminal.out.width, terminal.out.height = width, 24
+    terminal.out.__class__ = type("Sized", (type(terminal.out),), {"encoding": "utf-8" if unicode else "ascii"})
     keys = Played()
-    presenter = Presenter(terminal, keys, state=lambda: "rules: 18   eBPF: on", mark=lambda _event: None)
+    lab = up(FakeLab())
+    presenter = Presenter(terminal, keys, state=lambda: state(lab), mark=lambda _event: None)
     keys.presenter = presenter
     shown = []
 
@@ -183,13 +186,14 @@ def frames(width, which, *, unicode):
         if isinstance(event, events.StepBegins):
             presenter.hear(event)
             presenter._stage.unicode = unicode
+            presenter._look()
             return
         presenter.hear(event)
         if isinstance(event, events.StepEnds):
             presenter._stage.clock = "0:42 of 20:00"
             shown.append("\n".join(line.plain.rstrip() for line in presenter._stage.frame(width, 24)))
 
-    report = Runner(up(FakeLab()), hear, shows_all=True).run(Report("up", "fake"), which)
+    report = Runner(lab, hear, shows_all=True).run(Report("up", "fake"), which)
     assert report.verdict is Verdict.PASS
     return shown
 

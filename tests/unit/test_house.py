@@ -22,6 +22,7 @@ ROLES = {
     "control_pods": "pods that the dataplane does not serve",
     "dataplane": "what intercepts in the kernel: a lab's, upstream's, and the checks of it",
     "discovery": "which endpoints there are: the protocol, and the labs that keep to it",
+    "driver": "whether a lab of one kind is up, what it needs, and how it is opened",
     "evidence": "what was seen, with its source",
     "health": "is a dataplane as it should be?",
     "host": "this machine: what it offers, and what a lab has of it",

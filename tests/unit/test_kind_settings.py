@@ -14,8 +14,10 @@ from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.adapters.docker import Engine
 from merbridge_lab.adapters.istioctl import complaint
 from merbridge_lab.errors import LabError, UsageError
-from merbridge_lab.labs import kind, selection
-from merbridge_lab.labs.kind import KindDriver, names
+from merbridge_lab.labs import selection
+from merbridge_lab.labs.kind import driver as kind
+from merbridge_lab.labs.kind import names
+from merbridge_lab.labs.kind.driver import KindDriver
 from merbridge_lab.labs.kubernetes import manifests, topology
 from merbridge_lab.labs.kubernetes.settings import Settings, versions
 from merbridge_lab.labs.options import Options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import Check, Finding, Reading, Verdict, fails, holds
+from merbridge_lab.api import Check, Finding, Reading, Verdict, fails, holds, tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ def assess_able(lab: Lab) -> Finding:
             return fails(
                 f"{requirement.name}: found {requirement.found}, needed {requirement.needed}{remedy}", *evidence
             )
-    return holds(f"{len(requirements)} requirements checked, none is missing", *evidence)
+    return holds(f"{len(requirements)} requirements checked, none is missing: {tally(requirements)}", *evidence)
 
 
 def in_order(part: str, description: str, pick: Callable[[Lab], Component]) -> Check:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from merbridge_lab.cli.session import Session
     from merbridge_lab.events import Listener
     from merbridge_lab.lab import Lab
+    from merbridge_lab.request_path import RequestPath
 
 DemoFlag = Annotated[
     bool, typer.Option("--demo", "--pause", help="Live, command by command: Enter runs each, b goes back, q leaves.")
@@ -81,18 +82,28 @@ class Demo:
             if self.auto is None:
                 keys = TerminalKeys()
                 stack.enter_context(keys.listening())
-                presenter = run.console.presenter(keys, lambda: headline(lab), self.minutes)
+                presenter = run.console.presenter(keys, lambda: state(lab), self.minutes)
             else:
-                presenter = run.console.presenter(AutomaticKeys(self.auto), lambda: headline(lab), self.minutes)
+                presenter = run.console.presenter(AutomaticKeys(self.auto), lambda: state(lab), self.minutes)
             stack.enter_context(presenter.showing())
             yield presenter.hear, presenter.clock
 
 
-def headline(lab: Lab) -> str:
-    """Describe the lab now in a few words: how many nat rules sleep has, and whether eBPF is attached."""
-    rules, ebpf = "none", "off"
+def state(lab: Lab) -> tuple[str, RequestPath | None]:
+    """Describe the lab now: how many nat rules sleep has and whether eBPF is attached, and the path of a request."""
+    from merbridge_lab.request_path import expected
+
+    rules, ebpf, path = "none", False, None
     with contextlib.suppress(LabError, OSError, UnreadError):
-        rules = lab.workload("sleep").rules.snapshot().nat_count
+        ebpf = lab.dataplane.attached
     with contextlib.suppress(LabError, OSError, UnreadError):
-        ebpf = "on" if lab.dataplane.attached else "off"
-    return f"rules: {rules}   eBPF: {ebpf}"
+        seen = lab.workload("sleep").rules.snapshot()
+        rules = seen.nat_count
+        path = expected(
+            "sleep",
+            tuple(server.name for server in lab.servers()),
+            rules=bool(seen.istio),
+            server_rules=all(server.rules.snapshot().istio for server in lab.servers()),
+            attached=ebpf,
+        )
+    return f"rules: {rules}   eBPF: {'on' if ebpf else 'off'}", path

@@ -191,7 +191,7 @@ def verify(
         quiet=quiet,
         debug=debug,
         no_color=no_color,
-        brief=True,
+        terse=True,
     ) as run:
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner

@@ -51,6 +51,7 @@ class Session:
         no_color: bool = False,
         as_events: bool = False,
         brief: bool = False,
+        terse: bool = False,
     ) -> None:
         from merbridge_lab.console import Console
 
@@ -67,6 +68,7 @@ class Session:
             color=not no_color and not os.environ.get("NO_COLOR"),
             as_events=as_events,
             brief=brief,
+            terse=terse,
         )
         if debug:
             handler = logging.StreamHandler(sys.stderr)

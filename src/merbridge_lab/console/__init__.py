@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from merbridge_lab.model import Step
     from merbridge_lab.original_commands import Original
     from merbridge_lab.report import Report
+    from merbridge_lab.request_path import RequestPath
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.trace_event import TraceEvent
 
@@ -42,13 +43,14 @@ class Console:
         verbosity: int = 0,
         color: bool = True,
         brief: bool = False,
+        terse: bool = False,
     ) -> None:
         self.as_json, self.as_events = as_json, as_events
         self.verbosity = verbosity
         self._recording: Recording | None = None
         self._terminal = Terminal(verbosity=verbosity, color=color)
         self._waiting = Waiting(self._terminal)
-        self._run = RunView(self._terminal, self._waiting, brief=brief)
+        self._run = RunView(self._terminal, self._waiting, brief=brief, terse=terse)
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -125,7 +127,9 @@ class Console:
         if self._recording is not None and isinstance(event, events.StepBegins):
             self._recording.marker(f"{event.step.number}  {event.step.title}")
 
-    def presenter(self, keys: Keys, state: Callable[[], str], minutes: float | None) -> Presenter:
+    def presenter(
+        self, keys: Keys, state: Callable[[], tuple[str, RequestPath | None]], minutes: float | None
+    ) -> Presenter:
         """Return the listener that shows a run command by command; see Presenter."""
         return Presenter(self._terminal, keys, state=state, minutes=minutes, mark=self.mark)
 

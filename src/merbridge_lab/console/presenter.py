@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.live import Live
 
-from merbridge_lab import events, hints
+from merbridge_lab import events, hints, request_path
 from merbridge_lab.command_events import CommandBegins, CommandEnds, CommandOutput, Notice, ProofNeeds
+from merbridge_lab.console import picture
 from merbridge_lab.console.keys import BACK, ENTER, OTHER, QUIT, TAB, Keys
 from merbridge_lab.console.stage import Block, Stage, shortened
 from merbridge_lab.evidence import Verdict
+from merbridge_lab.observation import Observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from merbridge_lab.evidence import Finding
     from merbridge_lab.model import Step
     from merbridge_lab.report import StepOutcome
+    from merbridge_lab.request_path import RequestPath
 
 #: Characters that one key types on, and how long each takes when nobody types, in seconds.
 _STROKE = 3
@@ -32,10 +35,10 @@ _BUSY = "Ctrl-C: stop"
 
 
 class Presenter:
-    """Shows a run command by command; `state` describes the lab now in a few words, for the headline.
+    """Shows a run command by command.
 
-    `minutes` is the time that the presenter has.
-    `mark` is called with each event first.
+    `state` describes the lab now: in a few words, for the headline, and as the path that a request takes, None if there
+    are no pods. `minutes` is the time that the presenter has. `mark` is called with each event first.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Presenter:
         terminal: Terminal,
         keys: Keys,
         *,
-        state: Callable[[], str],
+        state: Callable[[], tuple[str, RequestPath | None]],
         mark: Callable[[events.Event], None],
         minutes: float | None = None,
     ) -> None:
@@ -65,6 +68,20 @@ class Presenter:
         """Take the whole screen for the duration of the block, and give it back."""
         with self._live:
             yield
+
+    def _look(self) -> None:
+        """Read the state of the lab, for the headline and the picture."""
+        self._stage.state, path = self._state()
+        self._paint(path)
+
+    def _paint(self, path: RequestPath | None) -> None:
+        width = self._terminal.out.width
+        if path is None:
+            self._stage.picture = []
+        elif width < picture.WIDE:
+            self._stage.picture = [picture.legend(path, width, unicode=self._terminal.unicode)]
+        else:
+            self._stage.picture = picture.lines(path, width, unicode=self._terminal.unicode)
 
     def _draw(self) -> None:
         width, height = self._terminal.out.size
@@ -89,11 +106,11 @@ class Presenter:
             stage.blocks[-1].output += event.text
         elif isinstance(event, Notice):
             stage.blocks[-1].notices.append(event.text)
-        elif isinstance(event, ProofNeeds):
+        elif isinstance(event, ProofNeeds) and stage.blocks:
             stage.blocks.append(Block((), notices=[f"for the proof: {event.what}"]))
         elif isinstance(event, CommandEnds):
             stage.blocks[-1].state = "done"
-            stage.state = self._state()
+            self._look()
         elif isinstance(event, events.CheckEnds):
             stage.verdict.append(self._sentence(event.outcome.finding))
         elif isinstance(event, events.StepEnds):
@@ -101,9 +118,8 @@ class Presenter:
         self._draw()
 
     def _begin(self, step: Step) -> None:
-        self._stage = Stage(
-            f"{step.number}  {step.title}", self._state(), step.narration, unicode=self._terminal.unicode
-        )
+        self._stage = Stage(f"{step.number}  {step.title}", intro=step.narration, unicode=self._terminal.unicode)
+        self._look()
         self._number = 0
         self._bar(_BUSY)
 
@@ -129,7 +145,9 @@ class Presenter:
     def _end(self, outcome: StepOutcome) -> None:
         if outcome.reason:
             self._stage.verdict.append((outcome.reason, "yellow"))
-        self._stage.state = self._state()
+        self._look()
+        if isinstance(outcome.seen, Observation):
+            self._paint(request_path.observed(outcome.seen))
         if outcome.verdict is Verdict.ERROR or outcome.reason == events.LEFT:
             return
         with self._waiting():

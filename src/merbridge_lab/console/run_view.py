@@ -27,11 +27,15 @@ _GUTTER = "     │ "
 
 
 class RunView:
-    """Prints events of a run while they happen. With `brief`, a step that held is its title and what was seen."""
+    """Prints events of a run while they happen.
 
-    def __init__(self, terminal: Terminal, waiting: Waiting, *, brief: bool) -> None:
+    With `brief`, a step that held is its title and the sentence of one check; with `terse`, its title only.
+    """
+
+    def __init__(self, terminal: Terminal, waiting: Waiting, *, brief: bool = False, terse: bool = False) -> None:
         self._terminal, self._waiting = terminal, waiting
-        self.brief = brief and terminal.verbosity == 0
+        self.brief = (brief or terse) and terminal.verbosity == 0
+        self._terse = terse
         self._standing: list[str] = []
 
     def hear(self, event: events.Event) -> None:
@@ -115,6 +119,7 @@ class RunView:
     def _headline(self, outcome: StepOutcome) -> None:
         style, step = outcome.verdict.value, outcome.step
         so = "already done, " if not outcome.acted and outcome.verdict is Verdict.PASS else ""
+        so = f"{so}{len(outcome.checks)} checks, " if self._terse else so
         self._terminal.line(
             f"[{style}]{MARK[style]}[/] [title]{step.number}  {escape(step.title)}[/]"
             f"  [faint]{so}{outcome.seconds:.1f} s[/]"
@@ -125,6 +130,8 @@ class RunView:
             told = [each.finding.why for each in outcomes if each.check.name == step.headline] or [
                 each.finding.why for each in outcomes[-1:]
             ]
+            if self._terse:
+                return
             more = f" ({len(outcomes)} checks)" if len(outcomes) > 1 else ""
             self._terminal.prose("".join(told) + more, 5, mark="     ")
             return

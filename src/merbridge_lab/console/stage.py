@@ -13,6 +13,8 @@ from merbridge_lab.text import lines_of, printable
 
 #: Rows that a frame uses at most, so that it fits a projector.
 MOST_ROWS = 20
+#: Rows below which the picture is left out.
+_WITH_PICTURE = 14
 #: Lines of one output that the audience can read.
 _MOST_OUTPUT = 8
 #: Commands of one block.
@@ -57,7 +59,7 @@ class Stage:
     state: str = ""
     intro: str = ""
     blocks: list[Block] = field(default_factory=list)
-    picture: list[str] = field(default_factory=list)
+    picture: list[Text] = field(default_factory=list)
     verdict: list[tuple[str, str]] = field(default_factory=list)
     keys: str = ""
     clock: str = ""
@@ -66,13 +68,14 @@ class Stage:
     def frame(self, width: int, height: int) -> list[Text]:
         """Return the lines of the screen, at most `height`, each at most `width` cells wide.
 
-        Title and footer always stay. Of the rest, the newest lines are shown: older ones scroll away.
+        Title, picture and footer always stay. Of the rest, the newest lines are shown: older ones scroll away.
         """
         rows = min(height, MOST_ROWS)
         body = self._body(width)
-        room = max(rows - 4, 1)
-        shown = body[-room:]
         head = [self._headline(width), Text("")]
+        if self.picture and rows > _WITH_PICTURE:
+            head += [*self.picture, Text("")]
+        shown = body[-max(rows - len(head) - 2, 1) :]
         clock = self._say(self.clock)
         room = max(width - cell_len(clock) - 2, 0)
         footer = set_cell_size(_cut(self._say(self.keys), room, self._dots), room) + "  " + clock
@@ -95,7 +98,6 @@ class Stage:
         lines = (
             [Text(each, style="dim") for each in _wrapped(self._say(self.intro), width, _INDENT)] if self.intro else []
         )
-        lines += [Text(each) for each in self.picture]
         for block in self.blocks:
             lines += self._block(block, width)
         for text, style in self.verdict:

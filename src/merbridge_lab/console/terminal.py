@@ -161,6 +161,12 @@ class Terminal:
             before = mark if mark and not number else " " * by
             self.line(f"{before}[{style}]{escape(line)}[/]")
 
+    def drawing(self, lines: Sequence[Text]) -> None:
+        """Print a drawing, and an empty line below it."""
+        for line in lines:
+            self.out.print(line, soft_wrap=True)
+        self.line("")
+
     def evidence(self, readings: Sequence[Reading]) -> None:
         """Print each reading: its source, and its values before and after."""
         for reading in readings:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from merbridge_lab import hints
+from merbridge_lab import hints, request_path
+from merbridge_lab.console import picture
 from merbridge_lab.console.terminal import MARK, Terminal
 from merbridge_lab.console.views import columns
 from merbridge_lab.evidence import Verdict
@@ -98,6 +99,8 @@ def of_run(terminal: Terminal, report: Report) -> None:
     if (report.matrix or report.steps[1:]) and not quiet:
         terminal.line("")
     if not quiet and (proved := _proved(report)):
+        for seen in [step.seen for step in report.steps if isinstance(step.seen, Observation) and step.seen.saved][-1:]:
+            terminal.drawing(picture.lines(request_path.observed(seen), terminal.out.width, unicode=terminal.unicode))
         terminal.prose(proved, 8, mark="[title]Proved:[/] ", style="title")
     passed = sum(step.verdict is Verdict.PASS for step in report.steps)
     cells = sum(cell.finding.held for cell in report.matrix)

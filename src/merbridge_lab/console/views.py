@@ -9,7 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from merbridge_lab import hints, text
+from merbridge_lab.console import picture
 from merbridge_lab.console.terminal import MARK, Terminal
+from merbridge_lab.request_path import expected
+from merbridge_lab.requirement_groups import in_groups
 from merbridge_lab.ruleset import place
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.model import Step
     from merbridge_lab.original_commands import Original
+    from merbridge_lab.request_path import RequestPath
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.trace_event import TraceEvent
 
@@ -24,8 +28,15 @@ _CONNECTION_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red"
 
 
 def requirements(terminal: Terminal, found: Sequence[Requirement]) -> None:
-    """Print a line for each thing that the machine offers or lacks, with the command that fixes it."""
-    for one in found:
+    """Print in groups a line for each thing that the machine offers or lacks, with the command that fixes it."""
+    for name, group in in_groups(found).items():
+        met = sum(one.verdict == "pass" for one in group)
+        terminal.line(f"[title]{name} {met}/{len(group)}[/]")
+        _group(terminal, group)
+
+
+def _group(terminal: Terminal, group: Sequence[Requirement]) -> None:
+    for one in group:
         style = one.verdict
         needed = f"  [faint](needed: {escape(one.needed)})[/]" if style != "pass" else ""
         terminal.line(f"[{style}]{MARK.get(style, '?')}[/] {one.name:<26} {escape(one.found)}{needed}")
@@ -86,16 +97,27 @@ def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
         table.add_row(pod["name"], pod["ip"], str(pod["pid"] or "none"), ready, held)
     if described["workloads"]:
         terminal.out.print(table)
-    if described["path"]:
-        terminal.line("\na new request goes")
-    for leg in described["path"]:
-        style = "pass" if leg["by"] in ("eBPF", "rules") else "fail"
-        terminal.line(f"   {leg['from']:<22} ─ [{style}]{leg['by']}[/] → {escape(leg['to'])}")
     terminal.line("")
+    if len(described["workloads"]) > 1 and described["path"]:
+        terminal.line("a new request")
+        terminal.drawing(picture.lines(_path(described), terminal.out.width, unicode=terminal.unicode))
     for name in described["flushed"]:
         terminal.line(f"[warn]![/] the nat rules of {name} are flushed  → {hints.rendered('merlab restore')}")
     for problem in described["problems"]:
         terminal.line(f"[warn]![/] {escape(problem)}")
+
+
+def _path(described: Mapping[str, Any]) -> RequestPath:
+    """Return the path of a new request; rules that were not read are taken to be there."""
+    client, *servers = described["workloads"]
+    present = [pod["rules"].get("istio_rules", 0) > 0 or "unread" in pod["rules"] for pod in (client, *servers)]
+    return expected(
+        text.printable(client["name"]),
+        tuple(text.printable(pod["name"]) for pod in servers),
+        rules=present[0],
+        server_rules=all(present[1:]),
+        attached=described["dataplane"]["attached"],
+    )
 
 
 def _labs(terminal: Terminal, labs: Sequence[Mapping[str, Any]]) -> None:

@@ -49,7 +49,7 @@ def pick(asked: str | None) -> tuple[Driver, str]:
     Raise LabError for a lab that is not built yet, UsageError for one that does not exist.
     """
     from merbridge_lab.labs.embedded.driver import EmbeddedDriver
-    from merbridge_lab.labs.kind import KindDriver
+    from merbridge_lab.labs.kind.driver import KindDriver
 
     built: tuple[EmbeddedDriver | KindDriver, ...] = (EmbeddedDriver(), KindDriver())
     embedded, kind = built
@@ -78,7 +78,7 @@ def pick(asked: str | None) -> tuple[Driver, str]:
 def present() -> list[dict[str, Any]]:
     """List the labs that are up: kind of lab, name, and whether a command without --lab uses it."""
     from merbridge_lab.labs.embedded.driver import EmbeddedDriver
-    from merbridge_lab.labs.kind import KindDriver
+    from merbridge_lab.labs.kind.driver import KindDriver
 
     embedded, kind = EmbeddedDriver(), KindDriver()
     found = [(embedded.name, name) for name in embedded.names()]
@@ -89,7 +89,7 @@ def present() -> list[dict[str, Any]]:
 
 def tell(driver: Driver, options: Options) -> bool:
     """Pass the options of the call to a lab; return whether it accepts them: whether it is a lab on a cluster."""
-    from merbridge_lab.labs.kind import KindDriver
+    from merbridge_lab.labs.kind.driver import KindDriver
 
     if isinstance(driver, KindDriver):
         driver.options = options

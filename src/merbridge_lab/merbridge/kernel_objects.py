@@ -28,6 +28,12 @@ HOOKS = {
     "sendmsg4": bpf_syscall.CGROUP_UDP4_SENDMSG,
     "recvmsg4": bpf_syscall.CGROUP_UDP4_RECVMSG,
 }
+#: Its programs, a line each: program, hook, and which rule it replaces.
+ROLES: tuple[str, ...] = (
+    "connect4 · connect() · instead of ISTIO_REDIRECT in nat OUTPUT",
+    "getsockopt · SO_ORIGINAL_DST · instead of conntrack's memory",
+    "sock_ops, sk_msg · sends and receives · no rule: payload from socket to socket",
+)
 #: Without these it intercepts nothing; which others exist depends on the release.
 NEEDED = ("connect4", "sock_ops", "getsockopt")
 #: The program that moves payload, attached to the map of sockets.

@@ -12,6 +12,7 @@ from merbridge_lab.adapters import kernel_features, tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.dataplane import socket_filters
 from merbridge_lab.dataplane.evidence import CounterEvidence
+from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
@@ -40,7 +41,7 @@ _LOOK_UP = 0.2
 class EmbeddedDataplane:
     """The dataplane as a component of the lab, and what it brings to it (DataplaneStrategy)."""
 
-    name = "merlab"
+    name, roles = "merlab", ROLES
     capabilities = frozenset({DATAPLANE, INBOUND_WITHOUT_RULES, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT})
 
     def __init__(self, machine: Machine, mesh: Mesh) -> None:

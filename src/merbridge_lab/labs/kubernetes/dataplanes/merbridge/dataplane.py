@@ -34,10 +34,9 @@ if TYPE_CHECKING:
 
 
 class MerbridgeDataplane:
-    """Upstream's DaemonSet and what it attaches. `renew` recreates the apps, `warm` sends the first requests.
+    """Upstream's DaemonSet and what it attaches; see ensure for `renew` (the apps) and `warm` (the first requests)."""
 
-    `warm` returns how many requests were answered by 503 before all were served.
-    """
+    roles = kernel_objects.ROLES
 
     def __init__(self, access: Access, renew: Callable[[], None], warm: Callable[[], int]) -> None:
         self._access, self._renew, self._warm = access, renew, warm

@@ -22,6 +22,7 @@ WHY = why("dataplane")
 class NoDataplane:
     """The missing component of the lab: `remove` and switching off succeed, everything else reports its absence."""
 
+    roles: tuple[str, ...] = ()
     attached = False
     debug = False
 

@@ -1,0 +1,102 @@
+"""The path of a request as a value: what carries each of its three legs, in a word, and how much of it was counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from merbridge_lab.checks import dataplane
+from merbridge_lab.checks.rules import REDIRECT
+from merbridge_lab.evidence import Unread, assess
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
+
+    from merbridge_lab.observation import Observation
+
+_KILO = 1000
+
+
+class Carrier(str, Enum):
+    """What carries a leg: the rules, eBPF, plain TCP between the right ends; or nothing does, as it should."""
+
+    RULES = "rules"
+    EBPF = "eBPF"
+    TCP = "TCP"
+    PLAIN = "plain"
+    BROKEN = "broken"
+    UNKNOWN = "not read"
+
+
+@dataclass(frozen=True)
+class LegView:
+    """One leg: app to sidecar, sidecar to sidecar, sidecar to app. `count` is what was counted, in a few words."""
+
+    carrier: Carrier
+    count: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.carrier.value} {self.count}".rstrip()
+
+
+@dataclass(frozen=True)
+class RequestPath:
+    """The path from the app of `client` to the app of `servers`, by three legs."""
+
+    client: str
+    servers: tuple[str, ...]
+    legs: tuple[LegView, LegView, LegView]
+
+
+def observed(seen: Observation) -> RequestPath:
+    """Return the path of a batch of requests, with counts."""
+    total = len(seen.exchanges)
+    answered = sum(exchange.served for exchange in seen.exchanges)
+    by_client, by_servers = _size(seen.client_log), _size(seen.server_log)
+    servers = () if isinstance(seen.server_log, Unread) else tuple(sorted(seen.servers))
+    if by_client is None or by_servers is None:
+        unknown = LegView(Carrier.UNKNOWN)
+        return RequestPath(seen.client, servers, (unknown, unknown, unknown))
+    if not by_client and not by_servers:
+        carrier = Carrier.PLAIN if answered else Carrier.BROKEN
+        leg = LegView(carrier, f"{answered} of {total}")
+        return RequestPath(seen.client, servers, (leg, leg, leg))
+    payload = assess(dataplane.assess_payload, seen)
+    ebpf = Carrier.EBPF if payload.held else Carrier.TCP
+    served = {leg.name for leg in seen.interception.served} if payload.held else set()
+    intercepted = seen.interception.app.intercepted
+    moved = 0 if isinstance(intercepted, Unread) else intercepted.moved
+    rules = seen.rule(REDIRECT).moved
+    out = (
+        LegView(Carrier.EBPF, f"{min(moved, total)} of {total} (rules {rules:+})")
+        if moved >= total
+        else LegView(Carrier.RULES, f"{by_client} of {total}")
+    )
+    mesh = LegView(ebpf if "mesh" in served else Carrier.TCP, f"{by_servers} of {total}, mTLS")
+    size = _bytes(seen) if payload.held else ""
+    into = LegView(ebpf if "inbound" in served else Carrier.TCP, f"{answered} of {total}{size}")
+    return RequestPath(seen.client, servers, (out, mesh, into))
+
+
+def expected(client: str, servers: tuple[str, ...], *, rules: bool, server_rules: bool, attached: bool) -> RequestPath:
+    """Return the path that a new request takes now, from what is in place."""
+    out = Carrier.EBPF if attached else Carrier.RULES if rules else Carrier.PLAIN
+    rest = Carrier.EBPF if attached else Carrier.TCP
+    if out is Carrier.PLAIN:
+        rest = Carrier.BROKEN if server_rules else Carrier.PLAIN
+    return RequestPath(client, servers, (LegView(out), LegView(rest), LegView(rest)))
+
+
+def _size(log: Sized | Unread) -> int | None:
+    return None if isinstance(log, Unread) else len(log)
+
+
+def _bytes(seen: Observation) -> str:
+    witnesses = seen.interception.moved
+    if isinstance(witnesses, Unread) or not witnesses:
+        return ""
+    size = sum(flow.size for flow in witnesses[-1].flows)
+    if not size:
+        return ""
+    return f", {size} B" if size < _KILO else f", {size / _KILO:.1f} kB"
