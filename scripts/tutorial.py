@@ -4,11 +4,13 @@ sudo .venv/bin/python scripts/tutorial.py docs/tutorial.md
 
 The text is the document's own. Below each comment `<!-- output: COMMAND | PART -->` is a block for what the command
 prints. A command that is named several times in a row with a part runs once. The parts are "step N", "verdict" (the
-last paragraph) and "matrix" (the table and all below it). The lab comes and goes: one that is up is not touched.
+last paragraph) and "matrix" (the table and all below it). Of a step, the first commands and the first lines of each
+output are kept, and "⋮" stands for the rest. The lab comes and goes: one that is up is not touched.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[1]
 _WIDTH = 100
@@ -29,6 +31,9 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _STEP = re.compile(r"^(?=\d  \S)", re.MULTILINE)
+_COMMAND, _OUTPUT, _NOTICE = "   $ ", "     ", "     │ "
+#: Commands in a row, and lines of one output, that are kept of a step.
+_MOST_COMMANDS, _MOST_OUTPUT = 7, 12
 _MATRIX = "   eBPF  rules: client"
 
 
@@ -47,10 +52,40 @@ def filled(text: str, run: Callable[[list[str]], str]) -> str:
             last = (command, run(shlex.split(command)))
         marker = found[0].partition("\n")[0]
         shown = "\n".join(line.rstrip() for line in part_of(last[1], part).strip("\n").splitlines())
+        shown = shortened(shown) if part and part.startswith("step") else shown
         typed = "" if part and part.startswith("step") else f"$ {command}\n"  # what is typed for all steps is said once
         return f"{marker}\n```text\n{typed}{shown}\n```"
 
     return _BLOCK.sub(block, text)
+
+
+def shortened(step: str) -> str:
+    """Return what a step printed, without the end of long listings and of many commands in a row."""
+    kept: list[str] = []
+    for kind, group in itertools.groupby(_kinds(step), key=lambda pair: pair[0]):
+        lines = [line for _, line in group]
+        starts = [at for at, line in enumerate(lines) if line.startswith(_COMMAND)]
+        if kind == "command" and len(starts) > _MOST_COMMANDS:
+            lines[starts[_MOST_COMMANDS] :] = [f"   ⋮ {len(starts) - _MOST_COMMANDS} more commands"]
+        if kind == "output" and len(lines) > _MOST_OUTPUT:
+            lines[_MOST_OUTPUT:] = [f"{_OUTPUT}⋮ {len(lines) - _MOST_OUTPUT} more lines"]
+        kept += lines
+    return "\n".join(kept)
+
+
+def _kinds(step: str) -> Iterator[tuple[str, str]]:
+    """Yield each line with what it belongs to: a command, its output, or the text around them."""
+    kind = "text"
+    for line in step.splitlines():
+        if line.startswith(_COMMAND):
+            kind = "command"
+        elif line.startswith(_NOTICE) or kind == "text":
+            kind = "text"
+        elif line.startswith(_OUTPUT) or (kind == "output" and not line):
+            kind = "output"
+        elif line.startswith("   "):
+            kind = "text"
+        yield kind, line
 
 
 def part_of(output: str, part: str | None) -> str:

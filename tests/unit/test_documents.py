@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 import schema_files
 from fake_lab import FakeLab
-from merbridge_lab import cli
+from merbridge_lab import cli, events
 from merbridge_lab.cli.session import numbers
 from merbridge_lab.console import Console
 from merbridge_lab.loader import steps
@@ -97,7 +98,34 @@ def test_the_readme_is_short_and_has_the_picture():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
     assert "](docs/up.svg)" in text
+    assert "](docs/demo.cast)" in text
     assert re.search(r"^make up\b.*\nmake test\b", text, re.MULTILINE)
+
+
+PICTURE = script("picture")
+
+
+def test_the_recording_has_the_frame_of_the_picture_and_no_path_of_a_machine():
+    text = (DOCS / "demo.cast").read_text()
+    head, *recorded = map(json.loads, text.splitlines())
+    assert (head["version"], head["width"], head["height"]) == (2, 80, 24)
+    assert len(text) < 150_000
+    assert not re.search(r"/(root|home|work|tmp)/", text)
+    assert PICTURE.drawn(PICTURE.frame(recorded)) == (DOCS / "up.svg").read_text()
+    titles = [f"{step.number}  {step.title}" for step in steps()[8:]]
+    assert [label for _, kind, label in recorded if kind == "m"] == titles
+
+
+def test_a_compact_recording_shows_the_same():
+    enter, leave = "\x1b[?1049h\x1b[H", "\x1b[?1049l"
+    screens = [f"\x1b[H\x1b[1mtitle\x1b[0m\r\n\x1b[2m{text}\x1b[0m\x1b[K" for text in ("first", "first", "2nd")]
+    recorded = [(0.0, "o", enter), (0.1, "m", "1  A step"), *((1.0, "o", each) for each in screens), (2.0, "o", leave)]
+    short = PICTURE.compact(recorded)
+    assert len(short) == len(recorded) - 1
+    for events_of in (recorded, short):
+        *_, (_, screen) = PICTURE.replayed(events_of)
+        assert [line.rstrip() for line in screen.display[:2]] == ["title", "2nd"]
+        assert [screen.row(number)[0] for number in (0, 1)] == [("title", "default", True), ("2nd", "dim", False)]
 
 
 # -- commands
@@ -208,6 +236,25 @@ def test_every_example_of_json_names_its_schema():
     assert text.count("```json\n") == len(re.findall(r"<!-- schema: \w+ -->\n```json\n", text)) >= 3
 
 
+def test_examples_of_events_have_what_is_sent():
+    block = (DOCS / "json.md").read_text().partition("```jsonl\n")[2].partition("```")[0]
+    examples = {told["event"]: told for told in map(json.loads, block.splitlines())}
+    sent = {}
+
+    def hear(event):
+        told = events.to_json(event)
+        sent.setdefault(told["event"], told)
+
+    runner = Runner(FakeLab(), hear, patience=0.05)
+    runner.run(Report("up", "fake"), steps())
+    runner.prove(Report("verify", "fake"), standing=steps()[1:4], steps=steps()[8:])
+    assert examples.keys() == sent.keys()
+    for name, told in examples.items():
+        assert told.keys() == sent[name].keys(), name
+        for inner in ("check", "step", "cell"):
+            assert told.get(inner, {}).keys() == sent[name].get(inner, {}).keys(), name
+
+
 def check_ids():
     for step in steps():
         for checks in (step.verify, step.request_checks, *(each.verify or () for each in step.variants.values())):
@@ -282,6 +329,25 @@ def test_the_tutorial_is_filled_by_running_its_commands(on_the_lab_in_memory):
     again = on_the_lab_in_memory[0]
     assert _FENCE.sub("", text) == _FENCE.sub("", TEXT)
     assert TUTORIAL.filled(text, again).count("```text") == TEXT.count("```text")
+
+
+def test_long_listings_and_many_commands_of_a_step_are_shortened():
+    listing = [f"     line {number}" for number in range(20)]
+    many = [f"   $ command {number}" for number in range(9)]
+    step = [
+        "3  Attach",
+        "   It attaches.",
+        "   $ look",
+        *listing,
+        *many,
+        "   ✔ seen, a long",
+        "     sentence (a.b)",
+    ]
+    shown = TUTORIAL.shortened("\n".join(step)).splitlines()
+    assert shown[2:4] == ["   $ look", "     line 0"]
+    assert "     ⋮ 8 more lines" in shown
+    assert "   ⋮ 2 more commands" in shown
+    assert shown[-2:] == ["   ✔ seen, a long", "     sentence (a.b)"]
 
 
 def test_a_part_that_was_not_printed_is_an_error():

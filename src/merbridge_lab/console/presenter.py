@@ -181,7 +181,7 @@ class Presenter:
 
     def _type(self, block: Block) -> None:
         """Wait until the presenter has typed the command and pressed Enter. Raises BackRequested, QuitRequested."""
-        total = sum(len(each.text) for each in block.commands)
+        total = sum(len(each.text) for each in block.shown)
         block.typed = typed = 0
         while True:
             self._bar(_KEYS)

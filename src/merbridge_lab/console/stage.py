@@ -50,6 +50,11 @@ class Block:
     output: str = ""
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def shown(self) -> tuple[Line, ...]:
+        """The commands that the screen has room for."""
+        return self.commands[:_MOST_COMMANDS]
+
 
 @dataclass
 class Stage:
@@ -107,7 +112,7 @@ class Stage:
     def _block(self, block: Block, width: int) -> list[Text]:
         lines: list[Text] = []
         left = block.typed
-        shown = block.commands[:_MOST_COMMANDS]
+        shown = block.shown
         for number, command in enumerate(shown):
             text, prompt = self._say(command.text), f"{self._say(command.where)}# " if command.where else "$ "
             typed = len(text) if left is None else min(left, len(text))
