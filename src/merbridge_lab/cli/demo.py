@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Demo:
             raise typer.BadParameter("--demo is for people: it needs a terminal, and no --json")
         if self.auto is None and not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise typer.BadParameter("--demo waits for keys: it needs a terminal, or --auto S")
+        if os.environ.get("TERM", "dumb") in ("dumb", "unknown") and not self.record:
+            raise typer.BadParameter("--demo needs a terminal that can move its cursor: set TERM, for example to xterm")
         if not (sys.stdout.isatty() or self.record):
             raise typer.BadParameter("--demo needs a terminal, or --record FILE.cast")
 
