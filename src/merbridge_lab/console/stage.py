@@ -123,7 +123,7 @@ class Stage:
             if block.state == "waits" and number == len(shown) - 1:
                 line.append(" ⏎" if self.unicode else " <Enter>", style="bold yellow")
             if len(block.commands) > 1:  # a block is shown, not pasted: `merlab steps N` has it whole
-                line.truncate(width, overflow="ellipsis" if self.unicode else "crop")
+                line = self._clipped(line, width)
             lines += _folded(line, width)
         if len(block.commands) > len(shown):
             lines.append(Text(f"{_INDENT}{self._dots} {len(block.commands) - len(shown)} more commands", style="dim"))
@@ -138,6 +138,10 @@ class Stage:
                 Text(gutter + each, style="yellow") for each in _wrapped(self._say(notice), width - len(gutter), "")
             ]
         return lines
+
+    def _clipped(self, line: Text, width: int) -> Text:
+        """Return a line that fits, with dots at its end if it did not."""
+        return line if line.cell_len <= width else line[: width - len(self._dots)].append(self._dots)
 
     def _squeezed(self, line: str, width: int) -> str:
         """Return a line of output; if it is too wide, its columns are set closer together."""
