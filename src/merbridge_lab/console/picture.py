@@ -53,7 +53,7 @@ def legend(path: RequestPath, width: int, *, unicode: bool) -> Text:
     for counts in (True, False):
         line = Text(_INDENT)
         for mark, leg in zip(marks(unicode=unicode), path.legs, strict=True):
-            line.append(f"{mark} {leg if counts else leg.carrier.value}", style=_STYLES[leg.carrier]).append("   ")
+            line.append(f"{mark} {leg if counts else leg.carrier.value}", style=_STYLES[leg.carrier]).append("  ")
         if counts and path.moved:
             line.append(f"{path.moved} in all")
         line.rstrip()
