@@ -1,6 +1,6 @@
 """The directory of pins, on a bpffs of the lab's own: it keeps the dataplane alive after merlab has ended.
 
-All functions that remove pins are in this module.
+All functions that remove these pins are in this module (for upstream's Merbridge: its package's cleanup.py).
 
     links/<hook>  links/sk_lookup/<pod>  maps/<name>  progs/<name>
 
