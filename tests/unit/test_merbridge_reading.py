@@ -332,8 +332,8 @@ def test_buffers_of_merlabs_that_are_gone_are_removed_and_no_others(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()", "merlab"], stdin=subprocess.PIPE) as active_pods:
         gone = subprocess.Popen(["true"])
         gone.wait()
-        others = [f"merlab-kind-{active_pods.pid}", "merlab", f"merlab-trace-{gone.pid}", "somebody"]
-        for name in (*others, f"merlab-kind-{gone.pid}"):
+        others = [f"merlab.node-{active_pods.pid}", "merlab", f"merlab-trace-{gone.pid}", "somebody"]
+        for name in (*others, f"merlab.node-{gone.pid}"):
             (tmp_path / "instances" / name).mkdir(parents=True)
         evidence.sweep(Node(tmp_path))
         assert sorted(each.name for each in (tmp_path / "instances").iterdir()) == sorted(others)

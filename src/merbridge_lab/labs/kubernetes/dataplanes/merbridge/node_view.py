@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _CGROUP2 = "cgroup2"
 #: The cgroup, below the node's own, of systemd as PID 1.
 _INIT = "init.scope"
-#: The folder of a node that is a container, by cgroup driver: /docker/ID, /system.slice/docker-ID.scope.
-_CONTAINER = re.compile(r"/(?:docker-)?[0-9a-f]{64}(?:\.scope)?(?=/|$)")
+#: The folder of a node that is a container, by its engine's cgroup driver: /ENGINE/ID, /system.slice/ENGINE-ID.scope.
+_CONTAINER = re.compile(r"/(?:[a-z]+-)?[0-9a-f]{64}(?:\.scope)?(?=/|$)")
 
 
 class OutsideError(LabError):
