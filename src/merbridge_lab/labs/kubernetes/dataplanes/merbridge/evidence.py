@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from merbridge_lab.observation import Batch
     from merbridge_lab.trace_event import TraceEvent
 
-#: A buffer of merlab's own in the node's tracefs: it takes nothing from others who read trace_pipe. No lab has such a name.
+#: A buffer of merlab's own in the node's tracefs: other readers of trace_pipe lose nothing. No lab has such a name.
 INSTANCE = "merlab.node"
 #: The ports where upstream sends what an app says to its sidecar, and one sidecar to another.
 _OUTBOUND, _INBOUND = istio_facts.OUTBOUND_PORT, istio_facts.INBOUND_PORT
