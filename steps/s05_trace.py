@@ -15,8 +15,11 @@ def act(lab: Lab) -> Observation:
         seen = lab.observe(sleep, count=1, trace=True)
         typed.prints(seen.exchanges[0].answer)
     with lab.typing(lab.trace_command()) as typed:
-        told = (_with_meaning(event.raw, event.sentence()) for event in value_of(seen.trace))
-        typed.prints("\n".join(told))
+        events = value_of(seen.trace)
+        typed.prints("\n".join(_with_meaning(event.raw, event.sentence()) for event in events))
+        for kind in ("connect", "original_dst", "redirect"):
+            for event in [each for each in events if each.kind == kind][:1]:
+                typed.notice(event.sentence())
     return seen
 
 

@@ -29,21 +29,34 @@ def ask(lab: Lab) -> Observation:
     return seen
 
 
+def ask_without_ebpf(lab: Lab) -> Observation:
+    with lab.typing(lab.workload("sleep").request_command(without_ebpf=True)) as typed:
+        with lab.control_client() as control_client:
+            seen = lab.observe(control_client)
+        typed.prints(seen.exchanges[0].answer)
+        typed.notice(
+            f"without eBPF: ISTIO_REDIRECT {seen.rule(REDIRECT).moved:+} for {len(seen.exchanges)} new connections"
+        )
+    return seen
+
+
 def act(lab: Lab) -> Observation:
-    seen = ask(lab)
-    lab.needs_for_proof("a control client, which eBPF does not serve, sends the same requests")
-    with lab.control_client() as control_client:
-        return seen.with_control(lab.observe(control_client))
+    return ask(lab).with_control(ask_without_ebpf(lab))
 
 
-def commands(lab: Lab) -> list[str]:
+def commands_by_rules(lab: Lab) -> list[str]:
     sleep = lab.workload("sleep")
     look = sleep.rules.list_command(REDIRECT)
     return [sleep.rules.save_command(), sleep.rules.list_command(), look, sleep.request_command(), look]
 
 
+def commands(lab: Lab) -> list[str]:
+    return [*commands_by_rules(lab), lab.workload("sleep").request_command(without_ebpf=True)]
+
+
 by_rules = Variant(
     act=ask,
+    commands=commands_by_rules,
     verify=(mesh.served(), mesh.both_sidecars_served(), rules.do_the_work()),
     narration="""
 The rules are all there. Look at the packets of ISTIO_REDIRECT before and after: without eBPF, every new connection

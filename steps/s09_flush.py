@@ -43,20 +43,25 @@ def act_by_rules(lab: Lab) -> Observation:
     return ask_flushed(lab, and_without_ebpf=False).with_control(before)
 
 
-def commands(lab: Lab) -> list[str]:
+def commands_by_rules(lab: Lab) -> list[str]:
     sleep = lab.workload("sleep")
     return [
         sleep.rules.save_command(),
         sleep.rules.flush_command(),
         sleep.rules.list_command(),
         sleep.request_command(),
-        sleep.request_command(without_ebpf=True),
         sleep.rules.restore_command(),
     ]
 
 
+def commands(lab: Lab) -> list[str]:
+    *until_restored, restore = commands_by_rules(lab)
+    return [*until_restored, lab.workload("sleep").request_command(without_ebpf=True), restore]
+
+
 by_rules = Variant(
     act=act_by_rules,
+    commands=commands_by_rules,
     verify=(rules.were_absent(), rules.flushed_is_closed(), rules.restored(), rules.were_untouched()),
     narration="""
 This is the walkthrough's "before": no eBPF is in place. With the rules present the request goes through both sidecars.

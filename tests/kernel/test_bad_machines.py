@@ -182,7 +182,7 @@ def test_a_reader_that_goes_away_stops_no_work(host):  # noqa: ARG001
     )
     assert "Traceback" not in done.stderr
     first, _, rest = done.stdout.partition("\n")
-    assert first.startswith("0  ")
+    assert first.startswith("✔ 0  ")
     assert json.loads(rest)["dataplane"]["attached"] is True
 
 

@@ -14,7 +14,8 @@ import time
 
 import pytest
 from tests.merlab_cli import MERLAB
-from walkthrough_host import LONG, Lab, Running, _tracing, environment, merlab
+from tests.terminal_screen import OnScreen
+from walkthrough_host import LONG, NAME, Lab, Running, _tracing, environment, merlab
 
 pytestmark = pytest.mark.kernel
 
@@ -30,10 +31,10 @@ def lab():
 class Terminal:
     """A program on a separate terminal, with input and output."""
 
-    def __init__(self, *argv: str, term: str = "dumb") -> None:
+    def __init__(self, *argv: str) -> None:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
-            os.execvpe(argv[0], argv, {**environment(), "TERM": term})  # noqa: S606
+            os.execvpe(argv[0], argv, {**environment(), "TERM": "dumb"})  # noqa: S606
         self.seen = ""
 
     def expect(self, pattern: str) -> str:
@@ -186,13 +187,15 @@ def test_a_sysdump_without_a_lab_still_says_what_machine_it_is(tmp_path):
 
 
 def test_up_with_pause_is_a_demo_that_waits_for_keys(lab):  # noqa: ARG001
-    up = Terminal(MERLAB, "up", "--pause", "--until", "2", term="xterm")
-    up.expect("Enter: next step")
-    up.type("\t")
-    up.expect("Enter: run")
-    up.type("\x03")
-    up.expect("interrupted by SIGINT")
-    assert up.end() == 130
+    screen = OnScreen([MERLAB, "up", "--pause", "--until", "2"], MERLAB_NAME=NAME)
+    try:
+        screen.until("Enter: run")
+        screen.press("\t")
+        screen.until("$ bpftool prog ⏎")
+        screen.press("\x03")
+        assert screen.end() == 130
+    finally:
+        screen.close()
 
 
 def test_a_pause_needs_a_terminal():

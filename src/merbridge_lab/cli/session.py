@@ -55,6 +55,8 @@ class Session:
     ) -> None:
         from merbridge_lab.console import Console
 
+        if as_events and not as_json:
+            raise typer.BadParameter("--events goes with --json")
         self.command = command
         self.as_json = as_json
         self.debug = debug
