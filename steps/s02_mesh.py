@@ -10,8 +10,12 @@ from merbridge_lab.checks import components, mesh, rules
 
 
 def act(lab: Lab) -> None:
-    with lab.typing(*lab.mesh.shell_commands()):
+    first = lab.mesh.shell_commands()
+    with lab.typing(*first):
         lab.mesh.ensure()
+    for command in lab.mesh.shell_commands():
+        if command not in first:  # what only the mesh as it is now asks for
+            lab.show(command)
 
 
 def observe(lab: Lab) -> Observation:

@@ -11,10 +11,14 @@ from merbridge_lab.checks import components, dataplane, mesh, rules
 
 def act(lab: Lab) -> None:
     before = {shown.command: shown for shown in lab.inventory()}
-    with lab.typing(*lab.dataplane.shell_commands()) as typed:
+    first = lab.dataplane.shell_commands()
+    with lab.typing(*first) as typed:
         lab.dataplane.ensure()
         for role in lab.dataplane.roles:
             typed.notice(role)
+    for command in lab.dataplane.shell_commands():
+        if command not in first:  # the first ones did not do, and were mended meanwhile
+            lab.show(command)
     for shown in lab.inventory():
         lab.show(shown.command, shown.added_since(before[shown.command]))
 
