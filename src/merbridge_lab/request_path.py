@@ -64,24 +64,30 @@ def observed(seen: Observation) -> RequestPath:
         carrier = Carrier.PLAIN if answered else Carrier.BROKEN
         leg = LegView(carrier, f"{answered} of {total}")
         return RequestPath(seen.client, servers, (leg, leg, leg))
+    if isinstance(seen.interception.moved, Unread) or isinstance(seen.interception.app.intercepted, Unread):
+        unknown = LegView(Carrier.UNKNOWN)
+        return RequestPath(seen.client, servers, (unknown, unknown, unknown))
     payload = assess(dataplane.assess_payload, seen)
     ebpf = Carrier.EBPF if payload.held else Carrier.TCP
     served = {leg.name for leg in seen.interception.served} if payload.held else set()
-    intercepted = seen.interception.app.intercepted
-    moved = 0 if isinstance(intercepted, Unread) else intercepted.moved
+    moved = seen.interception.app.intercepted.moved
     rules = seen.rule(REDIRECT).moved
-    out = (
-        LegView(Carrier.EBPF, f"{min(moved, total)} of {total} (rules {rules:+})")
-        if moved >= total
-        else LegView(Carrier.RULES, f"{by_client} of {total}")
-    )
+    if moved >= total:
+        out = LegView(Carrier.EBPF, f"{total} of {total} (rules {rules:+})")
+    else:
+        out = LegView(Carrier.RULES if rules >= total else Carrier.UNKNOWN, f"{by_client} of {total}")
     mesh = LegView(ebpf if "mesh" in served else Carrier.TCP, f"{by_servers} of {total}, mTLS")
     into = LegView(ebpf if "inbound" in served else Carrier.TCP, f"{answered} of {total}")
     return RequestPath(seen.client, servers, (out, mesh, into), _bytes(seen) if payload.held else "")
 
 
-def expected(client: str, servers: tuple[str, ...], *, rules: bool, server_rules: bool, attached: bool) -> RequestPath:
-    """Return the path that a new request takes now, from what is in place."""
+def expected(
+    client: str, servers: tuple[str, ...], *, rules: bool | None, server_rules: bool | None, attached: bool | None
+) -> RequestPath:
+    """Return the path that a new request takes now, from what is in place; None is what could not be read."""
+    if attached is None or (not attached and (rules is None or server_rules is None)):
+        unknown = LegView(Carrier.UNKNOWN)
+        return RequestPath(client, servers, (unknown, unknown, unknown))
     out = Carrier.EBPF if attached else Carrier.RULES if rules else Carrier.PLAIN
     rest = Carrier.EBPF if attached else Carrier.TCP
     if out is Carrier.PLAIN:

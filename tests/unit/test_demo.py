@@ -47,6 +47,16 @@ def waits_for(command):
     return look
 
 
+def flushed(demo):
+    """Return a demo of step 9 that waits at the first command after the flush."""
+    screen = demo("--is-up", "step", "9", "--demo")
+    for command in ("iptables-save", "-t nat -F"):
+        screen.until(waits_for(command))
+        screen.press("\t")
+    screen.until(waits_for("-vnL"))
+    return screen
+
+
 def test_a_command_stands_there_and_runs_on_enter(demo):
     screen = demo("--is-up", "step", "9", "--demo")
     screen.until(waits_for("iptables-save"))
@@ -73,11 +83,7 @@ def test_any_key_types_and_only_enter_runs(demo):
 
 
 def test_b_goes_back_one_command_and_the_rules_follow(demo):
-    screen = demo("--is-up", "step", "9", "--demo")
-    for command in ("iptables-save", "-t nat -F"):
-        screen.until(waits_for(command))
-        screen.press("\t")
-    screen.until(waits_for("-vnL"))
+    screen = flushed(demo)
     assert "rules: 0 " in screen.lines()[0]
     screen.press("b")
     screen.until(waits_for("-t nat -F"))
@@ -87,11 +93,7 @@ def test_b_goes_back_one_command_and_the_rules_follow(demo):
 
 
 def test_q_leaves_in_order_and_restores(demo):
-    screen = demo("--is-up", "step", "9", "--demo")
-    for command in ("iptables-save", "-t nat -F"):
-        screen.until(waits_for(command))
-        screen.press("\t")
-    screen.until(waits_for("-vnL"))
+    screen = flushed(demo)
     screen.press("q")
     assert screen.end() == 3  # nothing was seen to hold
     assert "nothing was seen to hold" in screen.text
@@ -99,11 +101,7 @@ def test_q_leaves_in_order_and_restores(demo):
 
 
 def test_ctrl_c_stops_and_restores(demo):
-    screen = demo("--is-up", "step", "9", "--demo")
-    for command in ("iptables-save", "-t nat -F"):
-        screen.until(waits_for(command))
-        screen.press("\t")
-    screen.until(waits_for("-vnL"))
+    screen = flushed(demo)
     screen.press("\x03")
     assert screen.end() == 130
     assert "interrupted by SIGINT" in screen.text
@@ -157,14 +155,12 @@ def test_a_terminal_without_unicode_gets_ascii(demo):
 
 
 class Played:
-    """Keys that go on at once; the frames at which they were read are kept."""
+    """Keys that go on at once."""
 
     def __init__(self):
         self.presenter = None
-        self.frames = []
 
     def read(self, _tick):
-        self.frames.append(self.presenter._stage)
         return "tab"
 
     def pending(self, _seconds):
@@ -220,6 +216,29 @@ def test_a_frame_of_a_tiny_terminal_keeps_title_and_keys():
     assert lines[-1].startswith("Enter: run")
 
 
+def test_a_step_that_is_repeated_with_fewer_commands_lets_no_later_command_run_unasked():
+    """Back from the end of a step that was made meanwhile: what it repeats has fewer commands than it had."""
+    lab = FakeLab()
+    lab.node.ensure()
+    lab.mesh.ensure()
+    terminal = Terminal(verbosity=0, color=False)
+    asked = []
+
+    class Keys(Played):
+        def read(self, _tick):
+            stage = self.presenter._stage
+            at_the_end = stage.blocks[-1].state == "done"
+            asked.append(stage.title[:1] + ("end" if at_the_end else ""))
+            return "b" if asked[-1] == "3end" and asked.count("3end") == 1 else "tab"
+
+    keys = Keys()
+    keys.presenter = Presenter(terminal, keys, state=lambda: state(lab), mark=lambda _event: None)
+    report = Runner(lab, keys.presenter.hear, shows_all=True).run(Report("up", "fake"), steps()[3:5])
+    assert report.verdict is Verdict.PASS
+    assert asked.count("3end") == 2
+    assert (asked.count("4"), asked.count("4end")) == (1, 1)
+
+
 # -- recording
 
 
@@ -233,6 +252,20 @@ def test_a_recording_is_an_asciicast_with_a_marker_a_step(demo, tmp_path):
     times = [each[0] for each in recorded]
     assert times == sorted(times)
     assert "10 of 10 steps held" in "".join(text for _, kind, text in recorded if kind == "o")
+
+
+def test_a_recording_on_a_full_disk_ends_no_run_and_is_told(demo):
+    screen = demo("up", "--record", "/dev/full")
+    assert screen.end() == 3
+    assert "10 of 10 steps held" in screen.text
+    assert "could be written: No space left on device" in screen.text
+
+
+def test_wrong_usage_overwrites_no_recording(demo, tmp_path):
+    path = tmp_path / "kept.cast"
+    path.write_text("kept")
+    assert demo("up", "--until", "99", "--record", str(path)).end() == 2
+    assert path.read_text() == "kept"
 
 
 def test_a_recording_that_cannot_be_written_is_told(demo):

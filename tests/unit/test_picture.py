@@ -1,11 +1,14 @@
 """The path of a request: the value that a batch or a state gives, and its drawing at every width."""
 
+from dataclasses import replace
+
 import pytest
 
 import golden_files
 from fake_lab import FakeLab, flushed, up
 from merbridge_lab import request_path
 from merbridge_lab.console import picture
+from merbridge_lab.evidence import Unread
 from merbridge_lab.request_path import Carrier, expected, observed
 
 SERVERS = ("helloworld-v1", "helloworld-v2")
@@ -62,6 +65,25 @@ def test_payload_that_ebpf_did_not_move_is_not_called_ebpf():
 def test_what_is_in_place_tells_the_path(rules, server_rules, attached, out, rest):
     path = expected("sleep", SERVERS, rules=rules, server_rules=server_rules, attached=attached)
     assert [leg.carrier.value for leg in path.legs] == [out, rest, rest]
+
+
+@pytest.mark.parametrize(
+    ("rules", "server_rules", "attached"), [(True, True, None), (None, True, False), (True, None, False)]
+)
+def test_what_was_not_read_is_no_word_for_a_leg(rules, server_rules, attached):
+    path = expected("sleep", SERVERS, rules=rules, server_rules=server_rules, attached=attached)
+    assert words(path) == [Carrier.UNKNOWN] * 3
+
+
+@pytest.mark.parametrize("field", ["moved", "app"])
+def test_a_dataplane_that_was_not_read_carries_nothing_that_is_known(field):
+    seen = flushed()
+    unread = Unread("bpf:counters", "no permission")
+    lost = unread if field == "moved" else replace(seen.interception.app, intercepted=unread)
+    assert (
+        words(observed(replace(seen, interception=replace(seen.interception, **{field: lost}))))
+        == [Carrier.UNKNOWN] * 3
+    )
 
 
 @pytest.mark.parametrize("unicode", [True, False])

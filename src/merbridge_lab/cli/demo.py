@@ -97,7 +97,8 @@ def state(lab: Lab) -> tuple[str, RequestPath | None]:
     """Describe the lab now: how many nat rules sleep has and whether eBPF is attached, and the path of a request."""
     from merbridge_lab.request_path import expected
 
-    rules, ebpf, path = "none", False, None
+    rules, path = "-", None
+    ebpf: bool | None = None
     with contextlib.suppress(LabError, OSError, UnreadError):
         ebpf = lab.dataplane.attached
     with contextlib.suppress(LabError, OSError, UnreadError):
@@ -110,4 +111,5 @@ def state(lab: Lab) -> tuple[str, RequestPath | None]:
             server_rules=all(server.rules.snapshot().istio for server in lab.servers()),
             attached=ebpf,
         )
-    return f"rules: {rules}   eBPF: {'on' if ebpf else 'off'}", path
+    word = "not read" if ebpf is None else "on" if ebpf else "off"
+    return f"rules: {rules}   eBPF: {word}", path

@@ -79,8 +79,8 @@ def up(
         no_color=no_color,
         brief=True,
     ) as run:
-        shown.begin(run)
         wanted = range(numbers(until)[-1] + 1) if until else None
+        shown.begin(run)
         from merbridge_lab.loader import steps
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
@@ -143,10 +143,10 @@ def step(
         debug=debug,
         no_color=no_color,
     ) as run:
-        shown.begin(run)
         wanted = numbers(number)
         if keep and wanted[-1] != 9:  # noqa: PLR2004 - the step that flushes
             raise typer.BadParameter("--keep goes with step 9, which flushes the rules")
+        shown.begin(run)
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
 

@@ -143,6 +143,7 @@ class Presenter:
         return f"{'✔✘-'[place]} {finding.why}", ("green", "bold red", "yellow")[place]
 
     def _end(self, outcome: StepOutcome) -> None:
+        self._repeat = 0  # of a step that, the second time, had fewer commands
         if outcome.reason:
             self._stage.verdict.append((outcome.reason, "yellow"))
         self._look()

@@ -18,8 +18,10 @@ class Recording:
 
     def __init__(self, path: str, width: int, height: int) -> None:
         self.width, self.height = width, height
+        #: Why not everything could be written. It is kept, not raised: a print may stand between two changes.
+        self.lost: OSError | None = None
         try:
-            self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+            self._file = Path(path).open("w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by `close`
         except OSError as error:
             raise LabError(
                 f"the recording cannot be written to {path}: {error.strerror}",
@@ -29,11 +31,18 @@ class Recording:
         self._began = time.monotonic()
         head = {"version": 2, "width": width, "height": height, "timestamp": int(time.time())}
         head["env"] = {"TERM": os.environ.get("TERM", "xterm-256color"), "SHELL": "/bin/sh"}  # type: ignore[assignment]
-        self._file.write(json.dumps(head) + "\n")
+        self._write(head)
+
+    def _write(self, value: object) -> None:
+        if self.lost is None:
+            try:
+                self._file.write(json.dumps(value) + "\n")
+            except OSError as error:
+                self.lost = error
 
     def _event(self, kind: str, text: str) -> None:
         seconds = round(time.monotonic() - self._began, 6)
-        self._file.write(json.dumps([seconds, kind, text]) + "\n")
+        self._write([seconds, kind, text])
 
     def output(self, text: str) -> None:
         """Record what is written to the terminal."""
@@ -45,5 +54,8 @@ class Recording:
         self._event("m", label)
 
     def close(self) -> None:
-        """Write the rest of the file."""
-        self._file.close()
+        """Write the rest of the file; what cannot be written is in `lost`."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self.lost = self.lost or error

@@ -56,6 +56,7 @@ class _Unbroken:
     def write(self, text: str) -> int:
         if self.recording is not None:
             self.recording.output(text)
+            self.lost = self.lost or self.recording.lost
             if not self._stream.isatty():
                 return len(text)
         if self._open:

@@ -106,14 +106,14 @@ def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
 
 
 def _path(described: Mapping[str, Any]) -> RequestPath:
-    """Return the path of a new request; rules that were not read are taken to be there."""
+    """Return the path of a new request."""
     client, *servers = described["workloads"]
-    present = [pod["rules"].get("istio_rules", 0) > 0 or "unread" in pod["rules"] for pod in (client, *servers)]
+    present = [None if "unread" in pod["rules"] else pod["rules"]["istio_rules"] > 0 for pod in (client, *servers)]
     return expected(
         text.printable(client["name"]),
         tuple(text.printable(pod["name"]) for pod in servers),
         rules=present[0],
-        server_rules=all(present[1:]),
+        server_rules=None if None in present[1:] else all(present[1:]),
         attached=described["dataplane"]["attached"],
     )
 

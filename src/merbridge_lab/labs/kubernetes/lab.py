@@ -123,8 +123,15 @@ class KubernetesLab(LabBase):
     def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[KubernetesWorkload]:  # noqa: ARG002 - the protocol's
         """Return a client that is out of the dataplane's reach; its pod stays while merlab runs, for the next time.
 
-        It always has a sidecar. Raise LabError without a dataplane: there sleep itself shows what the rules do.
+        It is a copy of sleep, and always has a sidecar. Raise LabError for a copy of another workload, and without a
+        dataplane: there sleep itself shows what the rules do.
         """
+        if of != topology.SLEEP.name:
+            raise LabError(
+                f"on a cluster there is a control client of {topology.SLEEP.name} only, not of {of}",
+                hint="merlab status",
+                id="capability.missing",
+            )
         with self.control_pair() as pair:
             yield _own(pair.client)
 
