@@ -227,7 +227,7 @@ def test_a_step_that_is_repeated_with_fewer_commands_lets_no_later_command_run_u
     class Keys(Played):
         def read(self, _tick):
             stage = self.presenter._stage
-            at_the_end = stage.blocks[-1].state == "done"
+            at_the_end = stage.keys.startswith("Enter: next")
             asked.append(stage.title[:1] + ("end" if at_the_end else ""))
             return "b" if asked[-1] == "3end" and asked.count("3end") == 1 else "tab"
 
