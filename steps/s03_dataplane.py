@@ -20,7 +20,10 @@ def act(lab: Lab) -> None:
         if command not in first:  # the first ones did not do, and were mended meanwhile
             lab.show(command)
     for shown in lab.inventory():
-        lab.show(shown.command, shown.added_since(before[shown.command]))
+        with lab.typing(shown.command) as typed:
+            typed.prints(shown.output)
+            for line in shown.added_since(before[shown.command]):
+                typed.notice(line)
 
 
 def observe(lab: Lab) -> Observation:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from merbridge_lab.text import lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class CommandTranscript:
     command: str
     output: str = ""
 
-    def added_since(self, before: CommandTranscript) -> str:
+    def added_since(self, before: CommandTranscript) -> list[str]:
         """Return the lines that are not in `before`, each with a plus sign.
 
         bpftool describes a map or a program in several lines. Of those, return only the first, with id, type and name.
@@ -24,17 +27,7 @@ class CommandTranscript:
         known = set(lines_of(before.output))
         new = [line for line in lines_of(self.output) if line not in known]
         heads = [line for line in new if re.match(r"\d+: ", line)] or new
-        return "\n".join(f"+ {line}" for line in heads) or "(nothing new)"
-
-
-class RunningCommand(Protocol):
-    """A command that was shown to the audience and runs now."""
-
-    def prints(self, output: str) -> None:
-        """Report what the command printed."""
-
-    def notice(self, text: str) -> None:
-        """Say what a spectator should notice, in one line."""
+        return [f"+ {line}" for line in heads] or ["(nothing new)"]
 
 
 @dataclass(frozen=True)
@@ -78,3 +71,21 @@ class ProofNeeds:
 
 
 CommandEvent = CommandBegins | CommandOutput | CommandEnds | Notice | ProofNeeds
+
+
+class RunningCommand:
+    """A command that was shown to the audience and runs now; `tell` gets what happens meanwhile."""
+
+    def __init__(self, tell: Callable[[CommandEvent], None]) -> None:
+        self._tell = tell
+        self.output = ""
+
+    def prints(self, output: str) -> None:
+        """Report what the command printed."""
+        self.output += output
+        if output:
+            self._tell(CommandOutput(output))
+
+    def notice(self, text: str) -> None:
+        """Point out, in one line, what a spectator should notice."""
+        self._tell(Notice(text))

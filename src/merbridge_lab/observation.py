@@ -156,7 +156,7 @@ class Observation(Batch):
 
     @property
     def tally(self) -> str:
-        """Tell in a few words how many requests were answered, each on a connection of its own."""
+        """Count, in a few words, how many requests were answered, each on a connection of its own."""
         total, answered = len(self.exchanges), sum(exchange.served for exchange in self.exchanges)
         if answered == total:
             return f"{answered} of {total} answered, each on a new connection"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.checks import dataplane
 from merbridge_lab.checks.rules import REDIRECT
-from merbridge_lab.evidence import Unread, assess
+from merbridge_lab.evidence import Unread, assess, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Sized
@@ -76,7 +76,9 @@ def observed(seen: Observation) -> RequestPath:
         out = LegView(Carrier.EBPF, f"{total} of {total} (rules {rules:+})")
     else:
         out = LegView(Carrier.RULES if rules >= total else Carrier.UNKNOWN, f"{by_client} of {total}")
-    mesh = LegView(ebpf if "mesh" in served else Carrier.TCP, f"{by_servers} of {total}, mTLS")
+    # Sidecars name the service in their TLS handshake; without TLS there is no such name.
+    tls = all(line.sni.startswith("outbound_") for _, line in value_of(seen.server_log).values())
+    mesh = LegView(ebpf if "mesh" in served else Carrier.TCP, f"{by_servers} of {total}{', mTLS' if tls else ''}")
     into = LegView(ebpf if "inbound" in served else Carrier.TCP, f"{answered} of {total}")
     return RequestPath(seen.client, servers, (out, mesh, into), _bytes(seen) if payload.held else "")
 

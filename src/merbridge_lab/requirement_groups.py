@@ -35,6 +35,6 @@ def in_groups(found: Sequence[Requirement]) -> dict[str, list[Requirement]]:
 
 
 def tally(found: Sequence[Requirement]) -> str:
-    """Tell for each group how many of its requirements are met: machine 10/10 · eBPF 12/12."""
+    """Count for each group how many of its requirements are met: machine 10/10 · eBPF 12/12."""
     groups = in_groups(found).items()
     return " · ".join(f"{name} {sum(one.verdict == 'pass' for one in group)}/{len(group)}" for name, group in groups)

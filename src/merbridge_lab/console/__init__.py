@@ -86,8 +86,7 @@ class Console:
     def note(self, text: str) -> None:
         """Print a line of progress."""
         if self.verbosity >= 0:
-            self._waiting.stop()
-            self._terminal.err.print(f"[faint]{escape(text)}[/]", soft_wrap=True)
+            self.aside(text)
 
     def aside(self, text: str) -> None:
         """Print a line beside the output of another program, also with -q."""

@@ -34,7 +34,7 @@ class RunView:
 
     def __init__(self, terminal: Terminal, waiting: Waiting, *, brief: bool = False, terse: bool = False) -> None:
         self._terminal, self._waiting = terminal, waiting
-        self.brief = (brief or terse) and terminal.verbosity == 0
+        self._brief = (brief or terse) and terminal.verbosity == 0
         self._terse = terse
         self._standing: list[str] = []
 
@@ -48,11 +48,11 @@ class RunView:
             self._stands(event)
         elif isinstance(event, events.MatrixBegins):
             self._waiting.start("measuring with and without eBPF, with and without rules")
-        elif not self.brief and self._terminal.verbosity >= 0:
+        elif not self._brief and self._terminal.verbosity >= 0:
             self._detail(event)
 
     def _begin(self, step: Step) -> None:
-        if not self.brief and self._terminal.verbosity >= 0:
+        if not self._brief and self._terminal.verbosity >= 0:
             self._terminal.line(f"[title]{step.number}  {escape(step.title)}[/]")
             if self._terminal.verbosity > 0:
                 self._terminal.prose(step.narration, 3, style="faint")
@@ -105,7 +105,7 @@ class RunView:
             if outcome.verdict is not Verdict.PASS:
                 terminal.line(f"{outcome.step.number}  {escape(outcome.step.title)}: {outcome.verdict.value}")
             return
-        if self.brief:
+        if self._brief:
             self._headline(outcome)
         elif not outcome.acted and outcome.verdict is Verdict.PASS:
             terminal.line("   [faint]already done[/]")
@@ -113,7 +113,7 @@ class RunView:
         if outcome.reason:
             style = outcome.verdict.value
             terminal.prose(outcome.reason, 5, mark=f"   [{style}]{MARK[style]}[/] ")
-        if not self.brief:
+        if not self._brief:
             terminal.line("")
 
     def _headline(self, outcome: StepOutcome) -> None:
@@ -126,12 +126,12 @@ class RunView:
         )
 
     def _checks(self, step: Step, outcomes: Sequence[CheckOutcome]) -> None:
-        if self.brief and all(each.finding.verdict is Verdict.PASS for each in outcomes):
+        if self._brief and all(each.finding.verdict is Verdict.PASS for each in outcomes):
+            if self._terse:
+                return
             told = [each.finding.why for each in outcomes if each.check.name == step.headline] or [
                 each.finding.why for each in outcomes[-1:]
             ]
-            if self._terse:
-                return
             more = f" ({len(outcomes)} checks)" if len(outcomes) > 1 else ""
             self._terminal.prose("".join(told) + more, 5, mark="     ")
             return

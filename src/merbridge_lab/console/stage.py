@@ -58,7 +58,7 @@ class Block:
 
 @dataclass
 class Stage:
-    """Everything that the screen shows now. `marks` are characters that the terminal can show."""
+    """Everything that the screen shows now; with `unicode` off, in ASCII."""
 
     title: str = ""
     state: str = ""

@@ -122,7 +122,7 @@ def _next(terminal: Terminal, commands: Sequence[str]) -> None:
 
 
 def _proved(report: Report) -> str:
-    """Tell in two sentences what the flush showed; "" if the run has not shown it."""
+    """Return two sentences about what the flush showed; "" if the run has not shown it."""
     cells = {_key(outcome.cell): outcome for outcome in report.matrix}
     by_ebpf, without = cells.get((True, False, True)), cells.get((False, False, True))
     if by_ebpf and without and by_ebpf.finding.held and without.finding.held:

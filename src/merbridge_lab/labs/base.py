@@ -9,10 +9,9 @@ from merbridge_lab.command_events import (
     CommandBegins,
     CommandEnds,
     CommandEvent,
-    CommandOutput,
     CommandTranscript,
-    Notice,
     ProofNeeds,
+    RunningCommand,
 )
 
 if TYPE_CHECKING:
@@ -24,24 +23,6 @@ if TYPE_CHECKING:
 
 def _ignore(event: CommandEvent) -> None:
     """Do nothing with an event."""
-
-
-class RunningCommand:
-    """A command that runs now; see lab.RunningCommand."""
-
-    def __init__(self, tell: Callable[[CommandEvent], None]) -> None:
-        self._tell = tell
-        self.output = ""
-
-    def prints(self, output: str) -> None:
-        """Report what the command printed."""
-        self.output += output
-        if output:
-            self._tell(CommandOutput(output))
-
-    def notice(self, text: str) -> None:
-        """Say what to notice, in one line."""
-        self._tell(Notice(text))
 
 
 class LabBase:
