@@ -418,7 +418,7 @@ class FakeLab(LabBase):
         if not self.dataplane.debug:
             return
         for text in (
-            f"connect pair={pair:x} leg=1",
+            f"connect pair={pair:x} leg=1 comm=curl",
             f"wanted pair={pair:x} dst={VIP}:5000",
             f"established pair={pair:x} src={local}",
             f"accepted pair={pair:x} at=127.0.0.1:15001",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +43,14 @@ def events(*said, start=1.0, apart=0.0001, task="wrk:worker_0-7"):
 def tell(capsys, monkeypatch):
     """Return a function that plays events to a conversation and returns what is printed."""
 
-    def play(heard, context=CONTEXT, *, end=True, unicode=True, color=False):
+    def play(heard, context=CONTEXT, *, end=True, unicode=True, color=False, apart=0.0):
+        clock = itertools.count()
         monkeypatch.setattr(Terminal, "unicode", property(lambda _: unicode))
         if color:
             monkeypatch.setenv("FORCE_COLOR", "1")
             monkeypatch.delenv("NO_COLOR", raising=False)
             monkeypatch.setenv("TERM", "xterm")
-        conversation = Conversation(Terminal(verbosity=0, color=color), context)
+        conversation = Conversation(Terminal(verbosity=0, color=color), context, lambda: next(clock) * apart)
         for event in heard:
             conversation.hear(event)
         if end:
@@ -111,10 +113,19 @@ def test_an_event_waits_until_the_pods_are_known(tell):
 
 
 def test_but_not_for_long(tell):
-    silent = [*events(*DIAL), None]
-    assert "① an app (wrk:worker_0) dials helloworld:5000; eBPF leads it to its sidecar" in tell(silent, end=False)
-    late = [*events(*DIAL), *events("redirect pair=2f side=0 bytes=1", start=1.6)]
-    assert "① an app (wrk:worker_0) dials" in tell(late, end=False)
+    silent = [*events(*DIAL), None, None]
+    assert tell(silent, end=False, apart=0.01) == "", "a reader may come between two lines of one connect()"
+    said = "① an app (wrk:worker_0) dials helloworld:5000; eBPF leads it to its sidecar"
+    assert said in tell(silent, end=False, apart=0.3)
+    other = [*events(*DIAL), *events("redirect pair=2f side=0 bytes=1")]
+    assert tell(other, end=False, apart=0.01) == ""
+    assert said in tell(other, end=False, apart=0.6)
+
+
+def test_the_apps_name_is_the_programs_where_the_kernel_does_not_know_it_yet(tell):
+    young = events("connect pair=1f leg=1 comm=my app: 2", *DIAL[1:], task="<...>-7")
+    whole = [*young, *events("established pair=1f src=10.244.0.10:41000", task="<...>-7")]
+    assert "sleep's app (my app: 2) dials helloworld:5000" in tell(whole)
 
 
 def test_the_order_stays(tell):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import select
+import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.change import change
@@ -108,13 +109,15 @@ class Instance:
 
         def take(timeout: float) -> list[str]:
             nonlocal rest
-            if not select.select([descriptor], [], [], timeout)[0]:
-                return []
-            try:
-                rest += os.read(descriptor, _CHUNK).decode(errors="replace")
-            except BlockingIOError:
-                return []
-            *lines, rest = rest.split("\n")
+            deadline = time.monotonic() + timeout
+            lines: list[str] = []
+            # The kernel may wake a reader before a line can be read.
+            while not lines and select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                with contextlib.suppress(BlockingIOError):
+                    rest += os.read(descriptor, _CHUNK).decode(errors="replace")
+                *lines, rest = rest.split("\n")
+                if not lines and time.monotonic() >= deadline:
+                    break
             return lines
 
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from rich.markup import escape
 from merbridge_lab.console import picture
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from merbridge_lab.console.terminal import Terminal
     from merbridge_lab.trace_event import TraceContext, TraceEvent
 
@@ -88,30 +91,32 @@ class Conversation:
     held until the pods of its connection are known, but not for long. Later events wait with it, so the order stays.
     """
 
-    def __init__(self, terminal: Terminal, context: TraceContext) -> None:
-        self._terminal, self._context = terminal, context
+    def __init__(self, terminal: Terminal, context: TraceContext, clock: Callable[[], float] = time.monotonic) -> None:
+        self._terminal, self._context, self._clock = terminal, context, clock
         self._connections = {
             each.pair: _Connection(each.leg, [each.client, each.server]) for each in context.connections
         }
         self._gone: deque[int] = deque()
         self._counted: set[int] = set()
         self._totals = {leg: _Totals() for leg in (*_LEGS, "")}
-        self._held: deque[TraceEvent] = deque()
+        self._held: deque[tuple[TraceEvent, float]] = deque()
         self._start: float | None = None
         self._last = 0.0
         self._apps_dial = False
 
     def hear(self, event: TraceEvent | None) -> None:
         """Take the next event; None if nothing arrived for a moment."""
+        now = self._clock()
         if event is not None:
             self._learn(event)
-            self._held.append(event)
-        while self._held and (event is None or self._is_ready(self._held[0], event.seconds)):
-            self._print(self._held.popleft())
+            self._held.append((event, now))
+        while self._held and (self._is_ready(self._held[0][0]) or now - self._held[0][1] > _MOMENT):
+            self._print(self._held.popleft()[0])
 
     def end(self) -> None:
         """Print what is still held, and the totals."""
-        self.hear(None)
+        while self._held:
+            self._print(self._held.popleft()[0])
         self._terminal.line("")
         for leg, totals in self._totals.items():
             for line in self._total(leg, totals):
@@ -122,8 +127,8 @@ class Conversation:
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
-    def _is_ready(self, event: TraceEvent, now: float) -> bool:
-        return not event.pair or self._of(event).known or now - event.seconds > _MOMENT
+    def _is_ready(self, event: TraceEvent) -> bool:
+        return not event.pair or self._of(event).known
 
     def _of(self, event: TraceEvent) -> _Connection:
         return self._connections.setdefault(event.pair, _Connection())

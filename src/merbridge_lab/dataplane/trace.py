@@ -9,7 +9,8 @@ from merbridge_lab.dataplane import abi, printk
 from merbridge_lab.trace_event import TraceEvent
 
 _SAID = re.compile(r"\[merlab\] (?P<kind>\w+) (?P<values>.*)$")
-_VALUE = re.compile(r"(\w+)=(\S+)")
+# The name of a task comes last, as it may contain blanks.
+_VALUE = re.compile(r"(comm)=(.*)$|(\w+)=(\S+)")
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ def parse(line: str) -> MerlabEvent | None:
     found = _SAID.match(told.said) if told else None
     if told is None or found is None:
         return None
-    values = dict(_VALUE.findall(found["values"]))
+    values = {each[1] or each[3]: each[2] or each[4] for each in _VALUE.finditer(found["values"])}
     place = next((values[name] for name in ("dst", "src", "at", "to") if name in values), "")
     ip, _, port = place.partition(":")
     return MerlabEvent(
         seconds=told.seconds,
-        comm=told.comm,
+        comm=values.get("comm") or told.comm,
         pid=told.pid,
         kind=found["kind"],
         raw=line.rstrip("\n"),
