@@ -58,8 +58,6 @@ FEATURES = {
 #: The first version that reports which programs are on a sockhash. Without it, counters show that ours are.
 SOCKHASH_QUERY_SINCE = "5.18"
 
-_TRIPLE = r"^(\d+)\.(\d+)(?:\.(\d+))?"
-
 
 @dataclass(frozen=True)
 class Fix:
@@ -110,14 +108,13 @@ def stable_release(
     into /proc/version_signature.
     """
     system = os.uname()
-    release = system.release if release is None else release
-    told = [system.version if version is None else version]
+    signature = ""
     with contextlib.suppress(OSError):
-        told.append((root / "proc/version_signature").read_text(encoding="utf-8").split()[-1])
+        signature = (root / "proc/version_signature").read_text(encoding="utf-8")
     for pattern, text in (
-        (r"Debian (\d+)\.(\d+)\.(\d+)", told[0]),
-        (r"(\d+)\.(\d+)\.(\d+)$", told[-1]),
-        (_TRIPLE, release),
+        (r"\bDebian (\d+)\.(\d+)\.(\d+)", system.version if version is None else version),
+        (r"(\d+)\.(\d+)\.(\d+)\s*$", signature),
+        (r"^(\d+)\.(\d+)(?:\.(\d+))?", system.release if release is None else release),
     ):
         if found := re.search(pattern, text):
             return int(found[1]), int(found[2]), int(found[3] or 0)

@@ -19,16 +19,17 @@ _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = (
 _KTIME, _PRINTK = Helper("ktime_get_ns", 5), Helper("trace_printk", 6)
 _UID, _COMM = Helper("get_current_uid_gid", 15), Helper("get_current_comm", 16)
 _SOCKET_COOKIE, _STORAGE_GET = Helper("get_socket_cookie", 46), Helper("sk_storage_get", 107)
+_RELEASE = Helper("sk_release", 86)
 _READ, _NETNS_COOKIE = Helper("probe_read_kernel", 113), Helper("get_netns_cookie", 122)
 _COMMON = (_MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _KTIME, _PRINTK)
-_CONNECT = (*_COMMON, _UID, _COMM, _SOCKET_COOKIE, _STORAGE_GET, _NETNS_COOKIE, Helper("bind", 64))
+_CONNECT = (*_COMMON, _UID, _COMM, _SOCKET_COOKIE, _STORAGE_GET, _NETNS_COOKIE, _RELEASE, Helper("bind", 64))
 
 #: By the name of a kind of program (adapters/bpf_features.py), every helper that the dataplane calls in it.
 CALLED: Mapping[str, tuple[Helper, ...]] = {
     "bpf.connect4": _CONNECT,
     "bpf.connect6": _CONNECT,
     "bpf.getpeername4": (*_COMMON, _STORAGE_GET),
-    "bpf.getsockopt": (*_COMMON, _STORAGE_GET, _NETNS_COOKIE),
+    "bpf.getsockopt": (*_COMMON, _UID, _STORAGE_GET, _NETNS_COOKIE),
     "bpf.sock_ops": (
         *_COMMON,
         _SOCKET_COOKIE,
@@ -38,7 +39,7 @@ CALLED: Mapping[str, tuple[Helper, ...]] = {
         Helper("sock_hash_update", 70),
     ),
     "bpf.sk_msg": (*_COMMON, _STORAGE_GET, _READ, _NETNS_COOKIE, Helper("msg_redirect_hash", 71)),
-    "bpf.sk_lookup": (*_COMMON, Helper("sk_release", 86), Helper("sk_assign", 124)),
+    "bpf.sk_lookup": (*_COMMON, _RELEASE, Helper("sk_assign", 124)),
     "bpf.raw_tracepoint": (_MAP_LOOKUP, _READ),
 }
 
