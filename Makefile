@@ -69,7 +69,7 @@ test-lowest: dev ## the unit tests on the lowest versions that pyproject.toml al
 test-packages: setup dev ## build wheel and sdist, install them elsewhere, and use what was installed (asks PyPI)
 	@$(PYTEST_AS_ROOT) -m packaging $(ARGS)
 
-test-guests: setup dev ## boot Debian's 6.1 and 6.12 kernels on this machine's files, and probe them (installs qemu by apt)
+test-guests: setup dev ## boot Debian's kernels on this machine's files, and probe them (installs qemu by apt)
 	@$(PYTEST_AS_ROOT) -m guests tests/guests $(ARGS)
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs

@@ -1,7 +1,8 @@
 """Run a command under another kernel: `python -m tests.guests RELEASE -- COMMAND`, or make test-guests.
 
-RELEASE is a release of Debian (bookworm, trixie), whose newest kernel is downloaded, or a folder with an unpacked
-kernel package. The command runs as root on this machine's own files, read-only with an overlay, without a network.
+RELEASE is a release of Debian (bookworm, trixie, trixie-backports), whose newest kernel is downloaded, or the path of
+a folder with an unpacked kernel package. The command runs as root on this machine's own files, read-only with an
+overlay, without a network.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tests.guests import guest, kernels
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guests", description=__doc__)
-    parser.add_argument("release", help="bookworm, trixie, or a folder with boot/ and lib/modules/")
+    parser.add_argument("release", help="a release of Debian, or the path of a folder with boot/ and lib/modules/")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for the command, from its start")
     parser.add_argument("--newest", action="store_true", help="download the kernel again")
@@ -24,9 +25,9 @@ def main() -> int:
     try:
         kernels.install()
         kernel = (
-            kernels.of_release(asked.release, newest=asked.newest)
-            if asked.release in kernels.RELEASES
-            else kernels.in_folder(Path(asked.release).resolve())
+            kernels.in_folder(Path(asked.release).resolve())
+            if "/" in asked.release
+            else kernels.of_release(asked.release, newest=asked.newest)
         )
         ran = guest.run(kernel, asked.command, timeout=asked.timeout, live=sys.stdout, accelerator=asked.accelerator)
     except (kernels.NoGuestError, guest.GuestError) as error:

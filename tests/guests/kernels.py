@@ -16,8 +16,8 @@ from pathlib import Path
 PACKAGES = ("qemu-system-x86", "busybox-static", "kmod")
 #: The package that stands for the newest kernel of a release.
 NEWEST = "linux-image-amd64"
-#: The releases whose kernels are booted, with the version that each is known for.
-RELEASES = {"bookworm": "6.1", "trixie": "6.12"}
+#: The releases whose kernels are booted, with the version that each is known for; backports move on.
+RELEASES = {"bookworm": "6.1.", "trixie": "6.12.", "trixie-backports": ""}
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -68,9 +68,9 @@ def in_folder(root: Path) -> Kernel:
     """Return the kernel of an unpacked package (boot/ and lib/ or usr/lib/)."""
     for lib in (root / "usr/lib/modules", root / "lib/modules"):
         for modules in sorted(lib.glob("*")):
-            image = root / "boot" / f"vmlinuz-{modules.name}"
-            if image.exists():
-                return Kernel(modules.name, image, modules)
+            for image in (root / "boot" / f"vmlinuz-{modules.name}", modules / "vmlinuz"):
+                if image.exists():
+                    return Kernel(modules.name, image, modules)
     raise NoGuestError(f"{root} holds no kernel with its modules")
 
 
@@ -78,19 +78,27 @@ def _download(release: str, folder: Path) -> None:
     """Download the newest kernel of a release into `folder`, and index its modules."""
     apt = _apt(release, folder)
     _run([*apt, "update"])
-    told = _run([apt[0].replace("apt-get", "apt-cache"), *apt[1:], "depends", NEWEST])
-    package = next((line.split()[1] for line in told.splitlines() if "Depends: linux-image-" in line), None)
-    if package is None:
+    image = next((name for name in _depends(apt, NEWEST) if name.startswith("linux-image-")), None)
+    if image is None:
         raise NoGuestError(f"{NEWEST} of {release} names no kernel")
-    _run([*apt, "download", package], cwd=folder)
-    (archive,) = folder.glob(f"{package}_*.deb")
+    # Newer kernels are in several packages, all of one version.
+    version = image.removeprefix("linux-image-")
+    parts = [name for name in _depends(apt, image) if name.endswith(f"-{version}")]
+    _run([*apt, "download", image, *parts], cwd=folder)
     root = folder / "root"
-    _run(["dpkg-deb", "--extract", str(archive), str(root)])
-    archive.unlink()
+    for archive in folder.glob("*.deb"):
+        _run(["dpkg-deb", "--extract", str(archive), str(root)])
+        archive.unlink()
     shutil.rmtree(folder / "apt")
     kernel = in_folder(root)
     # depmod wants lib/modules, merged or not.
     _run(["depmod", "--basedir", str(kernel.modules.parent.parent.parent), kernel.version])
+
+
+def _depends(apt: list[str], package: str) -> list[str]:
+    """Return the names of the packages that a package depends on."""
+    told = _run(["apt-cache", *apt[1:], "depends", package])
+    return [line.split()[1] for line in told.splitlines() if line.strip().startswith("Depends: ")]
 
 
 def _apt(release: str, folder: Path) -> list[str]:
@@ -98,9 +106,11 @@ def _apt(release: str, folder: Path) -> list[str]:
     state = folder / "apt"
     for each in ("lists/partial", "cache/archives/partial"):
         (state / each).mkdir(parents=True, exist_ok=True)
+    suites = {False: release, True: f"{release}-security"}
     lines = [
-        f"deb [signed-by={_KEYRING}] {uri} {release}{'-security' if is_security else ''} main"
+        f"deb [signed-by={_KEYRING}] {uri} {suites[is_security]} main"
         for uri, is_security in sorted(_mirrors())
+        if not (is_security and release.endswith("-backports"))
     ]
     if not lines:
         raise NoGuestError("this machine's package sources are not Debian's: no kernel of Debian can be had")

@@ -19,6 +19,7 @@ BY_VERDICT = ["splice", "MSG_WAITALL", "MSG_TRUNC"]
 EXPECTED = {
     "bookworm": ("TCP", ["FIONREAD", *READ_WRONGLY]),
     "trixie": ("BOTH", READ_WRONGLY),
+    "trixie-backports": ("BOTH", READ_WRONGLY),
 }
 
 
@@ -68,7 +69,7 @@ def test_a_command_runs_as_root_on_this_machines_files_under_that_kernel(kernel,
     )
     told = [kernel.version, "0", "from the machine", "lost", "0", "v2", "lo", "with 'quotes' and spaces"]
     assert (ran.status, ran.output.splitlines(), ran.errors) == (7, told, "on stderr\n")
-    assert kernel.version.startswith(f"{kernels.RELEASES[release]}.")
+    assert kernel.version.startswith(kernels.RELEASES[release])
     assert (tmp_path / "here").read_text() == "from the machine\n"
     assert not Path("/etc/merlab-guest").exists()
     assert machines() == []

@@ -81,12 +81,13 @@ SOCKMAP_FIXES = {
         {(6, 1): 159, (6, 12): 60},
         "commits c77b3b79a92e and fbade4bd08ba; Debian's changelogs of linux 6.1.159-1 and 6.12.63-1",
     ),
-    # Without it, kTLS on a socket in a sockmap lets programs see and redirect plaintext.
+    # Without it, kTLS on a socket in a sockmap lets programs see and redirect plaintext. Which release of the main line
+    # was the first to refuse the keys is not known; 7.3.4 does.
     "ktls": Fix(
         "kTLS on sockets in a sockmap is refused",
-        None,
+        (7, 3),
         {(6, 1): 189, (6, 12): 111},
-        "Debian's changelogs of linux 6.1.190-1 and 6.12.111-1 (CVE-2026-93824)",
+        "Debian's changelogs of linux 6.1.190-1 and 6.12.111-1 (CVE-2026-93824); tried on 6.1.192, 6.12.118 and 7.3.4",
     ),
 }
 

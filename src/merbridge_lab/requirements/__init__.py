@@ -77,7 +77,10 @@ def embedded(*, backend: str = "nft", quick: bool = False, sockets: bool = False
     look("bpf.maps", "can be created", kernel.maps)
     if sockets:
         look("bpf.helpers", "known to each kind of program", sockmap.helpers)
-        look("sockmap", "can be probed", sockmap.readers)
+        if able(found):
+            look("sockmap", "can be probed", sockmap.readers)
+        else:
+            found.append(Requirement("sockmap", SKIP, "not probed: something above is missing", "can be probed"))
     look("tools", "installed", lambda: tools.commands(distribution, backend), as_root=False)
     look("kernel.netfilter", "Istio's rules", lambda: tools.netfilter(backend))
     look("bcc", tools.BCC_NEEDED, lambda: tools.bcc(root, distribution), as_root=False)
