@@ -182,13 +182,14 @@ def _command(kernel: Kernel, room: Path, accelerator: str, outputs: list[int]) -
     # With a thread for each emulated CPU, a kernel that rewrites its own code at boot may run what it has just replaced
     # (qemu 7.2: "Oops: int3", once in twelve boots on a busy machine).
     how = "tcg,thread=single" if accelerator == "tcg" else accelerator
+    # For the same reason no_timer_check: on a busy machine the emulated timer may be late at boot.
     # Without us the guest ends, even if we are killed.
     return [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"),
         *("-machine", "q35", "-accel", how, "-cpu", "max", "-smp", "2", "-m", "2G"),
         *("-kernel", str(kernel.image), "-initrd", str(room / "initramfs")),
-        *("-append", "console=ttyS0 loglevel=4 panic=-1 cgroup_no_v1=all mitigations=off rdinit=/init"),
+        *("-append", "console=ttyS0 loglevel=4 panic=-1 cgroup_no_v1=all mitigations=off no_timer_check rdinit=/init"),
         *("-serial", f"file:{room / 'console'}"),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", f"virtio-9p-pci,fsdev=root,mount_tag={initramfs.TAG}"),

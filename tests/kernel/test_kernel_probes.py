@@ -50,7 +50,7 @@ def test_the_probes_take_under_a_second_and_leave_nothing():
     while programs() and time.monotonic() < end:
         time.sleep(0.1)
     assert programs() == []
-    assert found.seconds < 2  # 0.25 s on an idle machine; the tests run beside others
+    assert found.seconds < 3  # 0.5 s on an idle machine; the tests run beside others
 
 
 def test_the_answers_hang_together():
@@ -64,19 +64,23 @@ def test_the_answers_hang_together():
         "MSG_WAITALL": "1000 of 1000",
         "SO_RCVLOWAT": "not readable below the mark, readable at it",
         "MSG_TRUNC": "500 discarded, 500 left",
+        "recv() beside send()": "1000 bytes",
+        "MSG_ZEROCOPY": "completed",
     }
     assert found.fionread.counts is not Counts.NEITHER
     wrong_on_tcp = "FIONREAD" in found.wrong(probe_sockets.HASHED)
     wrong_on_redirected = "FIONREAD" in found.wrong(probe_sockets.REDIRECTED)
     assert wrong_on_tcp == (found.fionread.counts is Counts.REDIRECTED)
     assert wrong_on_redirected == (found.fionread.counts is Counts.TCP)
-    assert found.wrong(probe_sockets.SENDER) == found.wrong(probe_sockets.HASHED)
+    # No kernel so far: a send that gets room wakes a blocking recv() of the same socket, which then gives up.
+    assert "recv() beside send()" in found.wrong(probe_sockets.HASHED)
+    assert found.wrong(probe_sockets.SENDER) == [*found.wrong(probe_sockets.HASHED), "MSG_ZEROCOPY"]
 
 
 def test_a_verdict_program_mends_fionread_and_breaks_other_readers():
     found = kernel_probes.probe_verdict()
     assert "FIONREAD" not in found.wrong(probe_sockets.VERDICT_TCP, probe_sockets.VERDICT_SWITCHED)
-    assert found.wrong(probe_sockets.VERDICT_TCP) == ["splice", "MSG_WAITALL", "MSG_TRUNC"]
+    assert found.wrong(probe_sockets.VERDICT_TCP) == ["splice", "MSG_WAITALL", "MSG_TRUNC", "recv() beside send()"]
 
 
 def test_a_stream_to_a_slow_reader_is_whole_and_bounded():

@@ -14,6 +14,8 @@ from merbridge_lab.requirements import sockmap
 TCP_ONLY, REDIRECTED_ONLY, BOTH = Fionread(1000, 0, 1000), Fionread(0, 700, 700), Fionread(1000, 700, 1700)
 OLD, NEW, NEWEST = (6, 1, 192), (6, 12, 118), (6, 18, 44)
 ALWAYS_WRONG = {"splice", "MSG_WAITALL", "SO_RCVLOWAT", "MSG_TRUNC"}
+#: What goes wrong on all of them as soon as the socket is in a sockhash.
+IN_HASH = {"recv() beside send()", "MSG_ZEROCOPY"}
 BY_TCP = (probe_sockets.HASHED, probe_sockets.SENDER, probe_sockets.SWITCHED)
 
 
@@ -48,16 +50,30 @@ def test_what_fionread_counts(fionread, counts):
 
 
 @pytest.mark.parametrize(
-    ("found", "kernel", "out_of_app"),
+    ("found", "kernel"),
     [
-        (probes(TCP_ONLY, redirected={"FIONREAD", *ALWAYS_WRONG}), OLD, True),
-        (probes(BOTH), NEW, True),
-        (probes(REDIRECTED_ONLY, tcp={"FIONREAD"}), NEWEST, False),
+        (probes(TCP_ONLY, tcp=IN_HASH, redirected={"FIONREAD", *ALWAYS_WRONG, *IN_HASH}), OLD),
+        (probes(BOTH, tcp=IN_HASH, redirected={*ALWAYS_WRONG, *IN_HASH}), NEW),
+        (probes(REDIRECTED_ONLY, tcp={"FIONREAD", *IN_HASH}, redirected={*ALWAYS_WRONG, *IN_HASH}), NEWEST),
     ],
 )
-def test_the_kernels_that_were_probed(found, kernel, out_of_app):
-    assert decided(found, kernel)[:2] == (out_of_app, False)
+def test_the_kernels_that_were_probed(found, kernel):
+    assert decided(found, kernel)[:2] == (False, False)
     assert decided(found, kernel, Profile.ALL)[:2] == (True, True)
+
+
+def test_a_kernel_on_which_a_socket_in_a_sockhash_does_as_tcp():
+    assert decided(probes(BOTH), NEW)[:2] == (True, False)
+
+
+def test_why_an_app_has_tcp_only_where_fionread_is_right():
+    assert decided(probes(BOTH, tcp=IN_HASH), NEW)[2] == (
+        "app sockets: TCP only, because in a sockhash recv() beside send() and MSG_ZEROCOPY differ from TCP on this "
+        "kernel"
+    )
+    assert decided(probes(BOTH, tcp={"splice"}), NEW)[2].endswith(
+        "in a sockhash splice differs from TCP on this kernel"
+    )
 
 
 def test_why_an_app_has_tcp_only():
@@ -159,6 +175,7 @@ def test_doctor_tells_what_was_found_and_what_follows():
     assert {one.verdict for one in told.values()} == {"pass"}
     assert told["sockmap.fionread"].found.startswith("FIONREAD counts redirected bytes only (0 of 1000 by TCP")
     assert told["sockmap.memory"].found == "redirected bytes are charged to their reader"
+    assert told["sockmap.senders"].found == "on a socket in a sockhash these differ: FIONREAD"
     assert "splice" in told["sockmap.readers"].found
     assert told["sockmap.legs"].found.startswith("app sockets: TCP only, because FIONREAD")
 
@@ -169,6 +186,7 @@ def test_doctor_warns_of_mptcp_and_of_memory_that_nobody_is_charged_for():
     assert told["sockmap.mptcp"].found == "5.15.131 is not known to have the fix"
     assert told["sockmap.mptcp"].needed.endswith("fixed in Linux 6.1.159, 6.12.60 and 6.18")
     assert told["sockmap.memory"].found == "redirected bytes are not charged to their reader"
+    assert told["sockmap.senders"].found == "a socket in a sockhash does as TCP"
     assert told["sockmap.readers"].found == "redirected bytes are read like TCP's"
     assert "MPTCP" in told["sockmap.legs"].found
 

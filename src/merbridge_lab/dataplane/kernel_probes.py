@@ -36,7 +36,7 @@ class Counts(enum.Enum):
     TCP = "bytes that came by TCP only"
     REDIRECTED = "redirected bytes only"
     BOTH = "both"
-    NEITHER = "neither rightly"
+    NEITHER = "neither correctly"
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,17 @@ class Pair:
         else:
             self.writer.sendall(data)
 
+    def answer(self, data: bytes, flags: int = 0) -> int:
+        """Send from the reader as far as there is room, redirected if so arranged; return how much."""
+        is_redirected = self._arrangement.has_sent and self._sockhash is not None
+        if is_redirected and self._sockhash:
+            self._sockhash.redirect(on=True)
+        try:
+            return self.reader.send(data, flags)
+        finally:
+            if is_redirected and self._sockhash:
+                self._sockhash.redirect(on=False)
+
     def send_redirected(self, data: bytes, sender: socket.socket | None = None) -> None:
         """Send one redirected message."""
         assert self._sockhash is not None  # noqa: S101 - an arrangement without a sockhash redirects nothing

@@ -1,8 +1,8 @@
 """Which bytes of an app may be redirected, decided by who reads them and by what this kernel does to such readers.
 
 Between sidecars always: the reader is Envoy, which is known. Out of an app, into its sidecar: only where an app's
-socket in a sockhash reads TCP as before, since the app's other direction goes on by TCP. Into an app: only where asked
-for, because no kernel so far hides redirected bytes from every way of reading. When in doubt, TCP.
+socket in a sockhash does as before, since the app's other direction goes on by TCP. Into an app: only where asked for,
+because no kernel so far hides redirected bytes from every way of reading. When in doubt, TCP.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _obstacle(profile: Profile, found: AppSockets, *, may_use_mptcp: bool) -> st
     if found.counts is Counts.REDIRECTED and "FIONREAD" in found.tcp:
         return "FIONREAD counts redirected bytes only on this kernel"
     if found.tcp:
-        return f"in a sockhash {_list(found.tcp)} differs from TCP on this kernel"
+        differ = "differ" if len(found.tcp) > 1 else "differs"
+        return f"in a sockhash {_list(found.tcp)} {differ} from TCP on this kernel"
     return None
 
 

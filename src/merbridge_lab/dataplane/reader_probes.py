@@ -1,6 +1,7 @@
-"""What a program sees that reads from a socket: by each way of reading, one short answer.
+"""What a program sees that uses a socket: for each way of reading, and some of sending, one short answer.
 
-The same question is put to a socket in no sockhash; a difference is what the sockhash, or redirecting, does to readers.
+The same question is put to a socket in no sockhash; a difference is what the sockhash, or
+redirecting, does to programs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import struct
 import termios
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab.dataplane.probe_sockets import PATIENCE
@@ -29,6 +31,9 @@ _DATA = bytes(range(250)) * 4
 _HALF = len(_DATA) // 2
 #: Long enough that an answer "not yet" is no accident; MSG_WAITALL's second half comes after it.
 _SHORTLY = 0.02
+#: More than the buffers of a connection hold.
+_PLENTY, _CHUNK = 32 << 20, 65536
+_SO_ZEROCOPY, _MSG_ZEROCOPY = 60, 0x4000000
 
 
 def is_readable(sock: socket.socket, seconds: float = PATIENCE) -> bool:
@@ -78,9 +83,7 @@ def _wait_for_all(pair: Pair) -> str:
             pair.send(_DATA[_HALF:])
 
     pair.send(_DATA[:_HALF])
-    # A blocking socket with a limit of the kernel's own: Python's would make it non-blocking.
-    pair.reader.setblocking(True)
-    pair.reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(PATIENCE * 1e6)))
+    _block_with_limit(pair.reader, PATIENCE)
     later = threading.Timer(_SHORTLY, send_rest)
     later.start()
     try:
@@ -112,6 +115,50 @@ def _truncate(pair: Pair) -> str:
     return f"{gone} discarded, {len(_read(pair.reader, len(_DATA) - gone))} left"
 
 
+def _blocked(pair: Pair) -> str:
+    """Wait for bytes in one thread while sends of the same socket fill its buffer: the room that comes wakes both."""
+    got: list[str] = []
+
+    def wait() -> None:
+        try:
+            got.append(f"{len(pair.reader.recv(len(_DATA)))} bytes")
+        except OSError as error:
+            got.append(errno.errorcode.get(error.errno or 0, str(error)))
+
+    _block_with_limit(pair.reader, 10)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    try:
+        time.sleep(_SHORTLY)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < _PLENTY:
+                sent += pair.reader.send(bytes(_CHUNK), socket.MSG_DONTWAIT)
+        while sent:
+            sent -= len(pair.writer.recv(min(sent, _CHUNK)))
+        time.sleep(_SHORTLY)
+        pair.send(_DATA)
+    finally:
+        waiting.join()
+    return got[0]
+
+
+def _zero_copy(pair: Pair) -> str:
+    """Send without a copy, and wait for the word that the memory is free again."""
+    pair.reader.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)
+    pair.answer(bytes(_CHUNK), _MSG_ZEROCOPY)
+    _read(pair.writer, _CHUNK)
+    asking = select.poll()
+    asking.register(pair.reader, 0)
+    return "completed" if asking.poll(PATIENCE * 1000) else "never completed"
+
+
+def _block_with_limit(sock: socket.socket, seconds: float) -> None:
+    """Make a socket blocking, with a limit of the kernel's own: Python's would make it non-blocking."""
+    sock.setblocking(True)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
+
+
 def _read(sock: socket.socket, count: int) -> bytes:
     """Read this many bytes, or what there is."""
     got = b""
@@ -121,7 +168,7 @@ def _read(sock: socket.socket, count: int) -> bytes:
     return got
 
 
-#: The ways of reading, by the name that a programmer knows.
+#: The ways of reading and sending, by the name that a programmer knows.
 READERS: dict[str, Callable[[Pair], str]] = {
     "FIONREAD": _fionread,
     "MSG_PEEK": _peek,
@@ -129,4 +176,6 @@ READERS: dict[str, Callable[[Pair], str]] = {
     "MSG_WAITALL": _wait_for_all,
     "SO_RCVLOWAT": _low_water,
     "MSG_TRUNC": _truncate,
+    "recv() beside send()": _blocked,
+    "MSG_ZEROCOPY": _zero_copy,
 }

@@ -31,6 +31,7 @@ def judge_readers(probes: Probes, kernel: tuple[int, int, int]) -> list[Requirem
     found = reader_legs.app_sockets(probes, kernel)
     legs = reader_legs.decide(reader_legs.Profile.SAFE, found)
     wrong = probes.wrong(probe_sockets.REDIRECTED)
+    hashed = probes.wrong(probe_sockets.HASHED, probe_sockets.SENDER)
     return [
         Requirement(
             "sockmap.fionread",
@@ -43,6 +44,14 @@ def judge_readers(probes: Probes, kernel: tuple[int, int, int]) -> list[Requirem
             PASS,
             f"redirected bytes are {'' if probes.is_charged else 'not '}charged to their reader",
             "who is charged for redirected bytes",
+        ),
+        Requirement(
+            "sockmap.senders",
+            PASS,
+            f"on a socket in a sockhash these differ: {', '.join(hashed)}"
+            if hashed
+            else "a socket in a sockhash does as TCP",
+            "what being in a sockhash, and sending by it, does to a socket",
         ),
         Requirement(
             "sockmap.readers",
