@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
+from merbridge_lab.dataplane import abi
 from merbridge_lab.errors import LabError
+from merbridge_lab.istio_facts import SIDECAR_UID
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The sidecar of an endpoint: its process, and the user that it runs as."""
+    """The sidecar of an endpoint: its process, and the user and group that it runs as, as the node sees them."""
 
     pid: int
     uid: int
+    gid: int = SIDECAR_UID
+
+
+class Legs(Enum):
+    """Which messages between an app and its own sidecar eBPF may move; between sidecars it always may.
+
+    SAFE is for any app: where a socket of an app that eBPF moves messages out of, or into, differs from TCP on
+    this kernel, it is left to TCP. ALL is for apps that are known to work with it, such as the embedded lab's own.
+    """
+
+    SAFE = "safe"
+    ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -39,11 +54,24 @@ class Endpoint:
     netns: Path
     cgroup: Path
     sidecar: Sidecar | None = None
+    legs: Legs = Legs.ALL
 
     @property
     def ip4(self) -> int:
         """Return the address as the kernel side stores it."""
         return packed(self.ip)
+
+
+def pod_entry(endpoint: Endpoint) -> bytes:
+    """Return what the map `pods` holds for an endpoint."""
+    app = abi.constants()["POD_FROM_APP"] | abi.constants()["POD_INTO_APP"]
+    return abi.layouts()["pod"].pack(
+        ip4=endpoint.ip4,
+        flags=app if endpoint.legs is Legs.ALL else 0,
+        uid=endpoint.sidecar.uid if endpoint.sidecar else SIDECAR_UID,
+        gid=endpoint.sidecar.gid if endpoint.sidecar else SIDECAR_UID,
+        name=endpoint.name.encode(),
+    )
 
 
 def packed(ip: str) -> int:

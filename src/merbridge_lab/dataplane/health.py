@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.dataplane import abi, map_entries, sockhash, strangers
+from merbridge_lab.dataplane import abi, kernel_facts, map_entries, sockhash, strangers
 from merbridge_lab.dataplane.endpoints import Endpoint, address, netns_cookie
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.strangers import Around
@@ -17,7 +17,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 _NOTHING = Around()
@@ -197,8 +197,7 @@ def _problems(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: A
     found += [wrong for hook in HOOKS if (wrong := hook_problem(pins, hook, cgroup))]
     try:
         found += sockhash.programs_problems(pins)
-        if not pins.config()["redirect"]:
-            found.append("redirect is switched off")
+        found += _config_problems(pins.config())
         for endpoint in endpoints:
             found += _endpoint_problems(pins, endpoint)
         if not found:  # each pod is there, with its namespace
@@ -251,6 +250,18 @@ def listed(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: Arou
 def links(pins: Pins) -> dict[str, bpf_syscall.Link]:
     """Return every pinned link by its name."""
     return {f"sk_lookup/{pin}" if pin not in HOOK_NAMES else pin: link for pin, link in _links(pins)}
+
+
+def _config_problems(config: Mapping[str, int]) -> list[str]:
+    """Describe what is wrong with the switches, and with what the programs are told about this kernel."""
+    found = [] if config["redirect"] else ["redirect is switched off"]
+    facts = kernel_facts.config()
+    if not facts["woken"]:  # hidden from us now; it may have been readable before
+        facts.pop("woken")
+    wrong = [name for name, value in facts.items() if config[name] != value]
+    if wrong:
+        found.append(f"the programs are told something else about this kernel than it is: {', '.join(wrong)}")
+    return found
 
 
 def _links(pins: Pins) -> list[tuple[str, bpf_syscall.Link]]:

@@ -176,7 +176,7 @@ class Dataplane:
             return found
         with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
             pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
-            for key in bpf_maps.keys(fd, 8):
+            for key in bpf_maps.keys(fd, abi.layouts()["handshake"].size):
                 raw = bpf_maps.lookup(fd, key, layout.size)
                 if raw is not None:
                     found.append(_pair(layout.unpack(raw), pods))
@@ -197,7 +197,7 @@ def _reading(pins: Pins) -> Iterator[None]:
 def _pair(raw: dict[str, Any], pods: dict[int, str]) -> Pair:
     wire = raw["wire"]
     return Pair(
-        id=raw["cookie"][0],
+        id=raw["id"],
         leg=abi.legs()[raw["leg"]],
         source=f"{address(wire['src_ip4'])}:{wire['src_port']}",
         destination=f"{address(wire['dst_ip4'])}:{wire['dst_port']}",

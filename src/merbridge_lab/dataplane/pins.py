@@ -57,7 +57,9 @@ PROGRAMS = {
     "unread": bpf_syscall.PROG_RAW_TRACEPOINT,
 }
 
-MAPS = ("config", "pods", "pod_ips", "counters", "handover", "pairs", "flows", "listeners", "peers", "stamp")
+MAPS = ("config", "pods", "pod_ips", "counters", "live", "pairs", "flows", "listeners", "peers", "stamp")
+#: What `config` holds while the programs run, and what is a fact of the kernel.
+SWITCHES = ("redirect", "debug")
 
 _ZERO = bytes(4)
 

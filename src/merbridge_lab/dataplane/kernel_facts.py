@@ -1,0 +1,38 @@
+"""What the programs must know of the running kernel: the part of `struct config` that is no switch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from merbridge_lab.dataplane import btf, kernel_headers
+
+_KALLSYMS = Path("/proc/kallsyms")
+#: Where the kernel puts to sleep who waits for TCP's bytes (net/core/sock.c, sk_wait_data()).
+_SLEEPS_IN = "woken_wake_function"
+#: Since then redirected bytes count as received (commit 54f89b3178d5, "tcp_bpf: charge receive socket buffer").
+_CHARGES = (6, 13, 0)
+#: How many connections at once one pod may have: no pod takes the room of all others.
+QUOTA = 49152
+
+
+def config() -> dict[str, int]:
+    """Return the values, by the names of the members of `struct config`. Raises UnsupportedFeatureError."""
+    return {
+        **btf.offsets(),
+        "woken": woken(),
+        "charges": int(kernel_headers.release() >= _CHARGES),
+        "quota": QUOTA,
+    }
+
+
+def woken(kallsyms: Path = _KALLSYMS) -> int:
+    """Return the address of woken_wake_function(); 0 if it is hidden (kernel.kptr_restrict) or cannot be read."""
+    try:
+        with kallsyms.open(encoding="ascii", errors="replace") as symbols:
+            for line in symbols:
+                address, _, name = line.split(maxsplit=2)
+                if name.rstrip() == _SLEEPS_IN:
+                    return int(address, 16)
+    except (OSError, ValueError):
+        pass
+    return 0
