@@ -491,7 +491,7 @@ class TestSidecars:
         # merlab reports a sidecar with a configuration of the test's own as another one: so the kernel is read
         # directly.
         with scene.pins.open_map("listeners") as fd:
-            return bpf_maps.lookup(fd, u64(netns_cookie(scene.v2.netns)), 8) is not None
+            return bool(sockhash.listener_keys(fd, netns_cookie(scene.v2.netns)))
 
     def served_by(self, scene: Scene, apps, pod: Pod) -> int:
         """Return how many of some connections went to a pod, each through both sidecars and from socket to socket."""
