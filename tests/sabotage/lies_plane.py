@@ -70,9 +70,7 @@ def _(scene):
 )
 def _(scene):
     """sk_msg counts each message as moved, and as left to TCP as well, to which it goes."""
-    with another_source(
-        scene, (_REDIRECT, "0"), (_COUNT, f"{_COUNT} count(netns, COUNTER_PASSED_ON_TCP, 1);")
-    ):
+    with another_source(scene, (_REDIRECT, "0"), (_COUNT, f"{_COUNT} count(netns, COUNTER_PASSED_ON_TCP, 1);")):
         yield
 
 
