@@ -22,7 +22,8 @@
 // to TCP for good.
 #define HIGH_WATER 2097152
 
-// No map is allocated beforehand: these bound what a node may use, and nothing is charged for what is not used.
+// No map is allocated beforehand: these bound what a node may use, and nothing is charged for what is not
+// used.
 #define MAX_PODS      1024
 #define MAX_PAIRS     131072
 #define MAX_SOCKETS   262144
@@ -71,8 +72,8 @@ enum counter {
     COUNTER_MAP_FULL,               // an entry could not be made: the connection is served without redirect
     COUNTER_PASSED_READER_ASLEEP,   // a reader waits where it would not see redirected bytes
     COUNTER_PASSED_KTLS,            // the kernel encrypts, or decrypts, this connection
-    COUNTER_LEFT_TO_RULES,          // a connect() that was not intercepted, as there is no room for a connection
-    COUNTER_REFUSED_HANDOVERS,      // accepted with the numbers of a connection that was not meant for this pod
+    COUNTER_LEFT_TO_RULES,     // a connect() that was not intercepted, as there is no room for a connection
+    COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
     COUNTERS,
 };
 
@@ -162,8 +163,8 @@ struct end {
     u32 side; // 0 dialled, 1 accepted
 };
 
-// pairs[handshake]: made by the dialling side, which leaves here where the connection was going; the accepting
-// side finds it, and completes it. Arrays are indexed by side.
+// pairs[handshake]: made by the dialling side, which leaves here where the connection was going; the
+// accepting side finds it, and completes it. Arrays are indexed by side.
 struct pair {
     u64 id; // for people: the socket cookie of the side that dialled, with the number of its redials on top
     u64 sk[2]; // struct sock *, only ever read through bpf_probe_read_kernel; 0: not there (yet, or any more)

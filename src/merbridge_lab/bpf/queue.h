@@ -28,8 +28,9 @@ INLINE int has_unread(struct config *config, u64 psock) {
     return first != head;
 }
 
-// Is a reader of this socket asleep in tcp_recvmsg(), or in a system call that may get there? It would not see
-// redirected bytes before it has all that it waits for. Whoever waits by poll or epoll has another function.
+// Is a reader of this socket asleep in tcp_recvmsg(), or in a system call that may get there? It would not
+// see redirected bytes before it has all that it waits for. Whoever waits by poll or epoll has another
+// function.
 INLINE int reader_asleep(struct config *config, u64 sk) {
     u32 owned = 1;
     u64 wq = 0, head, next = 0, func = 0;

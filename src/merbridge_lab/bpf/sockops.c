@@ -3,16 +3,16 @@
 // sockops: brings the two ends of a connection together, and cleans up behind it.
 //
 // On the wire ACTIVE_ESTABLISHED (SYN-ACK received) comes before PASSIVE_ESTABLISHED (its ACK received), so
-// the dialling side leaves an entry in `pairs` under the connection's first sequence numbers, and the accepting
-// side completes it.
+// the dialling side leaves an entry in `pairs` under the connection's first sequence numbers, and the
+// accepting side completes it.
 
 #include "common.h"
 #include "queue.h"
 
-#define SOL_SOCKET   1
-#define SO_SNDBUF    7
-#define SNDBUF       212992 // small enough that what is on TCP is soon read, and messages are redirected again
-#define SNDBUF_LOCKED 1     // SOCK_SNDBUF_LOCK in sk_userlocks: the program asked for a size
+#define SOL_SOCKET    1
+#define SO_SNDBUF     7
+#define SNDBUF        212992 // small enough that what is on TCP is soon read, and messages are redirected again
+#define SNDBUF_LOCKED 1      // SOCK_SNDBUF_LOCK in sk_userlocks: the program asked for a size
 
 // Whether this is an IPv4 connection; if so, fills `wire`.
 INLINE int wire_of(struct bpf_sock_ops *ctx, struct wire *wire) {
@@ -84,7 +84,8 @@ INLINE void enter(struct bpf_sock_ops *ctx, struct flow *flow, u32 flags, u64 ne
         bpf_setsockopt(ctx, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 }
 
-// A pointer to a socket as a number. By way of memory, as the verifier allows no arithmetic on such a pointer.
+// A pointer to a socket as a number. By way of memory, as the verifier allows no arithmetic on such a
+// pointer.
 INLINE u64 address_of(struct bpf_sock *sk, struct flow *flow) {
     flow->sk = (u64)sk;
     BARRIER;
@@ -239,8 +240,8 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *
     pair->netns[1] = netns;
     pair->cookie[1] = bpf_get_socket_cookie(ctx);
     __sync_fetch_and_add(&pair->ends, 1);
-    // Last: from here on the dialling side redirects. Were this seen before the cookie, the two would not fit,
-    // and the message go by TCP.
+    // Last: from here on the dialling side redirects. Were this seen before the cookie, the two would not
+    // fit, and the message go by TCP.
     BARRIER;
     pair->sk[1] = address;
     if (flow->leg >= LEG_OUTBOUND && flow->leg <= LEG_INBOUND)
