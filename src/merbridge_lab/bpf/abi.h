@@ -78,11 +78,15 @@ enum counter {
 };
 
 // config[0]; `redirect` comes first in every version, as detaching another version must be able to switch it
-// off. What depends on the kernel is a value here and no constant of the compiler: one compile fits all
-// kernels. Offsets are in bytes, from the kernel's BTF (dataplane/btf.py).
+// off
 struct config {
-    u32 redirect;  // 1: messages may move from socket to socket
-    u32 debug;     // 1: say what is done in the trace
+    u32 redirect; // 1: messages may move from socket to socket
+    u32 debug;    // 1: say what is done in the trace
+};
+
+// kernel[0]: what depends on the running kernel. Values and no constants of the compiler: one compile fits
+// all kernels. Offsets are in bytes, from the kernel's BTF (dataplane/btf.py).
+struct kernel {
     u64 woken;     // address of woken_wake_function(); 0: not known, so a direction on TCP never comes back
     u32 charges;   // 1: redirected bytes are charged to sk_rmem_alloc (since Linux 6.13)
     u32 quota;     // connections at once of one pod

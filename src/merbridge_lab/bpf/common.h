@@ -33,6 +33,7 @@ struct sockaddr6 {
 };
 
 BPF_ARRAY(merlab_config, struct config, 1);
+BPF_ARRAY(merlab_kernel, struct kernel, 1);
 BPF_ARRAY(merlab_stamp, struct stamp, 1);
 BPF_F_TABLE("hash", u64, struct pod, merlab_pods, MAX_PODS, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", u32, u64, merlab_pod_ips, MAX_PODS, BPF_F_NO_PREALLOC);
@@ -61,6 +62,11 @@ SOCKHASH(merlab_peers, struct end, MAX_SOCKETS);
 INLINE struct config *configuration(void) {
     u32 zero = 0;
     return merlab_config.lookup(&zero);
+}
+
+INLINE struct kernel *this_kernel(void) {
+    u32 zero = 0;
+    return merlab_kernel.lookup(&zero);
 }
 
 INLINE int debugging(void) {

@@ -73,10 +73,10 @@ INLINE void decide(struct dial *dial, struct pod *pod) {
 
 // Is there room for one more connection of this pod? If not, the rules decide, as without us.
 INLINE int has_room(u64 netns) {
-    struct config *config = configuration();
+    struct kernel *kernel = this_kernel();
     u64 *live = merlab_live.lookup(&netns);
 
-    return config && live && *live < config->quota;
+    return kernel && live && *live < kernel->quota;
 }
 
 // Decides, counts and remembers. Gives the leg.

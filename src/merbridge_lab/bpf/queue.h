@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
-// Looking into sockets of the kernel. The offsets are in struct config and come from this kernel's BTF
+// Looking into sockets of the kernel. The offsets are in struct kernel and come from this kernel's BTF
 // (dataplane/btf.py): without kernel headers, or with those of another version, the compiler's idea of these
 // structures would be silently wrong.
 //
@@ -9,21 +9,21 @@
 
 #define PEEK(to, address) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(address))
 
-INLINE int is_still(struct config *config, u64 sk, u64 cookie) {
+INLINE int is_still(struct kernel *kernel, u64 sk, u64 cookie) {
     u64 now = 0;
-    return sk && !PEEK(now, sk + config->sk_cookie) && now == cookie;
+    return sk && !PEEK(now, sk + kernel->sk_cookie) && now == cookie;
 }
 
 // The psock: what the kernel hangs on a socket that is in a sockhash. The low bits of sk_user_data are flags.
-INLINE u64 psock_of(struct config *config, u64 sk) {
+INLINE u64 psock_of(struct kernel *kernel, u64 sk) {
     u64 psock = 0;
-    PEEK(psock, sk + config->sk_user_data);
+    PEEK(psock, sk + kernel->sk_user_data);
     return psock & ~7ULL;
 }
 
 // Are redirected bytes waiting to be read there?
-INLINE int has_unread(struct config *config, u64 psock) {
-    u64 first = 0, head = psock + config->psock_ingress_msg;
+INLINE int has_unread(struct kernel *kernel, u64 psock) {
+    u64 first = 0, head = psock + kernel->psock_ingress_msg;
     PEEK(first, head);
     return first != head;
 }
@@ -31,23 +31,23 @@ INLINE int has_unread(struct config *config, u64 psock) {
 // Is a reader of this socket asleep in tcp_recvmsg(), or in a system call that may get there? It would not
 // see redirected bytes before it has all that it waits for. Whoever waits by poll or epoll has another
 // function.
-INLINE int reader_asleep(struct config *config, u64 sk) {
+INLINE int reader_asleep(struct kernel *kernel, u64 sk) {
     u32 owned = 1;
     u64 wq = 0, head, next = 0, func = 0;
     int i;
 
-    PEEK(owned, sk + config->sk_owned);
+    PEEK(owned, sk + kernel->sk_owned);
     if (owned)
         return 1;
-    PEEK(wq, sk + config->sk_wq);
-    head = wq + config->wq_head;
+    PEEK(wq, sk + kernel->sk_wq);
+    head = wq + kernel->wq_head;
     PEEK(next, head);
 #pragma unroll
     for (i = 0; i < WAITERS; i++) {
         if (next == head)
             return 0;
-        PEEK(func, next - config->waiter_entry + config->waiter_func);
-        if (func == config->woken)
+        PEEK(func, next - kernel->waiter_entry + kernel->waiter_func);
+        if (func == kernel->woken)
             return 1;
         PEEK(next, next);
     }

@@ -12,24 +12,24 @@
 #include "queue.h"
 
 // Would the receiver hold too much with this message?
-INLINE int receiver_full(struct config *config, struct flow *flow, u64 sk, u32 size) {
+INLINE int receiver_full(struct kernel *kernel, struct flow *flow, u64 sk, u32 size) {
     s32 charged = 0, room = 0;
     u64 high = HIGH_WATER, psock;
     u8 locks = 0;
 
-    PEEK(locks, sk + config->sk_userlocks);
-    if ((locks >> config->sk_userlocks_shift) & 2) { // SOCK_RCVBUF_LOCK: the receiver asked for a size
-        PEEK(room, sk + config->sk_rcvbuf);
+    PEEK(locks, sk + kernel->sk_userlocks);
+    if ((locks >> kernel->sk_userlocks_shift) & 2) { // SOCK_RCVBUF_LOCK: the receiver asked for a size
+        PEEK(room, sk + kernel->sk_rcvbuf);
         if (room > 0 && (u64)room / 4 < high)
             high = room / 4;
     }
-    PEEK(charged, sk + config->sk_rmem_alloc);
+    PEEK(charged, sk + kernel->sk_rmem_alloc);
     if (charged < 0)
         charged = 0;
-    if (!config->charges) {
+    if (!kernel->charges) {
         // Before Linux 6.13 redirected bytes are charged to nobody: count them ourselves.
-        psock = psock_of(config, sk);
-        if (!psock || !has_unread(config, psock))
+        psock = psock_of(kernel, sk);
+        if (!psock || !has_unread(kernel, psock))
             flow->unread = 0;
         if (flow->unread + size > high)
             return 1;
@@ -39,47 +39,48 @@ INLINE int receiver_full(struct config *config, struct flow *flow, u64 sk, u32 s
 
 // Does the kernel encrypt or decrypt here (kTLS)? A program is shown what is not encrypted yet, and what is
 // redirected is not decrypted.
-INLINE int has_ulp(struct config *config, u64 sk) {
+INLINE int has_ulp(struct kernel *kernel, u64 sk) {
     u64 ops = 0;
 
-    PEEK(ops, sk + config->sk_ulp_ops);
+    PEEK(ops, sk + kernel->sk_ulp_ops);
     return ops != 0;
 }
 
 // Gives 0 if this message may be redirected, else the counter of the reason why not.
-INLINE u32 may_redirect(struct config *config, struct flow *flow, struct pair *pair, u32 to, u32 size) {
+INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *pair, u32 to, u32 size) {
     u32 written = 0, copied = 1;
+    struct config *config = configuration();
     u64 sk, cookie, own = flow->sk;
 
-    if (!config->redirect)
+    if (!config || !config->redirect)
         return COUNTER_PASSED_REDIRECT_OFF;
-    if (has_ulp(config, own))
+    if (has_ulp(kernel, own))
         return COUNTER_PASSED_KTLS;
     if (!pair)
         return COUNTER_PASSED_NOT_PAIRED;
     sk = pair->sk[to];
     cookie = pair->cookie[to];
-    if (!is_still(config, sk, cookie))
+    if (!is_still(kernel, sk, cookie))
         return COUNTER_PASSED_NOT_PAIRED;
-    if (has_ulp(config, sk))
+    if (has_ulp(kernel, sk))
         return COUNTER_PASSED_KTLS;
     // Redirected bytes have no sequence numbers: these two count TCP's only.
-    PEEK(written, own + config->tcp_write_seq);
-    PEEK(copied, sk + config->tcp_copied_seq);
+    PEEK(written, own + kernel->tcp_write_seq);
+    PEEK(copied, sk + kernel->tcp_copied_seq);
     if (written != copied)
         return COUNTER_PASSED_ON_TCP;
     if (written != flow->written) { // bytes went by TCP since this was looked at
-        if (!config->woken)
+        if (!kernel->woken)
             return COUNTER_PASSED_ON_TCP;
-        if (reader_asleep(config, sk))
+        if (reader_asleep(kernel, sk))
             return COUNTER_PASSED_READER_ASLEEP;
         flow->written = written;
     }
-    return receiver_full(config, flow, sk, size) ? COUNTER_PASSED_RECEIVER_FULL : 0;
+    return receiver_full(kernel, flow, sk, size) ? COUNTER_PASSED_RECEIVER_FULL : 0;
 }
 
 int merlab_sk_msg(struct sk_msg_md *msg) {
-    struct config *config = configuration();
+    struct kernel *kernel = this_kernel();
     struct bpf_sock *sk = msg->sk;
     u32 size = msg->size;
     u64 netns = bpf_get_netns_cookie(msg);
@@ -88,7 +89,7 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
     struct pair *pair;
     u32 leg, side, why;
 
-    if (!sk || !config)
+    if (!sk || !kernel)
         return SK_PASS;
     flow = merlab_flows.sk_storage_get(sk, 0, 0);
     if (!flow || !flow->redirects)
@@ -99,7 +100,7 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
     own.side = side;
     other.side = 1 - side;
     pair = merlab_pairs.lookup(&own.handshake);
-    why = may_redirect(config, flow, pair, 1 - side, size);
+    why = may_redirect(kernel, flow, pair, 1 - side, size);
     if (!why && merlab_peers.msg_redirect_hash(msg, &other, BPF_F_INGRESS) != SK_PASS)
         why = COUNTER_PASSED_REDIRECT_FAILED;
     if (!why) {

@@ -58,14 +58,14 @@ INLINE int may_send(u32 leg, u32 side, u32 flags) {
 // A socket enters `peers` if it may send or receive redirected messages: what is in no sockhash behaves in
 // every respect as the kernel's own.
 INLINE void enter(struct bpf_sock_ops *ctx, struct flow *flow, u32 flags, u64 netns) {
-    struct config *config = configuration();
+    struct kernel *kernel = this_kernel();
     struct end end = {.handshake = flow->handshake, .side = flow->side};
     u32 size = SNDBUF, may_receive = may_send(flow->leg, 1 - flow->side, flags);
     u8 locks = 0;
     int failed;
 
     flow->redirects = may_send(flow->leg, flow->side, flags);
-    if (!config || (!flow->redirects && !may_receive))
+    if (!kernel || (!flow->redirects && !may_receive))
         return;
     failed = merlab_peers.sock_hash_update(ctx, &end, BPF_NOEXIST);
     if (failed) {
@@ -75,12 +75,12 @@ INLINE void enter(struct bpf_sock_ops *ctx, struct flow *flow, u32 flags, u64 ne
     }
     if (!flow->redirects)
         return;
-    PEEK(flow->written, flow->sk + config->tcp_write_seq);
+    PEEK(flow->written, flow->sk + kernel->tcp_write_seq);
     // Bytes sent before the handshake was over went by TCP: look whether they have been read.
     if (ctx->data_segs_out != 0)
         flow->written--;
-    PEEK(locks, flow->sk + config->sk_userlocks);
-    if (!(locks >> config->sk_userlocks_shift & SNDBUF_LOCKED))
+    PEEK(locks, flow->sk + kernel->sk_userlocks);
+    if (!(locks >> kernel->sk_userlocks_shift & SNDBUF_LOCKED))
         bpf_setsockopt(ctx, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 }
 
@@ -94,16 +94,16 @@ INLINE u64 address_of(struct bpf_sock *sk, struct flow *flow) {
 
 // Is it a socket of the pod's sidecar? A socket belongs to the user that opened it; accepted ones to that of
 // the listener.
-INLINE int is_sidecars(struct config *config, u64 sk, struct pod *pod) {
+INLINE int is_sidecars(struct kernel *kernel, u64 sk, struct pod *pod) {
     u32 uid = ~pod->uid;
 
-    PEEK(uid, sk + config->sk_uid);
+    PEEK(uid, sk + kernel->sk_uid);
     return uid == pod->uid;
 }
 
 // Registers an inbound listener that takes IPv4 connections.
 INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *pod, u64 netns) {
-    struct config *config = configuration();
+    struct kernel *kernel = this_kernel();
     struct listener key = {.netns = netns};
     struct flow *flow;
     u32 family = ctx->family;
@@ -112,7 +112,7 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod 
     int failed;
 
     BARRIER;
-    if (ctx->local_port != PORT_INBOUND || !config)
+    if (ctx->local_port != PORT_INBOUND || !kernel)
         return;
     flow = merlab_flows.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (!flow) {
@@ -120,10 +120,10 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod 
         return;
     }
     address = address_of(sk, flow);
-    PEEK(only, address + config->sk_ipv6only);
-    if (family != AF_INET && (family != AF_INET6 || only >> config->sk_ipv6only_shift & 1))
+    PEEK(only, address + kernel->sk_ipv6only);
+    if (family != AF_INET && (family != AF_INET6 || only >> kernel->sk_ipv6only_shift & 1))
         return;
-    if (!is_sidecars(config, address, pod))
+    if (!is_sidecars(kernel, address, pod))
         return;
     key.slot = bpf_get_socket_cookie(ctx) % LISTENERS;
     failed = merlab_listeners.sock_hash_update(ctx, &key, BPF_ANY);
@@ -191,14 +191,14 @@ INLINE void arrived(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *p
 
 // Whoever can choose sequence numbers could claim any destination. So the claim must fit the one who accepts:
 // between an app and its sidecar both are in one pod, and what a sidecar was dialled for is its pod's.
-INLINE int is_meant_for(struct config *config, struct pair *pair, u64 sk, struct pod *pod, u64 netns) {
-    if (pair->leg != LEG_INBOUND && !is_sidecars(config, sk, pod))
+INLINE int is_meant_for(struct kernel *kernel, struct pair *pair, u64 sk, struct pod *pod, u64 netns) {
+    if (pair->leg != LEG_INBOUND && !is_sidecars(kernel, sk, pod))
         return 0;
     return pair->leg == LEG_MESH ? pair->orig_ip4 == pod->ip4 : pair->netns[0] == netns;
 }
 
 INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *pod, u64 netns) {
-    struct config *config = configuration();
+    struct kernel *kernel = this_kernel();
     struct handshake handshake = {};
     struct pair *pair;
     struct flow *flow;
@@ -213,7 +213,7 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *
     handshake.from_accepting = ctx->snd_una;
     BARRIER;
     pair = merlab_pairs.lookup(&handshake);
-    if (!pair || pair->ends != 1 || pair->cookie[1] || !config) {
+    if (!pair || pair->ends != 1 || pair->cookie[1] || !kernel) {
         arrived(ctx, sk, pod, netns);
         return;
     }
@@ -223,7 +223,7 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *
         return;
     }
     address = address_of(sk, flow);
-    if (!is_meant_for(config, pair, address, pod, netns)) {
+    if (!is_meant_for(kernel, pair, address, pod, netns)) {
         count(netns, COUNTER_REFUSED_HANDOVERS, 1);
         arrived(ctx, sk, pod, netns);
         return;

@@ -39,8 +39,8 @@ def load(pins: Pins, tracefs: Path | None) -> None:
         try:
             for name in PROGRAMS:
                 bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
-            facts = abi.layouts()["config"].pack(**kernel_facts.config())
-            bpf_maps.update(loaded.maps["config"], bytes(4), facts)
+            facts = abi.layouts()["kernel"].pack(**kernel_facts.told())
+            bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
             for name in MAPS:  # the stamp comes last
                 if name == "stamp":
                     tags = " ".join(

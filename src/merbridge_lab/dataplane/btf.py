@@ -30,7 +30,7 @@ _TAIL = {
     17: (4, 0),
     19: (0, 12),
 }
-#: The members of `struct config` that are offsets: of which member of which structure of the kernel.
+#: The members of `struct kernel` that are offsets: of which member of which structure of the kernel.
 _MEMBERS = {
     "sk_cookie": ("sock_common", "skc_cookie"),
     "sk_uid": ("sock", "sk_uid"),
@@ -132,7 +132,7 @@ class Btf:
 
 
 def offsets(blob: Path = VMLINUX) -> dict[str, int]:
-    """Return what `struct config` has of the kernel's structures, by the names of its members.
+    """Return what `struct kernel` has of the kernel's structures, by the names of its members.
 
     Raise UnsupportedFeatureError without BTF or a member.
     """

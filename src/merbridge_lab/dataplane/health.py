@@ -197,7 +197,9 @@ def _problems(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: A
     found += [wrong for hook in HOOKS if (wrong := hook_problem(pins, hook, cgroup))]
     try:
         found += sockhash.programs_problems(pins)
-        found += _config_problems(pins.config())
+        if not pins.config()["redirect"]:
+            found.append("redirect is switched off")
+        found += _kernel_problems(pins.kernel())
         for endpoint in endpoints:
             found += _endpoint_problems(pins, endpoint)
         if not found:  # each pod is there, with its namespace
@@ -252,16 +254,13 @@ def links(pins: Pins) -> dict[str, bpf_syscall.Link]:
     return {f"sk_lookup/{pin}" if pin not in HOOK_NAMES else pin: link for pin, link in _links(pins)}
 
 
-def _config_problems(config: Mapping[str, int]) -> list[str]:
-    """Describe what is wrong with the switches, and with what the programs are told about this kernel."""
-    found = [] if config["redirect"] else ["redirect is switched off"]
-    facts = kernel_facts.config()
+def _kernel_problems(told: Mapping[str, int]) -> list[str]:
+    """Describe what the programs are told about this kernel that it is not."""
+    facts = kernel_facts.told()
     if not facts["woken"]:  # hidden from us now; it may have been readable before
         facts.pop("woken")
-    wrong = [name for name, value in facts.items() if config[name] != value]
-    if wrong:
-        found.append(f"the programs are told something else about this kernel than it is: {', '.join(wrong)}")
-    return found
+    wrong = [name for name, value in facts.items() if told[name] != value]
+    return [f"the programs are told something else about this kernel than it is: {', '.join(wrong)}"] if wrong else []
 
 
 def _links(pins: Pins) -> list[tuple[str, bpf_syscall.Link]]:

@@ -1,4 +1,4 @@
-"""What the programs must know of the running kernel: the part of `struct config` that is no switch."""
+"""What the programs must know of the running kernel: what `struct kernel` holds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _CHARGES = (6, 13, 0)
 QUOTA = 49152
 
 
-def config() -> dict[str, int]:
-    """Return the values, by the names of the members of `struct config`. Raises UnsupportedFeatureError."""
+def told() -> dict[str, int]:
+    """Return the values, by the names of the members of `struct kernel`. Raises UnsupportedFeatureError."""
     return {
         **btf.offsets(),
         "woken": woken(),
