@@ -6,7 +6,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from merbridge_lab.adapters import netns
 from merbridge_lab.dataplane import abi
@@ -14,6 +14,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import SIDECAR_UID
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -26,15 +27,29 @@ class Sidecar:
     gid: int = SIDECAR_UID
 
 
-class Legs(Enum):
-    """Which messages between an app and its own sidecar eBPF may move; between sidecars it always may.
+class AppLegs(NamedTuple):
+    """Whether eBPF may move what an app sends to its own sidecar, and what it receives from it.
 
-    SAFE is for any app: where a socket of an app that eBPF moves messages out of, or into, differs from TCP on
-    this kernel, it is left to TCP. ALL is for apps that are known to work with it, such as the embedded lab's own.
+    Between sidecars it always may. See docs/adr/0035-legs-by-reader.md.
+    """
+
+    sends: bool
+    receives: bool
+
+
+class Legs(str, Enum):
+    """Whose messages eBPF moves: a profile.
+
+    SAFE is for any app: a socket of an app is left to TCP where the kernel makes it differ from TCP's. ALL is for apps
+    that are known to work with redirected messages, such as the embedded lab's own.
     """
 
     SAFE = "safe"
     ALL = "all"
+
+    def of_apps(self) -> AppLegs:
+        """Return what this profile means on this kernel."""
+        return AppLegs(sends=self is Legs.ALL, receives=self is Legs.ALL)
 
 
 @dataclass(frozen=True)
@@ -64,14 +79,19 @@ class Endpoint:
 
 def pod_entry(endpoint: Endpoint) -> bytes:
     """Return what the map `pods` holds for an endpoint."""
-    app = abi.constants()["POD_FROM_APP"] | abi.constants()["POD_INTO_APP"]
+    app, known = endpoint.legs.of_apps(), abi.constants()
     return abi.layouts()["pod"].pack(
         ip4=endpoint.ip4,
-        flags=app if endpoint.legs is Legs.ALL else 0,
+        flags=app.sends * known["POD_FROM_APP"] | app.receives * known["POD_INTO_APP"],
         uid=endpoint.sidecar.uid if endpoint.sidecar else SIDECAR_UID,
         gid=endpoint.sidecar.gid if endpoint.sidecar else SIDECAR_UID,
         name=endpoint.name.encode(),
     )
+
+
+def profile_of(entry: Mapping[str, int]) -> Legs:
+    """Return the profile that an entry of the map `pods` was made with."""
+    return Legs.ALL if entry["flags"] & abi.constants()["POD_INTO_APP"] else Legs.SAFE
 
 
 def packed(ip: str) -> int:

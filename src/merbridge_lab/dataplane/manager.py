@@ -10,7 +10,7 @@ from merbridge_lab.adapters import bpf_maps
 from merbridge_lab.dataplane import abi, health, orphaned_links, printk_event, recompiled
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
-from merbridge_lab.dataplane.endpoints import address
+from merbridge_lab.dataplane.endpoints import Legs, address, profile_of
 from merbridge_lab.dataplane.pins import HOOKS, Pins, remove_pin, u64
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
@@ -68,6 +68,13 @@ class Dataplane:
         """
         printk_event.put_back(self._tracefs)
         return detach(self._pins, timeout)
+
+    def legs(self) -> Legs | None:
+        """Return the profile that pods are served with; None if none are. Raises LabError."""
+        with _reading(self._pins), contextlib.suppress(FileNotFoundError):
+            served = self._pins.pods().values() if self._pins.readable else ()
+            return next((profile_of(pod) for pod in served), None)
+        return None
 
     def ours(self) -> frozenset[int]:
         """Return the ids of the programs that run as ours. Raises OSError."""
