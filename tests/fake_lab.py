@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, ruleset
 from merbridge_lab.command_events import CommandTranscript
-from merbridge_lab.dataplane import AppLegs
+from merbridge_lab.dataplane import Legs
 from merbridge_lab.dataplane import trace as trace_lines
 from merbridge_lab.dataplane.evidence import interception
 from merbridge_lab.errors import LabError
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 CAPTURED = Path(__file__).parent / "captured"
 RULES = (CAPTURED / "sleep.nft.rules").read_text()
 VIP = "10.96.0.10"
+ALL_LEGS = Legs.ALL.of_apps()
 
 
 class FakePart:
@@ -349,7 +350,7 @@ class FakeLab(LabBase):
         counters = Counters(counted, copy.deepcopy(self.counters) if self.dataplane.attached else {})
         return Observation(
             **vars(batch),
-            interception=interception(batch, counters, AppLegs(sends=True, receives=True)),
+            interception=interception(batch, counters, ALL_LEGS),
             rejected=tuple(
                 (name, line) for name, line in theirs if line.rejected_plain_text and line.downstream_remote in closed
             ),
@@ -607,4 +608,4 @@ def seen_with(seen: Observation, **changes: object) -> Observation:
     known = seen.interception.counters
     counters = Counters(changes.pop("counters_before", known.before), changes.pop("counters_after", known.after))
     changed = replace(seen, **changes)
-    return replace(changed, interception=interception(changed, counters))
+    return replace(changed, interception=interception(changed, counters, ALL_LEGS))

@@ -17,7 +17,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
 _NOTHING = Around()
@@ -201,7 +201,7 @@ def _problems(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: A
         found += sockhash.programs_problems(pins)
         if not pins.config()["redirect"]:
             found.append("redirect is switched off")
-        found += _kernel_problems(pins.kernel())
+        found += kernel_facts.problems(pins.kernel())
         for endpoint in endpoints:
             found += _endpoint_problems(pins, endpoint)
         if not found:  # each pod is there, with its namespace
@@ -254,15 +254,6 @@ def listed(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: Arou
 def links(pins: Pins) -> dict[str, bpf_syscall.Link]:
     """Return every pinned link by its name."""
     return {f"sk_lookup/{pin}" if pin not in HOOK_NAMES else pin: link for pin, link in _links(pins)}
-
-
-def _kernel_problems(told: Mapping[str, int]) -> list[str]:
-    """Describe what the programs are told about this kernel that it is not."""
-    facts = kernel_facts.told()
-    if not facts["woken"]:  # hidden from us now; it may have been readable before
-        facts.pop("woken")
-    wrong = [name for name, value in facts.items() if told[name] != value]
-    return [f"the programs are told something else about this kernel than it is: {', '.join(wrong)}"] if wrong else []
 
 
 def _links(pins: Pins) -> list[tuple[str, bpf_syscall.Link]]:

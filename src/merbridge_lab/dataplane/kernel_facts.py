@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from merbridge_lab.dataplane import btf, kernel_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _KALLSYMS = Path("/proc/kallsyms")
 #: Where the kernel puts to sleep who waits for TCP's bytes (net/core/sock.c, sk_wait_data()).
@@ -36,3 +40,12 @@ def woken(kallsyms: Path = _KALLSYMS) -> int:
     except (OSError, ValueError):
         pass
     return 0
+
+
+def problems(programs: Mapping[str, int]) -> list[str]:
+    """Describe what the programs are told about this kernel that it is not. Raises UnsupportedFeatureError."""
+    facts = told()
+    if not facts["woken"]:  # hidden from us now; it may have been readable before
+        facts.pop("woken")
+    wrong = [name for name, value in facts.items() if programs[name] != value]
+    return [f"the programs are told something else about this kernel than it is: {', '.join(wrong)}"] if wrong else []

@@ -212,11 +212,8 @@ class EmbeddedDataplane:
 
     def shell_commands(self) -> list[str]:
         """Return the commands that show what was attached."""
-        pins = self._machine.bpffs / self._machine.name
-        return [
-            f"bpftool cgroup tree {self._machine.mesh_cgroup}",
-            f"bpftool map dump pinned {pins / 'maps' / 'pods'}",
-        ]
+        pods = self._machine.bpffs / self._machine.name / "maps" / "pods"
+        return [f"bpftool cgroup tree {self._machine.mesh_cgroup}", f"bpftool map dump pinned {pods}"]
 
     # -- trace --------------------------------------------------------------------------------------------------------
 
