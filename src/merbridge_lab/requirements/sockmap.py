@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.kernel_features import SOCKMAP_FIXES, stable_release
 from merbridge_lab.dataplane import helper_probes, kernel_probes, probe_sockets, reader_legs
+from merbridge_lab.dataplane.endpoints import Legs
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def readers() -> list[Requirement]:
 def judge_readers(probes: Probes, kernel: tuple[int, int, int]) -> list[Requirement]:
     """Assess what was probed on a kernel of this stable release."""
     found = reader_legs.app_sockets(probes, kernel)
-    legs = reader_legs.decide(reader_legs.Profile.SAFE, found)
+    legs = reader_legs.decide(Legs.SAFE, found)
     wrong = probes.wrong(probe_sockets.REDIRECTED)
     hashed = probes.wrong(probe_sockets.HASHED, probe_sockets.SENDER)
     return [
@@ -73,5 +74,5 @@ def _mptcp(kernel: tuple[int, int, int], *, is_safe: bool) -> Requirement:
     needed = f"{fix.what}: fixed in Linux {', '.join(releases)} and {'.'.join(map(str, fix.since or ()))}"
     if is_safe:
         return Requirement("sockmap.mptcp", PASS, f"{said} has the fix for {fix.what}", needed)
-    hint = "boot one of these, or switch MPTCP off in pods: sysctl -w net.mptcp.enabled=0"
+    hint = "boot one of these, or set net.mptcp.enabled to 0 in pods"
     return Requirement("sockmap.mptcp", WARN, f"{said} is not known to have the fix", needed, hint)
