@@ -73,8 +73,8 @@ $B cat err >"${{port}}{err}" & ERR=$!
 echo started >"${{port}}{status}"
 ( cd {folder} && exec /usr/bin/env -i {environment} setsid {command} ) </dev/null >/run/guest/out 2>/run/guest/err
 status=$?
-# What the command left running may hold the pipes open.
-for i in 1 2 3 4 5 6 7 8 9 10; do
+# What the command left running may hold the pipes open: its output is not waited for forever.
+for i in $($B seq 50); do
     if $B kill -0 $OUT 2>/dev/null || $B kill -0 $ERR 2>/dev/null; then $B sleep 0.2; fi
 done
 echo "exit $status" >"${{port}}{status}"
