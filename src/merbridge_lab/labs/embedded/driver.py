@@ -70,7 +70,7 @@ class EmbeddedDriver:
         """Probe what this machine offers and lacks."""
         from merbridge_lab import requirements
 
-        return requirements.embedded()
+        return requirements.embedded(sockets=True)
 
     @contextlib.contextmanager
     def open(
