@@ -6,7 +6,7 @@ from merbridge_lab.adapters import kernel_features
 from merbridge_lab.adapters.kernel_features import SOCKMAP_FIXES, Fix, is_fixed, stable_release
 from merbridge_lab.dataplane import probe_sockets, reader_legs
 from merbridge_lab.dataplane.kernel_probes import ARRANGEMENTS, Answer, Counts, Fionread, Flow, Probes
-from merbridge_lab.dataplane.reader_legs import Profile
+from merbridge_lab.dataplane.legs import Profile
 from merbridge_lab.dataplane.reader_probes import READERS
 from merbridge_lab.requirements import sockmap
 

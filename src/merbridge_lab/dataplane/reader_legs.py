@@ -7,25 +7,16 @@ because no kernel so far hides redirected bytes from every way of reading. When 
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import kernel_features
-from merbridge_lab.dataplane import probe_sockets
+from merbridge_lab.dataplane import kernel_probes, probe_sockets
 from merbridge_lab.dataplane.kernel_probes import Counts
+from merbridge_lab.dataplane.legs import ALL_LEGS, Legs, Profile
 
 if TYPE_CHECKING:
     from merbridge_lab.dataplane.kernel_probes import Probes
-
-
-class Profile(enum.Enum):
-    """How much is redirected."""
-
-    #: For anybody's pods.
-    SAFE = "safe"
-    #: For apps that are known to read redirected bytes well: those of the embedded lab.
-    ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -42,16 +33,6 @@ class AppSockets:
     is_mptcp_safe: bool
 
 
-@dataclass(frozen=True)
-class Legs:
-    """Which legs are redirected; `why` is one sentence on the app's sockets."""
-
-    between_sidecars: bool
-    out_of_app: bool
-    into_app: bool
-    why: str
-
-
 def app_sockets(probes: Probes | None, kernel: tuple[int, int, int]) -> AppSockets:
     """Sum up what was probed, and what is known of this kernel."""
     is_mptcp_safe = kernel_features.is_fixed(kernel_features.SOCKMAP_FIXES["mptcp"], kernel)
@@ -62,13 +43,19 @@ def app_sockets(probes: Probes | None, kernel: tuple[int, int, int]) -> AppSocke
     return AppSockets(probes.fionread.counts, tuple(tcp), tuple(redirected), is_mptcp_safe)
 
 
+def for_profile(profile: Profile) -> Legs:
+    """Decide which legs this kernel's pods have; probe it if that matters. Raises OSError."""
+    probes = kernel_probes.probe() if profile is Profile.SAFE else None
+    return decide(profile, app_sockets(probes, kernel_features.stable_release()))
+
+
 def decide(profile: Profile, found: AppSockets, *, may_use_mptcp: bool = True) -> Legs:
     """Decide which legs a pod has; `may_use_mptcp` is False if its apps are known not to, or if it is off there."""
     obstacle = _obstacle(profile, found, may_use_mptcp=may_use_mptcp)
     if obstacle is not None:
         return Legs(True, False, False, f"app sockets: TCP only, because {obstacle}")
     if profile is Profile.ALL:
-        return Legs(True, True, True, "app sockets: all that they send and read is redirected, as asked for")
+        return ALL_LEGS
     why = (
         f"redirected bytes are read wrongly by {_list(found.redirected)}"
         if found.redirected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab import dataplane, istio_facts, polling, signals
 from merbridge_lab.adapters import kernel_features, tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
-from merbridge_lab.dataplane import socket_filters
+from merbridge_lab.dataplane import reader_legs, socket_filters
 from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
@@ -44,15 +45,32 @@ class EmbeddedDataplane:
     name, roles = "merlab", ROLES
     capabilities = frozenset({DATAPLANE, INBOUND_WITHOUT_RULES, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT})
 
-    def __init__(self, machine: Machine, mesh: Mesh, legs: dataplane.Legs | None = None) -> None:
+    def __init__(self, machine: Machine, mesh: Mesh, profile: dataplane.Profile | None = None) -> None:
         self._machine = machine
         self._mesh = mesh
         around = dataplane.Around((machine.cgroup / "twins",), ((topology.NODE, machine.netns(topology.NODE)),))
         self._manager = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
         self._trace = Instance(machine.tracefs, machine.name)
-        # Its apps are the lab's own, and known to work with redirected messages.
-        self.legs = legs or self._manager.legs() or dataplane.Legs.ALL
-        self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods, self.legs)
+        self._profile = profile
+        self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods, lambda: self.legs)
+
+    @functools.cached_property
+    def legs(self) -> dataplane.Legs:
+        """The legs that its pods have: as they are served now, unless another profile is asked for.
+
+        By default all: the apps are the lab's own, and work with redirected messages. Raises LabError.
+        """
+        served, wanted = self._manager.legs(), self._profile
+        if served and wanted in (None, dataplane.Profile.ALL if served.into_app else dataplane.Profile.SAFE):
+            return served
+        try:
+            return reader_legs.for_profile(wanted or dataplane.Profile.ALL)
+        except OSError as error:
+            raise LabError(
+                str(unread("what this kernel does to sockets of apps", error)),
+                hint="merlab doctor",
+                id="reading.failed",
+            ) from error
 
     def ensure(self) -> None:
         """Attach what is missing, and wait until the connections that sidecars kept from before have closed.
@@ -184,7 +202,7 @@ class EmbeddedDataplane:
 
     def evidence(self, *, trace: bool) -> CounterEvidence:
         """Return what shows what this dataplane does to a batch; with `trace`, also the events of its trace."""
-        return CounterEvidence(self.counters, self.legs.of_apps(), self.drain_trace if trace else None)
+        return CounterEvidence(self.counters, self.legs, self.drain_trace if trace else None)
 
     @staticmethod
     def why_missing(capability: str) -> str:
@@ -200,7 +218,7 @@ class EmbeddedDataplane:
         """Return its state as `merlab status --json` prints it."""
         attached = self.attached
         programs = len(self.programs()) if attached else 0
-        return {"kind": self.name, "attached": attached, "programs": programs, "legs": self.legs.value}
+        return {"kind": self.name, "attached": attached, "programs": programs, "legs": asdict(self.legs)}
 
     def dump(self) -> dict[str, Callable[[], object]]:
         """Return its own parts of a sysdump, each with the function that returns its content."""
