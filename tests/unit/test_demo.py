@@ -14,6 +14,7 @@ from merbridge_lab.cli.demo import state
 from merbridge_lab.console.presenter import Presenter
 from merbridge_lab.console.stage import MOST_ROWS, Stage
 from merbridge_lab.console.terminal import Terminal
+from merbridge_lab.console.terms import Terms
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.loader import steps
 from merbridge_lab.report import Report
@@ -157,6 +158,8 @@ def test_a_terminal_without_unicode_gets_ascii(demo):
 class Played:
     """Keys that go on at once."""
 
+    most_typing = 0.0
+
     def __init__(self):
         self.presenter = None
 
@@ -174,7 +177,7 @@ def frames(width, which, *, unicode):
     terminal.out.__class__ = type("Sized", (type(terminal.out),), {"encoding": "utf-8" if unicode else "ascii"})
     keys = Played()
     lab = up(FakeLab())
-    presenter = Presenter(terminal, keys, state=lambda: state(lab), mark=lambda _event: None)
+    presenter = Presenter(terminal, keys, state=lambda: state(lab), mark=lambda _event: None, terms=Terms(), last=9)
     keys.presenter = presenter
     shown = []
 
@@ -232,7 +235,7 @@ def test_a_step_that_is_repeated_with_fewer_commands_lets_no_later_command_run_u
             return "b" if asked[-1] == "3end" and asked.count("3end") == 1 else "tab"
 
     keys = Keys()
-    keys.presenter = Presenter(terminal, keys, state=lambda: state(lab), mark=lambda _event: None)
+    keys.presenter = Presenter(terminal, keys, state=lambda: state(lab), mark=lambda _event: None, terms=Terms())
     report = Runner(lab, keys.presenter.hear, shows_all=True).run(Report("up", "fake"), steps()[3:5])
     assert report.verdict is Verdict.PASS
     assert asked.count("3end") == 2
