@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _TERMS = {
-    "node": "node: the machine that pods run on; in the embedded lab, a network namespace",
+    "node": "node: the machine that pods run on (embedded lab: a network namespace)",
     "control client": "control client: a copy of sleep that eBPF does not serve, for comparison",
     "leg": "leg: a part of the path: app to sidecar, sidecar to sidecar, sidecar to app",
     "cell": "cell: one combination of eBPF on or off, and rules present or flushed",
