@@ -157,7 +157,7 @@ def test_a_trace_of_one_request_has_its_connections_only(lab):  # noqa: ARG001
 
 def test_a_trace_has_no_lines_of_another_lab_of_this_machine(lab):
     """Both labs have the same addresses, and the kernel writes the lines of both into each buffer."""
-    other = environment("merlab-walk-two")
+    other = environment("merlab-walktwo")
     raw = lab.machine.tracefs / "instances" / NAME / "trace"
     try:
         assert merlab("up", "--until", "4", "-q", env=other).returncode == 0

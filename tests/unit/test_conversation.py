@@ -78,12 +78,12 @@ def test_without_unicode(tell):
     assert "1 sleep's app -> sleep's sidecar: 84 bytes by eBPF" in printed
 
 
-def test_a_colour_for_each_leg_and_yellow_only_by_tcp(tell):
+def test_a_colour_for_each_leg_and_another_only_by_tcp(tell):
     printed = tell(captured(), color=True)
     assert {"\x1b[36m①", "\x1b[32m②", "\x1b[34m③"} <= set(re.findall("\x1b\\[[0-9;]*m[①②③]", printed))
-    yellow = [line for line in printed.splitlines() if "\x1b[33m" in line]
-    assert yellow
-    assert all("by TCP" in line for line in yellow)
+    marked = [line for line in printed.splitlines() if "\x1b[35m" in line]
+    assert marked
+    assert all("by TCP" in line for line in marked)
     assert not re.search("\x1b\\[[0-9;]*(31|91|4[0-9])m", printed)
 
 

@@ -150,17 +150,18 @@ class Presenter:
             self._repeat = 0
             with self._waiting():
                 self._type(block, _KEYS if event.runs else _IN_PLACE)
+            self._stage.terms.clear()  # they were read while the command waited
         block.state = "runs"
         self._bar(_BUSY)
 
     def _sentence(self, finding: Finding) -> tuple[str, str]:
         place = {Verdict.PASS: 0, Verdict.FAIL: 1}.get(finding.verdict, 2)
-        return f"{'✔✘-'[place]} {finding.why}", ("green", "bold red", "yellow")[place]
+        return f"{'✔✘-'[place]} {finding.why}", ("bold green", "bold red", "bold yellow")[place]
 
     def _end(self, outcome: StepOutcome) -> None:
         self._repeat = 0  # of a step that, the second time, had fewer commands
         if outcome.reason:
-            self._stage.verdict.append((outcome.reason, "yellow"))
+            self._stage.verdict.append((f"- {outcome.reason}", "bold yellow"))
         self._look()
         if isinstance(outcome.seen, Observation):
             self._paint(request_path.observed(outcome.seen))

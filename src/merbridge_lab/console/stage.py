@@ -108,7 +108,7 @@ class Stage:
         room = width - cell_len(state) - 2 if state else width
         line = Text(set_cell_size(_cut(self._say(self.title), room, self._dots), room), style="bold")
         if state:
-            line.append("  " + state, style="bold cyan")
+            line.append("  " + state, style="bold")
         return line
 
     def _body(self, width: int, room: int) -> list[Text]:
@@ -117,13 +117,9 @@ class Stage:
         If they are too many, the narration goes first, then the long outputs of earlier commands and the earliest of
         these commands, then what the audience has just read. Only what is too long alone is cut in its middle.
         """
-        intro = [Text(each, style="dim") for each in _wrapped(self._say(self.intro), width, _INDENT)]
+        intro = [Text(each) for each in _wrapped(self._say(self.intro), width, _INDENT)]
         blocks = [self._block(block, width) for block in self.blocks]
-        verdict = [
-            Text(each, style=style)
-            for text, style in self.verdict
-            for each in _wrapped(self._say(text), width, _INDENT, "  ")
-        ]
+        verdict = [line for text, style in self.verdict for line in self._found(text, style, width)]
         parts = [intro, *blocks, verdict]
 
         def brief(number: int) -> list[Text]:
@@ -143,6 +139,12 @@ class Stage:
             parts[number] = instead(number)
         return [line for part in parts for line in part][-room:]
 
+    def _found(self, text: str, style: str, width: int) -> list[Text]:
+        """Return the lines of a finding: only its mark has a colour, as no colour is legible on every background."""
+        lines = [Text(each) for each in _wrapped(self._say(text), width, _INDENT, "  ")]
+        lines[0].stylize(style, 0, len(_INDENT) + 1)
+        return lines
+
     def _block(self, block: Block, width: int, *, brief: bool = False) -> list[Text]:
         """Return the lines of a block; if `brief`, without an output that is long."""
         lines: list[Text] = []
@@ -154,13 +156,13 @@ class Stage:
             left = None if left is None else left - typed
             line = Text(_INDENT + prompt)
             line.append(text[:typed], style="bold")
-            line.append(text[typed:], style="dim")
+            line.append(text[typed:])
             mark = " ⏎" if self.unicode else " <Enter>"
             if len(block.commands) > 1:  # a block is shown, not pasted: `merlab steps N` has it whole
                 line = self._clipped(line, width - len(mark))
             lines += _folded(line, width - len(mark), len(_INDENT + prompt))
             if block.state == "waits" and number == len(shown) - 1:
-                lines[-1].append(mark, style="bold yellow")
+                lines[-1].append(mark, style="bold magenta")
         if len(block.commands) > len(shown):
             more = len(block.commands) - len(shown)
             commands = "command" if more == 1 else "commands"
@@ -193,7 +195,7 @@ class Stage:
 
     def _noticed(self, notice: str, width: int) -> list[Text]:
         gutter = "     │ " if self.unicode else "     | "
-        return [Text(gutter + each, style="yellow") for each in _wrapped(self._say(notice), width - len(gutter), "")]
+        return [Text(gutter + each, style="magenta") for each in _wrapped(self._say(notice), width - len(gutter), "")]
 
     def _clipped(self, line: Text, width: int) -> Text:
         """Return a line that fits, with dots at its end if it did not."""

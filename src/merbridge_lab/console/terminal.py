@@ -30,8 +30,8 @@ _THEME = Theme(
         "fail": "bold red",
         "error": "bold red",
         "skip": "yellow",
-        "warn": "yellow",
-        "cmd": "cyan",
+        "warn": "magenta",
+        "cmd": "bold",
         "faint": "dim",
         "title": "bold",
     }
