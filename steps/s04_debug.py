@@ -28,7 +28,7 @@ def undo(lab: Lab) -> None:
 
 by_rollout = Variant(
     narration="""
-Edit the DaemonSet and add -d after /app/mbctl. The flag is compiled in, so the pod will be recreated, and the
+Edit the DaemonSet and add -d after /app/mbctl. The flag is compiled in, so the pod is recreated, and the
 programs start again with empty maps. From then on each decision leaves a line in the kernel's trace buffer.
 """,
     needs=frozenset({DATAPLANE, TRACE}),

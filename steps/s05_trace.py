@@ -5,8 +5,6 @@ are moved from socket to socket. Both ends run at the same time on several CPUs,
 order. If a dataplane writes no line for the second, its map shows it.
 """
 
-import re
-
 from merbridge_lab.api import DATAPLANE, TRACE, Excerpt, Kind, Lab, Observation, Step, value_of
 from merbridge_lab.checks import mesh, trace
 
@@ -40,7 +38,7 @@ def _three_events(seen: Observation) -> tuple[Excerpt, ...]:
     }
     return tuple(
         Excerpt(
-            re.sub(r"^\s*(\S.*?-\d+)\s.*?: bpf_trace_printk: ", r"\1 … ", event.raw),
+            event.short,
             meanings[event.kind],
             len(_with_meaning(event.raw, event.sentence()).split("\n")),
         )
