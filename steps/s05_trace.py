@@ -1,8 +1,8 @@
 """Read the trace of one request.
 
-Three events to look for: the app's connect() is intercepted, the sidecar asks where the app wanted to go, and bytes
-are moved from socket to socket. Both ends run at the same time on several CPUs, so their lines may come in another
-order. If a dataplane writes no line for the second, its map shows it.
+Three events to look for: the app's connect() is intercepted, the sidecar asks where the app wanted to go (a dataplane
+that writes no line for it has it in a map), and bytes are moved from socket to socket. Both ends run at the same time
+on several CPUs, so their lines may come in another order.
 """
 
 from merbridge_lab.api import DATAPLANE, TRACE, Excerpt, Kind, Lab, Observation, Step, value_of

@@ -23,6 +23,8 @@ _WITH_PICTURE = 14
 _MOST_OUTPUT = 8
 #: Lines of an output that stay if there is no room for all of it.
 _FEWEST_OUTPUT = 2
+#: What to notice of it then.
+_FEWEST_NOTICES = 4
 #: Commands of one block.
 _MOST_COMMANDS = 4
 _INDENT = "   "
@@ -168,9 +170,11 @@ class Stage:
             commands = "command" if more == 1 else "commands"
             lines.append(Text(f"{_INDENT}{self._dots} {more} more {commands}", style="dim"))
         lines += self._output(block, width, brief=brief)
-        for notice in block.notices:
+        most = _FEWEST_NOTICES if brief else _MOST_OUTPUT
+        for notice in block.notices[:most]:
             lines += self._noticed(notice, width)
-        return lines
+        more = len(block.notices) - most
+        return [*lines, *self._noticed(f"{self._dots} {more} more", width)] if more > 0 else lines
 
     def _output(self, block: Block, width: int, *, brief: bool) -> list[Text]:
         printed = lines_of(block.output.rstrip("\n"))
