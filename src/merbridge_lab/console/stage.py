@@ -122,17 +122,25 @@ class Stage:
         intro = [Text(each) for each in _wrapped(self._say(self.intro), width, _INDENT)]
         blocks = [self._block(block, width) for block in self.blocks]
         verdict = [line for text, style in self.verdict for line in self._found(text, style, width)]
-        parts = [intro, *blocks, verdict]
+        parts = [[*intro, Text("")] if intro and blocks else intro, *blocks, verdict]
 
         def brief(number: int) -> list[Text]:
             return self._block(self.blocks[number - 1], width, brief=True)
+
+        def narration(_number: int) -> list[Text]:
+            return intro
 
         def nothing(_number: int) -> list[Text]:
             return []
 
         *earlier, last = range(1, len(parts) - 1) or [0]
         old, recent = earlier[:-1], earlier[-1:]
-        shorter = [(0, nothing), *((each, brief) for each in old), *((each, nothing) for each in old[:-1])]
+        shorter = [
+            (0, narration),
+            (0, nothing),
+            *((each, brief) for each in old),
+            *((each, nothing) for each in old[:-1]),
+        ]
         shorter += [(each, brief) for each in recent] + [(each, nothing) for each in old[-1:] + recent]
         shorter += [(last, brief)] if last else []
         for number, instead in shorter:
@@ -199,7 +207,9 @@ class Stage:
 
     def _noticed(self, notice: str, width: int) -> list[Text]:
         gutter = "     │ " if self.unicode else "     | "
-        return [Text(gutter + each, style="magenta") for each in _wrapped(self._say(notice), width - len(gutter), "")]
+        return [
+            Text(gutter + each, style="bold magenta") for each in _wrapped(self._say(notice), width - len(gutter), "")
+        ]
 
     def _clipped(self, line: Text, width: int) -> Text:
         """Return a line that fits, with dots at its end if it did not."""
