@@ -17,7 +17,7 @@ from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
-from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded import topology, trace_owner
 from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
 from merbridge_lab.shortage import unread
 
@@ -308,10 +308,10 @@ class EmbeddedDataplane:
                     remove()
 
     def drain_trace(self) -> tuple[TraceEvent, ...]:
-        """Read and remove the trace's lines, decoded; skip lines that are not the dataplane's."""
+        """Read and remove the trace's lines, decoded; skip lines that are not of this lab's dataplane."""
         from merbridge_lab.dataplane import trace
 
-        return tuple(event for line in self._trace.drain() if (event := trace.parse(line)) is not None)
+        return trace_owner.drained(map(trace.parse, self._trace.drain()), self._machine.name)
 
 
 if TYPE_CHECKING:
