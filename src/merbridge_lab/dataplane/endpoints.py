@@ -67,7 +67,11 @@ def pod_entry(endpoint: Endpoint) -> bytes:
 def legs_of(entry: Mapping[str, int]) -> Legs:
     """Return the legs that an entry of the map `pods` was made with."""
     flags, known = entry["flags"], abi.constants()
-    return Legs(True, bool(flags & known["POD_FROM_APP"]), bool(flags & known["POD_INTO_APP"]), "as they were decided")
+    out_of_app, into_app = bool(flags & known["POD_FROM_APP"]), bool(flags & known["POD_INTO_APP"])
+    if into_app:
+        return ALL_LEGS
+    what = "what they send is redirected, what they read comes by TCP" if out_of_app else "TCP only"
+    return Legs(True, out_of_app, into_app, f"app sockets: {what}, as the profile safe has it on this kernel")
 
 
 def packed(ip: str) -> int:

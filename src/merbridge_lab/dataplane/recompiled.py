@@ -45,12 +45,12 @@ class Recompiled:
 
     def tags(self) -> Mapping[str, list[str]]:
         """Return the tags that a kernel may give the programs, by their names in the kernel. Raises LabError."""
-        tags: Mapping[str, list[str]] = self._result()["tags"]
+        tags: Mapping[str, list[str]] = self._result().get("tags", {})
         return tags
 
     def kernel(self) -> Mapping[str, int]:
         """Return what the programs must be told about this kernel (kernel_facts.constant). Raises LabError."""
-        facts: Mapping[str, int] = self._result()["kernel"]
+        facts: Mapping[str, int] = self._result().get("kernel", {})
         return facts
 
     def _result(self) -> Mapping[str, Any]:

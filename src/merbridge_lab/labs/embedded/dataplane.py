@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from merbridge_lab import dataplane, istio_facts, polling, signals
+from merbridge_lab import dataplane, istio_facts, polling
 from merbridge_lab.adapters import kernel_features, tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
 from merbridge_lab.dataplane import reader_legs, socket_filters
@@ -17,7 +16,7 @@ from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
-from merbridge_lab.labs.embedded import topology, trace_owner
+from merbridge_lab.labs.embedded import own_trace, topology, trace_owner
 from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
 from merbridge_lab.shortage import unread
 
@@ -35,8 +34,6 @@ _DRAIN = 0.5
 _RUN_OUT = 3.0
 #: Seconds for a pod to be ready again after a restart.
 _READY = 20.0
-#: How often a reader of the trace checks whether it was interrupted, in seconds.
-_LOOK_UP = 0.2
 
 
 class EmbeddedDataplane:
@@ -275,37 +272,8 @@ class EmbeddedDataplane:
         return f"cat {self._trace.pipe}"
 
     def follow_trace(self) -> Iterator[TraceEvent | None]:
-        """Yield the trace's events as they arrive, until interrupted, from a buffer that exists only for this.
-
-        If nothing arrives for a moment, yield None. The own buffer takes nothing from others who read the trace. If
-        debug output is off, it is switched on meanwhile.
-        """
-        from merbridge_lab.dataplane import trace
-
-        if not self.attached:
-            raise LabError("no eBPF is attached, so there is no trace", hint="merlab up", id="dataplane.incomplete")
-        own = Instance(self._machine.tracefs, f"{self._machine.name}-trace-{os.getpid()}")
-        was_on = self._manager.debug
-        # Held open, the mount allows removal of the instance even after `merlab down` has unmounted it.
-        with own.kept() as remove:
-            try:
-                own.enable()
-                self._manager.debug = True
-                with own.following() as take:
-                    while self.attached:
-                        signals.checkpoint()
-                        lines = take(_LOOK_UP)
-                        if not lines:
-                            yield None
-                        for line in lines:
-                            event = trace.parse(line)
-                            if event is not None:
-                                yield event
-            finally:
-                with signals.shielded():
-                    if self.attached and not was_on:
-                        self._manager.debug = False
-                    remove()
+        """Yield the trace's events as they arrive; see own_trace.follow."""
+        return own_trace.follow(self._machine, self._manager)
 
     def drain_trace(self) -> tuple[TraceEvent, ...]:
         """Read and remove the trace's lines, decoded; skip lines that are not of this lab's dataplane."""
