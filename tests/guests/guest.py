@@ -169,7 +169,7 @@ class _Machine:
         """Return the end of what qemu and the guest's kernel said."""
         files = [self._room / "qemu", self._room / "console"]
         said = [file.read_text(errors="replace").strip() for file in files if file.exists()]
-        return "\n".join("\n".join(said).splitlines()[-40:])
+        return "\n".join("\n".join(said).splitlines()[-100:])
 
 
 def _command(kernel: Kernel, room: Path, accelerator: str, outputs: list[int]) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 
 from merbridge_lab.adapters.kernel_features import SOCKMAP_FIXES, is_fixed, stable_release
 from merbridge_lab.dataplane import helper_probes, kernel_probes, reader_legs
+from merbridge_lab.dataplane.legs import Profile
 
 
 def found() -> dict[str, object]:
@@ -17,7 +18,7 @@ def found() -> dict[str, object]:
         kernel_probes.probe_verdict(),
         kernel_probes.probe_streams(64 << 20),
     )
-    legs = reader_legs.decide(reader_legs.Profile.SAFE, reader_legs.app_sockets(probes, kernel))
+    legs = reader_legs.decide(Profile.SAFE, reader_legs.app_sockets(probes, kernel))
     return {
         "release": os.uname().release,
         "stable": ".".join(map(str, kernel)),

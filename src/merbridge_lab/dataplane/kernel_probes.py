@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.dataplane import probe_sockets
-from merbridge_lab.dataplane.probe_sockets import Arrangement, apart, pair, received_memory
+from merbridge_lab.dataplane.probe_sockets import Arrangement, apart, pair, pause, received_memory
 from merbridge_lab.dataplane.reader_probes import READERS, is_readable, unread
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _settled(sock: socket.socket) -> int:
     """Return FIONREAD once it has stopped changing: a verdict program may run a moment later."""
     count = unread(sock)
     while True:
-        time.sleep(0.005)
+        pause(0.005)
         before, count = count, unread(sock)
         if before == count:
             return count

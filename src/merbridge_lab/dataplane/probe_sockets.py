@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -163,6 +164,11 @@ def connected(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket
         each.settimeout(PATIENCE)
         each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return accepted, dialled
+
+
+def pause(seconds: float) -> None:
+    """Let the kernel finish what it does a moment later. This is not to wait for something: polling.py does that."""
+    select.poll().poll(seconds * 1000)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,9 @@ import socket
 import struct
 import termios
 import threading
-import time
 from typing import TYPE_CHECKING
 
-from merbridge_lab.dataplane.probe_sockets import PATIENCE
+from merbridge_lab.dataplane.probe_sockets import PATIENCE, pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,14 +128,14 @@ def _blocked(pair: Pair) -> str:
     waiting = threading.Thread(target=wait)
     waiting.start()
     try:
-        time.sleep(_SHORTLY)
+        pause(_SHORTLY)
         sent = 0
         with contextlib.suppress(BlockingIOError):
             while sent < _PLENTY:
                 sent += pair.reader.send(bytes(_CHUNK), socket.MSG_DONTWAIT)
         while sent:
             sent -= len(pair.writer.recv(min(sent, _CHUNK)))
-        time.sleep(_SHORTLY)
+        pause(_SHORTLY)
         pair.send(_DATA)
     finally:
         waiting.join()

@@ -74,5 +74,5 @@ def _mptcp(kernel: tuple[int, int, int], *, is_safe: bool) -> Requirement:
     needed = f"{fix.what}: fixed in Linux {', '.join(releases)} and {'.'.join(map(str, fix.since or ()))}"
     if is_safe:
         return Requirement("sockmap.mptcp", PASS, f"{said} has the fix for {fix.what}", needed)
-    hint = "boot one of these, or switch MPTCP off in pods: sysctl -w net.mptcp.enabled=0"
+    hint = "boot one of these, or set net.mptcp.enabled to 0 in pods"
     return Requirement("sockmap.mptcp", WARN, f"{said} is not known to have the fix", needed, hint)
