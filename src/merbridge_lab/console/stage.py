@@ -152,7 +152,8 @@ class Stage:
     def _found(self, text: str, style: str, width: int) -> list[Text]:
         """Return the lines of a finding: only its mark has a colour, as no colour is legible on every background."""
         lines = [Text(each) for each in _wrapped(self._say(text), width, _INDENT, "  ")]
-        lines[0].stylize(style, 0, len(_INDENT) + 1)
+        for line in lines[:1]:
+            line.stylize(style, 0, len(_INDENT) + 1)
         return lines
 
     def _block(self, block: Block, width: int, *, brief: bool = False) -> list[Text]:
