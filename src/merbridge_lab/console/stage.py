@@ -130,6 +130,9 @@ class Stage:
         def narration(_number: int) -> list[Text]:
             return intro
 
+        def without_output(number: int) -> list[Text]:
+            return self._block(self.blocks[number - 1], width, brief=True, notices=_MOST_OUTPUT)
+
         def nothing(_number: int) -> list[Text]:
             return []
 
@@ -141,7 +144,8 @@ class Stage:
             *((each, brief) for each in old),
             *((each, nothing) for each in old[:-1]),
         ]
-        shorter += [(each, brief) for each in recent] + [(each, nothing) for each in old[-1:] + recent]
+        shorter += [(each, without_output) for each in recent] + [(each, nothing) for each in old[-1:]]
+        shorter += [(each, brief) for each in recent] + [(each, nothing) for each in recent]
         shorter += [(last, brief)] if last else []
         for number, instead in shorter:
             if sum(map(len, parts)) <= room:
@@ -152,11 +156,12 @@ class Stage:
     def _found(self, text: str, style: str, width: int) -> list[Text]:
         """Return the lines of a finding: only its mark has a colour, as no colour is legible on every background."""
         lines = [Text(each) for each in _wrapped(self._say(text), width, _INDENT, "  ")]
-        lines[0].stylize(style, 0, len(_INDENT) + 1)
+        for line in lines[:1]:
+            line.stylize(style, 0, len(_INDENT) + 1)
         return lines
 
-    def _block(self, block: Block, width: int, *, brief: bool = False) -> list[Text]:
-        """Return the lines of a block; if `brief`, without an output that is long."""
+    def _block(self, block: Block, width: int, *, brief: bool = False, notices: int | None = None) -> list[Text]:
+        """Return the lines of a block; if `brief`, without an output that is long; `notices` of its notices at most."""
         lines: list[Text] = []
         left = block.typed
         shown = block.shown
@@ -178,7 +183,7 @@ class Stage:
             commands = "command" if more == 1 else "commands"
             lines.append(Text(f"{_INDENT}{self._dots} {more} more {commands}", style="dim"))
         lines += self._output(block, width, brief=brief)
-        most = _FEWEST_NOTICES if brief else _MOST_OUTPUT
+        most = notices or (_FEWEST_NOTICES if brief else _MOST_OUTPUT)
         for notice in block.notices[:most]:
             lines += self._noticed(notice, width)
         more = len(block.notices) - most
