@@ -1,0 +1,20 @@
+/* Sets SO_RCVLOWAT, so that the socket becomes readable only when there is as much as it wants. */
+#define TAKES
+#include "stream.h"
+
+#define MOST 32768
+
+static ssize_t take(int fd, char *into, size_t want) {
+    int mark = want < MOST ? (int)want : MOST;
+    struct pollfd one = {.fd = fd, .events = POLLIN};
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof mark) || poll(&one, 1, -1) < 0)
+        return -1;
+    ssize_t got = recv(fd, into, want, MSG_DONTWAIT);
+    /* Less is right only at the end. */
+    if (got > 0 && got < mark && recv(fd, into + got, 1, MSG_DONTWAIT | MSG_PEEK) != 0) {
+        fprintf(stderr, "readable with %zd bytes, below the mark of %d\n", got, mark);
+        errno = EPROTO;
+        return -1;
+    }
+    return got;
+}
