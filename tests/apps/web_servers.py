@@ -57,13 +57,14 @@ def nginx(listen: str = "") -> Argv:
 
 def nginx_proxy(kit: Kit, port: int, room: Path) -> list[str]:
     """Return nginx as a proxy, in front of itself."""
-    proxy = f"server {{ listen {port}; location / {{ proxy_pass http://127.0.0.1:{behind(port)}; }} }}"
+    passes = f"proxy_pass http://127.0.0.1:{behind(port)}; proxy_ignore_client_abort on;"
+    proxy = f"server {{ listen {port}; location / {{ {passes} }} }}"
     return _http(kit, room, proxy, _files(kit, room, f"127.0.0.1:{behind(port)}"))
 
 
 def nginx_stream(kit: Kit, port: int, room: Path) -> list[str]:
     """Return nginx as a TCP proxy, in front of a reader of ours."""
-    server = f"stream {{ server {{ listen {port}; proxy_pass 127.0.0.1:{behind(port)}; }} }}"
+    server = f"stream {{ server {{ listen {port}; proxy_pass 127.0.0.1:{behind(port)}; proxy_half_close on; }} }}"
     module = f"load_module {kit.debian}/usr/lib/nginx/modules/ngx_stream_module.so;"
     argv = _nginx(kit, room, server)
     config = room / "nginx.conf"

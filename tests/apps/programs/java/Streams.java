@@ -3,6 +3,7 @@ import java.io.InputStream;
 import java.net.InetSocketAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
+import java.net.SocketTimeoutException;
 import java.nio.ByteBuffer;
 import java.nio.channels.SelectionKey;
 import java.nio.channels.Selector;
@@ -42,11 +43,22 @@ final class Streams {
             if (!asksAvailable) {
                 return in.read(into, at, want);
             }
-            int there;
-            while ((there = in.available()) == 0) {
-                Thread.sleep(1);
+            while (true) {
+                for (int tries = 0; tries < 20; tries++) {
+                    int there = in.available();
+                    if (there > 0) {
+                        return in.read(into, at, Math.min(there, want));
+                    }
+                    Thread.sleep(1);
+                }
+                // available() does not tell the end: now and then it is asked for.
+                socket.setSoTimeout(1);
+                try {
+                    return in.read(into, at, 1);
+                } catch (SocketTimeoutException e) {
+                    continue;
+                }
             }
-            return in.read(into, at, Math.min(there, want));
         }
 
         @Override

@@ -11,7 +11,7 @@ const give = (socket, data) => new Promise((done) => (socket.write(data) ? done(
 
 async function serve(socket, file) {
   let head = Buffer.alloc(0), kind = "", left = 0, crc = 0;
-  for await (let data of socket) {
+  for await (let data of socket.iterator({ destroyOnReturn: false })) {
     while (data.length) {
       if (!left) {
         const more = data.subarray(0, 16 - head.length);
