@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.apps.kit import Kit
 
 #: Seconds that a case has; the longest take 2 where nothing is wrong.
-PATIENCE = 10.0
+PATIENCE, PATIENCE_IN_BRIEF = 10.0, 6.0
 OK = "ok"
 
 
@@ -52,6 +52,11 @@ class Result:
     logged: tuple[int, int] = (0, 0)
     error: str = ""
 
+    def replace(self, later: Result) -> None:
+        """Take over the cells of a later run of some cases."""
+        self.cells |= {case: cell for case, cell in later.cells.items() if case != catalogue.LAST}
+        self.error = self.error or later.error
+
 
 def run(app: App, cases: Sequence[str], lab: AppsLab, kit: Kit, patience: float = PATIENCE) -> Result:
     """Run these cases of an app in one lab; tell in the result what prevented it."""
@@ -66,7 +71,7 @@ def _run(app: App, cases: Sequence[str], lab: AppsLab, kit: Kit, patience: float
     service = lab_command.services()[catalogue.place(app)]
     pod = service.endpoints[0].account
     room = ROOMS / f"{lab.way}-{service.port}"
-    room.mkdir(parents=True)
+    room.mkdir(parents=True, exist_ok=True)
     room.chmod(0o777)
     server = Server(lab, pod, service.port, app.server(kit, service.port, room), room)
     result = Result()
@@ -149,6 +154,15 @@ class Row:
             reference, seen = self.cell("rules", case), self.cell("ebpf", case)
             if reference and seen and reference.is_right and not seen.is_right:
                 found[case] = seen.outcome + (f": {seen.detail}" if seen.detail else "")
+        return found
+
+    def stalled(self) -> list[str]:
+        """Return the cases that stalled in one of the labs alone: there it may have been the load."""
+        found = []
+        for case in catalogue.COLUMNS:
+            outcomes = [cell.outcome for way in self.results if (cell := self.cell(way, case))]
+            if sorted(outcomes) == ["ok", "stalled"]:
+                found.append(case)
         return found
 
     def told(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 
 CACHE = Path("/var/cache/merlab-apps")
 PROGRAMS = Path(__file__).with_name("programs")
+REQUIREMENTS = Path(__file__).parents[2] / "requirements" / "apps.txt"
 PACKAGES = ("nginx", "libnginx-mod-stream", "apache2-bin", "libapr1", "libaprutil1", "liblua5.3-0")
 LIBRARIES = f"usr/lib/{os.uname().machine}-linux-gnu"
 PYTHON = "/usr/bin/python3"
+#: Seconds after which what nobody used is removed.
+UNUSED = 14 * 86_400
 #: Commands that compile or run the programs, and Debian's packages that have them.
 TOOLS = {"gcc": "gcc libc6-dev", "javac": "default-jdk-headless", "node": "nodejs", "go": "golang"}
 #: Go listens with MPTCP by default from this version on.
@@ -58,7 +62,7 @@ class Kit:
         return str(self.top / "programs" / name)
 
     def python(self, script: str) -> list[str]:
-        """Return the argv of one of our scripts, with the packages of requirements.txt."""
+        """Return the argv of one of our scripts, with the packages of requirements/apps.txt."""
         return ["env", f"PYTHONPATH={self.top / 'python'}", PYTHON, "-B", self.program(f"python/{script}.py")]
 
 
@@ -70,7 +74,7 @@ def _run(argv: list[str], **more: object) -> str:
 
 
 def _digest() -> str:
-    found = hashlib.sha256(Path(__file__).read_bytes())
+    found = hashlib.sha256(Path(__file__).read_bytes() + REQUIREMENTS.read_bytes())
     for path in sorted(path for path in PROGRAMS.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         found.update(str(path.relative_to(PROGRAMS)).encode() + path.read_bytes())
     found.update(_run(["go", "env", "GOVERSION"]).encode())
@@ -97,13 +101,16 @@ def ensure(progress: Callable[[str], None]) -> Kit:
     with _alone():
         top = CACHE / _digest()
         if top.is_dir():
+            os.utime(top)
             return Kit(top)
         for older in CACHE.iterdir():
-            if older.is_dir():
+            # Another checkout's may be in use.
+            if older.is_dir() and time.time() - older.stat().st_mtime > UNUSED:
                 shutil.rmtree(older)
         draft = top.with_suffix(".draft")
-        draft.mkdir()
+        shutil.rmtree(draft, ignore_errors=True)
         os.umask(0o022)
+        draft.mkdir()
         for what, build in (
             ("Debian's packages", _packages),
             ("the programs in C", _c),
@@ -159,7 +166,7 @@ def _python(top: Path) -> None:
     target = top / "python"
     with tempfile.TemporaryDirectory() as folder:
         _run([PYTHON, "-m", "venv", folder])
-        wanted = ["--only-binary", ":all:", "--no-deps", "-r", str(PROGRAMS / "python" / "requirements.txt")]
+        wanted = ["--require-hashes", "--only-binary", ":all:", "-r", str(REQUIREMENTS)]
         _run([f"{folder}/bin/python", "-m", "pip", "install", "-q", "--target", str(target), *wanted])
 
 

@@ -1,4 +1,4 @@
-"""merlab's own command line over an embedded lab that has one more service for each app: `python -m tests.apps.lab_command up`.
+"""merlab's own command line over an embedded lab that has one more service for each app.
 
 The sidecars take mutual TLS only, and only on the ports of services. So an app of ours is reached through both sidecars
 if, and only if, it is behind a service.

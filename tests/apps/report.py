@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
-
 from tests.apps import catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
-
     from tests.apps.cells import Cell, Row
     from tests.apps.known import Verdict
 
@@ -59,8 +57,8 @@ def show(console: Console, rows: Sequence[Row], verdict: Verdict, seconds: float
         console.print(f"not proved: {sentence}", style="bold red", markup=False)
     total = told(rows, verdict, seconds)["total"]
     console.print(
-        f"{total['right_by_rules']} of {total['cells']} cells right by the rules; {total['worse']} of these worse by eBPF "
-        f"({len(verdict.new)} new, {len(verdict.better)} better than known), in {seconds:.0f} s",
+        f"{total['right_by_rules']} of {total['cells']} cells right by the rules; {total['worse']} of these worse "
+        f"by eBPF ({len(verdict.new)} new, {len(verdict.better)} better than known), in {seconds:.0f} s",
         style="bold",
         highlight=False,
     )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,10 +36,11 @@ class LabNotUpError(Exception):
 def merlab(name: str, *argv: str) -> None:
     """Run merlab over the lab of that name, with the services for apps. Raise LabNotUpError."""
     full = [sys.executable, "-m", "tests.apps.lab_command", *argv]
-    told = {key: value for key, value in os.environ.items() if key != "MERLAB_LAB"} | {"MERLAB_NAME": name}
-    done = subprocess.run(full, env=told, check=False, capture_output=True, text=True, timeout=180)
+    seen = {key: value for key, value in os.environ.items() if key != "MERLAB_LAB"} | {"MERLAB_NAME": name}
+    done = subprocess.run(full, env=seen, check=False, capture_output=True, text=True, timeout=180)
     if done.returncode:
-        raise LabNotUpError(f"MERLAB_NAME={name} merlab {' '.join(argv)}: exit {done.returncode}\n{done.stderr}{done.stdout}")
+        told = f"exit {done.returncode}\n{done.stderr}{done.stdout}"
+        raise LabNotUpError(f"MERLAB_NAME={name} merlab {' '.join(argv)}: {told}")
 
 
 @dataclass
@@ -100,8 +102,9 @@ def both(options: Sequence[str] = ()) -> Iterator[dict[str, AppsLab]]:
     try:
         for name in NAMES.values():
             merlab(name, "down")
-        merlab(NAMES["rules"], "up", "--lab", "embedded", "--until", "2")
-        merlab(NAMES["ebpf"], "up", "--lab", "embedded", *options)
+        with ThreadPoolExecutor(2) as pool:
+            ups = {"rules": ("--until", "2"), "ebpf": options}
+            list(pool.map(lambda way: merlab(NAMES[way], "up", "--lab", "embedded", *ups[way]), ups))
         labs = {way: AppsLab(way) for way in NAMES}
         if labs["rules"].lab.dataplane.attached or not labs["ebpf"].lab.dataplane.attached:
             raise LabNotUpError("eBPF is attached to the lab by the rules, or not to the other")
@@ -114,7 +117,7 @@ def both(options: Sequence[str] = ()) -> Iterator[dict[str, AppsLab]]:
 
 
 def unproved(rows: Sequence[Row], moved: Mapping[str, Witness]) -> list[str]:
-    """Return what the counters and access logs do not show: that all went through both sidecars, each lab in its way."""
+    """Return what prevents the proof that each lab was what it is called, and that all apps were seen in it."""
     found = [f"{row.app} by {way}: {r.error}" for row in rows for way, r in row.results.items() if r.error]
     connections = {way: sum(row.results[way].connections for row in rows if way in row.results) for way in moved}
     if moved["rules"].redirect_rule < connections["rules"] or not connections["rules"]:

@@ -42,7 +42,8 @@ def _nginx(kit: Kit, room: Path, context: str) -> list[str]:
 
 def _http(kit: Kit, room: Path, *servers: str) -> list[str]:
     places = [f"{each}_temp_path {room}/{each};" for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
-    return _nginx(kit, room, "\n".join(["http {", "access_log off;", *places, "client_max_body_size 0;", *servers, "}"]))
+    lines = ["http {", "access_log off;", *places, "client_max_body_size 0;", *servers, "}"]
+    return _nginx(kit, room, "\n".join(lines))
 
 
 def _files(kit: Kit, room: Path, listen: str) -> str:
