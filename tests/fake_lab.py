@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, ruleset
 from merbridge_lab.command_events import CommandTranscript
+from merbridge_lab.dataplane import Legs
 from merbridge_lab.dataplane import trace as trace_lines
 from merbridge_lab.dataplane.evidence import interception
 from merbridge_lab.errors import LabError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 CAPTURED = Path(__file__).parent / "captured"
 RULES = (CAPTURED / "sleep.nft.rules").read_text()
 VIP = "10.96.0.10"
+ALL_LEGS = Legs.ALL.of_apps()
 
 
 class FakePart:
@@ -348,7 +350,7 @@ class FakeLab(LabBase):
         counters = Counters(counted, copy.deepcopy(self.counters) if self.dataplane.attached else {})
         return Observation(
             **vars(batch),
-            interception=interception(batch, counters),
+            interception=interception(batch, counters, ALL_LEGS),
             rejected=tuple(
                 (name, line) for name, line in theirs if line.rejected_plain_text and line.downstream_remote in closed
             ),
@@ -554,7 +556,13 @@ class FakeDriver:
         return self.lab.requirements()
 
     @contextlib.contextmanager
-    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[FakeLab]:  # noqa: ARG002
+    def open(
+        self,
+        *,
+        keep: bool = False,
+        backend: str | None = None,  # noqa: ARG002
+        legs: str | None = None,  # noqa: ARG002
+    ) -> Iterator[FakeLab]:
         for pod in self.lab.pods:
             pod.rules._keep = keep
         self.lab._keeps_flushed = keep
@@ -600,4 +608,4 @@ def seen_with(seen: Observation, **changes: object) -> Observation:
     known = seen.interception.counters
     counters = Counters(changes.pop("counters_before", known.before), changes.pop("counters_after", known.after))
     changed = replace(seen, **changes)
-    return replace(changed, interception=interception(changed, counters))
+    return replace(changed, interception=interception(changed, counters, ALL_LEGS))

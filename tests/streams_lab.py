@@ -95,7 +95,7 @@ class Scene:
     def leftovers(self, *names: str) -> dict[str, int]:
         """Return how many entries are in the maps that only have entries of live connections."""
         found = {}
-        for name in names or ("handover", "pairs", "peers"):
+        for name in names or ("pairs", "peers"):
             with self.pins.open_map(name) as fd:
                 found[name] = len(bpf_maps.keys(fd, bpf_syscall.map_info(fd).key_size))
         return {name: number for name, number in found.items() if number}

@@ -65,12 +65,14 @@ class AppConnections:
 class Leg:
     """One leg. `connections` are those that the dataplane keeps, if it keeps them by leg.
 
-    `not_served` is the reason if the dataplane is known not to accelerate this leg.
+    `directions` says whether the dataplane should accelerate what the dialling side sends, and what the accepting side
+    sends. `not_served` is the reason if it accelerates neither.
     """
 
     name: str
     connections: Reading | Unread | None = None
     not_served: str = ""
+    directions: tuple[bool, bool] = (True, True)
 
     def __str__(self) -> str:
         return self.name

@@ -14,15 +14,23 @@ pytestmark = pytest.mark.kernel
 
 #: The member behind each name that bpf/queue.h uses.
 MEMBERS = {
-    "SK_COOKIE": ("sock_common", "skc_cookie"),
-    "SK_RMEM_ALLOC": ("sock", "sk_backlog.rmem_alloc"),
-    "SK_RCVBUF": ("sock", "sk_rcvbuf"),
-    "SK_USERLOCKS": ("sock", "sk_userlocks"),
-    "SK_USER_DATA": ("sock", "sk_user_data"),
-    "TCP_WRITE_SEQ": ("tcp_sock", "write_seq"),
-    "TCP_COPIED_SEQ": ("tcp_sock", "copied_seq"),
-    "PSOCK_INGRESS_MSG": ("sk_psock", "ingress_msg"),
-    "PSOCK_REFCNT": ("sk_psock", "refcnt"),
+    "sk_cookie": ("sock_common", "skc_cookie"),
+    "sk_uid": ("sock", "sk_uid"),
+    "sk_ipv6only": ("sock_common", "skc_ipv6only"),
+    "sk_rmem_alloc": ("sock", "sk_backlog.rmem_alloc"),
+    "sk_rcvbuf": ("sock", "sk_rcvbuf"),
+    "sk_userlocks": ("sock", "sk_userlocks"),
+    "sk_user_data": ("sock", "sk_user_data"),
+    "sk_owned": ("sock", "sk_lock.owned"),
+    "sk_wq": ("sock", "sk_wq"),
+    "sk_ulp_ops": ("inet_connection_sock", "icsk_ulp_ops"),
+    "tcp_write_seq": ("tcp_sock", "write_seq"),
+    "tcp_copied_seq": ("tcp_sock", "copied_seq"),
+    "wq_head": ("socket_wq", "wait.head"),
+    "waiter_func": ("wait_queue_entry", "func"),
+    "waiter_entry": ("wait_queue_entry", "entry"),
+    "psock_ingress_msg": ("sk_psock", "ingress_msg"),
+    "psock_refcnt": ("sk_psock", "refcnt"),
 }
 #: Beyond those: bit fields, and members of anonymous structures and unions within anonymous ones.
 MORE = [
@@ -70,10 +78,9 @@ def bits(types: dict[int, dict], struct: str, member: str) -> int:
 
 
 def test_every_offset_that_the_programs_get_is_the_one_that_bpftool_tells(types):
-    told = dict(option.removeprefix("-D").split("=") for option in btf.defines())
-    expected = {f"OFF_{name}": str(bits(types, *member) // 8) for name, member in MEMBERS.items()}
-    expected["SHIFT_SK_USERLOCKS"] = str(bits(types, *MEMBERS["SK_USERLOCKS"]) % 8)
-    assert told == expected
+    expected = {name: bits(types, *member) // 8 for name, member in MEMBERS.items()}
+    expected |= {f"{name}_shift": bits(types, *MEMBERS[name]) % 8 for name in ("sk_userlocks", "sk_ipv6only")}
+    assert btf.offsets() == expected
 
 
 def test_members_of_anonymous_structures_and_bit_fields_are_where_bpftool_says(types):
@@ -92,7 +99,7 @@ def test_a_kernel_without_a_member_is_refused_by_its_name(tmp_path, member):
     changed = tmp_path / "vmlinux"
     changed.write_bytes(blob.replace(name, b"\0" + b"x" * len(member) + b"\0"))
     with pytest.raises(UnsupportedFeatureError, match=rf"struct \w+ has no member \S*{member}"):
-        btf.defines(changed)
+        btf.offsets(changed)
 
 
 @pytest.mark.parametrize("blob", [None, b"", b"\x9f\xeb\1\0", b"\xeb\x9f" + bytes(30), b"no BTF, but long enough"])
@@ -101,4 +108,4 @@ def test_a_kernel_without_btf_is_refused(tmp_path, blob):
     if blob is not None:
         path.write_bytes(blob)
     with pytest.raises(UnsupportedFeatureError, match="BTF"):
-        btf.defines(path)
+        btf.offsets(path)

@@ -88,7 +88,7 @@ def empty(rig: Rig) -> bool:
     from merbridge_lab.dataplane import abi
     from merbridge_lab.dataplane.pins import Pins
 
-    sizes = {"handover": abi.layouts()["handshake"].size, "pairs": 8, "peers": abi.layouts()["end"].size}
+    sizes = {"pairs": abi.layouts()["handshake"].size, "peers": abi.layouts()["end"].size}
     for name, size in sizes.items():
         with Pins(rig.pins).open_map(name) as fd:
             if bpf_maps.keys(fd, size):

@@ -78,7 +78,7 @@ def test_streams_arrive_whole(scene, way):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("way", "count"), list(zip(WAYS, (2500, 5000, 5000), strict=True)), indirect=["way"])
+@pytest.mark.parametrize(("way", "count"), list(zip(WAYS, (10000, 5000, 5000), strict=True)), indirect=["way"])
 def test_thousands_of_streams_arrive_whole(scene, way, count):
     tally = streams(scene, count, 20_000_000, 16)
     assert tally.wrong == [], f"MERLAB_SEED={SEED}, {way}"

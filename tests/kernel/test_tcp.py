@@ -47,7 +47,7 @@ from byte_streams import Meeting, Plan, play, verdict
 from merbridge_lab import istio_facts
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, cgroup, tcp_sockets
 from merbridge_lab.checks import mesh
-from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane import abi, sockhash
 from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.dataplane.pins import PROGRAMS, opened, u64
 from merbridge_lab.errors import LabError
@@ -290,7 +290,7 @@ class Old:
         self._monkeypatch = monkeypatch
         shutil.copytree(abi.BPF, folder)
         header = (folder / "abi.h").read_text()
-        more = header.replace("struct handover {\n", "struct handover {\n    u64 more;\n")
+        more = header.replace("struct pair {\n", "struct pair {\n    u64 more;\n")
         more = more.replace("struct flow {\n", "struct flow {\n    u64 more;\n")
         assert more != header
         (folder / "abi.h").write_text(more)
@@ -491,7 +491,7 @@ class TestSidecars:
         # merlab reports a sidecar with a configuration of the test's own as another one: so the kernel is read
         # directly.
         with scene.pins.open_map("listeners") as fd:
-            return bpf_maps.lookup(fd, u64(netns_cookie(scene.v2.netns)), 8) is not None
+            return bool(sockhash.listener_keys(fd, netns_cookie(scene.v2.netns)))
 
     def served_by(self, scene: Scene, apps, pod: Pod) -> int:
         """Return how many of some connections went to a pod, each through both sidecars and from socket to socket."""
@@ -541,14 +541,16 @@ class Listeners:
 def entries(scene: Scene, cookie: int) -> list[str]:
     """Return the maps that have entries for a network namespace."""
     found = []
-    for name in ("pods", "counters", "listeners"):
+    for name in ("pods", "counters", "live"):
         with scene.pins.open_map(name) as fd:
             found += [name] if u64(cookie) in bpf_maps.keys(fd, 8) else []
+    with scene.pins.open_map("listeners") as fd:
+        found += ["listeners"] if sockhash.listener_keys(fd, cookie) else []
     with scene.pins.open_map("pod_ips") as fd:
         found += ["pod_ips"] if u64(cookie) in [bpf_maps.lookup(fd, key, 8) for key in bpf_maps.keys(fd, 4)] else []
     layout_of = abi.layouts()["pair"]
     with scene.pins.open_map("pairs") as fd:
-        raw = [bpf_maps.lookup(fd, key, layout_of.size) for key in bpf_maps.keys(fd, 8)]
+        raw = [bpf_maps.lookup(fd, key, layout_of.size) for key in bpf_maps.keys(fd, abi.layouts()["handshake"].size)]
         found += ["pairs" for each in raw if each and cookie in layout_of.unpack(each)["netns"]]
     return found
 

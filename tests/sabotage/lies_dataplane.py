@@ -11,8 +11,8 @@ from lies_mesh import pins, pod
 from saboteur import again_and_again, lie
 
 from merbridge_lab import dataplane
-from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
-from merbridge_lab.dataplane import abi
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns, process_sockets
+from merbridge_lab.dataplane import abi, sockhash
 from merbridge_lab.dataplane.endpoints import netns_cookie, packed
 from merbridge_lab.dataplane.pins import HOOKS, PREFIX, PROGRAMS, opened, u32, u64
 
@@ -149,16 +149,18 @@ def _(scene):
         return socket.create_server(("127.0.0.1", 15999))
 
     with netns.run_inside(target.netns, listen) as sock, pins(scene).open_map("listeners") as listeners:
-        bpf_maps.update(listeners, u64(netns_cookie(target.netns)), u64(sock.fileno()))
+        key = sockhash.listener_key(netns_cookie(target.netns), process_sockets.cookie(sock))
+        bpf_maps.update(listeners, key, u64(sock.fileno()))
         yield
-        bpf_maps.delete(listeners, u64(netns_cookie(target.netns)))
+        bpf_maps.delete(listeners, key)
 
 
 @lie("no listener registered", r"no 15006 listener registered for helloworld-v2", quick=False)
 def _(scene):
     """helloworld-v2's entry is deleted from `listeners`."""
     with pins(scene).open_map("listeners") as listeners:
-        bpf_maps.delete(listeners, u64(netns_cookie(pod(scene, "helloworld-v2").netns)))
+        for key in sockhash.listener_keys(listeners, netns_cookie(pod(scene, "helloworld-v2").netns)):
+            bpf_maps.delete(listeners, key)
     yield
 
 

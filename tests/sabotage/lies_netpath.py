@@ -365,7 +365,7 @@ def _(scene):
 # -- maps ------------------------------------------------------------------------------------------------------------
 
 
-@lie("junk in the map {name}", "the map {name} holds", {"name": ["pairs", "handover", "counters"]}, quick={"pairs"})
+@lie("junk in the map {name}", "the map {name} holds", {"name": ["pairs", "counters"]}, quick={"pairs"})
 def _(scene, name):
     """The map {name} is filled to the brim with entries of no connection."""
     with pins(scene).open_map(name) as fd:

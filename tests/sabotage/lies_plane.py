@@ -15,14 +15,14 @@ from lies_mesh import end, pins, pod
 from saboteur import lie
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns, process_sockets
-from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane import abi, sockhash
 from merbridge_lab.dataplane.endpoints import packed
-from merbridge_lab.dataplane.inbound_listener import inbound_listener
+from merbridge_lab.dataplane.inbound_listener import inbound_listeners
 from merbridge_lab.dataplane.pins import u32, u64
 
 _FREEZE = 22
 _SO_ATTACH_FILTER, _SO_ATTACH_BPF = 26, 50
-_REDIRECT = "verdict = merlab_peers.msg_redirect_hash(msg, &other, BPF_F_INGRESS);"
+_REDIRECT = "merlab_peers.msg_redirect_hash(msg, &other, BPF_F_INGRESS) != SK_PASS"
 _COUNT = "count(netns, COUNTER_OUTBOUND_REDIRECTED_MESSAGES + leg - LEG_OUTBOUND, 1);"
 NOT_OURS = r"program {} \(id \d+\) is not what merlab's source compiles to"
 ON_THE_WIRE = (
@@ -52,14 +52,14 @@ def another_source(scene, *changes):
 @lie("sk_msg counts and moves nothing", f"{ON_THE_WIRE}|{NOT_OURS.format('sk_msg')}")
 def _(scene):
     """sk_msg counts each message as moved and lets it go by TCP; stamp and tags say that it is merlab's."""
-    with another_source(scene, (_REDIRECT, "verdict = SK_PASS;")):
+    with another_source(scene, (_REDIRECT, "0")):
         yield
 
 
 @lie("sk_msg counts and moves nothing, asked once", ON_THE_WIRE, steps=(6,), quick=False)
 def _(scene):
     """sk_msg counts each message as moved and lets it go by TCP; stamp and tags say that it is merlab's."""
-    with another_source(scene, (_REDIRECT, "verdict = SK_PASS;")):
+    with another_source(scene, (_REDIRECT, "0")):
         yield
 
 
@@ -70,16 +70,14 @@ def _(scene):
 )
 def _(scene):
     """sk_msg counts each message as moved, and as left to TCP as well, to which it goes."""
-    with another_source(
-        scene, (_REDIRECT, "verdict = SK_PASS;"), (_COUNT, f"{_COUNT} count(netns, COUNTER_PASSED_ON_TCP, 1);")
-    ):
+    with another_source(scene, (_REDIRECT, "0"), (_COUNT, f"{_COUNT} count(netns, COUNTER_PASSED_ON_TCP, 1);")):
         yield
 
 
 @lie("sk_msg moves one leg of three", ON_THE_WIRE, steps=(6,), quick=False)
 def _(scene):
     """sk_msg counts on all legs, and redirects on the leg between the sidecars only."""
-    instead = f"if (leg == LEG_MESH) {{ {_REDIRECT} }} else verdict = SK_PASS;"
+    instead = f"leg == LEG_MESH && {_REDIRECT}"
     with another_source(scene, (_REDIRECT, instead)):
         yield
 
@@ -135,10 +133,11 @@ def _(scene):
     """In `listeners`, helloworld-v2's inbound listener stands for helloworld-v1: it would get its connections."""
     one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
     with (
-        inbound_listener(other.sidecar_pid, netns.cookie(other.netns)) as sock,
+        contextlib.closing(inbound_listeners(other.sidecar_pid, netns.cookie(other.netns))) as found,
         pins(scene).open_map("listeners") as table,
     ):
-        bpf_maps.update(table, u64(netns.cookie(one.netns)), u64(sock))
+        sock, number = next(found)
+        bpf_maps.update(table, sockhash.listener_key(netns.cookie(one.netns), number), u64(sock))
     yield
 
 

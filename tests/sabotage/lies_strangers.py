@@ -166,7 +166,7 @@ def _(scene):
 )
 def _(scene):
     """A connection of the machine's own is in `peers`: what is redirected there would leave the mesh."""
-    key = abi.layouts()["end"].pack(pair=0xBAD, side=0)
+    key = abi.layouts()["end"].pack(side=0)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         with pins(scene).open_map("peers") as peers:
             bpf_maps.update(peers, key, u64(client.fileno()))

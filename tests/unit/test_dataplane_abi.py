@@ -13,23 +13,26 @@ def test_counters_have_the_names_that_users_see():
     assert {"mesh_redirected_bytes", "passed_receiver_full", "original_dst_answered", "sk_lookup_assigned"} <= set(
         names
     )
-    assert (abi.constants()["SIDECAR_UID"], abi.constants()["PORT_INBOUND"]) == (1337, 15006)
+    assert abi.constants()["PORT_INBOUND"] == 15006
     assert abi.constants()["COUNTERS"] == len(names) <= 32
 
 
 def test_layouts_are_those_of_c():
     layouts = abi.layouts()
-    assert {name: layouts[name].size for name in ("config", "end", "wire", "handshake", "handover", "flow")} == {
+    assert {
+        name: layouts[name].size for name in ("config", "kernel", "end", "wire", "handshake", "listener", "flow")
+    } == {
         "config": 8,
-        "end": 16,
+        "kernel": 96,
+        "end": 12,
         "wire": 16,
         "handshake": 8,
-        "handover": 24,
-        "flow": 40,
+        "listener": 16,
+        "flow": 64,
     }
-    raw = layouts["end"].pack(pair=7, side=1)
-    assert raw == struct.pack("=QII", 7, 1, 0)
-    assert layouts["end"].unpack(raw) == {"pair": 7, "side": 1, "pad": 0}
+    raw = layouts["end"].pack(side=1)
+    assert raw == struct.pack("=III", 0, 0, 1)
+    assert layouts["end"].unpack(raw) == {"handshake": {"from_dialling": 0, "from_accepting": 0}, "side": 1}
     assert layouts["pair"].unpack(bytes(layouts["pair"].size))["wire"]["dst_port"] == 0
 
 

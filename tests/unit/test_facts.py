@@ -114,12 +114,11 @@ def test_what_one_module_reads_no_other_reads_as_well(text, place):
     assert [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if text in path.read_text()] == [place]
 
 
-def test_the_programs_have_the_same_ports_and_the_same_user():
+def test_the_programs_have_the_same_ports_():
     """bpf/abi.h is C and cannot import: what both have, they have alike."""
     told = abi.constants()
     ports = {name.removesuffix("_PORT"): value for name, value in vars(istio_facts).items() if name.endswith("_PORT")}
     assert {name.removeprefix("PORT_"): told[name] for name in told if name.startswith("PORT_")} == ports
-    assert told["SIDECAR_UID"] == istio_facts.SIDECAR_UID
 
 
 @pytest.mark.parametrize("name", ["iptables/pod.rules", "envoy/bootstrap.yaml.j2"])

@@ -7,7 +7,6 @@
 //
 // IPv4 addresses are in network byte order, ports in host byte order, in every map.
 
-#define SIDECAR_UID   1337 // and its group
 #define PORT_ADMIN    15000
 #define PORT_OUTBOUND 15001
 #define PORT_INBOUND  15006
@@ -23,9 +22,19 @@
 // to TCP for good.
 #define HIGH_WATER 2097152
 
-#define MAX_PODS    1024
-#define MAX_PAIRS   65536
-#define MAX_SOCKETS 131072
+// No map is allocated beforehand: these bound what a node may use, and nothing is charged for what is not
+// used.
+#define MAX_PODS      1024
+#define MAX_PAIRS     131072
+#define MAX_SOCKETS   262144
+#define MAX_LISTENERS 8192
+
+// How many listeners of one sidecar are known. Each of Envoy's workers has its own, and one is enough: the
+// kernel distributes connections over all that share a port. But if it closes, another must be known.
+#define LISTENERS 8
+
+// How many of those who wait for a socket are looked at.
+#define WAITERS 4
 
 // Which part of a request's way through the mesh a connection is.
 enum leg {
@@ -55,12 +64,16 @@ enum counter {
     COUNTER_PASSED_REDIRECT_OFF,    // redirecting is switched off
     COUNTER_PASSED_RECEIVER_FULL,   // the receiver does not keep up: TCP's flow control takes over
     COUNTER_PASSED_REDIRECT_FAILED, // the other end has left
-    COUNTER_PASSED_ON_TCP,          // this direction went over to TCP earlier
+    COUNTER_PASSED_ON_TCP,          // bytes sent by TCP before are not read yet, and must not be overtaken
     COUNTER_ORIGINAL_DST_ANSWERED,  // SO_ORIGINAL_DST answered from what connect() was asked for
     COUNTER_ORIGINAL_DST_LOCAL,     // SO_ORIGINAL_DST answered with the local address: arrived by sk_lookup
     COUNTER_SK_LOOKUP_ASSIGNED,     // connection from elsewhere steered to the inbound listener
     COUNTER_LISTENERS_SEEN,         // a sidecar started to listen on its inbound port
     COUNTER_MAP_FULL,               // an entry could not be made: the connection is served without redirect
+    COUNTER_PASSED_READER_ASLEEP,   // a reader waits where it would not see redirected bytes
+    COUNTER_PASSED_KTLS,            // the kernel encrypts, or decrypts, this connection
+    COUNTER_LEFT_TO_RULES,     // a connect() that was not intercepted, as there is no room for a connection
+    COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
     COUNTERS,
 };
 
@@ -69,6 +82,33 @@ enum counter {
 struct config {
     u32 redirect; // 1: messages may move from socket to socket
     u32 debug;    // 1: say what is done in the trace
+};
+
+// kernel[0]: what depends on the running kernel. Values and no constants of the compiler: one compile fits
+// all kernels. Offsets are in bytes, from the kernel's BTF (dataplane/btf.py).
+struct kernel {
+    u64 woken;     // address of woken_wake_function(); 0: not known, so a direction on TCP never comes back
+    u32 charges;   // 1: redirected bytes are charged to sk_rmem_alloc (since Linux 6.13)
+    u32 quota;     // connections at once of one pod
+    u32 sk_cookie; // of struct sock
+    u32 sk_uid;
+    u32 sk_ipv6only; // and how far to shift that byte
+    u32 sk_ipv6only_shift;
+    u32 sk_rmem_alloc;
+    u32 sk_rcvbuf;
+    u32 sk_userlocks; // and how far to shift that byte
+    u32 sk_userlocks_shift;
+    u32 sk_user_data;
+    u32 sk_owned;
+    u32 sk_wq;
+    u32 sk_ulp_ops;
+    u32 tcp_write_seq;
+    u32 tcp_copied_seq;
+    u32 wq_head;     // of struct socket_wq: the list of those who wait
+    u32 waiter_func; // of struct wait_queue_entry
+    u32 waiter_entry;
+    u32 psock_ingress_msg;
+    u32 psock_refcnt;
 };
 
 // stamp[0], pinned last: its being there says that the set of pins is complete.
@@ -81,8 +121,15 @@ struct stamp {
 struct pod {
     u32 ip4;
     u32 flags;
+    u32 uid; // the user that its sidecar runs as, and the group: as processes of the node see them
+    u32 gid;
     char name[256];
 };
+
+// Flags of a pod: which messages between an app and its own sidecar may be redirected. Between sidecars all
+// may.
+#define POD_FROM_APP 1 // what the app sends
+#define POD_INTO_APP 2 // what the app receives
 
 // counters[cookie of the network namespace]
 struct counters {
@@ -97,6 +144,14 @@ struct wire {
     u32 dst_port;
 };
 
+// live[cookie of the network namespace]: the connections in `pairs` that were dialled there.
+// listeners[listener]: the inbound listeners of sidecars.
+struct listener {
+    u64 netns;
+    u32 slot; // below LISTENERS
+    u32 pad;
+};
+
 // What both ends of a connection, and only they, know when it is made: the first sequence number of either
 // direction. Both are chosen at random, and no NAT changes them, as it may change addresses and ports: where
 // a connection that Istio's rules redirected has left its trace in conntrack, even ours get another source
@@ -106,47 +161,41 @@ struct handshake {
     u32 from_accepting;
 };
 
-// handover[handshake]: what the dialling side tells the accepting side; taken out by the latter.
-struct handover {
-    u64 pair;
-    u32 orig_ip4;
-    u32 orig_port;
-    u32 leg;
-    u32 pad;
-};
-
 // peers[end]: the sockets that messages are moved between.
 struct end {
-    u64 pair; // never used twice, unlike addresses and ports: the socket cookie of the side that dialled, or
-              // a moment if that socket was dialled again
+    struct handshake handshake;
     u32 side; // 0 dialled, 1 accepted
-    u32 pad;
 };
 
-// pairs[pair]; arrays are indexed by side.
+// pairs[handshake]: made by the dialling side, which leaves here where the connection was going; the
+// accepting side finds it, and completes it. Arrays are indexed by side.
 struct pair {
+    u64 id; // for people: the socket cookie of the side that dialled, with the number of its redials on top
     u64 sk[2]; // struct sock *, only ever read through bpf_probe_read_kernel; 0: not there (yet, or any more)
     u64 cookie[2];
     u64 netns[2];
     u64 messages[2]; // redirected, as sent by this side
     u64 bytes[2];
-    u32 tcp[2]; // 1: what this side sends goes by TCP for good
+    u32 tcp[2]; // 1: the last message that this side sent went by TCP
     struct wire wire;
     u32 orig_ip4;
     u32 orig_port;
     u32 leg;
     u32 ends; // how many of the two sockets are there
-    struct handshake handshake;
 };
 
 // flows: in the storage of a socket
 struct flow {
-    u64 pair;
+    u64 sk;     // struct sock * of the socket itself
+    u64 pair;   // its id
     u64 unread; // bytes redirected since the receiver's queue was last seen empty
+    struct handshake handshake;
     u32 side;
     u32 leg;
     u32 orig_ip4;
     u32 orig_port;
-    u32 tcp;     // 1: this direction goes by TCP for good
-    u32 steered; // 1: accepted by the inbound listener by way of sk_lookup
+    u32 redirects; // 1: what this socket sends may be redirected
+    u32 written;   // TCP's sequence number when this direction was last seen free of TCP's bytes
+    u32 steered;   // 1: accepted by the inbound listener by way of sk_lookup
+    u32 dialled;   // how often
 };

@@ -33,12 +33,13 @@ struct sockaddr6 {
 };
 
 BPF_ARRAY(merlab_config, struct config, 1);
+BPF_ARRAY(merlab_kernel, struct kernel, 1);
 BPF_ARRAY(merlab_stamp, struct stamp, 1);
-BPF_HASH(merlab_pods, u64, struct pod, MAX_PODS);
-BPF_HASH(merlab_pod_ips, u32, u64, MAX_PODS);
-BPF_F_TABLE("percpu_hash", u64, struct counters, merlab_counters, MAX_PODS, 0);
-BPF_F_TABLE("hash", struct handshake, struct handover, merlab_handover, MAX_PAIRS, BPF_F_NO_PREALLOC);
-BPF_F_TABLE("hash", u64, struct pair, merlab_pairs, MAX_PAIRS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", u64, struct pod, merlab_pods, MAX_PODS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", u32, u64, merlab_pod_ips, MAX_PODS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("percpu_hash", u64, struct counters, merlab_counters, MAX_PODS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", u64, u64, merlab_live, MAX_PODS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", struct handshake, struct pair, merlab_pairs, MAX_PAIRS, BPF_F_NO_PREALLOC);
 BPF_SK_STORAGE(merlab_flows, struct flow);
 
 // BCC's own BPF_SOCKHASH has no lookup and 4-byte values; with 8 bytes user space reads back socket cookies.
@@ -55,12 +56,17 @@ BPF_SK_STORAGE(merlab_flows, struct flow);
     __attribute__((section("maps/sockhash"))) struct _name##_table_t _name = {.max_entries = (_max)};        \
     BPF_ANNOTATE_KV_PAIR(_name, _key, u64)
 
-SOCKHASH(merlab_listeners, u64, MAX_PODS);
+SOCKHASH(merlab_listeners, struct listener, MAX_LISTENERS);
 SOCKHASH(merlab_peers, struct end, MAX_SOCKETS);
 
 INLINE struct config *configuration(void) {
     u32 zero = 0;
     return merlab_config.lookup(&zero);
+}
+
+INLINE struct kernel *this_kernel(void) {
+    u32 zero = 0;
+    return merlab_kernel.lookup(&zero);
 }
 
 INLINE int debugging(void) {
@@ -79,9 +85,9 @@ INLINE void count(u64 netns, u32 counter, u64 by) {
 }
 
 // By user or by group, as Istio's rules tell.
-INLINE int is_sidecar(void) {
+INLINE int is_sidecar(struct pod *pod) {
     u64 who = bpf_get_current_uid_gid();
-    return (u32)who == SIDECAR_UID || who >> 32 == SIDECAR_UID;
+    return (u32)who == pod->uid || who >> 32 == pod->gid;
 }
 
 INLINE int is_loopback(u32 ip4) {

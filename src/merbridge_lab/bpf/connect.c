@@ -16,41 +16,34 @@ struct dial {
     u32 src_port; // 0 unless the caller chose one
 };
 
-#define DIALLED_AGAIN (1ULL << 63) // no cookie has this bit
+#define DIALLED_SHIFT 48 // no cookie is that large
 
 // Ports of a sidecar that other sidecars reach as they are.
 INLINE int is_infrastructure(u32 port) {
     return port == PORT_HBONE || port == PORT_AGENT || port == PORT_HEALTH || port == PORT_STATS;
 }
 
-// Whether the sidecar of a pod accepts connections. If not, the pod may be another one by now, with the same
-// address and not known to us yet: it is dialled as it would be without us.
-INLINE int has_listener(u64 netns) {
-    struct bpf_sock *listener = (struct bpf_sock *)merlab_listeners.lookup(&netns);
-
-    if (!listener)
-        return 0;
-    bpf_sk_release(listener);
-    return 1;
-}
-
 // Where the sidecar listens for its application. One source port may be used for several destinations at the
-// same time, and must not be for one: who chose it dials another address of the loopback for each, which are
-// all the sidecar's.
+// same time, and must not be for one: so each destination has another address of the loopback, which are all
+// the sidecar's. Otherwise a pod would run out of ports, of which it has some for each destination.
 INLINE u32 door(struct dial *dial) {
     u32 hash = (dial->ip4 ^ dial->port << 7) * 2654435761u;
 
-    return dial->src_port ? bpf_htonl(0x7f800000 | hash >> 9) : LOOPBACK4;
+    return bpf_htonl(0x7f800000 | hash >> 9);
 }
 
-INLINE void decide(struct dial *dial, u32 own_ip4) {
-    u32 ip4 = dial->ip4;
-    u64 *server;
+// Addresses of no pod and no service: multicast and broadcast. The rules refuse them, or TCP does.
+INLINE int is_for_many(u32 ip4) {
+    return bpf_ntohl(ip4) >> 28 == 14 || ip4 == 0xffffffff;
+}
+
+INLINE void decide(struct dial *dial, struct pod *pod) {
+    u32 ip4 = dial->ip4, own_ip4 = pod->ip4;
 
     dial->leg = LEG_NONE;
     dial->bind = 0;
-    if (!is_sidecar()) {
-        if (is_loopback(ip4) || ip4 == 0 || ip4 == own_ip4)
+    if (!is_sidecar(pod)) {
+        if (is_loopback(ip4) || ip4 == 0 || ip4 == own_ip4 || is_for_many(ip4))
             return;
         dial->leg = LEG_OUTBOUND;
         dial->ip4 = door(dial);
@@ -72,13 +65,18 @@ INLINE void decide(struct dial *dial, u32 own_ip4) {
         }
         return;
     }
-    server = merlab_pod_ips.lookup(&ip4);
-    if (server && !is_infrastructure(dial->port) && has_listener(*server)) {
-        // The server's REDIRECT rule would change the port to 15006: by dialling it, the wire is the same
-        // without them.
+    // The port stays: network policies and flow logs see the one that was dialled, and the server's rules, or
+    // sk_lookup, bring it to the sidecar. The two ends find each other by sequence numbers.
+    if (merlab_pod_ips.lookup(&ip4) && !is_infrastructure(dial->port))
         dial->leg = LEG_MESH;
-        dial->port = PORT_INBOUND;
-    }
+}
+
+// Is there room for one more connection of this pod? If not, the rules decide, as without us.
+INLINE int has_room(u64 netns) {
+    struct kernel *kernel = this_kernel();
+    u64 *live = merlab_live.lookup(&netns);
+
+    return kernel && live && *live < kernel->quota;
 }
 
 // Decides, counts and remembers. Gives the leg.
@@ -93,13 +91,20 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
     if (!pod)
         return LEG_NONE;
     *own_ip4 = pod->ip4;
-    decide(dial, pod->ip4);
+    decide(dial, pod);
+    if (dial->leg != LEG_NONE && !has_room(netns)) {
+        count(netns, COUNTER_LEFT_TO_RULES, 1);
+        dial->leg = LEG_NONE;
+        dial->ip4 = ip4;
+        dial->port = port;
+    }
     if (dial->leg == LEG_NONE) {
         count(netns, COUNTER_UNTOUCHED_CONNECTS, 1);
         // The same socket may have been dialled before, and disconnected.
         flow = merlab_flows.sk_storage_get(sk, 0, 0);
         if (flow) {
             flow->leg = LEG_NONE;
+            flow->redirects = 0;
             flow->steered = 0;
         }
         return LEG_NONE;
@@ -109,15 +114,15 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
         count(netns, COUNTER_MAP_FULL, 1);
         return LEG_NONE;
     }
-    // A socket that was disconnected and is dialled again must not meet the other end of its first
-    // connection.
-    pair = flow->pair ? bpf_ktime_get_ns() | DIALLED_AGAIN : bpf_get_socket_cookie(ctx);
+    // A socket that was disconnected and is dialled again is another connection.
+    pair = bpf_get_socket_cookie(ctx) | (u64)flow->dialled << DIALLED_SHIFT;
+    flow->dialled++;
     flow->pair = pair;
     flow->side = 0;
     flow->leg = dial->leg;
     flow->orig_ip4 = ip4;
     flow->orig_port = port;
-    flow->tcp = 0;
+    flow->redirects = 0;
     flow->unread = 0;
     flow->steered = 0;
     count(netns, COUNTER_OUTBOUND_CONNECTS + dial->leg - LEG_OUTBOUND, 1);

@@ -1,28 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
-// Looking into the receiver. The OFF_ values come from this kernel's BTF (dataplane/btf.py): without kernel
-// headers, or with those of another version, the compiler's idea of these structures would be silently wrong.
+// Looking into sockets of the kernel. The offsets are in struct kernel and come from this kernel's BTF
+// (dataplane/btf.py): without kernel headers, or with those of another version, the compiler's idea of these
+// structures would be silently wrong.
 //
 // A pointer to a socket may outlive the socket; its memory is only ever reused for another TCP socket
 // (SLAB_TYPESAFE_BY_RCU), so reading is harmless, and the cookie tells whether it is still the same one.
 
 #define PEEK(to, address) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(address))
 
-INLINE int is_still(u64 sk, u64 cookie) {
+INLINE int is_still(struct kernel *kernel, u64 sk, u64 cookie) {
     u64 now = 0;
-    return sk && !PEEK(now, sk + OFF_SK_COOKIE) && now == cookie;
+    return sk && !PEEK(now, sk + kernel->sk_cookie) && now == cookie;
 }
 
 // The psock: what the kernel hangs on a socket that is in a sockhash. The low bits of sk_user_data are flags.
-INLINE u64 psock_of(u64 sk) {
+INLINE u64 psock_of(struct kernel *kernel, u64 sk) {
     u64 psock = 0;
-    PEEK(psock, sk + OFF_SK_USER_DATA);
+    PEEK(psock, sk + kernel->sk_user_data);
     return psock & ~7ULL;
 }
 
 // Are redirected bytes waiting to be read there?
-INLINE int has_unread(u64 psock) {
-    u64 first = 0, head = psock + OFF_PSOCK_INGRESS_MSG;
+INLINE int has_unread(struct kernel *kernel, u64 psock) {
+    u64 first = 0, head = psock + kernel->psock_ingress_msg;
     PEEK(first, head);
     return first != head;
+}
+
+// Is a reader of this socket asleep in tcp_recvmsg(), or in a system call that may get there? It would not
+// see redirected bytes before it has all that it waits for. Whoever waits by poll or epoll has another
+// function.
+INLINE int reader_asleep(struct kernel *kernel, u64 sk) {
+    u32 owned = 1;
+    u64 wq = 0, head, next = 0, func = 0;
+    int i;
+
+    PEEK(owned, sk + kernel->sk_owned);
+    if (owned)
+        return 1;
+    PEEK(wq, sk + kernel->sk_wq);
+    head = wq + kernel->wq_head;
+    PEEK(next, head);
+#pragma unroll
+    for (i = 0; i < WAITERS; i++) {
+        if (next == head)
+            return 0;
+        PEEK(func, next - kernel->waiter_entry + kernel->waiter_func);
+        if (func == kernel->woken)
+            return 1;
+        PEEK(next, next);
+    }
+    return next != head; // more than we look at
 }

@@ -10,8 +10,10 @@
 int merlab_lookup(struct bpf_sk_lookup *ctx) {
     u32 local_ip4, remote_ip4, port;
     struct bpf_sock *listener;
+    struct listener key = {};
     u64 *cookie, netns;
     long failed;
+    int i;
 
     if (ctx->family != AF_INET || ctx->protocol != IPPROTO_TCP)
         return SK_PASS;
@@ -29,14 +31,20 @@ int merlab_lookup(struct bpf_sk_lookup *ctx) {
     netns = *cookie;
     if (!merlab_pods.lookup(&netns))
         return SK_PASS;
-    listener = (struct bpf_sock *)merlab_listeners.lookup(&netns);
-    if (!listener)
-        return SK_DROP; // a reset, as by the rules when no sidecar listens; never past it to the application
-    failed = bpf_sk_assign(ctx, listener, 0);
-    bpf_sk_release(listener);
-    if (!failed) {
+    key.netns = netns;
+#pragma unroll
+    for (i = 0; i < LISTENERS; i++) {
+        key.slot = i;
+        listener = (struct bpf_sock *)merlab_listeners.lookup(&key);
+        if (!listener)
+            continue;
+        failed = bpf_sk_assign(ctx, listener, 0);
+        bpf_sk_release(listener);
+        if (failed)
+            continue;
         count(netns, COUNTER_SK_LOOKUP_ASSIGNED, 1);
         SAY("steered to=%pI4:%u from=%pI4", &local_ip4, port, &remote_ip4);
+        return SK_PASS;
     }
-    return SK_PASS;
+    return SK_DROP; // a reset, as by the rules when no sidecar listens; never past it to the application
 }

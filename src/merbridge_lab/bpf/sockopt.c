@@ -13,6 +13,7 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
     struct bpf_sock *sk = ctx->sk;
     struct sockaddr4 *answer = ctx->optval;
     struct flow *flow;
+    struct pod *pod;
     u64 netns, pair = 0;
     u32 ip4, port, counter;
 
@@ -29,7 +30,8 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
     port = sk->src_port;
     BARRIER;
     netns = bpf_get_netns_cookie(ctx);
-    if (!merlab_pods.lookup(&netns))
+    pod = merlab_pods.lookup(&netns);
+    if (!pod)
         return 1;
     flow = merlab_flows.sk_storage_get(sk, 0, 0);
     if (!flow)
@@ -40,7 +42,7 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
         ip4 = flow->orig_ip4;
         port = flow->orig_port;
         counter = COUNTER_ORIGINAL_DST_ANSWERED;
-    } else if (flow->steered && ctx->retval != 0 && is_sidecar()) {
+    } else if (flow->steered && ctx->retval != 0 && is_sidecar(pod)) {
         // The socket has the address that was dialled. NAT's answer, if there is one, stays.
         counter = COUNTER_ORIGINAL_DST_LOCAL;
     } else {

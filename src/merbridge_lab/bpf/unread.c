@@ -10,16 +10,17 @@
 // bits 2 and up: system calls in progress on the socket at this moment.
 int merlab_unread(struct bpf_raw_tracepoint_args *ctx) {
     u64 sk = ctx->args[0], cookie = ctx->args[1];
+    struct kernel *kernel = this_kernel();
     u64 psock;
     u32 refs = 1, answer;
 
-    if (!is_still(sk, cookie))
+    if (!kernel || !is_still(kernel, sk, cookie))
         return 0;
-    psock = psock_of(sk);
+    psock = psock_of(kernel, sk);
     if (!psock)
         return 0;
-    PEEK(refs, psock + OFF_PSOCK_REFCNT);
-    answer = 1 | (has_unread(psock) ? 2 : 0);
+    PEEK(refs, psock + kernel->psock_refcnt);
+    answer = 1 | (has_unread(kernel, psock) ? 2 : 0);
     if (refs > 1) // `peers` holds one, every send and receive in progress another
         answer |= (refs - 1) << 2;
     return answer & 0x7fffffff;

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import DIRECTIONS, Check, Finding, fails, holds, value_of
+from merbridge_lab.api import Check, Finding, fails, holds, value_of
 from merbridge_lab.checks import tcp
 from merbridge_lab.checks.mesh import as_control, assess_both_sidecars, assess_closed_as_plain_text
 from merbridge_lab.istio_facts import INBOUND_PORT
@@ -91,7 +91,7 @@ def assess_payload(seen: Observation) -> Finding:
     if few := [f"{each.moved} of {total} on the {leg} leg" for leg, each in connections.items() if each.moved < total]:
         return fails(f"{record.few_connections}: {', '.join(few)}", *evidence)
     for witness in witnesses:
-        if short := _short(witness, len(record.served), total):
+        if short := _short(witness, sum(sum(leg.directions) for leg in record.served), total):
             return fails(short, *evidence)
     confirmed = tcp.assess_nothing(seen)
     evidence += confirmed.evidence
@@ -102,9 +102,9 @@ def assess_payload(seen: Observation) -> Finding:
     return holds(f"{witnesses[-1]} on {served}{confirmed.why}{limits}", *evidence, control=confirmed.control)
 
 
-def _short(witness: Witness, legs: int, requests: int) -> str:
-    """Describe what a witness lacks; "" if nothing: every direction of every leg carries a message of each request."""
-    covered, wanted = sum(flow.directions for flow in witness.flows), DIRECTIONS * legs
+def _short(witness: Witness, wanted: int, requests: int) -> str:
+    """Describe what a witness lacks; "" if each of the `wanted` directions carries a message of each request."""
+    covered = sum(flow.directions for flow in witness.flows)
     if covered < wanted:
         return f"the readings tell of {covered} of {wanted} directions of the legs, so some payload may not have moved"
     return "; ".join(

@@ -28,12 +28,14 @@ def assess_nothing(seen: Observation) -> Finding:
     if seen.by_tcp is None:
         return holds("")  # this lab has no such witness
     carried = value_of(seen.by_tcp)
+    promised = {leg.name: leg.directions for leg in seen.interception.served}
     evidence = [_reading(seen, leg, carried) for leg in LEGS]
     by_pod: dict[str, list[int]] = {}
     for nonce, legs in carried.items():
         for leg, ends in legs.items():
-            for sender, sent in zip(_senders(seen, nonce, leg), ends, strict=True):
-                if sent >= _LEAST:
+            senders = _senders(seen, nonce, leg)
+            for sender, sent, claimed in zip(senders, ends, promised.get(leg, (False, False)), strict=True):
+                if claimed and sent >= _LEAST:
                     by_pod.setdefault(sender, []).append(sent)
     for pod, given in by_pod.items():
         left = value_of(seen.interception.left_to_tcp).get(pod, 0)
@@ -44,8 +46,12 @@ def assess_nothing(seen: Observation) -> Finding:
                 f" reports that it left {left} to TCP",
                 *evidence,
             )
-    for leg in LEGS:
-        moved = sum(all(sent < _LEAST for sent in legs[leg]) for legs in carried.values() if leg in legs)
+    for leg, directions in promised.items():
+        moved = sum(
+            all(sent < _LEAST for sent, claimed in zip(legs[leg], directions, strict=True) if claimed)
+            for legs in carried.values()
+            if leg in legs
+        )
         if moved * _HALF < len(seen.exchanges):
             return fails(
                 f"on the {leg} leg the kernel confirms that {moved} of {len(seen.exchanges)} requests bypassed TCP:"

@@ -93,6 +93,13 @@ class Backend(str, Enum):
     LEGACY = "legacy"
 
 
+class Legs(str, Enum):
+    """Whose messages eBPF moves: only the sidecars' where an app could notice it, or the apps' too."""
+
+    SAFE = "safe"
+    ALL = "all"
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"merlab {__version__}")

@@ -14,6 +14,7 @@ from merbridge_lab.cli.app import (
     Debug,
     JsonFlag,
     LabName,
+    Legs,
     NoColor,
     Quiet,
     Timeout,
@@ -36,6 +37,12 @@ def up(
     ] = None,
     iptables: Annotated[
         Backend | None, typer.Option("--iptables", help="Tables for Istio's rules (default: nft).")
+    ] = None,
+    legs: Annotated[
+        Legs | None,
+        typer.Option(
+            "--legs", help="Whose messages eBPF moves: all, or safe for any app (default: as it is, else all)."
+        ),
     ] = None,
     live: DemoFlag = False,
     auto: Auto = None,
@@ -97,8 +104,9 @@ def up(
             images=image,
             merbridge_manifest=merbridge_manifest,
         )
-        backend = iptables.value if iptables else None
-        with run.changing(lab, wait=patience(wait, wait_timeout), backend=backend, options=options) as chosen:
+        backend, profile = iptables.value if iptables else None, legs.value if legs else None
+        held = patience(wait, wait_timeout)
+        with run.changing(lab, wait=held, backend=backend, legs=profile, options=options) as chosen:
             run.report = Report("up", chosen.name)
             chosen.recover()
             with shown.listener(run, chosen) as (listener, clock):

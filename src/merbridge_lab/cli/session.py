@@ -165,6 +165,7 @@ class Session:
         wait: float,
         keep: bool = False,
         backend: str | None = None,
+        legs: str | None = None,
         options: Options | None = None,
     ) -> Iterator[ManagedLab]:
         """Pick a lab and lock it for the duration of the block; wait up to `wait` seconds for the lock."""
@@ -178,7 +179,7 @@ class Session:
                 self.console.awaits(f"the lab {driver.lab_name} to be free")
             stack.enter_context(lock.held(driver.lab_name, self.command, wait=wait, again=again))
             self.console.close()
-            yield stack.enter_context(driver.open(keep=keep, backend=backend))
+            yield stack.enter_context(driver.open(keep=keep, backend=backend, legs=legs))
 
     @contextlib.contextmanager
     def looking(self, asked: str | None, *, up: bool = True, offline: bool = False) -> Iterator[ManagedLab]:

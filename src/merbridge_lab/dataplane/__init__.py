@@ -2,9 +2,20 @@
 
 from merbridge_lab.dataplane.detach import Detached
 from merbridge_lab.dataplane.discovery import Discovery
-from merbridge_lab.dataplane.endpoints import Endpoint, Sidecar
+from merbridge_lab.dataplane.endpoints import AppLegs, Endpoint, Legs, Sidecar
 from merbridge_lab.dataplane.health import ProgramInfo
 from merbridge_lab.dataplane.manager import Dataplane, Pair
 from merbridge_lab.dataplane.strangers import Around
 
-__all__ = ["Around", "Dataplane", "Detached", "Discovery", "Endpoint", "Pair", "ProgramInfo", "Sidecar"]
+__all__ = [
+    "AppLegs",
+    "Around",
+    "Dataplane",
+    "Detached",
+    "Discovery",
+    "Endpoint",
+    "Legs",
+    "Pair",
+    "ProgramInfo",
+    "Sidecar",
+]

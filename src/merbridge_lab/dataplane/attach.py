@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features
 from merbridge_lab.adapters.files import make_folder
-from merbridge_lab.dataplane import abi, health, printk_event, sockhash, upgrade
+from merbridge_lab.dataplane import abi, health, kernel_facts, printk_event, sockhash, upgrade
 from merbridge_lab.dataplane import recompiled as source
 from merbridge_lab.dataplane.detach import UNREAD, detach
-from merbridge_lab.dataplane.endpoints import netns_cookie
-from merbridge_lab.dataplane.inbound_listener import inbound_listener
-from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, number, opened, u32, u64, unlink
+from merbridge_lab.dataplane.endpoints import netns_cookie, pod_entry
+from merbridge_lab.dataplane.inbound_listener import inbound_listeners
+from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64, unlink
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def load(pins: Pins, tracefs: Path | None) -> None:
         try:
             for name in PROGRAMS:
                 bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
+            facts = abi.layouts()["kernel"].pack(**kernel_facts.told())
+            bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
             for name in MAPS:  # the stamp comes last
                 if name == "stamp":
                     tags = " ".join(
@@ -108,8 +110,11 @@ def _register_endpoint(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
     with pins.open_map("counters") as counters:
         if bpf_maps.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
             bpf_maps.update(counters, u64(cookie), bytes(layouts["counters"].size * bpf_maps.possible_cpus()))
+    with pins.open_map("live") as live:
+        if bpf_maps.lookup(live, u64(cookie), 8) is None:
+            bpf_maps.update(live, u64(cookie), u64(0))
     with pins.open_map("pods") as pods:
-        bpf_maps.update(pods, u64(cookie), layouts["pod"].pack(ip4=endpoint.ip4, name=endpoint.name.encode()))
+        bpf_maps.update(pods, u64(cookie), pod_entry(endpoint))
     with pins.open_map("pod_ips") as ips:
         bpf_maps.update(ips, u32(endpoint.ip4), u64(cookie))
 
@@ -118,9 +123,11 @@ def _listener(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
     """Register a sidecar that listened before there was a program to see it."""
     if endpoint.sidecar is None or sockhash.listener_problem(pins, endpoint, cookie) is None:
         return
-    with inbound_listener(endpoint.sidecar.pid, cookie) as sock, pins.open_map("listeners") as listeners:
-        if sock is not None:
-            bpf_maps.update(listeners, u64(cookie), u64(sock))
+    with pins.open_map("listeners") as listeners:
+        for key in sockhash.listener_keys(listeners, cookie):
+            bpf_maps.delete(listeners, key)
+        for sock, number in inbound_listeners(endpoint.sidecar.pid, cookie):
+            bpf_maps.update(listeners, sockhash.listener_key(cookie, number), u64(sock))
 
 
 def _attach_sk_lookup(pins: Pins, endpoint: Endpoint) -> None:
@@ -145,14 +152,14 @@ def _unregister(pins: Pins, cookies: set[int], endpoints: Sequence[Endpoint]) ->
             if key not in ips:
                 bpf_maps.delete(table, key)
     with pins.open_map("listeners") as table:
-        for key in bpf_maps.keys(table, 8):
-            if number(key) not in cookies:
+        for key in sockhash.listener_keys(table):
+            if abi.layouts()["listener"].unpack(key)["netns"] not in cookies:
                 with contextlib.suppress(OSError):
                     bpf_maps.delete(table, key)
     for cookie in pins.pods():
         if cookie in cookies:
             continue
-        for name in ("listeners", "pods", "counters"):
+        for name in ("pods", "counters", "live"):
             with pins.open_map(name) as table, contextlib.suppress(OSError):
                 bpf_maps.delete(table, u64(cookie))
         _forget_pairs(pins, cookie)
@@ -165,17 +172,16 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
     also hold them, and then they are no pod's. So they leave `peers` as well, if nothing that was redirected to them is
     left to read.
     """
-    layout = abi.layouts()["pair"]
+    layout, handshake = abi.layouts()["pair"], abi.layouts()["handshake"]
     gone: list[tuple[bytes, tuple[int, int]]] = []
-    with pins.open_map("pairs") as pairs, pins.open_map("handover") as handover:
-        for key in bpf_maps.keys(pairs, 8):
+    with pins.open_map("pairs") as pairs:
+        for key in bpf_maps.keys(pairs, handshake.size):
             raw = bpf_maps.lookup(pairs, key, layout.size)
             pair = layout.unpack(raw) if raw else None
             if pair and cookie in pair["netns"]:
                 bpf_maps.delete(pairs, key)
-                bpf_maps.delete(handover, abi.layouts()["handshake"].pack(**pair["handshake"]))
                 gone += [
-                    (abi.layouts()["end"].pack(pair=number(key), side=side), (pair["sk"][side], pair["cookie"][side]))
+                    (sockhash.end_key(key, side), (pair["sk"][side], pair["cookie"][side]))
                     for side in (0, 1)
                     if pair["netns"][side] == cookie
                 ]

@@ -30,6 +30,27 @@ _TAIL = {
     17: (4, 0),
     19: (0, 12),
 }
+#: The members of `struct kernel` that are offsets: of which member of which structure of the kernel.
+_MEMBERS = {
+    "sk_cookie": ("sock_common", "skc_cookie"),
+    "sk_uid": ("sock", "sk_uid"),
+    "sk_ipv6only": ("sock_common", "skc_ipv6only"),
+    "sk_rmem_alloc": ("sock", "sk_backlog.rmem_alloc"),
+    "sk_rcvbuf": ("sock", "sk_rcvbuf"),
+    "sk_userlocks": ("sock", "sk_userlocks"),
+    "sk_user_data": ("sock", "sk_user_data"),
+    "sk_owned": ("sock", "sk_lock.owned"),
+    "sk_wq": ("sock", "sk_wq"),
+    "sk_ulp_ops": ("inet_connection_sock", "icsk_ulp_ops"),
+    "tcp_write_seq": ("tcp_sock", "write_seq"),
+    "tcp_copied_seq": ("tcp_sock", "copied_seq"),
+    "wq_head": ("socket_wq", "wait.head"),
+    "waiter_func": ("wait_queue_entry", "func"),
+    "waiter_entry": ("wait_queue_entry", "entry"),
+    "psock_ingress_msg": ("sk_psock", "ingress_msg"),
+    "psock_refcnt": ("sk_psock", "refcnt"),
+}
+_BIT_FIELDS = ("sk_ipv6only", "sk_userlocks")
 
 
 class Member(NamedTuple):
@@ -110,8 +131,11 @@ class Btf:
         return None
 
 
-def defines(blob: Path = VMLINUX) -> list[str]:
-    """Return the -D options that bpf/queue.h needs. Raises UnsupportedFeatureError without BTF or a member."""
+def offsets(blob: Path = VMLINUX) -> dict[str, int]:
+    """Return what `struct kernel` has of the kernel's structures, by the names of its members.
+
+    Raise UnsupportedFeatureError without BTF or a member.
+    """
     try:
         btf = Btf(blob.read_bytes())
     except OSError as missing:
@@ -119,20 +143,10 @@ def defines(blob: Path = VMLINUX) -> list[str]:
     except ValueError as wrong:
         raise kernel_features.cannot("kernel.btf", f"{blob}: {wrong}", named=_BTF) from wrong
     try:
-        locks = btf.member("sock", "sk_userlocks")
-        places = {
-            "OFF_SK_COOKIE": btf.member("sock_common", "skc_cookie").offset,
-            "OFF_SK_RMEM_ALLOC": btf.member("sock", "sk_backlog.rmem_alloc").offset,
-            "OFF_SK_RCVBUF": btf.member("sock", "sk_rcvbuf").offset,
-            "OFF_SK_USERLOCKS": locks.offset,
-            "SHIFT_SK_USERLOCKS": locks.shift,
-            "OFF_TCP_WRITE_SEQ": btf.member("tcp_sock", "write_seq").offset,
-            "OFF_TCP_COPIED_SEQ": btf.member("tcp_sock", "copied_seq").offset,
-            "OFF_SK_USER_DATA": btf.member("sock", "sk_user_data").offset,
-            "OFF_PSOCK_INGRESS_MSG": btf.member("sk_psock", "ingress_msg").offset,
-            "OFF_PSOCK_REFCNT": btf.member("sk_psock", "refcnt").offset,
-        }
+        found = {name: btf.member(*where) for name, where in _MEMBERS.items()}
     except KeyError as missing:
         named = "redirecting between sockets"
         raise kernel_features.cannot("kernel.version", str(missing.args[0]), named=named) from missing
-    return [f"-D{name}={value}" for name, value in places.items()]
+    return {name: member.offset for name, member in found.items()} | {
+        f"{name}_shift": found[name].shift for name in _BIT_FIELDS
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from merbridge_lab.adapters import bcc_import, bpf_syscall, kernel_features
-from merbridge_lab.dataplane import abi, btf, kernel_headers
+from merbridge_lab.dataplane import abi, kernel_headers
 from merbridge_lab.dataplane.pins import MAPS
 from merbridge_lab.errors import LabError
 from merbridge_lab.text import lines_of
@@ -146,9 +146,6 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
 
 
 def _compile(bcc: Any) -> Any:  # noqa: ANN401
-    flags = btf.defines()
-    if kernel_headers.release() >= (6, 13, 0):
-        flags.append("-DPSOCK_CHARGES_RMEM=1")
     lines: list[str] = []
     # On a file system that is mounted nowhere: a directory in /tmp would remain if we are killed.
     with kernel_features.detached_mount("tmpfs") as mounted:
@@ -156,7 +153,7 @@ def _compile(bcc: Any) -> Any:  # noqa: ANN401
         kernel_headers.write(Path(tree))
         try:
             with _environment("BCC_KERNEL_SOURCE", tree), _caught_stderr() as lines:
-                return bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything", *flags])
+                return bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything"])
         except Exception as failed:  # BCC raises nothing more specific
             raise LabError(
                 "BCC could not compile the BPF programs",

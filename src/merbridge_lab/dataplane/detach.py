@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.dataplane import abi
-from merbridge_lab.dataplane.pins import HOOKS, Pins, opened, u64, unlink
+from merbridge_lab.dataplane import abi, sockhash
+from merbridge_lab.dataplane.pins import HOOKS, Pins, opened, unlink
 from merbridge_lab.polling import poll_until
 
 _HANDOVER = 0.5  # s for handshakes in progress to end
@@ -45,7 +45,7 @@ class _Drain:
 
     def _may_go(self, key: bytes, end: dict[str, int]) -> bool:
         layout = abi.layouts()["pair"]
-        raw = bpf_maps.lookup(self._pairs, u64(end["pair"]), layout.size)
+        raw = bpf_maps.lookup(self._pairs, sockhash.connection_of(key), layout.size)
         if raw is None:
             return False  # reset during its handshake; it is removed when it is closed
         pair = layout.unpack(raw)
@@ -79,11 +79,20 @@ class _Drain:
         return len(bpf_maps.keys(self._peers, abi.layouts()["end"].size))
 
 
+def _being_made(pairs: int) -> bool:
+    """Report whether any connection has been dialled and not been accepted yet."""
+    layout = abi.layouts()["pair"]
+    for key in bpf_maps.keys(pairs, abi.layouts()["handshake"].size):
+        raw = bpf_maps.lookup(pairs, key, layout.size)
+        if raw is not None and not layout.unpack(raw)["cookie"][1]:
+            return True
+    return False
+
+
 def _drain(pins: Pins, timeout: float) -> Detached:
     deadline = time.monotonic() + timeout
     with contextlib.ExitStack() as stack:
         try:
-            handover = stack.enter_context(pins.open_map("handover"))
             peers = stack.enter_context(pins.open_map("peers"))
             pairs = stack.enter_context(pins.open_map("pairs"))
             unread = stack.enter_context(opened(pins.prog("unread")))
@@ -91,9 +100,8 @@ def _drain(pins: Pins, timeout: float) -> Detached:
             # A crash while loading: nothing was attached yet. What cannot be opened for another reason cannot be
             # drained either, and taking the lab down must go on: nothing is proven by what is read here.
             return Detached(0, 0)
-        handshake = abi.layouts()["handshake"].size
         poll_until(
-            lambda: not bpf_maps.keys(handover, handshake),
+            lambda: not _being_made(pairs),
             timeout=min(timeout, _HANDOVER),
             awaiting="connections that are being set up",
         )

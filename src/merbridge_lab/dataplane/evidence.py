@@ -20,6 +20,7 @@ from merbridge_lab.shortage import taken
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from merbridge_lab.dataplane.endpoints import AppLegs
     from merbridge_lab.evidence import Unread
     from merbridge_lab.observation import Batch, Exchange
     from merbridge_lab.trace_event import TraceEvent
@@ -38,9 +39,10 @@ class CounterEvidence:
     def __init__(
         self,
         counters: Callable[[], Mapping[str, Mapping[str, int]]],
+        app_legs: AppLegs,
         drain: Callable[[], tuple[TraceEvent, ...]] | None = None,
     ) -> None:
-        self._counters, self._drain = counters, drain
+        self._counters, self._app_legs, self._drain = counters, app_legs, drain
         self._before: Mapping[str, Mapping[str, int]] | Unread = {}
 
     def begin(self) -> None:
@@ -54,12 +56,16 @@ class CounterEvidence:
 
     def interception(self, batch: Batch) -> Interception:
         """Take the readings from after the last request, and return the record."""
-        return interception(batch, Counters(self._before, taken("bpf:counters", self._counters)))
+        return interception(batch, Counters(self._before, taken("bpf:counters", self._counters)), self._app_legs)
 
 
-def interception(batch: Batch, counters: Counters) -> Interception:
-    """Return what the counters, and the trace if there is one, show of a batch."""
+def interception(batch: Batch, counters: Counters, app_legs: AppLegs) -> Interception:
+    """Return what the counters, and the trace if there is one, show of a batch.
+
+    `app_legs` says what of the apps' messages should be redirected.
+    """
     client = batch.client
+    legs = _legs(app_legs)
     return Interception(
         app=AppConnections(
             intercepted=attempt(lambda: counters.reading(client, "outbound_connects")),
@@ -67,23 +73,35 @@ def interception(batch: Batch, counters: Counters) -> Interception:
             other_peer=f"the app of {client} sees that it speaks to {{remote}} instead of the address it dialled:"
             " getpeername is not answered",
         ),
-        legs=tuple(map(Leg, LEGS)),
-        moved=attempt(lambda: (_moved(counters, client, sorted(batch.servers)),)),
+        legs=legs,
+        moved=attempt(lambda: (_moved(counters, client, sorted(batch.servers), legs),)),
         traced=attempt(
-            lambda: {each.nonce: _told_of(each, value_of(batch.trace)) for each in batch.exchanges},
+            lambda: {each.nonce: _told_of(each, value_of(batch.trace), legs[0]) for each in batch.exchanges},
         ),
         left_to_tcp=attempt(lambda: {pod: _left(counters, pod) for pod in value_of(counters.after)}),
         counters=counters,
     )
 
 
-def _moved(counters: Counters, client: str, servers: Sequence[str]) -> Witness:
+def _legs(app_legs: AppLegs) -> tuple[Leg, ...]:
+    """Return the legs with their directions: the app dials on the outbound leg, and accepts on the inbound leg."""
+    why = "" if any(app_legs) else "eBPF leaves it to TCP (--legs safe)"
+    outbound, mesh, inbound = LEGS
+    return (
+        Leg(outbound, not_served=why, directions=(app_legs.sends, app_legs.receives)),
+        Leg(mesh),
+        Leg(inbound, not_served=why, directions=(app_legs.receives, app_legs.sends)),
+    )
+
+
+def _moved(counters: Counters, client: str, servers: Sequence[str], legs: Sequence[Leg]) -> Witness:
     """Count the redirected messages and bytes of each leg where they are sent, at the client and at the servers."""
+    outbound, _, inbound = (sum(leg.directions) for leg in legs)
     flows = (
-        _flow(counters, "outbound", "outbound", (client,), 2),
+        *([_flow(counters, "outbound", "outbound", (client,), outbound)] if outbound else []),
         _flow(counters, "mesh", "mesh, from the client", (client,), 1),
         _flow(counters, "mesh", "mesh, from the servers", servers, 1),
-        _flow(counters, "inbound", "inbound", servers, 2),
+        *([_flow(counters, "inbound", "inbound", servers, inbound)] if inbound else []),
     )
     return Witness(flows, "{bytes} bytes moved from socket to socket,")
 
@@ -104,8 +122,9 @@ def _left(counters: Counters, pod: str) -> int:
     return sum(counters.reading(pod, name).moved for name in names)
 
 
-def _told_of(exchange: Exchange, trace: Sequence[TraceEvent]) -> RequestTrace:
+def _told_of(exchange: Exchange, trace: Sequence[TraceEvent], outbound: Leg) -> RequestTrace:
     """Return the events of the pair that the app's connection opened: its source port identifies it."""
+    expected = [(kind, meaning) for kind, meaning in _TOLD if kind != "redirect" or not outbound.not_served]
     port = int(exchange.local.rpartition(":")[2] or 0)
     mine = {event.pair for event in trace if event.kind == "established" and event.port == port}
     told = tuple(event for event in trace if event.pair in mine)
@@ -113,6 +132,6 @@ def _told_of(exchange: Exchange, trace: Sequence[TraceEvent]) -> RequestTrace:
     return RequestTrace(
         source="trace:merlab",
         events=told,
-        needed=tuple((kind, f"{absent}: {meaning}") for kind, meaning in _TOLD),
+        needed=tuple((kind, f"{absent}: {meaning}") for kind, meaning in expected),
         says=f"{len(told)} lines tell of the connection from {exchange.local}",
     )

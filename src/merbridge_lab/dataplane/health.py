@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.dataplane import abi, map_entries, sockhash, strangers
-from merbridge_lab.dataplane.endpoints import Endpoint, address, netns_cookie
+from merbridge_lab.dataplane import abi, kernel_facts, map_entries, sockhash, strangers
+from merbridge_lab.dataplane.endpoints import Endpoint, address, netns_cookie, pod_entry
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
@@ -151,12 +151,14 @@ def _endpoint_problems(pins: Pins, endpoint: Endpoint) -> list[str]:
     except LabError as gone:
         return [f"pod {endpoint.name}: {gone.what}"]
     found: list[str] = []
-    entry = pins.pods().get(cookie)
+    entry, expected = pins.pods().get(cookie), abi.layouts()["pod"].unpack(pod_entry(endpoint))
     if entry is None:
         found.append(f"pod {endpoint.name} is not in the pod map")
     elif (entry["ip4"], entry["name"]) != (endpoint.ip4, endpoint.name):
         told = f"{entry['name']} with {address(entry['ip4'])}"
         found.append(f"pod {endpoint.name} is in the pod map as {told}, not {endpoint.ip}")
+    elif any(entry[each] != expected[each] for each in ("flags", "uid", "gid")):
+        found.append(f"pod {endpoint.name} is in the pod map with another sidecar's user, or other legs")
     with pins.open_map("pod_ips") as fd:
         if bpf_maps.lookup(fd, u32(endpoint.ip4), 8) != u64(cookie):
             found.append(f"the address {endpoint.ip} does not lead to pod {endpoint.name}")
@@ -199,6 +201,7 @@ def _problems(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: A
         found += sockhash.programs_problems(pins)
         if not pins.config()["redirect"]:
             found.append("redirect is switched off")
+        found += kernel_facts.problems(pins.kernel())
         for endpoint in endpoints:
             found += _endpoint_problems(pins, endpoint)
         if not found:  # each pod is there, with its namespace

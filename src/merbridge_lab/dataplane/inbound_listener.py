@@ -10,7 +10,7 @@ from merbridge_lab.adapters import netns, process_sockets
 from merbridge_lab.istio_facts import INBOUND_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
 
 def _is_inbound(sock: socket.socket, cookie: int) -> bool:
@@ -25,21 +25,20 @@ def _is_inbound(sock: socket.socket, cookie: int) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def inbound_listener(pid: int, cookie: int) -> Iterator[int | None]:
-    """Return our own descriptor of the socket on which process `pid` accepts inbound connections, or None.
+def inbound_listeners(pid: int, cookie: int) -> Generator[tuple[int, int], None, None]:
+    """Yield each socket on which process `pid` accepts inbound connections: our own descriptor of it, and its cookie.
 
-    `cookie` is that of its network namespace. Raise LabError if the kernel refuses it.
+    A descriptor is open until the next one is requested. `cookie` is that of the network namespace. Raise LabError if
+    the kernel refuses it.
     """
     with contextlib.closing(_inbound(pid, cookie)) as found:
-        sock = next(found, None)
-        yield sock.fileno() if sock else None
+        for sock in found:
+            yield sock.fileno(), process_sockets.cookie(sock)
 
 
 def inbound_cookies(pid: int, cookie: int) -> set[int]:
     """Return the cookies of all sockets on which process `pid` accepts inbound connections: one per thread of Envoy."""
-    with contextlib.closing(_inbound(pid, cookie)) as found:
-        return {process_sockets.cookie(sock) for sock in found}
+    return {number for _, number in inbound_listeners(pid, cookie)}
 
 
 def _inbound(pid: int, cookie: int) -> Generator[socket.socket, None, None]:

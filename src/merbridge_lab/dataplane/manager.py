@@ -10,7 +10,7 @@ from merbridge_lab.adapters import bpf_maps
 from merbridge_lab.dataplane import abi, health, orphaned_links, printk_event, recompiled
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
-from merbridge_lab.dataplane.endpoints import address
+from merbridge_lab.dataplane.endpoints import Legs, address, profile_of
 from merbridge_lab.dataplane.pins import HOOKS, Pins, remove_pin, u64
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
@@ -68,6 +68,13 @@ class Dataplane:
         """
         printk_event.put_back(self._tracefs)
         return detach(self._pins, timeout)
+
+    def legs(self) -> Legs | None:
+        """Return the profile that pods are served with; None if none are. Raises LabError."""
+        with _reading(self._pins), contextlib.suppress(FileNotFoundError):
+            served = self._pins.pods().values() if self._pins.readable else ()
+            return next((profile_of(pod) for pod in served), None)
+        return None
 
     def ours(self) -> frozenset[int]:
         """Return the ids of the programs that run as ours. Raises OSError."""
@@ -176,7 +183,7 @@ class Dataplane:
             return found
         with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
             pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
-            for key in bpf_maps.keys(fd, 8):
+            for key in bpf_maps.keys(fd, abi.layouts()["handshake"].size):
                 raw = bpf_maps.lookup(fd, key, layout.size)
                 if raw is not None:
                     found.append(_pair(layout.unpack(raw), pods))
@@ -197,7 +204,7 @@ def _reading(pins: Pins) -> Iterator[None]:
 def _pair(raw: dict[str, Any], pods: dict[int, str]) -> Pair:
     wire = raw["wire"]
     return Pair(
-        id=raw["cookie"][0],
+        id=raw["id"],
         leg=abi.legs()[raw["leg"]],
         source=f"{address(wire['src_ip4'])}:{wire['src_port']}",
         destination=f"{address(wire['dst_ip4'])}:{wire['dst_port']}",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
 from merbridge_lab.dataplane import abi
-from merbridge_lab.dataplane.pins import Pins, number, u64
+from merbridge_lab.dataplane.pins import Pins, number
 from merbridge_lab.polling import poll_until
 from merbridge_lab.shortage import unread
 
@@ -28,8 +28,8 @@ def problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
     with pins.open_map("counters") as counters:
         strange = [key for key in map(number, bpf_maps.keys(counters, 8)) if key not in namespaces]
     found = [_sentence("counters", len(strange), "for network namespaces that belong to no pod")] if strange else []
-    with pins.open_map("pairs") as pairs, pins.open_map("handover") as notes:
-        return [*found, *_of_connections(pairs, notes, namespaces)]
+    with pins.open_map("pairs") as pairs:
+        return [*found, *_of_connections(pairs, namespaces)]
 
 
 def _sentence(name: str, how_many: int, what: str) -> str:
@@ -37,7 +37,7 @@ def _sentence(name: str, how_many: int, what: str) -> str:
     return f"the map {name} holds {least}{how_many} {'entries' if how_many > 1 else 'entry'} {what}"
 
 
-def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> list[str]:
+def _of_connections(pairs: int, namespaces: Mapping[int, Path]) -> list[str]:
     found = []
     live: set[int] = set()
 
@@ -45,12 +45,7 @@ def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> l
         raw = bpf_maps.lookup(pairs, key, abi.layouts()["pair"].size)
         return raw is not None and not is_live(abi.layouts()["pair"].unpack(raw), namespaces, live)
 
-    def of_no_pair(key: bytes) -> bool:
-        raw = bpf_maps.lookup(notes, key, abi.layouts()["handover"].size)
-        pair = None if raw is None else u64(abi.layouts()["handover"].unpack(raw)["pair"])
-        return pair is not None and bpf_maps.lookup(pairs, pair, abi.layouts()["pair"].size) is None
-
-    keys = bpf_maps.keys(pairs, 8)
+    keys = bpf_maps.keys(pairs, abi.layouts()["handshake"].size)
     if keys:
         try:
             for path in namespaces.values():
@@ -61,9 +56,6 @@ def _of_connections(pairs: int, notes: int, namespaces: Mapping[int, Path]) -> l
     if strange := _staying(keys[:_MANY], of_no_connection):
         full = f", and has no room for more than {room}" if len(keys) >= room else ""
         found.append(_sentence("pairs", len(strange), f"that belong to no connection of the pods{full}"))
-    noted = bpf_maps.keys(notes, abi.layouts()["handshake"].size)
-    if strange := _staying(noted[:_MANY], of_no_pair):
-        found.append(_sentence("handover", len(strange), "for no connection that is being made"))
     return found
 
 

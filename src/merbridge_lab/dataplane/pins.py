@@ -57,7 +57,7 @@ PROGRAMS = {
     "unread": bpf_syscall.PROG_RAW_TRACEPOINT,
 }
 
-MAPS = ("config", "pods", "pod_ips", "counters", "handover", "pairs", "flows", "listeners", "peers", "stamp")
+MAPS = ("config", "kernel", "pods", "pod_ips", "counters", "live", "pairs", "flows", "listeners", "peers", "stamp")
 
 _ZERO = bytes(4)
 
@@ -230,6 +230,12 @@ class Pins:
             raw = _whole(fd)
             values = layout.unpack(raw) | changes
             bpf_maps.update(fd, _ZERO, layout.pack(**values) + raw[layout.size :])
+
+    def kernel(self) -> dict[str, int]:
+        """Read what the programs are told about the kernel. Raises OSError."""
+        layout = abi.layouts()["kernel"]
+        with self.open_map("kernel") as fd:
+            return layout.unpack(bpf_maps.lookup(fd, _ZERO, layout.size) or bytes(layout.size))
 
     def pods(self) -> dict[int, dict[str, Any]]:
         """Return the pods served, by the cookie of their network namespace. Raises OSError."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
 from merbridge_lab.adapters.kernel_features import SOCKHASH_QUERY_SINCE
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.inbound_listener import inbound_cookies
-from merbridge_lab.dataplane.pins import Pins, number, opened, u64
+from merbridge_lab.dataplane.pins import Pins, number, opened
 from merbridge_lab.dataplane.strangers import named
 from merbridge_lab.evidence import Unread
 from merbridge_lab.istio_facts import INBOUND_PORT
@@ -29,6 +30,29 @@ _AT_REST = 0.1
 NOT_TOLD = f"Linux before {SOCKHASH_QUERY_SINCE} cannot report it"
 
 
+def listener_key(cookie: int, listener: int) -> bytes:
+    """Return where a listener is registered: by the cookies of its network namespace and its own, as in sockops.c."""
+    return abi.layouts()["listener"].pack(netns=cookie, slot=listener % abi.constants()["LISTENERS"])
+
+
+def listener_keys(listeners: int, cookie: int | None = None) -> list[bytes]:
+    """Return the keys of `listeners`, of one network namespace if its cookie is given. Raises OSError."""
+    layout = abi.layouts()["listener"]
+    keys = bpf_maps.keys(listeners, layout.size)
+    return [key for key in keys if cookie is None or layout.unpack(key)["netns"] == cookie]
+
+
+def end_key(handshake: bytes, side: int) -> bytes:
+    """Return the key in `peers` of one end of the connection that `pairs` has under `handshake`."""
+    layout = abi.layouts()["end"]
+    return (handshake + side.to_bytes(4, sys.byteorder)).ljust(layout.size, b"\0")
+
+
+def connection_of(end: bytes) -> bytes:
+    """Return the key in `pairs` of the connection of which `end` is a key in `peers`."""
+    return end[: abi.layouts()["handshake"].size]
+
+
 def listener_problem(pins: Pins, endpoint: Endpoint, cookie: int) -> str | None:
     """Describe that the sidecar of an endpoint is missing from the listeners, or that something else is in its place.
 
@@ -36,12 +60,14 @@ def listener_problem(pins: Pins, endpoint: Endpoint, cookie: int) -> str | None:
     """
     try:
         with pins.open_map("listeners") as fd:
-            registered = bpf_maps.lookup(fd, u64(cookie), 8)  # for a sockhash, this returns the socket's cookie
+            # For a sockhash, a look-up returns the socket's cookie.
+            told = [bpf_maps.lookup(fd, key, 8) for key in listener_keys(fd, cookie)]
     except OSError as error:
         return str(unread(f"the {INBOUND_PORT} listener registered for {endpoint.name}", error))
-    if registered is None:
+    registered = {number(raw) for raw in told if raw is not None}
+    if not registered:
         return f"no {INBOUND_PORT} listener registered for {endpoint.name}"
-    if endpoint.sidecar is not None and number(registered) not in inbound_cookies(endpoint.sidecar.pid, cookie):
+    if endpoint.sidecar is not None and registered - inbound_cookies(endpoint.sidecar.pid, cookie):
         return f"the {INBOUND_PORT} listener registered for {endpoint.name} is not its sidecar's"
     return None
 
@@ -114,8 +140,10 @@ def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
 
     Raises OSError.
     """
+    layout = abi.layouts()["listener"]
     with pins.open_map("listeners") as listeners:
-        strange = [key for key in map(number, bpf_maps.keys(listeners, 8)) if key not in namespaces]
+        spaces = {layout.unpack(key)["netns"] for key in listener_keys(listeners)}
+    strange = sorted(spaces - namespaces.keys())
     found = [f"a listener is registered for the network namespace {key}, which belongs to no pod" for key in strange]
     suspects = _suspects(pins, namespaces)
     if not suspects:
@@ -140,7 +168,8 @@ def members_problems(pins: Pins, namespaces: Mapping[int, Path]) -> list[str]:
 
 def _place(key: bytes) -> str:
     end = abi.layouts()["end"].unpack(key)
-    return f"the sockhash peers, for side {end['side']} of connection {end['pair']:x},"
+    numbers = f"{end['handshake']['from_dialling']:x}/{end['handshake']['from_accepting']:x}"
+    return f"the sockhash peers, for side {end['side']} of the connection with first sequence numbers {numbers},"
 
 
 def _suspects(pins: Pins, namespaces: Iterable[int]) -> dict[bytes, tuple[int, bool]]:
@@ -172,7 +201,7 @@ def _strange(peers: int, pairs: int, key: bytes, known: frozenset[int]) -> tuple
     if raw is None:
         return None  # closed meanwhile
     end, layout = abi.layouts()["end"].unpack(key), abi.layouts()["pair"]
-    noted = bpf_maps.lookup(pairs, u64(end["pair"]), layout.size) if end["side"] in (0, 1) else None
+    noted = bpf_maps.lookup(pairs, connection_of(key), layout.size) if end["side"] in (0, 1) else None
     cookie = number(raw)
     if noted is None:
         return cookie, False

@@ -36,10 +36,13 @@ class Driver(Protocol):
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and lacks."""
 
-    def open(self, *, keep: bool = False, backend: str | None = None) -> AbstractContextManager[ManagedLab]:
+    def open(
+        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None
+    ) -> AbstractContextManager[ManagedLab]:
         """Yield the lab for the duration of the block.
 
         `keep` leaves rules flushed after a flush. `backend` is the kind of iptables for the rules ("nft", "legacy").
+        `legs` is the profile of what eBPF moves ("safe", "all").
         """
 
 

@@ -44,13 +44,15 @@ class EmbeddedDataplane:
     name, roles = "merlab", ROLES
     capabilities = frozenset({DATAPLANE, INBOUND_WITHOUT_RULES, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT})
 
-    def __init__(self, machine: Machine, mesh: Mesh) -> None:
+    def __init__(self, machine: Machine, mesh: Mesh, legs: dataplane.Legs | None = None) -> None:
         self._machine = machine
         self._mesh = mesh
-        self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods)
         around = dataplane.Around((machine.cgroup / "twins",), ((topology.NODE, machine.netns(topology.NODE)),))
         self._manager = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
         self._trace = Instance(machine.tracefs, machine.name)
+        # Its apps are the lab's own, and known to work with redirected messages.
+        self.legs = legs or self._manager.legs() or dataplane.Legs.ALL
+        self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods, self.legs)
 
     def ensure(self) -> None:
         """Attach what is missing, and wait until the connections that sidecars kept from before have closed.
@@ -182,7 +184,7 @@ class EmbeddedDataplane:
 
     def evidence(self, *, trace: bool) -> CounterEvidence:
         """Return what shows what this dataplane does to a batch; with `trace`, also the events of its trace."""
-        return CounterEvidence(self.counters, self.drain_trace if trace else None)
+        return CounterEvidence(self.counters, self.legs.of_apps(), self.drain_trace if trace else None)
 
     @staticmethod
     def why_missing(capability: str) -> str:
@@ -197,7 +199,8 @@ class EmbeddedDataplane:
     def describe(self) -> dict[str, object]:
         """Return its state as `merlab status --json` prints it."""
         attached = self.attached
-        return {"kind": self.name, "attached": attached, "programs": len(self.programs()) if attached else 0}
+        programs = len(self.programs()) if attached else 0
+        return {"kind": self.name, "attached": attached, "programs": programs, "legs": self.legs.value}
 
     def dump(self) -> dict[str, Callable[[], object]]:
         """Return its own parts of a sysdump, each with the function that returns its content."""
@@ -209,11 +212,8 @@ class EmbeddedDataplane:
 
     def shell_commands(self) -> list[str]:
         """Return the commands that show what was attached."""
-        pins = self._machine.bpffs / self._machine.name
-        return [
-            f"bpftool cgroup tree {self._machine.mesh_cgroup}",
-            f"bpftool map dump pinned {pins / 'maps' / 'pods'}",
-        ]
+        pods = self._machine.bpffs / self._machine.name / "maps" / "pods"
+        return [f"bpftool cgroup tree {self._machine.mesh_cgroup}", f"bpftool map dump pinned {pods}"]
 
     # -- trace --------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from merbridge_lab.labs.embedded import rule_templates, topology
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from merbridge_lab.dataplane import Pair
+    from merbridge_lab.dataplane import Legs, Pair
     from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
 
 #: How long the connections stay open for reading, and how often they are read, in seconds.
@@ -27,8 +27,10 @@ _BYTES = 1759
 _HTTP, _ECHO, *_ = topology.SERVICES
 
 
-def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]]) -> list[Dial]:
+def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]], legs: Legs) -> list[Dial]:
     """Dial helloworld with an IPv6 socket and echo with plain TCP, as the app of `client`.
+
+    `legs` is the profile of what eBPF must carry.
 
     Raises LabError, ClaimFailedError.
     """
@@ -52,19 +54,24 @@ def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]]) -> list[
             id="lab.incomplete",
         ) from None
     live = [pair for number, pair in seen.items() if number not in before]
+    # Behind the sidecar, the legs of the first are not told from those of other HTTP connections.
+    apps = ("outbound",) if all(legs.of_apps()) else ()
+    rest = (*apps, "mesh", "inbound") if apps else ("mesh",)
     by_ipv6 = "by an IPv6 socket, as Java dials"
     if mapped["code"] == errno.EAFNOSUPPORT:
         return [
             Dial(by_ipv6, "", "", "", 0, 0, served=False, unasked="this kernel has no IPv6 sockets"),
-            _dial("by plain TCP to echo", _ECHO, echo, _legs(client.name, echo["local"], _ECHO.port, live), rest=True),
+            _dial("by plain TCP to echo", _ECHO, echo, _legs(client.name, echo["local"], _ECHO.port, live), rest),
         ]
     return [
-        _dial(by_ipv6, _HTTP, mapped, _legs(client.name, mapped["local"], 0, live), rest=False),
-        _dial("by plain TCP to echo", _ECHO, echo, _legs(client.name, echo["local"], _ECHO.port, live), rest=True),
+        _dial(by_ipv6, _HTTP, mapped, _legs(client.name, mapped["local"], 0, live), apps),
+        _dial("by plain TCP to echo", _ECHO, echo, _legs(client.name, echo["local"], _ECHO.port, live), rest),
     ]
 
 
-def _dial(how: str, service: topology.Service, told: dict[str, Any], legs: dict[str, Leg], *, rest: bool) -> Dial:
+def _dial(
+    how: str, service: topology.Service, told: dict[str, Any], legs: dict[str, Leg], needed: tuple[str, ...]
+) -> Dial:
     return Dial(
         how=how,
         wanted=f"{service.vip}:{service.port}",
@@ -74,7 +81,7 @@ def _dial(how: str, service: topology.Service, told: dict[str, Any], legs: dict[
         received=told["received"],
         served=told["served"],
         error=told["error"],
-        needed=("outbound", "mesh", "inbound") if rest else ("outbound",),
+        needed=needed,
         legs=legs,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane import Endpoint, Sidecar
+from merbridge_lab.dataplane import Endpoint, Legs, Sidecar
 from merbridge_lab.istio_facts import SIDECAR_UID
 
 if TYPE_CHECKING:
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 class EmbeddedDiscovery:
     """Finds the endpoints among the pods of the lab, whether they exist yet or not."""
 
-    def __init__(self, pods: Sequence[Pod]) -> None:
-        self._pods = pods
+    def __init__(self, pods: Sequence[Pod], legs: Legs) -> None:
+        self._pods, self._legs = pods, legs
 
     def endpoints(self) -> list[Endpoint]:
         """Return every pod as it is at this moment."""
-        return [_endpoint(pod) for pod in self._pods]
+        return [_endpoint(pod, self._legs) for pod in self._pods]
 
 
-def _endpoint(pod: Pod) -> Endpoint:
+def _endpoint(pod: Pod, legs: Legs) -> Endpoint:
     pid = pod.sidecar_pid
     return Endpoint(
         namespace="",
@@ -35,6 +35,7 @@ def _endpoint(pod: Pod) -> Endpoint:
         netns=pod.netns,
         cgroup=pod.cgroup,
         sidecar=None if pid is None else Sidecar(pid, SIDECAR_UID),
+        legs=legs,
     )
 
 

@@ -73,11 +73,15 @@ class EmbeddedDriver:
         return requirements.embedded()
 
     @contextlib.contextmanager
-    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[ManagedEmbeddedLab]:
+    def open(
+        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None
+    ) -> Iterator[ManagedEmbeddedLab]:
         """Yield the lab for the duration of the block; its rules are in `backend` (default: nft).
 
-        Raise LabError if the lab is up with its rules in another backend.
+        `legs` is the profile of what eBPF moves (default: that of the lab that is up, else all legs). Raise LabError if
+        the lab is up with its rules in another backend.
         """
+        from merbridge_lab.dataplane import Legs
         from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
         present = ManagedEmbeddedLab(name=self.lab_name).present_backend() if os.geteuid() == 0 else None
@@ -87,4 +91,9 @@ class EmbeddedDriver:
                 hint="merlab down",
                 id="rules.other_backend",
             )
-        yield ManagedEmbeddedLab(name=self.lab_name, keep=keep, backend=present or backend or "nft")
+        yield ManagedEmbeddedLab(
+            name=self.lab_name,
+            keep=keep,
+            backend=present or backend or "nft",
+            legs=Legs(legs) if legs else None,
+        )

@@ -38,6 +38,7 @@ from merbridge_lab.text import lines_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from merbridge_lab.dataplane import Legs
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.lab import Workload
     from merbridge_lab.observation import Observation
@@ -56,7 +57,9 @@ class EmbeddedLab(LabBase):
     follows_original = False
     capabilities = EmbeddedDataplane.capabilities | {DIALS, APP_REPORTS_PEER}
 
-    def __init__(self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft") -> None:
+    def __init__(
+        self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft", legs: Legs | None = None
+    ) -> None:
         super().__init__(keeps_flushed=keep)
         self.machine = Machine(name)
         self._keep = keep
@@ -64,7 +67,7 @@ class EmbeddedLab(LabBase):
         node = Node(self.machine, backend)
         self._node = node
         self._mesh = Mesh(self.machine, node, topology.pods(backend))
-        self.dataplane = EmbeddedDataplane(self.machine, self._mesh)
+        self.dataplane = EmbeddedDataplane(self.machine, self._mesh, legs)
         self.node = NodeComponent(self.machine, node)
         self.mesh = MeshComponent(self._mesh, self.workloads, self.machine.saved)
 
@@ -130,7 +133,7 @@ class EmbeddedLab(LabBase):
         """Dial as the app of `client` in ways that curl does not, and return what eBPF records of each."""
         own = _own(client)
         with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in self.servers())):
-            return dialing.dial(own, self.dataplane.pairs)
+            return dialing.dial(own, self.dataplane.pairs, self.dataplane.legs)
 
     def watched(self) -> contextlib.AbstractContextManager[Callable[[], list[str]]]:
         """Watch what is added and removed in the network namespaces; see namespace_watch.watched."""

@@ -105,9 +105,20 @@ class KindDriver:
         return ManagedKubernetesLab(KindProvider(self.options), self.options, keep=keep)
 
     @contextlib.contextmanager
-    def open(self, *, keep: bool = False, backend: str | None = None) -> Iterator[ManagedKubernetesLab]:
-        """Yield the lab for the duration of the block. Raise LabError for a backend: Istio chooses it itself."""
+    def open(
+        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None
+    ) -> Iterator[ManagedKubernetesLab]:
+        """Yield the lab for the duration of the block.
+
+        Raise LabError for a backend, as Istio chooses it itself, and for legs, which only merlab's own dataplane knows.
+        """
         self.options.require_built()
+        if legs is not None:
+            raise LabError(
+                "--legs is for the embedded lab: it is a setting of merlab's own dataplane",
+                hint="merlab up",
+                id="capability.missing",
+            )
         if backend is not None:
             raise LabError(
                 "--iptables is for the embedded lab: on a cluster, Istio chooses the tables",
