@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _STAY, _LOOK = 0.25, 0.03
 #: A size that others do not use: it tells the echo from other traffic.
 _BYTES = 1759
-_HTTP, _ECHO = topology.SERVICES
+_HTTP, _ECHO, *_ = topology.SERVICES
 
 
 def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]], legs: Legs) -> list[Dial]:
