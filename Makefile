@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests soak sabotage timings clean \
-	docs tutorial test-cluster soak-cluster up-kind down-kind
+	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
@@ -77,6 +77,10 @@ soak: setup dev ## the long tests: full products of signals, streams, healthy ru
 
 sabotage: setup dev ## do every sabotage to two labs side by side, and write docs/sabotage.md
 	@scripts/setup root .venv/bin/python tests/sabotage/document.py
+
+test-apps: setup dev ## real programs as apps, by the rules and by eBPF side by side (--json, --app NAME, --case NAME)
+	@scripts/setup packages dev
+	@scripts/setup root .venv/bin/python -m tests.apps $(ARGS)
 
 test-cluster: setup dev ## the kind lab's tests, on a real Kubernetes and Istio that are built here
 	@$(CLUSTER) test $(ARGS)

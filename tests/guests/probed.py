@@ -8,7 +8,7 @@ import sys
 
 from merbridge_lab.adapters.kernel_features import SOCKMAP_FIXES, is_fixed, stable_release
 from merbridge_lab.dataplane import helper_probes, kernel_probes, reader_legs
-from merbridge_lab.dataplane.endpoints import Legs
+from merbridge_lab.dataplane.legs import Profile
 
 
 def found() -> dict[str, object]:
@@ -18,7 +18,7 @@ def found() -> dict[str, object]:
         kernel_probes.probe_verdict(),
         kernel_probes.probe_streams(64 << 20),
     )
-    legs = reader_legs.decide(Legs.SAFE, reader_legs.app_sockets(probes, kernel))
+    legs = reader_legs.decide(Profile.SAFE, reader_legs.app_sockets(probes, kernel))
     return {
         "release": os.uname().release,
         "stable": ".".join(map(str, kernel)),
@@ -32,8 +32,8 @@ def found() -> dict[str, object]:
         "stream with verdict": vars(streams.with_verdict),
         "missing helpers": helper_probes.missing_helpers(),
         "fixes": {name: is_fixed(fix, kernel) for name, fix in SOCKMAP_FIXES.items()},
-        "out of app": legs.app.sends,
-        "into app": legs.app.receives,
+        "out of app": legs.out_of_app,
+        "into app": legs.into_app,
         "why": legs.why,
     }
 

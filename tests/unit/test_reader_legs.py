@@ -5,8 +5,8 @@ import pytest
 from merbridge_lab.adapters import kernel_features
 from merbridge_lab.adapters.kernel_features import SOCKMAP_FIXES, Fix, is_fixed, stable_release
 from merbridge_lab.dataplane import probe_sockets, reader_legs
-from merbridge_lab.dataplane.endpoints import Legs
 from merbridge_lab.dataplane.kernel_probes import ARRANGEMENTS, Answer, Counts, Fionread, Flow, Probes
+from merbridge_lab.dataplane.legs import Profile
 from merbridge_lab.dataplane.reader_probes import READERS
 from merbridge_lab.requirements import sockmap
 
@@ -29,9 +29,10 @@ def probes(fionread, *, tcp=(), redirected=ALWAYS_WRONG, charged=32768):
     return Probes(fionread, charged, answers)
 
 
-def decided(found, kernel, profile=Legs.SAFE, **options):
+def decided(found, kernel, profile=Profile.SAFE, **options):
     legs = reader_legs.decide(profile, reader_legs.app_sockets(found, kernel), **options)
-    return *legs.app, legs.why
+    assert legs.between_sidecars
+    return legs.out_of_app, legs.into_app, legs.why
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,8 @@ def test_what_fionread_counts(fionread, counts):
     ],
 )
 def test_the_kernels_that_were_probed(found, kernel):
-    # So does the profile as the programs are told it, without a probe.
-    assert decided(found, kernel)[:2] == (False, False) == Legs.SAFE.of_apps()
-    assert decided(found, kernel, Legs.ALL)[:2] == (True, True) == Legs.ALL.of_apps()
+    assert decided(found, kernel)[:2] == (False, False)
+    assert decided(found, kernel, Profile.ALL)[:2] == (True, True)
 
 
 def test_a_kernel_on_which_a_socket_in_a_sockhash_does_as_tcp():
@@ -93,15 +93,15 @@ def test_why_an_app_does_not_read_redirected_bytes():
 def test_a_kernel_that_hides_it_from_every_reader_still_waits_to_be_asked():
     perfect = probes(BOTH, redirected=())
     assert decided(perfect, NEWEST)[:2] == (True, False)
-    assert decided(perfect, NEWEST, Legs.ALL)[:2] == (True, True)
+    assert decided(perfect, NEWEST, Profile.ALL)[:2] == (True, True)
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("profile", Legs)
+@pytest.mark.parametrize("profile", Profile)
 def test_one_reader_of_tcp_that_goes_wrong_keeps_apps_out_unless_asked_for(reader, profile):
     out_of_app, into_app, why = decided(probes(BOTH, tcp={reader}), NEWEST, profile)
-    assert out_of_app is into_app is (profile is Legs.ALL)
-    assert (reader in why) is (profile is Legs.SAFE)
+    assert out_of_app is into_app is (profile is Profile.ALL)
+    assert (reader in why) is (profile is Profile.SAFE)
 
 
 def test_a_sender_that_reads_wrongly_counts_like_any_app_in_the_hash():
@@ -110,14 +110,14 @@ def test_a_sender_that_reads_wrongly_counts_like_any_app_in_the_hash():
     assert decided(found, NEWEST)[:2] == (False, False)
 
 
-@pytest.mark.parametrize("profile", Legs)
+@pytest.mark.parametrize("profile", Profile)
 def test_what_was_not_probed_is_tcp_unless_asked_for(profile):
     out_of_app, into_app, why = decided(None, NEWEST, profile)
-    assert out_of_app is into_app is (profile is Legs.ALL)
-    assert profile is Legs.ALL or "not known" in why
+    assert out_of_app is into_app is (profile is Profile.ALL)
+    assert profile is Profile.ALL or "not known" in why
 
 
-@pytest.mark.parametrize("profile", Legs)
+@pytest.mark.parametrize("profile", Profile)
 def test_mptcp_is_no_matter_of_asking(profile):
     out_of_app, into_app, why = decided(probes(BOTH), (6, 12, 59), profile)
     assert not out_of_app

@@ -131,6 +131,11 @@ def probe() -> Probes:
     return apart(lambda: _probe(ARRANGEMENTS, probe_sockets.HASHED))
 
 
+def is_charged() -> bool:
+    """Find out whether redirected bytes count as received memory of their reader, in a millisecond. Raises OSError."""
+    return apart(_charged) >= _CHARGED_BYTES
+
+
 def probe_verdict() -> Probes:
     """Find out the same with a verdict program on the sockhash. Raises OSError."""
     return apart(lambda: _probe(WITH_VERDICT, probe_sockets.VERDICT_TCP))

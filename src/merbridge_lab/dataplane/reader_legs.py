@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import kernel_features
-from merbridge_lab.dataplane import probe_sockets
-from merbridge_lab.dataplane.endpoints import AppLegs, Legs
+from merbridge_lab.dataplane import kernel_probes, probe_sockets
 from merbridge_lab.dataplane.kernel_probes import Counts
+from merbridge_lab.dataplane.legs import ALL_LEGS, Legs, Profile
 
 if TYPE_CHECKING:
     from merbridge_lab.dataplane.kernel_probes import Probes
@@ -33,14 +33,6 @@ class AppSockets:
     is_mptcp_safe: bool
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What may be redirected of an app; `why` is one sentence on its sockets."""
-
-    app: AppLegs
-    why: str
-
-
 def app_sockets(probes: Probes | None, kernel: tuple[int, int, int]) -> AppSockets:
     """Sum up what was probed, and what is known of this kernel."""
     is_mptcp_safe = kernel_features.is_fixed(kernel_features.SOCKMAP_FIXES["mptcp"], kernel)
@@ -51,27 +43,34 @@ def app_sockets(probes: Probes | None, kernel: tuple[int, int, int]) -> AppSocke
     return AppSockets(probes.fionread.counts, tuple(tcp), tuple(redirected), is_mptcp_safe)
 
 
-def decide(profile: Legs, found: AppSockets, *, may_use_mptcp: bool = True) -> Decision:
-    """Decide for the apps of a pod; `may_use_mptcp` is False if they are known not to, or if it is off there."""
+def for_profile(profile: Profile) -> Legs:
+    """Decide which legs this kernel's pods have; probe it if that matters. Raises OSError."""
+    probes = kernel_probes.probe() if profile is Profile.SAFE else None
+    return decide(profile, app_sockets(probes, kernel_features.stable_release()))
+
+
+def decide(profile: Profile, found: AppSockets, *, may_use_mptcp: bool = True) -> Legs:
+    """Decide which legs a pod has; `may_use_mptcp` is False if its apps are known not to, or if it is off there."""
     obstacle = _obstacle(profile, found, may_use_mptcp=may_use_mptcp)
     if obstacle is not None:
-        return Decision(AppLegs(sends=False, receives=False), f"app sockets: TCP only, because {obstacle}")
-    if profile is Legs.ALL:
-        why = "app sockets: all that they send and read is redirected, as asked for"
-        return Decision(AppLegs(sends=True, receives=True), why)
-    wrong = found.redirected
-    why = f"redirected bytes are read wrongly by {_list(wrong)}" if wrong else "it was not asked for"
-    return Decision(
-        AppLegs(sends=True, receives=False),
-        f"app sockets: what they send is redirected; what they read comes by TCP, because {why}",
+        return Legs(True, False, False, f"app sockets: TCP only, because {obstacle}")
+    if profile is Profile.ALL:
+        return ALL_LEGS
+    why = (
+        f"redirected bytes are read wrongly by {_list(found.redirected)}"
+        if found.redirected
+        else "it was not asked for"
+    )
+    return Legs(
+        True, True, False, f"app sockets: what they send is redirected; what they read comes by TCP, because {why}"
     )
 
 
-def _obstacle(profile: Legs, found: AppSockets, *, may_use_mptcp: bool) -> str | None:
+def _obstacle(profile: Profile, found: AppSockets, *, may_use_mptcp: bool) -> str | None:
     """Return why an app's sockets must stay out of the sockhash, or None."""
     if may_use_mptcp and not found.is_mptcp_safe:
         return "this kernel is not known to survive connections of MPTCP listeners in a sockhash"
-    if profile is Legs.ALL:
+    if profile is Profile.ALL:
         return None
     if found.tcp is None:
         return "it is not known what this kernel does to their readers"

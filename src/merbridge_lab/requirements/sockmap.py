@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters.kernel_features import SOCKMAP_FIXES, stable_release
 from merbridge_lab.dataplane import helper_probes, kernel_probes, probe_sockets, reader_legs
-from merbridge_lab.dataplane.endpoints import Legs
+from merbridge_lab.dataplane.legs import Profile
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def readers() -> list[Requirement]:
 def judge_readers(probes: Probes, kernel: tuple[int, int, int]) -> list[Requirement]:
     """Assess what was probed on a kernel of this stable release."""
     found = reader_legs.app_sockets(probes, kernel)
-    legs = reader_legs.decide(Legs.SAFE, found)
+    legs = reader_legs.decide(Profile.SAFE, found)
     wrong = probes.wrong(probe_sockets.REDIRECTED)
     hashed = probes.wrong(probe_sockets.HASHED, probe_sockets.SENDER)
     return [
