@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages soak sabotage timings clean \
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests soak sabotage timings clean \
 	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
@@ -68,6 +68,9 @@ test-lowest: dev ## the unit tests on the lowest versions that pyproject.toml al
 
 test-packages: setup dev ## build wheel and sdist, install them elsewhere, and use what was installed (asks PyPI)
 	@$(PYTEST_AS_ROOT) -m packaging $(ARGS)
+
+test-guests: setup dev ## boot Debian's kernels on this machine's files, and probe them (installs qemu by apt)
+	@$(PYTEST_AS_ROOT) -m guests tests/guests $(ARGS)
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)

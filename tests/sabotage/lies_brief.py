@@ -146,7 +146,9 @@ def _as_soon_as(there, strike):
 
 
 @lie(
-    "the twin goes around its rules", r"ISTIO_REDIRECT of sleep-twin2 moved by \d+ for 4 fresh connections", quick=False
+    "the twin goes around its rules",
+    r"ISTIO_REDIRECT of the control client moved by \d+ for 4 fresh connections",
+    quick=False,
 )
 def _(scene):
     """As soon as the client twin's rules are back, a rule before them returns: its connections go past its sidecar."""
@@ -203,7 +205,9 @@ def _(scene):
     rule(where, "-t", "filter", "-D", *refuse)
 
 
-@lie("a twin without its rules", r"ISTIO_REDIRECT of sleep-twin moved by \d+ for 4 fresh connections", steps=(2,))
+@lie(
+    "a twin without its rules", r"ISTIO_REDIRECT of the control client moved by \d+ for 4 fresh connections", steps=(2,)
+)
 def _(scene):
     """As soon as the twin of step 2 has its rules, one before them returns."""
     where = scene.lab.machine.netns("sleep-twin")
