@@ -88,7 +88,7 @@ def _(scene):
         yield
 
 
-@lie("an app that is told the wrong peer for one step", "the app of sleep sees that it speaks to 127.0.0.1:")
+@lie("an app that is told the wrong peer for one step", r"the app of sleep sees that it speaks to 127\.\d+\.\d+\.\d+:")
 def _(scene):
     """While step 9 runs, getpeername4 does nothing."""
     with _while(scene, "step 9 begins", "step 9 ends", hook(scene, "getpeername4")):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from merbridge_lab.api import Check, Finding, fails, holds, value_of
 from merbridge_lab.checks import tcp
 from merbridge_lab.checks.mesh import as_control, assess_both_sidecars, assess_closed_as_plain_text
-from merbridge_lab.istio_facts import INBOUND_PORT
 
 if TYPE_CHECKING:
     from merbridge_lab.api import Observation, Witness
@@ -39,11 +38,11 @@ def assess_intercepted(seen: Observation) -> Finding:
 
 
 def assess_dialled_sidecar(seen: Observation) -> Finding:
-    """Assess whether eBPF sent the client's sidecar to the servers' sidecars: port 15006 at connect()."""
+    """Assess whether eBPF noted that the client's sidecar dialled pods of this node."""
     reading = seen.interception.counters.reading(seen.client, "mesh_connects")
     if not reading.moved:
         return fails(f"eBPF sent no connection of the sidecar of {seen.who} to a server's sidecar", reading)
-    return holds(f"{reading.moved} connections between sidecars sent to port {INBOUND_PORT} at connect()", reading)
+    return holds(f"{reading.moved} connections between sidecars noted at connect()", reading)
 
 
 def assess_steered(seen: Observation) -> Finding:
