@@ -142,7 +142,7 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
 
 
 def main() -> None:
-    cgroup, netns, uid = sys.argv[1:4]
+    cgroup, netns, uid, gid = sys.argv[1:5]
     libc = ctypes.CDLL(None)
     if cgroup != "-":
         Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
@@ -152,9 +152,9 @@ def main() -> None:
         fd = os.open(netns, os.O_RDONLY)
         libc.setns(fd, 0x40000000)
         os.close(fd)
-    if uid != "0":
+    if (uid, gid) != ("0", "0"):
         os.setgroups([])
-        os.setgid(int(uid))
+        os.setgid(int(gid))
         os.setuid(int(uid))
         libc.prctl(4, 1)  # dumpable again, as a process is that was started as this user
     with socket.socket(fileno=3) as control:

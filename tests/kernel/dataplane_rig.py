@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from merbridge_lab.dataplane import Dataplane, Endpoint, Sidecar
-from merbridge_lab.dataplane.endpoints import netns_cookie
+from merbridge_lab.dataplane import Dataplane, Endpoint, Interception
+from merbridge_lab.dataplane.endpoints import netns_cookie, sidecar_of
 from merbridge_lab.istio_facts import SIDECAR_UID
 
 AGENT = Path(__file__).with_name("dataplane_agent.py")
@@ -67,10 +67,11 @@ def until(look, what: str, seconds: float = 5.0):
 class Agent:
     """A process in a cgroup and network namespace, as a user."""
 
-    def __init__(self, cgroup: Path | None, netns: str, uid: int = 0) -> None:
+    def __init__(self, cgroup: Path | None, netns: str, uid: int = 0, gid: int | None = None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fd = theirs.fileno()
-        argv = [sys.executable, "-I", "-S", str(AGENT), str(cgroup or "-"), netns, str(uid)]
+        user = (str(uid), str(uid if gid is None else gid))
+        argv = [sys.executable, "-I", "-S", str(AGENT), str(cgroup or "-"), netns, *user]
         code = f"import os; os.dup2({fd}, 3); os.execv({sys.executable!r}, {argv!r})"
         self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], pass_fds=(fd,))
         theirs.close()
@@ -125,9 +126,10 @@ class NodeView:
         self.app = Agent(cgroup / "app", "new")
         stack.callback(self.app.end)
         self.sidecar: Agent | None = None
+        self.interception = Interception()
 
-    def start_sidecar(self) -> None:
-        self.sidecar = Agent(self.cgroup / "sidecar", str(self.app.netns), SIDECAR_UID)
+    def start_sidecar(self, uid: int = SIDECAR_UID) -> None:
+        self.sidecar = Agent(self.cgroup / "sidecar", str(self.app.netns), uid)
         self.stack.callback(self.sidecar.end)
         self.sidecar.ask(op="sidecar")
 
@@ -140,8 +142,9 @@ class NodeView:
 
     @property
     def endpoint(self) -> Endpoint:
-        sidecar = Sidecar(self.sidecar.pid, SIDECAR_UID) if self.sidecar else None
-        return Endpoint("", self.name, str(self.cookie), self.ip, self.app.netns, self.cgroup, sidecar)
+        sidecar = sidecar_of(self.sidecar.pid) if self.sidecar else None
+        where = (self.ip, self.app.netns, self.cgroup)
+        return Endpoint("", self.name, str(self.cookie), *where, sidecar, interception=self.interception)
 
     def rules(self, text: str) -> None:
         self.app.sh("iptables-nft-restore", stdin=text)

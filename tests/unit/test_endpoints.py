@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane import Dataplane, Discovery, Endpoint, Legs, Sidecar, health, socket_filters
+from merbridge_lab.dataplane import Dataplane, Discovery, Endpoint, Legs, Sidecar, endpoints, health, socket_filters
 from merbridge_lab.dataplane.endpoints import address, packed
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
@@ -20,7 +20,10 @@ from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
 from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
 
 OWN = Path("/proc/self/ns/net")
-SLEEP = Endpoint("default", "sleep", "7f0c", "10.244.0.10", OWN, Path("/sys/fs/cgroup"), Sidecar(7, SIDECAR_UID))
+SIDECAR = Sidecar(7, SIDECAR_UID, SIDECAR_UID)
+SLEEP = Endpoint(
+    "default", "sleep", "7f0c", "10.244.0.10", OWN, Path("/sys/fs/cgroup"), Sidecar(7, SIDECAR_UID, SIDECAR_UID)
+)
 
 
 class StubDiscovery:
@@ -56,7 +59,7 @@ class Recorder:
 
 def pod(name: str, **more) -> SimpleNamespace:
     """Return what the discovery reads of a pod of the embedded lab."""
-    spec = SimpleNamespace(name=name, ip="10.244.0.10")
+    spec = SimpleNamespace(name=name, ip="10.244.0.10", annotations=more.pop("annotations", ()))
     return SimpleNamespace(
         **{"spec": spec, "netns": OWN, "cgroup": Path("/cg", name), "sidecar_pid": 7, "app_pid": 8, **more}
     )
@@ -68,10 +71,13 @@ def test_the_kernel_side_stores_an_address_in_network_order():
 
 
 def test_the_embedded_labs_pods_are_its_endpoints(monkeypatch):
+    monkeypatch.setattr(endpoints, "sidecar_of", {7: SIDECAR}.__getitem__)
     monkeypatch.setattr(netns, "cookie", {OWN: 4711}.__getitem__)
     found: Discovery = EmbeddedDiscovery([pod("sleep"), pod("helloworld-v1", sidecar_pid=None)], Legs.ALL)
     first, second = found.endpoints()
-    assert first == Endpoint("", "sleep", "4711", "10.244.0.10", OWN, Path("/cg/sleep"), Sidecar(7, SIDECAR_UID))
+    assert first == Endpoint(
+        "", "sleep", "4711", "10.244.0.10", OWN, Path("/cg/sleep"), Sidecar(7, SIDECAR_UID, SIDECAR_UID)
+    )
     assert second.sidecar is None
 
 
