@@ -117,6 +117,10 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
         return ask_original_dst(request["kind"]), None
     sock = socket.socket(socket.AF_INET6 if request.get("v6") else socket.AF_INET)
     if op == "begin":
+        # A reset at its end, so that nothing of it stays.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+        if request.get("bind"):
+            sock.bind(tuple(request["bind"]))
         sock.setblocking(False)
         sock.connect_ex(tuple(request["to"]))
         return True, sock

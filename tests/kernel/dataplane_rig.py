@@ -128,10 +128,11 @@ class NodeView:
         self.sidecar: Agent | None = None
         self.interception = Interception()
 
-    def start_sidecar(self, uid: int = SIDECAR_UID) -> None:
+    def start_sidecar(self, uid: int = SIDECAR_UID, *, proxy: bool = True) -> None:
         self.sidecar = Agent(self.cgroup / "sidecar", str(self.app.netns), uid)
         self.stack.callback(self.sidecar.end)
-        self.sidecar.ask(op="sidecar")
+        if proxy:
+            self.sidecar.ask(op="sidecar")
 
     def log(self) -> list[dict]:
         return self.sidecar.ask(op="log")[0]
@@ -158,9 +159,10 @@ class NodeView:
 
 
 class Rig:
-    """The complete rig; `close` leaves nothing."""
+    """The complete rig; `close` leaves nothing. Without `proxy`, sidecars are processes that do not listen yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, proxy: bool = True) -> None:
+        self.proxy = proxy
         self.stack = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -189,7 +191,7 @@ class Rig:
         self.node.sh("sysctl", "-qw", "net.ipv4.ip_forward=1")
         for place in (self.sleep, self.hello, self.control_client):
             self._wire(place)
-            place.start_sidecar()
+            place.start_sidecar(proxy=self.proxy)
         self.plane = Dataplane(self.pins, self.tracefs)
         self.stack.callback(lambda: self.plane.detach(1.0))
 

@@ -133,8 +133,8 @@ struct pod {
 #define POD_FROM_APP 1 // what the app sends
 #define POD_INTO_APP 2 // what the app receives
 
-// And which connections are intercepted, by Istio's annotations (dataplane/istio_annotations.py). Without any, no
-// list is looked at.
+// And which connections are intercepted, by Istio's annotations (dataplane/istio_annotations.py). Without
+// any, no list is looked at.
 #define POD_ALL_RANGES     4  // those that the app dials: whatever the address
 #define POD_OUTBOUND_LISTS 8  // but see `ports` and `ranges`
 #define POD_ALL_INBOUND    16 // those that arrive: whatever the port
