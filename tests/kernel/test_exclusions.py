@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +24,8 @@ from tests.iptables_model import Nat, Packet
 from merbridge_lab.adapters import bpf_maps
 from merbridge_lab.dataplane import attach as attaching
 from merbridge_lab.dataplane import interception_lists, istio_annotations
+from merbridge_lab.dataplane.endpoints import sidecar_of
+from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import INBOUND_PORT, INBOUND_SOURCE, OUTBOUND_PORT, SIDECAR_UID
 from merbridge_lab.labs.embedded import rule_templates
 
@@ -357,3 +362,38 @@ def test_changed_exclusions_are_told_and_mended(served):
     rig.plane.attach(rig.mesh, [rig.sleep.endpoint])
     with pins.open_map("ports") as fd:
         assert bpf_maps.keys(fd, 16) == []
+
+
+IN_USER_NAMESPACE = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).unshare(0x10000000) == 0
+print("made", flush=True)
+sys.stdin.readline()  # mapped
+os.setgroups([])
+os.setresgid(1337, 1337, 1337)
+os.setresuid(1337, 1337, 1337)
+print(os.getuid(), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_sidecar_in_a_user_namespace_has_the_nodes_number():
+    """As with hostUsers: false. The programs and sockets of the node know it by that number, too."""
+    argv = [sys.executable, "-I", "-S", "-c", IN_USER_NAMESPACE]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "made\n"
+        for kind in ("uid", "gid"):
+            Path(f"/proc/{process.pid}/{kind}_map").write_text("0 100000 65536\n")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "1337\n"
+        found = sidecar_of(process.pid)
+        process.stdin.close()
+    assert (found.uid, found.gid) == (101337, 101337)
+
+
+def test_a_process_that_has_ended_has_no_user():
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    with pytest.raises(LabError, match=r"the user of the sidecar \(pid \d+\) is not known: the process cannot be read"):
+        sidecar_of(process.pid)

@@ -17,7 +17,7 @@ from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import SIDECAR_UID
 from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
-from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
+from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, left_to_rules
 
 OWN = Path("/proc/self/ns/net")
 SIDECAR = Sidecar(7, SIDECAR_UID, SIDECAR_UID)
@@ -79,6 +79,26 @@ def test_the_embedded_labs_pods_are_its_endpoints(monkeypatch):
         "", "sleep", "4711", "10.244.0.10", OWN, Path("/cg/sleep"), Sidecar(7, SIDECAR_UID, SIDECAR_UID)
     )
     assert second.sidecar is None
+
+
+def test_a_pod_that_ebpf_cannot_serve_is_left_to_the_rules_with_the_reason(monkeypatch):
+    def unknown(pid):
+        raise LabError(f"the user of the sidecar (pid {pid}) is not known")
+
+    monkeypatch.setattr(endpoints, "sidecar_of", unknown)
+    name = "traffic.sidecar.istio.io/excludeInterfaces"
+    found = EmbeddedDiscovery([pod("sleep", annotations=((name, "eth1"),)), pod("helloworld-v1")], Legs.ALL).endpoints()
+    assert left_to_rules(found) == [
+        f"sleep is left to the rules: eBPF does not support the annotation {name}: 'eth1'",
+        "helloworld-v1 is left to the rules: the user of the sidecar (pid 7) is not known",
+    ]
+
+
+def test_a_pods_annotations_are_read(monkeypatch):
+    monkeypatch.setattr(endpoints, "sidecar_of", {7: SIDECAR}.__getitem__)
+    annotations = (("traffic.sidecar.istio.io/excludeOutboundPorts", "22"),)
+    (found,) = EmbeddedDiscovery([pod("sleep", annotations=annotations)], Legs.ALL).endpoints()
+    assert (found.interception.excluded_outbound_ports, found.left_to_rules) == ((22,), "")
 
 
 def test_a_pod_that_is_made_again_is_another_endpoint(monkeypatch):
