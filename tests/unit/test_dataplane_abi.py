@@ -24,7 +24,7 @@ def test_layouts_are_those_of_c():
         for name in ("config", "kernel", "place", "port", "range", "end", "wire", "handshake", "listener", "flow")
     } == {
         "config": 8,
-        "kernel": 96,
+        "kernel": 120,
         "place": 16,
         "port": 16,
         "range": 16,

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane import Dataplane, Discovery, Endpoint, Legs, Sidecar, endpoints, health, socket_filters
+from merbridge_lab.dataplane import Dataplane, Discovery, Endpoint, Sidecar, endpoints, health, socket_filters
 from merbridge_lab.dataplane.endpoints import address, packed
+from merbridge_lab.dataplane.legs import ALL_LEGS
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import SIDECAR_UID
@@ -73,7 +74,7 @@ def test_the_kernel_side_stores_an_address_in_network_order():
 def test_the_embedded_labs_pods_are_its_endpoints(monkeypatch):
     monkeypatch.setattr(endpoints, "sidecar_of", {7: SIDECAR}.__getitem__)
     monkeypatch.setattr(netns, "cookie", {OWN: 4711}.__getitem__)
-    found: Discovery = EmbeddedDiscovery([pod("sleep"), pod("helloworld-v1", sidecar_pid=None)], Legs.ALL)
+    found: Discovery = EmbeddedDiscovery([pod("sleep"), pod("helloworld-v1", sidecar_pid=None)], lambda: ALL_LEGS)
     first, second = found.endpoints()
     assert first == Endpoint(
         "", "sleep", "4711", "10.244.0.10", OWN, Path("/cg/sleep"), Sidecar(7, SIDECAR_UID, SIDECAR_UID)
@@ -87,7 +88,9 @@ def test_a_pod_that_ebpf_cannot_serve_is_left_to_the_rules_with_the_reason(monke
 
     monkeypatch.setattr(endpoints, "sidecar_of", unknown)
     name = "traffic.sidecar.istio.io/excludeInterfaces"
-    found = EmbeddedDiscovery([pod("sleep", annotations=((name, "eth1"),)), pod("helloworld-v1")], Legs.ALL).endpoints()
+    found = EmbeddedDiscovery(
+        [pod("sleep", annotations=((name, "eth1"),)), pod("helloworld-v1")], lambda: ALL_LEGS
+    ).endpoints()
     assert left_to_rules(found) == [
         f"sleep is left to the rules: eBPF does not support the annotation {name}: 'eth1'",
         "helloworld-v1 is left to the rules: the user of the sidecar (pid 7) is not known",
@@ -97,21 +100,23 @@ def test_a_pod_that_ebpf_cannot_serve_is_left_to_the_rules_with_the_reason(monke
 def test_a_pods_annotations_are_read(monkeypatch):
     monkeypatch.setattr(endpoints, "sidecar_of", {7: SIDECAR}.__getitem__)
     annotations = (("traffic.sidecar.istio.io/excludeOutboundPorts", "22"),)
-    (found,) = EmbeddedDiscovery([pod("sleep", annotations=annotations)], Legs.ALL).endpoints()
+    (found,) = EmbeddedDiscovery([pod("sleep", annotations=annotations)], lambda: ALL_LEGS).endpoints()
     assert (found.interception.excluded_outbound_ports, found.left_to_rules) == ((22,), "")
 
 
 def test_a_pod_that_is_made_again_is_another_endpoint(monkeypatch):
     cookies = iter((4711, 4712))
     monkeypatch.setattr(netns, "cookie", lambda _path: next(cookies))
-    found = EmbeddedDiscovery([pod("sleep")], Legs.ALL)
+    found = EmbeddedDiscovery([pod("sleep")], lambda: ALL_LEGS)
     first, second = found.endpoints(), found.endpoints()
     assert first != second
     assert [each.name for each in (*first, *second)] == ["sleep", "sleep"]
 
 
 def test_a_pod_that_does_not_exist_has_no_uid(tmp_path):
-    (found,) = EmbeddedDiscovery([pod("sleep", netns=tmp_path / "missing", sidecar_pid=None)], Legs.ALL).endpoints()
+    (found,) = EmbeddedDiscovery(
+        [pod("sleep", netns=tmp_path / "missing", sidecar_pid=None)], lambda: ALL_LEGS
+    ).endpoints()
     assert (found.uid, found.sidecar) == ("", None)
 
 

@@ -159,7 +159,7 @@ POD = Endpoint("", "sleep", "1", "10.0.0.1", Path("/netns"), Path("/cg"), Sideca
 
 
 def test_an_entry_has_the_sidecars_own_user_and_the_lists():
-    endpoint = Endpoint(*list(vars(POD).values())[:7], Legs.SAFE, parse(excludeInboundPorts="80"))
+    endpoint = Endpoint(*list(vars(POD).values())[:7], Legs(True, False, False, ""), parse(excludeInboundPorts="80"))
     entry, known = abi.layouts()["pod"].unpack(pod_entry(endpoint)), abi.constants()
     assert (entry["uid"], entry["gid"]) == (1500, 1501)
     assert entry["flags"] == pod_flags(endpoint)

@@ -120,10 +120,9 @@ INLINE int is_sidecars_port(u32 flags, u64 netns, u32 port) {
 
 // Whether sk_lookup gives a connection to the inbound listener, if it is to the address of a pod. By
 // addresses, not by ingress_ifindex, which is not lo for what a pod sends to its own address. What is for the
-// inbound port itself comes there without help.
-INLINE int is_steered(u32 flags, u64 netns, u32 local_ip4, u32 remote_ip4, u32 port) {
-    return !is_loopback(remote_ip4) && remote_ip4 != local_ip4 && port != PORT_INBOUND &&
-           is_sidecars_port(flags, netns, port);
+// inbound port itself comes there without help. The second half of the answer is is_sidecars_port().
+INLINE int may_be_steered(u32 local_ip4, u32 remote_ip4, u32 port) {
+    return !is_loopback(remote_ip4) && remote_ip4 != local_ip4 && port != PORT_INBOUND;
 }
 
 // BCC's bpf_trace_printk() cannot be in a macro, so the helper is named once more. At most three values a

@@ -2,9 +2,8 @@
 //
 // sk_lookup, in the network namespace of each pod: connections from elsewhere (other nodes, the node itself,
 // clients that are not in the mesh) go to the sidecar's inbound listener, whatever port they are for, unless
-// Istio's annotations exclude it. With
-// Istio's rules in place nat PREROUTING comes first and there is nothing left to do: the port is 15006
-// already.
+// Istio's annotations exclude it. With Istio's rules in place nat PREROUTING comes first and there is nothing
+// left to do: the port is 15006 already.
 
 #include "common.h"
 
@@ -26,14 +25,14 @@ int merlab_lookup(struct bpf_sk_lookup *ctx) {
     BARRIER;
     port = ctx->local_port;
     BARRIER;
-    if (is_loopback(remote_ip4) || remote_ip4 == local_ip4)
+    if (!may_be_steered(local_ip4, remote_ip4, port))
         return SK_PASS;
     place = merlab_pod_ips.lookup(&local_ip4);
     if (!place)
         return SK_PASS;
     netns = place->netns;
     pod = merlab_pods.lookup(&netns);
-    if (!pod || !is_steered(pod->flags, netns, local_ip4, remote_ip4, port))
+    if (!pod || !is_sidecars_port(pod->flags, netns, port))
         return SK_PASS;
     key.netns = netns;
 #pragma unroll

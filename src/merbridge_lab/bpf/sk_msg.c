@@ -76,7 +76,9 @@ INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *p
             return COUNTER_PASSED_READER_ASLEEP;
         flow->written = written;
     }
-    return receiver_full(kernel, flow, sk, size) ? COUNTER_PASSED_RECEIVER_FULL : 0;
+    if (receiver_full(kernel, flow, sk, size))
+        return COUNTER_PASSED_RECEIVER_FULL;
+    return memory_short(kernel, sk, size) ? COUNTER_PASSED_MEMORY : 0;
 }
 
 int merlab_sk_msg(struct sk_msg_md *msg) {

@@ -2,14 +2,14 @@
 
 from merbridge_lab.dataplane.detach import Detached
 from merbridge_lab.dataplane.discovery import Discovery
-from merbridge_lab.dataplane.endpoints import AppLegs, Endpoint, Legs, Sidecar
+from merbridge_lab.dataplane.endpoints import Endpoint, Sidecar
 from merbridge_lab.dataplane.health import ProgramInfo
 from merbridge_lab.dataplane.istio_annotations import Interception
+from merbridge_lab.dataplane.legs import Legs, Profile
 from merbridge_lab.dataplane.manager import Dataplane, Pair
 from merbridge_lab.dataplane.strangers import Around
 
 __all__ = [
-    "AppLegs",
     "Around",
     "Dataplane",
     "Detached",
@@ -18,6 +18,7 @@ __all__ = [
     "Interception",
     "Legs",
     "Pair",
+    "Profile",
     "ProgramInfo",
     "Sidecar",
 ]
