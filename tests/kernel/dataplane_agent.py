@@ -117,6 +117,10 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
         return ask_original_dst(request["kind"]), None
     sock = socket.socket(socket.AF_INET6 if request.get("v6") else socket.AF_INET)
     if op == "begin":
+        # A reset at its end, so that nothing of it stays.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+        if request.get("bind"):
+            sock.bind(tuple(request["bind"]))
         sock.setblocking(False)
         sock.connect_ex(tuple(request["to"]))
         return True, sock
@@ -142,7 +146,7 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
 
 
 def main() -> None:
-    cgroup, netns, uid = sys.argv[1:4]
+    cgroup, netns, uid, gid = sys.argv[1:5]
     libc = ctypes.CDLL(None)
     if cgroup != "-":
         Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
@@ -152,9 +156,9 @@ def main() -> None:
         fd = os.open(netns, os.O_RDONLY)
         libc.setns(fd, 0x40000000)
         os.close(fd)
-    if uid != "0":
+    if (uid, gid) != ("0", "0"):
         os.setgroups([])
-        os.setgid(int(uid))
+        os.setgid(int(gid))
         os.setuid(int(uid))
         libc.prctl(4, 1)  # dumpable again, as a process is that was started as this user
     with socket.socket(fileno=3) as control:

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from merbridge_lab.dataplane import Dataplane, Endpoint, Sidecar
-from merbridge_lab.dataplane.endpoints import netns_cookie
+from merbridge_lab.dataplane import Dataplane, Endpoint, Interception
+from merbridge_lab.dataplane.endpoints import netns_cookie, sidecar_of
 from merbridge_lab.istio_facts import SIDECAR_UID
 
 AGENT = Path(__file__).with_name("dataplane_agent.py")
@@ -67,10 +67,11 @@ def until(look, what: str, seconds: float = 5.0):
 class Agent:
     """A process in a cgroup and network namespace, as a user."""
 
-    def __init__(self, cgroup: Path | None, netns: str, uid: int = 0) -> None:
+    def __init__(self, cgroup: Path | None, netns: str, uid: int = 0, gid: int | None = None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fd = theirs.fileno()
-        argv = [sys.executable, "-I", "-S", str(AGENT), str(cgroup or "-"), netns, str(uid)]
+        user = (str(uid), str(uid if gid is None else gid))
+        argv = [sys.executable, "-I", "-S", str(AGENT), str(cgroup or "-"), netns, *user]
         code = f"import os; os.dup2({fd}, 3); os.execv({sys.executable!r}, {argv!r})"
         self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], pass_fds=(fd,))
         theirs.close()
@@ -125,11 +126,13 @@ class NodeView:
         self.app = Agent(cgroup / "app", "new")
         stack.callback(self.app.end)
         self.sidecar: Agent | None = None
+        self.interception = Interception()
 
-    def start_sidecar(self) -> None:
-        self.sidecar = Agent(self.cgroup / "sidecar", str(self.app.netns), SIDECAR_UID)
+    def start_sidecar(self, uid: int = SIDECAR_UID, *, proxy: bool = True) -> None:
+        self.sidecar = Agent(self.cgroup / "sidecar", str(self.app.netns), uid)
         self.stack.callback(self.sidecar.end)
-        self.sidecar.ask(op="sidecar")
+        if proxy:
+            self.sidecar.ask(op="sidecar")
 
     def log(self) -> list[dict]:
         return self.sidecar.ask(op="log")[0]
@@ -140,8 +143,9 @@ class NodeView:
 
     @property
     def endpoint(self) -> Endpoint:
-        sidecar = Sidecar(self.sidecar.pid, SIDECAR_UID) if self.sidecar else None
-        return Endpoint("", self.name, str(self.cookie), self.ip, self.app.netns, self.cgroup, sidecar)
+        sidecar = sidecar_of(self.sidecar.pid) if self.sidecar else None
+        where = (self.ip, self.app.netns, self.cgroup)
+        return Endpoint("", self.name, str(self.cookie), *where, sidecar, interception=self.interception)
 
     def rules(self, text: str) -> None:
         self.app.sh("iptables-nft-restore", stdin=text)
@@ -155,9 +159,10 @@ class NodeView:
 
 
 class Rig:
-    """The complete rig; `close` leaves nothing."""
+    """The complete rig; `close` leaves nothing. Without `proxy`, sidecars are processes that do not listen yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, proxy: bool = True) -> None:
+        self.proxy = proxy
         self.stack = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -186,7 +191,7 @@ class Rig:
         self.node.sh("sysctl", "-qw", "net.ipv4.ip_forward=1")
         for place in (self.sleep, self.hello, self.control_client):
             self._wire(place)
-            place.start_sidecar()
+            place.start_sidecar(proxy=self.proxy)
         self.plane = Dataplane(self.pins, self.tracefs)
         self.stack.callback(lambda: self.plane.detach(1.0))
 

@@ -331,7 +331,9 @@ from merbridge_lab.dataplane import Dataplane, Endpoint, Sidecar
 pins, tracefs, mesh, *pods = sys.argv[1:]
 print("go", flush=True)
 split = [pod.split(",") for pod in pods]
-endpoints = [Endpoint("", p[0], "", p[1], Path(p[2]), Path(p[3]), Sidecar(int(p[4]), int(p[5]))) for p in split]
+users = [Sidecar(int(pid), int(uid), int(uid)) for *_, pid, uid in split]
+places = [("", p[0], "", p[1], Path(p[2]), Path(p[3])) for p in split]
+endpoints = [Endpoint(*place, user) for place, user in zip(places, users)]
 Dataplane(Path(pins), Path(tracefs)).attach(Path(mesh), endpoints)
 """
 

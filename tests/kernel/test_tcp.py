@@ -547,7 +547,9 @@ def entries(scene: Scene, cookie: int) -> list[str]:
     with scene.pins.open_map("listeners") as fd:
         found += ["listeners"] if sockhash.listener_keys(fd, cookie) else []
     with scene.pins.open_map("pod_ips") as fd:
-        found += ["pod_ips"] if u64(cookie) in [bpf_maps.lookup(fd, key, 8) for key in bpf_maps.keys(fd, 4)] else []
+        size = abi.layouts()["place"].size
+        places = [bpf_maps.lookup(fd, key, size) or b"" for key in bpf_maps.keys(fd, 4)]
+        found += ["pod_ips"] if any(each.startswith(u64(cookie)) for each in places) else []
     layout_of = abi.layouts()["pair"]
     with scene.pins.open_map("pairs") as fd:
         raw = [bpf_maps.lookup(fd, key, layout_of.size) for key in bpf_maps.keys(fd, abi.layouts()["handshake"].size)]

@@ -18,6 +18,7 @@ from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns, process_sockets
 from merbridge_lab.dataplane import abi, sockhash
 from merbridge_lab.dataplane.endpoints import packed
 from merbridge_lab.dataplane.inbound_listener import inbound_listeners
+from merbridge_lab.dataplane.interception_lists import place
 from merbridge_lab.dataplane.pins import u32, u64
 
 _FREEZE = 22
@@ -122,7 +123,7 @@ def _(scene):
     """helloworld-v1's address is in pod_ips with the network namespace of helloworld-v2."""
     one, other = pod(scene, "helloworld-v1"), pod(scene, "helloworld-v2")
     with pins(scene).open_map("pod_ips") as table:
-        bpf_maps.update(table, u32(packed(one.spec.ip)), u64(netns.cookie(other.netns)))
+        bpf_maps.update(table, u32(packed(one.spec.ip)), place(netns.cookie(other.netns), 0))
     yield
 
 

@@ -17,6 +17,7 @@ from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
 from merbridge_lab.adapters.command import run
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.endpoints import netns_cookie, packed
+from merbridge_lab.dataplane.interception_lists import place
 from merbridge_lab.dataplane.pins import PREFIX, opened, u32, u64
 
 #: hook → (program type, attach type)
@@ -180,7 +181,7 @@ def _(scene):
     """An address that no pod has is in pod_ips: sidecars that dial it would end in helloworld-v1."""
     address = u32(packed("10.244.0.99"))
     with pins(scene).open_map("pod_ips") as ips:
-        bpf_maps.update(ips, address, u64(netns_cookie(pod(scene, "helloworld-v1").netns)))
+        bpf_maps.update(ips, address, place(netns_cookie(pod(scene, "helloworld-v1").netns), 0))
         yield
         bpf_maps.delete(ips, address)
 

@@ -20,10 +20,14 @@ def test_counters_have_the_names_that_users_see():
 def test_layouts_are_those_of_c():
     layouts = abi.layouts()
     assert {
-        name: layouts[name].size for name in ("config", "kernel", "end", "wire", "handshake", "listener", "flow")
+        name: layouts[name].size
+        for name in ("config", "kernel", "place", "port", "range", "end", "wire", "handshake", "listener", "flow")
     } == {
         "config": 8,
         "kernel": 120,
+        "place": 16,
+        "port": 16,
+        "range": 16,
         "end": 12,
         "wire": 16,
         "handshake": 8,

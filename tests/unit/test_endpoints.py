@@ -11,17 +11,20 @@ from types import SimpleNamespace
 import pytest
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane import Dataplane, Discovery, Endpoint, Sidecar, health, socket_filters
+from merbridge_lab.dataplane import Dataplane, Discovery, Endpoint, Sidecar, endpoints, health, socket_filters
 from merbridge_lab.dataplane.endpoints import address, packed
 from merbridge_lab.dataplane.legs import ALL_LEGS
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import SIDECAR_UID
 from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
-from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
+from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, left_to_rules
 
 OWN = Path("/proc/self/ns/net")
-SLEEP = Endpoint("default", "sleep", "7f0c", "10.244.0.10", OWN, Path("/sys/fs/cgroup"), Sidecar(7, SIDECAR_UID))
+SIDECAR = Sidecar(7, SIDECAR_UID, SIDECAR_UID)
+SLEEP = Endpoint(
+    "default", "sleep", "7f0c", "10.244.0.10", OWN, Path("/sys/fs/cgroup"), Sidecar(7, SIDECAR_UID, SIDECAR_UID)
+)
 
 
 class StubDiscovery:
@@ -57,7 +60,7 @@ class Recorder:
 
 def pod(name: str, **more) -> SimpleNamespace:
     """Return what the discovery reads of a pod of the embedded lab."""
-    spec = SimpleNamespace(name=name, ip="10.244.0.10")
+    spec = SimpleNamespace(name=name, ip="10.244.0.10", annotations=more.pop("annotations", ()))
     return SimpleNamespace(
         **{"spec": spec, "netns": OWN, "cgroup": Path("/cg", name), "sidecar_pid": 7, "app_pid": 8, **more}
     )
@@ -69,11 +72,36 @@ def test_the_kernel_side_stores_an_address_in_network_order():
 
 
 def test_the_embedded_labs_pods_are_its_endpoints(monkeypatch):
+    monkeypatch.setattr(endpoints, "sidecar_of", {7: SIDECAR}.__getitem__)
     monkeypatch.setattr(netns, "cookie", {OWN: 4711}.__getitem__)
     found: Discovery = EmbeddedDiscovery([pod("sleep"), pod("helloworld-v1", sidecar_pid=None)], lambda: ALL_LEGS)
     first, second = found.endpoints()
-    assert first == Endpoint("", "sleep", "4711", "10.244.0.10", OWN, Path("/cg/sleep"), Sidecar(7, SIDECAR_UID))
+    assert first == Endpoint(
+        "", "sleep", "4711", "10.244.0.10", OWN, Path("/cg/sleep"), Sidecar(7, SIDECAR_UID, SIDECAR_UID)
+    )
     assert second.sidecar is None
+
+
+def test_a_pod_that_ebpf_cannot_serve_is_left_to_the_rules_with_the_reason(monkeypatch):
+    def unknown(pid):
+        raise LabError(f"the user of the sidecar (pid {pid}) is not known")
+
+    monkeypatch.setattr(endpoints, "sidecar_of", unknown)
+    name = "traffic.sidecar.istio.io/excludeInterfaces"
+    found = EmbeddedDiscovery(
+        [pod("sleep", annotations=((name, "eth1"),)), pod("helloworld-v1")], lambda: ALL_LEGS
+    ).endpoints()
+    assert left_to_rules(found) == [
+        f"sleep is left to the rules: eBPF does not support the annotation {name}: 'eth1'",
+        "helloworld-v1 is left to the rules: the user of the sidecar (pid 7) is not known",
+    ]
+
+
+def test_a_pods_annotations_are_read(monkeypatch):
+    monkeypatch.setattr(endpoints, "sidecar_of", {7: SIDECAR}.__getitem__)
+    annotations = (("traffic.sidecar.istio.io/excludeOutboundPorts", "22"),)
+    (found,) = EmbeddedDiscovery([pod("sleep", annotations=annotations)], lambda: ALL_LEGS).endpoints()
+    assert (found.interception.excluded_outbound_ports, found.left_to_rules) == ((22,), "")
 
 
 def test_a_pod_that_is_made_again_is_another_endpoint(monkeypatch):

@@ -121,7 +121,7 @@ def test_the_programs_have_the_same_ports_():
     assert {name.removeprefix("PORT_"): told[name] for name in told if name.startswith("PORT_")} == ports
 
 
-@pytest.mark.parametrize("name", ["iptables/pod.rules", "envoy/bootstrap.yaml.j2"])
+@pytest.mark.parametrize("name", ["iptables/pod.rules.j2", "envoy/bootstrap.yaml.j2"])
 def test_data_has_no_other_ports_of_istios(name):
     text = re.sub(r"#.*", "", (SOURCE / "data" / name).read_text())
     assert {int(port) for port in re.findall(r"\b150\d\d\b", text)} <= PORTS

@@ -28,6 +28,8 @@
 #define MAX_PAIRS     131072
 #define MAX_SOCKETS   262144
 #define MAX_LISTENERS 8192
+#define MAX_PORTS     65536
+#define MAX_RANGES    65536
 
 // How many listeners of one sidecar are known. Each of Envoy's workers has its own, and one is enough: the
 // kernel distributes connections over all that share a port. But if it closes, another must be known.
@@ -142,6 +144,45 @@ struct pod {
 // may.
 #define POD_FROM_APP 1 // what the app sends
 #define POD_INTO_APP 2 // what the app receives
+
+// And which connections are intercepted, by Istio's annotations (dataplane/istio_annotations.py). Without
+// any, no list is looked at.
+#define POD_ALL_RANGES     4  // those that the app dials: whatever the address
+#define POD_OUTBOUND_LISTS 8  // but see `ports` and `ranges`
+#define POD_ALL_INBOUND    16 // those that arrive: whatever the port
+#define POD_INBOUND_LISTS  32 // but see `ports`
+
+// The uid and gid of a pod whose sidecar is not known: no process has them. What it dials is left to the
+// rules.
+#define NOBODY 4294967295
+
+// pod_ips[address]
+struct place {
+    u64 netns; // the cookie of the pod's network namespace
+    u32 flags; // the pod's
+    u32 pad;
+};
+
+// In which of a pod's lists a port, or a range, is: a sum.
+#define EXCLUDED_OUTBOUND 1
+#define INCLUDED_OUTBOUND 2
+#define EXCLUDED_INBOUND  4
+#define INCLUDED_INBOUND  8
+
+// ports[port of a pod]
+struct port {
+    u64 netns;
+    u32 port;
+    u32 pad;
+};
+
+// ranges[range of a pod]: the longest match wins, so each has the lists of those that it is part of, too.
+struct range {
+    u32 prefix; // how many of the bits that follow count: 64 and those of the address
+    u32 netns_low;
+    u32 netns_high;
+    u32 ip4;
+};
 
 // counters[cookie of the network namespace]
 struct counters {

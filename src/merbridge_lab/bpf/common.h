@@ -36,7 +36,9 @@ BPF_ARRAY(merlab_config, struct config, 1);
 BPF_ARRAY(merlab_kernel, struct kernel, 1);
 BPF_ARRAY(merlab_stamp, struct stamp, 1);
 BPF_F_TABLE("hash", u64, struct pod, merlab_pods, MAX_PODS, BPF_F_NO_PREALLOC);
-BPF_F_TABLE("hash", u32, u64, merlab_pod_ips, MAX_PODS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", u32, struct place, merlab_pod_ips, MAX_PODS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", struct port, u32, merlab_ports, MAX_PORTS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("lpm_trie", struct range, u32, merlab_ranges, MAX_RANGES, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("percpu_hash", u64, struct counters, merlab_counters, MAX_PODS, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", u64, u64, merlab_live, MAX_PODS, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", struct handshake, struct pair, merlab_pairs, MAX_PAIRS, BPF_F_NO_PREALLOC);
@@ -94,16 +96,33 @@ INLINE int is_loopback(u32 ip4) {
     return (bpf_ntohl(ip4) >> 24) == 127;
 }
 
-// Ports of a pod that are Istio's own.
-INLINE int is_istios(u32 port) {
-    return port == PORT_ADMIN || port == PORT_OUTBOUND || port == PORT_INBOUND || port == PORT_HBONE ||
-           port == PORT_AGENT || port == PORT_HEALTH || port == PORT_DNS || port == PORT_STATS;
+// The lists of a pod that a port is in.
+INLINE u32 lists_of_port(u64 netns, u32 port) {
+    struct port key = {.netns = netns, .port = port};
+    u32 *lists = merlab_ports.lookup(&key);
+
+    return lists ? *lists : 0;
+}
+
+// Whether a connection to a pod is its sidecar's, by its port: as chain ISTIO_INBOUND decides, in its order.
+// `flags` are the pod's.
+INLINE int is_sidecars_port(u32 flags, u64 netns, u32 port) {
+    u32 lists = 0;
+
+    if (port == PORT_HBONE)
+        return 0;
+    if (flags & POD_INBOUND_LISTS)
+        lists = lists_of_port(netns, port);
+    if (!(flags & POD_ALL_INBOUND))
+        return lists & INCLUDED_INBOUND ? 1 : 0;
+    return port != PORT_AGENT && port != PORT_HEALTH && port != PORT_STATS && !(lists & EXCLUDED_INBOUND);
 }
 
 // Whether sk_lookup gives a connection to the inbound listener, if it is to the address of a pod. By
-// addresses, not by ingress_ifindex, which is not lo for what a pod sends to its own address.
-INLINE int is_steered(u32 local_ip4, u32 remote_ip4, u32 port) {
-    return !is_loopback(remote_ip4) && remote_ip4 != local_ip4 && !is_istios(port);
+// addresses, not by ingress_ifindex, which is not lo for what a pod sends to its own address. What is for the
+// inbound port itself comes there without help. The second half of the answer is is_sidecars_port().
+INLINE int may_be_steered(u32 local_ip4, u32 remote_ip4, u32 port) {
+    return !is_loopback(remote_ip4) && remote_ip4 != local_ip4 && port != PORT_INBOUND;
 }
 
 // BCC's bpf_trace_printk() cannot be in a macro, so the helper is named once more. At most three values a

@@ -18,9 +18,34 @@ struct dial {
 
 #define DIALLED_SHIFT 48 // no cookie is that large
 
-// Ports of a sidecar that other sidecars reach as they are.
-INLINE int is_infrastructure(u32 port) {
-    return port == PORT_HBONE || port == PORT_AGENT || port == PORT_HEALTH || port == PORT_STATS;
+// The lists of a pod that the ranges around an address are in.
+INLINE u32 lists_of_address(u64 netns, u32 ip4) {
+    struct range key = {.prefix = 96, .netns_low = netns, .netns_high = netns >> 32, .ip4 = ip4};
+    u32 *lists = merlab_ranges.lookup(&key);
+
+    return lists ? *lists : 0;
+}
+
+// Whether the sidecar gets what its app dials: as chain ISTIO_OUTPUT decides, in its order.
+INLINE int is_wanted(struct pod *pod, u64 netns, u32 ip4, u32 port) {
+    u32 flags = pod->flags, ports, ranges;
+
+    if (!(flags & POD_OUTBOUND_LISTS))
+        return 1;
+    ports = lists_of_port(netns, port);
+    if (ports & EXCLUDED_OUTBOUND)
+        return 0;
+    ranges = lists_of_address(netns, ip4);
+    if (ranges & EXCLUDED_OUTBOUND)
+        return 0;
+    return flags & POD_ALL_RANGES || ports & INCLUDED_OUTBOUND || ranges & INCLUDED_OUTBOUND;
+}
+
+// Whether the sidecar gets what it dials at its own pod's address: only what its user dials, not its group.
+INLINE int is_own_call(struct pod *pod, u64 netns, u32 port) {
+    if (port == PORT_HBONE || (u32)bpf_get_current_uid_gid() != pod->uid)
+        return 0;
+    return !(pod->flags & POD_OUTBOUND_LISTS) || !(lists_of_port(netns, port) & EXCLUDED_OUTBOUND);
 }
 
 // Where the sidecar listens for its application. One source port may be used for several destinations at the
@@ -37,13 +62,18 @@ INLINE int is_for_many(u32 ip4) {
     return bpf_ntohl(ip4) >> 28 == 14 || ip4 == 0xffffffff;
 }
 
-INLINE void decide(struct dial *dial, struct pod *pod) {
+INLINE void decide(struct dial *dial, struct pod *pod, u64 netns) {
     u32 ip4 = dial->ip4, own_ip4 = pod->ip4;
+    struct place *place;
 
     dial->leg = LEG_NONE;
     dial->bind = 0;
+    // Who is not known for the sidecar could be it: intercepted, it would dial itself for ever.
+    if (pod->uid == NOBODY)
+        return;
     if (!is_sidecar(pod)) {
-        if (is_loopback(ip4) || ip4 == 0 || ip4 == own_ip4 || is_for_many(ip4))
+        if (is_loopback(ip4) || ip4 == 0 || ip4 == own_ip4 || is_for_many(ip4) ||
+            !is_wanted(pod, netns, ip4, dial->port))
             return;
         dial->leg = LEG_OUTBOUND;
         dial->ip4 = door(dial);
@@ -54,7 +84,7 @@ INLINE void decide(struct dial *dial, struct pod *pod) {
     if (ip4 == own_ip4) {
         if (dial->src_ip4 == INBOUND4) {
             dial->leg = LEG_INBOUND;
-        } else if (dial->port != PORT_HBONE) {
+        } else if (is_own_call(pod, netns, dial->port)) {
             // A sidecar calling its own pod. To 127.0.0.1, because Istio's rule for this case leaves that
             // address alone: REDIRECT of a local packet would change the address, and the accepting side
             // would look for another wire.
@@ -67,7 +97,8 @@ INLINE void decide(struct dial *dial, struct pod *pod) {
     }
     // The port stays: network policies and flow logs see the one that was dialled, and the server's rules, or
     // sk_lookup, bring it to the sidecar. The two ends find each other by sequence numbers.
-    if (merlab_pod_ips.lookup(&ip4) && !is_infrastructure(dial->port))
+    place = merlab_pod_ips.lookup(&ip4);
+    if (place && is_sidecars_port(place->flags, place->netns, dial->port))
         dial->leg = LEG_MESH;
 }
 
@@ -91,7 +122,7 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
     if (!pod)
         return LEG_NONE;
     *own_ip4 = pod->ip4;
-    decide(dial, pod);
+    decide(dial, pod, netns);
     if (dial->leg != LEG_NONE && !has_room(netns)) {
         count(netns, COUNTER_LEFT_TO_RULES, 1);
         dial->leg = LEG_NONE;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
 // sk_lookup, in the network namespace of each pod: connections from elsewhere (other nodes, the node itself,
-// clients that are not in the mesh) go to the sidecar's inbound listener, whatever port they are for. With
-// Istio's rules in place nat PREROUTING comes first and there is nothing left to do: the port is 15006
-// already.
+// clients that are not in the mesh) go to the sidecar's inbound listener, whatever port they are for, unless
+// Istio's annotations exclude it. With Istio's rules in place nat PREROUTING comes first and there is nothing
+// left to do: the port is 15006 already.
 
 #include "common.h"
 
@@ -11,7 +11,9 @@ int merlab_lookup(struct bpf_sk_lookup *ctx) {
     u32 local_ip4, remote_ip4, port;
     struct bpf_sock *listener;
     struct listener key = {};
-    u64 *cookie, netns;
+    struct place *place;
+    struct pod *pod;
+    u64 netns;
     long failed;
     int i;
 
@@ -23,13 +25,14 @@ int merlab_lookup(struct bpf_sk_lookup *ctx) {
     BARRIER;
     port = ctx->local_port;
     BARRIER;
-    if (!is_steered(local_ip4, remote_ip4, port))
+    if (!may_be_steered(local_ip4, remote_ip4, port))
         return SK_PASS;
-    cookie = merlab_pod_ips.lookup(&local_ip4);
-    if (!cookie)
+    place = merlab_pod_ips.lookup(&local_ip4);
+    if (!place)
         return SK_PASS;
-    netns = *cookie;
-    if (!merlab_pods.lookup(&netns))
+    netns = place->netns;
+    pod = merlab_pods.lookup(&netns);
+    if (!pod || !is_sidecars_port(pod->flags, netns, port))
         return SK_PASS;
     key.netns = netns;
 #pragma unroll

@@ -180,7 +180,8 @@ INLINE void arrived(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *p
     struct flow *flow;
 
     if (!wire_of(ctx, &wire) || wire.src_ip4 != pod->ip4 ||
-        !is_steered(wire.src_ip4, wire.dst_ip4, wire.src_port))
+        !may_be_steered(wire.src_ip4, wire.dst_ip4, wire.src_port) ||
+        !is_sidecars_port(pod->flags, netns, wire.src_port))
         return;
     flow = merlab_flows.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (flow)

@@ -4,6 +4,7 @@ from merbridge_lab.dataplane.detach import Detached
 from merbridge_lab.dataplane.discovery import Discovery
 from merbridge_lab.dataplane.endpoints import Endpoint, Sidecar
 from merbridge_lab.dataplane.health import ProgramInfo
+from merbridge_lab.dataplane.istio_annotations import Interception
 from merbridge_lab.dataplane.legs import Legs, Profile
 from merbridge_lab.dataplane.manager import Dataplane, Pair
 from merbridge_lab.dataplane.strangers import Around
@@ -14,6 +15,7 @@ __all__ = [
     "Detached",
     "Discovery",
     "Endpoint",
+    "Interception",
     "Legs",
     "Pair",
     "Profile",

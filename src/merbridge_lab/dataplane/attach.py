@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features
 from merbridge_lab.adapters.files import make_folder
-from merbridge_lab.dataplane import abi, health, kernel_facts, learning, printk_event, sockhash, upgrade
+from merbridge_lab.dataplane import (
+    abi,
+    health,
+    interception_lists,
+    kernel_facts,
+    learning,
+    printk_event,
+    sockhash,
+    upgrade,
+)
 from merbridge_lab.dataplane import recompiled as source
 from merbridge_lab.dataplane.detach import UNREAD, detach
-from merbridge_lab.dataplane.endpoints import netns_cookie, pod_entry
+from merbridge_lab.dataplane.endpoints import netns_cookie, pod_entry, pod_flags
 from merbridge_lab.dataplane.inbound_listener import inbound_listeners
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64, unlink
 from merbridge_lab.errors import LabError
@@ -117,9 +126,19 @@ def _register_endpoint(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
         if bpf_maps.lookup(live, u64(cookie), 8) is None:
             bpf_maps.update(live, u64(cookie), u64(0))
     with pins.open_map("pods") as pods:
-        bpf_maps.update(pods, u64(cookie), pod_entry(endpoint))
+        known = bpf_maps.lookup(pods, u64(cookie), layouts["pod"].size)
+        bpf_maps.update(pods, u64(cookie), _with_sidecar(pod_entry(endpoint), known, endpoint))
     with pins.open_map("pod_ips") as ips:
-        bpf_maps.update(ips, u32(endpoint.ip4), u64(cookie))
+        bpf_maps.update(ips, u32(endpoint.ip4), interception_lists.place(cookie, pod_flags(endpoint)))
+
+
+def _with_sidecar(entry: bytes, known: bytes | None, endpoint: Endpoint) -> bytes:
+    """Return `entry` with the user that is known from before, if the sidecar does not run now."""
+    if endpoint.sidecar or not known:
+        return entry
+    layout = abi.layouts()["pod"]
+    user = {name: layout.unpack(known)[name] for name in ("uid", "gid")}
+    return layout.pack(**(layout.unpack(entry) | user))
 
 
 def _listener(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
@@ -214,6 +233,7 @@ def attach(
         _unregister(pins, set(cookies.values()), endpoints)
         early = [hook for hook in HOOKS if not hook.name.startswith("connect")]
         _hooks(pins, cgroup, early)
+        interception_lists.write(pins, ((cookies[each.name], each.interception) for each in endpoints))
         for endpoint in endpoints:
             _register_endpoint(pins, endpoint, cookies[endpoint.name])
             _listener(pins, endpoint, cookies[endpoint.name])

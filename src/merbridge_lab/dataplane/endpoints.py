@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane import abi, interception_lists
+from merbridge_lab.dataplane.istio_annotations import Interception
 from merbridge_lab.dataplane.legs import ALL_LEGS, Legs
 from merbridge_lab.errors import LabError
-from merbridge_lab.istio_facts import SIDECAR_UID
+from merbridge_lab.text import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
+
+
+#: What /proc/self/uid_map says where users have the numbers that they have on the node.
+_IDENTITY = ["0", "0", "4294967295"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Sidecar:
 
     pid: int
     uid: int
-    gid: int = SIDECAR_UID
+    gid: int
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Endpoint:
     `namespace` is that of Kubernetes; "" where there is none. `name` is the pod's, unique in it. `uid` identifies this
     very pod: one that is created again under the same name has another; "" while the pod does not exist. `ip` is its
     IPv4 address. `netns` is a file that represents its network namespace. `cgroup` is the directory of the cgroup that
-    holds all its processes. `sidecar` is None if it has none, or if it does not run.
+    holds all its processes. `sidecar` is None if it has none, or if it does not run: what the pod dials is left to the
+    rules until it is known. `left_to_rules` is why eBPF does not serve the pod at all; "" if it does.
     """
 
     namespace: str
@@ -45,6 +52,8 @@ class Endpoint:
     cgroup: Path
     sidecar: Sidecar | None = None
     legs: Legs = ALL_LEGS
+    interception: Interception = field(default_factory=Interception)
+    left_to_rules: str = ""
 
     @property
     def ip4(self) -> int:
@@ -54,13 +63,56 @@ class Endpoint:
 
 def pod_entry(endpoint: Endpoint) -> bytes:
     """Return what the map `pods` holds for an endpoint."""
-    legs, known = endpoint.legs, abi.constants()
+    known = abi.constants()
     return abi.layouts()["pod"].pack(
         ip4=endpoint.ip4,
-        flags=legs.out_of_app * known["POD_FROM_APP"] | legs.into_app * known["POD_INTO_APP"],
-        uid=endpoint.sidecar.uid if endpoint.sidecar else SIDECAR_UID,
-        gid=endpoint.sidecar.gid if endpoint.sidecar else SIDECAR_UID,
+        flags=pod_flags(endpoint),
+        uid=endpoint.sidecar.uid if endpoint.sidecar else known["NOBODY"],
+        gid=endpoint.sidecar.gid if endpoint.sidecar else known["NOBODY"],
         name=endpoint.name.encode(),
+    )
+
+
+def pod_flags(endpoint: Endpoint) -> int:
+    """Return the flags that the map `pods` holds for an endpoint."""
+    legs, known = endpoint.legs, abi.constants()
+    moved = legs.out_of_app * known["POD_FROM_APP"] | legs.into_app * known["POD_INTO_APP"]
+    return moved | interception_lists.flags(endpoint.interception)
+
+
+def served(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return those that eBPF serves."""
+    return [endpoint for endpoint in endpoints if not endpoint.left_to_rules]
+
+
+def sidecar_of(pid: int) -> Sidecar:
+    """Read as which user and group a sidecar's process runs, as the node sees them: in a user namespace, too.
+
+    Raise LabError, with the reason, if they cannot be read or are not one each: then no socket of the process can be
+    told from the app's, and its own dials could be taken for the app's, in an endless loop.
+    """
+    ids = {}
+    try:
+        own = read_text(Path("/proc/self/uid_map")).split()
+        status = read_text(Path(f"/proc/{pid}/status"))
+    except OSError as error:
+        raise _unknown(pid, f"the process cannot be read: {error.strerror or error}") from error
+    if own[:3] != _IDENTITY:
+        raise _unknown(pid, "merlab runs in a user namespace, where the node's users have other numbers")
+    for kind in ("Uid", "Gid"):
+        found = re.search(rf"^{kind}:((?:\s+\d+){{4}})$", status, re.MULTILINE)
+        numbers = set(found[1].split()) if found else set()
+        if len(numbers) != 1:
+            raise _unknown(pid, f"its {kind.lower()}s are {', '.join(sorted(numbers)) or 'not in its status'}, not one")
+        ids[kind] = int(numbers.pop())
+    return Sidecar(pid, ids["Uid"], ids["Gid"])
+
+
+def _unknown(pid: int, why: str) -> LabError:
+    return LabError(
+        f"the user of the sidecar (pid {pid}) is not known: {why}",
+        hint=f"grep -E '^[UG]id' /proc/{pid}/status",
+        id="reading.failed",
     )
 
 

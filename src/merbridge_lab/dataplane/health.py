@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.dataplane import abi, map_entries, sockhash, strangers
-from merbridge_lab.dataplane.endpoints import Endpoint, address, netns_cookie, pod_entry
+from merbridge_lab.dataplane import abi, interception_lists, map_entries, sockhash, strangers
+from merbridge_lab.dataplane.endpoints import Endpoint, address, netns_cookie, pod_entry, pod_flags
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
@@ -157,11 +157,13 @@ def _endpoint_problems(pins: Pins, endpoint: Endpoint) -> list[str]:
     elif (entry["ip4"], entry["name"]) != (endpoint.ip4, endpoint.name):
         told = f"{entry['name']} with {address(entry['ip4'])}"
         found.append(f"pod {endpoint.name} is in the pod map as {told}, not {endpoint.ip}")
-    elif any(entry[each] != expected[each] for each in ("flags", "uid", "gid")):
+    elif any(entry[each] != expected[each] for each in ("flags", *(("uid", "gid") if endpoint.sidecar else ()))):
         found.append(f"pod {endpoint.name} is in the pod map with another sidecar's user, or other legs")
     with pins.open_map("pod_ips") as fd:
-        if bpf_maps.lookup(fd, u32(endpoint.ip4), 8) != u64(cookie):
+        place = interception_lists.place(cookie, pod_flags(endpoint))
+        if bpf_maps.lookup(fd, u32(endpoint.ip4), len(place)) != place:
             found.append(f"the address {endpoint.ip} does not lead to pod {endpoint.name}")
+    found += interception_lists.problems(pins, endpoint.name, endpoint.interception, cookie)
     with pins.open_map("counters") as fd:
         if bpf_maps.per_cpu(fd, u64(cookie), abi.layouts()["counters"].size) is None:
             found.append(f"pod {endpoint.name} has no counters")
@@ -233,6 +235,7 @@ def _too_many(pins: Pins, endpoints: Sequence[Endpoint], cookies: Collection[int
             )
     with pins.open_map("pod_ips") as ips:
         strange = [key for key in bpf_maps.keys(ips, 4) if key not in addresses]
+    found += interception_lists.strangers(pins, cookies)
     return found + [f"the address {socket.inet_ntoa(key)} is in the pod map, but no pod has it" for key in strange]
 
 

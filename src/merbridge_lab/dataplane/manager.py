@@ -10,7 +10,7 @@ from merbridge_lab.adapters import bpf_maps
 from merbridge_lab.dataplane import abi, health, orphaned_links, printk_event, recompiled
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
-from merbridge_lab.dataplane.endpoints import address, legs_of
+from merbridge_lab.dataplane.endpoints import address, legs_of, served
 from merbridge_lab.dataplane.pins import HOOKS, Pins, remove_pin, u64
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
@@ -57,10 +57,11 @@ class Dataplane:
     def attach(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> None:
         """Serve exactly `endpoints`, for processes below `cgroup`: create what is missing, recreate what is broken.
 
-        Compile only if there is nothing to continue with. Raise UnsupportedFeatureError for a feature that this kernel
-        lacks; LabError if BCC is missing, another program is in the way, or a namespace cannot be entered.
+        Those with a reason to leave them to the rules are not served. Compile only if there is nothing to continue
+        with. Raise UnsupportedFeatureError for a feature that this kernel lacks; LabError if BCC is missing, another
+        program is in the way, or a namespace cannot be entered.
         """
-        attach(self._pins, self._tracefs, cgroup, endpoints, self._recompiled)
+        attach(self._pins, self._tracefs, cgroup, served(endpoints), self._recompiled)
 
     def detach(self, timeout: float) -> Detached:
         """Detach and leave no pin. Sockets that have not read everything within `timeout` seconds stay redirected.
@@ -94,14 +95,14 @@ class Dataplane:
         for hook in HOOKS:
             if hook.program.startswith("connect"):
                 remove_pin(self._pins.link(hook.name))
-        orphaned_links.detach(self._pins, cgroup, endpoints)
+        orphaned_links.detach(self._pins, cgroup, served(endpoints))
 
     def problems(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> list[str]:
         """List every way in which the attachment is not what it should be; nothing means healthy.
 
         After `recompile`, this includes the code of the programs, independent of what the pins say.
         """
-        found = health.problems(self._pins, cgroup, endpoints, self._around)
+        found = health.problems(self._pins, cgroup, served(endpoints), self._around)
         with _reading(self._pins):
             return found or recompiled.problems(self._pins, self._recompiled, needed=self._is_proof)
 
@@ -117,7 +118,7 @@ class Dataplane:
     def others(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> list[str]:
         """Describe, one sentence each, which programs of others run where they may. Raises LabError."""
         with _reading(self._pins):
-            return health.listed(self._pins, cgroup, endpoints, self._around)
+            return health.listed(self._pins, cgroup, served(endpoints), self._around)
 
     def programs(self) -> list[health.ProgramInfo]:
         """List the loaded programs and where each is attached. Raises LabError."""

@@ -57,7 +57,10 @@ PROGRAMS = {
     "unread": bpf_syscall.PROG_RAW_TRACEPOINT,
 }
 
-MAPS = ("config", "kernel", "pods", "pod_ips", "counters", "live", "pairs", "flows", "listeners", "peers", "stamp")
+MAPS = (
+    "config", "kernel", "pods", "pod_ips", "ports", "ranges", "counters", "live", "pairs", "flows", "listeners",
+    "peers", "stamp",
+)  # fmt: skip
 
 _ZERO = bytes(4)
 

@@ -51,7 +51,7 @@ def _network(pod: PodPaths, node: Path) -> list[str]:
 def _rules(pod: PodPaths) -> list[str]:
     if not pod.spec.rules:
         return []
-    rules = [line for line in lines_of(rule_templates.pod_rules()) if not line.startswith("#")]
+    rules = [line for line in lines_of(rule_templates.pod_rules(pod.spec.annotations)) if not line.startswith("#")]
     restore = f"nsenter --net={pod.netns} iptables-{pod.spec.backend}-restore"
     return ["\n".join([f"{restore} <<'EOF'", *rules, "EOF"])]
 

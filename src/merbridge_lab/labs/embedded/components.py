@@ -77,11 +77,13 @@ class MeshComponent:
     def problems(self) -> list[str]:
         """Describe what differs from what `ensure` creates."""
         found = []
-        for name, rules in ((each.name, each.rules) for each in self._workloads() if each.rules.outstanding):
+        for workload in (each for each in self._workloads() if each.rules.outstanding):
+            name, rules = workload.name, workload.rules
             found.append(f"the nat rules of {name} are flushed (saved in {rules.saved_at}): merlab restore")
             # A merlab that was killed before its flush leaves Istio's rules in place; any other save is somebody
             # else's.
-            istios = {str(rule) for rule in ruleset.parse(rule_templates.pod_rules())}
+            expected = rule_templates.pod_rules(workload.pod.spec.annotations)
+            istios = {str(rule) for rule in ruleset.parse(expected)}
             if others := [spec for spec in rules.snapshot().specs("nat") if spec not in istios]:
                 found.append(f"other nat rules are in {name}: {others[0]}")
         return found + self.broken()

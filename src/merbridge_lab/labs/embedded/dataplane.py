@@ -17,7 +17,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
 from merbridge_lab.labs.embedded import own_trace, topology, trace_owner
-from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
+from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, left_to_rules
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class EmbeddedDataplane:
     def problems(self) -> list[str]:
         """Describe, one sentence each, what differs from what `ensure` creates."""
         endpoints = self.discovery.endpoints()
-        found = self._manager.problems(self._machine.mesh_cgroup, endpoints)
+        found = left_to_rules(endpoints) + self._manager.problems(self._machine.mesh_cgroup, endpoints)
         return [*found, *self._filters(endpoints)] if self.attached else found
 
     def _filters(self, endpoints: Sequence[dataplane.Endpoint]) -> list[str]:

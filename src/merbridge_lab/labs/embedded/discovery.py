@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane import Endpoint, Sidecar
-from merbridge_lab.istio_facts import SIDECAR_UID
+from merbridge_lab.dataplane import Endpoint, Interception, endpoints, istio_annotations
+from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +27,13 @@ class EmbeddedDiscovery:
 
 
 def _endpoint(pod: Pod, legs: Legs) -> Endpoint:
-    pid = pod.sidecar_pid
+    pid, sidecar = pod.sidecar_pid, None
+    annotations = dict(pod.spec.annotations)
+    reason = istio_annotations.unsupported(annotations)
+    try:
+        sidecar = None if pid is None else endpoints.sidecar_of(pid)
+    except LabError as unknown:
+        reason = reason or unknown.what
     return Endpoint(
         namespace="",
         name=pod.spec.name,
@@ -35,9 +41,16 @@ def _endpoint(pod: Pod, legs: Legs) -> Endpoint:
         ip=pod.spec.ip,
         netns=pod.netns,
         cgroup=pod.cgroup,
-        sidecar=None if pid is None else Sidecar(pid, SIDECAR_UID),
+        sidecar=sidecar,
         legs=legs,
+        interception=Interception() if reason else istio_annotations.parse(annotations),
+        left_to_rules=reason,
     )
+
+
+def left_to_rules(endpoints: Sequence[Endpoint]) -> list[str]:
+    """Describe which endpoints eBPF does not serve, and why."""
+    return [f"{each.name} is left to the rules: {each.left_to_rules}" for each in endpoints if each.left_to_rules]
 
 
 def _uid(pod: Pod) -> str:

@@ -89,7 +89,7 @@ class Pod:
                 self._connect()
         if self._rule_problems():
             iptables.clear(self.netns, but=self.spec.backend, tables=rule_templates.OURS)
-            iptables.load(self.netns, rule_templates.pod_rules(), self.spec.backend)
+            iptables.load(self.netns, rule_templates.pod_rules(self.spec.annotations), self.spec.backend)
 
     def _lives_in(self, pin: Path) -> bool:
         """Report whether a process of the pod is in the namespace pinned at `pin`, and that is not the machine's."""
@@ -235,7 +235,7 @@ class Pod:
         name, backend = self.spec.name, self.spec.backend
         return rule_templates.problems(
             self.netns,
-            rule_templates.pod_rules(),
+            rule_templates.pod_rules(self.spec.annotations),
             backend,
             where=name,
             wrong=f"the iptables rules of {name} are not Istio's ({backend} tables, {self.netns})",

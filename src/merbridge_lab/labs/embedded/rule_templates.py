@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import ruleset
 from merbridge_lab.adapters import iptables
+from merbridge_lab.dataplane import istio_annotations
 from merbridge_lab.evidence import Unread
 from merbridge_lab.labs import templates
 from merbridge_lab.labs.embedded import topology
@@ -14,6 +15,8 @@ from merbridge_lab.labs.embedded import topology
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from merbridge_lab.labs.embedded.topology import Annotations
 
     _Chains = Mapping[tuple[str, str], list[str]]
 
@@ -32,9 +35,9 @@ def data(name: str) -> str:
     return (files("merbridge_lab") / "data" / name).read_text()
 
 
-def pod_rules() -> str:
-    """Return the rules of every pod that has a sidecar."""
-    return data("iptables/pod.rules")
+def pod_rules(annotations: Annotations = ()) -> str:
+    """Return the rules of a pod that has a sidecar and these annotations. Raise ValueError for a wrong one."""
+    return template("iptables/pod.rules.j2", traffic=istio_annotations.parse(dict(annotations)))
 
 
 def service_rules(services: Sequence[topology.Service] = topology.SERVICES) -> str:

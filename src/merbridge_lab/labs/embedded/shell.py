@@ -59,6 +59,11 @@ def changes(pod: Pod, *, saved: bool) -> list[str]:
     stray = f"there are other rules in {pod.spec.name} than those that merlab made"
     where = pod.spec.name
     found = rule_templates.problems(
-        pod.netns, rule_templates.pod_rules(), pod.spec.backend, where=where, wrong=wrong, stray=stray
+        pod.netns,
+        rule_templates.pod_rules(pod.spec.annotations),
+        pod.spec.backend,
+        where=where,
+        wrong=wrong,
+        stray=stray,
     )
     return [f"{each}; merlab up puts them back" for each in found[:1]]

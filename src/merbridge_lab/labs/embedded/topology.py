@@ -5,6 +5,7 @@ Istio's own ports and its user are in istio_facts.py; addresses are what a kind 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,10 @@ HTTP_PORT = 5000
 ECHO_PORT = 9000
 
 BACKENDS = ("nft", "legacy")
+
+
+#: The annotations of a pod: pairs of a name and a value.
+Annotations = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class PodSpec:
     `app` is "sleep" or "helloworld". `mesh` puts the pod where the dataplane serves it; it is false for a control pod.
     `backend` is the kind of iptables that its rules are loaded with. `permissive` accepts plain text beside mutual TLS.
     `foreign` gives it a certificate of an authority that nobody else trusts. `services` is what its sidecar and its
-    /etc/hosts know.
+    /etc/hosts know. `annotations` are Istio's: its rules are made from them, and eBPF decides alike.
     """
 
     name: str
@@ -104,6 +109,7 @@ class PodSpec:
     permissive: bool = False
     foreign: bool = False
     services: tuple[Service, ...] = SERVICES
+    annotations: tuple[tuple[str, str], ...] = ()
 
     @property
     def identity(self) -> str:
