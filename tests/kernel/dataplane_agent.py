@@ -122,6 +122,10 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
         return True, sock
     if op == "listen":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if request.get("reuseport"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if request.get("v6only"):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if request.get("rcvbuf"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, request["rcvbuf"])
         sock.bind(tuple(request["at"]))

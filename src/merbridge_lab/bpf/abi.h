@@ -25,9 +25,17 @@
 // No map is allocated beforehand: these bound what a node may use, and nothing is charged for what is not
 // used.
 #define MAX_PODS      1024
-#define MAX_PAIRS     131072
-#define MAX_SOCKETS   262144
+#define MAX_PAIRS     262144
+#define MAX_SOCKETS   524288
 #define MAX_LISTENERS 8192
+
+// Room in `pairs` that no connect() may count on: as many may be between the look and the entry in `live`.
+#define SPARE 1024
+
+// A direction whose messages have all been redirected for so long, in nanoseconds, sends one by TCP. Packets
+// are all that conntrack sees: where its entry expires under a connection that Istio's rules redirected, TCP's
+// next packet is taken for a new connection, and the connection is reset.
+#define REFRESH 30000000000
 
 // How many listeners of one sidecar are known. Each of Envoy's workers has its own, and one is enough: the
 // kernel distributes connections over all that share a port. But if it closes, another must be known.
@@ -74,6 +82,8 @@ enum counter {
     COUNTER_PASSED_KTLS,            // the kernel encrypts, or decrypts, this connection
     COUNTER_LEFT_TO_RULES,     // a connect() that was not intercepted, as there is no room for a connection
     COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
+    COUNTER_PASSED_ENDED,      // the sender has said that it sends no more: TCP refuses it
+    COUNTER_PASSED_REFRESH,    // by TCP from time to time, for those who track connections by their packets
     COUNTERS,
 };
 
@@ -144,7 +154,8 @@ struct wire {
     u32 dst_port;
 };
 
-// live[cookie of the network namespace]: the connections in `pairs` that were dialled there.
+// live[cookie of the network namespace]: the connections that were dialled there and are in `pairs`, or will
+// be once they are established. live[0]: those of all pods.
 // listeners[listener]: the inbound listeners of sidecars.
 struct listener {
     u64 netns;
@@ -198,4 +209,7 @@ struct flow {
     u32 written;   // TCP's sequence number when this direction was last seen free of TCP's bytes
     u32 steered;   // 1: accepted by the inbound listener by way of sk_lookup
     u32 dialled;   // how often
+    u32 reserved;  // 1: counted in `live`, and not in `pairs` (yet)
+    u32 entered;   // 1 + its side, if it is in `peers` under `handshake`
+    u64 refreshed; // when a message of this direction last went by TCP
 };

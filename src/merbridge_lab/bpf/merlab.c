@@ -14,3 +14,4 @@
 #include "sockopt.c"
 #include "sk_lookup.c"
 #include "unread.c"
+#include "forget.c"

@@ -46,6 +46,16 @@ INLINE int has_ulp(struct kernel *kernel, u64 sk) {
     return ops != 0;
 }
 
+// Is it time for a packet?
+INLINE int is_refresh_due(struct flow *flow) {
+    u64 now = bpf_ktime_get_coarse_ns();
+
+    if (now - flow->refreshed < REFRESH)
+        return 0;
+    flow->refreshed = now;
+    return 1;
+}
+
 // Gives 0 if this message may be redirected, else the counter of the reason why not.
 INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *pair, u32 to, u32 size) {
     u32 written = 0, copied = 1;
@@ -76,7 +86,10 @@ INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *p
             return COUNTER_PASSED_READER_ASLEEP;
         flow->written = written;
     }
-    return receiver_full(kernel, flow, sk, size) ? COUNTER_PASSED_RECEIVER_FULL : 0;
+    if (receiver_full(kernel, flow, sk, size))
+        return COUNTER_PASSED_RECEIVER_FULL;
+    // Where nothing comes back from TCP, one such message would be the end of redirecting.
+    return kernel->woken && is_refresh_due(flow) ? COUNTER_PASSED_REFRESH : 0;
 }
 
 int merlab_sk_msg(struct sk_msg_md *msg) {
@@ -87,13 +100,19 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
     struct end own = {}, other = {};
     struct flow *flow;
     struct pair *pair;
-    u32 leg, side, why;
+    u32 leg, side, why, state;
 
     if (!sk || !kernel)
         return SK_PASS;
+    state = sk->state;
+    BARRIER;
     flow = merlab_flows.sk_storage_get(sk, 0, 0);
     if (!flow || !flow->redirects)
         return SK_PASS;
+    if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT) {
+        count(netns, COUNTER_PASSED_ENDED, 1);
+        return SK_PASS;
+    }
     leg = flow->leg;
     side = flow->side & 1;
     own.handshake = other.handshake = flow->handshake;
