@@ -13,12 +13,14 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 SO_ORIGINAL_DST = 80
 log: list[dict] = []
+processes: list[subprocess.Popen[str]] = []
 
 
 def original_dst(sock: socket.socket) -> list:
@@ -111,11 +113,21 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
         sidecar(15001)
         sidecar(15006)
         return True, None
+    if op == "spawn":
+        processes.append(subprocess.Popen([sys.executable, "-I", "-S", *request["argv"]], stdin=-1, stdout=-1, text=True))
+        return processes[-1].stdout.readline().strip(), None
+    if op == "say":
+        process = processes[request["process"]]
+        process.stdin.write(request["line"] + "\n")
+        process.stdin.flush()
+        return process.stdout.readline().strip(), None
     if op == "udp":
         return True, datagrams(request)
     if op == "original_dst":
         return ask_original_dst(request["kind"]), None
     sock = socket.socket(socket.AF_INET6 if request.get("v6") else socket.AF_INET)
+    if op == "socket":
+        return True, sock
     if op == "begin":
         sock.setblocking(False)
         sock.connect_ex(tuple(request["to"]))

@@ -43,8 +43,10 @@ _INGRESS = ((0xFFFF0000, "ingress"),)
 # <linux/sock_diag.h>, <linux/inet_diag.h>
 _BY_FAMILY, _COOKIE = 20, 44
 _ALL_STATES = 0xFFFFFFFF
-#: Of a socket that waits for the answer to its SYN, as a set of states.
+#: Sets of states (linux/tcp_states.h): of a socket that waits for the answer to its SYN; and of one that has a
+#: connection. What is left of a socket in TIME_WAIT has its cookie, but is none.
 SYN_SENT = 1 << 2
+CONNECTED = _ALL_STATES & ~(1 << 6 | 1 << 7 | 1 << 10)
 
 # <linux/netfilter/nfnetlink_hook.h>
 _HOOK_GET = 12 << 8

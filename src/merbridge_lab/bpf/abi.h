@@ -32,10 +32,10 @@
 // Room in `pairs` that no connect() may count on: as many may be between the look and the entry in `live`.
 #define SPARE 1024
 
-// A direction whose messages have all been redirected for so long, in nanoseconds, sends one by TCP. Packets
+// A connection whose messages have all been redirected for so long, in nanoseconds, sends one by TCP. Packets
 // are all that conntrack sees: where its entry expires under a connection that Istio's rules redirected, TCP's
 // next packet is taken for a new connection, and the connection is reset.
-#define REFRESH 30000000000
+#define REFRESH 60000000000
 
 // How many listeners of one sidecar are known. Each of Envoy's workers has its own, and one is enough: the
 // kernel distributes connections over all that share a port. But if it closes, another must be known.
@@ -187,7 +187,8 @@ struct pair {
     u64 netns[2];
     u64 messages[2]; // redirected, as sent by this side
     u64 bytes[2];
-    u32 tcp[2]; // 1: the last message that this side sent went by TCP
+    u64 refreshed; // when a message was last sent by TCP although it could be redirected
+    u32 tcp[2];    // 1: the last message that this side sent went by TCP
     struct wire wire;
     u32 orig_ip4;
     u32 orig_port;
@@ -211,5 +212,4 @@ struct flow {
     u32 dialled;   // how often
     u32 reserved;  // 1: counted in `live`, and not in `pairs` (yet)
     u32 entered;   // 1 + its side, if it is in `peers` under `handshake`
-    u64 refreshed; // when a message of this direction last went by TCP
 };

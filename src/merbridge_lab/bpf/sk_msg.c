@@ -46,13 +46,16 @@ INLINE int has_ulp(struct kernel *kernel, u64 sk) {
     return ops != 0;
 }
 
-// Is it time for a packet?
-INLINE int is_refresh_due(struct flow *flow) {
+// Is it time for a packet? One message, and its acknowledgement, serve both directions. A sidecar polls, an app
+// may sleep in recv(), and then its direction does not come back from TCP for a while: so a message to an app
+// waits for one of the other direction for as long again.
+INLINE int is_refresh_due(struct pair *pair, u32 to) {
     u64 now = bpf_ktime_get_coarse_ns();
+    u64 wait = pair->leg != LEG_MESH && (pair->leg == LEG_INBOUND) == (to == 1) ? 2 * REFRESH : REFRESH;
 
-    if (now - flow->refreshed < REFRESH)
+    if (now - pair->refreshed < wait)
         return 0;
-    flow->refreshed = now;
+    pair->refreshed = now;
     return 1;
 }
 
@@ -89,7 +92,7 @@ INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *p
     if (receiver_full(kernel, flow, sk, size))
         return COUNTER_PASSED_RECEIVER_FULL;
     // Where nothing comes back from TCP, one such message would be the end of redirecting.
-    return kernel->woken && is_refresh_due(flow) ? COUNTER_PASSED_REFRESH : 0;
+    return kernel->woken && is_refresh_due(pair, to) ? COUNTER_PASSED_REFRESH : 0;
 }
 
 int merlab_sk_msg(struct sk_msg_md *msg) {

@@ -74,7 +74,6 @@ INLINE void enter(struct bpf_sock_ops *ctx, struct flow *flow, u32 flags, u64 ne
         return;
     }
     flow->entered = 1 + flow->side;
-    flow->refreshed = bpf_ktime_get_coarse_ns();
     if (!flow->redirects)
         return;
     PEEK(flow->written, flow->sk + kernel->tcp_write_seq);
@@ -186,6 +185,7 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *p
     pair.orig_port = flow->orig_port;
     pair.leg = flow->leg;
     pair.ends = 1;
+    pair.refreshed = bpf_ktime_get_coarse_ns();
     if (merlab_pairs.insert(&handshake, &pair)) {
         count(netns, COUNTER_MAP_FULL, 1);
         return;

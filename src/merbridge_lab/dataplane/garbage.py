@@ -41,10 +41,10 @@ def connections(pairs: int) -> dict[bytes, dict[str, Any]]:
 
 
 def sockets(namespaces: Mapping[int, Path]) -> set[int]:
-    """Return the cookies of all TCP sockets of these network namespaces. Raises OSError."""
+    """Return the cookies of the TCP sockets of these network namespaces that have a connection. Raises OSError."""
     found: set[int] = set()
     for path in namespaces.values():
-        found |= netns.run_inside(path, netlink_hooks.tcp_cookies)
+        found |= netns.run_inside(path, lambda: netlink_hooks.tcp_cookies(netlink_hooks.CONNECTED))
     return found
 
 

@@ -15,8 +15,9 @@ _KALLSYMS = Path("/proc/kallsyms")
 _SLEEPS_IN = "woken_wake_function"
 #: Since then redirected bytes count as received (commit 54f89b3178d5, "tcp_bpf: charge receive socket buffer").
 _CHARGES = (6, 13, 0)
-#: How many connections at once one pod may have: no pod takes the room of all others.
-QUOTA = 49152
+#: How many connections at once one pod may have, of the room for all: none takes the others' as well. A request has up
+#: to two in the pod that sends it, and one in the pod that serves it.
+QUOTA = 131072
 
 
 def told() -> dict[str, int]:
