@@ -20,6 +20,7 @@ BATCH = 1000
 def listener(port: int) -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # several processes: each may open 20,000 files here
     sock.bind(("0.0.0.0", port))
     sock.listen(65535)
     return sock

@@ -33,8 +33,8 @@
 #define SPARE 1024
 
 // A connection whose messages have all been redirected for so long, in nanoseconds, sends one by TCP. Packets
-// are all that conntrack sees: where its entry expires under a connection that Istio's rules redirected, TCP's
-// next packet is taken for a new connection, and the connection is reset.
+// are all that conntrack sees: where its entry expires under a connection that Istio's rules redirected,
+// TCP's next packet is taken for a new connection, and the connection is reset.
 #define REFRESH 60000000000
 
 // How many listeners of one sidecar are known. Each of Envoy's workers has its own, and one is enough: the

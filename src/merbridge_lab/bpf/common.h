@@ -8,15 +8,15 @@
 // Keeps clang from merging two 4-byte accesses to a context into one of 8 bytes, which the verifier refuses.
 #define BARRIER asm volatile("" ::: "memory")
 
-#define AF_INET     2
-#define AF_INET6    10
-#define IPPROTO_TCP 6
+#define AF_INET         2
+#define AF_INET6        10
+#define IPPROTO_TCP     6
 #define TCP_ESTABLISHED 1
-#define TCP_CLOSE   7
-#define TCP_CLOSE_WAIT 8
-#define MAPPED      bpf_htonl(0xffff) // third word of ::ffff:a.b.c.d
-#define LOOPBACK4   bpf_htonl(0x7f000001)
-#define INBOUND4    bpf_htonl(0x7f000006) // the source that a sidecar dials its own application from
+#define TCP_CLOSE       7
+#define TCP_CLOSE_WAIT  8
+#define MAPPED          bpf_htonl(0xffff) // third word of ::ffff:a.b.c.d
+#define LOOPBACK4       bpf_htonl(0x7f000001)
+#define INBOUND4        bpf_htonl(0x7f000006) // the source that a sidecar dials its own application from
 
 // Header-free as we compile, these few UAPI structures are ours to spell out.
 struct sockaddr4 {

@@ -71,8 +71,8 @@ INLINE void decide(struct dial *dial, struct pod *pod) {
         dial->leg = LEG_MESH;
 }
 
-// Is there room for one more connection of this pod, and of all? If not, the rules decide, as without us: once
-// dialled, an app's connection cannot do without its entry in `pairs`.
+// Is there room for one more connection of this pod, and of all? If not, the rules decide, as without us:
+// once dialled, an app's connection cannot do without its entry in `pairs`.
 INLINE int has_room(u64 netns) {
     struct kernel *kernel = this_kernel();
     u64 everyone = 0;

@@ -21,8 +21,8 @@ int merlab_forget(struct bpf_raw_tracepoint_args *ctx) {
     return 1;
 }
 
-// args: the cookie of a network namespace (0: of none, for what is counted in all), and by how much `live` is too
-// high there.
+// args: the cookie of a network namespace (0: of none, for what is counted in all), and by how much `live` is
+// too high there.
 int merlab_release(struct bpf_raw_tracepoint_args *ctx) {
     u64 netns = ctx->args[0], by = ctx->args[1];
     u64 *count = merlab_live.lookup(&netns);

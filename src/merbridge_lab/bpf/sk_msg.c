@@ -46,9 +46,9 @@ INLINE int has_ulp(struct kernel *kernel, u64 sk) {
     return ops != 0;
 }
 
-// Is it time for a packet? One message, and its acknowledgement, serve both directions. A sidecar polls, an app
-// may sleep in recv(), and then its direction does not come back from TCP for a while: so a message to an app
-// waits for one of the other direction for as long again.
+// Is it time for a packet? One message, and its acknowledgement, serve both directions. A sidecar polls, an
+// app may sleep in recv(), and then its direction does not come back from TCP for a while: so a message to an
+// app waits for one of the other direction for as long again.
 INLINE int is_refresh_due(struct pair *pair, u32 to) {
     u64 now = bpf_ktime_get_coarse_ns();
     u64 wait = pair->leg != LEG_MESH && (pair->leg == LEG_INBOUND) == (to == 1) ? 2 * REFRESH : REFRESH;

@@ -126,7 +126,7 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod 
         return;
     if (!is_sidecars(kernel, address, pod))
         return;
-    // In the first slot that is free. With more listeners than slots the newest is known.
+        // In the first slot that is free. With more listeners than slots the newest is known.
 #pragma unroll
     for (i = 0; i < LISTENERS; i++) {
         key.slot = i;
@@ -312,8 +312,9 @@ int merlab_sockops(struct bpf_sock_ops *ctx) {
     struct bpf_sock *sk;
     struct pod *pod;
 
-    if (op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
-        op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_STATE_CB)
+    if (op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_TCP_CONNECT_CB &&
+        op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
+        op != BPF_SOCK_OPS_STATE_CB)
         return 1;
     netns = bpf_get_netns_cookie(ctx);
     sk = ctx->sk;
