@@ -4,8 +4,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages soak sabotage timings clean \
-	docs tutorial test-cluster soak-cluster up-kind down-kind
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests soak sabotage timings clean \
+	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
@@ -69,11 +69,18 @@ test-lowest: dev ## the unit tests on the lowest versions that pyproject.toml al
 test-packages: setup dev ## build wheel and sdist, install them elsewhere, and use what was installed (asks PyPI)
 	@$(PYTEST_AS_ROOT) -m packaging $(ARGS)
 
+test-guests: setup dev ## boot Debian's kernels on this machine's files, and probe them (installs qemu by apt)
+	@$(PYTEST_AS_ROOT) -m guests tests/guests $(ARGS)
+
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)
 
 sabotage: setup dev ## do every sabotage to two labs side by side, and write docs/sabotage.md
 	@scripts/setup root .venv/bin/python tests/sabotage/document.py
+
+test-apps: setup dev ## real programs as apps, by the rules and by eBPF side by side (--json, --app NAME, --case NAME)
+	@scripts/setup packages dev
+	@scripts/setup root .venv/bin/python -m tests.apps $(ARGS)
 
 test-cluster: setup dev ## the kind lab's tests, on a real Kubernetes and Istio that are built here
 	@$(CLUSTER) test $(ARGS)

@@ -1,7 +1,7 @@
 """Check the machine, list its eBPF.
 
 Interception needs features of the kernel. Each one is probed by using it once, not by reading a version. Then we list
-the eBPF that is already loaded: `bpftool map`, `bpftool prog`, `bpftool cgroup tree`. Step 3 shows what it added to
+the eBPF that is already loaded: `bpftool map`, `bpftool prog`, `bpftool cgroup tree`. Step 3 will show what it adds to
 these lists.
 """
 

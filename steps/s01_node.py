@@ -1,7 +1,7 @@
 """Make the node.
 
-The node is what the pods run on. It has the routes between them, and it translates the virtual addresses of services
-to the addresses of pods.
+The node is what the pods will run on. It will have the routes between them, and translate the virtual addresses of
+services to the addresses of pods.
 """
 
 from merbridge_lab.api import Kind, Lab, Step

@@ -1,8 +1,8 @@
 """Start the mesh: three pods with sidecars.
 
-Every pod has an Envoy beside its app, and Istio's iptables rules send the app's traffic to it. The sidecars speak
-mutual TLS with each other and accept nothing else. So far the rules do the work: the counter of ISTIO_REDIRECT moves
-with every new connection.
+Every pod gets an Envoy beside its app, and Istio's iptables rules, which send the app's traffic to it. The sidecars
+speak mutual TLS with each other and accept nothing else. Without eBPF the rules do the work: the counter of
+ISTIO_REDIRECT moves with every new connection.
 """
 
 from merbridge_lab.api import Kind, Lab, Observation, Step

@@ -1,8 +1,8 @@
 """Attach the eBPF dataplane.
 
-Small programs now decide in the kernel what the rules decided until now: connect() goes straight to the sidecar,
-the sidecar still learns the original destination, and the payload is handed from socket to socket. The rules are
-still there, but have nothing left to do: ISTIO_REDIRECT does not count.
+This step loads small programs into the kernel, to decide what the rules decide without them: connect() goes straight
+to the sidecar, the sidecar still learns the original destination, and the payload is handed from socket to socket. The
+rules stay, but will have nothing left to do: ISTIO_REDIRECT will not count.
 """
 
 from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step

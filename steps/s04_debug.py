@@ -1,7 +1,7 @@
 """Switch the dataplane's debug output on.
 
-Each decision of the programs now leaves a line in the kernel's trace buffer. The lab has its own buffer, so
-other readers of the trace lose nothing.
+With debug on, each decision of the programs leaves a line in the kernel's trace buffer. The lab gets a buffer of its
+own, so other readers of the trace lose nothing.
 """
 
 from merbridge_lab.api import DATAPLANE, DEBUG_TOGGLE, TRACE, Kind, Lab, Observation, Step, Variant

@@ -1,7 +1,7 @@
 """Send a request from sleep to helloworld.
 
-The request of the walkthrough, as the app would send it, with a new connection each time. Both sidecars write it
-into their access logs, and eBPF counts the bytes it moved past TCP/IP.
+The request of the walkthrough, as the app sends it: four times, each on a new connection. Both sidecars write it into
+their access logs, and eBPF counts the bytes that it moves past TCP/IP.
 """
 
 from merbridge_lab.api import DATAPLANE, Kind, Lab, Observation, Step, Variant
@@ -24,7 +24,7 @@ def commands(lab: Lab) -> list[str]:
 by_rules = Variant(
     verify=(mesh.served(), mesh.both_sidecars_served(), rules.do_the_work()),
     narration="""
-The request of the walkthrough, as the app would send it, with a new connection each time. Both sidecars write it into
+The request of the walkthrough, as the app sends it: four times, each on a new connection. Both sidecars write it into
 their access logs, and it is the rules that send it there: ISTIO_REDIRECT moves with each connection.
 """,
 )

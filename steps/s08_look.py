@@ -1,7 +1,7 @@
 """Save and list the rules, send a request.
 
 The rules are all there. Look at the packets of ISTIO_REDIRECT: with eBPF they do not move, however often we ask.
-The control client, a copy of sleep that eBPF does not serve, has the same rules, and its ISTIO_REDIRECT moves with
+The control client, a copy of sleep that eBPF does not serve, gets the same rules, and its ISTIO_REDIRECT moves with
 every connection.
 """
 

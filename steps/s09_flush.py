@@ -1,8 +1,8 @@
 """Flush the NAT rules of sleep, try again.
 
-With eBPF in place the request still goes through both sidecars, although not one iptables rule is left to send it
-there. A flushed control client, which eBPF does not serve, speaks plain text to the server's sidecar, which closes the
-connection: that is what a flush does without eBPF. Afterwards the saved rules are put back.
+Once its nat rules are flushed, sleep has not one iptables rule to send a request to a sidecar. With eBPF it should go
+through both all the same. To compare, a control client, which eBPF does not serve, will be flushed too: what it sends
+is plain text, and a server's sidecar closes such a connection. At the end the saved rules are put back.
 """
 
 from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, Step, Variant
@@ -27,7 +27,9 @@ def ask_flushed(lab: Lab, *, and_without_ebpf: bool) -> Observation:
 
 def ask_without_ebpf(lab: Lab) -> Observation:
     with lab.typing(lab.workload("sleep").request_command(without_ebpf=True)) as typed:
-        with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
+        with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed() as saved:
+            left = control_client.rules.snapshot().nat_count
+            typed.notice(f"nat rules of the control client, too: {saved.nat_count} → {left}")
             seen = lab.observe(control_client)
         typed.prints(seen.exchanges[0].answer)
         typed.notice(f"the same flush without eBPF: {seen.tally}")
@@ -65,8 +67,8 @@ by_rules = Variant(
     verify=(rules.were_absent(), rules.flushed_is_closed(), rules.restored(), rules.were_untouched()),
     narration="""
 This is the walkthrough's "before": no eBPF is in place. With the rules present the request goes through both sidecars.
-With not one of them left, the app speaks plain text straight to the server's sidecar, which takes mutual TLS only and
-closes the connection. Afterwards the saved rules are put back.
+Once they are flushed, the app will speak plain text straight to the server's sidecar, which takes mutual TLS only and
+closes the connection. At the end the saved rules are put back.
 """,
 )
 

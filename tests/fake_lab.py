@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog, ruleset
 from merbridge_lab.command_events import CommandTranscript
-from merbridge_lab.dataplane import Legs
 from merbridge_lab.dataplane import trace as trace_lines
 from merbridge_lab.dataplane.evidence import interception
+from merbridge_lab.dataplane.legs import ALL_LEGS
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.interception import Counters
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 CAPTURED = Path(__file__).parent / "captured"
 RULES = (CAPTURED / "sleep.nft.rules").read_text()
 VIP = "10.96.0.10"
-ALL_LEGS = Legs.ALL.of_apps()
 
 
 class FakePart:

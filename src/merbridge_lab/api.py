@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from merbridge_lab.command_events import Excerpt
 from merbridge_lab.evidence import Control, Finding, Reading, Unread, Verdict, assess, fails, holds, skips, value_of
 from merbridge_lab.interception import DIRECTIONS, LEGS, Interception, Witness
 from merbridge_lab.lab import (
@@ -20,7 +21,7 @@ from merbridge_lab.lab import (
     Workload,
 )
 from merbridge_lab.model import Check, Kind, Step, Variant
-from merbridge_lab.observation import Exchange, Observation
+from merbridge_lab.observation import Exchange, Observation, in_words
 from merbridge_lab.requirement_groups import tally
 from merbridge_lab.ruleset import RuleSet, place
 
@@ -39,6 +40,7 @@ __all__ = [
     "Component",
     "Control",
     "ControlPair",
+    "Excerpt",
     "Exchange",
     "Finding",
     "Interception",
@@ -57,6 +59,7 @@ __all__ = [
     "assess",
     "fails",
     "holds",
+    "in_words",
     "place",
     "skips",
     "tally",

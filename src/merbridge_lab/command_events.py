@@ -42,10 +42,23 @@ class CommandBegins:
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """A line of output that matters, perhaps shortened, and its meaning; it stands for `covers` lines of the output."""
+
+    line: str
+    meaning: str
+    covers: int = 1
+
+
+@dataclass(frozen=True)
 class CommandOutput:
-    """What the command that began last printed."""
+    """What the command that began last printed.
+
+    `excerpts` are what matters of a long output: a screen without room for all of `text` shows these instead.
+    """
 
     text: str
+    excerpts: tuple[Excerpt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +93,11 @@ class RunningCommand:
         self._tell = tell
         self.output = ""
 
-    def prints(self, output: str) -> None:
-        """Report what the command printed."""
+    def prints(self, output: str, excerpts: tuple[Excerpt, ...] = ()) -> None:
+        """Report what the command printed, and what matters of it if it is long."""
         self.output += output
         if output:
-            self._tell(CommandOutput(output))
+            self._tell(CommandOutput(output, excerpts))
 
     def notice(self, text: str) -> None:
         """Point out, in one line, what a spectator should notice."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 HTTP_OK = 200
 #: curl: connected, then closed before any HTTP status ("empty reply" and "failure receiving").
 CURL_CLOSED = (52, 56)
+#: How the names of pods end that the dataplane does not serve.
+_CONTROL = re.compile(r"-twin\d*$")
 #: Maximum number of repeats of a batch whose connections are not fresh ones for conntrack.
 _ANEW = 2
 
@@ -83,6 +85,13 @@ def arrivals(sent: str, changed_sources: Mapping[str, frozenset[str]]) -> frozen
     return known
 
 
+def in_words(pod: str) -> str:
+    """Return what a sentence calls a pod: its name, or what it is, if it exists for the moment and nobody types it."""
+    if not _CONTROL.search(pod):
+        return pod
+    return "the control client" if pod.startswith("sleep") else "the control server"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """A batch of requests of one client, with the records that they left in logs and in the dataplane's trace.
@@ -100,6 +109,11 @@ class Batch:
     def __post_init__(self) -> None:
         if not self.exchanges:
             raise ValueError("a batch without a request proves nothing")
+
+    @property
+    def who(self) -> str:
+        """The client, as a sentence calls it."""
+        return in_words(self.client)
 
     @property
     def servers(self) -> frozenset[str]:

@@ -84,9 +84,19 @@ def observed(seen: Observation) -> RequestPath:
 
 
 def expected(
-    client: str, servers: tuple[str, ...], *, rules: bool | None, server_rules: bool | None, attached: bool | None
+    client: str,
+    servers: tuple[str, ...],
+    *,
+    rules: bool | None,
+    server_rules: bool | None,
+    attached: bool | None,
+    moves_for_apps: bool = True,
 ) -> RequestPath:
-    """Return the path that a new request takes now, from what is in place; None is what could not be read."""
+    """Return the path that a new request takes now, from what is in place; None is what could not be read.
+
+    `moves_for_apps` says whether eBPF moves messages between apps and their own sidecars; it intercepts their
+    connections in any case.
+    """
     if attached is None or (not attached and (rules is None or server_rules is None)):
         unknown = LegView(Carrier.UNKNOWN)
         return RequestPath(client, servers, (unknown, unknown, unknown))
@@ -94,7 +104,8 @@ def expected(
     rest = Carrier.EBPF if attached else Carrier.TCP
     if out is Carrier.PLAIN:
         rest = Carrier.BROKEN if server_rules else Carrier.PLAIN
-    return RequestPath(client, servers, (LegView(out), LegView(rest), LegView(rest)))
+    into = Carrier.TCP if rest is Carrier.EBPF and not moves_for_apps else rest
+    return RequestPath(client, servers, (LegView(out), LegView(rest), LegView(into)))
 
 
 def _size(log: Sized | Unread) -> int | None:

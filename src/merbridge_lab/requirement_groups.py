@@ -14,6 +14,7 @@ _GROUPS = {
     "kernel": "kernel",
     "bpf": "eBPF",
     "bcc": "eBPF",
+    "sockmap": "sockets",
     "tool": "tools",
     "envoy": "tools",
     "docker": "cluster",

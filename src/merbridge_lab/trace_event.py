@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,11 @@ class TraceEvent:
     source: str = ""
     size: int = 0
     reason: str = ""
+
+    @property
+    def short(self) -> str:
+        """The line without the columns that the kernel writes between the task and the text."""
+        return re.sub(r"^\s*(\S.*?-\d+)\s.*?: bpf_trace_printk: ", r"\1 … ", self.raw)
 
     def sentence(self) -> str:
         """Describe the event in plain English; each dataplane has its own words."""

@@ -62,7 +62,7 @@ def test_the_rules_are_gone_exactly_while_the_screen_says_so(demo):
         if command == "iptables-restore":
             assert "4 of 4 connected, then closed without an answer" in " ".join(demo.text.replace("│", "").split())
         demo.press("\t")
-    demo.until("Enter: next step")
+    demo.until("Enter: end")
     seen.append((on_screen(demo), rules()))
     assert seen == [(18, 18), (18, 18), (0, 0), (0, 0), (0, 0), (0, 0), (18, 18)]
     demo.press("\t")

@@ -155,6 +155,30 @@ def test_a_trace_of_one_request_has_its_connections_only(lab):  # noqa: ARG001
     assert len({event["pair"] for event in events if event["leg"] == "outbound"}) == 1
 
 
+def test_a_trace_has_no_lines_of_another_lab_of_this_machine(lab):
+    """Both labs have the same addresses, and the kernel writes the lines of both into each buffer."""
+    other = environment("merlab-walktwo")
+    raw = lab.machine.tracefs / "instances" / NAME / "trace"
+    try:
+        assert merlab("up", "--until", "4", "-q", env=other).returncode == 0
+        assert merlab("step", "4", "-q").returncode == 0
+        following = Running("trace")
+        try:
+            assert following.reaches(lambda: bool(_followers()))
+            before = len(raw.read_text().splitlines())
+            for env in (other, environment(), other):
+                asked = merlab("exec", "sleep", "--", "curl", "-s", "helloworld:5000/hello", env=env)
+                assert asked.stdout.startswith("Hello version")
+            written = raw.read_text().splitlines()[before:]
+        finally:
+            told = following.end(signal.SIGINT).stdout
+        assert sum(" leg=1 " in line for line in written) == 3, "the kernel wrote the lines of both labs"
+        assert told.count("dials helloworld:5000") == 1
+        assert re.search(r"① app → sidecar +1 connection ", told)
+    finally:
+        assert merlab("down", "-q", env=other).returncode == 0
+
+
 def test_a_trace_leaves_the_debug_flag_as_it_was(lab):
     merlab("step", "4", "-q")
     _follow()

@@ -88,7 +88,7 @@ def _(scene):
         yield
 
 
-@lie("an app that is told the wrong peer for one step", "the app of sleep sees that it speaks to 127.0.0.1:")
+@lie("an app that is told the wrong peer for one step", r"the app of sleep sees that it speaks to 127\.\d+\.\d+\.\d+:")
 def _(scene):
     """While step 9 runs, getpeername4 does nothing."""
     with _while(scene, "step 9 begins", "step 9 ends", hook(scene, "getpeername4")):
@@ -146,7 +146,9 @@ def _as_soon_as(there, strike):
 
 
 @lie(
-    "the twin goes around its rules", r"ISTIO_REDIRECT of sleep-twin2 moved by \d+ for 4 fresh connections", quick=False
+    "the twin goes around its rules",
+    r"ISTIO_REDIRECT of the control client moved by \d+ for 4 fresh connections",
+    quick=False,
 )
 def _(scene):
     """As soon as the client twin's rules are back, a rule before them returns: its connections go past its sidecar."""
@@ -203,7 +205,9 @@ def _(scene):
     rule(where, "-t", "filter", "-D", *refuse)
 
 
-@lie("a twin without its rules", r"ISTIO_REDIRECT of sleep-twin moved by \d+ for 4 fresh connections", steps=(2,))
+@lie(
+    "a twin without its rules", r"ISTIO_REDIRECT of the control client moved by \d+ for 4 fresh connections", steps=(2,)
+)
 def _(scene):
     """As soon as the twin of step 2 has its rules, one before them returns."""
     where = scene.lab.machine.netns("sleep-twin")

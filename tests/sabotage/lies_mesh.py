@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,12 +102,20 @@ def _(scene, name):
 
 @lie("a proxy in front of Envoy", r"port 15001 of sleep is served by .*plain_proxy.py")
 def _(scene):
-    """Beside sleep's Envoy a plain proxy listens on 127.0.0.1:15001, which is where eBPF sends the app."""
+    """Beside sleep's Envoy a plain proxy listens on 127.x.x.x:15001, which is where eBPF sends the app."""
     target = pod(scene, "sleep")
-    start(target, "sidecar", script(target, PROXY, "127.0.0.1:15001"))
-    poll_until(lambda: _listens(target, "127.0.0.1:15001"), timeout=5, awaiting="the proxy")
+    where = f"{_door('10.96.0.10', 5000)}:15001"
+    start(target, "sidecar", script(target, PROXY, where))
+    poll_until(lambda: _listens(target, where), timeout=5, awaiting="the proxy")
     yield
     restart(target)
+
+
+def _door(ip, port):
+    """Return the address at which eBPF dials a sidecar for a destination: door() in bpf/connect.c."""
+    (packed,) = struct.unpack("=I", socket.inet_aton(ip))
+    mixed = (packed ^ port << 7) * 2654435761 & 0xFFFFFFFF
+    return socket.inet_ntoa(struct.pack("!I", 0x7F800000 | mixed >> 9))
 
 
 def _listens(target, where):

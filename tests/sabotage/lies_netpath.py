@@ -121,7 +121,7 @@ def _ask(kind, flags, attributes):
 
 @lie(
     "NAT without a rule in {where}",
-    r"conntrack of {where} sends what goes from 10.244.0.10:4\d+ to 10.244.0.1\d:\d+ to 10.244.0.12:15006",
+    r"conntrack of {where} sends what goes from 10.244.0.10:4\d+ to 10.244.0.1\d:\d+ to 10.244.0.12:5000",
     {"where": ["node", "sleep", "helloworld-v1"]},
 )
 def _(scene, where):
@@ -130,13 +130,13 @@ def _(scene, where):
 
     def tell():
         for port in range(40000, 40020):
-            ends = ("10.244.0.10", port), ("10.244.0.11", 15006), ("10.244.0.12", 15006)
+            ends = ("10.244.0.10", port), ("10.244.0.11", 5000), ("10.244.0.12", 5000)
             translate(*ends, nat=where != "helloworld-v1")
 
     def forget():
         for port in range(40000, 40020):
             with contextlib.suppress(FileNotFoundError):  # its time has run out
-                _ask(0x102, 0x5, _tuple(1, ("10.244.0.10", port), ("10.244.0.11", 15006)))
+                _ask(0x102, 0x5, _tuple(1, ("10.244.0.10", port), ("10.244.0.11", 5000)))
 
     netns.run_inside(place, tell)
     yield

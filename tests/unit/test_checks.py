@@ -258,7 +258,12 @@ FAILS = [
         ["came to the sidecar of helloworld-v", "in plain text"],
     ),
     # rules.do_the_work: on the control where there is one, else on the client
-    (rules.do_the_work, healthy, control(redirect_moved(-1)), ["ISTIO_REDIRECT of sleep-twin moved by 7 for 8"]),
+    (
+        rules.do_the_work,
+        healthy,
+        control(redirect_moved(-1)),
+        ["of the control client moved by 7 for 8"],
+    ),
     (rules.do_the_work, without_ebpf, redirect_moved(-4), ["ISTIO_REDIRECT of sleep moved by 0 for 4"]),
     (rules.do_the_work, without_ebpf, before(texts={}), ["no ISTIO rules in sleep"]),
     (rules.do_the_work, without_ebpf, client_log_lost, ["sidecar of sleep has no record of 1 of 4"]),
@@ -272,10 +277,15 @@ FAILS = [
         rules.stood_still,
         healthy,
         control(redirect_moved(-8)),
-        ["control did not hold", "ISTIO_REDIRECT of sleep-twin moved by 0"],
+        ["control did not hold", "ISTIO_REDIRECT of the control client moved by 0"],
     ),
     (rules.stood_still, healthy, control(redirect_moved(-1)), ["control did not hold", "moved by 7 for 8"]),
-    (rules.stood_still, healthy, control(before(texts={})), ["control did not hold", "no ISTIO rules in sleep-twin"]),
+    (
+        rules.stood_still,
+        healthy,
+        control(before(texts={})),
+        ["control did not hold", "rules in the control client"],
+    ),
     (rules.stood_still, healthy, control(server_log_lost), ["control did not hold", "delivered 1 of 8"]),
     # rules.were_absent
     (
@@ -372,13 +382,13 @@ FAILS = [
         dataplane.ebpf_took_over,
         flushed,
         control(lambda s: exchange(s, exit_status=0, status=200, body="Hello")),
-        ["control did not hold", "sleep-twin", "HTTP 200"],
+        ["control did not hold", "the control client", "HTTP 200"],
     ),
     (
         dataplane.ebpf_took_over,
         flushed,
         control(lambda s: exchange(s, 3, exit_status=0, status=503)),
-        ["control did not hold", "sleep-twin", "HTTP 503"],
+        ["control did not hold", "the control client", "HTTP 503"],
     ),
     (dataplane.ebpf_took_over, flushed, control(curl(7, "refused")), ["control did not hold", "curl exit 7: refused"]),
     (dataplane.ebpf_took_over, flushed, control(curl(28, "timed out")), ["control did not hold", "exit 28: timed out"]),
@@ -387,7 +397,7 @@ FAILS = [
         dataplane.ebpf_took_over,
         flushed,
         control(lambda s: replace(s, rejected=())),
-        ["control did not hold", "sleep-twin", "no server's inbound listener logged plain text"],
+        ["control did not hold", "the control client", "no server's inbound listener logged plain text"],
     ),
     (
         dataplane.ebpf_took_over,

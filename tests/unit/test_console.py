@@ -12,7 +12,7 @@ import pytest
 
 import golden_files
 from fake_lab import FakeLab, up
-from merbridge_lab import events
+from merbridge_lab import events, hints
 from merbridge_lab.console import Console
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT, TRACE
@@ -46,6 +46,17 @@ def shown(monkeypatch, capsys):
         return golden_files.timeless(out), err
 
     return run
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_what_to_type_next_is_broken_between_commands_only(shown, monkeypatch, width):
+    monkeypatch.setattr(hints, "caller", lambda: hints.Caller(True, False, "/opt/merlab/.venv/bin/merlab"))
+    out, _ = shown(up(FakeLab()), steps()[8:], width=width, command="step")
+    lines = out.partition("Next: ")[2].splitlines()
+    commands = [command for line in lines for command in line.strip().split(" · ")]
+    assert commands == [f"/opt/merlab/.venv/bin/merlab {each}" for each in ("step 9 --keep", "verify", "down")]
+    assert all(len(line) <= width - (0 if number else len("Next: ")) for number, line in enumerate(lines))
+    assert len(lines) == (3 if width == 60 else 2)
 
 
 def failing():

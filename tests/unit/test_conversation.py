@@ -78,12 +78,12 @@ def test_without_unicode(tell):
     assert "1 sleep's app -> sleep's sidecar: 84 bytes by eBPF" in printed
 
 
-def test_a_colour_for_each_leg_and_yellow_only_by_tcp(tell):
+def test_a_colour_for_each_leg_and_another_only_by_tcp(tell):
     printed = tell(captured(), color=True)
     assert {"\x1b[36m①", "\x1b[32m②", "\x1b[34m③"} <= set(re.findall("\x1b\\[[0-9;]*m[①②③]", printed))
-    yellow = [line for line in printed.splitlines() if "\x1b[33m" in line]
-    assert yellow
-    assert all("by TCP" in line for line in yellow)
+    marked = [line for line in printed.splitlines() if "\x1b[35m" in line]
+    assert marked
+    assert all("by TCP" in line for line in marked)
     assert not re.search("\x1b\\[[0-9;]*(31|91|4[0-9])m", printed)
 
 
@@ -103,6 +103,7 @@ def test_nothing_seen(tell):
     assert tell([None, None]).strip() == "no message was seen"
 
 
+BEFORE = "on connections that were open before the trace began:\n"
 DIAL = ("connect pair=1f leg=1", "wanted pair=1f dst=10.96.0.10:5000")
 
 
@@ -139,13 +140,25 @@ def test_the_order_stays(tell):
 def test_a_connection_from_before_has_its_pods(tell):
     known = replace(CONTEXT, connections=(KnownConnection(0x2F, "mesh", "sleep", "helloworld-v2"),))
     printed = tell(events("redirect pair=2f side=1 bytes=1", "passed pair=2f side=0 reason=15"), known)
-    assert printed.startswith("+0.000  ② helloworld-v2's sidecar → sleep's sidecar: 1 byte by eBPF\n")
+    assert printed.startswith(f"{BEFORE}+0.000  ② helloworld-v2's sidecar → sleep's sidecar: 1 byte by eBPF\n")
     assert "② sleep's sidecar → helloworld-v2's sidecar: a message by TCP (the receiver does not keep up" in printed
 
 
 def test_an_unknown_connection_claims_nothing(tell):
     printed = tell(events("redirect pair=2f side=0 bytes=9"))
-    assert printed.startswith("+0.000    one end → the other end: 9 bytes by eBPF\n")
+    assert printed.startswith(f"{BEFORE}+0.000    one end → the other end: 9 bytes by eBPF\n")
+
+
+def test_what_was_open_before_is_named_once_and_not_part_of_a_request(tell):
+    """The end of an earlier request: its connections close after the trace began."""
+    earlier = events("redirect pair=2f side=0 bytes=31", "closed pair=2f side=0", start=0.5)
+    dialled = events(*DIAL, "established pair=1f src=10.244.0.10:41000")
+    later = events("redirect pair=3f side=0 bytes=7", start=1.2)
+    before, request, _ = tell([*earlier, *dialled, *later]).split("\n\n")
+    assert before.startswith(BEFORE)
+    assert len(before.splitlines()) == 3
+    assert request.startswith("+0.000  ① sleep's app (wrk:worker_0) dials helloworld:5000")
+    assert BEFORE.strip() not in request
 
 
 def test_what_comes_from_outside(tell):

@@ -23,7 +23,7 @@ def test_layouts_are_those_of_c():
         name: layouts[name].size for name in ("config", "kernel", "end", "wire", "handshake", "listener", "flow")
     } == {
         "config": 8,
-        "kernel": 96,
+        "kernel": 120,
         "end": 12,
         "wire": 16,
         "handshake": 8,

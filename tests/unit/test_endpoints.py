@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane import Dataplane, Discovery, Endpoint, Legs, Sidecar, health, socket_filters
+from merbridge_lab.dataplane import Dataplane, Discovery, Endpoint, Sidecar, health, socket_filters
 from merbridge_lab.dataplane.endpoints import address, packed
+from merbridge_lab.dataplane.legs import ALL_LEGS
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import SIDECAR_UID
@@ -69,7 +70,7 @@ def test_the_kernel_side_stores_an_address_in_network_order():
 
 def test_the_embedded_labs_pods_are_its_endpoints(monkeypatch):
     monkeypatch.setattr(netns, "cookie", {OWN: 4711}.__getitem__)
-    found: Discovery = EmbeddedDiscovery([pod("sleep"), pod("helloworld-v1", sidecar_pid=None)], Legs.ALL)
+    found: Discovery = EmbeddedDiscovery([pod("sleep"), pod("helloworld-v1", sidecar_pid=None)], lambda: ALL_LEGS)
     first, second = found.endpoints()
     assert first == Endpoint("", "sleep", "4711", "10.244.0.10", OWN, Path("/cg/sleep"), Sidecar(7, SIDECAR_UID))
     assert second.sidecar is None
@@ -78,14 +79,16 @@ def test_the_embedded_labs_pods_are_its_endpoints(monkeypatch):
 def test_a_pod_that_is_made_again_is_another_endpoint(monkeypatch):
     cookies = iter((4711, 4712))
     monkeypatch.setattr(netns, "cookie", lambda _path: next(cookies))
-    found = EmbeddedDiscovery([pod("sleep")], Legs.ALL)
+    found = EmbeddedDiscovery([pod("sleep")], lambda: ALL_LEGS)
     first, second = found.endpoints(), found.endpoints()
     assert first != second
     assert [each.name for each in (*first, *second)] == ["sleep", "sleep"]
 
 
 def test_a_pod_that_does_not_exist_has_no_uid(tmp_path):
-    (found,) = EmbeddedDiscovery([pod("sleep", netns=tmp_path / "missing", sidecar_pid=None)], Legs.ALL).endpoints()
+    (found,) = EmbeddedDiscovery(
+        [pod("sleep", netns=tmp_path / "missing", sidecar_pid=None)], lambda: ALL_LEGS
+    ).endpoints()
     assert (found.uid, found.sidecar) == ("", None)
 
 

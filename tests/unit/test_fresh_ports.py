@@ -61,7 +61,7 @@ def test_the_batch_is_measured_anew(batches):
 def test_what_stays_so_is_a_failure():
     lab = PortsAgain(100)
     outcome = by_rules(lab)
-    assert outcome.finding.why.startswith("ISTIO_REDIRECT of sleep-twin2 moved by 3 for 4 fresh connections")
+    assert outcome.finding.why.startswith("ISTIO_REDIRECT of the control client moved by 3 for 4 fresh connections")
     assert lab.asked == 3
 
 

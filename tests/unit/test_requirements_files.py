@@ -84,17 +84,24 @@ def test_every_dependency_is_locked_within_its_range(file, groups, python):
         assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
 
 
-@pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt"])
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_the_programs_of_test_apps_are_made_of_is_locked(python):
+    locked = versions("apps.txt", python)
+    for each in group("apps"):
+        assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
+
+
+@pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt", "apps.txt"])
 def test_every_line_is_one_version_with_hashes(file):
     lines = list(pins(file))
-    assert len(lines) > 30
+    assert len(lines) > (2 if file == "apps.txt" else 30)
     for one, hashes in lines:
         assert [each.operator for each in one.specifier] == ["=="], one
         assert hashes, one
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), one
 
 
-@pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt"])
+@pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt", "apps.txt"])
 def test_no_lock_names_an_index_or_a_host(file):
     text = (ROOT / "requirements" / file).read_text()
     assert not re.search(r"https?:|--index|--find-links|--trusted-host|/tmp/", text)

@@ -59,6 +59,69 @@ FEATURES = {
 SOCKHASH_QUERY_SINCE = "5.18"
 
 
+@dataclass(frozen=True)
+class Fix:
+    """A defect of the kernel that is not probed, since that may crash it: where it was fixed, and who says so."""
+
+    what: str
+    #: The first (major, minor) of the main line that has the fix, None if it is not known.
+    since: tuple[int, int] | None
+    #: By older (major, minor), the first stable release that has it.
+    backports: dict[tuple[int, int], int]
+    source: str
+
+
+#: What sockets in a sockmap did to kernels. A release that is not known to have a fix does not have it.
+SOCKMAP_FIXES = {
+    # With the defect, a child of an MPTCP listener that fell back to TCP gets the wrong functions (page fault, WARN).
+    # 6.17 has the fixes too, from a release that we could not find out.
+    "mptcp": Fix(
+        "connections of MPTCP listeners in a sockmap",
+        (6, 18),
+        {(6, 1): 159, (6, 12): 60},
+        "commits c77b3b79a92e and fbade4bd08ba; Debian's changelogs of linux 6.1.159-1 and 6.12.63-1",
+    ),
+    # Without it, kTLS on a socket in a sockmap lets programs see and redirect plaintext. Which release of the main line
+    # was the first to refuse the keys is not known; 7.3.4 does.
+    "ktls": Fix(
+        "kTLS on sockets in a sockmap is refused",
+        (7, 3),
+        {(6, 1): 189, (6, 12): 111},
+        "Debian's changelogs of linux 6.1.190-1 and 6.12.111-1 (CVE-2026-93824); tried on 6.1.192, 6.12.118 and 7.3.4",
+    ),
+}
+
+
+def is_fixed(fix: Fix, kernel: tuple[int, int, int]) -> bool:
+    """Report whether a kernel is known to have a fix."""
+    branch, patch = kernel[:2], kernel[2]
+    if branch in fix.backports:
+        return patch >= fix.backports[branch]
+    return fix.since is not None and branch >= fix.since
+
+
+def stable_release(
+    release: str | None = None, version: str | None = None, root: Path = Path("/")
+) -> tuple[int, int, int]:
+    """Return the kernel's stable release as (major, minor, patch); the patch is 0 if the kernel does not tell.
+
+    Distributions freeze `uname -r` and put the release that they are based on elsewhere: Debian into `uname -v`, Ubuntu
+    into /proc/version_signature.
+    """
+    system = os.uname()
+    signature = ""
+    with contextlib.suppress(OSError):
+        signature = (root / "proc/version_signature").read_text(encoding="utf-8")
+    for pattern, text in (
+        (r"\bDebian (\d+)\.(\d+)\.(\d+)", system.version if version is None else version),
+        (r"(\d+)\.(\d+)\.(\d+)\s*$", signature),
+        (r"^(\d+)\.(\d+)(?:\.(\d+))?", system.release if release is None else release),
+    ):
+        if found := re.search(pattern, text):
+            return int(found[1]), int(found[2]), int(found[3] or 0)
+    return (0, 0, 0)
+
+
 def cannot(feature: str, detail: str | None = None, *, named: str | None = None) -> UnsupportedFeatureError:
     """Build the error for a missing feature of the table, to be raised by the caller that needed it.
 

@@ -44,6 +44,11 @@
 // How many of those who wait for a socket are looked at.
 #define WAITERS 4
 
+// How many memory cgroups above a receiver are looked at: a container of Kubernetes has four. And how many
+// pages must be free there: the kernel takes so many at once.
+#define MEMORY_LEVELS 6
+#define MEMORY_SPARE  64
+
 // Which part of a request's way through the mesh a connection is.
 enum leg {
     LEG_NONE,     // not ours
@@ -80,6 +85,7 @@ enum counter {
     COUNTER_MAP_FULL,               // an entry could not be made: the connection is served without redirect
     COUNTER_PASSED_READER_ASLEEP,   // a reader waits where it would not see redirected bytes
     COUNTER_PASSED_KTLS,            // the kernel encrypts, or decrypts, this connection
+    COUNTER_PASSED_MEMORY,          // the receiver's cgroup is at its memory limit: TCP makes the sender wait
     COUNTER_LEFT_TO_RULES,     // a connect() that was not intercepted, as there is no room for a connection
     COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
     COUNTER_PASSED_ENDED,      // the sender has said that it sends no more: TCP refuses it
@@ -119,6 +125,12 @@ struct kernel {
     u32 waiter_entry;
     u32 psock_ingress_msg;
     u32 psock_refcnt;
+    u32 sk_forward_alloc; // this and what follows: 0 on a kernel without memory cgroups
+    u32 sk_memcg;
+    u32 memcg_memory;  // of struct mem_cgroup: the counter of its memory
+    u32 counter_usage; // of struct page_counter
+    u32 counter_max;
+    u32 counter_parent;
 };
 
 // stamp[0], pinned last: its being there says that the set of pins is complete.

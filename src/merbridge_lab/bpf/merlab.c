@@ -15,3 +15,4 @@
 #include "sk_lookup.c"
 #include "unread.c"
 #include "forget.c"
+#include "learn.c"

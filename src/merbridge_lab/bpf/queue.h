@@ -28,6 +28,37 @@ INLINE int has_unread(struct kernel *kernel, u64 psock) {
     return first != head;
 }
 
+// Could the kernel refuse to charge this message to the receiver? The sender would be told ENOMEM, where TCP
+// makes it wait.
+INLINE int memory_short(struct kernel *kernel, u64 sk, u32 size) {
+    s32 forward = 0;
+    s64 usage = 0, max = 0;
+    u64 memcg = 0, counter;
+    int i;
+
+    if (!kernel->sk_memcg)
+        return 0;
+    PEEK(forward, sk + kernel->sk_forward_alloc);
+    if (forward > 0 && (u32)forward >= size)
+        return 0; // charged before
+    PEEK(memcg, sk + kernel->sk_memcg);
+    memcg &= ~7ULL; // flags
+    if (!memcg)
+        return 0;
+    counter = memcg + kernel->memcg_memory;
+#pragma unroll
+    for (i = 0; i < MEMORY_LEVELS; i++) {
+        PEEK(usage, counter + kernel->counter_usage);
+        PEEK(max, counter + kernel->counter_max);
+        if (usage + (size >> 12) + MEMORY_SPARE > max)
+            return 1;
+        PEEK(counter, counter + kernel->counter_parent);
+        if (!counter)
+            return 0;
+    }
+    return 0;
+}
+
 // Is a reader of this socket asleep in tcp_recvmsg(), or in a system call that may get there? It would not
 // see redirected bytes before it has all that it waits for. Whoever waits by poll or epoll has another
 // function.

@@ -91,6 +91,8 @@ INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *p
     }
     if (receiver_full(kernel, flow, sk, size))
         return COUNTER_PASSED_RECEIVER_FULL;
+    if (memory_short(kernel, sk, size))
+        return COUNTER_PASSED_MEMORY;
     // Where nothing comes back from TCP, one such message would be the end of redirecting.
     return kernel->woken && is_refresh_due(pair, to) ? COUNTER_PASSED_REFRESH : 0;
 }

@@ -23,7 +23,7 @@ def assess_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, t
     for exchange in seen.exchanges:
         if not exchange.served:
             return fails(
-                f"{seen.client}, all flushed and without eBPF, was not answered by the app ({exchange})",
+                f"{seen.who}, all flushed and without eBPF, was not answered by the app ({exchange})",
                 *readings,
                 control=control,
             )
@@ -34,7 +34,7 @@ def assess_bypass(seen: Observation, strays: Sequence[str], later: Finding, *, t
         if told and exchange.headers.get("x-peer") != exchange.local.rpartition(":")[0]:
             peer = exchange.headers.get("x-peer", "a peer that it does not name")
             return fails(
-                f"all flushed and without eBPF, the app got the request from {peer}, not from {seen.client} itself",
+                f"all flushed and without eBPF, the app got the request from {peer}, not from {seen.who} itself",
                 *readings,
                 control=control,
             )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from merbridge_lab.api import Check, Finding, fails, holds, value_of
 from merbridge_lab.checks import tcp
 from merbridge_lab.checks.mesh import as_control, assess_both_sidecars, assess_closed_as_plain_text
-from merbridge_lab.istio_facts import INBOUND_PORT
 
 if TYPE_CHECKING:
     from merbridge_lab.api import Observation, Witness
@@ -31,19 +30,19 @@ def assess_intercepted(seen: Observation) -> Finding:
     if not reading.moved and (unseen := value_of(app.unseen)) is not None:
         return fails(unseen.why, reading, *unseen.evidence)
     if reading.moved < total:
-        return fails(f"eBPF intercepted {reading.moved} of {total} fresh connections of {seen.client}", reading)
+        return fails(f"eBPF intercepted {reading.moved} of {total} fresh connections of {seen.who}", reading)
     for exchange in seen.exchanges:
         if exchange.peer_is_loopback is not app.peer_is_loopback:
             return fails(app.other_peer.format(local=exchange.local, remote=exchange.remote), reading)
-    return holds(f"{reading.moved} connections of {seen.client} intercepted at connect()", reading)
+    return holds(f"{reading.moved} connections of {seen.who} intercepted at connect()", reading)
 
 
 def assess_dialled_sidecar(seen: Observation) -> Finding:
-    """Assess whether eBPF sent the client's sidecar to the servers' sidecars: port 15006 at connect()."""
+    """Assess whether eBPF noted that the client's sidecar dialled pods of this node."""
     reading = seen.interception.counters.reading(seen.client, "mesh_connects")
     if not reading.moved:
-        return fails(f"eBPF sent no connection of the sidecar of {seen.client} to a server's sidecar", reading)
-    return holds(f"{reading.moved} connections between sidecars sent to port {INBOUND_PORT} at connect()", reading)
+        return fails(f"eBPF sent no connection of the sidecar of {seen.who} to a server's sidecar", reading)
+    return holds(f"{reading.moved} connections between sidecars noted at connect()", reading)
 
 
 def assess_steered(seen: Observation) -> Finding:
@@ -78,11 +77,11 @@ def assess_payload(seen: Observation) -> Finding:
     Each witness must account for every direction of these legs.
     """
     if not seen.servers:
-        return fails(f"no server's sidecar has a record of a request of {seen.client}: there was no payload to move")
+        return fails(f"no server's sidecar has a record of a request of {seen.who}: there was no payload to move")
     record, total = seen.interception, len(seen.exchanges)
     witnesses = value_of(record.moved)
     if not (witnesses and record.served):
-        return fails(f"no dataplane shows that it moved payload of {seen.client}")
+        return fails(f"no dataplane shows that it moved payload of {seen.who}")
     connections = {leg.name: value_of(leg.connections) for leg in record.served if leg.connections is not None}
     evidence = [
         *connections.values(),

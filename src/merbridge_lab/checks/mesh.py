@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.api import Check, Control, Finding, Reading, Unread, Verdict, fails, holds, value_of
+from merbridge_lab.api import Check, Control, Finding, Reading, Unread, Verdict, fails, holds, in_words, value_of
 from merbridge_lab.istio_facts import INBOUND_SOURCE
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ def assess_served(seen: Observation) -> Finding:
             if exchange.closed and not isinstance(seen.client_log, Unread) and line is None and seen.saved is not None:
                 reason = "; its own sidecar has no record of it: with the rules flushed, nothing sent it there"
             return fails(
-                f"{len(seen.exchanges) - good} of {len(seen.exchanges)} requests of {seen.client} to {exchange.url}"
+                f"{len(seen.exchanges) - good} of {len(seen.exchanges)} requests of {seen.who} to {exchange.url}"
                 f" were not served ({exchange}{reason})",
                 reading,
             )
     told = "1 request of {0}, 1 answer" if good == 1 else "{1} requests of {0}, {1} answers"
-    return holds(told.format(seen.client, good), reading)
+    return holds(told.format(seen.who, good), reading)
 
 
 def both_versions_answered() -> Check:
@@ -45,7 +45,7 @@ def assess_both_versions(seen: Observation) -> Finding:
     reading = Reading(f"curl:{seen.client}", "versions", 0, len(seen.versions), ", ".join(sorted(seen.versions)))
     missing = {"v1", "v2"} - seen.versions
     if missing:
-        return fails(f"helloworld {' and '.join(sorted(missing))} did not answer {seen.client}", reading)
+        return fails(f"helloworld {' and '.join(sorted(missing))} did not answer {seen.who}", reading)
     return holds("v1 and v2 both answered", reading)
 
 
@@ -82,22 +82,22 @@ def assess_both_sidecars(seen: Observation) -> Finding:
     total = len(nonces)
     if len(out) < total:
         return fails(
-            f"the sidecar of {seen.client} has no record of {total - len(out)} of {total} requests"
+            f"the sidecar of {seen.who} has no record of {total - len(out)} of {total} requests"
             f" (first outcome: {seen.exchanges[0]})",
             *evidence,
         )
     if len(delivered) < total:
         astray = next((f": {line.raw}" for _, line in into if not line.inbound), "")
         return fails(
-            f"no server's sidecar delivered {total - len(delivered)} of {total} requests of {seen.client}{astray}",
+            f"no server's sidecar delivered {total - len(delivered)} of {total} requests of {seen.who}{astray}",
             *evidence,
         )
     chain = assess_one_chain(seen)
     if not chain.held:
         return fails(chain.why, *evidence)
     return holds(
-        f"{'the request appears' if total == 1 else f'all {total} requests appear'} in the access logs of {seen.client}"
-        f" and {', '.join(sorted(seen.servers))},"
+        f"{'the request appears' if total == 1 else f'all {total} requests appear'} in the access logs of {seen.who}"
+        f" and {', '.join(map(in_words, sorted(seen.servers)))},"
         f" delivered from {INBOUND_SOURCE}",
         *evidence,
     )
@@ -114,17 +114,17 @@ def assess_one_chain(seen: Observation) -> Finding:
         server, into = server_log[exchange.nonce]
         if not seen.is_same(exchange.local, out.downstream_remote):
             return fails(
-                f"the record in the access log of {seen.client} is of a connection from {out.downstream_remote}:"
+                f"the record in the access log of {seen.who} is of a connection from {out.downstream_remote}:"
                 f" the request came from {exchange.local}"
             )
         if not seen.is_same(out.upstream_local, into.downstream_remote):
             return fails(
                 f"the record in the access log of {server} is of a connection from {into.downstream_remote}:"
-                f" the sidecar of {seen.client} sent the request from {out.upstream_local}"
+                f" the sidecar of {seen.who} sent the request from {out.upstream_local}"
             )
         if "-" not in (out.upstream_host, into.downstream_local) and out.upstream_host != into.downstream_local:
             return fails(
-                f"the sidecar of {seen.client} sent a request to {out.upstream_host}, and that of {server} got it, at"
+                f"the sidecar of {seen.who} sent a request to {out.upstream_host}, and that of {server} got it, at"
                 f" {into.downstream_local}"
             )
         if exchange.instance not in ("", server) and not exchange.instance.startswith(f"{server}-"):
@@ -150,16 +150,16 @@ def assess_closed_as_plain_text(seen: Observation) -> Finding:
     for exchange in seen.exchanges:
         if not exchange.closed:
             return fails(
-                f"{seen.client}, flushed and without eBPF, was not closed before an HTTP status ({exchange})", *evidence
+                f"{seen.who}, flushed and without eBPF, was not closed before an HTTP status ({exchange})", *evidence
             )
         if not any(seen.is_same(exchange.local, line.downstream_remote) for _, line in rejected):
             return fails(
-                f"{seen.client}, flushed and without eBPF, was closed, but no server's inbound listener"
+                f"{seen.who}, flushed and without eBPF, was closed, but no server's inbound listener"
                 f" logged plain text from {exchange.local}",
                 *evidence,
             )
     return holds(
-        f"{seen.client}, flushed and without eBPF, connects and is closed: the server's sidecar refuses plain text",
+        f"{seen.who}, flushed and without eBPF, connects and is closed: the server's sidecar refuses plain text",
         *evidence,
     )
 

@@ -23,11 +23,11 @@ def assess_moved(seen: Observation) -> Finding:
     reading = seen.rule(REDIRECT)
     total = len(seen.exchanges)
     if not seen.before.istio:
-        return fails(f"there are no ISTIO rules in {seen.client}", reading)
+        return fails(f"there are no ISTIO rules in {seen.who}", reading)
     if reading.moved < total:
         other = next((f" (one: {exchange})" for exchange in seen.exchanges if not exchange.served), "")
         return fails(
-            f"{REDIRECT} of {seen.client} moved by {reading.moved} for {total} fresh connections"
+            f"{REDIRECT} of {seen.who} moved by {reading.moved} for {total} fresh connections"
             f" that no eBPF touches: the rules do not do the work{other}",
             reading,
         )
@@ -35,7 +35,7 @@ def assess_moved(seen: Observation) -> Finding:
     if not sidecars.held:
         return fails(sidecars.why, reading, *sidecars.evidence)
     return holds(
-        f"by the rules: {REDIRECT} of {seen.client} moved by {reading.moved} for {total} connections",
+        f"by the rules: {REDIRECT} of {seen.who} moved by {reading.moved} for {total} connections",
         reading,
         *sidecars.evidence,
     )
@@ -66,14 +66,14 @@ def assess_stood_still(seen: Observation) -> Finding:
     reading = seen.rule(REDIRECT)
     total = len(seen.exchanges)
     if seen.control is None:
-        return fails(f"{REDIRECT} of {seen.client} was read without a control that shows it can move", reading)
+        return fails(f"{REDIRECT} of {seen.who} was read without a control that shows it can move", reading)
     moved = assess_moved(seen.control)
     control = as_control("rules.move_without_ebpf", moved)
     if not seen.before.istio or not seen.after.istio:
-        return fails(f"there are no ISTIO rules in {seen.client} that could be counted", reading, control=control)
+        return fails(f"there are no ISTIO rules in {seen.who} that could be counted", reading, control=control)
     if reading.moved:
         return fails(
-            f"{REDIRECT} of {seen.client} moved by {reading.moved} for {total} connections:"
+            f"{REDIRECT} of {seen.who} moved by {reading.moved} for {total} connections:"
             " the rules did the work, not eBPF",
             reading,
             control=control,
@@ -81,8 +81,8 @@ def assess_stood_still(seen: Observation) -> Finding:
     if not moved.held:
         return fails(f"the control did not hold: {moved.why}", reading, control=control)
     return holds(
-        f"{REDIRECT} +0 for {total} fresh connections of {seen.client};"
-        f" +{seen.control.rule(REDIRECT).moved} for {len(seen.control.exchanges)} of {seen.control.client},"
+        f"{REDIRECT} +0 for {total} fresh connections of {seen.who};"
+        f" +{seen.control.rule(REDIRECT).moved} for {len(seen.control.exchanges)} of {seen.control.who},"
         " which eBPF does not serve",
         reading,
         control=control,
@@ -105,25 +105,25 @@ def assess_absent(seen: Observation, *, between: bool = True) -> Finding:
     had = len(saved.istio) if saved else 0
     reading = Reading(seen.before.source(seen.client), "rules", had, None if seen.after.unread else len(seen.after.nat))
     for when, rules in (("before the first request", seen.before), ("after the last request", seen.after)):
-        if besides := assess_besides(rules, f"in {seen.client} {when}"):
+        if besides := assess_besides(rules, f"in {seen.who} {when}"):
             return fails(besides, reading)
         if rules.nat:
             return fails(
-                f"{len(rules.nat)} nat rules were present in {seen.client} {when}"
+                f"{len(rules.nat)} nat rules were present in {seen.who} {when}"
                 f" although it had been flushed: {rules.nat[0]}",
                 reading,
             )
         if rules.diverting:
             return fails(
-                f"a rule outside nat that can redirect was present in {seen.client} {when}: {rules.diverting[0]}",
+                f"a rule outside nat that can redirect was present in {seen.who} {when}: {rules.diverting[0]}",
                 reading,
             )
     if changed := seen.after.change_since(seen.before, between=between):
         return fails(
-            f"the rules of {seen.client} changed while the requests ran, although they were flushed: {changed}", reading
+            f"the rules of {seen.who} changed while the requests ran, although they were flushed: {changed}", reading
         )
     if not had:
-        return fails(f"there were no ISTIO rules in {seen.client} to flush", reading)
+        return fails(f"there were no ISTIO rules in {seen.who} to flush", reading)
     return holds(f"{had} ISTIO rules before the flush, none in nat while the requests ran", reading)
 
 
@@ -150,8 +150,8 @@ def assess_untouched(seen: Observation) -> Finding:
     before, after = value_of(seen.before.generation), value_of(seen.after.generation)
     reading = Reading(f"nft:{seen.client}/generation", "", before, after)
     if before != after:
-        return fails(f"the rules of {seen.client} changed while the requests ran, although they were flushed", reading)
-    return holds(f"nobody touched the rules of {seen.client} while the requests ran", reading)
+        return fails(f"the rules of {seen.who} changed while the requests ran, although they were flushed", reading)
+    return holds(f"nobody touched the rules of {seen.who} while the requests ran", reading)
 
 
 def assess_gone(workload: str, before: RuleSet, after: RuleSet) -> Finding:
@@ -203,12 +203,12 @@ def restored() -> Check:
 def assess_restored(seen: Observation) -> Finding:
     """Compare the nat tables, counters aside."""
     if seen.saved is None:
-        return fails(f"the rules of {seen.client} were not saved before the flush")
+        return fails(f"the rules of {seen.who} were not saved before the flush")
     if seen.restored is None:
-        return skips(f"the rules of {seen.client} are left flushed, as asked; merlab restore puts them back")
+        return skips(f"the rules of {seen.who} are left flushed, as asked; merlab restore puts them back")
     before, after = seen.saved.specs("nat"), seen.restored.specs("nat")
     reading = Reading(seen.saved.source(seen.client), "rules", len(before), len(after))
     if before != after:
         differing = next(iter(set(before) ^ set(after)), "their order")
-        return fails(f"the rules of {seen.client} differ from the saved ones after restoring: {differing}", reading)
-    return holds(f"all {len(after)} nat rules of {seen.client} are back, in {place(seen.restored.backend)}", reading)
+        return fails(f"the rules of {seen.who} differ from the saved ones after restoring: {differing}", reading)
+    return holds(f"all {len(after)} nat rules of {seen.who} are back, in {place(seen.restored.backend)}", reading)

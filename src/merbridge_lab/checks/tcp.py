@@ -73,7 +73,7 @@ def _beside_control(seen: Observation, evidence: list[Reading]) -> Finding:
     control = Control("redirect.twin_by_tcp", Verdict.PASS if shown else Verdict.FAIL, (told,))
     if not shown:
         return fails(
-            f"the control did not hold: the kernel counts {told.moved} bytes by TCP for {seen.control.client}, which"
+            f"the control did not hold: the kernel counts {told.moved} bytes by TCP for {seen.control.who}, which"
             " eBPF does not serve",
             *evidence,
             control=control,

@@ -74,20 +74,21 @@ class Demo:
             run.console.record(self.record)
 
     @contextlib.contextmanager
-    def listener(self, run: Session, lab: Lab) -> Iterator[tuple[Listener, Callable[[], float]]]:
-        """Yield what listens to the run, and the clock that its times are taken from."""
+    def listener(self, run: Session, lab: Lab, last: int) -> Iterator[tuple[Listener, Callable[[], float]]]:
+        """Yield what listens to the run, whose last step is `last`, and the clock that its times are taken from."""
         if not self.live:
             yield run.console.hear, time.monotonic
             return
-        from merbridge_lab.console.keys import AutomaticKeys, TerminalKeys
+        from merbridge_lab.console.keys import AutomaticKeys, Keys, TerminalKeys
 
         with contextlib.ExitStack() as stack:
+            keys: Keys
             if self.auto is None:
-                keys = TerminalKeys()
-                stack.enter_context(keys.listening())
-                presenter = run.console.presenter(keys, lambda: state(lab), self.minutes)
+                keys = terminal = TerminalKeys()
+                stack.enter_context(terminal.listening())
             else:
-                presenter = run.console.presenter(AutomaticKeys(self.auto), lambda: state(lab), self.minutes)
+                keys = AutomaticKeys(self.auto)
+            presenter = run.console.presenter(keys, lambda: state(lab), self.minutes, last)
             stack.callback(lambda: run.console.note(f"the demo has ended; {state(lab)[0]}"))
             stack.enter_context(presenter.showing())
             yield presenter.hear, presenter.clock

@@ -109,9 +109,10 @@ def up(
         with run.changing(lab, wait=held, backend=backend, legs=profile, options=options) as chosen:
             run.report = Report("up", chosen.name)
             chosen.recover()
-            with shown.listener(run, chosen) as (listener, clock):
+            chain = steps() if wanted is None else selected(wanted)
+            with shown.listener(run, chosen, chain[-1].number) as (listener, clock):
                 runner = Runner(chosen, listener, patience=timeout, shows_all=live, clock=clock)
-                runner.run(run.report, steps() if wanted is None else selected(wanted))
+                runner.run(run.report, chain)
             run.finish(chosen, run.report)
 
 
@@ -163,7 +164,7 @@ def step(
                 chosen.require_up()
                 chosen.sweep()
             run.report = Report("step", chosen.name)
-            with shown.listener(run, chosen) as (listener, clock):
+            with shown.listener(run, chosen, wanted[-1]) as (listener, clock):
                 runner = Runner(chosen, listener, patience=timeout, shows_all=live, clock=clock)
                 runner.run(run.report, selected(wanted))
             if keep and chosen.workload("sleep").rules.outstanding:

@@ -11,6 +11,7 @@ from merbridge_lab.cli.app import PASS_ON, Debug, LabName, NoColor, WorkloadName
 from merbridge_lab.cli.session import Session
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT
+from merbridge_lab.observation import in_words
 
 _EXAMPLE = "merlab exec sleep -- curl -s helloworld:5000/hello"
 
@@ -60,8 +61,8 @@ def _without_ebpf(run: Session, lab: str | None, workload: str, argv: list[str])
                 stack.enter_context(client.rules.flushed())
             state = "flushed" if flushed else "present"
             run.console.aside(
-                f"this is {client.name}, a copy of {workload} that eBPF does not serve; its rules are {state},"
-                f" as those of {workload}"
+                f"this is {in_words(client.name)}, a copy of {workload} that eBPF does not serve;"
+                f" its rules are {state}, as those of {workload}"
             )
             return _foreground(client.app_argv(argv))
 

@@ -15,6 +15,7 @@ from merbridge_lab.console.progress import Waiting
 from merbridge_lab.console.recording import Recording
 from merbridge_lab.console.run_view import RunView
 from merbridge_lab.console.terminal import Terminal
+from merbridge_lab.console.terms import Terms
 from merbridge_lab.text import as_json, lines_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Console:
         self._recording: Recording | None = None
         self._terminal = Terminal(verbosity=verbosity, color=color)
         self._waiting = Waiting(self._terminal)
-        self._run = RunView(self._terminal, self._waiting, brief=brief, terse=terse)
+        self._terms = Terms()
+        self._run = RunView(self._terminal, self._waiting, self._terms, brief=brief, terse=terse)
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -128,10 +130,12 @@ class Console:
             self._recording.marker(f"{event.step.number}  {event.step.title}")
 
     def presenter(
-        self, keys: Keys, state: Callable[[], tuple[str, RequestPath | None]], minutes: float | None
+        self, keys: Keys, state: Callable[[], tuple[str, RequestPath | None]], minutes: float | None, last: int
     ) -> Presenter:
         """Return the listener that shows a run command by command; see Presenter."""
-        return Presenter(self._terminal, keys, state=state, minutes=minutes, mark=self.mark)
+        return Presenter(
+            self._terminal, keys, state=state, terms=self._terms, minutes=minutes, last=last, mark=self.mark
+        )
 
     def awaits(self, what: str) -> None:
         """Start to show that `what` is awaited, until `close`."""
@@ -145,7 +149,7 @@ class Console:
         if report.error is not None:
             self.error(report.error)
         else:
-            verdicts.of_run(self._terminal, report)
+            verdicts.of_run(self._terminal, report, self._terms)
 
     # -- pictures -------------------------------------------------------------------------------------------------
 

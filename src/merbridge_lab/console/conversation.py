@@ -46,12 +46,16 @@ _NO_LEG = _Leg(0, "default", ("one end", "the other end"))
 
 @dataclass
 class _Connection:
-    """What is known of one connection; `pods` are those that dialled and accepted it, empty while unknown."""
+    """What is known of one connection; `pods` are those that dialled and accepted it, empty while unknown.
+
+    `is_new` is true if it was dialled during the trace.
+    """
 
     leg: str = ""
     pods: list[str] = field(default_factory=lambda: ["", ""])
     pid: int = 0
     comm: str = ""
+    is_new: bool = False
     wanted: str = ""
     source: str = ""
     closed: set[int] = field(default_factory=set)
@@ -102,7 +106,7 @@ class Conversation:
         self._held: deque[tuple[TraceEvent, float]] = deque()
         self._start: float | None = None
         self._last = 0.0
-        self._apps_dial = False
+        self._apps_dial = self._shows_older = False
 
     def hear(self, event: TraceEvent | None) -> None:
         """Take the next event; None if nothing arrived for a moment."""
@@ -138,7 +142,7 @@ class Conversation:
         if not event.pair:
             return
         if event.kind == "connect":
-            self._connections[event.pair] = _Connection(event.leg, pid=event.pid)
+            self._connections[event.pair] = _Connection(event.leg, pid=event.pid, is_new=True)
         connection = self._of(event)
         if event.pid == connection.pid and event.comm != _NAMELESS:
             connection.comm = event.comm
@@ -170,13 +174,18 @@ class Conversation:
             self._forget_later(event.pair)
         if not said:
             return
-        if self._begins_request(event, connection):
+        begins = self._begins_request(event, connection)
+        is_older = bool(self._context.pairs and event.pair and not connection.is_new and not self._apps_dial)
+        if begins:
             if self._start is not None:
                 self._terminal.line("")
             self._start = event.seconds
+        if is_older and not self._shows_older:
+            self._shows_older = True
+            self._terminal.line("[faint]on connections that were open before the trace began:[/]")
         self._last = event.seconds
         mark = self._mark(_LEGS.get(connection.leg, _NO_LEG))
-        style = "warn" if event.kind == "passed" else "default"
+        style = "warn" if event.kind == "passed" else "faint" if is_older else "default"
         since = event.seconds - (self._start or 0.0)
         self._terminal.line(f"[faint]{since:+.3f}[/]  {mark} [{style}]{escape(said)}[/]")
         self._terminal.out.file.flush()

@@ -23,7 +23,9 @@ _A_DAY = 86400.0
 
 
 class Keys(Protocol):
-    """Where the presenter's keys come from."""
+    """Where the presenter's keys come from; a command that nobody types is typed in `most_typing` seconds at most."""
+
+    most_typing: float
 
     def read(self, tick: Callable[[], None]) -> str:
         """Wait for a key and return its name; call `tick` while waiting. Raises Interrupted."""
@@ -34,6 +36,8 @@ class Keys(Protocol):
 
 class TerminalKeys:
     """The keys of the terminal on stdin; `listening` makes it hand them over one by one."""
+
+    most_typing = 2.0
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno()
@@ -80,10 +84,14 @@ class TerminalKeys:
 
 
 class AutomaticKeys:
-    """Goes on by itself `seconds` after each command: for a rehearsal or a recording."""
+    """Goes on by itself `seconds` after each command: for a rehearsal or a recording.
+
+    Typing takes half as long at most, so that it does not dominate a short rehearsal.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self.most_typing = min(seconds / 2, TerminalKeys.most_typing)
 
     def read(self, tick: Callable[[], None]) -> str:
         """Wait, and return Enter. Raises Interrupted."""
@@ -98,5 +106,8 @@ class AutomaticKeys:
 
     def pending(self, seconds: float) -> str | None:
         """Wait `seconds`, and return None: nobody presses a key."""
+        if not seconds:
+            signals.checkpoint()
+            return None
         polling.poll_until(lambda: False, timeout=seconds, awaiting="the next key", every=seconds)
         return None

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from merbridge_lab.request_path import LegView, RequestPath
 
 _STYLES = {
-    Carrier.RULES: "cyan",
+    Carrier.RULES: "bold cyan",
     Carrier.EBPF: "bold green",
-    Carrier.TCP: "blue",
+    Carrier.TCP: "bold blue",
     Carrier.PLAIN: "bold yellow",
     Carrier.BROKEN: "bold red",
-    Carrier.UNKNOWN: "yellow",
+    Carrier.UNKNOWN: "bold yellow",
 }
 #: The narrowest page for a path from left to right.
 WIDE = 76

@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from merbridge_lab.console.terminal import Terminal
+    from merbridge_lab.console.terms import Terms
     from merbridge_lab.evidence import Finding
     from merbridge_lab.model import Step
     from merbridge_lab.report import StepOutcome
     from merbridge_lab.request_path import RequestPath
 
-#: Characters that one key types on, and how long each takes when nobody types, in seconds.
+#: Characters that one key types on, and how long each takes at most when nobody types, in seconds.
 _STROKE = 3
 _TYPING = 0.02
 _KEYS = "Enter: run · Tab: run at once · b: back · q: leave"
+_IN_PLACE = "Enter: go on · b: back · q: leave"
 _NEXT = "Enter: next step · b: back · q: leave"
+_LAST = "Enter: end · b: back · q: leave"
 _BUSY = "running … · Ctrl-C: stop"
 
 
@@ -38,7 +41,8 @@ class Presenter:
     """Shows a run command by command.
 
     `state` describes the lab now: in a few words, for the headline, and as the path that a request takes, None if there
-    are no pods. `minutes` is the time that the presenter has. `mark` is called with each event first.
+    are no pods. `minutes` is the time that the presenter has. `mark` is called with each event first. `terms` are the
+    words to explain. `last` is the number of the last step of the run.
     """
 
     def __init__(
@@ -48,10 +52,13 @@ class Presenter:
         *,
         state: Callable[[], tuple[str, RequestPath | None]],
         mark: Callable[[events.Event], None],
+        terms: Terms,
         minutes: float | None = None,
+        last: int | None = None,
     ) -> None:
         self._terminal, self._keys, self._state = terminal, keys, state
-        self._mark, self._minutes = mark, minutes
+        self._mark, self._minutes, self._last = mark, minutes, last
+        self._terms = terms
         self._stage = Stage(unicode=terminal.unicode)
         self._began = time.monotonic()
         self._waited = 0.0
@@ -104,24 +111,32 @@ class Presenter:
             self._command(event)
         elif isinstance(event, CommandOutput):
             stage.blocks[-1].output += event.text
+            stage.blocks[-1].excerpts += event.excerpts
         elif isinstance(event, Notice):
-            stage.blocks[-1].notices.append(event.text)
+            stage.blocks[-1].notices.append(self._explained(event.text))
         elif isinstance(event, ProofNeeds) and stage.blocks:
-            stage.blocks.append(Block((), notices=[f"for the proof: {event.what}"]))
+            stage.blocks.append(Block((), notices=[f"for the proof: {self._explained(event.what)}"]))
         elif isinstance(event, CommandEnds):
             stage.blocks[-1].state = "done"
             self._look()
         elif isinstance(event, events.CheckEnds):
             stage.verdict.append(self._sentence(event.outcome.finding))
+            self._explained(event.outcome.finding.why)
         elif isinstance(event, events.StepEnds):
             self._end(event.outcome)
         self._draw()
 
     def _begin(self, step: Step) -> None:
         self._stage = Stage(f"{step.number}  {step.title}", intro=step.narration, unicode=self._terminal.unicode)
+        self._explained(step.narration)
         self._look()
         self._number = 0
         self._bar(_BUSY)
+
+    def _explained(self, text: str) -> str:
+        """Return `text`, and show from now on what words mean that it is the first to use."""
+        self._stage.terms += self._terms.new_in(text)
+        return text
 
     def _command(self, event: CommandBegins) -> None:
         block = Block(tuple(shortened(hints.command(each)) for each in event.commands), typed=0)
@@ -134,28 +149,30 @@ class Presenter:
         else:
             self._repeat = 0
             with self._waiting():
-                self._type(block)
+                self._type(block, _KEYS if event.runs else _IN_PLACE)
+            self._stage.terms.clear()  # they were read while the command waited
         block.state = "runs"
         self._bar(_BUSY)
 
     def _sentence(self, finding: Finding) -> tuple[str, str]:
         place = {Verdict.PASS: 0, Verdict.FAIL: 1}.get(finding.verdict, 2)
-        return f"{'✔✘-'[place]} {finding.why}", ("green", "bold red", "yellow")[place]
+        return f"{'✔✘-'[place]} {finding.why}", ("bold green", "bold red", "bold yellow")[place]
 
     def _end(self, outcome: StepOutcome) -> None:
         self._repeat = 0  # of a step that, the second time, had fewer commands
         if outcome.reason:
-            self._stage.verdict.append((outcome.reason, "yellow"))
+            self._stage.verdict.append((f"- {outcome.reason}", "bold yellow"))
         self._look()
         if isinstance(outcome.seen, Observation):
             self._paint(request_path.observed(outcome.seen))
         if outcome.verdict is Verdict.ERROR or outcome.reason == events.LEFT:
             return
+        keys = _LAST if outcome.step.number == self._last else _NEXT
         with self._waiting():
             while True:
-                self._bar(_NEXT)
+                self._bar(keys)
                 self._draw()
-                key = self._keys.read(self._tick(_NEXT))
+                key = self._keys.read(self._tick(keys))
                 if key == BACK and self._number:
                     self._go_back(self._number - 1)
                 if key == QUIT:
@@ -180,14 +197,18 @@ class Presenter:
 
         return tick
 
-    def _type(self, block: Block) -> None:
-        """Wait until the presenter has typed the command and pressed Enter. Raises BackRequested, QuitRequested."""
+    def _type(self, block: Block, keys: str) -> None:
+        """Wait until the presenter has typed the command and pressed Enter. Raises BackRequested, QuitRequested.
+
+        `keys` is the footer. A command that does not run is there at once.
+        """
         total = sum(len(each.text) for each in block.shown)
-        block.typed = typed = 0
+        typed = total if keys == _IN_PLACE else 0
+        block.typed = typed
         while True:
-            self._bar(_KEYS)
+            self._bar(keys)
             self._draw()
-            key = self._keys.read(self._tick(_KEYS))
+            key = self._keys.read(self._tick(keys))
             if key == QUIT:
                 raise events.QuitRequested
             if key == BACK and self._number > 1:
@@ -205,10 +226,11 @@ class Presenter:
         """Type the rest as a person would; a key ends that."""
         block.state = "runs"
         self._bar(_BUSY)
+        pause = min(_TYPING * _STROKE, self._keys.most_typing * _STROKE / max(total, 1))
         for typed_now in range(typed, total, _STROKE):
             block.typed = typed_now
             self._draw()
-            if self._keys.pending(_TYPING * _STROKE) is not None:
+            if self._keys.pending(pause) is not None:
                 return
 
     def _go_back(self, repeat: int) -> None:

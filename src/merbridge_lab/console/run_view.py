@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.console.progress import Waiting
     from merbridge_lab.console.terminal import Terminal
+    from merbridge_lab.console.terms import Terms
     from merbridge_lab.model import Step
     from merbridge_lab.report import CheckOutcome, StepOutcome
 
@@ -32,8 +33,12 @@ class RunView:
     With `brief`, a step that held is its title and the sentence of one check; with `terse`, its title only.
     """
 
-    def __init__(self, terminal: Terminal, waiting: Waiting, *, brief: bool = False, terse: bool = False) -> None:
-        self._terminal, self._waiting = terminal, waiting
+    def __init__(
+        self, terminal: Terminal, waiting: Waiting, terms: Terms, *, brief: bool = False, terse: bool = False
+    ) -> None:
+        self._terminal, self._waiting, self._terms = terminal, waiting, terms
+        #: The sentences of the step that were printed.
+        self._said: list[str] = []
         self._brief = (brief or terse) and terminal.verbosity == 0
         self._terse = terse
         self._standing: list[str] = []
@@ -56,6 +61,7 @@ class RunView:
             self._terminal.line(f"[title]{step.number}  {escape(step.title)}[/]")
             if self._terminal.verbosity > 0:
                 self._terminal.prose(step.narration, 3, style="faint")
+                self._said.append(step.narration)
         self._waiting.start(f"step {step.number}: {step.title}")
 
     def _stands(self, event: events.Standing) -> None:
@@ -75,10 +81,12 @@ class RunView:
             if isinstance(event, CommandBegins):
                 self._commands(event)
             elif isinstance(event, CommandOutput):
-                self._output(event.text)
+                self._output(event)
             elif isinstance(event, Notice):
                 self._terminal.line(f"{_GUTTER}{escape(event.text)}")
+                self._said.append(event.text)
             elif isinstance(event, ProofNeeds):
+                self._said.append(event.what)
                 self._terminal.line(f"   [faint]for the proof: {escape(event.what)}[/]")
 
     def _commands(self, event: CommandBegins) -> None:
@@ -88,13 +96,20 @@ class RunView:
         if len(event.commands) > most:
             self._terminal.line(f"   [faint]… {len(event.commands) - most} more commands (-v shows them)[/]")
 
-    def _output(self, text: str) -> None:
-        printed = lines_of(text.rstrip("\n"))
+    def _output(self, event: CommandOutput) -> None:
+        printed = lines_of(event.text.rstrip("\n"))
         most = len(printed) if self._terminal.verbosity > 0 else _MOST_OUTPUT
-        for line in printed[:most]:
-            self._terminal.line(f"     {escape(line)}")
-        if len(printed) > most:
-            self._terminal.line(f"     [faint]… {len(printed) - most} more lines (-v shows them)[/]")
+        more = len(printed) - most
+        if more > 0 and event.excerpts:
+            more = len(printed) - sum(each.covers for each in event.excerpts)
+            for each in event.excerpts:
+                self._terminal.line(f"     {escape(each.line)}")
+                self._terminal.prose(each.meaning, len(_GUTTER), mark=_GUTTER, hanging=_GUTTER)
+        else:
+            for line in printed[:most]:
+                self._terminal.line(f"     {escape(line)}")
+        if more > 0:
+            self._terminal.line(f"     [faint]… {more} more lines (-v shows them)[/]")
 
     # -- the end of a step ------------------------------------------------------------------------------------------
 
@@ -113,6 +128,8 @@ class RunView:
         if outcome.reason:
             style = outcome.verdict.value
             terminal.prose(outcome.reason, 5, mark=f"   [{style}]{MARK[style]}[/] ")
+        terminal.explain(self._terms.new_in(*self._said), 5)
+        self._said.clear()
         if not self._brief:
             terminal.line("")
 
@@ -134,12 +151,14 @@ class RunView:
             ]
             more = f" ({len(outcomes)} checks)" if len(outcomes) > 1 else ""
             self._terminal.prose("".join(told) + more, 5, mark="     ")
+            self._said += told
             return
         for outcome in outcomes:
             finding = outcome.finding
             style = finding.verdict.value
             named = f" ({outcome.check.name})" if self._terminal.verbosity > 0 or not finding.held else ""
             self._terminal.prose(f"{finding.why}{named}", 5, mark=f"   [{style}]{MARK[style]}[/] ")
+            self._said.append(finding.why)
             if self._terminal.verbosity > 1 or finding.verdict is Verdict.FAIL:
                 self._terminal.evidence(finding.evidence)
                 if finding.control is not None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from merbridge_lab.text import lines_of, printable
+
+if TYPE_CHECKING:
+    from merbridge_lab.command_events import Excerpt
 
 #: Rows that a frame uses at most, so that it fits a projector.
 MOST_ROWS = 20
@@ -17,9 +21,15 @@ MOST_ROWS = 20
 _WITH_PICTURE = 14
 #: Lines of one output that the audience can read.
 _MOST_OUTPUT = 8
+#: Lines of an output that stay if there is no room for all of it.
+_FEWEST_OUTPUT = 2
+#: What to notice of it then.
+_FEWEST_NOTICES = 4
 #: Commands of one block.
 _MOST_COMMANDS = 4
 _INDENT = "   "
+#: The indent of the rest of a command that is too long for one line.
+_REST = "     "
 _INSIDE = re.compile(r"nsenter --net=\S*/netns/(?P<pod>\S+) iptables-(?:nft|legacy)(?P<rest>.*)")
 
 
@@ -42,12 +52,14 @@ class Block:
     """One command, or a block of commands that runs together, as the screen shows it.
 
     `typed` is how many characters of it were typed on so far, None for all. `state` is "waits", "runs" or "done".
+    `excerpts` are what matters of a long output.
     """
 
     commands: tuple[Line, ...]
     typed: int | None = None
     state: str = "waits"
     output: str = ""
+    excerpts: list[Excerpt] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -66,6 +78,8 @@ class Stage:
     blocks: list[Block] = field(default_factory=list)
     picture: list[Text] = field(default_factory=list)
     verdict: list[tuple[str, str]] = field(default_factory=list)
+    #: Explanations of words that this step is the first to use.
+    terms: list[str] = field(default_factory=list)
     keys: str = ""
     clock: str = ""
     unicode: bool = True
@@ -73,14 +87,14 @@ class Stage:
     def frame(self, width: int, height: int) -> list[Text]:
         """Return the lines of the screen, at most `height`, each at most `width` cells wide.
 
-        Title, picture and footer always stay. Of the rest, the newest lines are shown: older ones scroll away.
+        Title, picture and footer always stay. Of the rest, what is new is shown; see _body.
         """
         rows = min(height, MOST_ROWS)
-        body = self._body(width)
         head = [self._headline(width), Text("")]
         if self.picture and rows > _WITH_PICTURE:
             head += [*self.picture, Text("")]
-        shown = body[-max(rows - len(head) - 2, 1) :]
+        terms = [Text(each, style="dim") for term in self.terms for each in _wrapped(self._say(term), width, _INDENT)]
+        shown = [*self._body(width, max(rows - len(head) - len(terms) - 2, 1)), *terms]
         clock = self._say(self.clock)
         room = max(width - cell_len(clock) - 2, 0)
         footer = set_cell_size(_cut(self._say(self.keys), room, self._dots), room) + "  " + clock
@@ -96,20 +110,58 @@ class Stage:
         room = width - cell_len(state) - 2 if state else width
         line = Text(set_cell_size(_cut(self._say(self.title), room, self._dots), room), style="bold")
         if state:
-            line.append("  " + state, style="bold cyan")
+            line.append("  " + state, style="bold")
         return line
 
-    def _body(self, width: int) -> list[Text]:
-        lines = (
-            [Text(each, style="dim") for each in _wrapped(self._say(self.intro), width, _INDENT)] if self.intro else []
-        )
-        for block in self.blocks:
-            lines += self._block(block, width)
-        for text, style in self.verdict:
-            lines += [Text(each, style=style) for each in _wrapped(self._say(text), width, _INDENT, "  ")]
+    def _body(self, width: int, room: int) -> list[Text]:
+        """Return the lines between picture and footer, at most `room`.
+
+        If they are too many, the narration goes first, then the long outputs of earlier commands and the earliest of
+        these commands, then what the audience has just read. Only what is too long alone is cut in its middle.
+        """
+        intro = [Text(each) for each in _wrapped(self._say(self.intro), width, _INDENT)]
+        blocks = [self._block(block, width) for block in self.blocks]
+        verdict = [line for text, style in self.verdict for line in self._found(text, style, width)]
+        parts = [[*intro, Text("")] if intro and blocks else intro, *blocks, verdict]
+
+        def brief(number: int) -> list[Text]:
+            return self._block(self.blocks[number - 1], width, brief=True)
+
+        def narration(_number: int) -> list[Text]:
+            return intro
+
+        def without_output(number: int) -> list[Text]:
+            return self._block(self.blocks[number - 1], width, brief=True, notices=_MOST_OUTPUT)
+
+        def nothing(_number: int) -> list[Text]:
+            return []
+
+        *earlier, last = range(1, len(parts) - 1) or [0]
+        old, recent = earlier[:-1], earlier[-1:]
+        shorter = [
+            (0, narration),
+            (0, nothing),
+            *((each, brief) for each in old),
+            *((each, nothing) for each in old[:-1]),
+        ]
+        shorter += [(each, without_output) for each in recent] + [(each, nothing) for each in old[-1:]]
+        shorter += [(each, brief) for each in recent] + [(each, nothing) for each in recent]
+        shorter += [(last, brief)] if last else []
+        for number, instead in shorter:
+            if sum(map(len, parts)) <= room:
+                break
+            parts[number] = instead(number)
+        return [line for part in parts for line in part][-room:]
+
+    def _found(self, text: str, style: str, width: int) -> list[Text]:
+        """Return the lines of a finding: only its mark has a colour, as no colour is legible on every background."""
+        lines = [Text(each) for each in _wrapped(self._say(text), width, _INDENT, "  ")]
+        for line in lines[:1]:
+            line.stylize(style, 0, len(_INDENT) + 1)
         return lines
 
-    def _block(self, block: Block, width: int) -> list[Text]:
+    def _block(self, block: Block, width: int, *, brief: bool = False, notices: int | None = None) -> list[Text]:
+        """Return the lines of a block; if `brief`, without an output that is long; `notices` of its notices at most."""
         lines: list[Text] = []
         left = block.typed
         shown = block.shown
@@ -119,25 +171,50 @@ class Stage:
             left = None if left is None else left - typed
             line = Text(_INDENT + prompt)
             line.append(text[:typed], style="bold")
-            line.append(text[typed:], style="dim")
-            if block.state == "waits" and number == len(shown) - 1:
-                line.append(" ⏎" if self.unicode else " <Enter>", style="bold yellow")
+            line.append(text[typed:])
+            mark = " ⏎" if self.unicode else " <Enter>"
             if len(block.commands) > 1:  # a block is shown, not pasted: `merlab steps N` has it whole
-                line = self._clipped(line, width)
-            lines += _folded(line, width)
+                line = self._clipped(line, width - len(mark))
+            lines += _folded(line, width - len(mark), len(_INDENT + prompt))
+            if block.state == "waits" and number == len(shown) - 1:
+                lines[-1].append(mark, style="bold magenta")
         if len(block.commands) > len(shown):
-            lines.append(Text(f"{_INDENT}{self._dots} {len(block.commands) - len(shown)} more commands", style="dim"))
+            more = len(block.commands) - len(shown)
+            commands = "command" if more == 1 else "commands"
+            lines.append(Text(f"{_INDENT}{self._dots} {more} more {commands}", style="dim"))
+        lines += self._output(block, width, brief=brief)
+        most = notices or (_FEWEST_NOTICES if brief else _MOST_OUTPUT)
+        for notice in block.notices[:most]:
+            lines += self._noticed(notice, width)
+        more = len(block.notices) - most
+        return [*lines, *self._noticed(f"{self._dots} {more} more", width)] if more > 0 else lines
+
+    def _output(self, block: Block, width: int, *, brief: bool) -> list[Text]:
         printed = lines_of(block.output.rstrip("\n"))
-        most = printed if len(printed) <= _MOST_OUTPUT else printed[: _MOST_OUTPUT - 1]
-        lines += [Text(_INDENT + _cut(self._squeezed(each, width), width - len(_INDENT), self._dots)) for each in most]
-        if len(printed) > len(most):
-            lines.append(Text(f"{_INDENT}{self._dots} {len(printed) - len(most)} more lines", style="dim"))
+        lines: list[Text] = []
+        more = len(printed)
+        if block.excerpts and more > _MOST_OUTPUT:
+            if not brief:
+                more -= sum(each.covers for each in block.excerpts)
+                for each in block.excerpts:
+                    lines += [self._printed(each.line, width), *self._noticed(each.meaning, width)]
+            left = f"{more} more lines (-v shows them, without --demo)"
+        else:
+            most = printed if more <= (_FEWEST_OUTPUT if brief else _MOST_OUTPUT) else printed[: _MOST_OUTPUT - 1]
+            most = [] if brief and len(most) < more else most
+            lines += [self._printed(each, width) for each in most]
+            more -= len(most)
+            left = f"{more} {'more ' if most else ''}{'line' if more == 1 else 'lines'}"
+        return [*lines, Text(f"{_INDENT}{self._dots} {left}", style="dim")] if more else lines
+
+    def _printed(self, line: str, width: int) -> Text:
+        return Text(_INDENT + _cut(self._squeezed(line, width), width - len(_INDENT), self._dots))
+
+    def _noticed(self, notice: str, width: int) -> list[Text]:
         gutter = "     │ " if self.unicode else "     | "
-        for notice in block.notices:
-            lines += [
-                Text(gutter + each, style="yellow") for each in _wrapped(self._say(notice), width - len(gutter), "")
-            ]
-        return lines
+        return [
+            Text(gutter + each, style="bold magenta") for each in _wrapped(self._say(notice), width - len(gutter), "")
+        ]
 
     def _clipped(self, line: Text, width: int) -> Text:
         """Return a line that fits, with dots at its end if it did not."""
@@ -145,7 +222,7 @@ class Stage:
 
     def _squeezed(self, line: str, width: int) -> str:
         """Return a line of output; if it is too wide, its columns are set closer together."""
-        told = self._say(line)
+        told = self._say(line).expandtabs()
         return told if cell_len(told) + len(_INDENT) <= width else re.sub(r"(?<=\S) {2,}", " ", told)
 
     @property
@@ -179,10 +256,32 @@ def _wrapped(text: str, width: int, indent: str, hanging: str = "") -> list[str]
     )
 
 
-def _folded(line: Text, width: int) -> list[Text]:
-    """Fold a command over several lines; the continuation is not indented, so that it can be pasted as one."""
+def _folded(line: Text, width: int, begin: int) -> list[Text]:
+    """Fold a command over several lines as a shell continues it, at a blank outside of quotes: it can be pasted.
+
+    `begin` is where the command begins, after the prompt.
+    """
     parts = []
     while cell_len(line.plain) > width:
-        parts.append(line[:width])
-        line = line[width:]
+        at = _last_blank(line.plain, begin, width - len(" \\"))
+        begin = len(_REST)
+        if at is None:  # one word that is too long
+            parts.append(line[:width])
+            line = line[width:]
+        else:
+            parts.append(line[:at].append(" \\", style="dim"))
+            line = Text(_REST).append_text(line[at + 1 :])
     return [*parts, line]
+
+
+def _last_blank(command: str, begin: int, most: int) -> int | None:
+    """Return the place of the last blank before `most` that is between two words of a shell; None if there is none."""
+    found, quote, depth = None, "", 0
+    for place, character in enumerate(command[: most + 1]):
+        if character in "'\"" and quote in ("", character):
+            quote = "" if quote else character
+        elif character in "()" and not quote:
+            depth += 1 if character == "(" else -1
+        elif character == " " and not quote and not depth and place > begin:
+            found = place
+    return found

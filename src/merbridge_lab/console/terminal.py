@@ -30,8 +30,8 @@ _THEME = Theme(
         "fail": "bold red",
         "error": "bold red",
         "skip": "yellow",
-        "warn": "yellow",
-        "cmd": "cyan",
+        "warn": "magenta",
+        "cmd": "bold",
         "faint": "dim",
         "title": "bold",
     }
@@ -152,15 +152,20 @@ class Terminal:
         """Print a line of the result unchanged, with markup, and never wrap it."""
         self.out.print(text, soft_wrap=True)
 
-    def prose(self, text: str, by: int, *, mark: str = "", style: str = "default") -> None:
-        """Print prose, wrapped to the width and indented; `mark` precedes its first line."""
+    def prose(self, text: str, by: int, *, mark: str = "", hanging: str = "", style: str = "default") -> None:
+        """Print prose, wrapped to the width and indented; `mark` precedes its first line, `hanging` the others."""
         # Names and paths stay whole: nobody finds helloworld-v1 if a line ends after its hyphen.
         folded = textwrap.wrap(
             " ".join(text.split()), max(self.out.width - by, 20), break_on_hyphens=False, break_long_words=False
         )
         for number, line in enumerate(folded):
-            before = mark if mark and not number else " " * by
+            before = mark if mark and not number else hanging or " " * by
             self.line(f"{before}[{style}]{escape(line)}[/]")
+
+    def explain(self, terms: Sequence[str], by: int) -> None:
+        """Print explanations of words, indented."""
+        for term in terms:
+            self.prose(term, by, style="faint")
 
     def drawing(self, lines: Sequence[Text]) -> None:
         """Print a drawing, and an empty line below it."""

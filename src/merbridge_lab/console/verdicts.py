@@ -16,6 +16,7 @@ from merbridge_lab.observation import Observation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from merbridge_lab.console.terms import Terms
     from merbridge_lab.matrix import Cell, CellOutcome
     from merbridge_lab.report import Report
 
@@ -85,8 +86,8 @@ def _row(outcome: CellOutcome) -> str:
     return "not as expected, see below" if outcome.finding.verdict is Verdict.FAIL else "a known limit, with -v"
 
 
-def of_run(terminal: Terminal, report: Report) -> None:
-    """Print what a run without an error came to."""
+def of_run(terminal: Terminal, report: Report, terms: Terms) -> None:
+    """Print what a run without an error came to; explain those of `terms` that are new."""
     if report.verdict is not Verdict.PASS:
         cause = f"{report.command}: {report.cause or 'nothing was seen to hold'}"
         terminal.prose(cause, 2, mark="[fail]✘[/] ", style="fail")
@@ -109,16 +110,22 @@ def of_run(terminal: Terminal, report: Report) -> None:
     held = f"{report.command}: {passed} of {len(report.steps)} steps held{measured}{skipped}"
     terminal.line(f"[pass]✔ {held}[/] [faint]in {report.seconds:.1f} s[/]")
     if not quiet:
+        terminal.explain(terms.new_in(measured), 2)
         _next(terminal, _NEXT["kept" if report.kept else report.command])
 
 
 def _next(terminal: Terminal, commands: Sequence[str]) -> None:
-    """Print what may be typed next: in one line, or a line each where that is too long."""
-    typed = [str(hints.rendered(each)) for each in commands]
-    line = f"Next: {' · '.join(typed)}"
-    lines = [line] if len(line) <= terminal.out.width else [f"Next: {typed[0]}", *(f"      {one}" for one in typed[1:])]
-    for each in lines:
-        terminal.line(f"[faint]{each[:5]}[/]{escape(each[5:])}")
+    """Print what may be typed next, as many commands a line as fit; a line ends only between two commands."""
+    head, between = "Next: ", " · "
+    lines: list[str] = []
+    for each in commands:
+        typed = str(hints.rendered(each))
+        if lines and len(head + lines[-1] + between + typed) <= terminal.out.width:
+            lines[-1] += between + typed
+        else:
+            lines.append(typed)
+    for number, line in enumerate(lines):
+        terminal.line(f"[faint]{head}[/]{escape(line)}" if not number else " " * len(head) + escape(line))
 
 
 def _proved(report: Report) -> str:

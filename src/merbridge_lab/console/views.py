@@ -99,6 +99,8 @@ def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
     if len(described["workloads"]) > 1 and described["path"]:
         terminal.line("a new request")
         terminal.drawing(picture.lines(_path(described), terminal.out.width, unicode=terminal.unicode))
+    if dataplane["attached"] and (legs := dataplane.get("legs")):
+        terminal.line(f"between sidecars: redirected; {escape(legs['why'])}")
     for name in described["flushed"]:
         terminal.line(f"[warn]![/] the nat rules of {name} are flushed  → {hints.rendered('merlab restore')}")
     for problem in described["problems"]:
@@ -108,6 +110,7 @@ def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
 def _path(described: Mapping[str, Any]) -> RequestPath:
     """Return the path of a new request."""
     client, *servers = described["workloads"]
+    legs = described["dataplane"].get("legs")
     present = [None if "unread" in pod["rules"] else pod["rules"]["istio_rules"] > 0 for pod in (client, *servers)]
     return expected(
         text.printable(client["name"]),
@@ -115,6 +118,7 @@ def _path(described: Mapping[str, Any]) -> RequestPath:
         rules=present[0],
         server_rules=None if None in present[1:] else all(present[1:]),
         attached=described["dataplane"]["attached"],
+        moves_for_apps=legs is None or legs["out_of_app"] or legs["into_app"],
     )
 
 

@@ -2,13 +2,13 @@
 
 from merbridge_lab.dataplane.detach import Detached
 from merbridge_lab.dataplane.discovery import Discovery
-from merbridge_lab.dataplane.endpoints import AppLegs, Endpoint, Legs, Sidecar
+from merbridge_lab.dataplane.endpoints import Endpoint, Sidecar
 from merbridge_lab.dataplane.health import ProgramInfo
+from merbridge_lab.dataplane.legs import Legs, Profile
 from merbridge_lab.dataplane.manager import Dataplane, Pair
 from merbridge_lab.dataplane.strangers import Around
 
 __all__ = [
-    "AppLegs",
     "Around",
     "Dataplane",
     "Detached",
@@ -16,6 +16,7 @@ __all__ = [
     "Endpoint",
     "Legs",
     "Pair",
+    "Profile",
     "ProgramInfo",
     "Sidecar",
 ]

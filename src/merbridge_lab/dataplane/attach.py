@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features
 from merbridge_lab.adapters.files import make_folder
-from merbridge_lab.dataplane import abi, garbage, health, kernel_facts, printk_event, sockhash, upgrade
+from merbridge_lab.dataplane import abi, garbage, health, kernel_facts, learning, printk_event, sockhash, upgrade
 from merbridge_lab.dataplane import recompiled as source
 from merbridge_lab.dataplane.detach import UNREAD, detach
 from merbridge_lab.dataplane.endpoints import netns_cookie, pod_entry
@@ -39,9 +39,12 @@ def load(pins: Pins, tracefs: Path | None) -> None:
         try:
             for name in PROGRAMS:
                 bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
-            facts = abi.layouts()["kernel"].pack(**kernel_facts.told())
+            told = kernel_facts.told()
+            facts = abi.layouts()["kernel"].pack(**told)
             bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
             bpf_maps.update(loaded.maps["live"], u64(garbage.ALL), u64(0))
+            if not told.get("woken"):
+                learning.learn(compiler.load_learner(loaded), loaded.maps["kernel"])
             for name in MAPS:  # the stamp comes last
                 if name == "stamp":
                     tags = " ".join(

@@ -50,6 +50,15 @@ _MEMBERS = {
     "psock_ingress_msg": ("sk_psock", "ingress_msg"),
     "psock_refcnt": ("sk_psock", "refcnt"),
 }
+#: Those that a kernel without memory cgroups lacks: all or none.
+_OF_MEMORY = {
+    "sk_forward_alloc": ("sock", "sk_forward_alloc"),
+    "sk_memcg": ("sock", "sk_memcg"),
+    "memcg_memory": ("mem_cgroup", "memory"),
+    "counter_usage": ("page_counter", "usage"),
+    "counter_max": ("page_counter", "max"),
+    "counter_parent": ("page_counter", "parent"),
+}
 _BIT_FIELDS = ("sk_ipv6only", "sk_userlocks")
 
 
@@ -147,6 +156,10 @@ def offsets(blob: Path = VMLINUX) -> dict[str, int]:
     except KeyError as missing:
         named = "redirecting between sockets"
         raise kernel_features.cannot("kernel.version", str(missing.args[0]), named=named) from missing
+    try:
+        found |= {name: btf.member(*where) for name, where in _OF_MEMORY.items()}
+    except KeyError:
+        found |= dict.fromkeys(_OF_MEMORY, Member(0, 0))
     return {name: member.offset for name, member in found.items()} | {
         f"{name}_shift": found[name].shift for name in _BIT_FIELDS
     }

@@ -88,6 +88,8 @@ PROGRAMS = (
     ),
 )
 
+_LEARNER = Program("merlab_learn", bpf_syscall.PROG_SK_MSG, bpf_syscall.SK_MSG_VERDICT, "sk_msg", "bpf.netns_cookie")
+
 
 @contextlib.contextmanager
 def _caught_stderr() -> Iterator[list[str]]:
@@ -144,6 +146,11 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
         why = said[-1] if said else str(refused)
         raise kernel_features.cannot(program.needs, why, named=program.feature) from refused
     return int(function.fd)
+
+
+def load_learner(loaded: Loaded) -> int:
+    """Load merlab_learn, which is needed for a moment only; it ends with `loaded`. Raises UnsupportedFeatureError."""
+    return _load(loaded.module, _LEARNER)
 
 
 def _compile(bcc: Any) -> Any:  # noqa: ANN401

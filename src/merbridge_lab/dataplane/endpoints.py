@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
 from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.legs import ALL_LEGS, Legs
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import SIDECAR_UID
 
@@ -25,31 +25,6 @@ class Sidecar:
     pid: int
     uid: int
     gid: int = SIDECAR_UID
-
-
-class AppLegs(NamedTuple):
-    """Whether eBPF may move what an app sends to its own sidecar, and what it receives from it.
-
-    Between sidecars it always may. See docs/adr/0035-legs-by-reader.md.
-    """
-
-    sends: bool
-    receives: bool
-
-
-class Legs(str, Enum):
-    """Whose messages eBPF moves: a profile.
-
-    SAFE is for any app: a socket of an app is left to TCP where the kernel makes it differ from TCP's. ALL is for apps
-    that are known to work with redirected messages, such as the embedded lab's own.
-    """
-
-    SAFE = "safe"
-    ALL = "all"
-
-    def of_apps(self) -> AppLegs:
-        """Return what this profile means on this kernel."""
-        return AppLegs(sends=self is Legs.ALL, receives=self is Legs.ALL)
 
 
 @dataclass(frozen=True)
@@ -69,7 +44,7 @@ class Endpoint:
     netns: Path
     cgroup: Path
     sidecar: Sidecar | None = None
-    legs: Legs = Legs.ALL
+    legs: Legs = ALL_LEGS
 
     @property
     def ip4(self) -> int:
@@ -79,19 +54,24 @@ class Endpoint:
 
 def pod_entry(endpoint: Endpoint) -> bytes:
     """Return what the map `pods` holds for an endpoint."""
-    app, known = endpoint.legs.of_apps(), abi.constants()
+    legs, known = endpoint.legs, abi.constants()
     return abi.layouts()["pod"].pack(
         ip4=endpoint.ip4,
-        flags=app.sends * known["POD_FROM_APP"] | app.receives * known["POD_INTO_APP"],
+        flags=legs.out_of_app * known["POD_FROM_APP"] | legs.into_app * known["POD_INTO_APP"],
         uid=endpoint.sidecar.uid if endpoint.sidecar else SIDECAR_UID,
         gid=endpoint.sidecar.gid if endpoint.sidecar else SIDECAR_UID,
         name=endpoint.name.encode(),
     )
 
 
-def profile_of(entry: Mapping[str, int]) -> Legs:
-    """Return the profile that an entry of the map `pods` was made with."""
-    return Legs.ALL if entry["flags"] & abi.constants()["POD_INTO_APP"] else Legs.SAFE
+def legs_of(entry: Mapping[str, int]) -> Legs:
+    """Return the legs that an entry of the map `pods` was made with."""
+    flags, known = entry["flags"], abi.constants()
+    out_of_app, into_app = bool(flags & known["POD_FROM_APP"]), bool(flags & known["POD_INTO_APP"])
+    if into_app:
+        return ALL_LEGS
+    what = "what they send is redirected, what they read comes by TCP" if out_of_app else "TCP only"
+    return Legs(True, out_of_app, into_app, f"app sockets: {what}, as the profile safe has it on this kernel")
 
 
 def packed(ip: str) -> int:

@@ -20,7 +20,7 @@ from merbridge_lab.shortage import taken
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from merbridge_lab.dataplane.endpoints import AppLegs
+    from merbridge_lab.dataplane.legs import Legs
     from merbridge_lab.evidence import Unread
     from merbridge_lab.observation import Batch, Exchange
     from merbridge_lab.trace_event import TraceEvent
@@ -39,10 +39,10 @@ class CounterEvidence:
     def __init__(
         self,
         counters: Callable[[], Mapping[str, Mapping[str, int]]],
-        app_legs: AppLegs,
+        legs: Legs,
         drain: Callable[[], tuple[TraceEvent, ...]] | None = None,
     ) -> None:
-        self._counters, self._app_legs, self._drain = counters, app_legs, drain
+        self._counters, self._legs, self._drain = counters, legs, drain
         self._before: Mapping[str, Mapping[str, int]] | Unread = {}
 
     def begin(self) -> None:
@@ -56,16 +56,16 @@ class CounterEvidence:
 
     def interception(self, batch: Batch) -> Interception:
         """Take the readings from after the last request, and return the record."""
-        return interception(batch, Counters(self._before, taken("bpf:counters", self._counters)), self._app_legs)
+        return interception(batch, Counters(self._before, taken("bpf:counters", self._counters)), self._legs)
 
 
-def interception(batch: Batch, counters: Counters, app_legs: AppLegs) -> Interception:
+def interception(batch: Batch, counters: Counters, served: Legs) -> Interception:
     """Return what the counters, and the trace if there is one, show of a batch.
 
-    `app_legs` says what of the apps' messages should be redirected.
+    `served` are the legs that should be redirected.
     """
     client = batch.client
-    legs = _legs(app_legs)
+    legs = _legs(served)
     return Interception(
         app=AppConnections(
             intercepted=attempt(lambda: counters.reading(client, "outbound_connects")),
@@ -83,14 +83,14 @@ def interception(batch: Batch, counters: Counters, app_legs: AppLegs) -> Interce
     )
 
 
-def _legs(app_legs: AppLegs) -> tuple[Leg, ...]:
+def _legs(served: Legs) -> tuple[Leg, ...]:
     """Return the legs with their directions: the app dials on the outbound leg, and accepts on the inbound leg."""
-    why = "" if any(app_legs) else "eBPF leaves it to TCP (--legs safe)"
+    why = "" if served.out_of_app or served.into_app else served.why
     outbound, mesh, inbound = LEGS
     return (
-        Leg(outbound, not_served=why, directions=(app_legs.sends, app_legs.receives)),
+        Leg(outbound, not_served=why, directions=(served.out_of_app, served.into_app)),
         Leg(mesh),
-        Leg(inbound, not_served=why, directions=(app_legs.receives, app_legs.sends)),
+        Leg(inbound, not_served=why, directions=(served.into_app, served.out_of_app)),
     )
 
 

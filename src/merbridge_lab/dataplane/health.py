@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.dataplane import abi, kernel_facts, map_entries, sockhash, strangers
+from merbridge_lab.dataplane import abi, map_entries, sockhash, strangers
 from merbridge_lab.dataplane.endpoints import Endpoint, address, netns_cookie, pod_entry
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.strangers import Around
@@ -201,7 +201,6 @@ def _problems(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: A
         found += sockhash.programs_problems(pins)
         if not pins.config()["redirect"]:
             found.append("redirect is switched off")
-        found += kernel_facts.problems(pins.kernel())
         for endpoint in endpoints:
             found += _endpoint_problems(pins, endpoint)
         if not found:  # each pod is there, with its namespace

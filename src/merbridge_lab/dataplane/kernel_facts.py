@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from merbridge_lab.dataplane import btf, kernel_headers
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from merbridge_lab.dataplane import btf, kernel_probes
 
 _KALLSYMS = Path("/proc/kallsyms")
 #: Where the kernel puts to sleep who waits for TCP's bytes (net/core/sock.c, sk_wait_data()).
 _SLEEPS_IN = "woken_wake_function"
-#: Since then redirected bytes count as received (commit 54f89b3178d5, "tcp_bpf: charge receive socket buffer").
-_CHARGES = (6, 13, 0)
 #: How many connections at once one pod may have, of the room for all: none takes the others' as well. A request has up
 #: to two in the pod that sends it, and one in the pod that serves it.
 QUOTA = 131072
 
 
 def told() -> dict[str, int]:
-    """Return the values, by the names of the members of `struct kernel`. Raises UnsupportedFeatureError."""
-    return {
-        **btf.offsets(),
-        "woken": woken(),
-        "charges": int(kernel_headers.release() >= _CHARGES),
-        "quota": QUOTA,
-    }
+    """Return the values, by the names of the members of `struct kernel`. Raises UnsupportedFeatureError, OSError."""
+    return {**constant(), "charges": int(kernel_probes.is_charged())}
+
+
+def constant() -> dict[str, int]:
+    """Return those that are not probed; `woken` is missing if it is hidden now. Raises UnsupportedFeatureError."""
+    address = woken()
+    return {**btf.offsets(), "quota": QUOTA, **({"woken": address} if address else {})}
 
 
 def woken(kallsyms: Path = _KALLSYMS) -> int:
@@ -41,12 +36,3 @@ def woken(kallsyms: Path = _KALLSYMS) -> int:
     except (OSError, ValueError):
         pass
     return 0
-
-
-def problems(programs: Mapping[str, int]) -> list[str]:
-    """Describe what the programs are told about this kernel that it is not. Raises UnsupportedFeatureError."""
-    facts = told()
-    if not facts["woken"]:  # hidden from us now; it may have been readable before
-        facts.pop("woken")
-    wrong = [name for name, value in facts.items() if programs[name] != value]
-    return [f"the programs are told something else about this kernel than it is: {', '.join(wrong)}"] if wrong else []

@@ -10,7 +10,7 @@ from merbridge_lab.adapters import bpf_maps
 from merbridge_lab.dataplane import abi, health, orphaned_links, printk_event, recompiled
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
-from merbridge_lab.dataplane.endpoints import Legs, address, profile_of
+from merbridge_lab.dataplane.endpoints import address, legs_of
 from merbridge_lab.dataplane.pins import HOOKS, Pins, remove_pin, u64
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.dataplane.endpoints import Endpoint
+    from merbridge_lab.dataplane.legs import Legs
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Dataplane:
         return detach(self._pins, timeout)
 
     def legs(self) -> Legs | None:
-        """Return the profile that pods are served with; None if none are. Raises LabError."""
+        """Return the legs that the first pod is served with; None if none is. Raises LabError."""
         with _reading(self._pins), contextlib.suppress(FileNotFoundError):
             served = self._pins.pods().values() if self._pins.readable else ()
-            return next((profile_of(pod) for pod in served), None)
+            return next(map(legs_of, served), None)
         return None
 
     def ours(self) -> frozenset[int]:

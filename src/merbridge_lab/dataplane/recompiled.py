@@ -14,7 +14,7 @@ import hashlib
 import json
 import struct
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf_syscall
 from merbridge_lab.adapters.command import Beside
@@ -41,14 +41,23 @@ class Recompiled:
         # With our own search path and no other: a file of the current directory must not be taken for a module.
         script = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
         self._compiling = Beside([sys.executable, "-I", "-B", "-c", script])
-        self._tags: dict[str, list[str]] | None = None
+        self._told: dict[str, Any] | None = None
 
     def tags(self) -> Mapping[str, list[str]]:
         """Return the tags that a kernel may give the programs, by their names in the kernel. Raises LabError."""
-        if self._tags is None:
+        tags: Mapping[str, list[str]] = self._result().get("tags", {})
+        return tags
+
+    def kernel(self) -> Mapping[str, int]:
+        """Return what the programs must be told about this kernel (kernel_facts.constant). Raises LabError."""
+        facts: Mapping[str, int] = self._result().get("kernel", {})
+        return facts
+
+    def _result(self) -> Mapping[str, Any]:
+        if self._told is None:
             done = self._compiling.result(_COMPILE)
             try:
-                self._tags = json.loads(done.stdout)
+                self._told = json.loads(done.stdout)
             except ValueError as error:
                 said = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.status}"
                 raise LabError(
@@ -56,7 +65,7 @@ class Recompiled:
                     hint="merlab doctor",
                     id="dataplane.failed",
                 ) from error
-        return self._tags or {}
+        return self._told or {}
 
 
 def tags(code: bytes) -> list[str]:
@@ -86,7 +95,7 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
         wanted = recompiled.tags()
     except LabError as error:
         return [str(unread("what merlab's BPF source compiles to", error))] if needed else []
-    found: list[str] = []
+    found = _kernel_problems(pins, recompiled.kernel())
     for name in PROGRAMS:
         try:
             with opened(pins.prog(name)) as fd:
@@ -103,12 +112,22 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
     return found
 
 
+def _kernel_problems(pins: Pins, facts: Mapping[str, int]) -> list[str]:
+    try:
+        told = pins.kernel()
+    except OSError as error:
+        return [] if isinstance(error, FileNotFoundError) else [str(unread("map kernel", error))]
+    wrong = [name for name, value in facts.items() if told[name] != value]
+    return [f"the programs are told something else about this kernel than it is: {', '.join(wrong)}"] if wrong else []
+
+
 def main() -> None:
     """Compile, and print the expected tags; or print why not, and fail."""
-    from merbridge_lab.dataplane import compiler
+    from merbridge_lab.dataplane import compiler, kernel_facts
 
     try:
         compiled = compiler.instructions()
     except LabError as error:
         sys.exit(error.what)
-    json.dump({name: tags(code) for name, code in compiled.items()}, sys.stdout)
+    told = {"tags": {name: tags(code) for name, code in compiled.items()}, "kernel": kernel_facts.constant()}
+    json.dump(told, sys.stdout)

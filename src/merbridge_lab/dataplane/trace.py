@@ -51,7 +51,10 @@ _REASONS = {
     "redirect_off": "redirecting is switched off",
     "receiver_full": "the receiver does not keep up, so TCP's flow control takes over",
     "redirect_failed": "the other end has left",
-    "on_tcp": "this direction went over to TCP earlier",
+    "on_tcp": "bytes sent by TCP before are not read yet",
+    "reader_asleep": "a reader waits where it would not see redirected bytes",
+    "ktls": "the kernel encrypts or decrypts this connection",
+    "memory": "the receiver is at its memory limit",
 }
 
 _SENTENCES = {

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from merbridge_lab import dataplane, istio_facts, polling, signals
+from merbridge_lab import dataplane, istio_facts, polling
 from merbridge_lab.adapters import kernel_features, tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
-from merbridge_lab.dataplane import socket_filters
+from merbridge_lab.dataplane import reader_legs, socket_filters
 from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
-from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded import own_trace, topology, trace_owner
 from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery
 from merbridge_lab.shortage import unread
 
@@ -34,8 +34,6 @@ _DRAIN = 0.5
 _RUN_OUT = 3.0
 #: Seconds for a pod to be ready again after a restart.
 _READY = 20.0
-#: How often a reader of the trace checks whether it was interrupted, in seconds.
-_LOOK_UP = 0.2
 
 
 class EmbeddedDataplane:
@@ -44,15 +42,32 @@ class EmbeddedDataplane:
     name, roles = "merlab", ROLES
     capabilities = frozenset({DATAPLANE, INBOUND_WITHOUT_RULES, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT})
 
-    def __init__(self, machine: Machine, mesh: Mesh, legs: dataplane.Legs | None = None) -> None:
+    def __init__(self, machine: Machine, mesh: Mesh, profile: dataplane.Profile | None = None) -> None:
         self._machine = machine
         self._mesh = mesh
         around = dataplane.Around((machine.cgroup / "twins",), ((topology.NODE, machine.netns(topology.NODE)),))
         self._manager = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
         self._trace = Instance(machine.tracefs, machine.name)
-        # Its apps are the lab's own, and known to work with redirected messages.
-        self.legs = legs or self._manager.legs() or dataplane.Legs.ALL
-        self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods, self.legs)
+        self._profile = profile
+        self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods, lambda: self.legs)
+
+    @functools.cached_property
+    def legs(self) -> dataplane.Legs:
+        """The legs that its pods have: as they are served now, unless another profile is asked for.
+
+        By default all: the apps are the lab's own, and work with redirected messages. Raises LabError.
+        """
+        served, wanted = self._manager.legs(), self._profile
+        if served and wanted in (None, dataplane.Profile.ALL if served.into_app else dataplane.Profile.SAFE):
+            return served
+        try:
+            return reader_legs.for_profile(wanted or dataplane.Profile.ALL)
+        except OSError as error:
+            raise LabError(
+                str(unread("what this kernel does to sockets of apps", error)),
+                hint="merlab doctor",
+                id="reading.failed",
+            ) from error
 
     def ensure(self) -> None:
         """Attach what is missing, and wait until the connections that sidecars kept from before have closed.
@@ -184,7 +199,7 @@ class EmbeddedDataplane:
 
     def evidence(self, *, trace: bool) -> CounterEvidence:
         """Return what shows what this dataplane does to a batch; with `trace`, also the events of its trace."""
-        return CounterEvidence(self.counters, self.legs.of_apps(), self.drain_trace if trace else None)
+        return CounterEvidence(self.counters, self.legs, self.drain_trace if trace else None)
 
     @staticmethod
     def why_missing(capability: str) -> str:
@@ -200,7 +215,7 @@ class EmbeddedDataplane:
         """Return its state as `merlab status --json` prints it."""
         attached = self.attached
         programs = len(self.programs()) if attached else 0
-        return {"kind": self.name, "attached": attached, "programs": programs, "legs": self.legs.value}
+        return {"kind": self.name, "attached": attached, "programs": programs, "legs": asdict(self.legs)}
 
     def dump(self) -> dict[str, Callable[[], object]]:
         """Return its own parts of a sysdump, each with the function that returns its content."""
@@ -257,43 +272,14 @@ class EmbeddedDataplane:
         return f"cat {self._trace.pipe}"
 
     def follow_trace(self) -> Iterator[TraceEvent | None]:
-        """Yield the trace's events as they arrive, until interrupted, from a buffer that exists only for this.
-
-        If nothing arrives for a moment, yield None. The own buffer takes nothing from others who read the trace. If
-        debug output is off, it is switched on meanwhile.
-        """
-        from merbridge_lab.dataplane import trace
-
-        if not self.attached:
-            raise LabError("no eBPF is attached, so there is no trace", hint="merlab up", id="dataplane.incomplete")
-        own = Instance(self._machine.tracefs, f"{self._machine.name}-trace-{os.getpid()}")
-        was_on = self._manager.debug
-        # Held open, the mount allows removal of the instance even after `merlab down` has unmounted it.
-        with own.kept() as remove:
-            try:
-                own.enable()
-                self._manager.debug = True
-                with own.following() as take:
-                    while self.attached:
-                        signals.checkpoint()
-                        lines = take(_LOOK_UP)
-                        if not lines:
-                            yield None
-                        for line in lines:
-                            event = trace.parse(line)
-                            if event is not None:
-                                yield event
-            finally:
-                with signals.shielded():
-                    if self.attached and not was_on:
-                        self._manager.debug = False
-                    remove()
+        """Yield the trace's events as they arrive; see own_trace.follow."""
+        return own_trace.follow(self._machine, self._manager)
 
     def drain_trace(self) -> tuple[TraceEvent, ...]:
-        """Read and remove the trace's lines, decoded; skip lines that are not the dataplane's."""
+        """Read and remove the trace's lines, decoded; skip lines that are not of this lab's dataplane."""
         from merbridge_lab.dataplane import trace
 
-        return tuple(event for line in self._trace.drain() if (event := trace.parse(line)) is not None)
+        return trace_owner.drained(map(trace.parse, self._trace.drain()), self._machine.name)
 
 
 if TYPE_CHECKING:

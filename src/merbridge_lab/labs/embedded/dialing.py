@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 _STAY, _LOOK = 0.25, 0.03
 #: A size that others do not use: it tells the echo from other traffic.
 _BYTES = 1759
-_HTTP, _ECHO = topology.SERVICES
+_HTTP, _ECHO, *_ = topology.SERVICES
 
 
 def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]], legs: Legs) -> list[Dial]:
     """Dial helloworld with an IPv6 socket and echo with plain TCP, as the app of `client`.
 
-    `legs` is the profile of what eBPF must carry.
+    `legs` are those that eBPF must carry.
 
     Raises LabError, ClaimFailedError.
     """
@@ -55,7 +55,7 @@ def dial(client: EmbeddedWorkload, pairs: Callable[[], Sequence[Pair]], legs: Le
         ) from None
     live = [pair for number, pair in seen.items() if number not in before]
     # Behind the sidecar, the legs of the first are not told from those of other HTTP connections.
-    apps = ("outbound",) if all(legs.of_apps()) else ()
+    apps = ("outbound",) if legs.out_of_app and legs.into_app else ()
     rest = (*apps, "mesh", "inbound") if apps else ("mesh",)
     by_ipv6 = "by an IPv6 socket, as Java dials"
     if mapped["code"] == errno.EAFNOSUPPORT:

@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.dataplane import Endpoint, Legs, Sidecar
+from merbridge_lab.dataplane import Endpoint, Sidecar
 from merbridge_lab.istio_facts import SIDECAR_UID
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from merbridge_lab.dataplane import Legs
     from merbridge_lab.labs.embedded.pod import Pod
 
 
 class EmbeddedDiscovery:
-    """Finds the endpoints among the pods of the lab, whether they exist yet or not."""
+    """Finds the endpoints among the pods of the lab, whether they exist yet or not; `legs` decides what they have."""
 
-    def __init__(self, pods: Sequence[Pod], legs: Legs) -> None:
+    def __init__(self, pods: Sequence[Pod], legs: Callable[[], Legs]) -> None:
         self._pods, self._legs = pods, legs
 
     def endpoints(self) -> list[Endpoint]:
         """Return every pod as it is at this moment."""
-        return [_endpoint(pod, self._legs) for pod in self._pods]
+        return [_endpoint(pod, self._legs()) for pod in self._pods]
 
 
 def _endpoint(pod: Pod, legs: Legs) -> Endpoint:

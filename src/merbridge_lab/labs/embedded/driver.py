@@ -70,7 +70,7 @@ class EmbeddedDriver:
         """Probe what this machine offers and lacks."""
         from merbridge_lab import requirements
 
-        return requirements.embedded()
+        return requirements.embedded(sockets=True)
 
     @contextlib.contextmanager
     def open(
@@ -81,7 +81,7 @@ class EmbeddedDriver:
         `legs` is the profile of what eBPF moves (default: that of the lab that is up, else all legs). Raise LabError if
         the lab is up with its rules in another backend.
         """
-        from merbridge_lab.dataplane import Legs
+        from merbridge_lab.dataplane import Profile
         from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
         present = ManagedEmbeddedLab(name=self.lab_name).present_backend() if os.geteuid() == 0 else None
@@ -95,5 +95,5 @@ class EmbeddedDriver:
             name=self.lab_name,
             keep=keep,
             backend=present or backend or "nft",
-            legs=Legs(legs) if legs else None,
+            profile=Profile(legs) if legs else None,
         )

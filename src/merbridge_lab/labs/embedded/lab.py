@@ -38,7 +38,7 @@ from merbridge_lab.text import lines_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from merbridge_lab.dataplane import Legs
+    from merbridge_lab.dataplane import Profile
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.lab import Workload
     from merbridge_lab.observation import Observation
@@ -58,7 +58,7 @@ class EmbeddedLab(LabBase):
     capabilities = EmbeddedDataplane.capabilities | {DIALS, APP_REPORTS_PEER}
 
     def __init__(
-        self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft", legs: Legs | None = None
+        self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft", profile: Profile | None = None
     ) -> None:
         super().__init__(keeps_flushed=keep)
         self.machine = Machine(name)
@@ -67,7 +67,7 @@ class EmbeddedLab(LabBase):
         node = Node(self.machine, backend)
         self._node = node
         self._mesh = Mesh(self.machine, node, topology.pods(backend))
-        self.dataplane = EmbeddedDataplane(self.machine, self._mesh, legs)
+        self.dataplane = EmbeddedDataplane(self.machine, self._mesh, profile)
         self.node = NodeComponent(self.machine, node)
         self.mesh = MeshComponent(self._mesh, self.workloads, self.machine.saved)
 

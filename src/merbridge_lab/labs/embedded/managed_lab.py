@@ -125,4 +125,4 @@ class ManagedEmbeddedLab(EmbeddedLab):
     def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent | None]:
         """Return the trace's events as they arrive; see trace_filter.follow."""
         spec = None if pod is None else self.workload(pod).pod.spec
-        return trace_filter.follow(self.dataplane, self.machine.run / "pods", pod=spec, nonce=nonce)
+        return trace_filter.follow(self.dataplane, self.machine, pod=spec, nonce=nonce)

@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
+from merbridge_lab.labs.embedded import trace_owner
 from merbridge_lab.labs.embedded.logs import Following
 from merbridge_lab.trace_event import KnownConnection, TraceContext
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
+    from merbridge_lab.labs.embedded.host import Machine
     from merbridge_lab.labs.embedded.topology import PodSpec
     from merbridge_lab.trace_event import TraceEvent
 
@@ -28,17 +30,17 @@ _MAKING = 1.0
 
 
 def follow(
-    dataplane: EmbeddedDataplane, pods: Path, *, pod: PodSpec | None = None, nonce: str | None = None
+    dataplane: EmbeddedDataplane, machine: Machine, *, pod: PodSpec | None = None, nonce: str | None = None
 ) -> Iterator[TraceEvent | None]:
-    """Return the trace's events as they arrive, until interrupted; None if nothing arrived for a moment.
+    """Return the lab's events in the trace as they arrive, until interrupted; None if nothing arrived for a moment.
 
-    `pods` is the folder of the pods' files, with their access logs. `pod` keeps only connections that are dialled or
+    `pod` keeps only connections that are dialled or
     accepted in that pod. `nonce` keeps only those that carried the request with this x-request-id. This is known when
     the sidecars have logged it, so its events come a little later, all together, in order.
     """
-    events = dataplane.follow_trace()
+    events = trace_owner.of_lab(dataplane.follow_trace(), trace_owner.own_tasks(machine.name))
     if nonce is not None:
-        events = of_request(events, _named_for(pods, nonce))
+        events = of_request(events, _named_for(machine.run / "pods", nonce))
     if pod is not None:
         live = {pair.id for pair in dataplane.pairs() if pod.name in pair.pods}
         events = of_pod(events, pod.ip, live)

@@ -1,0 +1,60 @@
+"""Which helpers of the kernel each kind of program of the dataplane calls, and whether this kernel has them for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import bpf_program
+from merbridge_lab.adapters.bpf_features import PROGRAMS
+from merbridge_lab.adapters.bpf_program import Helper
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LOOKUP, _PRINTK = Helper("map_lookup_elem", 1), Helper("trace_printk", 6)
+_UID, _SOCKET_COOKIE = Helper("get_current_uid_gid", 15), Helper("get_socket_cookie", 46)
+_STORAGE, _READ = Helper("sk_storage_get", 107), Helper("probe_read_kernel", 113)
+_NETNS_COOKIE = Helper("get_netns_cookie", 122)
+_COMMON = (_LOOKUP, _PRINTK)
+_CONNECT = (
+    *_COMMON,
+    _UID,
+    Helper("get_current_comm", 16),
+    _SOCKET_COOKIE,
+    Helper("bind", 64),
+    _STORAGE,
+    _NETNS_COOKIE,
+)
+
+#: By the name of a kind of program (adapters/bpf_features.py), every helper that the dataplane calls in it.
+CALLED: Mapping[str, tuple[Helper, ...]] = {
+    "bpf.connect4": _CONNECT,
+    "bpf.connect6": _CONNECT,
+    "bpf.getpeername4": (_STORAGE,),
+    "bpf.getsockopt": (*_COMMON, _UID, _STORAGE, _NETNS_COOKIE),
+    "bpf.sock_ops": (
+        *_COMMON,
+        Helper("map_update_elem", 2),
+        Helper("map_delete_elem", 3),
+        _SOCKET_COOKIE,
+        Helper("setsockopt", 49),
+        Helper("sock_ops_cb_flags_set", 59),
+        Helper("sock_hash_update", 70),
+        _STORAGE,
+        _READ,
+        _NETNS_COOKIE,
+    ),
+    "bpf.sk_msg": (*_COMMON, Helper("msg_redirect_hash", 71), _STORAGE, _READ, _NETNS_COOKIE),
+    "bpf.sk_lookup": (*_COMMON, Helper("sk_release", 86), Helper("sk_assign", 124)),
+    "bpf.raw_tracepoint": (_LOOKUP, _READ),
+}
+
+
+def missing_helpers() -> list[str]:
+    """Return the calls that this kernel does not allow, as "kind of program: helper". Raises OSError."""
+    return [
+        f"{name.removeprefix('bpf.')}: bpf_{helper.name}"
+        for name, helpers in CALLED.items()
+        for helper in helpers
+        if not bpf_program.knows_helper(PROGRAMS[name].kind, PROGRAMS[name].attach, helper.number)
+    ]

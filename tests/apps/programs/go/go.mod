@@ -1,0 +1,3 @@
+module merlab.test/apps
+
+go 1.24
