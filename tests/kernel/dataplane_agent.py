@@ -114,7 +114,9 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
         sidecar(15006)
         return True, None
     if op == "spawn":
-        processes.append(subprocess.Popen([sys.executable, "-I", "-S", *request["argv"]], stdin=-1, stdout=-1, text=True))
+        # The user of a sidecar may not run the tests' own Python, nor read their files.
+        argv = ["/usr/bin/python3", "-I", "-S", "-c", *request["argv"]]
+        processes.append(subprocess.Popen(argv, stdin=-1, stdout=-1, text=True))
         return processes[-1].stdout.readline().strip(), None
     if op == "say":
         process = processes[request["process"]]

@@ -24,7 +24,7 @@ PARTS = {"sidecar": 12, "server": 4, "clients": 4}
 
 def spawn(agent: Agent, *argv: str) -> None:
     agent.control.settimeout(500)
-    assert agent.ask(op="spawn", argv=[str(MASS), *argv])[0] == "ready"
+    assert agent.ask(op="spawn", argv=[MASS.read_text(), *argv])[0] == "ready"
 
 
 def say(agent: Agent, line: str, process: int = 0) -> str:
