@@ -105,7 +105,7 @@ def ask_original_dst(kind: str) -> object:
             return failed.errno
 
 
-def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901, PLR0911 - one operation after another
+def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901, PLR0911, PLR0912 - one operation after another
     op = request["op"]
     if op == "log":
         return list(log), None

@@ -323,10 +323,8 @@ def test_dials_that_fail_are_not_counted_for_good(rig):
 
 
 def test_c1_a_connection_that_dnat_brings_to_another_sidecar_is_not_believed(rig):
-    rig.sleep.app.sh(
-        *("iptables-nft -t nat -A OUTPUT -p tcp --dport 15001 -j DNAT --to-destination").split(),
-        f"{rig.hello.ip}:{INBOUND_PORT}",
-    )
+    away = f"OUTPUT -p tcp --dport {OUTBOUND_PORT} -j DNAT --to-destination {rig.hello.ip}:{INBOUND_PORT}"
+    rig.sleep.app.sh("iptables-nft", "-t", "nat", "-A", *away.split())
     try:
         before, seen = rig.counters("hello"), len(rig.hello.log())
         with rig.sleep.app.connect(NODE_IP, 7000):

@@ -266,9 +266,7 @@ def test_run(prog: int, args: tuple[int, ...]) -> int:
     return int(struct.unpack_from("=I", raw, 4)[0])
 
 
-def lookup_batch(
-    fd: int, start: int, rooms: tuple[ctypes.Array[ctypes.c_char], ...], size: int
-) -> tuple[int, bool]:
+def lookup_batch(fd: int, start: int, rooms: tuple[ctypes.Array[ctypes.c_char], ...], size: int) -> tuple[int, bool]:
     """Read up to `size` entries of a map (Linux 5.6): return how many, and whether there are no more.
 
     `start` is the address of where the call before has ended, 0 at first. `rooms` are for where this one ends, for the
