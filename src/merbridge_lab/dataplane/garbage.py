@@ -14,6 +14,7 @@ from merbridge_lab.adapters import bpf_maps, bpf_syscall, netlink_hooks, netns
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.map_entries import is_live
 from merbridge_lab.dataplane.pins import Pins, number, opened
+from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +68,7 @@ def collect(pins: Pins, namespaces: Mapping[int, Path]) -> Collected:
         gone = {key: pair["id"] for key, pair in first.items() if not is_live(pair, namespaces, there)}
         if not gone and not any(_excess(counts, first).values()):
             return Collected(0, 0)
-        time.sleep(_AT_REST)
+        _rest()
         with opened(pins.prog("forget")) as forget:
             second, there = connections(pairs), sockets(namespaces)
             for key, pair in second.items():
@@ -75,6 +76,15 @@ def collect(pins: Pins, namespaces: Mapping[int, Path]) -> Collected:
                     removed += remove(forget, key, pair)
         corrected = _correct(pins, (pairs, live), namespaces)
     return Collected(removed, corrected)
+
+
+def _rest() -> None:
+    begun = time.monotonic()
+    poll_until(
+        lambda: time.monotonic() - begun >= _AT_REST,
+        timeout=2 * _AT_REST,
+        awaiting="connections that are being made or closed",
+    )
 
 
 def _counts(live: int) -> dict[int, int]:
@@ -98,7 +108,7 @@ def _correct(pins: Pins, maps: tuple[int, int], namespaces: Mapping[int, Path]) 
     corrected = 0
     pairs, live = maps
     counts, first = _counts(live), connections(pairs)
-    time.sleep(_AT_REST)
+    _rest()
     later, second = _counts(live), connections(pairs)
     dialling = {
         cookie
