@@ -74,6 +74,7 @@ test-guests: setup dev ## boot Debian's kernels on this machine's files, and pro
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)
+	@scripts/setup root .venv/bin/python -m tests.apps --legs all
 
 sabotage: setup dev ## do every sabotage to two labs side by side, and write docs/sabotage.md
 	@scripts/setup root .venv/bin/python tests/sabotage/document.py
