@@ -13,12 +13,14 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 SO_ORIGINAL_DST = 80
 log: list[dict] = []
+processes: list[subprocess.Popen[str]] = []
 
 
 def original_dst(sock: socket.socket) -> list:
@@ -103,7 +105,7 @@ def ask_original_dst(kind: str) -> object:
             return failed.errno
 
 
-def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901, PLR0911 - one operation after another
+def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901, PLR0911, PLR0912 - one operation after another
     op = request["op"]
     if op == "log":
         return list(log), None
@@ -111,11 +113,23 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
         sidecar(15001)
         sidecar(15006)
         return True, None
+    if op == "spawn":
+        # The user of a sidecar may not run the tests' own Python, nor read their files.
+        argv = ["/usr/bin/python3", "-I", "-S", "-c", *request["argv"]]
+        processes.append(subprocess.Popen(argv, stdin=-1, stdout=-1, text=True))
+        return processes[-1].stdout.readline().strip(), None
+    if op == "say":
+        process = processes[request["process"]]
+        process.stdin.write(request["line"] + "\n")
+        process.stdin.flush()
+        return process.stdout.readline().strip(), None
     if op == "udp":
         return True, datagrams(request)
     if op == "original_dst":
         return ask_original_dst(request["kind"]), None
     sock = socket.socket(socket.AF_INET6 if request.get("v6") else socket.AF_INET)
+    if op == "socket":
+        return True, sock
     if op == "begin":
         # A reset at its end, so that nothing of it stays.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
@@ -126,6 +140,10 @@ def handle(request: dict) -> tuple[object, socket.socket | None]:  # noqa: C901,
         return True, sock
     if op == "listen":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if request.get("reuseport"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if request.get("v6only"):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if request.get("rcvbuf"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, request["rcvbuf"])
         sock.bind(tuple(request["at"]))

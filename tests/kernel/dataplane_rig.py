@@ -69,6 +69,7 @@ class Agent:
 
     def __init__(self, cgroup: Path | None, netns: str, uid: int = 0, gid: int | None = None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setsockopt(socket.SOL_SOCKET, 32, 1 << 20)  # SO_SNDBUFFORCE, for its long log
         fd = theirs.fileno()
         user = (str(uid), str(uid if gid is None else gid))
         argv = [sys.executable, "-I", "-S", str(AGENT), str(cgroup or "-"), netns, *user]

@@ -32,7 +32,7 @@ def test_layouts_are_those_of_c():
         "wire": 16,
         "handshake": 8,
         "listener": 16,
-        "flow": 64,
+        "flow": 72,
     }
     raw = layouts["end"].pack(side=1)
     assert raw == struct.pack("=III", 0, 0, 1)

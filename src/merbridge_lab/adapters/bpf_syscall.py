@@ -25,6 +25,7 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280}
 MAP_CREATE, PROG_LOAD, BTF_LOAD = 0, 5, 18
 _OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _TEST_RUN = 6, 7, 8, 9, 10
 _INFO, _PROG_QUERY = 15, 16
+_MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS, _LINK_DETACH = 28, 29, 32, 34
 #: Objects with ids: (command for the next id, command for a descriptor).
 _IDS = {"prog": (11, 13), "map": (12, 14), "link": (31, 30)}
@@ -263,6 +264,24 @@ def test_run(prog: int, args: tuple[int, ...]) -> int:
     attr = struct.pack("=IIIIQQIIIIQQ", prog, 0, 0, 0, 0, 0, 0, 0, ctypes.sizeof(room), 0, ctypes.addressof(room), 0)
     raw = call(_TEST_RUN, attr, "run a program")[1]
     return int(struct.unpack_from("=I", raw, 4)[0])
+
+
+def lookup_batch(fd: int, start: int, rooms: tuple[ctypes.Array[ctypes.c_char], ...], size: int) -> tuple[int, bool]:
+    """Read up to `size` entries of a map (Linux 5.6): return how many, and whether there are no more.
+
+    `start` is the address of where the call before has ended, 0 at first. `rooms` are for where this one ends, for the
+    keys and for the values.
+    """
+    attr = struct.pack("=QQQQIIQQ", start, *map(address, rooms), size, fd, 0, 0)
+    room = ctypes.create_string_buffer(attr, _ATTRIBUTE)
+    is_last = False
+    try:
+        system_call(_SYSCALL[platform.machine()], _MAP_LOOKUP_BATCH, room, len(attr))
+    except FileNotFoundError:
+        is_last = True
+    except OSError as error:
+        raise OSError(error.errno, f"read a map: {error.strerror}") from None
+    return struct.unpack_from("=I", room, 32)[0], is_last
 
 
 def enable_stats() -> int:

@@ -41,7 +41,12 @@ _CLSACT = ((0xFFFFFFF2, "ingress"), (0xFFFFFFF3, "egress"))
 _INGRESS = ((0xFFFF0000, "ingress"),)
 
 # <linux/sock_diag.h>, <linux/inet_diag.h>
-_BY_FAMILY, _ALL_STATES, _COOKIE = 20, 0xFFFFFFFF, 44
+_BY_FAMILY, _COOKIE = 20, 44
+_ALL_STATES = 0xFFFFFFFF
+#: Sets of states (linux/tcp_states.h): of a socket that waits for the answer to its SYN; and of one that has a
+#: connection. What is left of a socket in TIME_WAIT has its cookie, but is none.
+SYN_SENT = 1 << 2
+CONNECTED = _ALL_STATES & ~(1 << 6 | 1 << 7 | 1 << 10)
 
 # <linux/netfilter/nfnetlink_hook.h>
 _HOOK_GET = 12 << 8
@@ -237,11 +242,11 @@ def number_of(namespace: int) -> int | None:
     return int(number) if number >= 0 else None
 
 
-def tcp_cookies() -> set[int]:
-    """Return the cookies of all TCP sockets (CONFIG_INET_DIAG)."""
+def tcp_cookies(states: int = _ALL_STATES) -> set[int]:
+    """Return the cookies of all TCP sockets in these states (CONFIG_INET_DIAG)."""
     found = set()
     for family in (socket.AF_INET, socket.AF_INET6):
-        body = struct.pack("=BBBBI48x", family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
+        body = struct.pack("=BBBBI48x", family, socket.IPPROTO_TCP, 0, 0, states)
         for message in dump(_SOCK_DIAG, _BY_FAMILY, body):
             low, high = struct.unpack_from("=II", message, _COOKIE)
             found.add(low | high << 32)

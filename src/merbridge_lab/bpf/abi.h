@@ -25,11 +25,19 @@
 // No map is allocated beforehand: these bound what a node may use, and nothing is charged for what is not
 // used.
 #define MAX_PODS      1024
-#define MAX_PAIRS     131072
-#define MAX_SOCKETS   262144
+#define MAX_PAIRS     262144
+#define MAX_SOCKETS   524288
 #define MAX_LISTENERS 8192
 #define MAX_PORTS     65536
 #define MAX_RANGES    65536
+
+// Room in `pairs` that no connect() may count on: as many may be between the look and the entry in `live`.
+#define SPARE 1024
+
+// A connection whose messages have all been redirected for so long, in nanoseconds, sends one by TCP. Packets
+// are all that conntrack sees: where its entry expires under a connection that Istio's rules redirected,
+// TCP's next packet is taken for a new connection, and the connection is reset.
+#define REFRESH 60000000000
 
 // How many listeners of one sidecar are known. Each of Envoy's workers has its own, and one is enough: the
 // kernel distributes connections over all that share a port. But if it closes, another must be known.
@@ -82,6 +90,8 @@ enum counter {
     COUNTER_PASSED_MEMORY,          // the receiver's cgroup is at its memory limit: TCP makes the sender wait
     COUNTER_LEFT_TO_RULES,     // a connect() that was not intercepted, as there is no room for a connection
     COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
+    COUNTER_PASSED_ENDED,      // the sender has said that it sends no more: TCP refuses it
+    COUNTER_PASSED_REFRESH,    // by TCP from time to time, for those who track connections by their packets
     COUNTERS,
 };
 
@@ -197,7 +207,8 @@ struct wire {
     u32 dst_port;
 };
 
-// live[cookie of the network namespace]: the connections in `pairs` that were dialled there.
+// live[cookie of the network namespace]: the connections that were dialled there and are in `pairs`, or will
+// be once they are established. live[0]: those of all pods.
 // listeners[listener]: the inbound listeners of sidecars.
 struct listener {
     u64 netns;
@@ -229,7 +240,8 @@ struct pair {
     u64 netns[2];
     u64 messages[2]; // redirected, as sent by this side
     u64 bytes[2];
-    u32 tcp[2]; // 1: the last message that this side sent went by TCP
+    u64 refreshed; // when a message was last sent by TCP although it could be redirected
+    u32 tcp[2];    // 1: the last message that this side sent went by TCP
     struct wire wire;
     u32 orig_ip4;
     u32 orig_port;
@@ -251,4 +263,6 @@ struct flow {
     u32 written;   // TCP's sequence number when this direction was last seen free of TCP's bytes
     u32 steered;   // 1: accepted by the inbound listener by way of sk_lookup
     u32 dialled;   // how often
+    u32 reserved;  // 1: counted in `live`, and not in `pairs` (yet)
+    u32 entered;   // 1 + its side, if it is in `peers` under `handshake`
 };

@@ -8,13 +8,15 @@
 // Keeps clang from merging two 4-byte accesses to a context into one of 8 bytes, which the verifier refuses.
 #define BARRIER asm volatile("" ::: "memory")
 
-#define AF_INET     2
-#define AF_INET6    10
-#define IPPROTO_TCP 6
-#define TCP_CLOSE   7
-#define MAPPED      bpf_htonl(0xffff) // third word of ::ffff:a.b.c.d
-#define LOOPBACK4   bpf_htonl(0x7f000001)
-#define INBOUND4    bpf_htonl(0x7f000006) // the source that a sidecar dials its own application from
+#define AF_INET         2
+#define AF_INET6        10
+#define IPPROTO_TCP     6
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE       7
+#define TCP_CLOSE_WAIT  8
+#define MAPPED          bpf_htonl(0xffff) // third word of ::ffff:a.b.c.d
+#define LOOPBACK4       bpf_htonl(0x7f000001)
+#define INBOUND4        bpf_htonl(0x7f000006) // the source that a sidecar dials its own application from
 
 // Header-free as we compile, these few UAPI structures are ours to spell out.
 struct sockaddr4 {
@@ -84,6 +86,18 @@ INLINE void count(u64 netns, u32 counter, u64 by) {
     if (counters)
         // Atomic, although per CPU: programs in process context can be preempted by one on the same CPU.
         __sync_fetch_and_add(&counters->value[index], by);
+}
+
+// One connection of a pod more, or less.
+INLINE void live(u64 netns, s64 by) {
+    u64 everyone = 0;
+    u64 *live = merlab_live.lookup(&netns);
+    u64 *all = merlab_live.lookup(&everyone);
+
+    if (live)
+        __sync_fetch_and_add(live, by);
+    if (all)
+        __sync_fetch_and_add(all, by);
 }
 
 // By user or by group, as Istio's rules tell.

@@ -102,12 +102,15 @@ INLINE void decide(struct dial *dial, struct pod *pod, u64 netns) {
         dial->leg = LEG_MESH;
 }
 
-// Is there room for one more connection of this pod? If not, the rules decide, as without us.
+// Is there room for one more connection of this pod, and of all? If not, the rules decide, as without us:
+// once dialled, an app's connection cannot do without its entry in `pairs`.
 INLINE int has_room(u64 netns) {
     struct kernel *kernel = this_kernel();
+    u64 everyone = 0;
     u64 *live = merlab_live.lookup(&netns);
+    u64 *all = merlab_live.lookup(&everyone);
 
-    return kernel && live && *live < kernel->quota;
+    return kernel && live && all && (s64)*live < kernel->quota && (s64)*all < MAX_PAIRS - SPARE;
 }
 
 // Decides, counts and remembers. Gives the leg.

@@ -14,4 +14,5 @@
 #include "sockopt.c"
 #include "sk_lookup.c"
 #include "unread.c"
+#include "forget.c"
 #include "learn.c"

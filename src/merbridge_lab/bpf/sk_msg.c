@@ -46,6 +46,19 @@ INLINE int has_ulp(struct kernel *kernel, u64 sk) {
     return ops != 0;
 }
 
+// Is it time for a packet? One message, and its acknowledgement, serve both directions. A sidecar polls, an
+// app may sleep in recv(), and then its direction does not come back from TCP for a while: so a message to an
+// app waits for one of the other direction for as long again.
+INLINE int is_refresh_due(struct pair *pair, u32 to) {
+    u64 now = bpf_ktime_get_coarse_ns();
+    u64 wait = pair->leg != LEG_MESH && (pair->leg == LEG_INBOUND) == (to == 1) ? 2 * REFRESH : REFRESH;
+
+    if (now - pair->refreshed < wait)
+        return 0;
+    pair->refreshed = now;
+    return 1;
+}
+
 // Gives 0 if this message may be redirected, else the counter of the reason why not.
 INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *pair, u32 to, u32 size) {
     u32 written = 0, copied = 1;
@@ -78,7 +91,10 @@ INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *p
     }
     if (receiver_full(kernel, flow, sk, size))
         return COUNTER_PASSED_RECEIVER_FULL;
-    return memory_short(kernel, sk, size) ? COUNTER_PASSED_MEMORY : 0;
+    if (memory_short(kernel, sk, size))
+        return COUNTER_PASSED_MEMORY;
+    // Where nothing comes back from TCP, one such message would be the end of redirecting.
+    return kernel->woken && is_refresh_due(pair, to) ? COUNTER_PASSED_REFRESH : 0;
 }
 
 int merlab_sk_msg(struct sk_msg_md *msg) {
@@ -89,13 +105,19 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
     struct end own = {}, other = {};
     struct flow *flow;
     struct pair *pair;
-    u32 leg, side, why;
+    u32 leg, side, why, state;
 
     if (!sk || !kernel)
         return SK_PASS;
+    state = sk->state;
+    BARRIER;
     flow = merlab_flows.sk_storage_get(sk, 0, 0);
     if (!flow || !flow->redirects)
         return SK_PASS;
+    if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT) {
+        count(netns, COUNTER_PASSED_ENDED, 1);
+        return SK_PASS;
+    }
     leg = flow->leg;
     side = flow->side & 1;
     own.handshake = other.handshake = flow->handshake;

@@ -73,6 +73,7 @@ INLINE void enter(struct bpf_sock_ops *ctx, struct flow *flow, u32 flags, u64 ne
         count(netns, COUNTER_MAP_FULL, 1);
         return;
     }
+    flow->entered = 1 + flow->side;
     if (!flow->redirects)
         return;
     PEEK(flow->written, flow->sk + kernel->tcp_write_seq);
@@ -109,7 +110,7 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod 
     u32 family = ctx->family;
     u8 only = 0;
     u64 address;
-    int failed;
+    int failed, i;
 
     BARRIER;
     if (ctx->local_port != PORT_INBOUND || !kernel)
@@ -125,17 +126,40 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod 
         return;
     if (!is_sidecars(kernel, address, pod))
         return;
-    key.slot = bpf_get_socket_cookie(ctx) % LISTENERS;
-    failed = merlab_listeners.sock_hash_update(ctx, &key, BPF_ANY);
-    if (!failed)
+        // In the first slot that is free. With more listeners than slots the newest is known.
+#pragma unroll
+    for (i = 0; i < LISTENERS; i++) {
+        key.slot = i;
+        failed = merlab_listeners.sock_hash_update(ctx, &key, i < LISTENERS - 1 ? BPF_NOEXIST : BPF_ANY);
+        if (failed)
+            continue;
         count(netns, COUNTER_LISTENERS_SEEN, 1);
+        return;
+    }
+    count(netns, COUNTER_MAP_FULL, 1);
 }
 
-INLINE void live(u64 netns, s64 by) {
-    u64 *live = merlab_live.lookup(&netns);
+// About to send a SYN: from here on it is known when this attempt ends. Until now connect() may have failed
+// without a trace.
+INLINE void dialling(struct bpf_sock_ops *ctx, struct bpf_sock *sk, u64 netns) {
+    struct flow *flow = merlab_flows.sk_storage_get(sk, 0, 0);
+    struct end end = {};
 
-    if (live)
-        __sync_fetch_and_add(live, by);
+    if (!flow)
+        return;
+    if (flow->entered) {
+        // Disconnected by connect(AF_UNSPEC), and dialled again. What was redirected to its first connection
+        // and not read would be read from this one.
+        end.handshake = flow->handshake;
+        end.side = flow->entered - 1;
+        merlab_peers.delete(&end);
+        flow->entered = 0;
+    }
+    if (flow->leg == LEG_NONE || flow->side != 0 || flow->reserved)
+        return;
+    flow->reserved = 1;
+    live(netns, 1);
+    watch_close(ctx);
 }
 
 INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *pod, u64 netns) {
@@ -161,13 +185,17 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *p
     pair.orig_port = flow->orig_port;
     pair.leg = flow->leg;
     pair.ends = 1;
+    pair.refreshed = bpf_ktime_get_coarse_ns();
     if (merlab_pairs.insert(&handshake, &pair)) {
         count(netns, COUNTER_MAP_FULL, 1);
         return;
     }
-    live(netns, 1);
+    if (flow->reserved)
+        flow->reserved = 0;
+    else
+        live(netns, 1);
     watch_close(ctx);
-    // What a socket received by redirect in its first connection may still be with it in the next.
+    // One that was disconnected and dialled again is left to TCP: few do, and their sockets have a past.
     if (flow->dialled == 1)
         enter(ctx, flow, pod->flags, netns);
     SAY("established pair=%llx src=%pI4:%u", flow->pair, &pair.wire.src_ip4, pair.wire.src_port);
@@ -250,7 +278,7 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *
     SAY("accepted pair=%llx at=%pI4:%u", flow->pair, &ip4, port);
 }
 
-// The socket itself leaves `peers` by the kernel's doing.
+// The socket itself leaves `peers` by the kernel's doing, when its last descriptor is closed.
 INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk) {
     struct flow *flow = merlab_flows.sk_storage_get(sk, 0, 0);
     struct handshake handshake;
@@ -261,6 +289,11 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk) {
         return;
     flow->leg = LEG_NONE;
     flow->redirects = 0;
+    if (flow->reserved) { // never established, or no entry could be made
+        flow->reserved = 0;
+        live(bpf_get_netns_cookie(ctx), -1);
+        return;
+    }
     handshake = flow->handshake;
     pair = merlab_pairs.lookup(&handshake);
     if (!pair || pair->id != flow->pair)
@@ -280,8 +313,9 @@ int merlab_sockops(struct bpf_sock_ops *ctx) {
     struct bpf_sock *sk;
     struct pod *pod;
 
-    if (op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
-        op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_STATE_CB)
+    if (op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_TCP_CONNECT_CB &&
+        op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
+        op != BPF_SOCK_OPS_STATE_CB)
         return 1;
     netns = bpf_get_netns_cookie(ctx);
     sk = ctx->sk;
@@ -290,6 +324,10 @@ int merlab_sockops(struct bpf_sock_ops *ctx) {
     if (op == BPF_SOCK_OPS_STATE_CB) {
         if (ctx->args[1] == TCP_CLOSE)
             closed(ctx, sk);
+        return 1;
+    }
+    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+        dialling(ctx, sk, netns);
         return 1;
     }
     pod = merlab_pods.lookup(&netns);

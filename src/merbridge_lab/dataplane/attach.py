@@ -11,6 +11,7 @@ from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features
 from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import (
     abi,
+    garbage,
     health,
     interception_lists,
     kernel_facts,
@@ -51,6 +52,7 @@ def load(pins: Pins, tracefs: Path | None) -> None:
             told = kernel_facts.told()
             facts = abi.layouts()["kernel"].pack(**told)
             bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
+            bpf_maps.update(loaded.maps["live"], u64(garbage.ALL), u64(0))
             if not told.get("woken"):
                 learning.learn(compiler.load_learner(loaded), loaded.maps["kernel"])
             for name in MAPS:  # the stamp comes last
@@ -148,8 +150,8 @@ def _listener(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
     with pins.open_map("listeners") as listeners:
         for key in sockhash.listener_keys(listeners, cookie):
             bpf_maps.delete(listeners, key)
-        for sock, number in inbound_listeners(endpoint.sidecar.pid, cookie):
-            bpf_maps.update(listeners, sockhash.listener_key(cookie, number), u64(sock))
+        for slot, (sock, _) in enumerate(inbound_listeners(endpoint.sidecar.pid, cookie)):
+            bpf_maps.update(listeners, sockhash.listener_key(cookie, slot), u64(sock))
 
 
 def _attach_sk_lookup(pins: Pins, endpoint: Endpoint) -> None:
@@ -194,14 +196,11 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
     also hold them, and then they are no pod's. So they leave `peers` as well, if nothing that was redirected to them is
     left to read.
     """
-    layout, handshake = abi.layouts()["pair"], abi.layouts()["handshake"]
     gone: list[tuple[bytes, tuple[int, int]]] = []
-    with pins.open_map("pairs") as pairs:
-        for key in bpf_maps.keys(pairs, handshake.size):
-            raw = bpf_maps.lookup(pairs, key, layout.size)
-            pair = layout.unpack(raw) if raw else None
-            if pair and cookie in pair["netns"]:
-                bpf_maps.delete(pairs, key)
+    with pins.open_map("pairs") as pairs, opened(pins.prog("forget")) as forget:
+        for key, pair in garbage.connections(pairs).items():
+            if cookie in pair["netns"]:
+                garbage.remove(forget, key, pair)
                 gone += [
                     (sockhash.end_key(key, side), (pair["sk"][side], pair["cookie"][side]))
                     for side in (0, 1)
@@ -214,11 +213,24 @@ def _forget_pairs(pins: Pins, cookie: int) -> None:
                     bpf_maps.delete(peers, end)
 
 
+def _require_own_addresses(endpoints: Sequence[Endpoint]) -> None:
+    """Raise LabError if two endpoints have one address: a connection to it could reach the other one's sidecar."""
+    seen: dict[int, str] = {}
+    for endpoint in endpoints:
+        if (other := seen.setdefault(endpoint.ip4, endpoint.name)) != endpoint.name:
+            raise LabError(
+                f"{other} and {endpoint.name} have the same address, {endpoint.ip}",
+                hint="merlab status",
+                id="dataplane.failed",
+            )
+
+
 def attach(
     pins: Pins, tracefs: Path | None, cgroup: Path, endpoints: Sequence[Endpoint], recompiled: Recompiled | None = None
 ) -> None:
     """Ensure that exactly `endpoints` are served, below `cgroup`; see Dataplane.attach."""
     cookies = {endpoint.name: netns_cookie(endpoint.netns) for endpoint in endpoints}
+    _require_own_addresses(endpoints)
     printk_event.put_back(tracefs)
     try:
         if upgrade.is_due(pins):
@@ -239,6 +251,7 @@ def attach(
             _listener(pins, endpoint, cookies[endpoint.name])
             _attach_sk_lookup(pins, endpoint)
         _hooks(pins, cgroup, [hook for hook in HOOKS if hook not in early])
+        garbage.collect(pins, {cookies[endpoint.name]: endpoint.netns for endpoint in endpoints})
         upgrade.finish(pins)
         Pins(pins.root / "next").clear()  # of one that was killed during a load
     except OSError as failed:

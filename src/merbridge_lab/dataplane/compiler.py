@@ -82,8 +82,9 @@ PROGRAMS = (
         "bpf.netns_cookie",
     ),
     Program("merlab_lookup", bpf_syscall.PROG_SK_LOOKUP, bpf_syscall.SK_LOOKUP, "sk_lookup", "bpf.sk_lookup"),
-    Program(
-        "merlab_unread", bpf_syscall.PROG_RAW_TRACEPOINT, -1, "test runs of raw tracepoint programs", "bpf.test_run"
+    *(
+        Program(name, bpf_syscall.PROG_RAW_TRACEPOINT, -1, "test runs of raw tracepoint programs", "bpf.test_run")
+        for name in ("merlab_unread", "merlab_forget", "merlab_release")
     ),
 )
 

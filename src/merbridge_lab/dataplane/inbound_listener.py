@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def _is_inbound(sock: socket.socket, cookie: int) -> bool:
+    """Report whether it is an inbound listener, and takes IPv4."""
     with contextlib.suppress(OSError):
         return (
             sock.family in (socket.AF_INET, socket.AF_INET6)
@@ -21,6 +22,7 @@ def _is_inbound(sock: socket.socket, cookie: int) -> bool:
             and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
             and sock.getsockname()[1] == INBOUND_PORT
             and netns.cookie_of(sock) == cookie
+            and not (sock.family == socket.AF_INET6 and sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
         )
     return False
 

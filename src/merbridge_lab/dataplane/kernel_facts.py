@@ -9,8 +9,9 @@ from merbridge_lab.dataplane import btf, kernel_probes
 _KALLSYMS = Path("/proc/kallsyms")
 #: Where the kernel puts to sleep who waits for TCP's bytes (net/core/sock.c, sk_wait_data()).
 _SLEEPS_IN = "woken_wake_function"
-#: How many connections at once one pod may have: no pod takes the room of all others.
-QUOTA = 49152
+#: How many connections at once one pod may have, of the room for all: none takes the others' as well. A request has up
+#: to two in the pod that sends it, and one in the pod that serves it.
+QUOTA = 131072
 
 
 def told() -> dict[str, int]:

@@ -185,10 +185,8 @@ class Dataplane:
             return found
         with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
             pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
-            for key in bpf_maps.keys(fd, abi.layouts()["handshake"].size):
-                raw = bpf_maps.lookup(fd, key, layout.size)
-                if raw is not None:
-                    found.append(_pair(layout.unpack(raw), pods))
+            held = bpf_maps.entries(fd, abi.layouts()["handshake"].size, layout.size)
+            found = [_pair(layout.unpack(raw), pods) for raw in held.values()]
         return found
 
 

@@ -55,6 +55,8 @@ PROGRAMS = {
     "sockopt": bpf_syscall.PROG_CGROUP_SOCKOPT,
     "lookup": bpf_syscall.PROG_SK_LOOKUP,
     "unread": bpf_syscall.PROG_RAW_TRACEPOINT,
+    "forget": bpf_syscall.PROG_RAW_TRACEPOINT,
+    "release": bpf_syscall.PROG_RAW_TRACEPOINT,
 }
 
 MAPS = (

@@ -30,9 +30,12 @@ _AT_REST = 0.1
 NOT_TOLD = f"Linux before {SOCKHASH_QUERY_SINCE} cannot report it"
 
 
-def listener_key(cookie: int, listener: int) -> bytes:
-    """Return where a listener is registered: by the cookies of its network namespace and its own, as in sockops.c."""
-    return abi.layouts()["listener"].pack(netns=cookie, slot=listener % abi.constants()["LISTENERS"])
+def listener_key(cookie: int, slot: int) -> bytes:
+    """Return where the listener of that number is registered, of the network namespace with that cookie.
+
+    With more listeners than slots the last one is known, as in sockops.c.
+    """
+    return abi.layouts()["listener"].pack(netns=cookie, slot=min(slot, abi.constants()["LISTENERS"] - 1))
 
 
 def listener_keys(listeners: int, cookie: int | None = None) -> list[bytes]:
