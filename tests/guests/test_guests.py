@@ -120,3 +120,23 @@ def test_doctor_says_what_follows(kernel, accelerator):
         "app sockets: TCP only, because in a sockhash recv() beside send() and MSG_ZEROCOPY differ from TCP on this "
         "kernel"
     )
+
+
+def test_a4_a_receiver_at_its_memory_limit_makes_no_send_fail(kernel, release, accelerator):
+    if release != "trixie":
+        pytest.skip("one kernel is enough for this; it takes minutes where it is emulated")
+
+    def seen(*words):
+        argv = [sys.executable, "-m", "tests.guests.memory_limit", *words]
+        ran = guest.run(kernel, argv, timeout=600, folder=HERE, accelerator=accelerator)
+        assert ran.status == 0, ran.errors
+        return json.loads(ran.output)
+
+    found = seen()
+    assert found["failed"] == []
+    assert found["received"] == found["size"]
+    assert found["in order"]
+    assert found["passed_memory"] > 0
+    before = seen("blind")
+    assert before["passed_memory"] == 0
+    assert before["received"] < before["size"] or before["failed"], "or this test tests nothing"
