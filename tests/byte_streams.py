@@ -353,6 +353,6 @@ class Tally:
     def __str__(self) -> str:
         ends = ", ".join(f"{ending} -> {end}: {number}" for (ending, end), number in sorted(self.ends.items()))
         return (
-            f"{self.streams} streams, {self.bytes >> 20} MB, {len(self.wrong)} wrong, {self.cut} cut and {self.held} held by Envoy, "
-            f"{self.early} times EAGAIN from a blocking call; {ends}"
+            f"{self.streams} streams, {self.bytes >> 20} MB, {len(self.wrong)} wrong, {self.cut} cut and "
+            f"{self.held} held by Envoy, {self.early} times EAGAIN from a blocking call; {ends}"
         )
