@@ -48,7 +48,8 @@ from merbridge_lab import istio_facts
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, cgroup, tcp_sockets
 from merbridge_lab.checks import mesh
 from merbridge_lab.dataplane import abi, sockhash
-from merbridge_lab.dataplane.endpoints import Legs, netns_cookie
+from merbridge_lab.dataplane.endpoints import netns_cookie
+from merbridge_lab.dataplane.legs import ALL_LEGS
 from merbridge_lab.dataplane.pins import PROGRAMS, opened, u64
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import batch_guard, topology
@@ -707,7 +708,7 @@ class TestOutside:
     @pytest.fixture
     def served(self, scene, permissive):
         """The pod is known to the dataplane as well."""
-        (more,) = EmbeddedDiscovery([permissive], lambda: Legs.ALL).endpoints()
+        (more,) = EmbeddedDiscovery([permissive], lambda: ALL_LEGS).endpoints()
         scene.attach_now(more)
         yield permissive
         scene.empty()
