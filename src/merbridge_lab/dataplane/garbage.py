@@ -79,7 +79,7 @@ def collect(pins: Pins, namespaces: Mapping[int, Path]) -> Collected:
 
 
 def has_count(pins: Pins, cookie: int) -> bool:
-    """Report whether the connections of a pod are counted, and those of all; if not, the rules have them. Raises OSError."""
+    """Report whether connections of a pod, and those of all, are counted: if not, none is made. Raises OSError."""
     with pins.open_map("live") as live:
         return {ALL, cookie} <= _counts(live).keys()
 
