@@ -152,9 +152,22 @@ def test_a_pod_without_an_address_in_pod_ips_is_reached_by_tcp_and_the_rules(rig
 
 def test_a_pod_without_a_count_is_left_to_the_rules(rig, server):
     with ruled(rig), without(rig, "live", u64(rig.sleep.cookie), 8):
+        assert any("have no count" in each for each in rig.problems())
         sleep, _ = call(rig, server)
         assert sleep["left_to_rules"] == 2, "the app's connection, and its sidecar's"
         assert rig.sleep.redirected_packets() == 1
+
+
+def test_without_the_count_of_all_everything_is_left_to_the_rules_until_it_is_made_anew(rig, server):
+    with table(rig, "live") as fd:
+        assert bpf_maps.delete(fd, u64(garbage.ALL))
+    with ruled(rig):
+        sleep, hello = call(rig, server)
+        assert (sleep["left_to_rules"], hello["left_to_rules"]) == (2, 1)
+    assert len([each for each in rig.problems() if "have no count" in each]) == 2
+    rig.attach()
+    assert rig.problems() == []
+    assert call(rig, server)[0]["outbound_connects"] == 1
 
 
 def test_a_pod_without_counters_is_served(rig, server):

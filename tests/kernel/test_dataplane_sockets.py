@@ -496,5 +496,9 @@ def test_conntrack_does_not_forget_a_connection_that_is_redirected(rig, server, 
             talks_until_conntrack_forgets(rig, server, 8)
             assert grown(before, rig.counters("sleep"))["passed_refresh"] >= 2
         else:
-            with pytest.raises((OSError, AssertionError)):
-                talks_until_conntrack_forgets(rig, server, 8)
+            for _ in range(4):  # on a loaded machine a message may go by TCP in between, and refresh the entry
+                try:
+                    talks_until_conntrack_forgets(rig, server, 8)
+                except (OSError, AssertionError):
+                    return
+            pytest.fail("no connection was reset")

@@ -73,6 +73,7 @@ def test_streams_arrive_whole(scene, way):
     tally.wrong += (big := streams(scene, 8, 20_000_000)).wrong
     assert tally.wrong == [], f"MERLAB_SEED={SEED}"
     assert tally.cut <= 5, "Envoy's doing, seldom, and no more often than by the rules alone"
+    assert tally.held == 0
     if way != "reference":
         assert scene.counter("sleep", "outbound_redirected_bytes") > before + (tally.bytes + big.bytes) // 4
 
@@ -83,6 +84,10 @@ def test_thousands_of_streams_arrive_whole(scene, way, count):
     tally = streams(scene, count, 20_000_000, 16)
     assert tally.wrong == [], f"MERLAB_SEED={SEED}, {way}"
     assert tally.cut <= count // 100
+    # All bytes arrived, but Envoy does not pass on the end, although it has read it: its socket is in CLOSE-WAIT, with
+    # nothing unread. Seen on a loaded machine in 1 of 10,000 by the rules alone, in 1 of 2,500 with eBPF. That no end
+    # gets lost before Envoy is what test_dataplane_switch.py shows, with a reader that waits for edges as Envoy does.
+    assert tally.held <= count // 1000
 
 
 def talkers(scene: Scene, listeners, direction: str) -> tuple[socket.socket, socket.socket]:

@@ -11,7 +11,7 @@ from lies_mesh import pins, pod
 from saboteur import again_and_again, lie
 
 from merbridge_lab import dataplane
-from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns, process_sockets
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
 from merbridge_lab.dataplane import abi, sockhash
 from merbridge_lab.dataplane.endpoints import netns_cookie, packed
 from merbridge_lab.dataplane.pins import HOOKS, PREFIX, PROGRAMS, opened, u32, u64
@@ -149,7 +149,7 @@ def _(scene):
         return socket.create_server(("127.0.0.1", 15999))
 
     with netns.run_inside(target.netns, listen) as sock, pins(scene).open_map("listeners") as listeners:
-        key = sockhash.listener_key(netns_cookie(target.netns), process_sockets.cookie(sock))
+        key = sockhash.listener_key(netns_cookie(target.netns), abi.constants()["LISTENERS"] - 1)
         bpf_maps.update(listeners, key, u64(sock.fileno()))
         yield
         bpf_maps.delete(listeners, key)

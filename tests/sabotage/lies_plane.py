@@ -137,8 +137,8 @@ def _(scene):
         contextlib.closing(inbound_listeners(other.sidecar_pid, netns.cookie(other.netns))) as found,
         pins(scene).open_map("listeners") as table,
     ):
-        sock, number = next(found)
-        bpf_maps.update(table, sockhash.listener_key(netns.cookie(one.netns), number), u64(sock))
+        sock, _ = next(found)
+        bpf_maps.update(table, sockhash.listener_key(netns.cookie(one.netns), 0), u64(sock))
     yield
 
 

@@ -52,7 +52,6 @@ def load(pins: Pins, tracefs: Path | None) -> None:
             told = kernel_facts.told()
             facts = abi.layouts()["kernel"].pack(**told)
             bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
-            bpf_maps.update(loaded.maps["live"], u64(garbage.ALL), u64(0))
             if not told.get("woken"):
                 learning.learn(compiler.load_learner(loaded), loaded.maps["kernel"])
             for name in MAPS:  # the stamp comes last
@@ -125,8 +124,9 @@ def _register_endpoint(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
         if bpf_maps.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
             bpf_maps.update(counters, u64(cookie), bytes(layouts["counters"].size * bpf_maps.possible_cpus()))
     with pins.open_map("live") as live:
-        if bpf_maps.lookup(live, u64(cookie), 8) is None:
-            bpf_maps.update(live, u64(cookie), u64(0))
+        for each in (garbage.ALL, cookie):
+            if bpf_maps.lookup(live, u64(each), 8) is None:
+                bpf_maps.update(live, u64(each), u64(0))
     with pins.open_map("pods") as pods:
         known = bpf_maps.lookup(pods, u64(cookie), layouts["pod"].size)
         bpf_maps.update(pods, u64(cookie), _with_sidecar(pod_entry(endpoint), known, endpoint))

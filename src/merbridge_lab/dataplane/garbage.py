@@ -78,6 +78,12 @@ def collect(pins: Pins, namespaces: Mapping[int, Path]) -> Collected:
     return Collected(removed, corrected)
 
 
+def has_count(pins: Pins, cookie: int) -> bool:
+    """Report whether connections of a pod, and those of all, are counted: if not, none is made. Raises OSError."""
+    with pins.open_map("live") as live:
+        return {ALL, cookie} <= _counts(live).keys()
+
+
 def _rest() -> None:
     begun = time.monotonic()
     poll_until(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.dataplane import abi, interception_lists, map_entries, sockhash, strangers
+from merbridge_lab.dataplane import abi, garbage, interception_lists, map_entries, sockhash, strangers
 from merbridge_lab.dataplane.endpoints import Endpoint, address, netns_cookie, pod_entry, pod_flags
 from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64
 from merbridge_lab.dataplane.strangers import Around
@@ -145,6 +145,16 @@ def lookup_problem(pins: Pins, endpoint: Endpoint) -> str | None:
     return _link_problem(pins.lookup_link(endpoint.name), what, target, pins.prog("lookup"), bpf_syscall.SK_LOOKUP)
 
 
+def _counts_problems(pins: Pins, name: str, cookie: int) -> list[str]:
+    found: list[str] = []
+    with pins.open_map("counters") as fd:
+        if bpf_maps.per_cpu(fd, u64(cookie), abi.layouts()["counters"].size) is None:
+            found.append(f"pod {name} has no counters")
+    if not garbage.has_count(pins, cookie):
+        found.append(f"pod {name} is left to the rules: its connections, or those of all pods, have no count")
+    return found
+
+
 def _endpoint_problems(pins: Pins, endpoint: Endpoint) -> list[str]:
     try:
         cookie = netns_cookie(endpoint.netns)
@@ -164,9 +174,7 @@ def _endpoint_problems(pins: Pins, endpoint: Endpoint) -> list[str]:
         if bpf_maps.lookup(fd, u32(endpoint.ip4), len(place)) != place:
             found.append(f"the address {endpoint.ip} does not lead to pod {endpoint.name}")
     found += interception_lists.problems(pins, endpoint.name, endpoint.interception, cookie)
-    with pins.open_map("counters") as fd:
-        if bpf_maps.per_cpu(fd, u64(cookie), abi.layouts()["counters"].size) is None:
-            found.append(f"pod {endpoint.name} has no counters")
+    found += _counts_problems(pins, endpoint.name, cookie)
     try:
         if endpoint.sidecar is not None and (missing := sockhash.listener_problem(pins, endpoint, cookie)):
             found.append(missing)
