@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NOTHING = Around()
-HOOK_NAMES = frozenset(hook.name for hook in HOOKS)
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,9 @@ def lookup_problem(pins: Pins, endpoint: Endpoint) -> str | None:
 
 
 def _counts_problems(pins: Pins, name: str, cookie: int) -> list[str]:
-    found: list[str] = []
     with pins.open_map("counters") as fd:
-        if bpf_maps.per_cpu(fd, u64(cookie), abi.layouts()["counters"].size) is None:
-            found.append(f"pod {name} has no counters")
+        counted = bpf_maps.per_cpu(fd, u64(cookie), abi.layouts()["counters"].size) is not None
+    found = [] if counted else [f"pod {name} has no counters"]
     if not garbage.has_count(pins, cookie):
         found.append(f"pod {name} is left to the rules: its connections, or those of all pods, have no count")
     return found
@@ -263,7 +261,8 @@ def listed(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: Arou
 
 def links(pins: Pins) -> dict[str, bpf_syscall.Link]:
     """Return every pinned link by its name."""
-    return {f"sk_lookup/{pin}" if pin not in HOOK_NAMES else pin: link for pin, link in _links(pins)}
+    hooks = {hook.name for hook in HOOKS}
+    return {pin if pin in hooks else f"sk_lookup/{pin}": link for pin, link in _links(pins)}
 
 
 def _links(pins: Pins) -> list[tuple[str, bpf_syscall.Link]]:
