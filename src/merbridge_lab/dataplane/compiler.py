@@ -212,11 +212,3 @@ def _code(bcc: Any, module: Any, program: Program) -> bytes:  # noqa: ANN401
     lib, name = bcc.libbcc.lib, program.name.encode()
     start, size = lib.bpf_function_start(module.module, name), lib.bpf_function_size(module.module, name)
     return ctypes.string_at(start, size)
-
-
-def instructions() -> dict[str, bytes]:
-    """Compile and return the instructions of each program, by its name in the kernel; nothing is loaded.
-
-    Raises LabError as `load` does.
-    """
-    return {program.name: program.code for program in compiled().programs if program.name != _LEARNER.name}

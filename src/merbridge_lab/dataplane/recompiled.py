@@ -158,7 +158,7 @@ def main() -> None:
     except LabError as error:
         sys.exit(error.what)
     told = {
-        "tags": {program.name: tags(program.code) for program in compiled.programs},
+        "tags": {PREFIX + name: tags(compiled.program(PREFIX + name).code) for name in PROGRAMS},
         "file": None if file is None else str(file),
         "kernel": kernel_facts.constant(),
     }
