@@ -23,6 +23,10 @@ class Verdict(str, Enum):
     ERROR = "error"
 
 
+#: The last part of the source of a reading that describes what a check leaves out on this machine.
+NOT_COMPARED = "not_compared"
+
+
 @dataclass(frozen=True)
 class Reading:
     """One quantity, read before and after an event.
@@ -38,6 +42,11 @@ class Reading:
     before: int | str | None = None
     after: int | str | None = None
     raw: str | None = None
+
+    @property
+    def not_compared(self) -> str | None:
+        """What a check leaves out on this machine, if this reading is about that."""
+        return str(self.after) if self.source.rpartition(":")[2] == NOT_COMPARED else None
 
     @property
     def moved(self) -> int:

@@ -116,6 +116,12 @@ class Report:
         """On a failure or an error, return the link to the section that explains it."""
         return None if self.verdict is Verdict.PASS else error_ids.see(self._section())
 
+    @property
+    def not_compared(self) -> list[str]:
+        """Return, one sentence each, what the checks of a proof left out on this machine."""
+        told = (each.not_compared for check in self.standing for each in check.finding.evidence)
+        return list(dict.fromkeys(sentence for sentence in told if sentence))
+
     def _section(self) -> str:
         if self.verdict is Verdict.ERROR:
             return (self.error or _NOTHING).id

@@ -143,7 +143,10 @@ def test_a_kind_of_program_that_does_not_exist_has_no_helpers():
 def test_the_helpers_that_are_probed_are_those_that_the_programs_call():
     """In what BCC makes of the sources, a call of a helper is code 0x85 with 0 as its source register."""
     called = {}
-    for name, code in compiler.instructions().items():
+    for program in compiler.compiled().programs:
+        name, code = program.name, program.code
+        if name == "merlab_learn":  # attached for a moment, not probed
+            continue
         calls = (code[at : at + 8] for at in range(0, len(code), 8) if code[at] == 0x85 and code[at + 1] >> 4 == 0)
         called.setdefault(KINDS[name], set()).update(int.from_bytes(call[4:], "little") for call in calls)
     assert called == {name: {helper.number for helper in helpers} for name, helpers in helper_probes.CALLED.items()}

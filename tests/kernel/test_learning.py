@@ -16,7 +16,7 @@ def test_what_is_learnt_is_what_kallsyms_says():
     loaded = compiler.load()
     try:
         bpf_maps.update(loaded.maps["kernel"], bytes(4), layout.pack(**hidden))
-        assert learning.learn(compiler.load_learner(loaded), loaded.maps["kernel"]) == kernel_facts.woken() != 0
+        assert learning.learn(loaded.learner(), loaded.maps["kernel"]) == kernel_facts.woken() != 0
         after = layout.unpack(bpf_maps.lookup(loaded.maps["kernel"], bytes(4), layout.size))
         assert after == hidden | {"woken": kernel_facts.woken()}
     finally:

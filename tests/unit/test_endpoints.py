@@ -57,6 +57,9 @@ class Recorder:
     def programs(self):
         return []
 
+    def not_compared(self):
+        return None
+
 
 def pod(name: str, **more) -> SimpleNamespace:
     """Return what the discovery reads of a pod of the embedded lab."""
@@ -139,6 +142,8 @@ def test_the_dataplane_is_told_what_the_discovery_finds(monkeypatch, tmp_path):
     told = plane._manager.told[:4]
     assert [name for name, _, _ in told] == ["attach", "pause_interception", "problems", "others"]
     assert {(cgroup, *endpoints) for _, cgroup, endpoints in told} == {(tmp_path / "mesh", SLEEP)}
+    monkeypatch.setattr(plane._manager, "not_compared", lambda: "not that", raising=False)
+    assert [reading.not_compared for reading in plane.readings()] == ["not that"]
 
 
 def test_without_pins_no_endpoint_is_served(tmp_path):

@@ -135,6 +135,12 @@ def map_info(fd: int) -> Map:
     return Map(number, kind, name.rstrip(b"\0").decode(), key, value, entries, btf)
 
 
+def map_flags(fd: int) -> int:
+    """Return the flags (BPF_F_…) that the map behind `fd` was created with."""
+    raw = _info(fd, ctypes.create_string_buffer(_INFO_BYTES), "look at a map")
+    return int(struct.unpack_from("=I", raw, 20)[0])
+
+
 def is_frozen(fd: int) -> bool:
     """Report whether only programs may still write the map behind `fd` (BPF_MAP_FREEZE), permanently."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:  # noqa: PTH123 - bpf_map_info does not tell

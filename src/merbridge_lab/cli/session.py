@@ -211,6 +211,8 @@ class Session:
             self.console.json(told)
         else:
             self.console.verdict(report)
+            for sentence in report.not_compared:
+                self.console.note(sentence)
         raise typer.Exit(exit_codes.of(report.verdict))
 
     @staticmethod

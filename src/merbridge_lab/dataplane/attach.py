@@ -11,6 +11,7 @@ from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features
 from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import (
     abi,
+    artefact_loader,
     garbage,
     health,
     interception_lists,
@@ -39,13 +40,11 @@ _REPLACE = 3.0
 
 
 def load(pins: Pins, tracefs: Path | None) -> None:
-    """Compile, load and pin every program and map; nothing is attached yet."""
-    from merbridge_lab.dataplane import compiler  # BCC is only needed to compile
-
+    """Load and pin every program and map; nothing is attached yet."""
     for folder in ("links/sk_lookup", "maps", "progs"):
         make_folder(pins.root / folder, parents=True)
     with printk_event.kept(tracefs):
-        loaded = compiler.load()
+        loaded = artefact_loader.load()
         try:
             for name in PROGRAMS:
                 bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
@@ -53,7 +52,7 @@ def load(pins: Pins, tracefs: Path | None) -> None:
             facts = abi.layouts()["kernel"].pack(**told)
             bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
             if not told.get("woken"):
-                learning.learn(compiler.load_learner(loaded), loaded.maps["kernel"])
+                learning.learn(loaded.learner(), loaded.maps["kernel"])
             for name in MAPS:  # the stamp comes last
                 if name == "stamp":
                     tags = " ".join(

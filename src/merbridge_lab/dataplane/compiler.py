@@ -10,9 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merbridge_lab.adapters import bcc_import, bpf_syscall, kernel_features
+from merbridge_lab.adapters import bcc_import, bpf_objects, bpf_syscall, kernel_features
 from merbridge_lab.dataplane import abi, kernel_headers
-from merbridge_lab.dataplane.pins import MAPS
+from merbridge_lab.dataplane.artefact import Artefact, CompiledProgram, unlinked
+from merbridge_lab.dataplane.loaded import Loaded
+from merbridge_lab.dataplane.pins import MAPS, PREFIX
 from merbridge_lab.errors import LabError
 from merbridge_lab.text import lines_of
 
@@ -121,18 +123,6 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-class Loaded(NamedTuple):
-    """File descriptors of what was loaded; after `close`, only what is pinned remains."""
-
-    programs: dict[str, int]
-    maps: dict[str, int]
-    module: Any
-
-    def close(self) -> None:
-        """Close everything; the kernel frees what is not pinned or attached."""
-        self.module.cleanup()
-
-
 def _load(module: Any, program: Program) -> int:  # noqa: ANN401
     lines: list[str] = []
     try:
@@ -146,11 +136,6 @@ def _load(module: Any, program: Program) -> int:  # noqa: ANN401
         why = said[-1] if said else str(refused)
         raise kernel_features.cannot(program.needs, why, named=program.feature) from refused
     return int(function.fd)
-
-
-def load_learner(loaded: Loaded) -> int:
-    """Load merlab_learn, which is needed for a moment only; it ends with `loaded`. Raises UnsupportedFeatureError."""
-    return _load(loaded.module, _LEARNER)
 
 
 def _compile(bcc: Any) -> Any:  # noqa: ANN401
@@ -181,29 +166,50 @@ def load() -> Loaded:
     module = _compile(bcc)
     try:
         programs = {program.name: _load(module, program) for program in PROGRAMS}
-        table_fd = bcc.libbcc.lib.bpf_table_fd
-        maps = {name: int(table_fd(module.module, f"merlab_{name}".encode())) for name in MAPS}
+        maps = _maps(bcc, module)
     except BaseException:
         module.cleanup()
         raise
-    return Loaded(programs, maps, module)
+    return Loaded(programs, maps, lambda: _load(module, _LEARNER), module.cleanup)
 
 
-def instructions() -> dict[str, bytes]:
-    """Compile and return the instructions of each program, by its name in the kernel; nothing is loaded.
+def _maps(bcc: Any, module: Any) -> dict[str, int]:  # noqa: ANN401
+    table_fd = bcc.libbcc.lib.bpf_table_fd
+    return {name: int(table_fd(module.module, f"{PREFIX}{name}".encode())) for name in MAPS}
 
-    Raises LabError as `load` does.
+
+def compiled() -> Artefact:
+    """Compile everything, and return it as it is written into a file; no program is loaded.
+
+    Raises LabError as `load` does. It must be root, because BCC creates the maps when it compiles.
     """
     bcc: Any = bcc_import.load()
     module = _compile(bcc)
-    lib = bcc.libbcc.lib
     try:
-        return {
-            program.name: ctypes.string_at(
-                lib.bpf_function_start(module.module, program.name.encode()),
-                lib.bpf_function_size(module.module, program.name.encode()),
-            )
-            for program in PROGRAMS
-        }
+        maps = {PREFIX + name: fd for name, fd in _maps(bcc, module).items()}
+        license_ = bcc.libbcc.lib.bpf_module_license(module.module).decode()
+        return Artefact(
+            stamp=abi.stamp(),
+            compiler=f"BCC {bcc.__version__}",
+            byte_order=sys.byteorder,
+            maps=tuple(bpf_objects.map_shape(fd, name) for name, fd in maps.items()),
+            programs=tuple(
+                _compiled(program, _code(bcc, module, program), license_, {fd: name for name, fd in maps.items()})
+                for program in (*PROGRAMS, _LEARNER)
+            ),
+        )
     finally:
         module.cleanup()
+
+
+def _compiled(program: Program, code: bytes, license_: str, names: dict[int, str]) -> CompiledProgram:
+    plain, maps = unlinked(code, names)
+    return CompiledProgram(
+        program.name, program.type, program.attach_type, license_, program.feature, program.needs, maps, plain
+    )
+
+
+def _code(bcc: Any, module: Any, program: Program) -> bytes:  # noqa: ANN401
+    lib, name = bcc.libbcc.lib, program.name.encode()
+    start, size = lib.bpf_function_start(module.module, name), lib.bpf_function_size(module.module, name)
+    return ctypes.string_at(start, size)

@@ -261,8 +261,7 @@ def listed(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint], around: Arou
 
 def links(pins: Pins) -> dict[str, bpf_syscall.Link]:
     """Return every pinned link by its name."""
-    hooks = {hook.name for hook in HOOKS}
-    return {pin if pin in hooks else f"sk_lookup/{pin}": link for pin, link in _links(pins)}
+    return {pin if pin in {hook.name for hook in HOOKS} else f"sk_lookup/{pin}": link for pin, link in _links(pins)}
 
 
 def _links(pins: Pins) -> list[tuple[str, bpf_syscall.Link]]:

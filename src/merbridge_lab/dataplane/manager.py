@@ -115,6 +115,11 @@ class Dataplane:
         if self._recompiled is None:
             self._recompiled = recompiled.Recompiled()
 
+    @staticmethod
+    def not_compared() -> str | None:
+        """Describe what `recompile` cannot compare on this machine; None if it compares everything."""
+        return recompiled.not_compared()
+
     def others(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> list[str]:
         """Describe, one sentence each, which programs of others run where they may. Raises LabError."""
         with _reading(self._pins):

@@ -6,6 +6,8 @@ second, 120 MB), in a separate process: BCC changes the working directory and th
 starts this when it begins, and compares in its last check of the dataplane: it runs in parallel to the rest, at no
 measurable cost. Nothing is loaded for it: loading a program that can print switches a trace event on for the whole
 machine.
+
+Without BCC, the kernel's programs are compared with the file that they were loaded from, and `not_compared` says so.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf_syscall
 from merbridge_lab.adapters.command import Beside
+from merbridge_lab.dataplane import artefact
 from merbridge_lab.dataplane.pins import PREFIX, PROGRAMS, opened
 from merbridge_lab.errors import LabError
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from merbridge_lab.dataplane.pins import Pins
 
@@ -52,6 +56,11 @@ class Recompiled:
         """Return what the programs must be told about this kernel (kernel_facts.constant). Raises LabError."""
         facts: Mapping[str, int] = self._result().get("kernel", {})
         return facts
+
+    def file(self) -> str | None:
+        """Return the file that the tags were taken from; None if the source was compiled. Raises LabError."""
+        file: str | None = self._result().get("file")
+        return file
 
     def _result(self) -> Mapping[str, Any]:
         if self._told is None:
@@ -92,7 +101,7 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
     if recompiled is None:
         return []
     try:
-        wanted = recompiled.tags()
+        wanted, file = recompiled.tags(), recompiled.file()
     except LabError as error:
         return [str(unread("what merlab's BPF source compiles to", error))] if needed else []
     found = _kernel_problems(pins, recompiled.kernel())
@@ -108,6 +117,9 @@ def problems(pins: Pins, recompiled: Recompiled | None, *, needed: bool) -> list
             found.append(
                 f"program {name} (id {program.id}) is not what merlab's source compiles to on this machine: it is"
                 " another program, or BCC was upgraded since it was loaded"
+                if file is None
+                else f"program {name} (id {program.id}) is not the one in {file}: it is another program, or the file"
+                " was replaced since it was loaded"
             )
     return found
 
@@ -121,13 +133,33 @@ def _kernel_problems(pins: Pins, facts: Mapping[str, int]) -> list[str]:
     return [f"the programs are told something else about this kernel than it is: {', '.join(wrong)}"] if wrong else []
 
 
+def _file() -> Path | None:
+    return None if artefact.has_bcc() else artefact.chosen()
+
+
+def not_compared() -> str | None:
+    """Describe what the comparison leaves out on this machine; None if it leaves out nothing."""
+    file = _file()
+    if file is None:
+        return None
+    return (
+        f"without BCC, the programs in the kernel are compared with {file}, and that file is not compared with"
+        " merlab's source"
+    )
+
+
 def main() -> None:
-    """Compile, and print the expected tags; or print why not, and fail."""
+    """Compile, or read what was compiled, and print the expected tags; or print why not, and fail."""
     from merbridge_lab.dataplane import compiler, kernel_facts
 
+    file = _file()
     try:
-        compiled = compiler.instructions()
+        compiled = compiler.compiled() if file is None else artefact.read(file)
     except LabError as error:
         sys.exit(error.what)
-    told = {"tags": {name: tags(code) for name, code in compiled.items()}, "kernel": kernel_facts.constant()}
+    told = {
+        "tags": {PREFIX + name: tags(compiled.program(PREFIX + name).code) for name in PROGRAMS},
+        "file": None if file is None else str(file),
+        "kernel": kernel_facts.constant(),
+    }
     json.dump(told, sys.stdout)

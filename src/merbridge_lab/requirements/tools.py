@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bcc_import, system_tools
 from merbridge_lab.adapters.command import run
+from merbridge_lab.dataplane import artefact
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import HBONE_PORT, OUTBOUND_PORT, SIDECAR_UID
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
@@ -114,6 +115,9 @@ def netfilter(backend: str) -> Requirement:
 
 def bcc(root: Path, distribution: Distribution) -> Requirement:
     """Check for BCC without importing it, which takes half a second. It is never the PyPI package bcc."""
+    compiled = artefact.chosen(root)
+    if compiled is not None:
+        return _compiled(compiled)
     other = bcc_import.impostor()
     aside = f"; the PyPI package bcc in {other.parent} is an unrelated lattice library" if other else ""
     try:
@@ -128,6 +132,15 @@ def bcc(root: Path, distribution: Distribution) -> Requirement:
     if bcc_import.library(root) is None and not os.environ.get(bcc_import.VARIABLE):
         return Requirement("bcc", FAIL, f"{said}, without libbcc.so.0", BCC_NEEDED, distribution.install("bcc"))
     return Requirement("bcc", PASS if version else WARN, said, BCC_NEEDED)
+
+
+def _compiled(file: Path) -> Requirement:
+    """Check the file that the programs are loaded from instead."""
+    try:
+        made = artefact.read(file)
+    except LabError as error:
+        return Requirement("bcc", FAIL, error.what, BCC_NEEDED, error.hint)
+    return Requirement("bcc", PASS, f"not needed: {file} has the programs, compiled by {made.compiler}", BCC_NEEDED)
 
 
 def envoy() -> Requirement:

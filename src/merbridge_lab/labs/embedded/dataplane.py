@@ -14,7 +14,7 @@ from merbridge_lab.dataplane import reader_legs, socket_filters
 from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Reading
+from merbridge_lab.evidence import NOT_COMPARED, Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
 from merbridge_lab.labs.embedded import own_trace, topology, trace_owner
 from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, left_to_rules
@@ -180,13 +180,18 @@ class EmbeddedDataplane:
         self._manager.recompile(proof=proof)
 
     def readings(self) -> tuple[Reading, ...]:
-        """List the programs in the kernel and where they are attached, with those of others, if any."""
+        """List the programs in the kernel and where they are attached, those of others, and what is not compared."""
         own = [
             Reading(f"bpf:{program.name}", "", None, program.attached_to, f"{program.type}, id {program.id}")
             for program in self._manager.programs()
         ]
         others = self._manager.others(self._machine.mesh_cgroup, self.discovery.endpoints())
-        return (*own, *(Reading("bpf:others", "", None, each) for each in others))
+        left_out = self._manager.not_compared()
+        return (
+            *own,
+            *(Reading("bpf:others", "", None, each) for each in others),
+            *([Reading(f"bpf:{NOT_COMPARED}", "", None, left_out)] if left_out else []),
+        )
 
     @property
     def attached(self) -> bool:
