@@ -27,6 +27,8 @@ KINDS = {
     "merlab_sockopt": "bpf.getsockopt",
     "merlab_lookup": "bpf.sk_lookup",
     "merlab_unread": "bpf.raw_tracepoint",
+    "merlab_forget": "bpf.raw_tracepoint",
+    "merlab_release": "bpf.raw_tracepoint",
 }
 
 

@@ -28,6 +28,10 @@ class RefusedError(OSError):
     log: str = ""
 
 
+#: BPF_MAP_TYPE_LPM_TRIE
+LPM_TRIE = 11
+
+
 class MapShape(NamedTuple):
     """What a map is created with, and what the kernel reports about it; `typed` if its key and value have types."""
 

@@ -17,6 +17,7 @@ from merbridge_lab.dataplane.pins import MAPS, PREFIX, PROGRAMS
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
+    from merbridge_lab.adapters.bpf_objects import MapShape
     from merbridge_lab.dataplane.artefact import Artefact
 
 _LEARNER = PREFIX + "learn"
@@ -48,6 +49,11 @@ def load_compiled(made: Artefact) -> Loaded:
     return Loaded(programs, maps, lambda: loader.program(_LEARNER), opened.close)
 
 
+def _key_type(blob: Blob, shape: MapShape) -> int:
+    """Return the type of a map's keys: the kernel wants those of an LPM trie to be a structure."""
+    return blob.structure(shape.key_size) if shape.type == bpf_objects.LPM_TRIE else blob.sized(shape.key_size)
+
+
 class _Loader:
     """Load the types and maps of an artefact, then its programs; `opened` closes all of them."""
 
@@ -55,7 +61,7 @@ class _Loader:
         self._made, self._opened = made, opened
         blob = Blob()
         sized = {
-            shape.name: (blob.sized(shape.key_size), blob.sized(shape.value_size)) for shape in made.maps if shape.typed
+            shape.name: (_key_type(blob, shape), blob.sized(shape.value_size)) for shape in made.maps if shape.typed
         }
         self._functions = {program.name: blob.function(program.name) for program in made.programs}
         self.maps: dict[str, int] = {}

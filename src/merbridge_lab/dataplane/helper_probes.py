@@ -15,6 +15,7 @@ _LOOKUP, _PRINTK = Helper("map_lookup_elem", 1), Helper("trace_printk", 6)
 _UID, _SOCKET_COOKIE = Helper("get_current_uid_gid", 15), Helper("get_socket_cookie", 46)
 _STORAGE, _READ = Helper("sk_storage_get", 107), Helper("probe_read_kernel", 113)
 _NETNS_COOKIE = Helper("get_netns_cookie", 122)
+_DELETE, _COARSE_TIME = Helper("map_delete_elem", 3), Helper("ktime_get_coarse_ns", 160)
 _COMMON = (_LOOKUP, _PRINTK)
 _CONNECT = (
     *_COMMON,
@@ -35,7 +36,7 @@ CALLED: Mapping[str, tuple[Helper, ...]] = {
     "bpf.sock_ops": (
         *_COMMON,
         Helper("map_update_elem", 2),
-        Helper("map_delete_elem", 3),
+        _DELETE,
         _SOCKET_COOKIE,
         Helper("setsockopt", 49),
         Helper("sock_ops_cb_flags_set", 59),
@@ -43,10 +44,11 @@ CALLED: Mapping[str, tuple[Helper, ...]] = {
         _STORAGE,
         _READ,
         _NETNS_COOKIE,
+        _COARSE_TIME,
     ),
-    "bpf.sk_msg": (*_COMMON, Helper("msg_redirect_hash", 71), _STORAGE, _READ, _NETNS_COOKIE),
+    "bpf.sk_msg": (*_COMMON, Helper("msg_redirect_hash", 71), _STORAGE, _READ, _NETNS_COOKIE, _COARSE_TIME),
     "bpf.sk_lookup": (*_COMMON, Helper("sk_release", 86), Helper("sk_assign", 124)),
-    "bpf.raw_tracepoint": (_LOOKUP, _READ),
+    "bpf.raw_tracepoint": (_LOOKUP, _DELETE, _READ),
 }
 
 
