@@ -487,7 +487,11 @@ def forgetful(rig: Rig):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("refreshed", [True, False], ids=["refreshed", "without the packets it is reset"])
+@pytest.mark.parametrize(
+    "refreshed",
+    [True, pytest.param(False, marks=pytest.mark.soak)],
+    ids=["refreshed", "without the packets it is reset"],
+)
 def test_conntrack_does_not_forget_a_connection_that_is_redirected(rig, server, tmp_path, refreshed):
     interval = "1000000000" if refreshed else "900000000000"
     with built(rig, tmp_path / "bpf", ("abi.h", "REFRESH 60000000000", f"REFRESH {interval}")), forgetful(rig):

@@ -80,7 +80,7 @@ def test_ctrl_c_in_the_middle_restores(demo):
     assert rules() == 18
 
 
-@pytest.mark.parametrize("then", ["restore", "up"])
+@pytest.mark.parametrize("then", ["restore", pytest.param("up", marks=pytest.mark.soak)])
 def test_killed_in_the_middle_the_next_call_restores(demo, then):
     for command in ("iptables-save", "-t nat -F"):
         demo.until(waits_for(command))

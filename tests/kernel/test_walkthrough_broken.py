@@ -19,7 +19,7 @@ from tests.merlab_cli import told
 from walkthrough_host import Lab, failed_checks, is_plain, merlab
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, mounts, process_sockets
-from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane import abi, sockhash
 from merbridge_lab.dataplane.pins import HOOKS, opened, u32, u64
 from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 from merbridge_lab.polling import poll_until
@@ -68,6 +68,14 @@ def _forget(table: str, key: Callable[[Lab], bytes]) -> Callable[[Lab], None]:
             assert bpf_maps.delete(fd, key(lab))
 
     return do
+
+
+def _forget_listeners(lab: Lab) -> None:
+    with opened(lab.pins.map("listeners")) as fd:
+        keys = sockhash.listener_keys(fd, lab.cookie("helloworld-v2"))
+        assert keys
+        for key in keys:
+            bpf_maps.delete(fd, key)
 
 
 @contextlib.contextmanager
@@ -225,7 +233,7 @@ BREAKS = [
     ),
     Break(
         "listener_not_registered",
-        _forget("listeners", lambda lab: u64(lab.cookie("helloworld-v2"))),
+        _forget_listeners,
         "dataplane.in_order",
         "no 15006 listener registered for helloworld-v2",
     ),
