@@ -86,6 +86,7 @@ def test_no_module_of_bcc_is_imported_to_load(compiled):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=env)
 
 
+@pytest.mark.soak
 def test_a_whole_lab_without_bcc(compiled):
     env = environment(NAME, **{bcc_import.VARIABLE: "/nonexistent", artefact.VARIABLE: str(compiled)})
     try:
