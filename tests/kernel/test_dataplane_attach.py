@@ -244,6 +244,8 @@ def detach_link(rig: Rig) -> None:
 
 def foreign_cgroup(rig: Rig) -> None:
     pin = rig.pins / "links/connect4"
+    with opened(pin) as fd:  # without this the kernel detaches it a moment after its last descriptor was closed
+        bpf_syscall.link_detach(fd)
     pin.unlink()
     where = os.open(rig.mesh / "sleep", os.O_RDONLY)
     with opened(rig.pins / "progs/connect4") as program:
