@@ -13,31 +13,8 @@ from merbridge_lab.errors import UnsupportedFeatureError
 pytestmark = pytest.mark.kernel
 
 #: The member behind each name that bpf/queue.h uses.
-MEMBERS = {
-    "sk_cookie": ("sock_common", "skc_cookie"),
-    "sk_uid": ("sock", "sk_uid"),
-    "sk_ipv6only": ("sock_common", "skc_ipv6only"),
-    "sk_rmem_alloc": ("sock", "sk_backlog.rmem_alloc"),
-    "sk_rcvbuf": ("sock", "sk_rcvbuf"),
-    "sk_userlocks": ("sock", "sk_userlocks"),
-    "sk_user_data": ("sock", "sk_user_data"),
-    "sk_owned": ("sock", "sk_lock.owned"),
-    "sk_wq": ("sock", "sk_wq"),
-    "sk_ulp_ops": ("inet_connection_sock", "icsk_ulp_ops"),
-    "tcp_write_seq": ("tcp_sock", "write_seq"),
-    "tcp_copied_seq": ("tcp_sock", "copied_seq"),
-    "wq_head": ("socket_wq", "wait.head"),
-    "waiter_func": ("wait_queue_entry", "func"),
-    "waiter_entry": ("wait_queue_entry", "entry"),
-    "psock_ingress_msg": ("sk_psock", "ingress_msg"),
-    "psock_refcnt": ("sk_psock", "refcnt"),
-    "sk_forward_alloc": ("sock", "sk_forward_alloc"),
-    "sk_memcg": ("sock", "sk_memcg"),
-    "memcg_memory": ("mem_cgroup", "memory"),
-    "counter_usage": ("page_counter", "usage"),
-    "counter_max": ("page_counter", "max"),
-    "counter_parent": ("page_counter", "parent"),
-}
+#: What the programs are told; bpftool is asked independently where each member is.
+MEMBERS = btf._MEMBERS | btf._OF_MEMORY
 #: Beyond those: bit fields, and members of anonymous structures and unions within anonymous ones.
 MORE = [
     ("sock", "sk_no_check_tx"),

@@ -58,11 +58,8 @@ def still(objects: set[tuple[str, int]]) -> set[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def shared():
-    rig = Rig()
-    try:
+    with contextlib.closing(Rig()) as rig:
         yield rig
-    finally:
-        rig.close()
 
 
 @pytest.fixture

@@ -29,11 +29,8 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture(scope="module")
 def shared():
-    rig = Rig()
-    try:
+    with contextlib.closing(Rig()) as rig:
         yield rig
-    finally:
-        rig.close()
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,8 @@ RECV_QUEUE, SEND_QUEUE = 1, 2
 
 @pytest.fixture(scope="module")
 def shared():
-    rig = Rig()
-    try:
+    with contextlib.closing(Rig()) as rig:
         yield rig
-    finally:
-        rig.close()
 
 
 @pytest.fixture

@@ -30,11 +30,8 @@ FULL = 4 << 20
 
 @pytest.fixture(scope="module")
 def shared():
-    rig = Rig()
-    try:
+    with contextlib.closing(Rig()) as rig:
         yield rig
-    finally:
-        rig.close()
 
 
 @pytest.fixture

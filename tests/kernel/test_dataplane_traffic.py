@@ -24,12 +24,9 @@ LEGS = ("outbound", "mesh", "inbound")
 
 @pytest.fixture(scope="module")
 def rig():
-    rig = Rig()
-    try:
+    with contextlib.closing(Rig()) as rig:
         rig.attach()
         yield rig
-    finally:
-        rig.close()
 
 
 @pytest.fixture(scope="module")

@@ -242,11 +242,8 @@ def test_the_kernel_evaluates_the_rules_as_the_model_does(rig):
 
 @pytest.fixture
 def served():
-    rig = Rig()
-    try:
+    with contextlib.closing(Rig()) as rig:
         yield rig
-    finally:
-        rig.close()
 
 
 def peer_of(listener: socket.socket, client: socket.socket) -> str:

@@ -16,10 +16,8 @@
 #define PORT_DNS      15053
 #define PORT_STATS    15090
 
-// A receiver holding more unread bytes than this gets the rest by TCP, whose window makes the sender wait.
-// Where the kernel charges them, the message at hand is not counted in: it is 557,056 bytes at most (17
-// fragments of 32 kB), and one that alone is more than a quarter of a small buffer would send its connection
-// to TCP for good.
+// A receiver that would hold more unread bytes than this with a message gets the message by TCP, whose window
+// makes the sender wait.
 #define HIGH_WATER 2097152
 
 // No map is allocated beforehand: these bound what a node may use, and nothing is charged for what is not
@@ -106,7 +104,7 @@ struct config {
 // all kernels. Offsets are in bytes, from the kernel's BTF (dataplane/btf.py).
 struct kernel {
     u64 woken;     // address of woken_wake_function(); 0: not known, so a direction on TCP never comes back
-    u32 charges;   // 1: redirected bytes are charged to sk_rmem_alloc (since Linux 6.13)
+    u32 charges;   // 1: redirected bytes are charged to sk_rmem_alloc (probed)
     u32 quota;     // connections at once of one pod
     u32 sk_cookie; // of struct sock
     u32 sk_uid;

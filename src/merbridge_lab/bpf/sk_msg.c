@@ -27,7 +27,7 @@ INLINE int receiver_full(struct kernel *kernel, struct flow *flow, u64 sk, u32 s
     if (charged < 0)
         charged = 0;
     if (!kernel->charges) {
-        // Before Linux 6.13 redirected bytes are charged to nobody: count them ourselves.
+        // This kernel charges redirected bytes to nobody: count them ourselves.
         psock = psock_of(kernel, sk);
         if (!psock || !has_unread(kernel, psock))
             flow->unread = 0;

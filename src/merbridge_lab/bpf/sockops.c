@@ -102,7 +102,8 @@ INLINE int is_sidecars(struct kernel *kernel, u64 sk, struct pod *pod) {
     return uid == pod->uid;
 }
 
-// Registers an inbound listener that takes IPv4 connections.
+// Registers an inbound listener that takes IPv4 connections, in the first slot that is free. With more
+// listeners than slots the newest is known.
 INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *pod, u64 netns) {
     struct kernel *kernel = this_kernel();
     struct listener key = {.netns = netns};
@@ -126,7 +127,6 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod 
         return;
     if (!is_sidecars(kernel, address, pod))
         return;
-        // In the first slot that is free. With more listeners than slots the newest is known.
 #pragma unroll
     for (i = 0; i < LISTENERS; i++) {
         key.slot = i;

@@ -96,7 +96,8 @@ def assess_payload(seen: Observation) -> Finding:
     evidence += confirmed.evidence
     if not confirmed.held:
         return fails(confirmed.why, *evidence, control=confirmed.control)
-    served = "all three legs" if record.served == record.legs else f"the {' and '.join(map(str, record.served))} legs"
+    some = f"the {' and '.join(map(str, record.served))} leg{'s' if len(record.served) > 1 else ''}"
+    served = "all three legs" if record.served == record.legs else some
     limits = "".join(f"; not on the {leg} leg: {leg.not_served}" for leg in record.legs if leg.not_served)
     return holds(f"{witnesses[-1]} on {served}{confirmed.why}{limits}", *evidence, control=confirmed.control)
 
