@@ -12,6 +12,7 @@ from merbridge_lab.adapters import bcc_import
 from merbridge_lab.adapters.bpf_objects import MapShape
 from merbridge_lab.adapters.btf_blob import Blob
 from merbridge_lab.dataplane import abi, artefact, recompiled
+from merbridge_lab.dataplane.pins import MAPS, PREFIX, PROGRAMS
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.requirements import tools
@@ -24,9 +25,12 @@ EXIT = struct.pack("=BBhi", 0x95, 0, 0, 0)
 
 def made() -> artefact.Artefact:
     code, maps = artefact.unlinked(LOAD_NUMBER + LOAD_MAP + LOAD_MAP + EXIT, {7: "merlab_pods"})
-    program = artefact.CompiledProgram("merlab_lookup", 30, 36, "GPL", "sk_lookup", "bpf.sk_lookup", maps, code)
-    shape = MapShape("merlab_pods", 1, 8, 272, 1024, 1, typed=True)
-    return artefact.Artefact(abi.stamp(), "BCC 0.26.0", sys.byteorder, (shape,), (program,))
+    programs = tuple(
+        artefact.CompiledProgram(PREFIX + name, 30, 36, "GPL", "sk_lookup", "bpf.sk_lookup", maps, code)
+        for name in (*PROGRAMS, "learn")
+    )
+    shapes = tuple(MapShape(PREFIX + name, 1, 8, 272, 1024, 1, typed=True) for name in MAPS)
+    return artefact.Artefact(abi.stamp(), "BCC 0.26.0", sys.byteorder, shapes, programs)
 
 
 def written(tmp_path, **changes):
@@ -56,6 +60,8 @@ def test_maps_are_named_and_not_numbered():
         ({"format": 2}, "has format 2, expected 1"),
         ({"programs": [{"name": "merlab_lookup"}]}, "is damaged"),
         ({"maps": None}, "is damaged"),
+        ({"programs": []}, "is incomplete: merlab_connect4, merlab_connect6, "),
+        ({"maps": []}, "is incomplete: merlab_config, "),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(tmp_path, changes, why):

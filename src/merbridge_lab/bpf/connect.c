@@ -85,9 +85,8 @@ INLINE void decide(struct dial *dial, struct pod *pod, u64 netns) {
         if (dial->src_ip4 == INBOUND4) {
             dial->leg = LEG_INBOUND;
         } else if (is_own_call(pod, netns, dial->port)) {
-            // A sidecar calling its own pod. To 127.0.0.1, because Istio's rule for this case leaves that
-            // address alone: REDIRECT of a local packet would change the address, and the accepting side
-            // would look for another wire.
+            // A sidecar calling its own pod. To its listener, as sk_lookup leaves alone what a pod sends to
+            // itself; at 127.0.0.1, which Istio's rules leave alone.
             dial->leg = LEG_MESH;
             dial->ip4 = LOOPBACK4;
             dial->port = PORT_INBOUND;

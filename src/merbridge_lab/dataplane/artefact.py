@@ -26,6 +26,7 @@ from typing import Any
 from merbridge_lab.adapters import bcc_import
 from merbridge_lab.adapters.bpf_objects import MapShape
 from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.pins import MAPS, PREFIX, PROGRAMS
 from merbridge_lab.errors import LabError
 
 #: Names the file to load the programs from, even if BCC could compile them.
@@ -119,6 +120,9 @@ def read(path: Path) -> Artefact:
         raise _unusable(path, "was not written by `merlab compile`, or is damaged") from error
     if made.stamp != abi.stamp():
         raise _unusable(path, f"was compiled from the sources of merlab {made.stamp}, this is {abi.stamp()}")
+    wanted = {PREFIX + each for each in (*PROGRAMS, "learn", *MAPS)}
+    if missing := sorted(wanted - {each.name for each in made.programs} - {each.name for each in made.maps}):
+        raise _unusable(path, f"is incomplete: {', '.join(missing)}")
     if made.byte_order != sys.byteorder:
         raise _unusable(path, f"was compiled for {made.byte_order}-endian processors")
     return made

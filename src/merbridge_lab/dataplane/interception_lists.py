@@ -84,9 +84,8 @@ def _present(pins: Pins, name: str) -> dict[int, Entries]:
     """Return what a map holds, by the cookie of the pod. Raises OSError."""
     found: dict[int, Entries] = {}
     with pins.open_map(name) as fd:
-        for key in bpf_maps.keys(fd, abi.layouts()[_MAPS[name]].size):
-            if (value := bpf_maps.lookup(fd, key, 4)) is not None:
-                found.setdefault(_cookie_of(name, key), {})[key] = value
+        for key, value in bpf_maps.entries(fd, abi.layouts()[_MAPS[name]].size, 4).items():
+            found.setdefault(_cookie_of(name, key), {})[key] = value
     return found
 
 

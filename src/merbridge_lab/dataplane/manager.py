@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters import bpf_maps
-from merbridge_lab.dataplane import abi, health, orphaned_links, printk_event, recompiled
+from merbridge_lab.dataplane import abi, garbage, health, orphaned_links, printk_event, recompiled
 from merbridge_lab.dataplane.attach import attach
 from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.endpoints import address, legs_of, served
@@ -182,7 +182,6 @@ class Dataplane:
 
     def pairs(self) -> list[Pair]:
         """Return the live connections that the dataplane carries."""
-        layout = abi.layouts()["pair"]
         found: list[Pair] = []
         with _reading(self._pins):
             readable = self._pins.readable
@@ -190,8 +189,7 @@ class Dataplane:
             return found
         with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
             pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
-            held = bpf_maps.entries(fd, abi.layouts()["handshake"].size, layout.size)
-            found = [_pair(layout.unpack(raw), pods) for raw in held.values()]
+            found = [_pair(raw, pods) for raw in garbage.connections(fd).values()]
         return found
 
 
