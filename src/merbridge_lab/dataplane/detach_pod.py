@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: For handshakes in progress to end, in seconds.
 _HANDOVER = 0.1
 #: For the sockets of a living pod to read what was redirected to them, in seconds.
-_DRAIN = 1.0
+_DRAIN = 0.5
 #: Counts connections down when they end.
 _COUNTS = "sockops"
 #: The last one to be detached: an app must always learn the original destination of what was intercepted.
@@ -41,14 +41,18 @@ class _End(NamedTuple):
 
 
 def forget(pins: Pins, uid: str) -> None:
-    """Detach the pod, and remove all that is kept for it; succeed if it is not served. Raises OSError."""
+    """Detach the pod, and remove all that is kept for it; succeed if it is not served. Raises OSError.
+
+    If the maps are another version's, only the links are ours to detach.
+    """
     links = in_order(pins.links_of(uid).iterdir()) if uid in pins.uids() else []
     is_alive = any(map(_has_target, links))
-    cookies = [cookie for cookie, pod in pins.pods().items() if pod["id"] == uid]
+    pods = pins.pods() if pins.readable else {}
+    cookies = [cookie for cookie, pod in pods.items() if pod["id"] == uid]
     _detach(links, lambda hook: hook not in (_COUNTS, _LAST))
     for cookie in cookies:
         _leave_addresses(pins, cookie)
-    if is_alive:
+    if is_alive and cookies:
         poll_until(
             lambda: not _are_dialling(pins, cookies),
             timeout=_HANDOVER,
