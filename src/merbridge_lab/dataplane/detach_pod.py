@@ -61,7 +61,7 @@ def forget(pins: Pins, uid: str) -> None:
     _detach(links, lambda hook: hook != _LAST)
     for cookie in cookies:
         _remove_connections(pins, cookie, _DRAIN if is_alive else 0)
-        remove_entries(pins, cookie)
+        _remove_entries(pins, cookie)
     _detach(links, lambda _: True)
     if uid in pins.uids():
         remove_folder(pins.links_of(uid))
@@ -134,7 +134,7 @@ def _remove_connections(pins: Pins, cookie: int, timeout: float) -> None:
                     bpf_maps.delete(peers, key)
 
 
-def remove_entries(pins: Pins, cookie: int) -> None:
+def _remove_entries(pins: Pins, cookie: int) -> None:
     """Remove what the maps hold for the network namespace of a pod without links. Raises OSError."""
     _leave_addresses(pins, cookie)
     with pins.open_map("listeners") as table:
@@ -156,7 +156,8 @@ def sweep(pins: Pins) -> None:
     """Remove the entries of network namespaces that are of no pod. Raises OSError."""
     known = pins.pods().keys()
     for cookie in _cookies(pins) - known - {garbage.ALL}:
-        remove_entries(pins, cookie)
+        _remove_connections(pins, cookie, 0)
+        _remove_entries(pins, cookie)
 
 
 def _cookies(pins: Pins) -> set[int]:
