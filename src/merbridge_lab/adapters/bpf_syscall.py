@@ -10,6 +10,7 @@ import errno
 import os
 import platform
 import struct
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from merbridge_lab.adapters.change import change
@@ -62,6 +63,8 @@ QUERY_EFFECTIVE = 1
 _INFO_BYTES = 256
 _LSM_CGROUP = 43
 _ATTRIBUTE = 512
+#: How long a link with a number may take until it can be opened, in seconds.
+_BEING_MADE = 0.5
 _ALLOW_OVERRIDE, _ALLOW_MULTI = 1, 2
 
 
@@ -200,8 +203,18 @@ def ids(kind: str) -> Iterator[int]:
 
 
 def by_id(kind: str, number: int) -> int:
-    """Return a descriptor of a loaded `prog`, `map` or `link`; the caller closes it."""
-    return call(_IDS[kind][1], struct.pack("=III", number, 0, 0), f"open {kind} {number}")[0]
+    """Return a descriptor of a loaded `prog`, `map` or `link`; the caller closes it.
+
+    A link that somebody is making at this moment has a number already, but cannot be opened yet: wait for it.
+    """
+    deadline = time.monotonic() + _BEING_MADE
+    while True:
+        try:
+            return call(_IDS[kind][1], struct.pack("=III", number, 0, 0), f"open {kind} {number}")[0]
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            os.sched_yield()
 
 
 @change("attach by a link")
