@@ -35,13 +35,9 @@ _IDS = {"prog": (11, 13), "map": (12, 14), "link": (31, 30)}
 PROG_SOCK_OPS, PROG_SK_MSG, PROG_RAW_TRACEPOINT = 13, 16, 17
 PROG_CGROUP_SOCK_ADDR, PROG_CGROUP_SOCKOPT, PROG_SK_LOOKUP = 18, 25, 30
 PROG_TYPES = {
-    PROG_SOCK_OPS: "sock_ops",
-    PROG_SK_MSG: "sk_msg",
-    PROG_RAW_TRACEPOINT: "raw_tracepoint",
-    PROG_CGROUP_SOCK_ADDR: "cgroup_sock_addr",
-    PROG_CGROUP_SOCKOPT: "cgroup_sockopt",
-    PROG_SK_LOOKUP: "sk_lookup",
-}
+    PROG_SOCK_OPS: "sock_ops", PROG_SK_MSG: "sk_msg", PROG_RAW_TRACEPOINT: "raw_tracepoint",
+    PROG_CGROUP_SOCK_ADDR: "cgroup_sock_addr", PROG_CGROUP_SOCKOPT: "cgroup_sockopt", PROG_SK_LOOKUP: "sk_lookup",
+}  # fmt: skip
 
 # enum bpf_attach_type
 CGROUP_SOCK_OPS, SK_MSG_VERDICT = 3, 7
@@ -73,8 +69,7 @@ def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"{what}: bpf(2) has no known number on {platform.machine()}")
-    # Newer kernels write into the part of the attribute that they know (Linux 6.6: at byte 56), whatever length we
-    # pass.
+    # Newer kernels write into the part of the attribute that they know (6.6: at byte 56), whatever length we pass.
     room = ctypes.create_string_buffer(attr, _ATTRIBUTE)
     try:
         return system_call(number, command, room, max(len(attr), 8)), room.raw
@@ -203,10 +198,7 @@ def ids(kind: str) -> Iterator[int]:
 
 
 def by_id(kind: str, number: int) -> int:
-    """Return a descriptor of a loaded `prog`, `map` or `link`; the caller closes it.
-
-    A link that somebody is making at this moment has a number already, but cannot be opened yet: wait for it.
-    """
+    """Return a descriptor of a loaded `prog`, `map` or `link`; the caller closes it. Wait for a link being made."""
     deadline = time.monotonic() + _BEING_MADE
     while True:
         try:
@@ -214,7 +206,6 @@ def by_id(kind: str, number: int) -> int:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
-            os.sched_yield()
 
 
 @change("attach by a link")
