@@ -177,7 +177,7 @@ class Service:
             self._forget_strangers()
 
     def _next_list(self, now: float) -> float:
-        """Return when to ask again: soon while the runtime is late, for a new pod's cgroup or for one that has ended."""
+        """Return when to ask again: soon while the runtime is late to name a new pod, or to drop one that has ended."""
         known = {pod.sandbox.uid for pod in self._pods.pods.values()}
         has_ended = any(pod.sandbox.pid and "sandbox" not in pod.processes for pod in self._pods.pods.values())
         if self._watch.pods.keys() <= known and not has_ended:
