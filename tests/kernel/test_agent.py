@@ -14,6 +14,8 @@ import pytest
 from kernel.agent_node import AgentNode, counted
 from kernel.compiled_programs import compile_into
 from kernel.dataplane_rig import Agent, until
+from merbridge_lab.adapters import netlink_hooks, tcp_sockets
+from merbridge_lab.adapters.listening_sockets import Listening
 
 pytestmark = pytest.mark.kernel
 
@@ -404,3 +406,18 @@ def test_the_trace_tells_of_the_nodes_pods_and_of_no_others(node):
     assert "intercepted" in connects[0]["sentence"]
     assert node.status()["debug"] is False
     assert list((node.tmp / "tracing/instances").glob("merlab-agent-*")) == []
+
+
+def test_listeners_are_the_same_by_netlink_and_from_proc(node, monkeypatch):
+    (sleep,) = node.started("sleep")
+    node.stack.enter_context(sleep.app.listen(8080, at="::", v6=True))
+    with contextlib.closing(Listening(sleep.app.netns)) as listening:
+        told = listening.listeners()
+        assert sorted(told) == sorted(tcp_sockets.listening(sleep.app.netns))
+        assert {(each.port, each.uid) for each in told} == {(15001, 1337), (15006, 1337), (8080, 0)}
+
+        def without(*_, **__):
+            raise FileNotFoundError
+
+        monkeypatch.setattr(netlink_hooks, "dump_by", without)
+        assert sorted(listening.listeners()) == sorted(told)
