@@ -10,6 +10,7 @@ import selectors
 import time
 from typing import TYPE_CHECKING
 
+from merbridge_lab import signals
 from merbridge_lab.agent import agent_log, pod_facts
 from merbridge_lab.agent.namespace_labels import NamespaceLabels
 from merbridge_lab.agent.node_pods import NodePods
@@ -90,6 +91,7 @@ class Service:
     def run(self, *, once: bool = False) -> None:
         """Reconcile until `stop`, or, `once`, until every pod has been looked at. Programs and pins stay."""
         with self._watch, self._selector, woken_by_signals(self._selector, self.stop):
+            signals.checkpoint()  # one that came before these handlers
             self._selector.register(self._watch, selectors.EVENT_READ, None)
             self._watch.scan()
             self._install_programs()
