@@ -20,7 +20,7 @@ from tests.cluster import builds
 from tests.merlab_cli import told
 
 from merbridge_lab.labs.kubernetes import manifests
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets
 from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.merbridge import kernel_objects
 
@@ -253,7 +253,7 @@ def test_an_edit_by_hand_while_step_3_waits_is_undone_or_named_and_not_waited_fo
     edit("replace", HOST_NETWORK, value=False)
     running = Running("step", "3", "--json")
     try:
-        assert running.reaches(lambda _: has_host_network() and not installation.rolled_out(daemonset()))
+        assert running.reaches(lambda _: has_host_network() and not daemonsets.rolled_out(daemonset()))
         edit("replace", HOST_NETWORK, value=False)
         try:
             running.process.communicate(timeout=90)  # half of its wait for a pod that is about to be ready
@@ -367,7 +367,7 @@ def test_down_in_the_middle_of_a_rollout_leaves_nothing_on_the_node(lab: dict[st
     running = Running("step", "4")
     assert running.reaches(lambda _: "-d" in args())
     running.end(signal.SIGKILL)
-    assert not installation.rolled_out(daemonset()), "it was killed in the middle"
+    assert not daemonsets.rolled_out(daemonset()), "it was killed in the middle"
     assert held(merlab("down", "--keep-cluster"))
     assert attached() == []
     assert settled(maps, {}) == {}
