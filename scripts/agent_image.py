@@ -1,4 +1,4 @@
-"""Build the image of the agent: `make agent-image`, or `python scripts/agent_image.py NAME [BASE]`.
+"""Build the image of the agent: `make agent-image`, or `python scripts/agent_image.py NAME [BASE [OPTION…]]`.
 
 What is in it: Python and nftables from Debian, the packages of requirements/agent.txt, merlab, and the programs as BCC
 compiled them. Where BCC is, the image is compared with what the sources compile to now. Docker builds it; nothing runs
@@ -134,9 +134,9 @@ def build(ref: str, base: str, *options: str) -> int:
     return size
 
 
-def main(ref: str, base: str = BASE) -> int:
-    """Build the image and say what became of it."""
-    size = build(ref, base)
+def main(ref: str, base: str = BASE, *options: str) -> int:
+    """Build the image, with options for Docker, and say what became of it."""
+    size = build(ref, base, *options)
     compared = "compared with a fresh compile" if compiled_here() else "not compared: there is no BCC here"
     sys.stdout.write(f"{ref}: {size / 1e6:.0f} MB uncompressed; its programs are {compared}\n")
     return 0

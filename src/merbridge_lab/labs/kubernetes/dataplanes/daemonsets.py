@@ -16,6 +16,8 @@ Object = dict[str, Any]
 
 #: The label of everything that merlab applied.
 _MARK = ("app.kubernetes.io/managed-by", "merlab")
+#: The names of DaemonSets that intercept connections, and a word of the command of another one.
+_INTERCEPT, _COMMAND = frozenset({"merbridge", "merlab-agent"}), "mbctl"
 
 
 def noted(daemonset: Object, key: str) -> str:
@@ -57,6 +59,22 @@ def rolled_out(daemonset: Object) -> bool:
         and status.get("updatedNumberScheduled", 0) == wanted
         and status.get("numberReady", 0) == wanted
     )
+
+
+def intercepting(api: Api, but: tuple[str, str] = ("", "")) -> list[str]:
+    """List the DaemonSets that intercept connections, as NAMESPACE/NAME, except for the one that is named."""
+    found = [one for one in api.get("/apis/apps/v1/daemonsets")["items"] if _intercepts(one)]
+    places = [(one["metadata"]["namespace"], one["metadata"]["name"]) for one in found]
+    return ["/".join(place) for place in places if place != but]
+
+
+def _intercepts(daemonset: Object) -> bool:
+    if daemonset["metadata"]["name"] in _INTERCEPT:
+        return True
+    spec = daemonset["spec"]["template"]["spec"]
+    containers = [*(spec.get("initContainers") or []), *spec["containers"]]
+    words = [str(word) for one in containers for word in (*(one.get("args") or ()), *(one.get("command") or ()))]
+    return any(_COMMAND in word for word in words)
 
 
 def differences(wanted: object, live: object, where: str = "") -> list[str]:

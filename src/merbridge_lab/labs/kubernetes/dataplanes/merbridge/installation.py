@@ -110,21 +110,9 @@ def edits(daemonset: Object) -> list[str]:
 
 
 def others(api: Api) -> list[str]:
-    """List the DaemonSets that are a Merbridge but not merlab's."""
-    return [
-        f"{one['metadata']['namespace']}/{one['metadata']['name']}"
-        for one in api.get("/apis/apps/v1/daemonsets")["items"]
-        if _is_merbridge(one) and not is_ours(one)
-    ]
-
-
-def _is_merbridge(daemonset: Object) -> bool:
-    words = [
-        str(word)
-        for one in manifest.containers(daemonset)
-        for word in (*(one.get("args") or ()), *(one.get("command") or ()))
-    ]
-    return daemonset["metadata"]["name"] == NAME or any("mbctl" in word for word in words)
+    """List the DaemonSets that intercept connections but are not the Merbridge that merlab installed."""
+    found = api.find(PATH)
+    return daemonsets.intercepting(api, but=(NAMESPACE, NAME) if found and is_ours(found) else ("", ""))
 
 
 def there(access: Access) -> bool:

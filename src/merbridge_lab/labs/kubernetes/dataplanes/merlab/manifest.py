@@ -1,0 +1,55 @@
+"""The objects that bring the agent to every node: merlab's own manifest."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from merbridge_lab.adapters import kubernetes_api
+from merbridge_lab.labs.kubernetes import manifest_templates
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merbridge_lab.labs.kubernetes.settings import Settings
+
+Object = dict[str, Any]
+#: The name of this dataplane, and of its image.
+MERLAB = "merlab"
+#: The name of its namespace and of everything in it, and of the folder of pins on a node.
+NAME = NAMESPACE = PINS = "merlab-agent"
+CONTAINER = "agent"
+PATH = kubernetes_api.path("DaemonSet", NAME, NAMESPACE)
+NAMESPACE_PATH = kubernetes_api.path("Namespace", NAMESPACE)
+#: The variable of the container with which it removes everything from its node: see images/agent/entrypoint.
+REMOVE = {"name": "MERLAB_AGENT", "value": "remove"}
+
+
+def shown(settings: Settings) -> str:
+    """Return the manifest for people."""
+    return manifest_templates.rendered(MERLAB, settings)
+
+
+def objects(settings: Settings) -> list[Object]:
+    """Return what is applied."""
+    return [one for one in yaml.safe_load_all(shown(settings)) if one]
+
+
+def daemonset(found: Sequence[Object]) -> Object:
+    """Return the DaemonSet of a manifest."""
+    return next(one for one in found if one["kind"] == "DaemonSet")
+
+
+def removing(wanted: Object) -> Object:
+    """Return the DaemonSet whose pods remove everything from their nodes; they are ready when that is done."""
+    told = copy.deepcopy(wanted)
+    container = told["spec"]["template"]["spec"]["containers"][0]
+    container["env"] = [*(container.get("env") or []), REMOVE]
+    return told
+
+
+def is_removing(found: Object) -> bool:
+    """Report whether the pods of a DaemonSet remove everything."""
+    return REMOVE in (found["spec"]["template"]["spec"]["containers"][0].get("env") or [])
