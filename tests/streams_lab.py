@@ -81,7 +81,7 @@ class Scene:
     def attach_now(self, *more: Endpoint) -> None:
         """Attach without waiting for older connections to close."""
         endpoints = [*self.lab.dataplane.discovery.endpoints(), *more]
-        self.lab.dataplane._manager.attach(self.lab.machine.mesh_cgroup, endpoints)
+        self.lab.dataplane._manager.attach(endpoints)
 
     def detach(self) -> None:
         self.lab.dataplane.remove()

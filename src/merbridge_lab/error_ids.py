@@ -49,6 +49,8 @@ ErrorId: TypeAlias = Literal[
     "compiled.unusable",
     "verify.disturbed",
     "matrix.unexpected",
+    # the agent of a node
+    "agent.older",
     # labs on Kubernetes
     "docker.unreachable",
     "docker.unsupported",

@@ -64,6 +64,12 @@ def until(look, what: str, seconds: float = 5.0):
     return seen
 
 
+def removed(cgroup: str) -> bool:
+    with contextlib.suppress(OSError):
+        Path(cgroup).rmdir()
+    return not Path(cgroup).exists()
+
+
 class Agent:
     """A process in a cgroup and network namespace, as a user."""
 
@@ -119,8 +125,8 @@ class Agent:
 class NodeView:
     """A pod: the processes of its application and of its sidecar."""
 
-    def __init__(self, name: str, cgroup: Path, stack: contextlib.ExitStack) -> None:
-        self.name, self.ip = name, IPS[name]
+    def __init__(self, name: str, cgroup: Path, stack: contextlib.ExitStack, ip: str = "") -> None:
+        self.name, self.ip = name, ip or IPS[name]
         for child in ("app", "sidecar"):
             (cgroup / child).mkdir(parents=True)
         self.cgroup, self.stack = cgroup, stack
@@ -134,6 +140,14 @@ class NodeView:
         self.stack.callback(self.sidecar.end)
         if proxy:
             self.sidecar.ask(op="sidecar")
+
+    def end(self) -> None:
+        """End the pod: its processes, its namespace, its cgroup."""
+        for agent in (self.app, self.sidecar):
+            if agent:
+                agent.end()
+        for path, _, _ in os.walk(self.cgroup, topdown=False):
+            until(lambda path=path: removed(path), f"cgroup {path} is empty")
 
     def log(self) -> list[dict]:
         return self.sidecar.ask(op="log")[0]
@@ -196,10 +210,17 @@ class Rig:
         self.plane = Dataplane(self.pins, self.tracefs)
         self.stack.callback(lambda: self.plane.detach(1.0))
 
+    def new_pod(self, name: str, ip: str) -> NodeView:
+        """Make another pod, with an address that a pod may have had before."""
+        place = NodeView(name, self.mesh / name, self.stack, ip)
+        self._wire(place)
+        place.start_sidecar()
+        return place
+
     def _wire(self, place: NodeView) -> None:
         veth = f"v{place.name}"
         self.node.sh("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", str(place.app.pid))
-        batch = f"addr add {NODE_IP}/32 dev {veth}\nlink set {veth} up\nroute add {place.ip}/32 dev {veth}\n"
+        batch = f"addr add {NODE_IP}/32 dev {veth}\nlink set {veth} up\nroute replace {place.ip}/32 dev {veth}\n"
         self.node.sh("ip", "-batch", "-", stdin=batch)
         # Linux's own default; machines tuned for throughput let TCP alone buffer much more, on each of three legs.
         place.app.sh("sysctl", "-qw", "net.ipv4.tcp_rmem=4096 131072 6291456")
@@ -212,23 +233,17 @@ class Rig:
         return [self.sleep.endpoint, self.hello.endpoint]
 
     def attach(self) -> None:
-        self.plane.attach(self.mesh, self.endpoints)
+        self.plane.attach(self.endpoints)
 
     def problems(self) -> list[str]:
-        return self.plane.problems(self.mesh, self.endpoints)
+        return self.plane.problems(self.endpoints)
 
     def counters(self, pod: str) -> dict[str, int]:
         return self.plane.counters()[pod]
 
     def _rmcgroups(self) -> None:
         for path, _, _ in os.walk(self.root, topdown=False):
-            until(lambda path=path: self._gone(path), f"cgroup {path} is empty")
-
-    @staticmethod
-    def _gone(path: str) -> bool:
-        with contextlib.suppress(OSError):
-            Path(path).rmdir()
-        return not Path(path).exists()
+            until(lambda path=path: removed(path), f"cgroup {path} is empty")
 
     @staticmethod
     def _rmdirs(top: Path) -> None:

@@ -30,13 +30,15 @@ PORT = 5000
 def loaded(rig: Rig) -> set[tuple[str, int]]:
     """Return every program, map and link in the kernel that this rig created, as far as names and targets show."""
     found = set()
-    cgroup, namespaces = rig.mesh.stat().st_ino, {place.app.netns.stat().st_ino for place in (rig.sleep, rig.hello)}
+    places = (rig.sleep, rig.hello)
+    cgroups = {path.stat().st_ino for path in (rig.mesh, *(place.cgroup for place in places))}
+    namespaces = {place.app.netns.stat().st_ino for place in places}
     for number in bpf_syscall.ids("link"):
         try:
             fd = bpf_syscall.by_id("link", number)
         except OSError:
             continue
-        if bpf_syscall.link_info(fd).target in {cgroup, *namespaces}:
+        if bpf_syscall.link_info(fd).target in {*cgroups, *namespaces}:
             found.add(("link", number))
         os.close(fd)
     return found
@@ -216,6 +218,10 @@ def broken_pin(name: str):
     return lambda rig: (rig.pins / name).unlink(), name
 
 
+def link(rig: Rig, hook: str) -> Path:
+    return Pins(rig.pins).link(rig.hello.endpoint.uid, hook)
+
+
 def cookie(rig: Rig) -> bytes:
     return u64(rig.hello.cookie)
 
@@ -235,20 +241,20 @@ def forget_listener(rig: Rig) -> None:
 
 
 def detach_link(rig: Rig) -> None:
-    with opened(rig.pins / "links/sockops") as fd:
+    with opened(link(rig, "sockops")) as fd:
         bpf_syscall.link_detach(fd)
 
 
 def foreign_cgroup(rig: Rig) -> None:
-    pin = rig.pins / "links/connect4"
+    pin = link(rig, "connect4")
     with opened(pin) as fd:  # without this the kernel detaches it a moment after its last descriptor was closed
         bpf_syscall.link_detach(fd)
     pin.unlink()
     where = os.open(rig.mesh / "sleep", os.O_RDONLY)
     with opened(rig.pins / "progs/connect4") as program:
-        link = bpf_syscall.link_create(program, where, bpf_syscall.CGROUP_INET4_CONNECT)
-    bpf_syscall.pin(link, pin)
-    os.close(link), os.close(where)
+        made = bpf_syscall.link_create(program, where, bpf_syscall.CGROUP_INET4_CONNECT)
+    bpf_syscall.pin(made, pin)
+    os.close(made), os.close(where)
 
 
 def swapped(rig: Rig) -> None:
@@ -264,14 +270,11 @@ def other_version(rig: Rig) -> None:
 
 
 BREAKAGES = {
-    "link unpinned": (lambda rig: (rig.pins / "links/connect4").unlink(), "link connect4 is not pinned"),
-    "getsockopt unpinned": (lambda rig: (rig.pins / "links/getsockopt").unlink(), "link getsockopt is not pinned"),
-    "lookup link unpinned": (
-        lambda rig: (rig.pins / "links/sk_lookup/hello").unlink(),
-        "link sk_lookup of hello is not pinned",
-    ),
-    "link detached": (detach_link, "sockops is attached to nothing"),
-    "other cgroup": (foreign_cgroup, "connect4 is attached to cgroup"),
+    "link unpinned": (lambda rig: link(rig, "connect4").unlink(), "link connect4 of hello is not pinned"),
+    "getsockopt unpinned": (lambda rig: link(rig, "getsockopt").unlink(), "link getsockopt of hello is not pinned"),
+    "lookup link unpinned": (lambda rig: link(rig, "sk_lookup").unlink(), "link sk_lookup of hello is not pinned"),
+    "link detached": (detach_link, "sockops of hello is attached to nothing"),
+    "other cgroup": (foreign_cgroup, "connect4 of hello is attached to cgroup"),
     "program unpinned": (lambda rig: (rig.pins / "progs/sk_msg").unlink(), "program sk_msg is not pinned"),
     "program swapped": (swapped, "the pin of program connect4 holds merlab_connect6"),
     "map unpinned": (lambda rig: (rig.pins / "maps/peers").unlink(), "map peers is not pinned"),
@@ -282,6 +285,7 @@ BREAKAGES = {
     "counters forgotten": (forget("counters"), "pod hello has no counters"),
     "listener forgotten": (forget_listener, "no 15006 listener registered for hello"),
     "switched off": (lambda rig: Pins(rig.pins).configure(redirect=0), "redirect is switched off"),
+    "not intercepting": (lambda rig: Pins(rig.pins).configure(intercept=0), "intercept is switched off"),
 }
 
 
@@ -311,9 +315,9 @@ def test_sk_msg_off_its_map_is_named_and_mended(rig):
 
 def test_pods_that_go_are_dismissed(rig):
     rig.attach()
-    rig.plane.attach(rig.mesh, [rig.hello.endpoint])
+    rig.plane.attach([rig.hello.endpoint])
     assert set(rig.plane.counters()) == {"hello"}
-    assert "pod hello is in the pod map, but not in this lab" in rig.plane.problems(rig.mesh, [])
+    assert "pod hello is in the pod map, but not in this lab" in rig.plane.problems([])
     rig.attach()
     assert set(rig.plane.counters()) == {"hello", "sleep"}
     assert rig.problems() == []
@@ -321,29 +325,29 @@ def test_pods_that_go_are_dismissed(rig):
 
 def test_a_namespace_that_is_none(rig):
     with pytest.raises(LabError, match="cannot be entered"):
-        rig.plane.attach(rig.mesh, [Endpoint("", "x", "", "10.9.9.9", Path("/etc/hostname"), rig.mesh)])
+        rig.plane.attach([Endpoint("", "x", "", "10.9.9.9", Path("/etc/hostname"), rig.mesh)])
 
 
 ATTACH = """
 import sys
 from pathlib import Path
 from merbridge_lab.dataplane import Dataplane, Endpoint, Sidecar
-pins, tracefs, mesh, *pods = sys.argv[1:]
+pins, tracefs, *pods = sys.argv[1:]
 print("go", flush=True)
 split = [pod.split(",") for pod in pods]
 users = [Sidecar(int(pid), int(uid), int(uid)) for *_, pid, uid in split]
-places = [("", p[0], "", p[1], Path(p[2]), Path(p[3])) for p in split]
+places = [("", p[0], p[4], p[1], Path(p[2]), Path(p[3])) for p in split]
 endpoints = [Endpoint(*place, user) for place, user in zip(places, users)]
-Dataplane(Path(pins), Path(tracefs)).attach(Path(mesh), endpoints)
+Dataplane(Path(pins), Path(tracefs)).attach(endpoints)
 """
 
 
 def kill_attaching(rig: Rig, moment) -> None:
     pods = [
-        f"{each.name},{each.ip},{each.netns},{each.cgroup},{each.sidecar.pid},{each.sidecar.uid}"
+        f"{each.name},{each.ip},{each.netns},{each.cgroup},{each.uid},{each.sidecar.pid},{each.sidecar.uid}"
         for each in rig.endpoints
     ]
-    argv = [sys.executable, "-c", ATTACH, str(rig.pins), str(rig.tracefs), str(rig.mesh), *pods]
+    argv = [sys.executable, "-c", ATTACH, str(rig.pins), str(rig.tracefs), *pods]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, env=env)
     child.stdout.readline()
@@ -360,8 +364,9 @@ def test_killed_while_attaching(rig, server):
         "progs/unread",
         "maps/config",
         "maps/peers",
-        "links/getsockopt",
-        "links/sk_lookup/sleep",
+        f"links/{rig.sleep.cookie}/getsockopt",
+        f"links/{rig.sleep.cookie}/sk_lookup",
+        f"links/{rig.hello.cookie}/sk_lookup",
     ]
     for number, name in enumerate(moments):
         kill_attaching(rig, (rig.pins / name).exists)
@@ -381,7 +386,8 @@ def test_killed_while_detaching(rig, server):
     code += "print('go', flush=True); Dataplane(Path(sys.argv[1])).detach(5.0)"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     for number, name in enumerate(
-        ["links/connect4", "links/sk_lookup/sleep", "maps/stamp", "maps/pods", "progs/sk_msg"]
+        [f"links/{rig.sleep.cookie}/{hook}" for hook in ("connect4", "sk_lookup", "sockops")]
+        + ["maps/stamp", "maps/pods", "progs/sk_msg"]
     ):
         rig.attach()
         client, app = request(rig, server)
@@ -498,7 +504,7 @@ def test_looking_needs_no_bcc(rig):
     code = (
         "import sys; from pathlib import Path; from merbridge_lab.dataplane import Dataplane\n"
         f"d = Dataplane(Path({str(rig.pins)!r})); d.programs(), d.counters(), d.pairs()\n"
-        f"d.problems(Path({str(rig.mesh)!r}), [])\n"
+        "d.problems([])\n"
         "d.detach(1.0)\n"
         "assert 'bcc' not in sys.modules"
     )

@@ -472,5 +472,5 @@ def test_two_pods_with_one_address_are_refused(rig):
 
     double = replace(rig.hello.endpoint, ip=rig.sleep.ip)
     with pytest.raises(LabError, match="have the same address"):
-        rig.plane.attach(rig.mesh, [rig.sleep.endpoint, double])
+        rig.plane.attach([rig.sleep.endpoint, double])
     assert rig.problems() == [], "what was served before is"

@@ -392,7 +392,7 @@ def test_c3_an_address_that_another_pod_has_at_once_leads_to_that_pod(rig):
                 moved = grown(before["sleep"], rig.counters("sleep"))
                 assert moved["mesh_connects"] == 1
                 assert "mesh_redirected_bytes" not in moved
-            rig.plane.attach(rig.mesh, [rig.sleep.endpoint, replace(new.endpoint, ip=address)])
+            rig.plane.attach([rig.sleep.endpoint, replace(new.endpoint, ip=address)])
             known = len(new.log())
             with rig.node.connect(address, PORT):
                 # Its cgroup is not below ours, so its sidecar is not told more than that.

@@ -308,7 +308,7 @@ def test_what_a_pod_dials_is_left_alone_until_its_sidecar_is_known(served):
     """The control to the above: told of no sidecar, eBPF takes nobody's dials; told of it, it takes the app's."""
     rig = served
     unknown = replace(rig.sleep.endpoint, sidecar=None)
-    rig.plane.attach(rig.mesh, [unknown, rig.hello.endpoint])
+    rig.plane.attach([unknown, rig.hello.endpoint])
     for agent in (rig.sleep.sidecar, rig.sleep.app):
         with rig.hello.app.listen(5000) as listener:
             before = rig.counters("sleep")
@@ -323,7 +323,7 @@ def test_what_a_pod_dials_is_left_alone_until_its_sidecar_is_known(served):
         assert peer_of(listener, rig.sleep.app.connect(rig.hello.ip, 5000)) == "127.0.0.6"
     assert rig.counters("sleep")["outbound_connects"] == 1
     # A sidecar that has ended stays known by its user.
-    rig.plane.attach(rig.mesh, [unknown, rig.hello.endpoint])
+    rig.plane.attach([unknown, rig.hello.endpoint])
     assert rig.plane._pins.pods()[rig.sleep.cookie]["uid"] == SIDECAR_UID
 
 
@@ -332,8 +332,8 @@ def test_a_pod_that_is_left_to_the_rules_is_not_served(served):
     rig.attach()
     left = replace(rig.sleep.endpoint, left_to_rules="a reason")
     endpoints = [left, rig.hello.endpoint]
-    rig.plane.attach(rig.mesh, endpoints)
-    assert rig.plane.problems(rig.mesh, endpoints) == []
+    rig.plane.attach(endpoints)
+    assert rig.plane.problems(endpoints) == []
     assert [pod["name"] for pod in rig.plane._pins.pods().values()] == ["hello"]
     assert set(rig.plane.counters()) == {"hello"}
 
@@ -356,7 +356,7 @@ def test_changed_exclusions_are_told_and_mended(served):
         rig.attach()
         assert rig.problems() == []
     # A pod that is no longer served leaves nothing.
-    rig.plane.attach(rig.mesh, [rig.sleep.endpoint])
+    rig.plane.attach([rig.sleep.endpoint])
     with pins.open_map("ports") as fd:
         assert bpf_maps.keys(fd, 16) == []
 

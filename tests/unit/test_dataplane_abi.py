@@ -21,10 +21,23 @@ def test_layouts_are_those_of_c():
     layouts = abi.layouts()
     assert {
         name: layouts[name].size
-        for name in ("config", "kernel", "place", "port", "range", "end", "wire", "handshake", "listener", "flow")
+        for name in (
+            "config",
+            "kernel",
+            "pod",
+            "place",
+            "port",
+            "range",
+            "end",
+            "wire",
+            "handshake",
+            "listener",
+            "flow",
+        )
     } == {
-        "config": 8,
+        "config": 12,
         "kernel": 120,
+        "pod": 408,
         "place": 16,
         "port": 16,
         "range": 16,

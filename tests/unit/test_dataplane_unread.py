@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features, netlink_hooks, netns, process_sockets
-from merbridge_lab.dataplane import Around, Dataplane, health, inbound_listener, sockhash, strangers, upgrade
+from merbridge_lab.dataplane import (
+    Around,
+    Dataplane,
+    endpoint_health,
+    health,
+    inbound_listener,
+    sockhash,
+    strangers,
+    upgrade,
+)
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
@@ -31,7 +40,7 @@ def missing(*_args, **_options):
 
 @pytest.fixture
 def pins(tmp_path):
-    for folder in ("links/sk_lookup", "maps", "progs"):
+    for folder in ("links/4711", "maps", "progs"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "maps" / "stamp").touch()
     return Pins(tmp_path)
@@ -41,13 +50,11 @@ def test_a_pin_that_may_not_be_opened_is_no_missing_pin(pins, tmp_path, monkeypa
     monkeypatch.setattr(bpf_syscall, "pinned", refused)
     with pytest.raises(PermissionError):
         pins.stamp()
-    told = health.problems(pins, tmp_path, [])
+    told = health.problems(pins, [])
     assert told == [f"the dataplane below {tmp_path} could not be read: Operation not permitted"]
     monkeypatch.setattr(bpf_syscall, "pinned", missing)
     assert pins.stamp() is None
-    assert (
-        health.problems(pins, tmp_path, [])[0] == f"the pins below {tmp_path} are incomplete: there is no valid stamp"
-    )
+    assert health.problems(pins, [])[0] == f"the pins below {tmp_path} are incomplete: there is no valid stamp"
 
 
 def test_nothing_is_made_anew_because_it_cannot_be_read(pins, monkeypatch):
@@ -60,7 +67,7 @@ def test_nothing_is_made_anew_because_it_cannot_be_read(pins, monkeypatch):
 
 @pytest.mark.parametrize("what", ["counters", "pairs", "programs", "links"])
 def test_counters_and_connections_that_cannot_be_read_are_not_none(pins, monkeypatch, what):
-    (pins.root / "links" / "connect4").touch()
+    pins.link("4711", "connect4").touch()
     monkeypatch.setattr(bpf_syscall, "pinned", refused)
     with pytest.raises(LabError, match="could not be read: Operation not permitted"):
         getattr(Dataplane(pins.root), what)()
@@ -78,7 +85,7 @@ def test_a_debug_switch_that_cannot_be_read_is_not_off(pins, monkeypatch):
 )
 def test_a_link_is_gone_or_unread(tmp_path, monkeypatch, error, says):
     monkeypatch.setattr(bpf_syscall, "pinned", error)
-    assert health._link_problem(tmp_path / "x", "x", (1, "cgroup 1"), tmp_path / "p", 10) == says
+    assert endpoint_health._link_problem(tmp_path / "x", "x", (1, "cgroup 1"), tmp_path / "p", 10) == says
 
 
 # -- strangers ---------------------------------------------------------------------------------------------------------
@@ -113,13 +120,13 @@ def test_a_cgroup_that_cannot_be_asked_is_a_problem(quiet, tmp_path, monkeypatch
         return answers(target, attach_type, asked)
 
     monkeypatch.setattr(bpf_syscall, "attached_progs", attached_progs)
-    told = strangers.problems(frozenset(), tmp_path, {}, Around())
+    told = strangers.problems(frozenset(), [tmp_path], {}, Around())
     assert told == [f"what runs on the cgroup {tmp_path} could not be read: Operation not permitted"]
 
 
 def test_an_older_kernel_has_fewer_hooks_and_that_is_no_problem(quiet, tmp_path, monkeypatch):  # noqa: ARG001
     monkeypatch.setattr(bpf_syscall, "attached_progs", answering({}, unknown={29, 30, 43, 49, 50, 51, 52, 53}))
-    assert strangers.problems(frozenset(), tmp_path, {}, Around()) == []
+    assert strangers.problems(frozenset(), [tmp_path], {}, Around()) == []
 
 
 def test_what_runs_from_above_of_what_can_be_seen_is_told(quiet, tmp_path, monkeypatch):  # noqa: ARG001
@@ -127,11 +134,11 @@ def test_what_runs_from_above_of_what_can_be_seen_is_told(quiet, tmp_path, monke
     monkeypatch.setattr(
         bpf_syscall, "attached_progs", answering({(1, 10): [7], (1, 6): [8], (1, 14): [9], (1, 11): [5]})
     )
-    told = strangers.problems(frozenset({5}), tmp_path, {}, Around())
+    told = strangers.problems(frozenset({5}), [tmp_path], {}, Around())
     assert len(told) == 1
     assert "above" in told[0]
     assert told[0].endswith("cannot be seen from here, connect4 runs another program, stranger (id 7)")
-    assert len(strangers.listed(frozenset({5}), tmp_path, {}, Around())) == 2
+    assert len(strangers.listed(frozenset({5}), [tmp_path], {}, Around())) == 2
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def test_what_runs_from_above_of_what_can_be_seen_is_told(quiet, tmp_path, monke
 def test_on_the_pods_own_cgroups_devices_and_sysctls_may_be(quiet, tmp_path, monkeypatch, kind, allowed):  # noqa: ARG001
     monkeypatch.setattr(strangers, "_above", lambda _cgroup: [])
     monkeypatch.setattr(bpf_syscall, "attached_progs", answering({(0, kind): [7], (1, kind): [7]}))
-    assert (strangers.problems(frozenset(), tmp_path, {}, Around()) == []) is allowed
+    assert (strangers.problems(frozenset(), [tmp_path], {}, Around()) == []) is allowed
 
 
 @pytest.mark.parametrize(("kind", "allowed"), [(6, True), (14, True), (34, True), (0, False), (1, False), (10, False)])
@@ -155,7 +162,7 @@ def test_above_what_sees_no_tcp_may_be(quiet, tmp_path, monkeypatch, kind, allow
         lambda place, _types, flags=0: {kind: [7]} if flags or place == tmp_path else {},
     )
     monkeypatch.setattr(bpf_syscall, "attached_progs", answering({}))
-    told = strangers.problems(frozenset(), mesh, {}, Around())
+    told = strangers.problems(frozenset(), [mesh], {}, Around())
     assert (told == []) is allowed
     assert all(str(tmp_path) + " " in each for each in told)
 
@@ -168,20 +175,20 @@ def test_netfilter_programs_in_places_that_cannot_be_told_are_a_problem(quiet, t
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(netns, "run_inside", unknown)
-    (told,) = strangers.problems(frozenset(), tmp_path, {"sleep": tmp_path}, Around())
+    (told,) = strangers.problems(frozenset(), [tmp_path], {"sleep": tmp_path}, Around())
     assert "stranger (id 7)" in told
     assert "could not be read: this kernel cannot report it (CONFIG_NETFILTER_NETLINK_HOOK)" in told
     monkeypatch.setattr(netns, "run_inside", lambda *_: [netlink_hooks.Hung("ip output", "netfilter", 7)])
-    (told,) = strangers.problems(frozenset(), tmp_path, {"sleep": tmp_path}, Around())
+    (told,) = strangers.problems(frozenset(), [tmp_path], {"sleep": tmp_path}, Around())
     assert told == "on netfilter's hook ip output of sleep runs another program, stranger (id 7)"
     monkeypatch.setattr(netns, "run_inside", lambda *_: [])
-    assert strangers.problems(frozenset(), tmp_path, {"sleep": tmp_path}, Around()) == []
+    assert strangers.problems(frozenset(), [tmp_path], {"sleep": tmp_path}, Around()) == []
 
 
 def test_links_and_namespaces_that_cannot_be_asked_are_problems(tmp_path, monkeypatch):
     monkeypatch.setattr(strangers, "_on_cgroup", lambda *_, **_more: [])
     monkeypatch.setattr(strangers, "netfilter_links", refused)
-    told = strangers.problems(frozenset(), tmp_path, {}, Around((), (("node", tmp_path / "none"),)))
+    told = strangers.problems(frozenset(), [tmp_path], {}, Around((), (("node", tmp_path / "none"),)))
     assert [each.partition(" could not be read")[0] for each in told] == [
         "what runs in the network namespace of node",
         "what hangs on the links of node",

@@ -43,12 +43,12 @@ class Recorder:
     attached = True
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, Path, list[Endpoint]]] = []
+        self.told: list[tuple[str, list[Endpoint]]] = []
         self.known: dict[str, list[str]] = {}
 
     def __getattr__(self, name: str):
-        def call(cgroup, endpoints, known=()):
-            self.told.append((name, cgroup, endpoints))
+        def call(endpoints, known=()):
+            self.told.append((name, endpoints))
             self.known[name] = known
             return []
 
@@ -140,16 +140,16 @@ def test_the_dataplane_is_told_what_the_discovery_finds(monkeypatch, tmp_path):
     assert plane.readings() == ()
     assert plane._manager.known["pause_interception"] == plane.problems()
     told = plane._manager.told[:4]
-    assert [name for name, _, _ in told] == ["attach", "pause_interception", "problems", "others"]
-    assert {(cgroup, *endpoints) for _, cgroup, endpoints in told} == {(tmp_path / "mesh", SLEEP)}
+    assert [name for name, _ in told] == ["attach", "pause_interception", "problems", "others"]
+    assert [endpoints for _, endpoints in told] == [[SLEEP]] * 4
     monkeypatch.setattr(plane._manager, "not_compared", lambda: "not that", raising=False)
     assert [reading.not_compared for reading in plane.readings()] == ["not that"]
 
 
 def test_without_pins_no_endpoint_is_served(tmp_path):
     found = StubDiscovery(SLEEP).endpoints()
-    assert health.problems(Pins(tmp_path), tmp_path, found) == [f"nothing is attached: {tmp_path} has no pins"]
-    assert Dataplane(tmp_path).problems(tmp_path, found) == [f"nothing is attached: {tmp_path} has no pins"]
+    assert health.problems(Pins(tmp_path), found) == [f"nothing is attached: {tmp_path} has no pins"]
+    assert Dataplane(tmp_path).problems(found) == [f"nothing is attached: {tmp_path} has no pins"]
 
 
 def test_sockets_that_may_not_be_read_are_told_of_by_kind(monkeypatch):

@@ -155,7 +155,7 @@ def test_random_destinations_lie_at_the_edges_of_ranges():
 
 # -- endpoints --------------------------------------------------------------------------------------------------------
 
-POD = Endpoint("", "sleep", "1", "10.0.0.1", Path("/netns"), Path("/cg"), Sidecar(7, 1500, 1501))
+POD = Endpoint("", "sleep", "1", "10.0.0.1", Path("/netns"), Path("/proc"), Sidecar(7, 1500, 1501))
 
 
 def test_an_entry_has_the_sidecars_own_user_and_the_lists():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import merbridge_lab
-from merbridge_lab.dataplane.pins import HOOKS, MAPS, PROGRAMS, Pins, unlink
+from merbridge_lab.dataplane.pins import HOOKS, LOOKUP, MAPS, PROGRAMS, Pins, unlink
 
 DATAPLANE = Path(merbridge_lab.__file__).parent / "dataplane"
 #: What else of the dataplane deletes something, and what.
@@ -19,7 +19,8 @@ OTHERS = {"printk_event.py": {"delete_folder"}}  # the mark that a trace event i
 def pins(tmp_path) -> Pins:
     """Return a complete directory of pins, as plain files: opening one as a pin fails, as it does for a foreign one."""
     pins = Pins(tmp_path / "lab")
-    files = [pins.link(hook.name) for hook in HOOKS] + [pins.lookup_link("sleep"), pins.root / "maps/unknown"]
+    files = [pins.link(uid, hook.name) for uid in ("4711", "4712") for hook in (*HOOKS, LOOKUP)]
+    files.append(pins.root / "maps/unknown")
     files += [pins.map(name) for name in MAPS] + [pins.prog(name) for name in PROGRAMS]
     for file in [*files, pins.root / "old/links/connect4", pins.root / "next/progs/lookup"]:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -34,17 +35,18 @@ def test_clear_removes_everything_below_the_directory(pins):
 
 
 def test_objects_go_with_what_an_upgrade_left_and_links_stay_until_they_are_detached(pins):
-    left = {pins.link(hook.name) for hook in HOOKS} | {pins.lookup_link("sleep")}
-    for pin in left:
+    assert pins.uids() == ["4711", "4712"]
+    assert len(pins.links()) == 2 * (len(HOOKS) + 1)
+    for pin in pins.links():
         unlink(pin)
     pins.remove_objects()
     assert not pins.root.exists()
 
 
 def test_unlink_succeeds_without_a_pin(pins):
-    unlink(pins.link("connect4"))
-    unlink(pins.link("connect4"))
-    assert not pins.link("connect4").exists()
+    unlink(pins.link("4711", "connect4"))
+    unlink(pins.link("4711", "connect4"))
+    assert not pins.link("4711", "connect4").exists()
 
 
 def test_only_pins_py_removes_pins():

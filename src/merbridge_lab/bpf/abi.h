@@ -86,7 +86,7 @@ enum counter {
     COUNTER_PASSED_READER_ASLEEP,   // a reader waits where it would not see redirected bytes
     COUNTER_PASSED_KTLS,            // the kernel encrypts, or decrypts, this connection
     COUNTER_PASSED_MEMORY,          // the receiver's cgroup is at its memory limit: TCP makes the sender wait
-    COUNTER_LEFT_TO_RULES,     // a connect() that was not intercepted, as there is no room for a connection
+    COUNTER_LEFT_TO_RULES,     // a connect() that was not intercepted: no room, or switched off
     COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
     COUNTER_PASSED_ENDED,      // the sender has said that it sends no more: TCP refuses it
     COUNTER_PASSED_REFRESH,    // by TCP from time to time, for those who track connections by their packets
@@ -94,10 +94,12 @@ enum counter {
 };
 
 // config[0]; `redirect` comes first in every version, as detaching another version must be able to switch it
-// off
+// off. All zero is the node's kill switch, in one write: what is established goes on by TCP, and what is new
+// is left to the rules.
 struct config {
-    u32 redirect; // 1: messages may move from socket to socket
-    u32 debug;    // 1: say what is done in the trace
+    u32 redirect;  // 1: messages may move from socket to socket
+    u32 debug;     // 1: say what is done in the trace
+    u32 intercept; // 1: new connections may be brought to sidecars
 };
 
 // kernel[0]: what depends on the running kernel. Values and no constants of the compiler: one compile fits
@@ -141,10 +143,13 @@ struct stamp {
 
 // pods[cookie of the network namespace]
 struct pod {
+    u64 cgroup; // the id of the pod's cgroup
     u32 ip4;
     u32 flags;
     u32 uid; // the user that its sidecar runs as, and the group: as processes of the node see them
     u32 gid;
+    char id[64]; // of this very pod, as whoever runs it knows it: Kubernetes' uid
+    char namespace[64];
     char name[256];
 };
 

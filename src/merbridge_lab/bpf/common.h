@@ -78,6 +78,12 @@ INLINE int debugging(void) {
     return config && config->debug;
 }
 
+// Are new connections ours to bring anywhere?
+INLINE int intercepting(void) {
+    struct config *config = configuration();
+    return config && config->intercept;
+}
+
 INLINE void count(u64 netns, u32 counter, u64 by) {
     struct counters *counters = merlab_counters.lookup(&netns);
     u64 index = counter;

@@ -125,7 +125,7 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
         return LEG_NONE;
     *own_ip4 = pod->ip4;
     decide(dial, pod, netns);
-    if (dial->leg != LEG_NONE && !has_room(netns)) {
+    if (dial->leg != LEG_NONE && (!intercepting() || !has_room(netns))) {
         count(netns, COUNTER_LEFT_TO_RULES, 1);
         dial->leg = LEG_NONE;
         dial->ip4 = ip4;

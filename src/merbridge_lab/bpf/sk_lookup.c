@@ -25,14 +25,15 @@ int merlab_lookup(struct bpf_sk_lookup *ctx) {
     BARRIER;
     port = ctx->local_port;
     BARRIER;
-    if (!may_be_steered(local_ip4, remote_ip4, port))
+    if (!intercepting() || !may_be_steered(local_ip4, remote_ip4, port))
         return SK_PASS;
     place = merlab_pod_ips.lookup(&local_ip4);
     if (!place)
         return SK_PASS;
     netns = place->netns;
     pod = merlab_pods.lookup(&netns);
-    if (!pod || !is_sidecars_port(pod->flags, netns, port))
+    // The address could be another pod's by now: whoever has it in its entry is meant.
+    if (!pod || pod->ip4 != local_ip4 || !is_sidecars_port(pod->flags, netns, port))
         return SK_PASS;
     key.netns = netns;
 #pragma unroll

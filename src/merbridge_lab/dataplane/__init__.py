@@ -3,10 +3,12 @@
 from merbridge_lab.dataplane.detach import Detached
 from merbridge_lab.dataplane.discovery import Discovery
 from merbridge_lab.dataplane.endpoints import Endpoint, Sidecar
-from merbridge_lab.dataplane.health import ProgramInfo
 from merbridge_lab.dataplane.istio_annotations import Interception
 from merbridge_lab.dataplane.legs import Legs, Profile
-from merbridge_lab.dataplane.manager import Dataplane, Pair
+from merbridge_lab.dataplane.manager import Dataplane
+from merbridge_lab.dataplane.map_readings import Pair
+from merbridge_lab.dataplane.program_list import ProgramInfo
+from merbridge_lab.dataplane.reconciler import Reconciler, Served
 from merbridge_lab.dataplane.strangers import Around
 
 __all__ = [
@@ -20,5 +22,7 @@ __all__ = [
     "Pair",
     "Profile",
     "ProgramInfo",
+    "Reconciler",
+    "Served",
     "Sidecar",
 ]

@@ -1,10 +1,11 @@
-"""Attach the dataplane: create what is missing, recreate what is not in order, leave the rest alone."""
+"""Load the programs once, attach each pod: create what is missing, recreate what is not in order, leave the rest."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features
@@ -12,6 +13,7 @@ from merbridge_lab.adapters.files import make_folder
 from merbridge_lab.dataplane import (
     abi,
     artefact_loader,
+    endpoint_health,
     garbage,
     health,
     interception_lists,
@@ -22,14 +24,14 @@ from merbridge_lab.dataplane import (
     upgrade,
 )
 from merbridge_lab.dataplane import recompiled as source
-from merbridge_lab.dataplane.detach import UNREAD, detach
+from merbridge_lab.dataplane.detach import detach
+from merbridge_lab.dataplane.detach_pod import forget
 from merbridge_lab.dataplane.endpoints import netns_cookie, pod_entry, pod_flags
 from merbridge_lab.dataplane.inbound_listener import inbound_listeners
-from merbridge_lab.dataplane.pins import HOOKS, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64, unlink
+from merbridge_lab.dataplane.pins import HOOKS, LOOKUP, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64, unlink
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from merbridge_lab.dataplane.endpoints import Endpoint
@@ -37,11 +39,13 @@ if TYPE_CHECKING:
 
 #: How long live connections of an older dataplane get to read what is in flight to them, in seconds.
 _REPLACE = 3.0
+#: What a directory on a bpffs and the map `pods` can hold.
+_UID = re.compile(r"[\w-]{1,63}", re.ASCII)
 
 
 def load(pins: Pins, tracefs: Path | None) -> None:
     """Load and pin every program and map; nothing is attached yet."""
-    for folder in ("links/sk_lookup", "maps", "progs"):
+    for folder in ("links", "maps", "progs"):
         make_folder(pins.root / folder, parents=True)
     with printk_event.kept(tracefs):
         loaded = artefact_loader.load()
@@ -51,6 +55,8 @@ def load(pins: Pins, tracefs: Path | None) -> None:
             told = kernel_facts.told()
             facts = abi.layouts()["kernel"].pack(**told)
             bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
+            on = abi.layouts()["config"].pack(redirect=1, intercept=1)
+            bpf_maps.update(loaded.maps["config"], bytes(4), on)
             if not told.get("woken"):
                 learning.learn(loaded.learner(), loaded.maps["kernel"])
             for name in MAPS:  # the stamp comes last
@@ -105,15 +111,18 @@ def _link(program: int, target: Path, attach_type: int, pin: Path, what: str) ->
         os.close(link)
 
 
-def _hooks(pins: Pins, cgroup: Path, hooks: Sequence[Hook]) -> None:
-    for hook in hooks:
-        if hook.name.startswith("connect"):
-            upgrade.inherit(pins.link(hook.name), upgrade.old(pins).link(hook.name), pins.prog(hook.program))
-        if health.hook_problem(pins, hook, cgroup) is None:
-            continue
-        unlink(pins.link(hook.name))
-        with opened(pins.prog(hook.program)) as program:
-            _link(program, cgroup, hook.attach_type, pins.link(hook.name), hook.name)
+def _attach(pins: Pins, endpoint: Endpoint, hook: Hook) -> None:
+    """Attach a hook of a pod, unless it is in order; take over the link of another version, if there is one."""
+    pin, target = pins.link(endpoint.uid, hook.name), endpoint.cgroup
+    if hook is LOOKUP:
+        target = endpoint.netns
+    if hook.name in upgrade.INHERITED:
+        upgrade.inherit(pin, upgrade.link_before(pins, endpoint, hook), pins.prog(hook.program))
+    if endpoint_health.hook_problem(pins, hook, endpoint) is None:
+        return
+    unlink(pin)
+    with opened(pins.prog(hook.program)) as program:
+        _link(program, target, hook.attach_type, pin, f"{hook.name} of {endpoint.name}")
 
 
 def _register_endpoint(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
@@ -123,9 +132,8 @@ def _register_endpoint(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
         if bpf_maps.per_cpu(counters, u64(cookie), layouts["counters"].size) is None:
             bpf_maps.update(counters, u64(cookie), bytes(layouts["counters"].size * bpf_maps.possible_cpus()))
     with pins.open_map("live") as live:
-        for each in (garbage.ALL, cookie):
-            if bpf_maps.lookup(live, u64(each), 8) is None:
-                bpf_maps.update(live, u64(each), u64(0))
+        if bpf_maps.lookup(live, u64(cookie), 8) is None:
+            bpf_maps.update(live, u64(cookie), u64(0))
     with pins.open_map("pods") as pods:
         known = bpf_maps.lookup(pods, u64(cookie), layouts["pod"].size)
         bpf_maps.update(pods, u64(cookie), _with_sidecar(pod_entry(endpoint), known, endpoint))
@@ -153,83 +161,53 @@ def _listener(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
             bpf_maps.update(listeners, sockhash.listener_key(cookie, slot), u64(sock))
 
 
-def _attach_sk_lookup(pins: Pins, endpoint: Endpoint) -> None:
-    pin = pins.lookup_link(endpoint.name)
-    upgrade.inherit(pin, upgrade.old(pins).lookup_link(endpoint.name), pins.prog("lookup"))
-    if health.lookup_problem(pins, endpoint) is None:
-        return
-    unlink(pin)
-    with opened(pins.prog("lookup")) as program:
-        _link(program, endpoint.netns, bpf_syscall.SK_LOOKUP, pin, f"sk_lookup of {endpoint.name}")
+def _require_uid(endpoint: Endpoint) -> None:
+    """Raise LabError if nothing can be kept by the uid of this pod."""
+    if not _UID.fullmatch(endpoint.uid):
+        raise LabError(
+            f"{endpoint.name} cannot be served: {endpoint.uid!r} is no uid of a pod",
+            hint="merlab status",
+            id="dataplane.failed",
+        )
 
 
-def _unregister(pins: Pins, cookies: set[int], endpoints: Sequence[Endpoint]) -> None:
-    """Remove the endpoints that are no longer served."""
-    ours = {pins.lookup_link(endpoint.name) for endpoint in endpoints}
-    for pin in pins.lookup_links():
-        if pin not in ours:
-            unlink(pin)
-    ips = {u32(endpoint.ip4) for endpoint in endpoints}
-    with pins.open_map("pod_ips") as table:
-        for key in bpf_maps.keys(table, 4):
-            if key not in ips:
-                bpf_maps.delete(table, key)
-    with pins.open_map("listeners") as table:
-        for key in sockhash.listener_keys(table):
-            if abi.layouts()["listener"].unpack(key)["netns"] not in cookies:
-                with contextlib.suppress(OSError):
-                    bpf_maps.delete(table, key)
-    for cookie in pins.pods():
-        if cookie in cookies:
-            continue
-        for name in ("pods", "counters", "live"):
-            with pins.open_map(name) as table, contextlib.suppress(OSError):
-                bpf_maps.delete(table, u64(cookie))
-        _forget_pairs(pins, cookie)
+def _free_identity(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
+    """Detach what has the uid, the address or the namespace of this pod and is another one: it is gone, or will be."""
+    own = (endpoint.uid, cookie)
+    for other, entry in pins.pods().items():
+        if (entry["id"], other) != own and (entry["id"] in own or other in own or entry["ip4"] == endpoint.ip4):
+            forget(pins, entry["id"])
 
 
-def _forget_pairs(pins: Pins, cookie: int) -> None:
-    """Remove the connections of a pod that is gone, or no longer served: what they still send goes by TCP.
-
-    If the pod is gone, its sockets may take minutes to end, because nobody acknowledges their last bytes. Somebody may
-    also hold them, and then they are no pod's. So they leave `peers` as well, if nothing that was redirected to them is
-    left to read.
-    """
-    gone: list[tuple[bytes, tuple[int, int]]] = []
-    with pins.open_map("pairs") as pairs, opened(pins.prog("forget")) as forget:
-        for key, pair in garbage.connections(pairs).items():
-            if cookie in pair["netns"]:
-                garbage.remove(forget, key, pair)
-                gone += [
-                    (sockhash.end_key(key, side), (pair["sk"][side], pair["cookie"][side]))
-                    for side in (0, 1)
-                    if pair["netns"][side] == cookie
-                ]
-    with pins.open_map("peers") as peers, opened(pins.prog("unread")) as unread:
-        for end, socket in gone:
-            if not bpf_syscall.test_run(unread, socket) & UNREAD:
-                with contextlib.suppress(OSError):  # closed meanwhile, or never was in it
-                    bpf_maps.delete(peers, end)
-
-
-def _require_own_addresses(endpoints: Sequence[Endpoint]) -> None:
-    """Raise LabError if two endpoints have one address: a connection to it could reach the other one's sidecar."""
-    seen: dict[int, str] = {}
-    for endpoint in endpoints:
-        if (other := seen.setdefault(endpoint.ip4, endpoint.name)) != endpoint.name:
+def serve(pins: Pins, endpoint: Endpoint) -> None:
+    """Attach one pod, or repair what is wrong with it; see Reconciler.serve."""
+    try:
+        cookie = netns_cookie(endpoint.netns)
+        _require_uid(endpoint)
+        _free_identity(pins, endpoint, cookie)
+        make_folder(pins.links_of(endpoint.uid))
+        early = [hook for hook in HOOKS if not hook.name.startswith("connect")]
+        for hook in early:
+            _attach(pins, endpoint, hook)
+        interception_lists.write(pins, cookie, endpoint.interception)
+        _register_endpoint(pins, endpoint, cookie)
+        _listener(pins, endpoint, cookie)
+        for hook in (LOOKUP, *(each for each in HOOKS if each not in early)):
+            _attach(pins, endpoint, hook)
+    except BaseException as failed:
+        with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next forget
+            forget(pins, endpoint.uid)
+        if isinstance(failed, OSError):
             raise LabError(
-                f"{other} and {endpoint.name} have the same address, {endpoint.ip}",
-                hint="merlab status",
+                f"the dataplane cannot be attached to {endpoint.name}: {failed.strerror or failed}",
+                hint="merlab down",
                 id="dataplane.failed",
-            )
+            ) from failed
+        raise
 
 
-def attach(
-    pins: Pins, tracefs: Path | None, cgroup: Path, endpoints: Sequence[Endpoint], recompiled: Recompiled | None = None
-) -> None:
-    """Ensure that exactly `endpoints` are served, below `cgroup`; see Dataplane.attach."""
-    cookies = {endpoint.name: netns_cookie(endpoint.netns) for endpoint in endpoints}
-    _require_own_addresses(endpoints)
+def install(pins: Pins, tracefs: Path | None, recompiled: Recompiled | None = None) -> None:
+    """Load programs and maps, or adopt those that are there; see Reconciler.install."""
     printk_event.put_back(tracefs)
     try:
         if upgrade.is_due(pins):
@@ -240,22 +218,13 @@ def attach(
         with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:
             if not sockhash.redirects(program, peers):
                 bpf_syscall.prog_attach(program, peers, bpf_syscall.SK_MSG_VERDICT)
-        pins.configure(redirect=1)
-        _unregister(pins, set(cookies.values()), endpoints)
-        early = [hook for hook in HOOKS if not hook.name.startswith("connect")]
-        _hooks(pins, cgroup, early)
-        interception_lists.write(pins, ((cookies[each.name], each.interception) for each in endpoints))
-        for endpoint in endpoints:
-            _register_endpoint(pins, endpoint, cookies[endpoint.name])
-            _listener(pins, endpoint, cookies[endpoint.name])
-            _attach_sk_lookup(pins, endpoint)
-        _hooks(pins, cgroup, [hook for hook in HOOKS if hook not in early])
-        garbage.collect(pins, {cookies[endpoint.name]: endpoint.netns for endpoint in endpoints})
-        upgrade.finish(pins)
+        with pins.open_map("live") as live:
+            if bpf_maps.lookup(live, u64(garbage.ALL), 8) is None:
+                bpf_maps.update(live, u64(garbage.ALL), u64(0))
         Pins(pins.root / "next").clear()  # of one that was killed during a load
     except OSError as failed:
         raise LabError(
-            f"the dataplane cannot be attached to {cgroup}: {failed.strerror or failed}",
+            f"the dataplane cannot be loaded: {failed.strerror or failed}",
             hint="merlab down",
             id="dataplane.failed",
         ) from failed

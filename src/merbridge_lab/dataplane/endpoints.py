@@ -62,13 +62,16 @@ class Endpoint:
 
 
 def pod_entry(endpoint: Endpoint) -> bytes:
-    """Return what the map `pods` holds for an endpoint."""
+    """Return what the map `pods` holds for an endpoint. Raise OSError if its cgroup is gone."""
     known = abi.constants()
     return abi.layouts()["pod"].pack(
+        cgroup=endpoint.cgroup.stat().st_ino,
         ip4=endpoint.ip4,
         flags=pod_flags(endpoint),
         uid=endpoint.sidecar.uid if endpoint.sidecar else known["NOBODY"],
         gid=endpoint.sidecar.gid if endpoint.sidecar else known["NOBODY"],
+        id=endpoint.uid.encode(),
+        namespace=endpoint.namespace.encode(),
         name=endpoint.name.encode(),
     )
 

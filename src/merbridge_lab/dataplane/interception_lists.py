@@ -11,7 +11,7 @@ from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import number, u32, u64
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from merbridge_lab.dataplane.istio_annotations import Interception, Range
     from merbridge_lab.dataplane.pins import Pins
@@ -89,16 +89,10 @@ def _present(pins: Pins, name: str) -> dict[int, Entries]:
     return found
 
 
-def write(pins: Pins, wanted: Iterable[tuple[int, Interception]]) -> None:
-    """Make the maps hold exactly the lists of these pods, by the cookies of their namespaces. Raises OSError."""
-    wanted = list(wanted)
+def write(pins: Pins, cookie: int, interception: Interception) -> None:
+    """Make the maps hold exactly these lists for a pod, by the cookie of its namespace. Raises OSError."""
     for name in _MAPS:
-        right: Entries = {}
-        for cookie, interception in wanted:
-            right |= entries(interception, cookie)[name]
-        there: Entries = {}
-        for each in _present(pins, name).values():
-            there |= each
+        right, there = entries(interception, cookie)[name], _present(pins, name).get(cookie, {})
         with pins.open_map(name) as fd:
             for key, value in right.items():
                 if there.get(key) != value:
@@ -106,6 +100,21 @@ def write(pins: Pins, wanted: Iterable[tuple[int, Interception]]) -> None:
             for key in there.keys() - right.keys():
                 with contextlib.suppress(OSError):
                     bpf_maps.delete(fd, key)
+
+
+def remove(pins: Pins, cookie: int) -> None:
+    """Remove the lists of a pod, by the cookie of its namespace. Raises OSError."""
+    for name in _MAPS:
+        there = _present(pins, name).get(cookie, {})
+        with pins.open_map(name) as fd:
+            for key in there:
+                with contextlib.suppress(OSError):
+                    bpf_maps.delete(fd, key)
+
+
+def cookies(pins: Pins) -> set[int]:
+    """Return the cookies of the namespaces that have lists. Raises OSError."""
+    return {cookie for name in _MAPS for cookie in _present(pins, name)}
 
 
 def problems(pins: Pins, name: str, interception: Interception, cookie: int) -> list[str]:

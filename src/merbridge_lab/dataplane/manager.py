@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_maps
-from merbridge_lab.dataplane import abi, garbage, health, orphaned_links, printk_event, recompiled
-from merbridge_lab.dataplane.attach import attach
-from merbridge_lab.dataplane.detach import Detached, detach
-from merbridge_lab.dataplane.endpoints import address, legs_of, served
-from merbridge_lab.dataplane.pins import HOOKS, Pins, remove_pin, u64
+from merbridge_lab.dataplane import abi, health, map_readings, orphaned_links, program_list, recompiled
+from merbridge_lab.dataplane.endpoints import legs_of, netns_cookie, served
+from merbridge_lab.dataplane.map_readings import Pair, reading
+from merbridge_lab.dataplane.pins import Pins, remove_pin
+from merbridge_lab.dataplane.reconciler import Reconciler
 from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
-from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from merbridge_lab.dataplane.detach import Detached
     from merbridge_lab.dataplane.endpoints import Endpoint
     from merbridge_lab.dataplane.legs import Legs
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A live connection through the dataplane; tuples are indexed by side: 0 dialled, 1 accepted."""
-
-    id: int
-    leg: str
-    source: str
-    destination: str
-    original: str
-    pods: tuple[str, str]
-    redirected_messages: tuple[int, int]
-    redirected_bytes: tuple[int, int]
-    on_tcp: tuple[bool, bool]
 
 
 class Dataplane:
@@ -49,61 +32,68 @@ class Dataplane:
 
     def __init__(self, pins: Path, tracefs: Path | None = None, around: Around | None = None) -> None:
         self._pins = Pins(pins)
-        self._tracefs = tracefs
+        self._reconciler = Reconciler(pins, tracefs)
         self._around = around or Around()
         self._recompiled: recompiled.Recompiled | None = None
         self._is_proof = False
 
-    def attach(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> None:
-        """Serve exactly `endpoints`, for processes below `cgroup`: create what is missing, recreate what is broken.
+    def attach(self, endpoints: Sequence[Endpoint]) -> None:
+        """Serve exactly `endpoints`: create what is missing, recreate what is broken, detach what is not wanted.
 
         Those with a reason to leave them to the rules are not served. Compile only if there is nothing to continue
         with. Raise UnsupportedFeatureError for a feature that this kernel lacks; LabError if BCC is missing, another
         program is in the way, or a namespace cannot be entered.
         """
-        attach(self._pins, self._tracefs, cgroup, served(endpoints), self._recompiled)
+        wanted = served(endpoints)
+        namespaces = {netns_cookie(endpoint.netns): endpoint.netns for endpoint in wanted}
+        _require_own_addresses(wanted)
+        self._reconciler.install(self._recompiled)
+        self._reconciler.redirecting = True
+        self._reconciler.forget_all_but(endpoint.uid for endpoint in wanted)
+        for endpoint in wanted:
+            self._reconciler.serve(endpoint)
+        self._reconciler.settle(namespaces)
 
     def detach(self, timeout: float) -> Detached:
         """Detach and leave no pin. Sockets that have not read everything within `timeout` seconds stay redirected.
 
         Those keep the programs loaded until they are closed, and lose nothing. Succeed if nothing is attached.
         """
-        printk_event.put_back(self._tracefs)
-        return detach(self._pins, timeout)
+        return self._reconciler.remove(timeout)
 
     def legs(self) -> Legs | None:
         """Return the legs that the first pod is served with; None if none is. Raises LabError."""
-        with _reading(self._pins), contextlib.suppress(FileNotFoundError):
+        with reading(self._pins), contextlib.suppress(FileNotFoundError):
             served = self._pins.pods().values() if self._pins.readable else ()
             return next(map(legs_of, served), None)
         return None
 
     def ours(self) -> frozenset[int]:
         """Return the ids of the programs that run as ours. Raises OSError."""
-        return health.ours(self._pins)
+        return program_list.ours(self._pins)
 
-    def pause_interception(self, cgroup: Path, endpoints: Sequence[Endpoint], known: Sequence[str] = ()) -> None:
+    def pause_interception(self, endpoints: Sequence[Endpoint], known: Sequence[str] = ()) -> None:
         """If anything is wrong, intercept no new connection until the next `attach`; intercepted ones continue.
 
         `known` is what the caller found to be wrong. A complete dataplane of another version continues: `attach` takes
         over from it without a gap.
         """
-        with _reading(self._pins):
+        with reading(self._pins):
             another = self._pins.stamp() not in (None, abi.stamp())
-        if another or not (known or self.problems(cgroup, endpoints)):
+        if another or not (known or self.problems(endpoints)):
             return
-        for hook in HOOKS:
-            if hook.program.startswith("connect"):
-                remove_pin(self._pins.link(hook.name))
-        orphaned_links.detach(self._pins, cgroup, served(endpoints))
+        for pin in self._pins.links():
+            if pin.name.startswith("connect"):
+                remove_pin(pin)
+        orphaned_links.detach(self._pins, served(endpoints), self._around.cgroups)
 
-    def problems(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> list[str]:
+    def problems(self, endpoints: Sequence[Endpoint]) -> list[str]:
         """List every way in which the attachment is not what it should be; nothing means healthy.
 
         After `recompile`, this includes the code of the programs, independent of what the pins say.
         """
-        found = health.problems(self._pins, cgroup, served(endpoints), self._around)
-        with _reading(self._pins):
+        found = health.problems(self._pins, served(endpoints), self._around)
+        with reading(self._pins):
             return found or recompiled.problems(self._pins, self._recompiled, needed=self._is_proof)
 
     def recompile(self, *, proof: bool) -> None:
@@ -120,32 +110,28 @@ class Dataplane:
         """Describe what `recompile` cannot compare on this machine; None if it compares everything."""
         return recompiled.not_compared()
 
-    def others(self, cgroup: Path, endpoints: Sequence[Endpoint]) -> list[str]:
+    def others(self, endpoints: Sequence[Endpoint]) -> list[str]:
         """Describe, one sentence each, which programs of others run where they may. Raises LabError."""
-        with _reading(self._pins):
-            return health.listed(self._pins, cgroup, served(endpoints), self._around)
+        with reading(self._pins):
+            return health.listed(self._pins, served(endpoints), self._around)
 
-    def programs(self) -> list[health.ProgramInfo]:
+    def programs(self) -> list[program_list.ProgramInfo]:
         """List the loaded programs and where each is attached. Raises LabError."""
-        with _reading(self._pins):
-            return health.programs(self._pins)
+        return self._reconciler.programs()
 
     def links(self) -> dict[str, str]:
         """Return the identity of each pinned link, and what runs where, by name: a recreated link is another one."""
-        with _reading(self._pins):
-            links = health.links(self._pins)
-        return {name: f"link {link.id}, program {link.prog_id}, on {link.target}" for name, link in links.items()}
+        return self._reconciler.links()
 
     @property
     def attached(self) -> bool:
         """Report whether any hook is attached."""
-        pins = [self._pins.link(hook.name) for hook in HOOKS]
-        return any(pin.exists() for pin in [*pins, *self._pins.lookup_links()])
+        return any(self._pins.links())
 
     @property
     def debug(self) -> bool:
         """Report whether the dataplane writes trace lines."""
-        with _reading(self._pins), contextlib.suppress(FileNotFoundError):
+        with reading(self._pins), contextlib.suppress(FileNotFoundError):
             return bool(self._pins.config()["debug"])
         return False
 
@@ -167,53 +153,23 @@ class Dataplane:
             ) from failed
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """Return every counter of every pod served, summed over CPUs; empty if nothing is attached."""
-        layout, names = abi.layouts()["counters"], abi.counter_names()
-        found: dict[str, dict[str, int]] = {}
-        with _reading(self._pins):
-            readable = self._pins.readable
-        if not readable:
-            return found
-        with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("counters") as fd:
-            for cookie, pod in self._pins.pods().items():
-                parts = [layout.unpack(raw)["value"] for raw in bpf_maps.per_cpu(fd, u64(cookie), layout.size) or ()]
-                found[pod["name"]] = {name: sum(part[at] for part in parts) for at, name in enumerate(names)}
-        return found
+        """Return every counter of every pod served, by name, summed over CPUs; empty if nothing is attached."""
+        counted = map_readings.counters(self._pins)
+        pods = map_readings.pods(self._pins)
+        return {str(pod["name"]): counted[cookie] for cookie, pod in pods.items() if cookie in counted}
 
     def pairs(self) -> list[Pair]:
         """Return the live connections that the dataplane carries."""
-        found: list[Pair] = []
-        with _reading(self._pins):
-            readable = self._pins.readable
-        if not readable:
-            return found
-        with _reading(self._pins), contextlib.suppress(FileNotFoundError), self._pins.open_map("pairs") as fd:
-            pods = {cookie: str(pod["name"]) for cookie, pod in self._pins.pods().items()}
-            found = [_pair(raw, pods) for raw in garbage.connections(fd).values()]
-        return found
+        return self._reconciler.pairs()
 
 
-@contextlib.contextmanager
-def _reading(pins: Pins) -> Iterator[None]:
-    """Convert a failure to read into an error that reports it: unread is not the same as empty."""
-    try:
-        yield
-    except OSError as error:
-        raise LabError(
-            str(unread(f"the dataplane below {pins.root}", error)), hint="merlab doctor", id="reading.failed"
-        ) from error
-
-
-def _pair(raw: dict[str, Any], pods: dict[int, str]) -> Pair:
-    wire = raw["wire"]
-    return Pair(
-        id=raw["id"],
-        leg=abi.legs()[raw["leg"]],
-        source=f"{address(wire['src_ip4'])}:{wire['src_port']}",
-        destination=f"{address(wire['dst_ip4'])}:{wire['dst_port']}",
-        original=f"{address(raw['orig_ip4'])}:{raw['orig_port']}",
-        pods=(pods.get(raw["netns"][0], ""), pods.get(raw["netns"][1], "")),
-        redirected_messages=(raw["messages"][0], raw["messages"][1]),
-        redirected_bytes=(raw["bytes"][0], raw["bytes"][1]),
-        on_tcp=(bool(raw["tcp"][0]), bool(raw["tcp"][1])),
-    )
+def _require_own_addresses(endpoints: Sequence[Endpoint]) -> None:
+    """Raise LabError if two endpoints have one address: a connection to it could reach the other one's sidecar."""
+    seen: dict[int, str] = {}
+    for endpoint in endpoints:
+        if (other := seen.setdefault(endpoint.ip4, endpoint.name)) != endpoint.name:
+            raise LabError(
+                f"{other} and {endpoint.name} have the same address, {endpoint.ip}",
+                hint="merlab status",
+                id="dataplane.failed",
+            )

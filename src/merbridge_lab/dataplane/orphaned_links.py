@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import bpf_syscall
-from merbridge_lab.dataplane import health
+from merbridge_lab.dataplane import program_list
 from merbridge_lab.dataplane.pins import PREFIX, Pins
 
 if TYPE_CHECKING:
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from merbridge_lab.dataplane.endpoints import Endpoint
 
 
-def detach(pins: Pins, cgroup: Path, endpoints: Sequence[Endpoint]) -> None:
-    """Detach them from `cgroup` and from the namespaces of `endpoints`; programs with other names stay."""
-    places = [(cgroup, False), *((endpoint.netns, True) for endpoint in endpoints)]
+def detach(pins: Pins, endpoints: Sequence[Endpoint], cgroups: Sequence[Path] = ()) -> None:
+    """Detach them from the pods' cgroups and namespaces, and from `cgroups`; programs with other names stay."""
+    places = [(cgroup, False) for cgroup in (*cgroups, *(endpoint.cgroup for endpoint in endpoints))]
+    places += [(endpoint.netns, True) for endpoint in endpoints]
     targets = {(path.stat().st_ino, is_netns) for path, is_netns in places if path.exists()}
-    kept = {link.id for link in health.links(pins).values()}
+    kept = {link.id for link in program_list.links(pins).values()}
     for number in list(bpf_syscall.ids("link")):
         with contextlib.suppress(FileNotFoundError):  # gone meanwhile
             fd = bpf_syscall.by_id("link", number)

@@ -2,8 +2,9 @@
 
 All functions that remove these pins are in this module (for upstream's Merbridge: its package's cleanup.py).
 
-    links/<hook>  links/sk_lookup/<pod>  maps/<name>  progs/<name>
+    links/<uid of a pod>/<hook>  maps/<name>  progs/<name>
 
+Programs and maps exist once, links for each pod: pods are attached and detached one at a time.
 `maps/stamp` is pinned last and unpinned first: without it, the pins are incomplete.
 """
 
@@ -26,7 +27,7 @@ PREFIX = "merlab_"
 
 
 class Hook(NamedTuple):
-    """A place on the cgroup: the name of its pin, its program and the attach type."""
+    """A place on a pod's cgroup, or in its network namespace: the name of its pin, its program, the attach type."""
 
     name: str
     program: str
@@ -43,6 +44,9 @@ HOOKS = (
     Hook("connect6", "connect6", bpf_syscall.CGROUP_INET6_CONNECT),
     Hook("connect4", "connect4", bpf_syscall.CGROUP_INET4_CONNECT),
 )
+
+#: In the network namespace.
+LOOKUP = Hook("sk_lookup", "lookup", bpf_syscall.SK_LOOKUP)
 
 #: Every program: the name of its pin, and its type.
 PROGRAMS = {
@@ -110,18 +114,22 @@ class Pins:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def link(self, hook: str) -> Path:
-        """Return where the link of a cgroup hook is pinned."""
-        return self.root / "links" / hook
+    def link(self, uid: str, hook: str) -> Path:
+        """Return where the link of a hook of a pod is pinned; names on a bpffs contain no dots."""
+        return self.links_of(uid) / hook
 
-    def lookup_link(self, pod: str) -> Path:
-        """Return where a pod's sk_lookup link is pinned; names on a bpffs contain no dots."""
-        return self.root / "links" / "sk_lookup" / pod.replace(".", ":")
+    def links_of(self, uid: str) -> Path:
+        """Return the directory of the links of a pod."""
+        return self.root / "links" / uid
 
-    def lookup_links(self) -> list[Path]:
-        """Return every pinned sk_lookup link."""
-        place = self.root / "links" / "sk_lookup"
-        return sorted(place.iterdir()) if place.is_dir() else []
+    def uids(self) -> list[str]:
+        """Return the uids of the pods that have a directory of links."""
+        place = self.root / "links"
+        return sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
+
+    def links(self) -> list[Path]:
+        """Return the pin of every link, of any version's layout."""
+        return sorted(each for each in (self.root / "links").rglob("*") if not each.is_dir())
 
     def prog(self, name: str) -> Path:
         """Return where a program is pinned."""
@@ -202,8 +210,10 @@ class Pins:
             remove_pin(self.prog(name))
         for rest in ("old", "next"):
             Pins(self.root / rest).clear()
-        for folder in ("links/sk_lookup", "links", "maps", "progs"):
-            _remove_folder(self.root / folder)
+        for uid in self.uids():
+            remove_folder(self.links_of(uid))
+        for folder in ("links", "maps", "progs"):
+            remove_folder(self.root / folder)
         with contextlib.suppress(OSError):  # the mount point itself, or not empty
             delete_folder(self.root)
 
@@ -212,9 +222,8 @@ class Pins:
         if not self.root.is_dir():
             return
         last = {"sockops": 1, "getsockopt": 2}  # they finish what was begun
-        for pin in sorted((self.root / "links").rglob("*"), key=lambda each: last.get(each.name, 0)):
-            if not pin.is_dir():
-                unlink(pin)
+        for pin in sorted(self.links(), key=lambda each: last.get(each.name, 0)):
+            unlink(pin)
         for path in sorted(self.root.rglob("*"), reverse=True):
             with contextlib.suppress(OSError):
                 (delete_folder if path.is_dir() else remove_pin)(path)
@@ -229,7 +238,7 @@ class Pins:
             return abi.layouts()["config"].unpack(_whole(fd))
 
     def configure(self, **changes: int) -> None:
-        """Set switches: redirect, debug. Raises OSError."""
+        """Set switches: redirect, debug, intercept. Raises OSError."""
         layout = abi.layouts()["config"]
         with self.open_map("config") as fd:
             raw = _whole(fd)
@@ -250,7 +259,7 @@ class Pins:
         return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items() if raw is not None}
 
 
-def _remove_folder(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a directory of pins, including pins with names that this version does not know."""
     if not folder.is_dir():
         return
@@ -268,4 +277,4 @@ def _whole(config: int) -> bytes:
 
 
 def _named(pod: dict[str, Any]) -> dict[str, Any]:
-    return pod | {"name": pod["name"].decode(errors="replace")}
+    return pod | {name: pod[name].decode(errors="replace") for name in ("id", "namespace", "name")}

@@ -57,7 +57,10 @@ _GONE = frozenset({errno.ENOENT, errno.ENODEV})
 
 @dataclass(frozen=True)
 class Around:
-    """What exists beside the pods: other cgroups of the lab, and namespaces that requests pass, by name."""
+    """What exists beside the pods: other cgroups of the lab, also above the pods', and namespaces that requests pass.
+
+    The namespaces are there by name.
+    """
 
     cgroups: tuple[Path, ...] = ()
     namespaces: tuple[tuple[str, Path], ...] = ()
@@ -86,29 +89,29 @@ def named(program: int) -> str:
         os.close(fd)
 
 
-def problems(ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around) -> list[str]:
+def problems(ours: frozenset[int], pods: Sequence[Path], namespaces: Mapping[str, Path], around: Around) -> list[str]:
     """Describe, one sentence each, what others have attached on the path of the mesh's TCP, and what was unreadable."""
     return [
         str(each) if isinstance(each, Unread) else each.sentence
-        for each in found(ours, cgroup, namespaces, around)
+        for each in found(ours, pods, namespaces, around)
         if isinstance(each, Unread) or not each.allowed
     ]
 
 
-def listed(ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around) -> list[str]:
+def listed(ours: frozenset[int], pods: Sequence[Path], namespaces: Mapping[str, Path], around: Around) -> list[str]:
     """Describe, one sentence each, what others have attached that is allowed there."""
-    seen = found(ours, cgroup, namespaces, around)
+    seen = found(ours, pods, namespaces, around)
     return [each.sentence for each in seen if isinstance(each, Stranger) and each.allowed]
 
 
 def found(
-    ours: frozenset[int], cgroup: Path, namespaces: Mapping[str, Path], around: Around
+    ours: frozenset[int], pods: Sequence[Path], namespaces: Mapping[str, Path], around: Around
 ) -> Iterator[Stranger | Unread]:
-    """Find every foreign program, and what could not be read."""
+    """Find every foreign program, and what could not be read; `pods` are the cgroups of the pods."""
     every = {**namespaces, **dict(around.namespaces)}
-    yield from _read(f"what runs on the cgroup {cgroup}", partial(_on_cgroup, ours, cgroup, home=cgroup))
-    for place in around.cgroups:
-        yield from _read(f"what runs on the cgroup {place}", partial(_on_cgroup, ours, place))
+    apart = [pod for pod in pods if not set(around.cgroups).intersection(pod.parents)]
+    for place in (*around.cgroups, *apart):
+        yield from _read(f"what runs on the cgroup {place}", partial(_on_cgroup, ours, place, pods))
     for name, path in every.items():
         yield from _read(f"what runs in the network namespace of {name}", partial(_in_namespace, ours, name, path))
         yield from _read(f"what hangs on the links of {name}", partial(on_links, name, path))
@@ -182,8 +185,8 @@ def _runs(place: Path, types: Sequence[int], flags: int = 0) -> dict[int, list[i
         raise
 
 
-def _on_cgroup(ours: frozenset[int], cgroup: Path, *, home: Path | None = None) -> list[Stranger]:
-    """Find programs on `cgroup` and below it; ours belong only on `home`, once per hook. Raises OSError."""
+def _on_cgroup(ours: frozenset[int], cgroup: Path, pods: Sequence[Path]) -> list[Stranger]:
+    """Find programs on `cgroup` and below it; ours belong only on those of pods, once per hook. Raises OSError."""
     with _opened(cgroup) as fd:
         types = cgroup_types(fd)
     above = _above(cgroup)
@@ -193,7 +196,7 @@ def _on_cgroup(ours: frozenset[int], cgroup: Path, *, home: Path | None = None) 
         attached[place] = _runs(place, types)
         for kind, programs in attached[place].items():
             for program in ours.intersection(programs):
-                if place != home or programs.count(program) > 1:
+                if place not in pods or programs.count(program) > 1:
                     stray = f"merlab's own {named(program)}, which should not be there"
                     sentence = f"on the cgroup {place} {_name(kind)} runs {stray}"
                     told[sentence] = Stranger(sentence, program)

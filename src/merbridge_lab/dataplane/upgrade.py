@@ -1,9 +1,14 @@
 """Take over from the dataplane of another version while connections come and go, and lose none of them.
 
 The two versions share no map, because their layouts may differ, so each must finish its own connections. The old pins
-move into `old/`, with all hooks running. The new programs attach beside the old ones, and neither knows the other's
-connections. Only at the start of a connection (connect, sk_lookup) there can be only one program: there the link itself
-gets the new program, in one step. The old version then has some time to finish, and is removed.
+move into `old/`, with all hooks running. The new programs attach beside the old ones, pod by pod, and neither knows the
+other's connections. Only at the start of a connection (connect, sk_lookup) there can be only one program: there the
+link itself gets the new program, in one step. The old version then has some time to finish, and is removed.
+
+Up to 0.4 the links were on one cgroup above all pods, and a link cannot move. There the new connect programs attach
+beside the old ones: on a cgroup below they run first, and the old ones leave alone what goes to an address of the
+loopback already. Between sidecars, where the address stays, both note the connection, and whose sockops program runs
+first, the new one, has its sockets.
 
 Sockets that are in the old hash stay there until they are closed, with the old sk_msg program. It is told to stop
 redirecting: from then on their bytes go by TCP, in order. Such an old connection can notice one thing: getpeername()
@@ -25,9 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from merbridge_lab.dataplane.endpoints import Endpoint
+    from merbridge_lab.dataplane.pins import Hook
+
 #: How long the old version may take to finish handshakes and to serve its live connections, in seconds.
 _FINISH = 3.0
 _FOLDERS = ("links", "maps", "progs")
+#: The hooks at the start of a connection.
+INHERITED = ("connect4", "connect6", "sk_lookup")
 
 
 def is_due(pins: Pins) -> bool:
@@ -43,12 +53,15 @@ def old(pins: Pins) -> Pins:
 def begin(pins: Pins, load: Callable[[Pins], None]) -> None:
     """Load this version, then move the pins of the other one aside; nothing is attached or detached.
 
-    If `load` raises, the other version is unchanged.
+    A node whose redirecting was switched off stays so. If `load` raises, the other version is unchanged.
     """
     coming = Pins(pins.root / "next")
     coming.clear()
     try:
         load(coming)
+        with contextlib.suppress(OSError):
+            if not pins.config()["redirect"]:
+                coming.configure(redirect=0, intercept=0)
     except BaseException:
         coming.clear()
         raise
@@ -74,11 +87,22 @@ def inherit(pin: Path, before: Path, program: Path) -> None:
         unlink(before)  # its target is gone, or it is another kind of link: it will be recreated
 
 
+def link_before(pins: Pins, endpoint: Endpoint, hook: Hook) -> Path:
+    """Return where the previous version's link of this pod is, if it has one that can be inherited."""
+    before, by_name = old(pins), "sk_lookup"
+    if hook.name == by_name and (before.links_of(by_name)).is_dir():  # links/sk_lookup/<name>, up to 0.4
+        return before.link(by_name, endpoint.name.replace(".", ":"))
+    return before.link(endpoint.uid, hook.name)
+
+
 def finish(pins: Pins) -> None:
-    """Let the previous version finish, if there was one, and remove it."""
+    """Let the previous version finish, if there was one, and remove it: every pod has been taken over."""
     before = old(pins)
     if not before.root.exists():
         return
+    for pin in before.links():
+        if pin.name in INHERITED or pin.parent.name in INHERITED:
+            unlink(pin)
     with contextlib.suppress(OSError):
         before.configure(redirect=0)
     poll_until(

@@ -45,7 +45,9 @@ class EmbeddedDataplane:
     def __init__(self, machine: Machine, mesh: Mesh, profile: dataplane.Profile | None = None) -> None:
         self._machine = machine
         self._mesh = mesh
-        around = dataplane.Around((machine.cgroup / "twins",), ((topology.NODE, machine.netns(topology.NODE)),))
+        around = dataplane.Around(
+            (machine.mesh_cgroup, machine.cgroup / "twins"), ((topology.NODE, machine.netns(topology.NODE)),)
+        )
         self._manager = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
         self._trace = Instance(machine.tracefs, machine.name)
         self._profile = profile
@@ -77,7 +79,7 @@ class EmbeddedDataplane:
         """
         self._machine.require_own()
         self._restart_filtered()
-        self._manager.attach(self._machine.mesh_cgroup, self.discovery.endpoints())
+        self._manager.attach(self.discovery.endpoints())
         polling.poll_until(
             lambda: not self._older_connections(),
             timeout=_RUN_OUT,
@@ -99,7 +101,7 @@ class EmbeddedDataplane:
         """Leave new connections to the rules until `ensure` has repaired the dataplane; leave a complete one alone."""
         endpoints = self.discovery.endpoints()
         known = self._filters(endpoints) if self.attached else []
-        self._manager.pause_interception(self._machine.mesh_cgroup, endpoints, known)
+        self._manager.pause_interception(endpoints, known)
 
     def drain_idle_connections(self) -> bool:
         """Wait until the idle connections of the sidecars have closed; return whether all did."""
@@ -154,7 +156,7 @@ class EmbeddedDataplane:
     def problems(self) -> list[str]:
         """Describe, one sentence each, what differs from what `ensure` creates."""
         endpoints = self.discovery.endpoints()
-        found = left_to_rules(endpoints) + self._manager.problems(self._machine.mesh_cgroup, endpoints)
+        found = left_to_rules(endpoints) + self._manager.problems(endpoints)
         return [*found, *self._filters(endpoints)] if self.attached else found
 
     def _filters(self, endpoints: Sequence[dataplane.Endpoint]) -> list[str]:
@@ -185,7 +187,7 @@ class EmbeddedDataplane:
             Reading(f"bpf:{program.name}", "", None, program.attached_to, f"{program.type}, id {program.id}")
             for program in self._manager.programs()
         ]
-        others = self._manager.others(self._machine.mesh_cgroup, self.discovery.endpoints())
+        others = self._manager.others(self.discovery.endpoints())
         left_out = self._manager.not_compared()
         return (
             *own,
@@ -264,7 +266,7 @@ class EmbeddedDataplane:
         return [
             f"mkdir -p {self._trace.path}",
             f"echo 1 > {self._trace.switch}",
-            f"bpftool map update pinned {config} key 0 0 0 0 value 1 0 0 0 1 0 0 0",
+            f"bpftool map update pinned {config} key 0 0 0 0 value 1 0 0 0 1 0 0 0 1 0 0 0",
         ]
 
     @staticmethod

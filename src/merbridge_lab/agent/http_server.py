@@ -1,0 +1,74 @@
+"""The agent's answers on the loopback: /metrics for Prometheus, /readyz and /healthz for the kubelet."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from merbridge_lab.agent import agent_status
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merbridge_lab.agent.agent_status import Sources
+
+#: The loop turns at least this often, in seconds; if it does not, it hangs.
+_ALIVE = 60.0
+
+
+class Pulse:
+    """When the loop last turned."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def beat(self) -> None:
+        """Note that the loop turns."""
+        self._at = time.monotonic()
+
+    @property
+    def is_alive(self) -> bool:
+        """Report whether the loop has turned lately."""
+        return time.monotonic() - self._at < _ALIVE
+
+
+def start(port: int, sources: Sources, pulse: Pulse, metrics: Callable[[], bytes]) -> int:
+    """Answer on 127.0.0.1 in a thread that ends with the process; return the port. Raise LabError if it is in use."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(200, metrics(), "text/plain; version=0.0.4; charset=utf-8")
+            elif path == "/healthz":
+                self._answer(200 if pulse.is_alive else 503, b"alive\n" if pulse.is_alive else b"the loop hangs\n")
+            elif path == "/readyz":
+                is_ready = agent_status.status(sources)["ready"]
+                self._answer(200 if is_ready else 503, b"ready\n" if is_ready else b"not ready\n")
+            else:
+                self._answer(404, b"/metrics, /readyz, /healthz\n")
+
+        def _answer(self, code: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Log nothing: whoever asks does so every few seconds."""
+
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise LabError(
+            f"the agent's port {port} on 127.0.0.1 is not available: {error.strerror}",
+            hint=f"ss -ltnp 'sport = :{port}'",
+            id="file.not_written",
+        ) from error
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="merlab-http", daemon=True).start()
+    return int(server.server_address[1])

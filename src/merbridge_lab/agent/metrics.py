@@ -1,0 +1,80 @@
+"""The agent's numbers for Prometheus, read from the pinned maps when somebody asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from merbridge_lab.agent import agent_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import Metric
+
+    from merbridge_lab.agent.agent_status import Sources
+
+#: What counters are called in the maps, and as metrics: the label that tells one from another, and its value.
+_LEGS = ("outbound", "mesh", "inbound")
+_POD = ["namespace", "pod"]
+
+
+class _Numbers(Collector):
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        status = agent_status.status(self._sources)
+        yield GaugeMetricFamily("merlab_agent_ready", "Is every pod served, or is there a reason?", status["ready"])
+        yield GaugeMetricFamily(
+            "merlab_agent_redirecting", "0 while the kill switch is off.", int(bool(status["redirecting"]))
+        )
+        yield GaugeMetricFamily("merlab_agent_generation", "The generation of the agent.", status["generation"])
+        pods = GaugeMetricFamily("merlab_pods", "Pods of the node, by their state.", labels=["state"])
+        for state in ("served", "refused", "pending"):
+            pods.add_metric([state], sum(pod["state"] == state for pod in status["pods"]))
+        yield pods
+        refused = GaugeMetricFamily(
+            "merlab_pods_left_to_rules", "Pods left to the rules, by reason.", labels=["reason"]
+        )
+        for reason, number in status["refused"].items():
+            refused.add_metric([reason], number)
+        yield refused
+        yield from _counted(agent_status.counters(self._sources))
+
+
+def _counted(counters: dict[str, dict[str, int]]) -> Iterator[Metric]:
+    connections = CounterMetricFamily(
+        "merlab_connections", "Connections that eBPF intercepted when they were dialled.", labels=[*_POD, "leg"]
+    )
+    messages = CounterMetricFamily(
+        "merlab_redirected_messages", "Messages moved from socket to socket.", labels=[*_POD, "leg"]
+    )
+    moved = CounterMetricFamily("merlab_redirected_bytes", "Bytes moved from socket to socket.", labels=[*_POD, "leg"])
+    passed = CounterMetricFamily("merlab_tcp_messages", "Messages that went by TCP.", labels=[*_POD, "reason"])
+    others = CounterMetricFamily("merlab_events", "What else the programs count.", labels=[*_POD, "event"])
+    for name, values in counters.items():
+        pod = list(name.partition("/")[::2])
+        for counter, number in values.items():
+            leg, _, what = counter.partition("_")
+            if leg in _LEGS and what == "connects":
+                connections.add_metric([*pod, leg], number)
+            elif leg in _LEGS and what == "redirected_messages":
+                messages.add_metric([*pod, leg], number)
+            elif leg in _LEGS and what == "redirected_bytes":
+                moved.add_metric([*pod, leg], number)
+            elif leg == "passed":
+                passed.add_metric([*pod, what], number)
+            else:
+                others.add_metric([*pod, counter], number)
+    yield from (connections, messages, moved, passed, others)
+
+
+def registry(sources: Sources) -> CollectorRegistry:
+    """Return a registry with the numbers of one node."""
+    found = CollectorRegistry(auto_describe=False)
+    found.register(_Numbers(sources))
+    return found

@@ -1,0 +1,152 @@
+"""What the agent keeps on the node's disk: its lock, its generation, the switches, and its state for `agent status`.
+
+Only one agent of a node changes the dataplane: it holds a lock, which the kernel releases when it ends, however it
+ends. The generation is recorded, and an agent of a lower one refuses to start: so two versions that are both installed
+never replace each other in turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters.change import change
+from merbridge_lab.adapters.files import delete, make_folder, write_atomic
+from merbridge_lab.dataplane import abi
+from merbridge_lab.errors import LabError
+from merbridge_lab.text import as_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: How much of a version number is one part of a generation.
+_PART = 1000
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The generation that was last in charge of the node, and the version of its programs."""
+
+    generation: int
+    stamp: str
+
+
+def default_generation(version: str) -> int:
+    """Return the generation of a version: later versions have higher ones."""
+    numbers = [int(part) for part in version.split(".")[:3] if part.isdecimal()]
+    return sum(number * _PART ** (2 - at) for at, number in enumerate(numbers))
+
+
+class NodeState:
+    """The files below one directory of the node."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._lock = run / "lock"
+        self._generation = run / "generation"
+        self._state = run / "state.json"
+        self._off = run / "redirect-off"
+
+    # -- lock and generation ------------------------------------------------------------------------------------------
+
+    def take(self) -> int | None:
+        """Take the lock until this process ends, and return its descriptor; None if another agent has it.
+
+        Raises LabError.
+        """
+        try:
+            make_folder(self._run, mode=0o700, parents=True)
+            with change("take a lock"):
+                descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise LabError(
+                f"the agent's lock {self._lock} cannot be made: {error.strerror}",
+                hint=f"ls -ld {self._run}",
+                id="file.not_written",
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    @property
+    def is_running(self) -> bool:
+        """Report whether an agent holds the lock."""
+        try:
+            descriptor = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def recorded(self) -> Recorded | None:
+        """Return the generation that was last in charge; None if none was since the node started, or since `forget`."""
+        try:
+            told = json.loads(self._generation.read_text())
+            return Recorded(int(told["generation"]), str(told["stamp"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def require_not_older(self, generation: int) -> None:
+        """Raise LabError if a newer generation is in charge of the node, or another version of the same one."""
+        last = self.recorded()
+        if last is None or generation > last.generation:
+            return
+        if generation == last.generation and last.stamp == abi.stamp():
+            return
+        what = "a newer agent" if generation < last.generation else "another version of the agent"
+        raise LabError(
+            f"{what} has been in charge of this node: generation {last.generation}, {last.stamp};"
+            f" this one is generation {generation}, {abi.stamp()}, and takes over only with a higher generation",
+            hint=f"merlab agent run --generation {last.generation + 1}",
+            id="agent.older",
+        )
+
+    def record(self, generation: int) -> None:
+        """Record that this version is in charge now. Raises OSError."""
+        write_atomic(self._generation, as_json({"generation": generation, "stamp": abi.stamp()}), mode=0o600)
+
+    # -- switches and state -------------------------------------------------------------------------------------------
+
+    @property
+    def is_redirecting(self) -> bool:
+        """Report whether redirecting is wanted: the switch outlives the agent and its programs."""
+        return not self._off.exists()
+
+    @is_redirecting.setter
+    def is_redirecting(self, on: bool) -> None:
+        if on:
+            delete(self._off)
+        else:
+            make_folder(self._run, mode=0o700, parents=True)
+            write_atomic(self._off, "", mode=0o600)
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write the state for `agent status`. Raises OSError."""
+        write_atomic(self._state, as_json(state), mode=0o600)
+
+    def read(self) -> dict[str, Any]:
+        """Return the state as the agent wrote it last; empty if there is none."""
+        try:
+            found = json.loads(self._state.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def forget(self) -> None:
+        """Remove everything but the lock, which its holder has open. Raises OSError."""
+        for path in (self._generation, self._state, self._off):
+            delete(path)
+        with contextlib.suppress(OSError):
+            delete(self._lock)

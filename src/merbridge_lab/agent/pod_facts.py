@@ -1,0 +1,181 @@
+"""What the kernel shows of one pod: its namespace, its cgroup, Istio's rules, and who accepts its connections."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import cgroup, nftables, tcp_sockets, xtables
+from merbridge_lab.dataplane.endpoints import sidecar_of
+from merbridge_lab.errors import LabError
+from merbridge_lab.istio_facts import INBOUND_PORT, OUTBOUND_PORT
+from merbridge_lab.text import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from merbridge_lab.adapters.cri_runtime import Sandbox
+    from merbridge_lab.adapters.tcp_sockets import Listener
+    from merbridge_lab.dataplane import Sidecar
+
+_USER = re.compile(r"-m owner (?:! )?--uid-owner (\d+)\b")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Istio's rules in a pod: the users that they exempt, that is, those that a sidecar may have."""
+
+    users: frozenset[int]
+
+
+@dataclass(frozen=True)
+class PodFacts:
+    """What was read of a pod; `unread` says what could not be read, and then the rest means nothing.
+
+    `netns` is the inode of its network namespace. `sharing` names another pod that has the same. `cgroup` is the
+    directory of its own, None if it has none. `is_proven`: it is served already, and goes on if its rules are flushed.
+    `foreign`: a socket on the inbound port is held by no process of the pod.
+    `sidecar` is the process that holds it; `unknown_user` is why its user is not known.
+    """
+
+    netns: int = 0
+    is_host_netns: bool = False
+    sharing: str = ""
+    cgroup: Path | None = None
+    rules: Rules | None = None
+    is_proven: bool = False
+    listeners: tuple[Listener, ...] = ()
+    foreign: bool = False
+    sidecar: Sidecar | None = None
+    unknown_user: str = ""
+    unread: str = ""
+
+
+def netns_of(pid: int) -> Path:
+    """Return the file that represents the network namespace of a process."""
+    return Path("/proc", str(pid), "ns/net")
+
+
+def read(sandbox: Sandbox, root: Path, others: Mapping[int, str], *, is_proven: bool = False) -> PodFacts:
+    """Read a pod; `others` names the pods of the node by the inode of their namespace.
+
+    `is_proven`: it is served already, so its rules were there when it was enrolled.
+    """
+    if not sandbox.pid:
+        return PodFacts(unread="the runtime does not report the process of its sandbox")
+    netns = netns_of(sandbox.pid)
+    try:
+        inode = netns.stat().st_ino
+        is_host_netns = inode == netns_of(1).stat().st_ino
+        where = pod_cgroup(root, sandbox)
+        if is_host_netns or inode in others or where is None:
+            return PodFacts(inode, is_host_netns, others.get(inode, ""), where)
+        found = listeners(sandbox.pid)
+        rules = istio_rules(netns)
+        holders = _holders(where, [each.inode for each in found if each.port == INBOUND_PORT])
+        if netns.stat().st_ino != inode:
+            return PodFacts(unread="its sandbox changed while it was read")
+    except OSError as error:
+        return PodFacts(unread=f"it cannot be read: {error.strerror or error}")
+    except LabError as error:
+        return PodFacts(unread=f"it cannot be read: {error.what}")
+    sidecar, unknown = None, ""
+    pids = set.intersection(*holders.values()) if holders else set()
+    try:
+        sidecar = sidecar_of(min(pids)) if pids else None
+    except LabError as error:
+        unknown = error.what
+    return PodFacts(
+        inode, is_host_netns, "", where, rules, is_proven, tuple(found), bool(holders) and not pids, sidecar, unknown
+    )
+
+
+def listeners(pid: int) -> list[Listener]:
+    """List the TCP sockets that accept connections in the network namespace of a process. Raises OSError."""
+    tables = (Path("/proc", str(pid), "net", name) for name in ("tcp", "tcp6"))
+    return [each for table in tables if table.exists() for each in tcp_sockets.listeners(read_text(table))]
+
+
+def is_listening(pid: int) -> bool:
+    """Report whether something accepts inbound connections in the namespace of a process; False if it has ended."""
+    try:
+        return any(each.port == INBOUND_PORT for each in listeners(pid))
+    except OSError:
+        return False
+
+
+def _holders(where: Path, sockets: Collection[int]) -> dict[int, set[int]]:
+    """Return which processes in a pod's cgroup hold each of these sockets. Raises OSError, LabError."""
+    found: dict[int, set[int]] = {inode: set() for inode in sockets}
+    wanted = {f"socket:[{inode}]": inode for inode in sockets}
+    for pid in cgroup.all_processes(where) if sockets else ():
+        for link in _links(pid):
+            if (inode := wanted.get(link)) is not None:
+                found[inode].add(pid)
+    return found
+
+
+def _links(pid: int) -> Iterable[str]:
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names alone, of a hundred
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for name in names:
+        try:
+            yield os.readlink(f"{folder}/{name}")  # noqa: PTH115 - a hundred of them
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def istio_rules(netns: Path) -> Rules | None:
+    """Return Istio's rules in a network namespace, from either backend; None if they are not there. Raises OSError.
+
+    The legacy tables are read only if nftables does not have them.
+    """
+    tables = nftables.read(netns)
+    found = rules_of({each.name: each.told for each in tables.chains if (each.family, each.table) == ("ip", "nat")})
+    if found is not None:
+        return found
+    legacy = [each for each in xtables.read(netns) if (each.family, each.name) == ("ip", "nat")]
+    return rules_of({chain.name: chain.told for table in legacy for chain in table.chains or ()})
+
+
+def rules_of(chains: Mapping[str, tuple[tuple[str, int], ...]]) -> Rules | None:
+    """Return Istio's rules among the chains of a nat table, each with its rules in iptables' words; None without them.
+
+    It takes the jump into ISTIO_OUTPUT, and the rule of ISTIO_REDIRECT that leads to the sidecar.
+    """
+    jumps = any("-j ISTIO_OUTPUT" in words for words, _ in chains.get("OUTPUT", ()))
+    redirects = any(
+        re.search(rf"-j REDIRECT --to-ports {OUTBOUND_PORT}\b", words) for words, _ in chains.get("ISTIO_REDIRECT", ())
+    )
+    if not (jumps and redirects):
+        return None
+    return Rules(frozenset(int(user) for words, _ in chains.get("ISTIO_OUTPUT", ()) for user in _USER.findall(words)))
+
+
+# -- cgroups ----------------------------------------------------------------------------------------------------------
+
+
+def pod_cgroup(root: Path, sandbox: Sandbox) -> Path | None:
+    """Return the directory of the pod's own cgroup; None if it has none, or if its sandbox is not in it.
+
+    `root` is where cgroup2 is mounted. The runtime knows the cgroup by the kubelet's name; the kernel then confirms
+    that the sandbox's process is below it. The path that /proc/PID/cgroup shows depends on the reader's namespace.
+    """
+    name = sandbox.cgroup_parent
+    own = (f"pod{sandbox.uid}", f"pod{sandbox.uid.replace('-', '_')}.slice")  # of the drivers cgroupfs and systemd
+    if not sandbox.uid or not name.endswith(own):
+        return None
+    place = root / (sliced(name) if name.endswith(".slice") else name.lstrip("/"))
+    return place if place.is_dir() and sandbox.pid in cgroup.all_processes(place) else None
+
+
+def sliced(name: str) -> str:
+    """Return where systemd puts a slice: each dash in its name is one level."""
+    parts = name.rpartition("/")[2].removesuffix(".slice").split("-")
+    return "/".join(f"{'-'.join(parts[: at + 1])}.slice" for at in range(len(parts)))

@@ -1,0 +1,267 @@
+"""The loop of the agent: woken by the kernel, it reconciles one pod at a time.
+
+A pod's cgroup that appears or changes, and a sandbox or sidecar that ends, wake it at once. Only a pod that has Istio's
+rules and waits for its sidecar is looked at again and again: two files in /proc, 20 times a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from merbridge_lab.agent import agent_log, pod_facts
+from merbridge_lab.agent.node_pods import NodePods
+from merbridge_lab.agent.pod_watch import PodWatch
+from merbridge_lab.agent.refusals import Refusal
+from merbridge_lab.dataplane.endpoints import netns_cookie
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from merbridge_lab.adapters.cri_runtime import Runtime
+    from merbridge_lab.agent.tracked_pod import TrackedPod
+    from merbridge_lab.dataplane import Legs, Reconciler
+    from merbridge_lab.dataplane.reconciler import Served
+
+#: Seconds between looks at a pod that waits for its sidecar: in its first minute, and later.
+_SOON, _LATER, _FIRST = 0.05, 0.1, 60.0
+#: Seconds between looks at a pod whose cgroup has just changed, and at all others: what wakes nobody is seen then.
+_CHANGED, _RESYNC = 0.2, 30.0
+#: Seconds between questions to the runtime: while a pod's cgroup has no sandbox yet, for how long, and otherwise.
+_LIST_SOON, _LIST_FIRST, _LIST = 0.1, 20.0, 10.0
+#: Seconds between clean-ups of what belongs to no connection any more.
+_SETTLE = 60.0
+#: How long a pod that could not be attached is left alone, in seconds.
+_AGAIN = 5.0
+
+
+class Service:
+    """Reconciles the pods of a node until `stop`; `changed` is called when something is new for who reads the state."""
+
+    def __init__(
+        self, runtime: Runtime, reconciler: Reconciler, cgroups: Path, legs: Legs, changed: Callable[[Service], None]
+    ) -> None:
+        self._runtime, self._reconciler, self._changed = runtime, reconciler, changed
+        self._selector = selectors.DefaultSelector()
+        self._pods = NodePods(runtime, cgroups, legs, self._selector)
+        self._watch = PodWatch(cgroups)
+        self._stopping = False
+        self._list_at, self._unknown_since = 0.0, 0.0
+        self._listed = False
+        self._settle_at = 0.0
+        #: Why the runtime cannot be asked; "" if it can.
+        self.runtime_problem = ""
+
+    @property
+    def pods(self) -> list[TrackedPod]:
+        """Return the pods of the node."""
+        return sorted(self._pods.pods.values(), key=lambda pod: pod.full_name)
+
+    @property
+    def is_ready(self) -> bool:
+        """Report whether every pod of the node is served or has its reason."""
+        return self._listed and all(pod.endpoint or pod.refusal for pod in self._pods.pods.values())
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self, *, once: bool = False) -> None:
+        """Reconcile until `stop`, or, `once`, until every pod has been looked at. Programs and pins stay."""
+        with self._watch, self._selector, self._signals():
+            self._selector.register(self._watch, selectors.EVENT_READ, None)
+            self._watch.scan()
+            while not self._stopping:
+                self._turn()
+                if once and self.is_ready:
+                    return
+                self._wait()
+
+    def stop(self) -> None:
+        """End the loop soon; safe in a signal handler."""
+        self._stopping = True
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Be woken by signals: select(2) alone would go on waiting."""
+        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._selector.register(reading, selectors.EVENT_READ, None)
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
+            os.close(reading)
+            os.close(writing)
+
+    def _wait(self) -> None:
+        now = time.monotonic()
+        due = min([self._list_at, self._settle_at, *(pod.due for pod in self._pods.pods.values())])
+        for key, _ in self._selector.select(max(0.0, due - now)):
+            if isinstance(key.data, tuple):
+                self._process_ended(*key.data)
+        woken = self._watch.events()
+        if woken.changed or woken.gone:
+            self._list_at = 0.0
+        now = time.monotonic()
+        for pod in self._pods.pods.values():
+            if pod.sandbox.uid in woken.changed:
+                pod.woken = pod.due = now
+
+    def _process_ended(self, identity: str, role: str) -> None:
+        pod = self._pods.pods.get(identity)
+        if pod is not None:
+            agent_log.say("a process ended", pod=pod.full_name, role=role)
+            self._pods.ended(pod, role)
+            self._list_at = 0.0
+
+    def _turn(self) -> None:
+        if time.monotonic() >= self._list_at:
+            self._list()
+        for pod in list(self._pods.pods.values()):
+            if self._stopping:
+                return
+            if time.monotonic() >= pod.due:
+                self._reconcile(pod)
+        if self._listed and time.monotonic() >= self._settle_at:
+            self._settle()
+        self._changed(self)
+
+    # -- which pods there are -----------------------------------------------------------------------------------------
+
+    def _list(self) -> None:
+        now = time.monotonic()
+        try:
+            gone = self._pods.refresh()
+        except LabError as error:
+            gone = self._ended_by_themselves()
+            if error.what != self.runtime_problem:
+                agent_log.warn("the runtime does not answer; what is served goes on", why=error.what)
+            self.runtime_problem = error.what
+            self._list_at = now + 1.0
+        else:
+            if self.runtime_problem:
+                agent_log.say("the runtime answers again")
+            self.runtime_problem = ""
+            self._list_at = now + self._next_list(now)
+        for pod in gone:
+            self._forget(pod)
+        if not self._listed and not self.runtime_problem:
+            self._listed = True
+            self._forget_strangers()
+
+    def _next_list(self, now: float) -> float:
+        """Return when to ask again: soon while a pod's cgroup has no sandbox yet, which comes later."""
+        known = {pod.sandbox.uid for pod in self._pods.pods.values()}
+        if self._watch.pods.keys() <= known:
+            self._unknown_since = 0.0
+            return _LIST
+        self._unknown_since = self._unknown_since or now
+        return _LIST_SOON if now - self._unknown_since < _LIST_FIRST else _LIST / 5
+
+    def _ended_by_themselves(self) -> list[TrackedPod]:
+        """Return the pods that are gone although the runtime cannot be asked: without processes or cgroup."""
+        gone = [
+            identity
+            for identity, pod in self._pods.pods.items()
+            if "sandbox" not in pod.processes and pod.sandbox.uid not in self._watch.pods
+        ]
+        return [self._pods.drop(identity) for identity in gone]
+
+    def _forget(self, pod: TrackedPod) -> None:
+        """Detach a pod that is gone, unless another sandbox of the same pod has taken its place."""
+        agent_log.say("gone", pod=pod.full_name)
+        self._detach(pod)
+        for other in self._pods.pods.values():
+            if other.sandbox.uid == pod.sandbox.uid:
+                other.due = 0.0
+
+    def _detach(self, pod: TrackedPod) -> None:
+        try:
+            self._reconciler.forget(pod.sandbox.uid)
+        except LabError as error:
+            agent_log.warn("cannot be detached", pod=pod.full_name, why=error.what)
+        pod.endpoint = None
+
+    def _forget_strangers(self) -> None:
+        """Detach what an agent before this one served and is no pod any more."""
+        try:
+            known = {pod.sandbox.uid for pod in self._pods.pods.values()}
+            for uid in self._reconciler.served().keys() - known:
+                agent_log.say("gone while no agent ran", uid=uid)
+                self._reconciler.forget(uid)
+        except LabError as error:
+            agent_log.warn("pods that are gone cannot be detached", why=error.what)
+
+    # -- one pod ------------------------------------------------------------------------------------------------------
+
+    def _reconcile(self, pod: TrackedPod) -> None:
+        now = time.monotonic()
+        if pod.state == "pending" and pod.refusal and pod.refusal.id == "no_listener" and pod.woken + _CHANGED < now:
+            # The usual case: a pod that waits. Only this is asked until it listens.
+            if pod_facts.is_listening(pod.sandbox.pid):
+                self._look(pod)
+        else:
+            self._look(pod)
+        pod.due = time.monotonic() + self._interval(pod, now)
+
+    def _interval(self, pod: TrackedPod, now: float) -> float:
+        if pod.refusal is not None and pod.refusal.id == "no_listener":
+            return _SOON if now - pod.woken < _FIRST else _LATER
+        if pod.refusal is not None and pod.refusal.id == "not_attached":
+            return _AGAIN
+        if pod.state != "served" and now - pod.woken < 1.0:
+            return _CHANGED
+        return _RESYNC
+
+    def _look(self, pod: TrackedPod) -> None:
+        """Examine a pod, and serve it, or detach it if it may not be served any more."""
+        began = time.monotonic()
+        try:
+            served = self._reconciler.served().get(pod.sandbox.uid)
+            endpoint = self._pods.examine(pod, is_proven=served is not None and self._is_of(served, pod))
+        except LabError as error:
+            self._pods.refuse(pod, Refusal("unread", f"it cannot be read: {error.what}"))
+            return
+        if endpoint is None:
+            # A sidecar that restarts keeps its pod attached, as it keeps its rules.
+            if served is not None and pod.refusal is not None and not pod.refusal.is_pending:
+                self._detach(pod)
+            return
+        try:
+            self._reconciler.serve(endpoint)
+        except LabError as error:
+            pod.endpoint = None
+            self._pods.refuse(pod, Refusal("not_attached", error.what))
+            return
+        if pod.endpoint is None or pod.refusal is not None or pod.endpoint != endpoint:
+            took = round((time.monotonic() - began) * 1000, 1)
+            agent_log.say("served", pod=pod.full_name, ip=endpoint.ip, milliseconds=took, legs=endpoint.legs.why)
+        pod.endpoint, pod.refusal = endpoint, None
+
+    @staticmethod
+    def _is_of(served: Served, pod: TrackedPod) -> bool:
+        """Report whether what is served under the pod's uid is this very sandbox, by its network namespace."""
+        try:
+            return served.netns == netns_cookie(pod_facts.netns_of(pod.sandbox.pid))
+        except LabError:
+            return False
+
+    def _settle(self) -> None:
+        """End a takeover from another version, and remove what belongs to no connection any more."""
+        self._settle_at = time.monotonic() + _SETTLE
+        try:
+            served = self._reconciler.served()
+            endpoints = {pod.sandbox.uid: pod.endpoint for pod in self._pods.pods.values() if pod.endpoint}
+            self._reconciler.settle(
+                {each.netns: endpoints[uid].netns for uid, each in served.items() if uid in endpoints}
+            )
+        except LabError as error:
+            agent_log.warn("what is left of former connections cannot be removed", why=error.what)

@@ -1,0 +1,156 @@
+"""Start the agent of a node: one at a time, on a dataplane that it adopts, takes over, or loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from merbridge_lab import __version__, signals
+from merbridge_lab.adapters import cri_runtime
+from merbridge_lab.agent import agent_log, agent_status, http_server
+from merbridge_lab.agent.agent_status import Sources
+from merbridge_lab.agent.node_state import NodeState, default_generation
+from merbridge_lab.agent.service import Service
+from merbridge_lab.dataplane import Legs, Profile, Reconciler, reader_legs
+from merbridge_lab.errors import LabError
+from merbridge_lab.polling import poll_until
+from merbridge_lab.shortage import unread
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: How long an agent waits for the one before it to end, in seconds, before it says so again.
+_BUSY = 60.0
+#: How long `remove` waits for a running agent to end, and for redirected bytes to be read, in seconds.
+_END, _DRAIN = 30.0, 5.0
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are, as this process sees them.
+
+    `pins` is a directory on the node's bpffs, `run` one on its disk, `cri` the runtime's socket, `cgroups` where
+    cgroup2 is mounted, `tracefs` where tracefs is, if it is needed.
+    """
+
+    pins: Path
+    run: Path
+    cri: Path
+    cgroups: Path
+    tracefs: Path
+
+    def reconciler(self) -> Reconciler:
+        """Return the dataplane of the node."""
+        return Reconciler(self.pins, self.tracefs if self.tracefs.is_dir() else None)
+
+    def sources(self) -> Sources:
+        """Return where the state of the node is."""
+        return Sources(NodeState(self.run), self.reconciler())
+
+
+def run(places: Places, profile: Profile, *, generation: int | None, port: int, debug: bool, once: bool) -> None:
+    """Run the agent until it is told to end; programs and pins stay. Raises LabError."""
+    agent_log.begin()
+    generation = default_generation(__version__) if generation is None else generation
+    node, reconciler = NodeState(places.run), places.reconciler()
+    _take(node, generation)
+    with cri_runtime.Runtime(places.cri) as runtime:
+        legs = _legs(profile)
+        reconciler.install()
+        node.record(generation)
+        if reconciler.redirecting != node.is_redirecting:
+            reconciler.redirecting = node.is_redirecting
+        if reconciler.debug != debug:
+            reconciler.debug = debug
+        agent_log.say(
+            "started", version=__version__, generation=generation, legs=legs.why, redirecting=node.is_redirecting
+        )
+        pulse, written = http_server.Pulse(), _Written(node, generation)
+        if not once:
+            from prometheus_client import generate_latest
+
+            from merbridge_lab.agent import metrics
+
+            numbers = metrics.registry(Sources(node, reconciler))
+            http_server.start(port, Sources(node, reconciler), pulse, lambda: generate_latest(numbers))
+
+        def changed(service: Service) -> None:
+            pulse.beat()
+            written.write(service)
+
+        Service(runtime, reconciler, places.cgroups, legs, changed).run(once=once)
+    agent_log.say("ends; what is served goes on")
+
+
+def _take(node: NodeState, generation: int) -> int:
+    """Take the node's lock; wait for the agent before this one to end. Raises LabError."""
+    while True:
+        node.require_not_older(generation)
+        descriptor = node.take()
+        if descriptor is None:
+            agent_log.say("waits for another agent of this node to end")
+            descriptor = poll_until(node.take, timeout=_BUSY, awaiting="the other agent to end")
+        if descriptor is not None:
+            node.require_not_older(generation)  # the other one may have been newer
+            return descriptor
+        signals.checkpoint()
+
+
+def _legs(profile: Profile) -> Legs:
+    """Decide which legs the pods have; probe the kernel if that matters. Raises LabError."""
+    try:
+        return reader_legs.for_profile(profile)
+    except OSError as error:
+        raise LabError(
+            str(unread("what this kernel does to sockets of apps", error)), hint="merlab doctor", id="reading.failed"
+        ) from error
+
+
+class _Written:
+    """Writes the state to the node's disk when it differs from what was written last."""
+
+    def __init__(self, node: NodeState, generation: int) -> None:
+        self._node, self._generation = node, generation
+        self._last: dict[str, Any] = {}
+
+    def write(self, service: Service) -> None:
+        state = agent_status.state(
+            service.pods,
+            generation=self._generation,
+            ready=service.is_ready,
+            runtime_problem=service.runtime_problem,
+        )
+        if state == self._last:
+            return
+        try:
+            self._node.write(state)
+        except OSError as error:
+            agent_log.warn("the state cannot be written", why=str(error))
+        else:
+            self._last = state
+
+
+def remove(places: Places) -> dict[str, Any]:
+    """Detach everything and leave no pin and no file; wait for a running agent to end. Raises LabError."""
+    node = NodeState(places.run)
+    descriptor = node.take() or poll_until(node.take, timeout=_END, awaiting="the agent to end")
+    if descriptor is None:
+        raise LabError(
+            "an agent runs on this node, and it would attach everything again",
+            hint="kubectl -n merlab-system delete daemonset merlab-agent",
+            id="lab.busy",
+        )
+    detached = places.reconciler().remove(_DRAIN)
+    node.forget()
+    return {"schema": 1, "drained": detached.drained, "left": detached.left}
+
+
+def redirect(places: Places, *, on: bool) -> None:
+    """Switch redirecting for the whole node; it stays so when the agent starts again. Raises LabError."""
+    NodeState(places.run).is_redirecting = on
+    places.reconciler().redirecting = on
+
+
+def debug(places: Places, *, on: bool) -> None:
+    """Switch trace lines for the whole node, until the agent starts again. Raises LabError."""
+    places.reconciler().debug = on
