@@ -51,6 +51,9 @@ ErrorId: TypeAlias = Literal[
     "matrix.unexpected",
     # the agent of a node
     "agent.older",
+    "agent.no_image",
+    "agent.crashed",
+    "agent.foreign",
     # labs on Kubernetes
     "docker.unreachable",
     "docker.unsupported",

@@ -56,9 +56,7 @@ def _fields(
 
     def are_images(value: object) -> bool:
         known = set(workloads)
-        return (
-            isinstance(value, dict) and known - LATER <= set(value) <= known and all(map(_is_image, value.values()))
-        )
+        return isinstance(value, dict) and known - LATER <= set(value) <= known and all(map(_is_image, value.values()))
 
     return {
         "kind_image": ("the name of an image", _is_image),

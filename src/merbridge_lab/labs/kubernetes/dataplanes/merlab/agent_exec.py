@@ -29,9 +29,7 @@ def run(api: Api, argv: Sequence[str], *, ok: Sequence[int] = (0,)) -> list[str]
     for pod in pods:
         name = pod["metadata"]["name"]
         command = ["merlab", "agent", *argv]
-        status, out, err = kubernetes_exec.execute(
-            api, manifest.NAMESPACE, name, manifest.CONTAINER, command, _TIMEOUT
-        )
+        status, out, err = kubernetes_exec.execute(api, manifest.NAMESPACE, name, manifest.CONTAINER, command, _TIMEOUT)
         if status not in ok:
             raise LabError(
                 f"merlab agent {argv[0]} failed with exit status {status} in {name}",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class MerlabDataplane:
-    """The agent's DaemonSet, and what it attached; see ensure for `renew` (the apps) and `warm` (the first requests)."""
+    """The agent's DaemonSet, and what it attached; see ensure for `renew` (the apps) and `warm` (first requests)."""
 
     roles = ROLES
 

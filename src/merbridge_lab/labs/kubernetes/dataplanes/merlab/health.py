@@ -55,9 +55,7 @@ def of_node(place: NodeView) -> list[str]:
 
 
 def of_workloads(access: Access, place: NodeView) -> list[str]:
-    """Check that the pods of the walkthrough are served; of one that is not, say what the agent says. Raises LabError.
-
-    """
+    """Check that the pods of the walkthrough are served; of one that is not, say what the agent says."""
     api = access.api()
     served = node_maps.reader(place).served()
     unserved = [

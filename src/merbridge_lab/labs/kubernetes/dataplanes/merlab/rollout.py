@@ -83,6 +83,4 @@ def logged(api: Api, *, previous: bool = False) -> str:
 def await_gone(api: Api, where: str, what: str) -> None:
     """Wait until an object is gone. Raises LabError."""
     if not polling.poll_until(lambda: api.find(where) is None, timeout=_GONE, every=0.3, awaiting=f"{what} to go"):
-        raise LabError(
-            f"{what} is still there after {_GONE:.0f} s", hint="merlab down", id="removal.failed"
-        )
+        raise LabError(f"{what} is still there after {_GONE:.0f} s", hint="merlab down", id="removal.failed")
