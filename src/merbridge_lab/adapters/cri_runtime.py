@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _ANSWER = 2.0
 #: A node with five hundred pods answers with less than one MB.
 _LARGEST = 64 << 20
+#: struct ucred
+_CREDENTIALS = struct.Struct("=iII")
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class Sandbox:
 class Runtime:
     """A connection to the runtime's socket; it reconnects by itself."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
+    def __init__(self, place: Path) -> None:
+        self._socket = place
         try:
             import grpc
 
@@ -70,7 +74,7 @@ class Runtime:
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.enable_http_proxy", 0),
         ]
-        self._channel = grpc.insecure_channel(f"unix://{socket.absolute()}", options=options)
+        self._channel = grpc.insecure_channel(f"unix://{place.absolute()}", options=options)
         classes = cri_messages.classes()
         self._methods = {
             name: self._channel.unary_unary(
@@ -105,6 +109,16 @@ class Runtime:
         """Return the name and version of the runtime. Raises LabError."""
         told = self._call("Version")
         return f"{told.runtime_name} {told.runtime_version}"
+
+    def pid(self) -> int:
+        """Return the process that listens on the socket, as this process sees it. Raises OSError."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_ANSWER)
+            connection.connect(str(self._socket))
+            pid, _uid, _gid = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+        return int(pid)
 
     def running(self) -> dict[str, str]:
         """Return the sandboxes that run: the id of each, and the uid of its pod. Raises LabError."""

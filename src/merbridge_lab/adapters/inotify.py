@@ -64,7 +64,7 @@ class Inotify:
 
     def events(self) -> list[Event]:
         """Return what has happened since the last call, without waiting."""
-        found = []
+        found: list[Event] = []
         while True:
             try:
                 raw = os.read(self._descriptor, _CHUNK)

@@ -28,6 +28,7 @@ class NodePods:
     def __init__(self, runtime: Runtime, cgroups: Path, legs: Legs, selector: selectors.BaseSelector) -> None:
         self._runtime, self._cgroups, self._legs, self._selector = runtime, cgroups, legs, selector
         self.pods: dict[str, TrackedPod] = {}
+        self._node: set[int] = set()
         #: May a pod be served, by its namespace's labels? Asked before the kernel is.
         self.of_namespace: Callable[[Sandbox], Refusal | None] = lambda _sandbox: None
 
@@ -71,13 +72,24 @@ class NodePods:
         refusal = refusal or self.of_namespace(sandbox)
         facts = None
         if refusal is None:
-            facts = pod_facts.read(sandbox, self._cgroups, self._others(pod), is_proven=is_proven)
+            facts = pod_facts.read(sandbox, self._cgroups, self._node_netns(), self._others(pod), is_proven=is_proven)
             pod.netns = facts.netns
             refusal = enrolment.of_kernel(facts)
         if refusal is not None:
             self.refuse(pod, refusal)
             return None
         return self._endpoint(pod, facts) if facts else None
+
+    def _node_netns(self) -> set[int]:
+        """Return the network namespaces of the node: that of its first process, and of the runtime.
+
+        A security module may deny the one, and in a node that is a container itself both are the node's.
+        """
+        if not self._node:
+            for pid in (lambda: 1, self._runtime.pid):
+                with contextlib.suppress(OSError):
+                    self._node.add(pod_facts.netns_of(pid()).stat().st_ino)
+        return self._node
 
     def _others(self, pod: TrackedPod) -> dict[int, str]:
         """Return the names of the other pods by the inode of their namespace; those of the host's do not count."""

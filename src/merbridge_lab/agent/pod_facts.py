@@ -59,17 +59,21 @@ def netns_of(pid: int) -> Path:
     return Path("/proc", str(pid), "ns/net")
 
 
-def read(sandbox: Sandbox, root: Path, others: Mapping[int, str], *, is_proven: bool = False) -> PodFacts:
-    """Read a pod; `others` names the pods of the node by the inode of their namespace.
+def read(
+    sandbox: Sandbox, root: Path, node: Collection[int], others: Mapping[int, str], *, is_proven: bool = False
+) -> PodFacts:
+    """Read a pod; `node` are the inodes of the node's own namespaces, `others` names its other pods by theirs.
 
     `is_proven`: it is served already, so its rules were there when it was enrolled.
     """
     if not sandbox.pid:
         return PodFacts(unread="the runtime does not report the process of its sandbox")
+    if not node:
+        return PodFacts(unread="the node's own network namespace cannot be read, so it may be the pod's, too")
     netns = netns_of(sandbox.pid)
     try:
         inode = netns.stat().st_ino
-        is_host_netns = inode == netns_of(1).stat().st_ino
+        is_host_netns = inode in node
         where = pod_cgroup(root, sandbox)
         if is_host_netns or inode in others or where is None:
             return PodFacts(inode, is_host_netns, others.get(inode, ""), where)

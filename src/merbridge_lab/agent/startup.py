@@ -72,7 +72,8 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
             from merbridge_lab.agent import metrics
 
             numbers = metrics.registry(Sources(node, reconciler))
-            http_server.start(port, Sources(node, reconciler), pulse, lambda: generate_latest(numbers))
+            answers = http_server.start(port, Sources(node, reconciler), pulse, lambda: generate_latest(numbers))
+            agent_log.say("answers on the loopback", port=answers)
 
         def changed(service: Service) -> None:
             pulse.beat()
