@@ -8,7 +8,9 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes.dataplanes.images import ImageSource
 
 if TYPE_CHECKING:
-    from merbridge_lab.labs.kubernetes.provider import NodeImages
+    from collections.abc import Sequence
+
+    from merbridge_lab.labs.kubernetes.provider import Node, NodeImages
 
 #: Builds it, in a checkout of merlab.
 BUILD = "make agent-image"
@@ -27,10 +29,17 @@ def unavailable(ref: str, error: LabError, images: NodeImages) -> LabError:
 
 
 class AgentImage(ImageSource):
-    """The agent's image: it is on this machine, or it is not; no registry has it."""
+    """The agent's image: it is on this machine, or on the node, or nowhere; no registry has it."""
 
     def __init__(self) -> None:
         super().__init__(unavailable)
+
+    def load(self, node: Node, refs: Sequence[str], images: NodeImages) -> None:
+        """Copy the image into the node, also if one of that name is there: it may have been built anew since."""
+        here = [ref for ref in refs if images.has(ref)]
+        if here:
+            images.load(here)
+        super().load(node, [ref for ref in refs if ref not in here], images)
 
     def _fetch(self, ref: str, images: NodeImages) -> None:
         if not images.has(ref):

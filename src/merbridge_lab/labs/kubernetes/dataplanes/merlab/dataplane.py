@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from merbridge_lab import polling
+from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
@@ -112,9 +113,11 @@ class MerlabDataplane:
         wanted = manifest.daemonset(objects)
         image = wanted["spec"]["template"]["spec"]["containers"][0]["image"]
         agent_image.SOURCE.load(self._access.node(), [image], self._access.provider.images)
-        before = self._served()
+        before, found = self._served(), api.find(manifest.PATH)
         for each in objects:
             api.apply(each)
+        if found is not None:
+            self._restart(found)
         self._await("merlab's agent to be ready", lambda: health.of_daemonset(self._access) or self._starting())
         if any(pod.uid not in before for found in node_maps.workload_pods(api).values() for pod in found):
             self._renew()
@@ -144,6 +147,16 @@ class MerlabDataplane:
                     hint=f"kubectl delete namespace {manifest.NAMESPACE}  # if you do not need it",
                     id="agent.foreign",
                 )
+
+    def _restart(self, found: Object) -> None:
+        """Recreate the pods of a DaemonSet that was there, if they are not in order: their image may be another now."""
+        api = self._access.api()
+        if not (health.of_pods(self._access) or health.of_node(self.place())):
+            return
+        for pod in daemonsets.every_pod(api, found):
+            where = kubernetes_api.path("Pod", pod["metadata"]["name"], manifest.NAMESPACE)
+            api.delete(where)
+            rollout.await_gone(api, where, "an agent of before")
 
     def _served(self) -> frozenset[str]:
         """Return the uids of the pods that are served already; none if nothing can be read."""
