@@ -7,6 +7,7 @@ one, in a process of its own.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -19,12 +20,16 @@ import urllib.request
 import uuid
 from concurrent import futures
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
-from kernel.dataplane_rig import IPS, RULES, Agent, NodeView, Rig, cgroup2, run, until
+from kernel.dataplane_rig import IPS, RULES, Agent, NodeView, Rig, cgroup2, removed, run, until
 from merbridge_lab.adapters import cri_messages
-from merbridge_lab.dataplane import Reconciler
+from merbridge_lab.dataplane import Endpoint, Profile, Reconciler, reader_legs
+
+if TYPE_CHECKING:
+    import socket
 
 NOT_READY = 1
 
@@ -122,7 +127,7 @@ class Pod(NodeView):
                 each.end()
         self.node.runtime.sandboxes.pop(self.identity, None)
         for child in ("app", "sidecar", "."):
-            until(lambda child=child: self.node._gone(str(self.cgroup / child)), f"the cgroup of {self.name} is gone")
+            until(lambda child=child: removed(str(self.cgroup / child)), f"the cgroup of {self.name} is gone")
 
 
 class AgentNode(Rig):
@@ -171,6 +176,10 @@ class AgentNode(Rig):
             self.until_state(pod, "served")
         return pods
 
+    def listen(self, pod: Pod, port: int = 5000) -> socket.socket:
+        """Return a socket on which the app of a pod listens, until the node ends."""
+        return self.stack.enter_context(pod.app.listen(port))
+
     # -- the agent ----------------------------------------------------------------------------------------------------
 
     def places(self) -> list[str]:
@@ -185,6 +194,7 @@ class AgentNode(Rig):
             agent = subprocess.Popen(argv, stderr=log, stdout=log, env={**os.environ, **environment})
         self.agents.append(agent)
         if wait:
+            until(lambda: "started" in self.log() or agent.poll() is not None, "the agent is started", 30)
             until(lambda: self.state().get("ready") or agent.poll() is not None, "the agent is ready", 30)
             assert agent.poll() is None, self.log()
         return agent
@@ -232,6 +242,15 @@ class AgentNode(Rig):
     def end_agent(self, agent: subprocess.Popen, number: int = signal.SIGTERM) -> int:
         agent.send_signal(number)
         return agent.wait(20)
+
+    def until_reason_is_pending(self, pod: Pod) -> None:
+        until(lambda: self.of(pod).get("reason_id") == "no_listener", f"{pod.name} waits for its sidecar", 10)
+
+    def endpoint(self, pod: Pod) -> Endpoint:
+        """Return the endpoint as the agent has it."""
+        return dataclasses.replace(
+            pod.endpoint, namespace="default", uid=pod.uid, legs=reader_legs.for_profile(Profile.SAFE)
+        )
 
     def _end_agents(self) -> None:
         for agent in self.agents:

@@ -57,8 +57,177 @@ def test_a_pod_is_served_soon_after_its_sidecar_listens_and_its_traffic_goes_by_
         pod.listen()
         node.until_state(pod, "served")
         assert node.reconciler.served()[pod.uid].name == pod.name
-    listener = hello.app.listen(5000)
+    listener = node.listen(hello)
     with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
         assert counted(node, sleep)["outbound_connects"] == 1
         assert counted(node, sleep)["mesh_redirected_bytes"] >= 100
         assert sleep.redirected_packets() == 0
+
+
+def test_a_pod_is_served_within_200_ms_after_its_sidecar_listens(node):
+    node.start_agent()
+    took = []
+    for name in ("sleep", "hello", "twin"):
+        for _ in range(4):
+            pod = node.pod(name)
+            node.until_reason(pod, "no_listener")
+            began = pod.listen()
+            node.until_state(pod, "served")
+            took.append(time.monotonic() - began)
+            pod.end()
+            until(lambda pod=pod: pod.uid not in node.reconciler.served(), "the pod is forgotten")
+    assert statistics.median(took) < 0.2, took
+    assert max(took) < 0.2 + 0.1, took  # and what others on the machine may take
+
+
+def test_of_a_pod_that_is_gone_nothing_is_left_and_its_address_is_free_for_another(node):
+    node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    first = node.reconciler.served()[hello.uid]
+    hello.end()
+    again = node.pod("hello")
+    again.listen()
+    node.until_state(again, "served")
+    served = node.reconciler.served()
+    assert hello.uid not in served
+    assert served[again.uid].ip == first.ip
+    assert served[again.uid].netns != first.netns
+    assert not (node.pins / "links" / hello.uid).exists()
+    listener = node.listen(again)
+    with sleep.app.connect(again.ip, 5000) as sock, echoes(listener, sock):
+        assert counted(node, again)["accepted_mesh"] == 1
+
+
+def test_a_sidecar_that_restarts_is_served_again(node):
+    node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    hello.sidecar.end()
+    node.until_reason_is_pending(hello)
+    hello.start_sidecar(proxy=False)
+    hello.listen()
+    node.until_state(hello, "served")
+    listener = node.listen(hello)
+    with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
+        assert node.reconciler.problems(node.endpoint(hello)) == []
+
+
+def test_traffic_goes_on_without_an_agent_and_the_next_one_adopts_what_is_there(node):
+    agent = node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    links = node.reconciler.links()
+    listener = node.listen(hello)
+    with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock) as far:
+        assert node.end_agent(agent, signal.SIGKILL) == -signal.SIGKILL
+        far.sendall(b"still")
+        assert sock.recv(10) == b"still"
+        with sleep.app.connect(hello.ip, 5000) as another:
+            echoes(listener, another).close()
+        assert sleep.redirected_packets() == 0
+        status = node.status(1)
+        assert (status["running"], status["ready"]) == (False, False)
+        assert [pod["state"] for pod in status["pods"]] == ["served", "served"]
+        node.start_agent()
+        far.sendall(b"again")
+        assert sock.recv(10) == b"again"
+    assert node.reconciler.links() == links
+    assert node.status()["ready"]
+
+
+def test_a_pod_that_ended_while_no_agent_ran_is_forgotten_by_the_next_one(node):
+    agent = node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    assert node.end_agent(agent) == 0
+    assert node.reconciler.served().keys() == {sleep.uid, hello.uid}  # SIGTERM is not an uninstall
+    hello.end()
+    node.start_agent()
+    until(lambda: node.reconciler.served().keys() == {sleep.uid}, "the pod that ended is forgotten")
+
+
+def test_a_pod_whose_rules_are_flushed_stays_served_by_the_next_agent_too(node):
+    agent = node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    sleep.app.sh("iptables-nft", "-t", "nat", "-F")
+    node.end_agent(agent)
+    node.start_agent()
+    assert node.of(sleep)["state"] == "served"
+    listener = node.listen(hello)
+    with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
+        assert counted(node, sleep)["outbound_connects"] == 1
+
+
+def test_the_kill_switch_works_without_an_agent_and_outlives_the_next_one(node):
+    agent = node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    node.end_agent(agent)
+    node.merlab("redirect", "off")
+    listener = node.listen(hello)
+
+    def dial() -> tuple[int, int]:
+        before = counted(node, sleep)["outbound_connects"], sleep.redirected_packets()
+        with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
+            pass
+        after = counted(node, sleep)["outbound_connects"], sleep.redirected_packets()
+        return after[0] - before[0], after[1] - before[1]
+
+    assert dial() == (0, 1)
+    node.start_agent()
+    assert node.status()["redirecting"] is False
+    assert dial() == (0, 1)
+    node.merlab("redirect", "on")
+    assert dial() == (1, 0)
+    assert node.status()["redirecting"] is True
+
+
+def test_remove_leaves_nothing_and_is_refused_while_an_agent_runs(node, monkeypatch):
+    agent = node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    listener = node.listen(hello)
+    with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock) as far:
+        from merbridge_lab.agent import startup
+        from merbridge_lab.errors import LabError
+
+        monkeypatch.setattr(startup, "_END", 0.2)
+        places = startup.Places(node.pins, node.run_dir, node.runtime.socket, node.root, node.tmp / "tracing")
+        with pytest.raises(LabError, match="an agent runs on this node"):
+            startup.remove(places)
+        node.end_agent(agent)
+        node.merlab("remove")
+        assert not node.pins.exists()
+        assert list(node.run_dir.iterdir()) == []
+        far.sendall(b"by TCP")
+        assert sock.recv(10) == b"by TCP"
+    with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
+        pass
+    assert sleep.redirected_packets() > 0
+    node.merlab("remove")  # nothing to remove is a success
+
+
+def test_an_older_agent_does_not_take_over_and_two_do_not_run_at_once(node):
+    first = node.start_agent("--generation", "7")
+    older = node.start_agent("--generation", "6", wait=False)
+    assert older.wait(30) == 3
+    assert "a newer agent has been in charge of this node: generation 7" in node.log()
+    second = node.start_agent("--generation", "8", wait=False)
+    until(lambda: "waits for another agent" in node.log(), "the second one waits", 20)
+    assert second.poll() is None
+    node.end_agent(first)
+    until(lambda: node.state().get("generation") == 8, "the second one is in charge", 20)
+    node.end_agent(second)
+    late = node.start_agent("--generation", "7", wait=False)
+    assert late.wait(30) == 3
+
+
+def test_it_goes_on_while_the_runtime_is_away(node):
+    node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    node.runtime.stop()
+    until(lambda: node.state().get("runtime"), "the agent has noticed", 20)
+    listener = node.listen(hello)
+    with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
+        assert counted(node, sleep)["outbound_connects"] == 1
+    hello.end()
+    until(lambda: hello.uid not in node.reconciler.served(), "a pod that ended is forgotten all the same", 20)
+    node.runtime.start()
+    until(lambda: node.state().get("runtime") is None, "the agent has noticed", 20)
+    (twin,) = node.mesh("twin")
+    assert node.reconciler.served().keys() == {sleep.uid, twin.uid}

@@ -121,8 +121,8 @@ class Pods:
         rig = self.rig
         rig.sleep.interception, rig.hello.interception = map(istio_annotations.parse, (sleep, hello))
         pins, endpoints = rig.plane._pins, rig.endpoints
-        interception_lists.write(pins, ((self.cookies[each.name], each.interception) for each in endpoints))
         for each in endpoints:
+            interception_lists.write(pins, self.cookies[each.name], each.interception)
             attaching._register_endpoint(pins, each, self.cookies[each.name])
 
     def legs(self) -> Counter[str]:

@@ -230,9 +230,9 @@ def test_a_pause_needs_a_terminal():
 
 def test_status_draws_the_path_of_a_request(lab):
     assert re.search(r"\S eBPF  \S eBPF  \S eBPF", merlab("status").stdout)
-    lab.pins.link("connect4").unlink()
+    lab.link("connect4").unlink()
     try:
-        assert "link connect4 is not pinned" in merlab("status").stdout
+        assert "link connect4 of sleep is not pinned" in merlab("status").stdout
     finally:
         assert merlab("up", "-q", "--until", "3").returncode == 0
 

@@ -47,11 +47,11 @@ class Break:
 
 
 def _unlink(hook: str) -> Callable[[Lab], None]:
-    return lambda lab: lab.pins.link(hook).unlink()
+    return lambda lab: lab.link(hook).unlink()
 
 
 def _detach_link(lab: Lab) -> None:
-    with opened(lab.pins.link("connect4")) as link:
+    with opened(lab.link("connect4")) as link:
         bpf_syscall.link_detach(link)
 
 
@@ -208,11 +208,16 @@ def _covered_log(lab: Lab) -> None:
 
 
 BREAKS = [
-    *(Break(f"no_{h.name}", _unlink(h.name), "dataplane.in_order", f"link {h.name} is not pinned") for h in HOOKS),
-    Break("connect4_attached_to_nothing", _detach_link, "dataplane.in_order", "connect4 is attached to nothing"),
+    *(
+        Break(f"no_{h.name}", _unlink(h.name), "dataplane.in_order", f"link {h.name} of sleep is not pinned")
+        for h in HOOKS
+    ),
+    Break(
+        "connect4_attached_to_nothing", _detach_link, "dataplane.in_order", "connect4 of sleep is attached to nothing"
+    ),
     Break(
         "no_sk_lookup_of_a_pod",
-        lambda lab: lab.pins.lookup_link("helloworld-v1").unlink(),
+        lambda lab: lab.link("sk_lookup", "helloworld-v1").unlink(),
         "dataplane.in_order",
         "sk_lookup of helloworld-v1 is not pinned",
     ),

@@ -67,7 +67,7 @@ def test_any_instant_of_an_up(length, host, tenth):
 def test_a_killed_down_is_gone_on_with(host):
     assert merlab("up", "-q", "--until", "3").returncode == 0
     running = Running("down")
-    running.reaches(lambda: not (Lab().pins.root / "links" / "connect4").exists())
+    running.reaches(lambda: not any(pin.name == "connect4" for pin in Lab().pins.links()))
     running.end(signal.SIGKILL)
     assert merlab("down").returncode == 0
     assert differences(host) == {}

@@ -131,6 +131,10 @@ class Lab:
     def pids(self) -> list[int]:
         return cgroup.all_processes(Machine(self.machine.name).mesh_cgroup)
 
+    def link(self, hook: str, pod: str = "sleep") -> Path:
+        """Return where the link of a hook of a pod is pinned."""
+        return self.pins.link(str(self.cookie(pod)), hook)
+
     def cookie(self, pod: str = "sleep") -> int:
         return netns.cookie(self.netns(pod))
 
@@ -162,10 +166,10 @@ class Lab:
     def programs(self) -> dict[str, int]:
         """Return the ids of the pinned programs and links."""
         found = {}
-        for kind in ("progs", "links", "links/sk_lookup", "maps"):
-            for pin in sorted((self.pins.root / kind).iterdir()):
+        for kind in ("progs", "links", "maps"):
+            for pin in sorted((self.pins.root / kind).rglob("*")):
                 if not pin.is_dir():
-                    found[f"{kind}/{pin.name}"] = _id(pin, kind.partition("/")[0])
+                    found[str(pin.relative_to(self.pins.root))] = _id(pin, kind)
         return found
 
     def lasting(self) -> dict[str, Any]:
@@ -199,7 +203,7 @@ MOMENTS = {
     "loading": lambda lab: (
         (lab.machine.tracefs / printk_event.MARK).exists() or (lab.pins.root / "progs/connect4").exists()
     ),
-    "first_link": lambda lab: (lab.pins.root / "links" / "connect4").exists(),
+    "first_link": lambda lab: any(lab.pins.links()),
     "trace": lambda lab: (lab.machine.tracefs / "instances" / lab.machine.name).exists(),
     "twin": lambda lab: bool(lab.control_pair),
     "flushed": lambda lab: lab.is_flushed,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from kernel_objects import update_link
 from lies_dataplane import HOOK, do_nothing
-from lies_mesh import configured, pins, pod
+from lies_mesh import configured, link_of, links_of, pins, pod
 from lies_rules import NATIVE, nft, rule
 from saboteur import again_and_again, lie
 
@@ -32,14 +32,15 @@ def _while(scene, begin, end, lies):
 
 
 @contextlib.contextmanager
-def _no_op(link, program, ours):
-    """Update a link to a program that does nothing, and back."""
-    with do_nothing(program) as nothing, opened(ours) as own, opened(link) as fd:
-        update_link(fd, nothing)
-        try:
-            yield
-        finally:
-            update_link(fd, own)
+def _no_op(links, program, ours):
+    """Update links to a program that does nothing, and back."""
+    with contextlib.ExitStack() as stack:
+        nothing, own = stack.enter_context(do_nothing(program)), stack.enter_context(opened(ours))
+        for link in links:
+            fd = stack.enter_context(opened(link))
+            update_link(fd, nothing)
+            stack.callback(update_link, fd, own)
+        yield
 
 
 @contextlib.contextmanager
@@ -64,7 +65,7 @@ def _log_moved_away(log):
 
 def hook(scene, name):
     own = pins(scene)
-    return _no_op(own.link(name), HOOK[name].program, own.prog(HOOK[name].program))
+    return _no_op(links_of(scene, name), HOOK[name].program, own.prog(HOOK[name].program))
 
 
 @lie("access log elsewhere for one step", "the sidecar of sleep has no record of 4 of 4 requests")
@@ -123,7 +124,7 @@ def _(scene):
 def _(scene):
     """While the last cell is measured, helloworld-v1's sk_lookup link runs a program that does nothing."""
     own = pins(scene)
-    lies = _no_op(own.lookup_link("helloworld-v1"), "lookup", own.prog("lookup"))
+    lies = _no_op([link_of(scene, "sk_lookup", "helloworld-v1")], "lookup", own.prog("lookup"))
     with _while(scene, "cell 5 ends", "cell 6 ends", lies):
         yield
 

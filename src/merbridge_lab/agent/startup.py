@@ -54,6 +54,7 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
     generation = default_generation(__version__) if generation is None else generation
     node, reconciler = NodeState(places.run), places.reconciler()
     _take(node, generation)
+    node.begin()
     with cri_runtime.Runtime(places.cri) as runtime:
         legs = _legs(profile)
         reconciler.install()

@@ -255,8 +255,8 @@ class Pins:
         """Return the pods served, by the cookie of their network namespace. Raises OSError."""
         layout = abi.layouts()["pod"]
         with self.open_map("pods") as fd:
-            entries = {key: bpf_maps.lookup(fd, key, layout.size) for key in bpf_maps.keys(fd, 8)}
-        return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items() if raw is not None}
+            entries = bpf_maps.entries(fd, 8, layout.size)
+        return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items()}
 
 
 def remove_folder(folder: Path) -> None:
