@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
 from merbridge_lab import hints
 from merbridge_lab.adapters.command import run
@@ -15,6 +16,7 @@ from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import (
     DIALS,
     HELLO,
+    INBOUND_WITHOUT_RULES,
     ControlPair,
 )
 from merbridge_lab.labs import request_batch
@@ -88,7 +90,13 @@ class KubernetesLab(LabBase):
 
     def _named(self, name: str) -> ClusterDataplane:
         if name not in self._strategies:
-            around = Surroundings(self._access, self.mesh.renew, self.mesh.warm)
+            sleep = topology.SLEEP.name
+            around = Surroundings(
+                self._access,
+                self.mesh.renew,
+                self.mesh.warm,
+                lambda: self._end_connections(self.workload(sleep)),
+            )
             self._strategies[name] = registry.create(name, around)
         return self._strategies[name]
 
@@ -147,8 +155,18 @@ class KubernetesLab(LabBase):
         yield pair
 
     def drain_idle_connections(self) -> bool:
-        """Return False: Istio's sidecars keep idle connections for an hour."""
-        return False
+        """End the connections that the clients' sidecars keep for an hour; return whether the next ones are new.
+
+        With a dataplane that leaves the servers' side to the rules, keep them: new ones are then not its matter.
+        """
+        if INBOUND_WITHOUT_RULES not in self.capabilities:
+            return False
+        return self._end_connections(self.workload(topology.SLEEP.name), *self._control[:1])
+
+    def _end_connections(self, *clients: KubernetesWorkload) -> bool:
+        port = urlsplit(HELLO).port or 0
+        ended = [client.end_connections(port) for client in clients]
+        return all(ended)
 
     def observe(
         self,

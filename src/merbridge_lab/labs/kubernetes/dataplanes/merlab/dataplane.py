@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from merbridge_lab.dataplane import Reconciler
-    from merbridge_lab.labs.kubernetes.connection import Access
+    from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import Surroundings
     from merbridge_lab.labs.kubernetes.dataplanes.merlab.manifest import Object
     from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
 
 
 class MerlabDataplane:
-    """The agent's DaemonSet, and what it attached; see ensure for `renew` (the apps) and `warm` (first requests)."""
+    """The agent's DaemonSet, and what it attached; see ensure for what it asks of the mesh."""
 
     roles = ROLES
 
-    def __init__(self, access: Access, renew: Callable[[], None], warm: Callable[[], int]) -> None:
-        self._access, self._renew, self._warm = access, renew, warm
+    def __init__(self, around: Surroundings) -> None:
+        self._access, self._mesh = around.access, around
         self._place: NodeView | None = None
         self._loaded = removal.Loaded()
         self._cold: int | None = None
@@ -102,8 +102,8 @@ class MerlabDataplane:
     def ensure(self) -> None:
         """Install the agent, wait until it serves the apps, and send the first requests. Raises LabError.
 
-        Apps that were there before it are recreated: their sidecars keep connections that eBPF does not know, and use
-        them for as long as they last.
+        The sidecars of pods that were there before it keep connections that eBPF does not know, and use them for an
+        hour: they are ended; where that is not possible, the apps are recreated.
         """
         api, settings = self._access.api(), self._access.settings()
         objects = manifest.objects(settings)
@@ -119,10 +119,12 @@ class MerlabDataplane:
         if found is not None:
             self._restart(found)
         self._await("merlab's agent to be ready", lambda: health.of_daemonset(self._access) or self._starting())
-        if any(pod.uid not in before for found in node_maps.workload_pods(api).values() for pod in found):
-            self._renew()
         self._await("merlab's agent to serve the pods", self.problems)
-        self._cold = self._warm()
+        is_new = any(pod.uid not in before for pods in node_maps.workload_pods(api).values() for pod in pods)
+        if is_new and not self._mesh.drain():
+            self._mesh.renew()
+            self._await("merlab's agent to serve the pods", self.problems)
+        self._cold = self._mesh.warm()
 
     def _require_alone(self, objects: list[Object]) -> None:
         """Raise LabError if something else intercepts in the cluster, or has the names of what is to be applied."""

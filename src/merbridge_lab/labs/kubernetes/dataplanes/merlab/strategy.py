@@ -45,7 +45,7 @@ class Strategy:
 
     def __init__(self, around: Surroundings) -> None:
         self._access = around.access
-        self.component = MerlabDataplane(around.access, around.renew, around.warm)
+        self.component = MerlabDataplane(around)
         self._pair = control_pods.Pair(around.access, self._control_client)
 
     def _control_client(self) -> KubernetesWorkload:
