@@ -46,6 +46,7 @@ ErrorId: TypeAlias = Literal[
     "dataplane.failed",
     "dataplane.incomplete",
     "dataplane.none",
+    "dataplane.another",
     "compiled.unusable",
     "verify.disturbed",
     "matrix.unexpected",

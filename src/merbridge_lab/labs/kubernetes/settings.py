@@ -66,7 +66,7 @@ class Settings:
             istio_hub=table["istio"]["hub"],
             istio_tag=table["istio"]["tag"],
             images=table["images"],
-            dataplane=table["dataplane"],
+            dataplane=table["dataplanes"][0],
         )
 
     @classmethod

@@ -202,6 +202,8 @@ class MerlabDataplane:
         if namespace is not None and daemonsets.is_marked(namespace):
             api.delete(manifest.NAMESPACE_PATH)
             rollout.await_gone(api, manifest.NAMESPACE_PATH, f"the namespace {manifest.NAMESPACE}")
+        # The kubelet made it for the manifest, and it is empty by now.
+        self._access.node().execute(["rm", "-rf", manifest.STATE])
         if place is not None:
             removal.require_none(place)
 

@@ -23,6 +23,8 @@ NAME = NAMESPACE = PINS = "merlab-agent"
 CONTAINER = "agent"
 PATH = kubernetes_api.path("DaemonSet", NAME, NAMESPACE)
 NAMESPACE_PATH = kubernetes_api.path("Namespace", NAMESPACE)
+#: What the agent keeps on the node's disk: the manifest mounts it.
+STATE = "/run/merlab-agent"
 #: The variable of the container with which it removes everything from its node: see images/agent/entrypoint.
 REMOVE = {"name": "MERLAB_AGENT", "value": "remove"}
 
