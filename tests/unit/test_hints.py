@@ -50,7 +50,16 @@ TOOLS = {
     "kind": {"load", "docker-image", "--name", "delete", "cluster"},
     "kubectl": {
         *("--context", "-n", "-c", "-l", "--previous", "--force", "describe", "logs", "delete", "get", "pod", "pods"),
-        *("nodes", "daemonset", "mutatingwebhookconfigurations", "events", "config", "view", "get-contexts"),
+        *(
+            "nodes",
+            "daemonset",
+            "namespace",
+            "mutatingwebhookconfigurations",
+            "events",
+            "config",
+            "view",
+            "get-contexts",
+        ),
     },
     "mkdir": {"-m", "-p"},
     "modprobe": {"-a", "veth", "xt_owner", "xt_REDIRECT", "xt_conntrack"},

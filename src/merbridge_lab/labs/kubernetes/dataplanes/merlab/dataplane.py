@@ -158,7 +158,7 @@ class MerlabDataplane:
         for pod in daemonsets.every_pod(api, found):
             where = kubernetes_api.path("Pod", pod["metadata"]["name"], manifest.NAMESPACE)
             api.delete(where)
-            rollout.await_gone(api, where, "an agent of before")
+            rollout.await_gone(api, where, "the previous agent")
 
     def _served(self) -> frozenset[str]:
         """Return the uids of the pods that are served already; none if nothing can be read."""

@@ -71,6 +71,6 @@ def require_unloaded(known: Loaded) -> None:
     raise LabError(
         f"{len(left)} objects of merlab's agent are in the kernel {_CLOSED:.0f} s after it was removed:"
         f" {', '.join(left)}",
-        hint="bpftool prog show",
+        hint="bpftool map show",
         id="removal.failed",
     )
