@@ -37,6 +37,8 @@ def reference() -> str:
     parts = [HEAD, *listed, "", *section("merlab", group)]
     for command in commands:
         parts += section(f"merlab {command.name}", command)
+        for each in getattr(command, "commands", {}).values():
+            parts += section(f"merlab {command.name} {each.name}", each)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -69,6 +71,8 @@ def paragraphs(text: str | None) -> list[str]:
 def choices(callback: Any) -> dict[str, str]:  # noqa: ANN401 - any function
     """Return the values that parameters of a command may have, where they are a few; typer hides them."""
     found: dict[str, str] = {}
+    if callback is None:  # a group without options of its own
+        return found
     for name, annotation in get_type_hints(inspect.unwrap(callback)).items():
         for each in (annotation, *get_args(annotation)):
             if isinstance(each, type) and issubclass(each, Enum):

@@ -158,12 +158,16 @@ class _Side:
     def receive(self) -> None:
         rng = random.Random(self.plan.seed * 2 + self.side + 1_000_000)  # noqa: S311
         start = self._offset(1 - self.side)
+        progress = time.monotonic()
         try:
             while not self.stop.is_set():
                 self._pause(rng)
                 data = self._pull(rng.choice((1, 100, 4096, 70_000, 500_000)))
                 if data is None:
+                    if time.monotonic() - progress > PATIENCE:
+                        raise TimeoutError(f"{NOTHING}, in TCP's state {_state(self.sock)}")
                     continue
+                progress = time.monotonic()
                 if not data:
                     self.seen.end = "eof"
                     return

@@ -206,7 +206,7 @@ def test_an_older_agent_does_not_take_over_and_two_do_not_run_at_once(node):
     first = node.start_agent("--generation", "7")
     older = node.start_agent("--generation", "6", wait=False)
     assert older.wait(30) == 3
-    assert "a newer agent has been in charge of this node: generation 7" in node.log()
+    assert "a newer agent has been in charge of this node, of generation 7" in node.log()
     second = node.start_agent("--generation", "8", wait=False)
     until(lambda: "waits for another agent" in node.log(), "the second one waits", 20)
     assert second.poll() is None

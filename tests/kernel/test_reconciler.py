@@ -24,7 +24,7 @@ from test_dataplane_traffic import PORT, grown, rules_in, talk
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
 from merbridge_lab.dataplane import Endpoint, Reconciler, Served, abi, garbage
-from merbridge_lab.dataplane.pins import HOOKS, Pins, opened
+from merbridge_lab.dataplane.pins import HOOKS, Pins, opened, unlink
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -478,8 +478,8 @@ def endpoint_cookie(rig: Rig, endpoint: Endpoint) -> int:
 def test_connections_that_nobody_counts_down_are_collected(rig, node, server):
     with rig.sleep.app.connect(rig.hello.ip, PORT) as client, server.accept()[0] as app:
         exchange(client, app)
-        Pins(rig.pins).link(rig.sleep.endpoint.uid, "sockops").unlink()
-        Pins(rig.pins).link(rig.hello.endpoint.uid, "sockops").unlink()
+        for endpoint in rig.endpoints:
+            unlink(Pins(rig.pins).link(endpoint.uid, "sockops"))
     until(lambda: not rig.sleep.app.sh("ss", "-Htn", "state", "established"), "it has ended")
     with Pins(rig.pins).open_map("pairs") as fd:
         assert garbage.connections(fd)

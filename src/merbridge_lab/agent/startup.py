@@ -11,7 +11,7 @@ from merbridge_lab.agent import agent_log, agent_status, http_server
 from merbridge_lab.agent.agent_status import Sources
 from merbridge_lab.agent.node_state import NodeState, default_generation
 from merbridge_lab.agent.service import Service
-from merbridge_lab.dataplane import Legs, Profile, Reconciler, reader_legs
+from merbridge_lab.dataplane import Legs, Profile, Reconciler, abi, reader_legs
 from merbridge_lab.errors import LabError
 from merbridge_lab.polling import poll_until
 from merbridge_lab.shortage import unread
@@ -58,7 +58,7 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
     with cri_runtime.Runtime(places.cri) as runtime:
         legs = _legs(profile)
         reconciler.install()
-        node.record(generation)
+        node.record(generation, abi.stamp())
         if reconciler.redirecting != node.is_redirecting:
             reconciler.redirecting = node.is_redirecting
         if reconciler.debug != debug:
@@ -68,12 +68,10 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
         )
         pulse, written = http_server.Pulse(), _Written(node, generation)
         if not once:
-            from prometheus_client import generate_latest
-
             from merbridge_lab.agent import metrics
 
-            numbers = metrics.registry(Sources(node, reconciler))
-            answers = http_server.start(port, Sources(node, reconciler), pulse, lambda: generate_latest(numbers))
+            sources = Sources(node, reconciler)
+            answers = http_server.start(port, sources, pulse, metrics.text(sources))
             agent_log.say("answers on the loopback", port=answers)
 
         def changed(service: Service) -> None:
@@ -87,13 +85,13 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
 def _take(node: NodeState, generation: int) -> int:
     """Take the node's lock; wait for the agent before this one to end. Raises LabError."""
     while True:
-        node.require_not_older(generation)
+        node.require_not_older(generation, abi.stamp())
         descriptor = node.take()
         if descriptor is None:
             agent_log.say("waits for another agent of this node to end")
             descriptor = poll_until(node.take, timeout=_BUSY, awaiting="the other agent to end")
         if descriptor is not None:
-            node.require_not_older(generation)  # the other one may have been newer
+            node.require_not_older(generation, abi.stamp())  # the other one may have been newer
             return descriptor
         signals.checkpoint()
 
@@ -139,7 +137,7 @@ def remove(places: Places) -> dict[str, Any]:
     if descriptor is None:
         raise LabError(
             "an agent runs on this node, and it would attach everything again",
-            hint="kubectl -n merlab-system delete daemonset merlab-agent",
+            hint="kubectl -n merlab-agent delete daemonset merlab-agent",
             id="lab.busy",
         )
     detached = places.reconciler().remove(_DRAIN)

@@ -86,7 +86,7 @@ enum counter {
     COUNTER_PASSED_READER_ASLEEP,   // a reader waits where it would not see redirected bytes
     COUNTER_PASSED_KTLS,            // the kernel encrypts, or decrypts, this connection
     COUNTER_PASSED_MEMORY,          // the receiver's cgroup is at its memory limit: TCP makes the sender wait
-    COUNTER_LEFT_TO_RULES,     // a connect() that was not intercepted: no room, or switched off
+    COUNTER_LEFT_TO_RULES,          // a connect() that was not intercepted: no room, or switched off
     COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
     COUNTER_PASSED_ENDED,      // the sender has said that it sends no more: TCP refuses it
     COUNTER_PASSED_REFRESH,    // by TCP from time to time, for those who track connections by their packets

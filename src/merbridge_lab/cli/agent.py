@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 group = typer.Typer(
     name="agent",
     help="Serve the mesh's pods of one node by eBPF: the process that runs on each node of a cluster.\n\n"
-    "Istio's rules stay in place, and what the agent does not know is left to them: docs/agent.md.",
+    "Istio's rules stay in place, and what the agent does not know is left to them: docs/agent.md.\n\n"
+    "Examples:  merlab agent run    merlab agent status    merlab agent redirect off    merlab agent remove",
     no_args_is_help=True,
 )
 app.add_typer(group)

@@ -30,12 +30,16 @@
 static const char *file;
 static int file_fd;
 
-/* What a program has of its own. prepare: once for a connection. take: at least 1 and at most `want` bytes; 0 at the
-   end, -1 on an error. give: all of it; 0, or -1 on an error. */
+/* What a program has of its own. open_socket: what then listens or dials. prepare: once for a connection. take: at least
+   1 and at most `want` bytes; 0 at the end, -1 on an error. give: all of it; 0, or -1 on an error. */
+static int open_socket(void);
 static int prepare(int fd);
 static ssize_t take(int fd, char *into, size_t want);
 static int give(int fd, const char *from, size_t size);
 
+#ifndef OPENS
+static int open_socket(void) { return socket(AF_INET, SOCK_STREAM, 0); }
+#endif
 #ifndef PREPARES
 static int prepare(int fd) {
     (void)fd;
@@ -140,7 +144,7 @@ static void *serve(void *arg) {
 }
 
 static int listen_on(int port) {
-    int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+    int fd = open_socket(), on = 1;
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port)};
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(fd, (struct sockaddr *)&at, sizeof at) || listen(fd, 512)) {
@@ -156,7 +160,7 @@ static int listen_on(int port) {
 }
 
 static int fetch(const char *host, int port, int down, size_t size) {
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    int fd = open_socket();
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
     char head[17], *got = malloc(size + 16);
     inet_pton(AF_INET, host, &to.sin_addr);

@@ -1,0 +1,92 @@
+"""Whether the namespace of a pod opts out: the one thing that only the API server knows.
+
+It is asked if the agent's pod has a service account's token, which may then read namespaces. Where it cannot be asked,
+a new pod is left to the rules until it can; for a namespace that is known, the last answer counts.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+import time
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from merbridge_lab.agent import enrolment
+from merbridge_lab.agent.refusals import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from merbridge_lab.adapters.cri_runtime import Sandbox
+
+#: Where the kubelet puts the token and the certificate of the API server.
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+#: How long an answer counts, how long to wait after a failure, and how long an answer may take, in seconds.
+_FRESH, _AGAIN, _ANSWER = 30.0, 3.0, 1.0
+
+
+class _Answer(NamedTuple):
+    """The labels of a namespace, None if they are not known, for the reason `why`; asked again at `until`."""
+
+    labels: Mapping[str, str] | None
+    why: str
+    until: float
+
+
+class NamespaceLabels:
+    """Asks the API server for namespaces, and remembers the answers."""
+
+    def __init__(self, account: Path = ACCOUNT, environ: Mapping[str, str] = os.environ) -> None:
+        self._account = account
+        self._host = environ.get("KUBERNETES_SERVICE_HOST", "")
+        self._port = int(environ.get("KUBERNETES_SERVICE_PORT") or 443)
+        self._known: dict[str, _Answer] = {}
+
+    @property
+    def are_asked(self) -> bool:
+        """Report whether the agent may ask the API server at all."""
+        return bool(self._host) and (self._account / "token").exists()
+
+    def refusal(self, sandbox: Sandbox) -> Refusal | None:
+        """Return why the namespace of a pod leaves it to the rules; None if it does not, or if nobody can be asked."""
+        if not self.are_asked:
+            return None
+        name, now = sandbox.namespace, time.monotonic()
+        found = self._known.get(name)
+        if found is None or now >= found.until:
+            found = self._ask(name, now, found)
+            self._known[name] = found
+        if found.labels is None:
+            return Refusal("namespace_unknown", f"the labels of its namespace {name} are not known: {found.why}")
+        if enrolment.opts_out(found.labels):
+            value = found.labels[enrolment.LABEL]
+            return Refusal("namespace_opted_out", f"its namespace {name} has the label {enrolment.LABEL}={value}")
+        return None
+
+    def _ask(self, name: str, now: float, before: _Answer | None) -> _Answer:
+        try:
+            labels = self._labels(name)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return _Answer(before.labels if before else None, str(error), now + _AGAIN)
+        return _Answer(labels, "", now + _FRESH)
+
+    def _labels(self, name: str) -> dict[str, str]:
+        """Return the labels of a namespace; none if it is gone. Raises OSError, HTTPException, ValueError."""
+        trusted = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+        connection = http.client.HTTPSConnection(self._host, self._port, timeout=_ANSWER, context=trusted)
+        try:
+            token = (self._account / "token").read_text().strip()  # the kubelet renews it
+            path = f"/api/v1/namespaces/{urllib.parse.quote(name, safe='')}"
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}", "Accept": "application/json"})
+            answer = connection.getresponse()
+            if answer.status == http.client.NOT_FOUND:
+                return {}
+            if answer.status != http.client.OK:
+                raise ValueError(f"the API server answers {answer.status} {answer.reason}")
+            return dict(json.loads(answer.read())["metadata"].get("labels") or {})
+        finally:
+            connection.close()
