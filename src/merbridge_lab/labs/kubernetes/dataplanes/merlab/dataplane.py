@@ -139,14 +139,13 @@ class MerlabDataplane:
                 hint=f"kubectl -n {namespace} delete daemonset {daemonset}  # if you do not need it",
                 id="agent.foreign",
             )
-        for each in objects:
-            where = manifest.NAMESPACE_PATH if each["kind"] == "Namespace" else None
-            there = api.find(where) if where else None
+        for each in manifest.of_cluster(objects):
+            there = api.find(manifest.path_of(each))
             if there is not None and not daemonsets.is_marked(there):
+                kind, name = each["kind"], each["metadata"]["name"]
                 raise LabError(
-                    f"there is a namespace {manifest.NAMESPACE} already, and merlab did not make it:"
-                    " it stays untouched",
-                    hint=f"kubectl delete namespace {manifest.NAMESPACE}  # if you do not need it",
+                    f"there is a {kind} {name} already, and merlab did not make it: it stays untouched",
+                    hint=f"kubectl delete {kind.lower()} {name}  # if you do not need it",
                     id="agent.foreign",
                 )
 
@@ -198,10 +197,12 @@ class MerlabDataplane:
         pinned = place is not None and node_maps.are_there(place)
         if found is not None or pinned:
             self._detach()
-        namespace = api.find(manifest.NAMESPACE_PATH)
-        if namespace is not None and daemonsets.is_marked(namespace):
-            api.delete(manifest.NAMESPACE_PATH)
-            rollout.await_gone(api, manifest.NAMESPACE_PATH, f"the namespace {manifest.NAMESPACE}")
+        for each in manifest.of_cluster(manifest.objects(self._access.settings())):
+            where = manifest.path_of(each)
+            there = api.find(where)
+            if there is not None and daemonsets.is_marked(there):
+                api.delete(where)
+                rollout.await_gone(api, where, f"the {each['kind']} {each['metadata']['name']}")
         # The kubelet made it for the manifest, and it is empty by now.
         self._access.node().execute(["rm", "-rf", manifest.STATE])
         if place is not None:

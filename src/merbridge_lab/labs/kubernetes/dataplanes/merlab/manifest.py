@@ -22,7 +22,6 @@ MERLAB = "merlab"
 NAME = NAMESPACE = PINS = "merlab-agent"
 CONTAINER = "agent"
 PATH = kubernetes_api.path("DaemonSet", NAME, NAMESPACE)
-NAMESPACE_PATH = kubernetes_api.path("Namespace", NAMESPACE)
 #: What the agent keeps on the node's disk: the manifest mounts it.
 STATE = "/run/merlab-agent"
 #: The variable of the container with which it removes everything from its node: see images/agent/entrypoint.
@@ -42,6 +41,17 @@ def objects(settings: Settings) -> list[Object]:
 def daemonset(found: Sequence[Object]) -> Object:
     """Return the DaemonSet of a manifest."""
     return next(one for one in found if one["kind"] == "DaemonSet")
+
+
+def path_of(one: Object) -> str:
+    """Return where in the API an object of the manifest is."""
+    meta = one["metadata"]
+    return kubernetes_api.path(one["kind"], meta["name"], meta.get("namespace", ""))
+
+
+def of_cluster(found: Sequence[Object]) -> list[Object]:
+    """Return the objects of a manifest that are in no namespace: what is in one goes with it."""
+    return [one for one in found if "namespace" not in one["metadata"]]
 
 
 def removing(wanted: Object) -> Object:
