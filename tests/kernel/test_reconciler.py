@@ -182,7 +182,7 @@ def test_serving_again_changes_nothing_and_mends_what_is_broken(rig, node):
     before = links_of(rig, sleep.uid), links_of(rig, hello.uid), node.counters()
     node.serve(hello)
     assert (links_of(rig, sleep.uid), links_of(rig, hello.uid), node.counters()) == before
-    Pins(rig.pins).link(hello.uid, "sockops").unlink()
+    unlink(Pins(rig.pins).link(hello.uid, "sockops"))
     assert node.problems(hello) == ["link sockops of hello is not pinned"]
     assert node.problems(sleep) == []
     node.serve(hello)
@@ -468,6 +468,45 @@ def test_another_version_is_taken_over_pod_by_pod(rig, server, tmp_path, layout,
     assert node.counters()[rig.sleep.endpoint.uid]["mesh_redirected_bytes"] > 0
     live.close(), app.close()
     until(lambda: not still(before), "with its last socket all of the other version is gone", 8)
+
+
+def version(folder: Path, number: int):
+    """Use sources that differ in nothing but their stamp."""
+    include = '#include "common.h"'
+    return changed(folder / f"bpf{number}", ("merlab.c", include, f"{include}\n// version {number}"))
+
+
+def test_a_takeover_that_nobody_ended_does_not_stop_the_next_version(rig, server, tmp_path):
+    node = Reconciler(rig.pins, rig.tracefs)
+    objects = set()
+    for number in (1, 2):
+        with version(tmp_path, number):
+            node.install()
+            for endpoint in rig.endpoints[:number]:
+                node.serve(endpoint)
+            objects |= ours(rig)
+    assert (rig.pins / "old").exists()
+    with pytest.raises(LabError, match="are not loaded"):
+        node.serve(rig.hello.endpoint)
+    node.install()
+    for endpoint in rig.endpoints:
+        node.serve(endpoint)
+    assert talk(rig.sleep.app.connect(rig.hello.ip, PORT), server)[0] == SIDECARS
+    node.settle()
+    assert rig.problems() == []
+    assert {len(programs) for programs in attachments(rig).values()} == {1}
+    until(lambda: not still(objects), "nothing of both is left")
+
+
+def test_without_programs_nothing_is_served_and_forgetting_succeeds(rig):
+    node = Reconciler(rig.pins, rig.tracefs)
+    assert node.served() == {}
+    assert node.counters() == {}
+    with pytest.raises(LabError, match="are not loaded"):
+        node.serve(rig.sleep.endpoint)
+    node.forget(rig.sleep.endpoint.uid)
+    assert node.programs_problems()
+    assert attachments(rig) == {}
 
 
 def endpoint_cookie(rig: Rig, endpoint: Endpoint) -> int:

@@ -30,6 +30,7 @@ from merbridge_lab.dataplane.endpoints import netns_cookie, pod_entry, pod_flags
 from merbridge_lab.dataplane.inbound_listener import inbound_listeners
 from merbridge_lab.dataplane.pins import HOOKS, LOOKUP, MAPS, PREFIX, PROGRAMS, Hook, Pins, opened, u32, u64, unlink
 from merbridge_lab.errors import LabError
+from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,6 +162,22 @@ def _listener(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
             bpf_maps.update(listeners, sockhash.listener_key(cookie, slot), u64(sock))
 
 
+def _require_programs(pins: Pins, endpoint: Endpoint) -> None:
+    """Raise LabError if this version's programs and maps are not there."""
+    try:
+        found = pins.stamp()
+    except OSError as error:
+        raise LabError(
+            str(unread(f"the dataplane below {pins.root}", error)), hint="merlab doctor", id="reading.failed"
+        ) from error
+    if found != abi.stamp():
+        raise LabError(
+            f"{endpoint.name} cannot be served: the programs of merlab {abi.stamp()} are not loaded",
+            hint="merlab up",
+            id="dataplane.incomplete",
+        )
+
+
 def _require_uid(endpoint: Endpoint) -> None:
     """Raise LabError if nothing can be kept by the uid of this pod."""
     if not _UID.fullmatch(endpoint.uid):
@@ -181,6 +198,7 @@ def _free_identity(pins: Pins, endpoint: Endpoint, cookie: int) -> None:
 
 def serve(pins: Pins, endpoint: Endpoint) -> None:
     """Attach one pod, or repair what is wrong with it; see Reconciler.serve."""
+    _require_programs(pins, endpoint)
     try:
         cookie = netns_cookie(endpoint.netns)
         _require_uid(endpoint)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: For handshakes in progress to end, in seconds.
 _HANDOVER = 0.1
 #: For the sockets of a living pod to read what was redirected to them, in seconds.
-_DRAIN = 1.0
+_DRAIN = 0.5
 #: Counts connections down when they end.
 _COUNTS = "sockops"
 #: The last one to be detached: an app must always learn the original destination of what was intercepted.
@@ -41,14 +41,18 @@ class _End(NamedTuple):
 
 
 def forget(pins: Pins, uid: str) -> None:
-    """Detach the pod, and remove all that is kept for it; succeed if it is not served. Raises OSError."""
+    """Detach the pod, and remove all that is kept for it; succeed if it is not served. Raises OSError.
+
+    If the maps are another version's, only the links are ours to detach.
+    """
     links = in_order(pins.links_of(uid).iterdir()) if uid in pins.uids() else []
     is_alive = any(map(_has_target, links))
-    cookies = [cookie for cookie, pod in pins.pods().items() if pod["id"] == uid]
+    pods = pins.pods() if pins.readable else {}
+    cookies = [cookie for cookie, pod in pods.items() if pod["id"] == uid]
     _detach(links, lambda hook: hook not in (_COUNTS, _LAST))
     for cookie in cookies:
         _leave_addresses(pins, cookie)
-    if is_alive:
+    if is_alive and cookies:
         poll_until(
             lambda: not _are_dialling(pins, cookies),
             timeout=_HANDOVER,
@@ -57,7 +61,7 @@ def forget(pins: Pins, uid: str) -> None:
     _detach(links, lambda hook: hook != _LAST)
     for cookie in cookies:
         _remove_connections(pins, cookie, _DRAIN if is_alive else 0)
-        remove_entries(pins, cookie)
+        _remove_entries(pins, cookie)
     _detach(links, lambda _: True)
     if uid in pins.uids():
         remove_folder(pins.links_of(uid))
@@ -130,7 +134,7 @@ def _remove_connections(pins: Pins, cookie: int, timeout: float) -> None:
                     bpf_maps.delete(peers, key)
 
 
-def remove_entries(pins: Pins, cookie: int) -> None:
+def _remove_entries(pins: Pins, cookie: int) -> None:
     """Remove what the maps hold for the network namespace of a pod without links. Raises OSError."""
     _leave_addresses(pins, cookie)
     with pins.open_map("listeners") as table:
@@ -152,7 +156,8 @@ def sweep(pins: Pins) -> None:
     """Remove the entries of network namespaces that are of no pod. Raises OSError."""
     known = pins.pods().keys()
     for cookie in _cookies(pins) - known - {garbage.ALL}:
-        remove_entries(pins, cookie)
+        _remove_connections(pins, cookie, 0)
+        _remove_entries(pins, cookie)
 
 
 def _cookies(pins: Pins) -> set[int]:

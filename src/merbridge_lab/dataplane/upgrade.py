@@ -55,8 +55,10 @@ def begin(pins: Pins, load: Callable[[Pins], None]) -> None:
 
     A node whose redirecting was switched off stays so. If `load` raises, the other version is unchanged.
     """
-    coming = Pins(pins.root / "next")
+    coming, before = Pins(pins.root / "next"), old(pins)
     coming.clear()
+    if (before.root / "links").exists() and (pins.root / "links").exists():
+        finish(pins)  # a takeover that nobody has ended: what it has not taken over yet is left to the rules
     try:
         load(coming)
         with contextlib.suppress(OSError):
@@ -65,7 +67,6 @@ def begin(pins: Pins, load: Callable[[Pins], None]) -> None:
     except BaseException:
         coming.clear()
         raise
-    before = old(pins)
     make_folder(before.root)
     for folder in _FOLDERS:
         if (pins.root / folder).exists() and not (before.root / folder).exists():
