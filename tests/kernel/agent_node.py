@@ -176,6 +176,29 @@ class AgentNode(Rig):
             self.until_state(pod, "served")
         return pods
 
+    def started(self, *names: str) -> list[Pod]:
+        """Start pods whose sidecars listen; no agent need run."""
+        pods = [self.pod(name) for name in names]
+        for pod in pods:
+            pod.listen()
+        return pods
+
+    def told_again(self, pod: Pod, **more) -> Pod:
+        """Have the runtime tell of a pod in other words, as of a new sandbox."""
+        pod.told = sandbox(pod.name, pod.uid, pod.ip, pod.app.pid, pod.parent, **more)
+        if "network" in more:
+            pod.told["status"]["network"] = more["network"]
+        pod.identity = pod.told["status"]["id"]
+        self.runtime.sandboxes[pod.identity] = pod.told
+        self.wake(pod)
+        return pod
+
+    def wake(self, pod: Pod) -> None:
+        """Have something happen in the pod's cgroup, as when a container starts."""
+        place = pod.cgroup / "container"
+        place.mkdir()
+        place.rmdir()
+
     def listen(self, pod: Pod, port: int = 5000) -> socket.socket:
         """Return a socket on which the app of a pod listens, until the node ends."""
         return self.stack.enter_context(pod.app.listen(port))

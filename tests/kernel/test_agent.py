@@ -1,6 +1,7 @@
 """The agent of a node: real pods of namespaces and cgroups, the real programs, a runtime that speaks the protocol."""
 
 import contextlib
+import json
 import os
 import signal
 import statistics
@@ -10,7 +11,7 @@ import pytest
 
 from kernel.agent_node import AgentNode, counted
 from kernel.compiled_programs import compile_into
-from kernel.dataplane_rig import until
+from kernel.dataplane_rig import Agent, until
 
 pytestmark = pytest.mark.kernel
 
@@ -231,3 +232,91 @@ def test_it_goes_on_while_the_runtime_is_away(node):
     until(lambda: node.state().get("runtime") is None, "the agent has noticed", 20)
     (twin,) = node.mesh("twin")
     assert node.reconciler.served().keys() == {sleep.uid, twin.uid}
+
+
+# -- wrong candidates: each left to the rules, with its reason
+
+
+def test_wrong_candidates_are_left_to_the_rules_with_their_reason(node):
+    node.start_agent()
+    bare = node.pod("sleep", rules=False)
+    node.until_reason(bare, "no_sidecar")
+    node.stack.enter_context(bare.sidecar.listen(15021))
+    node.wake(bare)
+    node.until_reason(bare, "gateway")
+    bare.listen()
+    node.wake(bare)
+    node.until_reason(bare, "no_rules")
+
+    squatted = node.pod("hello", sidecar=False)
+    squatted.start_sidecar(uid=1000, proxy=False)
+    squatted.listen()
+    assert "user 1000 listens on port 15006" in node.until_reason(squatted, "listener_user")["reason"]
+
+    elsewhere = node.pod("twin", sidecar=False)
+    foreign = Agent(None, str(elsewhere.app.netns), 1337)  # in the pod's namespace, not in its cgroup
+    node.stack.callback(foreign.end)
+    foreign.ask(op="sidecar")
+    node.until_reason(elsewhere, "listener_foreign")
+
+    status = node.status()
+    assert status["ready"]
+    assert status["refused"] == {"listener_foreign": 1, "listener_user": 1, "no_rules": 1}
+    assert node.reconciler.served() == {}
+    assert 'merlab_pods_left_to_rules{reason="listener_user"} 1.0' in node.get("/metrics")[1]
+    assert node.get("/readyz") == (200, "ready\n")
+
+
+def test_pods_that_the_runtime_describes_as_others_are_refused(node):
+    (sleep,) = node.started("sleep")
+    told = {
+        "host_network": {"linux": {"namespaces": {"options": {"network": 2}}}},
+        "sandboxed_runtime": {"runtime_handler": "kata"},
+        "ambient": {"annotations": {"ambient.istio.io/redirection": "enabled"}},
+        "opted_out": {"labels": {"merlab.dev/dataplane": "none"}},
+        "addresses": {"network": {"ip": sleep.ip, "additional_ips": [{"ip": "fd00::7"}]}},
+        "interception_mode": {"annotations": {"sidecar.istio.io/interceptionMode": "TPROXY"}},
+    }
+    node.start_agent()
+    for reason, more in told.items():
+        del node.runtime.sandboxes[sleep.identity]
+        again = node.told_again(sleep, **more)
+        node.until_reason(again, reason)
+    del node.runtime.sandboxes[sleep.identity]
+    shared = node.told_again(sleep)
+    other = {**shared.told, "status": {**shared.told["status"], "id": "f" * 64, "metadata": {"uid": "another"}}}
+    node.runtime.sandboxes["f" * 64] = other
+    node.wake(sleep)
+    node.until_reason(shared, "shared_netns")
+
+
+def test_a_pod_of_the_nodes_own_namespace_is_refused_whatever_the_runtime_says(node):
+    (sleep,) = node.started("sleep")
+    sleep.told["info"]["pid"] = os.getpid()
+    node.start_agent()
+    node.until_reason(sleep, "host_network")
+
+
+def test_a_pod_whose_process_is_not_in_its_cgroup_is_refused(node):
+    (sleep,) = node.started("sleep")
+    (node.root / "kubepods/besteffort/podother").mkdir()
+    sleep.told["info"]["config"]["linux"]["cgroup_parent"] = "/kubepods/besteffort/podother"
+    node.start_agent()
+    node.until_reason(sleep, "cgroup")
+
+
+def test_the_numbers_for_prometheus_are_those_of_the_maps(node):
+    node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    listener = node.listen(hello)
+    with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
+        code, numbers = node.get("/metrics")
+    assert code == 200
+    assert 'merlab_connections_total{leg="outbound",namespace="default",pod="sleep"} 1.0' in numbers
+    moved = counted(node, sleep)["mesh_redirected_bytes"]
+    assert f'merlab_redirected_bytes_total{{leg="mesh",namespace="default",pod="sleep"}} {moved}.0' in numbers
+    told = json.loads(node.merlab("counters", "--json"))
+    assert told.keys() == {"default/sleep", "default/hello"}
+    assert told["default/sleep"]["outbound_connects"] == 1
+    assert {each["name"] for each in json.loads(node.merlab("programs", "--json"))["programs"]} >= {"merlab_sk_msg"}
+    assert json.loads(node.merlab("pairs", "--json"))["schema"] == 1

@@ -96,35 +96,50 @@ def dump(family: int, kind: int, body: bytes, *, single: bool = False) -> list[b
 
     `single` is for a request with one answer: it is no dump, and nothing follows the answer.
     """
+    with contextlib.closing(opened(family)) as asked:
+        return dump_by(asked, kind, body, single=single)
+
+
+def opened(family: int) -> socket.socket:
+    """Return a netlink socket in the calling thread's network namespace; it stays there. Raises OSError."""
+    asked = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+    try:
+        asked.settimeout(_PATIENCE)
+        asked.bind((0, 0))
+    except BaseException:
+        asked.close()
+        raise
+    return asked
+
+
+def dump_by(asked: socket.socket, kind: int, body: bytes, *, single: bool = False) -> list[bytes]:
+    """Return the same as `dump`, asked by a socket that is open already. Raises OSError."""
     for _ in range(_ATTEMPTS):
-        found, whole = _dump_once(family, kind, body, single=single)
+        found, whole = _dump_once(asked, kind, body, single=single)
         if whole:
             return found
     raise OSError(errno.EAGAIN, "what netlink lists keeps changing")
 
 
-def _dump_once(family: int, kind: int, body: bytes, *, single: bool) -> tuple[list[bytes], bool]:
+def _dump_once(asked: socket.socket, kind: int, body: bytes, *, single: bool) -> tuple[list[bytes], bool]:
     found: list[bytes] = []
     whole = True
-    with contextlib.closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)) as asked:
-        asked.settimeout(_PATIENCE)
-        asked.bind((0, 0))
-        asked.send(HEADER.pack(HEADER.size + len(body), kind, _REQUEST if single else _REQUEST_DUMP, 1, 0) + body)
-        while True:
-            raw, at = asked.recv(_ROOM), 0
-            while at + HEADER.size <= len(raw):
-                length, told, flags, *_ = HEADER.unpack_from(raw, at)
-                content = raw[at + HEADER.size : at + length]
-                whole = whole and not flags & _INTERRUPTED
-                if told in (_ERROR, _DONE):
-                    code = -struct.unpack_from("=i", content)[0] if len(content) >= 4 else 0  # noqa: PLR2004
-                    if code:
-                        raise OSError(code, os.strerror(code))
-                    return found, whole
-                found.append(content)
-                if single:
-                    return found, whole
-                at += (length + 3) & ~3
+    asked.send(HEADER.pack(HEADER.size + len(body), kind, _REQUEST if single else _REQUEST_DUMP, 1, 0) + body)
+    while True:
+        raw, at = asked.recv(_ROOM), 0
+        while at + HEADER.size <= len(raw):
+            length, told, flags, *_ = HEADER.unpack_from(raw, at)
+            content = raw[at + HEADER.size : at + length]
+            whole = whole and not flags & _INTERRUPTED
+            if told in (_ERROR, _DONE):
+                code = -struct.unpack_from("=i", content)[0] if len(content) >= 4 else 0  # noqa: PLR2004
+                if code:
+                    raise OSError(code, os.strerror(code))
+                return found, whole
+            found.append(content)
+            if single:
+                return found, whole
+            at += (length + 3) & ~3
 
 
 class _Link(NamedTuple):

@@ -47,6 +47,7 @@ class NodePods:
     def drop(self, identity: str) -> TrackedPod:
         """Remove a pod that is gone, and return it."""
         pod = self.pods.pop(identity)
+        pod.stop_listening()
         for role in list(pod.processes):
             self._stop_waiting(pod, role)
         return pod

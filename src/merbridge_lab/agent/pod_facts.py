@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import cgroup, nftables, tcp_sockets, xtables
+from merbridge_lab.adapters import cgroup, nftables, xtables
+from merbridge_lab.adapters.listening_sockets import Listening
 from merbridge_lab.dataplane.endpoints import sidecar_of
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import INBOUND_PORT, OUTBOUND_PORT
-from merbridge_lab.text import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -75,16 +76,17 @@ def read(
         inode = netns.stat().st_ino
         found = PodFacts(inode, inode in node, others.get(inode, ""), pod_cgroup(root, sandbox), is_proven=is_proven)
         if not (found.is_host_netns or found.sharing or found.cgroup is None):
-            found = _of_sockets(found, sandbox.pid, found.cgroup)
+            found = _of_sockets(found, netns, found.cgroup)
         is_same = netns.stat().st_ino == inode
     except (OSError, LabError) as error:
         return PodFacts(unread=f"it cannot be read: {error}")
     return found if is_same else PodFacts(unread="its sandbox changed while it was read")
 
 
-def _of_sockets(found: PodFacts, pid: int, where: Path) -> PodFacts:
+def _of_sockets(found: PodFacts, netns: Path, where: Path) -> PodFacts:
     """Add who listens in the pod, and Istio's rules. Raises OSError, LabError."""
-    listening = listeners(pid)
+    with contextlib.closing(Listening(netns)) as told:
+        listening = told.listeners()
     holders = _holders(where, [each.inode for each in listening if each.port == INBOUND_PORT])
     pids = set.intersection(*holders.values()) if holders else set()
     sidecar, unknown = None, ""
@@ -94,26 +96,12 @@ def _of_sockets(found: PodFacts, pid: int, where: Path) -> PodFacts:
         unknown = error.what
     return replace(
         found,
-        rules=istio_rules(netns_of(pid)),
+        rules=istio_rules(netns),
         listeners=tuple(listening),
         foreign=bool(holders) and not pids,
         sidecar=sidecar,
         unknown_user=unknown,
     )
-
-
-def listeners(pid: int) -> list[Listener]:
-    """List the TCP sockets that accept connections in the network namespace of a process. Raises OSError."""
-    tables = (Path("/proc", str(pid), "net", name) for name in ("tcp", "tcp6"))
-    return [each for table in tables if table.exists() for each in tcp_sockets.listeners(read_text(table))]
-
-
-def is_listening(pid: int) -> bool:
-    """Report whether something accepts inbound connections in the namespace of a process; False if it has ended."""
-    try:
-        return any(each.port == INBOUND_PORT for each in listeners(pid))
-    except OSError:
-        return False
 
 
 def _holders(where: Path, sockets: Collection[int]) -> dict[int, set[int]]:

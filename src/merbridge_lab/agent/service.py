@@ -1,7 +1,7 @@
 """The loop of the agent: woken by the kernel, it reconciles one pod at a time.
 
 A pod's cgroup that appears or changes, and a sandbox or sidecar that ends, wake it at once. Only a pod that has Istio's
-rules and waits for its sidecar is looked at again and again: two files in /proc, 20 times a second.
+rules and waits for its sidecar is looked at again and again: its listeners, 20 times a second.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 #: Seconds between looks at a pod that waits for its sidecar: in its first minute, and later.
 _SOON, _LATER, _FIRST = 0.05, 0.1, 60.0
-#: Seconds between looks at a pod whose cgroup has just changed, and at all others: what wakes nobody is seen then.
-_CHANGED, _RESYNC = 0.2, 30.0
+#: Seconds between looks at a pod whose cgroup has just changed.
+_CHANGED = 0.2
+#: Seconds between looks at a pod that is served, and at one that is refused: what wakes nobody is seen then.
+_SERVED, _REFUSED = 180.0, 600.0
 #: Seconds between questions to the runtime: while a pod's cgroup has no sandbox yet, for how long, and otherwise.
 _LIST_SOON, _LIST_FIRST, _LIST = 0.1, 20.0, 10.0
 #: Seconds between clean-ups of what belongs to no connection any more.
@@ -43,12 +45,22 @@ _AGAIN = 5.0
 
 
 class Service:
-    """Reconciles the pods of a node until `stop`; `changed` is called when something is new for who reads the state."""
+    """Reconciles the pods of a node until `stop`.
+
+    `changed` is called when something is new for who reads the state, `turned` each time that the loop has turned.
+    """
 
     def __init__(
-        self, runtime: Runtime, reconciler: Reconciler, cgroups: Path, legs: Legs, changed: Callable[[Service], None]
+        self,
+        runtime: Runtime,
+        reconciler: Reconciler,
+        cgroups: Path,
+        legs: Legs,
+        *,
+        changed: Callable[[Service], None],
+        turned: Callable[[], None],
     ) -> None:
-        self._runtime, self._reconciler, self._changed = runtime, reconciler, changed
+        self._reconciler, self._changed, self._turned = reconciler, changed, turned
         self._selector = selectors.DefaultSelector()
         self._pods = NodePods(runtime, cgroups, legs, self._selector)
         self._pods.of_namespace = NamespaceLabels().refusal
@@ -56,6 +68,7 @@ class Service:
         self._stopping = False
         self._list_at, self._unknown_since = 0.0, 0.0
         self._listed = False
+        self._told: object = None
         self._settle_at = 0.0
         #: Why the runtime cannot be asked; "" if it can.
         self.runtime_problem = ""
@@ -134,7 +147,11 @@ class Service:
                 self._reconcile(pod)
         if self._listed and time.monotonic() >= self._settle_at:
             self._settle()
-        self._changed(self)
+        told = (self.runtime_problem, self._listed, [(pod.sandbox.id, pod.refusal, pod.endpoint) for pod in self.pods])
+        if told != self._told:
+            self._changed(self)
+            self._told = told
+        self._turned()
 
     # -- which pods there are -----------------------------------------------------------------------------------------
 
@@ -208,7 +225,7 @@ class Service:
         now = time.monotonic()
         if pod.state == "pending" and pod.refusal and pod.refusal.id == "no_listener" and pod.woken + _CHANGED < now:
             # The usual case: a pod that waits. Only this is asked until it listens.
-            if pod_facts.is_listening(pod.sandbox.pid):
+            if pod.is_listening():
                 self._look(pod)
         else:
             self._look(pod)
@@ -221,7 +238,7 @@ class Service:
             return _CHANGED if now - pod.woken < 1.0 else _AGAIN
         if pod.state != "served" and now - pod.woken < 1.0:
             return _CHANGED
-        return _RESYNC
+        return _SERVED if pod.state == "served" else _REFUSED
 
     def _look(self, pod: TrackedPod) -> None:
         """Examine a pod, and serve it, or detach it if it may not be served any more."""
@@ -247,6 +264,7 @@ class Service:
             took = round((time.monotonic() - began) * 1000, 1)
             agent_log.say("served", pod=pod.full_name, ip=endpoint.ip, milliseconds=took, legs=endpoint.legs.why)
         pod.endpoint, pod.refusal = endpoint, None
+        pod.stop_listening()
 
     @staticmethod
     def _is_of(served: Served, pod: TrackedPod) -> bool:

@@ -73,12 +73,8 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
             sources = Sources(node, reconciler)
             answers = http_server.start(port, sources, pulse, metrics.text(sources))
             agent_log.say("answers on the loopback", port=answers)
-
-        def changed(service: Service) -> None:
-            pulse.beat()
-            written.write(service)
-
-        Service(runtime, reconciler, places.cgroups, legs, changed).run(once=once)
+        service = Service(runtime, reconciler, places.cgroups, legs, changed=written.write, turned=pulse.beat)
+        service.run(once=once)
     agent_log.say("ends; what is served goes on")
 
 

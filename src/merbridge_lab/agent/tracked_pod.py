@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from merbridge_lab.adapters.listening_sockets import Listening
+from merbridge_lab.istio_facts import INBOUND_PORT
 
 if TYPE_CHECKING:
     from merbridge_lab.adapters.cri_runtime import Sandbox
@@ -17,7 +21,7 @@ class TrackedPod:
 
     `netns` is the inode of its network namespace. `woken` is
     when something last happened in its cgroup. `processes` are descriptors that become readable when its sandbox or its
-    sidecar ends, by their role.
+    sidecar ends, by their role. `listening` tells whether its sidecar listens, while it waits for that.
     """
 
     sandbox: Sandbox
@@ -27,6 +31,7 @@ class TrackedPod:
     endpoint: Endpoint | None = None
     netns: int = 0
     processes: dict[str, int] = field(default_factory=dict)
+    listening: Listening | None = None
 
     @property
     def state(self) -> str:
@@ -39,6 +44,25 @@ class TrackedPod:
     def full_name(self) -> str:
         """Return the pod's name with its namespace."""
         return f"{self.sandbox.namespace}/{self.sandbox.name}"
+
+    def is_listening(self) -> bool:
+        """Report whether something accepts inbound connections in it; True if it must be looked at to know.
+
+        The socket that asks stays open: the pod is asked again and again.
+        """
+        try:
+            if self.listening is None:
+                self.listening = Listening(Path("/proc", str(self.sandbox.pid), "ns/net"))
+            return any(each.port == INBOUND_PORT for each in self.listening.listeners())
+        except OSError:
+            self.stop_listening()
+            return True
+
+    def stop_listening(self) -> None:
+        """Close what `is_listening` keeps open."""
+        if self.listening is not None:
+            self.listening.close()
+            self.listening = None
 
     def describe(self) -> dict[str, Any]:
         """Return the pod as `merlab agent status --json` prints it."""
