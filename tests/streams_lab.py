@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from dataplane_rig import Agent, until
 from merbridge_lab.adapters import bpf_maps, bpf_syscall, cgroup
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import Pins
-from merbridge_lab.labs.embedded import topology
+from merbridge_lab.labs.embedded import envoy, topology
 from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 
 if TYPE_CHECKING:
@@ -107,8 +108,37 @@ class Scene:
         assert name in abi.counter_names()
         return self.lab.dataplane.counters()[pod][name]
 
+    def log_ends(self) -> None:
+        """Have the sidecars write into their logs how connections end."""
+        for pod in self.pods:
+            sh(pod.netns, "curl", "-sf", "-X", "POST", "http://127.0.0.1:15000/logging?connection=debug")
+
+    def unsaid_ends(self) -> int:
+        """Return on how many connections a sidecar could not say by TLS that no more comes, and did not say it later.
+
+        Envoy calls SSL_shutdown() once (source/common/tls/ssl_socket.cc). If the socket has no room then, the other
+        end learns nothing before the connection is closed. Needs log_ends().
+        """
+        return sum(unsaid_ends((pod.folder / envoy.LOG).read_text(errors="replace")) for pod in self.pods)
+
     def close(self) -> None:
         self.stack.close()
+
+
+#: A line of Envoy about a connection: its number, and what happened.
+LINE = re.compile(r'"ConnectionId":"(\d+)"\] (.*)')
+
+
+def unsaid_ends(log: str) -> int:
+    """Count the connections in a log of Envoy whose SSL_shutdown() failed while the connection went on."""
+    last: dict[str, str] = {}
+    found = set()
+    for number, said in LINE.findall(log):
+        before, last[number] = last.get(number, ""), said
+        # On a connection that is being closed, it fails because that is broken: then everybody is told.
+        if before == "SSL shutdown: rc=-1" and said in ("remote close", "closing data_to_write=0 type=0"):
+            found.add(number)
+    return len(found) + sum(said == "SSL shutdown: rc=-1" for said in last.values())
 
 
 def sh(netns: Path, *argv: str, stdin: str | None = None) -> str:

@@ -29,6 +29,7 @@ HIGH_WATER = 2 << 20
 @pytest.fixture(scope="module")
 def scene():
     scene = Scene()
+    scene.log_ends()
     try:
         yield scene
     finally:
@@ -51,7 +52,7 @@ def way(request, scene):
 
 
 def streams(scene: Scene, count: int, largest: int, width: int = 12) -> Tally:
-    tally, dialling = Tally(), threading.Lock()
+    tally, dialling, unsaid = Tally(), threading.Lock(), scene.unsaid_ends()
     with scene.servers() as listeners, contextlib.closing(Meeting(listeners)) as meeting:
 
         def one(number: int):
@@ -64,6 +65,8 @@ def streams(scene: Scene, count: int, largest: int, width: int = 12) -> Tally:
             for done in pool.map(one, range(count)):
                 tally.add(*done)
     print(f"MERLAB_SEED={SEED}: {tally}")  # noqa: T201
+    if tally.held:  # each by a sidecar that could not say it (docs/limits.md), and by nothing else
+        until(lambda: scene.unsaid_ends() - unsaid >= tally.held, f"{tally.held} ends were not said by Envoy", 5)
     return tally
 
 
@@ -73,7 +76,7 @@ def test_streams_arrive_whole(scene, way):
     tally.wrong += (big := streams(scene, 8, 20_000_000)).wrong
     assert tally.wrong == [], f"MERLAB_SEED={SEED}"
     assert tally.cut <= 5, "Envoy's doing, seldom, and no more often than by the rules alone"
-    assert tally.held == 0
+    assert tally.held <= 1
     if way != "reference":
         assert scene.counter("sleep", "outbound_redirected_bytes") > before + (tally.bytes + big.bytes) // 4
 
@@ -84,9 +87,6 @@ def test_thousands_of_streams_arrive_whole(scene, way, count):
     tally = streams(scene, count, 20_000_000, 16)
     assert tally.wrong == [], f"MERLAB_SEED={SEED}, {way}"
     assert tally.cut <= count // 100
-    # All bytes arrived, but Envoy does not pass on the end, although it has read it: its socket is in CLOSE-WAIT, with
-    # nothing unread. Seen on a loaded machine in 1 of 10,000 by the rules alone, in 1 of 2,500 with eBPF. That no end
-    # gets lost before Envoy is what test_dataplane_switch.py shows, with a reader that waits for edges as Envoy does.
     assert tally.held <= count // 1000
 
 
