@@ -51,6 +51,7 @@ TOOLS = {
     "kubectl": {
         *("--context", "-n", "-c", "-l", "--previous", "--force", "describe", "logs", "delete", "get", "pod", "pods"),
         *(
+            "merlab-agent",
             "nodes",
             "daemonset",
             "namespace",
