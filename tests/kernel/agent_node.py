@@ -241,6 +241,21 @@ class AgentNode(Rig):
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout or done.stderr
 
+    @contextlib.contextmanager
+    def following(self):
+        """Follow the trace; yield a function that returns the events so far."""
+        argv = [sys.executable, "-c", "from merbridge_lab.cli import main; main()", "agent", "trace", "--json"]
+        out = self.tmp / "trace.json"
+        with out.open("wb") as file:
+            reader = subprocess.Popen(
+                [*argv, *self.places(), "--tracefs", str(self.tmp / "tracing")], stdout=file, stderr=subprocess.STDOUT
+            )
+        try:
+            until(lambda: self.status()["debug"], "the trace is followed", 20)
+            yield lambda: [json.loads(line) for line in out.read_text().splitlines()]
+        finally:
+            assert self.end_agent(reader) == 0, out.read_text()
+
     def status(self, code: int = 0) -> dict:
         return json.loads(self.merlab("status", "--json", status=code))
 

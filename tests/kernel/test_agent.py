@@ -320,3 +320,20 @@ def test_the_numbers_for_prometheus_are_those_of_the_maps(node):
     assert told["default/sleep"]["outbound_connects"] == 1
     assert {each["name"] for each in json.loads(node.merlab("programs", "--json"))["programs"]} >= {"merlab_sk_msg"}
     assert json.loads(node.merlab("pairs", "--json"))["schema"] == 1
+
+
+def test_the_trace_tells_of_the_nodes_pods_and_of_no_others(node):
+    node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    listener = node.listen(hello)
+    with node.following() as events:
+        with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
+            pass
+        told = until(lambda: (found := events())[-1:] and found, "events", 10)
+        until(lambda: any(each["kind"] == "closed" for each in events()), "the connection's end", 10)
+    connects = [each for each in told if each["kind"] == "connect"]
+    assert connects
+    assert connects[0]["leg"] == "outbound"
+    assert "intercepted" in connects[0]["sentence"]
+    assert node.status()["debug"] is False
+    assert list((node.tmp / "tracing/instances").glob("merlab-agent-*")) == []

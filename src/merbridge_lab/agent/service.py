@@ -177,9 +177,10 @@ class Service:
             self._forget_strangers()
 
     def _next_list(self, now: float) -> float:
-        """Return when to ask again: soon while a pod's cgroup has no sandbox yet, which comes later."""
+        """Return when to ask again: soon while the runtime is late, for a new pod's cgroup or for one that has ended."""
         known = {pod.sandbox.uid for pod in self._pods.pods.values()}
-        if self._watch.pods.keys() <= known:
+        has_ended = any(pod.sandbox.pid and "sandbox" not in pod.processes for pod in self._pods.pods.values())
+        if self._watch.pods.keys() <= known and not has_ended:
             self._unknown_since = 0.0
             return _LIST
         self._unknown_since = self._unknown_since or now

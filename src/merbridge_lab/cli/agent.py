@@ -82,7 +82,7 @@ def run_agent(
         try:
             startup.run(places, Profile(legs.value), generation=generation, port=port, debug=debug, once=once)
         except signals.Interrupted as stop:
-            if stop.signum not in (signals.SIGNALS[0], signals.SIGNALS[1]):
+            if stop.signum not in signals.SIGNALS[:2]:
                 raise
 
 
@@ -184,6 +184,35 @@ def agent_debug(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, debug: Debug = F
         from merbridge_lab.agent import startup
 
         startup.debug(_places(pins, run), on=on)
+
+
+@group.command("trace")
+def agent_trace(
+    pins: Pins = _PINS,
+    run: Run = _RUN,
+    tracefs: Tracefs = _TRACEFS,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
+    """Follow the trace of the node's pods until Ctrl-C; if debug output is off, it is on while this command runs.
+
+    Example:  merlab agent trace --json
+    """
+    with Session("agent", debug=debug, no_color=no_color, quiet=True) as session:
+        from merbridge_lab.agent import agent_status
+        from merbridge_lab.dataplane import trace_buffer
+        from merbridge_lab.labs.embedded import trace_owner
+
+        sources = _places(pins, run, tracefs=tracefs).sources()
+        events = trace_buffer.follow(tracefs, "merlab-agent", sources.reconciler)
+        try:
+            for event in trace_owner.of_lab(events, agent_status.own_tasks(sources)):
+                if event is not None:
+                    session.console.trace_event(event, as_json=json)
+        except signals.Interrupted as stop:
+            if stop.signum not in signals.SIGNALS[:2]:
+                raise
 
 
 @group.command("remove")

@@ -114,6 +114,11 @@ class Reconciler:
             return [str(unread(f"the dataplane below {self._pins.root}", error))]
 
     @property
+    def attached(self) -> bool:
+        """Report whether any pod is served. Raises LabError."""
+        return bool(self.served())
+
+    @property
     def redirecting(self) -> bool:
         """Report whether messages are redirected and new connections intercepted. Raises LabError."""
         with reading(self._pins):

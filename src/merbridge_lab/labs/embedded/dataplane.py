@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from merbridge_lab import dataplane, istio_facts, polling
 from merbridge_lab.adapters import kernel_features, tcp_sockets
 from merbridge_lab.adapters.tracefs import Instance
-from merbridge_lab.dataplane import reader_legs, socket_filters
+from merbridge_lab.dataplane import reader_legs, socket_filters, trace_buffer
 from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import NOT_COMPARED, Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
-from merbridge_lab.labs.embedded import own_trace, topology, trace_owner
+from merbridge_lab.labs.embedded import topology, trace_owner
 from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, left_to_rules
 from merbridge_lab.shortage import unread
 
@@ -279,8 +279,8 @@ class EmbeddedDataplane:
         return f"cat {self._trace.pipe}"
 
     def follow_trace(self) -> Iterator[TraceEvent | None]:
-        """Yield the trace's events as they arrive; see own_trace.follow."""
-        return own_trace.follow(self._machine, self._manager)
+        """Yield the trace's events as they arrive; see trace_buffer.follow."""
+        return trace_buffer.follow(self._machine.tracefs, self._machine.name, self._manager)
 
     def drain_trace(self) -> tuple[TraceEvent, ...]:
         """Read and remove the trace's lines, decoded; skip lines that are not of this lab's dataplane."""

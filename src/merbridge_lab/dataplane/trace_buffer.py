@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from merbridge_lab import signals
 from merbridge_lab.adapters.tracefs import Instance
+from merbridge_lab.dataplane import trace
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from merbridge_lab.dataplane import Dataplane
-    from merbridge_lab.labs.embedded.host import Machine
     from merbridge_lab.trace_event import TraceEvent
 
 #: How often a reader of the trace checks whether it was interrupted, in seconds.
 _LOOK_UP = 0.2
 
 
-def follow(machine: Machine, manager: Dataplane) -> Iterator[TraceEvent | None]:
+class Traced(Protocol):
+    """What writes the trace: a dataplane, of a lab or of a node."""
+
+    @property
+    def attached(self) -> bool:
+        """Report whether anything is attached."""
+
+    debug: bool
+
+
+def follow(tracefs: Path, owner: str, traced: Traced) -> Iterator[TraceEvent | None]:
     """Yield the trace's events as they arrive, until interrupted, from a buffer that exists only for this.
 
     If nothing arrives for a moment, yield None. The own buffer takes nothing from others who read the trace. If debug
     output is off, it is switched on meanwhile. Raises LabError.
     """
-    from merbridge_lab.dataplane import trace
-
-    if not manager.attached:
+    if not traced.attached:
         raise LabError("no eBPF is attached, so there is no trace", hint="merlab up", id="dataplane.incomplete")
-    own = Instance(machine.tracefs, f"{machine.name}-trace-{os.getpid()}")
-    was_on = manager.debug
+    own = Instance(tracefs, f"{owner}-trace-{os.getpid()}")
+    was_on = traced.debug
     # Held open, the mount allows removal of the instance even after `merlab down` has unmounted it.
     with own.kept() as remove:
         try:
             own.enable()
-            manager.debug = True
+            traced.debug = True
             with own.following() as take:
-                while manager.attached:
+                while traced.attached:
                     signals.checkpoint()
                     lines = take(_LOOK_UP)
                     if not lines:
@@ -49,6 +57,6 @@ def follow(machine: Machine, manager: Dataplane) -> Iterator[TraceEvent | None]:
                             yield event
         finally:
             with signals.shielded():
-                if manager.attached and not was_on:
-                    manager.debug = False
+                if traced.attached and not was_on:
+                    traced.debug = False
                 remove()
