@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
 from merbridge_lab import hints
 from merbridge_lab.adapters.command import run
@@ -164,8 +163,7 @@ class KubernetesLab(LabBase):
         return self._end_connections(self.workload(topology.SLEEP.name), *self._control[:1])
 
     def _end_connections(self, *clients: KubernetesWorkload) -> bool:
-        port = urlsplit(HELLO).port or 0
-        ended = [client.end_connections(port) for client in clients]
+        ended = [client.end_connections(topology.PORT) for client in clients]
         return all(ended)
 
     def observe(
