@@ -208,8 +208,11 @@ class AgentNode(Rig):
     def places(self) -> list[str]:
         return ["--pins", str(self.pins), "--run", str(self.run_dir)]
 
-    def start_agent(self, *more: str, wait: bool = True, **environment: str) -> subprocess.Popen:
-        argv = [sys.executable, "-c", "from merbridge_lab.cli import main; main()", "agent", "run", *self.places()]
+    def start_agent(self, *more: str, wait: bool = True, stamp: str = "", **environment: str) -> subprocess.Popen:
+        """Start an agent; with `stamp`, one whose programs are of another version."""
+        code = f"from merbridge_lab.dataplane import abi; abi.stamp = lambda: {stamp!r}; " if stamp else ""
+        code += "from merbridge_lab.cli import main; main()"
+        argv = [sys.executable, "-c", code, "agent", "run", *self.places()]
         argv += ["--cri", str(self.runtime.socket), "--cgroup", str(self.root), "--port", "0"]
         argv += ["--tracefs", str(self.tmp / "tracing"), *more]
         self.logs.append(self.tmp / f"agent-{len(self.logs)}.log")

@@ -5,13 +5,17 @@ import json
 import os
 import signal
 import statistics
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from kernel.agent_node import AgentNode, counted
 from kernel.compiled_programs import compile_into
 from kernel.dataplane_rig import Agent, until
+from merbridge_lab.adapters import netlink_hooks, tcp_sockets
+from merbridge_lab.adapters.listening_sockets import Listening
 
 pytestmark = pytest.mark.kernel
 
@@ -234,6 +238,71 @@ def test_it_goes_on_while_the_runtime_is_away(node):
     assert node.reconciler.served().keys() == {sleep.uid, twin.uid}
 
 
+class Stream:
+    """Requests without pause, in a thread, each on a connection of its own."""
+
+    def __init__(self, node, client, server):
+        self._listener, self._client, self._server = node.listen(server), client, server
+        self.answered, self.failed, self._ends = 0, [], threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        while not self._ends.is_set():
+            try:
+                with self._client.app.connect(self._server.ip, 5000) as sock, echoes(self._listener, sock):
+                    self.answered += 1
+            except (OSError, AssertionError) as error:
+                self.failed.append(error)
+
+    def __enter__(self):
+        self._thread.start()
+        until(lambda: self.answered > 10, "requests are answered")
+        return self
+
+    def __exit__(self, *_):
+        self._ends.set()
+        self._thread.join(20)
+
+
+def test_another_version_takes_over_under_requests_without_pause_and_the_older_one_does_not_come_back(node, tmp_path):
+    told = json.loads(Path(os.environ["MERLAB_COMPILED"]).read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**told, "stamp": "0.1.0+another"}))
+    first = node.start_agent()
+    sleep, hello = node.mesh("sleep", "hello")
+    with Stream(node, sleep, hello) as stream:
+        assert node.end_agent(first) == 0
+        second = node.start_agent(stamp="0.1.0+another", MERLAB_COMPILED=str(other))
+        done = stream.answered
+        until(lambda: stream.answered > done + 10, "requests are answered by the other version")
+        assert not (node.pins / "old").exists()
+        assert node.end_agent(second, signal.SIGKILL) == -signal.SIGKILL
+        third = node.start_agent(wait=False)
+        assert third.wait(30) == 3
+        assert "it replaced this version" in node.log()
+        done = stream.answered
+        until(lambda: stream.answered > done + 10, "requests are answered all the same")
+        fourth = node.start_agent("--generation", "1000000")
+        done = stream.answered
+        until(lambda: stream.answered > done + 10, "requests are answered by the first version again")
+        assert node.end_agent(fourth) == 0
+        node.merlab("remove")
+        done = stream.answered
+        until(lambda: stream.answered > done + 10, "requests are answered by the rules")
+    assert stream.failed == []
+
+
+def test_programs_that_somebody_removed_are_installed_again(node):
+    agent = node.start_agent()
+    sleep, _ = node.mesh("sleep", "hello")
+    node.end_agent(agent)
+    (node.pins / "maps" / "stamp").unlink()
+    node.start_agent()
+    node.until_state(sleep, "served")
+    assert node.reconciler.programs_problems() == []
+    assert node.reconciler.problems(node.endpoint(sleep)) == []
+
+
 # -- wrong candidates: each left to the rules, with its reason
 
 
@@ -337,3 +406,18 @@ def test_the_trace_tells_of_the_nodes_pods_and_of_no_others(node):
     assert "intercepted" in connects[0]["sentence"]
     assert node.status()["debug"] is False
     assert list((node.tmp / "tracing/instances").glob("merlab-agent-*")) == []
+
+
+def test_listeners_are_the_same_by_netlink_and_from_proc(node, monkeypatch):
+    (sleep,) = node.started("sleep")
+    node.stack.enter_context(sleep.app.listen(8080, at="::", v6=True))
+    with contextlib.closing(Listening(sleep.app.netns)) as listening:
+        told = listening.listeners()
+        assert sorted(told) == sorted(tcp_sockets.listening(sleep.app.netns))
+        assert {(each.port, each.uid) for each in told} == {(15001, 1337), (15006, 1337), (8080, 0)}
+
+        def without(*_, **__):
+            raise FileNotFoundError
+
+        monkeypatch.setattr(netlink_hooks, "dump_by", without)
+        assert sorted(listening.listeners()) == sorted(told)

@@ -524,6 +524,10 @@ def test_connections_that_nobody_counts_down_are_collected(rig, node, server):
         assert garbage.connections(fd)
     for endpoint in rig.endpoints:
         node.serve(endpoint)
+    node.settle({rig.sleep.cookie: rig.sleep.endpoint.netns})
+    with Pins(rig.pins).open_map("pairs") as fd:
+        left = garbage.connections(fd)
+        assert {rig.hello.cookie in pair["netns"] for pair in left.values()} == {True}, "nobody asked about hello"
     node.settle({endpoint_cookie(rig, endpoint): endpoint.netns for endpoint in rig.endpoints})
     with Pins(rig.pins).open_map("pairs") as fd:
         assert garbage.connections(fd) == {}

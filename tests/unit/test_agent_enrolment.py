@@ -9,7 +9,7 @@ import pytest
 from merbridge_lab.adapters.cri_runtime import Sandbox
 from merbridge_lab.adapters.tcp_sockets import Listener, listeners
 from merbridge_lab.agent import enrolment
-from merbridge_lab.agent.pod_facts import PodFacts, Rules, pod_cgroup, rules_of, sliced
+from merbridge_lab.agent.pod_facts import PodFacts, Rules, mapped, pod_cgroup, rules_of, sliced
 from merbridge_lab.agent.pod_watch import uid_of
 from merbridge_lab.agent.refusals import PENDING, REFUSALS
 from merbridge_lab.dataplane import Sidecar
@@ -166,6 +166,12 @@ def test_rules_that_are_flushed_in_part_are_none(chain):
 
 def test_rules_that_lead_elsewhere_are_none():
     assert rules_of({**RULES, "ISTIO_REDIRECT": (("-p tcp -j REDIRECT --to-ports 150010", 0),)}) is None
+
+
+def test_users_in_rules_are_numbers_of_the_pods_user_namespace():
+    assert mapped({1337}, "         0          0 4294967295\n") == {1337}
+    of_pod = "         0     327680      65536\n"
+    assert mapped({1337, 0, 70000}, of_pod) == {329017, 327680}
 
 
 # -- cgroups

@@ -204,7 +204,10 @@ def test_options_in_the_text_exist(path):
             continue
         assert name in APP.commands, span
         own = rest[: rest.index("--")] if "--" in rest else rest
-        known = {option for each in APP.commands[name].params for option in each.opts} | {"--help"}
+        command = APP.commands[name]
+        if rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest[0]]
+        known = {option for each in command.params for option in each.opts} | {"--help"}
         assert {word.strip("[]") for word in own if word.startswith(("-", "[-"))} <= known, span
 
 

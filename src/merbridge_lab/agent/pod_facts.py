@@ -14,6 +14,7 @@ from merbridge_lab.adapters.listening_sockets import Listening
 from merbridge_lab.dataplane.endpoints import sidecar_of
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import INBOUND_PORT, OUTBOUND_PORT
+from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -76,15 +77,16 @@ def read(
         inode = netns.stat().st_ino
         found = PodFacts(inode, inode in node, others.get(inode, ""), pod_cgroup(root, sandbox), is_proven=is_proven)
         if not (found.is_host_netns or found.sharing or found.cgroup is None):
-            found = _of_sockets(found, netns, found.cgroup)
+            found = _of_sockets(found, sandbox.pid, found.cgroup)
         is_same = netns.stat().st_ino == inode
     except (OSError, LabError) as error:
         return PodFacts(unread=f"it cannot be read: {error}")
     return found if is_same else PodFacts(unread="its sandbox changed while it was read")
 
 
-def _of_sockets(found: PodFacts, netns: Path, where: Path) -> PodFacts:
-    """Add who listens in the pod, and Istio's rules. Raises OSError, LabError."""
+def _of_sockets(found: PodFacts, pid: int, where: Path) -> PodFacts:
+    """Add who listens in the pod, and Istio's rules; `pid` is its sandbox's process. Raises OSError, LabError."""
+    netns = netns_of(pid)
     with contextlib.closing(Listening(netns)) as told:
         listening = told.listeners()
     holders = _holders(where, [each.inode for each in listening if each.port == INBOUND_PORT])
@@ -96,7 +98,7 @@ def _of_sockets(found: PodFacts, netns: Path, where: Path) -> PodFacts:
         unknown = error.what
     return replace(
         found,
-        rules=istio_rules(netns),
+        rules=_as_the_node_sees(istio_rules(netns), read_text(Path("/proc", str(pid), "uid_map"))),
         listeners=tuple(listening),
         foreign=bool(holders) and not pids,
         sidecar=sidecar,
@@ -139,6 +141,17 @@ def istio_rules(netns: Path) -> Rules | None:
         return found
     legacy = [each for each in xtables.read(netns) if (each.family, each.name) == ("ip", "nat")]
     return rules_of({chain.name: chain.told for table in legacy for chain in table.chains or ()})
+
+
+def _as_the_node_sees(rules: Rules | None, uid_map: str) -> Rules | None:
+    """Return the rules with the numbers that users have on the node: rules hold those of the pod's user namespace."""
+    return None if rules is None else Rules(frozenset(mapped(rules.users, uid_map)))
+
+
+def mapped(users: Iterable[int], uid_map: str) -> set[int]:
+    """Return the numbers of users on the node, by the text of a /proc/PID/uid_map; those without one are left out."""
+    lines = [tuple(map(int, line.split())) for line in lines_of(uid_map)]
+    return {outside + user - inside for user in users for inside, outside, size in lines if 0 <= user - inside < size}
 
 
 def rules_of(chains: Mapping[str, tuple[tuple[str, int], ...]]) -> Rules | None:

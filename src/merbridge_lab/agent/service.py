@@ -47,7 +47,8 @@ _AGAIN = 5.0
 class Service:
     """Reconciles the pods of a node until `stop`.
 
-    `changed` is called when something is new for who reads the state, `turned` each time that the loop has turned.
+    `install` makes the programs be in order. `changed` is called when something is new for who reads the state,
+    `turned` each time that the loop has turned.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Service:
         cgroups: Path,
         legs: Legs,
         *,
+        install: Callable[[], None],
         changed: Callable[[Service], None],
         turned: Callable[[], None],
     ) -> None:
-        self._reconciler, self._changed, self._turned = reconciler, changed, turned
+        self._reconciler, self._install, self._changed, self._turned = reconciler, install, changed, turned
         self._selector = selectors.DefaultSelector()
         self._pods = NodePods(runtime, cgroups, legs, self._selector)
         self._pods.of_namespace = NamespaceLabels().refusal
@@ -177,7 +179,7 @@ class Service:
             self._forget_strangers()
 
     def _next_list(self, now: float) -> float:
-        """Return when to ask again: soon while the runtime is late, for a new pod's cgroup or for one that has ended."""
+        """Return when to ask again: soon while the runtime is late to name a new pod, or to drop one that has ended."""
         known = {pod.sandbox.uid for pod in self._pods.pods.values()}
         has_ended = any(pod.sandbox.pid and "sandbox" not in pod.processes for pod in self._pods.pods.values())
         if self._watch.pods.keys() <= known and not has_ended:
@@ -279,10 +281,15 @@ class Service:
         """End a takeover from another version, and remove what belongs to no connection any more."""
         self._settle_at = time.monotonic() + _SETTLE
         try:
+            if problems := self._reconciler.programs_problems():
+                agent_log.warn("the programs are not in order, and are installed again", why="; ".join(problems))
+                self._install()
+                for pod in self._pods.pods.values():
+                    pod.due = 0.0
             served = self._reconciler.served()
             endpoints = {pod.sandbox.uid: pod.endpoint for pod in self._pods.pods.values() if pod.endpoint}
             self._reconciler.settle(
                 {each.netns: endpoints[uid].netns for uid, each in served.items() if uid in endpoints}
             )
         except LabError as error:
-            agent_log.warn("what is left of former connections cannot be removed", why=error.what)
+            agent_log.warn("the programs cannot be checked, or former connections removed", why=error.what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +58,9 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
     node.begin()
     with cri_runtime.Runtime(places.cri) as runtime:
         legs = _legs(profile)
-        reconciler.install()
+        install = functools.partial(_install, reconciler, node)
+        install()
         node.record(generation, abi.stamp())
-        if reconciler.redirecting != node.is_redirecting:
-            reconciler.redirecting = node.is_redirecting
         if reconciler.debug != debug:
             reconciler.debug = debug
         agent_log.say(
@@ -73,9 +73,18 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
             sources = Sources(node, reconciler)
             answers = http_server.start(port, sources, pulse, metrics.text(sources))
             agent_log.say("answers on the loopback", port=answers)
-        service = Service(runtime, reconciler, places.cgroups, legs, changed=written.write, turned=pulse.beat)
+        service = Service(
+            runtime, reconciler, places.cgroups, legs, install=install, changed=written.write, turned=pulse.beat
+        )
         service.run(once=once)
     agent_log.say("ends; what is served goes on")
+
+
+def _install(reconciler: Reconciler, node: NodeState) -> None:
+    """Have the programs in order, with the kill switch as it was left. Raises LabError."""
+    reconciler.install()
+    if reconciler.redirecting != node.is_redirecting:
+        reconciler.redirecting = node.is_redirecting
 
 
 def _take(node: NodeState, generation: int) -> int:

@@ -17,7 +17,7 @@ from merbridge_lab.dataplane.pins import Pins, number, opened
 from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 #: The key in `live` for the connections of all pods.
@@ -58,23 +58,28 @@ def remove(forget: int, key: bytes, pair: Mapping[str, Any]) -> bool:
 def collect(pins: Pins, namespaces: Mapping[int, Path]) -> Collected:
     """Remove the entries of connections that are gone, and correct the counts; `namespaces` are the pods', by cookie.
 
-    Connections that live are not touched, nor do they wait. Raises OSError.
+    Connections that live are not touched, nor are those of other pods that are served; none waits. Raises OSError.
     """
     removed = corrected = 0
+    others = pins.pods().keys() - namespaces.keys()
+
+    def is_gone(pair: Mapping[str, Any], there: set[int]) -> bool:
+        return not others & set(pair["netns"]) and not is_live(pair, namespaces, there)
+
     with pins.open_map("pairs") as pairs, pins.open_map("live") as live:
         counts, first = _counts(live), connections(pairs)
         # The entries before the sockets: a connection that is made meanwhile is in neither.
         there = sockets(namespaces) if first else set()
-        gone = {key: pair["id"] for key, pair in first.items() if not is_live(pair, namespaces, there)}
+        gone = {key: pair["id"] for key, pair in first.items() if is_gone(pair, there)}
         if not gone and not any(_excess(counts, first).values()):
             return Collected(0, 0)
         _rest()
         with opened(pins.prog("forget")) as forget:
             second, there = connections(pairs), sockets(namespaces)
             for key, pair in second.items():
-                if gone.get(key) == pair["id"] and not is_live(pair, namespaces, there):
+                if gone.get(key) == pair["id"] and is_gone(pair, there):
                     removed += remove(forget, key, pair)
-        corrected = _correct(pins, (pairs, live), namespaces)
+        corrected = _correct(pins, (pairs, live), namespaces, others)
     return Collected(removed, corrected)
 
 
@@ -109,14 +114,17 @@ def _excess(counts: Mapping[int, int], held: Mapping[bytes, Mapping[str, Any]]) 
     return {cookie: count - len(_ids(held, cookie)) for cookie, count in counts.items()}
 
 
-def _correct(pins: Pins, maps: tuple[int, int], namespaces: Mapping[int, Path]) -> int:
-    """Correct the counts of the pods where no connection was made or closed for a moment, and the one of all pods."""
+def _correct(pins: Pins, maps: tuple[int, int], namespaces: Mapping[int, Path], others: Iterable[int]) -> int:
+    """Correct the counts of the pods where no connection was made or closed for a moment, and the one of all pods.
+
+    Whether one is being made in the `others` is not known.
+    """
     corrected = 0
     pairs, live = maps
     counts, first = _counts(live), connections(pairs)
     _rest()
     later, second = _counts(live), connections(pairs)
-    dialling = {
+    dialling = set(others) | {
         cookie
         for cookie, path in namespaces.items()
         if netns.run_inside(path, lambda: netlink_hooks.tcp_cookies(netlink_hooks.SYN_SENT))
