@@ -44,8 +44,8 @@ else
 fi
 flush || exit 96
 """
-# $1 backend, $2 file, $3 port. While no rule of nat is there, the kernel need not track connections: with its next packet,
-# one that was opened meanwhile would be taken for new, and redirected away from its socket. So these are ended.
+# $1 backend, $2 file, $3 port. While nat has no rule, the kernel need not track connections: with its next packet, one
+# that was opened meanwhile would be taken for new, and redirected away from its socket. So these are ended.
 _RESTORE = f"""{nat_backends.SHELL} load <"$2" && save || exit
 inside ss -K -t -n state established "( sport = :$3 or dport = :$3 )" >/dev/null 2>&1 || true
 """
