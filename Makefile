@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests soak sabotage timings clean \
-	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind
+	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind agent-image
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
@@ -82,6 +82,13 @@ sabotage: setup dev ## do every sabotage to two labs side by side, and write doc
 test-apps: setup dev ## real programs as apps, by the rules and by eBPF side by side (--json, --app NAME, --case NAME)
 	@scripts/setup packages dev
 	@scripts/setup root .venv/bin/python -m tests.apps $(ARGS)
+
+# BASE is what it is built from: Debian, which has Python; REF is its name.
+BASE ?= debian:bookworm-slim
+REF ?= merlab-agent:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/merbridge_lab/__init__.py)
+
+agent-image: setup dev ## build the image of merlab's dataplane for clusters, and print its size (BASE=IMAGE, REF=NAME)
+	@scripts/setup root env PATH="$$PATH" DOCKER_HOST="$$DOCKER_HOST" .venv/bin/python scripts/agent_image.py $(REF) $(BASE)
 
 test-cluster: setup dev ## the kind lab's tests, on a real Kubernetes and Istio that are built here
 	@$(CLUSTER) test $(ARGS)

@@ -500,6 +500,9 @@ class FakeLab(LabBase):
     def sweep(self) -> None:
         self.swept += 1
 
+    def choices(self) -> list[str]:
+        return []
+
     def recover(self) -> None:
         self.twins_there.clear()
         self.restore()

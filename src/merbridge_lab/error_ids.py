@@ -46,11 +46,15 @@ ErrorId: TypeAlias = Literal[
     "dataplane.failed",
     "dataplane.incomplete",
     "dataplane.none",
+    "dataplane.another",
     "compiled.unusable",
     "verify.disturbed",
     "matrix.unexpected",
     # the agent of a node
     "agent.older",
+    "agent.no_image",
+    "agent.crashed",
+    "agent.foreign",
     # labs on Kubernetes
     "docker.unreachable",
     "docker.unsupported",

@@ -139,7 +139,8 @@ class Interception:
 
     `moved` are the independent witnesses of the payload; each must suffice, and the last one is quoted. `traced` maps a
     nonce to what the trace tells of this request. `left_to_tcp` counts, by workload, the directions of connections that
-    the dataplane reports to have left to TCP. `few_connections` opens the sentence about legs with too few connections.
+    the dataplane reports to have left to TCP. `refreshed` is how many messages it sent by TCP on purpose, because their
+    connections had sent no packets for long. `few_connections` opens the sentence about legs with too few connections.
     """
 
     app: AppConnections
@@ -147,6 +148,7 @@ class Interception:
     moved: tuple[Witness, ...] | Unread = ()
     traced: Mapping[str, RequestTrace] | Unread = field(default_factory=dict)
     left_to_tcp: Mapping[str, int] | Unread = field(default_factory=dict)
+    refreshed: int | Unread = 0
     counters: Counters = field(default_factory=Counters)
     few_connections: str = ""
 

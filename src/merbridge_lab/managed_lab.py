@@ -43,8 +43,11 @@ class ManagedLab(Lab, Protocol):
     def require_up(self) -> None:
         """Raise LabError, with the command that fixes it, if no lab is up or its set-up did not finish."""
 
+    def choices(self) -> list[str]:
+        """Describe, one sentence each, what was chosen because nothing was requested, where that is not the usual."""
+
     def recover(self) -> None:
-        """Restore what a killed merlab left flushed or half-changed. Raises LabError."""
+        """Restore what a killed merlab left flushed or half-changed. Raises LabError, also for what `up` refuses."""
 
     def sweep(self) -> None:
         """Remove what a killed merlab left of control pods. Raises LabError."""

@@ -24,6 +24,7 @@ _GROUPS = {
     "kubernetes": "cluster",
     "cluster": "cluster",
     "merbridge": "cluster",
+    "merlab": "cluster",
 }
 
 

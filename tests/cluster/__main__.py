@@ -3,7 +3,7 @@
 build         build what is missing
 env           how to talk to the cluster: lines for a shell's eval
 start, stop   the Docker daemon of our own, where none answers; it stays until it is stopped
-up [ARGS]     build, start, then merlab up --lab kind ARGS
+up [ARGS]     build, start, then merlab up --lab kind --dataplane merlab ARGS
 down          merlab down --lab kind, then stop
 test [ARGS]   build, pytest -m cluster ARGS; a daemon that it started ends with it, and all that is in it
 """
@@ -88,7 +88,7 @@ def env() -> int:
 
 def up(*arguments: str) -> int:
     prepare(keep=True)
-    status = merlab("up", *merlab_arguments(), *arguments)
+    status = merlab("up", *merlab_arguments(), "--dataplane=merlab", *arguments)
     builds.say(f'for a root shell: eval "$({shlex.join((sys.executable, "-m", "tests.cluster", "env"))})"')
     builds.say("then merlab step 9, merlab status, kubectl get pods …; make down-kind removes all of it")
     return status

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 #: The label that records the inputs of an image.
 LABEL = "merlab.cluster.key"
 
@@ -97,7 +98,7 @@ def _key(*parts: object) -> str:
 
 
 def _sources(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -271,6 +272,11 @@ def _image(name: str) -> str:
         tar = root_file_system()
         return _built(name, _key(tar.name), lambda label: _import(tar / "base.tar", label))
 
+    if name == "agent":
+        own = [_sources(ROOT / each) for each in ("src/merbridge_lab", "steps", "images/agent", "requirements")]
+        key = _key(own, (ROOT / "pyproject.toml").read_text(), _image("base"))
+        return _built(name, key, _agent)
+
     folder = HERE / "images" / spec.get("folder", name)
     homes = {file: _HOMES[file]() for file in spec.get("files", ())}
     arguments = {"BASE": ref("base"), **spec.get("args", {})}
@@ -313,6 +319,11 @@ def _built(name: str, key: str, build: Callable[[str], None]) -> str:
 def _import(tar: Path, label: str) -> None:
     with tar.open("rb") as content:
         run("docker", "import", "--change", f"LABEL {label}", "-", ref("base"), stdin=content)
+
+
+def _agent(label: str) -> None:
+    """Build the agent's image as everybody does, from the base that is here."""
+    run(sys.executable, ROOT / "scripts" / "agent_image.py", ref("agent"), ref("base"), "--label", label)
 
 
 def _add_system_images(context: Path) -> None:

@@ -20,7 +20,7 @@ from tests.cluster import builds
 from tests.merlab_cli import told
 
 from merbridge_lab.labs.kubernetes import manifests
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets
 from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.merbridge import kernel_objects
 
@@ -249,11 +249,12 @@ def test_an_edit_by_hand_is_named_and_undone(lab: dict[str, Any]) -> None:  # no
     assert has_host_network()
 
 
+@pytest.mark.soak
 def test_an_edit_by_hand_while_step_3_waits_is_undone_or_named_and_not_waited_for(lab: dict[str, Any]) -> None:  # noqa: ARG001
     edit("replace", HOST_NETWORK, value=False)
     running = Running("step", "3", "--json")
     try:
-        assert running.reaches(lambda _: has_host_network() and not installation.rolled_out(daemonset()))
+        assert running.reaches(lambda _: has_host_network() and not daemonsets.rolled_out(daemonset()))
         edit("replace", HOST_NETWORK, value=False)
         try:
             running.process.communicate(timeout=90)  # half of its wait for a pod that is about to be ready
@@ -268,6 +269,7 @@ def test_an_edit_by_hand_while_step_3_waits_is_undone_or_named_and_not_waited_fo
         rolled_out()
 
 
+@pytest.mark.soak
 def test_a_flag_that_was_added_by_hand_is_no_edit_and_stays(lab: dict[str, Any]) -> None:  # noqa: ARG001
     without_the_flag()
     edit("add", f"{CONTAINER}/args/1", "-d")
@@ -329,6 +331,7 @@ def test_the_crash_over_the_cgroup_is_known_mended_and_told(lab: dict[str, Any],
     it_stands_and_proves_nothing()
 
 
+@pytest.mark.soak
 def test_one_that_crashes_once_and_takes_its_time_is_waited_for(lab: dict[str, Any]) -> None:  # noqa: ARG001
     late = builds.ref("lookalike-late")
     done = up("--until", "3", "--image", f"merbridge={late}", "--merbridge-manifest", "merlab")
@@ -341,6 +344,7 @@ def test_one_that_crashes_once_and_takes_its_time_is_waited_for(lab: dict[str, A
     it_stands_and_proves_nothing()
 
 
+@pytest.mark.soak
 def test_another_crash_shows_upstreams_own_words_and_the_nearest_issue(lab: dict[str, Any]) -> None:  # noqa: ARG001
     done = up("--until", "3", "--image", f"merbridge={builds.ref('lookalike-broken')}")
     said = refusal(done)
@@ -367,7 +371,7 @@ def test_down_in_the_middle_of_a_rollout_leaves_nothing_on_the_node(lab: dict[st
     running = Running("step", "4")
     assert running.reaches(lambda _: "-d" in args())
     running.end(signal.SIGKILL)
-    assert not installation.rolled_out(daemonset()), "it was killed in the middle"
+    assert not daemonsets.rolled_out(daemonset()), "it was killed in the middle"
     assert held(merlab("down", "--keep-cluster"))
     assert attached() == []
     assert settled(maps, {}) == {}

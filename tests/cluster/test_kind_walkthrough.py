@@ -36,7 +36,7 @@ from tests.merlab_cli import MERLAB, environment, told
 from merbridge_lab.labs.kind import names
 from merbridge_lab.labs.kind.node import DockerNode
 from merbridge_lab.labs.kubernetes import topology
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view
+from merbridge_lab.labs.kubernetes.dataplanes import node_view
 from schema_files import complaints
 
 if TYPE_CHECKING:

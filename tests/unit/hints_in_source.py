@@ -60,7 +60,10 @@ def _values(node: ast.AST) -> Iterator[ast.expr]:
     if isinstance(node, ast.Call):
         yield from (each.value for each in node.keywords if each.arg in ("hint", "again"))
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-        place = _CARRIERS.get(name, 1 if name == "remark" else 0 if name == "rendered" else None)
+        of_template = (
+            isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "manifest_templates"
+        )
+        place = _CARRIERS.get(name, 1 if name == "remark" else 0 if name == "rendered" and not of_template else None)
         if place is not None and len(node.args) > place:
             yield node.args[place]
     if isinstance(node, ast.Assign):

@@ -13,6 +13,7 @@ from merbridge_lab.evidence import Unread
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.dataplane_strategy import NoEvidence
 from merbridge_lab.labs.kubernetes.batch_source import ClusterBatch
+from merbridge_lab.labs.kubernetes.dataplanes import node_trace
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import evidence
 from merbridge_lab.merbridge import kernel_objects
 
@@ -57,7 +58,7 @@ def watch(monkeypatch):
     runs = iter([{"connect4_runs": 3, "sk_msg_runs": 10}, {"connect4_runs": 12, "sk_msg_runs": 34}])
     monkeypatch.setattr(kernel_objects, "runs", lambda _state: next(runs))
     monkeypatch.setattr(kernel_objects, "wanted", lambda _state, _source, _dialled: f"{VIP}:5000")
-    monkeypatch.setattr(evidence, "_elsewhere", lambda pid, own: (pid, own) != (7, "/node"))
+    monkeypatch.setattr(node_trace, "is_elsewhere", lambda pid, own: (pid, own) != (7, "/node"))
     buffers = iter([[LINE.format(pid=7, said="of an earlier request")]])
     told = [f"call from user container: cookie: 77, ip: {ip}, port: 5000" for ip in (VIP, "10.96.9.9")]
     later = [LINE.format(pid=7, said=said) for said in (*told, *[MOVED] * 24)]

@@ -12,7 +12,7 @@ from tests.unit.stub_provider import StubNode, StubProvider
 from fake_lab import FakeLab, up
 from merbridge_lab.checks import dataplane, trace
 from merbridge_lab.cli import cluster_options
-from merbridge_lab.errors import LabError, UsageError
+from merbridge_lab.errors import UsageError
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.kubernetes import dataplanes, lab, status
 from merbridge_lab.labs.kubernetes.dataplanes import registry
@@ -41,18 +41,16 @@ def recorded():
 
 
 def test_it_is_found_beside_the_others():
-    assert dataplanes.names() == ("none", "merbridge", "recorder")
+    assert dataplanes.names() == ("none", "merbridge", "merlab", "recorder")
     assert cluster_options.dataplane("recorder") == "recorder"
     assert "recorder" in cluster_options.dataplane_names()
 
 
-def test_one_that_does_not_exist_is_wrong_usage_and_one_that_is_planned_is_not():
-    with pytest.raises(typer.BadParameter, match="'tape' is not one of 'none', 'merbridge', 'recorder', 'merlab'"):
+def test_one_that_does_not_exist_is_wrong_usage():
+    with pytest.raises(typer.BadParameter, match="'tape' is not one of 'none', 'merbridge', 'merlab', 'recorder'"):
         cluster_options.dataplane("tape")
-    with pytest.raises(UsageError, match="there is no dataplane called 'tape'; there are none, merbridge, recorder"):
+    with pytest.raises(UsageError, match="called 'tape'; there are none, merbridge, merlab, recorder"):
         registry.create("tape", None)
-    with pytest.raises(LabError, match="--dataplane merlab is planned for clusters, but not built yet"):
-        Options(dataplane=cluster_options.dataplane("merlab")).require_built()
 
 
 def test_the_lab_has_its_component_and_its_capabilities(recorded):

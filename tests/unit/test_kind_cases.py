@@ -16,7 +16,7 @@ from merbridge_lab.adapters.docker import Container
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kind import create_failure, local_state, names
 from merbridge_lab.labs.kubernetes import node_exec, pod_netns
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge import evidence, node_view
+from merbridge_lab.labs.kubernetes.dataplanes import node_trace, node_view
 from merbridge_lab.requirements import kind_lab, packages
 from merbridge_lab.requirements.packages import Distribution
 
@@ -129,7 +129,7 @@ def test_c01_trace_lines_of_a_nodes_pods_are_kept_and_those_of_others_are_not(mo
 
     monkeypatch.setattr(node_view, "cgroup_of", cgroup_of)
     own = node_view.cgroup_of_node(known["node"][1])
-    assert [evidence._elsewhere(pid, own) for pid in (4000, 5000, 7, 99)] == [False, False, True, False]
+    assert [node_trace.is_elsewhere(pid, own) for pid in (4000, 5000, 7, 99)] == [False, False, True, False]
 
 
 def test_c01_a_process_outside_of_the_node_has_no_cgroup_id_there(monkeypatch):

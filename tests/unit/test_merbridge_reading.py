@@ -15,6 +15,7 @@ import yaml
 
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import manifests
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets, node_trace
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     evidence,
     installation,
@@ -316,8 +317,8 @@ def test_what_was_applied_with_it_is_noted_and_a_namespace_is_not(settings):
         manifest.daemonset(objects), {installation.OBJECTS: installation.paths(objects)}
     )
     assert sorted(installation.objects_of(daemonset)) == sorted(installation.objects_of(None))
-    assert all(installation.is_marked(installation.marked(one)) for one in objects)
-    assert not installation.is_marked({"metadata": {"name": "merbridge"}})
+    assert all(daemonsets.is_marked(daemonsets.marked(one)) for one in objects)
+    assert not daemonsets.is_marked({"metadata": {"name": "merbridge"}})
     assert json.loads(installation.paths([{"kind": "Namespace", "metadata": {"name": "istio-system"}}])) == []
 
 
@@ -335,7 +336,7 @@ def test_buffers_of_merlabs_that_are_gone_are_removed_and_no_others(tmp_path):
         others = [f"merlab.node-{active_pods.pid}", "merlab", f"merlab-trace-{gone.pid}", "somebody"]
         for name in (*others, f"merlab.node-{gone.pid}"):
             (tmp_path / "instances" / name).mkdir(parents=True)
-        evidence.sweep(Node(tmp_path))
+        node_trace.sweep(Node(tmp_path))
         assert sorted(each.name for each in (tmp_path / "instances").iterdir()) == sorted(others)
         active_pods.communicate(b"\n")
 

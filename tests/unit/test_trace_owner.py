@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from merbridge_lab.dataplane import trace
+from merbridge_lab.labs import owned_events
 from merbridge_lab.labs.embedded import trace_owner
 
 MINE, OTHERS, ENDED = 100, 200, 300
@@ -65,12 +66,12 @@ def test_a_line_without_a_connection_belongs_to_its_task():
 
 def test_a_task_is_found_by_its_cgroup(monkeypatch):
     places = {1: "/merlab/mesh/sleep/app", 2: "/merlab-2/mesh/sleep/app", 3: "/merlab/twins/sleep-twin/app", 4: ""}
-    monkeypatch.setattr(trace_owner.cgroup, "of", places.get)
-    monkeypatch.setattr(trace_owner, "_FIRST_PIDS", Path("/proc/self/ns/pid").stat().st_ino)
+    monkeypatch.setattr(owned_events.cgroup, "of", places.get)
+    monkeypatch.setattr(owned_events, "_FIRST_PIDS", Path("/proc/self/ns/pid").stat().st_ino)
     tell = trace_owner.own_tasks("merlab")
     assert [tell(pid) for pid in places] == [True, False, False, None]
 
 
 def test_with_pids_of_its_own_merlab_leaves_out_nothing(monkeypatch):
-    monkeypatch.setattr(trace_owner, "_FIRST_PIDS", 1)
+    monkeypatch.setattr(owned_events, "_FIRST_PIDS", 1)
     assert trace_owner.own_tasks("merlab")(os.getpid()) is None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from merbridge_lab.labs.kubernetes import dataplanes
-from merbridge_lab.labs.options import IMAGE, PLANNED_DATAPLANES, Options
+from merbridge_lab.labs.options import IMAGE, Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +24,8 @@ class Sidecars(str, Enum):
 
 
 def dataplane_names(incomplete: str = "") -> list[str]:
-    """List what --dataplane takes and begins so: each dataplane that this version has, and those that are planned."""
-    return [name for name in (*dataplanes.names(), *PLANNED_DATAPLANES) if name.startswith(incomplete)]
+    """List what --dataplane takes and begins so: each dataplane that this version has."""
+    return [name for name in dataplanes.names() if name.startswith(incomplete)]
 
 
 def dataplane(given: str) -> str:
@@ -43,7 +43,7 @@ DataplaneOption = Annotated[
         parser=dataplane,
         autocompletion=dataplane_names,
         metavar=f"<{'|'.join(dataplane_names())}>",
-        help="Dataplane: none, or upstream's merbridge.",
+        help="Dataplane: none, upstream's merbridge, or merlab's own.",
     ),
 ]
 SidecarsOption = Annotated[
@@ -90,7 +90,7 @@ ImageOption = Annotated[
         "--image",
         metavar="NAME=REF",
         rich_help_panel=_PANEL,
-        help="The image of sleep, helloworld-v1, helloworld-v2 or merbridge; may be repeated.",
+        help="The image of sleep, helloworld-v1, helloworld-v2, merbridge or merlab; may be repeated.",
     ),
 ]
 MerbridgeManifestOption = Annotated[

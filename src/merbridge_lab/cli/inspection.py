@@ -168,7 +168,8 @@ def manifests(
 ) -> None:
     """Print what a step applies to a cluster, for kubectl apply -f -; "kind" is for kind create cluster --config -.
 
-    "helper" is applied only where the node has no iptables or nsenter, "merbridge" with --dataplane merbridge.
+    "helper" is applied only where the node has no iptables or nsenter, "merbridge" and "merlab" with
+    the --dataplane of that name.
 
     Examples:  merlab manifests sleep | kubectl apply -f -    merlab manifests
     """

@@ -108,6 +108,8 @@ def up(
         held = patience(wait, wait_timeout)
         with run.changing(lab, wait=held, backend=backend, legs=profile, options=options) as chosen:
             run.report = Report("up", chosen.name)
+            for sentence in chosen.choices():
+                run.console.note(sentence)
             chosen.recover()
             chain = steps() if wanted is None else selected(wanted)
             with shown.listener(run, chosen, chain[-1].number) as (listener, clock):

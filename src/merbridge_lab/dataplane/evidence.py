@@ -79,6 +79,7 @@ def interception(batch: Batch, counters: Counters, served: Legs) -> Interception
             lambda: {each.nonce: _told_of(each, value_of(batch.trace), legs[0]) for each in batch.exchanges},
         ),
         left_to_tcp=attempt(lambda: {pod: _left(counters, pod) for pod in value_of(counters.after)}),
+        refreshed=attempt(lambda: sum(_refreshed(counters, pod) for pod in value_of(counters.after))),
         counters=counters,
     )
 
@@ -115,6 +116,10 @@ def _flow(counters: Counters, leg: str, name: str, workloads: Sequence[str], dir
         size=sum(reading.moved for reading in sizes),
         sizes=sizes,
     )
+
+
+def _refreshed(counters: Counters, pod: str) -> int:
+    return counters.reading(pod, "passed_refresh").moved
 
 
 def _left(counters: Counters, pod: str) -> int:

@@ -6,14 +6,10 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from merbridge_lab.errors import LabError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SIDECARS = ("classic", "native")
-#: Dataplanes that are designed for clusters, but that this version has not built.
-PLANNED_DATAPLANES = ("merlab",)
 #: The form of an image's name, [host[:port]/]path[:tag][@digest], as github.com/distribution/reference defines it.
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -43,12 +39,3 @@ class Options:
         return [
             f"--{typed.get(one.name, one.name).replace('_', '-')}" for one in fields(self) if getattr(self, one.name)
         ]
-
-    def require_built(self) -> None:
-        """Raise LabError for a dataplane that is planned but not built yet."""
-        if self.dataplane in PLANNED_DATAPLANES:
-            raise LabError(
-                f"--dataplane {self.dataplane} is planned for clusters, but not built yet",
-                hint="merlab up --lab embedded",
-                id="feature.not_built",
-            )

@@ -39,6 +39,11 @@ class ManagedEmbeddedLab(EmbeddedLab):
         if not self.machine.exists:
             raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
 
+    @staticmethod
+    def choices() -> list[str]:
+        """Return nothing: its defaults do not depend on the machine."""
+        return []
+
     def recover(self) -> None:
         """Clean up what prevents a check of the lab component by component.
 

@@ -66,7 +66,6 @@ class KindDriver:
         from merbridge_lab.adapters import docker
         from merbridge_lab.labs.kubernetes.settings import Settings
 
-        self.options.require_built()
         Settings.default().asked(self.options)  # an unknown name is wrong usage, whatever this machine has
         # The step that installs Istio checks for istioctl itself; only the removal of Istio from a cluster also needs
         # it.
@@ -112,7 +111,6 @@ class KindDriver:
 
         Raise LabError for a backend, as Istio chooses it itself, and for legs, which only merlab's own dataplane knows.
         """
-        self.options.require_built()
         if legs is not None:
             raise LabError(
                 "--legs is for the embedded lab: it is a setting of merlab's own dataplane",

@@ -11,7 +11,7 @@ from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.adapters.image_reference import full_name
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import node_exec, rollout, topology
-from merbridge_lab.labs.kubernetes.settings import Settings
+from merbridge_lab.labs.kubernetes.settings import Settings, versions
 
 if TYPE_CHECKING:
     from merbridge_lab.adapters.kubernetes_api import Api
@@ -31,6 +31,8 @@ class Access:
         self._helper: node_exec.HelperPodExec | None = None
         self.helpless: LabError | None = None
         self._settings: Settings | None = None
+        #: What was chosen because nothing was requested, and differs from the usual, one sentence each.
+        self.choices: list[str] = []
 
     def forget(self) -> None:
         """Look it up again the next time: the cluster was created or started meanwhile, with other keys and ports."""
@@ -127,10 +129,30 @@ class Access:
         """
         if self._settings is None:
             found = self.provider.state()
-            settings = ((self.kept() if found.usable else None) or Settings.default()).asked(self._options)
+            kept = self.kept() if found.usable else None
+            settings = (kept or Settings.default()).asked(self._options)
+            if kept is None:
+                settings = replace(settings, dataplane=self._default_dataplane(settings))
             image = found.nodes[0].image if found.usable else ""
             self._settings = replace(settings, kind_image=image or settings.kind_image)
         return self._settings
+
+    def _default_dataplane(self, settings: Settings) -> str:
+        """Return the dataplane of a lab that has none yet: what was requested, else the first whose image is here."""
+        if self._options.dataplane:
+            return self._options.dataplane
+        first = settings.dataplane
+        for name in map(str, versions()["dataplanes"]):
+            # Whoever names an image means its dataplane.
+            with contextlib.suppress(LabError):
+                if name in self._options.images or self.provider.images.has(settings.images[name]):
+                    if name != first:
+                        self.choices.append(
+                            f"dataplane: {name}, as the image of {first}, {settings.images[first]}, is not on this"
+                            f" machine (--dataplane {first} pulls it)"
+                        )
+                    return name
+        return first
 
     def context_commands(self) -> list[str]:
         """Return the commands that make the cluster's context known to kubectl; nothing if it knows it."""

@@ -15,6 +15,7 @@ from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import (
     DIALS,
     HELLO,
+    INBOUND_WITHOUT_RULES,
     ControlPair,
 )
 from merbridge_lab.labs import request_batch
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 #: The programs that show the eBPF in a kernel.
 _INVENTORY = ("bpftool map", "bpftool prog", "bpftool cgroup tree")
+#: How often requests are sent again, at most. Sidecars keep connections for an hour, one for each server and thread of
+#: theirs, and a dataplane may send the first message after a long pause by TCP, for conntrack. That is not in question.
+_BATCHES = 6
 
 
 def _own(workload: Workload) -> KubernetesWorkload:
@@ -68,6 +72,7 @@ class KubernetesLab(LabBase):
         self.node = provider.component(access, self._forget)
         self.mesh = MeshComponent(access, provider, self.workloads, keep=options.keep_cluster)
         self._strategies: dict[str, ClusterDataplane] = {}
+        self._control: tuple[KubernetesWorkload, ...] = ()
 
     def _forget(self) -> None:
         self._access.forget()
@@ -84,7 +89,13 @@ class KubernetesLab(LabBase):
 
     def _named(self, name: str) -> ClusterDataplane:
         if name not in self._strategies:
-            around = Surroundings(self._access, self.mesh.renew, self.mesh.warm)
+            sleep = topology.SLEEP.name
+            around = Surroundings(
+                self._access,
+                self.mesh.renew,
+                self.mesh.warm,
+                lambda: self._end_connections(self.workload(sleep)),
+            )
             self._strategies[name] = registry.create(name, around)
         return self._strategies[name]
 
@@ -138,11 +149,22 @@ class KubernetesLab(LabBase):
     @contextlib.contextmanager
     def control_pair(self) -> Iterator[ControlPair]:
         """Return that client with a server of its own; see control_client."""
-        yield self.strategy.control_pair()
+        pair = self.strategy.control_pair()
+        self._control = (_own(pair.client), _own(pair.server))
+        yield pair
 
     def drain_idle_connections(self) -> bool:
-        """Return False: Istio's sidecars keep idle connections for an hour."""
-        return False
+        """End the connections that the clients' sidecars keep for an hour; return whether the next ones are new.
+
+        With a dataplane that leaves the servers' side to the rules, keep them: new ones are then not its matter.
+        """
+        if INBOUND_WITHOUT_RULES not in self.capabilities:
+            return False
+        return self._end_connections(self.workload(topology.SLEEP.name), *self._control[:1])
+
+    def _end_connections(self, *clients: KubernetesWorkload) -> bool:
+        ended = [client.end_connections(topology.PORT) for client in clients]
+        return all(ended)
 
     def observe(
         self,
@@ -156,10 +178,13 @@ class KubernetesLab(LabBase):
     ) -> Observation:
         """Send requests as the app of `client` and read all evidence around them."""
         servers = [_own(server)] if server is not None else self.servers()
-        with self.strategy.evidence(servers) as dataplane:
-            return request_batch.observe(
-                ClusterBatch(_own(client), servers, url, dataplane), count=count, logged=logged
-            )
+        for _ in range(_BATCHES):
+            with self.strategy.evidence(servers) as dataplane:
+                source = ClusterBatch(_own(client), servers, url, dataplane)
+                seen = request_batch.observe(source, count=count, logged=logged)
+            if not seen.interception.refreshed:
+                break
+        return seen
 
     def dial(self, client: Workload) -> Sequence[Dial]:  # noqa: ARG002 - the protocol's
         """Raise LabError: no dataplane on a cluster tells what it records of a connection."""
@@ -170,7 +195,7 @@ class KubernetesLab(LabBase):
         wanted = tuple(nonces)
         return [
             f"{workload.name}: {line}"
-            for workload in self.workloads()
+            for workload in (*self.workloads(), *self._control)
             for line in lines_of(workload.logged())
             if any(nonce in line for nonce in wanted)
         ]

@@ -37,8 +37,25 @@ class ManagedKubernetesLab(KubernetesLab):
         """Raise LabError if no lab is up."""
         self.provider.require_up()
 
+    def choices(self) -> list[str]:
+        """Describe what was chosen because nothing was requested, where that is not the usual."""
+        self._access.best_known_settings()
+        return self._access.choices
+
+    def require_unchanged(self) -> None:
+        """Raise LabError if another dataplane is requested than the lab has: two must not follow each other unseen."""
+        kept = self._access.kept() if self.provider.state().up else None
+        wanted = self._access.best_known_settings().dataplane
+        if kept is not None and dataplanes.NONE not in (kept.dataplane, wanted) and kept.dataplane != wanted:
+            raise LabError(
+                f"this lab has the dataplane {kept.dataplane}, not {wanted}: remove it first, then ask for {wanted}",
+                hint=f"merlab up --dataplane none && merlab up --dataplane {wanted}",
+                id="dataplane.another",
+            )
+
     def recover(self) -> None:
-        """Restore what a killed merlab left flushed, if the cluster is up."""
+        """Restore what a killed merlab left flushed, if the cluster is up. Raise LabError for another dataplane."""
+        self.require_unchanged()
         if self.provider.state().up:
             with signals.shielded(), contextlib.suppress(LabError):
                 self.restore()

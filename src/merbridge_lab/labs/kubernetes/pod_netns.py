@@ -69,6 +69,11 @@ _CONNTRACK = """
 list() { "$@" conntrack -L -p tcp 2>/dev/null || "$@" cat /proc/net/nf_conntrack; }
 inside true && list inside && list env
 """
+#: End the connections to a port, as if the network had; succeed if none is left. Both ends close them at once.
+_END_CONNECTIONS = """
+inside ss -K -H -t -n state established "( dport = :$1 )" >/dev/null 2>&1
+[ -z "$(inside ss -H -t -n state established "( dport = :$1 )")" ]
+"""
 #: A line of /proc/PID/cgroup: number, controllers, path.
 _CGROUP = re.compile(r"\d+:[^:\s]*:/")
 _SECTION = re.compile(r"^#= (\w+)$", re.MULTILINE)
@@ -241,6 +246,14 @@ def _namespace(process: Process) -> Path | Unread:
 def changed_sources(process: Process) -> conntrack.Sources:
     """Read which source addresses conntrack changed in the namespace, and on the node. Raises LabError."""
     return conntrack.read_changed_sources(script(process, _CONNTRACK).stdout)
+
+
+def end_connections(process: Process, port: int) -> bool:
+    """End the TCP connections that were dialled from the namespace to a port; return whether none is left.
+
+    That needs ss on the node, and a kernel with CONFIG_INET_DIAG_DESTROY. Raises LabError.
+    """
+    return script(process, _END_CONNECTIONS, str(port), ok=range(_NO_SUCH)).status == 0
 
 
 def read_snapshot(told: str) -> RuleSet:

@@ -44,8 +44,11 @@ else
 fi
 flush || exit 96
 """
-# $1 backend, $2 file.
-_RESTORE = f'{nat_backends.SHELL} load <"$2" && save'
+# $1 backend, $2 file, $3 port. While nat has no rule, the kernel need not track connections: with its next packet, one
+# that was opened meanwhile would be taken for new, and redirected away from its socket. So these are ended.
+_RESTORE = f"""{nat_backends.SHELL} load <"$2" && save || exit
+inside ss -K -t -n state established "( sport = :$3 or dport = :$3 )" >/dev/null 2>&1 || true
+"""
 _COPY = f'{nat_backends.SHELL} mkdir -p "$(dirname "$2")" && save >"$2"'
 
 
@@ -160,7 +163,7 @@ class _Transport:
 
     def load(self, save: Saved, place: Process) -> str:
         """Load saved rules from the file, and return the text of nat as it is then."""
-        return pod_netns.script(place, _RESTORE, save.backend, self.saved_at).stdout
+        return pod_netns.script(place, _RESTORE, save.backend, self.saved_at, str(topology.PORT)).stdout
 
     def text(self, save: Saved) -> str:
         """Return the text that was saved."""

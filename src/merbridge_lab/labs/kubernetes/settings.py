@@ -66,7 +66,7 @@ class Settings:
             istio_hub=table["istio"]["hub"],
             istio_tag=table["istio"]["tag"],
             images=table["images"],
-            dataplane=table["dataplane"],
+            dataplane=table["dataplanes"][0],
         )
 
     @classmethod
@@ -83,7 +83,8 @@ class Settings:
                 hint="merlab down && merlab up",
                 id="cluster.incomplete",
             ) from error
-        return cls(**told)
+        images = {name: ref for name, ref in table["images"].items() if name in settings_schema.LATER}
+        return cls(**{**told, "images": {**images, **told["images"]}})
 
     def to_json(self) -> str:
         """Return them as they are stored in the cluster."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 #: Characters that no value contains: control characters would reach a terminal, a command or a file.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MOST = 4096
+#: Images that earlier merlabs did not know, and so did not store.
+LATER = frozenset({"merlab"})
 #: What merlabs before 0.2 also stored there, and nobody reads any more: a path of this machine.
 _DROPPED = frozenset({"kubeconfig"})
 
@@ -53,7 +55,8 @@ def _fields(
         return value == "" or (_is_text(value) and (value in manifests or str(value).startswith(_PLACES)))
 
     def are_images(value: object) -> bool:
-        return isinstance(value, dict) and set(value) == set(workloads) and all(map(_is_image, value.values()))
+        known = set(workloads)
+        return isinstance(value, dict) and known - LATER <= set(value) <= known and all(map(_is_image, value.values()))
 
     return {
         "kind_image": ("the name of an image", _is_image),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 NAMESPACE = "default"
 ISTIO = "istio-system"
 SIDECAR = "istio-proxy"
+#: Where the servers of the walkthrough listen.
+PORT = 5000
 #: A ConfigMap that holds the settings of the lab.
 SETTINGS = "merlab"
 

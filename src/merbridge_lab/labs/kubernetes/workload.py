@@ -95,6 +95,10 @@ class KubernetesWorkload:
         """Return the source addresses that conntrack changed in its network, and on its node."""
         return pod_netns.changed_sources(self.found(refresh=False)[1])
 
+    def end_connections(self, port: int) -> bool:
+        """End what was dialled from its pod to a port, as a sidecar keeps for an hour; return whether none is left."""
+        return pod_netns.end_connections(self.found(refresh=False)[1], port)
+
     def logged(self, tail: int = 2000) -> str:
         """Return the end of its sidecar's log."""
         return self._api.log(topology.NAMESPACE, self.pod.name, topology.SIDECAR, tail=tail)

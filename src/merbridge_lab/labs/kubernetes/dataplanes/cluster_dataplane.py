@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a dataplane gets of its lab: the connection to the cluster, and two things that it may ask of the mesh.
+    """What a dataplane gets of its lab: the connection to the cluster, and three things that it may ask of the mesh.
 
     `renew` recreates the apps. `warm` sends the first requests, and returns how many were answered by 503 before all
-    were served.
+    were served. `drain` ends the connections that the client's sidecar keeps, and returns whether none is left.
     """
 
     access: Access
     renew: Callable[[], None]
     warm: Callable[[], int]
+    drain: Callable[[], bool]
 
 
 class ClusterDataplane(DataplaneStrategy, Protocol):

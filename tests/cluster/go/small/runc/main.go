@@ -1,7 +1,9 @@
-// runc for machines that lack CAP_SYS_RESOURCE.
+// runc for machines that lack CAP_SYS_RESOURCE, and for a Docker that is older than some capabilities.
 //
 // On such a machine nobody can hand this capability on, lower an OOM score below its own, or raise a limit: runc fails
-// where it is asked to. This asks for less, then becomes the real runc. Where nothing is missing it changes nothing.
+// where it is asked to. This asks for less, then becomes the real runc. Docker up to 20.10 does not know the youngest
+// capabilities, and so leaves them out of --privileged: a container that has all others gets them here, as with a later
+// Docker. Where nothing is missing it changes nothing.
 package main
 
 import (
@@ -20,10 +22,16 @@ const (
 	capBit     = 24
 )
 
+// What later Dockers have in --privileged, by their numbers.
+var younger = map[string]int{"CAP_PERFMON": 38, "CAP_BPF": 39, "CAP_CHECKPOINT_RESTORE": 40}
+
+// Whoever has these has all that Docker knows.
+var privileged = []any{"CAP_SYS_ADMIN", "CAP_SYS_MODULE", "CAP_AUDIT_READ"}
+
 func main() {
 	real, err := findReal()
-	if err == nil && missing() {
-		err = lower(os.Args[1:])
+	if err == nil {
+		err = adapt(os.Args[1:])
 	}
 	if err == nil {
 		err = syscall.Exec(real, os.Args, os.Environ())
@@ -47,23 +55,23 @@ func findReal() (string, error) {
 	return "", exec.ErrNotFound
 }
 
-// Is the capability missing in the bounding set of this process?
-func missing() bool {
+// Is the capability of this number in the bounding set of this process?
+func has(bit int) bool {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		return false
+		return true
 	}
 	for line := range strings.Lines(string(status)) {
 		var bounding uint64
 		if _, err := fmt.Sscanf(line, "CapBnd: %x", &bounding); err == nil {
-			return bounding&(1<<capBit) == 0
+			return bounding&(1<<bit) != 0
 		}
 	}
-	return false
+	return true
 }
 
-// lower edits what runc is about to read: the bundle's config.json, or the process of an exec.
-func lower(args []string) error {
+// adapt edits what runc is about to read: the bundle's config.json, or the process of an exec.
+func adapt(args []string) error {
 	switch {
 	case slices.Contains(args, "create") || slices.Contains(args, "run"):
 		bundle := option(args, "--bundle", "-b")
@@ -71,11 +79,11 @@ func lower(args []string) error {
 			bundle = "."
 		}
 		return edit(filepath.Join(bundle, "config.json"), func(config map[string]any) {
-			lowerProcess(config["process"])
+			adaptProcess(config["process"])
 		})
 	case slices.Contains(args, "exec"):
 		if process := option(args, "--process", "-p"); process != "" {
-			return edit(process, func(config map[string]any) { lowerProcess(config) })
+			return edit(process, func(config map[string]any) { adaptProcess(config) })
 		}
 	}
 	return nil
@@ -95,22 +103,39 @@ func option(args []string, names ...string) string {
 	return ""
 }
 
-func lowerProcess(value any) {
+func adaptProcess(value any) {
 	process, ok := value.(map[string]any)
 	if !ok {
 		return
 	}
+	missing := !has(capBit)
 	if sets, ok := process["capabilities"].(map[string]any); ok {
 		for name, set := range sets {
 			if list, ok := set.([]any); ok {
-				sets[name] = slices.DeleteFunc(list, func(one any) bool { return one == capability })
+				sets[name] = adaptList(list, missing)
 			}
 		}
+	}
+	if !missing {
+		return
 	}
 	if score, ok := process["oomScoreAdj"].(json.Number); ok && strings.HasPrefix(score.String(), "-") {
 		process["oomScoreAdj"] = 0
 	}
 	delete(process, "rlimits")
+}
+
+func adaptList(list []any, missing bool) []any {
+	all := true
+	for _, one := range privileged {
+		all = all && slices.Contains(list, one)
+	}
+	for name, bit := range younger {
+		if all && has(bit) && !slices.Contains(list, any(name)) {
+			list = append(list, name)
+		}
+	}
+	return slices.DeleteFunc(list, func(one any) bool { return missing && one == capability })
 }
 
 func edit(path string, change func(map[string]any)) error {

@@ -12,7 +12,7 @@ from merbridge_lab.merbridge import kernel_objects
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
 
 #: Where upstream's files are, below the node's root. Only releases that mount the node's /sys/fs leave pins.
 _PINS = "sys/fs/bpf"

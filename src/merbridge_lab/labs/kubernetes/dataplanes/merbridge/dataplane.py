@@ -10,16 +10,16 @@ from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.labs.kubernetes import manifests
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets, node_view
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     cleanup,
     commands,
     dump,
     health,
-    images,
     installation,
     manifest,
-    node_view,
     rollout,
+    upstream_image,
 )
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAME, NAMESPACE, PATH
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.labs.kubernetes.connection import Access
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import Object
-    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
 
 
 class MerbridgeDataplane:
@@ -78,7 +78,7 @@ class MerbridgeDataplane:
     def debug(self) -> bool:
         """Report whether the running pod was told to write trace lines."""
         found = self._access.api().find(PATH)
-        return bool(found and installation.debug(found) and installation.rolled_out(found))
+        return bool(found and installation.debug(found) and daemonsets.rolled_out(found))
 
     def problems(self) -> list[str]:
         """Describe what differs from what `ensure` creates: the DaemonSet, its pod and its log, the kernel."""
@@ -94,7 +94,7 @@ class MerbridgeDataplane:
             found = self._access.api().find(PATH)
             if found is not None:
                 told.append(Reading("kubernetes:merbridge/image", "", None, manifest.main(found)["image"]))
-                if mended := installation.noted(found, installation.MENDED):
+                if mended := daemonsets.noted(found, installation.MENDED):
                     told.append(Reading("kubernetes:merbridge/mended", "", None, f"crashed over its cgroup: {mended}"))
             state = self.state()
             told += [Reading(f"bpf:node/{hook}", "program", None, number) for hook, number in state.programs.items()]
@@ -125,7 +125,7 @@ class MerbridgeDataplane:
         installation.require_own(api, objects)
         # Stored before anything of it exists: whatever happens then, the lab knows what it has.
         api.apply(manifests.configuration(settings, finished=self._access.setup_complete()))
-        images.load(self._access.node(), manifest.images(wanted), self._access.provider.images)
+        upstream_image.SOURCE.load(self._access.node(), manifest.images(wanted), self._access.provider.images)
         notes = {installation.FROM: settings.merbridge_manifest, installation.OBJECTS: installation.paths(objects)}
         if found is None:
             cleanup.sweep(self.place())
@@ -134,10 +134,10 @@ class MerbridgeDataplane:
         self._renew()
         for one in objects:
             if one is not wanted:
-                api.apply(one if one["kind"] == "Namespace" else installation.marked(one))
+                api.apply(one if one["kind"] == "Namespace" else daemonsets.marked(one))
         after = self._apply(wanted, notes)
         if self.attached and health.forgotten(self._access, self.place(), self.state()):
-            for pod in installation.pods(api, api.get(PATH)):
+            for pod in daemonsets.pods(api, api.get(PATH)):
                 api.delete(kubernetes_api.path("Pod", pod["metadata"]["name"], NAMESPACE))
         self._await(wanted, notes, after)
         self._cold = self._warm()
@@ -146,7 +146,7 @@ class MerbridgeDataplane:
         """Apply the DaemonSet, and return the uids of the pods that it will replace; none if nothing changes."""
         api = self._access.api()
         before = api.find(PATH)
-        old = [] if before is None else installation.every_pod(api, before)
+        old = [] if before is None else daemonsets.every_pod(api, before)
         api.apply(installation.with_notes(wanted, notes))
         if before is None or before["metadata"]["generation"] == api.get(PATH)["metadata"]["generation"]:
             return frozenset()
@@ -155,11 +155,11 @@ class MerbridgeDataplane:
     def _kept(self, wanted: Object, found: Object) -> dict[str, str]:
         """Copy repairs and the debug flag into `wanted`; return the notes of both."""
         notes = {}
-        if installation.noted(found, installation.MENDED):
+        if daemonsets.noted(found, installation.MENDED):
             notes[installation.MENDED] = manifest.mend(wanted, self.place().cgroup_mount)
         if installation.debug(found):
             manifest.set_debug(wanted, on=True)
-            notes[installation.DEBUG] = installation.noted(found, installation.DEBUG)
+            notes[installation.DEBUG] = daemonsets.noted(found, installation.DEBUG)
         return notes
 
     def _await(self, wanted: Object, notes: dict[str, str], after: frozenset[str]) -> None:
@@ -206,18 +206,17 @@ class MerbridgeDataplane:
                 raise LabError("Merbridge is not installed", hint="merlab step 3", id="dataplane.incomplete")
             return
         if on == installation.debug(found):
-            if on and not installation.rolled_out(found):
+            if on and not daemonsets.rolled_out(found):
                 self._roll()
             return
-        if not on and not installation.noted(found, installation.DEBUG):
+        if not on and not daemonsets.noted(found, installation.DEBUG):
             return
         wanted = installation.as_applied(found)
         manifest.set_debug(wanted, on=on)
         if on:
             self._renew()  # the new pod does not know the connections that the sidecars keep
         kept = {
-            key: installation.noted(found, key)
-            for key in (installation.FROM, installation.MENDED, installation.OBJECTS)
+            key: daemonsets.noted(found, key) for key in (installation.FROM, installation.MENDED, installation.OBJECTS)
         }
         after = self._apply(wanted, {**kept, installation.DEBUG: "on" if on else ""})
         if on:
@@ -247,7 +246,7 @@ class MerbridgeDataplane:
             rollout.await_gone(api, found)
         for where in installation.objects_of(found):
             there = api.find(where)
-            if there is not None and installation.is_marked(there):
+            if there is not None and daemonsets.is_marked(there):
                 api.delete(where)
         # On the node, another's looks like ours; in a lab that never had one, there is nothing to remove. Also clean up
         # if the DaemonSet is gone already: whoever removed it may have left its attached programs.
@@ -281,7 +280,7 @@ class MerbridgeDataplane:
         return commands.put_in(
             self._access.best_known_settings(),
             self._access.provider,
-            installation.noted(found, installation.MENDED) if found else "",
+            daemonsets.noted(found, installation.MENDED) if found else "",
         )
 
     def debug_commands(self) -> list[str]:

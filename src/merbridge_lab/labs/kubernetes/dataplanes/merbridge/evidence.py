@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab import istio_facts, signals
+from merbridge_lab import istio_facts
 from merbridge_lab.adapters import bpf_syscall, kubernetes_api
-from merbridge_lab.adapters.tracefs import Instance
-from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread, value_of
 from merbridge_lab.interception import Counters
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge import node_view as places
+from merbridge_lab.labs.kubernetes.dataplanes import node_trace
 from merbridge_lab.merbridge import evidence as upstream
 from merbridge_lab.merbridge import kernel_objects, trace
 from merbridge_lab.shortage import taken
@@ -23,17 +20,13 @@ if TYPE_CHECKING:
 
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.interception import Interception
-    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
     from merbridge_lab.observation import Batch
     from merbridge_lab.trace_event import TraceEvent
 
-#: A buffer of merlab's own in the node's tracefs: other readers of trace_pipe lose nothing. No lab has such a name.
-INSTANCE = "merlab.node"
 #: The ports where upstream sends what an app says to its sidecar, and one sidecar to another.
 _OUTBOUND, _INBOUND = istio_facts.OUTBOUND_PORT, istio_facts.INBOUND_PORT
-#: How long to wait for lines before the check whether to go on, in seconds.
-_BETWEEN = 0.2
 #: Kinds of lines that name a destination.
 _DIALS = ("connect", "sidecar_connect", "elsewhere")
 
@@ -81,7 +74,7 @@ class Watch:
         """Read and remove the lines. Raise LabError if it is not known which of them are of this node."""
         events = [event for line in self._take() if (event := trace.parse(line)) is not None]
         own = self._place.cgroup_path
-        return tuple(event for event in events if not _elsewhere(event.pid, own))
+        return tuple(event for event in events if not node_trace.is_elsewhere(event.pid, own))
 
     def _destinations(self, batch: Batch) -> dict[str, dict[str, str]]:
         """Look up every connection of every request in the map of original destinations. Raises UnreadError."""
@@ -108,17 +101,6 @@ class Watch:
         return None
 
 
-def _elsewhere(pid: int, node: str) -> bool:
-    """Report whether a task is not in the cgroup `node`: the trace is the whole kernel's.
-
-    A task that is gone may have been elsewhere.
-    """
-    try:
-        return not places.is_below(places.cgroup_of(Path(f"/proc/{pid}")), node)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 @contextlib.contextmanager
 def watching(
     place: NodeView,
@@ -130,53 +112,8 @@ def watching(
     """Count runs, and collect the trace in a buffer of our own, for the duration of the block. Raises LabError."""
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, bpf_syscall.enable_stats())
-        take = stack.enter_context(collecting(place)).drain
+        take = stack.enter_context(node_trace.collecting(place)).drain
         yield Watch(place, state, take, limits(), meant)
-
-
-@contextlib.contextmanager
-def collecting(place: NodeView) -> Iterator[Instance]:
-    """Collect trace lines in a buffer of our own for the duration of the block. Raises LabError."""
-    place.mount_trace()
-    sweep(place)
-    # One per merlab: somebody may follow the trace meanwhile.
-    instance = Instance(place.tracing, f"{INSTANCE}-{os.getpid()}")
-    try:
-        instance.enable()
-    except OSError as error:
-        raise LabError(
-            f"the trace of the node cannot be read: {error.strerror} ({instance.path})",
-            hint="merlab doctor",
-            id="reading.failed",
-        ) from error
-    try:
-        yield instance
-    finally:
-        instance.remove()
-
-
-def follow(place: NodeView) -> Iterator[TraceEvent]:
-    """Yield the events as they arrive, until interrupted. Raises LabError."""
-    with collecting(place) as instance, instance.following() as take:
-        while True:
-            signals.checkpoint()
-            yield from (event for line in take(_BETWEEN) if (event := trace.parse(line)) is not None)
-
-
-def sweep(place: NodeView) -> None:
-    """Remove the buffers that a killed merlab left; the names of those in use contain a live PID."""
-    with contextlib.suppress(OSError):
-        for path in Instance(place.tracing, INSTANCE).path.parent.iterdir():
-            name, _, pid = path.name.rpartition("-")
-            if name == INSTANCE and pid.isdigit() and not _is_merlab(int(pid)):
-                Instance(place.tracing, path.name).remove()
-
-
-def _is_merlab(pid: int) -> bool:
-    try:
-        return b"merlab" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def of_requests(events: Sequence[TraceEvent], places: frozenset[str]) -> tuple[TraceEvent, ...]:

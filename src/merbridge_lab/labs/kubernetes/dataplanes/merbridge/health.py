@@ -6,10 +6,11 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from merbridge_lab.labs.kubernetes import diagnostics, pod_netns, pods, topology
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation, manifest, rollout
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAME, NAMESPACE, PATH
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
-from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import OutsideError
+from merbridge_lab.labs.kubernetes.dataplanes.node_view import OutsideError
 from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.merbridge import kernel_objects
 from merbridge_lab.merbridge import log as words
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.labs.kubernetes.connection import Access
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import Object
-    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
 
 
 def problems(access: Access, place: Callable[[], NodeView], state: Callable[[], kernel_objects.State]) -> list[str]:
@@ -42,9 +43,9 @@ def _of_daemonset(access: Access, found: Object) -> list[str]:
 
 def _of_pods(access: Access, found: Object) -> list[str]:
     api = access.api()
-    if not installation.rolled_out(found):
-        return [f"the pod of Merbridge is not ready: {diagnostics.waited_for(installation.pods(api, found))}"]
-    active_pods = installation.pods(api, found)
+    if not daemonsets.rolled_out(found):
+        return [f"the pod of Merbridge is not ready: {diagnostics.waited_for(daemonsets.pods(api, found))}"]
+    active_pods = daemonsets.pods(api, found)
     for pod in active_pods:
         if not words.ready(rollout.log(api, pod)):
             return [f"the log of {pod['metadata']['name']} does not say that it is ready ({words.READY})"]
@@ -53,7 +54,7 @@ def _of_pods(access: Access, found: Object) -> list[str]:
 
 def _other_than_asked(access: Access, found: Object) -> list[str]:
     settings = access.settings()
-    name = installation.noted(found, installation.FROM)
+    name = daemonsets.noted(found, installation.FROM)
     if name != settings.merbridge_manifest:
         return [f"it is from {name or 'merlab'}, not from {settings.merbridge_manifest or 'merlab'}"]
     image, wanted = manifest.main(found)["image"], settings.images[MERBRIDGE]

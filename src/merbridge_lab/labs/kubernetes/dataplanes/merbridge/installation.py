@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import topology
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import manifest
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
 from merbridge_lab.merbridge import mbctl
@@ -27,33 +28,14 @@ Object = dict[str, Any]
 APPLIED, FROM, MENDED, DEBUG, OBJECTS = (
     f"merlab.io/{name}" for name in ("applied", "manifest", "mended", "debug", "objects")
 )
-#: The label of everything that merlab applied for it.
-_MARK = ("app.kubernetes.io/managed-by", "merlab")
 _PLACE = re.compile(r"/apis?/[A-Za-z0-9./:_-]+")
 NAME, NAMESPACE = MERBRIDGE, topology.ISTIO
 PATH = kubernetes_api.path("DaemonSet", NAME, NAMESPACE)
 
 
-def noted(daemonset: Object, key: str) -> str:
-    """Return one of merlab's notes; "" if there is none."""
-    return str((daemonset["metadata"].get("annotations") or {}).get(key, ""))
-
-
 def is_ours(daemonset: Object) -> bool:
     """Report whether merlab installed it."""
-    return bool(noted(daemonset, APPLIED))
-
-
-def marked(applied: Object) -> Object:
-    """Return an object with the label that marks it as merlab's."""
-    told = copy.deepcopy(applied)
-    told["metadata"].setdefault("labels", {})[_MARK[0]] = _MARK[1]
-    return told
-
-
-def is_marked(found: Object) -> bool:
-    """Report whether an object is merlab's."""
-    return (found["metadata"].get("labels") or {}).get(_MARK[0]) == _MARK[1]
+    return bool(daemonsets.noted(daemonset, APPLIED))
 
 
 def paths(objects: Sequence[Object]) -> str:
@@ -77,7 +59,7 @@ def require_own(api: Api, objects: Sequence[Object]) -> None:
     """
     for one in _beside(objects):
         there = api.find(_path(one))
-        if there is not None and not is_marked(there):
+        if there is not None and not daemonsets.is_marked(there):
             kind, name = one["kind"], one["metadata"]["name"]
             place = f" -n {there['metadata']['namespace']}" if there["metadata"].get("namespace") else ""
             raise LabError(
@@ -92,7 +74,7 @@ def objects_of(daemonset: Object | None) -> Sequence[str]:
     roles = [kubernetes_api.path(kind, NAME) for kind in ("ClusterRoleBinding", "ClusterRole")]
     own = [*roles, kubernetes_api.path("ServiceAccount", NAME, NAMESPACE)]
     try:
-        told = json.loads(noted(daemonset, OBJECTS) or "null") if daemonset and is_ours(daemonset) else None
+        told = json.loads(daemonsets.noted(daemonset, OBJECTS) or "null") if daemonset and is_ours(daemonset) else None
     except (ValueError, RecursionError):
         return own
     # Anybody may write the note: what is not a path in the API is never requested.
@@ -103,7 +85,7 @@ def objects_of(daemonset: Object | None) -> Sequence[str]:
 
 def as_applied(daemonset: Object) -> Object:
     """Return it as merlab applied it, without its notes."""
-    return dict(json.loads(noted(daemonset, APPLIED)))
+    return dict(json.loads(daemonsets.noted(daemonset, APPLIED)))
 
 
 def with_notes(daemonset: Object, notes: dict[str, str]) -> Object:
@@ -124,49 +106,13 @@ def edits(daemonset: Object) -> list[str]:
     for each in pair:
         manifest.set_debug(each, on=False)
     wanted, live = pair
-    return manifest.differences(wanted["spec"], live["spec"], "spec")
-
-
-def pods(api: Api, daemonset: Object) -> Sequence[Object]:
-    """List its pods, except those that are ending."""
-    return [pod for pod in every_pod(api, daemonset) if not pod["metadata"].get("deletionTimestamp")]
-
-
-def every_pod(api: Api, daemonset: Object) -> Sequence[Object]:
-    """List its pods, including those that are ending."""
-    labels = daemonset["spec"]["selector"]["matchLabels"]
-    selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    return api.all("Pod", daemonset["metadata"]["namespace"], selector)
-
-
-def rolled_out(daemonset: Object) -> bool:
-    """Report whether every node has its pod, created from the current DaemonSet, and ready."""
-    status = daemonset["status"]
-    wanted = status.get("desiredNumberScheduled", 0)
-    return bool(
-        wanted
-        and status.get("observedGeneration", 0) >= daemonset["metadata"]["generation"]
-        and status.get("updatedNumberScheduled", 0) == wanted
-        and status.get("numberReady", 0) == wanted
-    )
+    return daemonsets.differences(wanted["spec"], live["spec"], "spec")
 
 
 def others(api: Api) -> list[str]:
-    """List the DaemonSets that are a Merbridge but not merlab's."""
-    return [
-        f"{one['metadata']['namespace']}/{one['metadata']['name']}"
-        for one in api.get("/apis/apps/v1/daemonsets")["items"]
-        if _is_merbridge(one) and not is_ours(one)
-    ]
-
-
-def _is_merbridge(daemonset: Object) -> bool:
-    words = [
-        str(word)
-        for one in manifest.containers(daemonset)
-        for word in (*(one.get("args") or ()), *(one.get("command") or ()))
-    ]
-    return daemonset["metadata"]["name"] == NAME or any("mbctl" in word for word in words)
+    """List the DaemonSets that intercept connections but are not the Merbridge that merlab installed."""
+    found = api.find(PATH)
+    return daemonsets.intercepting(api, but=(NAMESPACE, NAME) if found and is_ours(found) else ("", ""))
 
 
 def there(access: Access) -> bool:

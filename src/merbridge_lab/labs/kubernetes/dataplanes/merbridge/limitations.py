@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from merbridge_lab.labs.kubernetes.dataplanes.merbridge.node_view import NodeView
+    from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 
 _PORT = 5000

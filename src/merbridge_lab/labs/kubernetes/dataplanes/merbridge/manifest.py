@@ -205,32 +205,3 @@ def mend(daemonset: Object, cgroup_mount: str) -> str:
         return ""
     container["env"] = [*environment, wanted]
     return f"{CGROUP2_PATH}={cgroup_mount}"
-
-
-# -- as it is, beside as it should be --------------------------------------------------------------------------------
-
-
-def differences(wanted: object, live: object, where: str = "") -> list[str]:
-    """Describe how an object of the cluster differs from what was applied; ignore what others added."""
-    if isinstance(wanted, dict):
-        if not isinstance(live, dict):
-            return [f"{where.lstrip('.')} is gone"]
-        found = (differences(value, live.get(key), f"{where}.{key}") for key, value in wanted.items())
-        return [each for one in found for each in one]
-    if isinstance(wanted, list):
-        if not isinstance(live, list) or len(live) != len(wanted):
-            return [f"{where.lstrip('.')} is {_short(live)}, not {_short(wanted)}"]
-        pairs = enumerate(zip(wanted, live, strict=True))
-        return [each for at, (mine, theirs) in pairs for each in differences(mine, theirs, f"{where}[{at}]")]
-    # Empty and absent are the same to the API.
-    if wanted == live or (not wanted and not live):
-        return []
-    return [f"{where.lstrip('.')} is {_short(live)}, not {_short(wanted)}"]
-
-
-def _short(value: object) -> str:
-    if value is None:
-        return "absent"
-    if isinstance(value, (str, int, bool)):
-        return str(value)
-    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip()

@@ -10,6 +10,7 @@ from merbridge_lab import polling
 from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import diagnostics
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import installation, manifest
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAMESPACE
 from merbridge_lab.merbridge import log as words
@@ -87,7 +88,7 @@ def wait(api: Api, problems: Callable[[], list[str]], images: NodeImages, after:
         if not last:
             return True
         daemonset = api.get(installation.PATH)
-        found = [pod for pod in installation.pods(api, daemonset) if pod["metadata"]["uid"] not in after]
+        found = [pod for pod in daemonsets.pods(api, daemonset) if pod["metadata"]["uid"] not in after]
         ended[:] = _edited(daemonset) or _hopeless(api, found, time.monotonic() - began, images, memory)
         return bool(ended)
 
@@ -131,7 +132,7 @@ def _hopeless(
 
 def _last_words(api: Api) -> str | None:
     with contextlib.suppress(LabError):
-        found = installation.pods(api, api.get(installation.PATH))
+        found = daemonsets.pods(api, api.get(installation.PATH))
         return words.tail(log(api, found[0])) if found else diagnostics.told(api.events(installation.NAMESPACE))
     return None
 
@@ -151,7 +152,7 @@ def crashed(found: Crashed) -> LabError:
 def await_gone(api: Api, found: Object) -> None:
     """Wait until its pods have ended, and stop those whose cleanup hangs. Raises LabError."""
     awaiting = "Merbridge to remove its programs and end"
-    if polling.poll_until(lambda: not installation.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
+    if polling.poll_until(lambda: not daemonsets.every_pod(api, found), timeout=_GONE, every=0.3, awaiting=awaiting):
         return
-    for pod in installation.every_pod(api, found):  # its cleanup hangs: what it left is detached below
+    for pod in daemonsets.every_pod(api, found):  # its cleanup hangs: what it left is detached below
         api.delete(kubernetes_api.path("Pod", pod["metadata"]["name"], NAMESPACE), grace=0)

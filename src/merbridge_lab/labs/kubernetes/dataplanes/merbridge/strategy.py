@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE, ControlPair
 from merbridge_lab.labs.dataplane_strategy import NoEvidence
+from merbridge_lab.labs.kubernetes.dataplanes import control_pods, node_trace
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
-    control_pods,
     evidence,
-    images,
     installation,
     limitations,
     manifest,
+    outside_client,
     preflight,
+    upstream_image,
 )
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
+from merbridge_lab.merbridge import trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +50,9 @@ class Strategy:
     def __init__(self, around: Surroundings) -> None:
         self._access = around.access
         self.component = MerbridgeDataplane(around.access, around.renew, around.warm)
-        self._pair = control_pods.Pair(around.access, self.component.place)
+        self._pair = control_pods.Pair(
+            around.access, lambda: outside_client.client(around.access, self.component.place)
+        )
 
     @staticmethod
     def why_missing(capability: str) -> str:
@@ -71,7 +75,7 @@ class Strategy:
         if not self.component.attached:
             wanted = manifest.daemonset(manifest.objects(self._access.settings()))
             node = self._access.node() if self._access.answers() else None
-            images.require(manifest.images(wanted), node, self._access.provider.images)
+            upstream_image.SOURCE.require(manifest.images(wanted), node, self._access.provider.images)
 
     def images(self, settings: Settings) -> list[str]:
         """Return its one image."""
@@ -109,7 +113,7 @@ class Strategy:
             raise LabError(
                 "Merbridge writes no trace lines: it runs without -d", hint="merlab step 4", id="dataplane.incomplete"
             )
-        return evidence.follow(self.component.place())
+        return node_trace.follow(self.component.place(), trace.parse)
 
     def fingerprint(self) -> dict[str, str]:
         """Return the ids of its programs. Raises LabError."""
@@ -140,13 +144,13 @@ class Strategy:
     def sweep(self) -> None:
         """Remove control pods, also those of a killed merlab, and the trace buffers that one left. Raises LabError."""
         self._pair.close()
-        evidence.sweep(self.component.place())
+        node_trace.sweep(self.component.place())
 
     def release(self) -> None:
         """Remove the same; a node that cannot be seen any more keeps no buffers. Raises LabError."""
         self._pair.close()
         with contextlib.suppress(LabError):
-            evidence.sweep(self.component.place())
+            node_trace.sweep(self.component.place())
 
     def require_gone(self) -> None:
         """Check that its maps are out of the kernel. Raises LabError."""

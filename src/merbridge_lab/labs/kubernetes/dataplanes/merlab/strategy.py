@@ -1,0 +1,171 @@
+"""What merlab's own dataplane brings to a lab on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from merbridge_lab.dataplane import trace
+from merbridge_lab.dataplane.evidence import CounterEvidence
+from merbridge_lab.errors import LabError
+from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE, ControlPair
+from merbridge_lab.labs import owned_events
+from merbridge_lab.labs.dataplane_strategy import NoEvidence
+from merbridge_lab.labs.kubernetes.dataplanes import control_pods, node_trace
+from merbridge_lab.labs.kubernetes.dataplanes.merlab import (
+    agent_exec,
+    agent_image,
+    manifest,
+    node_maps,
+    preflight,
+    rollout,
+)
+from merbridge_lab.labs.kubernetes.dataplanes.merlab.dataplane import MerlabDataplane
+from merbridge_lab.labs.kubernetes.dataplanes.merlab.manifest import MERLAB
+from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane, Surroundings
+    from merbridge_lab.labs.kubernetes.settings import Settings
+    from merbridge_lab.labs.request_batch import DataplaneEvidence
+    from merbridge_lab.requirements import Requirement
+    from merbridge_lab.trace_event import TraceEvent
+
+
+class Strategy:
+    """The ClusterDataplane protocol over the agent's DaemonSet, whose pins this machine's kernel reads."""
+
+    name = MERLAB
+    intercepts = True
+    needs_this_kernel = True
+    capabilities = frozenset({DATAPLANE, INBOUND_WITHOUT_RULES, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT})
+
+    def __init__(self, around: Surroundings) -> None:
+        self._access = around.access
+        self.component = MerlabDataplane(around)
+        self._pair = control_pods.Pair(around.access, self._control_client)
+
+    def _control_client(self) -> KubernetesWorkload:
+        """Return the workload of the control client: its label tells the agent to leave its pod to the rules."""
+        return KubernetesWorkload(self._access.api(), control_pods.CLIENT, self._access.node_exec())
+
+    @staticmethod
+    def why_missing(capability: str) -> str:
+        """Describe why a capability is missing."""
+        return f"this lab has no {capability}"
+
+    # -- before it is installed -------------------------------------------------------------------------------------
+
+    def requirements(self, settings: Settings) -> list[Requirement]:
+        """Probe what it needs of this machine."""
+        return preflight.requirements(settings.images[MERLAB], self._access.provider.images)
+
+    def require_able(self) -> None:
+        """Raise LabError if its image is neither here nor in the cluster."""
+        node = self._access.node() if self._access.answers() else None
+        agent_image.SOURCE.require(self.images(self._access.settings()), node, self._access.provider.images)
+
+    def images(self, settings: Settings) -> list[str]:
+        """Return its one image."""
+        return [settings.images[MERLAB]]
+
+    # -- what it shows ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def evidence(self, servers: Sequence[KubernetesWorkload]) -> Iterator[DataplaneEvidence]:  # noqa: ARG002 - the protocol's
+        """Yield the counters of the pinned maps, and the trace if it is on; nothing if nothing is attached."""
+        legs = node_maps.legs(self.component.place()) if self.component.attached else None
+        if legs is None:
+            yield NoEvidence()
+            return
+        place, found = self.component.place(), node_maps.workload_pods(self._access.api())
+        with contextlib.ExitStack() as stack:
+            drain = None
+            if self.component.debug:
+                instance = stack.enter_context(node_trace.collecting(place))
+                is_own = owned_events.tasks(place.has)
+
+                def drain() -> tuple[TraceEvent, ...]:
+                    return owned_events.drained(map(trace.parse, instance.drain()), is_own)
+
+            yield CounterEvidence(lambda: node_maps.counters(place, found), legs, drain)
+
+    def control_pair(self) -> ControlPair:
+        """Return a client that opted out, with a server that did, too. Raises LabError."""
+        client, server = self._pair.get()
+        return ControlPair(client, server, control_pods.URL)
+
+    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
+        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
+        if pod or nonce:
+            raise LabError(
+                "on a cluster, the trace is not told apart by pod or request",
+                hint="merlab step 5",
+                id="capability.missing",
+            )
+        if not self.component.debug:
+            raise LabError("the programs write no trace lines", hint="merlab step 4", id="dataplane.incomplete")
+        place = self.component.place()
+        is_own = owned_events.tasks(place.has)
+        events = node_trace.follow(place, trace.parse)
+        return (event for event in owned_events.of_lab(events, is_own) if event is not None)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the identity of each program and link. Raises LabError."""
+        reader = self.component.reader()
+        programs = {f"the program {each.name}": f"{each.id} {each.attached_to}" for each in reader.programs()}
+        return programs | {f"the link {name}": link for name, link in reader.links().items()}
+
+    def describe(self) -> dict[str, object]:
+        """Return its state as `merlab status --json` prints it."""
+        attached, programs, legs = self.component.attached, 0, None
+        with contextlib.suppress(LabError):
+            programs = len(self.component.reader().programs()) if attached else 0
+            legs = node_maps.legs(self.component.place()) if attached else None
+        told: dict[str, object] = {"kind": self.name, "attached": attached, "programs": programs}
+        return {**told, "legs": asdict(legs)} if legs else told
+
+    def dump(self) -> dict[str, Callable[[], object]]:
+        """Return its own parts of a sysdump."""
+        api, reader = self._access.api(), self.component.reader()
+        return {
+            "merlab-agent/daemonset.json": lambda: api.find(manifest.PATH),
+            "merlab-agent/log.txt": lambda: rollout.logged(api),
+            "merlab-agent/status.json": lambda: agent_exec.status(api),
+            "merlab-agent/programs.json": lambda: [asdict(each) for each in reader.programs()],
+            "merlab-agent/counters.json": lambda: dict(reader.counters()),
+            "merlab-agent/pairs.json": lambda: [asdict(each) for each in reader.pairs()],
+        }
+
+    # -- what it leaves -----------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Look the node up again the next time."""
+        self.component.forget()
+
+    def close(self) -> None:
+        """Remove the control pods, if this merlab created some."""
+        if self._pair.made:
+            self._pair.close()
+
+    def sweep(self) -> None:
+        """Remove control pods, also those of a killed merlab, and the trace buffers that one left. Raises LabError."""
+        self._pair.close()
+        node_trace.sweep(self.component.place())
+
+    def release(self) -> None:
+        """Remove the same; a node that cannot be seen any more keeps no buffers. Raises LabError."""
+        self._pair.close()
+        with contextlib.suppress(LabError):
+            node_trace.sweep(self.component.place())
+
+    def require_gone(self) -> None:
+        """Check that its programs and maps are out of the kernel. Raises LabError."""
+        self.component.require_gone()
+
+
+if TYPE_CHECKING:
+    _KEEPS_TO: type[ClusterDataplane] = Strategy
