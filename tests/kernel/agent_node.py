@@ -30,6 +30,7 @@ from merbridge_lab.dataplane import Endpoint, Profile, Reconciler, reader_legs
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
 NOT_READY = 1
 
@@ -208,11 +209,13 @@ class AgentNode(Rig):
     def places(self) -> list[str]:
         return ["--pins", str(self.pins), "--run", str(self.run_dir)]
 
-    def start_agent(self, *more: str, wait: bool = True, stamp: str = "", **environment: str) -> subprocess.Popen:
-        """Start an agent; with `stamp`, one whose programs are of another version."""
+    def start_agent(
+        self, *more: str, wait: bool = True, stamp: str = "", prefix: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen:
+        """Start an agent; with `stamp`, one whose programs are of another version; `prefix` runs it."""
         code = f"from merbridge_lab.dataplane import abi; abi.stamp = lambda: {stamp!r}; " if stamp else ""
         code += "from merbridge_lab.cli import main; main()"
-        argv = [sys.executable, "-c", code, "agent", "run", *self.places()]
+        argv = [*prefix, sys.executable, "-c", code, "agent", "run", *self.places()]
         argv += ["--cri", str(self.runtime.socket), "--cgroup", str(self.root), "--port", "0"]
         argv += ["--tracefs", str(self.tmp / "tracing"), *more]
         self.logs.append(self.tmp / f"agent-{len(self.logs)}.log")

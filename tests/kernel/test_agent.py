@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kernel_refusing import refusing
 
 from kernel.agent_node import AgentNode, counted
 from kernel.compiled_programs import compile_into
@@ -421,3 +422,32 @@ def test_listeners_are_the_same_by_netlink_and_from_proc(node, monkeypatch):
 
         monkeypatch.setattr(netlink_hooks, "dump_by", without)
         assert sorted(listening.listeners()) == sorted(told)
+
+
+# -- a kernel that cannot
+
+
+def test_where_the_kernel_refuses_a_sidecars_socket_nothing_is_half_attached(node):
+    (sleep,) = node.started("sleep")
+    node.start_agent(prefix=refusing(), wait=False)
+    told = node.until_reason(sleep, "not_attached", 30)
+    assert "the listener of the sidecar" in told["reason"]
+    assert "pidfd_getfd" in told["reason"]
+    assert not (node.pins / "links" / sleep.uid).exists()
+    assert not node.status(1)["ready"]
+    before = sleep.redirected_packets()
+    _, sock = sleep.app.dial("10.99.7.12", 5000)
+    sock.close()  # the sidecar has accepted it
+    assert sleep.redirected_packets() == before + 1
+
+
+def test_where_the_programs_cannot_be_loaded_each_pod_has_that_reason(node, tmp_path):
+    (sleep,) = node.started("sleep")
+    broken = tmp_path / "broken.json"
+    broken.write_text("{}")
+    agent = node.start_agent(wait=False, MERLAB_COMPILED=str(broken))
+    told = node.until_reason(sleep, "not_attached", 30)
+    assert str(broken) in told["reason"]
+    assert agent.poll() is None
+    assert not node.status(1)["ready"]
+    assert node.reconciler.served() == {}

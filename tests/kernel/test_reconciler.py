@@ -356,6 +356,7 @@ def test_nothing_is_left_after_remove(rig, node, server):
     app.settimeout(10)
     exchange(live, app)
     assert len(attachments(rig)) == 2 * (len(HOOKS) + 1)
+    assert rig.pins.stat().st_mode & 0o777 == 0o700
     assert {len(programs) for programs in attachments(rig).values()} == {1}
     detached = node.remove(2.0)
     assert (detached.drained, detached.left) == (6, 0)

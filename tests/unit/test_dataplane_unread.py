@@ -329,3 +329,20 @@ def test_p6_a_stamp_of_an_older_merlab_names_that_one_and_no_tags(pins, monkeypa
     assert pins.stamp() == "0.1.0+abcdef012345"
     assert pins.tags() == {}
     assert upgrade.is_due(pins)
+
+
+def test_a_link_that_is_being_made_is_waited_for(monkeypatch):
+    """Seen while another program attached links: the kernel lists the number of one that it does not open yet."""
+    answers = [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")] * 2
+
+    def call(*_args):
+        if answers:
+            raise answers.pop()
+        return 7, b""
+
+    monkeypatch.setattr(bpf_syscall, "call", call)
+    assert bpf_syscall.by_id("link", 1) == 7
+    monkeypatch.setattr(bpf_syscall, "_BEING_MADE", 0.01)
+    monkeypatch.setattr(bpf_syscall, "call", lambda *_: (_ for _ in ()).throw(BlockingIOError(errno.EAGAIN, "again")))
+    with pytest.raises(BlockingIOError):
+        bpf_syscall.by_id("link", 1)

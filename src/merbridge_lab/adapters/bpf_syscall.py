@@ -10,6 +10,7 @@ import errno
 import os
 import platform
 import struct
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from merbridge_lab.adapters.change import change
@@ -34,13 +35,9 @@ _IDS = {"prog": (11, 13), "map": (12, 14), "link": (31, 30)}
 PROG_SOCK_OPS, PROG_SK_MSG, PROG_RAW_TRACEPOINT = 13, 16, 17
 PROG_CGROUP_SOCK_ADDR, PROG_CGROUP_SOCKOPT, PROG_SK_LOOKUP = 18, 25, 30
 PROG_TYPES = {
-    PROG_SOCK_OPS: "sock_ops",
-    PROG_SK_MSG: "sk_msg",
-    PROG_RAW_TRACEPOINT: "raw_tracepoint",
-    PROG_CGROUP_SOCK_ADDR: "cgroup_sock_addr",
-    PROG_CGROUP_SOCKOPT: "cgroup_sockopt",
-    PROG_SK_LOOKUP: "sk_lookup",
-}
+    PROG_SOCK_OPS: "sock_ops", PROG_SK_MSG: "sk_msg", PROG_RAW_TRACEPOINT: "raw_tracepoint",
+    PROG_CGROUP_SOCK_ADDR: "cgroup_sock_addr", PROG_CGROUP_SOCKOPT: "cgroup_sockopt", PROG_SK_LOOKUP: "sk_lookup",
+}  # fmt: skip
 
 # enum bpf_attach_type
 CGROUP_SOCK_OPS, SK_MSG_VERDICT = 3, 7
@@ -62,6 +59,8 @@ QUERY_EFFECTIVE = 1
 _INFO_BYTES = 256
 _LSM_CGROUP = 43
 _ATTRIBUTE = 512
+#: How long a link with a number may take until it can be opened, in seconds.
+_BEING_MADE = 0.5
 _ALLOW_OVERRIDE, _ALLOW_MULTI = 1, 2
 
 
@@ -70,8 +69,7 @@ def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"{what}: bpf(2) has no known number on {platform.machine()}")
-    # Newer kernels write into the part of the attribute that they know (Linux 6.6: at byte 56), whatever length we
-    # pass.
+    # Newer kernels write into the part of the attribute that they know (6.6: at byte 56), whatever length we pass.
     room = ctypes.create_string_buffer(attr, _ATTRIBUTE)
     try:
         return system_call(number, command, room, max(len(attr), 8)), room.raw
@@ -200,8 +198,14 @@ def ids(kind: str) -> Iterator[int]:
 
 
 def by_id(kind: str, number: int) -> int:
-    """Return a descriptor of a loaded `prog`, `map` or `link`; the caller closes it."""
-    return call(_IDS[kind][1], struct.pack("=III", number, 0, 0), f"open {kind} {number}")[0]
+    """Return a descriptor of a loaded `prog`, `map` or `link`; the caller closes it. Wait for a link being made."""
+    deadline = time.monotonic() + _BEING_MADE
+    while True:
+        try:
+            return call(_IDS[kind][1], struct.pack("=III", number, 0, 0), f"open {kind} {number}")[0]
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
 
 
 @change("attach by a link")

@@ -6,23 +6,22 @@ rules and waits for its sidecar is looked at again and again: its listeners, 20 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import selectors
-import signal
 import time
 from typing import TYPE_CHECKING
 
+from merbridge_lab import signals
 from merbridge_lab.agent import agent_log, pod_facts
 from merbridge_lab.agent.namespace_labels import NamespaceLabels
 from merbridge_lab.agent.node_pods import NodePods
 from merbridge_lab.agent.pod_watch import PodWatch
 from merbridge_lab.agent.refusals import Refusal
+from merbridge_lab.agent.signal_wakeups import woken_by_signals
 from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from merbridge_lab.adapters.cri_runtime import Runtime
@@ -74,6 +73,8 @@ class Service:
         self._settle_at = 0.0
         #: Why the runtime cannot be asked; "" if it can.
         self.runtime_problem = ""
+        #: Why the programs cannot be loaded; "" if they are.
+        self._install_problem = ""
 
     @property
     def pods(self) -> list[TrackedPod]:
@@ -89,9 +90,11 @@ class Service:
 
     def run(self, *, once: bool = False) -> None:
         """Reconcile until `stop`, or, `once`, until every pod has been looked at. Programs and pins stay."""
-        with self._watch, self._selector, self._signals():
+        with self._watch, self._selector, woken_by_signals(self._selector, self.stop):
+            signals.checkpoint()  # one that came before these handlers
             self._selector.register(self._watch, selectors.EVENT_READ, None)
             self._watch.scan()
+            self._install_programs()
             while not self._stopping:
                 self._turn()
                 if once and self.is_ready:
@@ -101,22 +104,6 @@ class Service:
     def stop(self) -> None:
         """End the loop soon; safe in a signal handler."""
         self._stopping = True
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Be woken by signals: select(2) alone would go on waiting."""
-        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        handlers = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
-        self._selector.register(reading, selectors.EVENT_READ, None)
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(before)
-            os.close(reading)
-            os.close(writing)
 
     def _wait(self) -> None:
         now = time.monotonic()
@@ -257,11 +244,15 @@ class Service:
             if served is not None and pod.refusal is not None and not pod.refusal.is_pending:
                 self._detach(pod)
             return
+        why = self._install_problem
         try:
-            self._reconciler.serve(endpoint)
-        except LabError as error:
+            if not why:
+                self._reconciler.serve(endpoint)
+        except (LabError, OSError) as error:
+            why = str(error)
+        if why:
             pod.endpoint = None
-            self._pods.refuse(pod, Refusal("not_attached", error.what))
+            self._pods.refuse(pod, Refusal("not_attached", why))
             return
         if pod.endpoint is None or pod.refusal is not None or pod.endpoint != endpoint:
             took = round((time.monotonic() - began) * 1000, 1)
@@ -277,13 +268,23 @@ class Service:
         except LabError:
             return False
 
+    def _install_programs(self) -> None:
+        """Load the programs, or have them in order; if this kernel cannot, every pod is refused for that reason."""
+        try:
+            self._install()
+        except (LabError, OSError) as error:
+            agent_log.warn("the programs cannot be loaded; all pods are left to the rules", why=str(error))
+            self._install_problem = str(error)
+        else:
+            self._install_problem = ""
+
     def _settle(self) -> None:
         """End a takeover from another version, and remove what belongs to no connection any more."""
         self._settle_at = time.monotonic() + _SETTLE
         try:
             if problems := self._reconciler.programs_problems():
                 agent_log.warn("the programs are not in order, and are installed again", why="; ".join(problems))
-                self._install()
+                self._install_programs()
                 for pod in self._pods.pods.values():
                     pod.due = 0.0
             served = self._reconciler.served()

@@ -58,11 +58,7 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
     node.begin()
     with cri_runtime.Runtime(places.cri) as runtime:
         legs = _legs(profile)
-        install = functools.partial(_install, reconciler, node)
-        install()
-        node.record(generation, abi.stamp())
-        if reconciler.debug != debug:
-            reconciler.debug = debug
+        install = functools.partial(_install, reconciler, node, generation, debug=debug)
         agent_log.say(
             "started", version=__version__, generation=generation, legs=legs.why, redirecting=node.is_redirecting
         )
@@ -80,11 +76,14 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
     agent_log.say("ends; what is served goes on")
 
 
-def _install(reconciler: Reconciler, node: NodeState) -> None:
-    """Have the programs in order, with the kill switch as it was left. Raises LabError."""
+def _install(reconciler: Reconciler, node: NodeState, generation: int, *, debug: bool) -> None:
+    """Have the programs in order, with the switches as they are wanted. Raises LabError, OSError."""
     reconciler.install()
+    node.record(generation, abi.stamp())
     if reconciler.redirecting != node.is_redirecting:
         reconciler.redirecting = node.is_redirecting
+    if reconciler.debug != debug:
+        reconciler.debug = debug
 
 
 def _take(node: NodeState, generation: int) -> int:

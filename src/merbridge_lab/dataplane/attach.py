@@ -46,6 +46,7 @@ _UID = re.compile(r"[\w-]{1,63}", re.ASCII)
 
 def load(pins: Pins, tracefs: Path | None) -> None:
     """Load and pin every program and map; nothing is attached yet."""
+    make_folder(pins.root, mode=0o700)  # whoever opens a map can change it
     for folder in ("links", "maps", "progs"):
         make_folder(pins.root / folder, parents=True)
     with printk_event.kept(tracefs):
