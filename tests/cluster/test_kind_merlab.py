@@ -16,12 +16,13 @@ from kind_host import NODE, docker, held, in_node, kubectl, leftovers, merlab, p
 from tests.cluster import builds
 from tests.merlab_cli import told
 
+from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import manifest
 from merbridge_lab.polling import poll_until
 from schema_files import complaints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # ruff: noqa: ARG001 - what a test needs to be there, it does not always use
 
@@ -75,7 +76,7 @@ def in_kernel(objects: set[str]) -> set[str]:
     return left
 
 
-def on_node() -> dict[str, object]:
+def on_node() -> dict[str, list[Any]]:
     """Return what `down --keep-cluster` must leave on the node as it was: pins, programs, files, namespaces."""
     process = docker("inspect", "--format", "{{.State.Pid}}", NODE).strip()
     root = Path(f"/proc/{process}/root/sys/fs/cgroup")
@@ -123,8 +124,16 @@ def machine() -> Iterator[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def lab(machine: dict[str, object]) -> dict[str, Any]:
-    """The report of an `up` from nothing."""
+def bare(machine: dict[str, object]) -> dict[str, list[Any]]:
+    """The node of a cluster in which nothing is yet, without the report that merlab keeps there."""
+    assert held(up("--until", "1"))
+    found = on_node()
+    return {**found, "files": [path for path in found["files"] if path != topology.STATE]}
+
+
+@pytest.fixture(scope="module")
+def lab(bare: dict[str, list[Any]]) -> dict[str, Any]:
+    """The report of the first `up` on it."""
     done = up()
     assert held(done)
     return told(done)
@@ -268,12 +277,12 @@ def test_with_native_sidecars_all_holds_too(lab: dict[str, Any]) -> None:
     assert [one["name"] for one in pod_of("app=sleep")["spec"]["containers"]] == ["sleep"]
 
 
-def test_removed_under_requests_it_leaves_nothing(lab: dict[str, Any]) -> None:
-    """Switching to no dataplane removes the agent, in order, while requests go on."""
+def removed_under_requests(remove: Callable[[], object]) -> None:
+    """Check that requests go on while it is removed, and that nothing of it is in the kernel afterwards."""
     objects, requests = loaded(), Requests()
     assert in_kernel(objects) == objects
     try:
-        assert held(merlab("up", "-q", "--until", "2"))  # the test cluster's own arguments ask for none
+        remove()
     finally:
         answers = requests.end()
     assert len(answers) > 20
@@ -282,10 +291,27 @@ def test_removed_under_requests_it_leaves_nothing(lab: dict[str, Any]) -> None:
     assert settled(lambda: in_kernel(objects), set()) == set()
 
 
-def test_down_keeps_the_cluster_and_leaves_the_node_as_it_was(lab: dict[str, Any]) -> None:
-    assert held(merlab("down", "--keep-cluster"))
-    before = on_node()
+def test_three_lines_of_kubectl_remove_it_under_requests(lab: dict[str, Any]) -> None:
+    """As the manifest says: for whoever does not have merlab."""
+
+    def remove() -> None:
+        kubectl(*AGENT, "set", "env", f"daemonset/{manifest.NAME}", "MERLAB_AGENT=remove")
+        kubectl(*AGENT, "rollout", "status", f"daemonset/{manifest.NAME}", "--timeout=60s")
+        kinds = ("namespace", "clusterrole", "clusterrolebinding")
+        kubectl("delete", *(f"{kind}/{manifest.NAME}" for kind in kinds), "--wait")
+
+    removed_under_requests(remove)
+
+
+def test_down_keeps_the_cluster_and_leaves_the_node_as_it_was(lab: dict[str, Any], bare: dict[str, list[Any]]) -> None:
     assert held(up("--until", "3"))
-    assert on_node() != before
+    assert on_node() != bare
     assert held(merlab("down", "--keep-cluster"))
-    assert settled(on_node, before) == before
+    assert settled(on_node, bare) == bare
+
+
+@pytest.mark.soak
+def test_asking_for_no_dataplane_removes_it_under_requests(machine: dict[str, object]) -> None:
+    assert held(up("--until", "3"))
+    # The test cluster's own arguments ask for none.
+    removed_under_requests(lambda: held(merlab("up", "-q", "--until", "2")))

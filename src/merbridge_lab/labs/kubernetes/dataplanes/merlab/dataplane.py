@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.kubernetes.dataplanes.merlab.manifest import Object
     from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
 
+#: How long redirected bytes may take to be read when merlab itself detaches, in seconds.
+_DRAIN = 5.0
+
 
 class MerlabDataplane:
     """The agent's DaemonSet, and what it attached; see ensure for what it asks of the mesh."""
@@ -195,14 +198,23 @@ class MerlabDataplane:
             place = self.place()
             self._loaded = removal.loaded(place)
         pinned = place is not None and node_maps.are_there(place)
+        failed: LabError | None = None
         if found is not None or pinned:
-            self._detach()
+            try:
+                self._detach()
+            except LabError as error:
+                failed = error
         for each in manifest.of_cluster(manifest.objects(self._access.settings())):
             where = manifest.path_of(each)
             there = api.find(where)
             if there is not None and daemonsets.is_marked(there):
                 api.delete(where)
                 rollout.await_gone(api, where, f"the {each['kind']} {each['metadata']['name']}")
+        if failed is not None and place is None:
+            raise failed
+        if place is not None and node_maps.are_there(place):
+            # The agents could not: their image is gone, or they crash. They have ended, and this kernel is the node's.
+            node_maps.reader(place).remove(_DRAIN)
         # The kubelet made it for the manifest, and it is empty by now.
         self._access.node().execute(["rm", "-rf", manifest.STATE])
         if place is not None:
