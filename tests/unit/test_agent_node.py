@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from api_server import Keys
@@ -17,6 +18,7 @@ from api_server import Keys
 from merbridge_lab import __version__
 from merbridge_lab.adapters.cri_runtime import Runtime, Sandbox
 from merbridge_lab.agent import agent_status, http_server, metrics
+from merbridge_lab.agent.look_intervals import interval
 from merbridge_lab.agent.namespace_labels import NamespaceLabels
 from merbridge_lab.agent.node_state import NodeState, default_generation
 from merbridge_lab.agent.pod_watch import PodWatch
@@ -26,6 +28,7 @@ from merbridge_lab.dataplane import Reconciler
 from merbridge_lab.errors import LabError
 from merbridge_lab.polling import poll_until
 
+CAPTURED = Path(__file__).parents[1] / "captured"
 POD = Sandbox("1", "5060982b-b6f8-43c6-a4c4-ec8455b9fd2b", "shop", "web-0", ("10.0.0.1",))
 
 
@@ -186,6 +189,56 @@ def test_the_watch_tells_of_pods_and_their_containers(tmp_path):
         assert watch.events().gone == {"abc"}
         assert watch.pods == {POD.uid: first}
         assert watch.events() == (set(), set())
+
+
+DRIVERS = {
+    "cgroupfs": ("kubelet/kubepods/besteffort", "pod5060982b-b6f8-43c6-a4c4-ec8455b9fd2b"),
+    "systemd": (
+        "kubepods.slice/kubepods-besteffort.slice",
+        "kubepods-besteffort-pod5060982b_b6f8_43c6_a4c4_ec8455b9fd2b.slice",
+    ),
+    "systemd, with a cgroup root": (
+        "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice",
+        "kubelet-kubepods-besteffort-pod5060982b_b6f8_43c6_a4c4_ec8455b9fd2b.slice",
+    ),
+    "systemd, with a cgroup root, guaranteed": (
+        "my.slice/my-own.slice/my-own-kubepods.slice",
+        "my-own-kubepods-pod5060982b_b6f8_43c6_a4c4_ec8455b9fd2b.slice",
+    ),
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_the_watch_knows_the_names_of_either_driver(tmp_path, driver):
+    above, name = DRIVERS[driver]
+    pod = tmp_path / above / name
+    (tmp_path / above).mkdir(parents=True)
+    (tmp_path / "system.slice/podman.service").mkdir(parents=True)
+    with PodWatch(tmp_path) as watch:
+        watch.scan()
+        pod.mkdir()
+        assert watch.events().changed == {POD.uid}
+        assert watch.pods == {POD.uid: pod}
+        (pod / "cri-containerd-22.scope").mkdir()
+        assert watch.events().changed == {POD.uid}
+        watch.scan()
+        assert watch.pods == {POD.uid: pod}
+
+
+def test_the_watch_knows_the_path_of_a_real_pod(tmp_path):
+    captured = (CAPTURED / "cases/c01-node-init-scope.txt").read_text()
+    told = next(line for line in captured.splitlines() if line.startswith("pod "))
+    path = tmp_path / told.partition(".scope/")[2]  # below the node's own cgroup
+    path.mkdir(parents=True)
+    with PodWatch(tmp_path) as watch:
+        watch.scan()
+        assert watch.pods == {"00000000-0000-4000-8000-000000000001": path.parent}
+
+
+def test_a_pod_that_nothing_wakes_the_loop_for_is_looked_at_in_seconds():
+    pod = TrackedPod(POD, 0.0, 0.0, Refusal("no_sidecar", "it has neither Istio's rules nor a sidecar"))
+    assert interval(pod, 60.0, is_watched=False) <= 10.0
+    assert interval(pod, 60.0, is_watched=True) > 100.0
 
 
 # -- what it asks

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab import signals
-from merbridge_lab.agent import agent_log, pod_facts
+from merbridge_lab.agent import agent_log, look_intervals, pod_facts
 from merbridge_lab.agent.namespace_labels import NamespaceLabels
 from merbridge_lab.agent.node_pods import NodePods
 from merbridge_lab.agent.pod_watch import PodWatch
@@ -29,18 +29,10 @@ if TYPE_CHECKING:
     from merbridge_lab.dataplane import Legs, Reconciler
     from merbridge_lab.dataplane.reconciler import Served
 
-#: Seconds between looks at a pod that waits for its sidecar: in its first minute, and later.
-_SOON, _LATER, _FIRST = 0.05, 0.1, 60.0
-#: Seconds between looks at a pod whose cgroup has just changed.
-_CHANGED = 0.2
-#: Seconds between looks at a pod that is served, and at one that is refused: what wakes nobody is seen then.
-_SERVED, _REFUSED = 180.0, 600.0
 #: Seconds between questions to the runtime: while a pod's cgroup has no sandbox yet, for how long, and otherwise.
 _LIST_SOON, _LIST_FIRST, _LIST = 0.1, 20.0, 10.0
 #: Seconds between clean-ups of what belongs to no connection any more.
 _SETTLE = 60.0
-#: How long a pod that could not be attached is left alone, in seconds.
-_AGAIN = 5.0
 
 
 class Service:
@@ -67,7 +59,7 @@ class Service:
         self._pods.of_namespace = NamespaceLabels().refusal
         self._watch = PodWatch(cgroups)
         self._stopping = False
-        self._list_at, self._unknown_since = 0.0, 0.0
+        self._list_at, self._scan_at, self._unknown_since = 0.0, 0.0, 0.0
         self._listed = False
         self._told: object = None
         self._settle_at = 0.0
@@ -161,9 +153,16 @@ class Service:
             self._list_at = now + self._next_list(now)
         for pod in gone:
             self._forget(pod)
+        self._watch_again(now)
         if not self._listed and not self.runtime_problem:
             self._listed = True
             self._forget_strangers()
+
+    def _watch_again(self, now: float) -> None:
+        """Look for the cgroups of pods that are not watched: the kubelet's root may be newer than the watch."""
+        if now >= self._scan_at and any(pod.sandbox.uid not in self._watch.pods for pod in self._pods.pods.values()):
+            self._scan_at = now + _LIST
+            self._watch.scan()
 
     def _next_list(self, now: float) -> float:
         """Return when to ask again: soon while the runtime is late to name a new pod, or to drop one that has ended."""
@@ -213,22 +212,14 @@ class Service:
 
     def _reconcile(self, pod: TrackedPod) -> None:
         now = time.monotonic()
-        if pod.state == "pending" and pod.refusal and pod.refusal.id == "no_listener" and pod.woken + _CHANGED < now:
+        if pod.state == "pending" and pod.refusal and pod.refusal.id == "no_listener" and pod.woken + look_intervals.CHANGED < now:
             # The usual case: a pod that waits. Only this is asked until it listens.
             if pod.is_listening():
                 self._look(pod)
         else:
             self._look(pod)
-        pod.due = time.monotonic() + self._interval(pod, now)
-
-    def _interval(self, pod: TrackedPod, now: float) -> float:
-        if pod.refusal is not None and pod.refusal.id == "no_listener":
-            return _SOON if now - pod.woken < _FIRST else _LATER
-        if pod.refusal is not None and pod.refusal.id in ("not_attached", "namespace_unknown", "unread"):
-            return _CHANGED if now - pod.woken < 1.0 else _AGAIN
-        if pod.state != "served" and now - pod.woken < 1.0:
-            return _CHANGED
-        return _SERVED if pod.state == "served" else _REFUSED
+        is_watched = pod.sandbox.uid in self._watch.pods
+        pod.due = time.monotonic() + look_intervals.interval(pod, now, is_watched=is_watched)
 
     def _look(self, pod: TrackedPod) -> None:
         """Examine a pod, and serve it, or detach it if it may not be served any more."""
