@@ -212,7 +212,8 @@ class Service:
 
     def _reconcile(self, pod: TrackedPod) -> None:
         now = time.monotonic()
-        if pod.state == "pending" and pod.refusal and pod.refusal.id == "no_listener" and pod.woken + look_intervals.CHANGED < now:
+        is_quiet = pod.woken + look_intervals.CHANGED < now
+        if pod.state == "pending" and pod.refusal and pod.refusal.id == "no_listener" and is_quiet:
             # The usual case: a pod that waits. Only this is asked until it listens.
             if pod.is_listening():
                 self._look(pod)
