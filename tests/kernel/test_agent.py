@@ -14,7 +14,7 @@ from kernel_refusing import refusing
 
 from kernel.agent_node import AgentNode, counted
 from kernel.compiled_programs import compile_into
-from kernel.dataplane_rig import Agent, until
+from kernel.dataplane_rig import RULES, Agent, until
 from merbridge_lab.adapters import netlink_hooks, tcp_sockets
 from merbridge_lab.adapters.listening_sockets import Listening
 
@@ -335,6 +335,22 @@ def test_wrong_candidates_are_left_to_the_rules_with_their_reason(node):
     assert node.reconciler.served() == {}
     assert 'merlab_pods_left_to_rules{reason="listener_user"} 1.0' in node.get("/metrics")[1]
     assert node.get("/readyz") == (200, "ready\n")
+
+
+def test_a_pod_whose_rules_are_not_those_of_its_annotations_is_refused(node):
+    """As where the whole mesh excludes a port: no annotation of the pod says so."""
+    node.start_agent()
+    sleep, hello = node.pod("sleep"), node.pod("hello", rules=False)
+    hello.rules(RULES.replace("--dport 15020 -j RETURN", "--dport 9000 -j RETURN"))
+    for pod in (sleep, hello):
+        pod.listen()
+    node.until_state(sleep, "served")
+    told = node.until_reason(hello, "rules_differ")["reason"]
+    assert "ISTIO_INBOUND has -p tcp -m tcp --dport 9000 -j RETURN" in told
+    sleep.rules("*mangle\n:ISTIO_TPROXY - [0:0]\nCOMMIT\n")
+    node.wake(sleep)
+    node.until_reason(sleep, "interception_mode")
+    assert node.reconciler.served() == {}
 
 
 def test_pods_that_the_runtime_describes_as_others_are_refused(node):

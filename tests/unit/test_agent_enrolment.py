@@ -92,6 +92,8 @@ OF_KERNEL = {
     "no_sidecar": {"rules": None, "listeners": NONE, "sidecar": None},
     "no_rules": {"rules": None},
     "gateway": {"rules": None, "listeners": (Listener(8443, 5, 1337), Listener(15021, 6, 1337)), "sidecar": None},
+    "rules_differ": {"difference": "ISTIO_INBOUND has -p tcp -m tcp --dport 9000 -j RETURN"},
+    "interception_mode": {"rules": Rules(frozenset({1337}), has_tproxy=True)},
     "no_listener": {"listeners": NONE, "sidecar": None},
     "listener_foreign": {"foreign": True, "sidecar": None},
     "sidecar_user": {"sidecar": None, "unknown_user": "its uids are 0, 1337, not one"},

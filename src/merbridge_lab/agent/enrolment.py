@@ -90,6 +90,10 @@ def _of_listeners(facts: PodFacts) -> Refusal | None:
     ports = {each.port for each in facts.listeners}
     if facts.rules is None and not facts.is_proven:
         return _without_rules(ports)
+    if facts.rules is not None and facts.rules.has_tproxy:
+        return Refusal("interception_mode", "its rules are those of TPROXY, not REDIRECT")
+    if facts.difference:
+        return Refusal("rules_differ", f"its rules are not those that its annotations imply: {facts.difference}")
     if INBOUND_PORT not in ports:
         return Refusal("no_listener", f"nothing listens on port {INBOUND_PORT} in it yet")
     return None

@@ -23,7 +23,7 @@ def interval(pod: TrackedPod, now: float, *, is_watched: bool) -> float:
     reason = pod.refusal.id if pod.refusal is not None else ""
     if reason == "no_listener":
         return _SOON if now - pod.woken < _FIRST else _LATER
-    if reason in ("not_attached", "namespace_unknown", "unread"):
+    if reason in ("not_attached", "namespace_unknown", "unread", "rules_differ"):
         return CHANGED if now - pod.woken < 1.0 else _AGAIN
     if pod.state == "served":
         return _SERVED
