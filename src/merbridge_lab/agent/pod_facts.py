@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import cgroup, nftables, xtables
 from merbridge_lab.adapters.listening_sockets import Listening
 from merbridge_lab.dataplane import istio_rules
-from merbridge_lab.dataplane.endpoints import sidecar_of
+from merbridge_lab.dataplane.endpoints import netns_cookie, sidecar_of
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import INBOUND_PORT, OUTBOUND_PORT
 from merbridge_lab.text import lines_of, read_text
@@ -71,6 +71,14 @@ class PodFacts:
 def netns_of(pid: int) -> Path:
     """Return the file that represents the network namespace of a process."""
     return Path("/proc", str(pid), "ns/net")
+
+
+def has_cookie(pid: int, cookie: int) -> bool:
+    """Report whether the network namespace of a process is the one with this cookie."""
+    try:
+        return netns_cookie(netns_of(pid)) == cookie
+    except LabError:
+        return False
 
 
 def read(

@@ -17,7 +17,6 @@ from merbridge_lab.agent.node_pods import NodePods
 from merbridge_lab.agent.pod_watch import PodWatch
 from merbridge_lab.agent.refusals import Refusal
 from merbridge_lab.agent.signal_wakeups import woken_by_signals
-from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -27,10 +26,11 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.cri_runtime import Runtime
     from merbridge_lab.agent.tracked_pod import TrackedPod
     from merbridge_lab.dataplane import Legs, Reconciler
-    from merbridge_lab.dataplane.reconciler import Served
 
 #: Seconds between questions to the runtime: while a pod's cgroup has no sandbox yet, for how long, and otherwise.
 _LIST_SOON, _LIST_FIRST, _LIST = 0.1, 20.0, 10.0
+#: After how many seconds without an answer of the runtime the agent is not ready: it misses pods that are new.
+_SILENT = 60.0
 #: Seconds between clean-ups of what belongs to no connection any more.
 _SETTLE = 60.0
 
@@ -38,8 +38,8 @@ _SETTLE = 60.0
 class Service:
     """Reconciles the pods of a node until `stop`.
 
-    `install` makes the programs be in order. `changed` is called when something is new for who reads the state,
-    `turned` each time that the loop has turned.
+    `install` makes the programs be in order. `redirecting` tells if the kill switch lets them redirect. `changed` is
+    called when something is new for who reads the state, `turned` each time that the loop has turned.
     """
 
     def __init__(
@@ -50,16 +50,21 @@ class Service:
         legs: Legs,
         *,
         install: Callable[[], None],
+        redirecting: Callable[[], bool],
         changed: Callable[[Service], None],
         turned: Callable[[], None],
     ) -> None:
-        self._reconciler, self._install, self._changed, self._turned = reconciler, install, changed, turned
+        self._reconciler, self._install, self._redirecting = reconciler, install, redirecting
+        self._changed, self._turned = changed, turned
         self._selector = selectors.DefaultSelector()
         self._pods = NodePods(runtime, cgroups, legs, self._selector)
-        self._pods.of_namespace = NamespaceLabels().refusal
+        labels = NamespaceLabels()
+        self._pods.of_namespace = labels.refusal
+        #: Whether namespaces may opt out: only the API server knows their labels.
+        self.are_namespaces_asked = labels.are_asked
         self._watch = PodWatch(cgroups)
         self._stopping = False
-        self._list_at, self._scan_at, self._unknown_since = 0.0, 0.0, 0.0
+        self._list_at, self._scan_at, self._unknown_since, self._answered_at = 0.0, 0.0, 0.0, 0.0
         self._listed = False
         self._told: object = None
         self._settle_at = 0.0
@@ -75,8 +80,9 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Report whether every pod of the node is served or has its reason."""
-        return self._listed and all(pod.endpoint or pod.refusal for pod in self._pods.pods.values())
+        """Report whether every pod of the node is served or has its reason, and the runtime answers."""
+        answers = time.monotonic() - self._answered_at < _SILENT
+        return self._listed and answers and all(pod.endpoint or pod.refusal for pod in self._pods.pods.values())
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -84,6 +90,8 @@ class Service:
         """Reconcile until `stop`, or, `once`, until every pod has been looked at. Programs and pins stay."""
         with self._watch, self._selector, woken_by_signals(self._selector, self.stop):
             signals.checkpoint()  # one that came before these handlers
+            if not self.are_namespaces_asked:
+                agent_log.warn("namespaces cannot opt out: there is no token to ask the API server with")
             self._selector.register(self._watch, selectors.EVENT_READ, None)
             self._watch.scan()
             self._install_programs()
@@ -128,7 +136,7 @@ class Service:
                 self._reconcile(pod)
         if self._listed and time.monotonic() >= self._settle_at:
             self._settle()
-        told = (self.runtime_problem, self._listed, [(pod.sandbox.id, pod.refusal, pod.endpoint) for pod in self.pods])
+        told = (self.runtime_problem, self.is_ready, [(pod.sandbox.id, pod.refusal, pod.endpoint) for pod in self.pods])
         if told != self._told:
             self._changed(self)
             self._told = told
@@ -150,6 +158,7 @@ class Service:
             if self.runtime_problem:
                 agent_log.say("the runtime answers again")
             self.runtime_problem = ""
+            self._answered_at = now
             self._list_at = now + self._next_list(now)
         for pod in gone:
             self._forget(pod)
@@ -227,7 +236,8 @@ class Service:
         began = time.monotonic()
         try:
             served = self._reconciler.served().get(pod.sandbox.uid)
-            endpoint = self._pods.examine(pod, is_proven=served is not None and self._is_of(served, pod))
+            is_proven = served is not None and pod_facts.has_cookie(pod.sandbox.pid, served.netns)
+            endpoint = self._pods.examine(pod, is_proven=is_proven)
         except LabError as error:
             self._pods.refuse(pod, Refusal("unread", f"it cannot be read: {error.what}"))
             return
@@ -252,14 +262,6 @@ class Service:
         pod.endpoint, pod.refusal = endpoint, None
         pod.stop_listening()
 
-    @staticmethod
-    def _is_of(served: Served, pod: TrackedPod) -> bool:
-        """Report whether what is served under the pod's uid is this very sandbox, by its network namespace."""
-        try:
-            return served.netns == netns_cookie(pod_facts.netns_of(pod.sandbox.pid))
-        except LabError:
-            return False
-
     def _install_programs(self) -> None:
         """Load the programs, or have them in order; if this kernel cannot, every pod is refused for that reason."""
         try:
@@ -279,6 +281,9 @@ class Service:
                 self._install_programs()
                 for pod in self._pods.pods.values():
                     pod.due = 0.0
+            if self._reconciler.redirecting != (on := self._redirecting()):
+                agent_log.warn("the kill switch was not in force, and is set again", redirecting=on)
+                self._reconciler.redirecting = on
             served = self._reconciler.served()
             endpoints = {pod.sandbox.uid: pod.endpoint for pod in self._pods.pods.values() if pod.endpoint}
             self._reconciler.settle(
