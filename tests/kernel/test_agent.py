@@ -17,6 +17,7 @@ from kernel.compiled_programs import compile_into
 from kernel.dataplane_rig import RULES, Agent, until
 from merbridge_lab.adapters import netlink_hooks, tcp_sockets
 from merbridge_lab.adapters.listening_sockets import Listening
+from merbridge_lab.dataplane.pins import Pins
 
 pytestmark = pytest.mark.kernel
 
@@ -193,13 +194,15 @@ def test_remove_leaves_nothing_and_is_refused_while_an_agent_runs(node, monkeypa
         from merbridge_lab.errors import LabError
 
         monkeypatch.setattr(startup, "_END", 0.2)
-        places = startup.Places(node.pins, node.run_dir, node.runtime.socket, node.root, node.tmp / "tracing")
+        places = startup.Places(
+            node.pins, node.run_dir, node.tmp / "state", node.runtime.socket, node.root, node.tmp / "tracing"
+        )
         with pytest.raises(LabError, match="an agent runs on this node"):
             startup.remove(places)
         node.end_agent(agent)
         node.merlab("remove")
         assert not node.pins.exists()
-        assert list(node.run_dir.iterdir()) == []
+        assert [*node.run_dir.iterdir(), *(node.tmp / "state").iterdir()] == []
         far.sendall(b"by TCP")
         assert sock.recv(10) == b"by TCP"
     with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
@@ -291,6 +294,24 @@ def test_another_version_takes_over_under_requests_without_pause_and_the_older_o
         done = stream.answered
         until(lambda: stream.answered > done + 10, "requests are answered by the rules")
     assert stream.failed == []
+
+
+def test_the_kill_switch_reaches_the_version_that_is_being_replaced(node, tmp_path):
+    """A takeover that was killed half-way: the version before still has its pods."""
+    told = json.loads(Path(os.environ["MERLAB_COMPILED"]).read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**told, "stamp": "0.1.0+another"}))
+    first = node.start_agent(stamp="0.1.0+another", MERLAB_COMPILED=str(other))
+    node.mesh("sleep")
+    node.end_agent(first)
+    node.reconciler.install()
+    before = Pins(node.pins / "old")
+    assert before.config()["intercept"] == 1
+    node.merlab("redirect", "off")
+    assert (before.config()["redirect"], before.config()["intercept"]) == (0, 0)
+    assert node.reconciler.redirecting is False
+    before.configure(redirect=1, intercept=1)
+    assert node.reconciler.redirecting is True  # one of them does
 
 
 def test_programs_that_somebody_removed_are_installed_again(node):
