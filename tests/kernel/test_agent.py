@@ -15,8 +15,10 @@ from kernel_refusing import refusing
 from kernel.agent_node import AgentNode, counted
 from kernel.compiled_programs import compile_into
 from kernel.dataplane_rig import RULES, Agent, until
-from merbridge_lab.adapters import netlink_hooks, tcp_sockets
+from merbridge_lab.adapters import cri_runtime, netlink_hooks, tcp_sockets
 from merbridge_lab.adapters.listening_sockets import Listening
+from merbridge_lab.agent.service import Service
+from merbridge_lab.dataplane.legs import ALL_LEGS
 from merbridge_lab.dataplane.pins import Pins
 
 pytestmark = pytest.mark.kernel
@@ -312,6 +314,28 @@ def test_the_kill_switch_reaches_the_version_that_is_being_replaced(node, tmp_pa
     assert node.reconciler.redirecting is False
     before.configure(redirect=1, intercept=1)
     assert node.reconciler.redirecting is True  # one of them does
+
+
+def test_a_kill_switch_that_is_not_in_force_is_set_and_one_in_the_maps_alone_stays(node):
+    agent = node.start_agent()
+    node.mesh("sleep")
+    node.end_agent(agent)
+    wanted = [True]
+    with cri_runtime.Runtime(node.runtime.socket) as runtime:
+        service = Service(
+            runtime, node.reconciler, node.root, ALL_LEGS, install=lambda: None, redirecting=lambda: wanted[0],
+            changed=lambda _: None, turned=lambda: None,
+        )  # fmt: skip
+        service._settle()
+        assert node.reconciler.redirecting is True
+        wanted[0] = False
+        service._settle()
+        assert node.reconciler.redirecting is False
+        wanted[0] = True
+        service._settle()
+        assert node.reconciler.redirecting is False  # as by bpftool
+        service._selector.close()
+        service._watch.__exit__()
 
 
 def test_programs_that_somebody_removed_are_installed_again(node):

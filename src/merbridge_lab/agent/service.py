@@ -281,9 +281,10 @@ class Service:
                 self._install_programs()
                 for pod in self._pods.pods.values():
                     pod.due = 0.0
-            if self._reconciler.redirecting != (on := self._redirecting()):
-                agent_log.warn("the kill switch was not in force, and is set again", redirecting=on)
-                self._reconciler.redirecting = on
+            # Off in the maps alone stays: somebody without merlab did it (ADR 38).
+            if not self._redirecting() and self._reconciler.redirecting:
+                agent_log.warn("the kill switch was not in force, and is set again")
+                self._reconciler.redirecting = False
             served = self._reconciler.served()
             endpoints = {pod.sandbox.uid: pod.endpoint for pod in self._pods.pods.values() if pod.endpoint}
             self._reconciler.settle(
