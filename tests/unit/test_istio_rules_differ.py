@@ -1,4 +1,4 @@
-"""Whether a pod's rules are those that its annotations imply: real rules, and what values of the mesh change."""
+"""Whether a pod's rules are those that its annotations imply: rules as saved, and what values of the mesh change."""
 
 import itertools
 import random
@@ -30,7 +30,7 @@ def of(**annotations):
 PLAIN = istio_rules.text({})
 
 
-def test_the_rules_of_a_real_pod_are_those_of_no_annotation():
+def test_rules_that_were_saved_in_a_pod_are_those_of_no_annotation():
     found = nat((CAPTURED / "sleep.nft.rules").read_text())
     assert found
     assert istio_rules.difference(found, {}) == ""
