@@ -122,6 +122,11 @@ def test_another_user_than_the_one_that_the_rules_exempt_refuses_it():
     assert enrolment.of_kernel(none).id == "listener_user"
 
 
+def test_rules_that_exempt_another_user_than_the_sidecar_too_refuse_it():
+    refusal = enrolment.of_kernel(dataclasses.replace(SERVED, rules=Rules(frozenset({1337, 5000}))))
+    assert refusal == ("rules_differ", "its rules exempt user 5000, too, who is not the sidecar: eBPF would not")
+
+
 def test_another_sidecar_s_user_is_right_where_the_rules_say_so():
     """As on OpenShift, or in a user namespace: the numbers of both are the node's."""
     facts = dataclasses.replace(

@@ -127,4 +127,7 @@ def _of_sidecar(facts: PodFacts) -> Refusal | None:
             "listener_user",
             f"user {uid} listens on port {INBOUND_PORT}, but Istio's rules exempt {users}: it is not the sidecar",
         )
+    if facts.rules is not None and (besides := facts.rules.users - {uid}):
+        users = ", ".join(map(str, sorted(besides)))
+        return Refusal("rules_differ", f"its rules exempt user {users}, too, who is not the sidecar: eBPF would not")
     return None
