@@ -52,6 +52,7 @@ ErrorId: TypeAlias = Literal[
     "matrix.unexpected",
     # the agent of a node
     "agent.older",
+    "agent.no_pins",
     "agent.no_image",
     "agent.crashed",
     "agent.foreign",

@@ -12,6 +12,7 @@ from tests.annotated_pods import TRAFFIC
 from tests.cluster import builds
 
 from merbridge_lab import ruleset
+from merbridge_lab.dataplane import istio_rules
 from merbridge_lab.istio_facts import (
     AGENT_PORT,
     HEALTH_PORT,
@@ -57,10 +58,10 @@ def arguments(annotations: dict[str, str]) -> list[str]:
     return found
 
 
-def istios(annotations: dict[str, str]) -> str:
+def istios(annotations: dict[str, str], *more: str) -> str:
     """Return what pilot-agent would give iptables-restore."""
     pilot_agent = builds.tool("istio") / "pilot-agent"
-    argv = (pilot_agent, "istio-iptables", "--dry-run", *arguments(annotations))
+    argv = (pilot_agent, "istio-iptables", "--dry-run", *arguments(annotations), *more)
     done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=30, cwd="/")
     begin = "iptables-restore and the following input:\n"
     assert begin in done.stdout, done.stdout + done.stderr
@@ -87,5 +88,21 @@ def test_our_rules_are_istios() -> None:
     for pod in pods():
         theirs = loaded(istios(pod))
         assert loaded(rule_templates.pod_rules(tuple(pod.items()))) == theirs, pod
+        assert istio_rules.difference(theirs, pod) == "", pod  # so the agent serves the pod
         seen.add(str(sorted(theirs.items())))
     assert len(seen) > RANDOM * 0.8  # they do differ from one another
+
+
+MESH_WIDE = {
+    "an excluded port": ["-d", "15090,15021,15020,9000"],
+    "ranges": ["-i", "10.0.0.0/8"],
+    "excluded ranges": ["-x", "10.96.0.0/12"],
+    "TPROXY": ["-m", "TPROXY"],
+    "capture of DNS": ["--redirect-dns", "--capture-all-dns"],
+}
+
+
+@pytest.mark.parametrize("what", MESH_WIDE)
+def test_what_a_whole_mesh_asks_for_is_a_difference_from_no_annotation(what: str) -> None:
+    assert istio_rules.difference(loaded(istios({})), {}) == ""
+    assert istio_rules.difference(loaded(istios({}, *MESH_WIDE[what])), {}) != ""

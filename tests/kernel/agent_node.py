@@ -207,7 +207,7 @@ class AgentNode(Rig):
     # -- the agent ----------------------------------------------------------------------------------------------------
 
     def places(self) -> list[str]:
-        return ["--pins", str(self.pins), "--run", str(self.run_dir)]
+        return ["--pins", str(self.pins), "--run", str(self.run_dir), "--state", str(self.tmp / "state")]
 
     def start_agent(
         self, *more: str, wait: bool = True, stamp: str = "", prefix: Sequence[str] = (), **environment: str

@@ -14,9 +14,12 @@ from kernel_refusing import refusing
 
 from kernel.agent_node import AgentNode, counted
 from kernel.compiled_programs import compile_into
-from kernel.dataplane_rig import Agent, until
-from merbridge_lab.adapters import netlink_hooks, tcp_sockets
+from kernel.dataplane_rig import RULES, Agent, until
+from merbridge_lab.adapters import cri_runtime, netlink_hooks, tcp_sockets
 from merbridge_lab.adapters.listening_sockets import Listening
+from merbridge_lab.agent.service import Service
+from merbridge_lab.dataplane.legs import ALL_LEGS
+from merbridge_lab.dataplane.pins import Pins
 
 pytestmark = pytest.mark.kernel
 
@@ -193,13 +196,15 @@ def test_remove_leaves_nothing_and_is_refused_while_an_agent_runs(node, monkeypa
         from merbridge_lab.errors import LabError
 
         monkeypatch.setattr(startup, "_END", 0.2)
-        places = startup.Places(node.pins, node.run_dir, node.runtime.socket, node.root, node.tmp / "tracing")
+        places = startup.Places(
+            node.pins, node.run_dir, node.tmp / "state", node.runtime.socket, node.root, node.tmp / "tracing"
+        )
         with pytest.raises(LabError, match="an agent runs on this node"):
             startup.remove(places)
         node.end_agent(agent)
         node.merlab("remove")
         assert not node.pins.exists()
-        assert list(node.run_dir.iterdir()) == []
+        assert [*node.run_dir.iterdir(), *(node.tmp / "state").iterdir()] == []
         far.sendall(b"by TCP")
         assert sock.recv(10) == b"by TCP"
     with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
@@ -293,6 +298,46 @@ def test_another_version_takes_over_under_requests_without_pause_and_the_older_o
     assert stream.failed == []
 
 
+def test_the_kill_switch_reaches_the_version_that_is_being_replaced(node, tmp_path):
+    """A takeover that was killed half-way: the version before still has its pods."""
+    told = json.loads(Path(os.environ["MERLAB_COMPILED"]).read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**told, "stamp": "0.1.0+another"}))
+    first = node.start_agent(stamp="0.1.0+another", MERLAB_COMPILED=str(other))
+    node.mesh("sleep")
+    node.end_agent(first)
+    node.reconciler.install()
+    before = Pins(node.pins / "old")
+    assert before.config()["intercept"] == 1
+    node.merlab("redirect", "off")
+    assert (before.config()["redirect"], before.config()["intercept"]) == (0, 0)
+    assert node.reconciler.redirecting is False
+    before.configure(redirect=1, intercept=1)
+    assert node.reconciler.redirecting is True  # one of them does
+
+
+def test_a_kill_switch_that_is_not_in_force_is_set_and_one_in_the_maps_alone_stays(node):
+    agent = node.start_agent()
+    node.mesh("sleep")
+    node.end_agent(agent)
+    wanted = [True]
+    with cri_runtime.Runtime(node.runtime.socket) as runtime:
+        service = Service(
+            runtime, node.reconciler, node.root, ALL_LEGS, install=lambda: None, redirecting=lambda: wanted[0],
+            changed=lambda _: None, turned=lambda: None,
+        )  # fmt: skip
+        service._settle()
+        assert node.reconciler.redirecting is True
+        wanted[0] = False
+        service._settle()
+        assert node.reconciler.redirecting is False
+        wanted[0] = True
+        service._settle()
+        assert node.reconciler.redirecting is False  # as by bpftool
+        service._selector.close()
+        service._watch.__exit__()
+
+
 def test_programs_that_somebody_removed_are_installed_again(node):
     agent = node.start_agent()
     sleep, _ = node.mesh("sleep", "hello")
@@ -335,6 +380,22 @@ def test_wrong_candidates_are_left_to_the_rules_with_their_reason(node):
     assert node.reconciler.served() == {}
     assert 'merlab_pods_left_to_rules{reason="listener_user"} 1.0' in node.get("/metrics")[1]
     assert node.get("/readyz") == (200, "ready\n")
+
+
+def test_a_pod_whose_rules_are_not_those_of_its_annotations_is_refused(node):
+    """As where the whole mesh excludes a port: no annotation of the pod says so."""
+    node.start_agent()
+    sleep, hello = node.pod("sleep"), node.pod("hello", rules=False)
+    hello.rules(RULES.replace("--dport 15020 -j RETURN", "--dport 9000 -j RETURN"))
+    for pod in (sleep, hello):
+        pod.listen()
+    node.until_state(sleep, "served")
+    told = node.until_reason(hello, "rules_differ")["reason"]
+    assert "ISTIO_INBOUND has -p tcp -m tcp --dport 9000 -j RETURN" in told
+    sleep.rules("*mangle\n:ISTIO_TPROXY - [0:0]\nCOMMIT\n")
+    node.wake(sleep)
+    node.until_reason(sleep, "interception_mode")
+    assert node.reconciler.served() == {}
 
 
 def test_pods_that_the_runtime_describes_as_others_are_refused(node):

@@ -92,6 +92,8 @@ OF_KERNEL = {
     "no_sidecar": {"rules": None, "listeners": NONE, "sidecar": None},
     "no_rules": {"rules": None},
     "gateway": {"rules": None, "listeners": (Listener(8443, 5, 1337), Listener(15021, 6, 1337)), "sidecar": None},
+    "rules_differ": {"difference": "ISTIO_INBOUND has -p tcp -m tcp --dport 9000 -j RETURN"},
+    "interception_mode": {"rules": Rules(frozenset({1337}), has_tproxy=True)},
     "no_listener": {"listeners": NONE, "sidecar": None},
     "listener_foreign": {"foreign": True, "sidecar": None},
     "sidecar_user": {"sidecar": None, "unknown_user": "its uids are 0, 1337, not one"},
@@ -118,6 +120,11 @@ def test_another_user_than_the_one_that_the_rules_exempt_refuses_it():
     )
     none = dataclasses.replace(SERVED, rules=Rules(frozenset()))
     assert enrolment.of_kernel(none).id == "listener_user"
+
+
+def test_rules_that_exempt_another_user_than_the_sidecar_too_refuse_it():
+    refusal = enrolment.of_kernel(dataclasses.replace(SERVED, rules=Rules(frozenset({1337, 5000}))))
+    assert refusal == ("rules_differ", "its rules exempt user 5000, too, who is not the sidecar: eBPF would not")
 
 
 def test_another_sidecar_s_user_is_right_where_the_rules_say_so():

@@ -89,6 +89,18 @@ def at(target: Path) -> Mount | None:
     return next((mount for mount in reversed(table()) if mount.target == target), None)
 
 
+def type_of(path: Path) -> str:
+    """Return the type of the file system on which a path is, or would be; "" if that cannot be told."""
+    path = path.resolve()
+    found = ""
+    deepest = -1
+    for each in table():
+        depth = len(each.target.parts)
+        if path.is_relative_to(each.target) and depth >= deepest:  # of two at one place the later one covers the other
+            found, deepest = each.fstype, depth
+    return found
+
+
 def below(target: Path) -> list[Mount]:
     """List the mounts on and below `target`, the latest first: the order in which they are unmounted."""
     return [m for m in reversed(table()) if m.target == target or target in m.target.parents]

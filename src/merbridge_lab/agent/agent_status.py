@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from merbridge_lab.agent.tracked_pod import TrackedPod
     from merbridge_lab.dataplane import Reconciler
 
+#: The states of a switch: `None` if there are no programs that it would switch.
+_SWITCH = {True: "on", False: "off", None: "not loaded"}
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -27,7 +30,9 @@ class Sources:
     reconciler: Reconciler
 
 
-def state(pods: list[TrackedPod], *, generation: int, ready: bool, runtime_problem: str) -> dict[str, Any]:
+def state(
+    pods: list[TrackedPod], *, generation: int, ready: bool, runtime_problem: str, namespaces_asked: bool
+) -> dict[str, Any]:
     """Return the state that the agent writes to the node's disk."""
     return {
         "schema": 1,
@@ -35,6 +40,7 @@ def state(pods: list[TrackedPod], *, generation: int, ready: bool, runtime_probl
         "generation": generation,
         "ready": ready,
         "runtime": runtime_problem or None,
+        "namespaces": "asked" if namespaces_asked else "not asked",
         "pods": [pod.describe() for pod in pods],
     }
 
@@ -43,7 +49,8 @@ def status(sources: Sources) -> dict[str, Any]:
     """Return the state of a node, whether an agent runs or not."""
     told = sources.node.read()
     running = sources.node.is_running
-    redirecting = debug = False
+    redirecting: bool | None = None  # nothing is loaded
+    debug = False
     served: set[str] | None = None
     with contextlib.suppress(LabError):
         served = set(sources.reconciler.served())
@@ -58,6 +65,7 @@ def status(sources: Sources) -> dict[str, Any]:
         "redirecting": redirecting,
         "debug": debug,
         "runtime": told.get("runtime"),
+        "namespaces": told.get("namespaces", "not asked"),
         "pods": pods,
         "refused": dict(sorted(Counter(pod["reason_id"] for pod in pods if pod["reason_id"]).items())),
     }
@@ -105,7 +113,8 @@ def lines(told: dict[str, Any]) -> list[str]:
     is_running, is_ready = ("" if told[each] else "not " for each in ("running", "ready"))
     found = [
         f"agent {told['version']}, generation {told['generation']}: {is_running}running, {is_ready}ready",
-        f"redirecting: {'on' if told['redirecting'] else 'off'}; debug: {'on' if told['debug'] else 'off'}",
+        f"redirecting: {_SWITCH[told['redirecting']]}; debug: {_SWITCH[told['debug']]}",
+        f"labels of namespaces: {told['namespaces']}",
     ]
     if told["runtime"]:
         found.append(str(told["runtime"]))

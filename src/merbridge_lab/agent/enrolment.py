@@ -90,6 +90,10 @@ def _of_listeners(facts: PodFacts) -> Refusal | None:
     ports = {each.port for each in facts.listeners}
     if facts.rules is None and not facts.is_proven:
         return _without_rules(ports)
+    if facts.rules is not None and facts.rules.has_tproxy:
+        return Refusal("interception_mode", "its rules are those of TPROXY, not REDIRECT")
+    if facts.difference:
+        return Refusal("rules_differ", f"its rules are not those that its annotations imply: {facts.difference}")
     if INBOUND_PORT not in ports:
         return Refusal("no_listener", f"nothing listens on port {INBOUND_PORT} in it yet")
     return None
@@ -123,4 +127,7 @@ def _of_sidecar(facts: PodFacts) -> Refusal | None:
             "listener_user",
             f"user {uid} listens on port {INBOUND_PORT}, but Istio's rules exempt {users}: it is not the sidecar",
         )
+    if facts.rules is not None and (besides := facts.rules.users - {uid}):
+        users = ", ".join(map(str, sorted(besides)))
+        return Refusal("rules_differ", f"its rules exempt user {users}, too, who is not the sidecar: eBPF would not")
     return None

@@ -30,7 +30,14 @@ class _Numbers(Collector):
         status = agent_status.status(self._sources)
         yield GaugeMetricFamily("merlab_agent_ready", "Is every pod served, or is there a reason?", status["ready"])
         yield GaugeMetricFamily(
-            "merlab_agent_redirecting", "0 while the kill switch is off.", int(bool(status["redirecting"]))
+            "merlab_agent_redirecting",
+            "1 while messages are redirected; 0 if redirecting is switched off, or nothing is loaded.",
+            int(bool(status["redirecting"])),
+        )
+        yield GaugeMetricFamily(
+            "merlab_agent_runtime_answers",
+            "0 while the container runtime does not answer the agent.",
+            int(status["running"] and status["runtime"] is None),
         )
         yield GaugeMetricFamily("merlab_agent_generation", "The generation of the agent.", status["generation"])
         pods = GaugeMetricFamily("merlab_pods", "Pods of the node, by their state.", labels=["state"])

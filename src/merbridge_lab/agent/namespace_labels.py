@@ -45,6 +45,8 @@ class NamespaceLabels:
         self._host = environ.get("KUBERNETES_SERVICE_HOST", "")
         self._port = int(environ.get("KUBERNETES_SERVICE_PORT") or 443)
         self._known: dict[str, _Answer] = {}
+        #: Until when nothing is asked, because a question has failed, and why it has.
+        self._quiet_until, self._why = 0.0, ""
 
     @property
     def are_asked(self) -> bool:
@@ -68,11 +70,13 @@ class NamespaceLabels:
         return None
 
     def _ask(self, name: str, now: float, before: _Answer | None) -> _Answer:
-        try:
-            labels = self._labels(name)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            return _Answer(before.labels if before else None, str(error), now + _AGAIN)
-        return _Answer(labels, "", now + _FRESH)
+        """Ask for one namespace; after a failure for none, for some seconds: a silent server takes its time."""
+        if now >= self._quiet_until:
+            try:
+                return _Answer(self._labels(name), "", now + _FRESH)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                self._quiet_until, self._why = time.monotonic() + _AGAIN, str(error)
+        return _Answer(before.labels if before else None, self._why, self._quiet_until)
 
     def _labels(self, name: str) -> dict[str, str]:
         """Return the labels of a namespace; none if it is gone. Raises OSError, HTTPException, ValueError."""

@@ -1,4 +1,4 @@
-"""What the agent keeps on the node's disk: its lock, its generation, the switches, and its state for `agent status`.
+"""What the agent keeps of a node in files: its lock, its generation, the kill switch, its state for `agent status`.
 
 Only one agent of a node changes the dataplane: it holds a lock, which the kernel releases when it ends, however it
 ends. The generation is recorded, and an agent of a lower one refuses to start; within a generation, a version that was
@@ -42,14 +42,17 @@ def default_generation(version: str) -> int:
 
 
 class NodeState:
-    """The files below one directory of the node."""
+    """The files below two directories of the node: `run` is lost when it restarts, `kept` is not.
 
-    def __init__(self, run: Path) -> None:
-        self._run = run
+    A node that was switched off stays off when it restarts, and its generation counts then, too.
+    """
+
+    def __init__(self, run: Path, kept: Path) -> None:
+        self._run, self._kept = run, kept
         self._lock = run / "lock"
-        self._generation = run / "generation"
         self._state = run / "state.json"
-        self._off = run / "redirect-off"
+        self._generation = kept / "generation"
+        self._off = kept / "redirect-off"
 
     # -- lock and generation ------------------------------------------------------------------------------------------
 
@@ -58,22 +61,36 @@ class NodeState:
 
         Raises LabError.
         """
+        while True:
+            descriptor = self._open_lock()
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            if self._is_lock(descriptor):
+                return descriptor
+            os.close(descriptor)  # its holder has removed the file since: another agent may lock a new one
+
+    def _open_lock(self) -> int:
         try:
             make_folder(self._run, mode=0o700, parents=True)
             with change("take a lock"):
-                descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                return os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise LabError(
                 f"the agent's lock {self._lock} cannot be made: {error.strerror}",
                 hint=f"ls -ld {self._run}",
                 id="file.not_written",
             ) from error
+
+    def _is_lock(self, descriptor: int) -> bool:
+        """Report whether this open file is still the one that others will lock."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+            there = self._lock.lstat()
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(descriptor))
 
     @property
     def is_running(self) -> bool:
@@ -91,7 +108,7 @@ class NodeState:
         return False
 
     def recorded(self) -> Recorded | None:
-        """Return the generation that was last in charge; None if none was since the node started, or since `forget`."""
+        """Return the generation that was last in charge; None if none was since `forget`."""
         try:
             told = json.loads(self._generation.read_text())
             return Recorded(int(told["generation"]), str(told["stamp"]), tuple(map(str, told["replaced"])))
@@ -123,13 +140,14 @@ class NodeState:
         if last is not None and last.generation == generation:
             replaced = last.replaced if last.stamp == stamp else (*last.replaced, last.stamp)
         told = {"generation": generation, "stamp": stamp, "replaced": replaced}
+        make_folder(self._kept, mode=0o700, parents=True)
         write_atomic(self._generation, as_json(told), mode=0o600)
 
     # -- switches and state -------------------------------------------------------------------------------------------
 
     @property
     def is_redirecting(self) -> bool:
-        """Report whether redirecting is wanted: the switch outlives the agent and its programs."""
+        """Report whether redirecting is wanted: the switch outlives the agent, its programs and the node's restart."""
         return not self._off.exists()
 
     @is_redirecting.setter
@@ -137,7 +155,7 @@ class NodeState:
         if on:
             delete(self._off)
         else:
-            make_folder(self._run, mode=0o700, parents=True)
+            make_folder(self._kept, mode=0o700, parents=True)
             write_atomic(self._off, "", mode=0o600)
 
     def write(self, state: dict[str, Any]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, nftables, xtables
 from merbridge_lab.adapters.listening_sockets import Listening
-from merbridge_lab.dataplane.endpoints import sidecar_of
+from merbridge_lab.dataplane import istio_rules
+from merbridge_lab.dataplane.endpoints import netns_cookie, sidecar_of
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import INBOUND_PORT, OUTBOUND_PORT
 from merbridge_lab.text import lines_of, read_text
@@ -25,12 +26,21 @@ if TYPE_CHECKING:
 
 _USER = re.compile(r"-m owner (?:! )?--uid-owner (\d+)\b")
 
+#: The chains of Istio's interception mode TPROXY.
+_TPROXY = frozenset({"ISTIO_TPROXY", "ISTIO_DIVERT"})
+
 
 @dataclass(frozen=True)
 class Rules:
-    """Istio's rules in a pod: the users that they exempt, that is, those that a sidecar may have."""
+    """Istio's rules in a pod: the users that they exempt, that is, those that a sidecar may have.
+
+    `chains` is the nat table, each chain with its rules in iptables' words. `has_tproxy`: Istio's chains for TPROXY are
+    there, in the mangle table.
+    """
 
     users: frozenset[int]
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    has_tproxy: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class PodFacts:
 
     `netns` is the inode of its network namespace. `sharing` names another pod that has the same. `cgroup` is the
     directory of its own, None if it has none. `is_proven`: it is served already, and goes on if its rules are flushed.
+    `difference` is how its rules differ from those that its annotations imply.
     `foreign`: a socket on the inbound port is held by no process of the pod.
     `sidecar` is the process that holds it; `unknown_user` is why its user is not known.
     """
@@ -48,6 +59,7 @@ class PodFacts:
     sharing: str = ""
     cgroup: Path | None = None
     rules: Rules | None = None
+    difference: str = ""
     is_proven: bool = False
     listeners: tuple[Listener, ...] = ()
     foreign: bool = False
@@ -59,6 +71,14 @@ class PodFacts:
 def netns_of(pid: int) -> Path:
     """Return the file that represents the network namespace of a process."""
     return Path("/proc", str(pid), "ns/net")
+
+
+def has_cookie(pid: int, cookie: int) -> bool:
+    """Report whether the network namespace of a process is the one with this cookie."""
+    try:
+        return netns_cookie(netns_of(pid)) == cookie
+    except LabError:
+        return False
 
 
 def read(
@@ -78,8 +98,10 @@ def read(
         found = PodFacts(inode, inode in node, others.get(inode, ""), pod_cgroup(root, sandbox), is_proven=is_proven)
         if not (found.is_host_netns or found.sharing or found.cgroup is None):
             found = _of_sockets(found, sandbox.pid, found.cgroup)
+        if found.rules is not None:
+            found = replace(found, difference=istio_rules.difference(found.rules.chains, sandbox.annotations))
         is_same = netns.stat().st_ino == inode
-    except (OSError, LabError) as error:
+    except (OSError, LabError, ValueError) as error:
         return PodFacts(unread=f"it cannot be read: {error}")
     return found if is_same else PodFacts(unread="its sandbox changed while it was read")
 
@@ -98,7 +120,7 @@ def _of_sockets(found: PodFacts, pid: int, where: Path) -> PodFacts:
         unknown = error.what
     return replace(
         found,
-        rules=_as_the_node_sees(istio_rules(netns), read_text(Path("/proc", str(pid), "uid_map"))),
+        rules=_as_the_node_sees(read_rules(netns), read_text(Path("/proc", str(pid), "uid_map"))),
         listeners=tuple(listening),
         foreign=bool(holders) and not pids,
         sidecar=sidecar,
@@ -130,22 +152,24 @@ def _links(pid: int) -> Iterable[str]:
             continue
 
 
-def istio_rules(netns: Path) -> Rules | None:
+def read_rules(netns: Path) -> Rules | None:
     """Return Istio's rules in a network namespace, from either backend; None if they are not there. Raises OSError.
 
     The legacy tables are read only if nftables does not have them.
     """
     tables = nftables.read(netns)
+    mangle = {each.name for each in tables.chains if (each.family, each.table) == ("ip", "mangle")}
     found = rules_of({each.name: each.told for each in tables.chains if (each.family, each.table) == ("ip", "nat")})
-    if found is not None:
-        return found
-    legacy = [each for each in xtables.read(netns) if (each.family, each.name) == ("ip", "nat")]
-    return rules_of({chain.name: chain.told for table in legacy for chain in table.chains or ()})
+    if found is None:
+        legacy = {each.name: each.chains or () for each in xtables.read(netns) if each.family == "ip"}
+        mangle |= {chain.name for chain in legacy.get("mangle", ())}
+        found = rules_of({chain.name: chain.told for chain in legacy.get("nat", ())})
+    return replace(found, has_tproxy=bool(mangle & _TPROXY)) if found else None
 
 
 def _as_the_node_sees(rules: Rules | None, uid_map: str) -> Rules | None:
     """Return the rules with the numbers that users have on the node: rules hold those of the pod's user namespace."""
-    return None if rules is None else Rules(frozenset(mapped(rules.users, uid_map)))
+    return None if rules is None else replace(rules, users=frozenset(mapped(rules.users, uid_map)))
 
 
 def mapped(users: Iterable[int], uid_map: str) -> set[int]:
@@ -165,7 +189,8 @@ def rules_of(chains: Mapping[str, tuple[tuple[str, int], ...]]) -> Rules | None:
     )
     if not (jumps and redirects):
         return None
-    return Rules(frozenset(int(user) for words, _ in chains.get("ISTIO_OUTPUT", ()) for user in _USER.findall(words)))
+    said = {name: tuple(words for words, _ in told) for name, told in chains.items()}
+    return Rules(frozenset(int(user) for words in said.get("ISTIO_OUTPUT", ()) for user in _USER.findall(words)), said)
 
 
 # -- cgroups ----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from merbridge_lab.adapters.inotify import Inotify
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: The directories above those of pods, with either driver, and the directory of a pod with its uid.
-_ABOVE = re.compile(r"kubepods(\.slice)?|besteffort|burstable|kubepods-(besteffort|burstable)\.slice")
-_POD = re.compile(r"(?:kubepods-(?:(?:besteffort|burstable)-)?)?pod([0-9a-zA-Z_-]+?)(?:\.slice)?")
+#: The topmost of the kubelet's directories, those above pods', with either driver, and that of a pod with its uid. With
+#: systemd's and a root of the kubelet's own, that root comes first in each name: kubelet-kubepods-besteffort.slice.
+_TOP = re.compile(r"kubepods|(.+-)?kubepods\.slice")
+_ABOVE = re.compile(rf"{_TOP.pattern}|besteffort|burstable|(.+-)?kubepods-(besteffort|burstable)\.slice")
+_POD = re.compile(r"(?:(?:.+-)?kubepods-(?:(?:besteffort|burstable)-)?)?pod([0-9a-zA-Z_-]+?)(?:\.slice)?")
 #: How deep below the root of the hierarchy the kubelet's own root may be.
 _DEEP = 3
 
@@ -61,7 +63,7 @@ class PodWatch:
     def _tops(self, folder: Path, deep: int) -> list[Path]:
         found = []
         for child in _folders(folder):
-            if re.fullmatch(r"kubepods(\.slice)?", child.name):
+            if _TOP.fullmatch(child.name):
                 found.append(child)
             elif deep > 1:
                 found += self._tops(child, deep - 1)

@@ -20,6 +20,7 @@ RefusalId: TypeAlias = Literal[
     "cgroup",
     "no_sidecar",
     "no_rules",
+    "rules_differ",
     "gateway",
     "listener_foreign",
     "listener_user",

@@ -11,13 +11,12 @@ import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab import signals
-from merbridge_lab.agent import agent_log, pod_facts
+from merbridge_lab.agent import agent_log, look_intervals, pod_facts
 from merbridge_lab.agent.namespace_labels import NamespaceLabels
 from merbridge_lab.agent.node_pods import NodePods
 from merbridge_lab.agent.pod_watch import PodWatch
 from merbridge_lab.agent.refusals import Refusal
 from merbridge_lab.agent.signal_wakeups import woken_by_signals
-from merbridge_lab.dataplane.endpoints import netns_cookie
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -27,27 +26,20 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.cri_runtime import Runtime
     from merbridge_lab.agent.tracked_pod import TrackedPod
     from merbridge_lab.dataplane import Legs, Reconciler
-    from merbridge_lab.dataplane.reconciler import Served
 
-#: Seconds between looks at a pod that waits for its sidecar: in its first minute, and later.
-_SOON, _LATER, _FIRST = 0.05, 0.1, 60.0
-#: Seconds between looks at a pod whose cgroup has just changed.
-_CHANGED = 0.2
-#: Seconds between looks at a pod that is served, and at one that is refused: what wakes nobody is seen then.
-_SERVED, _REFUSED = 180.0, 600.0
 #: Seconds between questions to the runtime: while a pod's cgroup has no sandbox yet, for how long, and otherwise.
 _LIST_SOON, _LIST_FIRST, _LIST = 0.1, 20.0, 10.0
+#: After how many seconds without an answer of the runtime the agent is not ready: it misses pods that are new.
+_SILENT = 60.0
 #: Seconds between clean-ups of what belongs to no connection any more.
 _SETTLE = 60.0
-#: How long a pod that could not be attached is left alone, in seconds.
-_AGAIN = 5.0
 
 
 class Service:
     """Reconciles the pods of a node until `stop`.
 
-    `install` makes the programs be in order. `changed` is called when something is new for who reads the state,
-    `turned` each time that the loop has turned.
+    `install` makes the programs be in order. `redirecting` tells if the kill switch lets them redirect. `changed` is
+    called when something is new for who reads the state, `turned` each time that the loop has turned.
     """
 
     def __init__(
@@ -58,16 +50,21 @@ class Service:
         legs: Legs,
         *,
         install: Callable[[], None],
+        redirecting: Callable[[], bool],
         changed: Callable[[Service], None],
         turned: Callable[[], None],
     ) -> None:
-        self._reconciler, self._install, self._changed, self._turned = reconciler, install, changed, turned
+        self._reconciler, self._install, self._redirecting = reconciler, install, redirecting
+        self._changed, self._turned = changed, turned
         self._selector = selectors.DefaultSelector()
         self._pods = NodePods(runtime, cgroups, legs, self._selector)
-        self._pods.of_namespace = NamespaceLabels().refusal
+        labels = NamespaceLabels()
+        self._pods.of_namespace = labels.refusal
+        #: Whether namespaces may opt out: only the API server knows their labels.
+        self.are_namespaces_asked = labels.are_asked
         self._watch = PodWatch(cgroups)
         self._stopping = False
-        self._list_at, self._unknown_since = 0.0, 0.0
+        self._list_at, self._scan_at, self._unknown_since, self._answered_at = 0.0, 0.0, 0.0, 0.0
         self._listed = False
         self._told: object = None
         self._settle_at = 0.0
@@ -83,8 +80,9 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Report whether every pod of the node is served or has its reason."""
-        return self._listed and all(pod.endpoint or pod.refusal for pod in self._pods.pods.values())
+        """Report whether every pod of the node is served or has its reason, and the runtime answers."""
+        answers = time.monotonic() - self._answered_at < _SILENT
+        return self._listed and answers and all(pod.endpoint or pod.refusal for pod in self._pods.pods.values())
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -92,6 +90,8 @@ class Service:
         """Reconcile until `stop`, or, `once`, until every pod has been looked at. Programs and pins stay."""
         with self._watch, self._selector, woken_by_signals(self._selector, self.stop):
             signals.checkpoint()  # one that came before these handlers
+            if not self.are_namespaces_asked:
+                agent_log.warn("namespaces cannot opt out: there is no token to ask the API server with")
             self._selector.register(self._watch, selectors.EVENT_READ, None)
             self._watch.scan()
             self._install_programs()
@@ -136,7 +136,7 @@ class Service:
                 self._reconcile(pod)
         if self._listed and time.monotonic() >= self._settle_at:
             self._settle()
-        told = (self.runtime_problem, self._listed, [(pod.sandbox.id, pod.refusal, pod.endpoint) for pod in self.pods])
+        told = (self.runtime_problem, self.is_ready, [(pod.sandbox.id, pod.refusal, pod.endpoint) for pod in self.pods])
         if told != self._told:
             self._changed(self)
             self._told = told
@@ -158,12 +158,20 @@ class Service:
             if self.runtime_problem:
                 agent_log.say("the runtime answers again")
             self.runtime_problem = ""
+            self._answered_at = now
             self._list_at = now + self._next_list(now)
         for pod in gone:
             self._forget(pod)
+        self._watch_again(now)
         if not self._listed and not self.runtime_problem:
             self._listed = True
             self._forget_strangers()
+
+    def _watch_again(self, now: float) -> None:
+        """Look for the cgroups of pods that are not watched: the kubelet's root may be newer than the watch."""
+        if now >= self._scan_at and any(pod.sandbox.uid not in self._watch.pods for pod in self._pods.pods.values()):
+            self._scan_at = now + _LIST
+            self._watch.scan()
 
     def _next_list(self, now: float) -> float:
         """Return when to ask again: soon while the runtime is late to name a new pod, or to drop one that has ended."""
@@ -213,29 +221,23 @@ class Service:
 
     def _reconcile(self, pod: TrackedPod) -> None:
         now = time.monotonic()
-        if pod.state == "pending" and pod.refusal and pod.refusal.id == "no_listener" and pod.woken + _CHANGED < now:
+        is_quiet = pod.woken + look_intervals.CHANGED < now
+        if pod.state == "pending" and pod.refusal and pod.refusal.id == "no_listener" and is_quiet:
             # The usual case: a pod that waits. Only this is asked until it listens.
             if pod.is_listening():
                 self._look(pod)
         else:
             self._look(pod)
-        pod.due = time.monotonic() + self._interval(pod, now)
-
-    def _interval(self, pod: TrackedPod, now: float) -> float:
-        if pod.refusal is not None and pod.refusal.id == "no_listener":
-            return _SOON if now - pod.woken < _FIRST else _LATER
-        if pod.refusal is not None and pod.refusal.id in ("not_attached", "namespace_unknown", "unread"):
-            return _CHANGED if now - pod.woken < 1.0 else _AGAIN
-        if pod.state != "served" and now - pod.woken < 1.0:
-            return _CHANGED
-        return _SERVED if pod.state == "served" else _REFUSED
+        is_watched = pod.sandbox.uid in self._watch.pods
+        pod.due = time.monotonic() + look_intervals.interval(pod, now, is_watched=is_watched)
 
     def _look(self, pod: TrackedPod) -> None:
         """Examine a pod, and serve it, or detach it if it may not be served any more."""
         began = time.monotonic()
         try:
             served = self._reconciler.served().get(pod.sandbox.uid)
-            endpoint = self._pods.examine(pod, is_proven=served is not None and self._is_of(served, pod))
+            is_proven = served is not None and pod_facts.has_cookie(pod.sandbox.pid, served.netns)
+            endpoint = self._pods.examine(pod, is_proven=is_proven)
         except LabError as error:
             self._pods.refuse(pod, Refusal("unread", f"it cannot be read: {error.what}"))
             return
@@ -260,14 +262,6 @@ class Service:
         pod.endpoint, pod.refusal = endpoint, None
         pod.stop_listening()
 
-    @staticmethod
-    def _is_of(served: Served, pod: TrackedPod) -> bool:
-        """Report whether what is served under the pod's uid is this very sandbox, by its network namespace."""
-        try:
-            return served.netns == netns_cookie(pod_facts.netns_of(pod.sandbox.pid))
-        except LabError:
-            return False
-
     def _install_programs(self) -> None:
         """Load the programs, or have them in order; if this kernel cannot, every pod is refused for that reason."""
         try:
@@ -287,6 +281,10 @@ class Service:
                 self._install_programs()
                 for pod in self._pods.pods.values():
                     pod.due = 0.0
+            # Off in the maps alone stays: somebody without merlab did it (ADR 38).
+            if not self._redirecting() and self._reconciler.redirecting:
+                agent_log.warn("the kill switch was not in force, and is set again")
+                self._reconciler.redirecting = False
             served = self._reconciler.served()
             endpoints = {pod.sandbox.uid: pod.endpoint for pod in self._pods.pods.values() if pod.endpoint}
             self._reconciler.settle(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import __version__, signals
-from merbridge_lab.adapters import cri_runtime
+from merbridge_lab.adapters import cri_runtime, mounts
 from merbridge_lab.agent import agent_log, agent_status, http_server
 from merbridge_lab.agent.agent_status import Sources
 from merbridge_lab.agent.node_state import NodeState, default_generation
@@ -30,12 +30,13 @@ _END, _DRAIN = 30.0, 5.0
 class Places:
     """Where things are, as this process sees them.
 
-    `pins` is a directory on the node's bpffs, `run` one on its disk, `cri` the runtime's socket, `cgroups` where
-    cgroup2 is mounted, `tracefs` where tracefs is, if it is needed.
+    `pins` is a directory on the node's bpffs, `run` is lost when the node restarts, `state` is kept. `cri` is the
+    runtime's socket, `cgroups` where cgroup2 is mounted, `tracefs` where tracefs is, if it is needed.
     """
 
     pins: Path
     run: Path
+    state: Path
     cri: Path
     cgroups: Path
     tracefs: Path
@@ -45,15 +46,29 @@ class Places:
         return Reconciler(self.pins, self.tracefs if self.tracefs.is_dir() else None)
 
     def sources(self) -> Sources:
-        """Return where the state of the node is."""
-        return Sources(NodeState(self.run), self.reconciler())
+        """Return where the state of the node is. Raises LabError."""
+        self.require_pins()
+        return Sources(self.node(), self.reconciler())
+
+    def node(self) -> NodeState:
+        """Return what is kept of the node in files."""
+        return NodeState(self.run, self.state)
+
+    def require_pins(self) -> None:
+        """Raise LabError if the directory of pins is not on a bpffs: nothing would be found there, nor removed."""
+        if mounts.type_of(self.pins) != "bpf":
+            raise LabError(
+                f"{self.pins} is not on a bpffs: expected the agent's pins there; --pins names their directory",
+                hint="findmnt -t bpf",
+                id="agent.no_pins",
+            )
 
 
 def run(places: Places, profile: Profile, *, generation: int | None, port: int, debug: bool, once: bool) -> None:
     """Run the agent until it is told to end; programs and pins stay. Raises LabError."""
     agent_log.begin()
     generation = default_generation(__version__) if generation is None else generation
-    node, reconciler = NodeState(places.run), places.reconciler()
+    node, reconciler = places.node(), places.reconciler()
     _take(node, generation)
     node.begin()
     with cri_runtime.Runtime(places.cri) as runtime:
@@ -70,7 +85,14 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
             answers = http_server.start(port, sources, pulse, metrics.text(sources))
             agent_log.say("answers on the loopback", port=answers)
         service = Service(
-            runtime, reconciler, places.cgroups, legs, install=install, changed=written.write, turned=pulse.beat
+            runtime,
+            reconciler,
+            places.cgroups,
+            legs,
+            install=install,
+            redirecting=lambda: node.is_redirecting,
+            changed=written.write,
+            turned=pulse.beat,
         )
         service.run(once=once)
     agent_log.say("ends; what is served goes on")
@@ -123,6 +145,7 @@ class _Written:
             generation=self._generation,
             ready=service.is_ready,
             runtime_problem=service.runtime_problem,
+            namespaces_asked=service.are_namespaces_asked,
         )
         if state == self._last:
             return
@@ -136,7 +159,8 @@ class _Written:
 
 def remove(places: Places) -> dict[str, Any]:
     """Detach everything and leave no pin and no file; wait for a running agent to end. Raises LabError."""
-    node = NodeState(places.run)
+    places.require_pins()
+    node = places.node()
     descriptor = node.take() or poll_until(node.take, timeout=_END, awaiting="the agent to end")
     if descriptor is None:
         raise LabError(
@@ -151,10 +175,12 @@ def remove(places: Places) -> dict[str, Any]:
 
 def redirect(places: Places, *, on: bool) -> None:
     """Switch redirecting for the whole node; it stays so when the agent starts again. Raises LabError."""
-    NodeState(places.run).is_redirecting = on
+    places.require_pins()
+    places.node().is_redirecting = on
     places.reconciler().redirecting = on
 
 
 def debug(places: Places, *, on: bool) -> None:
     """Switch trace lines for the whole node, until the agent starts again. Raises LabError."""
+    places.require_pins()
     places.reconciler().debug = on

@@ -26,6 +26,8 @@ app.add_typer(group)
 #: Where the manifest mounts the node's directories. AppArmor refuses changes below a path called /sys/fs/bpf.
 _PINS, _RUN, _CGROUPS = Path("/host/bpf/merlab-agent"), Path("/run/merlab-agent"), Path("/host/cgroup")
 _CRI, _TRACEFS = Path("/run/containerd/containerd.sock"), Path("/host/tracing")
+#: What outlives the node's restart; and tracefs where the agent runs on the node itself.
+_STATE, _NODES_TRACEFS = Path("/var/lib/merlab-agent"), Path("/sys/kernel/tracing")
 _PORT = 15099
 
 
@@ -36,21 +38,33 @@ def _is_on(text: str) -> bool:
 
 
 Pins = Annotated[Path, typer.Option("--pins", metavar="DIR", help="Directory for pins, on the node's bpffs.")]
-Run = Annotated[Path, typer.Option("--run", metavar="DIR", help="Directory for lock and state, on the node's disk.")]
-Tracefs = Annotated[Path, typer.Option("--tracefs", metavar="DIR", help="Where the node's tracefs is mounted.")]
+Run = Annotated[Path, typer.Option("--run", metavar="DIR", help="Directory for the lock and for what status shows.")]
+State = Annotated[
+    Path,
+    typer.Option("--state", metavar="DIR", help="Directory for kill switch and generation, on the node's disk."),
+]
+Tracefs = Annotated[
+    Path,
+    typer.Option("--tracefs", metavar="DIR", help="The node's tracefs (without /host/tracing, /sys/kernel/tracing)."),
+]
 OnOff = Annotated[bool, typer.Argument(metavar="on|off", help="on or off.", parser=_is_on)]
 
 
-def _places(pins: Path, run: Path, *, cri: Path = _CRI, cgroups: Path = _CGROUPS, tracefs: Path = _TRACEFS) -> Places:
+def _places(
+    pins: Path, run: Path, state: Path, *, cri: Path = _CRI, cgroups: Path = _CGROUPS, tracefs: Path = _TRACEFS
+) -> Places:
     from merbridge_lab.agent.startup import Places
 
-    return Places(pins, run, cri, cgroups, tracefs)
+    if tracefs == _TRACEFS and not tracefs.is_dir():
+        tracefs = _NODES_TRACEFS
+    return Places(pins, run, state, cri, cgroups, tracefs)
 
 
 @group.command("run")
 def run_agent(
     pins: Pins = _PINS,
     run: Run = _RUN,
+    state: State = _STATE,
     cri: Annotated[Path, typer.Option("--cri", metavar="SOCKET", help="The container runtime's socket.")] = _CRI,
     cgroup: Annotated[Path, typer.Option("--cgroup", metavar="DIR", help="Where cgroup2 is mounted.")] = _CGROUPS,
     tracefs: Tracefs = _TRACEFS,
@@ -59,7 +73,10 @@ def run_agent(
     ] = Legs.SAFE,
     debug: Annotated[bool, typer.Option("--debug", help="Have the programs write trace lines.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End when every pod has been looked at.")] = False,
-    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1 for /metrics, /readyz, /healthz.")] = _PORT,
+    port: Annotated[
+        int,
+        typer.Option("--port", envvar="MERLAB_AGENT_PORT", help="Port on 127.0.0.1 for /metrics, /readyz, /healthz."),
+    ] = _PORT,
     generation: Annotated[
         int | None,
         typer.Option(
@@ -78,7 +95,7 @@ def run_agent(
         from merbridge_lab.agent import startup
         from merbridge_lab.dataplane import Profile
 
-        places = _places(pins, run, cri=cri, cgroups=cgroup, tracefs=tracefs)
+        places = _places(pins, run, state, cri=cri, cgroups=cgroup, tracefs=tracefs)
         try:
             startup.run(places, Profile(legs.value), generation=generation, port=port, debug=debug, once=once)
         except signals.Interrupted as stop:
@@ -88,7 +105,12 @@ def run_agent(
 
 @group.command("status")
 def agent_status_(
-    pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False
+    pins: Pins = _PINS,
+    run: Run = _RUN,
+    state: State = _STATE,
+    json: JsonFlag = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
 ) -> None:
     """Show which pods of the node are served, and why others are left to the rules; exit 0 if the agent is ready.
 
@@ -99,7 +121,7 @@ def agent_status_(
     with Session("agent", as_json=json, debug=debug, no_color=no_color, quiet=True) as session:
         from merbridge_lab.agent import agent_status
 
-        told = agent_status.status(_places(pins, run).sources())
+        told = agent_status.status(_places(pins, run, state).sources())
         if json:
             session.console.json(told)
         else:
@@ -109,7 +131,9 @@ def agent_status_(
 
 
 @group.command("counters")
-def agent_counters(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, debug: Debug = False) -> None:
+def agent_counters(
+    pins: Pins = _PINS, run: Run = _RUN, state: State = _STATE, json: JsonFlag = False, debug: Debug = False
+) -> None:
     """Print every counter of every pod that is served, read from the pinned maps.
 
     Example:  merlab agent counters --json
@@ -117,7 +141,7 @@ def agent_counters(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, 
     with Session("agent", as_json=json, debug=debug, quiet=True) as session:
         from merbridge_lab.agent import agent_status
 
-        told = agent_status.counters(_places(pins, run).sources())
+        told = agent_status.counters(_places(pins, run, state).sources())
         if json:
             session.console.json(told)
         else:
@@ -127,7 +151,9 @@ def agent_counters(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, 
 
 
 @group.command("pairs")
-def agent_pairs(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, debug: Debug = False) -> None:
+def agent_pairs(
+    pins: Pins = _PINS, run: Run = _RUN, state: State = _STATE, json: JsonFlag = False, debug: Debug = False
+) -> None:
     """Print the live connections that eBPF carries, read from the pinned maps.
 
     Example:  merlab agent pairs --json
@@ -135,7 +161,7 @@ def agent_pairs(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, deb
     with Session("agent", as_json=json, debug=debug, quiet=True) as session:
         from merbridge_lab.agent import agent_status
 
-        told = agent_status.pairs(_places(pins, run).sources())
+        told = agent_status.pairs(_places(pins, run, state).sources())
         if json:
             session.console.json({"schema": 1, "pairs": told})
         else:
@@ -144,7 +170,9 @@ def agent_pairs(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, deb
 
 
 @group.command("programs")
-def agent_programs(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, debug: Debug = False) -> None:
+def agent_programs(
+    pins: Pins = _PINS, run: Run = _RUN, state: State = _STATE, json: JsonFlag = False, debug: Debug = False
+) -> None:
     """Print the programs and links of the node, read from the kernel.
 
     Example:  merlab agent programs --json
@@ -152,7 +180,7 @@ def agent_programs(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, 
     with Session("agent", as_json=json, debug=debug, quiet=True) as session:
         from merbridge_lab.agent import agent_status
 
-        told = agent_status.programs(_places(pins, run).sources())
+        told = agent_status.programs(_places(pins, run, state).sources())
         if json:
             session.console.json({"schema": 1, **told})
         else:
@@ -161,7 +189,7 @@ def agent_programs(pins: Pins = _PINS, run: Run = _RUN, json: JsonFlag = False, 
 
 
 @group.command("redirect")
-def agent_redirect(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, debug: Debug = False) -> None:
+def agent_redirect(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, state: State = _STATE, debug: Debug = False) -> None:
     """Switch redirecting for the whole node: the kill switch. Off, all connections go by TCP and by Istio's rules.
 
     No agent need run; one that starts later leaves it off.
@@ -171,11 +199,11 @@ def agent_redirect(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, debug: Debug 
     with Session("agent", debug=debug):
         from merbridge_lab.agent import startup
 
-        startup.redirect(_places(pins, run), on=on)
+        startup.redirect(_places(pins, run, state), on=on)
 
 
 @group.command("debug")
-def agent_debug(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, debug: Debug = False) -> None:
+def agent_debug(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, state: State = _STATE, debug: Debug = False) -> None:
     """Switch trace lines of the programs on or off, for the whole node.
 
     Example:  merlab agent debug on
@@ -183,13 +211,14 @@ def agent_debug(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, debug: Debug = F
     with Session("agent", debug=debug):
         from merbridge_lab.agent import startup
 
-        startup.debug(_places(pins, run), on=on)
+        startup.debug(_places(pins, run, state), on=on)
 
 
 @group.command("trace")
 def agent_trace(
     pins: Pins = _PINS,
     run: Run = _RUN,
+    state: State = _STATE,
     tracefs: Tracefs = _TRACEFS,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     debug: Debug = False,
@@ -204,8 +233,9 @@ def agent_trace(
         from merbridge_lab.dataplane import trace_buffer
         from merbridge_lab.labs.embedded import trace_owner
 
-        sources = _places(pins, run, tracefs=tracefs).sources()
-        events = trace_buffer.follow(tracefs, "merlab-agent", sources.reconciler)
+        places = _places(pins, run, state, tracefs=tracefs)
+        sources = places.sources()
+        events = trace_buffer.follow(places.tracefs, "merlab-agent", sources.reconciler)
         try:
             for event in trace_owner.of_lab(events, agent_status.own_tasks(sources)):
                 if event is not None:
@@ -217,7 +247,12 @@ def agent_trace(
 
 @group.command("remove")
 def agent_remove(
-    pins: Pins = _PINS, run: Run = _RUN, tracefs: Tracefs = _TRACEFS, json: JsonFlag = False, debug: Debug = False
+    pins: Pins = _PINS,
+    run: Run = _RUN,
+    state: State = _STATE,
+    tracefs: Tracefs = _TRACEFS,
+    json: JsonFlag = False,
+    debug: Debug = False,
 ) -> None:
     """Detach every pod of the node, and leave no pin and no file; connections go on by TCP and by the rules.
 
@@ -228,7 +263,7 @@ def agent_remove(
     with Session("agent", as_json=json, debug=debug, quiet=True) as session:
         from merbridge_lab.agent import startup
 
-        told = startup.remove(_places(pins, run, tracefs=tracefs))
+        told = startup.remove(_places(pins, run, state, tracefs=tracefs))
         if json:
             session.console.json(told)
         else:

@@ -6,6 +6,7 @@ comes and goes without touching another's. What is served is in the kernel: anot
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -120,15 +121,22 @@ class Reconciler:
 
     @property
     def redirecting(self) -> bool:
-        """Report whether messages are redirected and new connections intercepted. Raises LabError."""
+        """Report whether messages are redirected and new connections intercepted, by any version. Raises LabError."""
         with reading(self._pins):
-            config = self._pins.config()
-            return bool(config["redirect"] and config["intercept"])
+            configs = [self._pins.config()]
+            with contextlib.suppress(FileNotFoundError):
+                configs.append(upgrading.old(self._pins).config())
+            return any(config["redirect"] and config["intercept"] for config in configs)
 
     @redirecting.setter
     def redirecting(self, on: bool) -> None:
-        """Switch both, for all pods, in one write. Off: messages go by TCP, new connections are left to the rules."""
+        """Switch both, for all pods, in one write. Off: messages go by TCP, new connections are left to the rules.
+
+        During a takeover the previous version is switched, too: it has the pods that were not taken over yet.
+        """
         with reading(self._pins):
+            with contextlib.suppress(FileNotFoundError):
+                upgrading.old(self._pins).configure(redirect=int(on), intercept=int(on))
             self._pins.configure(redirect=int(on), intercept=int(on))
 
     @property

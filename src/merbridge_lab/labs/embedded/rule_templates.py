@@ -5,11 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from merbridge_lab import ruleset
+from merbridge_lab import ruleset, templates
 from merbridge_lab.adapters import iptables
-from merbridge_lab.dataplane import istio_annotations
+from merbridge_lab.dataplane import istio_rules
 from merbridge_lab.evidence import Unread
-from merbridge_lab.labs import templates
 from merbridge_lab.labs.embedded import topology
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def data(name: str) -> str:
 
 def pod_rules(annotations: Annotations = ()) -> str:
     """Return the rules of a pod that has a sidecar and these annotations. Raise ValueError for a wrong one."""
-    return template("iptables/pod.rules.j2", traffic=istio_annotations.parse(dict(annotations)))
+    return istio_rules.text(dict(annotations))
 
 
 def service_rules(services: Sequence[topology.Service] = topology.SERVICES) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.labs import templates
+from merbridge_lab import templates
 from merbridge_lab.labs.kubernetes.settings import DATA
 
 if TYPE_CHECKING:

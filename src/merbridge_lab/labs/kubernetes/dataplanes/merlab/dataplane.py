@@ -215,8 +215,8 @@ class MerlabDataplane:
         if place is not None and node_maps.are_there(place):
             # The agents could not: their image is gone, or they crash. They have ended, and this kernel is the node's.
             node_maps.reader(place).remove(_DRAIN)
-        # The kubelet made it for the manifest, and it is empty by now.
-        self._access.node().execute(["rm", "-rf", manifest.STATE])
+        # The kubelet made them for the manifest, and they are empty by now.
+        self._access.node().execute(["rm", "-rf", *manifest.FOLDERS])
         if place is not None:
             removal.require_none(place)
 

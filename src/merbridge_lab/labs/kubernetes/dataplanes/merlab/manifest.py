@@ -22,8 +22,8 @@ MERLAB = "merlab"
 NAME = NAMESPACE = PINS = "merlab-agent"
 CONTAINER = "agent"
 PATH = kubernetes_api.path("DaemonSet", NAME, NAMESPACE)
-#: What the agent keeps on the node's disk: the manifest mounts it.
-STATE = "/run/merlab-agent"
+#: Where the agent keeps files on the node: the manifest mounts them.
+FOLDERS = ("/run/merlab-agent", "/var/lib/merlab-agent")
 #: The variable of the container with which it removes everything from its node: see images/agent/entrypoint.
 REMOVE = {"name": "MERLAB_AGENT", "value": "remove"}
 
