@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tests import merlab_cli
 from tests.merlab_cli import MERLAB, environment, told
 
+from merbridge_lab import lock
 from merbridge_lab.labs.kind import local_state, names
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.polling import poll_until
@@ -121,6 +122,11 @@ def runs(*words: str) -> Callable[[int], bool]:
         return any([Path(argv[0]).name, *argv[1 : len(words)]] == list(words) for argv in commands)
 
     return seen
+
+
+def holds_the_lock(pid: int) -> bool:
+    """Report whether merlab has a lab to itself: before that, it may run commands that only read."""
+    return any((who := lock.holder(path)) and who.pid == pid for path in lock.folder().glob("*.lock"))
 
 
 def leftovers() -> dict[str, object]:

@@ -34,6 +34,7 @@ from kind_host import (
     Running,
     docker,
     held,
+    holds_the_lock,
     in_node,
     is_flushed,
     kubectl,
@@ -193,7 +194,7 @@ def test_down_leaves_nothing_of_a_create_that_was_killed(nothing: Mapping[str, o
 def test_up_goes_on_from_a_create_that_was_killed_and_has_the_lab_to_itself(nothing: Mapping[str, object]) -> None:  # noqa: ARG001
     stopped("up", at=MOMENTS["keys"], by=signal.SIGKILL)
     going_on = Running("up", "--json")
-    assert going_on.reaches(runs("docker"))
+    assert going_on.reaches(holds_the_lock)
     assert re.search(rf"PID {going_on.process.pid}\b", refusal(merlab("down", "--json")))
     done = going_on.end()
     assert held(done)
