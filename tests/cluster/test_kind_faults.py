@@ -416,6 +416,7 @@ def test_a_rollout_that_finds_no_place_says_why_and_soon(lab: None, full: None) 
     assert mended()
 
 
+@pytest.mark.soak
 def test_an_api_that_stands_still_for_20_seconds_is_waited_for(lab: None) -> None:  # noqa: ARG001
     kubectl("scale", "deployment/sleep", "--replicas=0")
     running = Running("up")
@@ -568,6 +569,7 @@ def _nobody_answers(running: Running) -> None:
         assert "systemctl start docker" in said
 
 
+@pytest.mark.soak
 def test_docker_that_falls_silent_in_the_middle_is_named_and_all_comes_back(lab: None, between: Between) -> None:  # noqa: ARG001
     running = Running("up", "--json")
     assert running.reaches(runs("docker", "exec"))

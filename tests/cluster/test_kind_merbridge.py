@@ -316,6 +316,7 @@ def test_another_ones_merbridge_stays_untouched(lab: dict[str, Any]) -> None:  #
         kubectl("delete", "daemonset", "merbridge", "-n", "default", "--force", "--grace-period=0")
 
 
+@pytest.mark.soak
 def test_the_crash_over_the_cgroup_is_known_mended_and_told(lab: dict[str, Any], tmp_path: Path) -> None:  # noqa: ARG001
     text = manifests.text("merbridge", Settings.default())
     old = tmp_path / "old.yaml"
@@ -355,6 +356,7 @@ def test_another_crash_shows_upstreams_own_words_and_the_nearest_issue(lab: dict
     assert "the pod of Merbridge is not ready" in it_does_not_stand()
 
 
+@pytest.mark.soak
 def test_after_a_crash_up_with_an_image_that_starts_brings_it_in_order(lab: dict[str, Any]) -> None:  # noqa: ARG001
     report = told(up("--until", "3", "--image", LOOKALIKE))
     assert report["error"] is None, report["error"]
@@ -364,6 +366,7 @@ def test_after_a_crash_up_with_an_image_that_starts_brings_it_in_order(lab: dict
     assert NOTHING in report["cause"]
 
 
+@pytest.mark.soak
 def test_down_in_the_middle_of_a_rollout_leaves_nothing_on_the_node(lab: dict[str, Any]) -> None:  # noqa: ARG001
     assert "-d" not in args()
     assert attached() == ["mb_get_sockopt", "mb_sock_connect", "mb_sockops"]
