@@ -427,7 +427,7 @@ def test_only_run_needs_the_packages_of_its_extra(tmp_path):
     done = merlab("run", "--once")
     assert done.returncode == 3
     assert "merlab agent needs Python packages that are not installed" in done.stderr
-    assert "pip install 'merbridge-lab[agent]'" in done.stderr
+    assert "pip install '.[agent]'" in done.stderr
     assert poll_until(
         lambda: not NodeState(tmp_path / "run", tmp_path / "state").is_running,
         timeout=1.0,

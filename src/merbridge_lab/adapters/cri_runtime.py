@@ -63,7 +63,7 @@ class Runtime:
         except ImportError as missing:
             raise LabError(
                 f"merlab agent needs Python packages that are not installed: {missing}",
-                hint="pip install 'merbridge-lab[agent]'",
+                hint="pip install '.[agent]'  # in merlab's checkout",
                 id="installation.broken",
             ) from missing
         self._errors: type[Exception] = grpc.RpcError
