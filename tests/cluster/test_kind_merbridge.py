@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from kind_host import NODE, Running, docker, held, in_node, kubectl, leftovers, merlab, refusal, rules, settled
@@ -23,9 +23,6 @@ from merbridge_lab.labs.kubernetes import manifests
 from merbridge_lab.labs.kubernetes.dataplanes import daemonsets
 from merbridge_lab.labs.kubernetes.settings import Settings
 from merbridge_lab.merbridge import kernel_objects
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.cluster
 
@@ -160,15 +157,6 @@ def it_does_not_stand() -> str:
     assert report["steps"] == []
     assert report["standing"][-1]["name"] == "dataplane.in_order"
     return str(report["cause"])
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[dict[str, object]]:
-    assert held(merlab("down"))
-    before = leftovers()
-    yield before
-    assert held(merlab("down"))
-    assert settled(leftovers, before) == before
 
 
 def test_without_reach_to_the_image_it_ends_at_once_and_names_the_ways_on(machine: dict[str, object]) -> None:

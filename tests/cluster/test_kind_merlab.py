@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kind_host import NODE, docker, held, in_node, kubectl, leftovers, merlab, pod_of, refusal, rules, settled
+from kind_host import NODE, docker, held, in_node, kubectl, merlab, pod_of, refusal, rules, settled
 from tests.cluster import builds
 from tests.merlab_cli import told
 
@@ -22,7 +22,7 @@ from merbridge_lab.polling import poll_until
 from schema_files import complaints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 # ruff: noqa: ARG001 - what a test needs to be there, it does not always use
 
@@ -112,15 +112,6 @@ class Requests:
         kubectl("exec", "deploy/sleep", "-c", "sleep", "--", "touch", _END)
         self._thread.join(timeout=60)
         return self._said.split()
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[dict[str, object]]:
-    assert held(merlab("down"))
-    before = leftovers()
-    yield before
-    assert held(merlab("down"))
-    assert settled(leftovers, before) == before
 
 
 @pytest.fixture(scope="module")

@@ -58,12 +58,6 @@ def still(objects: set[tuple[str, int]]) -> set[tuple[str, int]]:
     return {(kind, number) for kind, number in objects if number in set(bpf_syscall.ids(kind))}
 
 
-@pytest.fixture(scope="module")
-def shared():
-    with contextlib.closing(Rig()) as rig:
-        yield rig
-
-
 @pytest.fixture
 def rig(shared):
     """The rig with nothing attached, before and after."""

@@ -28,12 +28,6 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture(scope="module")
-def shared():
-    with contextlib.closing(Rig()) as rig:
-        yield rig
-
-
-@pytest.fixture(scope="module")
 def server(shared):
     with shared.hello.app.listen(PORT) as listener:
         yield listener

@@ -32,12 +32,6 @@ TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
 RECV_QUEUE, SEND_QUEUE = 1, 2
 
 
-@pytest.fixture(scope="module")
-def shared():
-    with contextlib.closing(Rig()) as rig:
-        yield rig
-
-
 @pytest.fixture
 def rig(shared):
     shared.attach()

@@ -28,12 +28,6 @@ ASLEEP = ("sk_msg.c", "if (reader_asleep(kernel, sk))", "if (0)")
 FULL = 4 << 20
 
 
-@pytest.fixture(scope="module")
-def shared():
-    with contextlib.closing(Rig()) as rig:
-        yield rig
-
-
 @pytest.fixture
 def ends(shared, tmp_path, request):
     """A connection between two sidecars, under the dataplane without the gate that the test names; None is with all."""

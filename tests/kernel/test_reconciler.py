@@ -6,7 +6,6 @@ only if its own sidecar delivers.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -34,12 +33,6 @@ pytestmark = pytest.mark.kernel
 
 ADDRESS = "10.99.7.21"
 SIDECARS = "127.0.0.6"
-
-
-@pytest.fixture(scope="module")
-def shared():
-    with contextlib.closing(Rig()) as rig:
-        yield rig
 
 
 @pytest.fixture

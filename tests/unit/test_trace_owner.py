@@ -6,8 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from merbridge_lab.dataplane import trace
-from merbridge_lab.labs import owned_events
+from merbridge_lab.dataplane import owned_events, trace
 from merbridge_lab.labs.embedded import trace_owner
 
 MINE, OTHERS, ENDED = 100, 200, 300
@@ -35,7 +34,7 @@ def lines(pair, sidecar, start):
 
 
 def kept(events):
-    return list(trace_owner.of_lab(events, is_own))
+    return list(owned_events.of_lab(events, is_own))
 
 
 def test_of_two_labs_only_the_own_lines_stay_and_in_order():
@@ -54,7 +53,7 @@ def test_a_connection_that_no_task_tells_of_is_kept():
 
 def test_what_waits_is_kept_when_it_waited_long_enough():
     first = lines(0x10, MINE, 1.0)[:1]
-    told = trace_owner.of_lab(iter([*first, *lines(0x20, OTHERS, 5.0)]), is_own)
+    told = owned_events.of_lab(iter([*first, *lines(0x20, OTHERS, 5.0)]), is_own)
     assert next(told) == first[0]
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import __version__
-from merbridge_lab.adapters import cgroup
+from merbridge_lab.dataplane import owned_events
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -93,11 +93,7 @@ def own_tasks(sources: Sources) -> Callable[[int], bool | None]:
     """Return a function that tells whether a task is in a pod that is served; None if it has ended. Raises LabError."""
     pods = {f"pod{form}" for uid in sources.reconciler.served() for form in (uid, uid.replace("-", "_"))}
 
-    def is_own(pid: int) -> bool | None:
-        place = cgroup.of(pid)
-        return any(pod in place for pod in pods) if place else None
-
-    return is_own
+    return owned_events.tasks(lambda place: any(pod in place for pod in pods))
 
 
 def programs(sources: Sources) -> dict[str, Any]:

@@ -230,14 +230,13 @@ def agent_trace(
     """
     with Session("agent", debug=debug, no_color=no_color, quiet=True) as session:
         from merbridge_lab.agent import agent_status
-        from merbridge_lab.dataplane import trace_buffer
-        from merbridge_lab.labs.embedded import trace_owner
+        from merbridge_lab.dataplane import owned_events, trace_buffer
 
         places = _places(pins, run, state, tracefs=tracefs)
         sources = places.sources()
         events = trace_buffer.follow(places.tracefs, "merlab-agent", sources.reconciler)
         try:
-            for event in trace_owner.of_lab(events, agent_status.own_tasks(sources)):
+            for event in owned_events.of_lab(events, agent_status.own_tasks(sources)):
                 if event is not None:
                     session.console.trace_event(event, as_json=json)
         except signals.Interrupted as stop:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merbridge_lab.labs import owned_events
-from merbridge_lab.labs.owned_events import of_lab
+from merbridge_lab.dataplane import owned_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from merbridge_lab.trace_event import TraceEvent
-
-__all__ = ["drained", "of_lab", "own_tasks"]
 
 
 def drained(events: Iterable[TraceEvent | None], lab: str) -> tuple[TraceEvent, ...]:

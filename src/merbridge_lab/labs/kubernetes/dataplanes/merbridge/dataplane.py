@@ -10,7 +10,7 @@ from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.labs.kubernetes import manifests
-from merbridge_lab.labs.kubernetes.dataplanes import daemonsets, node_view
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     cleanup,
     commands,
@@ -23,6 +23,7 @@ from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
 )
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import NAME, NAMESPACE, PATH
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
+from merbridge_lab.labs.kubernetes.dataplanes.on_node import NodeComponent
 from merbridge_lab.merbridge import kernel_objects, mbctl
 
 if TYPE_CHECKING:
@@ -30,31 +31,20 @@ if TYPE_CHECKING:
 
     from merbridge_lab.labs.kubernetes.connection import Access
     from merbridge_lab.labs.kubernetes.dataplanes.merbridge.installation import Object
-    from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
 
 
-class MerbridgeDataplane:
+class MerbridgeDataplane(NodeComponent):
     """Upstream's DaemonSet and what it attaches; see ensure for `renew` (the apps) and `warm` (the first requests)."""
 
     roles = kernel_objects.ROLES
 
     def __init__(self, access: Access, renew: Callable[[], None], warm: Callable[[], int]) -> None:
-        self._access, self._renew, self._warm = access, renew, warm
-        self._place: NodeView | None = None
+        super().__init__(access)
+        self._renew, self._warm = renew, warm
         self._maps: dict[str, int] = {}
         self._cold: int | None = None
 
     # -- looking ----------------------------------------------------------------------------------------------------
-
-    def place(self) -> NodeView:
-        """Return the node as this machine's kernel sees it. Raises LabError."""
-        if self._place is None or self._place.node != self._access.node():
-            self._place = node_view.find(self._access.node())
-        return self._place
-
-    def forget(self) -> None:
-        """Look the node up again the next time: it was created or started meanwhile."""
-        self._place = None
 
     def state(self) -> kernel_objects.State:
         """Return what is attached to the node's cgroup. Raises LabError."""

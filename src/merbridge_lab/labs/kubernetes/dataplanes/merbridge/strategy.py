@@ -20,6 +20,7 @@ from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
 )
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.dataplane import MerbridgeDataplane
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge.manifest import MERBRIDGE
+from merbridge_lab.labs.kubernetes.dataplanes.on_node import NodeStrategy
 from merbridge_lab.merbridge import trace
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ _LACKS = {
 }
 
 
-class Strategy:
+class Strategy(NodeStrategy):
     """The ClusterDataplane protocol over upstream's DaemonSet, read from outside by this machine's kernel."""
 
     name = MERBRIDGE
     intercepts = True
     needs_this_kernel = True
     capabilities = frozenset({DATAPLANE, TRACE, CONTROL_CLIENT})
+    component: MerbridgeDataplane
 
     def __init__(self, around: Surroundings) -> None:
         self._access = around.access
@@ -129,32 +131,6 @@ class Strategy:
     def dump(self) -> dict[str, Callable[[], object]]:
         """Return its own parts of a sysdump."""
         return self.component.dump()
-
-    # -- what it leaves -----------------------------------------------------------------------------------------------
-
-    def forget(self) -> None:
-        """Look the node up again the next time."""
-        self.component.forget()
-
-    def close(self) -> None:
-        """Remove the control pods, if this merlab created some."""
-        if self._pair.made:
-            self._pair.close()
-
-    def sweep(self) -> None:
-        """Remove control pods, also those of a killed merlab, and the trace buffers that one left. Raises LabError."""
-        self._pair.close()
-        node_trace.sweep(self.component.place())
-
-    def release(self) -> None:
-        """Remove the same; a node that cannot be seen any more keeps no buffers. Raises LabError."""
-        self._pair.close()
-        with contextlib.suppress(LabError):
-            node_trace.sweep(self.component.place())
-
-    def require_gone(self) -> None:
-        """Check that its maps are out of the kernel. Raises LabError."""
-        self.component.require_gone()
 
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.labs.kubernetes import manifests
-from merbridge_lab.labs.kubernetes.dataplanes import daemonsets, node_view
+from merbridge_lab.labs.kubernetes.dataplanes import daemonsets
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import (
     agent_exec,
     agent_image,
@@ -22,6 +22,7 @@ from merbridge_lab.labs.kubernetes.dataplanes.merlab import (
     removal,
     rollout,
 )
+from merbridge_lab.labs.kubernetes.dataplanes.on_node import NodeComponent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,34 +30,23 @@ if TYPE_CHECKING:
     from merbridge_lab.dataplane import Reconciler
     from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import Surroundings
     from merbridge_lab.labs.kubernetes.dataplanes.merlab.manifest import Object
-    from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
 
 #: How long redirected bytes may take to be read when merlab itself detaches, in seconds.
 _DRAIN = 5.0
 
 
-class MerlabDataplane:
+class MerlabDataplane(NodeComponent):
     """The agent's DaemonSet, and what it attached; see ensure for what it asks of the mesh."""
 
     roles = ROLES
 
     def __init__(self, around: Surroundings) -> None:
-        self._access, self._mesh = around.access, around
-        self._place: NodeView | None = None
+        super().__init__(around.access)
+        self._mesh = around
         self._loaded = removal.Loaded()
         self._cold: int | None = None
 
     # -- looking ----------------------------------------------------------------------------------------------------
-
-    def place(self) -> NodeView:
-        """Return the node as this machine's kernel sees it. Raises LabError."""
-        if self._place is None or self._place.node != self._access.node():
-            self._place = node_view.find(self._access.node())
-        return self._place
-
-    def forget(self) -> None:
-        """Look the node up again the next time: it was created or started meanwhile."""
-        self._place = None
 
     def reader(self) -> Reconciler:
         """Return what reads the pins of the node. Raises LabError."""

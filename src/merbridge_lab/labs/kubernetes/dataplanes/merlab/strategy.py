@@ -6,11 +6,10 @@ import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from merbridge_lab.dataplane import trace
+from merbridge_lab.dataplane import owned_events, trace
 from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE, ControlPair
-from merbridge_lab.labs import owned_events
 from merbridge_lab.labs.dataplane_strategy import NoEvidence
 from merbridge_lab.labs.kubernetes.dataplanes import control_pods, node_trace
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import (
@@ -23,6 +22,7 @@ from merbridge_lab.labs.kubernetes.dataplanes.merlab import (
 )
 from merbridge_lab.labs.kubernetes.dataplanes.merlab.dataplane import MerlabDataplane
 from merbridge_lab.labs.kubernetes.dataplanes.merlab.manifest import MERLAB
+from merbridge_lab.labs.kubernetes.dataplanes.on_node import NodeStrategy
 from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from merbridge_lab.trace_event import TraceEvent
 
 
-class Strategy:
+class Strategy(NodeStrategy):
     """The ClusterDataplane protocol over the agent's DaemonSet, whose pins this machine's kernel reads."""
 
     name = MERLAB
     intercepts = True
     needs_this_kernel = True
     capabilities = frozenset({DATAPLANE, INBOUND_WITHOUT_RULES, DEBUG_TOGGLE, TRACE, CONTROL_CLIENT})
+    component: MerlabDataplane
 
     def __init__(self, around: Surroundings) -> None:
         self._access = around.access
@@ -139,32 +140,6 @@ class Strategy:
             "merlab-agent/counters.json": lambda: dict(reader.counters()),
             "merlab-agent/pairs.json": lambda: [asdict(each) for each in reader.pairs()],
         }
-
-    # -- what it leaves -----------------------------------------------------------------------------------------------
-
-    def forget(self) -> None:
-        """Look the node up again the next time."""
-        self.component.forget()
-
-    def close(self) -> None:
-        """Remove the control pods, if this merlab created some."""
-        if self._pair.made:
-            self._pair.close()
-
-    def sweep(self) -> None:
-        """Remove control pods, also those of a killed merlab, and the trace buffers that one left. Raises LabError."""
-        self._pair.close()
-        node_trace.sweep(self.component.place())
-
-    def release(self) -> None:
-        """Remove the same; a node that cannot be seen any more keeps no buffers. Raises LabError."""
-        self._pair.close()
-        with contextlib.suppress(LabError):
-            node_trace.sweep(self.component.place())
-
-    def require_gone(self) -> None:
-        """Check that its programs and maps are out of the kernel. Raises LabError."""
-        self.component.require_gone()
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,21 @@
+"""What several files of the cluster's tests begin with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from kind_host import held, leftovers, merlab, settled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[dict[str, object]]:
+    """The machine without a lab, which it must be again."""
+    assert held(merlab("down"))
+    before = leftovers()
+    yield before
+    assert held(merlab("down"))
+    assert settled(leftovers, before) == before
