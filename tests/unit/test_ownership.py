@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from mypy import api as mypy
 
 import merbridge_lab
 
-mypy = pytest.importorskip("mypy.api")
 SOURCE = Path(merbridge_lab.__file__).parent
 ROOT = Path(__file__).parents[2]
 HEAD = """
