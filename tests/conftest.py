@@ -50,8 +50,13 @@ def cannot(marker: str) -> str | None:
 
 
 def pytest_configure() -> None:
-    # A shell that runs the tests in the background makes them, and what they start, ignore these.
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    # A shell that runs the tests in the background, or nohup, makes them, and what they start, ignore these.
+    default = (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    )
+    for number, handler in default:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
 

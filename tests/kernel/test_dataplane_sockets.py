@@ -20,8 +20,9 @@ from dataplane_build import changed
 from dataplane_rig import NODE_IP, Rig, until
 from test_dataplane_traffic import PORT, empty, grown, receive, rules_in, talk
 
-from merbridge_lab.adapters import bpf_maps, bpf_syscall
+from merbridge_lab.adapters import bpf_maps, bpf_syscall, routes
 from merbridge_lab.dataplane import abi, garbage
+from merbridge_lab.dataplane.istio_annotations import Interception
 from merbridge_lab.dataplane.pins import Pins, u64
 from merbridge_lab.istio_facts import INBOUND_PORT, OUTBOUND_PORT
 
@@ -69,17 +70,43 @@ def test_a7_addresses_of_nobody_fail_as_without_ebpf(rig):
         assert answers[0] == answers[1] == errno.ENETUNREACH, address
 
 
-def test_a7_a_destination_without_a_route_is_accepted_and_then_closed(rig):
-    """The one difference: where no route leads, connect() fails by the rules, before they are asked."""
-    for place in (rig.sleep, rig.control_client):
-        place.app.sh("ip", "route", "add", "unreachable", "192.0.2.0/24")
+def test_a7_a_destination_without_a_route_fails_as_without_ebpf(rig):
+    """The kernel looks for a route before the rules are asked."""
+    places = (rig.sleep, rig.control_client)
+
+    def answers(ip: str) -> set[int]:
+        return {place.app.dial(ip, PORT)[0] for place in places}
+
+    def follow_routes() -> None:
+        rig.sleep.interception = Interception(routes=tuple(routes.routed(rig.sleep.app.netns).items()))
+        rig.attach()
+        assert rig.problems() == []
+
     try:
-        assert rig.control_client.app.dial("192.0.2.1", PORT)[0] == errno.EHOSTUNREACH
-        with rig.sleep.app.connect("192.0.2.1", PORT) as client:
-            assert client.recv(1) == b""
+        for place in places:
+            place.app.sh("ip", "route", "add", "unreachable", "192.0.2.0/24")
+            place.app.sh("ip", "route", "add", "prohibit", "198.51.100.0/25")
+        follow_routes()
+        before = rig.counters("sleep")
+        assert answers("192.0.2.1") == {errno.EHOSTUNREACH}
+        assert answers("198.51.100.1") == {errno.EACCES}
+        assert grown(before, rig.counters("sleep")) == {"untouched_connects": 2}
+        for place in places:
+            place.app.sh("ip", "route", "add", f"{rig.hello.ip}/32", "via", NODE_IP)
+            place.app.sh("ip", "route", "del", "default")
+        follow_routes()
+        assert answers("203.0.113.1") == {errno.ENETUNREACH}
+        with rig.hello.app.listen(PORT) as listener, rig.sleep.app.connect(rig.hello.ip, PORT) as client:
+            assert grown(before, rig.counters("sleep"))["outbound_connects"] == 1, "what has a route is served"
+            server, _ = listener.accept()
+            server.close()
+            client.close()
     finally:
-        for place in (rig.sleep, rig.control_client):
-            place.app.sh("ip", "route", "del", "unreachable", "192.0.2.0/24")
+        for place in places:
+            place.app.sh("ip", "route", "replace", "default", "via", NODE_IP)
+            for route in (("unreachable", "192.0.2.0/24"), ("prohibit", "198.51.100.0/25"), (f"{rig.hello.ip}/32",)):
+                place.app.sh("ip", "route", "del", *route)
+        rig.sleep.interception = Interception()
 
 
 def test_a8_a10_a_socket_that_is_dialled_again_gets_nothing_of_its_first_connection(rig, server):

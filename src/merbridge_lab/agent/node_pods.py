@@ -6,6 +6,7 @@ import contextlib
 import os
 import selectors
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from merbridge_lab.agent import agent_log, enrolment, pod_facts
@@ -128,7 +129,7 @@ class NodePods:
             cgroup=where,
             sidecar=sidecar,
             legs=self._legs,
-            interception=istio_annotations.parse(sandbox.annotations),
+            interception=replace(istio_annotations.parse(sandbox.annotations), routes=facts.routes),
         )
 
     def _wait_for(self, pod: TrackedPod, role: str, pid: int) -> None:

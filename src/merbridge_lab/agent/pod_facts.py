@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import cgroup, nftables, xtables
+from merbridge_lab.adapters import cgroup, nftables, routes, xtables
 from merbridge_lab.adapters.listening_sockets import Listening
 from merbridge_lab.dataplane import istio_rules
 from merbridge_lab.dataplane.endpoints import netns_cookie, sidecar_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.cri_runtime import Sandbox
     from merbridge_lab.adapters.tcp_sockets import Listener
     from merbridge_lab.dataplane import Sidecar
+    from merbridge_lab.dataplane.istio_annotations import Range
 
 _USER = re.compile(r"-m owner (?:! )?--uid-owner (\d+)\b")
 
@@ -51,7 +52,7 @@ class PodFacts:
     directory of its own, None if it has none. `is_proven`: it is served already, and goes on if its rules are flushed.
     `difference` is how its rules differ from those that its annotations imply.
     `foreign`: a socket on the inbound port is held by no process of the pod.
-    `sidecar` is the process that holds it; `unknown_user` is why its user is not known.
+    `sidecar` is the process that holds it; `unknown_user` is why its user is not known. `routes` as in Interception.
     """
 
     netns: int = 0
@@ -65,6 +66,7 @@ class PodFacts:
     foreign: bool = False
     sidecar: Sidecar | None = None
     unknown_user: str = ""
+    routes: tuple[tuple[Range, bool], ...] = ()
     unread: str = ""
 
 
@@ -122,6 +124,7 @@ def _of_sockets(found: PodFacts, pid: int, where: Path) -> PodFacts:
         found,
         rules=_as_the_node_sees(read_rules(netns), read_text(Path("/proc", str(pid), "uid_map"))),
         listeners=tuple(listening),
+        routes=tuple(routes.routed(netns).items()),
         foreign=bool(holders) and not pids,
         sidecar=sidecar,
         unknown_user=unknown,

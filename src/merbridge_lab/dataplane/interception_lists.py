@@ -11,7 +11,7 @@ from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.pins import number, u32, u64
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from merbridge_lab.dataplane.istio_annotations import Interception, Range
     from merbridge_lab.dataplane.pins import Pins
@@ -56,15 +56,25 @@ def entries(interception: Interception, cookie: int) -> dict[str, Entries]:
         "EXCLUDED_OUTBOUND": interception.excluded_outbound_ranges,
         "INCLUDED_OUTBOUND": interception.outbound_ranges or (),
     }
+    routes = dict(interception.routes)
     ranges = {
         each: sum(known[name] for name, others in listed.items() if any(map(each.subnet_of, others)))
-        for others in listed.values()
+        for others in (*listed.values(), routes)
         for each in others
     }
+    for each in ranges:
+        if not _leads_somewhere(each, routes):
+            ranges[each] |= known["EXCLUDED_OUTBOUND"]
     return {
         "ports": {layouts["port"].pack(netns=cookie, port=port): u32(lists) for port, lists in ports.items()},
         "ranges": {_range_key(each, cookie): u32(lists) for each, lists in ranges.items()},
     }
+
+
+def _leads_somewhere(network: Range, routes: Mapping[Range, bool]) -> bool:
+    """Report whether the most specific of the routes around a range leads somewhere, as the kernel looks it up."""
+    around = [each for each in routes if network.subnet_of(each)]
+    return routes[max(around, key=lambda each: each.prefixlen)] if around else True
 
 
 def _range_key(network: Range, cookie: int) -> bytes:
@@ -121,7 +131,7 @@ def problems(pins: Pins, name: str, interception: Interception, cookie: int) -> 
     """Describe how the lists of the pod `name` differ from what they should be. Raises OSError."""
     right = entries(interception, cookie)
     return [
-        f"the map {each} holds other exclusions for pod {name} than its annotations"
+        f"the map {each} holds other exclusions for pod {name} than its annotations and routes demand"
         for each in _MAPS
         if _present(pins, each).get(cookie, {}) != right[each]
     ]

@@ -36,6 +36,9 @@ class Interception:
     outside of the ranges, too. What is excluded wins. Lists are in the order of the annotation. `with_loopback`: the
     ranges name the loopback, so the rules also redirect what the app dials in its own pod; eBPF leaves that to them.
     `excluded_interfaces` is for the rules alone. IPv6 ranges are left out: eBPF handles IPv4.
+
+    `routes` is no annotation, but what the kernel asks before the rules: the ranges with a route of their own, and
+    whether that leads somewhere; empty if every address has one. What has none is never handled: connect() fails.
     """
 
     outbound_ranges: tuple[Range, ...] | None = None
@@ -46,6 +49,7 @@ class Interception:
     excluded_inbound_ports: tuple[int, ...] = ()
     with_loopback: bool = False
     excluded_interfaces: tuple[str, ...] = ()
+    routes: tuple[tuple[Range, bool], ...] = ()
 
     @property
     def spared_inbound_ports(self) -> tuple[int, ...]:
@@ -57,7 +61,8 @@ class Interception:
     @property
     def lists_outbound(self) -> bool:
         """Report whether ports or ranges decide about what the app dials."""
-        return self.outbound_ranges is not None or bool(self.excluded_outbound_ranges or self.excluded_outbound_ports)
+        excluded = self.excluded_outbound_ranges or self.excluded_outbound_ports or self.routes
+        return self.outbound_ranges is not None or bool(excluded)
 
     @property
     def lists_inbound(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import netns
+from merbridge_lab.adapters import netns, routes
 from merbridge_lab.dataplane import Endpoint, Interception, endpoints, istio_annotations
 from merbridge_lab.errors import LabError
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from merbridge_lab.dataplane import Legs
+    from merbridge_lab.dataplane.istio_annotations import Range
     from merbridge_lab.labs.embedded.pod import Pod
 
 
@@ -43,7 +45,7 @@ def _endpoint(pod: Pod, legs: Legs) -> Endpoint:
         cgroup=pod.cgroup,
         sidecar=sidecar,
         legs=legs,
-        interception=Interception() if reason else istio_annotations.parse(annotations),
+        interception=Interception() if reason else replace(istio_annotations.parse(annotations), routes=_routes(pod)),
         left_to_rules=reason,
     )
 
@@ -51,6 +53,13 @@ def _endpoint(pod: Pod, legs: Legs) -> Endpoint:
 def left_to_rules(endpoints: Sequence[Endpoint]) -> list[str]:
     """Describe which endpoints eBPF does not serve, and why."""
     return [f"{each.name} is left to the rules: {each.left_to_rules}" for each in endpoints if each.left_to_rules]
+
+
+def _routes(pod: Pod) -> tuple[tuple[Range, bool], ...]:
+    try:
+        return tuple(routes.routed(pod.netns).items())
+    except OSError:
+        return ()  # as in _uid
 
 
 def _uid(pod: Pod) -> str:
