@@ -352,7 +352,8 @@ def test_changed_exclusions_are_told_and_mended(served):
         assert len(key[0]) == size
         with pins.open_map(name) as fd:
             bpf_maps.update(fd, *key)
-        assert rig.problems() == [f"the map {name} holds other exclusions for pod hello than its annotations and routes demand"]
+        told = f"the map {name} holds other exclusions for pod hello than its annotations and routes demand"
+        assert rig.problems() == [told]
         rig.attach()
         assert rig.problems() == []
     # A pod that is no longer served leaves nothing.
