@@ -18,7 +18,9 @@ def main() -> None:
         del sys.argv[1]
         up(lab)
     driver = FakeDriver(lab)
-    driver.lab_name = f"fake-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"  # each worker has a lab of its own
+    # Each worker has a lab of its own, also beside a run of the tests in another checkout.
+    worker, run = (os.environ.get(f"PYTEST_XDIST_{name}", "main") for name in ("WORKER", "TESTRUNUID"))
+    driver.lab_name = f"fake-{worker}-{run[:8]}"
     selection.pick = lambda _asked: (driver, "in memory")
     sys.argv[0] = "merlab"
     cli.main()
