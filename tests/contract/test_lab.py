@@ -252,7 +252,7 @@ def test_requests_are_served_and_stand_in_both_logs(lab, sleep):
     # Which server answers is the mesh's choice: on a cluster it may be the same one four times.
     assert seen.versions
     assert seen.versions <= {"v1", "v2"}
-    assert seen.servers == {"helloworld-v1", "helloworld-v2"}
+    assert seen.servers == {f"helloworld-{version}" for version in seen.versions}
     assert mesh.assess_both_sidecars(seen).held
 
 
