@@ -32,10 +32,11 @@ from merbridge_lab.lab import (
     INBOUND_WITHOUT_RULES,
     TRACE,
     ControlPair,
-    ProcessIdentity,
+    ServerGroup,
 )
 from merbridge_lab.labs.base import LabBase
 from merbridge_lab.observation import Batch, Exchange, Observation
+from merbridge_lab.process_identity import ProcessIdentity
 from merbridge_lab.requirements import Requirement
 from merbridge_lab.ruleset import RuleSet
 
@@ -312,6 +313,10 @@ class FakeLab(LabBase):
         with self._for_the_moment(client, server):
             yield ControlPair(client, server, "http://helloworld-twin:5000/hello")
 
+    @contextlib.contextmanager
+    def flushable_servers(self) -> Iterator[ServerGroup]:
+        yield ServerGroup(self.servers())
+
     def drain_idle_connections(self) -> bool:
         return True
 
@@ -324,21 +329,21 @@ class FakeLab(LabBase):
         count: int = 4,
         trace: bool = False,
         url: str = HELLO,
-        server: FakePod | None = None,
+        servers: Sequence[FakePod] = (),
         logged: bool = True,  # noqa: ARG002 - nothing to wait for
     ) -> Observation:
         before = client.rules.snapshot()
         counted = copy.deepcopy(self.counters) if self.dataplane.attached else {}
         starts = {name: len(lines) for name, lines in self.logs.items()}
         self._trace.clear()
-        exchanges = tuple(self._ask(client, [server] if server else self.servers(), url) for _ in range(count))
+        exchanges = tuple(self._ask(client, servers or self.servers(), url) for _ in range(count))
 
         def lines(name: str) -> tuple[accesslog.AccessLogLine, ...]:
             return accesslog.parse_all("".join(self.logs[name][starts.get(name, 0) :]))
 
         nonces = {exchange.nonce for exchange in exchanges}
         closed = {exchange.local for exchange in exchanges if exchange.closed}
-        theirs = [(pod.name, line) for pod in ([server] if server else self.servers()) for line in lines(pod.name)]
+        theirs = [(pod.name, line) for pod in (servers or self.servers()) for line in lines(pod.name)]
         batch = Batch(
             client=client.name,
             exchanges=exchanges,

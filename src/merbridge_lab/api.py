@@ -17,11 +17,12 @@ from merbridge_lab.lab import (
     Component,
     ControlPair,
     Lab,
-    ProcessIdentity,
+    ServerGroup,
     Workload,
 )
 from merbridge_lab.model import Check, Kind, Step, Variant
 from merbridge_lab.observation import Exchange, Observation, in_words
+from merbridge_lab.process_identity import ProcessIdentity
 from merbridge_lab.requirement_groups import tally
 from merbridge_lab.ruleset import RuleSet, place
 
@@ -50,6 +51,7 @@ __all__ = [
     "ProcessIdentity",
     "Reading",
     "RuleSet",
+    "ServerGroup",
     "Step",
     "Unread",
     "Variant",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.evidence import Reading
     from merbridge_lab.observation import Observation
+    from merbridge_lab.process_identity import ProcessIdentity
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.ruleset import RuleSet
 
@@ -95,25 +96,6 @@ class Rules(Protocol):
         """Return what `list_command` prints now."""
 
 
-@dataclass(frozen=True)
-class ProcessIdentity:
-    """The namespaces of a workload's process as seen from inside, next to what they should be.
-
-    `looked` is the output of the command that inspected it.
-    """
-
-    workload: str
-    pid: int | None
-    comm: str
-    expected_address: str
-    addresses: tuple[str, ...]
-    expected_netns: int
-    netns: int
-    expected_cgroup: str
-    cgroup: str
-    looked: str = ""
-
-
 class Workload(Protocol):
     """A pod of the walkthrough."""
 
@@ -144,6 +126,14 @@ class ControlPair:
     client: Workload
     server: Workload
     url: str
+
+
+@dataclass(frozen=True)
+class ServerGroup:
+    """Servers, and the URL at which one of them answers."""
+
+    servers: Sequence[Workload]
+    url: str = HELLO
 
 
 class Dataplane(Component, Protocol):
@@ -229,6 +219,12 @@ class Lab(Protocol):
     def servers(self) -> Sequence[Workload]:
         """Return the workloads behind the service helloworld."""
 
+    def flushable_servers(self) -> AbstractContextManager[ServerGroup]:
+        """Return, for the duration of the block, servers whose rules a proof may flush, and that eBPF serves.
+
+        They are those of helloworld, or disposable ones where other people's pods may depend on these.
+        """
+
     def flushed(self, workloads: Sequence[Workload]) -> AbstractContextManager[Mapping[str, RuleSet]]:
         """Save and flush nat in all of `workloads` for the duration of the block; yield the rules from before."""
 
@@ -242,12 +238,12 @@ class Lab(Protocol):
         count: int = 4,
         trace: bool = False,
         url: str = HELLO,
-        server: Workload | None = None,
+        servers: Sequence[Workload] = (),
         logged: bool = True,
     ) -> Observation:
         """Send `count` requests on fresh connections as the app of `client`, and read all evidence around them.
 
-        `server` is the workload that answers at `url`; the default is the workloads behind helloworld. If `logged` is
+        `servers` are the workloads that answer at `url`; the default is those behind helloworld. If `logged` is
         false, do not wait for records in the access logs.
         """
 

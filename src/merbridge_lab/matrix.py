@@ -29,7 +29,7 @@ from merbridge_lab.observation import with_fresh_ports
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from merbridge_lab.api import Lab, Observation, Workload
+    from merbridge_lab.api import Lab, Observation, ServerGroup, Workload
 
 #: The capabilities that a lab needs for the cells to be measured.
 NEEDS = frozenset({DATAPLANE, CONTROL_CLIENT})
@@ -98,18 +98,19 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
     If something of a cell could not be read, the cell does not hold and reports this. The other cells are still
     measured.
     """
-    sleep, servers = lab.workload("sleep"), lab.servers()
-    with lab.control_pair() as control_pair:
+    sleep = lab.workload("sleep")
+    with lab.control_pair() as control_pair, lab.flushable_servers() as flushable:
         client, server, url = control_pair.client, control_pair.server, control_pair.url
-        earlier = lab.observe(client, url=url, server=server, count=1)
+        asked = list({each.name: each for each in (*lab.servers(), *flushable.servers)}.values())
+        earlier = lab.observe(client, url=url, servers=[server], count=1)
         with client.rules.flushed():
-            closed = lab.observe(client, url=url, server=server)
+            closed = lab.observe(client, url=url, servers=[server])
             with server.rules.flushed():
                 # Do not wait for the logs here: no record is expected. Unexpected records are found below.
-                bypassed = lab.observe(client, url=url, server=server, logged=False)
+                bypassed = lab.observe(client, url=url, servers=[server], logged=False)
             # Ask the servers one by one: through the service, the server that accepts plain text might not be selected.
-            refused = [lab.observe(client, url=each.url, server=each, count=1) for each in servers]
-        by_rules = with_fresh_ports(lambda: lab.observe(client, url=url, server=server), closed, bypassed)
+            refused = [lab.observe(client, url=each.url, servers=[each], count=1) for each in asked]
+        by_rules = with_fresh_ports(lambda: lab.observe(client, url=url, servers=[server]), closed, bypassed)
         # By now both sidecars have written later records, so a record that is missing now was never written.
         strays = _strays(lab, bypassed, earlier)
         moved = assess(rules.assess_moved, by_rules)
@@ -118,7 +119,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=True),
             closed,
-            lambda: _find_all_closed(servers, closed, *refused),
+            lambda: _find_all_closed(asked, closed, *refused),
         )
         yield _outcome(
             Cell(ebpf=False, client_rules=False, server_rules=False),
@@ -154,7 +155,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
                 dataplane.assess_took_over(flushed),
             ),
         )
-        yield _all_flushed(lab, sleep, servers, client, refused)
+        yield _all_flushed(lab, sleep, flushable, client, refused)
 
 
 def _find_all_closed(servers: Sequence[Workload], *seen: Observation) -> Finding:
@@ -172,15 +173,19 @@ def _strays(lab: Lab, bypassed: Observation, earlier: Observation) -> Sequence[s
 
 
 def _all_flushed(
-    lab: Lab, sleep: Workload, servers: Sequence[Workload], outside: Workload, refused: Sequence[Observation]
+    lab: Lab, sleep: Workload, flushable: ServerGroup, outside: Workload, refused: Sequence[Observation]
 ) -> CellOutcome:
     """Flush both sides: only eBPF can now bring a request to a server's sidecar."""
-    fresh = lab.drain_idle_connections()
+    fresh, servers = lab.drain_idle_connections(), flushable.servers
+
+    def requests_of(client: Workload) -> Observation:
+        return lab.observe(client, url=flushable.url, servers=servers)
+
     with lab.flushed([sleep, *servers]) as saved:
         before = {server.name: server.rules.snapshot() for server in servers}
-        seen = lab.observe(sleep).with_rules(saved[sleep.name], None)
+        seen = requests_of(sleep).with_rules(saved[sleep.name], None)
         from_outside = (
-            with_fresh_ports(lambda: lab.observe(outside), *refused)
+            with_fresh_ports(lambda: requests_of(outside), *refused)
             if INBOUND_WITHOUT_RULES in lab.capabilities
             else None
         )
@@ -193,8 +198,11 @@ def _all_flushed(
         findings = [*_served_by_ebpf(seen), *gone]
         if fresh:
             findings.append(dataplane.assess_dialled_sidecar(seen))
-        findings += [_both_answer(lab, outside, from_outside), dataplane.assess_steered(from_outside)]
-        return _all("by eBPF on both sides: {payload}; no rule was left in any pod; {last}", *findings)
+        if len(servers) > 1:
+            findings.append(_both_answer(lab, outside, from_outside))
+        findings.append(dataplane.assess_steered(from_outside))
+        left = "any pod" if len(servers) > 1 else _names([sleep, *servers])
+        return _all(f"by eBPF on both sides: {{payload}}; no rule was left in {left}; {{last}}", *findings)
 
     return _outcome(Cell(ebpf=True, client_rules=False, server_rules=False), seen, look)
 

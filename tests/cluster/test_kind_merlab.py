@@ -147,7 +147,15 @@ def test_the_matrix_holds_with_the_servers_flushed_too(lab: dict[str, Any]) -> N
     assert report["verdict"] == "pass"
     assert [cell["verdict"] for cell in report["matrix"]] == ["pass"] * 6
     assert (rules(), rules("app=helloworld,version=v1")) == before
-    assert "twin" not in kubectl("get", "pods,services", "-o", "name")
+    all_flushed = report["matrix"][2]
+    assert (all_flushed["ebpf"], all_flushed["server_rules"]) == (True, False)
+    assert all_flushed["why"].count("no rule was left in sleep and helloworld-disposable")
+    sources = {reading["source"] for reading in all_flushed["evidence"]}
+    assert {"envoy:helloworld-disposable/access", "bpf:helloworld-disposable/sk_lookup_assigned"} <= sources
+    assert not [source for source in sources if "helloworld-v" in source], "helloworld's own servers keep their rules"
+    left = kubectl("get", "pods,services", "-o", "name")
+    assert "twin" not in left
+    assert "disposable" not in left
 
 
 def test_on_a_healthy_lab_up_makes_nothing_anew(lab: dict[str, Any]) -> None:

@@ -452,7 +452,7 @@ def test_a_twin_can_be_made_again_and_again(lab):
 @with_dataplane
 def test_a_pair_of_twins_talks_by_the_rules(lab):
     with lab.control_pair() as control_pair:
-        seen = lab.observe(control_pair.client, url=control_pair.url, server=control_pair.server)
+        seen = lab.observe(control_pair.client, url=control_pair.url, servers=[control_pair.server])
         assert rules.assess_moved(seen).held
         assert seen.servers == {control_pair.server.name}
     for gone in (control_pair.client, control_pair.server):

@@ -102,7 +102,7 @@ def test_the_checks_read_its_record_and_do_not_ask_whose_it_is(recorded, monkeyp
 
     monkeypatch.setattr(request_batch, "observe", observe)
     monkeypatch.setattr(lab, "ClusterBatch", lambda *given: SimpleNamespace(dataplane=given[-1]))
-    found = recorded.observe(None, server=SimpleNamespace(name="helloworld"))
+    found = recorded.observe(None, servers=[SimpleNamespace(name="helloworld")])
     assert recorded.strategy.calls == ["evidence of 1"]
     assert dataplane.assess_intercepted(found).why == "4 connections of sleep intercepted at connect()"
     assert dataplane.assess_payload(found).why == "24 messages on tape on all three legs"

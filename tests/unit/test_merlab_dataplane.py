@@ -106,6 +106,20 @@ def test_the_control_pods_opt_out():
             assert not enrolment.opts_out(labels)
 
 
+def test_the_disposable_server_is_served_and_of_no_other_service():
+    pod, service = sorted(manifests.objects("disposable", Settings.default()), key=lambda one: one["kind"])
+    assert (pod["kind"], service["kind"]) == ("Pod", "Service")
+    assert not enrolment.opts_out(pod["metadata"]["labels"])
+    selectors = {
+        one["metadata"]["name"]: one["spec"]["selector"]
+        for name in (*manifests.WORKLOADS, "twin", "disposable")
+        for one in manifests.objects(name, Settings.default())
+        if one["kind"] == "Service"
+    }
+    labels = pod["metadata"]["labels"].items()
+    assert [name for name, selector in selectors.items() if selector.items() <= labels] == [service["metadata"]["name"]]
+
+
 def test_an_image_that_is_nowhere_is_refused_with_the_command_that_builds_it():
     with pytest.raises(LabError, match="is not on this machine: build it in a checkout") as refused:
         agent_image.SOURCE.require([OURS], None, StubImages())

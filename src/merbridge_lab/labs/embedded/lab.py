@@ -16,6 +16,7 @@ from merbridge_lab.lab import (
     DIALS,
     HELLO,
     ControlPair,
+    ServerGroup,
 )
 from merbridge_lab.labs.base import LabBase
 from merbridge_lab.labs.embedded import (
@@ -101,6 +102,10 @@ class EmbeddedLab(LabBase):
         """Return the workloads behind the service helloworld."""
         return [workload for workload in self.workloads() if workload.pod.spec.app == "helloworld"]
 
+    def flushable_servers(self) -> contextlib.AbstractContextManager[ServerGroup]:
+        """Return its own servers: the pods of this lab are there to be flushed."""
+        return contextlib.nullcontext(ServerGroup(self.servers()))
+
     def drain_idle_connections(self) -> bool:
         """Wait until the idle connections of the sidecars have closed; return whether all did."""
         return self.dataplane.drain_idle_connections()
@@ -112,16 +117,16 @@ class EmbeddedLab(LabBase):
         count: int = 4,
         trace: bool = False,
         url: str = HELLO,
-        server: Workload | None = None,
+        servers: Sequence[Workload] = (),
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read all evidence around them; see batch_guard.batch."""
         own = _own(client)
-        servers = [_own(server)] if server is not None else self.servers()
-        with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in servers)):
+        answering = list(map(_own, servers)) or self.servers()
+        with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in answering)):
             return http_client.observe(
                 own,
-                servers,
+                answering,
                 self.dataplane.evidence(trace=trace),
                 url=url,
                 count=count,

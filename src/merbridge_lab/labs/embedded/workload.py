@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import cgroup, netns
 from merbridge_lab.adapters.command import pasteable, run
-from merbridge_lab.lab import HELLO, ProcessIdentity
+from merbridge_lab.lab import HELLO
 from merbridge_lab.labs.embedded import envoy, shell, topology
 from merbridge_lab.labs.embedded.rules import PodRules
+from merbridge_lab.process_identity import ProcessIdentity
 from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:

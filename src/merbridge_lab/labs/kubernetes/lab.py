@@ -17,6 +17,7 @@ from merbridge_lab.lab import (
     HELLO,
     INBOUND_WITHOUT_RULES,
     ControlPair,
+    ServerGroup,
 )
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.base import LabBase
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from merbridge_lab.dial_results import Dial
-    from merbridge_lab.lab import ControlPair, Dataplane, Workload
+    from merbridge_lab.lab import Dataplane, Workload
     from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane
     from merbridge_lab.labs.kubernetes.provider import OwningProvider
     from merbridge_lab.labs.options import Options
@@ -73,6 +74,7 @@ class KubernetesLab(LabBase):
         self.mesh = MeshComponent(access, provider, self.workloads, keep=options.keep_cluster)
         self._strategies: dict[str, ClusterDataplane] = {}
         self._control: tuple[KubernetesWorkload, ...] = ()
+        self._disposable: tuple[KubernetesWorkload, ...] = ()
 
     def _forget(self) -> None:
         self._access.forget()
@@ -153,6 +155,21 @@ class KubernetesLab(LabBase):
         self._control = (_own(pair.client), _own(pair.server))
         yield pair
 
+    @contextlib.contextmanager
+    def flushable_servers(self) -> Iterator[ServerGroup]:
+        """Return a disposable server with a service of its own, if the dataplane can serve one without its rules.
+
+        Other pods of the cluster may depend on helloworld. Without its rules, a server of a dataplane that leaves the
+        servers' side to them only shows that limit: then it is helloworld's that are flushed, for a moment.
+        """
+        group = self.strategy.disposable_server()
+        if group is None:
+            yield ServerGroup(self.servers())
+            return
+        self._disposable = tuple(map(_own, group.servers))
+        self.workload(topology.SLEEP.name).await_answer(group.url)
+        yield group
+
     def drain_idle_connections(self) -> bool:
         """End the connections that the clients' sidecars keep for an hour; return whether the next ones are new.
 
@@ -173,14 +190,14 @@ class KubernetesLab(LabBase):
         count: int = 4,
         trace: bool = False,  # noqa: ARG002 - the protocol's; what there is, is always read
         url: str = HELLO,
-        server: Workload | None = None,
+        servers: Sequence[Workload] = (),
         logged: bool = True,
     ) -> Observation:
         """Send requests as the app of `client` and read all evidence around them."""
-        servers = [_own(server)] if server is not None else self.servers()
+        answering = list(map(_own, servers)) or self.servers()
         for _ in range(_BATCHES):
-            with self.strategy.evidence(servers) as dataplane:
-                source = ClusterBatch(_own(client), servers, url, dataplane)
+            with self.strategy.evidence(answering) as dataplane:
+                source = ClusterBatch(_own(client), answering, url, dataplane)
                 seen = request_batch.observe(source, count=count, logged=logged)
             if not seen.interception.refreshed:
                 break
@@ -195,7 +212,7 @@ class KubernetesLab(LabBase):
         wanted = tuple(nonces)
         return [
             f"{workload.name}: {line}"
-            for workload in (*self.workloads(), *self._control)
+            for workload in (*self.workloads(), *self._control, *self._disposable)
             for line in lines_of(workload.logged())
             if any(nonce in line for nonce in wanted)
         ]

@@ -23,6 +23,7 @@ NAMES = (
     *("kind", *APPLIED, "helper"),
     *(name for name in dataplanes.names() if dataplanes.part(name, "manifest")),
     "twin",
+    "disposable",
 )
 
 

@@ -9,16 +9,16 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from merbridge_lab import accesslog, hints
+from merbridge_lab import accesslog, hints, polling
 from merbridge_lab.adapters import kubernetes_exec
 from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.adapters.kubernetes_api import NotFoundError
-from merbridge_lab.errors import ClaimFailedError
+from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.evidence import Unread
-from merbridge_lab.lab import ProcessIdentity
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.kubernetes import commands, nat_backends, pod_netns, pods, topology
 from merbridge_lab.labs.kubernetes.rules import PodRules
+from merbridge_lab.process_identity import ProcessIdentity
 from merbridge_lab.ruleset import NATIVE
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: The character of an x-request-id that Envoy changes if it decides about tracing (its UUID extension).
 _TRACED = 14
+#: Seconds until Istio has told a sidecar of a new service.
+_KNOWN = 20.0
 _SHELL_BIN = f"{topology.STATE}/bin"
 
 
@@ -84,6 +86,23 @@ class KubernetesWorkload:
                 f"the pod {pod.name} is gone: {self.name} was restarted meanwhile", hint="type this again"
             ) from error
         return request_batch.read(nonce, url, status, stdout, stderr)
+
+    def await_answer(self, url: str) -> None:
+        """Wait until its app is served at `url`: its sidecar learns of a new service with a delay. Raises LabError."""
+        last = "not asked yet"
+
+        def answers() -> bool:
+            nonlocal last
+            exchange = self.ask(url)
+            last = str(exchange)
+            return exchange.served
+
+        if not polling.poll_until(answers, timeout=_KNOWN, every=0.2, awaiting=f"{self.name} to reach {url}"):
+            raise LabError(
+                f"{self.name} did not reach {url} within {_KNOWN:.0f} s: {last}",
+                hint="merlab status",
+                id="pod.not_ready",
+            )
 
     def log(self) -> SidecarLog:
         """Return what its sidecar writes into its access log from now on. Raise ClaimFailedError if it has none."""

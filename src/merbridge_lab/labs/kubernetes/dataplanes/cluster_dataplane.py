@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from merbridge_lab.lab import ControlPair, Dataplane
+    from merbridge_lab.lab import ControlPair, Dataplane, ServerGroup
     from merbridge_lab.labs.kubernetes.connection import Access
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
@@ -67,6 +67,9 @@ class ClusterDataplane(DataplaneStrategy, Protocol):
 
     def control_pair(self) -> ControlPair:
         """Return a client that it does not serve, with a server of its own; they stay until `close`."""
+
+    def disposable_server(self) -> ServerGroup | None:
+        """Return a server that it serves without any rule, and that stays until `close`; None if it serves none so."""
 
     def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
         """Return the events of its trace as they arrive, until interrupted; only those of `pod` or `nonce`, if given.

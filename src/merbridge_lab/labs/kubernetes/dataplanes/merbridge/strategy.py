@@ -105,6 +105,9 @@ class Strategy(NodeStrategy):
         client, server = self._pair.get()
         return ControlPair(client, server, control_pods.URL)
 
+    def disposable_server(self) -> None:
+        """Return None: Merbridge leaves the servers' side to the rules."""
+
     def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
         if pod or nonce:

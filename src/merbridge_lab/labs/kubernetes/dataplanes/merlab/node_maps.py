@@ -9,13 +9,14 @@ from merbridge_lab.labs.kubernetes import pods, topology
 from merbridge_lab.labs.kubernetes.dataplanes.merlab.manifest import PINS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.dataplane import Legs
     from merbridge_lab.labs.kubernetes.dataplanes.node_view import NodeView
     from merbridge_lab.labs.kubernetes.pods import Pod
+    from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
 
 def place(node: NodeView) -> Path:
@@ -38,9 +39,9 @@ def are_there(node: NodeView) -> bool:
     return place(node).is_dir()
 
 
-def workload_pods(api: Api) -> dict[str, list[Pod]]:
+def workload_pods(api: Api, specs: Iterable[WorkloadSpec] = topology.WORKLOADS) -> dict[str, list[Pod]]:
     """Return the pods of each workload that are not ending."""
-    return {spec.name: pods.active_pods(api, spec) for spec in topology.WORKLOADS}
+    return {spec.name: pods.active_pods(api, spec) for spec in specs}
 
 
 def counters(node: NodeView, found: Mapping[str, list[Pod]]) -> dict[str, dict[str, int]]:

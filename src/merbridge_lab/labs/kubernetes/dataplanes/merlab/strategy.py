@@ -6,11 +6,21 @@ import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from merbridge_lab import polling
 from merbridge_lab.dataplane import owned_events, trace
 from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.errors import LabError
-from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE, ControlPair
+from merbridge_lab.lab import (
+    CONTROL_CLIENT,
+    DATAPLANE,
+    DEBUG_TOGGLE,
+    INBOUND_WITHOUT_RULES,
+    TRACE,
+    ControlPair,
+    ServerGroup,
+)
 from merbridge_lab.labs.dataplane_strategy import NoEvidence
+from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.dataplanes import control_pods, node_trace
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import (
     agent_exec,
@@ -34,6 +44,9 @@ if TYPE_CHECKING:
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.trace_event import TraceEvent
 
+#: Seconds until the agent serves a pod that is ready.
+_SERVED = 10.0
+
 
 class Strategy(NodeStrategy):
     """The ClusterDataplane protocol over the agent's DaemonSet, whose pins this machine's kernel reads."""
@@ -47,7 +60,7 @@ class Strategy(NodeStrategy):
     def __init__(self, around: Surroundings) -> None:
         self._access = around.access
         self.component = MerlabDataplane(around)
-        self._pair = control_pods.Pair(around.access, self._control_client)
+        self._pair = control_pods.Pair(around.access, self._control_client, disposable=True)
 
     def _control_client(self) -> KubernetesWorkload:
         """Return the workload of the control client: its label tells the agent to leave its pod to the rules."""
@@ -76,13 +89,14 @@ class Strategy(NodeStrategy):
     # -- what it shows ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def evidence(self, servers: Sequence[KubernetesWorkload]) -> Iterator[DataplaneEvidence]:  # noqa: ARG002 - the protocol's
+    def evidence(self, servers: Sequence[KubernetesWorkload]) -> Iterator[DataplaneEvidence]:
         """Yield the counters of the pinned maps, and the trace if it is on; nothing if nothing is attached."""
         legs = node_maps.legs(self.component.place()) if self.component.attached else None
         if legs is None:
             yield NoEvidence()
             return
-        place, found = self.component.place(), node_maps.workload_pods(self._access.api())
+        specs = {spec.name: spec for spec in (*topology.WORKLOADS, *(server.spec for server in servers))}
+        place, found = self.component.place(), node_maps.workload_pods(self._access.api(), specs.values())
         with contextlib.ExitStack() as stack:
             drain = None
             if self.component.debug:
@@ -98,6 +112,20 @@ class Strategy(NodeStrategy):
         """Return a client that opted out, with a server that did, too. Raises LabError."""
         client, server = self._pair.get()
         return ControlPair(client, server, control_pods.URL)
+
+    def disposable_server(self) -> ServerGroup:
+        """Return a server of the mesh that nobody else uses. Raise LabError if eBPF does not serve it."""
+        server, reader = self._pair.disposable(), self.component.reader()
+        uid = server.pod.uid
+        what = f"{control_pods.DISPOSABLE.name} to be served by eBPF"
+        if not polling.poll_until(lambda: uid in reader.served(), timeout=_SERVED, every=0.1, awaiting=what):
+            why = agent_exec.why_left(self._access.api(), uid) or "the agent does not know it"
+            raise LabError(
+                f"eBPF does not serve {control_pods.DISPOSABLE.name}: {why}",
+                hint="merlab status",
+                id="dataplane.incomplete",
+            )
+        return ServerGroup([server], control_pods.DISPOSABLE_URL)
 
     def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
@@ -115,10 +143,16 @@ class Strategy(NodeStrategy):
         return (event for event in owned_events.of_lab(events, is_own) if event is not None)
 
     def fingerprint(self) -> dict[str, str]:
-        """Return the identity of each program and link. Raises LabError."""
+        """Return the identity of each program, and of the links of the walkthrough's pods. Raises LabError.
+
+        Other pods of the mesh come and go.
+        """
         reader = self.component.reader()
-        programs = {f"the program {each.name}": f"{each.id} {each.attached_to}" for each in reader.programs()}
-        return programs | {f"the link {name}": link for name, link in reader.links().items()}
+        pods = [pod for found in node_maps.workload_pods(self._access.api()).values() for pod in found]
+        own = {f"{topology.NAMESPACE}/{pod.name}" for pod in pods}
+        links = {name: link for name, link in reader.links().items() if name.rpartition(" of ")[2] in own}
+        programs = {f"the program {each.name}": str(each.id) for each in reader.programs()}
+        return programs | {f"the link {name}": link for name, link in links.items()}
 
     def describe(self) -> dict[str, object]:
         """Return its state as `merlab status --json` prints it."""

@@ -58,6 +58,9 @@ class Strategy:
         """Raise LabError: sleep itself shows what the rules do."""
         raise LabError(self.why_missing(CONTROL_CLIENT), id="capability.missing")
 
+    def disposable_server(self) -> None:
+        """Return None: nothing serves a pod without its rules."""
+
     def follow_trace(self, *, pod: str | None, nonce: str | None) -> NoReturn:  # noqa: ARG002 - the protocol's
         """Raise LabError: nobody writes a trace."""
         raise LabError(WHY, hint="merlab up --dataplane merbridge", id="dataplane.none")
