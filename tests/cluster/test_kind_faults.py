@@ -191,6 +191,7 @@ def test_down_leaves_nothing_of_a_create_that_was_killed(nothing: Mapping[str, o
     assert settled(leftovers, nothing) == nothing
 
 
+@pytest.mark.soak
 def test_up_goes_on_from_a_create_that_was_killed_and_has_the_lab_to_itself(nothing: Mapping[str, object]) -> None:  # noqa: ARG001
     stopped("up", at=MOMENTS["keys"], by=signal.SIGKILL)
     going_on = Running("up", "--json")
@@ -452,6 +453,7 @@ def test_an_api_that_falls_silent_while_flushed_does_not_keep_the_rules_away(lab
 # -- images that do not get through -----------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_an_image_that_nobody_has_is_named_with_how_to_load_it_by_hand(lab: None) -> None:  # noqa: ARG001
     said = refusal(merlab("up", "--json", "--until", "2", "--image", f"sleep={NOBODYS}"))
     assert NOBODYS in said
@@ -592,6 +594,7 @@ def test_docker_that_falls_silent_in_the_middle_is_named_and_all_comes_back(lab:
     assert mended()
 
 
+@pytest.mark.soak
 def test_a_stopped_node_is_started_by_an_up_that_asks_for_nothing(lab: None) -> None:  # noqa: ARG001
     """The lab's settings cannot be read while its node is stopped; nothing else may be demanded for it."""
     docker("stop", "--time", "5", NODE)

@@ -12,6 +12,7 @@ import pytest
 
 from merbridge_lab import lock
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kind.driver import KindDriver
 
 
 @pytest.fixture
@@ -51,6 +52,14 @@ def test_it_is_held_once(locks):
         assert no.value.hint == "merlab down --wait"
         assert (locks / "one.lock").exists()
     assert not locks.exists()
+
+
+@pytest.mark.parametrize("host", ["", "unix:///var/run/docker.sock", "unix:///run/docker.sock"])
+def test_the_systems_docker_is_one_however_it_is_named(monkeypatch, host):
+    monkeypatch.setenv("DOCKER_HOST", host)
+    assert KindDriver().docker == ""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/user/1000/docker.sock")
+    assert KindDriver().docker == "unix:///run/user/1000/docker.sock"
 
 
 def test_labs_of_one_name_on_two_dockers_do_not_wait_for_each_other(locks):

@@ -38,6 +38,8 @@ _CONTEXT = re.compile(
 )
 _ADDRESS = re.compile(r"\b(?:unix|tcp|ssh|npipe|https?|fd)://[^\s\"']+?(?=[.,;:]?(?:[\s\"']|$))")
 _DEFAULT = "unix:///var/run/docker.sock"
+#: The two paths of the system's daemon: /var/run leads to /run.
+_SYSTEMS = (_DEFAULT, "unix:///run/docker.sock")
 #: The lab that does not need Docker, and what the other one needs.
 _WITHOUT = f"{hints.WITHOUT_CLUSTER}  # or install Docker Engine: https://docs.docker.com/engine/install"
 
@@ -88,10 +90,16 @@ def address(said: str) -> str:
     return found[0] if found else os.environ.get("DOCKER_HOST") or _DEFAULT
 
 
+def other_daemon() -> str:
+    """Return the DOCKER_HOST of this process; "" if it is unset, or names the system's daemon, which is the default."""
+    where = os.environ.get("DOCKER_HOST", "")
+    return "" if where in _SYSTEMS else where
+
+
 def _start(where: str) -> str:
     if os.environ.get("DOCKER_HOST"):
         return "unset DOCKER_HOST; systemctl start docker"
-    if where not in (_DEFAULT, "unix:///run/docker.sock") and where.startswith(("unix://", "tcp://", "ssh://")):
+    if where not in _SYSTEMS and where.startswith(("unix://", "tcp://", "ssh://")):
         return "docker context use default; systemctl start docker"
     return "systemctl start docker"
 

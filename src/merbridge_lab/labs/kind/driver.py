@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import docker_messages
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kind import names
 from merbridge_lab.labs.options import Options
@@ -32,7 +32,7 @@ class KindDriver:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
-        self.docker = os.environ.get("DOCKER_HOST", "")
+        self.docker = docker_messages.other_daemon()
 
     def is_up(self) -> bool:
         """Report whether anything of the lab exists; False if no Docker answers."""
