@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from merbridge_lab.agent import agent_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from prometheus_client import Metric
 
@@ -23,8 +23,8 @@ _POD = ["namespace", "pod"]
 
 
 class _Numbers(Collector):
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
+    def __init__(self, sources: Sources, events: Mapping[Any, int]) -> None:
+        self._sources, self._events = sources, events
 
     def collect(self) -> Iterator[Metric]:
         status = agent_status.status(self._sources)
@@ -50,6 +50,15 @@ class _Numbers(Collector):
         for reason, number in status["refused"].items():
             refused.add_metric([reason], number)
         yield refused
+        events = CounterMetricFamily(
+            "merlab_pod_events",
+            "Kubernetes Events on pods: created; repeated, of an agent before; failed, and tried again; refused by the"
+            " API server; dropped, as there were too many pods.",
+            labels=["result"],
+        )
+        for result, number in self._events.items():
+            events.add_metric([result], number)
+        yield events
         yield from _counted(agent_status.counters(self._sources))
 
 
@@ -80,8 +89,11 @@ def _counted(counters: dict[str, dict[str, int]]) -> Iterator[Metric]:
     yield from (connections, messages, moved, passed, others)
 
 
-def text(sources: Sources) -> Callable[[], bytes]:
-    """Return a function that reads the numbers of a node, and returns them as Prometheus reads them."""
+def text(sources: Sources, events: Mapping[Any, int]) -> Callable[[], bytes]:
+    """Return a function that reads the numbers of a node, and returns them as Prometheus reads them.
+
+    `events` has how many Kubernetes Events came to which end.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Numbers(sources))
+    registry.register(_Numbers(sources, events))
     return lambda: generate_latest(registry)
