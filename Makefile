@@ -11,7 +11,7 @@ SHELL := /bin/sh
 ARGS ?=
 
 MERLAB = scripts/setup root .venv/bin/merlab
-CLUSTER = scripts/setup root env PATH="$$PATH" DOCKER_HOST="$$DOCKER_HOST" MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m tests.cluster
+CLUSTER = scripts/setup root env PATH="$$PATH" DOCKER_HOST="$$DOCKER_HOST" MERLAB_CLUSTER_RUN="$$MERLAB_CLUSTER_RUN" MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m tests.cluster
 PYTEST_AS_ROOT = scripts/setup root env MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m pytest -p no:cacheprovider
 
 help: ## this list

@@ -543,7 +543,7 @@ class FakeDriver:
     """Opens one FakeLab repeatedly, as the kernel keeps a lab between two calls of merlab."""
 
     name = lab_name = "fake"
-    context = ""
+    context = docker = ""
 
     def __init__(self, lab: FakeLab | None = None) -> None:
         self.lab = lab or FakeLab()

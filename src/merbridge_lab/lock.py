@@ -1,4 +1,4 @@
-"""Only one merlab command at a time changes a lab; labs with other names do not wait for each other.
+"""Only one merlab command at a time changes a lab; labs of other names, or on other Dockers, do not wait for it.
 
 The lock is a BSD lock on a file named after the lab, in a directory that only its owner can open. For root that is
 /run/merlab.locks. If others could open the lock, they could hold it and so block root's merlab. The file names the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -56,12 +57,12 @@ def folder() -> Path:
 
 
 @contextlib.contextmanager
-def held(lab: str, command: str, *, wait: float = 0.0, again: str | None = None) -> Iterator[None]:
-    """Hold the lock of `lab` for the duration of the block.
+def held(lab: str, command: str, *, docker: str = "", wait: float = 0.0, again: str | None = None) -> Iterator[None]:
+    """Hold the lock of `lab` for the duration of the block: of the one on that Docker, as DOCKER_HOST names it.
 
     Wait up to `wait` seconds for another command. Raise LabError naming it, with `again` as the hint.
     """
-    path = folder() / f"{lab}.lock"
+    path = folder() / f"{lab}{_on(docker)}.lock"
     descriptor = _take(path)
     if descriptor is None and wait > 0:
         descriptor = poll_until(lambda: _take(path), timeout=wait, awaiting=lambda: _words(path), every=0.25)
@@ -78,6 +79,11 @@ def held(lab: str, command: str, *, wait: float = 0.0, again: str | None = None)
         with contextlib.suppress(OSError), change("let a lock go"):  # the folder may hold locks of other labs
             path.parent.rmdir()
         os.close(descriptor)
+
+
+def _on(docker: str) -> str:
+    """Return the part of a lock's name that tells one Docker from another; it need not be read by anybody."""
+    return f"-{hashlib.sha256(docker.encode()).hexdigest()[:8]}" if docker else ""
 
 
 def holder(path: Path) -> Holder | None:

@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
     }
     if "DOCKER_HOST" in os.environ:
         told["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
-    return told
+    return told | engine.surroundings()
 
 
 def prepare(*, keep: bool = False) -> None:
@@ -102,7 +102,7 @@ def down() -> int:
 
 
 def test(*arguments: str) -> int:
-    with builds.alone("test"):
+    with builds.alone(f"test-{engine.RUN.name}" if engine.IS_APART else "test"):
         try:
             prepare()
             os.environ["MERLAB_REQUIRE"] = ",".join(filter(None, (os.environ.get("MERLAB_REQUIRE"), "cluster")))

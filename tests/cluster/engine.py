@@ -19,10 +19,14 @@ from pathlib import Path
 
 from tests.cluster import builds
 
-RUN = Path("/run/merlab-cluster")
+_USUAL = "/run/merlab-cluster"
+#: The daemon's folder. Another one (MERLAB_CLUSTER_RUN) means another daemon, with images and a cluster of its own.
+RUN = Path(os.environ.get("MERLAB_CLUSTER_RUN") or _USUAL)
+#: Whether a daemon of our own is wanted, also where another one answers.
+IS_APART = Path(_USUAL) != RUN
 SOCKET = f"unix://{RUN}/docker.sock"
 _PIDFILE = RUN / "docker.pid"
-_CGROUP = "merlab-cluster"
+_CGROUP = RUN.name
 #: Exists while the daemon must outlive the command that started it. Without this file, a killed test left the daemon.
 _KEPT = RUN / "kept"
 
@@ -38,7 +42,10 @@ def answers(host: str | None = None) -> bool:
 
 def choose() -> bool:
     """Make docker and kind use the existing daemon. Return whether there is one."""
-    if ours():
+    begins = f"{Path(_USUAL).name}-"  # the folder is removed in the end, and gives its name to a cgroup
+    if IS_APART and not (RUN.is_absolute() and RUN.name.startswith(begins)):
+        sys.exit(f"test cluster: MERLAB_CLUSTER_RUN={RUN} is no folder of its own: expected {_USUAL}-NAME")
+    if IS_APART or ours():
         os.environ["DOCKER_HOST"] = SOCKET
     return answers()
 
@@ -62,6 +69,20 @@ def release() -> None:
         stop()
 
 
+def _data() -> Path:
+    """Return where the images are: two daemons cannot share them."""
+    return builds.cache() / (f"docker-{RUN.name}" if IS_APART else "docker")
+
+
+def surroundings() -> dict[str, str]:
+    """Return the additions to the environment that keep merlab's own files apart; none for the usual test cluster."""
+    if not IS_APART:
+        return {}
+    temporary = builds.cache() / f"tmp-{RUN.name}"  # not below /run: it holds whole images
+    temporary.mkdir(exist_ok=True)
+    return {"TMPDIR": str(temporary), "XDG_STATE_HOME": str(RUN / "state")}
+
+
 def _start() -> None:
     if os.geteuid() != 0:
         sys.exit("test cluster: no Docker daemon answers, and starting one takes root")
@@ -69,7 +90,7 @@ def _start() -> None:
     runc = builds.module("small") / "runc"
     RUN.mkdir(mode=0o700, exist_ok=True)
     settings = {
-        "data-root": str(builds.cache() / "docker"),
+        "data-root": str(_data()),
         "exec-root": str(RUN / "exec"),
         "pidfile": str(_PIDFILE),
         "hosts": [SOCKET],
@@ -109,7 +130,8 @@ def stop() -> None:
             _await_end(pid, 30)
             os.kill(pid, signal.SIGKILL)
     _remove_cgroups()
-    builds.remove(RUN)
+    for folder in (RUN, *((Path(surroundings()["TMPDIR"]),) if IS_APART else ())):
+        builds.remove(folder)
 
 
 def _pid() -> int | None:

@@ -114,6 +114,16 @@ def _processes() -> dict[int, tuple[int, list[str]]]:
     return found
 
 
+def _is_on_our_docker(pid: int) -> bool:
+    """Report whether a process talks to the daemon of these tests; there may be another test cluster."""
+    try:
+        told = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return False  # it has ended
+    host = [each.partition("=")[2] for each in told if each.startswith("DOCKER_HOST=")]
+    return host == [each for each in (os.environ.get("DOCKER_HOST"),) if each is not None]
+
+
 def runs(*words: str) -> Callable[[int], bool]:
     """Return a moment: merlab runs a command that begins with `words`."""
 
@@ -132,7 +142,11 @@ def holds_the_lock(pid: int) -> bool:
 def leftovers() -> dict[str, object]:
     """Return everything that `down` must leave as it was before."""
     temporary = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108 - looked at, not written to
-    commands = [argv for _, argv in _processes().values() if Path(argv[0]).name in ("kind", "istioctl")]
+    commands = [
+        argv
+        for pid, (_, argv) in _processes().items()
+        if Path(argv[0]).name in ("kind", "istioctl") and _is_on_our_docker(pid)
+    ]
     kubeconfig = Path(os.environ["KUBECONFIG"])
     return {
         "containers": sorted(docker("ps", "--all", "--quiet").split()),

@@ -393,6 +393,23 @@ def test_where_it_cannot_be_asked_a_new_pod_is_left_to_the_rules_and_a_known_nam
     assert labels.refusal(of("bank")).id == "namespace_unknown"
 
 
+def test_the_status_says_in_a_sentence_that_the_api_server_is_away_and_stays_ready(api, tmp_path):
+    labels, _, server, _ = api
+    node = NodeState(tmp_path / "run", tmp_path / "state")
+    descriptor = node.take()
+    node.write(agent_status.state([], generation=7, ready=True, runtime_problem="", namespaces_asked=True))
+    sources = agent_status.Sources(node, Reconciler(tmp_path / "pins"))
+    assert agent_status.status(sources, api_silence=labels.silence())["api_server"] is None
+    server.shutdown()
+    server.server_close()
+    told = agent_status.status(sources, api_silence=labels.silence())
+    os.close(descriptor)
+    assert told["ready"]
+    assert told["api_server"].startswith("the API server does not answer; what is served goes on")
+    assert told["api_server"].endswith("Connection refused")
+    assert told["api_server"] in agent_status.lines(told)
+
+
 def test_a_server_that_is_silent_is_not_asked_for_each_namespace(api):
     """It takes a second for an answer that does not come, and the loop has other pods to look at."""
     _, account, _, _ = api
@@ -409,6 +426,7 @@ def test_a_server_that_is_silent_is_not_asked_for_each_namespace(api):
 def test_without_a_token_nobody_is_asked(tmp_path):
     labels = NamespaceLabels(ServiceAccount(tmp_path, {"KUBERNETES_SERVICE_HOST": "127.0.0.1"}))
     assert not labels.are_asked
+    assert labels.silence() == ""
     assert labels.refusal(of("bank")) is None
 
 

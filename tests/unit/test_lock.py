@@ -53,6 +53,16 @@ def test_it_is_held_once(locks):
     assert not locks.exists()
 
 
+def test_labs_of_one_name_on_two_dockers_do_not_wait_for_each_other(locks):
+    with lock.held("one", "up"), lock.held("one", "up", docker="unix:///run/a.sock"):
+        assert len(list(locks.iterdir())) == 2
+        with pytest.raises(LabError, match="another merlab"), lock.held("one", "down", docker="unix:///run/a.sock"):
+            pass
+        with lock.held("one", "down", docker="unix:///run/b.sock"):
+            pass
+    assert not locks.exists()
+
+
 def test_what_a_killed_one_left_is_taken_over_and_removed(locks):
     killed(locks)
     with lock.held("one", "verify"):

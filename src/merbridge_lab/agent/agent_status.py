@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 #: The states of a switch: `None` if there are no programs that it would switch.
 _SWITCH = {True: "on", False: "off", None: "not loaded"}
 
+#: Only namespaces' labels are asked of it.
+_API_AWAY = (
+    "the API server does not answer; what is served goes on, and new pods of namespaces that are not known yet are left"
+    " to the rules"
+)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -45,8 +51,8 @@ def state(
     }
 
 
-def status(sources: Sources) -> dict[str, Any]:
-    """Return the state of a node, whether an agent runs or not."""
+def status(sources: Sources, *, api_silence: str = "") -> dict[str, Any]:
+    """Return the state of a node, whether an agent runs or not; `api_silence` is why the API server does not answer."""
     told = sources.node.read()
     running = sources.node.is_running
     redirecting: bool | None = None  # nothing is loaded
@@ -66,6 +72,7 @@ def status(sources: Sources) -> dict[str, Any]:
         "debug": debug,
         "runtime": told.get("runtime"),
         "namespaces": told.get("namespaces", "not asked"),
+        "api_server": f"{_API_AWAY}: {api_silence}" if api_silence else None,
         "pods": pods,
         "refused": dict(sorted(Counter(pod["reason_id"] for pod in pods if pod["reason_id"]).items())),
     }
@@ -112,8 +119,7 @@ def lines(told: dict[str, Any]) -> list[str]:
         f"redirecting: {_SWITCH[told['redirecting']]}; debug: {_SWITCH[told['debug']]}",
         f"labels of namespaces: {told['namespaces']}",
     ]
-    if told["runtime"]:
-        found.append(str(told["runtime"]))
+    found += [str(told[each]) for each in ("runtime", "api_server") if told[each]]
     for pod in told["pods"]:
         why = pod["reason"] or pod["legs"].get("why", "")
         found.append(f"{pod['state']:8} {pod['namespace']}/{pod['name']}: {why}")

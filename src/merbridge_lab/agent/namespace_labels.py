@@ -47,6 +47,16 @@ class NamespaceLabels:
         """Report whether the agent may ask the API server at all."""
         return self._account.exists
 
+    def silence(self) -> str:
+        """Ask the API server now; return why it does not answer, "" if it does or is not to be asked."""
+        if not self.are_asked:
+            return ""
+        try:
+            self._get("/readyz")
+        except service_account.FAILURES as error:
+            return str(error)
+        return ""
+
     def refusal(self, sandbox: Sandbox) -> Refusal | None:
         """Return why the namespace of a pod leaves it to the rules; None if it does not, or if nobody can be asked."""
         if not self.are_asked:
@@ -74,9 +84,14 @@ class NamespaceLabels:
 
     def _labels(self, name: str) -> dict[str, str]:
         """Return the labels of a namespace; none if it is gone. Raises OSError, HTTPException, ValueError."""
-        answer = self._account.ask("GET", f"/api/v1/namespaces/{urllib.parse.quote(name, safe='')}")
+        told = self._get(f"/api/v1/namespaces/{urllib.parse.quote(name, safe='')}")
+        return {} if told is None else dict(json.loads(told)["metadata"].get("labels") or {})
+
+    def _get(self, path: str) -> bytes | None:
+        """Return what is at a path of the API; None if nothing is. Raises OSError, HTTPException, ValueError."""
+        answer = self._account.ask("GET", path)
         if answer.status == http.client.NOT_FOUND:
-            return {}
+            return None
         if answer.status != http.client.OK:
             raise ValueError(f"the API server answers {answer.status} {answer.reason}")
-        return dict(json.loads(answer.body)["metadata"].get("labels") or {})
+        return answer.body

@@ -114,14 +114,16 @@ def agent_status_(
 ) -> None:
     """Show which pods of the node are served, and why others are left to the rules; exit 0 if the agent is ready.
 
-    It reads the pins and the node's disk, and works without a running agent, too.
+    It reads the pins and the node's disk, and works without a running agent, too. In the agent's pod it also asks the
+    API server, and says so if that is away: what is served goes on, and the exit status is the same.
 
     Example:  merlab agent status --json
     """
     with Session("agent", as_json=json, debug=debug, no_color=no_color, quiet=True) as session:
         from merbridge_lab.agent import agent_status
+        from merbridge_lab.agent.namespace_labels import NamespaceLabels
 
-        told = agent_status.status(_places(pins, run, state).sources())
+        told = agent_status.status(_places(pins, run, state).sources(), api_silence=NamespaceLabels().silence())
         if json:
             session.console.json(told)
         else:

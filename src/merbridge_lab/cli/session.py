@@ -177,7 +177,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             if wait:
                 self.console.awaits(f"the lab {driver.lab_name} to be free")
-            stack.enter_context(lock.held(driver.lab_name, self.command, wait=wait, again=again))
+            stack.enter_context(lock.held(driver.lab_name, self.command, docker=driver.docker, wait=wait, again=again))
             self.console.close()
             yield stack.enter_context(driver.open(keep=keep, backend=backend, legs=legs))
 

@@ -24,6 +24,8 @@ class Driver(Protocol):
     name: str
     #: The name of this lab. Labs of other names are not waited for, see lock.
     lab_name: str
+    #: Which Docker it is on, as DOCKER_HOST names it; "" for the usual one, or none. Labs on others are not waited for.
+    docker: str
     #: The context of its cluster for kubectl; "" if it has no cluster.
     context: str
 

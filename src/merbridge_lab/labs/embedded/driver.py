@@ -30,6 +30,7 @@ class EmbeddedDriver:
 
     name = "embedded"
     context = ""
+    docker = ""
 
     def __init__(self) -> None:
         self.lab_name = os.environ.get("MERLAB_NAME") or topology.NAME

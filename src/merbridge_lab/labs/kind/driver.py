@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class KindDriver:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
+        self.docker = os.environ.get("DOCKER_HOST", "")
 
     def is_up(self) -> bool:
         """Report whether anything of the lab exists; False if no Docker answers."""
