@@ -445,7 +445,12 @@ def test_the_numbers_for_prometheus_are_those_of_the_maps(node):
     assert code == 200
     assert 'merlab_connections_total{leg="outbound",namespace="default",pod="sleep"} 1.0' in numbers
     moved = counted(node, sleep)["mesh_redirected_bytes"]
-    assert f'merlab_redirected_bytes_total{{leg="mesh",namespace="default",pod="sleep"}} {moved}.0' in numbers
+    labels = 'leg="mesh",namespace="default",pod="sleep"'
+    assert f'merlab_bytes_total{{{labels},way="ebpf"}} {moved}.0' in numbers
+    by_tcp = counted(node, sleep)["mesh_tcp_messages"]
+    assert f'merlab_messages_total{{{labels},way="tcp"}} {by_tcp}.0' in numbers
+    assert 'merlab_tcp_bytes_total{namespace="default",pod="sleep",reason="redirect_off"} 0.0' in numbers
+    assert 'merlab_pod_events_total{result="created"} 0.0' in numbers
     told = json.loads(node.merlab("counters", "--json"))
     assert told.keys() == {"default/sleep", "default/hello"}
     assert told["default/sleep"]["outbound_connects"] == 1

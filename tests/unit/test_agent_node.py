@@ -27,6 +27,7 @@ from merbridge_lab.agent.node_state import NodeState, default_generation
 from merbridge_lab.agent.pod_watch import PodWatch
 from merbridge_lab.agent.refusals import Refusal
 from merbridge_lab.agent.service import Service
+from merbridge_lab.agent.service_account import ServiceAccount
 from merbridge_lab.agent.tracked_pod import TrackedPod
 from merbridge_lab.dataplane import Reconciler
 from merbridge_lab.dataplane.legs import ALL_LEGS
@@ -182,9 +183,9 @@ def test_the_status_counts_reasons_and_corrects_what_the_pins_do_not_have(tmp_pa
     assert told["redirecting"] is None
     assert "redirecting: not loaded; debug: off" in agent_status.lines(told)
     assert "labels of namespaces: not asked" in agent_status.lines(told)
-    assert "merlab_agent_runtime_answers 1.0" in metrics.text(sources)().decode()
+    assert "merlab_agent_runtime_answers 1.0" in metrics.text(sources, {})().decode()
     node.write({**state, "runtime": "the container runtime does not answer"})
-    assert "merlab_agent_runtime_answers 0.0" in metrics.text(sources)().decode()
+    assert "merlab_agent_runtime_answers 0.0" in metrics.text(sources, {})().decode()
     os.close(descriptor)
     assert not agent_status.status(sources)["ready"]
 
@@ -192,7 +193,7 @@ def test_the_status_counts_reasons_and_corrects_what_the_pins_do_not_have(tmp_pa
 def test_the_answers_on_the_loopback(tmp_path):
     sources = agent_status.Sources(NodeState(tmp_path / "run", tmp_path / "state"), Reconciler(tmp_path / "pins"))
     pulse = http_server.Pulse()
-    port = http_server.start(0, sources, pulse, metrics.text(sources))
+    port = http_server.start(0, sources, pulse, metrics.text(sources, {}))
 
     def get(path):
         try:
@@ -210,7 +211,7 @@ def test_the_answers_on_the_loopback(tmp_path):
     assert "merlab_agent_ready 0.0" in numbers
     assert 'merlab_pods{state="served"} 0.0' in numbers
     with pytest.raises(LabError, match=f"port {port} on 127.0.0.1 is not available"):
-        http_server.start(port, sources, pulse, metrics.text(sources))
+        http_server.start(port, sources, pulse, metrics.text(sources, {}))
 
 
 # -- what wakes it
@@ -356,9 +357,8 @@ def api(tmp_path):
     account.mkdir()
     (account / "token").write_text("secret\n")
     (account / "ca.crt").write_bytes(keys.ca.read_bytes())
-    labels = NamespaceLabels(
-        account, {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(server.server_port)}
-    )
+    environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(server.server_port)}
+    labels = NamespaceLabels(ServiceAccount(account, environ))
     yield labels, account, server, asked
     server.shutdown()
     server.server_close()
@@ -415,7 +415,8 @@ def test_a_server_that_is_silent_is_not_asked_for_each_namespace(api):
     _, account, _, _ = api
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = str(silent.getsockname()[1])
-        labels = NamespaceLabels(account, {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port})
+        environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
+        labels = NamespaceLabels(ServiceAccount(account, environ))
         began = time.monotonic()
         for number in range(20):
             assert labels.refusal(of(f"n{number}")).id == "namespace_unknown"
@@ -423,7 +424,7 @@ def test_a_server_that_is_silent_is_not_asked_for_each_namespace(api):
 
 
 def test_without_a_token_nobody_is_asked(tmp_path):
-    labels = NamespaceLabels(tmp_path, {"KUBERNETES_SERVICE_HOST": "127.0.0.1"})
+    labels = NamespaceLabels(ServiceAccount(tmp_path, {"KUBERNETES_SERVICE_HOST": "127.0.0.1"}))
     assert not labels.are_asked
     assert labels.silence() == ""
     assert labels.refusal(of("bank")) is None

@@ -14,7 +14,19 @@ def test_counters_have_the_names_that_users_see():
         names
     )
     assert abi.constants()["PORT_INBOUND"] == 15006
-    assert abi.constants()["COUNTERS"] == len(names) <= 32
+    assert abi.constants()["COUNTERS"] == len(names) <= len(abi.layouts()["counters"].unpack(bytes(512))["value"])
+
+
+def test_bytes_by_tcp_are_counted_for_each_reason_and_in_the_same_order():
+    """The kernel side goes from one to the other by their distance."""
+    reasons = {
+        prefix: [name.removeprefix(prefix) for name in abi.counter_names() if name.startswith(prefix)]
+        for prefix in ("passed_", "tcp_bytes_")
+    }
+    assert reasons["passed_"] == [*reasons["tcp_bytes_"], "ended"], "what is not sent has no bytes"
+    for prefix, names in reasons.items():
+        at = [abi.counter_names().index(prefix + name) for name in names]
+        assert at == list(range(at[0], at[0] + len(at)))
 
 
 def test_layouts_are_those_of_c():

@@ -75,11 +75,17 @@ def test_its_mounts_are_where_the_agent_looks(daemonset):
     assert f"MERLAB_AGENT_PORT:-{asked['port'].default}" in (ROOT / "images" / "agent" / "ready").read_text()
 
 
-def test_only_two_objects_are_outside_of_its_namespace_and_it_may_read_namespaces():
+def test_only_two_objects_are_outside_of_its_namespace_and_it_may_read_namespaces_and_make_events():
     objects = manifest.objects(Settings.default())
     assert [one["kind"] for one in manifest.of_cluster(objects)] == ["Namespace", "ClusterRole", "ClusterRoleBinding"]
     role = next(one for one in objects if one["kind"] == "ClusterRole")
-    assert role["rules"] == [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
+    ]
+    account = next(one for one in objects if one["kind"] == "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    assert manifest.daemonset(objects)["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
     assert {one["metadata"].get("namespace", manifest.NAMESPACE) for one in objects} == {manifest.NAMESPACE}
 
 

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import ssl
 import time
 import urllib.parse
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from merbridge_lab.agent import enrolment
+from merbridge_lab.agent import enrolment, service_account
 from merbridge_lab.agent.refusals import Refusal
+from merbridge_lab.agent.service_account import ServiceAccount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from merbridge_lab.adapters.cri_runtime import Sandbox
 
-#: Where the kubelet puts the token and the certificate of the API server.
-ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-#: How long an answer counts, how long to wait after a failure, and how long an answer may take, in seconds.
-_FRESH, _AGAIN, _ANSWER = 30.0, 3.0, 1.0
+#: How long an answer counts, and how long to wait after a failure, in seconds.
+_FRESH, _AGAIN = 30.0, 3.0
 
 
 class _Answer(NamedTuple):
@@ -40,10 +36,8 @@ class _Answer(NamedTuple):
 class NamespaceLabels:
     """Asks the API server for namespaces, and remembers the answers."""
 
-    def __init__(self, account: Path = ACCOUNT, environ: Mapping[str, str] = os.environ) -> None:
-        self._account = account
-        self._host = environ.get("KUBERNETES_SERVICE_HOST", "")
-        self._port = int(environ.get("KUBERNETES_SERVICE_PORT") or 443)
+    def __init__(self, account: ServiceAccount | None = None) -> None:
+        self._account = account or ServiceAccount()
         self._known: dict[str, _Answer] = {}
         #: Until when nothing is asked, because a question has failed, and why it has.
         self._quiet_until, self._why = 0.0, ""
@@ -51,7 +45,7 @@ class NamespaceLabels:
     @property
     def are_asked(self) -> bool:
         """Report whether the agent may ask the API server at all."""
-        return bool(self._host) and (self._account / "token").exists()
+        return self._account.exists
 
     def silence(self) -> str:
         """Ask the API server now; return why it does not answer, "" if it does or is not to be asked."""
@@ -59,7 +53,7 @@ class NamespaceLabels:
             return ""
         try:
             self._get("/readyz")
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except service_account.FAILURES as error:
             return str(error)
         return ""
 
@@ -84,7 +78,7 @@ class NamespaceLabels:
         if now >= self._quiet_until:
             try:
                 return _Answer(self._labels(name), "", now + _FRESH)
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except service_account.FAILURES as error:
                 self._quiet_until, self._why = time.monotonic() + _AGAIN, str(error)
         return _Answer(before.labels if before else None, self._why, self._quiet_until)
 
@@ -95,16 +89,9 @@ class NamespaceLabels:
 
     def _get(self, path: str) -> bytes | None:
         """Return what is at a path of the API; None if nothing is. Raises OSError, HTTPException, ValueError."""
-        trusted = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
-        connection = http.client.HTTPSConnection(self._host, self._port, timeout=_ANSWER, context=trusted)
-        try:
-            token = (self._account / "token").read_text().strip()  # the kubelet renews it
-            connection.request("GET", path, headers={"Authorization": f"Bearer {token}", "Accept": "application/json"})
-            answer = connection.getresponse()
-            if answer.status == http.client.NOT_FOUND:
-                return None
-            if answer.status != http.client.OK:
-                raise ValueError(f"the API server answers {answer.status} {answer.reason}")
-            return answer.read()
-        finally:
-            connection.close()
+        answer = self._account.ask("GET", path)
+        if answer.status == http.client.NOT_FOUND:
+            return None
+        if answer.status != http.client.OK:
+            raise ValueError(f"the API server answers {answer.status} {answer.reason}")
+        return answer.body

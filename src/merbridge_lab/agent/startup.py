@@ -11,6 +11,7 @@ from merbridge_lab.adapters import cri_runtime, mounts
 from merbridge_lab.agent import agent_log, agent_status, http_server
 from merbridge_lab.agent.agent_status import Sources
 from merbridge_lab.agent.node_state import NodeState, default_generation
+from merbridge_lab.agent.pod_events import PodEvents
 from merbridge_lab.agent.service import Service
 from merbridge_lab.dataplane import Legs, Profile, Reconciler, abi, reader_legs
 from merbridge_lab.errors import LabError
@@ -77,13 +78,19 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
         agent_log.say(
             "started", version=__version__, generation=generation, legs=legs.why, redirecting=node.is_redirecting
         )
-        pulse, written = http_server.Pulse(), _Written(node, generation)
+        pulse, written, events = http_server.Pulse(), _Written(node, generation), PodEvents()
         if not once:
             from merbridge_lab.agent import metrics
 
             sources = Sources(node, reconciler)
-            answers = http_server.start(port, sources, pulse, metrics.text(sources))
+            answers = http_server.start(port, sources, pulse, metrics.text(sources, events.results))
             agent_log.say("answers on the loopback", port=answers)
+            events.start()
+
+        def changed(service: Service) -> None:
+            written.write(service)
+            events.update(service.pods)
+
         service = Service(
             runtime,
             reconciler,
@@ -91,7 +98,7 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
             legs,
             install=install,
             redirecting=lambda: node.is_redirecting,
-            changed=written.write,
+            changed=changed,
             turned=pulse.beat,
         )
         service.run(once=once)

@@ -84,14 +84,19 @@ INLINE int intercepting(void) {
     return config && config->intercept;
 }
 
-INLINE void count(u64 netns, u32 counter, u64 by) {
-    struct counters *counters = merlab_counters.lookup(&netns);
+INLINE void add(struct counters *counters, u32 counter, u64 by) {
     u64 index = counter;
     // In assembly, as clang removes the bound where it can prove it and the verifier cannot.
-    asm volatile("%0 &= 31" : "+r"(index));
+    asm volatile("%0 &= 63" : "+r"(index));
+    // Atomic, although per CPU: programs in process context can be preempted by one on the same CPU.
+    __sync_fetch_and_add(&counters->value[index], by);
+}
+
+INLINE void count(u64 netns, u32 counter, u64 by) {
+    struct counters *counters = merlab_counters.lookup(&netns);
+
     if (counters)
-        // Atomic, although per CPU: programs in process context can be preempted by one on the same CPU.
-        __sync_fetch_and_add(&counters->value[index], by);
+        add(counters, counter, by);
 }
 
 // One connection of a pod more, or less.

@@ -97,6 +97,22 @@ INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *p
     return kernel->woken && is_refresh_due(pair, to) ? COUNTER_PASSED_REFRESH : 0;
 }
 
+// A message that goes by TCP, with the counter of the reason; 0 if its leg is one that is not redirected.
+INLINE void count_by_tcp(u64 netns, u32 leg, u32 why, u32 size) {
+    struct counters *counters = merlab_counters.lookup(&netns);
+
+    if (!counters)
+        return;
+    if (leg >= LEG_OUTBOUND && leg <= LEG_INBOUND) {
+        add(counters, COUNTER_OUTBOUND_TCP_MESSAGES + leg - LEG_OUTBOUND, 1);
+        add(counters, COUNTER_OUTBOUND_TCP_BYTES + leg - LEG_OUTBOUND, size);
+    }
+    if (!why)
+        return;
+    add(counters, why, 1);
+    add(counters, why - COUNTER_PASSED_NOT_PAIRED + COUNTER_TCP_BYTES_NOT_PAIRED, size);
+}
+
 int merlab_sk_msg(struct sk_msg_md *msg) {
     struct kernel *kernel = this_kernel();
     struct bpf_sock *sk = msg->sk;
@@ -112,13 +128,18 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
     state = sk->state;
     BARRIER;
     flow = merlab_flows.sk_storage_get(sk, 0, 0);
-    if (!flow || !flow->redirects)
+    if (!flow)
         return SK_PASS;
+    leg = flow->leg;
     if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT) {
-        count(netns, COUNTER_PASSED_ENDED, 1);
+        if (flow->redirects)
+            count(netns, COUNTER_PASSED_ENDED, 1);
         return SK_PASS;
     }
-    leg = flow->leg;
+    if (!flow->redirects) {
+        count_by_tcp(netns, leg, 0, size);
+        return SK_PASS;
+    }
     side = flow->side & 1;
     own.handshake = other.handshake = flow->handshake;
     own.side = side;
@@ -143,7 +164,7 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
     }
     if (pair)
         pair->tcp[side] = 1;
-    count(netns, why, 1);
+    count_by_tcp(netns, leg, why, size);
     SAY("passed pair=%llx side=%u reason=%u", flow->pair, side, why);
     // To the socket's own way out, instead of just passing: where that ends in EAGAIN, the kernel would keep
     // the verdict, and not ask for the messages that follow. With kTLS only passing leads to encryption.
