@@ -118,11 +118,14 @@ class EmbeddedLab(LabBase):
         """Send requests as the app of `client` and read all evidence around them; see batch_guard.batch."""
         own = _own(client)
         servers = [_own(server)] if server is not None else self.servers()
-        with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in servers)):
+        with (
+            batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in servers)),
+            self.dataplane.evidence(trace=trace) as evidence,
+        ):
             return http_client.observe(
                 own,
                 servers,
-                self.dataplane.evidence(trace=trace),
+                evidence,
                 url=url,
                 count=count,
                 between=[self._node.netns],

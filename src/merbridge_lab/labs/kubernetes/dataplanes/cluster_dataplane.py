@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.lab import ControlPair, Dataplane
     from merbridge_lab.labs.kubernetes.connection import Access
+    from merbridge_lab.labs.kubernetes.provider import Node
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
     from merbridge_lab.labs.request_batch import DataplaneEvidence
@@ -68,10 +69,13 @@ class ClusterDataplane(DataplaneStrategy, Protocol):
     def control_pair(self) -> ControlPair:
         """Return a client that it does not serve, with a server of its own; they stay until `close`."""
 
-    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
+    def trace_command(self, node: Node) -> str:
+        """Return the command that a person would type to read its trace on a node."""
+
+    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent | None]:
         """Return the events of its trace as they arrive, until interrupted; only those of `pod` or `nonce`, if given.
 
-        Raise LabError if none can arrive.
+        None may come if nothing arrived for a moment. Raise LabError if none can arrive.
         """
 
     def forget(self) -> None:
