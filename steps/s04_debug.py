@@ -1,7 +1,7 @@
 """Switch the dataplane's debug output on.
 
-With debug on, each decision of the programs leaves a line in the kernel's trace buffer. The lab gets a buffer of its
-own, so other readers of the trace lose nothing.
+With debug on, the programs tell each of their decisions to all who read the trace. Each reader has a BPF ring buffer of
+its own, so nobody takes another's events, and while nobody reads, nothing is written.
 """
 
 from merbridge_lab.api import DATAPLANE, DEBUG_TOGGLE, TRACE, Kind, Lab, Observation, Step, Variant

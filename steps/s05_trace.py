@@ -2,7 +2,8 @@
 
 Three events to look for: the app's connect() is intercepted, the sidecar asks where the app wanted to go (a dataplane
 that writes no line for it has it in a map), and bytes are moved from socket to socket. Both ends run at the same time
-on several CPUs, so their lines may come in another order.
+on several CPUs, so their lines may come in another order. By hand, begin to read before the request, in a second
+terminal.
 """
 
 from merbridge_lab.api import DATAPLANE, TRACE, Excerpt, Kind, Lab, Observation, Step, value_of
@@ -21,12 +22,12 @@ def act(lab: Lab) -> Observation:
 
 
 def _with_meaning(raw: str, sentence: str) -> str:
-    """Return the line as the kernel wrote it, followed by a marked line with its meaning."""
+    """Return the line, followed by a marked line with its meaning."""
     return raw if sentence == raw else f"{raw}\n  = {sentence}"
 
 
 def _three_events(seen: Observation) -> tuple[Excerpt, ...]:
-    """Return the first line of the request for each of the three events, without what the kernel writes before it."""
+    """Return the first line of the request for each of the three events, in its short form."""
     record = value_of(seen.interception.traced).get(seen.exchanges[0].nonce)
     events = record.events if record else ()
     kinds = ("connect", "original_dst", "redirect")

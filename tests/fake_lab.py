@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trace_lines
 from merbridge_lab import accesslog, ruleset
 from merbridge_lab.command_events import CommandTranscript
-from merbridge_lab.dataplane import trace as trace_lines
 from merbridge_lab.dataplane.evidence import interception
 from merbridge_lab.dataplane.legs import ALL_LEGS
 from merbridge_lab.errors import LabError
@@ -456,7 +456,7 @@ class FakeLab(LabBase):
         return contextlib.nullcontext(list)
 
     def trace_command(self) -> str:
-        return "cat /run/fake/tracing/trace_pipe"
+        return "merlab trace --raw"
 
     # -- what is shown and what the machine offers
 

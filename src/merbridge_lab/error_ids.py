@@ -48,6 +48,7 @@ ErrorId: TypeAlias = Literal[
     "dataplane.none",
     "dataplane.another",
     "compiled.unusable",
+    "trace.readers",
     "verify.disturbed",
     "matrix.unexpected",
     # the agent of a node

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TraceEvent:
-    """One line. `kind` is what happened, in one word; fields that a kind does not report are 0 or empty.
+    """One event. `kind` is what happened, in one word; fields that a kind does not report are 0 or empty.
 
     `seconds` is the time since boot. `comm` and `pid` are the task that was running, which for arriving packets may be
     any. `pair` identifies the connection: the cookie of the socket that dialled; 0 if the dataplane does not name it.

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 import grpc
 
 from kernel.dataplane_rig import IPS, RULES, Agent, NodeView, Rig, cgroup2, removed, run, until
-from merbridge_lab.adapters import cri_messages
+from merbridge_lab.adapters import bpf_maps, cri_messages
 from merbridge_lab.dataplane import Endpoint, Profile, Reconciler, reader_legs
+from merbridge_lab.dataplane.pins import Pins
 
 if TYPE_CHECKING:
     import socket
@@ -137,10 +138,9 @@ class AgentNode(Rig):
     def _build(self) -> None:
         self.tmp = Path(tempfile.mkdtemp(prefix="merlab-ag-"))
         self.stack.callback(run, "rm", "-rf", "--one-file-system", str(self.tmp))
-        for kind, name in (("bpf", "bpf"), ("tracefs", "tracing")):
-            (self.tmp / name).mkdir()
-            run("mount", "-t", kind, "merlab-test", str(self.tmp / name))
-            self.stack.callback(run, "umount", "-l", str(self.tmp / name))
+        (self.tmp / "bpf").mkdir()
+        run("mount", "-t", "bpf", "merlab-test", str(self.tmp / "bpf"))
+        self.stack.callback(run, "umount", "-l", str(self.tmp / "bpf"))
         self.pins, self.run_dir = self.tmp / "bpf" / "merlab-agent", self.tmp / "run"
         self.root = cgroup2() / f"merlab-ag-{os.getpid()}"
         (self.root / "kubepods" / "besteffort").mkdir(parents=True)
@@ -216,8 +216,7 @@ class AgentNode(Rig):
         code = f"from merbridge_lab.dataplane import abi; abi.stamp = lambda: {stamp!r}; " if stamp else ""
         code += "from merbridge_lab.cli import main; main()"
         argv = [*prefix, sys.executable, "-c", code, "agent", "run", *self.places()]
-        argv += ["--cri", str(self.runtime.socket), "--cgroup", str(self.root), "--port", "0"]
-        argv += ["--tracefs", str(self.tmp / "tracing"), *more]
+        argv += ["--cri", str(self.runtime.socket), "--cgroup", str(self.root), "--port", "0", *more]
         self.logs.append(self.tmp / f"agent-{len(self.logs)}.log")
         with self.logs[-1].open("wb") as log:
             agent = subprocess.Popen(argv, stderr=log, stdout=log, env={**os.environ, **environment})
@@ -247,17 +246,20 @@ class AgentNode(Rig):
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout or done.stderr
 
+    def readers(self) -> int:
+        """Return how many read the trace."""
+        with Pins(self.pins).open_map("readers") as readers:
+            return (bpf_maps.lookup(readers, bytes(4), 8) or b"")[0].bit_count()
+
     @contextlib.contextmanager
-    def following(self):
+    def following(self, name: str = "trace"):
         """Follow the trace; yield a function that returns the events so far."""
         argv = [sys.executable, "-c", "from merbridge_lab.cli import main; main()", "agent", "trace", "--json"]
-        out = self.tmp / "trace.json"
+        out, before = self.tmp / f"{name}.json", self.readers()
         with out.open("wb") as file:
-            reader = subprocess.Popen(
-                [*argv, *self.places(), "--tracefs", str(self.tmp / "tracing")], stdout=file, stderr=subprocess.STDOUT
-            )
+            reader = subprocess.Popen([*argv, *self.places()], stdout=file, stderr=subprocess.STDOUT)
         try:
-            until(lambda: self.status()["debug"], "the trace is followed", 20)
+            until(lambda: self.readers() > before, "the trace is followed", 20)
             yield lambda: [json.loads(line) for line in out.read_text().splitlines()]
         finally:
             assert self.end_agent(reader) == 0, out.read_text()

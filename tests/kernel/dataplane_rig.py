@@ -176,8 +176,8 @@ class NodeView:
 class Rig:
     """The complete rig; `close` leaves nothing. Without `proxy`, sidecars are processes that do not listen yet."""
 
-    def __init__(self, *, proxy: bool = True) -> None:
-        self.proxy = proxy
+    def __init__(self, *, proxy: bool = True, name: str = "merlab-dp") -> None:
+        self.proxy, self.name = proxy, name
         self.stack = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -187,13 +187,11 @@ class Rig:
     def _build(self) -> None:
         self.tmp = Path(tempfile.mkdtemp(prefix="merlab-dp-"))
         self.stack.callback(self._rmdirs, self.tmp)
-        for kind, name in (("bpf", "bpf"), ("tracefs", "tracing")):
-            (self.tmp / name).mkdir()
-            run("mount", "-t", kind, "merlab-test", str(self.tmp / name))
-            self.stack.callback(run, "umount", "-l", str(self.tmp / name))
+        (self.tmp / "bpf").mkdir()
+        run("mount", "-t", "bpf", "merlab-test", str(self.tmp / "bpf"))
+        self.stack.callback(run, "umount", "-l", str(self.tmp / "bpf"))
         self.pins = self.tmp / "bpf" / "lab"
-        self.tracefs = self.tmp / "tracing"
-        self.root = cgroup2() / f"merlab-dp-{os.getpid()}"
+        self.root = cgroup2() / f"{self.name}-{os.getpid()}"
         self.mesh = self.root / "mesh"
         self.mesh.mkdir(parents=True)
         self.stack.callback(self._rmcgroups)
@@ -207,7 +205,7 @@ class Rig:
         for place in (self.sleep, self.hello, self.control_client):
             self._wire(place)
             place.start_sidecar(proxy=self.proxy)
-        self.plane = Dataplane(self.pins, self.tracefs)
+        self.plane = Dataplane(self.pins)
         self.stack.callback(lambda: self.plane.detach(1.0))
 
     def new_pod(self, name: str, ip: str) -> NodeView:

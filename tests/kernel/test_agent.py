@@ -462,17 +462,18 @@ def test_the_trace_tells_of_the_nodes_pods_and_of_no_others(node):
     node.start_agent()
     sleep, hello = node.mesh("sleep", "hello")
     listener = node.listen(hello)
-    with node.following() as events:
+    with node.following() as events, node.following("other") as others:
         with sleep.app.connect(hello.ip, 5000) as sock, echoes(listener, sock):
             pass
         told = until(lambda: (found := events())[-1:] and found, "events", 10)
         until(lambda: any(each["kind"] == "closed" for each in events()), "the connection's end", 10)
+        until(lambda: others() == events(), "the other reader is told the same", 10)
     connects = [each for each in told if each["kind"] == "connect"]
     assert connects
     assert connects[0]["leg"] == "outbound"
     assert "intercepted" in connects[0]["sentence"]
     assert node.status()["debug"] is False
-    assert list((node.tmp / "tracing/instances").glob("merlab-agent-*")) == []
+    assert node.readers() == 0
 
 
 def test_listeners_are_the_same_by_netlink_and_from_proc(node, monkeypatch):

@@ -37,6 +37,14 @@ def test_the_file_is_what_a_fresh_compile_gives(compiled):
     assert made == fresh
 
 
+def test_no_program_prints_into_the_machines_trace(compiled):
+    """Loading one that calls bpf_trace_printk() would switch a trace event on, for everybody."""
+    for program in artefact.read(compiled).programs:
+        calls = [program.code[at + 4] for at in range(0, len(program.code), 8) if program.code[at] == 0x85]
+        assert calls, program.name
+        assert 6 not in calls, program.name
+
+
 def test_what_is_loaded_looks_the_same_either_way(compiled):
     loaded, fresh = artefact_loader.load_compiled(artefact.read(compiled)), compiler.load()
     try:

@@ -17,8 +17,7 @@ import pytest
 from dataplane_rig import Rig, until
 
 from merbridge_lab.adapters import bpf_maps, bpf_syscall
-from merbridge_lab.adapters.tracefs import Instance
-from merbridge_lab.dataplane import Dataplane, Endpoint, printk_event, sockhash
+from merbridge_lab.dataplane import Dataplane, Endpoint, sockhash
 from merbridge_lab.dataplane.pins import Pins, opened, u64
 from merbridge_lab.errors import LabError
 
@@ -326,13 +325,13 @@ ATTACH = """
 import sys
 from pathlib import Path
 from merbridge_lab.dataplane import Dataplane, Endpoint, Sidecar
-pins, tracefs, *pods = sys.argv[1:]
+pins, *pods = sys.argv[1:]
 print("go", flush=True)
 split = [pod.split(",") for pod in pods]
 users = [Sidecar(int(pid), int(uid), int(uid)) for *_, pid, uid in split]
 places = [("", p[0], p[4], p[1], Path(p[2]), Path(p[3])) for p in split]
 endpoints = [Endpoint(*place, user) for place, user in zip(places, users)]
-Dataplane(Path(pins), Path(tracefs)).attach(endpoints)
+Dataplane(Path(pins)).attach(endpoints)
 """
 
 
@@ -341,7 +340,7 @@ def kill_attaching(rig: Rig, moment) -> None:
         f"{each.name},{each.ip},{each.netns},{each.cgroup},{each.uid},{each.sidecar.pid},{each.sidecar.uid}"
         for each in rig.endpoints
     ]
-    argv = [sys.executable, "-c", ATTACH, str(rig.pins), str(rig.tracefs), *pods]
+    argv = [sys.executable, "-c", ATTACH, str(rig.pins), *pods]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, env=env)
     child.stdout.readline()
@@ -443,54 +442,6 @@ def test_another_program_in_the_way_is_named(rig):
                 )
     finally:
         os.close(where)
-
-
-def test_the_machines_trace_event_is_left_as_it_was(rig):
-    enable = rig.tracefs / "events/bpf_trace/bpf_trace_printk/enable"
-    before = enable.read_text()
-    enable.write_text("0")
-    try:
-        rig.attach()
-        assert enable.read_text().strip() == "0"
-    finally:
-        enable.write_text(before.strip())
-
-
-def test_a_trace_event_that_a_killed_merlab_left_on_is_switched_off_by_the_next(rig):
-    """This also holds if everything that the killed one had pinned is gone with it, as with a container."""
-    enable = rig.tracefs / "events/bpf_trace/bpf_trace_printk/enable"
-    before = enable.read_text().strip()
-    enable.write_text("0")
-    try:
-        kill_attaching(rig, lambda: enable.read_text().strip() == "1")
-        assert enable.read_text().strip() == "1"
-        for pin in sorted(rig.pins.rglob("*"), reverse=True):
-            pin.rmdir() if pin.is_dir() else pin.unlink()
-        assert (rig.tracefs / printk_event.MARK).is_dir()
-        rig.attach()
-        assert enable.read_text().strip() == "0"
-        assert not (rig.tracefs / printk_event.MARK).exists()
-        enable.write_text("1")
-        with printk_event.kept(rig.tracefs):
-            pass
-        rig.plane.detach(1.0)
-        assert enable.read_text().strip() == "1", "on because somebody wants it: it stays"
-    finally:
-        enable.write_text(before)
-
-
-def test_the_trace_of_a_lab_is_not_that_of_another_one_with_a_longer_name(rig):
-    name = f"merlab-dp-{os.getpid()}"
-    instances = [Instance(rig.tracefs, f"{name}{more}") for more in ("", "2", "-two", "-trace-17", "-trace-x")]
-    own = instances[0]
-    try:
-        for each in instances:
-            each.path.mkdir()
-        assert sorted(own.siblings()) == [name, f"{name}-trace-17"]
-    finally:
-        for each in instances:
-            each.remove()
-    assert own.siblings() == []
 
 
 def test_looking_needs_no_bcc(rig):

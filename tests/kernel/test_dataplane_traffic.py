@@ -361,41 +361,6 @@ def test_connection_to_nowhere_of_the_mesh(rig):
     assert rig.sleep.sidecar.dial(NODE_IP, 7001)[0] == errno.ECONNREFUSED
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"record-tgid": "1"}, {"record-tgid": "1", "irq-info": "0"}, {"irq-info": "0"}, {"latency-format": "1"}],
-    ids=lambda options: "_".join(options) or "as_they_are",
-)
-def test_c11_the_trace_tells_one_request_whatever_the_tracers_options(rig, server, options):
-    from merbridge_lab.dataplane import trace
-
-    instance = rig.tracefs / "instances" / f"merlab-dp-{os.getpid()}"
-    instance.mkdir()
-    try:
-        for option, value in options.items():
-            (instance / "options" / option).write_text(value)
-        (instance / "events/bpf_trace/bpf_trace_printk/enable").write_text("1")
-        rig.plane.debug = True
-        client = rig.sleep.app.connect(rig.hello.ip, PORT)
-        port = client.getsockname()[1]
-        talk(client, server)
-        rig.plane.debug = False
-        fd = os.open(instance / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            seen = [trace.parse(line) for line in os.read(fd, 1 << 20).decode().splitlines()]
-        finally:
-            os.close(fd)
-        pair = next(event.pair for event in seen if event and event.kind == "established" and event.port == port)
-        kinds = [event.kind for event in seen if event and event.pair == pair]
-        wanted = ["connect", "wanted", "established", "accepted", "original_dst", "redirect", "redirect"]
-        assert kinds[: len(wanted)] == wanted
-    finally:
-        rig.plane.debug = False
-        (instance / "options" / "record-tgid").write_text("0")  # what it keeps is kept for all instances
-        instance.rmdir()
-    assert rig.plane.debug is False
-
-
 def test_large_socket_options_come_back_whole(rig):
     # iptables reads its table with getsockopt(); a program that read only one page of it would cut it.
     many = "".join(f"-A INPUT -s 192.0.2.{n % 250}/32 -p tcp --dport {n} -j ACCEPT\n" for n in range(1, 120))

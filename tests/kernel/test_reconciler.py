@@ -47,7 +47,7 @@ def rig(shared):
 @pytest.fixture
 def node(rig):
     """A reconciler with programs and maps, that serves sleep and hello."""
-    node = Reconciler(rig.pins, rig.tracefs)
+    node = Reconciler(rig.pins)
     node.install()
     for endpoint in rig.endpoints:
         node.serve(endpoint)
@@ -426,7 +426,7 @@ def on_one_cgroup(rig: Rig) -> None:
 @pytest.mark.parametrize("layout", ["links by pod", "links on one cgroup"])
 @pytest.mark.parametrize("off", [False, True], ids=["on", "switched off"])
 def test_another_version_is_taken_over_pod_by_pod(rig, server, tmp_path, layout, off):
-    node = Reconciler(rig.pins, rig.tracefs)
+    node = Reconciler(rig.pins)
     with changed(tmp_path / "bpf", ("merlab.c", '#include "common.h"', '#include "common.h"\n// another version')):
         node.install()
         for endpoint in rig.endpoints:
@@ -471,7 +471,7 @@ def version(folder: Path, number: int):
 
 
 def test_a_takeover_that_nobody_ended_does_not_stop_the_next_version(rig, server, tmp_path):
-    node = Reconciler(rig.pins, rig.tracefs)
+    node = Reconciler(rig.pins)
     objects = set()
     for number in (1, 2):
         with version(tmp_path, number):
@@ -493,7 +493,7 @@ def test_a_takeover_that_nobody_ended_does_not_stop_the_next_version(rig, server
 
 
 def test_without_programs_nothing_is_served_and_forgetting_succeeds(rig):
-    node = Reconciler(rig.pins, rig.tracefs)
+    node = Reconciler(rig.pins)
     assert node.served() == {}
     assert node.counters() == {}
     with pytest.raises(LabError, match="are not loaded"):

@@ -16,7 +16,6 @@ from tests import merlab_cli
 from tests.merlab_cli import MERLAB
 
 from merbridge_lab.adapters import bpf_syscall, cgroup, iptables, mounts, netns
-from merbridge_lab.dataplane import printk_event
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.host import Machine
@@ -154,6 +153,12 @@ class Lab:
         return done.stdout
 
     @property
+    def is_debugged(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self.pins.config()["debug"])
+        return False
+
+    @property
     def is_flushed(self) -> bool:
         return (self.machine.saved / "sleep.rules").exists()
 
@@ -200,11 +205,9 @@ MOMENTS = {
     "first_pod": lambda lab: (lab.run / "netns" / "sleep").exists(),
     "last_pod": lambda lab: (lab.run / "netns" / "helloworld-v2").exists(),
     "sidecars": lambda lab: bool(len(lab.pids()) > 4),
-    "loading": lambda lab: (
-        (lab.machine.tracefs / printk_event.MARK).exists() or (lab.pins.root / "progs/connect4").exists()
-    ),
+    "loading": lambda lab: (lab.pins.root / "progs/connect4").exists(),
     "first_link": lambda lab: any(lab.pins.links()),
-    "trace": lambda lab: (lab.machine.tracefs / "instances" / lab.machine.name).exists(),
+    "trace": lambda lab: lab.is_debugged,
     "twin": lambda lab: bool(lab.control_pair),
     "flushed": lambda lab: lab.is_flushed,
 }
@@ -258,8 +261,7 @@ def _tracing() -> dict[str, object]:
         place = Path(f"/proc/self/fd/{root}")
         instances = [each.name for each in (place / "instances").iterdir()]
         mine = [each for each in instances if each == NAME or each.startswith(f"{NAME}-")]
-        marked = (place / printk_event.MARK).exists()
-        return {"instances": mine, "event": (place / _EVENT).read_text().strip(), "marked": marked}
+        return {"instances": mine, "event": (place / _EVENT).read_text().strip()}
 
 
 def picture(name: str = NAME) -> dict[str, object]:

@@ -174,7 +174,7 @@ def _(scene):
 def _(scene):
     """The whole dataplane is attached to the twins' cgroup instead of those of the pods."""
     lab = scene.lab
-    plane = dataplane.Dataplane(lab.machine.bpffs / lab.machine.name, lab.machine.tracefs)
+    plane = dataplane.Dataplane(lab.machine.bpffs / lab.machine.name)
     cgroup = lab.machine.cgroup / "twins"
     plane.attach([replace(each, cgroup=cgroup) for each in lab.dataplane.discovery.endpoints()])
     yield
@@ -285,7 +285,7 @@ def _(scene):
 def _(scene):
     """Another merlab has attached its own dataplane to the same cgroups, for the same pods."""
     lab = scene.lab
-    other = dataplane.Dataplane(lab.machine.bpffs / "other", lab.machine.tracefs)
+    other = dataplane.Dataplane(lab.machine.bpffs / "other")
     try:
         other.attach(lab.dataplane.discovery.endpoints())
         yield

@@ -11,11 +11,8 @@ from pathlib import Path
 from lies_dataplane import pins
 from saboteur import again_and_again, lie
 
-from merbridge_lab.adapters.tracefs import Instance
-
-
-def trace(scene):
-    return Instance(scene.lab.machine.tracefs, scene.lab.machine.name)
+from merbridge_lab.adapters import bpf_maps
+from merbridge_lab.dataplane import abi
 
 
 @lie(
@@ -32,14 +29,13 @@ def _(scene):
         yield
 
 
-@lie("trace buffer that records nothing", "the dataplane wrote no line to the lab's trace", steps=(4,))
+@lie("trace that tells nobody", "the dataplane wrote no line to the lab's trace", steps=(4,))
 def _(scene):
-    """The lab's trace instance is there, with its event enabled, and somebody stops its recording again and again."""
-    own = trace(scene)
-    own.enable()
-    with again_and_again(lambda: (own.path / "tracing_on").write_text("0")):
-        yield
-    own.remove()
+    """Debug output is on, and somebody clears who reads the trace again and again."""
+    with pins(scene).open_map("readers") as readers:
+        nobody = bytes(abi.layouts()["readers"].size)
+        with again_and_again(lambda: bpf_maps.update(readers, bytes(4), nobody)):
+            yield
 
 
 @lie("trace of half the story", "the trace does not show the request .*: no bytes of it were moved", steps=(5,))

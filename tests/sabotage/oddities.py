@@ -37,10 +37,11 @@ def _(_scene):
         yield
 
 
-@oddity("foreign trace reader", shared=True)
+@oddity("another reader of the trace", shared=True)
 def _(scene):
-    """Somebody reads the machine's own trace_pipe, and debug output is on."""
-    with running(["cat", str(scene.lab.machine.tracefs / "trace_pipe")], stdout=subprocess.DEVNULL):
+    """Somebody else follows the lab's trace, and debug output is on."""
+    argv = [sys.executable, "-c", "from merbridge_lab.cli import main; main()", "trace", "--json"]
+    with running(argv, stdout=subprocess.DEVNULL):
         scene.lab.dataplane.set_debug(on=True)
         yield
         scene.lab.dataplane.set_debug(on=False)

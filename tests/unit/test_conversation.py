@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import golden_files
+import trace_lines
 from merbridge_lab.console.conversation import Conversation
 from merbridge_lab.console.terminal import Terminal
-from merbridge_lab.dataplane import trace
 from merbridge_lab.labs.embedded import trace_filter
 from merbridge_lab.merbridge import trace as upstream
 from merbridge_lab.trace_event import KnownConnection, TraceContext
@@ -27,7 +27,7 @@ NAMES = {
 CONTEXT = TraceContext(NAMES, pairs=True)
 
 
-def captured(name="trace-3-requests.txt", parse=trace.parse):
+def captured(name="trace-3-requests.txt", parse=trace_lines.parse):
     return [event for line in (CAPTURED / name).read_text().splitlines() if (event := parse(line)) is not None]
 
 
@@ -36,7 +36,7 @@ def events(*said, start=1.0, apart=0.0001, task="wrk:worker_0-7"):
     lines = (
         f"{task} [000] ..... {start + n * apart:.6f}: bpf_trace_printk: [merlab] {text}" for n, text in enumerate(said)
     )
-    return [trace.parse(line) for line in lines]  # fmt: skip
+    return [trace_lines.parse(line) for line in lines]  # fmt: skip
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_layouts_are_those_of_c():
         )
     } == {
         "config": 12,
-        "kernel": 120,
+        "kernel": 128,
         "pod": 408,
         "place": 16,
         "port": 16,

@@ -126,7 +126,7 @@ def test_a_pod_that_does_not_exist_has_no_uid(tmp_path):
 def test_the_dataplane_is_told_what_the_discovery_finds(monkeypatch, tmp_path):
     """Whoever finds the endpoints, a lab or an agent: every question about them is about exactly those."""
     machine = SimpleNamespace(
-        name="merlab-unit", cgroup=tmp_path, mesh_cgroup=tmp_path / "mesh", bpffs=tmp_path, tracefs=tmp_path,
+        name="merlab-unit", cgroup=tmp_path, mesh_cgroup=tmp_path / "mesh", bpffs=tmp_path,
         netns=lambda name: tmp_path / name, require_own=lambda: None,
     )  # fmt: skip
     mesh = SimpleNamespace(pods=(), pod=lambda _name: SimpleNamespace(app_pid=None))

@@ -43,7 +43,7 @@ ONCE = {
     "_SO_NETNS_COOKIE = ": "adapters/netns.py",
     "_SO_COOKIE = ": "adapters/process_sockets.py",
     '"x86_64": 321': "adapters/bpf_syscall.py",  # bpf(2)
-    "trace_printk|0|": "dataplane/printk.py",  # the kernel's part of a line of a trace
+    "trace_printk|0|": "merbridge/printk.py",  # the kernel's part of a line of a trace
     "Environment(": "templates.py",
 }
 

@@ -67,7 +67,7 @@ def test_its_mounts_are_where_the_agent_looks(daemonset):
     (container,) = daemonset["spec"]["template"]["spec"]["containers"]
     mounted = {one["mountPath"] for one in container["volumeMounts"]}
     asked = inspect.signature(commands.run_agent).parameters
-    for name in ("run", "cgroup", "tracefs"):
+    for name in ("run", "cgroup"):
         assert str(asked[name].default) in mounted
     assert str(asked["pins"].default.parent) in mounted
     assert asked["pins"].default.name == manifest.PINS

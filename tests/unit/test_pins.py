@@ -12,7 +12,7 @@ from merbridge_lab.dataplane.pins import HOOKS, LOOKUP, MAPS, PROGRAMS, Pins, un
 
 DATAPLANE = Path(merbridge_lab.__file__).parent / "dataplane"
 #: What else of the dataplane deletes something, and what.
-OTHERS = {"printk_event.py": {"delete_folder"}}  # the mark that a trace event is on for us, in tracefs
+OTHERS: dict[str, set[str]] = {}
 
 
 @pytest.fixture

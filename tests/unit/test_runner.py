@@ -398,8 +398,8 @@ def test_u6_the_seconds_of_a_run_are_without_the_pauses():
     assert 0 < report.seconds < 0.5 < 3 * 0.2
 
 
-def test_u5_the_trace_is_shown_as_the_kernel_wrote_it_with_its_meaning_below():
-    """U5: below `cat trace_pipe` are its lines; the English has a separate mark."""
+def test_u5_the_trace_is_shown_line_by_line_with_its_meaning_below():
+    """U5: below the command that reads it are its lines; the English has a separate mark."""
     lab = up(FakeLab())
     lab.shown()
     seen = steps()[5].act(lab)

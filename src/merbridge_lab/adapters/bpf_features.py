@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import struct
 from typing import NamedTuple
 
-from merbridge_lab.adapters import bpf_syscall
+from merbridge_lab.adapters import bpf_syscall, ring_buffer
 
 _GET_NETNS_COOKIE = 122
 
@@ -38,7 +39,7 @@ PROGRAMS = {
     "bpf.raw_tracepoint": Program(bpf_syscall.PROG_RAW_TRACEPOINT),
 }
 
-MAPS = ("bpf.sockhash", "bpf.sk_storage", "bpf.percpu_hash")
+MAPS = ("bpf.sockhash", "bpf.sk_storage", "bpf.percpu_hash", "bpf.ring_buffer")
 
 #: Programs that must know the network namespace that they run for.
 COOKIE_IN = ("bpf.connect4", "bpf.connect6", "bpf.sock_ops", "bpf.sk_msg", "bpf.getsockopt")
@@ -88,6 +89,8 @@ def create(name: str) -> None:
             os.close(_map(_SK_STORAGE, entries=0, flags=_NO_PREALLOC, types=types))
         finally:
             os.close(types)
+    elif name == "bpf.ring_buffer":
+        os.close(ring_buffer.create(mmap.PAGESIZE, "merlab_probe"))
     elif name == "bpf.sockhash":
         os.close(_map(_SOCKHASH))
     else:

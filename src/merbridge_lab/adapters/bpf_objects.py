@@ -30,6 +30,8 @@ class RefusedError(OSError):
 
 #: BPF_MAP_TYPE_LPM_TRIE
 LPM_TRIE = 11
+#: BPF_MAP_TYPE_ARRAY_OF_MAPS
+ARRAY_OF_MAPS = 12
 
 
 class MapShape(NamedTuple):
@@ -58,8 +60,8 @@ def load_types(blob: bytes) -> int:
     return bpf_syscall.call(bpf_syscall.BTF_LOAD, attributes, "load types")[0]
 
 
-def create_map(shape: MapShape, types: Types | None) -> int:
-    """Create a map; with `types`, those of its key and value."""
+def create_map(shape: MapShape, types: Types | None, inner: int = 0) -> int:
+    """Create a map; with `types`, those of its key and value. Maps like `inner` can be put into an array of maps."""
     attributes = struct.pack(
         "=IIIIIII16sIIII",
         shape.type,
@@ -67,7 +69,7 @@ def create_map(shape: MapShape, types: Types | None) -> int:
         shape.value_size,
         shape.max_entries,
         shape.flags,
-        0,
+        inner,
         0,
         shape.name.encode()[:_NAME_BYTES],
         0,

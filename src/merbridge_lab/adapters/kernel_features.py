@@ -35,7 +35,6 @@ FEATURES = {
     "kernel.netns": Feature("3.8", "CONFIG_NET_NS and CONFIG_VETH"),
     "kernel.cgroup2": Feature("5.15", "CONFIG_CGROUPS and CONFIG_CGROUP_BPF"),
     "kernel.bpffs": Feature("5.2", "CONFIG_BPF_SYSCALL"),
-    "kernel.tracefs": Feature("5.9", "CONFIG_FTRACE and CONFIG_BPF_EVENTS"),
     "kernel.netns_cookie": Feature("5.14", "CONFIG_NET_NS"),
     "kernel.sock_diag": Feature("4.19", "CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG"),
     "kernel.netfilter": Feature("5.2", "CONFIG_NF_TABLES, CONFIG_NFT_COMPAT and the xt_ matches and targets"),
@@ -53,6 +52,7 @@ FEATURES = {
     "bpf.sockhash": Feature("4.18", "CONFIG_BPF_STREAM_PARSER (CONFIG_NET_SOCK_MSG)"),
     "bpf.sk_storage": Feature("5.2", "CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF"),
     "bpf.percpu_hash": Feature("4.6", "CONFIG_BPF_SYSCALL"),
+    "bpf.ring_buffer": Feature("5.8", "CONFIG_BPF_SYSCALL"),
 }
 
 #: The first version that reports which programs are on a sockhash. Without it, counters show that ours are.

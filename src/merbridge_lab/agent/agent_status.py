@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import __version__
-from merbridge_lab.dataplane import owned_events
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from merbridge_lab.agent.node_state import NodeState
     from merbridge_lab.agent.tracked_pod import TrackedPod
     from merbridge_lab.dataplane import Reconciler
@@ -94,13 +91,6 @@ def counters(sources: Sources) -> dict[str, dict[str, int]]:
 def pairs(sources: Sources) -> list[dict[str, Any]]:
     """Return the live connections. Raises LabError."""
     return [asdict(pair) for pair in sources.reconciler.pairs()]
-
-
-def own_tasks(sources: Sources) -> Callable[[int], bool | None]:
-    """Return a function that tells whether a task is in a pod that is served; None if it has ended. Raises LabError."""
-    pods = {f"pod{form}" for uid in sources.reconciler.served() for form in (uid, uid.replace("-", "_"))}
-
-    return owned_events.tasks(lambda place: any(pod in place for pod in pods))
 
 
 def programs(sources: Sources) -> dict[str, Any]:

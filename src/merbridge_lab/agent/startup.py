@@ -32,7 +32,7 @@ class Places:
     """Where things are, as this process sees them.
 
     `pins` is a directory on the node's bpffs, `run` is lost when the node restarts, `state` is kept. `cri` is the
-    runtime's socket, `cgroups` where cgroup2 is mounted, `tracefs` where tracefs is, if it is needed.
+    runtime's socket, `cgroups` where cgroup2 is mounted.
     """
 
     pins: Path
@@ -40,11 +40,10 @@ class Places:
     state: Path
     cri: Path
     cgroups: Path
-    tracefs: Path
 
     def reconciler(self) -> Reconciler:
         """Return the dataplane of the node."""
-        return Reconciler(self.pins, self.tracefs if self.tracefs.is_dir() else None)
+        return Reconciler(self.pins)
 
     def sources(self) -> Sources:
         """Return where the state of the node is. Raises LabError."""
@@ -188,6 +187,6 @@ def redirect(places: Places, *, on: bool) -> None:
 
 
 def debug(places: Places, *, on: bool) -> None:
-    """Switch trace lines for the whole node, until the agent starts again. Raises LabError."""
+    """Switch the trace for the whole node, until the agent starts again. Raises LabError."""
     places.require_pins()
     places.reconciler().debug = on

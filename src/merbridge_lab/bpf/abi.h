@@ -108,12 +108,52 @@ enum counter {
     COUNTERS,
 };
 
+// How many may read the trace at once.
+#define READERS 8
+
+// What the trace tells.
+enum event_kind {
+    EVENT_CONNECT,      // connect() intercepted: pair, leg
+    EVENT_WANTED,       // where it was to go: pair, ip4, port
+    EVENT_ESTABLISHED,  // dialled from: pair, ip4, port
+    EVENT_ACCEPTED,     // accepted at: pair, ip4, port
+    EVENT_ORIGINAL_DST, // SO_ORIGINAL_DST answered: pair, ip4, port
+    EVENT_REDIRECT,     // bytes moved: pair, side, size
+    EVENT_PASSED,       // a message by TCP: pair, side, reason (enum counter)
+    EVENT_STEERED,      // by sk_lookup: ip4, port, from_ip4
+    EVENT_CLOSED,       // pair, side
+};
+
+// One event of the trace, as it is in the rings; what a kind does not have is 0.
+struct event {
+    u64 nanoseconds; // since the machine was started
+    u64 pair;        // the id of the connection
+    u32 kind;
+    u32 pid; // of the task that ran, in the node's first PID namespace; for arriving packets that is any
+    u32 leg;
+    u32 side;
+    u32 ip4;
+    u32 port;
+    u32 from_ip4;
+    u32 size;
+    u32 reason;
+    u32 pad;
+    char comm[16];
+};
+
+// readers[0]: who reads the trace, a bit for each slot of `rings`. Only user space writes it, one process at
+// a time. `lost` has for each slot what its ring had no room for.
+struct readers {
+    u32 open;
+    u32 always; // told even if config.debug is 0
+};
+
 // config[0]; `redirect` comes first in every version, as detaching another version must be able to switch it
 // off. All zero is the node's kill switch, in one write: what is established goes on by TCP, and what is new
 // is left to the rules.
 struct config {
     u32 redirect;  // 1: messages may move from socket to socket
-    u32 debug;     // 1: say what is done in the trace
+    u32 debug;     // 1: tell all who read the trace what is done
     u32 intercept; // 1: new connections may be brought to sidecars
 };
 
@@ -142,6 +182,8 @@ struct kernel {
     u32 waiter_entry;
     u32 psock_ingress_msg;
     u32 psock_refcnt;
+    u32 task_pid;
+    u32 task_comm;
     u32 sk_forward_alloc; // this and what follows: 0 on a kernel without memory cgroups
     u32 sk_memcg;
     u32 memcg_memory;  // of struct mem_cgroup: the counter of its memory

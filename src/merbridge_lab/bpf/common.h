@@ -4,6 +4,9 @@
 
 #include "abi.h"
 
+// Reads from anywhere in the kernel; not 0 if there is nothing.
+#define PEEK(to, address) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(address))
+
 #define INLINE static inline __attribute__((always_inline))
 // Keeps clang from merging two 4-byte accesses to a context into one of 8 bytes, which the verifier refuses.
 #define BARRIER asm volatile("" ::: "memory")
@@ -45,6 +48,11 @@ BPF_F_TABLE("percpu_hash", u64, struct counters, merlab_counters, MAX_PODS, BPF_
 BPF_F_TABLE("hash", u64, u64, merlab_live, MAX_PODS, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", struct handshake, struct pair, merlab_pairs, MAX_PAIRS, BPF_F_NO_PREALLOC);
 BPF_SK_STORAGE(merlab_flows, struct flow);
+BPF_ARRAY(merlab_readers, struct readers, 1);
+BPF_ARRAY(merlab_lost, u64, READERS);
+// What the rings of readers look like: the verifier wants one. Theirs are of any size.
+BPF_RINGBUF_OUTPUT(merlab_ring, 16);
+BPF_ARRAY_OF_MAPS(merlab_rings, "merlab_ring", READERS);
 
 // BCC's own BPF_SOCKHASH has no lookup and 4-byte values; with 8 bytes user space reads back socket cookies.
 #define SOCKHASH(_name, _key, _max)                                                                          \
@@ -71,11 +79,6 @@ INLINE struct config *configuration(void) {
 INLINE struct kernel *this_kernel(void) {
     u32 zero = 0;
     return merlab_kernel.lookup(&zero);
-}
-
-INLINE int debugging(void) {
-    struct config *config = configuration();
-    return config && config->debug;
 }
 
 // Are new connections ours to bring anywhere?
@@ -150,14 +153,4 @@ INLINE int may_be_steered(u32 local_ip4, u32 remote_ip4, u32 port) {
     return !is_loopback(remote_ip4) && remote_ip4 != local_ip4 && port != PORT_INBOUND;
 }
 
-// BCC's bpf_trace_printk() cannot be in a macro, so the helper is named once more. At most three values a
-// line: more takes bpf_trace_vprintk.
-static int (*trace)(const char *format, u32 size, ...) = (void *)BPF_FUNC_trace_printk;
-
-#define SAY(_format, ...)                                                                                    \
-    do {                                                                                                     \
-        if (debugging()) {                                                                                   \
-            char format[] = "[merlab] " _format;                                                             \
-            trace(format, sizeof(format), __VA_ARGS__);                                                      \
-        }                                                                                                    \
-    } while (0)
+#include "trace.h"

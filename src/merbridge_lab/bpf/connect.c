@@ -118,7 +118,6 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
     struct pod *pod = merlab_pods.lookup(&netns);
     struct flow *flow;
     u32 ip4 = dial->ip4, port = dial->port;
-    char comm[16] = {};
     u64 pair;
 
     if (!pod)
@@ -159,11 +158,8 @@ INLINE u32 intercept(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct dial
     flow->unread = 0;
     flow->steered = 0;
     count(netns, COUNTER_OUTBOUND_CONNECTS + dial->leg - LEG_OUTBOUND, 1);
-    // With the task's name, as the kernel's own column often does not know that of a young process yet.
-    if (debugging())
-        bpf_get_current_comm(comm, sizeof(comm));
-    SAY("connect pair=%llx leg=%u comm=%s", pair, dial->leg, comm);
-    SAY("wanted pair=%llx dst=%pI4:%u", pair, &ip4, port);
+    TELL(EVENT_CONNECT, .pair = pair, .leg = dial->leg);
+    TELL(EVENT_WANTED, .pair = pair, .ip4 = ip4, .port = port);
     return dial->leg;
 }
 

@@ -7,8 +7,6 @@
 // A pointer to a socket may outlive the socket; its memory is only ever reused for another TCP socket
 // (SLAB_TYPESAFE_BY_RCU), so reading is harmless, and the cookie tells whether it is still the same one.
 
-#define PEEK(to, address) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(address))
-
 INLINE int is_still(struct kernel *kernel, u64 sk, u64 cookie) {
     u64 now = 0;
     return sk && !PEEK(now, sk + kernel->sk_cookie) && now == cookie;

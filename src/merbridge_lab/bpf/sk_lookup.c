@@ -47,7 +47,7 @@ int merlab_lookup(struct bpf_sk_lookup *ctx) {
         if (failed)
             continue;
         count(netns, COUNTER_SK_LOOKUP_ASSIGNED, 1);
-        SAY("steered to=%pI4:%u from=%pI4", &local_ip4, port, &remote_ip4);
+        TELL(EVENT_STEERED, .ip4 = local_ip4, .port = port, .from_ip4 = remote_ip4);
         return SK_PASS;
     }
     return SK_DROP; // a reset, as by the rules when no sidecar listens; never past it to the application

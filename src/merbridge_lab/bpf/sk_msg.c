@@ -159,13 +159,13 @@ int merlab_sk_msg(struct sk_msg_md *msg) {
             __sync_fetch_and_add(&pair->bytes[side], size);
             pair->tcp[side] = 0;
         }
-        SAY("redirect pair=%llx side=%u bytes=%u", flow->pair, side, size);
+        TELL(EVENT_REDIRECT, .pair = flow->pair, .side = side, .size = size);
         return SK_PASS;
     }
     if (pair)
         pair->tcp[side] = 1;
     count_by_tcp(netns, leg, why, size);
-    SAY("passed pair=%llx side=%u reason=%u", flow->pair, side, why);
+    TELL(EVENT_PASSED, .pair = flow->pair, .side = side, .reason = why);
     // To the socket's own way out, instead of just passing: where that ends in EAGAIN, the kernel would keep
     // the verdict, and not ask for the messages that follow. With kTLS only passing leads to encryption.
     if (why != COUNTER_PASSED_KTLS && why != COUNTER_PASSED_REDIRECT_OFF)

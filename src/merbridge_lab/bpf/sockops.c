@@ -198,7 +198,7 @@ INLINE void dialled(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *p
     // One that was disconnected and dialled again is left to TCP: few do, and their sockets have a past.
     if (flow->dialled == 1)
         enter(ctx, flow, pod->flags, netns);
-    SAY("established pair=%llx src=%pI4:%u", flow->pair, &pair.wire.src_ip4, pair.wire.src_port);
+    TELL(EVENT_ESTABLISHED, .pair = flow->pair, .ip4 = pair.wire.src_ip4, .port = pair.wire.src_port);
 }
 
 // Accepted from someone who left nothing for us. Brought here by sk_lookup, it will be asked where it was to
@@ -275,7 +275,7 @@ INLINE void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct pod *
     pair->sk[1] = address;
     if (flow->leg >= LEG_OUTBOUND && flow->leg <= LEG_INBOUND)
         count(netns, COUNTER_ACCEPTED_OUTBOUND + flow->leg - LEG_OUTBOUND, 1);
-    SAY("accepted pair=%llx at=%pI4:%u", flow->pair, &ip4, port);
+    TELL(EVENT_ACCEPTED, .pair = flow->pair, .ip4 = ip4, .port = port);
 }
 
 // The socket itself leaves `peers` by the kernel's doing, when its last descriptor is closed.
@@ -304,7 +304,7 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk) {
     __sync_fetch_and_add(&pair->ends, -1);
     if (pair->ends == 0 && !merlab_pairs.delete(&handshake))
         live(netns, -1);
-    SAY("closed pair=%llx side=%u", flow->pair, flow->side);
+    TELL(EVENT_CLOSED, .pair = flow->pair, .side = flow->side);
 }
 
 int merlab_sockops(struct bpf_sock_ops *ctx) {

@@ -58,6 +58,6 @@ int merlab_sockopt(struct bpf_sockopt *ctx) {
     BARRIER;
     ctx->retval = 0;
     count(netns, counter, 1);
-    SAY("original_dst pair=%llx dst=%pI4:%u", pair, &ip4, port);
+    TELL(EVENT_ORIGINAL_DST, .pair = pair, .ip4 = ip4, .port = port);
     return 1;
 }

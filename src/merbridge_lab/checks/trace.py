@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def lines_appear() -> Check:
-    """Check that with debug on, a request leaves lines in the lab's own tracefs instance."""
+    """Check that with debug on, a request leaves lines in the lab's trace."""
     return Check("trace.lines_appear", "a request leaves lines in the lab's trace", assess_lines, hint="merlab step 4")
 
 
@@ -21,7 +21,7 @@ def assess_lines(seen: Observation) -> Finding:
     reading = Reading("trace:merlab", "lines", 0, len(told), "\n".join(event.raw for event in told[:3]) or None)
     if not told:
         return fails("the dataplane wrote no line to the lab's trace during a request", reading)
-    return holds(f"{len(told)} lines in the lab's own tracefs instance", reading)
+    return holds(f"{len(told)} lines in the lab's trace", reading)
 
 
 def debug_is_on() -> Check:

@@ -25,9 +25,9 @@ app.add_typer(group)
 
 #: Where the manifest mounts the node's directories. AppArmor refuses changes below a path called /sys/fs/bpf.
 _PINS, _RUN, _CGROUPS = Path("/host/bpf/merlab-agent"), Path("/run/merlab-agent"), Path("/host/cgroup")
-_CRI, _TRACEFS = Path("/run/containerd/containerd.sock"), Path("/host/tracing")
-#: What outlives the node's restart; and tracefs where the agent runs on the node itself.
-_STATE, _NODES_TRACEFS = Path("/var/lib/merlab-agent"), Path("/sys/kernel/tracing")
+_CRI = Path("/run/containerd/containerd.sock")
+#: What outlives the node's restart.
+_STATE = Path("/var/lib/merlab-agent")
 _PORT = 15099
 
 
@@ -43,21 +43,13 @@ State = Annotated[
     Path,
     typer.Option("--state", metavar="DIR", help="Directory for kill switch and generation, on the node's disk."),
 ]
-Tracefs = Annotated[
-    Path,
-    typer.Option("--tracefs", metavar="DIR", help="The node's tracefs (without /host/tracing, /sys/kernel/tracing)."),
-]
 OnOff = Annotated[bool, typer.Argument(metavar="on|off", help="on or off.", parser=_is_on)]
 
 
-def _places(
-    pins: Path, run: Path, state: Path, *, cri: Path = _CRI, cgroups: Path = _CGROUPS, tracefs: Path = _TRACEFS
-) -> Places:
+def _places(pins: Path, run: Path, state: Path, *, cri: Path = _CRI, cgroups: Path = _CGROUPS) -> Places:
     from merbridge_lab.agent.startup import Places
 
-    if tracefs == _TRACEFS and not tracefs.is_dir():
-        tracefs = _NODES_TRACEFS
-    return Places(pins, run, state, cri, cgroups, tracefs)
+    return Places(pins, run, state, cri, cgroups)
 
 
 @group.command("run")
@@ -67,11 +59,10 @@ def run_agent(
     state: State = _STATE,
     cri: Annotated[Path, typer.Option("--cri", metavar="SOCKET", help="The container runtime's socket.")] = _CRI,
     cgroup: Annotated[Path, typer.Option("--cgroup", metavar="DIR", help="Where cgroup2 is mounted.")] = _CGROUPS,
-    tracefs: Tracefs = _TRACEFS,
     legs: Annotated[
         Legs, typer.Option("--legs", help="safe: only what no app can notice on this kernel; all: every leg.")
     ] = Legs.SAFE,
-    debug: Annotated[bool, typer.Option("--debug", help="Have the programs write trace lines.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Have the programs tell all who read the trace.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End when every pod has been looked at.")] = False,
     port: Annotated[
         int,
@@ -95,7 +86,7 @@ def run_agent(
         from merbridge_lab.agent import startup
         from merbridge_lab.dataplane import Profile
 
-        places = _places(pins, run, state, cri=cri, cgroups=cgroup, tracefs=tracefs)
+        places = _places(pins, run, state, cri=cri, cgroups=cgroup)
         try:
             startup.run(places, Profile(legs.value), generation=generation, port=port, debug=debug, once=once)
         except signals.Interrupted as stop:
@@ -206,7 +197,9 @@ def agent_redirect(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, state: State 
 
 @group.command("debug")
 def agent_debug(on: OnOff, pins: Pins = _PINS, run: Run = _RUN, state: State = _STATE, debug: Debug = False) -> None:
-    """Switch trace lines of the programs on or off, for the whole node.
+    """Switch on or off that the programs tell all who read the trace what they do, for the whole node.
+
+    merlab agent trace does not need it.
 
     Example:  merlab agent debug on
     """
@@ -221,24 +214,18 @@ def agent_trace(
     pins: Pins = _PINS,
     run: Run = _RUN,
     state: State = _STATE,
-    tracefs: Tracefs = _TRACEFS,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:
-    """Follow the trace of the node's pods until Ctrl-C; if debug output is off, it is on while this command runs.
+    """Follow the trace of the node's pods until Ctrl-C; others who read it meanwhile lose nothing.
 
     Example:  merlab agent trace --json
     """
     with Session("agent", debug=debug, no_color=no_color, quiet=True) as session:
-        from merbridge_lab.agent import agent_status
-        from merbridge_lab.dataplane import owned_events, trace_buffer
-
-        places = _places(pins, run, state, tracefs=tracefs)
-        sources = places.sources()
-        events = trace_buffer.follow(places.tracefs, "merlab-agent", sources.reconciler)
+        sources = _places(pins, run, state).sources()
         try:
-            for event in owned_events.of_lab(events, agent_status.own_tasks(sources)):
+            for event in sources.reconciler.follow_trace():
                 if event is not None:
                     session.console.trace_event(event, as_json=json)
         except signals.Interrupted as stop:
@@ -251,7 +238,6 @@ def agent_remove(
     pins: Pins = _PINS,
     run: Run = _RUN,
     state: State = _STATE,
-    tracefs: Tracefs = _TRACEFS,
     json: JsonFlag = False,
     debug: Debug = False,
 ) -> None:
@@ -264,7 +250,7 @@ def agent_remove(
     with Session("agent", as_json=json, debug=debug, quiet=True) as session:
         from merbridge_lab.agent import startup
 
-        told = startup.remove(_places(pins, run, state, tracefs=tracefs))
+        told = startup.remove(_places(pins, run, state))
         if json:
             session.console.json(told)
         else:

@@ -192,7 +192,7 @@ def manifests(
 @app.command()
 def trace(
     lab: LabName = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Print the kernel's lines undecoded.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print one line per event, undecoded.")] = False,
     pod: Annotated[
         str | None,
         typer.Option(
@@ -213,7 +213,7 @@ def trace(
     """Follow the dataplane's trace until Ctrl-C, with pods and legs by name; then print totals.
 
     A request has three legs: 1 from the app to its sidecar, 2 from sidecar to sidecar, 3 from a sidecar to its app.
-    Seconds are counted from when the app dials. If debug output is off, it is on while this command runs.
+    Seconds are counted from when the app dials. Others who follow the trace meanwhile lose nothing.
 
     Examples:  merlab trace    merlab trace --pod sleep    merlab trace --raw    merlab trace --json
     """

@@ -174,7 +174,7 @@ class Console:
         return Conversation(self._terminal, context)
 
     def trace_event(self, event: TraceEvent, *, as_json: bool) -> None:
-        """Print one event of the trace as the kernel wrote it, or as an object."""
+        """Print one event of the trace as a line, or as an object."""
         views.trace_event(self._terminal, event, as_json=as_json)
 
     def close(self) -> None:

@@ -133,7 +133,7 @@ def _labs(terminal: Terminal, labs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def trace_event(terminal: Terminal, event: TraceEvent, *, as_json: bool) -> None:
-    """Print one event of the trace: the kernel's line unchanged, or an object."""
+    """Print one event of the trace: its line, or an object."""
     if as_json:
         terminal.raw(text.as_json({**asdict(event), "sentence": event.sentence()}) + "\n")
     else:

@@ -95,6 +95,13 @@ def legs() -> tuple[str, ...]:
 
 
 @functools.cache
+def event_kinds() -> tuple[str, ...]:
+    """Return the kinds of events of the trace by number: connect, wanted and so on."""
+    ours = [(number, name) for name, number in constants().items() if name.startswith("EVENT_")]
+    return tuple(name.removeprefix("EVENT_").lower() for _, name in sorted(ours))
+
+
+@functools.cache
 def layouts() -> dict[str, Layout]:
     """Return every structure by its C name."""
     found: dict[str, Layout] = {}

@@ -6,10 +6,11 @@ Both ways give the same maps and programs, by the same names, and all that were 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_objects, kernel_features
+from merbridge_lab.adapters import bpf_objects, kernel_features, ring_buffer
 from merbridge_lab.adapters.btf_blob import Blob
 from merbridge_lab.dataplane import artefact
 from merbridge_lab.dataplane.loaded import Loaded
@@ -69,9 +70,14 @@ class _Loader:
             self._types = self._keep(bpf_objects.load_types(blob.bytes()))
             for shape in made.maps:
                 types = bpf_objects.Types(self._types, sized[shape.name]) if shape.typed else None
-                self.maps[shape.name] = self._keep(bpf_objects.create_map(shape, types))
+                inner = self._ring() if shape.type == bpf_objects.ARRAY_OF_MAPS else 0
+                self.maps[shape.name] = self._keep(bpf_objects.create_map(shape, types, inner))
         except PermissionError as refused:
             raise _as_root(refused) from refused
+
+    def _ring(self) -> int:
+        """Return what the rings in an array look like; only the kernel looks at it."""
+        return self._keep(ring_buffer.create(mmap.PAGESIZE, "merlab_ring"))
 
     def program(self, name: str) -> int:
         """Load a program; its descriptor is closed with the others. Raises LabError, UnsupportedFeatureError."""

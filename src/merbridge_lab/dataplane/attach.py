@@ -19,7 +19,6 @@ from merbridge_lab.dataplane import (
     interception_lists,
     kernel_facts,
     learning,
-    printk_event,
     sockhash,
     upgrade,
 )
@@ -44,33 +43,32 @@ _REPLACE = 3.0
 _UID = re.compile(r"[\w-]{1,63}", re.ASCII)
 
 
-def load(pins: Pins, tracefs: Path | None) -> None:
+def load(pins: Pins) -> None:
     """Load and pin every program and map; nothing is attached yet."""
     make_folder(pins.root, mode=0o700)  # whoever opens a map can change it
     for folder in ("links", "maps", "progs"):
         make_folder(pins.root / folder, parents=True)
-    with printk_event.kept(tracefs):
-        loaded = artefact_loader.load()
-        try:
-            for name in PROGRAMS:
-                bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
-            told = kernel_facts.told()
-            facts = abi.layouts()["kernel"].pack(**told)
-            bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
-            on = abi.layouts()["config"].pack(redirect=1, intercept=1)
-            bpf_maps.update(loaded.maps["config"], bytes(4), on)
-            if not told.get("woken"):
-                learning.learn(loaded.learner(), loaded.maps["kernel"])
-            for name in MAPS:  # the stamp comes last
-                if name == "stamp":
-                    tags = " ".join(
-                        f"{each}={bpf_syscall.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS
-                    )
-                    stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode(), programs=tags.encode())
-                    bpf_maps.update(loaded.maps[name], bytes(4), stamp)
-                bpf_syscall.pin(loaded.maps[name], pins.map(name))
-        finally:
-            loaded.close()
+    loaded = artefact_loader.load()
+    try:
+        for name in PROGRAMS:
+            bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
+        told = kernel_facts.told()
+        facts = abi.layouts()["kernel"].pack(**told)
+        bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
+        on = abi.layouts()["config"].pack(redirect=1, intercept=1)
+        bpf_maps.update(loaded.maps["config"], bytes(4), on)
+        if not told.get("woken"):
+            learning.learn(loaded.learner(), loaded.maps["kernel"])
+        for name in MAPS:  # the stamp comes last
+            if name == "stamp":
+                tags = " ".join(
+                    f"{each}={bpf_syscall.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS
+                )
+                stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode(), programs=tags.encode())
+                bpf_maps.update(loaded.maps[name], bytes(4), stamp)
+            bpf_syscall.pin(loaded.maps[name], pins.map(name))
+    finally:
+        loaded.close()
 
 
 def _blocked(cgroup: Path, attach_type: int) -> Path | None:
@@ -225,15 +223,14 @@ def serve(pins: Pins, endpoint: Endpoint) -> None:
         raise
 
 
-def install(pins: Pins, tracefs: Path | None, recompiled: Recompiled | None = None) -> None:
+def install(pins: Pins, recompiled: Recompiled | None = None) -> None:
     """Load programs and maps, or adopt those that are there; see Reconciler.install."""
-    printk_event.put_back(tracefs)
     try:
         if upgrade.is_due(pins):
-            upgrade.begin(pins, lambda coming: load(coming, tracefs))
+            upgrade.begin(pins, load)
         elif health.objects_problems(pins) or source.problems(pins, recompiled, needed=False):
             detach(pins, _REPLACE)
-            load(pins, tracefs)
+            load(pins)
         with opened(pins.prog("sk_msg")) as program, pins.open_map("peers") as peers:
             if not sockhash.redirects(program, peers):
                 bpf_syscall.prog_attach(program, peers, bpf_syscall.SK_MSG_VERDICT)

@@ -49,6 +49,8 @@ _MEMBERS = {
     "waiter_entry": ("wait_queue_entry", "entry"),
     "psock_ingress_msg": ("sk_psock", "ingress_msg"),
     "psock_refcnt": ("sk_psock", "refcnt"),
+    "task_pid": ("task_struct", "pid"),
+    "task_comm": ("task_struct", "comm"),
 }
 #: Those that a kernel without memory cgroups lacks: all or none.
 _OF_MEMORY = {

@@ -11,16 +11,17 @@ from merbridge_lab.adapters.bpf_program import Helper
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_LOOKUP, _PRINTK = Helper("map_lookup_elem", 1), Helper("trace_printk", 6)
+_LOOKUP = Helper("map_lookup_elem", 1)
 _UID, _SOCKET_COOKIE = Helper("get_current_uid_gid", 15), Helper("get_socket_cookie", 46)
 _STORAGE, _READ = Helper("sk_storage_get", 107), Helper("probe_read_kernel", 113)
 _NETNS_COOKIE = Helper("get_netns_cookie", 122)
 _DELETE, _COARSE_TIME = Helper("map_delete_elem", 3), Helper("ktime_get_coarse_ns", 160)
-_COMMON = (_LOOKUP, _PRINTK)
+#: What the trace takes.
+_TRACE = (Helper("ktime_get_ns", 5), Helper("get_current_task", 35), _READ, Helper("ringbuf_output", 130))
+_COMMON = (_LOOKUP, *_TRACE)
 _CONNECT = (
     *_COMMON,
     _UID,
-    Helper("get_current_comm", 16),
     _SOCKET_COOKIE,
     Helper("bind", 64),
     _STORAGE,
@@ -42,11 +43,10 @@ CALLED: Mapping[str, tuple[Helper, ...]] = {
         Helper("sock_ops_cb_flags_set", 59),
         Helper("sock_hash_update", 70),
         _STORAGE,
-        _READ,
         _NETNS_COOKIE,
         _COARSE_TIME,
     ),
-    "bpf.sk_msg": (*_COMMON, Helper("msg_redirect_hash", 71), _STORAGE, _READ, _NETNS_COOKIE, _COARSE_TIME),
+    "bpf.sk_msg": (*_COMMON, Helper("msg_redirect_hash", 71), _STORAGE, _NETNS_COOKIE, _COARSE_TIME),
     "bpf.sk_lookup": (*_COMMON, Helper("sk_release", 86), Helper("sk_assign", 124)),
     "bpf.raw_tracepoint": (_LOOKUP, _DELETE, _READ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from merbridge_lab.dataplane import abi, health, map_readings, orphaned_links, program_list, recompiled
+from merbridge_lab.dataplane import abi, health, map_readings, orphaned_links, program_list, recompiled, trace_ring
 from merbridge_lab.dataplane.endpoints import legs_of, netns_cookie, served
 from merbridge_lab.dataplane.map_readings import Pair, reading
 from merbridge_lab.dataplane.pins import Pins, remove_pin
@@ -14,25 +14,25 @@ from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from merbridge_lab.dataplane.detach import Detached
     from merbridge_lab.dataplane.endpoints import Endpoint
     from merbridge_lab.dataplane.legs import Legs
+    from merbridge_lab.trace_event import TraceEvent
 
 
 class Dataplane:
     """Everything pinned below one directory on a bpffs, which must exist before something is attached.
 
-    `tracefs` is the caller's own mount of tracefs. Loading programs that can print switches a trace event on for the
-    whole machine; there it is switched back. `around` is what exists beside the endpoints, and is searched for foreign
-    programs.
+    `around` is what exists beside the endpoints, and is searched for foreign programs.
     """
 
-    def __init__(self, pins: Path, tracefs: Path | None = None, around: Around | None = None) -> None:
+    def __init__(self, pins: Path, around: Around | None = None) -> None:
         self._pins = Pins(pins)
-        self._reconciler = Reconciler(pins, tracefs)
+        self._reconciler = Reconciler(pins)
         self._around = around or Around()
         self._recompiled: recompiled.Recompiled | None = None
         self._is_proof = False
@@ -130,7 +130,7 @@ class Dataplane:
 
     @property
     def debug(self) -> bool:
-        """Report whether the dataplane writes trace lines."""
+        """Report whether the dataplane tells all who read its trace what it does."""
         with reading(self._pins), contextlib.suppress(FileNotFoundError):
             return bool(self._pins.config()["debug"])
         return False
@@ -151,6 +151,14 @@ class Dataplane:
                 hint="merlab up",
                 id="dataplane.incomplete",
             ) from failed
+
+    def follow_trace(self) -> Iterator[TraceEvent | None]:
+        """Yield the events of the trace as they arrive; see trace_ring.follow."""
+        return trace_ring.follow(self._pins, self)
+
+    def batch_trace(self) -> AbstractContextManager[Callable[[], tuple[TraceEvent, ...]]]:
+        """Return what reads the events around a batch of requests; see trace_ring.of_batch."""
+        return trace_ring.of_batch(self._pins)
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Return every counter of every pod served, by name, summed over CPUs; empty if nothing is attached."""

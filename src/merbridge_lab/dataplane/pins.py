@@ -2,9 +2,10 @@
 
 All functions that remove these pins are in this module (for upstream's Merbridge: its package's cleanup.py).
 
-    links/<uid of a pod>/<hook>  maps/<name>  progs/<name>
+    links/<uid of a pod>/<hook>  maps/<name>  progs/<name>  readers/<slot>
 
 Programs and maps exist once, links for each pod: pods are attached and detached one at a time.
+Whoever reads the trace locks the directory of its slot (trace_ring.py).
 `maps/stamp` is pinned last and unpinned first: without it, the pins are incomplete.
 """
 
@@ -65,8 +66,11 @@ PROGRAMS = {
 
 MAPS = (
     "config", "kernel", "pods", "pod_ips", "ports", "ranges", "counters", "live", "pairs", "flows", "listeners",
-    "peers", "stamp",
+    "peers", "readers", "lost", "rings", "stamp",
 )  # fmt: skip
+
+#: The directory of those who read the trace.
+READERS = "readers"
 
 _ZERO = bytes(4)
 
@@ -126,6 +130,11 @@ class Pins:
         """Return the uids of the pods that have a directory of links."""
         place = self.root / "links"
         return sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
+
+    def slots(self) -> list[Path]:
+        """Return the directories of slots for those who read the trace."""
+        place = self.root / READERS
+        return sorted(place.iterdir()) if place.is_dir() else []
 
     def links(self) -> list[Path]:
         """Return the pin of every link, of any version's layout."""
@@ -212,7 +221,9 @@ class Pins:
             Pins(self.root / rest).clear()
         for uid in self.uids():
             remove_folder(self.links_of(uid))
-        for folder in ("links", "maps", "progs"):
+        for slot in self.slots():
+            remove_folder(slot)
+        for folder in ("links", "maps", "progs", READERS):
             remove_folder(self.root / folder)
         with contextlib.suppress(OSError):  # the mount point itself, or not empty
             delete_folder(self.root)

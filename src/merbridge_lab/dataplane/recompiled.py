@@ -4,8 +4,7 @@ The stamp beside the pins identifies it, too. But whoever can pin other programs
 other file that merlab keeps: on the machine, only the source itself is evidence. So it is compiled once more (half a
 second, 120 MB), in a separate process: BCC changes the working directory and the standard error of its caller. `verify`
 starts this when it begins, and compares in its last check of the dataplane: it runs in parallel to the rest, at no
-measurable cost. Nothing is loaded for it: loading a program that can print switches a trace event on for the whole
-machine.
+measurable cost. Nothing is loaded for it.
 
 Without BCC, the kernel's programs are compared with the file that they were loaded from, and `not_compared` says so.
 """

@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merbridge_lab.dataplane import attach, detach_pod, garbage, health, map_readings, printk_event, program_list
+from merbridge_lab.dataplane import attach, detach_pod, garbage, health, map_readings, program_list, trace_ring
 from merbridge_lab.dataplane import upgrade as upgrading
 from merbridge_lab.dataplane.detach import Detached, detach
 from merbridge_lab.dataplane.endpoint_health import entries_problems, links_problems
@@ -20,11 +20,13 @@ from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from merbridge_lab.dataplane.endpoints import Endpoint
     from merbridge_lab.dataplane.recompiled import Recompiled
+    from merbridge_lab.trace_event import TraceEvent
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,11 @@ class Served:
 class Reconciler:
     """Everything pinned below one directory on a bpffs: pods are served and forgotten one at a time.
 
-    Whoever uses it makes sure that nobody else does at the same time. `tracefs` is the caller's own mount of tracefs:
-    see Dataplane.
+    Whoever uses it makes sure that nobody else does at the same time; the trace may have several readers.
     """
 
-    def __init__(self, pins: Path, tracefs: Path | None = None) -> None:
+    def __init__(self, pins: Path) -> None:
         self._pins = Pins(pins)
-        self._tracefs = tracefs
 
     def install(self, recompiled: Recompiled | None = None) -> None:
         """Load programs and maps, or adopt the pins of this version, or begin to take over from another one.
@@ -60,7 +60,7 @@ class Reconciler:
         version serves stay with it until `serve` takes each over, without a gap; `settle` ends that. Redirecting that
         is switched off stays so. Raise UnsupportedFeatureError for a feature that this kernel lacks; LabError.
         """
-        attach.install(self._pins, self._tracefs, recompiled)
+        attach.install(self._pins, recompiled)
 
     def serve(self, endpoint: Endpoint) -> None:
         """Serve a pod: attach what is missing, recreate what is broken, leave the rest alone.
@@ -87,6 +87,7 @@ class Reconciler:
         with reading(self._pins):
             upgrading.finish(self._pins)
             detach_pod.sweep(self._pins)
+            trace_ring.sweep(self._pins)
             if namespaces is not None:
                 garbage.collect(self._pins, namespaces)
 
@@ -141,7 +142,7 @@ class Reconciler:
 
     @property
     def debug(self) -> bool:
-        """Report whether the programs write trace lines. Raises LabError."""
+        """Report whether the programs tell what they do to all who read the trace. Raises LabError."""
         with reading(self._pins):
             return bool(self._pins.config()["debug"])
 
@@ -150,12 +151,19 @@ class Reconciler:
         with reading(self._pins):
             self._pins.configure(debug=int(on))
 
+    def follow_trace(self) -> Iterator[TraceEvent | None]:
+        """Yield the events of all pods as they arrive; see trace_ring.follow."""
+        return trace_ring.follow(self._pins, self)
+
+    def batch_trace(self) -> AbstractContextManager[Callable[[], tuple[TraceEvent, ...]]]:
+        """Return what reads the events around a batch of requests; see trace_ring.of_batch."""
+        return trace_ring.of_batch(self._pins)
+
     def remove(self, timeout: float) -> Detached:
         """Detach every pod and leave no pin. Sockets that have not read everything within `timeout` s stay redirected.
 
         Those keep the programs loaded until they are closed, and lose nothing. Succeed if nothing is attached.
         """
-        printk_event.put_back(self._tracefs)
         return detach(self._pins, timeout)
 
     def counters(self) -> dict[str, dict[str, int]]:

@@ -1,21 +1,26 @@
-"""The dataplane's lines in a trace, decoded: what happened to which connection, in plain English."""
+"""The events of the dataplane's trace, decoded: what happened to which connection, in plain English."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from merbridge_lab.dataplane import abi, printk
+from merbridge_lab.dataplane import abi
+from merbridge_lab.dataplane.endpoints import address
 from merbridge_lab.trace_event import TraceEvent
 
-_SAID = re.compile(r"\[merlab\] (?P<kind>\w+) (?P<values>.*)$")
-# The name of a task comes last, as it may contain blanks.
-_VALUE = re.compile(r"(comm)=(.*)$|(\w+)=(\S+)")
+#: Not of the programs: events that found no room because nobody read fast enough.
+LOST = "lost"
 
 
 @dataclass(frozen=True)
 class MerlabEvent(TraceEvent):
-    """A line of our own programs."""
+    """An event of our own programs."""
+
+    @property
+    def short(self) -> str:
+        """The line without the time."""
+        return f"{self.comm}-{self.pid} … {self.raw.partition(': ')[2]}"
 
     def sentence(self) -> str:
         """Describe the event in plain English."""
@@ -67,36 +72,57 @@ _SENTENCES = {
     "passed": "a message sent by {who} of connection {pair} goes by TCP: {reason}",
     "steered": "a connection from {source} to {at} is steered to the inbound listener of the sidecar",
     "closed": "connection {pair} is closed by {who}",
+    LOST: "{size} events were lost: they came faster than they were read",
+}
+
+#: What the line of an event has after its kind.
+_TEXTS = {
+    "connect": "pair={pair} leg={leg}",
+    "wanted": "pair={pair} dst={at}",
+    "established": "pair={pair} src={at}",
+    "accepted": "pair={pair} at={at}",
+    "original_dst": "pair={pair} dst={at}",
+    "redirect": "pair={pair} side={side} bytes={size}",
+    "passed": "pair={pair} side={side} reason={reason}",
+    "steered": "to={at} from={source}",
+    "closed": "pair={pair} side={side}",
+    LOST: "events={size}",
 }
 
 
-def parse(line: str) -> MerlabEvent | None:
-    """Decode a raw line of trace_pipe; None for lines of others."""
-    told = printk.split(line)
-    found = _SAID.match(told.said) if told else None
-    if told is None or found is None:
-        return None
-    values = {each[1] or each[3]: each[2] or each[4] for each in _VALUE.finditer(found["values"])}
-    place = next((values[name] for name in ("dst", "src", "at", "to") if name in values), "")
-    ip, _, port = place.partition(":")
-    return MerlabEvent(
-        seconds=told.seconds,
-        comm=values.get("comm") or told.comm,
-        pid=told.pid,
-        kind=found["kind"],
-        raw=line.rstrip("\n"),
-        pair=int(values.get("pair", "0"), 16),
-        leg=_name(abi.legs(), values.get("leg")),
-        side=int(values.get("side", "0")),
-        ip=ip,
-        port=int(port or 0),
-        source=values.get("from", ""),
-        size=int(values.get("bytes", "0")),
-        reason=_name(abi.counter_names(), values.get("reason")).removeprefix("passed_"),
+def decode(record: bytes) -> MerlabEvent:
+    """Decode a record of the ring buffer, `struct event` in bpf/abi.h."""
+    said = abi.layouts()["event"].unpack(record)
+    kind = _name(abi.event_kinds(), said["kind"])
+    is_there = kind in ("wanted", "established", "accepted", "original_dst", "steered")
+    return event(
+        kind,
+        seconds=said["nanoseconds"] / 1e9,
+        comm=said["comm"].decode(errors="replace"),
+        pid=said["pid"],
+        pair=said["pair"],
+        leg=_name(abi.legs(), said["leg"]) if kind == "connect" else "",
+        side=said["side"],
+        ip=address(said["ip4"]) if is_there else "",
+        port=said["port"],
+        source=address(said["from_ip4"]) if kind == "steered" else "",
+        size=said["size"],
+        reason=_name(abi.counter_names(), said["reason"]).removeprefix("passed_") if kind == "passed" else "",
     )
 
 
-def _name(names: tuple[str, ...], number: str | None) -> str:
-    if number is None:
-        return ""
-    return names[int(number)] if int(number) < len(names) else number
+def lost(number: int, seconds: float) -> MerlabEvent:
+    """Return the event that says that `number` events found no room, at or before `seconds` since boot."""
+    return event(LOST, seconds=seconds, comm="merlab", size=number)
+
+
+def event(kind: str, *, seconds: float, comm: str = "", pid: int = 0, **values: Any) -> MerlabEvent:  # noqa: ANN401
+    """Return an event of these values, with its line."""
+    made = MerlabEvent(seconds=seconds, comm=comm, pid=pid, kind=kind, raw="", **values)
+    told = {**vars(made), "pair": f"{made.pair:x}", "at": f"{made.ip}:{made.port}"}
+    line = f"{comm:>16}-{pid:<7} {seconds:.6f}: {kind} {_TEXTS.get(kind, '').format(**told)}"
+    return replace(made, raw=line.rstrip())
+
+
+def _name(names: tuple[str, ...], number: int) -> str:
+    return names[number] if number < len(names) else str(number)

@@ -10,7 +10,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from merbridge_lab.dataplane import printk
+from merbridge_lab.merbridge import printk
 from merbridge_lab.trace_event import TraceEvent
 
 _SAID = re.compile(r"(?P<debug>\[debug\] )?(?P<said>.*)$")

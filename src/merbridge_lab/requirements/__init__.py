@@ -72,7 +72,6 @@ def embedded(*, backend: str = "nft", quick: bool = False, sockets: bool = False
     look("kernel.namespaces", "network and mount namespaces, veth", kernel.namespaces)
     look("kernel.cgroup2", "can be mounted", kernel.cgroup2)
     look("kernel.bpffs", "can be mounted", kernel.bpffs)
-    look("kernel.tracefs", "can be mounted", kernel.tracefs)
     look("bpf.programs", "can be loaded", kernel.programs)
     look("bpf.maps", "can be created", kernel.maps)
     if sockets:

@@ -35,6 +35,7 @@ _PURPOSE = {
     "bpf.sockhash": "map of sockets",
     "bpf.sk_storage": "map of what belongs to a socket",
     "bpf.percpu_hash": "map of counters",
+    "bpf.ring_buffer": "the dataplane's trace",
 }
 
 
@@ -176,11 +177,6 @@ def _foreign_programs(cgroup: int) -> Requirement | None:
 def bpffs() -> Requirement:
     """Mount bpffs: pins keep the dataplane alive after merlab ends."""
     return _mounted("kernel.bpffs", "bpf", "")
-
-
-def tracefs() -> Requirement:
-    """Mount tracefs: the trace of the dataplane is read from an instance of the lab's own."""
-    return _mounted("kernel.tracefs", "tracefs", "events/bpf_trace/bpf_trace_printk")
 
 
 def programs() -> list[Requirement]:

@@ -77,6 +77,9 @@ class Strategy:
         self.calls.append(f"evidence of {len(servers)}")
         return contextlib.nullcontext(Evidence())
 
+    def trace_command(self, node):
+        return f"recorder play {node.name}"
+
     def follow_trace(self, *, pod, nonce):
         return iter([TraceEvent(1.0, "curl", 7, "seen", f"{pod} {nonce}")])
 

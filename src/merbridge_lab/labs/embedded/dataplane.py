@@ -8,15 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from merbridge_lab import dataplane, istio_facts, polling
-from merbridge_lab.adapters import kernel_features, tcp_sockets
-from merbridge_lab.adapters.tracefs import Instance
-from merbridge_lab.dataplane import reader_legs, socket_filters, trace_buffer
+from merbridge_lab.adapters import tcp_sockets
+from merbridge_lab.dataplane import reader_legs, socket_filters
 from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.dataplane.roles import ROLES
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import NOT_COMPARED, Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
-from merbridge_lab.labs.embedded import topology, trace_owner
+from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, left_to_rules
 from merbridge_lab.shortage import unread
 
@@ -48,8 +47,7 @@ class EmbeddedDataplane:
         around = dataplane.Around(
             (machine.mesh_cgroup, machine.cgroup / "twins"), ((topology.NODE, machine.netns(topology.NODE)),)
         )
-        self._manager = dataplane.Dataplane(machine.bpffs / machine.name, machine.tracefs, around)
-        self._trace = Instance(machine.tracefs, machine.name)
+        self._manager = dataplane.Dataplane(machine.bpffs / machine.name, around)
         self._profile = profile
         self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods, lambda: self.legs)
 
@@ -148,10 +146,6 @@ class EmbeddedDataplane:
         if self._machine.exists:
             self._machine.uncover()
             self._manager.detach(_DRAIN)
-            for name in self._trace.siblings():
-                # Busy: a `merlab trace` reads it. It sees that the lab is gone, ends, and removes it itself.
-                with contextlib.suppress(OSError):
-                    Instance(self._machine.tracefs, name).remove()
 
     def problems(self) -> list[str]:
         """Describe, one sentence each, what differs from what `ensure` creates."""
@@ -204,9 +198,12 @@ class EmbeddedDataplane:
         """Read the counters, pod → decision → number; empty if nothing is attached."""
         return self._manager.counters() if self.attached else {}
 
-    def evidence(self, *, trace: bool) -> CounterEvidence:
-        """Return what shows what this dataplane does to a batch; with `trace`, also the events of its trace."""
-        return CounterEvidence(self.counters, self.legs, self.drain_trace if trace else None)
+    @contextlib.contextmanager
+    def evidence(self, *, trace: bool) -> Iterator[CounterEvidence]:
+        """Yield what shows what this dataplane does to a batch; with `trace`, also the events of its trace."""
+        with contextlib.ExitStack() as reading:
+            drain = reading.enter_context(self._manager.batch_trace()) if trace and self.attached else None
+            yield CounterEvidence(self.counters, self.legs, drain)
 
     @staticmethod
     def why_missing(capability: str) -> str:
@@ -241,52 +238,36 @@ class EmbeddedDataplane:
 
     @property
     def debug(self) -> bool:
-        """Report whether trace lines are written, and collected in the lab's own buffer."""
-        return self.attached and self._manager.debug and self._trace.enabled
+        """Report whether the programs tell all who read the trace what they do."""
+        return self.attached and self._manager.debug
 
     def set_debug(self, *, on: bool) -> None:
-        """Switch trace lines on or off; off succeeds if nothing is attached. Raises LabError."""
+        """Switch the trace on or off; off succeeds if nothing is attached. Raises LabError."""
         if on:
             self._manager.debug = True
-            try:
-                self._trace.enable()
-            except OSError as error:
-                named = "trace events of BPF programs"
-                raise kernel_features.cannot("kernel.tracefs", str(error), named=named) from error
-            return
-        if self.attached:
+        elif self.attached:
             # A toggle that cannot be written (a frozen map) is removed with the dataplane, which comes next.
             with contextlib.suppress(LabError):
                 self._manager.debug = False
-        self._trace.remove()
 
     def debug_commands(self) -> list[str]:
-        """Return the commands that switch trace lines on: our buffer first, then the flag."""
+        """Return the command that switches the trace on."""
         config = self._machine.bpffs / self._machine.name / "maps" / "config"
-        return [
-            f"mkdir -p {self._trace.path}",
-            f"echo 1 > {self._trace.switch}",
-            f"bpftool map update pinned {config} key 0 0 0 0 value 1 0 0 0 1 0 0 0 1 0 0 0",
-        ]
+        return [f"bpftool map update pinned {config} key 0 0 0 0 value 1 0 0 0 1 0 0 0 1 0 0 0"]
 
     @staticmethod
     def debug_shown() -> str:
-        """Return nothing: these commands print nothing."""
+        """Return nothing: this command prints nothing."""
         return ""
 
     def trace_command(self) -> str:
-        """Return the command that reads the trace."""
-        return f"cat {self._trace.pipe}"
+        """Return the command that reads the trace: no tool of the system reads ring buffers."""
+        named = "" if self._machine.name == topology.NAME else f"MERLAB_NAME={self._machine.name} "
+        return f"{named}merlab trace --raw"
 
     def follow_trace(self) -> Iterator[TraceEvent | None]:
-        """Yield the trace's events as they arrive; see trace_buffer.follow."""
-        return trace_buffer.follow(self._machine.tracefs, self._machine.name, self._manager)
-
-    def drain_trace(self) -> tuple[TraceEvent, ...]:
-        """Read and remove the trace's lines, decoded; skip lines that are not of this lab's dataplane."""
-        from merbridge_lab.dataplane import trace
-
-        return trace_owner.drained(map(trace.parse, self._trace.drain()), self._machine.name)
+        """Yield the trace's events as they arrive; see trace_ring.follow."""
+        return self._manager.follow_trace()
 
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab import shortage
 from merbridge_lab.adapters import cgroup, kernel_features, mounts, overmounts
 from merbridge_lab.adapters.files import delete_folder, make_folder, set_mode
-from merbridge_lab.errors import ClaimFailedError, LabError, UnsupportedFeatureError
+from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.labs.embedded import lab_paths, topology
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Enough for access logs of about a million requests; usually it holds a few hundred kilobytes.
 _SIZE = "512m"
-_FOLDERS = ("netns", "mnt", "bpf", "tracing", "pods", "saved")
+_FOLDERS = ("netns", "mnt", "bpf", "pods", "saved")
 #: A pod has its own folder bind-mounted, so it does not need to pass this one.
 _MODES = {"pods": 0o700, "saved": 0o700}
 _BRANCHES = ("mesh", "twins")
@@ -34,7 +34,6 @@ class Machine:
         self.name = name
         self.run: Path = topology.RUN.with_name(name)
         self.bpffs = self.run / "bpf"
-        self.tracefs = self.run / "tracing"
         self.saved = self.run / "saved"
         self._own_cgroup2 = self.run / "cgroup"
         self._cgroup_root = cgroup.find_root(self.run) or self._own_cgroup2
@@ -112,9 +111,6 @@ class Machine:
             for each in (self.cgroup, *(self.cgroup / name for name in _BRANCHES)):
                 cgroup.release(each)
             self._mount(self.bpffs, "bpf", "a BPF file system", "kernel.bpffs", "mode=0700")
-            with contextlib.suppress(UnsupportedFeatureError):
-                # Without it there is no trace, and problems() does not complain: the rest of the lab works.
-                self._mount(self.tracefs, "tracefs", "tracefs", "kernel.tracefs")
         except BaseException:
             if fresh:
                 if not self._strangers():
@@ -250,7 +246,7 @@ class Machine:
             f"chmod 700 {self.run}/{{{','.join(_MODES)}}}",
             *([f"mount -t cgroup2 none {self._own_cgroup2}"] if own else []),
             f"mkdir -p {self.cgroup}/{{{','.join(_BRANCHES)}}}",
-            f"mount -t bpf -o mode=0700 none {self.bpffs} && mount -t tracefs none {self.tracefs}",
+            f"mount -t bpf -o mode=0700 none {self.bpffs}",
         ]
 
 

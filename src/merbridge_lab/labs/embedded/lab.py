@@ -123,11 +123,14 @@ class EmbeddedLab(LabBase):
         """Send requests as the app of `client` and read all evidence around them; see batch_guard.batch."""
         own = _own(client)
         answering = list(map(_own, servers)) or self.servers()
-        with batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in answering)):
+        with (
+            batch_guard.batch(self.machine, self.dataplane, own.pod, *(each.pod for each in answering)),
+            self.dataplane.evidence(trace=trace) as evidence,
+        ):
             return http_client.observe(
                 own,
                 answering,
-                self.dataplane.evidence(trace=trace),
+                evidence,
                 url=url,
                 count=count,
                 between=[self._node.netns],

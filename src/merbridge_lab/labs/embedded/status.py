@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 LAST_REPORT = "last-report.json"
 #: How much of each log a sysdump includes, in bytes from its end.
 _TAIL = 256 * 1024
+#: How long a sysdump reads the trace, in seconds, and how many lines at most.
+_TRACED, _LINES = 1.0, 5000
 
 
 class Described(Protocol):
@@ -126,9 +129,16 @@ def dump(lab: Described) -> dict[str, Callable[[], Any]]:
 
 
 def _trace(lab: Described) -> str:
-    """Return the end of the trace's buffer; this way of reading leaves the buffer unchanged."""
-    buffer = lab.machine.tracefs / "instances" / lab.machine.name / "trace"
-    return buffer.read_text(errors="replace")[-_TAIL:] if buffer.exists() else "the trace is not turned on\n"
+    """Return the lines of the trace of one second; what other readers get stays theirs."""
+    if not lab.dataplane.attached:
+        return "no eBPF is attached, so there is no trace\n"
+    until, lines = time.monotonic() + _TRACED, list[str]()
+    for event in lab.dataplane.follow_trace():
+        if event is not None:
+            lines.append(event.raw)
+        if time.monotonic() >= until or len(lines) >= _LINES:
+            break
+    return "".join(f"{line}\n" for line in lines) or f"nothing happened within {_TRACED:.0f} s\n"
 
 
 def _of_pod(workload: EmbeddedWorkload) -> dict[str, Callable[[], Any]]:

@@ -7,8 +7,6 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from merbridge_lab import accesslog
-from merbridge_lab.dataplane import owned_events
-from merbridge_lab.labs.embedded import trace_owner
 from merbridge_lab.labs.embedded.logs import Following
 from merbridge_lab.trace_event import KnownConnection, TraceContext
 
@@ -39,7 +37,7 @@ def follow(
     accepted in that pod. `nonce` keeps only those that carried the request with this x-request-id. This is known when
     the sidecars have logged it, so its events come a little later, all together, in order.
     """
-    events = owned_events.of_lab(dataplane.follow_trace(), trace_owner.own_tasks(machine.name))
+    events = dataplane.follow_trace()
     if nonce is not None:
         events = of_request(events, _named_for(machine.run / "pods", nonce))
     if pod is not None:

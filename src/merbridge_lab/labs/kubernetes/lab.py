@@ -21,7 +21,7 @@ from merbridge_lab.lab import (
 )
 from merbridge_lab.labs import request_batch
 from merbridge_lab.labs.base import LabBase
-from merbridge_lab.labs.kubernetes import commands, topology
+from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.batch_source import ClusterBatch
 from merbridge_lab.labs.kubernetes.connection import Access
 from merbridge_lab.labs.kubernetes.dataplanes import registry
@@ -232,11 +232,11 @@ class KubernetesLab(LabBase):
         return found | self.strategy.fingerprint()
 
     def trace_command(self) -> str:
-        """Return the walkthrough's command, on the node."""
-        return commands.trace(self._access.node())
+        """Return the command that a person would type to read the dataplane's trace."""
+        return self.strategy.trace_command(self._access.node())
 
-    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
+    def follow_trace(self, *, pod: str | None = None, nonce: str | None = None) -> Iterator[TraceEvent | None]:
+        """Return the trace's events as they arrive, until interrupted; see ClusterDataplane. Raises LabError."""
         return self.strategy.follow_trace(pod=pod, nonce=nonce)
 
     def why_missing(self, capability: str) -> str:
@@ -268,7 +268,14 @@ class KubernetesLab(LabBase):
 
     def offline_commands(self) -> OfflineCommands:
         """Return the placeholders for the commands of steps when no lab is up; they cannot do anything."""
-        return OfflineCommands(self.provider, self.node, self.mesh, self.dataplane, self.inventory_commands)
+        return OfflineCommands(
+            self.provider,
+            self.node,
+            self.mesh,
+            self.dataplane,
+            self.inventory_commands,
+            self.strategy.trace_command,
+        )
 
     def _with_context(self, commands: tuple[str, ...]) -> tuple[str, ...]:
         """Put the command that makes the cluster's context known before the first that uses it."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.lab import Component, Dataplane
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
-    from merbridge_lab.labs.kubernetes.provider import ClusterProvider
+    from merbridge_lab.labs.kubernetes.provider import ClusterProvider, Node
     from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
 
 #: Placeholders for what only a running lab has: the id of an app's container, and the app's PID on the node.
@@ -64,11 +64,13 @@ class OfflineCommands:
         mesh: Component,
         dataplane: Dataplane,
         inventory_commands: Callable[[], list[str]],
+        trace_command: Callable[[Node], str],
     ) -> None:
         # The provider's usual nodes have the tools that enter pods; a helper is for others.
         self._process, self._context = _Process(NodeToolsExec(provider.offline_node())), provider.context
         self.node, self.mesh, self.dataplane = node, mesh, dataplane
         self.inventory_commands = inventory_commands
+        self._trace_command = trace_command
 
     def workload(self, name: str) -> _Workload:
         """Return a workload of the walkthrough."""
@@ -76,5 +78,5 @@ class OfflineCommands:
         return _Workload(spec, self._process, self._context)
 
     def trace_command(self) -> str:
-        """Return the walkthrough's command, on the node."""
-        return commands.trace(self._process.node_exec.node)
+        """Return the command that a person would type to read the dataplane's trace."""
+        return self._trace_command(self._process.node_exec.node)

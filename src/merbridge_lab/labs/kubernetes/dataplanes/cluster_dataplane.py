@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.lab import ControlPair, Dataplane, ServerGroup
     from merbridge_lab.labs.kubernetes.connection import Access
+    from merbridge_lab.labs.kubernetes.provider import Node
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
     from merbridge_lab.labs.request_batch import DataplaneEvidence
@@ -71,10 +72,13 @@ class ClusterDataplane(DataplaneStrategy, Protocol):
     def disposable_server(self) -> ServerGroup | None:
         """Return a server that it serves without any rule, and that stays until `close`; None if it serves none so."""
 
-    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
+    def trace_command(self, node: Node) -> str:
+        """Return the command that a person would type to read its trace on a node."""
+
+    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent | None]:
         """Return the events of its trace as they arrive, until interrupted; only those of `pod` or `nonce`, if given.
 
-        Raise LabError if none can arrive.
+        None may come if nothing arrived for a moment. Raise LabError if none can arrive.
         """
 
     def forget(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE, ControlPair
 from merbridge_lab.labs.dataplane_strategy import NoEvidence
+from merbridge_lab.labs.kubernetes import commands
 from merbridge_lab.labs.kubernetes.dataplanes import control_pods, node_trace
 from merbridge_lab.labs.kubernetes.dataplanes.merbridge import (
     evidence,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane, Surroundings
+    from merbridge_lab.labs.kubernetes.provider import Node
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
     from merbridge_lab.labs.request_batch import DataplaneEvidence
@@ -107,6 +109,10 @@ class Strategy(NodeStrategy):
 
     def disposable_server(self) -> None:
         """Return None: Merbridge leaves the servers' side to the rules."""
+
+    def trace_command(self, node: Node) -> str:
+        """Return the walkthrough's command, on the node."""
+        return commands.trace(node)
 
     def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
         """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""

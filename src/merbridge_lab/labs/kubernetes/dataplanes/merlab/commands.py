@@ -30,5 +30,13 @@ def put_in(settings: Settings, provider: ClusterProvider) -> list[str]:
 
 def debug_on(context: str) -> list[str]:
     """Return the commands that switch the trace on and show the result."""
-    agent = f"kubectl --context {context} -n {NAMESPACE} exec ds/{NAME} -- merlab agent"
-    return [f"{agent} debug on", f"{agent} status"]
+    return [f"{_agent(context)} debug on", f"{_agent(context)} status"]
+
+
+def trace(context: str) -> str:
+    """Return the command that follows the trace of a node."""
+    return f"{_agent(context)} trace"
+
+
+def _agent(context: str) -> str:
+    return f"kubectl --context {context} -n {NAMESPACE} exec ds/{NAME} -- merlab agent"

@@ -62,7 +62,7 @@ class MerlabDataplane(NodeComponent):
 
     @property
     def debug(self) -> bool:
-        """Report whether the programs write trace lines."""
+        """Report whether the programs tell all who read the trace what they do."""
         with contextlib.suppress(LabError):
             return self.reader().debug
         return False
@@ -168,7 +168,7 @@ class MerlabDataplane(NodeComponent):
     # -- debug output -------------------------------------------------------------------------------------------------
 
     def set_debug(self, *, on: bool) -> None:
-        """Switch the trace lines of every node on or off; off succeeds where nothing is installed. Raises LabError."""
+        """Switch the trace of every node on or off; off succeeds where nothing is installed. Raises LabError."""
         if not on and not (self._access.answers() and self._access.api().find(manifest.PATH)):
             return
         agent_exec.run(self._access.api(), ["debug", "on" if on else "off"])

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from merbridge_lab import polling
-from merbridge_lab.dataplane import owned_events, trace
 from merbridge_lab.dataplane.evidence import CounterEvidence
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import (
@@ -21,10 +20,11 @@ from merbridge_lab.lab import (
 )
 from merbridge_lab.labs.dataplane_strategy import NoEvidence
 from merbridge_lab.labs.kubernetes import topology
-from merbridge_lab.labs.kubernetes.dataplanes import control_pods, node_trace
+from merbridge_lab.labs.kubernetes.dataplanes import control_pods
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import (
     agent_exec,
     agent_image,
+    commands,
     manifest,
     node_maps,
     preflight,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane, Surroundings
+    from merbridge_lab.labs.kubernetes.provider import Node
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.request_batch import DataplaneEvidence
     from merbridge_lab.requirements import Requirement
@@ -98,14 +99,7 @@ class Strategy(NodeStrategy):
         specs = {spec.name: spec for spec in (*topology.WORKLOADS, *(server.spec for server in servers))}
         place, found = self.component.place(), node_maps.workload_pods(self._access.api(), specs.values())
         with contextlib.ExitStack() as stack:
-            drain = None
-            if self.component.debug:
-                instance = stack.enter_context(node_trace.collecting(place))
-                is_own = owned_events.tasks(place.has)
-
-                def drain() -> tuple[TraceEvent, ...]:
-                    return owned_events.drained(map(trace.parse, instance.drain()), is_own)
-
+            drain = stack.enter_context(self.component.reader().batch_trace()) if self.component.debug else None
             yield CounterEvidence(lambda: node_maps.counters(place, found), legs, drain)
 
     def control_pair(self) -> ControlPair:
@@ -127,20 +121,22 @@ class Strategy(NodeStrategy):
             )
         return ServerGroup([server], control_pods.DISPOSABLE_URL)
 
-    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
+    def trace_command(self, node: Node) -> str:  # noqa: ARG002 - the protocol's
+        """Return the command that follows the trace in the agent."""
+        return commands.trace(self._access.provider.context)
+
+    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent | None]:
+        """Return the trace's events as they arrive, until interrupted; None if nothing arrived for a moment.
+
+        Raises LabError.
+        """
         if pod or nonce:
             raise LabError(
                 "on a cluster, the trace is not told apart by pod or request",
                 hint="merlab step 5",
                 id="capability.missing",
             )
-        if not self.component.debug:
-            raise LabError("the programs write no trace lines", hint="merlab step 4", id="dataplane.incomplete")
-        place = self.component.place()
-        is_own = owned_events.tasks(place.has)
-        events = node_trace.follow(place, trace.parse)
-        return (event for event in owned_events.of_lab(events, is_own) if event is not None)
+        return self.component.reader().follow_trace()
 
     def fingerprint(self) -> dict[str, str]:
         """Return the identity of each program, and of the links of the walkthrough's pods. Raises LabError.

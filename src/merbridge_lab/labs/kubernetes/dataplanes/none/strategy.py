@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT
 from merbridge_lab.labs.dataplane_strategy import NoEvidence
+from merbridge_lab.labs.kubernetes import commands
 from merbridge_lab.labs.kubernetes.dataplanes import NONE
 from merbridge_lab.labs.kubernetes.dataplanes.none.dataplane import WHY, NoDataplane, why
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane, Surroundings
+    from merbridge_lab.labs.kubernetes.provider import Node
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
     from merbridge_lab.labs.request_batch import DataplaneEvidence
@@ -60,6 +62,10 @@ class Strategy:
 
     def disposable_server(self) -> None:
         """Return None: nothing serves a pod without its rules."""
+
+    def trace_command(self, node: Node) -> str:
+        """Return the walkthrough's command, which shows nothing."""
+        return commands.trace(node)
 
     def follow_trace(self, *, pod: str | None, nonce: str | None) -> NoReturn:  # noqa: ARG002 - the protocol's
         """Raise LabError: nobody writes a trace."""
