@@ -7,6 +7,9 @@
 // A pointer to a socket may outlive the socket; its memory is only ever reused for another TCP socket
 // (SLAB_TYPESAFE_BY_RCU), so reading is harmless, and the cookie tells whether it is still the same one.
 
+// Where kallsyms hides addresses (kernel.kptr_restrict=2, no CAP_SYSLOG), BCC takes this helper for missing
+// and defines it as the old bpf_probe_read(), which the kernel refuses to these programs.
+#undef bpf_probe_read_kernel
 #define PEEK(to, address) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(address))
 
 INLINE int is_still(struct kernel *kernel, u64 sk, u64 cookie) {
