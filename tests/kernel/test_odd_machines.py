@@ -94,11 +94,17 @@ ODD = [
     Odd("umask_0", ("umask 0",)),
     Odd("umask_077", ("umask 077",)),
     Odd("locked_memory", ("ulimit -l 64",)),
+    # As kernel.kptr_restrict=2, and many containers.
+    Odd("hidden_symbols", prefix=("setpriv", "--bounding-set=-syslog")),
     Odd("odd_mount_points", tuple(f'd=$(printf "/run/odd/{name}"); mkdir -p "$d"; mount -t tmpfs none "$d"'
                                   for name in NAMES)),
 ]  # fmt: skip
 #: All in one, so that everything costs one lab in `make test`; each alone is for `make soak`.
-TOGETHER = Odd("all_at_once", tuple(line for odd in ODD for line in odd.lines), lacking("ipv6"))
+TOGETHER = Odd(
+    "all_at_once",
+    tuple(line for odd in ODD for line in odd.lines),
+    tuple(word for odd in ODD for word in odd.prefix),
+)
 
 
 def _machine(odd: Odd) -> tuple[str, ...]:

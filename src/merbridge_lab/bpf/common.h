@@ -4,6 +4,9 @@
 
 #include "abi.h"
 
+// Where kallsyms hides addresses (kernel.kptr_restrict=2, no CAP_SYSLOG), BCC takes this helper for missing
+// and defines it as the old bpf_probe_read(), which the kernel refuses to these programs.
+#undef bpf_probe_read_kernel
 // Reads from anywhere in the kernel; not 0 if there is nothing.
 #define PEEK(to, address) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(address))
 
