@@ -19,6 +19,10 @@ ErrorId: TypeAlias = Literal[
     "file.not_written",
     "reading.failed",
     "program.foreign",
+    # guests
+    "kernel.unknown",
+    "guest.failed",
+    "guest.no_timings",
     # the run
     "usage",
     "feature.not_built",

@@ -6,6 +6,8 @@ This is the only place where merlab sleeps.
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +30,19 @@ T = TypeVar("T")
 
 #: Interval between progress reports of a long-running command, in seconds.
 _BETWEEN_WORDS = 0.5
+
+
+#: How many times longer than usual everything may take: merlab sets it in a guest whose instructions are emulated.
+SLOWNESS = "MERLAB_SLOWNESS"
+
+
+def limit(seconds: float) -> float:
+    """Return a time limit as it is on this machine: longer in an emulated guest."""
+    try:
+        times = float(os.environ.get(SLOWNESS) or 1)
+    except ValueError:
+        return seconds
+    return seconds * times if 1 <= times < math.inf else seconds
 
 
 class _Listener:
@@ -69,8 +84,8 @@ def poll_until(
     """Call `look` until it returns something true, for at most `timeout` seconds; return that, or the last result.
 
     `awaiting` describes in a few words what is awaited, for the progress line; or it is a function that returns this.
-    `look` is called every `every` seconds, more often at first. The caller decides what a timeout means; it must not
-    take it for a success.
+    `look` is called every `every` seconds, more often at first. `timeout` is longer on a slow machine, see limit(). The
+    caller decides what a timeout means; it must not take it for a success.
     """
     result = look()
     if result:
@@ -86,7 +101,7 @@ def poll_until(
     attempts = Retrying(
         retry=retry_if_result(lambda seen: not seen),
         wait=wait_exponential(multiplier=0.01, max=every),
-        stop=stop_after_delay(timeout),
+        stop=stop_after_delay(limit(timeout)),
         sleep=nap,
     )
     try:
@@ -109,7 +124,7 @@ def retrying(work: Callable[[], T], *, on: type[Exception], timeout: float, awai
     attempts = Retrying(
         retry=retry_if_exception_type(on),
         wait=wait_exponential(multiplier=0.05, max=1.0),
-        stop=stop_after_delay(timeout),
+        stop=stop_after_delay(limit(timeout)),
         sleep=nap,
         reraise=True,
     )

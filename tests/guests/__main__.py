@@ -1,7 +1,6 @@
-"""Run a command under another kernel: `python -m tests.guests RELEASE -- COMMAND`, or make test-guests.
+"""Run a command under another kernel: `python -m tests.guests KERNEL -- COMMAND`.
 
-RELEASE is a release of Debian (bookworm, trixie, trixie-backports), whose newest kernel is downloaded, or the path of
-a folder with an unpacked kernel package. The command runs as root on this machine's own files, read-only with an
+KERNEL is named as for `merlab --kernel`. The command runs as root on this machine's own files, read-only with an
 overlay, without a network.
 """
 
@@ -9,32 +8,35 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from tests.guests import guest, kernels
+from tests.guests import packages
+
+from merbridge_lab.errors import LabError
+from merbridge_lab.guest import boot, kernels
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guests", description=__doc__)
-    parser.add_argument("release", help="a release of Debian, or the path of a folder with boot/ and lib/modules/")
+    parser.add_argument("kernel", help="a version, newest, a release of Debian, or a path")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for the command, from its start")
-    parser.add_argument("--newest", action="store_true", help="download the kernel again")
     parser.add_argument("--accelerator", choices=["kvm", "tcg"], help="by default KVM, if it boots the kernel")
     asked = parser.parse_args()
+    streams = {1: sys.stdout, 2: sys.stderr}
+
+    def hear(port: int, text: str) -> None:
+        streams[port].write(text)
+        streams[port].flush()
+
     try:
-        kernels.install()
-        kernel = (
-            kernels.in_folder(Path(asked.release).resolve())
-            if "/" in asked.release
-            else kernels.of_release(asked.release, newest=asked.newest)
-        )
-        ran = guest.run(kernel, asked.command, timeout=asked.timeout, live=sys.stdout, accelerator=asked.accelerator)
-    except (kernels.NoGuestError, guest.GuestError) as error:
-        sys.stderr.write(f"{error}\n")
+        packages.install()
+        kernel = kernels.find(asked.kernel, lambda said: hear(2, f"{said}\n"))
+        by = asked.accelerator or boot.accelerator(kernel)
+        ran = boot.run(kernel, asked.command, timeout=asked.timeout, by=by, hear=hear)
+    except LabError as error:
+        sys.stderr.write(f"{error.what}\n{error.stderr or ''}\n")
         return 3
-    how = " (emulated)" if ran.is_emulated else ""
-    sys.stderr.write(f"{kernel.version}{how}: exit status {ran.status}\n")
+    sys.stderr.write(f"{kernel.version} ({by}): exit status {ran.status} after {ran.seconds:.0f} s\n")
     return ran.status
 
 

@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.guests import guest, kernels
+from tests.guests import packages
+
+from merbridge_lab.errors import LabError
+from merbridge_lab.guest import boot, debian, kernels
 
 pytestmark = pytest.mark.guests
 
@@ -26,20 +29,20 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(kernels.RELEASES))
+@pytest.fixture(scope="module", params=sorted(debian.RELEASES))
 def release(request):
-    kernels.install()
+    packages.install()
     return request.param
 
 
 @pytest.fixture(scope="module")
 def kernel(release):
-    return kernels.of_release(release)
+    return kernels.of_release(release, print)
 
 
 @pytest.fixture(scope="module")
-def accelerator(kernel):
-    return "kvm" if guest.kvm_boots(kernel) else "tcg"
+def by(kernel):
+    return boot.accelerator(kernel)
 
 
 def machines():
@@ -47,52 +50,51 @@ def machines():
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
-def test_a_command_runs_as_root_on_this_machines_files_under_that_kernel(kernel, release, accelerator, tmp_path):
+def test_a_command_runs_as_root_on_this_machines_files_under_that_kernel(kernel, release, by, tmp_path):
     (tmp_path / "here").write_text("from the machine\n")
     script = (
         "uname -r; id -u; cat here; echo lost >here; cat here; echo also lost >/etc/merlab-guest; "
         "grep -c ' cgroup ' /proc/mounts; cat /sys/fs/cgroup/cgroup.procs >/dev/null && echo v2; "
         'ls /sys/class/net; echo "$WORD"; echo on stderr >/dev/stderr; exit 7'
     )
-    ran = guest.run(
+    ran = boot.run(
         kernel,
         ["sh", "-c", script],
         timeout=60,
         folder=tmp_path,
         environment={"WORD": "with 'quotes' and spaces"},
-        accelerator=accelerator,
+        by=by,
     )
     told = [kernel.version, "0", "from the machine", "lost", "0", "v2", "lo", "with 'quotes' and spaces"]
     assert (ran.status, ran.output.splitlines(), ran.errors) == (7, told, "on stderr\n")
-    assert kernel.version.startswith(kernels.RELEASES[release])
+    assert kernel.version.startswith(debian.RELEASES[release])
     assert (tmp_path / "here").read_text() == "from the machine\n"
     assert not Path("/etc/merlab-guest").exists()
     assert machines() == []
 
 
-def test_its_modules_are_at_hand(kernel, accelerator):
-    ran = guest.run(kernel, ["sh", "-c", "modprobe veth && ip link add type veth"], timeout=60, accelerator=accelerator)
+def test_its_modules_are_at_hand(kernel, by):
+    ran = boot.run(kernel, ["sh", "-c", "modprobe veth && ip link add type veth"], timeout=60, by=by)
     assert (ran.status, ran.errors) == (0, "")
 
 
-def test_a_command_that_takes_too_long_is_ended_with_its_guest(kernel, accelerator):
+def test_a_command_that_takes_too_long_is_ended_with_its_guest(kernel, by):
     before = time.monotonic()
-    with pytest.raises(guest.GuestError, match="did not end within 2 s"):
-        guest.run(kernel, ["sleep", "3600"], timeout=2, accelerator=accelerator)
+    with pytest.raises(LabError, match="did not end within 2 s"):
+        boot.run(kernel, ["sleep", "3600"], timeout=2, by=by)
     assert time.monotonic() - before < 330
     assert machines() == []
 
 
-def test_a_panic_is_told_with_the_kernels_own_words(kernel, accelerator):
-    with pytest.raises(guest.GuestError, match=r"(?s)ended before its command did.*sysrq triggered crash"):
-        guest.run(kernel, ["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], timeout=60, accelerator=accelerator)
+def test_a_panic_is_told_with_the_kernels_own_words(kernel, by):
+    with pytest.raises(LabError, match="ended before its command did") as raised:
+        boot.run(kernel, ["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], timeout=60, by=by)
+    assert "sysrq triggered crash" in raised.value.stderr
     assert machines() == []
 
 
-def test_what_the_kernel_does_to_sockets_in_a_sockhash(kernel, release, accelerator):
-    ran = guest.run(
-        kernel, [sys.executable, "-m", "tests.guests.probed"], timeout=300, folder=HERE, accelerator=accelerator
-    )
+def test_what_the_kernel_does_to_sockets_in_a_sockhash(kernel, release, by):
+    ran = boot.run(kernel, [sys.executable, "-m", "tests.guests.probed"], timeout=300, folder=HERE, by=by)
     assert ran.status == 0, ran.errors
     found = json.loads(ran.output)
     counts, redirected = EXPECTED[release]
@@ -110,8 +112,8 @@ def test_what_the_kernel_does_to_sockets_in_a_sockhash(kernel, release, accelera
     assert (found["out of app"], found["into app"]) == (False, False)
 
 
-def test_doctor_says_what_follows(kernel, accelerator):
-    ran = guest.run(kernel, [str(MERLAB), "doctor", "--json"], timeout=300, folder=HERE, accelerator=accelerator)
+def test_doctor_says_what_follows(kernel, by):
+    ran = boot.run(kernel, [str(MERLAB), "doctor", "--json"], timeout=300, folder=HERE, by=by)
     told = json.loads(ran.output)
     checks = {each["name"]: each for each in told["checks"]}
     assert told["able"], [each for each in told["checks"] if each["verdict"] == "fail"]
@@ -122,13 +124,13 @@ def test_doctor_says_what_follows(kernel, accelerator):
     )
 
 
-def test_a4_a_receiver_at_its_memory_limit_makes_no_send_fail(kernel, release, accelerator):
+def test_a4_a_receiver_at_its_memory_limit_makes_no_send_fail(kernel, release, by):
     if release != "trixie":
         pytest.skip("one kernel is enough for this; it takes minutes where it is emulated")
 
     def seen(*words):
         argv = [sys.executable, "-m", "tests.guests.memory_limit", *words]
-        ran = guest.run(kernel, argv, timeout=600, folder=HERE, accelerator=accelerator)
+        ran = boot.run(kernel, argv, timeout=600, folder=HERE, by=by)
         assert ran.status == 0, ran.errors
         return json.loads(ran.output)
 

@@ -30,6 +30,7 @@ ISTIOS = {
 #: Who writes a version of Linux as well, and why.
 KERNELS = {
     "adapters/kernel_features.py": "it is the place",
+    "guest/debian.py": "the series that each release of Debian has",
     "labs/kubernetes/dataplanes/merbridge/preflight.py": "what upstream's programs need, not ours",
 }
 

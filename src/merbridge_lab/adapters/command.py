@@ -24,7 +24,7 @@ import sh
 from merbridge_lab import shortage, signals
 from merbridge_lab.adapters import system_tools
 from merbridge_lab.errors import LabError
-from merbridge_lab.polling import poll_until
+from merbridge_lab.polling import limit, poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -155,6 +155,7 @@ def run(
     signals.checkpoint()
     log.debug("$ %s", command)
     program = _find(argv[0], command)
+    timeout = limit(timeout)
     deadline = time.monotonic() + timeout
     try:
         process = _start([program, *argv[1:]], stdin=stdin, env=system_tools.environment(argv[0], env))
@@ -211,7 +212,9 @@ class Beside:
 
     def result(self, timeout: float) -> Result:
         """Wait until it ends, at most `timeout` seconds; the caller judges its exit status. Raises LabError."""
-        out, err = _read(self._process, None, time.monotonic() + timeout, None, lambda _why: _kill(self._process))
+        out, err = _read(
+            self._process, None, time.monotonic() + limit(timeout), None, lambda _why: _kill(self._process)
+        )
         return Result(self._command, self._process.returncode or 0, out.decode(), err.decode(errors="replace"))
 
 

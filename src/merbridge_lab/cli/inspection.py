@@ -21,6 +21,7 @@ from merbridge_lab.cli.app import (
     known_workload,
     step_numbers,
 )
+from merbridge_lab.cli.guests import KernelOption, run_in_guest
 from merbridge_lab.cli.session import Session, numbers, selected
 from merbridge_lab.errors import LabError
 
@@ -54,12 +55,23 @@ def status(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no
 
 
 @app.command()
-def doctor(lab: LabName = None, json: JsonFlag = False, debug: Debug = False, no_color: NoColor = False) -> None:
+def doctor(
+    context: typer.Context,
+    lab: LabName = None,
+    kernel: KernelOption = None,
+    json: JsonFlag = False,
+    debug: Debug = False,
+    no_color: NoColor = False,
+) -> None:
     """Check what this machine offers and lacks: one line each, with the command that fixes it.
 
-    Example:  merlab doctor
+    With --kernel it looks at this machine as it would be under another kernel, in a virtual machine.
+
+    Examples:  merlab doctor    merlab doctor --kernel 6.12
     """
-    with Session("doctor", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
+    with Session("doctor", as_json=json, debug=debug, no_color=no_color, quiet=kernel is None) as run:
+        if kernel is not None:
+            run_in_guest(run, context, kernel)
         from merbridge_lab import requirements
 
         driver = run.driver(lab)

@@ -26,11 +26,13 @@ from merbridge_lab.cli.app import (
     step_numbers,
 )
 from merbridge_lab.cli.demo import Auto, Demo, DemoFlag, EventsFlag, Minutes, Record
+from merbridge_lab.cli.guests import KernelOption, run_in_guest
 from merbridge_lab.cli.session import Session, numbers, selected
 
 
 @app.command()
 def up(
+    context: typer.Context,
     lab: LabName = None,
     until: Annotated[
         str | None, typer.Option("--until", metavar="N", autocompletion=step_numbers, help="Stop after step N.")
@@ -48,10 +50,11 @@ def up(
     auto: Auto = None,
     minutes: Minutes = None,
     record: Record = None,
+    kernel: KernelOption = None,
     dataplane: cluster_options.DataplaneOption = None,
     sidecars: cluster_options.SidecarsOption = None,
     kubeconfig: cluster_options.KubeconfigOption = None,
-    context: cluster_options.ContextOption = None,
+    kube_context: cluster_options.ContextOption = None,
     kind_image: cluster_options.KindImageOption = None,
     istio_hub: cluster_options.IstioHubOption = None,
     istio_tag: cluster_options.IstioTagOption = None,
@@ -71,6 +74,8 @@ def up(
     """Bring up the lab: run steps 0 to 9 and verify each.
 
     On a healthy lab it changes nothing that lasts; after a failure it goes on from what is missing.
+    With --kernel the lab is in a virtual machine with that kernel, and goes with it; at a terminal, you get a shell
+    there.
 
     Examples:  merlab up    merlab up --demo    merlab up --until 3    merlab up --lab embedded --json
     """
@@ -87,6 +92,8 @@ def up(
         brief=True,
     ) as run:
         wanted = range(numbers(until)[-1] + 1) if until else None
+        if kernel is not None:
+            run_in_guest(run, context, kernel)
         shown.begin(run)
         from merbridge_lab.loader import steps
         from merbridge_lab.report import Report
@@ -96,7 +103,7 @@ def up(
             dataplane=dataplane,
             sidecars=sidecars,
             kubeconfig=kubeconfig,
-            context=context,
+            context=kube_context,
             kind_image=kind_image,
             istio_hub=istio_hub,
             istio_tag=istio_tag,
@@ -177,7 +184,9 @@ def step(
 
 @app.command()
 def verify(
+    context: typer.Context,
     lab: LabName = None,
+    kernel: KernelOption = None,
     wait: Wait = False,
     wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
@@ -192,7 +201,9 @@ def verify(
 
     It measures what happens with and without eBPF, with and without rules, on both sides.
 
-    Examples:  merlab verify    merlab verify --json    merlab verify -vv    merlab verify --wait-timeout 60
+    With --kernel it does up, verify and down in a virtual machine with that kernel.
+
+    Examples:  merlab verify    merlab verify --json    merlab verify -vv    merlab verify --kernel 6.12
     """
     with Session(
         "verify",
@@ -204,6 +215,8 @@ def verify(
         no_color=no_color,
         terse=True,
     ) as run:
+        if kernel is not None:
+            run_in_guest(run, context, kernel)
         from merbridge_lab.report import Report
         from merbridge_lab.runner import Runner
 

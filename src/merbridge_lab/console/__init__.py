@@ -72,6 +72,11 @@ class Console:
         self._waiting.stop()
         self._terminal.raw(text)
 
+    def pass_on(self, stream: int, text: str) -> None:
+        """Print what another merlab printed on its stdout (1) or stderr (2), on the same stream of this one."""
+        self._waiting.stop()
+        self._terminal.raw(text, stream)
+
     def error(self, error: LabError) -> None:
         """Print what is wrong and what to type next."""
         self._waiting.stop()
@@ -164,6 +169,10 @@ class Console:
     def narrate(self, step: Step, commands: Sequence[str], original: Sequence[Original] = (), note: str = "") -> None:
         """Print everything about one step; `original` was typed for it in 2022, `note` is about the commands."""
         views.narrate(self._terminal, step, commands, original, note)
+
+    def kernels(self, at_hand: Sequence[tuple[str, str]], packages: Sequence[tuple[str, str]], names: str) -> None:
+        """Print the kernels at hand with their images, those of packages with the command to get them, and `names`."""
+        views.kernels(self._terminal, at_hand, packages, names)
 
     def status(self, described: Mapping[str, Any]) -> None:
         """Print a picture of the lab."""

@@ -142,11 +142,14 @@ class Terminal:
         """Report whether the terminal can show more than ASCII."""
         return self.out.encoding.startswith("utf")
 
-    def raw(self, text: str) -> None:
-        """Write for another program to read: unchanged into a pipe or file, and filtered on a terminal."""
-        out = self._streams[0]
-        out.write(printable(text) if self.out.is_terminal else text)
-        out.flush()
+    def raw(self, text: str, stream: int = 1) -> None:
+        """Write for another program to read: unchanged into a pipe or file, and filtered on a terminal.
+
+        `stream` is 1 for stdout, 2 for stderr.
+        """
+        to = self._streams[stream - 1]
+        to.write(printable(text) if to.isatty() else text)
+        to.flush()
 
     def line(self, text: str) -> None:
         """Print a line of the result unchanged, with markup, and never wrap it."""

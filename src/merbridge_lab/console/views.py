@@ -48,6 +48,20 @@ def steps(terminal: Terminal, rows: Sequence[tuple[Step, str]]) -> None:
         terminal.line(f"{step.number}  {escape(state):<14} {escape(step.title)}")
 
 
+def kernels(
+    terminal: Terminal, at_hand: Sequence[tuple[str, str]], packages: Sequence[tuple[str, str]], names: str
+) -> None:
+    """Print the kernels that --kernel can boot, and where each is or how to get it."""
+    width = max((len(version) for version, _ in (*at_hand, *packages)), default=0)
+    for title, rows in (("at hand", at_hand), ("packages that merlab downloads when asked, or you", packages)):
+        if rows:
+            terminal.line(f"[title]{title}[/]")
+        for version, where in rows:
+            terminal.line(f"  {escape(version):<{width}}  [faint]{escape(where)}[/]")
+    if names:
+        terminal.line(f"[title]releases whose newest kernel merlab downloads when asked[/]\n  {escape(names)}")
+
+
 def narrate(terminal: Terminal, step: Step, commands: Sequence[str], original: Sequence[Original], note: str) -> None:
     """Print a step's narration, the commands a person would type for it, a note on them, and what was typed in 2022."""
     terminal.line(f"[title]{step.number}  {escape(step.title)}[/]\n")

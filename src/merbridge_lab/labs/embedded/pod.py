@@ -24,7 +24,7 @@ from merbridge_lab.labs.embedded import (
 )
 from merbridge_lab.labs.embedded.processes import APP_LOG, Processes
 from merbridge_lab.labs.embedded.saved_rules import SaveFile
-from merbridge_lab.polling import poll_until
+from merbridge_lab.polling import limit, poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +152,7 @@ class Pod:
         if not poll_until(look, timeout=timeout, awaiting=what) or ended:
             kind = (ended or [k for k in self.processes.kinds if not self._answers(k)] or ["sidecar"])[0]
             log = self.folder / (envoy.LOG if kind == "sidecar" else APP_LOG)
-            fate = "ended" if ended else f"was not ready within {timeout:g} s"
+            fate = "ended" if ended else f"was not ready within {limit(timeout):g} s"
             raise LabError(
                 f"the {kind} of {self.spec.name} {fate}",
                 hint=f"tail {log}",

@@ -1,0 +1,114 @@
+"""Boot a kernel in a virtual machine with this machine's own files, run one command in it as root, and end it.
+
+The guest has no network. Whatever happens, it ends: with the command, with a panic, with its time, or with merlab.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merbridge_lab.adapters import system_tools
+from merbridge_lab.adapters.virtual_machine import EMULATED, ERR, KVM, OUT, Machine
+from merbridge_lab.errors import LabError
+from merbridge_lab.guest import initramfs
+from merbridge_lab.guest.initramfs import Task
+from merbridge_lab.polling import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from merbridge_lab.guest.kernels import Kernel
+
+#: How long a boot may take, in seconds. With KVM it takes one or two; emulated 8, several times that on a busy machine.
+_BOOT = {KVM: 20.0, EMULATED: 300.0}
+_KVM = Path("/dev/kvm")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a command in a guest: its exit status, both streams, and how long it took, in seconds."""
+
+    status: int
+    output: str
+    errors: str
+    seconds: float
+
+
+def accelerator(kernel: Kernel) -> str:
+    """Return KVM where it boots this kernel, found by booting it (/dev/kvm may run no guest); else EMULATED."""
+    if not os.access(_KVM, os.R_OK | os.W_OK):
+        return EMULATED
+    try:
+        return KVM if run(kernel, ["true"], timeout=_BOOT[KVM], by=KVM).status == 0 else EMULATED
+    except LabError as error:
+        if error.id != "guest.failed":
+            raise
+        return EMULATED
+
+
+def refuse_timings(by: str) -> None:
+    """Raise LabError for a measurement of time in a guest that is emulated: it would say nothing about the kernel."""
+    if by == EMULATED:
+        raise LabError(
+            "KVM boots no guest here, and in an emulated one nothing that is measured in seconds means anything",
+            hint="measure on a machine where KVM boots guests",
+            id="guest.no_timings",
+        )
+
+
+def run(
+    kernel: Kernel,
+    command: Sequence[str],
+    *,
+    timeout: float,
+    by: str,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    hear: Callable[[int, str], None] | None = None,
+    terminal: tuple[int, int] | None = None,
+) -> Ran:
+    """Run a command under a kernel and return its output and exit status; what it writes to files is lost.
+
+    `by` is KVM or EMULATED. `timeout` is from its start, in seconds; the boot has a limit of its own. `hear` gets its
+    output at once. With `terminal`, (columns, lines), it has the terminal that merlab was started on, and its output is
+    not returned. Raise LabError if a guest needs what is missing, does not boot, panics, or takes too long.
+    """
+    variables = {
+        "PATH": system_tools.path(),
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "TERM": os.environ.get("TERM", "dumb") if terminal else "dumb",
+        **(environment or {}),
+    }
+    archive = initramfs.build(kernel, Task(command, folder or Path.cwd(), variables, terminal))
+    heard: dict[int, list[str]] = {OUT: [], ERR: []}
+
+    def listen(port: int, text: str) -> None:
+        heard[port].append(text)
+        if hear is not None:
+            hear(port, text)
+
+    with Machine(kernel.image, archive, accelerator=by, hear=listen, on_terminal=terminal is not None) as machine:
+        with progress(f"Linux {kernel.version} to boot"):
+            if machine.until("started", _BOOT[by]) is None:
+                raise _late(machine, "did not boot", _BOOT[by])
+        began = time.monotonic()
+        told = machine.until("exit ", timeout)
+        seconds = time.monotonic() - began
+        if told is None:
+            raise _late(machine, "did not end", timeout)
+        machine.finish()
+    return Ran(int(told.split()[-1]), "".join(heard[OUT]), "".join(heard[ERR]), seconds)
+
+
+def _late(machine: Machine, what: str, seconds: float) -> LabError:
+    return LabError(
+        f"the guest {what} within {seconds:.0f} s",
+        hint="merlab kernels",
+        stderr=machine.last_words(),
+        id="guest.failed",
+    )
