@@ -141,6 +141,10 @@ class Console:
         """Start to show that `what` is awaited, until `close`."""
         self._waiting.start(f"waiting: {what}")
 
+    def doing(self, what: str) -> None:
+        """Show that `what` is being done, until `close`; in a pipe, now and then a line."""
+        self._waiting.change(what)
+
     def verdict(self, report: Report) -> None:
         """Print the verdict of a run: what was proved and what to do next, or the cause and what to type."""
         self._waiting.stop()
