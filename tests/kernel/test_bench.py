@@ -13,6 +13,7 @@ from walkthrough_host import Lab, environment, merlab
 from merbridge_lab.adapters import cgroup
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.polling import poll_until
+from schema_files import read
 
 pytestmark = pytest.mark.kernel
 
@@ -45,9 +46,14 @@ def test_both_ways_are_measured_and_the_lab_stays(lab):
     before = lab.lasting()
     done = merlab(*QUICK, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    rows = {row["name"]: row for row in told["rows"]}
-    assert {name: row["invalid"] for name, row in rows.items()} == {"latency": None, "rules-rules": None}
+    told = read("bench", done.stdout)
+    latency, noise = told["rows"]
+    assert [(row["name"], row["invalid"], len(row["pairs"])) for row in (latency, noise)] == [
+        ("latency", None, 1),
+        ("rules-rules", None, 1),
+    ]
+    assert set(latency["ways"]) == {"rules", "ebpf"}
+    assert all(way["cpu"] > 0 for way in latency["ways"].values())
     assert not told["interrupted"]
     assert told["seconds"] <= 30
     assert left_of(lab) == []
@@ -59,8 +65,7 @@ def test_ctrl_c_keeps_what_was_measured(lab):
     assert poll_until(lambda: served(lab) and _is_loaded(lab), timeout=60, awaiting="a generator", every=0.02)
     done = running.end(signal.SIGINT)
     assert done.returncode == 130, done.stderr
-    told = json.loads(done.stdout)
-    assert told["interrupted"]
+    assert read("bench", done.stdout)["interrupted"]
     assert left_of(lab) == []
 
 

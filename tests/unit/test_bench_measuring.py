@@ -101,21 +101,21 @@ def test_the_sets_swap_their_ways_and_the_order_changes():
     result, _, told = measured(Sets(), rounds=4)
     row, noise = result.rows
     assert [(s.round, s.slot, s.way) for s in row.samples] == [
-        (0, "B", Way.RULES),
-        (0, "A", Way.EBPF),
-        (1, "A", Way.RULES),
-        (1, "B", Way.EBPF),
-        (2, "A", Way.EBPF),
-        (2, "B", Way.RULES),
-        (3, "B", Way.EBPF),
-        (3, "A", Way.RULES),
+        (1, "B", Way.RULES),
+        (1, "A", Way.EBPF),
+        (2, "A", Way.RULES),
+        (2, "B", Way.EBPF),
+        (3, "A", Way.EBPF),
+        (3, "B", Way.RULES),
+        (4, "B", Way.EBPF),
+        (4, "A", Way.RULES),
     ]
     assert noise.name == NOISE_ROW
     assert [(s.round, s.slot, s.way) for s in noise.samples][:4] == [
-        (0, "A", Way.RULES),
-        (0, "B", Way.RULES),
         (1, "A", Way.RULES),
         (1, "B", Way.RULES),
+        (2, "A", Way.RULES),
+        (2, "B", Way.RULES),
     ]
     assert row.invalid is None
     assert noise.invalid is None
@@ -132,7 +132,7 @@ def test_the_sets_swap_their_ways_and_the_order_changes():
 def test_each_sample_is_preceded_by_one_that_does_not_count():
     sets = Sets()
     measured(sets, rounds=1)
-    assert [argv[4] for argv in sets.sets["A"].ran] == ["0.15", "0.4"] * 2
+    assert [argv[4] for argv in sets.sets["A"].ran] == ["0.1", "0.2"] * 2
 
 
 def test_without_rounds_as_many_as_fit_an_even_number_at_least_two():

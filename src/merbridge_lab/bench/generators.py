@@ -1,6 +1,7 @@
 """The load generators: how each is started, and what it reports, as one record.
 
-wrk is ended by SIGINT: it then reports as usual, and a sample may be shorter than the second that it counts in.
+wrk is ended by SIGINT: it then reports as usual, and a sample may be shorter than the second that it counts in. If the
+signal comes before wrk waits for the end of its time, it stops sending and still waits, so its rates are wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from merbridge_lab.bench import scenarios
 from merbridge_lab.bench.scenarios import Figure, Load, Scenario
 from merbridge_lab.errors import LabError
 from merbridge_lab.requirements.packages import Distribution
-from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +31,10 @@ PROGRAMS = {
     Load.IPERF3_UP: "iperf3",
     Load.IPERF3_DOWN: "iperf3",
 }
+#: The rows whose load is wrk's: preceded by a short one that does not count.
+WRKS = frozenset({Load.WRK, Load.WRK_CONNECT, Load.WRK_BESIDE})
+#: How exactly wrk keeps its time, in seconds.
+_TICK = 0.05
 #: The rate of the open loop, per connection and second: far below what the slowest way can do.
 _RATE = 125
 #: A receiver that takes nothing for so long (seconds) is full; and the most that a sender offers, in bytes.
@@ -95,18 +99,27 @@ def argv(scenario: Scenario, place: Place, seconds: float) -> list[str]:
         return ["sh", "-c", _LOGGED, _LOG, "--h1", "-c", many, "--rps", str(_RATE), "-D", whole, url]
     new = scenario.load is Load.WRK_CONNECT
     header, cycles = (["-H", "Connection: close"], ["--", "cycles"]) if new else ([], [])
-    wrk = ["wrk", "-t1", "-c", many, "-d", str(math.ceil(seconds) + 5), "-s", place.report_lua, *header, url, *cycles]
+    wrk = ["wrk", "-t1", "-c", many, "-d", str(_most(seconds)), "-s", place.report_lua, *header, url, *cycles]
     return [*_interrupted(seconds), *wrk]
 
 
 def transfer_argv(place: Place, seconds: float) -> list[str]:
     """Return the argv that transfers large bodies in the background for about `seconds`."""
     url = f"http://{place.address}:{place.http_port}{scenarios.BULK}"
-    return [*_interrupted(seconds), "wrk", "-t1", "-c1", "-d", str(math.ceil(seconds) + 5), url]
+    return [*_interrupted(seconds), "wrk", "-t1", "-c1", "-d", str(_most(seconds)), url]
 
 
 def _interrupted(seconds: float) -> list[str]:
-    return ["timeout", "--preserve-status", "--signal=INT", f"--kill-after={math.ceil(seconds) + 5}", f"{seconds:g}"]
+    return ["timeout", "--preserve-status", "--signal=INT", f"--kill-after={_most(seconds) + 5}", f"{seconds:g}"]
+
+
+def _most(seconds: float) -> int:
+    return math.ceil(seconds) + 1
+
+
+def missed_its_end(scenario: Scenario, loaded: Loaded, seconds: float) -> bool:
+    """Report whether wrk was not ended by its signal, so that what it reports is of no use."""
+    return scenario.load in WRKS and loaded.seconds >= _most(seconds) - _TICK
 
 
 def parse(scenario: Scenario, text: str) -> Loaded:
@@ -174,6 +187,7 @@ def _iperf3(told: Mapping[str, Any]) -> Loaded:
 
 #: How each program reports its version. wrk has no option for that alone, and exits with status 1.
 _VERSIONS = {"wrk": ["wrk", "-v"], "h2load": ["h2load", "--version"], "iperf3": ["iperf3", "--version"]}
+_NUMBER = re.compile(r"\S*\d+\.\d+\S*")
 
 
 def versions(wanted: Sequence[Scenario]) -> dict[str, str]:
@@ -186,4 +200,5 @@ def versions(wanted: Sequence[Scenario]) -> dict[str, str]:
         what = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on this machine"
         hint = Distribution.read().install(*missing)
         raise LabError(f"merlab bench needs a load generator: {what}", hint=hint, id="tool.missing")
-    return {name: lines_of(run(_VERSIONS[name], ok=range(256)).stdout.strip() or "unknown")[0] for name in names}
+    told = {name: _NUMBER.search(run(_VERSIONS[name], ok=range(256)).stdout) for name in names}
+    return {name: found[0] if found else "unknown" for name, found in told.items()}

@@ -83,6 +83,8 @@ SCENARIOS = (
 NAMES = tuple(scenario.name for scenario in SCENARIOS)
 #: The rows that are measured unless others are asked for.
 DEFAULT = ("latency", "parallel", "connect", "bodies")
+#: And where time is short: with more rows, there are fewer rounds, and a verdict needs some.
+QUICK = ("latency",)
 
 
 def chosen(names: str) -> tuple[Scenario, ...]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,8 +25,14 @@ from merbridge_lab.cli.session import Session
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from merbridge_lab.bench.measuring import Plan
-    from merbridge_lab.bench.model import BenchResult, RowResult
+    from merbridge_lab.bench.measuring import Extent, Plan
+    from merbridge_lab.bench.statistics import BenchSummary
+
+
+class FailOn(str, Enum):
+    """What makes the exit status 1."""
+
+    LOSS = "loss"
 
 
 def _rows(incomplete: str) -> list[str]:
@@ -51,10 +56,15 @@ def bench(
     rounds: Annotated[
         int | None, typer.Option("--rounds", metavar="N", min=1, help="Rounds (default: as many as fit in the time).")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Take 30 seconds instead of two minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Take 30 seconds instead of two minutes: latency alone.")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="Take 15 minutes: all rows, also without sidecars.")] = False,
     legs: Annotated[
         Legs | None, typer.Option("--legs", help="Whose messages eBPF moves: all, or safe (default: as in the lab).")
+    ] = None,
+    fail_on: Annotated[
+        FailOn | None, typer.Option("--fail-on", help="Exit with 1 if a row is a loss, with 3 if that is not known.")
     ] = None,
     lab: LabName = None,
     wait: Wait = False,
@@ -70,7 +80,7 @@ def bench(
     by the way that it claims. Ctrl-C keeps what was measured. Nothing else should be running meanwhile.
 
     Examples:  merlab bench    merlab bench --quick    merlab bench --rows latency,bulk --rounds 8
-    merlab bench --full --json
+    merlab bench --json --fail-on loss    merlab bench --full
     """
     began = time.monotonic()
     if quick and full:
@@ -78,6 +88,7 @@ def bench(
     with Session("bench", as_json=json, quiet=quiet, debug=debug, no_color=no_color) as run:
         from merbridge_lab.bench import generators
         from merbridge_lab.bench.measuring import Measurement
+        from merbridge_lab.bench.statistics import summarize
 
         plan = _plan(rows, rounds, quick=quick, full=full)
         profile = legs.value if legs else None
@@ -90,20 +101,26 @@ def bench(
             with chosen.bench_pods(direct=plan.direct) as pods:
                 measurement = Measurement(pods, plan, began=began, tell=run.console.doing)
                 measurement.run()
-            result = measurement.result({**machine, **versions})
-        _show(run, result)
+        summary = summarize(measurement.result({**machine, **versions}))
+        _show(run, summary)
         if measurement.signum is not None:
             raise typer.Exit(exit_codes.SIGNALLED + measurement.signum)
+        raise typer.Exit(_status(summary, fail_on))
 
 
 def _plan(rows: str | None, rounds: int | None, *, quick: bool, full: bool) -> Plan:
     """Return what to measure. Raise UsageError for a row that does not exist."""
+    from merbridge_lab.bench import scenarios
     from merbridge_lab.bench.measuring import FULL, QUICK, USUAL, Plan
-    from merbridge_lab.bench.scenarios import DEFAULT, NAMES, chosen
 
-    extent = QUICK if quick else FULL if full else USUAL
-    scenarios = chosen(rows if rows is not None else ",".join(NAMES if full else DEFAULT))
-    return Plan(scenarios, extent, rounds, direct=full)
+    extent: Extent = USUAL
+    names: tuple[str, ...] = scenarios.DEFAULT
+    if quick:
+        extent, names = QUICK, scenarios.QUICK
+    if full:
+        extent, names = FULL, scenarios.NAMES
+    wanted = scenarios.chosen(rows if rows is not None else ",".join(names))
+    return Plan(wanted, extent, rounds, direct=full)
 
 
 def _machine() -> dict[str, str]:
@@ -119,25 +136,21 @@ def _machine() -> dict[str, str]:
     return {"merlab": __version__, "cpu": cpu.model(), "cores": str(cpu.cores())}
 
 
-def _show(run: Session, result: BenchResult) -> None:
+def _show(run: Session, summary: BenchSummary) -> None:
+    from merbridge_lab.bench.bench_json import to_json
+
     if run.as_json:
-        run.console.json({"schema": 1, "merlab": __version__, "lab": run.lab, **_as_json(result)})
-        return
-    for row in result.rows:
-        run.console.say(f"{row.name}: {row.invalid or _medians(row)}")
+        run.console.json(to_json(summary, lab=run.lab))
+    else:
+        run.console.benchmark(summary)
 
 
-def _medians(row: RowResult) -> str:
-    from merbridge_lab.bench.model import Way
+def _status(summary: BenchSummary, fail_on: FailOn | None) -> int:
+    """Return the exit status: with `fail_on`, a row that says nothing, or a machine too noisy, is no success."""
+    from merbridge_lab.bench.statistics import Claim
 
-    found = {way: [sample.value for sample in row.samples if sample.way is way] for way in Way}
-    told = [f"{way.value} {statistics.median(values):.6g} {row.unit}" for way, values in found.items() if values]
-    return ", ".join(told) or "not measured"
-
-
-def _as_json(result: BenchResult) -> dict[str, Any]:
-    told = asdict(result)
-    for row in told["rows"]:
-        for sample in row["samples"]:
-            sample["way"] = sample["way"].value
-    return told
+    if fail_on is None:
+        return exit_codes.HELD
+    if summary.noisy or any(row is None or row.comparison.claim is None for row in (*summary.rows, summary.noise)):
+        return exit_codes.CANNOT
+    return exit_codes.NOT_HELD if summary.claimed(Claim.LOSS) else exit_codes.HELD

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from merbridge_lab import events, hints
-from merbridge_lab.console import verdicts, views
+from merbridge_lab.console import bench_view, verdicts, views
 from merbridge_lab.console.conversation import Conversation
 from merbridge_lab.console.presenter import Presenter
 from merbridge_lab.console.progress import Waiting
@@ -21,6 +21,7 @@ from merbridge_lab.text import as_json, lines_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from merbridge_lab.bench.statistics import BenchSummary
     from merbridge_lab.console.keys import Keys
     from merbridge_lab.errors import LabError
     from merbridge_lab.events import Event
@@ -172,6 +173,11 @@ class Console:
     def status(self, described: Mapping[str, Any]) -> None:
         """Print a picture of the lab."""
         views.status(self._terminal, described)
+
+    def benchmark(self, summary: BenchSummary) -> None:
+        """Print what a benchmark measured, and what follows from it."""
+        self._waiting.stop()
+        bench_view.benchmark(self._terminal, summary)
 
     def conversation(self, context: TraceContext) -> Conversation:
         """Return the listener that prints a trace as a conversation."""

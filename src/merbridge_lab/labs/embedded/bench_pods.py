@@ -179,7 +179,7 @@ class EmbeddedBenchPods:
     def machine(self) -> Mapping[str, str]:
         """What the lab knows of the machine and of itself."""
         legs = "all" if self._dataplane.legs.into_app else "safe"
-        return {"lab": "embedded", "kernel": os.uname().release, "legs": legs, "server": "Envoy, direct response"}
+        return {"lab": "embedded", "kernel": os.uname().release, "legs": legs, "server": "Envoy (direct response)"}
 
     def enrol(self, slot: str | None) -> None:
         """Have eBPF serve exactly this set, and wait until no set has a connection from before. Raises LabError."""

@@ -219,7 +219,7 @@ def bench_pods(slot: str, backend: str = "nft") -> tuple[PodSpec, PodSpec]:
         backend=backend,
         services=services,
         logged=False,
-        idle="0.3s",
+        idle="0.2s",
     )
     return client, replace(client, name=name, ip=address, serves=services)
 
