@@ -104,6 +104,10 @@ down-kind: ## remove it, and its Docker daemon
 	@scripts/setup venv dev
 	@$(CLUSTER) down
 
+bench: setup ## measure eBPF against the rules, on the lab that is up (ARGS="--full"; installs the load generators by apt)
+	@scripts/setup packages bench
+	@$(MERLAB) bench $(ARGS)
+
 timings: setup ## how long up, step 9, verify and down take here, and in how much memory
 	@scripts/setup root .venv/bin/python -m tests.timings $(ARGS)
 

@@ -43,7 +43,9 @@ AS_ANYBODY = frozenset(
     }
 )
 #: merlab's commands that change or read a lab, and so need root if the lab is the embedded one.
-_ON_A_LAB = frozenset({"up", "step", "verify", "restore", "down", "status", "exec", "shell", "trace", "sysdump"})
+_ON_A_LAB = frozenset(
+    {"up", "step", "verify", "restore", "down", "status", "exec", "shell", "trace", "sysdump", "bench"}
+)
 #: The commands that accept --lab.
 _TAKES_LAB = _ON_A_LAB | {"doctor", "steps"}
 #: Two commands for the lab that needs no cluster. Nothing else than this module writes the option --lab into a hint.

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from merbridge_lab.bench.pod_sets import PodSets
     from merbridge_lab.model import Step
     from merbridge_lab.trace_event import TraceContext, TraceEvent
 
@@ -39,6 +40,12 @@ class ManagedLab(Lab, Protocol):
 
     def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[ManagedWorkload]:
         """Create, for the duration of the block, a copy of `of` that the dataplane does not serve."""
+
+    def bench_pods(self, *, direct: bool) -> AbstractContextManager[PodSets]:
+        """Create pods for a benchmark, for the duration of the block; `direct` adds a set without sidecars.
+
+        Raise LabError if this lab has none, or nothing serves its pods by eBPF.
+        """
 
     def require_up(self) -> None:
         """Raise LabError, with the command that fixes it, if no lab is up or its set-up did not finish."""

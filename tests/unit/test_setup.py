@@ -213,7 +213,7 @@ def test_every_need_has_a_way_to_be_looked_for():
     text = SETUP.read_text()
     own = [need for need in table() if re.search(rf"^    {need}\) ", text, re.MULTILINE)]
     # The others are named like their command.
-    assert set(table()) - set(own) == {"nft", "ip", "curl"}
+    assert set(table()) - set(own) == {"nft", "ip", "curl", "wrk", "h2load", "iperf3"}
 
 
 def test_nothing_of_the_machine_it_was_written_on_is_in_it():

@@ -75,6 +75,12 @@ def all_processes(cgroup: Path) -> list[int]:
     return [pid for each in subtree(cgroup) for pid in processes(each)]
 
 
+def cpu_seconds(cgroup: Path) -> float:
+    """Return how long processes in and below `cgroup` have used a processor, in seconds. Raises OSError."""
+    fields = dict(line.split() for line in lines_of(read_text(cgroup / "cpu.stat")))
+    return int(fields["usage_usec"]) / 1e6
+
+
 def is_frozen(cgroup: Path) -> bool:
     """Report whether the kernel runs nothing in `cgroup`, because it or one above it is frozen."""
     try:

@@ -6,7 +6,7 @@ import os
 
 # Imported for the commands they define, in the order in which the help lists them.
 # isort: off
-from merbridge_lab.cli import lifecycle, inspection, pod_shell, building, guests, agent, planned, help as _help  # noqa: F401
+from merbridge_lab.cli import lifecycle, inspection, bench, pod_shell, building, guests, agent, planned, help as _help  # noqa: F401
 from merbridge_lab.cli.app import app
 # isort: on
 

@@ -240,13 +240,14 @@ def restore(
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:
-    """Put flushed rules back, after `step 9 --keep` or after a crash.
+    """Put flushed rules back, after `step 9 --keep` or after a crash; remove what a killed command left of its pods.
 
     Example:  merlab restore
     """
     with Session("restore", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         with run.changing(lab, wait=patience(wait, wait_timeout)) as chosen:
             chosen.require_up()
+            chosen.sweep()
             restored = chosen.restore()
         if json:
             run.console.json({"schema": 1, "lab": run.lab, "restored": restored})

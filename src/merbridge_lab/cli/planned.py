@@ -8,7 +8,6 @@ from merbridge_lab.errors import LabError
 
 _INSTEAD = {
     "compare": "merlab verify -vv",
-    "bench": "merlab verify -vv",
 }
 
 

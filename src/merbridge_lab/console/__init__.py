@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from merbridge_lab import events, hints
-from merbridge_lab.console import verdicts, views
+from merbridge_lab.console import bench_view, verdicts, views
 from merbridge_lab.console.conversation import Conversation
 from merbridge_lab.console.presenter import Presenter
 from merbridge_lab.console.progress import Waiting
@@ -21,6 +21,7 @@ from merbridge_lab.text import as_json, lines_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from merbridge_lab.bench.statistics import BenchSummary
     from merbridge_lab.console.keys import Keys
     from merbridge_lab.errors import LabError
     from merbridge_lab.events import Event
@@ -146,6 +147,10 @@ class Console:
         """Start to show that `what` is awaited, until `close`."""
         self._waiting.start(f"waiting: {what}")
 
+    def doing(self, what: str) -> None:
+        """Show that `what` is being done, until `close`; in a pipe, now and then a line."""
+        self._waiting.change(what)
+
     def verdict(self, report: Report) -> None:
         """Print the verdict of a run: what was proved and what to do next, or the cause and what to type."""
         self._waiting.stop()
@@ -177,6 +182,11 @@ class Console:
     def status(self, described: Mapping[str, Any]) -> None:
         """Print a picture of the lab."""
         views.status(self._terminal, described)
+
+    def benchmark(self, summary: BenchSummary) -> None:
+        """Print what a benchmark measured, and what follows from it."""
+        self._waiting.stop()
+        bench_view.benchmark(self._terminal, summary)
 
     def conversation(self, context: TraceContext) -> Conversation:
         """Return the listener that prints a trace as a conversation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -29,6 +30,7 @@ class Waiting:
         self._progress: Progress | None = None
         self._due = _WORTH_A_LINE
         self._what: str | None = None
+        self._next_line = 0.0
 
     def start(self, what: str) -> None:
         """Start to show that `what` is being done."""
@@ -47,6 +49,20 @@ class Waiting:
             )
             self._progress.add_task(escape(printable(what)))
             self._progress.start()
+
+    def change(self, what: str) -> None:
+        """Show `what` instead of what was shown; in a pipe, print it if nothing was printed for some seconds."""
+        if self._terminal.verbosity < 0:
+            return
+        self._what = what
+        if self._progress is not None:
+            for task in self._progress.task_ids:
+                self._progress.update(task, description=escape(printable(what)))
+        elif self._terminal.err.is_terminal:
+            self.start(what)
+        elif (now := time.monotonic()) >= self._next_line:
+            self._terminal.err.print(escape(printable(what)), soft_wrap=True)
+            self._next_line = now + _BETWEEN_LINES
 
     def _tell(self, what: str, seconds: float) -> None:
         if self._progress is not None:

@@ -14,7 +14,7 @@ from merbridge_lab.dataplane.strangers import Around
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -60,6 +60,25 @@ class Dataplane:
         Those keep the programs loaded until they are closed, and lose nothing. Succeed if nothing is attached.
         """
         return self._reconciler.remove(timeout)
+
+    def serve_beside(self, endpoint: Endpoint) -> None:
+        """Serve one pod more than `attach` did; the others are not touched.
+
+        Raise LabError if nothing is attached, or the pod is one that eBPF does not serve.
+        """
+        if endpoint.left_to_rules or endpoint.sidecar is None:
+            why = endpoint.left_to_rules or "its sidecar is not running"
+            raise LabError(f"{endpoint.name} cannot be served by eBPF: {why}", hint="merlab up", id="dataplane.failed")
+        with reading(self._pins):
+            if self._pins.stamp() != abi.stamp():
+                raise LabError("the dataplane is not attached", hint="merlab up", id="dataplane.incomplete")
+        self._reconciler.serve(endpoint)
+
+    def forget(self, names: Collection[str]) -> None:
+        """Detach the pods of these names, which may be gone; the others are not touched. Raises LabError."""
+        for uid, pod in self._reconciler.served().items():
+            if pod.name in names:
+                self._reconciler.forget(uid)
 
     def legs(self) -> Legs | None:
         """Return the legs that the first pod is served with; None if none is. Raises LabError."""

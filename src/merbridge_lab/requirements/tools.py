@@ -32,6 +32,9 @@ _COMMANDS = {
     "curl": "curl",
 }
 
+#: The load generators of `merlab bench`, each also the name of its entry.
+GENERATORS = ("wrk", "h2load", "iperf3")
+
 #: Where Debian has an administrator's commands; a PATH from `su` without `-` lacks them.
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -70,8 +73,9 @@ def _command(distribution: Distribution, command: str, need: str, *, missing: st
 
 
 def optional(distribution: Distribution) -> list[Requirement]:
-    """Check for optional tools, which show more: native nftables rules, and the eBPF in the kernel."""
-    return [_command(distribution, "nft", "nft", missing=WARN), _bpftool(distribution), *_path()]
+    """Check for optional tools: those that show native nftables rules and eBPF, and the generators of `bench`."""
+    nft, *load = (_command(distribution, name, name, missing=WARN) for name in ("nft", *GENERATORS))
+    return [nft, _bpftool(distribution), *load, *_path()]
 
 
 def _path() -> list[Requirement]:

@@ -42,9 +42,11 @@ def made(machine: Machine, node: Node, *specs: PodSpec) -> Iterator[tuple[Embedd
 
 
 def sweep(machine: Machine, node: Node) -> None:
-    """Remove everything that a killed merlab left of control pods, saves of their rules included."""
+    """Remove everything that a killed merlab left of control and bench pods, saves of their rules included."""
     sleep = topology.PODS[0]
-    for spec in (topology.control_client(sleep, 0), topology.control_client(sleep, 1), *topology.control_pair()):
+    bench = (spec for slot in (*topology.BENCH_SLOTS, topology.BENCH_DIRECT) for spec in topology.bench_pods(slot))
+    clients = (topology.control_client(sleep, 0), topology.control_client(sleep, 1))
+    for spec in (*clients, *topology.control_pair(), *bench):
         pod = Pod(machine, node, spec)
         rules = EmbeddedWorkload(machine, pod).rules
         places = (pod.cgroup, pod.netns, pod.mntns, pod.folder, rules.saved_at, rules.copied_at)

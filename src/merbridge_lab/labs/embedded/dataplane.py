@@ -16,15 +16,15 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import NOT_COMPARED, Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
 from merbridge_lab.labs.embedded import topology
-from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, left_to_rules
+from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, endpoint_of, left_to_rules
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from merbridge_lab.labs.dataplane_strategy import DataplaneStrategy
     from merbridge_lab.labs.embedded.host import Machine
-    from merbridge_lab.labs.embedded.mesh import Mesh
+    from merbridge_lab.labs.embedded.mesh import Mesh, Pod
     from merbridge_lab.trace_event import TraceEvent
 
 #: How long `remove` waits until redirected bytes are read, in seconds; the pods end right after.
@@ -84,6 +84,16 @@ class EmbeddedDataplane:
             awaiting="the sidecars' older connections to run out",
         )
 
+    def serve_beside(self, pods: Sequence[Pod]) -> None:
+        """Serve these pods beside the lab's own, which are not touched. Raises LabError."""
+        for pod in pods:
+            self._manager.serve_beside(endpoint_of(pod, self.legs))
+
+    def forget_beside(self, names: Collection[str]) -> None:
+        """Serve the pods of these names, which may be gone, no more. Raises LabError."""
+        if self.attached:
+            self._manager.forget(names)
+
     def _restart_filtered(self) -> None:
         """Restart apps and sidecars that have a socket filter from somebody: it stays as long as the socket does."""
         for pod in self._mesh.pods:
@@ -126,19 +136,11 @@ class EmbeddedDataplane:
     def _older_connections(self) -> set[str]:
         """Return, by source, the connections between pods and to apps that eBPF does not carry."""
         addresses = {pod.spec.ip for pod in self._mesh.pods}
-        found = {
-            connection.local
-            for pod in self._mesh.pods
-            for connection in tcp_sockets.established(pod.netns)
-            if connection.uid == istio_facts.SIDECAR_UID and connection.remote.rpartition(":")[0] in addresses
-        }
+        ends = [end for pod in self._mesh.pods for end in tcp_sockets.established(pod.netns)]
+        sidecars = (end for end in ends if end.uid == istio_facts.SIDECAR_UID)
+        found = {end.local for end in sidecars if end.remote.rpartition(":")[0] in addresses}
         # The dial is visible at the pod of the other end; here it is the accepting side of one of those.
-        accepted = {
-            connection.local
-            for pod in self._mesh.pods
-            for connection in tcp_sockets.established(pod.netns)
-            if connection.local.endswith(f":{istio_facts.INBOUND_PORT}")
-        }
+        accepted = {end.local for end in ends if end.local.endswith(f":{istio_facts.INBOUND_PORT}")}
         return found - accepted - {pair.source for pair in self._manager.pairs()}
 
     def remove(self) -> None:

@@ -25,10 +25,11 @@ class EmbeddedDiscovery:
 
     def endpoints(self) -> list[Endpoint]:
         """Return every pod as it is at this moment."""
-        return [_endpoint(pod, self._legs()) for pod in self._pods]
+        return [endpoint_of(pod, self._legs()) for pod in self._pods]
 
 
-def _endpoint(pod: Pod, legs: Legs) -> Endpoint:
+def endpoint_of(pod: Pod, legs: Legs) -> Endpoint:
+    """Return a pod as it is at this moment."""
     pid, sidecar = pod.sidecar_pid, None
     annotations = dict(pod.spec.annotations)
     reason = istio_annotations.unsupported(annotations)

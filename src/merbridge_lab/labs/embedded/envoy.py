@@ -121,7 +121,7 @@ def render(pod: PodSpec, folder: Path) -> str:
         folder=folder,
         services=pod.services,
         # A pod's own ports: those of the services that its app serves.
-        inbound=topology.SERVICES if pod.app == "helloworld" else (),
+        inbound=pod.inbound,
         istio=istio_facts,
         trust_domain=topology.TRUST_DOMAIN,
         chain=_text(folder / CERTIFICATES / "cert-chain.pem"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from merbridge_lab.adapters import iptables
 from merbridge_lab.adapters.command import pasteable, run
 from merbridge_lab.command_events import CommandTranscript
-from merbridge_lab.errors import UsageError
+from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import UnreadError, Verdict
 from merbridge_lab.lab import (
     APP_REPORTS_PEER,
@@ -21,6 +21,7 @@ from merbridge_lab.lab import (
 from merbridge_lab.labs.base import LabBase
 from merbridge_lab.labs.embedded import (
     batch_guard,
+    bench_pods,
     control_pods,
     dialing,
     http_client,
@@ -39,6 +40,7 @@ from merbridge_lab.text import lines_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from merbridge_lab.bench.pod_sets import PodSets
     from merbridge_lab.dataplane import Profile
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.lab import Workload
@@ -97,6 +99,17 @@ class EmbeddedLab(LabBase):
         """Create a client and a server outside the dataplane's cgroup, for the duration of the block."""
         with control_pods.made(self.machine, self._node, *topology.control_pair(self._backend)) as (client, server):
             yield ControlPair(client, server, f"http://{topology.TWIN_SERVICE}:{topology.HTTP_PORT}/hello")
+
+    @contextlib.contextmanager
+    def bench_pods(self, *, direct: bool) -> Iterator[PodSets]:
+        """Create the bench pods beside the lab's own, for the duration of the block; see bench_pods.made.
+
+        Raise LabError if the dataplane is not attached.
+        """
+        if not self.dataplane.attached:
+            raise LabError("the eBPF dataplane is not attached", hint="merlab up", id="dataplane.incomplete")
+        with bench_pods.made(self.machine, self._node, self.dataplane, backend=self._backend, direct=direct) as made:
+            yield made
 
     def servers(self) -> list[EmbeddedWorkload]:
         """Return the workloads behind the service helloworld."""

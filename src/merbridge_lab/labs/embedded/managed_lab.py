@@ -14,6 +14,7 @@ from merbridge_lab.labs.embedded import (
     control_pods,
     saved_rules,
     status,
+    topology,
     trace_filter,
 )
 from merbridge_lab.labs.embedded.lab import EmbeddedLab
@@ -65,6 +66,8 @@ class ManagedEmbeddedLab(EmbeddedLab):
         """
         with signals.shielded():
             if not self.machine.covers():
+                with contextlib.suppress(LabError):  # a dataplane that cannot be read: its checks report that
+                    self.dataplane.forget_beside(topology.BENCH_NAMES)
                 control_pods.sweep(self.machine, self._node)
                 saved_rules.delete_drafts(self.machine.saved)
 

@@ -115,7 +115,7 @@ class Pod:
         add_log(self.folder / APP_LOG, topology.APP_ID)
         if changed or not netns.is_pinned(self.mntns) or self.view_problems() or not self._has_view():
             netns.unpin(self.mntns)
-            program = envoy.program(self._machine) if self.spec.sidecar else None
+            program = envoy.program(self._machine) if self.spec.has_envoy else None
             netns.create(
                 self.mntns,
                 netns.NEWNS,

@@ -95,7 +95,9 @@ class PodSpec:
     `app` is "sleep" or "helloworld". `mesh` puts the pod where the dataplane serves it; it is false for a control pod.
     `backend` is the kind of iptables that its rules are loaded with. `permissive` accepts plain text beside mutual TLS.
     `foreign` gives it a certificate of an authority that nobody else trusts. `services` is what its sidecar and its
-    /etc/hosts know. `annotations` are Istio's: its rules are made from them, and eBPF decides alike.
+    /etc/hosts know; `serves` are those of them that its app answers. `annotations` are Istio's: its rules are made from
+    them, and eBPF decides alike. `logged` has its sidecar write an access log. `idle` is how long a sidecar keeps a
+    connection to another that carries nothing, as Envoy writes a duration.
     """
 
     name: str
@@ -110,6 +112,9 @@ class PodSpec:
     foreign: bool = False
     services: tuple[Service, ...] = SERVICES
     annotations: tuple[tuple[str, str], ...] = ()
+    serves: tuple[Service, ...] = ()
+    logged: bool = True
+    idle: str = "1s"
 
     @property
     def identity(self) -> str:
@@ -120,6 +125,16 @@ class PodSpec:
     def branch(self) -> str:
         """The path of its cgroup below the lab's."""
         return "mesh" if self.mesh else "twins"
+
+    @property
+    def inbound(self) -> tuple[Service, ...]:
+        """The services whose ports its app serves."""
+        return SERVICES if self.app == "helloworld" else self.serves
+
+    @property
+    def has_envoy(self) -> bool:
+        """Whether the pod sees Envoy's program: as its sidecar, or as the server of a bench pod."""
+        return self.sidecar or bool(self.serves)
 
     @property
     def veth(self) -> str:
@@ -170,3 +185,44 @@ def control_pair(backend: str = "nft") -> tuple[PodSpec, PodSpec]:
     headless = Service(TWIN_SERVICE, server.ip, HTTP_PORT, "http", (ServiceEndpoint(server.ip, server.name),))
     client = control_client(sleep, 2, ip=_OUTSIDE, services=(*SERVICES, headless))
     return client, server
+
+
+#: The ports of a bench pod's server besides HTTP_PORT: where iperf3 listens, and a server that does not read.
+BULK_PORT = 9000
+UNREAD_PORT = 9001
+#: The two equal sets of bench pods, and the one without sidecars.
+BENCH_SLOTS = ("a", "b")
+BENCH_DIRECT = "direct"
+#: The first address of a bench pod is 10.244.0.(this).
+_FIRST_BENCH = 210
+
+
+def bench_pods(slot: str, backend: str = "nft") -> tuple[PodSpec, PodSpec]:
+    """Return client and server of a set of bench pods: "a" and "b" are alike, "direct" is without sidecars and rules.
+
+    Their sidecars write no access log, as by Istio's default: each request would be a line. They keep idle connections
+    for so short that a set can change its way between two rounds.
+    """
+    place = _FIRST_BENCH + 2 * (*BENCH_SLOTS, BENCH_DIRECT).index(slot)
+    address, name = f"10.244.0.{place + 1}", f"bench-{slot}-server"
+    endpoint = ServiceEndpoint(address, name)
+    ports = ((HTTP_PORT, "http"), (BULK_PORT, "tcp"), (UNREAD_PORT, "tcp"))
+    services = tuple(Service(f"bench-{slot}", address, port, protocol, (endpoint,)) for port, protocol in ports)
+    meshed = slot != BENCH_DIRECT
+    client = PodSpec(
+        f"bench-{slot}-client",
+        f"10.244.0.{place}",
+        "sleep",
+        mesh=False,
+        sidecar=meshed,
+        rules=meshed,
+        backend=backend,
+        services=services,
+        logged=False,
+        idle="0.2s",
+    )
+    return client, replace(client, name=name, ip=address, serves=services)
+
+
+#: The names of all bench pods.
+BENCH_NAMES = frozenset(pod.name for slot in (*BENCH_SLOTS, BENCH_DIRECT) for pod in bench_pods(slot))

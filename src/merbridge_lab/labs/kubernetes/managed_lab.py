@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab import signals
+from merbridge_lab import hints, signals
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import dataplanes, manifests, status
 from merbridge_lab.labs.kubernetes.lab import KubernetesLab
@@ -15,6 +15,7 @@ from merbridge_lab.trace_event import TraceContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from merbridge_lab.bench.pod_sets import PodSets
     from merbridge_lab.model import Step
 
 
@@ -36,6 +37,14 @@ class ManagedKubernetesLab(KubernetesLab):
     def require_up(self) -> None:
         """Raise LabError if no lab is up."""
         self.provider.require_up()
+
+    def bench_pods(self, *, direct: bool) -> contextlib.AbstractContextManager[PodSets]:  # noqa: ARG002 - the protocol's
+        """Raise LabError: there are no bench pods on a cluster yet."""
+        raise LabError(
+            "merlab bench is not built yet for labs on a cluster",
+            hint=hints.WITHOUT_CLUSTER,
+            id="feature.not_built",
+        )
 
     def choices(self) -> list[str]:
         """Describe what was chosen because nothing was requested, where that is not the usual."""

@@ -1,0 +1,239 @@
+"""The measurement itself: interleaved rounds, in which two equal sets of pods swap the ways that they go.
+
+In each round, the rules are first measured against themselves. Then one set is served by eBPF, and each row is measured
+by both ways, one right after the other; which set and which way comes first changes from round to round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from merbridge_lab import signals
+from merbridge_lab.adapters import cpu
+from merbridge_lab.bench import generators, validity
+from merbridge_lab.bench.model import NOISE_ROW, BenchResult, RowResult, Sample, Way
+from merbridge_lab.bench.pod_sets import DIRECT_SLOT, SLOTS
+from merbridge_lab.bench.scenarios import Load
+from merbridge_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from merbridge_lab.bench.generators import Loaded
+    from merbridge_lab.bench.pod_sets import PodSets, Readings
+    from merbridge_lab.bench.scenarios import Scenario
+
+T = TypeVar("T")
+
+#: A generator that has not ended so long (seconds) after its time is up has failed.
+_LATE = 20.0
+#: How often a sample is taken whose generator missed its end.
+_TRIES = 3
+#: How long a transfer in the background runs longer than the sample beside it, in seconds, half of it before.
+_AROUND = 0.4
+#: Seconds that are kept for removing the pods, and for the report.
+_RESERVE = 2.0
+
+
+class Extent(NamedTuple):
+    """How long a benchmark takes: `budget` from the start of the command, and one `sample` and its `warm_up`, in s."""
+
+    budget: float
+    sample: float
+    warm_up: float
+
+
+QUICK, USUAL, FULL = Extent(30, 0.2, 0.1), Extent(120, 0.5, 0.1), Extent(900, 1.2, 0.2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured; `direct` adds the way without sidecars.
+
+    Without `rounds`, as many as fit into the budget, an even number, at least two: so each set goes each way equally
+    often.
+    """
+
+    scenarios: Sequence[Scenario]
+    extent: Extent
+    rounds: int | None = None
+    direct: bool = False
+
+
+@dataclass
+class _Row:
+    scenario: Scenario
+    name: str
+    title: str
+    samples: list[Sample] = field(default_factory=list)
+    invalid: str | None = None
+
+    def result(self) -> RowResult:
+        scenario = self.scenario
+        return RowResult(
+            self.name, self.title, scenario.unit, scenario.higher_is_better, tuple(self.samples), self.invalid
+        )
+
+
+class Measurement:
+    """One benchmark over `pods`; `began` is when the command began (time.monotonic), `tell` shows what is done."""
+
+    def __init__(self, pods: PodSets, plan: Plan, *, began: float, tell: Callable[[str], None]) -> None:
+        self._pods, self._plan, self._began, self._tell = pods, plan, began, tell
+        first = plan.scenarios[0]
+        self._noise = _Row(first, NOISE_ROW, f"the rules against themselves: {first.title}")
+        self._rows = [_Row(scenario, scenario.name, scenario.title) for scenario in plan.scenarios]
+        self._outside, self._elapsed = 0.0, 0.0
+        self._spans: list[float] = []
+        #: The signal that ended it early, if one did.
+        self.signum: int | None = None
+
+    def run(self) -> None:
+        """Measure all rounds; a signal ends it early, and what was measured is kept. Raises LabError."""
+        try:
+            while self._goes_on():
+                began = time.monotonic()
+                self._round(len(self._spans))
+                self._spans.append(time.monotonic() - began)
+        except signals.Interrupted as stop:
+            self.signum = stop.signum
+
+    def result(self, machine: Mapping[str, str]) -> BenchResult:
+        """Return what was measured, with what `machine` adds to what the lab knows."""
+        return BenchResult(
+            rows=tuple(row.result() for row in (*self._rows, self._noise)),
+            rounds=len(self._spans),
+            machine={**self._pods.machine, **machine},
+            outside_load=min(1.0, max(0.0, self._outside / self._elapsed)) if self._elapsed else 0.0,
+            interrupted=self.signum is not None,
+            seconds=time.monotonic() - self._began,
+        )
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def _goes_on(self) -> bool:
+        done = len(self._spans)
+        if self._plan.rounds is not None:
+            return done < self._plan.rounds
+        if done < len(SLOTS) or done % len(SLOTS):
+            return True
+        return time.monotonic() - self._began + 2 * max(self._spans) + _RESERVE <= self._plan.extent.budget
+
+    def _left(self) -> str:
+        if not self._spans:
+            return ""
+        if self._plan.rounds is None:
+            left = self._plan.extent.budget - (time.monotonic() - self._began)
+        else:
+            left = (self._plan.rounds - len(self._spans)) * statistics.median(self._spans)
+        return f", at most {max(1, round(left))} s left"
+
+    def _round(self, number: int) -> None:
+        enrolled = SLOTS[number % 2]
+        other = SLOTS[1 - number % 2]
+        backwards = bool(number // 2 % 2)
+        self._pods.enrol(None)
+        for slot in _turned(SLOTS, backwards):
+            self._measure(self._noise, number, slot)
+        self._pods.enrol(enrolled)
+        direct = (DIRECT_SLOT,) if self._plan.direct else ()
+        for row in _turned(self._rows, backwards):
+            for slot in _turned((other, enrolled, *direct), backwards):
+                self._measure(row, number, slot)
+
+    def _measure(self, row: _Row, number: int, slot: str) -> None:
+        """Take one sample; a row that has become invalid is not measured any more."""
+        if row.invalid is not None:
+            return
+        way = self._pods.way(slot)
+        self._tell(f"round {number + 1}{self._left()}: {row.title}, {_NAMES[way]}")
+        try:
+            loaded, around = self._load(row.scenario, slot)
+            why = validity.why_invalid(way, loaded, *around[slot])
+            if way is Way.DIRECT:
+                why = why or validity.bypassed([pair for each, pair in around.items() if each != slot])
+            value = loaded.value(row.scenario.figure)
+        except LabError as error:
+            why = error.what
+        except (KeyError, ZeroDivisionError):
+            why = "the generator measured nothing"
+        if why:
+            row.invalid = f"round {number + 1}, {_NAMES[way]}: {why}"
+        else:
+            row.samples.append(_sample(row.scenario, way, number, slot, value, loaded, around[slot]))
+
+    def _load(self, scenario: Scenario, slot: str) -> tuple[Loaded, dict[str, tuple[Readings, Readings]]]:
+        """Put the load on a set, again if the generator missed its end. Raise LabError if it always does."""
+        for _ in range(_TRIES):
+            loaded, around = self._load_once(scenario, slot)
+            if not generators.missed_its_end(scenario, loaded, self._plan.extent.sample):
+                return loaded, around
+        raise LabError(
+            "the generator cannot be ended in time: the machine is too busy",
+            hint="measure again with nothing else running",
+            id="tool.failed",
+        )
+
+    def _load_once(self, scenario: Scenario, slot: str) -> tuple[Loaded, dict[str, tuple[Readings, Readings]]]:
+        """Put the load on a set; return what the generator reports, and the readings before and after, by slot."""
+        pods, extent = self._pods.sets[slot], self._plan.extent
+        looked_at = {slot: pods, **({each: self._pods.sets[each] for each in SLOTS} if slot == DIRECT_SLOT else {})}
+        if scenario.load in generators.WRKS:
+            pods.run(generators.argv(scenario, pods.place, extent.warm_up), extent.warm_up + _LATE)
+        if scenario.load is Load.WRK_BESIDE:
+            pods.start(generators.transfer_argv(pods.place, extent.sample + _AROUND))
+        before = {name: each.read() for name, each in looked_at.items()}
+        with self._watched():
+            text = pods.run(generators.argv(scenario, pods.place, extent.sample), extent.sample + _LATE)
+        around = {name: (before[name], each.read()) for name, each in looked_at.items()}
+        pods.settle()
+        return generators.parse(scenario, text), around
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Measure what others use of the processors during the block."""
+        began, before = time.monotonic(), self._used_by_others()
+        yield
+        self._outside += self._used_by_others() - before
+        self._elapsed += (time.monotonic() - began) * cpu.cores()
+
+    def _used_by_others(self) -> float:
+        try:
+            return cpu.busy_seconds() - cpu.own_seconds() - self._pods.used()
+        except OSError as error:
+            what = f"how busy the machine is could not be read: {error.strerror}"
+            raise LabError(what, hint="cat /proc/stat", id="reading.failed") from error
+
+
+_NAMES = {Way.DIRECT: "without sidecars", Way.RULES: "by the rules", Way.EBPF: "by eBPF"}
+
+
+def _turned(items: Sequence[T], backwards: bool) -> Sequence[T]:
+    return items[::-1] if backwards else items
+
+
+def _sample(
+    scenario: Scenario,
+    way: Way,
+    number: int,
+    slot: str,
+    value: float,
+    loaded: Loaded,
+    around: tuple[Readings, Readings],
+) -> Sample:
+    before, after = around
+    return Sample(
+        way=way,
+        round=number + 1,
+        slot=slot,
+        value=value,
+        unit=scenario.unit,
+        higher_is_better=scenario.higher_is_better,
+        cpu_seconds=after.cpu_seconds - before.cpu_seconds,
+        requests=loaded.requests or None,
+        extra={name: loaded.times[name] for name in ("p90", "p99", "p99.9") if name in loaded.times},
+    )

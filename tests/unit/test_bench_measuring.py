@@ -1,0 +1,231 @@
+"""The rounds of a benchmark over pods in memory, and what makes a row not count."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from merbridge_lab import signals
+from merbridge_lab.bench import generators, scenarios, validity
+from merbridge_lab.bench.generators import Loaded
+from merbridge_lab.bench.measuring import QUICK, Extent, Measurement, Plan
+from merbridge_lab.bench.model import NOISE_ROW, Way
+from merbridge_lab.bench.pod_sets import DIRECT_SLOT, Readings, SidecarCounts
+from merbridge_lab.errors import LabError
+
+CAPTURED = Path(__file__).parents[1] / "captured" / "bench"
+NOTHING = SidecarCounts(0, 0, 0)
+COUNTED = {"outbound_connects": 2, "mesh_redirected_messages": 282}
+PLACE = generators.Place("10.244.0.211", 5000, 9000, 9001, "/run/report.lua", "/run/unread.py")
+
+
+class Pods:
+    """A set in memory: each run serves the requests of the captured output, through both sidecars."""
+
+    def __init__(self, sets, slot):
+        self.sets, self.slot, self.place = sets, slot, PLACE
+        meshed = slot != DIRECT_SLOT
+        self.now = Readings(1.0, NOTHING if meshed else None, NOTHING if meshed else None, 0, {})
+        self.ran = []
+        self.skips = ""
+
+    def run(self, argv, timeout):  # noqa: ARG002 - the protocol's
+        self.ran.append(argv)
+        self.sets.order.append((self.slot, self.sets.way(self.slot)))
+        if self.sets.stop_after and len(self.sets.order) >= self.sets.stop_after:
+            raise signals.Interrupted(2)
+        served = SidecarCounts(141, 141, 2)
+        by_rules = self.sets.way(self.slot) is Way.RULES
+        if self.now.client is not None:
+            self.now = replace(
+                self.now,
+                cpu_seconds=self.now.cpu_seconds + 0.25,
+                client=_plus(self.now.client, served),
+                server=self.now.server if self.skips == "server" else _plus(self.now.server, served),
+                redirected=self.now.redirected + (2 if by_rules else 0),
+                ebpf={} if by_rules else {name: self.read().ebpf[name] + added for name, added in COUNTED.items()},
+            )
+        return (CAPTURED / "latency.txt").read_text()
+
+    def start(self, argv):
+        self.ran.append(argv)
+
+    def settle(self):
+        pass
+
+    def read(self):
+        way = self.sets.way(self.slot)
+        if way is Way.EBPF and not self.now.ebpf:
+            return replace(self.now, ebpf=dict.fromkeys(COUNTED, 0))
+        return replace(self.now, ebpf=self.now.ebpf if way is Way.EBPF else {})
+
+
+class Sets:
+    def __init__(self, *, direct=False, stop_after=0):
+        self.machine = {"lab": "memory"}
+        self.order, self.stop_after, self.enrolled = [], stop_after, None
+        self.sets = {slot: Pods(self, slot) for slot in ("A", "B", *([DIRECT_SLOT] if direct else []))}
+
+    def enrol(self, slot):
+        self.enrolled = slot
+        for each in self.sets.values():
+            each.now = replace(each.now, ebpf={})
+
+    def used(self):
+        return 0.0
+
+    def way(self, slot):
+        if slot == DIRECT_SLOT:
+            return Way.DIRECT
+        return Way.EBPF if slot == self.enrolled else Way.RULES
+
+
+def _plus(one, other):
+    return SidecarCounts(
+        *(getattr(one, name) + getattr(other, name) for name in ("requests", "answered", "connections"))
+    )
+
+
+def measured(sets, names="latency", rounds=2, *, direct=False, extent=QUICK):
+    plan = Plan(scenarios.chosen(names), extent, rounds, direct)
+    told = []
+    measurement = Measurement(sets, plan, began=time.monotonic(), tell=told.append)
+    measurement.run()
+    return measurement.result({"merlab": "x"}), measurement, told
+
+
+def test_the_sets_swap_their_ways_and_the_order_changes():
+    result, _, told = measured(Sets(), rounds=4)
+    row, noise = result.rows
+    assert [(s.round, s.slot, s.way) for s in row.samples] == [
+        (1, "B", Way.RULES),
+        (1, "A", Way.EBPF),
+        (2, "A", Way.RULES),
+        (2, "B", Way.EBPF),
+        (3, "A", Way.EBPF),
+        (3, "B", Way.RULES),
+        (4, "B", Way.EBPF),
+        (4, "A", Way.RULES),
+    ]
+    assert noise.name == NOISE_ROW
+    assert [(s.round, s.slot, s.way) for s in noise.samples][:4] == [
+        (1, "A", Way.RULES),
+        (1, "B", Way.RULES),
+        (2, "A", Way.RULES),
+        (2, "B", Way.RULES),
+    ]
+    assert row.invalid is None
+    assert noise.invalid is None
+    assert result.rounds == 4
+    assert not result.interrupted
+    assert result.machine == {"lab": "memory", "merlab": "x"}
+    assert all(s.value == pytest.approx(0.002757) and s.requests == 141 for s in row.samples)
+    assert all(s.cpu_seconds == 0.25 for s in row.samples)
+    assert set(row.samples[0].extra) == {"p90", "p99", "p99.9"}
+    assert told[0] == "round 1: the rules against themselves: keep-alive, 1 connection, p50, by the rules"
+    assert " s left: " in told[-1]
+
+
+def test_each_sample_is_preceded_by_one_that_does_not_count():
+    sets = Sets()
+    measured(sets, rounds=1)
+    assert [argv[4] for argv in sets.sets["A"].ran] == ["0.1", "0.2"] * 2
+
+
+def test_without_rounds_as_many_as_fit_an_even_number_at_least_two():
+    assert measured(Sets(), rounds=None, extent=Extent(0.0, 0.4, 0.1))[0].rounds == 2
+    assert measured(Sets(), rounds=None, extent=Extent(2.5, 0.4, 0.1))[0].rounds % 2 == 0
+
+
+def test_an_interrupt_keeps_what_was_measured():
+    result, measurement, _ = measured(Sets(stop_after=12))
+    assert result.interrupted
+    assert measurement.signum == 2
+    assert result.rounds == 1
+    assert len(result.rows[0].samples) == 2
+
+
+def test_a_request_that_bypassed_a_sidecar_makes_the_row_invalid_and_ends_it():
+    sets = Sets()
+    sets.sets["B"].skips = "server"
+    result, *_ = measured(sets, rounds=2)
+    row, noise = result.rows
+    assert row.invalid == "round 1, by the rules: the server's sidecar saw 0 of 141 requests"
+    assert noise.invalid == "round 1, by the rules: the server's sidecar saw 0 of 141 requests"
+    assert row.samples == ()
+
+
+def test_without_sidecars_no_sidecar_may_take_part():
+    sets = Sets(direct=True)
+    result, *_ = measured(sets, rounds=1, direct=True)
+    assert [s.way for s in result.rows[0].samples] == [Way.RULES, Way.EBPF, Way.DIRECT]
+
+
+def test_a_generator_that_fails_makes_its_row_invalid_and_no_other(monkeypatch):
+    def run(pods, argv, timeout):
+        if "16" in argv:
+            raise LabError("wrk failed with exit status 1")
+        return plain(pods, argv, timeout)
+
+    plain = Pods.run
+    monkeypatch.setattr(Pods, "run", run)
+    latency, parallel, _ = measured(Sets(), "latency,parallel", rounds=1)[0].rows
+    assert latency.invalid is None
+    assert parallel.invalid == "round 1, by the rules: wrk failed with exit status 1"
+
+
+LOADED = Loaded(100, 0, 1000, 0.4, 16)
+BEFORE = Readings(0, NOTHING, NOTHING, 5, {})
+SERVED = SidecarCounts(100, 100, 0)
+RULES = Readings(1, SERVED, SERVED, 21, {})
+EBPF = Readings(1, SERVED, SERVED, 5, {"outbound_connects": 16, "mesh_redirected_messages": 200})
+
+
+@pytest.mark.parametrize(
+    ("way", "loaded", "after", "why"),
+    [
+        (Way.RULES, LOADED, RULES, ""),
+        (Way.EBPF, LOADED, EBPF, ""),
+        (Way.RULES, replace(LOADED, failed=2), RULES, "2 of 102 requests failed"),
+        (Way.RULES, replace(LOADED, requests=0, moved=0), RULES, "nothing was answered"),
+        (Way.RULES, LOADED, replace(RULES, redirected=20), "the rules redirected 15 of 16 connections"),
+        (Way.RULES, LOADED, replace(RULES, ebpf=EBPF.ebpf), "eBPF serves the pod that should go by the rules"),
+        (Way.RULES, LOADED, replace(RULES, client=None), "the client has no sidecar"),
+        (
+            Way.RULES,
+            LOADED,
+            replace(RULES, client=replace(SERVED, answered=99)),
+            "the client's sidecar saw 99 answers of status 200 to 100 requests",
+        ),
+        (
+            Way.EBPF,
+            LOADED,
+            replace(EBPF, redirected=6),
+            "the rules redirected 1 connections of a pod that eBPF serves",
+        ),
+        (
+            Way.EBPF,
+            LOADED,
+            replace(EBPF, ebpf={"outbound_connects": 15, "mesh_redirected_messages": 1}),
+            "eBPF intercepted 15 of 16 connections",
+        ),
+        (Way.EBPF, LOADED, replace(EBPF, ebpf={"outbound_connects": 16}), "eBPF moved no message between the sidecars"),
+        (
+            Way.RULES,
+            Loaded(0, 0, 1000, 1.0, 2),
+            replace(RULES, server=SidecarCounts(0, 0, 1)),
+            "the client's sidecar saw 0 of 2 connections",
+        ),
+    ],
+)
+def test_what_makes_a_sample_not_count(way, loaded, after, why):
+    assert validity.why_invalid(way, loaded, BEFORE, after) == why
+
+
+def test_what_went_without_sidecars_must_not_move_theirs():
+    assert validity.why_invalid(Way.DIRECT, LOADED, BEFORE, BEFORE) == ""
+    assert validity.bypassed([(BEFORE, BEFORE)]) == ""
+    assert "took part" in validity.bypassed([(BEFORE, RULES)])
