@@ -12,6 +12,8 @@ from merbridge_lab.merbridge import printk
 _SAID = re.compile(r"\[merlab\] (?P<kind>\w+) (?P<values>.*)$")
 # The name of a task comes last, as it may contain blanks.
 _VALUE = re.compile(r"(comm)=(.*)$|(\w+)=(\S+)")
+#: The counters of the version that wrote the lines, by number: since then they have others.
+_REASONS = {"15": "passed_receiver_full", "16": "passed_redirect_failed"}
 
 
 def _ip4(text: str) -> int:
@@ -38,7 +40,7 @@ def record(line: str) -> bytes | None:
         port=int(port),
         from_ip4=_ip4(values.get("from", "0.0.0.0")),
         size=int(values.get("bytes", "0")),
-        reason=int(values.get("reason", "0")),
+        reason=abi.counter_names().index(_REASONS[values["reason"]]) if "reason" in values else 0,
         comm=(values.get("comm") or told.comm).encode(),
     )
 
