@@ -25,7 +25,7 @@ up: root setup ## set up this machine, then bring up the embedded lab: ten steps
 verify: root setup ## prove that requests succeed with the rules flushed
 	@$(MERLAB) verify $(ARGS)
 
-down: ## remove all that merlab made
+down: root ## remove all that merlab made
 	@scripts/setup venv
 	@$(MERLAB) down $(ARGS)
 

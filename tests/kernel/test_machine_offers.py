@@ -1,6 +1,7 @@
 """The requirements, checked on this machine."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from merbridge_lab import requirements
-from merbridge_lab.adapters import bcc_import, bpf_features, kernel_features
+from merbridge_lab.adapters import bcc_import, bpf_features, cgroup, kernel_features
 
 pytestmark = pytest.mark.kernel
 
@@ -62,6 +63,40 @@ def test_rules_that_this_kernel_has_not(monkeypatch):
     refused = next(one for one in requirements.embedded(quick=True) if one.name == "kernel.netfilter")
     assert refused.verdict == "fail"
     assert "modprobe" in refused.hint
+
+
+@pytest.mark.parametrize(
+    ("missing", "unjudged"),
+    [
+        (("unshare",), {"kernel.namespaces", "kernel.netfilter"}),
+        (("ip",), {"kernel.namespaces"}),
+        (("iptables-nft", "iptables-nft-save", "iptables-nft-restore"), {"kernel.netfilter"}),
+    ],
+    ids=lambda each: each[0] if isinstance(each, tuple) else "",
+)
+def test_a_missing_tool_is_no_fault_of_the_kernel(monkeypatch, missing, unjudged):
+    """The first that fails is what `up` names, with its remedy."""
+    has = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, **where: None if name in missing else has(name, **where))
+    found = requirements.embedded(quick=True)
+    assert [one.name for one in found if one.verdict == "fail"] == [f"tool.{name}" for name in missing]
+    assert {one.name for one in found if one.verdict == "skip"} == unjudged
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [("/proc/sys", "kernel.settings"), (str(cgroup.find_root(Path("/run"))), "kernel.cgroup2")]
+)
+def test_what_a_container_has_read_only(place, name):
+    line = f"mount --bind {place} {place}; mount -o remount,bind,ro {place}"
+    code = (
+        "from merbridge_lab import requirements\n"
+        "print(*(f'{one.name}|{one.found}|{one.hint}' for one in requirements.embedded(quick=True)"
+        " if one.verdict == 'fail'), sep='\\n')"
+    )
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{line}; exec "$@"', "sh"]
+    done = subprocess.run([*argv, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = f"the file system of {'/proc/sys/net/ipv4' if place == '/proc/sys' else place} is read-only"
+    assert done.stdout == f"{name}|{said}|mount -o remount,rw {place}\n"
 
 
 def test_bcc_is_loaded_without_touching_the_path():

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -482,6 +481,16 @@ def test_doctor(driver, verdict, status):
     told = merlab("doctor")
     assert told.exit_code == status
     assert ("apt-get install bpftool" in told.stdout) == (verdict != "pass")
+
+
+def test_doctor_does_not_judge_the_machine_by_its_user(driver, monkeypatch):
+    driver.lab.unable = [Requirement("root", "fail", "user 1000", "root", "sudo merlab up")]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    told = merlab("doctor")
+    assert told.exit_code == 3
+    assert told.stdout.splitlines()[-1] == "only root can run the fake lab; doctor as root checks the rest"
+    driver.lab.unable += [Requirement("memory", "fail", "9 MB", "512 MB")]
+    assert merlab("doctor").stdout.splitlines()[-1] == "this machine cannot run the fake lab"
 
 
 @pytest.mark.usefixtures("driver")

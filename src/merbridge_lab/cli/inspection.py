@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -82,7 +83,10 @@ def doctor(
             run.console.json({"schema": 1, "lab": driver.name, "able": able, "checks": checks})
         else:
             run.console.requirements(found)
-            run.console.say(f"this machine {'can' if able else 'cannot'} run the {driver.name} lab")
+            if [each.name for each in found if each.verdict == "fail"] == ["root"] and os.geteuid() != 0:
+                run.console.say(f"only root can run the {driver.name} lab; doctor as root checks the rest")
+            else:
+                run.console.say(f"this machine {'can' if able else 'cannot'} run the {driver.name} lab")
         raise typer.Exit(exit_codes.HELD if able else exit_codes.CANNOT)
 
 

@@ -71,6 +71,7 @@ def embedded(*, backend: str = "nft", quick: bool = False, sockets: bool = False
     look("kernel.sock_diag", "there", kernel.sock_diag, as_root=False)
     look("kernel.namespaces", "network and mount namespaces, veth", kernel.namespaces)
     look("kernel.cgroup2", "can be mounted", kernel.cgroup2)
+    look("kernel.settings", "can be written", lambda: kernel.settings(root), as_root=False)
     look("kernel.bpffs", "can be mounted", kernel.bpffs)
     look("bpf.programs", "can be loaded", kernel.programs)
     look("bpf.maps", "can be created", kernel.maps)

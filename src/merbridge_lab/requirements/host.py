@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
 from merbridge_lab.adapters import kernel_features
-from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+from merbridge_lab.requirements.requirement import FAIL, PASS, PRIVILEGED, WARN, Requirement
 from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def privileges(root: Path) -> Requirement:
             FAIL,
             f"root without {', '.join(missing)}",
             needed,
-            "run merlab on the machine itself, or in a privileged container (docker run --privileged)",
+            PRIVILEGED,
         )
     return Requirement("root", PASS, "root", needed)
 

@@ -7,20 +7,19 @@ import errno
 import os
 import socket
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merbridge_lab.adapters import bpf_features, bpf_syscall, netns, tcp_bytes
+from merbridge_lab import shortage
+from merbridge_lab.adapters import bpf_features, bpf_syscall, cgroup, netns, tcp_bytes
 from merbridge_lab.adapters import kernel_features as asked
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, ShortageError
-from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+from merbridge_lab.requirements.requirement import FAIL, PASS, PRIVILEGED, WARN, Requirement, unless_found
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-_PRIVILEGED = "run merlab on the machine itself, or in a privileged container (docker run --privileged)"
 
 #: The purpose of each kind of program, for the reader of `merlab doctor`.
 _PURPOSE = {
@@ -43,7 +42,7 @@ def _lacking(name: str, found: str, needed: str, error: OSError | None = None) -
     """Build the failure of a feature in the table, with the kernel version that has it."""
     feature = asked.FEATURES[name]
     if error is not None and error.errno in {errno.EPERM, errno.EACCES}:
-        return Requirement(name, FAIL, found, needed, _PRIVILEGED)
+        return Requirement(name, FAIL, found, needed, PRIVILEGED)
     return Requirement(name, FAIL, found, needed, f"use Linux {feature.since} or newer with {feature.config}")
 
 
@@ -119,6 +118,8 @@ def namespaces() -> Requirement:
     """Create a pair of network interfaces in namespaces that end with the command."""
     name, needed = "kernel.namespaces", "network and mount namespaces, veth"
     pair = ["ip", "link", "add", "name", "merlab-a", "type", "veth", "peer", "name", "merlab-b"]
+    if lacking := unless_found(name, needed, "unshare", "ip"):
+        return lacking
     try:
         run(["unshare", "--net", "--mount", *pair])
     except ShortageError:
@@ -128,7 +129,7 @@ def namespaces() -> Requirement:
         if "propagation" in (error.stderr or ""):
             hint = "the root of a chroot has to be a mount: bind-mount its folder onto itself before the chroot"
         else:
-            hint = _PRIVILEGED if "unshare:" in (error.stderr or "") else "modprobe veth"
+            hint = PRIVILEGED if "unshare:" in (error.stderr or "") else "modprobe veth"
         return Requirement(name, FAIL, said[0] if said else error.what, needed, hint)
     return Requirement(name, PASS, needed, needed)
 
@@ -145,11 +146,32 @@ def _mounted(name: str, kind: str, inside: str, look: Callable[[int], Requiremen
 
 
 def cgroup2() -> Requirement:
-    """Mount cgroup2, and check whether a program on its root forbids the dataplane on the lab's own cgroup."""
-    return _mounted("kernel.cgroup2", "cgroup2", "cgroup.controllers", _foreign_programs)
+    """Mount cgroup2, and check whether a program on its root forbids the dataplane on the lab's own cgroup.
+
+    Where the system has it mounted, it must be writable: the lab is made there.
+    """
+    found = _mounted("kernel.cgroup2", "cgroup2", "cgroup.controllers", _foreign_programs)
+    place = cgroup.find_root(Path("/run/merlab"))
+    if found.verdict != PASS or place is None:
+        return found
+    return _writable(found.name, place) or found
 
 
-def _foreign_programs(cgroup: int) -> Requirement | None:
+def settings(root: Path) -> Requirement:
+    """Check that settings of the network can be written, as the lab does in its own namespaces."""
+    name, place = "kernel.settings", root / "proc/sys/net/ipv4"
+    return _writable(name, place) or Requirement(name, PASS, f"{place} can be written", f"{place} can be written")
+
+
+def _writable(name: str, place: Path) -> Requirement | None:
+    """Return the failure if a file system is read-only, as a container's runtime mounts it."""
+    if not os.statvfs(place).f_flag & os.ST_RDONLY:
+        return None
+    lacking = shortage.of(OSError(errno.EROFS, os.strerror(errno.EROFS), str(place)))
+    return Requirement(name, FAIL, lacking.what, f"{place} can be written", lacking.hint) if lacking else None
+
+
+def _foreign_programs(mounted: int) -> Requirement | None:
     hooks = {
         "connect4": bpf_syscall.CGROUP_INET4_CONNECT,
         "connect6": bpf_syscall.CGROUP_INET6_CONNECT,
@@ -161,7 +183,7 @@ def _foreign_programs(cgroup: int) -> Requirement | None:
     for hook, number in hooks.items():
         # A kernel without the hook reports this below bpf.programs.
         with contextlib.suppress(OSError):
-            if bpf_syscall.is_exclusive(cgroup, number):
+            if bpf_syscall.is_exclusive(mounted, number):
                 taken.append(hook)
     if not taken:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters import system_tools
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ WARN = "warn"
 FAIL = "fail"
 #: Could not be checked.
 SKIP = "skip"
+#: The remedy for what only a privileged process may do.
+PRIVILEGED = "run merlab on the machine itself, or in a privileged container (docker run --privileged)"
 #: The errors that have a section of their own.
 _SECTIONS: dict[str, ErrorId] = {
     "bcc": "bcc.missing",
@@ -47,3 +50,9 @@ class Requirement:
         """Return the error for a machine that does not meet the requirement."""
         what = f"{self.name}: found {self.found}, needed {self.needed}"
         return LabError(what, hint=self.hint, id=_SECTIONS.get(self.name, "requirement.missing"))
+
+
+def unless_found(name: str, needed: str, *tools: str) -> Requirement | None:
+    """Return the requirement as not checked if a tool that checks it is missing: the tool has a line of its own."""
+    missing = next((tool for tool in tools if system_tools.find(tool) is None), None)
+    return Requirement(name, SKIP, f"not checked: this requires {missing}", needed) if missing else None

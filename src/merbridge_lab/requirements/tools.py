@@ -14,7 +14,7 @@ from merbridge_lab.adapters.command import run
 from merbridge_lab.dataplane import artefact
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import HBONE_PORT, OUTBOUND_PORT, SIDECAR_UID
-from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
+from merbridge_lab.requirements.requirement import FAIL, PASS, PRIVILEGED, WARN, Requirement, unless_found
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def _bpftool(distribution: Distribution) -> Requirement:
 def netfilter(backend: str) -> Requirement:
     """Load rules like Istio's into a namespace that ends with the command."""
     name, needed = "kernel.netfilter", f"takes Istio's rules (iptables-{backend})"
+    if lacking := unless_found(name, needed, "unshare", f"iptables-{backend}-restore"):
+        return lacking
     # legacy iptables would leave its lock file in /run.
     environment = {**os.environ, "XTABLES_LOCKFILE": "/dev/null"}
     try:
@@ -112,7 +114,8 @@ def netfilter(backend: str) -> Requirement:
     except LabError as error:
         said = lines_of((error.stderr or error.what).strip())
         module = "nft_compat" if backend == "nft" else "iptable_nat"
-        hint = f"modprobe -a {module} xt_owner xt_REDIRECT xt_conntrack"
+        modules = f"modprobe -a {module} xt_owner xt_REDIRECT xt_conntrack"
+        hint = PRIVILEGED if "unshare:" in (error.stderr or "") else modules
         return Requirement(name, FAIL, said[-1] if said else error.what, needed, hint)
     return Requirement(name, PASS, needed, needed)
 
