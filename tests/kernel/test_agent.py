@@ -508,6 +508,16 @@ def test_where_the_kernel_refuses_a_sidecars_socket_nothing_is_half_attached(nod
     assert sleep.redirected_packets() == before + 1
 
 
+def test_without_a_bpffs_each_pod_has_that_reason_and_no_file_is_made(node):
+    (sleep,) = node.started("sleep")
+    pins = node.tmp / "pins"
+    node.start_agent("--pins", str(pins), wait=False)
+    told = node.until_reason(sleep, "not_attached", 30)
+    assert told["reason"].startswith(f"{pins} is not on a bpffs")
+    assert not pins.exists()
+    assert not (node.tmp / "state").exists(), "nobody is in charge of this node"
+
+
 def test_where_the_programs_cannot_be_loaded_each_pod_has_that_reason(node, tmp_path):
     (sleep,) = node.started("sleep")
     broken = tmp_path / "broken.json"

@@ -217,18 +217,19 @@ def test_many_pods_are_told_of_one_after_another(api, monkeypatch):
     assert all(later - earlier >= 0.08 for earlier, later in zip(api.at, api.at[1:], strict=False))
 
 
-def test_the_next_agent_does_not_tell_it_again(api):
+def test_the_next_agent_does_not_tell_it_again_but_what_happens_again(api):
     first, second = telling(api), telling(api)
-    first.update([pod(SERVED)])
-    until(lambda: first.results["created"], "the event")
+    for number, what in enumerate((SERVED, DIFFER, SERVED), 1):
+        first.update([pod(what)])
+        until(lambda known=number: first.results["created"] == known, "the event")
     second.update([pod(SERVED)])
-    until(lambda: second.results["repeated"], "the answer that it is there")
-    assert quiet(api) == 2
+    until(lambda: second.results["repeated"] == 1, "the answer that it is there")
+    assert quiet(api) == 4
     second.update([pod(DIFFER)])
-    until(lambda: second.results["created"] == 1, "another state")
-    second.update([pod(SERVED)])
-    until(lambda: second.results["created"] == 2, "the first one again")
-    assert api.events[api.asked[-1][1]["metadata"]["name"]]["series"]["count"] == 2
+    until(lambda: second.results["created"] == 1, "another state, although an agent has told it before")
+    assert second.results["repeated"] == 2
+    assert api.reasons() == ["Served", "RulesDiffer", "Served", "RulesDiffer"]
+    assert list(api.events.values())[-1]["series"]["count"] == 2
 
 
 def test_while_the_server_is_away_it_is_counted_and_told_later(api):

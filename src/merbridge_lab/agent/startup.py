@@ -73,7 +73,7 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
     node.begin()
     with cri_runtime.Runtime(places.cri) as runtime:
         legs = _legs(profile)
-        install = functools.partial(_install, reconciler, node, generation, debug=debug)
+        install = functools.partial(_install, places, reconciler, node, generation, debug=debug)
         agent_log.say(
             "started", version=__version__, generation=generation, legs=legs.why, redirecting=node.is_redirecting
         )
@@ -104,8 +104,9 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
     agent_log.say("ends; what is served goes on")
 
 
-def _install(reconciler: Reconciler, node: NodeState, generation: int, *, debug: bool) -> None:
+def _install(places: Places, reconciler: Reconciler, node: NodeState, generation: int, *, debug: bool) -> None:
     """Have the programs in order, with the switches as they are wanted. Raises LabError, OSError."""
+    places.require_pins()
     reconciler.install()
     node.record(generation, abi.stamp())
     if reconciler.redirecting != node.is_redirecting:
