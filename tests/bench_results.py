@@ -48,7 +48,8 @@ def result(ratios=None, *, rounds=8, noise=0.02, seed=1, requests=5000, **change
                 extra = {} if unit != "s" else {"p90": 1.5 * value, "p99": 3 * value, "p99.9": 9 * value}
                 cpu = requests * 0.000_2 * math.exp(draw.gauss(0, noise))
                 samples.append(Sample(way, number, slot, value, unit, higher, cpu, requests, extra))
-            samples.append(Sample(Way.DIRECT, number, "A", base * (1.4 if higher else 0.6), unit, higher))
+            limit = base * (1.4 if higher else 0.6)
+            samples.append(Sample(Way.DIRECT, number, "A", limit, unit, higher, None, requests))
         if name == NOISE_ROW:
             samples = [each for each in samples if each.way is Way.RULES]
         rows.append(RowResult(name, title, unit, higher, tuple(samples)))

@@ -1,4 +1,4 @@
-"""Render templates of YAML and iptables rules, all in one environment."""
+"""Render templates: of YAML and iptables rules as they are, and of HTML with what is filled in escaped."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 
 def render(text: str, **values: object) -> str:
     """Render a template. A line that holds only a statement leaves nothing; a name that is missing is an error."""
-    return str(_compiled(text).render(**values))
+    return str(_compiled(text, html=False).render(**values))
+
+
+def render_html(text: str, **values: object) -> str:
+    """Render a template of HTML: what is filled in is text, and no markup."""
+    return str(_compiled(text, html=True).render(**values))
 
 
 @functools.cache
-def _compiled(text: str) -> jinja2.Template:
+def _compiled(text: str, *, html: bool) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -23,6 +28,6 @@ def _compiled(text: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - from our own data, and no HTML
+        autoescape=html,  # noqa: S701 - the other templates are of our own data, and no HTML
     )
     return environment.from_string(text)

@@ -264,6 +264,14 @@ def test_a_percentile_without_requests_in_one_sample_is_none():
     assert "p99" not in found.beside
 
 
+def test_a_row_of_a_percentile_needs_requests_too():
+    whole = result({"latency": 0.5}, requests=900)
+    row = dataclasses.replace(whole.rows[0], title="small requests beside a transfer, p99")
+    found = summarize(dataclasses.replace(whole, rows=(row, *whole.rows[1:]))).rows[0].comparison
+    assert (found.ratio, found.claim, len(found.pairs)) == (None, None, 8)
+    assert found.why == "p99 needs 1000 requests in each sample; one has 900"
+
+
 def test_cpu_is_per_request_and_claims_nothing():
     found = summarize(result({"latency": 0.5})).rows[0]
     assert found.ways[Way.RULES].cpu == pytest.approx(0.0002, rel=0.1)

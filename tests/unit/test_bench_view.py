@@ -12,7 +12,7 @@ from bench_results import result
 from merbridge_lab.bench import wording
 from merbridge_lab.bench.bench_json import to_json
 from merbridge_lab.bench.model import NOISE_ROW
-from merbridge_lab.bench.statistics import Interval, summarize
+from merbridge_lab.bench.statistics import Claim, Interval, summarize
 from merbridge_lab.console import bench_view
 from merbridge_lab.console.terminal import Terminal
 from merbridge_lab.text import as_json
@@ -80,6 +80,13 @@ def test_what_makes_it_doubtful_comes_first(shown):
     assert shown("no noise", 80).startswith("! The rules were not measured against themselves")
     assert "! latency does not count: 12 of 5000 requests bypassed a sidecar" in shown("invalid", 80)
     assert not shown("mixed", 80).startswith("!")
+
+
+def test_a_machine_on_which_little_can_be_seen_is_told():
+    restless, quiet = (summarize(result(noise=noise, seed=3)) for noise in (0.3, 0.02))
+    assert restless.noise.comparison.claim is Claim.NONE
+    assert re.match(r"The rules against themselves are \d", wording.warnings(restless)[0])
+    assert wording.warnings(quiet) == []
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ ROLES = {
     "managed_lab": "the ManagedLab protocol, and the labs that keep to it",
     "manifest": "the objects that install a dataplane on a cluster",
     "mesh": "pods with their sidecars, and the checks of them",
-    "model": "what a run and a benchmark are made of, as values",
+    "model": "the values of a subject: steps and checks, and what a benchmark measures",
     "node": "a machine, or a namespace, that pods run on",
     "preflight": "what a dataplane on a cluster needs, checked before it is installed",
     "provider": "who brings a cluster: the protocols, and kind's",

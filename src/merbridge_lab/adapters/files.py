@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -34,6 +35,20 @@ def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644, owner: 
         with contextlib.suppress(OSError):
             draft.unlink()
         raise
+
+
+def require_writable(path: Path) -> None:
+    """Raise OSError if `write_atomic` could not write `path`, as far as that is known before; leave nothing behind."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with contextlib.suppress(FileNotFoundError):
+        path.with_name(f".{path.name}.new").lstat()  # too long a name
+    try:
+        os.close(os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        # Not every file system has files without a name (open(2), O_TMPFILE).
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL) or not os.access(path.parent, os.W_OK):
+            raise
 
 
 def has_content(path: Path, content: str) -> bool:

@@ -66,5 +66,5 @@ class BenchResult:
     seconds: float
 
 
-#: The row that measures the rules against themselves: if it claims anything, the machine is too noisy.
+#: The row that measures the rules against themselves: what it claims means that the machine is too noisy.
 NOISE_ROW = "rules-rules"

@@ -164,6 +164,8 @@ def _row(row: RowResult, rows: int) -> RowSummary:
     if row.invalid is not None:
         return RowSummary(row, ways, Comparison(_pairs(row, _value), why=row.invalid))
     comparison = compare(_pairs(row, _value), rows=rows, higher_is_better=row.higher_is_better)
+    if why := _too_few_requests(row):
+        comparison = Comparison(comparison.pairs, why=why)
     beside = {
         name: _without_claim(compare(pairs, rows=rows, higher_is_better=False))
         for name, figure in {CPU: _cpu, **{name: _percentile(name) for name in PERCENTILES}}.items()
@@ -253,6 +255,16 @@ def _cpu(sample: Sample) -> float | None:
     if sample.cpu_seconds is None or not sample.requests:
         return None
     return sample.cpu_seconds / sample.requests
+
+
+def _too_few_requests(row: RowResult) -> str | None:
+    """Return why the row's own figure, if its title ends with that of a percentile, is not known well enough."""
+    name = row.title.rpartition(" ")[2]
+    if name not in PERCENTILES:
+        return None
+    needed = requests_needed(name)
+    least = min((each.requests or 0 for each in row.samples), default=0)
+    return f"{name} needs {needed} requests in each sample; one has {least}" if least < needed else None
 
 
 def requests_needed(percentile: str) -> int:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 UNKNOWN = "\N{EN DASH}"
 #: From this share of all cores on, what others use is worth a warning.
 _LOAD_TOLD = 0.05
+#: From this share on, what the rules may differ from themselves is worth a warning.
+_NOISE_TOLD = 0.1
 NAMES = {Way.DIRECT: "no sidecars", Way.RULES: "rules", Way.EBPF: "eBPF"}
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -78,7 +80,7 @@ def advantage(value: float, *, higher_is_better: bool) -> float:
 def rule(summary: BenchSummary) -> str:
     """Return the sentence that says when something is claimed."""
     rows = len(summary.result.rows)
-    corrected = f", corrected for {rows} rows ({100 - 100 * LEVEL / rows:g} %)," if rows > 1 else ""
+    corrected = f", corrected for {rows} rows ({100 - 100 * LEVEL / rows:.4g} %)," if rows > 1 else ""
     band = f"{1 - MARGIN:.2f}\N{EN DASH}{1 + MARGIN:.2f}"
     return f"A row is a gain or a loss only if its interval{corrected} leaves {band}; else no difference is seen (~)."
 
@@ -104,6 +106,8 @@ def warnings(summary: BenchSummary) -> list[str]:
     elif summary.noise.comparison.claim is None:
         why = summary.noise.comparison.why
         told.append(f"The rules were not measured against themselves well enough ({why}): there is no verdict.")
+    elif (own := summary.noise.comparison.corrected) and (own.low < 1 - _NOISE_TOLD or own.high > 1 + _NOISE_TOLD):
+        told.append(f"The rules against themselves are {interval(own)}: smaller differences cannot be told from noise.")
     if result.interrupted:
         told.append("The measurement was interrupted: only complete rounds count.")
     if result.outside_load >= _LOAD_TOLD:
