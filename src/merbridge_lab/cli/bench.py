@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from enum import Enum
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,6 +64,9 @@ def bench(
     legs: Annotated[
         Legs | None, typer.Option("--legs", help="Whose messages eBPF moves: all, or safe (default: as in the lab).")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write a report as one HTML file, with plots.")
+    ] = None,
     fail_on: Annotated[
         FailOn | None, typer.Option("--fail-on", help="Exit with 1 if a row is a loss, with 3 if that is not known.")
     ] = None,
@@ -80,19 +84,21 @@ def bench(
     by the way that it claims. Ctrl-C keeps what was measured. Nothing else should be running meanwhile.
 
     Examples:  merlab bench    merlab bench --quick    merlab bench --rows latency,bulk --rounds 8
-    merlab bench --json --fail-on loss    merlab bench --full
+    merlab bench --json --fail-on loss    merlab bench --full --report bench.html
     """
-    began = time.monotonic()
     if quick and full:
         raise typer.BadParameter("--quick and --full exclude each other")
     with Session("bench", as_json=json, quiet=quiet, debug=debug, no_color=no_color) as run:
-        from merbridge_lab.bench import generators
+        from merbridge_lab.bench import generators, html_report
         from merbridge_lab.bench.measuring import Measurement
         from merbridge_lab.bench.statistics import summarize
 
+        if report is not None:
+            html_report.require_writable(report)
         plan = _plan(rows, rounds, quick=quick, full=full)
         profile = legs.value if legs else None
         with run.changing(lab, wait=patience(wait, wait_timeout), legs=profile) as chosen:
+            began = time.monotonic()
             chosen.require_up()
             versions = generators.versions(plan.scenarios)
             machine = _machine()
@@ -103,9 +109,10 @@ def bench(
                 measurement.run()
         summary = summarize(measurement.result({**machine, **versions}))
         _show(run, summary)
+        unwritten = report is not None and not _write(run, summary, report)
         if measurement.signum is not None:
             raise typer.Exit(exit_codes.SIGNALLED + measurement.signum)
-        raise typer.Exit(_status(summary, fail_on))
+        raise typer.Exit(exit_codes.CANNOT if unwritten else _status(summary, fail_on))
 
 
 def _plan(rows: str | None, rounds: int | None, *, quick: bool, full: bool) -> Plan:
@@ -143,6 +150,19 @@ def _show(run: Session, summary: BenchSummary) -> None:
         run.console.json(to_json(summary, lab=run.lab))
     else:
         run.console.benchmark(summary)
+
+
+def _write(run: Session, summary: BenchSummary, report: Path) -> bool:
+    """Write the report; return whether it could be written. With --json, the one object is printed already."""
+    from merbridge_lab.bench import html_report
+
+    try:
+        html_report.write(report, summary, lab=run.lab)
+    except LabError as error:
+        run.console.error(error)
+        return False
+    run.console.note(f"report: {report}")
+    return True
 
 
 def _status(summary: BenchSummary, fail_on: FailOn | None) -> int:
