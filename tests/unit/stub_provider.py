@@ -38,6 +38,9 @@ class StubImages:
     def has(self, ref):
         return ref in self.here
 
+    def identity(self, ref):
+        return f"sha256:{ref}" if ref in self.here else None
+
     def fetch(self, ref):
         if ref not in self.here:
             raise LabError(f"there is no {ref}")

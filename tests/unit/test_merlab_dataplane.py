@@ -133,15 +133,19 @@ def test_an_image_that_is_nowhere_is_refused_with_the_command_that_builds_it():
     agent_image.SOURCE.require([OURS], None, StubImages(OURS))
 
 
-def test_an_image_that_is_here_is_loaded_again_as_it_may_be_another_now():
-    images = StubImages(OURS)
-    there = StubNode(execute=lambda _argv: pytest.fail("the node need not be asked"))
-    with pytest.raises(pytest.fail.Exception):
-        agent_image.SOURCE.load(there, ["other:1"], images)
-    images = StubImages(OURS)
-    listed = StubNode(execute=lambda _argv: replace_output(f"docker.io/library/{OURS}"))
-    agent_image.SOURCE.load(listed, [OURS], images)
-    assert images.loaded == [OURS]
+def test_an_image_that_is_here_is_loaded_again_if_it_is_another_now():
+    name, digest = f"docker.io/library/{OURS}", "application/vnd.oci.image.manifest.v1+json sha256:"
+
+    def loaded(*rows):
+        images = StubImages(OURS)
+        listed = "\n".join(["REF TYPE DIGEST SIZE PLATFORMS LABELS", *rows])
+        agent_image.SOURCE.load(StubNode(execute=lambda _argv: replace_output(listed)), [OURS], images)
+        return images.loaded
+
+    assert loaded(f"other:1 {digest}one") == [OURS]
+    assert loaded(f"{name} {digest}one", f"sha256:another {digest}one") == [OURS]
+    assert loaded(f"{name} {digest}one", f"sha256:{OURS} {digest}two") == [OURS]
+    assert loaded(f"{name} {digest}one", f"sha256:{OURS} {digest}one") == []
 
 
 def replace_output(text):

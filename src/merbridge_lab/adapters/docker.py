@@ -194,7 +194,13 @@ def execute(
 
 def has_image(ref: str) -> bool:
     """Report whether the daemon has an image of that name. Raise LabError if it does not answer."""
-    return _asked("image", "inspect", "--format", "{{.Id}}", ref) is not None
+    return image_id(ref) is not None
+
+
+def image_id(ref: str) -> str | None:
+    """Return the digest of an image's configuration; None if the daemon does not have the image. Raises LabError."""
+    told = _asked("image", "inspect", "--format", "{{.Id}}", ref)
+    return None if told is None else told.strip()
 
 
 def _asked(*argv: str) -> str | None:

@@ -24,6 +24,10 @@ class DockerImages:
         """Report whether Docker has an image. Raise LabError if it does not answer."""
         return docker.has_image(ref)
 
+    def identity(self, ref: str) -> str | None:
+        """Return the digest of an image's configuration; None if Docker does not have the image. Raises LabError."""
+        return docker.image_id(ref)
+
     def fetch(self, ref: str) -> None:
         """Pull an image that Docker does not have. Raises LabError."""
         if docker.has_image(ref):

@@ -71,7 +71,13 @@ class KubernetesLab(LabBase):
         self.api, self.find_node, self.settings = access.api, access.node, access.settings
         self.find_node_exec = access.find_node_exec
         self.node = provider.component(access, self._forget)
-        self.mesh = MeshComponent(access, provider, self.workloads, keep=options.keep_cluster)
+        self.mesh = MeshComponent(
+            access,
+            provider,
+            self.workloads,
+            lambda settings: self._named(settings.dataplane).images(settings),
+            keep=options.keep_cluster,
+        )
         self._strategies: dict[str, ClusterDataplane] = {}
         self._control: tuple[KubernetesWorkload, ...] = ()
         self._disposable: tuple[KubernetesWorkload, ...] = ()

@@ -49,11 +49,13 @@ class MeshComponent:
         access: Access,
         provider: OwningProvider,
         workloads: Callable[[], Sequence[KubernetesWorkload]],
+        images_of_dataplane: Callable[[Settings], Sequence[str]],
         *,
         keep: bool,
     ) -> None:
         self._access, self._workloads, self._keep = access, workloads, keep
         self._provider, self._images = provider, provider.images
+        self._images_of_dataplane = images_of_dataplane
         self._settings, self._kept, self._api, self._node = access.settings, access.kept, access.api, access.node
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -161,9 +163,13 @@ class MeshComponent:
         self._api().apply(manifests.configuration(settings, finished=True))
 
     def _load_images(self, settings: Settings) -> None:
-        """Copy the images that only this machine has, or that it has already, into the node."""
+        """Copy the images that only this machine has, or that it has already, into the node.
+
+        Those of the dataplane, too: together they take less time, as they share layers.
+        """
         there = rollout.images_on(self._node())
-        missing = [ref for ref in settings.pod_images() if full_name(ref) not in there]
+        wanted = [*settings.pod_images(), *self._images_of_dataplane(settings)]
+        missing = [ref for ref in wanted if full_name(ref) not in there]
         here = [ref for ref in missing if self._images.has(ref)]
         if here:
             self._images.load(here)

@@ -51,6 +51,9 @@ class NodeImages(Protocol):
     def has(self, ref: str) -> bool:
         """Report whether this machine has an image. Raise LabError if that cannot be determined."""
 
+    def identity(self, ref: str) -> str | None:
+        """Return the digest of an image's configuration; None if this machine does not have it. Raises LabError."""
+
     def fetch(self, ref: str) -> None:
         """Get an image onto this machine, if it is not there. Raises LabError."""
 

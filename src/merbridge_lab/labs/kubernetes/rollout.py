@@ -104,3 +104,9 @@ def with_log(api: Api, namespace: str, found: PodFailure) -> LabError:
 def images_on(node: Node) -> frozenset[str]:
     """List the names of the images that a node has."""
     return frozenset(node.execute([*CTR, "images", "ls", "--quiet"]).stdout.split())
+
+
+def images_by_name(node: Node) -> dict[str, str]:
+    """Return the digest of each image that a node has, by its names; one of them is the digest of its configuration."""
+    rows = [line.split() for line in node.execute([*CTR, "images", "ls"]).stdout.splitlines()[1:]]
+    return {row[0]: row[2] for row in rows if len(row) > 2}  # noqa: PLR2004 - REF TYPE DIGEST

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from merbridge_lab.adapters.image_reference import full_name
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs.kubernetes import rollout
 from merbridge_lab.labs.kubernetes.dataplanes.images import ImageSource
 
 if TYPE_CHECKING:
@@ -35,10 +37,12 @@ class AgentImage(ImageSource):
         super().__init__(unavailable)
 
     def load(self, node: Node, refs: Sequence[str], images: NodeImages) -> None:
-        """Copy the image into the node, also if one of that name is there: it may have been built anew since."""
-        here = [ref for ref in refs if images.has(ref)]
-        if here:
-            images.load(here)
+        """Copy the image into the node, also if another one of its name is there: it may have been built since."""
+        here = {ref: identity for ref in refs if (identity := images.identity(ref)) is not None}
+        there = rollout.images_by_name(node)
+        changed = [ref for ref, identity in here.items() if there.get(full_name(ref), "") != there.get(identity)]
+        if changed:
+            images.load(changed)
         super().load(node, [ref for ref in refs if ref not in here], images)
 
     def _fetch(self, ref: str, images: NodeImages) -> None:
