@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests soak sabotage timings clean \
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-machines soak sabotage timings clean \
 	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind agent-image
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
@@ -72,6 +72,10 @@ test-packages: setup dev ## build wheel and sdist, install them elsewhere, and u
 
 test-guests: setup dev ## boot Debian's kernels on this machine's files, and probe them (installs qemu by apt)
 	@$(PYTEST_AS_ROOT) -m guests tests/guests $(ARGS)
+
+test-machines: setup dev ## Debian 13's userland, odd machines, containers and users, in namespaces (installs mmdebstrap by apt)
+	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
+	@$(PYTEST_AS_ROOT) -m machines tests/machines $(ARGS)
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)

@@ -3,7 +3,7 @@
 Tests without a marker need no root and no network. `kernel` tests run the real thing. Anywhere else than as root on a
 suitable machine they are skipped with the reason. Under MERLAB_REQUIRE=kernel such a skip is a failure, so that a
 machine which has lost something is noticed; then a test without a marker may not skip either. `soak` tests run only if
-requested by `-m soak`, `packaging` tests by `-m packaging`, `guests` tests by `-m guests`.
+requested by `-m soak`, and so are `packaging`, `guests` and `machines` tests by theirs.
 
 `make test` has two parts, on workers of pytest-xdist (scripts/run-tests):
 
@@ -106,7 +106,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if cluster:
             config.hook.pytest_deselected(items=cluster)
             items[:] = [item for item in items if item not in cluster]
-    for marker in ("soak", "packaging", "guests"):
+    for marker in ("soak", "packaging", "guests", "machines"):
         aside = [item for item in items if item.get_closest_marker(marker)]
         if aside and marker not in config.getoption("markexpr"):
             config.hook.pytest_deselected(items=aside)

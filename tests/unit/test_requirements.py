@@ -91,6 +91,22 @@ def test_architecture(name, verdict):
     assert host.judge_architecture(name).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("curl 8.14.1 (x86_64-pc-linux-gnu) libcurl/8.14.1", "pass"),
+        ("curl 7.70.0 (x86_64-pc-linux-gnu)", "pass"),
+        ("curl 7.68.0 (x86_64-pc-linux-gnu)", "fail"),
+        ("curl 7.61.1-DEV", "fail"),
+        ("another program", "pass"),
+    ],
+)
+def test_an_old_curl_cannot_report_in_json(said, verdict):
+    found = tools.judge_curl(requirements.Requirement("tool.curl", "pass", "/usr/bin/curl", "curl on PATH"), said)
+    assert found.verdict == verdict
+    assert verdict == "pass" or (found.found, found.needed) == (f"/usr/bin/curl, {said.split(' (')[0]}", ">= 7.70")
+
+
 @pytest.mark.parametrize(("kib", "verdict"), [(2_000_000, "pass"), (512 * 1024, "pass"), (511 * 1024, "fail")])
 def test_memory(kib, verdict):
     assert host.judge_memory(f"MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:  {kib} kB\n").verdict == verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from merbridge_lab.requirements.packages import Distribution
 
 _BCC = (0, 25)
+_CURL = (7, 70)
 BCC_NEEDED = f">= {'.'.join(map(str, _BCC))}, the distribution's package"
 
 #: command → the entry of data/packages.txt that provides it. bpftool and nft only show things.
@@ -59,7 +61,22 @@ def commands(distribution: Distribution, backend: str) -> list[Requirement]:
     """Check that the commands of the walkthrough are on PATH."""
     iptables = [f"iptables-{backend}{suffix}" for suffix in ("", "-save", "-restore")]
     wanted = {**_COMMANDS, **dict.fromkeys(iptables, "iptables")}
-    return [_command(distribution, command, need) for command, need in wanted.items()]
+    found = [_command(distribution, command, need) for command, need in wanted.items()]
+    return [_curl(each) if each.name == "tool.curl" and each.verdict == PASS else each for each in found]
+
+
+def _curl(found: Requirement) -> Requirement:
+    return judge_curl(found, run(["curl", "-q", "--version"]).stdout)
+
+
+def judge_curl(found: Requirement, version: str) -> Requirement:
+    """Assess the output of `curl --version`: an older one cannot report in JSON about its request (`%{json}`)."""
+    said = re.match(r"curl (\d+)\.(\d+)\S*", version)
+    if said is None or tuple(map(int, said.groups())) >= _CURL:
+        return found
+    since = ".".join(map(str, _CURL))
+    hint = f"use a distribution with curl {since} or newer: Debian 11, Ubuntu 22.04"
+    return Requirement(found.name, FAIL, f"{found.found}, {said[0]}", f">= {since}", hint)
 
 
 def _command(distribution: Distribution, command: str, need: str, *, missing: str = FAIL) -> Requirement:

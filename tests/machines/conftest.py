@@ -1,0 +1,90 @@
+"""A userland of another distribution with merlab installed in it; and what carries a lab's name on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.machines.userland import Userland, cache, of_release
+
+ROOT = Path(__file__).parents[2]
+NAME = "merlab-machines"
+#: Where the checkout is there. The blank is on purpose.
+CHECKOUT = "/srv/a lab"
+
+
+@pytest.fixture(scope="session")
+def wheels():
+    """Return a folder with all of the lock's wheels for Debian 13's Python: pip there has no network."""
+    folder = cache() / "wheels-3.13"
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--only-binary", ":all:"]
+    subprocess.run(
+        [*pip, "--python-version", "3.13", "-r", "requirements/run.txt", "-d", folder],
+        cwd=ROOT, check=True, timeout=900,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def hold(tmp_path):
+    (tmp_path / "hold").mkdir()
+    return tmp_path / "hold"
+
+
+@pytest.fixture(scope="session")
+def debian13(wheels, tmp_path_factory):
+    """Return Debian 13's userland, with this checkout and its .venv, made there by scripts/setup without a network."""
+    made = tmp_path_factory.mktemp("debian13")
+    (made / "hold").mkdir()
+    checkout = made / "upper" / CHECKOUT[1:]
+    checkout.mkdir(parents=True)
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    tar = subprocess.run(["tar", "-c", "--null", "-T", "-"], cwd=ROOT, input=names, capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", checkout], input=tar.stdout, check=True)
+    users = (
+        "for each in free asked none; do useradd -m -s /bin/bash $each; done; echo asked:secret | chpasswd; "
+        "echo 'free ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/t; echo 'asked ALL=(ALL) ALL' >>/etc/sudoers.d/t"
+    )
+    base = of_release("trixie")
+    done = Userland(base).run(
+        f"set -e; {users}; cd '{CHECKOUT}'; chown -R free: .; umask 022\n"
+        "exec su free -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv'",
+        made / "hold",
+        keep=made / "upper",
+        wheels=wheels,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "making .venv with Python 3.13" in done.stderr
+    return Userland(base, (made / "upper",), {"MERLAB_NAME": NAME})
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request):
+    """Hold that this machine is as before, as far as something carries the lab's name."""
+    assert named() == []
+    mounts = _mounts()
+    yield
+    assert named() == []
+    assert _mounts() == mounts, request.node.name
+
+
+def _mounts() -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.split(" ", 4)[4] for line in lines if "/run/merlab" not in line]
+
+
+def named() -> list[str]:
+    """Return the cgroups, processes and files of this machine that belong to the lab of these tests."""
+    groups = [str(each) for each in Path("/sys/fs/cgroup").glob(f"**/{NAME}*") if each.is_dir()]
+    processes = []
+    for each in Path("/proc").glob("[0-9]*/cgroup"):
+        try:
+            if f"/{NAME}" in each.read_text():
+                processes.append(each.parent.name)
+        except OSError:
+            continue
+    places = [str(each) for place in ("/run", "/tmp") for each in Path(place).glob(f"{NAME}*")]  # noqa: S108
+    return groups + processes + places

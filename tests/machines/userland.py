@@ -1,0 +1,119 @@
+"""Another distribution's files as the root of a mount namespace: its Python, BCC, tools and C library, this kernel.
+
+mmdebstrap makes a tree of files once, in the user's cache; it is only read afterwards. A command sees an overlay of it:
+what it writes is in a layer that its caller keeps, or in memory and gone with it. Nothing of this machine changes.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: What merlab needs there, as scripts/setup would install it, and what an ordinary user of it has.
+PACKAGES = (
+    "python3", "python3-venv", "python3-bpfcc", "iptables", "nftables", "curl", "iproute2", "procps", "bpftool",
+    "sudo", "make", "ca-certificates", "kmod",
+)  # fmt: skip
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+}
+# A plain chroot will not do: mount namespaces within it need a root that is a mount.
+_ENTER = """set -e
+lower=$1 upper=$2 hold=$3
+shift 3
+ip link set lo up
+mount -t tmpfs -o mode=755 none "$hold"
+[ -n "$upper" ] || { upper=$hold/upper; mkdir "$upper"; }
+work=${upper%/*}/work
+mkdir -p "$work" "$hold/root"
+mount -t overlay -o "lowerdir=$lower,upperdir=$upper,workdir=$work" none "$hold/root"
+cd "$hold/root"
+mkdir -p wheels
+for each in proc sys dev; do mount --rbind "/$each" "$each"; done
+for each in run tmp; do mount -t tmpfs -o mode=1777 none "$each"; done
+chmod 755 run
+[ -z "$WHEELS" ] || { mount --bind "$WHEELS" wheels; mount -o remount,bind,ro wheels; }
+mkdir -p .old
+pivot_root . .old
+umount -l .old
+rmdir .old
+cd /
+unset OLDPWD WHEELS
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Userland:
+    """A tree of files, and the layers above it, the topmost first."""
+
+    base: Path
+    layers: tuple[Path, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def prefix(self, hold: Path, *, keep: Path | None = None) -> list[str]:
+        """Return the argv that a command follows, to run in it.
+
+        `hold` is an empty folder, which is covered for the command alone. What the command writes is kept in the folder
+        `keep`, or lost with it.
+        """
+        lower = ":".join(map(str, (*self.layers, self.base)))
+        return [
+            *("unshare", "--mount", "--net", "--propagation", "private"),
+            *("sh", "-c", _ENTER, "sh", lower, str(keep or ""), str(hold)),
+            *("env", "-i", *(f"{name}={value}" for name, value in {**_ENVIRONMENT, **self.environment}.items())),
+        ]
+
+    def run(
+        self,
+        script: str,
+        hold: Path,
+        *,
+        keep: Path | None = None,
+        wheels: Path | None = None,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run lines of shell in it, as root."""
+        return subprocess.run(
+            [*self.prefix(hold, keep=keep), "sh", "-c", script],
+            env={**os.environ, "WHEELS": str(wheels or "")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+
+def cache() -> Path:
+    """Return where trees are kept: the user's cache."""
+    above = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(above) if Path(above).is_absolute() else Path.home() / ".cache") / "merlab-machines"
+
+
+def of_release(release: str) -> Path:
+    """Return a tree of this release of Debian, made by mmdebstrap from apt's own sources if there is none yet."""
+    tree = cache() / f"{release}-{len(PACKAGES)}"
+    if not tree.is_dir():
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        made = tree.with_name(f"{tree.name}.{os.getpid()}")
+        argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", release, str(made), mirror()]
+        subprocess.run(argv, check=True, timeout=1200)
+        made.rename(tree)
+    return tree
+
+
+def mirror() -> str:
+    """Return the mirror that apt uses for the distribution itself."""
+    said = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    sites = [line.split()[0] for line in said.splitlines() if shlex.split(line)[1:]]
+    return sites[0]
