@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters import netns
 from merbridge_lab.labs.embedded import envoy, namespace_watch, pod_link, socket_holders, topology
 from merbridge_lab.labs.embedded.pod import Pod
+from merbridge_lab.polling import limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ class Mesh:
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until all pods are ready, at most `timeout` seconds together. Raises LabError."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + limit(timeout)
         for pod in self.pods:
             pod.wait_ready(max(0.1, deadline - time.monotonic()))
 
