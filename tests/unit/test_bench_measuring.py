@@ -52,7 +52,7 @@ def test_the_sets_swap_their_ways_and_the_order_changes():
     assert all(s.value == pytest.approx(0.002757) and s.requests == 141 for s in row.samples)
     assert all(s.cpu_seconds == 0.25 for s in row.samples)
     assert set(row.samples[0].extra) == {"p90", "p99", "p99.9"}
-    assert told[0] == "round 1: the rules against themselves: keep-alive, 1 connection, p50, by the rules"
+    assert told[0] == "round 1: rules-rules, by the rules"
     assert " s left: " in told[-1]
 
 

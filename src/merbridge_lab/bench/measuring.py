@@ -150,7 +150,7 @@ class Measurement:
         if row.invalid is not None:
             return
         way = self._pods.way(slot)
-        self._tell(f"round {number + 1}{self._left()}: {row.title}, {_NAMES[way]}")
+        self._tell(f"round {number + 1}{self._left()}: {row.name}, {_NAMES[way]}")
         try:
             loaded, around = self._load(row.scenario, slot)
             why = validity.why_invalid(way, loaded, *around[slot])
