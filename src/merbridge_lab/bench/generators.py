@@ -36,7 +36,7 @@ WRKS = frozenset({Load.WRK, Load.WRK_CONNECT, Load.WRK_BESIDE})
 #: How exactly wrk keeps its time, in seconds.
 _TICK = 0.05
 #: The rate of the open loop, per connection and second: far below what the slowest way can do.
-_RATE = 125
+_RATE = 250
 #: A receiver that takes nothing for so long (seconds) is full; and the most that a sender offers, in bytes.
 _QUIET, _MOST = 0.4, 2_000_000_000
 #: h2load writes what it tells of each request into a file only; the pod's own /dev/shm goes with the pod.

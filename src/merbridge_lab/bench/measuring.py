@@ -150,7 +150,7 @@ class Measurement:
         if row.invalid is not None:
             return
         way = self._pods.way(slot)
-        self._tell(f"round {number + 1}{self._left()}: {row.title}, {_NAMES[way]}")
+        self._tell(f"round {number + 1}{self._left()}: {row.name}, {_NAMES[way]}")
         try:
             loaded, around = self._load(row.scenario, slot)
             why = validity.why_invalid(way, loaded, *around[slot])
@@ -170,7 +170,7 @@ class Measurement:
         """Put the load on a set, again if the generator missed its end. Raise LabError if it always does."""
         for _ in range(_TRIES):
             loaded, around = self._load_once(scenario, slot)
-            if not generators.missed_its_end(scenario, loaded, self._plan.extent.sample):
+            if not generators.missed_its_end(scenario, loaded, self._plan.extent.sample * scenario.times):
                 return loaded, around
         raise LabError(
             "the generator cannot be ended in time: the machine is too busy",
@@ -180,15 +180,16 @@ class Measurement:
 
     def _load_once(self, scenario: Scenario, slot: str) -> tuple[Loaded, dict[str, tuple[Readings, Readings]]]:
         """Put the load on a set; return what the generator reports, and the readings before and after, by slot."""
-        pods, extent = self._pods.sets[slot], self._plan.extent
+        pods, warm_up = self._pods.sets[slot], self._plan.extent.warm_up
+        seconds = self._plan.extent.sample * scenario.times
         looked_at = {slot: pods, **({each: self._pods.sets[each] for each in SLOTS} if slot == DIRECT_SLOT else {})}
         if scenario.load in generators.WRKS:
-            pods.run(generators.argv(scenario, pods.place, extent.warm_up), extent.warm_up + _LATE)
+            pods.run(generators.argv(scenario, pods.place, warm_up), warm_up + _LATE)
         if scenario.load is Load.WRK_BESIDE:
-            pods.start(generators.transfer_argv(pods.place, extent.sample + _AROUND))
+            pods.start(generators.transfer_argv(pods.place, seconds + _AROUND))
         before = {name: each.read() for name, each in looked_at.items()}
         with self._watched():
-            text = pods.run(generators.argv(scenario, pods.place, extent.sample), extent.sample + _LATE)
+            text = pods.run(generators.argv(scenario, pods.place, seconds), seconds + _LATE)
         around = {name: (before[name], each.read()) for name, each in looked_at.items()}
         pods.settle()
         return generators.parse(scenario, text), around
