@@ -28,7 +28,7 @@ USES = {
     "cluster_wide.purge_mesh(provider.owned(), api, settings)": 'has no attribute "owned"',
     "cluster_wide.configure_namespace(provider.owned(), api, settings)": 'has no attribute "owned"',
     "cluster_wide.remove_state(provider.owned())": 'has no attribute "owned"',
-    "MeshComponent(access, provider, lambda: [], keep=True)": "has incompatible type",
+    "MeshComponent(access, provider, lambda: [], lambda _: [], keep=True)": "has incompatible type",
     "KubernetesLab(provider, Options())": "has incompatible type",
 }
 #: What no provider may, whoever it is.

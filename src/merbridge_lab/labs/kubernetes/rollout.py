@@ -11,6 +11,7 @@ from merbridge_lab.adapters import kubernetes_api
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes import diagnostics, topology
 from merbridge_lab.labs.kubernetes.pod_netns import CTR
+from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
     from merbridge_lab.adapters.kubernetes_api import Api
@@ -108,5 +109,5 @@ def images_on(node: Node) -> frozenset[str]:
 
 def images_by_name(node: Node) -> dict[str, str]:
     """Return the digest of each image that a node has, by its names; one of them is the digest of its configuration."""
-    rows = [line.split() for line in node.execute([*CTR, "images", "ls"]).stdout.splitlines()[1:]]
+    rows = [line.split() for line in lines_of(node.execute([*CTR, "images", "ls"]).stdout)[1:]]
     return {row[0]: row[2] for row in rows if len(row) > 2}  # noqa: PLR2004 - REF TYPE DIGEST
