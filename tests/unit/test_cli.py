@@ -631,16 +631,16 @@ def test_u4_a_lab_of_another_name_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize("words", [("--wait",), ("--wait-timeout", "60"), ("--wait", "--wait-timeout", "60")])
 def test_u4_wait_lets_the_other_one_end_and_says_what_is_awaited(tmp_path, monkeypatch, words):
     said = lock._words
-
     with another(tmp_path / "locks") as first:
+        ends = threading.Timer(1.5, first.stdin.close)
 
-        def said_and_ended(path):
-            """Let the other one end once it is told that it is awaited, however long this machine takes until then."""
-            told = said(path)
-            threading.Timer(0.5, first.stdin.close).start()
-            return told
+        def said_and_ends(path):
+            """Let the other one end a while after it is awaited, however long this machine takes until then."""
+            if ends.ident is None:
+                ends.start()
+            return said(path)
 
-        monkeypatch.setattr(lock, "_words", said_and_ended)
+        monkeypatch.setattr(lock, "_words", said_and_ends)
         done = merlab("up", *words)
     assert done.exit_code == 0
     assert f"still waiting: another merlab command is running: verify on the lab fake (PID {first.pid}" in done.stderr
