@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from agent_host import up
 from kind_host import held, leftovers, merlab, settled
 
 if TYPE_CHECKING:
@@ -17,5 +18,16 @@ def machine() -> Iterator[dict[str, object]]:
     assert held(merlab("down"))
     before = leftovers()
     yield before
+    assert held(merlab("down"))
+    assert settled(leftovers, before) == before
+
+
+@pytest.fixture(scope="session")
+def agent_lab() -> Iterator[None]:
+    """A cluster with the agent, for the files whose tests leave it as it was; they run one after another."""
+    assert held(merlab("down"))
+    before = leftovers()
+    assert held(up("--until", "3"))
+    yield
     assert held(merlab("down"))
     assert settled(leftovers, before) == before

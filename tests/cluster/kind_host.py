@@ -169,9 +169,9 @@ def in_node(*argv: str, check: bool = True, stdin: str | None = None) -> str:
     ).stdout
 
 
-def kubectl(*words: str, stdin: str | None = None) -> str:
+def kubectl(*words: str, stdin: str | None = None, check: bool = True) -> str:
     """Query the API, from the node and with a key that merlab does not use."""
-    return in_node("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf", *words, stdin=stdin)
+    return in_node("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf", *words, stdin=stdin, check=check)
 
 
 def pod_of(selector: str) -> dict[str, Any]:

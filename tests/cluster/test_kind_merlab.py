@@ -1,24 +1,22 @@
 """The kind lab with merlab's own dataplane: the whole walkthrough, proven, by one agent on the node.
 
-What the agent says is compared with the kernel, read from this machine; the agent is killed and removed under requests.
+What the agent says is compared with the kernel, read from this machine; the agent is removed under requests.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from agent_host import AGENT, DAEMONSET, Requests, agent, in_kernel, loaded, rolled_out, say, state_of, status, up
 from kind_host import NODE, docker, held, in_node, kubectl, merlab, pod_of, refusal, rules, settled
 from tests.cluster import builds
 from tests.merlab_cli import told
 
 from merbridge_lab.labs.kubernetes import topology
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import manifest
-from merbridge_lab.polling import poll_until
 from schema_files import complaints
 
 if TYPE_CHECKING:
@@ -28,52 +26,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-AGENT = ("-n", manifest.NAMESPACE)
 PINS = f"/sys/fs/bpf/{manifest.PINS}"
 STEPS = set(range(10))
-
-
-def up(*words: str) -> Any:
-    return merlab("up", "--dataplane", "merlab", "--json", *words)
-
-
-def agent(*words: str) -> Any:
-    """Return what the agent prints as JSON, run in its container by kubectl."""
-    said = kubectl(*AGENT, "exec", f"ds/{manifest.NAME}", "--", "merlab", "agent", *words, "--json")
-    return json.loads(said)
-
-
-def state_of(pod: str) -> tuple[str, str]:
-    """Return the state of a pod, and the id of its reason, as the agent tells; empty if it does not know the pod."""
-    found = [one for one in json.loads(_status())["pods"] if one["name"] == pod]
-    return (found[0]["state"], found[0].get("reason_id") or "") if found else ("", "")
-
-
-def _status() -> str:
-    words = (*AGENT, "exec", f"ds/{manifest.NAME}", "--", "sh", "-c", "merlab agent status --json || true")
-    return kubectl(*words)
-
-
-def loaded() -> set[str]:
-    """Return the programs of the agent, and the maps that they use, by their ids in this machine's kernel."""
-    found = set()
-    for each in agent("programs")["programs"]:
-        found.add(f"prog {each['id']}")
-        argv = ("bpftool", "--json", "prog", "show", "id", str(each["id"]))
-        said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-        found |= {f"map {number}" for number in json.loads(said).get("map_ids", ())}
-    return found
-
-
-def in_kernel(objects: set[str]) -> set[str]:
-    """Return those that are still in the kernel."""
-    left = set()
-    for each in objects:
-        kind, number = each.split()
-        argv = ("bpftool", kind, "show", "id", number)
-        if subprocess.run(argv, check=False, capture_output=True).returncode == 0:
-            left.add(each)
-    return left
 
 
 def on_node() -> dict[str, list[Any]]:
@@ -88,30 +42,6 @@ def on_node() -> dict[str, list[Any]]:
         "files": in_node("sh", "-c", "ls -d /run/merlab* /var/lib/merlab* 2>/dev/null || true").split(),
         "namespaces": kubectl("get", "namespaces", "-o", "name").split(),
     }
-
-
-#: In sleep's files: ends its requests.
-_END = "/tmp/end"  # noqa: S108 - in a pod
-
-
-class Requests:
-    """Requests of sleep without a pause, from now until `end`: one curl in its pod, on one connection after another."""
-
-    def __init__(self) -> None:
-        script = f"while [ ! -e {_END} ]; do curl -s -o /dev/null -w '%{{http_code}}\\n' helloworld:5000/hello; done"
-        kubectl("exec", "deploy/sleep", "-c", "sleep", "--", "rm", "-f", _END)
-        self._said = ""
-        self._thread = threading.Thread(target=self._run, args=(script,))
-        self._thread.start()
-
-    def _run(self, script: str) -> None:
-        self._said = kubectl("exec", "deploy/sleep", "-c", "sleep", "--", "sh", "-c", script)
-
-    def end(self) -> list[str]:
-        """Stop, and return the status of each."""
-        kubectl("exec", "deploy/sleep", "-c", "sleep", "--", "touch", _END)
-        self._thread.join(timeout=60)
-        return self._said.split()
 
 
 @pytest.fixture(scope="module")
@@ -168,18 +98,18 @@ def test_on_a_healthy_lab_up_makes_nothing_anew(lab: dict[str, Any]) -> None:
 
 
 def test_the_agent_and_the_kernel_agree_on_the_pods(lab: dict[str, Any]) -> None:
-    status = json.loads(_status())
-    served = {one["name"] for one in status["pods"] if one["state"] == "served"}
-    assert served == {
+    found = status()
+    names = {one["name"] for one in found["pods"] if one["state"] == "served"}
+    assert names == {
         pod_of(selector)["metadata"]["name"]
         for selector in ("app=sleep", "app=helloworld,version=v1", "app=helloworld,version=v2")
     }
-    assert {name.partition("/")[2] for name in agent("counters")} == served
+    assert {name.partition("/")[2] for name in agent("counters")} == names
     told_of = told(merlab("status", "--json"))
     assert complaints("status", told_of) == []
     assert told_of["problems"] == []
     assert told_of["dataplane"]["kind"] == "merlab"
-    assert status["refused"]["host_network"] >= 1, "kube-proxy and its like"
+    assert found["refused"]["host_network"] >= 1, "kube-proxy and its like"
 
 
 _POD = """
@@ -215,47 +145,18 @@ def test_wrong_candidates_are_refused_each_with_its_reason(lab: dict[str, Any]) 
         kubectl("delete", "pods", *_CANDIDATES, "--wait", "--ignore-not-found")
 
 
-def test_requests_go_on_while_the_agent_is_killed_and_the_next_adopts_its_pins(lab: dict[str, Any]) -> None:
-    before = agent("programs")["programs"]
-    counted = agent("counters")
-    requests = Requests()
-    try:
-        (container,) = _of_agent("{.items[*].status.containerStatuses[*].containerID}")
-        tasks = [line.split() for line in in_node("ctr", "-n", "k8s.io", "tasks", "ls").splitlines()]
-        pid = next(row[1] for row in tasks if row[0] == container.rpartition("/")[2])
-        in_node("kill", "-9", pid)
-        assert poll_until(lambda: _restarts() >= 1, timeout=30, every=0.5, awaiting="the agent to be started again")
-        kubectl(*AGENT, "rollout", "status", f"daemonset/{manifest.NAME}", "--timeout=60s")
-    finally:
-        answers = requests.end()
-    assert len(answers) > 50
-    assert set(answers) == {"200"}
-    assert agent("programs")["programs"] == before, "the same programs, by their ids"
-    sleep = f"default/{pod_of('app=sleep')['metadata']['name']}"
-    moved = agent("counters")[sleep]["outbound_connects"] - counted[sleep]["outbound_connects"]
-    assert moved >= len(answers), "each of them was intercepted"
-
-
-def _of_agent(path: str) -> list[str]:
-    return kubectl(*AGENT, "get", "pods", "-o", f"jsonpath={path}").split()
-
-
-def _restarts() -> int:
-    return sum(map(int, _of_agent("{.items[*].status.containerStatuses[*].restartCount}")))
-
-
 def test_without_any_agent_one_write_switches_it_off_and_on(lab: dict[str, Any]) -> None:
     """The kill switch: the rules do the work again, and nothing is lost."""
     requests = Requests()
     try:
-        kubectl(*AGENT, "exec", f"ds/{manifest.NAME}", "--", "merlab", "agent", "redirect", "off")
+        say("redirect", "off")
         counted = agent("counters")
         assert held(merlab("exec", "sleep", "--", "curl", "-s", "helloworld:5000/hello"))
         sleep = f"default/{pod_of('app=sleep')['metadata']['name']}"
         assert agent("counters")[sleep]["outbound_connects"] == counted[sleep]["outbound_connects"]
         assert told(merlab("status", "--json"))["dataplane"]["attached"] is False
     finally:
-        kubectl(*AGENT, "exec", f"ds/{manifest.NAME}", "--", "merlab", "agent", "redirect", "on")
+        say("redirect", "on")
         answers = requests.end()
     assert set(answers) == {"200"}
     assert held(merlab("step", "6"))
@@ -265,7 +166,7 @@ def test_another_dataplane_is_refused_with_the_commands_in_order(lab: dict[str, 
     said = refusal(merlab("up", "--dataplane", "merbridge", "--json"))
     assert "has the dataplane merlab, not merbridge" in said
     assert "--dataplane none && " in said
-    assert json.loads(_status())["running"], "it was not touched"
+    assert status()["running"], "it was not touched"
 
 
 def test_with_native_sidecars_all_holds_too(lab: dict[str, Any]) -> None:
@@ -294,8 +195,8 @@ def test_three_lines_of_kubectl_remove_it_under_requests(lab: dict[str, Any]) ->
     """As the manifest says: for whoever does not have merlab."""
 
     def remove() -> None:
-        kubectl(*AGENT, "set", "env", f"daemonset/{manifest.NAME}", "MERLAB_AGENT=remove")
-        kubectl(*AGENT, "rollout", "status", f"daemonset/{manifest.NAME}", "--timeout=60s")
+        kubectl(*AGENT, "set", "env", DAEMONSET, "MERLAB_AGENT=remove")
+        rolled_out()
         kinds = ("namespace", "clusterrole", "clusterrolebinding")
         kubectl("delete", *(f"{kind}/{manifest.NAME}" for kind in kinds), "--wait")
 
