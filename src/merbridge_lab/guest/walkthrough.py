@@ -75,7 +75,7 @@ def expected(command: str, by: str) -> str:
     """Say how long a command takes in a guest."""
     if command == "doctor":
         return "1 to 2 minutes" if by == EMULATED else "a few seconds"
-    return "3 to 10 minutes" if by == EMULATED else "less than a minute"
+    return "5 to 20 minutes" if by == EMULATED else "less than a minute"
 
 
 def _merlab() -> list[str]:

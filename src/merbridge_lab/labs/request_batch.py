@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from merbridge_lab.evidence import Unread
 from merbridge_lab.observation import Batch, Exchange, Observation, arrivals
-from merbridge_lab.polling import poll_until
+from merbridge_lab.polling import limit, poll_until
 from merbridge_lab.shortage import taken
 from merbridge_lab.text import lines_of
 
@@ -109,7 +109,8 @@ def curl(nonce: str, url: str) -> list[str]:
     It ignores ~/.curlrc and proxies: otherwise a request that was closed might be sent again and be answered.
     """
     tell = "\\n%{json}"
-    once = ["-q", "-sS", "-i", "--noproxy", "*", "--retry", "0", "--max-redirs", "0", "--max-time", str(REQUEST)]
+    once = ["-q", "-sS", "-i", "--noproxy", "*", "--retry", "0", "--max-redirs", "0"]
+    once += ["--max-time", f"{limit(REQUEST):g}"]
     return ["curl", *once, "-H", f"x-request-id: {nonce}", "-w", tell, url]
 
 
