@@ -38,10 +38,18 @@ def main() -> None:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - as few imports as can be
     is_told = any(os.environ.get(name) for name in DECIDING)
     # From `python -m`. For a console script, the directory is one where programs are installed.
-    is_here = bool(sys.path) and sys.path[0] in ("", os.getcwd()) and sys.path[0] != root  # noqa: PTH109
+    is_here = bool(sys.path) and sys.path[0] in ("", _here()) and sys.path[0] != root
     if sys.executable and not sys.flags.ignore_environment and (is_told or is_here):
         _replace("-E", "-c", _ALONE, root, *sys.argv)
     _run()
+
+
+def _here() -> str:
+    """Return the current directory; "" if it was deleted or cannot be read."""
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except OSError:
+        return ""
 
 
 def alone() -> None:

@@ -194,6 +194,13 @@ def test_a_closed_stdin_is_fine(host):  # noqa: ARG001
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_current_directory_that_was_deleted_is_fine(host, tmp_path):  # noqa: ARG001
+    line = 'mkdir "$1"; cd "$1"; rmdir "$1"; shift; exec "$@"'
+    for words in (["up", "--until", "3"], ["verify"]):
+        done = merlab(*words, "-q", prefix=("sh", "-c", line, "sh", str(tmp_path / "gone")))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_no_envoy_is_said_before_anything_is_made(host):
     where = subprocess.run([sys.executable, "-c", _HIDE_ENVOY], capture_output=True, text=True, check=True).stdout
     done = merlab("up", prefix=_first(f"mount -t tmpfs none '{where}'"))

@@ -98,7 +98,7 @@ ODD = [
         "sys_admin")),
     Machine("no_new_privileges", prefix=("setpriv", "--no-new-privs")),
 ]  # fmt: skip
-#: All in one, which is quicker; each alone tells which it was.
+#: All in one, which is quicker; each alone, which tells which it was, is soak.
 TOGETHER = Machine(
     "all_at_once", "\n".join(odd.lines for odd in ODD), tuple(word for odd in ODD for word in odd.prefix)
 )
@@ -144,7 +144,11 @@ def call(debian13, hold, machine, *words, timeout=300):
     return said, [int(each) for each in re.findall(r"^\[.*\] (\d+)$", done.stdout, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("machine", [TOGETHER, *ODD], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "machine",
+    [TOGETHER, *(pytest.param(odd, marks=pytest.mark.soak) for odd in ODD)],
+    ids=lambda each: each.name,
+)
 def test_what_must_work_works(debian13, hold, machine):
     said, statuses = call(debian13, hold, machine, "doctor", "up -q --until 3", "step 9 -q", "verify -q", "down")
     assert statuses == [0, 0, 0, 0, 0], said

@@ -80,8 +80,10 @@ def of_merlab() -> Mapping[str, str]:
 
 def is_installed(place: Path) -> bool:
     """Report whether a place is where the system, or merlab's Python, has its libraries."""
+    if not place.is_absolute():  # nor resolved: the current directory may have been deleted
+        return False
     real = Path(os.path.realpath(place))
-    return place.is_absolute() and any(real == each or each in real.parents for each in INSTALLED)
+    return any(real == each or each in real.parents for each in INSTALLED)
 
 
 def _is_ours(name: str) -> bool:

@@ -123,6 +123,18 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextlib.contextmanager
+def _outside_of_cwd() -> Iterator[None]:
+    """Leave the current directory for the block: BCC cannot come back to one that was deleted."""
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.chdir("/")
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
 def _load(module: Any, program: Program) -> int:  # noqa: ANN401
     lines: list[str] = []
     try:
@@ -145,7 +157,7 @@ def _compile(bcc: Any) -> Any:  # noqa: ANN401
         tree = f"/proc/self/fd/{mounted}"
         kernel_headers.write(Path(tree))
         try:
-            with _environment("BCC_KERNEL_SOURCE", tree), _caught_stderr() as lines:
+            with _outside_of_cwd(), _environment("BCC_KERNEL_SOURCE", tree), _caught_stderr() as lines:
                 return bcc.BPF(text=abi.source().encode(), cflags=["-Wno-everything"])
         except Exception as failed:  # BCC raises nothing more specific
             raise LabError(
