@@ -104,6 +104,25 @@ def test_a_generator_that_fails_makes_its_row_invalid_and_no_other(monkeypatch):
     assert parallel.invalid == "round 1, by the rules: wrk failed with exit status 1"
 
 
+@pytest.mark.parametrize("early", ["", "late"])
+def test_a_generator_that_missed_its_end_is_asked_again_and_not_for_ever(monkeypatch, early):
+    def run(pods, argv, timeout):
+        text = plain(pods, argv, timeout)
+        bad = text.replace('"duration": 506652', '"duration": 2001000') if early else ""
+        pods.early = getattr(pods, "early", 0) + 1
+        return bad if pods.early in wrong else text
+
+    plain = Pods.run
+    monkeypatch.setattr(Pods, "run", run)
+    wrong = {2}  # the first one is the warm-up
+    row, noise = measured(Sets(), rounds=1)[0].rows
+    assert (row.invalid, noise.invalid, len(row.samples)) == (None, None, 2)
+    wrong = range(1000)
+    row, noise = measured(Sets(), rounds=1)[0].rows
+    assert row.invalid == noise.invalid
+    assert row.invalid == "round 1, by the rules: the generator cannot be ended in time: the machine is too busy"
+
+
 LOADED = Loaded(100, 0, 1000, 0.4, 16)
 BEFORE = Readings(0, NOTHING, NOTHING, 5, {})
 SERVED = SidecarCounts(100, 100, 0)

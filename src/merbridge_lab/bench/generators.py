@@ -1,7 +1,8 @@
 """The load generators: how each is started, and what it reports, as one record.
 
 wrk is ended by SIGINT: it then reports as usual, and a sample may be shorter than the second that it counts in. If the
-signal comes before wrk waits for the end of its time, it stops sending and still waits, so its rates are wrong.
+signal comes before wrk waits for the end of its time, it stops sending and still waits, so its rates are wrong; if it
+comes even earlier, wrk just ends.
 """
 
 from __future__ import annotations
@@ -117,9 +118,11 @@ def _most(seconds: float) -> int:
     return math.ceil(seconds) + 1
 
 
-def missed_its_end(scenario: Scenario, loaded: Loaded, seconds: float) -> bool:
-    """Report whether wrk was not ended by its signal, so that what it reports is of no use."""
-    return scenario.load in WRKS and loaded.seconds >= _most(seconds) - _TICK
+def missed_its_end(scenario: Scenario, text: str, seconds: float) -> bool:
+    """Report whether the signal came to wrk too early, so that what it reports, if anything, is of no use."""
+    if scenario.load not in WRKS:
+        return False
+    return not text.strip() or parse(scenario, text).seconds >= _most(seconds) - _TICK
 
 
 def parse(scenario: Scenario, text: str) -> Loaded:

@@ -169,16 +169,16 @@ class Measurement:
     def _load(self, scenario: Scenario, slot: str) -> tuple[Loaded, dict[str, tuple[Readings, Readings]]]:
         """Put the load on a set, again if the generator missed its end. Raise LabError if it always does."""
         for _ in range(_TRIES):
-            loaded, around = self._load_once(scenario, slot)
-            if not generators.missed_its_end(scenario, loaded, self._plan.extent.sample * scenario.times):
-                return loaded, around
+            text, around = self._load_once(scenario, slot)
+            if not generators.missed_its_end(scenario, text, self._plan.extent.sample * scenario.times):
+                return generators.parse(scenario, text), around
         raise LabError(
             "the generator cannot be ended in time: the machine is too busy",
             hint="measure again with nothing else running",
             id="tool.failed",
         )
 
-    def _load_once(self, scenario: Scenario, slot: str) -> tuple[Loaded, dict[str, tuple[Readings, Readings]]]:
+    def _load_once(self, scenario: Scenario, slot: str) -> tuple[str, dict[str, tuple[Readings, Readings]]]:
         """Put the load on a set; return what the generator reports, and the readings before and after, by slot."""
         pods, warm_up = self._pods.sets[slot], self._plan.extent.warm_up
         seconds = self._plan.extent.sample * scenario.times
@@ -192,7 +192,7 @@ class Measurement:
             text = pods.run(generators.argv(scenario, pods.place, seconds), seconds + _LATE)
         around = {name: (before[name], each.read()) for name, each in looked_at.items()}
         pods.settle()
-        return generators.parse(scenario, text), around
+        return text, around
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:

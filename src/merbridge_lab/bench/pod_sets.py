@@ -54,7 +54,7 @@ class PodSet(Protocol):
         """Where the generators find the server and their files."""
 
     def run(self, argv: Sequence[str], timeout: float) -> str:
-        """Run `argv` as the client's app and return its output. Raises LabError."""
+        """Run `argv` as the client's app and return its output; it may end by SIGINT. Raises LabError."""
 
     def start(self, argv: Sequence[str]) -> None:
         """Start `argv` as the client's app in the background; it ends by itself. Raises LabError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,8 +97,8 @@ class BenchPodSet:
     # -- PodSet -------------------------------------------------------------------------------------------------------
 
     def run(self, argv: Sequence[str], timeout: float) -> str:
-        """Run `argv` as the client's app and return its output. Raises LabError."""
-        return run(self.client.argv_as_app(argv), timeout=timeout).stdout
+        """Run `argv` as the client's app and return its output; it may end by SIGINT. Raises LabError."""
+        return run(self.client.argv_as_app(argv), timeout=timeout, ok=(0, 128 + signal.SIGINT)).stdout
 
     def start(self, argv: Sequence[str]) -> None:
         """Start `argv` as the client's app in the background; it ends by itself. Raises LabError."""
