@@ -73,23 +73,30 @@ enum counter {
     COUNTER_OUTBOUND_REDIRECTED_BYTES,
     COUNTER_MESH_REDIRECTED_BYTES,
     COUNTER_INBOUND_REDIRECTED_BYTES,
+    COUNTER_PASSED_NOT_PAIRED,      // the other end was not known yet when the first byte was sent
+    COUNTER_PASSED_REDIRECT_OFF,    // redirecting is switched off
+    COUNTER_PASSED_RECEIVER_FULL,   // the receiver does not keep up: TCP's flow control takes over
+    COUNTER_PASSED_REDIRECT_FAILED, // the other end has left
+    COUNTER_PASSED_ON_TCP,          // bytes sent by TCP before are not read yet, and must not be overtaken
+    COUNTER_ORIGINAL_DST_ANSWERED,  // SO_ORIGINAL_DST answered from what connect() was asked for
+    COUNTER_ORIGINAL_DST_LOCAL,     // SO_ORIGINAL_DST answered with the local address: arrived by sk_lookup
+    COUNTER_SK_LOOKUP_ASSIGNED,     // connection from elsewhere steered to the inbound listener
+    COUNTER_LISTENERS_SEEN,         // a sidecar started to listen on its inbound port
+    COUNTER_MAP_FULL,               // an entry could not be made: the connection is served without redirect
+    COUNTER_PASSED_READER_ASLEEP,   // a reader waits where it would not see redirected bytes
+    COUNTER_PASSED_KTLS,            // the kernel encrypts, or decrypts, this connection
+    COUNTER_PASSED_MEMORY,          // the receiver's cgroup is at its memory limit: TCP makes the sender wait
+    COUNTER_LEFT_TO_RULES,          // a connect() that was not intercepted: no room, or switched off
+    COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
+    COUNTER_PASSED_ENDED,      // the sender has said that it sends no more: TCP refuses it
+    COUNTER_PASSED_REFRESH,    // by TCP from time to time, for those who track connections by their packets
     COUNTER_OUTBOUND_TCP_MESSAGES, // sent by TCP, whatever the reason, by a socket in `peers`
     COUNTER_MESH_TCP_MESSAGES,
     COUNTER_INBOUND_TCP_MESSAGES,
     COUNTER_OUTBOUND_TCP_BYTES,
     COUNTER_MESH_TCP_BYTES,
     COUNTER_INBOUND_TCP_BYTES,
-    COUNTER_PASSED_NOT_PAIRED,      // messages by reason: the other end was not known yet
-    COUNTER_PASSED_REDIRECT_OFF,    // redirecting is switched off
-    COUNTER_PASSED_RECEIVER_FULL,   // the receiver does not keep up: TCP's flow control takes over
-    COUNTER_PASSED_REDIRECT_FAILED, // the other end has left
-    COUNTER_PASSED_ON_TCP,          // bytes sent by TCP before are not read yet, and must not be overtaken
-    COUNTER_PASSED_READER_ASLEEP,   // a reader waits where it would not see redirected bytes
-    COUNTER_PASSED_KTLS,            // the kernel encrypts, or decrypts, this connection
-    COUNTER_PASSED_MEMORY,          // the receiver's cgroup is at its memory limit: TCP makes the sender wait
-    COUNTER_PASSED_REFRESH, // by TCP from time to time, for those who track connections by their packets
-    COUNTER_PASSED_ENDED,   // the sender has said that it sends no more: TCP refuses it
-    COUNTER_TCP_BYTES_NOT_PAIRED, // their bytes, in the same order
+    COUNTER_TCP_BYTES_NOT_PAIRED, // those of COUNTER_PASSED_..., in the same order
     COUNTER_TCP_BYTES_REDIRECT_OFF,
     COUNTER_TCP_BYTES_RECEIVER_FULL,
     COUNTER_TCP_BYTES_REDIRECT_FAILED,
@@ -98,13 +105,6 @@ enum counter {
     COUNTER_TCP_BYTES_KTLS,
     COUNTER_TCP_BYTES_MEMORY,
     COUNTER_TCP_BYTES_REFRESH,
-    COUNTER_ORIGINAL_DST_ANSWERED, // SO_ORIGINAL_DST answered from what connect() was asked for
-    COUNTER_ORIGINAL_DST_LOCAL,    // SO_ORIGINAL_DST answered with the local address: arrived by sk_lookup
-    COUNTER_SK_LOOKUP_ASSIGNED,    // connection from elsewhere steered to the inbound listener
-    COUNTER_LISTENERS_SEEN,        // a sidecar started to listen on its inbound port
-    COUNTER_MAP_FULL,              // an entry could not be made: the connection is served without redirect
-    COUNTER_LEFT_TO_RULES,         // a connect() that was not intercepted: no room, or switched off
-    COUNTER_REFUSED_HANDOVERS, // accepted with the numbers of a connection that was not meant for this pod
     COUNTERS,
 };
 

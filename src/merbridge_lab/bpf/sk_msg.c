@@ -97,6 +97,16 @@ INLINE u32 may_redirect(struct kernel *kernel, struct flow *flow, struct pair *p
     return kernel->woken && is_refresh_due(pair, to) ? COUNTER_PASSED_REFRESH : 0;
 }
 
+// The counter of the bytes, where `why` is that of the messages. The numbers of reasons are in recorded
+// traces, so they stay as they are.
+INLINE u32 bytes_of(u32 why) {
+    if (why == COUNTER_PASSED_REFRESH)
+        return COUNTER_TCP_BYTES_REFRESH;
+    if (why >= COUNTER_PASSED_READER_ASLEEP)
+        return why - COUNTER_PASSED_READER_ASLEEP + COUNTER_TCP_BYTES_READER_ASLEEP;
+    return why - COUNTER_PASSED_NOT_PAIRED + COUNTER_TCP_BYTES_NOT_PAIRED;
+}
+
 // A message that goes by TCP, with the counter of the reason; 0 if its leg is one that is not redirected.
 INLINE void count_by_tcp(u64 netns, u32 leg, u32 why, u32 size) {
     struct counters *counters = merlab_counters.lookup(&netns);
@@ -110,7 +120,7 @@ INLINE void count_by_tcp(u64 netns, u32 leg, u32 why, u32 size) {
     if (!why)
         return;
     add(counters, why, 1);
-    add(counters, why - COUNTER_PASSED_NOT_PAIRED + COUNTER_TCP_BYTES_NOT_PAIRED, size);
+    add(counters, bytes_of(why), size);
 }
 
 int merlab_sk_msg(struct sk_msg_md *msg) {
