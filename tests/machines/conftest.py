@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.machines.userland import Userland, cache, of_release
 
+from merbridge_lab.polling import poll_until
+
 ROOT = Path(__file__).parents[2]
 NAME = "merlab-machines"
 #: Where the checkout is there. The blank is on purpose.
@@ -67,6 +69,8 @@ def _nothing_left(request):
     assert named() == []
     mounts = _mounts()
     yield
+    # Whoever was killed may still be waiting for its parent, or for process 1, to take note of it.
+    poll_until(lambda: not named(), timeout=20, awaiting="the lab's processes to be gone")
     assert named() == []
     assert _mounts() == mounts, request.node.name
 

@@ -6,8 +6,9 @@ what it writes is in a layer that its caller keeps, or in memory and gone with i
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,22 +99,22 @@ def cache() -> Path:
 
 
 def of_release(release: str) -> Path:
-    """Return a tree of this release of Debian, made by mmdebstrap from apt's own sources if there is none yet."""
-    tree = cache() / f"{release}-{len(PACKAGES)}"
+    """Return a tree of this release of Debian, made by mmdebstrap from apt's own mirror if there is none yet."""
+    digest = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
+    tree = cache() / f"{release}-{digest}"
     if not tree.is_dir():
-        tree.parent.mkdir(parents=True, exist_ok=True)
         made = tree.with_name(f"{tree.name}.{os.getpid()}")
-        argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", release, str(made), mirror()]
-        subprocess.run(argv, check=True, timeout=1200)
-        made.rename(tree)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        try:
+            subprocess.run([*argv, release, str(made), mirror()], check=True, timeout=1200)
+            made.rename(tree)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return tree
 
 
 def mirror() -> str:
-    """Return the mirror that apt uses for the distribution itself."""
-    said = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    sites = [line.split()[0] for line in said.splitlines() if shlex.split(line)[1:]]
-    return sites[0]
+    """Return the mirror that apt uses for the distribution itself, the first of its sources."""
+    argv = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Origin: Debian"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()[0]
