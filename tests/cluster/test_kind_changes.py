@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from agent_host import Requests, agent, in_agent, rolled_out, say, served
+from agent_host import Requests, agent, in_agent, rolled_out, say, served, status
 from kind_host import NODE, docker, held, in_node, kubectl, merlab, pod_of, settled
 from tests.cluster import builds
 from tests.merlab_cli import told
@@ -114,7 +114,7 @@ def compare_scaling() -> None:
     finally:
         say("redirect", "on")
     by_ebpf, of_ebpf = lost_by_scaling(by_ebpf=True)
-    assert min(of_rules, of_ebpf) > 200
+    assert min(of_rules, of_ebpf) > 100
     assert by_ebpf <= by_rules
 
 
@@ -229,10 +229,11 @@ def test_without_the_api_server_requests_go_on_and_a_new_pod_is_served() -> None
         in_node("mv", f"{_ASIDE}/{_API}", f"{_MANIFESTS}/{_API}")
         assert poll_until(api_answers, timeout=90, every=0.5, awaiting="the API server")
         answers = requests.end()
-    assert len(answers) > 200
+    assert len(answers) > 100
     assert set(answers) == {"200"}
     assert requests.bypassed("app=helloworld,version=v1", "app=helloworld,version=v2") == set()
-    assert "API server" not in say("status")
+    # It answers on the node before the cluster's own address leads to it again.
+    assert settled(lambda: status()["api_server"], None, 30.0) is None
 
 
 # -- the node is restarted --------------------------------------------------------------------------------------------
