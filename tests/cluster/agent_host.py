@@ -7,9 +7,10 @@ import os
 import re
 import subprocess
 import uuid
+from pathlib import Path
 from typing import Any
 
-from kind_host import NODE, in_node, kubectl, merlab
+from kind_host import NODE, docker, in_node, kubectl, merlab
 from tests.cluster import builds
 
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import manifest
@@ -17,6 +18,7 @@ from merbridge_lab.polling import poll_until
 
 AGENT = ("-n", manifest.NAMESPACE)
 DAEMONSET = f"daemonset/{manifest.NAME}"
+PINS = f"/sys/fs/bpf/{manifest.PINS}"
 #: Seconds within which sidecars have written their access logs: Envoy keeps lines back for a while.
 _LOGGED = 20.0
 
@@ -83,6 +85,20 @@ def in_kernel(objects: set[str]) -> set[str]:
         if subprocess.run(argv, check=False, capture_output=True).returncode == 0:
             left.add(each)
     return left
+
+
+def on_node() -> dict[str, list[Any]]:
+    """Return what `down --keep-cluster` must leave on the node as it was: pins, programs, files, namespaces."""
+    process = docker("inspect", "--format", "{{.State.Pid}}", NODE).strip()
+    root = Path(f"/proc/{process}/root/sys/fs/cgroup")
+    cgroup = root if (root / "cgroup.controllers").exists() else root / "unified"
+    tree = subprocess.run(("bpftool", "cgroup", "tree", cgroup), check=True, capture_output=True, text=True).stdout
+    return {
+        "pins": in_node("find", "/sys/fs/bpf").splitlines(),
+        "attached": [line.split()[1:] for line in tree.splitlines()[1:] if line.startswith(" ")],
+        "files": in_node("sh", "-c", "ls -d /run/merlab* /var/lib/merlab* 2>/dev/null || true").split(),
+        "namespaces": kubectl("get", "namespaces", "-o", "name").split(),
+    }
 
 
 def of_agent(path: str) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from agent_host import up
+from agent_host import on_node, up
 from kind_host import held, leftovers, merlab, settled
 
 if TYPE_CHECKING:
@@ -23,11 +23,16 @@ def machine() -> Iterator[dict[str, object]]:
 
 
 @pytest.fixture(scope="session")
-def agent_lab() -> Iterator[None]:
-    """A cluster with the agent, for the files whose tests leave it as it was; they run one after another."""
+def agent_lab() -> Iterator[dict[str, list[Any]]]:
+    """A cluster with the agent, for the files whose tests leave it as it was; what was on the node before the agent.
+
+    They run one after another.
+    """
     assert held(merlab("down"))
     before = leftovers()
+    assert held(up("--until", "2"))
+    bare = on_node()
     assert held(up("--until", "3"))
-    yield
+    yield bare
     assert held(merlab("down"))
     assert settled(leftovers, before) == before

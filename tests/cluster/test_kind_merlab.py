@@ -5,13 +5,25 @@ What the agent says is compared with the kernel, read from this machine; the age
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from agent_host import AGENT, DAEMONSET, Requests, agent, in_kernel, loaded, rolled_out, say, state_of, status, up
-from kind_host import NODE, docker, held, in_node, kubectl, merlab, pod_of, refusal, rules, settled
+from agent_host import (
+    AGENT,
+    DAEMONSET,
+    PINS,
+    Requests,
+    agent,
+    in_kernel,
+    loaded,
+    on_node,
+    rolled_out,
+    say,
+    state_of,
+    status,
+    up,
+)
+from kind_host import held, in_node, kubectl, merlab, pod_of, refusal, rules, settled
 from tests.cluster import builds
 from tests.merlab_cli import told
 
@@ -26,22 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-PINS = f"/sys/fs/bpf/{manifest.PINS}"
 STEPS = set(range(10))
-
-
-def on_node() -> dict[str, list[Any]]:
-    """Return what `down --keep-cluster` must leave on the node as it was: pins, programs, files, namespaces."""
-    process = docker("inspect", "--format", "{{.State.Pid}}", NODE).strip()
-    root = Path(f"/proc/{process}/root/sys/fs/cgroup")
-    cgroup = root if (root / "cgroup.controllers").exists() else root / "unified"
-    tree = subprocess.run(("bpftool", "cgroup", "tree", cgroup), check=True, capture_output=True, text=True).stdout
-    return {
-        "pins": in_node("find", "/sys/fs/bpf").splitlines(),
-        "attached": [line.split()[1:] for line in tree.splitlines()[1:] if line.startswith(" ")],
-        "files": in_node("sh", "-c", "ls -d /run/merlab* /var/lib/merlab* 2>/dev/null || true").split(),
-        "namespaces": kubectl("get", "namespaces", "-o", "name").split(),
-    }
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from agent_host import AGENT, PINS, agent, on_node, state_of, up
 from kind_host import _KUBECTL, _in_network_of, held, in_node, kubectl, merlab, pod_of, settled
-from test_kind_merlab import AGENT, PINS, agent, on_node, state_of, up
 from tests.cluster import builds
 
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import manifest
@@ -101,13 +101,10 @@ def last(name: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def lab(machine: dict[str, object]) -> Iterator[dict[str, list[Any]]]:
+def lab(agent_lab: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
     """The lab with merlab's dataplane and the pods; what was on its node before the dataplane."""
-    assert held(up("--until", "2"))
-    before = on_node()
-    assert held(up("--until", "3"))
     create(*(pod(name, *told) for name, told in PODS.items()), _SERVICE, names=tuple(PODS))
-    yield before
+    yield agent_lab
     kubectl("delete", "service/again", *(f"pod/{name}" for name in PODS), "--ignore-not-found", "--wait=false")
 
 
@@ -222,6 +219,7 @@ def at_once(gone: str, name: str, *told: str) -> str:
     return address
 
 
+@pytest.mark.soak
 def test_pods_that_have_one_address_after_another_are_never_mixed(lab: object) -> None:
     """Two with sidecars, then one without: who dials the address reaches the pod that has it, in the way that it is."""
     create(pod("again-1", "app: again", "", "helloworld-v1"), names=("again-1",))
@@ -280,6 +278,7 @@ def status() -> tuple[dict[str, Any], str]:
         return {}, said
 
 
+@pytest.mark.soak
 def test_without_the_runtimes_socket_it_says_so_and_what_is_served_goes_on(lab: object) -> None:
     told("--cri", "/run/containerd/none.sock")
     found = poll_until(lambda: status()[0].get("runtime"), timeout=20, every=0.5, awaiting="the reason")
@@ -292,6 +291,7 @@ def test_without_the_runtimes_socket_it_says_so_and_what_is_served_goes_on(lab: 
     kubectl(*AGENT, "rollout", "status", f"daemonset/{manifest.NAME}", "--timeout=60s")
 
 
+@pytest.mark.soak
 def test_without_a_bpffs_every_pod_has_the_reason_and_nothing_is_half_attached(lab: dict[str, list[Any]]) -> None:
     kubectl(*AGENT, "set", "env", f"daemonset/{manifest.NAME}", "MERLAB_AGENT=remove")
     kubectl(*AGENT, "rollout", "status", f"daemonset/{manifest.NAME}", "--timeout=60s")
@@ -315,9 +315,11 @@ def _status_with_pins(pins: str) -> str:
     return kubectl(*AGENT, "exec", f"ds/{manifest.NAME}", "--", "sh", "-c", command)
 
 
+@pytest.mark.soak
 def test_merlab_repairs_the_daemonset_and_leaves_nothing(lab: dict[str, list[Any]]) -> None:
     assert held(up("--until", "3"))
     assert settled(lambda: state_of(sleep()), ("served", ""), 20.0) == ("served", "")
     assert held(merlab("down", "--keep-cluster"))
     wanted = [lab[each] for each in ("pins", "attached")]
     assert settled(lambda: [on_node()[each] for each in ("pins", "attached")], wanted) == wanted
+    assert held(up("--until", "3")), "for the tests that follow"
