@@ -74,7 +74,8 @@ def scaled() -> Iterator[None]:
     kubectl("apply", "-f", "-", stdin=_SERVERS.format(image=builds.ref("helloworld-v1")))
     rolled_out(_SCALED, *HERE)
     yield
-    kubectl("delete", "service/scaled", _SCALED, "--ignore-not-found", "--wait")
+    kubectl("delete", "service/scaled", _SCALED, "--ignore-not-found", "--wait", "--cascade=foreground")
+    assert poll_until(lambda: not pods("app=scaled"), timeout=60, every=0.5, awaiting="the servers to end")
 
 
 def pods(selector: str) -> set[str]:
