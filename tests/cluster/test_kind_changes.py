@@ -74,7 +74,8 @@ def scaled() -> Iterator[None]:
     kubectl("apply", "-f", "-", stdin=_SERVERS.format(image=builds.ref("helloworld-v1")))
     rolled_out(_SCALED, *HERE)
     yield
-    kubectl("delete", "service/scaled", _SCALED, "--ignore-not-found", "--wait")
+    kubectl("delete", "service/scaled", _SCALED, "--ignore-not-found", "--wait", "--cascade=foreground")
+    assert poll_until(lambda: not pods("app=scaled"), timeout=60, every=0.5, awaiting="the servers to end")
 
 
 def pods(selector: str) -> set[str]:
@@ -128,6 +129,7 @@ def test_scaling_again_and_again(scaled: None, run: int) -> None:  # noqa: ARG00
     compare_scaling()
 
 
+@pytest.mark.soak
 def test_a_rolling_restart_loses_nothing(scaled: None) -> None:  # noqa: ARG001
     before = pods("app=scaled")
     requests = Requests("scaled:5000/hello")
@@ -210,6 +212,7 @@ def state_on_the_node(pod: str) -> str:
     return str(found[0]["state"]) if found else ""
 
 
+@pytest.mark.soak
 def test_without_the_api_server_requests_go_on_and_a_new_pod_is_served() -> None:
     pod, requests = static_pod(), Requests()
     began = time.monotonic()
@@ -247,6 +250,7 @@ def served_or_none() -> set[str]:
         return set()
 
 
+@pytest.mark.soak
 def test_after_a_restart_of_the_node_all_is_served_again() -> None:
     before = served()
     docker("restart", "--time", "5", NODE)
