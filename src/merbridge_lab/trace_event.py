@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+#: The kind of the event that says how many others were lost: `size` of them.
+LOST = "lost"
+
+
 @dataclass(frozen=True)
 class TraceEvent:
     """One event. `kind` is what happened, in one word; fields that a kind does not report are 0 or empty.
@@ -34,6 +38,11 @@ class TraceEvent:
     source: str = ""
     size: int = 0
     reason: str = ""
+
+    @property
+    def is_loss(self) -> bool:
+        """Report whether it says that other events were lost, and nothing of a connection."""
+        return self.kind == LOST
 
     @property
     def short(self) -> str:

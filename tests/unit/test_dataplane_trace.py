@@ -1,7 +1,10 @@
 """The decoder of trace lines, on lines captured from a real request (Linux 6.18)."""
 
+from types import SimpleNamespace
+
 import trace_lines
-from merbridge_lab.dataplane import abi, trace
+from merbridge_lab.checks import trace as checks_trace
+from merbridge_lab.dataplane import abi, evidence, trace
 
 LINES = """\
           python-28240   [001] ...11  1901.295181: bpf_trace_printk: [merlab] connect pair=1006 leg=1
@@ -110,3 +113,20 @@ def test_a_record_has_the_layout_of_the_header_and_no_hole():
     assert abi.event_kinds() == (
         "connect", "wanted", "established", "accepted", "original_dst", "redirect", "passed", "steered", "closed",
     )  # fmt: skip
+
+
+def test_a_loss_is_no_line_of_a_request():
+    """That events were lost shows that programs wrote, but not of which connection."""
+    lost = SimpleNamespace(trace=(trace.lost(5, 1.0),), client="sleep")
+    assert not checks_trace.assess_lines(lost).held
+
+
+def test_what_is_missing_may_be_among_what_was_lost():
+    seen = decoded()
+    exchange = next(event for event in seen if event.kind == "established")
+    asked = SimpleNamespace(local=f"{exchange.ip}:{exchange.port}")
+    partly = [event for event in seen if event.kind != "redirect"]
+    leg = SimpleNamespace(not_served="")
+    assert "events of the trace" not in evidence._told_of(asked, partly, leg).unknown
+    assert evidence._told_of(asked, [*partly, trace.lost(9, 9.0)], leg).unknown.startswith("9 events of the trace were")
+    assert not evidence._told_of(asked, [*seen, trace.lost(9, 9.0)], leg).unknown

@@ -48,6 +48,8 @@ class Api:
         self.keys, self.token, self.status, self.silent = Keys(folder), "secret", 0, threading.Event()
         self.silent.set()
         self.asked, self.events, self.at = [], {}, []
+        #: A namespace whose events fail, as by a webhook that does not answer.
+        self.failing = ""
         api = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -58,7 +60,8 @@ class Api:
                 api.at.append(time.monotonic())
                 name = told["metadata"]["name"]
                 allowed = self.headers["Authorization"] == f"Bearer {api.token}"
-                code = api.status or (401 if not allowed else 409 if name in api.events else 201)
+                broken = 500 if told["metadata"]["namespace"] == api.failing else 0
+                code = api.status or broken or (401 if not allowed else 409 if name in api.events else 201)
                 if code == 201:
                     api.events[name] = told
                 self.send_response(code)
@@ -167,6 +170,21 @@ def test_a_sidecar_that_never_listens_is_told(api):
     until(lambda: api.reasons() == ["NoListener"], "the event")
 
 
+def test_a_pod_that_stays_attached_while_its_sidecar_restarts_is_not_said_to_be_left_to_the_rules(api):
+    events = telling(api)
+    restarting = pod(Refusal("no_listener", "nothing listens on port 15006 in it yet"))
+    restarting.endpoint = SERVED
+    events.update([restarting])
+    assert quiet(api, 1.0) == 0
+
+
+def test_a_gateway_is_told_but_is_no_fault(api):
+    events = telling(api)
+    events.update([pod(Refusal("gateway", "it is a gateway"))])
+    until(lambda: api.reasons() == ["Gateway"], "the event")
+    assert next(iter(api.events.values()))["type"] == "Normal"
+
+
 def test_pods_outside_of_the_mesh_get_none(api):
     events = telling(api)
     plain = {"annotations": {}}
@@ -242,6 +260,15 @@ def test_while_the_server_is_away_it_is_counted_and_told_later(api):
     assert "series" not in next(iter(api.events.values()))
 
 
+def test_a_pod_whose_event_always_fails_does_not_keep_others_from_theirs(api):
+    api.failing = "broken"
+    events = telling(api)
+    events.update([pod(SERVED, namespace="broken", uid="first"), pod(SERVED), pod(SERVED, uid="u2", name="web-1")])
+    until(lambda: len(api.events) == 2, "the events of the others")
+    assert {told["metadata"]["namespace"] for told in api.events.values()} == {"shop"}
+    assert events.results["failed"] >= 1
+
+
 def test_nobody_waits_for_a_server_that_is_silent(api):
     api.silent.clear()
     events = telling(api)
@@ -297,6 +324,8 @@ def test_there_is_room_for_so_many_pods_and_those_that_are_gone_are_forgotten(ap
     events.update([pod(SERVED, uid=f"u{number}") for number in range(5)])
     assert set(events._pods) == {"u0", "u1", "u2"}
     assert events.results["dropped"] == 2
+    events.update([pod(SERVED, uid=f"u{number}") for number in range(5)])
+    assert events.results["dropped"] == 2, "each is counted once"
     events.update([pod(SERVED, uid="u4")])
     assert set(events._pods) == {"u4"}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 import trace_lines
+from merbridge_lab.dataplane import trace
 from merbridge_lab.labs.embedded import trace_filter
 from merbridge_lab.merbridge import printk
 from merbridge_lab.merbridge import trace as upstream
@@ -93,6 +94,13 @@ def test_u6_a_clients_pod_shows_its_own_and_no_others():
     told = of_pod([*mixed, None], "10.244.0.10")
     assert {event.pair for event in told} == {0x10, 0x11}
     assert told == sorted(told, key=lambda event: event.seconds)
+
+
+def test_lost_events_are_said_to_whoever_follows_a_pod_or_a_request():
+    loss = trace.lost(7, 1.2)
+    assert loss in of_pod([*request(0x10, 1.0), loss, None], "10.244.0.12")
+    told = trace_filter.of_request([loss, None], lambda: (set(), False), now=lambda: 1.0)
+    assert loss in list(told)
 
 
 def test_what_is_steered_to_a_pod_is_its_own():

@@ -80,7 +80,7 @@ def _counted(counters: dict[str, dict[str, int]]) -> Iterator[Metric]:
     messages = CounterMetricFamily("merlab_messages", f"Messages sent, by leg and way. {_SEEN}", labels=by_leg)
     sizes = CounterMetricFamily("merlab_bytes", f"Bytes sent, by leg and way. {_SEEN} {_AGAIN}", labels=by_leg)
     passed = CounterMetricFamily(
-        "merlab_tcp_messages", f"Messages that went by TCP although they could be redirected, by reason. {_SEEN}",
+        "merlab_tcp_messages", f"Messages left to TCP although they could be redirected, by reason. {_SEEN}",
         labels=by_reason,
     )  # fmt: skip
     sizes_passed = CounterMetricFamily("merlab_tcp_bytes", f"The bytes of these messages. {_AGAIN}", labels=by_reason)

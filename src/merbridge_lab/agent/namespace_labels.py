@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: How long an answer counts, and how long to wait after a failure, in seconds.
 _FRESH, _AGAIN = 30.0, 3.0
+_BROKEN = http.client.INTERNAL_SERVER_ERROR
 
 
 class _Answer(NamedTuple):
@@ -52,10 +53,11 @@ class NamespaceLabels:
         if not self.are_asked:
             return ""
         try:
-            self._get("/readyz")
+            answer = self._account.ask("GET", "/readyz")
         except service_account.FAILURES as error:
             return str(error)
-        return ""
+        # Whoever refuses to say whether the API server is ready has answered.
+        return f"it answers {answer.status} {answer.reason}" if answer.status >= _BROKEN else ""
 
     def refusal(self, sandbox: Sandbox) -> Refusal | None:
         """Return why the namespace of a pod leaves it to the rules; None if it does not, or if nobody can be asked."""

@@ -35,7 +35,9 @@ _OF_MESH: frozenset[RefusalId] = frozenset(
     {"no_rules", "rules_differ", "listener_foreign", "listener_user", "sidecar_user", "no_listener", "not_attached"}
 )
 #: What somebody chose, and no fault.
-_CHOSEN: frozenset[RefusalId] = frozenset({"opted_out", "namespace_opted_out", "ambient", "interception_mode"})
+_CHOSEN: frozenset[RefusalId] = frozenset(
+    {"opted_out", "namespace_opted_out", "ambient", "interception_mode", "gateway"}
+)
 #: How long a refusal must last before it is told, in seconds, and what a pod that starts goes through.
 _LASTS, _STARTS = 10.0, 60.0
 _STARTING: frozenset[RefusalId] = frozenset({"no_sidecar", "no_listener", "unread"})
@@ -75,6 +77,7 @@ class _Told:
     since: float = 0.0
     told: _Note | None = None
     told_at: float = float("-inf")
+    not_before: float = float("-inf")
     seen: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
@@ -82,7 +85,7 @@ class _Told:
         """Return when to tell the note; None if there is nothing to tell."""
         if self.note is None or self.note == self.told:
             return None
-        return max(self.since + self.note.lasts, self.told_at + _OF_ONE)
+        return max(self.since + self.note.lasts, self.told_at + _OF_ONE, self.not_before)
 
 
 class PodEvents:
@@ -93,6 +96,8 @@ class PodEvents:
         self._pods: dict[str, _Told] = {}
         self._changed = threading.Condition()
         self._next, self._failures = 0.0, 0
+        #: The pods that found no room, as long as they are there: each is counted once.
+        self._dropped: set[str] = set()
         #: How many events came to which end.
         self.results: Counter[Result] = Counter(dict.fromkeys(RESULTS, 0))
 
@@ -108,13 +113,15 @@ class PodEvents:
         now = time.monotonic()
         with self._changed:
             before, self._pods = self._pods, {}
+            dropped, self._dropped = self._dropped, set()
             for pod in pods:
                 uid = pod.sandbox.uid
                 known = before.get(uid)
                 if known is None and not _is_of_mesh(pod):
                     continue
                 if known is None and len(self._pods) >= _ROOM:
-                    self.results["dropped"] += 1
+                    self.results["dropped"] += uid not in dropped
+                    self._dropped.add(uid)
                     continue
                 known = self._pods[uid] = known or _Told(pod)
                 known.pod, note = pod, _note(pod)
@@ -147,8 +154,10 @@ class PodEvents:
         with self._changed:
             self.results[result] += 1
             if result == "failed":
-                self._next = now + min(_AGAIN_MOST, _AGAIN * 2.0**self._failures)
-                self._failures = min(self._failures + 1, 16)
+                again = now + min(_AGAIN_MOST, _AGAIN * 2.0**self._failures)
+                self._next, self._failures = again, min(self._failures + 1, 16)
+                # Others first: what the API server says of this one need not concern them.
+                known.not_before = again + _AGAIN
             else:
                 self._next, self._failures = now + _OF_ALL, 0
                 # Of the agent before this one: told. Of this one, earlier: told once more, with a higher count.
@@ -190,11 +199,16 @@ def _is_of_mesh(pod: TrackedPod) -> bool:
 
 
 def _note(pod: TrackedPod) -> _Note | None:
-    """Return what is to be told of a pod; None as long as it has not been looked at."""
+    """Return what is to be told of a pod; None as long as it has not been looked at.
+
+    A pod that only waits for something stays attached if it was, as when its sidecar restarts: nothing is told of it.
+    """
     refusal = pod.refusal
     if refusal is None:
         legs = f": {pod.endpoint.legs.why}" if pod.endpoint and pod.endpoint.legs.why else ""
         return _Note("Served", f"eBPF serves it over Istio's rules{legs}", False, 0.0) if pod.endpoint else None
+    if refusal.is_pending and pod.endpoint is not None:
+        return None
     reason = refusal.id.title().replace("_", "")
     lasts = _STARTS if refusal.id in _STARTING else _LASTS
     return _Note(reason, f"It is left to Istio's rules: {refusal.sentence}", refusal.id not in _CHOSEN, lasts)

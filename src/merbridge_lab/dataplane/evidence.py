@@ -134,9 +134,12 @@ def _told_of(exchange: Exchange, trace: Sequence[TraceEvent], outbound: Leg) -> 
     mine = {event.pair for event in trace if event.kind == "established" and event.port == port}
     told = tuple(event for event in trace if event.pair in mine)
     absent = f"the trace does not show the request from {exchange.local}"
+    lost = sum(event.size for event in trace if event.is_loss)
+    is_whole = {kind for kind, _ in expected} <= {event.kind for event in told}
     return RequestTrace(
         source="trace:merlab",
         events=told,
         needed=tuple((kind, f"{absent}: {meaning}") for kind, meaning in expected),
         says=f"{len(told)} lines tell of the connection from {exchange.local}",
+        unknown=f"{lost} events of the trace were lost: {absent}" if lost and not is_whole else "",
     )

@@ -7,10 +7,7 @@ from typing import Any
 
 from merbridge_lab.dataplane import abi
 from merbridge_lab.dataplane.endpoints import address
-from merbridge_lab.trace_event import TraceEvent
-
-#: Not of the programs: events that found no room because nobody read fast enough.
-LOST = "lost"
+from merbridge_lab.trace_event import LOST, TraceEvent
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ _REASONS = {
     "reader_asleep": "a reader waits where it would not see redirected bytes",
     "ktls": "the kernel encrypts or decrypts this connection",
     "memory": "the receiver is at its memory limit",
+    "refresh": "one message a minute goes by TCP, for those who track connections by their packets",
 }
 
 _SENTENCES = {

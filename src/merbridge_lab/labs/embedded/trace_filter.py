@@ -69,6 +69,9 @@ def of_pod(events: Iterable[TraceEvent | None], address: str, live: Iterable[int
             waiting.clear()
             yield None
             continue
+        if event.is_loss:
+            yield event
+            continue
         waiting.append(event)
         if event.kind in ("established", "accepted"):
             if event.ip == address:
@@ -108,7 +111,7 @@ def of_request(
     looked, deadline, given = 0.0, 0.0, False
     for event in events:
         if event is not None:
-            if given and event.pair in mine:
+            if event.is_loss or (given and event.pair in mine):
                 yield event
                 continue
             kept.append(event)

@@ -173,7 +173,8 @@ class KubernetesLab(LabBase):
             yield ServerGroup(self.servers())
             return
         self._disposable = tuple(map(_own, group.servers))
-        self.workload(topology.SLEEP.name).await_answer(group.url)
+        for client in (self.workload(topology.SLEEP.name), *self._control[:1]):
+            client.await_answer(group.url)
         yield group
 
     def drain_idle_connections(self) -> bool:

@@ -89,7 +89,11 @@ class ManagedKubernetesLab(KubernetesLab):
         return TraceContext()
 
     def sweep(self) -> None:
-        """Do nothing: what a killed merlab left of control pods is removed when they are recreated."""
+        """Remove what a killed merlab left beside the pods of the lab, as far as that can be done now."""
+        with contextlib.suppress(LabError):
+            kept = self._access.kept()
+            if kept is not None:
+                self._named(kept.dataplane).sweep()
 
     def restore(self) -> list[str]:
         """Restore everything that is flushed; return the names of the workloads."""

@@ -62,14 +62,17 @@ class Pair:
         client = self._make_client()
         self.close()
         api, node_exec = self._access.api(), self._access.node_exec()
-        for document in manifests.objects("twin", self._access.settings()):
-            api.apply(document)
-        if DISPOSABLE in self._specs:
-            for document in manifests.objects("disposable", self._access.settings()):
-                api.apply(document)
-        self._made = (client, *(KubernetesWorkload(api, spec, node_exec) for spec in self._specs[1:]))
-        self._await_ready()
-        return self._made
+        wanted = ("twin", *(("disposable",) if DISPOSABLE in self._specs else ()))
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            # From now on there may be some.
+            self._made = made = (client, *(KubernetesWorkload(api, spec, node_exec) for spec in self._specs[1:]))
+            for name in wanted:
+                for document in manifests.objects(name, self._access.settings()):
+                    api.apply(document)
+            self._await_ready()
+            undo.pop_all()
+        return made
 
     def _await_ready(self) -> None:
         api = self._access.api()
