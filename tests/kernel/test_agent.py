@@ -196,9 +196,7 @@ def test_remove_leaves_nothing_and_is_refused_while_an_agent_runs(node, monkeypa
         from merbridge_lab.errors import LabError
 
         monkeypatch.setattr(startup, "_END", 0.2)
-        places = startup.Places(
-            node.pins, node.run_dir, node.tmp / "state", node.runtime.socket, node.root, node.tmp / "tracing"
-        )
+        places = startup.Places(node.pins, node.run_dir, node.tmp / "state", node.runtime.socket, node.root)
         with pytest.raises(LabError, match="an agent runs on this node"):
             startup.remove(places)
         node.end_agent(agent)

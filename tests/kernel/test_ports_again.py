@@ -27,7 +27,7 @@ def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab, monkeypatc
     monkeypatch.setattr(batch_guard, "_WHOLE", ())  # it would report the range of ports, which the test needs
     merlab_ = ManagedEmbeddedLab(name=NAME)
     with merlab_.control_pair() as control_pair:
-        client, told = control_pair.client, {"url": control_pair.url, "server": control_pair.server, "count": 1}
+        client, told = control_pair.client, {"url": control_pair.url, "servers": [control_pair.server], "count": 1}
 
         def ports(of):
             lab.in_pod(client.name, "sh", "-c", f"echo '{of}' >/proc/sys/net/ipv4/ip_local_port_range")
