@@ -182,10 +182,12 @@ def test_the_first_file_system_holds_busybox_the_modules_in_order_and_the_comman
     second = found["second"][1].decode()
     assert "env -i 'NAME=with spaces' setsid echo 'a '\"'\"'word'\"'\"''" in second
     assert "hvc0" not in second
+    assert f"cd {tmp_path} 2>/dev/null || cd /; exec" in second
     on_terminal = initramfs.Task(["sh"], tmp_path, {}, terminal=(80, 24))
     second = dict(entries(initramfs.build(kernel, on_terminal)))["second"][1].decode()
     assert "stty cols 80 rows 24" in second
     assert "mkfifo" not in second
+    assert f"cd {tmp_path} 2>/dev/null || cd /; exec" in second, "the guest has a /run of its own"
     for name in ("init", "second"):
         subprocess.run(["sh", "-n"], input=found[name][1], check=True)
 
