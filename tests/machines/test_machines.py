@@ -225,11 +225,26 @@ def test_a_user_who_cannot_become_root_hears_so_first(debian13, hold, user, line
     assert "installing" not in said
 
 
+#: Calls the first argument on a terminal, which script(1) makes, and types the second one once sudo asks: what is typed
+#: before, sudo throws away.
+ANSWERS_SUDO = """made=$(mktemp -d); mkfifo "$made/keys"
+script -qec "$1" /dev/null <"$made/keys" >"$made/told" &
+exec 3>"$made/keys"
+trap '' PIPE
+for each in $(seq 300); do
+    if grep -qs 'password for' "$made/told" || ! kill -0 $! 2>/dev/null; then break; fi
+    sleep 0.2
+done
+echo "$2" >&3
+wait $!; status=$?
+cat "$made/told"; rm -rf "$made"; exit $status
+"""
+
+
 def test_a_user_whose_sudo_asks_for_a_password(debian13, hold):
-    """On a terminal, which script(1) makes."""
     typed = f"cd '{CHECKOUT}' && make up ARGS='-q --until 2' && make down"
     become = f"setpriv --reuid=asked --regid=asked --init-groups sh -c {shlex.quote(typed)}"
-    on_terminal = f"script -qec {shlex.quote(become)} /dev/null"
-    done = debian13.run(f"chown -R asked: '{CHECKOUT}'; (sleep 3; echo secret; sleep 1) | {on_terminal}", hold)
+    answered = shlex.join(["sh", "-c", ANSWERS_SUDO, "sh", become, "secret"])
+    done = debian13.run(f"chown -R asked: '{CHECKOUT}'; {answered}", hold)
     assert "up: 3 of 3 steps held" in done.stdout, done.stdout + done.stderr
     assert "the lab is gone" in done.stdout

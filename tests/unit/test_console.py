@@ -12,7 +12,7 @@ import pytest
 
 import golden_files
 from fake_lab import FakeLab, up
-from merbridge_lab import events, hints
+from merbridge_lab import events, hints, polling
 from merbridge_lab.console import Console
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT, TRACE
@@ -86,6 +86,17 @@ def test_a_run_that_fails_shows_cause_evidence_and_hint(shown, width):
     assert "control rules.move_without_ebpf: pass" in out
     assert "✘ step: ISTIO_REDIRECT of sleep moved by 4" in out
     assert out.endswith("  → merlab step 3\n  see docs/troubleshooting.md#rules.stood_still\n")
+
+
+@pytest.mark.parametrize("command", ["up", "verify", "step"])
+def test_in_an_emulated_guest_no_time_is_shown(shown, monkeypatch, command):
+    """Nor is a comma left where it was."""
+    lab, which = (FakeLab(), steps()) if command == "up" else (up(FakeLab()), steps()[8:])
+    monkeypatch.setenv(polling.SLOWNESS, "6")
+    for as_json in (False, True):
+        told = "".join(shown(lab, which, command=command, as_json=as_json))
+        assert "steps held" in told or as_json
+        assert not re.search(r"[0-9] s\b|^✔ .*, *$", told, re.MULTILINE), told
 
 
 def test_skipped_steps_say_why(shown):
@@ -298,8 +309,6 @@ def test_a_terminal_shows_what_is_awaited():
 
 
 def test_a_pipe_is_told_of_a_long_wait_only(monkeypatch, capsys):
-    from merbridge_lab import polling
-
     monkeypatch.setenv("COLUMNS", "100")
     console = Console()
     console.hear(events.StepBegins(steps()[1]))

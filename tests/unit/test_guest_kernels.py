@@ -2,6 +2,8 @@
 
 import io
 import lzma
+import os
+import re
 import subprocess
 
 import pytest
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 from merbridge_lab import polling
 from merbridge_lab.adapters import virtual_machine
 from merbridge_lab.adapters.virtual_machine import EMULATED, KVM
-from merbridge_lab.cli import app, guests, lifecycle
+from merbridge_lab.cli import app, bench, guest_option, lifecycle
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.guest import boot, debian, initramfs, kernels
 from merbridge_lab.guest.walkthrough import Walkthrough
@@ -119,6 +121,16 @@ def test_a_download_is_said_first_and_leaves_nothing_if_it_fails(cache, monkeypa
     assert kernels.find("6.12", pytest.fail).version == VERSION
 
 
+def test_what_a_killed_download_left_goes_with_the_next(cache):
+    old, running = cache / ".part-old", cache / ".part-running"
+    for each in (old, running):
+        (each / "kernel").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    with debian.unpacking(cache / VERSION) as part:
+        unpacked(part / "root")
+    assert {each.name for each in cache.iterdir()} == {".part-running", VERSION}
+
+
 def test_of_packages_only_plain_kernels_count(monkeypatch):
     text = "\n".join(
         f"linux-image-{each} - Linux"
@@ -170,10 +182,12 @@ def test_the_first_file_system_holds_busybox_the_modules_in_order_and_the_comman
     second = found["second"][1].decode()
     assert "env -i 'NAME=with spaces' setsid echo 'a '\"'\"'word'\"'\"''" in second
     assert "hvc0" not in second
+    assert f"cd {tmp_path} 2>/dev/null || cd /; exec" in second
     on_terminal = initramfs.Task(["sh"], tmp_path, {}, terminal=(80, 24))
     second = dict(entries(initramfs.build(kernel, on_terminal)))["second"][1].decode()
     assert "stty cols 80 rows 24" in second
     assert "mkfifo" not in second
+    assert f"cd {tmp_path} 2>/dev/null || cd /; exec" in second, "the guest has a /run of its own"
     for name in ("init", "second"):
         subprocess.run(["sh", "-n"], input=found[name][1], check=True)
 
@@ -235,16 +249,21 @@ def invoke(*words):
         ("verify --kernel 6.12", ""),
         ("verify --kernel=6.12 -vv --json --timeout 3", "--json --timeout 3.0 --verbose --verbose"),
         ("verify --wait --wait-timeout 5 --lab embedded --kernel x --no-color", "--no-color"),
+        (
+            "bench --kernel x --rows latency --rounds 8 --quick --fail-on loss --legs safe",
+            "--rows latency --rounds 8 --quick --legs safe --fail-on loss",
+        ),
         ("up --kernel x --until 3 --iptables legacy --legs safe", "--until 3 --iptables legacy --legs safe"),
     ],
 )
 def test_options_come_through_as_they_were_typed(monkeypatch, words, told):
     def record(_run, context, _asked):
-        found.append(guests._typed(context))
+        found.append(guest_option._typed(context))
         raise typer.Exit
 
     found = []
-    monkeypatch.setattr(lifecycle, "run_in_guest", record)
+    for module in (lifecycle, bench):
+        monkeypatch.setattr(module, "run_in_guest", record)
     assert invoke(*words.split()) == (0, "")
     assert found == [told.split()]
 
@@ -253,6 +272,8 @@ def test_options_come_through_as_they_were_typed(monkeypatch, words, told):
 def test_what_no_guest_can_have_is_wrong_usage():
     assert invoke("verify", "--kernel", "6.12", "--lab", "kind")[0] == 2
     assert invoke("up", "--kernel", "6.12", "--record", "x.cast", "--demo", "--auto", "1")[0] == 2
+    assert invoke("bench", "--kernel", "6.12", "--report", "x.html")[0] == 2
+    assert invoke("bench", "--kernel", "6.12", "--rows", "none")[0] == 2
     status, told = invoke("kernels")
     assert status == 3
     assert "there is no kernel at hand" in told
@@ -278,7 +299,85 @@ def test_a_guest_without_its_programs_is_one_sentence(monkeypatch, tmp_path):
         virtual_machine.Machine(tmp_path, b"", accelerator=EMULATED, hear=pytest.fail)
 
 
-def test_no_time_is_measured_in_an_emulated_guest():
+def test_no_time_is_measured_in_an_emulated_guest(monkeypatch, tmp_path):
+    device = tmp_path / "kvm"
+    monkeypatch.setattr(boot, "_KVM", device)
     boot.refuse_timings(KVM)
-    with pytest.raises(LabError, match="nothing that is measured in seconds means anything"):
+    with pytest.raises(LabError, match="there is no /dev/kvm here, and in an emulated guest nothing"):
         boot.refuse_timings(EMULATED)
+    with pytest.raises(LabError, match="there is no /dev/kvm"):
+        boot.refuse_timings()
+    device.touch()
+    boot.refuse_timings()
+    assert boot.why_emulated() == "KVM boots no guest here"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(LabError, match="this user may not use /dev/kvm") as raised:
+        boot.refuse_timings()
+    assert "usermod -aG kvm" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["--dataplane none", "--image sleep=x:1", "--sidecars native", "--kubeconfig f", "--context c", "--istio-set a=b",
+     "--kind-image x:1", "--istio-hub h", "--istio-tag 1", "--merbridge-manifest main"],
+)  # fmt: skip
+@pytest.mark.usefixtures("cache")
+def test_an_option_for_clusters_is_refused_at_once(typed):
+    status, told = invoke("up", "--kernel", "6.12", *typed.split())
+    assert status == 2
+    assert "is for labs on a cluster" in re.sub(r"[^a-z]+", " ", told)
+
+
+@pytest.mark.usefixtures("cache")
+def test_bench_is_refused_before_anything_is_downloaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(boot, "_KVM", tmp_path / "kvm")
+    monkeypatch.setattr(kernels, "find", lambda *_: pytest.fail("it looked for a kernel"))
+    status, told = invoke("bench", "--kernel", "6.12")
+    assert status == 3
+    assert "there is no /dev/kvm" in told
+
+
+@pytest.mark.usefixtures("cache")
+def test_without_qemu_nothing_is_downloaded(monkeypatch):
+    monkeypatch.setattr(initramfs, "busybox", lambda: None)
+    monkeypatch.setattr(virtual_machine.system_tools, "find", lambda _: None)
+    monkeypatch.setattr(kernels, "find", lambda *_: pytest.fail("it looked for a kernel"))
+    status, told = invoke("verify", "--kernel", "6.12")
+    assert status == 3
+    assert "qemu-system-x86_64 is not on this machine" in told
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_kernel_that_only_root_may_read_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(initramfs, "busybox", lambda: None)
+    monkeypatch.setattr(virtual_machine, "qemu", lambda: "qemu")
+    root = unpacked(tmp_path / "root")
+    monkeypatch.setattr(kernels, "installed", lambda: list(kernels._in(root)))
+    monkeypatch.setattr(guest_option.os, "access", lambda path, _mode: not str(path).endswith(VERSION))
+    status, told = invoke("verify", "--kernel", "6.12")
+    assert status == 3
+    assert "this user may not read the kernel" in told
+    assert "verify --kernel 6.12" in told
+
+
+def test_a_path_that_cannot_be_read_is_wrong_usage(monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UsageError, match=r"the kernel \./linux cannot be read: No such file or directory"):
+        kernels.find("./linux", pytest.fail)
+    assert str(boot._here()) == "/"
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(kernels.Path, "is_dir", refuse)
+    with pytest.raises(UsageError, match="the kernel /root/x cannot be read: Permission denied"):
+        kernels.find("/root/x", pytest.fail)
+
+
+def test_the_commands_are_listed_as_they_are_used():
+    names = [each.name or each.callback.__name__ for each in app.registered_commands]
+    assert names[:3] == ["up", "step", "verify"]
+    assert names.index("kernels") > names.index("bench")

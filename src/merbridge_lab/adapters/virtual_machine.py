@@ -49,6 +49,14 @@ _POWER_OFF = 10.0
 _ESCAPE = "0x1d"
 
 
+def qemu() -> str:
+    """Return the path of qemu. Raise LabError if there is none."""
+    program = system_tools.find(QEMU)
+    if program is None:
+        raise LabError(f"the command {QEMU} is not on this machine", hint=INSTALL, id="tool.missing")
+    return program
+
+
 class Machine:
     """A running virtual machine; leaving the block ends it, whatever it does.
 
@@ -77,9 +85,7 @@ class Machine:
             raise
 
     def _start(self, image: Path, initramfs: bytes, accelerator: str, on_terminal: bool) -> None:
-        program = system_tools.find(QEMU)
-        if program is None:
-            raise LabError(f"the command {QEMU} is not on this machine", hint=INSTALL, id="tool.missing")
+        program = qemu()
         archive = MemFile(initramfs)
         self._stack.callback(archive.close)
         if on_terminal:

@@ -22,6 +22,7 @@ from merbridge_lab.cli.app import (
     app,
     patience,
 )
+from merbridge_lab.cli.guest_option import KernelOption, run_in_guest
 from merbridge_lab.cli.session import Session
 from merbridge_lab.errors import LabError
 
@@ -45,6 +46,7 @@ def _rows(incomplete: str) -> list[str]:
 
 @app.command()
 def bench(
+    context: typer.Context,
     rows: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +73,7 @@ def bench(
         FailOn | None, typer.Option("--fail-on", help="Exit with 1 if a row is a loss, with 3 if that is not known.")
     ] = None,
     lab: LabName = None,
+    kernel: KernelOption = None,
     wait: Wait = False,
     wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
@@ -83,12 +86,17 @@ def bench(
     Two equal sets of pods swap their ways from round to round. A row counts only if each request passed both sidecars,
     by the way that it claims. Ctrl-C keeps what was measured. Nothing else should be running meanwhile.
 
+    With --kernel it does up, bench and down in a virtual machine with that kernel, where KVM boots it.
+
     Examples:  merlab bench    merlab bench --quick    merlab bench --rows latency,bulk --rounds 8
     merlab bench --json --fail-on loss    merlab bench --full --report bench.html
     """
     if quick and full:
         raise typer.BadParameter("--quick and --full exclude each other")
     with Session("bench", as_json=json, quiet=quiet, debug=debug, no_color=no_color) as run:
+        if kernel is not None:
+            _plan(rows, rounds, quick=quick, full=full)
+            run_in_guest(run, context, kernel)
         from merbridge_lab.bench import generators, html_report
         from merbridge_lab.bench.measuring import Measurement
         from merbridge_lab.bench.statistics import summarize

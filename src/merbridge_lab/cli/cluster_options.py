@@ -13,7 +13,8 @@ from merbridge_lab.labs.options import IMAGE, Options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PANEL = "Labs on a cluster"
+#: The panel of the help that these options are in, and no other.
+PANEL = "Labs on a cluster"
 
 
 class Sidecars(str, Enum):
@@ -39,7 +40,7 @@ DataplaneOption = Annotated[
     str | None,
     typer.Option(
         "--dataplane",
-        rich_help_panel=_PANEL,
+        rich_help_panel=PANEL,
         parser=dataplane,
         autocompletion=dataplane_names,
         metavar=f"<{'|'.join(dataplane_names())}>",
@@ -48,39 +49,37 @@ DataplaneOption = Annotated[
 ]
 SidecarsOption = Annotated[
     Sidecars | None,
-    typer.Option("--sidecars", rich_help_panel=_PANEL, help="Sidecar type (default: classic)."),
+    typer.Option("--sidecars", rich_help_panel=PANEL, help="Sidecar type (default: classic)."),
 ]
 KubeconfigOption = Annotated[
     str | None,
     typer.Option(
         "--kubeconfig",
         metavar="FILE",
-        rich_help_panel=_PANEL,
+        rich_help_panel=PANEL,
         help="Write the context kind-merbridge to FILE (default: change no kubeconfig).",
     ),
 ]
 ContextOption = Annotated[
     str | None,
-    typer.Option(
-        "--context", metavar="NAME", rich_help_panel=_PANEL, help="Context; the kind lab's is kind-merbridge."
-    ),
+    typer.Option("--context", metavar="NAME", rich_help_panel=PANEL, help="Context; the kind lab's is kind-merbridge."),
 ]
 KindImageOption = Annotated[
-    str | None, typer.Option("--kind-image", metavar="REF", rich_help_panel=_PANEL, help="The node's image.")
+    str | None, typer.Option("--kind-image", metavar="REF", rich_help_panel=PANEL, help="The node's image.")
 ]
 IstioHubOption = Annotated[
     str | None,
-    typer.Option("--istio-hub", metavar="HUB", rich_help_panel=_PANEL, help="Registry of Istio's images."),
+    typer.Option("--istio-hub", metavar="HUB", rich_help_panel=PANEL, help="Registry of Istio's images."),
 ]
 IstioTagOption = Annotated[
-    str | None, typer.Option("--istio-tag", metavar="TAG", rich_help_panel=_PANEL, help="Istio's version.")
+    str | None, typer.Option("--istio-tag", metavar="TAG", rich_help_panel=PANEL, help="Istio's version.")
 ]
 IstioSetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--istio-set",
         metavar="KEY=VALUE",
-        rich_help_panel=_PANEL,
+        rich_help_panel=PANEL,
         help="Passed to istioctl install --set; may be repeated.",
     ),
 ]
@@ -89,7 +88,7 @@ ImageOption = Annotated[
     typer.Option(
         "--image",
         metavar="NAME=REF",
-        rich_help_panel=_PANEL,
+        rich_help_panel=PANEL,
         help="The image of sleep, helloworld-v1, helloworld-v2, merbridge or merlab; may be repeated.",
     ),
 ]
@@ -98,13 +97,13 @@ MerbridgeManifestOption = Annotated[
     typer.Option(
         "--merbridge-manifest",
         metavar="URL|FILE|release|main|merlab",
-        rich_help_panel=_PANEL,
+        rich_help_panel=PANEL,
         help="The manifest of Merbridge (default: merlab's own); release and main are upstream's.",
     ),
 ]
 KeepClusterOption = Annotated[
     bool,
-    typer.Option("--keep-cluster", rich_help_panel=_PANEL, help="Remove only what was put into the cluster."),
+    typer.Option("--keep-cluster", rich_help_panel=PANEL, help="Remove only what was put into the cluster."),
 ]
 
 

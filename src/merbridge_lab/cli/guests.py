@@ -1,91 +1,15 @@
-"""Other kernels: `merlab kernels`, and the option --kernel of other commands."""
+"""Other kernels: `merlab kernels`."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from merbridge_lab.cli.app import Debug, JsonFlag, NoColor, app
 from merbridge_lab.cli.session import Session
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from merbridge_lab.guest.kernels import Kernel
-
-
-def _complete(incomplete: str) -> list[str]:
-    """Complete a kernel to one that is at hand, or to a name of one."""
-    from merbridge_lab.guest import debian, kernels
-
-    names = [kernels.NEWEST, *(kernel.version for kernel in kernels.at_hand()), *debian.RELEASES]
-    return [name for name in names if name.startswith(incomplete)]
-
-
-KernelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--kernel",
-        metavar="VERSION|PATH",
-        autocompletion=_complete,
-        help="Do it in a virtual machine with this kernel and this machine's files; merlab kernels lists kernels.",
-    ),
-]
-#: Options that are about this machine, not about the guest.
-_STAY_HERE = frozenset({"kernel", "lab", "wait", "wait_timeout"})
-
-
-def run_in_guest(run: Session, context: typer.Context, asked: str) -> None:
-    """Do up, the command of `context` and down in a guest with the kernel `asked`; end with its exit status.
-
-    Raise BadParameter for a lab that no guest can have, and LabError if the kernel cannot be had or run.
-    """
-    from merbridge_lab.adapters.virtual_machine import KVM
-    from merbridge_lab.guest import boot, initramfs, kernels
-    from merbridge_lab.guest.walkthrough import Walkthrough, expected
-
-    command, lab = run.command, context.params.get("lab")
-    if lab not in (None, "auto", "embedded"):
-        raise typer.BadParameter(f"--kernel is for the embedded lab: a guest has no network for a lab called {lab}")
-    if context.params.get("record"):
-        raise typer.BadParameter("--record goes with a lab on this machine: what a guest writes to files is lost")
-    initramfs.busybox()
-    kernel = kernels.find(asked, run.console.note)
-    run.console.awaits(f"KVM to boot Linux {kernel.version}")
-    by = boot.accelerator(kernel)
-    run.console.close()
-    how = "by KVM" if by == KVM else "emulated, because KVM boots none here"
-    run.console.note(f"Linux {kernel.version} in a guest, {how}: expect {expected(command, by)}")
-    on_terminal = command == "up" and not run.as_json and sys.stdin.isatty() and sys.stdout.isatty()
-    if on_terminal:
-        run.console.note("after `up` it has a shell; Ctrl-] x ends the guest at once")
-    else:
-        run.console.awaits(f"Linux {kernel.version} to boot")
-    task = Walkthrough(command, _typed(context), as_json=run.as_json, opens_shell=on_terminal)
-    size = shutil.get_terminal_size((80, 24)) if on_terminal else None
-    raise typer.Exit(task.run(kernel, by, run.console.pass_on, terminal=size))
-
-
-def _typed(context: typer.Context) -> Sequence[str]:
-    """Return the options of a call as they were typed, without those that are about this machine."""
-    words: list[str] = []
-    for option in context.command.params:
-        source = context.get_parameter_source(str(option.name))
-        if option.name in _STAY_HERE or source is None or source.name != "COMMANDLINE":
-            continue
-        name, value = max(option.opts, key=len), context.params[str(option.name)]
-        if isinstance(value, bool):
-            words += [name] if value else []
-        elif getattr(option, "count", False):
-            words += [name] * value
-        else:
-            each = value if isinstance(value, (list, tuple)) else [value]
-            words += [word for one in each for word in (name, str(getattr(one, "value", one)))]
-    return words
 
 
 @app.command("kernels")

@@ -22,7 +22,7 @@ from merbridge_lab.cli.app import (
     known_workload,
     step_numbers,
 )
-from merbridge_lab.cli.guests import KernelOption, run_in_guest
+from merbridge_lab.cli.guest_option import KernelOption, run_in_guest
 from merbridge_lab.cli.session import Session, numbers, selected
 from merbridge_lab.errors import LabError
 

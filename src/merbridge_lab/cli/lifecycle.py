@@ -26,7 +26,7 @@ from merbridge_lab.cli.app import (
     step_numbers,
 )
 from merbridge_lab.cli.demo import Auto, Demo, DemoFlag, EventsFlag, Minutes, Record
-from merbridge_lab.cli.guests import KernelOption, run_in_guest
+from merbridge_lab.cli.guest_option import KernelOption, run_in_guest
 from merbridge_lab.cli.session import Session, numbers, selected
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from merbridge_lab import events, hints
+from merbridge_lab import events, hints, polling
 from merbridge_lab.console import bench_view, verdicts, views
 from merbridge_lab.console.conversation import Conversation
 from merbridge_lab.console.presenter import Presenter
@@ -121,9 +121,8 @@ class Console:
             self._waiting.stop()
             if self.verbosity >= 0:
                 outcome = event.outcome
-                self._terminal.err.print(
-                    f"step {outcome.step.number}: {outcome.verdict.value} ({outcome.seconds:.1f} s)"
-                )
+                took = "" if polling.is_slowed() else f" ({outcome.seconds:.1f} s)"
+                self._terminal.err.print(f"step {outcome.step.number}: {outcome.verdict.value}{took}")
 
     def record(self, path: str) -> None:
         """Record into a file, until `end`, what goes to stdout. Raise LabError if it cannot be written."""

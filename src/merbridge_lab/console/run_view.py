@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from merbridge_lab import events, hints
+from merbridge_lab import events, hints, polling
 from merbridge_lab.command_events import CommandBegins, CommandOutput, Notice, ProofNeeds
 from merbridge_lab.console.terminal import MARK
 from merbridge_lab.evidence import Verdict
@@ -137,10 +137,8 @@ class RunView:
         style, step = outcome.verdict.value, outcome.step
         so = "already done, " if not outcome.acted and outcome.verdict is Verdict.PASS else ""
         so = f"{so}{len(outcome.checks)} checks, " if self._terse else so
-        self._terminal.line(
-            f"[{style}]{MARK[style]}[/] [title]{step.number}  {escape(step.title)}[/]"
-            f"  [faint]{so}{outcome.seconds:.1f} s[/]"
-        )
+        so = so.removesuffix(", ") if polling.is_slowed() else f"{so}{outcome.seconds:.1f} s"
+        self._terminal.line(f"[{style}]{MARK[style]}[/] [title]{step.number}  {escape(step.title)}[/]  [faint]{so}[/]")
 
     def _checks(self, step: Step, outcomes: Sequence[CheckOutcome]) -> None:
         if self._brief and all(each.finding.verdict is Verdict.PASS for each in outcomes):

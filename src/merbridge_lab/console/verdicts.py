@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from merbridge_lab import hints, request_path
+from merbridge_lab import hints, polling, request_path
 from merbridge_lab.console import picture
 from merbridge_lab.console.terminal import MARK, Terminal
 from merbridge_lab.console.views import columns
@@ -108,7 +108,8 @@ def of_run(terminal: Terminal, report: Report, terms: Terms) -> None:
     measured = f", {cells} of {len(report.matrix)} cells as expected" if report.matrix else ""
     skipped = f", {report.skipped} skipped" if report.skipped else ""
     held = f"{report.command}: {passed} of {len(report.steps)} steps held{measured}{skipped}"
-    terminal.line(f"[pass]✔ {held}[/] [faint]in {report.seconds:.1f} s[/]")
+    took = "" if polling.is_slowed() else f" [faint]in {report.seconds:.1f} s[/]"
+    terminal.line(f"[pass]✔ {held}[/]{took}")
     if not quiet:
         terminal.explain(terms.new_in(measured), 2)
         _next(terminal, _NEXT["kept" if report.kept else report.command])

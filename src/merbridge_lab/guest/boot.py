@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: How long a boot may take, in seconds. With KVM it takes one or two; emulated 8, several times that on a busy machine.
 _BOOT = {KVM: 20.0, EMULATED: 300.0}
 _KVM = Path("/dev/kvm")
+_JOIN = "become a member of the group kvm (as root: usermod -aG kvm NAME), and log in again"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Ran:
 
 def accelerator(kernel: Kernel) -> str:
     """Return KVM where it boots this kernel, found by booting it (/dev/kvm may run no guest); else EMULATED."""
-    if not os.access(_KVM, os.R_OK | os.W_OK):
+    if _barred() is not None:
         return EMULATED
     try:
         return KVM if run(kernel, ["true"], timeout=_BOOT[KVM], by=KVM).status == 0 else EMULATED
@@ -50,14 +51,31 @@ def accelerator(kernel: Kernel) -> str:
         return EMULATED
 
 
-def refuse_timings(by: str) -> None:
-    """Raise LabError for a measurement of time in a guest that is emulated: it would say nothing about the kernel."""
-    if by == EMULATED:
+def why_emulated() -> str:
+    """Say why a guest is emulated, once accelerator() has found that it is."""
+    return _barred() or "KVM boots no guest here"
+
+
+def refuse_timings(by: str | None = None) -> None:
+    """Raise LabError for a measurement of time in a guest that is emulated: it would say nothing about the kernel.
+
+    Without `by`, before a guest was booted, only what keeps KVM from being tried is known.
+    """
+    if by == EMULATED or (by is None and _barred() is not None):
         raise LabError(
-            "KVM boots no guest here, and in an emulated one nothing that is measured in seconds means anything",
-            hint="measure on a machine where KVM boots guests",
+            f"{why_emulated()}, and in an emulated guest nothing that is measured in seconds means anything",
+            hint=_JOIN if _KVM.exists() and _barred() else "measure on a machine where KVM boots guests",
             id="guest.no_timings",
         )
+
+
+def _barred() -> str | None:
+    """Say what keeps KVM from being tried; None if nothing does."""
+    if not _KVM.exists():
+        return "there is no /dev/kvm here"
+    if not os.access(_KVM, os.R_OK | os.W_OK):
+        return "this user may not use /dev/kvm (the group kvm may)"
+    return None
 
 
 def run(
@@ -84,7 +102,7 @@ def run(
         "TERM": os.environ.get("TERM", "dumb") if terminal else "dumb",
         **(environment or {}),
     }
-    archive = initramfs.build(kernel, Task(command, folder or Path.cwd(), variables, terminal))
+    archive = initramfs.build(kernel, Task(command, folder or _here(), variables, terminal))
     heard: dict[int, list[str]] = {OUT: [], ERR: []}
 
     def listen(port: int, text: str) -> None:
@@ -103,6 +121,13 @@ def run(
             raise _late(machine, "did not end", timeout)
         machine.finish()
     return Ran(int(told.split()[-1]), "".join(heard[OUT]), "".join(heard[ERR]), seconds)
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # it was deleted
+        return Path("/")
 
 
 def _late(machine: Machine, what: str, seconds: float) -> LabError:

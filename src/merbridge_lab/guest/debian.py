@@ -11,6 +11,7 @@ import functools
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ READY = "ready"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 #: How long apt may take for its lists, and for a package of 100 MB, in seconds.
 _LISTS, _PACKAGES = 300.0, 900.0
+#: How the folder of a download begins while it runs, and the age (seconds) at which none runs any more.
+_PART, _OLD = ".part-", 86400.0
 #: As an ordinary user or as root, apt reads as whom it runs.
 _APT = ("apt-get", "-q", "-oAPT::Sandbox::User=root")
 
@@ -111,7 +114,11 @@ def unpacking(folder: Path) -> Iterator[Path]:
     """Yield a directory for the block to fill, and call it `folder` at the end; after an error nothing is left."""
     with change("the cache of kernels"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with change("a kernel in the cache"), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as made:
+        for old in folder.parent.glob(f"{_PART}*"):  # of a download that was killed
+            with contextlib.suppress(FileNotFoundError):  # it has just ended, or somebody else removes it
+                if time.time() - old.stat().st_mtime > _OLD:
+                    shutil.rmtree(old, ignore_errors=True)
+    with change("a kernel in the cache"), tempfile.TemporaryDirectory(dir=folder.parent, prefix=_PART) as made:
         part = Path(made, folder.name)
         part.mkdir()
         yield part

@@ -59,7 +59,10 @@ def find(asked: str, tell: Callable[[str], None]) -> Kernel:
     Raise UsageError for a name of no kernel, LabError if it cannot be downloaded.
     """
     if os.sep in asked:
-        return at_path(Path(asked).absolute())
+        try:
+            return at_path(Path(asked).absolute())
+        except OSError as error:  # a folder that this user may not read, or a current directory that was deleted
+            raise _no_kernel(f"the kernel {asked} cannot be read: {error.strerror}") from error
     if asked in debian.RELEASES:
         return of_release(asked, tell)
     for kernel in at_hand():
