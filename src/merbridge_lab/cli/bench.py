@@ -17,6 +17,7 @@ from merbridge_lab.cli.app import (
     Legs,
     NoColor,
     Quiet,
+    Verbose,
     Wait,
     WaitTimeout,
     app,
@@ -74,6 +75,7 @@ def bench(
     wait: Wait = False,
     wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     debug: Debug = False,
     no_color: NoColor = False,
@@ -82,13 +84,14 @@ def bench(
 
     Two equal sets of pods swap their ways from round to round. A row counts only if each request passed both sidecars,
     by the way that it claims. Ctrl-C keeps what was measured. Nothing else should be running meanwhile.
+    With -v it also shows CPU per request and percentiles.
 
     Examples:  merlab bench    merlab bench --quick    merlab bench --rows latency,bulk --rounds 8
     merlab bench --json --fail-on loss    merlab bench --full --report bench.html
     """
     if quick and full:
         raise typer.BadParameter("--quick and --full exclude each other")
-    with Session("bench", as_json=json, quiet=quiet, debug=debug, no_color=no_color) as run:
+    with Session("bench", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         from merbridge_lab.bench import generators, html_report
         from merbridge_lab.bench.measuring import Measurement
         from merbridge_lab.bench.statistics import summarize
