@@ -104,6 +104,7 @@ def test_the_raw_pairs_are_in_it_for_people_and_for_scripts(report):
     for pair in MIXED.rows[0].comparison.pairs:
         assert f"{pair.baseline:.6g}" in text
         assert f"{pair.candidate:.6g}" in text
+        assert f'<tr><td>{pair.round}</td><td class="number">{pair.baseline:.6g}</td>' in report
 
 
 def test_what_others_named_is_no_markup():
