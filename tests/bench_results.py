@@ -37,8 +37,8 @@ def result(ratios=None, *, rounds=8, noise=0.02, seed=1, requests=5000, **change
     rows = []
     for name, (title, unit, base, higher) in ROWS.items():
         samples = []
-        for number in range(rounds):
-            drift = 1 + 0.3 * math.sin(2 * math.pi * (number / 7 + phase))
+        for number in range(1, rounds + 1):
+            drift = 1 + 0.3 * math.sin(2 * math.pi * ((number - 1) / 7 + phase))
             for slot in "AB":
                 candidate = slot != "AB"[number % 2]
                 way = Way.EBPF if candidate and name != NOISE_ROW else Way.RULES

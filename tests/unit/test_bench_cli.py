@@ -82,6 +82,13 @@ def test_with_fail_on_a_loss_is_1(lab, monkeypatch):
     assert read("bench", done.stdout)["verdict"] == "loss"
 
 
+@pytest.mark.usefixtures("lab")
+def test_with_v_other_figures_are_shown():
+    words = ("--rows", "latency", "--rounds", "8", "--no-color")
+    assert "CPU per request" in bench(*words, "-v").stdout
+    assert "CPU per request" not in bench(*words).stdout
+
+
 def test_an_interrupt_is_told_with_what_was_measured(lab):
     lab.sets.stop_after = 30
     done = bench("--rows", "latency", "--json")

@@ -8,6 +8,7 @@ import pytest
 
 from merbridge_lab.bench import generators, scenarios
 from merbridge_lab.bench.scenarios import Figure, Load
+from merbridge_lab.bench.statistics import requests_needed
 from merbridge_lab.errors import LabError, UsageError
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "bench"
@@ -71,6 +72,14 @@ def test_in_an_open_loop_a_stall_counts_for_all_requests_that_were_due_meanwhile
     # One answer in a hundred took 0.8 s: 200 requests were due meanwhile at 250 a second, and waited 0.4 s on average.
     assert stalled.times["p50"] == pytest.approx(0.2, abs=0.01)
     assert stalled.times["p90"] == pytest.approx(0.68, abs=0.01)
+
+
+@pytest.mark.parametrize(("seconds", "whole"), [(0.4, "2"), (1.0, "2"), (2.4, "3")])
+def test_the_open_loop_sends_more_requests_than_its_percentile_needs(seconds, whole):
+    words = generators.argv(BY_NAME["open"], PLACE, seconds)
+    assert words[words.index("-D") + 1] == whole
+    rate, clients = int(words[words.index("--rps") + 1]), int(words[words.index("-c", 3) + 1])
+    assert int(whole) * rate * clients >= 2 * requests_needed("p99")
 
 
 def test_h2load_counts_what_failed():

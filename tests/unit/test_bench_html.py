@@ -1,9 +1,12 @@
 """The report of a benchmark as one HTML file: what is in it, what is not, and where it cannot be written."""
 
 import dataclasses
+import functools
 import json
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -12,7 +15,7 @@ from bench_results import MACHINE, result
 from merbridge_lab.bench import html_report, plots
 from merbridge_lab.bench.bench_json import to_json
 from merbridge_lab.bench.model import NOISE_ROW
-from merbridge_lab.bench.statistics import summarize
+from merbridge_lab.bench.statistics import Interval, summarize
 from merbridge_lab.errors import LabError
 from merbridge_lab.text import as_json
 
@@ -101,6 +104,7 @@ def test_the_raw_pairs_are_in_it_for_people_and_for_scripts(report):
     for pair in MIXED.rows[0].comparison.pairs:
         assert f"{pair.baseline:.6g}" in text
         assert f"{pair.candidate:.6g}" in text
+        assert f'<tr><td>{pair.round}</td><td class="number">{pair.baseline:.6g}</td>' in report
 
 
 def test_what_others_named_is_no_markup():
@@ -152,6 +156,13 @@ def test_each_round_has_its_point():
     assert plot.interval.start < plot.ratio < plot.interval.end
 
 
+def test_the_axis_of_the_rounds_holds_their_interval():
+    row = summarize(result({"latency": 0.8}, rounds=6)).rows[0]
+    wide = dataclasses.replace(row.comparison, interval=Interval(0.1, 5.0))
+    span = plots.rounds_plot(dataclasses.replace(row, comparison=wide)).interval
+    assert 0 < span.start < span.end < 100
+
+
 # -- writing it
 
 
@@ -182,6 +193,36 @@ def test_where_it_cannot_be_written_is_told_before_anything_is_measured(tmp_path
     assert told.value.what == f"{tmp_path / name} cannot be written: {why}"
     assert (told.value.id, told.value.hint) == ("file.not_written", "merlab bench --report /tmp/merlab-bench.html")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_not_a_regular_file_is_refused_and_stays(tmp_path, linked):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    asked = link if linked else pipe
+    for write in (html_report.require_writable, functools.partial(html_report.write, summary=MIXED, lab="embedded")):
+        with pytest.raises(LabError) as told:
+            write(asked)
+        assert told.value.what == f"{asked} cannot be written: it exists, and is not a regular file"
+    assert (pipe.is_fifo(), link.is_symlink(), len(list(tmp_path.iterdir()))) == (True, True, 2)
+    with pytest.raises(LabError, match="/dev/null cannot be written"):
+        html_report.require_writable(Path("/dev/null"))
+
+
+def test_a_link_stays_one_and_its_file_is_written(tmp_path):
+    (tmp_path / "link").symlink_to("bench.html")
+    html_report.write(tmp_path / "link", MIXED, lab="embedded")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "bench.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_without_a_current_directory_it_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(LabError, match=r"^bench.html cannot be written: No such file or directory"):
+        html_report.require_writable(Path("bench.html"))
 
 
 def test_a_report_that_cannot_be_written_in_the_end_is_an_error_and_leaves_nothing(tmp_path):

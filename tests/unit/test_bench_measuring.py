@@ -62,9 +62,15 @@ def test_each_sample_is_preceded_by_one_that_does_not_count():
     assert [argv[4] for argv in sets.sets["A"].ran] == ["0.1", "0.2"] * 2
 
 
-def test_without_rounds_as_many_as_fit_an_even_number_at_least_two():
-    assert measured(Sets(), rounds=None, extent=Extent(0.0, 0.4, 0.1))[0].rounds == 2
-    assert measured(Sets(), rounds=None, extent=Extent(2.5, 0.4, 0.1))[0].rounds % 2 == 0
+def test_without_rounds_as_many_as_fit_a_multiple_of_four():
+    assert measured(Sets(), rounds=None, extent=Extent(0.0, 0.4, 0.1))[0].rounds == 4
+    result = measured(Sets(), rounds=None, extent=Extent(2.5, 0.4, 0.1))[0]
+    assert result.rounds > 4
+    assert result.rounds % 4 == 0
+    firsts = [one for one, other in zip(result.rows[0].samples[::2], result.rows[0].samples[1::2], strict=True)]
+    each = [(sample.way, sample.slot) for sample in firsts]
+    assert {each.count(one) for one in each} == {result.rounds / 4}
+    assert len(set(each)) == 4
 
 
 def test_an_interrupt_keeps_what_was_measured():
@@ -72,7 +78,56 @@ def test_an_interrupt_keeps_what_was_measured():
     assert result.interrupted
     assert measurement.signum == 2
     assert result.rounds == 1
-    assert len(result.rows[0].samples) == 2
+    assert [len(row.samples) for row in result.rows] == [2, 2]
+
+
+def test_of_a_round_that_was_cut_short_nothing_is_kept():
+    whole = len(measured(Sets(), rounds=1)[0].rows[0].samples)
+    for stop in range(9, 16):  # warm-ups included, a round has eight loads
+        result, *_ = measured(Sets(stop_after=stop), rounds=2)
+        assert result.rounds == 1
+        assert {sample.round for row in result.rows for sample in row.samples} == {1}
+        assert len(result.rows[0].samples) == whole
+
+
+def test_a_transfer_runs_beside_small_requests_and_ends_before_the_next_load():
+    sets = Sets()
+    mixed, noise = measured(sets, "mixed", rounds=2)[0].rows
+    assert (mixed.invalid, noise.invalid) == (None, None)
+    assert all(sample.cpu_seconds is None for sample in mixed.samples)
+    assert any(any(word.endswith("/bulk") for word in argv) for argv in sets.sets["A"].ran)
+    assert (sets.sets["A"].loads, sets.sets["B"].loads) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (('"bytes": ', '"bytes": 0, "was": '), "the transfer in the background moved nothing"),
+        (('"timeout": 0', '"timeout": 3'), "3 requests of the transfer in the background failed"),
+        (None, "the generator cannot be ended in time: the machine is too busy"),
+    ],
+)
+def test_a_transfer_that_was_none_makes_the_row_invalid(change, why):
+    sets = Sets()
+    for pods in sets.sets.values():
+        assert change is None or change[0] in pods.beside
+        pods.beside = pods.beside.replace(*change) if change else ""
+    mixed, noise = measured(sets, "mixed", rounds=1)[0].rows
+    assert mixed.invalid == noise.invalid == f"round 1, by the rules: {why}"
+    assert (sets.sets["A"].loads, sets.sets["B"].loads) == (0, 0)
+
+
+def test_a_transfer_ends_also_if_the_load_beside_it_fails(monkeypatch):
+    def run(pods, argv, timeout):
+        if pods.loads:
+            raise LabError("wrk failed with exit status 1")
+        return plain(pods, argv, timeout)
+
+    plain = Pods.run
+    monkeypatch.setattr(Pods, "run", run)
+    sets = Sets()
+    assert "wrk failed" in measured(sets, "mixed", rounds=1)[0].rows[0].invalid
+    assert (sets.sets["A"].loads, sets.sets["B"].loads) == (0, 0)
 
 
 def test_a_request_that_bypassed_a_sidecar_makes_the_row_invalid_and_ends_it():
@@ -158,7 +213,24 @@ EBPF = Readings(1, SERVED, SERVED, 5, {"outbound_connects": 16, "mesh_redirected
             replace(EBPF, ebpf={"outbound_connects": 15, "mesh_redirected_messages": 1}),
             "eBPF intercepted 15 of 16 connections",
         ),
-        (Way.EBPF, LOADED, replace(EBPF, ebpf={"outbound_connects": 16}), "eBPF moved no message between the sidecars"),
+        (
+            Way.EBPF,
+            LOADED,
+            replace(EBPF, ebpf={"outbound_connects": 16, "mesh_redirected_messages": 88, "mesh_tcp_messages": 12}),
+            "eBPF moved 88 messages of 100 requests between the sidecars; 12 went by TCP",
+        ),
+        (
+            Way.EBPF,
+            LOADED,
+            replace(EBPF, ebpf={"outbound_connects": 16, "mesh_redirected_messages": 89, "mesh_tcp_messages": 11}),
+            "",
+        ),
+        (
+            Way.EBPF,
+            replace(LOADED, requests=1),
+            replace(EBPF, ebpf={"outbound_connects": 16, "mesh_tcp_messages": 1}),
+            "eBPF moved no message between the sidecars",
+        ),
         (
             Way.RULES,
             Loaded(0, 0, 1000, 1.0, 2),

@@ -14,6 +14,7 @@ from merbridge_lab.bench.bootstrap import bootstrap
 from merbridge_lab.bench.model import NOISE_ROW, RowResult, Sample, Way
 from merbridge_lab.bench.statistics import (
     CPU,
+    FARTHEST,
     LEVEL,
     MARGIN,
     Claim,
@@ -73,6 +74,27 @@ def test_ratios_that_do_not_differ_are_an_interval_of_one_point():
     assert found.claim is Claim.GAIN
 
 
+def seven_and(one, ratio):
+    return [Pair(n, 1.0, one if n == 1 else ratio) for n in range(1, 9)]
+
+
+@pytest.mark.parametrize("tiny", [0.0, 5e-15, 5e-12, 5e-9, 5e-6])
+def test_ratios_almost_all_of_which_are_the_same_bound_one_end_alone(tiny):
+    """Two resamples in five have the common ratio alone: nothing is known about the end that is on its side."""
+    above = compare(seven_and(1.0, 1.1 + tiny), rows=5, higher_is_better=True)
+    assert above.claim is Claim.NONE
+    assert above.interval.low == pytest.approx(above.ratio / FARTHEST)
+    assert above.ratio < above.interval.high < 1.2
+    mixed = [1, 1, 1, 1, 1, 1 + tiny, 1.2, 1.3]
+    found = compare([Pair(n, 1.0, each) for n, each in enumerate(mixed)], rows=5, higher_is_better=True)
+    assert found.claim is Claim.NONE
+    assert found.corrected.low < 1 < found.ratio < found.corrected.high <= found.ratio * FARTHEST * 1.001
+
+
+def test_an_end_that_is_known_may_claim():
+    assert compare(seven_and(2.2, 2.0), rows=1, higher_is_better=True).claim is Claim.GAIN
+
+
 # -- claims
 
 
@@ -100,7 +122,7 @@ def paired(measured):
     """Pair by round, in this test's own way: the baseline is in slot A in even rounds."""
     for row in measured.rows:
         pairs = []
-        for number in range(measured.rounds):
+        for number in range(1, measured.rounds + 1):
             both = {
                 each.slot: each.value for each in row.samples if each.round == number and each.way is not Way.DIRECT
             }
@@ -173,7 +195,7 @@ def test_a_round_that_was_cut_short_is_no_pair():
     latency = whole.rows[0]
     cut = dataclasses.replace(latency, samples=latency.samples[:-2])  # without eBPF's sample of the last round
     found = summarize(dataclasses.replace(whole, rows=(cut, *whole.rows[1:]), interrupted=True))
-    assert [each.round for each in found.rows[0].comparison.pairs] == [0, 1, 2, 3, 4, 5, 6]
+    assert [each.round for each in found.rows[0].comparison.pairs] == [1, 2, 3, 4, 5, 6, 7]
     assert found.rows[0].comparison.claim is None
 
 
@@ -260,7 +282,7 @@ def test_a_percentile_without_requests_in_one_sample_is_none():
     few = dataclasses.replace(whole.rows[0].samples[0], requests=999)
     row = dataclasses.replace(whole.rows[0], samples=(few, *whole.rows[0].samples[1:]))
     found = summarize(dataclasses.replace(whole, rows=(row,))).rows[0]
-    assert found.ways[Way.RULES].percentiles["p99"] is None
+    assert found.ways[few.way].percentiles["p99"] is None
     assert "p99" not in found.beside
 
 

@@ -41,6 +41,8 @@ def require_writable(path: Path) -> None:
     """Raise OSError if `write_atomic` could not write `path`, as far as that is known before; leave nothing behind."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():  # a device, say: renaming a file over it would destroy it
+        raise OSError(errno.EINVAL, "it exists, and is not a regular file", str(path))
     with contextlib.suppress(FileNotFoundError):
         path.with_name(f".{path.name}.new").lstat()  # too long a name
     try:

@@ -19,6 +19,10 @@ RESAMPLES = 10_000
 _SEED = 16
 #: Values whose standard deviation is smaller than this are the same.
 _SAME = 1e-9
+#: So are those of a resample where it is smaller than this share of that of all values.
+_SAME_SHARE = 1e-6
+#: The score of such a resample, if its mean is not that of all values: beyond every other.
+_BOUNDLESS = 1e9
 
 
 def bootstrap(
@@ -26,7 +30,8 @@ def bootstrap(
 ) -> list[tuple[float, float]]:
     """Return for each of `levels` the interval that misses the mean so often: a studentized bootstrap.
 
-    `values` are at least two, of any unit.
+    `values` are at least two, of any unit. Where all but a few are the same, resamples of one value are not rare: they
+    tell nothing about the end on their side, and it is then far beyond any value.
     """
     count, mean, error = len(values), statistics.fmean(values), statistics.stdev(values)
     if error < _SAME:
@@ -37,8 +42,11 @@ def bootstrap(
     for resample in zip(*[drawn] * count, strict=True):
         total = sum(resample)
         squares = sum(map(operator.mul, resample, resample)) - total * total / count
-        if squares > _SAME**2:  # else all are one value, and the score is not defined: rarer than any level here
-            scores.append(total / count / math.sqrt(squares / (count - 1)))
+        spread, away = math.sqrt(max(squares, 0.0) / (count - 1)), total / count
+        if spread > _SAME_SHARE * error:
+            scores.append(away / spread)
+        else:
+            scores.append(math.copysign(_BOUNDLESS, away) if abs(away) > _SAME_SHARE * error else 0.0)
     scores.sort()
     # A high score means that the sample's mean is above the true one, so it makes the lower end.
     return [

@@ -38,6 +38,8 @@ WRKS = frozenset({Load.WRK, Load.WRK_CONNECT, Load.WRK_BESIDE})
 _TICK = 0.05
 #: The rate of the open loop, per connection and second: far below what the slowest way can do.
 _RATE = 250
+#: It takes at least so many seconds: in one, no request may be late if there are to be enough for p99.
+_OPEN = 2
 #: A receiver that takes nothing for so long (seconds) is full; and the most that a sender offers, in bytes.
 _QUIET, _MOST = 0.4, 2_000_000_000
 #: h2load writes what it tells of each request into a file only; the pod's own /dev/shm goes with the pod.
@@ -96,7 +98,7 @@ def argv(scenario: Scenario, place: Place, seconds: float) -> list[str]:
     url = f"http://{place.address}:{place.http_port}{scenario.path}"
     many = str(scenario.connections)
     if scenario.load is Load.H2LOAD:
-        whole = str(max(1, math.ceil(seconds)))
+        whole = str(max(_OPEN, math.ceil(seconds)))
         return ["sh", "-c", _LOGGED, _LOG, "--h1", "-c", many, "--rps", str(_RATE), "-D", whole, url]
     new = scenario.load is Load.WRK_CONNECT
     header, cycles = (["-H", "Connection: close"], ["--", "cycles"]) if new else ([], [])
@@ -107,7 +109,7 @@ def argv(scenario: Scenario, place: Place, seconds: float) -> list[str]:
 def transfer_argv(place: Place, seconds: float) -> list[str]:
     """Return the argv that transfers large bodies in the background for about `seconds`."""
     url = f"http://{place.address}:{place.http_port}{scenarios.BULK}"
-    return [*_interrupted(seconds), "wrk", "-t1", "-c1", "-d", str(_most(seconds)), url]
+    return [*_interrupted(seconds), "wrk", "-t1", "-c1", "-d", str(_most(seconds)), "-s", place.report_lua, url]
 
 
 def _interrupted(seconds: float) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import templates
@@ -17,8 +19,6 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.text import as_json, printable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from merbridge_lab.bench.statistics import BenchSummary, RowSummary
 
 _STYLES = {Claim.GAIN: "gain", Claim.LOSS: "loss", Claim.NONE: "none", None: "unknown"}
@@ -27,7 +27,7 @@ _STYLES = {Claim.GAIN: "gain", Claim.LOSS: "loss", Claim.NONE: "none", None: "un
 def require_writable(path: Path) -> None:
     """Raise LabError if the report could not be written to `path`: to be asked before anything is measured."""
     try:
-        files.require_writable(path.absolute())
+        files.require_writable(_target(path))
     except OSError as error:
         raise _not_written(path, error) from error
 
@@ -36,14 +36,23 @@ def write(path: Path, summary: BenchSummary, *, lab: str) -> None:
     """Write the report, completely or not at all. Raise LabError if that fails."""
     made = time.strftime("%Y-%m-%d %H:%M %Z")
     try:
-        files.write_atomic(path.absolute(), html(summary, lab=lab, made=made), owner=os.geteuid())
+        target = _target(path)
+        files.require_writable(target)  # it took minutes to come here
+        files.write_atomic(target, html(summary, lab=lab, made=made), owner=os.geteuid())
     except OSError as error:
         raise _not_written(path, error) from error
 
 
+def _target(path: Path) -> Path:
+    """Return the file that is written: a symbolic link stays. Raise OSError where there is no current directory."""
+    return Path(os.path.realpath(path))
+
+
 def _not_written(path: Path, error: OSError) -> LabError:
+    with contextlib.suppress(OSError):  # the current directory may be deleted
+        path = path.absolute()
     return LabError(
-        f"{path.absolute()} cannot be written: {error.strerror}",
+        f"{path} cannot be written: {error.strerror}",
         hint="merlab bench --report /tmp/merlab-bench.html",
         id="file.not_written",
     )
@@ -101,7 +110,7 @@ def _row(row: RowSummary, axis: plots.Axis) -> dict[str, Any]:
         "beside": _beside(row),
         "pairs": [
             (
-                pair.round + 1,
+                pair.round,
                 f"{pair.baseline:.6g}",
                 f"{pair.candidate:.6g}",
                 f"{pair.ratio:.4f}" if found.ratio else "",

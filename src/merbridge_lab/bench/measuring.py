@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from merbridge_lab.bench.pod_sets import PodSets, Readings
     from merbridge_lab.bench.scenarios import Scenario
 
+    #: The readings before and after a load, by slot.
+    _Around = dict[str, tuple[Readings, Readings]]
+
 T = TypeVar("T")
+
+#: After so many rounds, each set has gone each way, and each way was the first, equally often.
+_BALANCED = 2 * len(SLOTS)
 
 #: A generator that has not ended so long (seconds) after its time is up has failed.
 _LATE = 20.0
@@ -54,8 +60,8 @@ QUICK, USUAL, FULL = Extent(30, 0.2, 0.1), Extent(120, 0.5, 0.1), Extent(900, 1.
 class Plan:
     """What is measured; `direct` adds the way without sidecars.
 
-    Without `rounds`, as many as fit into the budget, an even number, at least two: so each set goes each way equally
-    often.
+    Without `rounds`, as many as fit into the budget, a multiple of four: so each set goes each way equally often, and
+    each way is as often the first.
     """
 
     scenarios: Sequence[Scenario]
@@ -72,11 +78,11 @@ class _Row:
     samples: list[Sample] = field(default_factory=list)
     invalid: str | None = None
 
-    def result(self) -> RowResult:
+    def result(self, rounds: int) -> RowResult:
+        """Return what the first `rounds` rounds measured."""
         scenario = self.scenario
-        return RowResult(
-            self.name, self.title, scenario.unit, scenario.higher_is_better, tuple(self.samples), self.invalid
-        )
+        samples = tuple(each for each in self.samples if each.round <= rounds)
+        return RowResult(self.name, self.title, scenario.unit, scenario.higher_is_better, samples, self.invalid)
 
 
 class Measurement:
@@ -93,7 +99,7 @@ class Measurement:
         self.signum: int | None = None
 
     def run(self) -> None:
-        """Measure all rounds; a signal ends it early, and what was measured is kept. Raises LabError."""
+        """Measure all rounds; a signal ends it early, and the complete rounds are kept. Raises LabError."""
         try:
             while self._goes_on():
                 began = time.monotonic()
@@ -105,7 +111,7 @@ class Measurement:
     def result(self, machine: Mapping[str, str]) -> BenchResult:
         """Return what was measured, with what `machine` adds to what the lab knows."""
         return BenchResult(
-            rows=tuple(row.result() for row in (*self._rows, self._noise)),
+            rows=tuple(row.result(len(self._spans)) for row in (*self._rows, self._noise)),
             rounds=len(self._spans),
             machine={**self._pods.machine, **machine},
             outside_load=min(1.0, max(0.0, self._outside / self._elapsed)) if self._elapsed else 0.0,
@@ -119,9 +125,10 @@ class Measurement:
         done = len(self._spans)
         if self._plan.rounds is not None:
             return done < self._plan.rounds
-        if done < len(SLOTS) or done % len(SLOTS):
+        if not done or done % _BALANCED:
             return True
-        return time.monotonic() - self._began + 2 * max(self._spans) + _RESERVE <= self._plan.extent.budget
+        left = self._plan.extent.budget - (time.monotonic() - self._began)
+        return _BALANCED * max(self._spans) + _RESERVE <= left
 
     def _left(self) -> str:
         if not self._spans:
@@ -152,8 +159,10 @@ class Measurement:
         way = self._pods.way(slot)
         self._tell(f"round {number + 1}{self._left()}: {row.name}, {_NAMES[way]}")
         try:
-            loaded, around = self._load(row.scenario, slot)
+            loaded, beside, around = self._load(row.scenario, slot)
             why = validity.why_invalid(way, loaded, *around[slot])
+            if beside is not None:
+                why = why or validity.why_alone(beside)
             if way is Way.DIRECT:
                 why = why or validity.bypassed([pair for each, pair in around.items() if each != slot])
             value = loaded.value(row.scenario.figure)
@@ -166,33 +175,44 @@ class Measurement:
         else:
             row.samples.append(_sample(row.scenario, way, number, slot, value, loaded, around[slot]))
 
-    def _load(self, scenario: Scenario, slot: str) -> tuple[Loaded, dict[str, tuple[Readings, Readings]]]:
-        """Put the load on a set, again if the generator missed its end. Raise LabError if it always does."""
+    def _load(self, scenario: Scenario, slot: str) -> tuple[Loaded, Loaded | None, _Around]:
+        """Put the load on a set, again if the generator missed its end. Raise LabError if it always does.
+
+        The second is what a transfer in the background reports, if there is one.
+        """
         for _ in range(_TRIES):
-            text, around = self._load_once(scenario, slot)
-            if not generators.missed_its_end(scenario, text, self._plan.extent.sample * scenario.times):
-                return generators.parse(scenario, text), around
+            text, beside, around = self._load_once(scenario, slot)
+            if generators.missed_its_end(scenario, text, self._plan.extent.sample * scenario.times):
+                continue
+            if beside is None:
+                return generators.parse(scenario, text), None, around
+            if beside.strip():  # else it missed its end
+                return generators.parse(scenario, text), generators.parse(scenario, beside), around
         raise LabError(
             "the generator cannot be ended in time: the machine is too busy",
             hint="measure again with nothing else running",
             id="tool.failed",
         )
 
-    def _load_once(self, scenario: Scenario, slot: str) -> tuple[str, dict[str, tuple[Readings, Readings]]]:
-        """Put the load on a set; return what the generator reports, and the readings before and after, by slot."""
+    def _load_once(self, scenario: Scenario, slot: str) -> tuple[str, str | None, _Around]:
+        """Put the load on a set; return what it and the transfer beside it report, and the readings around it."""
         pods, warm_up = self._pods.sets[slot], self._plan.extent.warm_up
         seconds = self._plan.extent.sample * scenario.times
         looked_at = {slot: pods, **({each: self._pods.sets[each] for each in SLOTS} if slot == DIRECT_SLOT else {})}
         if scenario.load in generators.WRKS:
             pods.run(generators.argv(scenario, pods.place, warm_up), warm_up + _LATE)
-        if scenario.load is Load.WRK_BESIDE:
+        if has_beside := scenario.load is Load.WRK_BESIDE:
             pods.start(generators.transfer_argv(pods.place, seconds + _AROUND))
-        before = {name: each.read() for name, each in looked_at.items()}
-        with self._watched():
-            text = pods.run(generators.argv(scenario, pods.place, seconds), seconds + _LATE)
-        around = {name: (before[name], each.read()) for name, each in looked_at.items()}
-        pods.settle()
-        return text, around
+        try:
+            before = {name: each.read() for name, each in looked_at.items()}
+            with self._watched():
+                text = pods.run(generators.argv(scenario, pods.place, seconds), seconds + _LATE)
+            around = {name: (before[name], each.read()) for name, each in looked_at.items()}
+        except LabError:
+            if has_beside:  # else it would run beside the next load
+                pods.settle()
+            raise
+        return text, pods.settle() if has_beside else None, around
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -234,7 +254,8 @@ def _sample(
         value=value,
         unit=scenario.unit,
         higher_is_better=scenario.higher_is_better,
-        cpu_seconds=after.cpu_seconds - before.cpu_seconds,
+        # That of the transfer in the background is no request's.
+        cpu_seconds=None if scenario.load is Load.WRK_BESIDE else after.cpu_seconds - before.cpu_seconds,
         requests=loaded.requests or None,
         extra={name: loaded.times[name] for name in ("p90", "p99", "p99.9") if name in loaded.times},
     )

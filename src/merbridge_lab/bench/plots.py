@@ -165,7 +165,7 @@ def rounds_plot(row: RowSummary) -> RoundsPlot | None:
     if found.ratio is None:
         return None
     ratios = [pair.ratio for pair in found.pairs]
-    axis = _axis(ratios)
+    axis = _axis([*ratios, *((found.interval.low, found.interval.high) if found.interval else ())])
 
     def top(ratio: float) -> float:
         return round(100 - axis.at(wording.advantage(ratio, higher_is_better=higher)), 3)

@@ -59,8 +59,8 @@ class PodSet(Protocol):
     def start(self, argv: Sequence[str]) -> None:
         """Start `argv` as the client's app in the background; it ends by itself. Raises LabError."""
 
-    def settle(self) -> None:
-        """Wait until what `start` started has ended. Raises LabError."""
+    def settle(self) -> str:
+        """Wait until what `start` started has ended, and return its output. Raises LabError."""
 
     def read(self) -> Readings:
         """Return what is known of the set now. Raise LabError if something could not be read."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from merbridge_lab.bench.bootstrap import RESAMPLES, bootstrap
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 #: A difference smaller than this is never claimed.
 MARGIN = 0.03
+#: An end of an interval is at most by this factor away from the ratio: beyond it nothing is known.
+FARTHEST = 1000.0
 #: A percentile needs so many requests above it in each sample: 1000 in all for p99, 10,000 for p99.9.
 ABOVE_PERCENTILE = 10
 PERCENTILES = {"p90": 0.9, "p99": 0.99, "p99.9": 0.999}
@@ -167,15 +169,11 @@ def _row(row: RowResult, rows: int) -> RowSummary:
     if why := _too_few_requests(row):
         comparison = Comparison(comparison.pairs, why=why)
     beside = {
-        name: _without_claim(compare(pairs, rows=rows, higher_is_better=False))
+        name: replace(compare(pairs, rows=rows, higher_is_better=False), corrected=None, claim=None)
         for name, figure in {CPU: _cpu, **{name: _percentile(name) for name in PERCENTILES}}.items()
         if (pairs := _pairs(row, figure)) and len(pairs) == len(comparison.pairs)
     }
     return RowSummary(row, ways, comparison, beside)
-
-
-def _without_claim(found: Comparison) -> Comparison:
-    return Comparison(found.pairs, found.ratio, found.interval, why=found.why)
 
 
 def compare(pairs: Sequence[Pair], *, rows: int, higher_is_better: bool, resamples: int = RESAMPLES) -> Comparison:
@@ -186,12 +184,13 @@ def compare(pairs: Sequence[Pair], *, rows: int, higher_is_better: bool, resampl
     if bad := next((each for each in kept if not (_positive(each.baseline) and _positive(each.candidate))), None):
         return Comparison(kept, why=f"round {bad.round} has {bad.candidate:g} and {bad.baseline:g}: no ratio")
     logs = [math.log(each.ratio) for each in kept]
-    ratio = math.exp(statistics.fmean(logs))
+    mean, far = statistics.fmean(logs), math.log(FARTHEST)
+    ratio = math.exp(mean)
     if len(kept) < rounds_needed(1):
         return Comparison(kept, ratio, why=_too_few(len(kept), rounds_needed(rows)))
     interval, corrected = (
-        Interval(math.exp(low), math.exp(high))
-        for low, high in bootstrap(logs, (LEVEL, LEVEL / rows), resamples=resamples)
+        Interval(*(ratio * math.exp(min(max(end - mean, -far), far)) for end in ends))
+        for ends in bootstrap(logs, (LEVEL, LEVEL / rows), resamples=resamples)
     )
     if len(kept) < rounds_needed(rows):
         return Comparison(kept, ratio, interval, why=_too_few(len(kept), rounds_needed(rows)))

@@ -17,6 +17,7 @@ from merbridge_lab.cli.app import (
     Legs,
     NoColor,
     Quiet,
+    Verbose,
     Wait,
     WaitTimeout,
     app,
@@ -77,6 +78,7 @@ def bench(
     wait: Wait = False,
     wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     debug: Debug = False,
     no_color: NoColor = False,
@@ -85,6 +87,7 @@ def bench(
 
     Two equal sets of pods swap their ways from round to round. A row counts only if each request passed both sidecars,
     by the way that it claims. Ctrl-C keeps what was measured. Nothing else should be running meanwhile.
+    With -v it also shows CPU per request and percentiles.
 
     With --kernel it does up, bench and down in a virtual machine with that kernel, where KVM boots it.
 
@@ -93,7 +96,7 @@ def bench(
     """
     if quick and full:
         raise typer.BadParameter("--quick and --full exclude each other")
-    with Session("bench", as_json=json, quiet=quiet, debug=debug, no_color=no_color) as run:
+    with Session("bench", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         if kernel is not None:
             _plan(rows, rounds, quick=quick, full=full)
             run_in_guest(run, context, kernel)

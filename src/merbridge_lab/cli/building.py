@@ -36,16 +36,18 @@ def compile_programs(
     Examples:  merlab compile    merlab compile -o programs.json
     """
     with Session("compile", as_json=json, debug=debug, no_color=no_color, quiet=True) as run:
-        from merbridge_lab.adapters.files import write_atomic
+        from merbridge_lab.adapters.files import require_writable, write_atomic
         from merbridge_lab.dataplane import artefact, compiler
 
         if os.geteuid() != 0:
             raise LabError(
                 "compiling requires root, because BCC creates the maps", hint="sudo merlab compile", id="root.needed"
             )
-        made = compiler.compiled()
-        file = (output or artefact.PLACE).absolute()
+        file = output or artefact.PLACE
         try:
+            file = file.absolute()
+            require_writable(file)
+            made = compiler.compiled()
             write_atomic(file, made.text())
         except OSError as error:
             raise LabError(

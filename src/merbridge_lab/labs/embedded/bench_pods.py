@@ -12,7 +12,7 @@ from merbridge_lab import istio_facts, ruleset, signals
 from merbridge_lab.adapters import cgroup, http_probe, iptables, tcp_sockets
 from merbridge_lab.adapters.change import change
 from merbridge_lab.adapters.command import run
-from merbridge_lab.adapters.files import write_atomic
+from merbridge_lab.adapters.files import delete, write_atomic
 from merbridge_lab.bench import generators, scenarios
 from merbridge_lab.bench.generators import Place
 from merbridge_lab.bench.model import Way
@@ -21,6 +21,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import control_pods, envoy, namespaces, topology
 from merbridge_lab.labs.embedded.rule_templates import data, template
 from merbridge_lab.polling import poll_until
+from merbridge_lab.text import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.node import Node
     from merbridge_lab.labs.embedded.pod import Pod
 
-_REPORT, _UNREAD, _SERVER, _LOG = "report.lua", "unread.py", "server.yaml", "server.log"
+_REPORT, _UNREAD, _SERVER, _LOG, _LOAD = "report.lua", "unread.py", "server.yaml", "server.log", "load.log"
 #: Seconds for servers to answer, for older connections to close, and for a background load to end.
 _READY, _RUN_OUT, _SETTLED = 10.0, 5.0, 10.0
 _STATS = r"/stats?filter=^(http\.(out|in)bound_|tcp\.(out|in)bound).*\.downstream_(rq_total|rq_2xx|cx_total)$"
@@ -102,16 +103,22 @@ class BenchPodSet:
 
     def start(self, argv: Sequence[str]) -> None:
         """Start `argv` as the client's app in the background; it ends by itself. Raises LabError."""
-        self._daemon(self.client, argv, "load.log")
+        delete(self.client.folder / _LOAD)
+        self._daemon(self.client, argv, _LOAD)
 
-    def settle(self) -> None:
-        """Wait until what `start` started has ended. Raises LabError."""
+    def settle(self) -> str:
+        """Wait until what `start` started has ended, and return its output. Raises LabError."""
         app = self.client.app_pid
         awaiting = f"the load in {self.client.spec.name} to end"
         if not poll_until(
             lambda: set(cgroup.processes(self.client.cgroup / "app")) <= {app}, timeout=_SETTLED, awaiting=awaiting
         ):
             raise LabError(f"{awaiting}: not within {_SETTLED:g} s", hint="merlab down", id="tool.failed")
+        log = self.client.folder / _LOAD
+        try:
+            return read_text(log) if log.exists() else ""
+        except OSError as error:
+            raise _unread(f"what the load in {self.client.spec.name} reports", str(error)) from error
 
     def read(self) -> Readings:
         """Return what is known of the set now. Raise LabError if something could not be read."""
