@@ -19,6 +19,7 @@ from agent_host import (
     on_node,
     rolled_out,
     say,
+    served,
     state_of,
     status,
     up,
@@ -85,22 +86,27 @@ def test_the_matrix_holds_with_the_servers_flushed_too(lab: dict[str, Any]) -> N
     assert "disposable" not in left
 
 
+def alone() -> set[str]:
+    """Return the pods that are served, once the disposable server is gone: its processes outlive its object."""
+    selectors = ("app=sleep", "app=helloworld,version=v1", "app=helloworld,version=v2")
+    ours = {pod_of(selector)["metadata"]["name"] for selector in selectors}
+    assert settled(served, ours, 30.0) == ours
+    return ours
+
+
 def test_on_a_healthy_lab_up_makes_nothing_anew(lab: dict[str, Any]) -> None:
+    alone()
     before = [pod_of("app=sleep")["metadata"]["uid"], agent("programs")]
     done = up("--until", "4")
     assert held(done)
     acted = {one["number"]: one["acted"] for one in told(done)["steps"]}
     assert [acted[number] for number in (1, 2, 3, 4)] == [False] * 4
+    alone()
     assert [pod_of("app=sleep")["metadata"]["uid"], agent("programs")] == before
 
 
 def test_the_agent_and_the_kernel_agree_on_the_pods(lab: dict[str, Any]) -> None:
-    found = status()
-    names = {one["name"] for one in found["pods"] if one["state"] == "served"}
-    assert names == {
-        pod_of(selector)["metadata"]["name"]
-        for selector in ("app=sleep", "app=helloworld,version=v1", "app=helloworld,version=v2")
-    }
+    names, found = alone(), status()
     assert {name.partition("/")[2] for name in agent("counters")} == names
     told_of = told(merlab("status", "--json"))
     assert complaints("status", told_of) == []
