@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from merbridge_lab.adapters.mounts import Mount
 
-#: What merlab mounts in its run directory, by the path below it. The digest tells which file Envoy's view shows.
-_FILE_SYSTEMS = {"bpf": "bpf", "cgroup": "cgroup2"}
+#: What merlab mounts in its run directory, by the path below it; `tracing` only in labs of an earlier merlab,
+#: which are taken over or removed. The digest tells which file Envoy's view shows.
+_FILE_SYSTEMS = {"bpf": "bpf", "tracing": "tracefs", "cgroup": "cgroup2"}
 _VIEW = "envoy"
 #: Folders of pins, and the kernel's name for a namespace that is pinned there.
 _PINS = {"netns": "net:[", "mnt": "mnt:["}
