@@ -16,6 +16,7 @@ HEALTHY = """\
 30 27 0:24 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw
 275 27 0:55 / /run/merlab rw,nosuid,nodev - tmpfs merlab rw
 276 275 0:56 / /run/merlab/bpf rw - bpf none rw
+277 275 0:13 / /run/merlab/tracing rw - tracefs none rw
 278 275 0:4 net:[11] /run/merlab/netns/node rw - nsfs nsfs rw
 279 275 254:0 /envoy /run/merlab/envoy rw - ext4 /dev/vda rw
 280 275 0:4 net:[12] /run/merlab/netns/sleep rw - nsfs nsfs rw
