@@ -23,10 +23,9 @@ LEGS = ("outbound", "mesh", "inbound")
 
 
 @pytest.fixture(scope="module")
-def rig():
-    with contextlib.closing(Rig()) as rig:
-        rig.attach()
-        yield rig
+def rig(shared):
+    shared.attach()
+    return shared
 
 
 @pytest.fixture(scope="module")

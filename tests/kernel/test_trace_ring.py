@@ -25,10 +25,9 @@ WANTED = ["connect", "wanted", "established", "accepted", "original_dst", "redir
 
 
 @pytest.fixture(scope="module")
-def rig():
-    with contextlib.closing(Rig()) as rig:
-        rig.attach()
-        yield rig
+def rig(shared):
+    shared.attach()
+    return shared
 
 
 @pytest.fixture(scope="module")

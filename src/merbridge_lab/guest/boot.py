@@ -52,7 +52,7 @@ def accelerator(kernel: Kernel) -> str:
 
 
 def why_emulated() -> str:
-    """Say why a guest is emulated, once accelerator() has found that it is."""
+    """Return why a guest is emulated, once accelerator() has found that it is."""
     return _barred() or "KVM boots no guest here"
 
 
@@ -70,7 +70,7 @@ def refuse_timings(by: str | None = None) -> None:
 
 
 def _barred() -> str | None:
-    """Say what keeps KVM from being tried; None if nothing does."""
+    """Return what keeps KVM from being tried; None if nothing does."""
     if not _KVM.exists():
         return "there is no /dev/kvm here"
     if not os.access(_KVM, os.R_OK | os.W_OK):

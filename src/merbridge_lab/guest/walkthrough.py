@@ -72,7 +72,7 @@ class Walkthrough:
 
 
 def expected(command: str, by: str) -> str:
-    """Say how long a command takes in a guest."""
+    """Return how long a command takes in a guest, in words."""
     if command == "doctor":
         return "1 to 2 minutes" if by == EMULATED else "a few seconds"
     if command == "bench":  # never emulated
