@@ -75,7 +75,11 @@ def nginx_stream(kit: Kit, port: int, room: Path) -> list[str]:
 
 
 def apache(kit: Kit, port: int, room: Path) -> list[str]:
-    """Return Apache that serves and stores files; it defers accept() by default."""
+    """Return Apache that serves and stores files; it defers accept() by default.
+
+    It has a thread for each of the fifty connections of "at-once": where all threads of a process are busy, Apache ends
+    that process's kept connections at once (mpm_event, process_keepalive_queue), and a request on its way is lost.
+    """
     modules = kit.debian / "usr/lib/apache2/modules"
     lines = [
         *(f"LoadModule {name}_module {modules}/mod_{name}.so" for name in ("mpm_event", "authz_core", "dav", "dav_fs")),
@@ -85,6 +89,10 @@ def apache(kit: Kit, port: int, room: Path) -> list[str]:
         f"DefaultRuntimeDir {room}",
         f"ErrorLog {room}/error.log",
         f"Listen 0.0.0.0:{port}",
+        "ServerLimit 1",
+        "StartServers 1",
+        "ThreadsPerChild 64",
+        "MaxRequestWorkers 64",
         f"DocumentRoot {_site(kit, room)}",
         f"DavLockDB {room}/dav-locks",
         "<Location /up>",
