@@ -108,9 +108,9 @@ down-kind: ## remove it, and its Docker daemon
 	@scripts/setup venv dev
 	@$(CLUSTER) down
 
-bench: setup ## measure eBPF against the rules, on the lab that is up (ARGS="--full"; installs the load generators by apt)
+bench: setup ## merlab's dataplane against what is aimed at, on the lab that is up (ARGS="--write"; installs load generators by apt)
 	@scripts/setup packages bench
-	@$(MERLAB) bench $(ARGS)
+	@scripts/setup root .venv/bin/python scripts/bench_targets.py $(ARGS)
 
 timings: setup ## how long up, step 9, verify and down take here, and in how much memory
 	@scripts/setup root .venv/bin/python -m tests.timings $(ARGS)

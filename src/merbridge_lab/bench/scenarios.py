@@ -81,7 +81,7 @@ SCENARIOS = (
     Scenario("up", "raw TCP, from the client", Load.IPERF3_UP, Figure.BYTES),
     Scenario("down", "raw TCP, to the client", Load.IPERF3_DOWN, Figure.BYTES),
     Scenario("unread", "let in by a receiver that does not read", Load.UNREAD, Figure.TAKEN),
-    Scenario("mixed", "small requests beside a transfer, p99", Load.WRK_BESIDE, Figure.P99, times=3),
+    Scenario("mixed", "16 connections beside a transfer, p99", Load.WRK_BESIDE, Figure.P99, connections=16, times=4),
     Scenario("open", "open loop, 1000 requests/s, p99", Load.H2LOAD, Figure.P99, connections=4, times=2),
 )
 NAMES = tuple(scenario.name for scenario in SCENARIOS)
