@@ -151,10 +151,15 @@ def another_version() -> str:
     subprocess.run(
         argv, input=text, text=True, check=True, capture_output=True, env=os.environ | {"DOCKER_BUILDKIT": "0"}
     )
-    with subprocess.Popen(("docker", "save", name), stdout=subprocess.PIPE) as saved:
+    into_node(name)
+    return name
+
+
+def into_node(image: str) -> None:
+    """Load an image of Docker's into the node."""
+    with subprocess.Popen(("docker", "save", image), stdout=subprocess.PIPE) as saved:
         into = ("docker", "exec", "-i", NODE, "ctr", "-n", "k8s.io", "images", "import", "-")
         subprocess.run(into, stdin=saved.stdout, check=True, capture_output=True)
-    return name
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

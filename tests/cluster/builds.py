@@ -236,6 +236,7 @@ _HOMES: dict[str, Callable[[], Path]] = {
     "runc": lambda: module("small"),
     "helloworld": lambda: module("small"),
     "lookalike": lambda: module("lookalike"),
+    "kube-router": lambda: tool("kube-router"),
     "pilot-discovery": lambda: tool("istio"),
     "pilot-agent": lambda: tool("istio"),
     "envoy": envoy,
@@ -244,10 +245,12 @@ _HOMES: dict[str, Callable[[], Path]] = {
 
 
 def binaries() -> None:
-    """Return everything that needs a compiler or a download, the slowest first."""
+    """Build everything that needs a compiler or a download, the slowest first, except what lazy images need."""
     for left in cache().glob("making-*"):
         remove(left)
-    for home in (*dict.fromkeys(_HOMES.values()), lambda: tool("kind"), kubectl, root_file_system):
+    used = {file for name in _always() for file in versions()["images"][name].get("files", ())}
+    homes = [home for file, home in _HOMES.items() if file in used]
+    for home in (*homes, lambda: tool("kind"), kubectl, root_file_system):
         home()
 
 
@@ -258,10 +261,22 @@ def ref(image: str) -> str:
     return versions()["images"][image]["ref"]
 
 
+def _always() -> list[str]:
+    """Return the images that every test cluster has."""
+    return [name for name, spec in versions()["images"].items() if not spec.get("lazy")]
+
+
 def images() -> None:
-    """Build every image that the engine lacks, or has from other inputs."""
-    for name in versions()["images"]:
+    """Build every image that the engine lacks, or has from other inputs, except the lazy ones."""
+    for name in _always():
         _image(name)
+
+
+def on_request(image: str) -> str:
+    """Build a lazy image, if the engine lacks it, with what goes into it; return its name."""
+    with alone("build"):
+        _image(image)
+    return ref(image)
 
 
 @functools.cache

@@ -19,10 +19,12 @@ from kind_host import NODE, docker, held, in_node, kubectl, merlab, pod_of, sett
 from tests.cluster import builds
 from tests.merlab_cli import told
 
+from merbridge_lab.labs.kind import names
 from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("agent_lab")]
 
@@ -141,6 +143,57 @@ def test_a_rolling_restart_loses_nothing(scaled: None) -> None:  # noqa: ARG001
         answers = requests.end()
     assert len(answers) > 50
     assert set(answers) == {"200"}
+    assert pods("app=scaled") <= served()
+
+
+# -- istiod is restarted ----------------------------------------------------------------------------------------------
+
+_ISTIOD = ("-n", "istio-system")
+
+
+def istiods() -> set[str]:
+    """Return the names of istiod's pods, of those that are ending, too."""
+    return set(kubectl(*_ISTIOD, "get", "pods", "-l", "app=istiod", "-o", "jsonpath={.items[*].metadata.name}").split())
+
+
+def told_by(kubeconfig: Path) -> dict[str, str]:
+    """Return the istiod that each sidecar gets its configuration from, by the names of the pods."""
+    argv = ("istioctl", "--kubeconfig", kubeconfig, "proxy-status")
+    rows = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()[1:]
+    return {row.split()[0].rpartition(".")[0]: row.split()[2] for row in rows}
+
+
+@pytest.mark.soak
+def test_a_restart_of_istiod_and_then_of_servers_loses_nothing(scaled: None, tmp_path: Path) -> None:  # noqa: ARG001
+    """The servers are restarted by the new istiod's injection, with its configuration and certificates."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(subprocess.run(
+        ("kind", "get", "kubeconfig", "--name", names.CLUSTER), check=True, capture_output=True, text=True, timeout=60
+    ).stdout)  # fmt: skip
+    old, was_served, connects = istiods(), served(), counter("outbound_connects")
+    old_servers = pods("app=scaled")
+    plain, graceful = Requests(), Requests("scaled:5000/hello")
+    try:
+        kubectl(*_ISTIOD, "rollout", "restart", "deployment/istiod")
+        rolled_out("deployment/istiod", *_ISTIOD)
+        assert poll_until(lambda: not istiods() & old, timeout=90, every=0.5, awaiting="the old istiod to end")
+        (new,) = istiods()
+        wanted = dict.fromkeys(was_served, new)
+        assert settled(lambda: told_by(kubeconfig), wanted, 60.0) == wanted
+        assert served() == was_served
+        kubectl("rollout", "restart", _SCALED)
+        rolled_out(_SCALED, *HERE)
+        ended = poll_until(
+            lambda: not pods("app=scaled") & old_servers, timeout=60, every=0.5, awaiting="the old server"
+        )
+        assert ended
+    finally:
+        answers = {"helloworld": plain.end(), "scaled": graceful.end()}
+    print({name: len(found) for name, found in answers.items()})  # noqa: T201
+    assert min(map(len, answers.values())) > 100
+    assert {name: set(found) for name, found in answers.items()} == {key: {"200"} for key in answers}
+    assert plain.bypassed("app=helloworld,version=v1", "app=helloworld,version=v2") == set()
+    assert counter("outbound_connects") - connects >= sum(map(len, answers.values())), "all were by eBPF"
     assert pods("app=scaled") <= served()
 
 
