@@ -9,6 +9,7 @@ then reports what was imported from elsewhere. merlab cannot detect a complete m
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -63,9 +64,18 @@ def alone() -> None:
     _run()
 
 
+#: How many objects may be created, and not deleted, before garbage is looked for; Python's own number is 700.
+_GARBAGE_AFTER = 10_000
+
+
 def _run() -> None:
+    # Nothing of what is imported is garbage, and a command ends before there is much: it need not look for it so often.
+    gc.disable()
     from merbridge_lab.cli import main
 
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_AFTER, 10, 10)
+    gc.enable()
     main()
 
 

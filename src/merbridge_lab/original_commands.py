@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 
-import yaml
+from merbridge_lab import yaml_text
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Original:
 @functools.lru_cache(maxsize=1)
 def _all() -> dict[int, tuple[Original, ...]]:
     text = (resources.files("merbridge_lab") / "data/walkthrough.yaml").read_text(encoding="utf-8")
-    return {number: tuple(Original(**one) for one in typed) for number, typed in yaml.safe_load(text).items()}
+    return {number: tuple(Original(**one) for one in typed) for number, typed in yaml_text.load(text).items()}
 
 
 def original(number: int) -> tuple[Original, ...]:

@@ -8,7 +8,7 @@ import pytest
 from merbridge_lab.adapters import iptables, netns, nftables, rule_text, system_tools, xtables
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
-from merbridge_lab.evidence import Unread, UnreadError
+from merbridge_lab.evidence import Unread, UnreadError, value_of
 from merbridge_lab.labs.embedded import rule_templates
 from merbridge_lab.labs.embedded.rules import PodRules
 
@@ -56,6 +56,32 @@ def test_istios_rules_are_confirmed_in_either_backend(where):
         assert seen.texts[backend].count("ISTIO_REDIRECT")
         iptables.clear(where, but="", tables=())
         assert iptables.snapshot(where).rules == ()
+
+
+def test_legacy_tables_are_asked_of_their_tool_only_if_the_kernel_has_one(where, caplog):
+    caplog.set_level("DEBUG", logger="merbridge_lab")
+    iptables.load(where, rule_templates.pod_rules(), "nft")
+    caplog.clear()
+    assert iptables.snapshot(where).texts["legacy"] == ""
+    assert "iptables-nft-save" in caplog.text
+    assert "iptables-legacy-save" not in caplog.text
+    iptables.load(where, rule_templates.pod_rules(), "legacy")
+    assert "ISTIO_REDIRECT" in value_of(iptables.snapshot(where).texts["legacy"])
+    assert "iptables-legacy-save" in caplog.text
+
+
+def test_a_legacy_table_that_comes_while_rules_are_read_is_read(where, monkeypatch):
+    real, came = iptables._saved, []
+
+    def late(netns, backend):
+        if not came:
+            came.append(backend)
+            iptables.load(where, rule_templates.pod_rules(), "legacy")
+        return real(netns, backend)
+
+    monkeypatch.setattr(iptables, "_saved", late)
+    assert "ISTIO_REDIRECT" in value_of(iptables.snapshot(where).texts["legacy"])
+    assert came == ["nft"]
 
 
 def test_every_change_moves_the_generation(where):

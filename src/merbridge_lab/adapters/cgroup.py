@@ -30,8 +30,7 @@ def find_root(other_than: Path) -> Path | None:
     Mounts below `other_than` (the lab's own) do not count.
     """
     for mount in mounts.table():
-        ours = mount.target == other_than or other_than in mount.target.parents
-        if mount.fstype == "cgroup2" and mount.root == "/" and not ours:
+        if mount.fstype == "cgroup2" and mount.root == "/" and not mount.is_within(other_than):
             return mount.target
     return None
 

@@ -19,8 +19,6 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import sh
-
 from merbridge_lab import shortage, signals
 from merbridge_lab.adapters import system_tools
 from merbridge_lab.errors import LabError
@@ -65,6 +63,8 @@ def foreground(argv: Sequence[str]) -> int:
 
     Its signals are as merlab was started with them: SIGPIPE ends it, and what was ignored before (nohup) still is.
     """
+    import sh  # for this alone: it takes longer to load than most commands take to run
+
     log.debug("$ %s", pasteable(argv))
     program = _find(argv[0], pasteable(argv))
     found = {number: signal.signal(number, signal.SIG_DFL) for number in _PYTHONS_OWN}

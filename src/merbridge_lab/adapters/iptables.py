@@ -56,9 +56,9 @@ def snapshot(netns: Path) -> RuleSet:
         raise LabError(f"the network namespace {netns} is not there", hint="merlab status", id="lab.incomplete")
     for _ in range(_TRIES):
         before = kernels(netns)
-        texts = {backend: _saved(netns, backend) for backend in BACKENDS}
+        texts = {backend: _told(netns, backend, before) for backend in BACKENDS}
         after = kernels(netns)
-        if _generation(before) == _generation(after):
+        if _generation(before) == _generation(after) and (_has_legacy(before) or not _has_legacy(after)):
             break
     return confirmed(
         RuleSet(texts, rules_agreement.left_out(texts["nft"])), before, after, where=netns.name, exact=True
@@ -123,6 +123,19 @@ def kernels(netns: Path) -> Kernels:
     except OSError as error:
         legacy = unread(f"iptables:{netns.name}/legacy", error)
     return nft, legacy
+
+
+def _has_legacy(told: Kernels) -> bool:
+    """Report whether there is a legacy table of IPv4, or whether that is not known."""
+    return isinstance(told[1], Unread) or any(table.family == "ip" for table in told[1])
+
+
+def _told(netns: Path, backend: str, before: Kernels) -> str | Unread:
+    """Return what the tool of a backend prints: nothing if there is no table, and it then need not be started.
+
+    The caller reads the kernel again afterwards, so that a table that somebody creates meanwhile is noticed.
+    """
+    return _saved(netns, backend) if backend == "nft" or _has_legacy(before) else ""
 
 
 def _generation(told: Kernels) -> int | Unread:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 from dataclasses import dataclass, field
@@ -41,13 +42,18 @@ class Mount:
     number: int = field(default=0, compare=False)
     parent: int = field(default=0, compare=False)
 
+    def is_within(self, folder: Path) -> bool:
+        """Report whether it is on or below `folder`; as text, because commands ask it of thousands of mounts."""
+        target, above = str(self.target), str(folder)
+        return target == above or target.startswith(above if above.endswith("/") else f"{above}/")
+
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def _unescape(field: bytes) -> str:
     # mountinfo writes blank, tab, newline and backslash as three octal digits; any other byte stays as it is.
-    return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field))
+    return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field) if b"\\" in field else field)
 
 
 def table() -> list[Mount]:
@@ -62,26 +68,25 @@ def raw() -> bytes:
 
 def parse(mountinfo: bytes) -> list[Mount]:
     """Parse a /proc/PID/mountinfo: bytes, because a mount point may have any name."""
-    mounts = []
-    for line in mountinfo.split(b"\n"):
-        if not line:
-            continue
-        # Neither part contains a blank, and a source may be empty (two blanks in a row).
-        left, _, right = line.partition(b" - ")
-        fields, (fstype, source, *_rest) = left.split(b" "), right.split(b" ")
-        mounts.append(
-            Mount(
-                Path(_unescape(fields[4])),
-                _unescape(fields[3]),
-                os.fsdecode(fstype),
-                _unescape(source),
-                frozenset(os.fsdecode(fields[5]).split(",")),
-                os.fsdecode(fields[2]),
-                int(fields[0]),
-                int(fields[1]),
-            )
-        )
-    return mounts
+    return [_mount(line) for line in mountinfo.split(b"\n") if line]
+
+
+@functools.lru_cache(maxsize=4096)
+def _mount(line: bytes) -> Mount:
+    """Parse one line; most lines of a table were in the one that was read before."""
+    # Neither part contains a blank, and a source may be empty (two blanks in a row).
+    left, _, right = line.partition(b" - ")
+    fields, (fstype, source, *_rest) = left.split(b" "), right.split(b" ")
+    return Mount(
+        Path(_unescape(fields[4])),
+        _unescape(fields[3]),
+        os.fsdecode(fstype),
+        _unescape(source),
+        frozenset(os.fsdecode(fields[5]).split(",")),
+        os.fsdecode(fields[2]),
+        int(fields[0]),
+        int(fields[1]),
+    )
 
 
 def at(target: Path) -> Mount | None:
@@ -103,7 +108,7 @@ def type_of(path: Path) -> str:
 
 def below(target: Path) -> list[Mount]:
     """List the mounts on and below `target`, the latest first: the order in which they are unmounted."""
-    return [m for m in reversed(table()) if m.target == target or target in m.target.parents]
+    return [mount for mount in reversed(table()) if mount.is_within(target)]
 
 
 @change("mount")

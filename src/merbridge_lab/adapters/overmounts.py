@@ -74,7 +74,7 @@ def _of_processes(table: list[Mount], own: set[int]) -> Iterator[str]:
 
 
 def _of_cgroup(proc: int, table: list[Mount], cgroup: Path) -> Iterator[str]:
-    below = [mount.target for mount in table if mount.target == cgroup or cgroup in mount.target.parents]
+    below = [mount.target for mount in table if mount.is_within(cgroup)]
     yield from map(_covered, dict.fromkeys(below))
     if below or not cgroup.is_dir():
         return

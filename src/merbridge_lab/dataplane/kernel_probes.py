@@ -7,6 +7,7 @@ What could harm a kernel is not probed: see SOCKMAP_FIXES in adapters/kernel_fea
 from __future__ import annotations
 
 import enum
+import functools
 import select
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _TCP_BYTES, _REDIRECTED_BYTES = 1000, 700
 _CHARGED_BYTES = 32768
-_BLOCK = bytes((index * index + index // 251) % 256 for index in range(65521))
+_BLOCK_BYTES = 65521
 
 #: The set-ups that are compared with TCP in no sockhash.
 ARRANGEMENTS = (probe_sockets.HASHED, probe_sockets.SENDER, probe_sockets.SWITCHED, probe_sockets.REDIRECTED)
@@ -198,13 +199,18 @@ def _charged() -> int:
         return received_memory(made.reader) - before
 
 
+@functools.cache
+def _block() -> bytes:
+    return bytes((index * index + index // 251) % 256 for index in range(_BLOCK_BYTES))
+
+
 def _flow(arrangement: Arrangement, total: int) -> Flow:
     """Send a stream, the first block redirected and the rest by TCP; read only when the sender has to wait."""
     with pair(arrangement) as made:
-        made.send_redirected(_BLOCK)
+        made.send_redirected(_block())
         made.writer.setblocking(False)
         made.reader.setblocking(False)
-        sent, received, let_in, is_in_order = len(_BLOCK), 0, 0, True
+        sent, received, let_in, is_in_order = _BLOCK_BYTES, 0, 0, True
         deadline = time.monotonic() + 10 * probe_sockets.PATIENCE + total / 4e6
         while received < total and is_in_order and time.monotonic() < deadline:
             sent += _send_some(made.writer, sent, total)
@@ -219,8 +225,8 @@ def _flow(arrangement: Arrangement, total: int) -> Flow:
 
 def _at(position: int, length: int) -> bytes:
     """Return what belongs at a position of the stream."""
-    start = position % len(_BLOCK)
-    return (_BLOCK * (2 + length // len(_BLOCK)))[start : start + length]
+    start = position % _BLOCK_BYTES
+    return (_block() * (2 + length // _BLOCK_BYTES))[start : start + length]
 
 
 def _send_some(writer: socket.socket, position: int, total: int) -> int:
@@ -229,7 +235,7 @@ def _send_some(writer: socket.socket, position: int, total: int) -> int:
     patience.register(writer, select.POLLOUT)
     while position + count < total and patience.poll(5):
         try:
-            count += writer.send(_at(position + count, min(len(_BLOCK), total - position - count)))
+            count += writer.send(_at(position + count, min(_BLOCK_BYTES, total - position - count)))
         except BlockingIOError:
             break
     return count
@@ -237,9 +243,9 @@ def _send_some(writer: socket.socket, position: int, total: int) -> int:
 
 def _receive_some(reader: socket.socket) -> bytes:
     got = b""
-    while len(got) < 16 * len(_BLOCK):
+    while len(got) < 16 * _BLOCK_BYTES:
         try:
-            chunk = reader.recv(len(_BLOCK))
+            chunk = reader.recv(_BLOCK_BYTES)
         except BlockingIOError:
             break
         if not chunk:

@@ -63,8 +63,8 @@ def strangers(run: Path, name: str, cgroup: Path, table: Sequence[Mount]) -> lis
     taken: set[Path] = set()
     found = []
     for mount in table:
-        if mount.target != run and run not in mount.target.parents:
-            if mount.target == cgroup or cgroup in mount.target.parents:
+        if not mount.is_within(run):
+            if mount.is_within(cgroup):
                 found.append(mount)
         elif mount.target not in taken and _fits(mount, run, name):
             taken.add(mount.target)
@@ -111,8 +111,9 @@ def _doubtful(run: Path, table: Sequence[Mount]) -> Iterator[tuple[Path, str]]:
     """Describe pins that show the same namespace as another pin, or merlab's own namespace, which is the machine's."""
     first: dict[str, Path] = {}
     machines = f"net:[{_OWN_NETNS.stat().st_ino}]"
+    folders = {run / folder for folder in _PINS}
     for mount in table:
-        if mount.target.parent not in (run / folder for folder in _PINS):
+        if not mount.is_within(run) or mount.target.parent not in folders:
             continue
         if mount.root == machines:
             yield mount.target, "the network namespace of the machine itself"
@@ -167,7 +168,7 @@ def tidy(run: Path) -> None:
     wrong = {pin for pin, _ in _doubtful(run, table)}
     roots = {mount.root for mount in table if mount.target in wrong}
     for mount in table:
-        if mount.root in roots and run in mount.target.parents:
+        if mount.root in roots and mount.target != run and mount.is_within(run):
             mounts.take_away(mount.target)
 
 

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.topology import PodSpec
 
 
+#: How often a pod that starts is asked whether it is ready, in seconds: an Envoy takes a tenth of a second.
+_OFTEN = 0.02
+
+
 class Pod:
     """One pod, by its spec; its state is in the kernel."""
 
@@ -149,7 +153,7 @@ class Pod:
             return bool(ended) or self.is_ready
 
         what = f"the {'sidecar' if self.spec.sidecar else 'app'} of {self.spec.name} to be ready"
-        if not poll_until(look, timeout=timeout, awaiting=what) or ended:
+        if not poll_until(look, timeout=timeout, awaiting=what, every=_OFTEN) or ended:
             kind = (ended or [k for k in self.processes.kinds if not self._answers(k)] or ["sidecar"])[0]
             log = self.folder / (envoy.LOG if kind == "sidecar" else APP_LOG)
             fate = "ended" if ended else f"was not ready within {limit(timeout):g} s"
