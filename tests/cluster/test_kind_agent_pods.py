@@ -15,8 +15,12 @@ from agent_host import (
     DAEMONSET,
     PINS,
     agent,
+    daemonset,
     kill_container,
+    of_agent,
     on_node,
+    restored,
+    rolled_out,
     state_of,
     up,
 )
@@ -411,6 +415,66 @@ def test_without_a_bpffs_every_pod_has_the_reason_and_nothing_is_half_attached(l
 def _status_with_pins(pins: str) -> str:
     command = f"merlab agent status --pins {pins} 2>&1 || true"
     return kubectl(*AGENT, "exec", f"ds/{manifest.NAME}", "--", "sh", "-c", command)
+
+
+def lacking(*operations: dict[str, Any]) -> None:
+    """Have the agent run again, on a node that nothing is attached to, with such changes of its container."""
+    kubectl(*AGENT, "set", "env", DAEMONSET, "MERLAB_AGENT=remove")
+    rolled_out()
+    patched({"op": "remove", "path": "containers/0/env"}, *operations)
+
+
+@pytest.fixture
+def as_it_was(lab: object) -> Iterator[None]:
+    """The DaemonSet is as it was in the end, and serves again."""
+    stored = daemonset()
+    yield
+    restored(stored)
+    assert settled(lambda: state_of(sleep()), ("served", ""), 20.0) == ("served", "")
+
+
+def nothing_is_attached(before: dict[str, list[Any]]) -> bool:
+    """Report whether no pin and no program is on the node; requests go by the rules all the same."""
+    found = on_node()
+    assert curl(sleep(), f"helloworld:{PORT}/hello", container="sleep").startswith("Hello version")
+    return [found[each] for each in ("pins", "attached")] == [before[each] for each in ("pins", "attached")]
+
+
+@pytest.mark.soak
+def test_without_btf_every_pod_has_the_reason_and_nothing_is_half_attached(
+    lab: dict[str, list[Any]], as_it_was: None
+) -> None:
+    """An empty volume covers what the kernel tells of its types."""
+    mount = {"name": "nothing", "mountPath": "/sys/kernel/btf", "readOnly": True}
+    lacking(
+        {"op": "add", "path": "volumes/-", "value": {"name": "nothing", "emptyDir": {}}},
+        {"op": "add", "path": "containers/0/volumeMounts/-", "value": mount},
+    )
+    assert poll_until(lambda: status()[0].get("programs"), timeout=20, every=0.5, awaiting="the reason")
+    found = status()[0]
+    assert "BTF" in found["programs"]
+    assert (found["ready"], found["redirecting"]) == (False, None)
+    assert settled(lambda: state_of(sleep()), ("refused", "not_attached")) == ("refused", "not_attached")
+    assert poll_until(lambda: "NotAttached" in events(sleep()), timeout=60, every=1.0, awaiting="the event")
+    assert "BTF" in events(sleep())["NotAttached"]["message"]
+    assert nothing_is_attached(lab)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("capability", ["NET_ADMIN", "SYS_ADMIN"])
+def test_without_a_capability_it_says_so_and_nothing_is_half_attached(
+    lab: dict[str, list[Any]], as_it_was: None, capability: str
+) -> None:
+    path = "containers/0/securityContext/capabilities/add"
+    had = json.loads(daemonset())["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]["add"]
+    lacking({"op": "replace", "path": path, "value": [each for each in had if each != capability]})
+    assert poll_until(lambda: status()[0].get("programs"), timeout=20, every=0.5, awaiting="the reason")
+    found = status()[0]
+    assert found["programs"] == f"the agent may not attach programs: it lacks CAP_{capability}"
+    assert (found["ready"], found["redirecting"]) == (False, None)
+    assert settled(lambda: state_of(sleep()), ("pending", "unread")) == ("pending", "unread")
+    assert of_agent("{.items[*].status.containerStatuses[*].restartCount}") == ["0"], "it goes on, and tries again"
+    assert nothing_is_attached(lab)
 
 
 @pytest.mark.soak
