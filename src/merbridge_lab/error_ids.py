@@ -58,6 +58,7 @@ ErrorId: TypeAlias = Literal[
     # the agent of a node
     "agent.older",
     "agent.no_pins",
+    "agent.capabilities",
     "agent.no_image",
     "agent.crashed",
     "agent.foreign",

@@ -1,5 +1,7 @@
 """Real programs as the apps of pods, by eBPF and by the rules alone, side by side: make test-apps.
 
+In two embedded labs, or with --cluster in pods of the kind lab that is up (make up-kind).
+
 The exit status is 0 if exactly the cells of known_worse.yaml are worse by eBPF than by the rules, 1 if not, and 3 if
 this machine cannot.
 """
@@ -20,13 +22,14 @@ from tests.apps import lab_command
 
 lab_command.add_services()  # before anything else of the embedded lab is imported
 
-from tests.apps import catalogue, cells, kit, known, report, two_labs  # noqa: E402
+from tests.apps import catalogue, cells, kit, known, place, report, two_labs  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     Apps = Mapping[catalogue.App, tuple[str, ...]]
-    Labs = Mapping[str, two_labs.AppsLab]
+    Labs = Mapping[str, place.Place]
 
 
 def options() -> argparse.Namespace:
@@ -36,7 +39,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a choice of cells, in less than a minute")
     parser.add_argument("--app", action="append", default=[], help="only apps whose name contains this (repeatable)")
     parser.add_argument("--case", action="append", default=[], choices=catalogue.COLUMNS, help="only these cases")
-    parser.add_argument("--legs", choices=known.PROFILES, help="for merlab up --legs (default: not said)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--legs", choices=known.PROFILES, help="for merlab up --legs (default: not said)")
+    where.add_argument("--cluster", action="store_true", help="in pods of the kind lab, whose agent has --legs safe")
     parser.add_argument("--jobs", type=int, default=6, help="how many apps run at once (default: 6)")
     parser.add_argument("--patience", type=float, help="seconds for one case")
     parser.add_argument("--rounds", type=int, default=1, help="how often all of it is run (the last one is shown)")
@@ -78,7 +83,16 @@ def compare(
             if again and not asked.write_known:  # alone, and with more time: a stall may be the load
                 row.results[way].replace(cells.run(app, again, lab, built, 2 * asked.patience))
     moved = {way: lab.witness().since(before[way]) for way, lab in labs.items()}
-    return rows, two_labs.unproved(rows, moved)
+    return rows, place.unproved(rows, moved)
+
+
+def both_ways(asked: argparse.Namespace, built: kit.Kit) -> AbstractContextManager[Labs]:
+    """Return what has the pods of both ways up during a block."""
+    if not asked.cluster:
+        return two_labs.both([f"--legs={asked.legs}"] if asked.legs else [])
+    from tests.apps import cluster_pods  # it needs what `python -m tests.cluster env` prints
+
+    return cluster_pods.both(built)
 
 
 def main() -> int:
@@ -95,7 +109,7 @@ def main() -> int:
     if os.geteuid() != 0:
         progress("needs root")
         return 3
-    profile = asked.legs or "all"
+    profile = asked.legs or ("safe" if asked.cluster else "all")
     expected, rounds = known.read(profile), []
     try:
         built = kit.ensure(progress)
@@ -104,10 +118,10 @@ def main() -> int:
         apps = chosen(asked)
         progress(f"programs ready after {time.monotonic() - begun:.0f} s; {len(apps)} apps in two labs")
         for _ in range(asked.rounds):
-            with two_labs.both([f"--legs={asked.legs}"] if asked.legs else []) as labs:
+            with both_ways(asked, built) as labs:
                 rows, unproved = compare(apps, labs, built, asked, expected)
             rounds.append(rows)
-    except (kit.CannotBuildError, two_labs.LabNotUpError) as error:
+    except (kit.CannotBuildError, place.LabNotUpError) as error:
         progress(str(error))
         return 3
     if asked.write_known:

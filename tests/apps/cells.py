@@ -8,15 +8,17 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.apps import catalogue, lab_command
+from tests.apps import catalogue
 from tests.apps.kit import PYTHON
-from tests.apps.two_labs import CLIENT, ROOMS, AppsLab, LabNotUpError, Server
+from tests.apps.place import LabNotUpError
+from tests.apps.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.apps.catalogue import App
     from tests.apps.kit import Kit
+    from tests.apps.place import Place, Service
 
 #: Seconds that a case has; the longest take 2 where nothing is wrong.
 PATIENCE, PATIENCE_IN_BRIEF = 10.0, 6.0
@@ -58,7 +60,7 @@ class Result:
         self.error = self.error or later.error
 
 
-def run(app: App, cases: Sequence[str], lab: AppsLab, kit: Kit, patience: float = PATIENCE) -> Result:
+def run(app: App, cases: Sequence[str], lab: Place, kit: Kit, patience: float = PATIENCE) -> Result:
     """Run these cases of an app in one lab; tell in the result what prevented it."""
     try:
         return _run(app, cases, lab, kit, patience)
@@ -66,11 +68,10 @@ def run(app: App, cases: Sequence[str], lab: AppsLab, kit: Kit, patience: float 
         return Result(error=str(error))
 
 
-def _run(app: App, cases: Sequence[str], lab: AppsLab, kit: Kit, patience: float) -> Result:
+def _run(app: App, cases: Sequence[str], lab: Place, kit: Kit, patience: float) -> Result:
     """Run the cases; after each that is not right the app is restarted."""
-    service = lab_command.services()[catalogue.place(app)]
-    pod = service.endpoints[0].account
-    room = ROOMS / f"{lab.way}-{service.port}"
+    service = lab.service(catalogue.place(app))
+    pod, room = service.pod, lab.rooms / f"{lab.way}-{service.port}"
     room.mkdir(parents=True, exist_ok=True)
     room.chmod(0o777)
     server = Server(lab, pod, service.port, app.server(kit, service.port, room), room)
@@ -80,7 +81,7 @@ def _run(app: App, cases: Sequence[str], lab: AppsLab, kit: Kit, patience: float
         server.start()
         left = list(cases)
         while left:
-            seen = _client(app, left, lab, kit, (service.vip, service.port), patience)
+            seen = _client(app, left, lab, kit, service, patience)
             result.cells |= seen
             left = left[len(seen) :]
             if left:
@@ -98,16 +99,14 @@ def _run(app: App, cases: Sequence[str], lab: AppsLab, kit: Kit, patience: float
     return result
 
 
-def _client(
-    app: App, cases: Sequence[str], lab: AppsLab, kit: Kit, to: tuple[str, int], patience: float
-) -> dict[str, Cell]:
+def _client(app: App, cases: Sequence[str], lab: Place, kit: Kit, to: Service, patience: float) -> dict[str, Cell]:
     """Run cases up to the first that is not right; at least one."""
     script = [PYTHON, "-B", kit.program("python/client.py"), app.talk]
-    room = ROOMS / f"{lab.way}-{to[1]}"
-    program = ["--", *app.client(kit, to[1], room)] if app.client else []
-    argv = [*script, to[0], str(to[1]), str(kit.pattern), str(patience), *cases, *program]
+    room = lab.rooms / f"{lab.way}-{to.port}"
+    program = ["--", *app.client(kit, to.port, room)] if app.client else []
+    argv = [*script, to.host, str(to.port), str(kit.pattern), str(patience), *cases, *program]
     done = subprocess.run(
-        lab.argv(CLIENT, argv),
+        lab.argv(lab.client, argv),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -124,9 +123,9 @@ def _client(
     return seen
 
 
-def _logged(lab: AppsLab, port: int, pod: str, before: tuple[int, int], wanted: int) -> tuple[int, int]:
+def _logged(lab: Place, port: int, pod: str, before: tuple[int, int], wanted: int) -> tuple[int, int]:
     """Return the lines that were added to both access logs; Envoy writes them when a connection is closed."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + lab.logs_within
     while True:
         now = lab.logged(port, pod)
         added = (now[0] - before[0], now[1] - before[1])

@@ -10,8 +10,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from kind_host import NODE, docker, in_node, kubectl, merlab
 from tests.cluster import builds
+from tests.cluster.kind_host import NODE, docker, in_node, kubectl, merlab
 
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import manifest
 from merbridge_lab.polling import poll_until
@@ -151,13 +151,13 @@ def another_version() -> str:
     subprocess.run(
         argv, input=text, text=True, check=True, capture_output=True, env=os.environ | {"DOCKER_BUILDKIT": "0"}
     )
-    into_node(name)
+    load_into_node(name)
     return name
 
 
-def into_node(image: str) -> None:
-    """Load an image of Docker's into the node."""
-    with subprocess.Popen(("docker", "save", image), stdout=subprocess.PIPE) as saved:
+def load_into_node(name: str) -> None:
+    """Copy an image of the Docker daemon to the node's runtime."""
+    with subprocess.Popen(("docker", "save", name), stdout=subprocess.PIPE) as saved:
         into = ("docker", "exec", "-i", NODE, "ctr", "-n", "k8s.io", "images", "import", "-")
         subprocess.run(into, stdin=saved.stdout, check=True, capture_output=True)
 

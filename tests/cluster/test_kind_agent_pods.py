@@ -6,10 +6,24 @@ What the agent tells of them is looked up at the API server; whether eBPF had a 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from agent_host import AGENT, PINS, agent, on_node, state_of, up
+from agent_host import (
+    AGENT,
+    DAEMONSET,
+    PINS,
+    agent,
+    daemonset,
+    kill_container,
+    of_agent,
+    on_node,
+    restored,
+    rolled_out,
+    state_of,
+    up,
+)
 from kind_host import _KUBECTL, _in_network_of, held, in_node, kubectl, merlab, pod_of, settled
 from tests.cluster import builds
 
@@ -204,6 +218,89 @@ def test_where_a_policy_allows_port_5000_alone_requests_are_served_on_that_port(
     assert packets("other") >= 1, "what goes to the sidecar's own port is seen, and dropped"
 
 
+# -- sidecars with several workers ------------------------------------------------------------------------------------
+
+_WORKERS = 4
+#: More than the two that a sidecar has by default; and Envoy's own count of who of them took a connection.
+_MANY = (
+    f"proxy.istio.io/config: '{{concurrency: {_WORKERS}, "
+    'proxyStatsMatcher: {inclusionRegexps: ["listener.*worker_.*downstream_cx_total"]}}\''
+)
+_STREAMS = """
+apiVersion: v1
+kind: Service
+metadata: {name: working}
+spec:
+  selector: {app: working}
+  ports: [{name: tcp, port: 5000}]
+"""
+#: Connections; that none of them comes to a second worker has a chance of 4 to the power of -39.
+_DIALS = 40
+
+
+@pytest.fixture
+def workers(lab: object) -> Iterator[None]:
+    """A client and a server whose sidecars have several workers, each with a listening socket of its own."""
+    texts = pod("dialling", "", _MANY), pod("working", "app: working", _MANY, "helloworld-v1")
+    create(*texts, _STREAMS, names=("dialling", "working"))
+    yield
+    kubectl("delete", "service/working", "pod/dialling", "pod/working", "--ignore-not-found", "--wait=false")
+
+
+def envoys_statistics(name: str) -> str:
+    return kubectl("exec", name, "-c", "istio-proxy", "--", "curl", "-s", "localhost:15000/stats")
+
+
+def busy_workers(name: str, listener: str) -> set[str]:
+    """Return the workers of a sidecar that have had a connection of a listener, by Envoy's own statistics."""
+    counted = rf"^listener\.{re.escape(listener)}\.(worker_\d+)\.downstream_cx_total: [1-9]"
+    return set(re.findall(counted, envoys_statistics(name), re.MULTILINE))
+
+
+def dial() -> list[str]:
+    """Return the status of each of many requests, one after another, each on a connection of its own."""
+    script = f"for i in $(seq {_DIALS}); do curl -s -m 5 -o /dev/null -w '%{{http_code}} ' working:{PORT}/hello; done"
+    return kubectl("exec", "dialling", "-c", "app", "--", "sh", "-c", f"{script}; true").split()
+
+
+def check_that_all_go_by_ebpf() -> None:
+    """Check that connections go by eBPF on all three legs, and that several workers take them at both ends."""
+    for name in ("dialling", "working"):
+        assert settled(lambda name=name: state_of(name), ("served", "")) == ("served", "")
+    assert poll_until(lambda: set(dial()) == {"200"}, timeout=20, every=0.5, awaiting="the service to be known")
+    before = counters("dialling"), counters("working")
+    assert dial() == ["200"] * _DIALS
+    after = counters("dialling"), counters("working")
+    client, server = ({key: now[key] - then[key] for key in now} for then, now in zip(before, after, strict=True))
+    seen = [client[each] for each in ("outbound_connects", "accepted_outbound", "mesh_connects")]
+    seen += [server[each] for each in ("accepted_mesh", "inbound_connects", "accepted_inbound")]
+    assert seen == [_DIALS] * 6
+    assert client["mesh_redirected_messages"] >= _DIALS <= server["mesh_redirected_messages"]
+    assert client["mesh_tcp_messages"] == 0 == server["mesh_tcp_messages"]
+    # The one on port 15001 hands its connections over to that of the service.
+    address = kubectl("get", "service", "working", "-o", "jsonpath={.spec.clusterIP}")
+    for name, listener in (("dialling", f"{address}_{PORT}"), ("working", "0.0.0.0_15006")):
+        assert len(busy_workers(name, listener)) > 1, name
+
+
+def test_sidecars_with_several_workers_are_served_also_after_a_restart(workers: None) -> None:
+    for name in ("dialling", "working"):
+        assert f"server.concurrency: {_WORKERS}\n" in envoys_statistics(name)
+    check_that_all_go_by_ebpf()
+    for name in ("dialling", "working"):
+        kill_container(proxy_of(name)["containerID"])
+        restarted = lambda name=name: (proxy := proxy_of(name))["restartCount"] and proxy["ready"]  # noqa: E731
+        assert poll_until(restarted, timeout=60, every=0.5, awaiting="the sidecar to be started again")
+    check_that_all_go_by_ebpf()
+
+
+def proxy_of(name: str) -> dict[str, Any]:
+    """Return the state of a pod's sidecar, which is a container or, as the newer form, an init container."""
+    found = json.loads(kubectl("get", "pod", name, "-o", "json"))["status"]
+    containers = (*found["containerStatuses"], *found.get("initContainerStatuses", ()))
+    return dict(next(one for one in containers if one["name"] == "istio-proxy"))
+
+
 # -- addresses --------------------------------------------------------------------------------------------------------
 
 
@@ -251,9 +348,14 @@ def test_pods_that_have_one_address_after_another_are_never_mixed(lab: object) -
 
 def told(*arguments: str) -> None:
     """Give the agent's container other arguments; a new pod has them when this returns."""
+    patched({"op": "replace", "path": "containers/0/args", "value": ["run", *arguments]})
+
+
+def patched(*operations: dict[str, Any]) -> None:
+    """Change the agent's pods by operations of JSON Patch; a new pod runs when this returns."""
     before = _agent_uid()
-    patch = [{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": ["run", *arguments]}]
-    kubectl(*AGENT, "patch", "daemonset", manifest.NAME, "--type=json", "-p", json.dumps(patch))
+    patch = [{**each, "path": f"/spec/template/spec/{each['path']}"} for each in operations]
+    kubectl(*AGENT, "patch", DAEMONSET, "--type=json", "-p", json.dumps(patch))
     assert poll_until(
         lambda: (now := _agent_uid()) and now != before and _is_running(), timeout=60, every=0.5, awaiting="a new agent"
     )
@@ -313,6 +415,66 @@ def test_without_a_bpffs_every_pod_has_the_reason_and_nothing_is_half_attached(l
 def _status_with_pins(pins: str) -> str:
     command = f"merlab agent status --pins {pins} 2>&1 || true"
     return kubectl(*AGENT, "exec", f"ds/{manifest.NAME}", "--", "sh", "-c", command)
+
+
+def lacking(*operations: dict[str, Any]) -> None:
+    """Have the agent run again, on a node that nothing is attached to, with such changes of its container."""
+    kubectl(*AGENT, "set", "env", DAEMONSET, "MERLAB_AGENT=remove")
+    rolled_out()
+    patched({"op": "remove", "path": "containers/0/env"}, *operations)
+
+
+@pytest.fixture
+def as_it_was(lab: object) -> Iterator[None]:
+    """The DaemonSet is as it was in the end, and serves again."""
+    stored = daemonset()
+    yield
+    restored(stored)
+    assert settled(lambda: state_of(sleep()), ("served", ""), 20.0) == ("served", "")
+
+
+def nothing_is_attached(before: dict[str, list[Any]]) -> bool:
+    """Report whether no pin and no program is on the node; requests go by the rules all the same."""
+    found = on_node()
+    assert curl(sleep(), f"helloworld:{PORT}/hello", container="sleep").startswith("Hello version")
+    return [found[each] for each in ("pins", "attached")] == [before[each] for each in ("pins", "attached")]
+
+
+@pytest.mark.soak
+def test_without_btf_every_pod_has_the_reason_and_nothing_is_half_attached(
+    lab: dict[str, list[Any]], as_it_was: None
+) -> None:
+    """An empty volume covers what the kernel tells of its types."""
+    mount = {"name": "nothing", "mountPath": "/sys/kernel/btf", "readOnly": True}
+    lacking(
+        {"op": "add", "path": "volumes/-", "value": {"name": "nothing", "emptyDir": {}}},
+        {"op": "add", "path": "containers/0/volumeMounts/-", "value": mount},
+    )
+    assert poll_until(lambda: status()[0].get("programs"), timeout=20, every=0.5, awaiting="the reason")
+    found = status()[0]
+    assert "BTF" in found["programs"]
+    assert (found["ready"], found["redirecting"]) == (False, None)
+    assert settled(lambda: state_of(sleep()), ("refused", "not_attached")) == ("refused", "not_attached")
+    assert poll_until(lambda: "NotAttached" in events(sleep()), timeout=60, every=1.0, awaiting="the event")
+    assert "BTF" in events(sleep())["NotAttached"]["message"]
+    assert nothing_is_attached(lab)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("capability", ["NET_ADMIN", "SYS_ADMIN"])
+def test_without_a_capability_it_says_so_and_nothing_is_half_attached(
+    lab: dict[str, list[Any]], as_it_was: None, capability: str
+) -> None:
+    path = "containers/0/securityContext/capabilities/add"
+    had = json.loads(daemonset())["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]["add"]
+    lacking({"op": "replace", "path": path, "value": [each for each in had if each != capability]})
+    assert poll_until(lambda: status()[0].get("programs"), timeout=20, every=0.5, awaiting="the reason")
+    found = status()[0]
+    assert found["programs"] == f"the agent may not attach programs: it lacks CAP_{capability}"
+    assert (found["ready"], found["redirecting"]) == (False, None)
+    assert settled(lambda: state_of(sleep()), ("pending", "unread")) == ("pending", "unread")
+    assert of_agent("{.items[*].status.containerStatuses[*].restartCount}") == ["0"], "it goes on, and tries again"
+    assert nothing_is_attached(lab)
 
 
 @pytest.mark.soak

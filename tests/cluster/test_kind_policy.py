@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from agent_host import Requests, agent, into_node, rolled_out, served
+from agent_host import Requests, agent, load_into_node, rolled_out, served
 from kind_host import _in_network_of, in_node, kubectl, pod_of
 from tests.cluster import builds
 
@@ -71,7 +71,7 @@ def its_own() -> list[str]:
 def controller() -> Iterator[None]:
     """kube-router as a controller of NetworkPolicies alone; in the end nothing of it is left."""
     image = builds.on_request("kube-router")
-    into_node(image)
+    load_into_node(image)
     text = _CONTROLLER.read_text().replace("@IMAGE@", image)
     assert not its_own()
     kubectl("apply", "-f", "-", stdin=text)

@@ -186,6 +186,10 @@ def test_the_status_counts_reasons_and_corrects_what_the_pins_do_not_have(tmp_pa
     assert "merlab_agent_runtime_answers 1.0" in metrics.text(sources, {})().decode()
     node.write({**state, "runtime": "the container runtime does not answer"})
     assert "merlab_agent_runtime_answers 0.0" in metrics.text(sources, {})().decode()
+    node.write({**state, "programs": "this kernel cannot do BTF"})
+    told = agent_status.status(sources)
+    assert not told["ready"]
+    assert "this kernel cannot do BTF" in agent_status.lines(told)
     os.close(descriptor)
     assert not agent_status.status(sources)["ready"]
 

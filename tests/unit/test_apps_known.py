@@ -6,13 +6,14 @@ import io
 
 import pytest
 from rich.console import Console
-from tests.apps import catalogue, known, lab_command, report, two_labs
+from tests.apps import catalogue, known, lab_command, place, report
 from tests.apps.cells import Cell, Result, Row
-from tests.apps.two_labs import Witness
+from tests.apps.place import Witness
 
 OK, WRONG, STALLED = Cell("ok", connections=1), Cell("wrong", "other bytes"), Cell("stalled")
 KNOWN = {("nginx", "burst"): known.ALWAYS, ("nginx", "1MB-up"): known.SOMETIMES}
-MOVED = {"rules": Witness(redirect_rule=7), "ebpf": Witness(mesh_bytes=5)}
+MOVED = {"rules": Witness(redirect_rule=7), "ebpf": Witness(intercepted=3, mesh_bytes=5)}
+BY_BOTH = "by the rules: connections were intercepted, or bytes redirected, by eBPF"
 
 
 def row(rules: dict[str, Cell], ebpf: dict[str, Cell], error: str = "") -> Row:
@@ -51,24 +52,26 @@ def test_what_was_worse_in_each_round_is_told_from_what_was_in_some():
 
 
 def test_the_counters_of_two_proper_labs_prove_the_run():
-    assert two_labs.unproved([row({"burst": OK}, {"burst": OK})], MOVED) == []
+    assert place.unproved([row({"burst": OK}, {"burst": OK})], MOVED) == []
 
 
 @pytest.mark.parametrize(
     ("moved", "told"),
     [
         ({"rules": Witness(redirect_rule=2)}, "by the rules: ISTIO_REDIRECT counted 2 of 3"),
-        ({"rules": Witness(redirect_rule=7, mesh_bytes=1)}, "by the rules: bytes were redirected by eBPF"),
-        ({"ebpf": Witness(redirect_rule=1, mesh_bytes=5)}, "by eBPF: ISTIO_REDIRECT counted 1 connections"),
-        ({"ebpf": Witness()}, "by eBPF: no byte was redirected between sidecars"),
+        ({"rules": Witness(redirect_rule=7, mesh_bytes=1)}, BY_BOTH),
+        ({"rules": Witness(redirect_rule=7, intercepted=1)}, BY_BOTH),
+        ({"ebpf": Witness(1, 3, mesh_bytes=5)}, "by eBPF: ISTIO_REDIRECT counted 1 connections"),
+        ({"ebpf": Witness(intercepted=2, mesh_bytes=5)}, "by eBPF: 2 of 3 connections were intercepted"),
+        ({"ebpf": Witness(intercepted=3)}, "by eBPF: no byte was redirected between sidecars"),
     ],
 )
 def test_a_lab_that_is_not_what_it_is_called_is_told(moved, told):
-    assert two_labs.unproved([row({"burst": OK}, {"burst": OK})], MOVED | moved) == [told]
+    assert place.unproved([row({"burst": OK}, {"burst": OK})], MOVED | moved) == [told]
 
 
 def test_an_app_that_could_not_be_seen_fails_the_run():
-    unproved = two_labs.unproved([row({"burst": OK}, {}, error="does not listen")], MOVED)
+    unproved = place.unproved([row({"burst": OK}, {}, error="does not listen")], MOVED)
     assert unproved == ["nginx by ebpf: does not listen"]
     assert not known.judge([], {}, unproved).held
 

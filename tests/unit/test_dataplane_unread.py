@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from merbridge_lab.adapters import bpf_maps, bpf_syscall, kernel_features, netlink_hooks, netns, process_sockets
+from merbridge_lab.adapters import (
+    bpf_maps,
+    bpf_syscall,
+    capabilities,
+    kernel_features,
+    netlink_hooks,
+    netns,
+    process_sockets,
+)
 from merbridge_lab.dataplane import (
     Around,
     Dataplane,
@@ -293,8 +301,8 @@ def test_m4_doctor_looks_at_ptrace_scope(tmp_path, content, verdict, found):
 
 @pytest.mark.parametrize("name", ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT"])
 def test_m4_doctor_looks_for_the_capability(name):
-    bits = 0x1FFFFFFFFFF & ~(1 << host._CAPABILITIES[name])
-    assert host.missing_capabilities(f"CapEff:\t{bits:016x}\n") == [name]
+    bits = 0x1FFFFFFFFFF & ~(1 << capabilities._BITS[name])
+    assert capabilities.missing(host._CAPABILITIES, f"CapEff:\t{bits:016x}\n") == [name]
 
 
 def test_unread_is_said_in_one_way():

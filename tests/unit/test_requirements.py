@@ -9,7 +9,7 @@ from importlib import metadata
 import pytest
 
 from merbridge_lab import requirements
-from merbridge_lab.adapters import bcc_import, kernel_features
+from merbridge_lab.adapters import bcc_import, capabilities, kernel_features
 from merbridge_lab.errors import LabError, UnsupportedFeatureError
 from merbridge_lab.requirements import host, tools
 from merbridge_lab.requirements import kernel as judged
@@ -83,7 +83,8 @@ def test_a_kernel_without_type_information(tmp_path):
     ],
 )
 def test_capabilities(effective, missing):
-    assert host.missing_capabilities(f"Name:\tx\nCapPrm:\t0\nCapEff:\t{effective}\n") == missing
+    status = f"Name:\tx\nCapPrm:\t0\nCapEff:\t{effective}\n"
+    assert capabilities.missing(host._CAPABILITIES, status) == missing
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("x86_64", "pass"), ("aarch64", "warn"), ("riscv64", "fail")])

@@ -34,7 +34,13 @@ class Sources:
 
 
 def state(
-    pods: list[TrackedPod], *, generation: int, ready: bool, runtime_problem: str, namespaces_asked: bool
+    pods: list[TrackedPod],
+    *,
+    generation: int,
+    ready: bool,
+    runtime_problem: str,
+    namespaces_asked: bool,
+    programs_problem: str = "",
 ) -> dict[str, Any]:
     """Return the state that the agent writes to the node's disk."""
     return {
@@ -42,6 +48,7 @@ def state(
         "version": __version__,
         "generation": generation,
         "ready": ready,
+        "programs": programs_problem or None,
         "runtime": runtime_problem or None,
         "namespaces": "asked" if namespaces_asked else "not asked",
         "pods": [pod.describe() for pod in pods],
@@ -64,9 +71,13 @@ def status(sources: Sources, *, api_silence: str = "") -> dict[str, Any]:
         "version": told.get("version", __version__),
         "generation": told.get("generation", 0),
         "running": running,
-        "ready": running and bool(told.get("ready")) and all(pod["reason_id"] != "not_attached" for pod in pods),
+        "ready": running
+        and bool(told.get("ready"))
+        and not told.get("programs")
+        and all(pod["reason_id"] != "not_attached" for pod in pods),
         "redirecting": redirecting,
         "debug": debug,
+        "programs": told.get("programs"),
         "runtime": told.get("runtime"),
         "namespaces": told.get("namespaces", "not asked"),
         "api_server": f"{_API_AWAY}: {api_silence}" if api_silence else None,
@@ -109,7 +120,7 @@ def lines(told: dict[str, Any]) -> list[str]:
         f"redirecting: {_SWITCH[told['redirecting']]}; debug: {_SWITCH[told['debug']]}",
         f"labels of namespaces: {told['namespaces']}",
     ]
-    found += [str(told[each]) for each in ("runtime", "api_server") if told[each]]
+    found += [str(told[each]) for each in ("programs", "runtime", "api_server") if told[each]]
     for pod in told["pods"]:
         why = pod["reason"] or pod["legs"].get("why", "")
         found.append(f"{pod['state']:8} {pod['namespace']}/{pod['name']}: {why}")

@@ -71,7 +71,7 @@ class Service:
         #: Why the runtime cannot be asked; "" if it can.
         self.runtime_problem = ""
         #: Why the programs cannot be loaded; "" if they are.
-        self._install_problem = ""
+        self.programs_problem = ""
 
     @property
     def pods(self) -> list[TrackedPod]:
@@ -136,7 +136,8 @@ class Service:
                 self._reconcile(pod)
         if self._listed and time.monotonic() >= self._settle_at:
             self._settle()
-        told = (self.runtime_problem, self.is_ready, [(pod.sandbox.id, pod.refusal, pod.endpoint) for pod in self.pods])
+        problems = (self.programs_problem, self.runtime_problem)
+        told = (problems, self.is_ready, [(pod.sandbox.id, pod.refusal, pod.endpoint) for pod in self.pods])
         if told != self._told:
             self._changed(self)
             self._told = told
@@ -246,7 +247,7 @@ class Service:
             if served is not None and pod.refusal is not None and not pod.refusal.is_pending:
                 self._detach(pod)
             return
-        why = self._install_problem
+        why = self.programs_problem
         try:
             if not why:
                 self._reconciler.serve(endpoint)
@@ -268,9 +269,9 @@ class Service:
             self._install()
         except (LabError, OSError) as error:
             agent_log.warn("the programs cannot be loaded; all pods are left to the rules", why=str(error))
-            self._install_problem = str(error)
+            self.programs_problem = str(error)
         else:
-            self._install_problem = ""
+            self.programs_problem = ""
 
     def _settle(self) -> None:
         """End a takeover from another version, and remove what belongs to no connection any more."""
@@ -281,6 +282,8 @@ class Service:
                 self._install_programs()
                 for pod in self._pods.pods.values():
                     pod.due = 0.0
+            if self.programs_problem:
+                return
             # Off in the maps alone stays: somebody without merlab did it (ADR 38).
             if not self._redirecting() and self._reconciler.redirecting:
                 agent_log.warn("the kill switch was not in force, and is set again")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from merbridge_lab import __version__, signals
-from merbridge_lab.adapters import cri_runtime, mounts
+from merbridge_lab.adapters import capabilities, cri_runtime, mounts
 from merbridge_lab.agent import agent_log, agent_status, http_server
 from merbridge_lab.agent.agent_status import Sources
 from merbridge_lab.agent.node_state import NodeState, default_generation
@@ -16,13 +17,12 @@ from merbridge_lab.agent.service import Service
 from merbridge_lab.dataplane import Legs, Profile, Reconciler, abi, reader_legs
 from merbridge_lab.errors import LabError
 from merbridge_lab.polling import poll_until
-from merbridge_lab.shortage import unread
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from merbridge_lab.text import read_text
 
 #: How long an agent waits for the one before it to end, in seconds, before it says so again.
 _BUSY = 60.0
+#: Without these the agent can serve no pod. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
+_NEEDED = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 #: How long `remove` waits for a running agent to end, and for redirected bytes to be read, in seconds.
 _END, _DRAIN = 30.0, 5.0
 
@@ -107,12 +107,23 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
 def _install(places: Places, reconciler: Reconciler, node: NodeState, generation: int, *, debug: bool) -> None:
     """Have the programs in order, with the switches as they are wanted. Raises LabError, OSError."""
     places.require_pins()
+    _require_capabilities()
     reconciler.install()
     node.record(generation, abi.stamp())
     if reconciler.redirecting != node.is_redirecting:
         reconciler.redirecting = node.is_redirecting
     if reconciler.debug != debug:
         reconciler.debug = debug
+
+
+def _require_capabilities() -> None:
+    """Raise LabError if this process may not attach programs: else the first of many refusals would be the reason."""
+    if lacking := capabilities.missing(_NEEDED, read_text(Path("/proc/self/status"))):
+        raise LabError(
+            f"the agent may not attach programs: it lacks {' and '.join(lacking)}",
+            hint="kubectl -n merlab-agent get daemonset merlab-agent -o yaml",
+            id="agent.capabilities",
+        )
 
 
 def _take(node: NodeState, generation: int) -> int:
@@ -130,13 +141,15 @@ def _take(node: NodeState, generation: int) -> int:
 
 
 def _legs(profile: Profile) -> Legs:
-    """Decide which legs the pods have; probe the kernel if that matters. Raises LabError."""
+    """Decide which legs the pods have; probe the kernel if that matters.
+
+    An agent that may not probe goes on with the fewest legs: it is to say of each pod why it cannot be served.
+    """
     try:
         return reader_legs.for_profile(profile)
     except OSError as error:
-        raise LabError(
-            str(unread("what this kernel does to sockets of apps", error)), hint="merlab doctor", id="reading.failed"
-        ) from error
+        agent_log.warn("it cannot be read what this kernel does to sockets of apps", why=str(error))
+        return reader_legs.unprobed(profile)
 
 
 class _Written:
@@ -151,6 +164,7 @@ class _Written:
             service.pods,
             generation=self._generation,
             ready=service.is_ready,
+            programs_problem=service.programs_problem,
             runtime_problem=service.runtime_problem,
             namespaces_asked=service.are_namespaces_asked,
         )

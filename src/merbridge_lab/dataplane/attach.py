@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from merbridge_lab.dataplane.endpoints import Endpoint
+    from merbridge_lab.dataplane.loaded import Loaded
     from merbridge_lab.dataplane.recompiled import Recompiled
 
 #: How long live connections of an older dataplane get to read what is in flight to them, in seconds.
@@ -44,31 +45,37 @@ _UID = re.compile(r"[\w-]{1,63}", re.ASCII)
 
 
 def load(pins: Pins) -> None:
-    """Load and pin every program and map; nothing is attached yet."""
-    make_folder(pins.root, mode=0o700)  # whoever opens a map can change it
-    for folder in ("links", "maps", "progs"):
-        make_folder(pins.root / folder, parents=True)
-    loaded = artefact_loader.load()
+    """Load and pin every program and map; nothing is attached yet. If that fails, no pin is left."""
     try:
-        for name in PROGRAMS:
-            bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
-        told = kernel_facts.told()
-        facts = abi.layouts()["kernel"].pack(**told)
-        bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
-        on = abi.layouts()["config"].pack(redirect=1, intercept=1)
-        bpf_maps.update(loaded.maps["config"], bytes(4), on)
-        if not told.get("woken"):
-            learning.learn(loaded.learner(), loaded.maps["kernel"])
-        for name in MAPS:  # the stamp comes last
-            if name == "stamp":
-                tags = " ".join(
-                    f"{each}={bpf_syscall.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS
-                )
-                stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode(), programs=tags.encode())
-                bpf_maps.update(loaded.maps[name], bytes(4), stamp)
-            bpf_syscall.pin(loaded.maps[name], pins.map(name))
-    finally:
-        loaded.close()
+        make_folder(pins.root, mode=0o700)  # whoever opens a map can change it
+        for folder in ("links", "maps", "progs"):
+            make_folder(pins.root / folder, parents=True)
+        loaded = artefact_loader.load()
+        try:
+            _pin(pins, loaded)
+        finally:
+            loaded.close()
+    except BaseException:
+        pins.clear()  # the half of it would stay in the kernel, and look like a dataplane that is switched off
+        raise
+
+
+def _pin(pins: Pins, loaded: Loaded) -> None:
+    for name in PROGRAMS:
+        bpf_syscall.pin(loaded.programs[PREFIX + name], pins.prog(name))
+    told = kernel_facts.told()
+    facts = abi.layouts()["kernel"].pack(**told)
+    bpf_maps.update(loaded.maps["kernel"], bytes(4), facts)
+    on = abi.layouts()["config"].pack(redirect=1, intercept=1)
+    bpf_maps.update(loaded.maps["config"], bytes(4), on)
+    if not told.get("woken"):
+        learning.learn(loaded.learner(), loaded.maps["kernel"])
+    for name in MAPS:  # the stamp comes last
+        if name == "stamp":
+            tags = " ".join(f"{each}={bpf_syscall.prog_info(loaded.programs[PREFIX + each]).tag}" for each in PROGRAMS)
+            stamp = abi.layouts()["stamp"].pack(version=abi.stamp().encode(), programs=tags.encode())
+            bpf_maps.update(loaded.maps[name], bytes(4), stamp)
+        bpf_syscall.pin(loaded.maps[name], pins.map(name))
 
 
 def _blocked(cgroup: Path, attach_type: int) -> Path | None:

@@ -49,6 +49,11 @@ def for_profile(profile: Profile) -> Legs:
     return decide(profile, app_sockets(probes, kernel_features.stable_release()))
 
 
+def unprobed(profile: Profile) -> Legs:
+    """Decide where this kernel cannot be probed."""
+    return decide(profile, app_sockets(None, kernel_features.stable_release()))
+
+
 def decide(profile: Profile, found: AppSockets, *, may_use_mptcp: bool = True) -> Legs:
     """Decide which legs a pod has; `may_use_mptcp` is False if its apps are known not to, or if it is off there."""
     obstacle = _obstacle(profile, found, may_use_mptcp=may_use_mptcp)

@@ -12,26 +12,26 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
-from merbridge_lab.adapters import kernel_features
+from merbridge_lab.adapters import capabilities, kernel_features
 from merbridge_lab.requirements.requirement import FAIL, PASS, PRIVILEGED, WARN, Requirement
 from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: What merlab does as root, by the bits of CapEff (linux/capability.h).
-_CAPABILITIES = {
-    "CAP_CHOWN": 0,
-    "CAP_DAC_OVERRIDE": 1,
-    "CAP_KILL": 5,
-    "CAP_SETGID": 6,
-    "CAP_SETUID": 7,
-    "CAP_NET_ADMIN": 12,
-    "CAP_NET_RAW": 13,
-    "CAP_SYS_CHROOT": 18,
-    "CAP_SYS_PTRACE": 19,
-    "CAP_SYS_ADMIN": 21,
-}
+#: What merlab does as root.
+_CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_ADMIN",
+)
 
 #: Read, never written to.
 _SHARED = "/dev/shm"  # noqa: S108
@@ -49,7 +49,7 @@ def privileges(root: Path) -> Requirement:
     needed = "root, with " + ", ".join(_CAPABILITIES)
     if os.geteuid() != 0:
         return Requirement("root", FAIL, f"user {os.geteuid()}", needed, "sudo merlab up --lab embedded")
-    missing = missing_capabilities(read_text(root / "proc/self/status"))
+    missing = capabilities.missing(_CAPABILITIES, read_text(root / "proc/self/status"))
     if missing:
         return Requirement(
             "root",
@@ -59,13 +59,6 @@ def privileges(root: Path) -> Requirement:
             PRIVILEGED,
         )
     return Requirement("root", PASS, "root", needed)
-
-
-def missing_capabilities(status: str) -> list[str]:
-    """Return the capabilities that are not effective according to /proc/self/status."""
-    effective = next((line.split()[1] for line in lines_of(status) if line.startswith("CapEff:")), "0")
-    bits = int(effective, 16)
-    return [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
 
 
 def ptrace(root: Path) -> Requirement:
