@@ -68,7 +68,20 @@ def alone() -> None:
 _GARBAGE_AFTER = 10_000
 
 
+def _open_standard_streams() -> None:
+    """Connect what the caller closed of stdin, stdout and stderr (`>&-`) to nothing: else other files would be them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
 def _run() -> None:
+    _open_standard_streams()
     # Nothing of what is imported is garbage, and a command ends before there is much: it need not look for it so often.
     gc.disable()
     from merbridge_lab.cli import main

@@ -82,6 +82,7 @@ def test_a_path_is_a_folder_or_an_image(tmp_path):
         ("/nowhere/vmlinuz-1", "there is no kernel at /nowhere/vmlinuz-1"),
         ("{tmp}", "has no kernel with its modules"),
         ("{tmp}/vmlinuz-6.99", "needs its modules beside it"),
+        ("", "no kernel is named"),
         ("2.4", "there is no kernel '2.4', neither installed nor"),
         ("6.12", "there is no kernel '6.12', neither installed nor"),
     ],

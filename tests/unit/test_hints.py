@@ -50,7 +50,22 @@ TOOLS = {
     "kill": set(),
     "kind": {"load", "docker-image", "--name", "delete", "cluster"},
     "kubectl": {
-        *("--context", "-n", "-c", "-l", "--previous", "--force", "describe", "logs", "delete", "get", "pod", "pods"),
+        *(
+            "--context",
+            "-n",
+            "-c",
+            "-l",
+            "-o",
+            "yaml",
+            "--previous",
+            "--force",
+            "describe",
+            "logs",
+            "delete",
+            "get",
+            "pod",
+            "pods",
+        ),
         *(
             "merlab-agent",
             "nodes",

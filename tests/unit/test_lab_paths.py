@@ -79,6 +79,14 @@ def test_links_and_the_like_are_told_and_taken_away(tmp_path):
     assert sorted(each.name for each in tmp_path.rglob("*")) == ["file", "pods"]
 
 
+def test_the_tools_of_a_persons_shell_are_links_by_design(tmp_path):
+    (tmp_path / "shell/nft").mkdir(parents=True)
+    (tmp_path / "shell/nft/iptables").symlink_to("/usr/sbin/iptables-nft")
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "pods/shell").symlink_to("/")
+    assert [path for path, _ in lab_paths.links(tmp_path)] == [tmp_path / "pods/shell"]
+
+
 def test_a_lab_that_cannot_be_reached_is_hidden_by_what_came_later():
     table = mounts.parse((HEALTHY + "300 27 0:90 / /run rw - tmpfs none rw\n").encode())
     lab = lab_paths.own(RUN.with_name("merlab-no-such"), "merlab", table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,26 @@ from pathlib import Path
 import pytest
 from tests.merlab_cli import MERLAB, environment
 from tests.pty_terminal import OnTerminal
+
+from merbridge_lab.console import terminal
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_closed_are_connected_to_nothing(closed):
+    script = f'"$0" steps --json {closed}'
+    done = subprocess.run(["sh", "-c", script, MERLAB], env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+def test_who_no_longer_reads_a_pipe_is_known():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        unbroken = terminal._Unbroken(stream)
+        assert unbroken.is_read()
+        os.close(reading)
+        assert not unbroken.is_read()
+
 
 #: A run of the lab in memory: it prints a good deal, and checks whether it was stopped.
 RUN = """

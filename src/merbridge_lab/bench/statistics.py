@@ -199,7 +199,7 @@ def compare(pairs: Sequence[Pair], *, rows: int, higher_is_better: bool, resampl
 
 
 def _too_few(rounds: int, needed: int) -> str:
-    return f"{rounds} complete rounds; a verdict needs {needed}"
+    return f"{rounds} complete {'round' if rounds == 1 else 'rounds'}; a verdict needs {needed}"
 
 
 def _positive(value: float) -> bool:

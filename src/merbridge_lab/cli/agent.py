@@ -226,6 +226,8 @@ def agent_trace(
         sources = _places(pins, run, state).sources()
         try:
             for event in sources.reconciler.follow_trace():
+                if not session.console.is_read:
+                    break
                 if event is not None:
                     session.console.trace_event(event, as_json=json)
         except signals.Interrupted as stop:

@@ -236,10 +236,15 @@ def trace(
     with Session("trace", debug=debug, no_color=no_color) as run, run.looking(lab) as chosen:
         if pod is not None:
             chosen.workload(pod)
-        run.console.note("following the trace; Ctrl-C ends it")
         told = None if raw or json else run.console.conversation(chosen.trace_context())
+        is_followed = False
         try:
             for event in chosen.follow_trace(pod=pod, nonce=nonce):
+                if not is_followed:
+                    run.console.note("following the trace; Ctrl-C ends it")
+                    is_followed = True
+                if not run.console.is_read:  # head -1 has gone
+                    break
                 if told is not None:
                     told.hear(event)
                 elif event is not None:

@@ -91,7 +91,7 @@ def up(
         no_color=no_color,
         brief=True,
     ) as run:
-        wanted = range(numbers(until)[-1] + 1) if until else None
+        wanted = range(numbers(until)[-1] + 1) if until is not None else None
         if kernel is not None:
             run_in_guest(run, context, kernel)
         shown.begin(run)

@@ -91,6 +91,11 @@ class Console:
             err.print(f"  → {escape(hint)}", soft_wrap=True)
         err.print(f"  [faint]see {escape(error.see)}[/]", soft_wrap=True)
 
+    @property
+    def is_read(self) -> bool:
+        """Report whether somebody can still read stdout: who read a pipe may have gone."""
+        return self._terminal.is_read
+
     def note(self, text: str) -> None:
         """Print a line of progress."""
         if self.verbosity >= 0:

@@ -165,4 +165,5 @@ def _machine(summary: BenchSummary) -> str:
     result = summary.result
     facts = ", ".join(f"{name} {value}" for name, value in result.machine.items())
     load = f"{100 * result.outside_load:.1f} % of all cores used by others"
-    return f"{result.rounds} rounds in {result.seconds:.0f} s; {load}; {facts}."
+    rounds = "1 round" if result.rounds == 1 else f"{result.rounds} rounds"
+    return f"{rounds} in {result.seconds:.0f} s; {load}; {facts}."

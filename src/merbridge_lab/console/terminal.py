@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import sys
 import textwrap
 from typing import IO, TYPE_CHECKING, Any
@@ -78,6 +79,17 @@ class _Unbroken:
     def isatty(self) -> bool:
         return self._stream.isatty() or self.recording is not None
 
+    def is_read(self) -> bool:
+        """Report whether somebody can still read it: who read a pipe may have gone."""
+        if not self._open:
+            return False
+        asked = select.poll()
+        try:
+            asked.register(self._stream, 0)
+            return not any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
+        except (OSError, ValueError):  # no descriptor: it is in memory
+            return True
+
     def _close(self, why: OSError | ValueError) -> None:
         self._open = False
         if isinstance(why, OSError) and why.errno == errno.EIO:
@@ -131,6 +143,11 @@ class Terminal:
         """Send what goes to stdout also to `recording`; None ends that."""
         self._streams[0].recording = recording
         self.out = _rich(self._streams[0], color=self._color)
+
+    @property
+    def is_read(self) -> bool:
+        """Report whether somebody can still read stdout."""
+        return self._streams[0].is_read()
 
     @property
     def lost(self) -> OSError | None:

@@ -119,6 +119,8 @@ def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
         terminal.line(f"[warn]![/] the nat rules of {name} are flushed  → {hints.rendered('merlab restore')}")
     for problem in described["problems"]:
         terminal.line(f"[warn]![/] {escape(problem)}")
+    if described["problems"]:
+        terminal.line(f"  → {hints.rendered('merlab up')}")
 
 
 def _path(described: Mapping[str, Any]) -> RequestPath:

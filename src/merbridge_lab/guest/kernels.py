@@ -58,6 +58,8 @@ def find(asked: str, tell: Callable[[str], None]) -> Kernel:
 
     Raise UsageError for a name of no kernel, LabError if it cannot be downloaded.
     """
+    if not asked.strip():
+        raise _no_kernel("no kernel is named")
     if os.sep in asked:
         try:
             return at_path(Path(asked).absolute())

@@ -133,13 +133,17 @@ _KINDS = {
 def links(run: Path) -> list[tuple[Path, str]]:
     """List what is neither a folder nor a plain file on the lab's own file system, and what it is instead.
 
-    merlab does not remove such entries among the saved rules: the code that reads those reports them.
+    merlab does not remove such entries among the saved rules: the code that reads those reports them. In `shell` there
+    are links by design: the tools of people's shells (shell.py), which merlab itself never uses.
     """
     if not run.is_dir():
         return []
     device, found = run.stat().st_dev, []
     for folder, names, files in os.walk(run):
         if folder == str(run / "saved"):
+            continue
+        if folder == str(run / "shell"):
+            names.clear()
             continue
         for path in (Path(folder, name) for name in (*names, *files)):
             seen = path.lstat()

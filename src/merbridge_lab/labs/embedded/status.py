@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from merbridge_lab.adapters import netns
 from merbridge_lab.adapters.command import run
-from merbridge_lab.labs.embedded import logs
+from merbridge_lab.labs.embedded import logs, topology
 from merbridge_lab.ruleset import RuleSet
 from merbridge_lab.text import lines_of, read_text
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
     from merbridge_lab.requirements import Requirement
 
+_BENCHMARK = (
+    "the pods of a benchmark are here: one is running, or one was killed (merlab restore removes its pods); the rest of"
+    " the lab was not examined"
+)
 LAST_REPORT = "last-report.json"
 #: How much of each log a sysdump includes, in bytes from its end.
 _TAIL = 256 * 1024
@@ -76,8 +81,15 @@ def describe(lab: Described) -> dict[str, Any]:
         "dataplane": dataplane,
         "path": _path(described, attached=bool(dataplane["attached"])) if up else [],
         "flushed": [workload.name for workload in workloads if workload.rules.outstanding],
-        "problems": [*lab.node.problems(), *lab.mesh.broken(), *lab.dataplane.problems()] if up else [],
+        "problems": _problems(lab) if up else [],
     }
+
+
+def _problems(lab: Described) -> list[str]:
+    """Describe what is wrong; while the pods of a benchmark come and go, nothing can be said of the rest."""
+    if any(netns.is_pinned(lab.machine.run / "netns" / name) for name in topology.BENCH_NAMES):
+        return [_BENCHMARK]
+    return [*lab.node.problems(), *lab.mesh.broken(), *lab.dataplane.problems()]
 
 
 def _workload(workload: EmbeddedWorkload) -> dict[str, Any]:
