@@ -111,7 +111,7 @@ class StubProvider:
             raise LabError("there are no credentials")
         return self._credentials
 
-    def component(self, connection, changed, meanwhile):
+    def component(self, connection, changed):
         return StubComponent(connection)
 
     def offline_node(self):

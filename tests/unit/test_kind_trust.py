@@ -138,7 +138,7 @@ def test_s6_a_configmap_of_nonsense_is_a_sentence_and_down_goes_on(monkeypatch, 
             ask()
     assert way.setup_complete() is False
     assert way.best_known_settings() == Settings.default().asked(Options(dataplane="none"))
-    NodeComponent(way, lambda: None, lambda: None, kubeconfig=None, keep=False).remove()
+    NodeComponent(way, lambda: None, kubeconfig=None, keep=False).remove()
     assert api.nodes == []
 
 
@@ -148,11 +148,11 @@ def test_s6_down_never_touches_a_kubeconfig_that_the_cluster_names(monkeypatch, 
     monkeypatch.setattr(way, "api", lambda: api)
     assert way.kept() == settings, "an older merlab's is read, and its path is not"
     assert "kubeconfig" not in settings.to_json()
-    NodeComponent(way, lambda: None, lambda: None, kubeconfig=None, keep=False).remove()
+    NodeComponent(way, lambda: None, kubeconfig=None, keep=False).remove()
     assert api.done == [None]
     api.nodes, api.done = [_node()], []
     local_state.note_kubeconfig(str(tmp_path / "noted"))
-    NodeComponent(way, lambda: None, lambda: None, kubeconfig=str(tmp_path / "given"), keep=False).remove()
+    NodeComponent(way, lambda: None, kubeconfig=str(tmp_path / "given"), keep=False).remove()
     assert api.done == [None, str(tmp_path / "given"), str(tmp_path / "noted")]
     assert local_state.kubeconfig() == ""
 

@@ -37,7 +37,6 @@ _TAINT = "node-role.kubernetes.io/control-plane"
 class NodeComponent:
     """The cluster. `changed` is called when it was created or started; with `keep`, `remove` leaves it.
 
-    `meanwhile` is called while a cluster that was just created becomes ready by itself: its node takes images by then.
     `asked_image` is the node's image that was requested, if any; `kubeconfig` is the file that gets the context.
     """
 
@@ -45,14 +44,12 @@ class NodeComponent:
         self,
         connection: Connection,
         changed: Callable[[], None],
-        meanwhile: Callable[[], None],
         *,
         asked_image: str | None = None,
         kubeconfig: str | None = None,
         keep: bool = False,
     ) -> None:
-        self._connection, self._api = connection, connection.api
-        self._changed, self._meanwhile = changed, meanwhile
+        self._connection, self._api, self._changed = connection, connection.api, changed
         self._asked_image, self._kubeconfig, self._keep = asked_image, kubeconfig, keep
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -211,8 +208,6 @@ class NodeComponent:
             with contextlib.suppress(LabError):  # the next up does it, or down
                 self._discard()
             raise told from error
-        self._changed()
-        self._meanwhile()
 
     def _discard(self) -> None:
         """Delete what kind left of a cluster that it could not create."""

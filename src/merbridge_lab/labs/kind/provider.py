@@ -92,14 +92,11 @@ class KindProvider:
 
     # -- the cluster as a part of the lab -----------------------------------------------------------------------------
 
-    def component(
-        self, connection: Connection, changed: Callable[[], None], meanwhile: Callable[[], None]
-    ) -> NodeComponent:
+    def component(self, connection: Connection, changed: Callable[[], None]) -> NodeComponent:
         """Return the component that makes the cluster."""
         return NodeComponent(
             connection,
             changed,
-            meanwhile,
             asked_image=self._options.kind_image,
             kubeconfig=self._options.kubeconfig,
             keep=self._options.keep_cluster,

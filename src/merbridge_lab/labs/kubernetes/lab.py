@@ -70,7 +70,7 @@ class KubernetesLab(LabBase):
         self._access = access = Access(provider, options)
         self.api, self.find_node, self.settings = access.api, access.node, access.settings
         self.find_node_exec = access.find_node_exec
-        self.node = provider.component(access, self._forget, self._load_early)
+        self.node = provider.component(access, self._forget)
         self.mesh = MeshComponent(
             access,
             provider,
@@ -81,11 +81,6 @@ class KubernetesLab(LabBase):
         self._strategies: dict[str, ClusterDataplane] = {}
         self._control: tuple[KubernetesWorkload, ...] = ()
         self._disposable: tuple[KubernetesWorkload, ...] = ()
-
-    def _load_early(self) -> None:
-        """Copy the images to a node that is not ready yet; what fails, the mesh does again, and reports."""
-        with contextlib.suppress(LabError):
-            self.mesh.load_images(self.settings())
 
     def _forget(self) -> None:
         self._access.forget()

@@ -140,10 +140,10 @@ class MeshComponent:
         """Install what is missing, repair what is broken, and wait until a request is served. Raises LabError."""
         settings, kept = self._settings(), self._kept()
         if self._of_hands():
-            self.load_images(settings)  # among them the image of the pod that enters others
+            self._load_images(settings)  # among them the image of the pod that enters others
         for workload in self._workloads():
             workload.rules.restore()
-        self.load_images(settings)
+        self._load_images(settings)
         changed = kept is not None and any(name != "images" for name in settings.differ_from(kept))
         every = changed or (kept is not None and not self._access.setup_complete())
         if self._of_istio():
@@ -162,7 +162,7 @@ class MeshComponent:
         self._await_served()
         self._api().apply(manifests.configuration(settings, finished=True))
 
-    def load_images(self, settings: Settings) -> None:
+    def _load_images(self, settings: Settings) -> None:
         """Copy the images that only this machine has, or that it has already, into the node.
 
         Those of the dataplane, too: together they take less time, as they share layers.

@@ -137,13 +137,8 @@ class ClusterProvider(Protocol):
     def credentials(self) -> Credentials:
         """Return the credentials of the cluster's administrator. Raises LabError."""
 
-    def component(
-        self, connection: Connection, changed: Callable[[], None], meanwhile: Callable[[], None]
-    ) -> Component:
-        """Return the component of the lab that is the cluster; it calls `changed` after it created or started it.
-
-        It may call `meanwhile`, which copies images to the nodes, while a cluster that it created becomes ready.
-        """
+    def component(self, connection: Connection, changed: Callable[[], None]) -> Component:
+        """Return the component of the lab that is the cluster; it calls `changed` after it created or started it."""
 
     def offline_node(self) -> Node:
         """Return the node that commands are shown for if no cluster exists: only what it would type is used."""
