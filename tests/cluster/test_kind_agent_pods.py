@@ -393,30 +393,6 @@ def test_without_the_runtimes_socket_it_says_so_and_what_is_served_goes_on(lab: 
     kubectl(*AGENT, "rollout", "status", f"daemonset/{manifest.NAME}", "--timeout=60s")
 
 
-@pytest.mark.soak
-def test_without_a_bpffs_every_pod_has_the_reason_and_nothing_is_half_attached(lab: dict[str, list[Any]]) -> None:
-    kubectl(*AGENT, "set", "env", f"daemonset/{manifest.NAME}", "MERLAB_AGENT=remove")
-    kubectl(*AGENT, "rollout", "status", f"daemonset/{manifest.NAME}", "--timeout=60s")
-    removed = on_node()
-    assert [removed[each] for each in ("pins", "attached")] == [lab[each] for each in ("pins", "attached")]
-    kubectl(*AGENT, "set", "env", f"daemonset/{manifest.NAME}", "MERLAB_AGENT-")
-    told("--pins", "/tmp/merlab-agent")  # noqa: S108 - in a pod, where it is no bpffs
-    assert poll_until(lambda: "NotAttached" in events(sleep()), timeout=40, every=1.0, awaiting="the event")
-    event = events(sleep())["NotAttached"]
-    assert event["type"] == "Warning"
-    assert "/tmp/merlab-agent is not on a bpffs" in event["message"]  # noqa: S108
-    assert "is not on a bpffs" in _status_with_pins("/tmp/merlab-agent")  # noqa: S108
-    assert state_of(sleep()) == ("refused", "not_attached")
-    assert on_node()["pins"] == lab["pins"], f"no {PINS}"
-    assert on_node()["attached"] == lab["attached"]
-    assert curl(sleep(), f"helloworld:{PORT}/hello", container="sleep").startswith("Hello version"), "by the rules"
-
-
-def _status_with_pins(pins: str) -> str:
-    command = f"merlab agent status --pins {pins} 2>&1 || true"
-    return kubectl(*AGENT, "exec", f"ds/{manifest.NAME}", "--", "sh", "-c", command)
-
-
 def lacking(*operations: dict[str, Any]) -> None:
     """Have the agent run again, on a node that nothing is attached to, with such changes of its container."""
     kubectl(*AGENT, "set", "env", DAEMONSET, "MERLAB_AGENT=remove")
@@ -475,6 +451,30 @@ def test_without_a_capability_it_says_so_and_nothing_is_half_attached(
     assert settled(lambda: state_of(sleep()), ("pending", "unread")) == ("pending", "unread")
     assert of_agent("{.items[*].status.containerStatuses[*].restartCount}") == ["0"], "it goes on, and tries again"
     assert nothing_is_attached(lab)
+
+
+@pytest.mark.soak
+def test_without_a_bpffs_every_pod_has_the_reason_and_nothing_is_half_attached(lab: dict[str, list[Any]]) -> None:
+    kubectl(*AGENT, "set", "env", f"daemonset/{manifest.NAME}", "MERLAB_AGENT=remove")
+    kubectl(*AGENT, "rollout", "status", f"daemonset/{manifest.NAME}", "--timeout=60s")
+    removed = on_node()
+    assert [removed[each] for each in ("pins", "attached")] == [lab[each] for each in ("pins", "attached")]
+    kubectl(*AGENT, "set", "env", f"daemonset/{manifest.NAME}", "MERLAB_AGENT-")
+    told("--pins", "/tmp/merlab-agent")  # noqa: S108 - in a pod, where it is no bpffs
+    assert poll_until(lambda: "NotAttached" in events(sleep()), timeout=40, every=1.0, awaiting="the event")
+    event = events(sleep())["NotAttached"]
+    assert event["type"] == "Warning"
+    assert "/tmp/merlab-agent is not on a bpffs" in event["message"]  # noqa: S108
+    assert "is not on a bpffs" in _status_with_pins("/tmp/merlab-agent")  # noqa: S108
+    assert state_of(sleep()) == ("refused", "not_attached")
+    assert on_node()["pins"] == lab["pins"], f"no {PINS}"
+    assert on_node()["attached"] == lab["attached"]
+    assert curl(sleep(), f"helloworld:{PORT}/hello", container="sleep").startswith("Hello version"), "by the rules"
+
+
+def _status_with_pins(pins: str) -> str:
+    command = f"merlab agent status --pins {pins} 2>&1 || true"
+    return kubectl(*AGENT, "exec", f"ds/{manifest.NAME}", "--", "sh", "-c", command)
 
 
 @pytest.mark.soak

@@ -474,6 +474,16 @@ def test_the_trace_tells_of_the_nodes_pods_and_of_no_others(node):
     assert node.readers() == 0
 
 
+def test_where_nothing_is_loaded_debug_is_off_and_cannot_be_switched_on(node):
+    node.merlab("debug", "off")
+    assert "could not be read" in node.merlab("debug", "on", status=3)
+    node.start_agent()
+    node.merlab("debug", "on")
+    assert node.status()["debug"] is True
+    node.merlab("debug", "off")
+    assert node.status()["debug"] is False
+
+
 def test_listeners_are_the_same_by_netlink_and_from_proc(node, monkeypatch):
     (sleep,) = node.started("sleep")
     node.stack.enter_context(sleep.app.listen(8080, at="::", v6=True))

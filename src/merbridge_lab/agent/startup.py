@@ -202,6 +202,11 @@ def redirect(places: Places, *, on: bool) -> None:
 
 
 def debug(places: Places, *, on: bool) -> None:
-    """Switch the trace for the whole node, until the agent starts again. Raises LabError."""
+    """Switch the trace for the whole node, until the agent starts again; off it is where nothing is loaded.
+
+    Raises LabError.
+    """
     places.require_pins()
-    places.reconciler().debug = on
+    reconciler = places.reconciler()
+    if on or reconciler.is_loaded:
+        reconciler.debug = on

@@ -116,6 +116,11 @@ class Reconciler:
             return [str(unread(f"the dataplane below {self._pins.root}", error))]
 
     @property
+    def is_loaded(self) -> bool:
+        """Report whether anything is pinned, complete or not."""
+        return self._pins.any
+
+    @property
     def attached(self) -> bool:
         """Report whether any pod is served. Raises LabError."""
         return bool(self.served())
