@@ -6,6 +6,7 @@ import os
 import re
 
 import lies_mesh
+import lies_plane
 import lies_pods
 import pytest
 import suite  # noqa: F401 - registers all sabotages
@@ -15,6 +16,7 @@ from saboteur import ALL, LIE, ODDITY, Scene, judge, mend, standing_lab, told, v
 from merbridge_lab.adapters import bpf_syscall, tcp_sockets
 from merbridge_lab.adapters.cgroup import all_processes
 from merbridge_lab.labs.embedded import mtls_probe
+from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
 from merbridge_lab.labs.embedded.network_drift import MAY_DIFFER
 
 pytestmark = pytest.mark.kernel
@@ -77,6 +79,18 @@ def test_a_lie_is_noticed_and_its_cause_named(whole, sabotage):
 def test_an_oddity_is_none_of_our_business(whole, sabotage):
     report = say(sabotage, whole)
     assert judge(sabotage, report) is None
+
+
+def test_altered_programs_are_out_of_the_way_before_the_mesh_is_asked(whole):
+    """`up` begins to compile the source at once, and awaits it no later than this."""
+    text = "count(netns, counter, 1);"
+    with lies_plane.another_source(Scene(whole), (text, f"{text} {text}")):
+        lab = ManagedEmbeddedLab(name=whole.machine.name)
+        lab.recover()
+        before = {name for name in lab.dataplane.links() if "connect" in name}
+        assert lab.mesh.problems() == []
+        assert before
+        assert not {name for name in lab.dataplane.links() if "connect" in name}
 
 
 def test_an_app_cannot_write_a_sidecars_log(whole):

@@ -24,6 +24,11 @@ _SCOPE_LINK = 253
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - the default route, not a socket
 
 
+def load() -> None:
+    """Load pyroute2 now, because it will be needed and there is nothing else to do."""
+    import pyroute2  # noqa: F401
+
+
 def _index(asked: Any, name: str) -> int | None:  # noqa: ANN401 - pyroute2 has no types
     found = asked.link_lookup(ifname=name)
     return found[0] if found else None

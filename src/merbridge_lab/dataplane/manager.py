@@ -95,12 +95,24 @@ class Dataplane:
         """If anything is wrong, intercept no new connection until the next `attach`; intercepted ones continue.
 
         `known` is what the caller found to be wrong. A complete dataplane of another version continues: `attach` takes
-        over from it without a gap.
+        over from it without a gap. Programs that are not those of the source are left to `pause_altered`.
         """
+        if not self._is_another and (known or health.problems(self._pins, served(endpoints), self._around)):
+            self._pause(endpoints)
+
+    def pause_altered(self, endpoints: Callable[[], Sequence[Endpoint]]) -> None:
+        """Do the same if a program is not what `recompile` compiles; wait for that."""
         with reading(self._pins):
-            another = self._pins.stamp() not in (None, abi.stamp())
-        if another or not (known or self.problems(endpoints)):
-            return
+            altered = recompiled.problems(self._pins, self._recompiled, needed=False)
+        if altered and not self._is_another:
+            self._pause(endpoints())
+
+    @property
+    def _is_another(self) -> bool:
+        with reading(self._pins):
+            return self._pins.stamp() not in (None, abi.stamp())
+
+    def _pause(self, endpoints: Sequence[Endpoint]) -> None:
         for pin in self._pins.links():
             if pin.name.startswith("connect"):
                 remove_pin(pin)

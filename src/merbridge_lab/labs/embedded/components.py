@@ -55,15 +55,23 @@ class NodeComponent:
 
 
 class MeshComponent:
-    """The pods with their rules, sidecars and apps."""
+    """The pods with their rules, sidecars and apps; `before` is called before anything is asked of them."""
 
-    def __init__(self, mesh: Mesh, workloads: Callable[[], Sequence[EmbeddedWorkload]], saved: Path) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        workloads: Callable[[], Sequence[EmbeddedWorkload]],
+        saved: Path,
+        before: Callable[[], None],
+    ) -> None:
+        self._before = before
         self._mesh = mesh
         self._saved = saved
         self._workloads = workloads
 
     def ensure(self) -> None:
         """Create what is missing; first restore rules that were flushed and saved."""
+        self._before()
         for workload in self._workloads():
             if workload.exists:
                 workload.rules.restore()
@@ -76,6 +84,7 @@ class MeshComponent:
 
     def problems(self) -> list[str]:
         """Describe what differs from what `ensure` creates."""
+        self._before()
         found = []
         for workload in (each for each in self._workloads() if each.rules.outstanding):
             name, rules = workload.name, workload.rules

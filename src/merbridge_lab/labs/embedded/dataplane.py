@@ -7,7 +7,7 @@ import functools
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from merbridge_lab import dataplane, istio_facts, polling
+from merbridge_lab import dataplane, istio_facts, polling, signals
 from merbridge_lab.adapters import tcp_sockets
 from merbridge_lab.dataplane import reader_legs, socket_filters
 from merbridge_lab.dataplane.evidence import CounterEvidence
@@ -49,6 +49,7 @@ class EmbeddedDataplane:
         )
         self._manager = dataplane.Dataplane(machine.bpffs / machine.name, around)
         self._profile = profile
+        self._may_be_altered = False
         self.discovery: dataplane.Discovery = EmbeddedDiscovery(mesh.pods, lambda: self.legs)
 
     @functools.cached_property
@@ -106,10 +107,21 @@ class EmbeddedDataplane:
                     pod.wait_ready(_READY)
 
     def pause_interception(self) -> None:
-        """Leave new connections to the rules until `ensure` has repaired the dataplane; leave a complete one alone."""
+        """Leave new connections to the rules until `ensure` has repaired the dataplane; leave a complete one alone.
+
+        Whether its programs are those of the source takes a second to compile; `pause_altered` must follow.
+        """
         endpoints = self.discovery.endpoints()
         known = self._filters(endpoints) if self.attached else []
         self._manager.pause_interception(endpoints, known)
+        self._may_be_altered = self.attached
+
+    def pause_altered(self) -> None:
+        """Do the same if a program is not what the source compiles to, once after `pause_interception`."""
+        due, self._may_be_altered = self._may_be_altered, False
+        if due:
+            with signals.shielded():
+                self._manager.pause_altered(self.discovery.endpoints)
 
     def drain_idle_connections(self) -> bool:
         """Wait until the idle connections of the sidecars have closed; return whether all did."""

@@ -72,7 +72,7 @@ class EmbeddedLab(LabBase):
         self._mesh = Mesh(self.machine, node, topology.pods(backend))
         self.dataplane = EmbeddedDataplane(self.machine, self._mesh, profile)
         self.node = NodeComponent(self.machine, node)
-        self.mesh = MeshComponent(self._mesh, self.workloads, self.machine.saved)
+        self.mesh = MeshComponent(self._mesh, self.workloads, self.machine.saved, self.dataplane.pause_altered)
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import signals
-from merbridge_lab.adapters import iptables, netns
+from merbridge_lab.adapters import iptables, links, netns
 from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import (
@@ -49,15 +49,26 @@ class ManagedEmbeddedLab(EmbeddedLab):
         """Clean up what prevents a check of the lab component by component.
 
         This is: control pods and outstanding flushes of a merlab that was killed; and an incomplete dataplane, which
-        would break the requests that test the mesh, long before the dataplane itself is checked.
+        would break the requests that test the mesh, long before the dataplane itself is checked. Whether its programs
+        are those of the source is compiled beside the first steps, and awaited when the mesh is asked for the first
+        time.
         """
         with signals.shielded():
             self.machine.uncover()  # first: what is changed next must be the lab's
+            with contextlib.suppress(LabError):  # rules are restored first; then it is tried again
+                self._compile()
             self.sweep()
             self.restore()
-            if self.dataplane.attached:
-                self.dataplane.recompile(proof=False)
+            if self._compile():
+                links.load()  # what the checks of the lab need, while merlab would only wait for the compiler
             self.dataplane.pause_interception()
+
+    def _compile(self) -> bool:
+        """Begin to compile the source of an attached dataplane: nothing here takes longer. Raises LabError."""
+        attached = self.dataplane.attached
+        if attached:
+            self.dataplane.recompile(proof=False)
+        return attached
 
     def sweep(self) -> None:
         """Remove what a killed merlab left beside the lab: control pods, and drafts of saves.
