@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 from dataclasses import dataclass, field
@@ -62,6 +63,12 @@ def raw() -> bytes:
 
 def parse(mountinfo: bytes) -> list[Mount]:
     """Parse a /proc/PID/mountinfo: bytes, because a mount point may have any name."""
+    return list(_parsed(mountinfo))
+
+
+# A lab of a hundred pods has hundreds of mounts, and reads the table several times for each pod.
+@functools.lru_cache(maxsize=4)
+def _parsed(mountinfo: bytes) -> tuple[Mount, ...]:
     mounts = []
     for line in mountinfo.split(b"\n"):
         if not line:
@@ -81,7 +88,7 @@ def parse(mountinfo: bytes) -> list[Mount]:
                 int(fields[1]),
             )
         )
-    return mounts
+    return tuple(mounts)
 
 
 def at(target: Path) -> Mount | None:
@@ -141,6 +148,8 @@ def take_away(target: Path) -> None:
     call detach_mounts). Otherwise a service that the system started meanwhile would keep our namespaces. Raises
     OSError.
     """
+    if not os.path.lexists(target):
+        return  # nothing can be mounted there, or below
     for found in below(target):
         umount(found.target)
         with contextlib.suppress(OSError):
