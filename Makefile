@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-machines soak sabotage timings clean \
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-machines soak sabotage timings scale clean \
 	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind agent-image
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
@@ -114,6 +114,9 @@ bench: setup ## merlab's dataplane against what is aimed at, on the lab that is 
 
 timings: setup ## how long up, step 9, verify and down take here, and in how much memory
 	@scripts/setup root .venv/bin/python -m tests.timings $(ARGS)
+
+scale: setup dev ## what a pod costs, and what many pods or connections cost a request (a lab comes and goes): ARGS="--report scale.html"
+	@scripts/setup root .venv/bin/python -m tests.scale $(ARGS)
 
 docs: dev ## write docs/cli.md again, from the help
 	.venv/bin/python scripts/cli_reference.py docs/cli.md

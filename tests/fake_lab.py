@@ -569,6 +569,7 @@ class FakeDriver:
         keep: bool = False,
         backend: str | None = None,  # noqa: ARG002
         legs: str | None = None,  # noqa: ARG002
+        pods: int | None = None,  # noqa: ARG002
     ) -> Iterator[FakeLab]:
         for pod in self.lab.pods:
             pod.rules._keep = keep

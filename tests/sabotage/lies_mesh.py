@@ -66,7 +66,7 @@ def script(target, source, *words):
 
 def restart(target):
     end(target)
-    target._start("sidecar")
+    target.processes.start("sidecar")
     target.wait_ready(15)
 
 

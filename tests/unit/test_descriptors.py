@@ -163,7 +163,9 @@ def test_a_command_line_is_where_exec_left_it_and_as_long():
 def test_processes_are_found_by_their_command_line_and_ended_by_their_start():
     with started(HOLDER, "one of a kind") as other:
         argv = [sys.executable, "-I", "-S", "-c", HOLDER, "one of a kind"]
-        (found,) = procfs.by_argv(argv)
+        here = Path("/proc/self/ns/net").stat().st_ino
+        assert procfs.by_argv(argv, here + 1) == []
+        (found,) = procfs.by_argv(argv, here)
         assert found.pid == other.pid
         assert cgroup.of(other.pid) == cgroup.of(os.getpid())
         procfs.end(procfs.Process(found.pid, "S", found.started + 1, found.argv, 0, 0))

@@ -32,7 +32,8 @@ def configuration(pod: topology.PodSpec) -> dict[str, dict]:
 
 
 def test_names_and_addresses_of_pods_and_twins_are_all_different():
-    pods = [*topology.PODS, *(topology.control_client(pod, n) for pod in topology.PODS for n in range(10))]
+    pods = [*topology.ALL_PODS, *(topology.control_client(pod, n) for pod in topology.PODS for n in range(10))]
+    pods += [pod for slot in ("a", "b", "direct") for pod in topology.bench_pods(slot)]
     for field in ("name", "ip", "veth"):
         assert len({getattr(pod, field) for pod in pods}) == len(pods)
     assert all(len(pod.veth) <= 15 for pod in pods)

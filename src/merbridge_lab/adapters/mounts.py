@@ -68,7 +68,13 @@ def raw() -> bytes:
 
 def parse(mountinfo: bytes) -> list[Mount]:
     """Parse a /proc/PID/mountinfo: bytes, because a mount point may have any name."""
-    return [_mount(line) for line in mountinfo.split(b"\n") if line]
+    return list(_parsed(mountinfo))
+
+
+# A lab of a hundred pods has hundreds of mounts, and reads the table several times for each pod.
+@functools.lru_cache(maxsize=4)
+def _parsed(mountinfo: bytes) -> tuple[Mount, ...]:
+    return tuple(_mount(line) for line in mountinfo.split(b"\n") if line)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -146,6 +152,8 @@ def take_away(target: Path) -> None:
     call detach_mounts). Otherwise a service that the system started meanwhile would keep our namespaces. Raises
     OSError.
     """
+    if not os.path.lexists(target):
+        return  # nothing can be mounted there, or below
     for found in below(target):
         umount(found.target)
         with contextlib.suppress(OSError):

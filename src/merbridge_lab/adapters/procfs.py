@@ -109,13 +109,15 @@ def look(pid: int) -> Process | None:
     return Process(pid, fields[0], int(fields[_STARTED]), argv, netns, mntns)
 
 
-def by_argv(argv: Sequence[str]) -> list[Process]:
-    """List the processes of the machine that show this command line."""
+def by_argv(argv: Sequence[str], netns: int) -> list[Process]:
+    """List the processes that show this command line and are in the network namespace with the inode `netns`."""
     wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
     found = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError), place.open("rb") as file:
-            if file.read() == wanted and (seen := look(int(place.parent.name))) is not None:
+            if file.read() != wanted or (place.parent / "ns/net").stat().st_ino != netns:
+                continue
+            if (seen := look(int(place.parent.name))) is not None:
                 found.append(seen)
     return found
 

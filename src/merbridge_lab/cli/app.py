@@ -100,6 +100,22 @@ class Legs(str, Enum):
     ALL = "all"
 
 
+LegsOption = Annotated[
+    Legs | None,
+    typer.Option("--legs", help="Whose messages eBPF moves: all, or safe for any app (default: as it is, else all)."),
+]
+PodsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--pods",
+        metavar="N",
+        min=3,
+        max=254,
+        help="Pods of the embedded lab, 3 to 254 (default: as it is, else 3): beside the walkthrough's, more of sleep.",
+    ),
+]
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"merlab {__version__}")

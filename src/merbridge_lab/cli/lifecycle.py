@@ -14,8 +14,9 @@ from merbridge_lab.cli.app import (
     Debug,
     JsonFlag,
     LabName,
-    Legs,
+    LegsOption,
     NoColor,
+    PodsOption,
     Quiet,
     Timeout,
     Verbose,
@@ -40,12 +41,8 @@ def up(
     iptables: Annotated[
         Backend | None, typer.Option("--iptables", help="Tables for Istio's rules (default: nft).")
     ] = None,
-    legs: Annotated[
-        Legs | None,
-        typer.Option(
-            "--legs", help="Whose messages eBPF moves: all, or safe for any app (default: as it is, else all)."
-        ),
-    ] = None,
+    legs: LegsOption = None,
+    pods: PodsOption = None,
     live: DemoFlag = False,
     auto: Auto = None,
     minutes: Minutes = None,
@@ -77,7 +74,7 @@ def up(
     With --kernel the lab is in a virtual machine with that kernel, and goes with it; at a terminal, you get a shell
     there.
 
-    Examples:  merlab up    merlab up --demo    merlab up --until 3    merlab up --lab embedded --json
+    Examples:  merlab up    merlab up --demo    merlab up --until 3    merlab up --pods 30
     """
     shown = Demo(live, auto, minutes, record)
     shown.require_possible(as_json=json)
@@ -113,7 +110,7 @@ def up(
         )
         backend, profile = iptables.value if iptables else None, legs.value if legs else None
         held = patience(wait, wait_timeout)
-        with run.changing(lab, wait=held, backend=backend, legs=profile, options=options) as chosen:
+        with run.changing(lab, wait=held, backend=backend, legs=profile, pods=pods, options=options) as chosen:
             run.report = Report("up", chosen.name)
             for sentence in chosen.choices():
                 run.console.note(sentence)

@@ -166,6 +166,7 @@ class Session:
         keep: bool = False,
         backend: str | None = None,
         legs: str | None = None,
+        pods: int | None = None,
         options: Options | None = None,
     ) -> Iterator[ManagedLab]:
         """Pick a lab and lock it for the duration of the block; wait up to `wait` seconds for the lock."""
@@ -179,7 +180,7 @@ class Session:
                 self.console.awaits(f"the lab {driver.lab_name} to be free")
             stack.enter_context(lock.held(driver.lab_name, self.command, docker=driver.docker, wait=wait, again=again))
             self.console.close()
-            yield stack.enter_context(driver.open(keep=keep, backend=backend, legs=legs))
+            yield stack.enter_context(driver.open(keep=keep, backend=backend, legs=legs, pods=pods))
 
     @contextlib.contextmanager
     def looking(self, asked: str | None, *, up: bool = True, offline: bool = False) -> Iterator[ManagedLab]:

@@ -107,6 +107,8 @@ def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
         held = "not read" if "unread" in rules else held
         ready = "[pass]ready[/]" if pod["sidecar"] else "[fail]not ready[/]"
         table.add_row(pod["name"], pod["ip"], str(pod["pid"] or "none"), ready, held)
+    if replicas := described.get("replicas"):
+        table.add_row(f"and {len(replicas)} more", "", "", "", "")
     if described["workloads"]:
         terminal.out.print(table)
     terminal.line("")

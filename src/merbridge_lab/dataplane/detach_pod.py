@@ -84,10 +84,11 @@ def _has_target(pin: Path) -> bool:
 
 def _leave_addresses(pins: Pins, cookie: int) -> None:
     """Remove the address of the pod, unless another one has it by now."""
-    size = abi.layouts()["place"].size
+    layout, wanted = abi.layouts()["place"], u64(cookie)
+    at = layout.offset("netns")
     with pins.open_map("pod_ips") as table:
-        for key, raw in bpf_maps.entries(table, 4, size).items():
-            if abi.layouts()["place"].unpack(raw)["netns"] == cookie:
+        for key, raw in bpf_maps.entries(table, 4, layout.size).items():
+            if raw[at : at + len(wanted)] == wanted:
                 bpf_maps.delete(table, key)
 
 

@@ -81,7 +81,7 @@ def entries_problems(pins: Pins, endpoint: Endpoint) -> list[str]:
     except LabError as gone:
         return [f"pod {endpoint.name}: {gone.what}"]
     found: list[str] = []
-    entry, expected = pins.pods().get(cookie), abi.layouts()["pod"].unpack(pod_entry(endpoint))
+    entry, expected = pins.pod(cookie), abi.layouts()["pod"].unpack(pod_entry(endpoint))
     if entry is None:
         found.append(f"pod {endpoint.name} is not in the pod map")
     elif (entry["ip4"], entry["name"]) != (endpoint.ip4, endpoint.name):

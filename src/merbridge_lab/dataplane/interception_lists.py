@@ -83,19 +83,14 @@ def _range_key(network: Range, cookie: int) -> bytes:
     return abi.layouts()["range"].pack(prefix=_COOKIE_BITS + network.prefixlen, netns_low=low, netns_high=high, ip4=ip4)
 
 
-def _cookie_of(name: str, key: bytes) -> int:
-    found = abi.layouts()[_MAPS[name]].unpack(key)
-    if name == "ports":
-        return int(found["netns"])
-    return number(struct.pack("=II", found["netns_low"], found["netns_high"]))
-
-
 def _present(pins: Pins, name: str) -> dict[int, Entries]:
     """Return what a map holds, by the cookie of the pod. Raises OSError."""
     found: dict[int, Entries] = {}
+    layout = abi.layouts()[_MAPS[name]]
+    at = layout.offset("netns" if name == "ports" else "netns_low")  # all entries of all pods: only this is looked at
     with pins.open_map(name) as fd:
-        for key, value in bpf_maps.entries(fd, abi.layouts()[_MAPS[name]].size, 4).items():
-            found.setdefault(_cookie_of(name, key), {})[key] = value
+        for key, value in bpf_maps.entries(fd, layout.size, 4).items():
+            found.setdefault(number(key[at : at + 8]), {})[key] = value
     return found
 
 

@@ -12,6 +12,7 @@ Whoever reads the trace locks the directory of its slot (trace_ring.py).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -264,10 +265,15 @@ class Pins:
 
     def pods(self) -> dict[int, dict[str, Any]]:
         """Return the pods served, by the cookie of their network namespace. Raises OSError."""
-        layout = abi.layouts()["pod"]
         with self.open_map("pods") as fd:
-            entries = bpf_maps.entries(fd, 8, layout.size)
-        return {number(key): _named(layout.unpack(raw)) for key, raw in entries.items()}
+            entries = bpf_maps.entries(fd, 8, abi.layouts()["pod"].size)
+        return {number(key): dict(_named(raw)) for key, raw in entries.items()}
+
+    def pod(self, cookie: int) -> dict[str, Any] | None:
+        """Return the pod served whose network namespace has this cookie. Raises OSError."""
+        with self.open_map("pods") as fd:
+            raw = bpf_maps.lookup(fd, u64(cookie), abi.layouts()["pod"].size)
+        return None if raw is None else dict(_named(raw))
 
 
 def remove_folder(folder: Path) -> None:
@@ -287,5 +293,8 @@ def _whole(config: int) -> bytes:
     return (bpf_maps.lookup(config, _ZERO, size) or b"").ljust(abi.layouts()["config"].size, b"\0")
 
 
-def _named(pod: dict[str, Any]) -> dict[str, Any]:
+# All entries are read whenever one pod is served or forgotten: what that takes must not grow with the pods.
+@functools.lru_cache(maxsize=1024)
+def _named(raw: bytes) -> dict[str, Any]:
+    pod = abi.layouts()["pod"].unpack(raw)
     return pod | {name: pod[name].decode(errors="replace") for name in ("id", "namespace", "name")}

@@ -40,9 +40,10 @@ def listener_key(cookie: int, slot: int) -> bytes:
 
 def listener_keys(listeners: int, cookie: int | None = None) -> list[bytes]:
     """Return the keys of `listeners`, of one network namespace if its cookie is given. Raises OSError."""
-    layout = abi.layouts()["listener"]
-    keys = bpf_maps.keys(listeners, layout.size)
-    return [key for key in keys if cookie is None or layout.unpack(key)["netns"] == cookie]
+    if cookie is None:
+        return bpf_maps.keys(listeners, abi.layouts()["listener"].size)
+    slots = [listener_key(cookie, slot) for slot in range(abi.constants()["LISTENERS"])]
+    return [key for key in slots if bpf_maps.lookup(listeners, key, 8) is not None]
 
 
 def end_key(handshake: bytes, side: int) -> bytes:

@@ -189,18 +189,19 @@ def _on_cgroup(ours: frozenset[int], cgroup: Path, pods: Sequence[Path]) -> list
     """Find programs on `cgroup` and below it; ours belong only on those of pods, once per hook. Raises OSError."""
     with _opened(cgroup) as fd:
         types = cgroup_types(fd)
-    above = _above(cgroup)
+    above, of_pods = _above(cgroup), frozenset(pods)
     attached = {place: _runs(place, types) for place in above}
     told: dict[str, Stranger] = {}
     for place in _below(cgroup):
         attached[place] = _runs(place, types)
         for kind, programs in attached[place].items():
             for program in ours.intersection(programs):
-                if place not in pods or programs.count(program) > 1:
+                if place not in of_pods or programs.count(program) > 1:
                     stray = f"merlab's own {named(program)}, which should not be there"
                     sentence = f"on the cgroup {place} {_name(kind)} runs {stray}"
                     told[sentence] = Stranger(sentence, program)
-        chain = [place, *(each for each in attached if each in place.parents)]
+        parents = frozenset(place.parents)  # looked up for each cgroup of each pod
+        chain = [place, *(each for each in attached if each in parents)]
         for kind, programs in _runs(place, types, bpf_syscall.QUERY_EFFECTIVE).items():
             for program in programs:
                 if program in ours:

@@ -39,12 +39,12 @@ class Driver(Protocol):
         """Probe what this machine offers and lacks."""
 
     def open(
-        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None
+        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None, pods: int | None = None
     ) -> AbstractContextManager[ManagedLab]:
         """Yield the lab for the duration of the block.
 
         `keep` leaves rules flushed after a flush. `backend` is the kind of iptables for the rules ("nft", "legacy").
-        `legs` is the profile of what eBPF moves ("safe", "all").
+        `legs` is the profile of what eBPF moves ("safe", "all"). `pods` is how many pods it has.
         """
 
 

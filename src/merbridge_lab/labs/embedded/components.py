@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab import ruleset
 from merbridge_lab.evidence import Reading
-from merbridge_lab.labs.embedded import packet_captures, programs, rule_templates, saved_rules, topology
+from merbridge_lab.labs.embedded import packet_captures, pod_count, programs, rule_templates, saved_rules, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,13 +24,15 @@ _GONE = 5.0
 class NodeComponent:
     """The lab's place on the machine, and the node in it."""
 
-    def __init__(self, machine: Machine, node: Node) -> None:
+    def __init__(self, machine: Machine, node: Node, pods: int) -> None:
         self._machine = machine
         self._node = node
+        self._pods = pods
 
     def ensure(self) -> None:
         """Create what is missing."""
         self._machine.ensure()
+        pod_count.keep(self._machine, self._pods)
         self._node.ensure()
 
     def remove(self) -> None:
@@ -39,7 +41,12 @@ class NodeComponent:
 
     def problems(self) -> list[str]:
         """Describe what differs from what `ensure` creates."""
-        return self._machine.problems() or self._node.problems() or programs.problems()
+        return (
+            self._machine.problems()
+            or pod_count.problems(self._machine, self._pods)
+            or self._node.problems()
+            or programs.problems()
+        )
 
     def readings(self) -> tuple[Reading, ...]:
         """Return where it is."""

@@ -75,12 +75,13 @@ class EmbeddedDriver:
 
     @contextlib.contextmanager
     def open(
-        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None
+        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None, pods: int | None = None
     ) -> Iterator[ManagedEmbeddedLab]:
         """Yield the lab for the duration of the block; its rules are in `backend` (default: nft).
 
-        `legs` is the profile of what eBPF moves (default: that of the lab that is up, else all legs). Raise LabError if
-        the lab is up with its rules in another backend.
+        `legs` is the profile of what eBPF moves (default: that of the lab that is up, else all legs). `pods` is how
+        many it has (default: as many as it was made with, else the walkthrough's three). Raise LabError if the lab is
+        up with its rules in another backend.
         """
         from merbridge_lab.dataplane import Profile
         from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
@@ -97,4 +98,5 @@ class EmbeddedDriver:
             keep=keep,
             backend=present or backend or "nft",
             profile=Profile(legs) if legs else None,
+            pods=pods,
         )

@@ -26,6 +26,7 @@ from merbridge_lab.labs.embedded import (
     dialing,
     http_client,
     logs,
+    pod_count,
     topology,
 )
 from merbridge_lab.labs.embedded.components import MeshComponent, NodeComponent
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from merbridge_lab.dataplane import Profile
     from merbridge_lab.dial_results import Dial
     from merbridge_lab.lab import Workload
+    from merbridge_lab.labs.embedded.pod import Pod
     from merbridge_lab.observation import Observation
     from merbridge_lab.requirements import Requirement
 
@@ -54,14 +56,23 @@ def _own(workload: Workload) -> EmbeddedWorkload:
 
 
 class EmbeddedLab(LabBase):
-    """The Lab protocol over the kernel of this machine; `keep` leaves rules flushed after a flush."""
+    """The Lab protocol over the kernel of this machine; `keep` leaves rules flushed after a flush.
+
+    `pods` is how many pods it has, those of the walkthrough included (default: as many as it was made with).
+    """
 
     name = "embedded"
     follows_original = False
     capabilities = EmbeddedDataplane.capabilities | {DIALS, APP_REPORTS_PEER}
 
     def __init__(
-        self, *, name: str = topology.NAME, keep: bool = False, backend: str = "nft", profile: Profile | None = None
+        self,
+        *,
+        name: str = topology.NAME,
+        keep: bool = False,
+        backend: str = "nft",
+        profile: Profile | None = None,
+        pods: int | None = None,
     ) -> None:
         super().__init__(keeps_flushed=keep)
         self.machine = Machine(name)
@@ -69,16 +80,22 @@ class EmbeddedLab(LabBase):
         self._backend = backend
         node = Node(self.machine, backend)
         self._node = node
-        self._mesh = Mesh(self.machine, node, topology.pods(backend))
+        count = pods or pod_count.kept(self.machine)
+        self._is_count_given = pods is not None
+        self._mesh = Mesh(self.machine, node, (*topology.pods(backend), *topology.replicas(count, backend)))
         self.dataplane = EmbeddedDataplane(self.machine, self._mesh, profile)
-        self.node = NodeComponent(self.machine, node)
+        self.node = NodeComponent(self.machine, node, count)
         self.mesh = MeshComponent(self._mesh, self.workloads, self.machine.saved, self.dataplane.pause_altered)
 
     # -- the walkthrough's nouns --------------------------------------------------------------------------------------
 
     def workloads(self) -> list[EmbeddedWorkload]:
         """Return the pods of the walkthrough."""
-        return [EmbeddedWorkload(self.machine, pod, keep=self._keep) for pod in self._mesh.pods]
+        return [EmbeddedWorkload(self.machine, pod, keep=self._keep) for pod in self._mesh.walkthrough]
+
+    def replicas(self) -> Sequence[Pod]:
+        """Return the other pods of the mesh, which no step is about."""
+        return self._mesh.replicas
 
     def workload(self, name: str) -> EmbeddedWorkload:
         """Return a workload by name. Raise LabError for one that does not exist."""

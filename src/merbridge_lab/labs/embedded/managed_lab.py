@@ -40,10 +40,11 @@ class ManagedEmbeddedLab(EmbeddedLab):
         if not self.machine.exists:
             raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
 
-    @staticmethod
-    def choices() -> list[str]:
-        """Return nothing: its defaults do not depend on the machine."""
-        return []
+    def choices(self) -> list[str]:
+        """Report that the lab keeps the pods that it was made with, if it has more than the walkthrough's."""
+        if self._is_count_given or not self.replicas():
+            return []
+        return [f"pods: {len(self._mesh.pods)}, as the lab was made with; --pods changes that"]
 
     def recover(self) -> None:
         """Clean up what prevents a check of the lab component by component.

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import netns
-from merbridge_lab.labs.embedded import envoy, namespace_watch, pod_link, socket_holders, topology
+from merbridge_lab.labs.embedded import envoy, namespace_watch, pod_count, pod_link, socket_holders, topology
 from merbridge_lab.labs.embedded.pod import Pod
 from merbridge_lab.polling import limit
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Mesh", "Pod"]
 
+#: Seconds for the processes of a pod to end.
+_GONE = 5.0
+
 
 class Mesh:
     """All pods of `specs`; machine and node are created before it."""
@@ -29,6 +32,16 @@ class Mesh:
         self._machine = machine
         self._node = node
         self.pods = tuple(Pod(machine, node, spec) for spec in specs)
+
+    @property
+    def walkthrough(self) -> tuple[Pod, ...]:
+        """The pods that the steps are about."""
+        return self.pods[: topology.FEWEST_PODS]
+
+    @property
+    def replicas(self) -> tuple[Pod, ...]:
+        """The others: replicas of sleep."""
+        return self.pods[topology.FEWEST_PODS :]
 
     def pod(self, name: str) -> Pod:
         """Return a pod by name. Raises KeyError."""
@@ -42,8 +55,11 @@ class Mesh:
         self._machine.uncover()
         if any(pod.spec.sidecar for pod in self.pods):
             envoy.program(self._machine)
+        for pod in self._surplus():
+            pod.remove(_GONE)
+        node = pod_link.read_node(self._node.netns)
         for pod in self.pods:
-            pod.ensure()
+            pod.ensure(node)
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until all pods are ready, at most `timeout` seconds together. Raises LabError."""
@@ -54,14 +70,19 @@ class Mesh:
     def remove(self, timeout: float = 10.0) -> None:
         """Stop and delete all. Raises LabError, OSError."""
         self._machine.uncover()
-        for pod in self.pods:
+        for pod in (*self.pods, *self._surplus()):
             pod.remove(timeout)
+
+    def _surplus(self) -> list[Pod]:
+        """Return what is there of pods of a lab that had more of them."""
+        return [Pod(self._machine, self._node, spec) for spec in pod_count.surplus(self._machine, len(self.pods))]
 
     def problems(self) -> list[str]:
         """Describe, one sentence each, what differs from what `ensure` creates."""
         node = pod_link.read_node(self._node.netns) if netns.is_pinned(self._node.netns) else None
         found = envoy.view_problem(self._machine) if any(pod.spec.sidecar for pod in self.pods) else ""
-        told = [*filter(None, [found]), *(sentence for pod in self.pods for sentence in pod.problems(node))]
+        left = [f"{pod.spec.name} is there, but the lab has {len(self.pods)} pods" for pod in self._surplus()]
+        told = [*filter(None, [found]), *left, *(sentence for pod in self.pods for sentence in pod.problems(node))]
         # Read once for all of them: it reads every process of the machine.
         return told or socket_holders.problems(self.pods)
 
@@ -73,4 +94,8 @@ class Mesh:
         """Return the lines that a person would type as root to create them. Raise LabError if Envoy is missing."""
         view = self._machine.run / "envoy"
         mount = f"touch {view} && mount --bind {shlex.quote(str(envoy.find_envoy()))} {view}"
-        return [mount, *(line for pod in self.pods for line in pod.shell_commands())]
+        lines = [mount, *(line for pod in self.walkthrough for line in pod.shell_commands())]
+        if self.replicas:
+            first, last = self.replicas[0].spec, self.replicas[-1].spec
+            lines.append(f"# and so on, as for sleep: {first.name} ({first.ip}) to {last.name} ({last.ip})")
+        return lines

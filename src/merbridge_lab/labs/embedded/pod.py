@@ -58,42 +58,52 @@ class Pod:
 
     # -- making ----------------------------------------------------------------------------------------------------
 
-    def ensure(self) -> None:
+    def ensure(self, node: Network | None = None) -> None:
         """Create what is missing and replace what is not in order; do not wait for the sidecar.
 
-        Raises LabError, OSError.
+        `node` is what was just read of the node's namespace. Raises LabError, OSError.
         """
         make_folder(self.folder, parents=True)
         set_mode(self.folder, 0o755)
-        self._ensure_network()
+        is_new = self._ensure_network(node)
         restart = self._ensure_sidecar_files() if self.spec.sidecar else False
         self._ensure_files()
         for kind in ("app", "sidecar"):
             make_folder(self.cgroup / kind, parents=True)
         self.processes.release()
         if self.spec.sidecar and (restart or not self.processes.is_hopeful("sidecar") or self._is_altered()):
-            self._start("sidecar")
+            self.processes.start("sidecar", first=is_new)
         if not self.processes.is_hopeful("app"):
-            self._start("app")
+            self.processes.start("app", first=is_new)
 
-    def _ensure_network(self) -> None:
+    def _ensure_network(self, node: Network | None) -> bool:
+        """Create the network namespace, or mend it; return whether it is a new one."""
         if not self._lives_in(self.netns):
             # Nothing is changed in it: it may be another pod's, or the machine's, under this pod's name.
-            netns.unpin(self.netns)
-        if not netns.is_pinned(self.netns):
-            netns.create(self.netns, netns.NEWNET)
+            self._create_network()
+            return True
         links.set_up(self.netns, pod_link.POD_SYSCTLS)
-        if self._link_problems():
+        is_new = False
+        if self._link_problems(node):
             self._connect()
-            if self._link_problems():
+            if is_new := bool(self._link_problems()):
                 # Something other than the link is wrong in it: it is recreated, and the processes in it are restarted.
-                netns.unpin(self.netns)
-                netns.create(self.netns, netns.NEWNET)
-                links.set_up(self.netns, pod_link.POD_SYSCTLS)
-                self._connect()
-        if self._rule_problems():
+                self._create_network()
+        if not is_new and self._rule_problems():
             iptables.clear(self.netns, but=self.spec.backend, tables=rule_templates.OURS)
-            iptables.load(self.netns, rule_templates.pod_rules(self.spec.annotations), self.spec.backend)
+            self._load_rules()
+        return is_new
+
+    def _create_network(self) -> None:
+        netns.unpin(self.netns)
+        netns.create(self.netns, netns.NEWNET)
+        links.set_up(self.netns, pod_link.POD_SYSCTLS)
+        self._connect()
+        if self.spec.rules:
+            self._load_rules()
+
+    def _load_rules(self) -> None:
+        iptables.load(self.netns, rule_templates.pod_rules(self.spec.annotations), self.spec.backend)
 
     def _lives_in(self, pin: Path) -> bool:
         """Report whether a process of the pod is in the namespace pinned at `pin`, and that is not the machine's."""
@@ -108,7 +118,7 @@ class Pod:
 
     def _ensure_sidecar_files(self) -> bool:
         """Write the files that a sidecar reads and writes; return whether it must be restarted to read them."""
-        while mounts.at(self.access_log) is not None:
+        while os.path.lexists(self.access_log) and mounts.at(self.access_log) is not None:
             mounts.umount(self.access_log)
         changed = envoy.furnish(self._machine, self.spec, self.folder)
         running = self.processes.find("sidecar")
@@ -135,9 +145,6 @@ class Pod:
             if os.path.samestat(own.stat(), netns.run_inside(self.mntns, own.stat, netns.NEWNS)):
                 return not mount_view.shows_another_envoy(self.mntns, self._machine.run)
         return False
-
-    def _start(self, kind: str) -> None:
-        self.processes.start(kind)
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
@@ -210,7 +217,7 @@ class Pod:
         if not netns.is_pinned(self.mntns):
             found.append(f"the mount namespace of {name} is not there ({self.mntns})")
         for kind in self.processes.kinds:
-            found += self.processes.problems(kind, self.access_log)
+            found += self.processes.problems(kind, seen.get(kind), self.access_log)
         found += self.processes.limited()
         return found or self._differences(seen) or self.view_problems() or self.processes.besides()
 

@@ -44,7 +44,7 @@ def twin_specs() -> tuple[PodSpec, ...]:
 
 
 def _all_specs() -> tuple[PodSpec, ...]:
-    return (*topology.PODS, *twin_specs())
+    return (*topology.ALL_PODS, *twin_specs())
 
 
 def of_node(machines: Path, found: Network) -> list[str]:
@@ -54,8 +54,9 @@ def of_node(machines: Path, found: Network) -> list[str]:
     pin exists. If a pod's pin is missing, its link is left over: the pod reports the problem, and the link is recreated
     with it.
     """
-    there = [spec for spec in _all_specs() if netns.is_pinned(machines / spec.name)]
-    left_over = {spec.veth for spec in topology.PODS} - {spec.veth for spec in there}
+    pins = {each.name for each in machines.iterdir()}
+    there = [spec for spec in _all_specs() if spec.name in pins and netns.is_pinned(machines / spec.name)]
+    left_over = {spec.veth for spec in topology.ALL_PODS} - {spec.veth for spec in there}
     compared = network_drift.compare(
         found,
         network_drift.bare(),

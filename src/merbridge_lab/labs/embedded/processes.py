@@ -47,10 +47,14 @@ class Processes:
 
     # -- starting --------------------------------------------------------------------------------------------------
 
-    def start(self, kind: str) -> None:
-        """Stop all processes of a kind, and start it again. Raises LabError, OSError."""
+    def start(self, kind: str, *, first: bool = False) -> None:
+        """Stop all processes of a kind, and start it again. Raises LabError, OSError.
+
+        In a pod whose network namespace was made a moment ago it is the `first`: none can be in another cgroup.
+        """
         cgroup.clear(self.cgroup / kind, timeout=5)
-        self.end_astray(kind)
+        if not first:
+            self.end_astray(kind)
         if kind == "app" and self._spec.app == "helloworld":
             # Written first, so that the file is older than the process that reads it: this identifies it.
             write_atomic(self._folder / _SCRIPT, rule_templates.data("app/helloworld.py"))
@@ -99,8 +103,10 @@ class Processes:
 
     def astray(self, kind: str) -> list[Process]:
         """List the processes that match a kind in everything but are in another cgroup."""
+        if not netns.is_pinned(self._netns):
+            return []
         own = set(cgroup.processes(self.cgroup / kind))
-        there = procfs.by_argv(self._argv(kind))
+        there = procfs.by_argv(self._argv(kind), netns.inode(self._netns))
         return [seen for seen in there if seen.pid not in own and not self.mismatch(kind, seen)]
 
     def end_astray(self, kind: str) -> None:
@@ -197,9 +203,12 @@ class Processes:
             return False
         return details is None or ({*details.users, *details.groups} == {topology.APP_ID} and not details.capabilities)
 
-    def problems(self, kind: str, access_log: Path) -> list[str]:
-        """Describe what is wrong with the process of a kind: at most one sentence, the one that explains the others."""
-        seen, there = self.find(kind), self.there(kind)
+    def problems(self, kind: str, seen: Process | None, access_log: Path) -> list[str]:
+        """Describe what is wrong with the process of a kind: at most one sentence, the one that explains the others.
+
+        `seen` is what `find` has just returned.
+        """
+        there = self.there(kind)
         where = f"the {kind} of {self._spec.name}"
         if seen is not None:
             return [found] if (found := self._problem(kind, where, seen, access_log)) else []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.components import MeshComponent
     from merbridge_lab.labs.embedded.dataplane import EmbeddedDataplane
     from merbridge_lab.labs.embedded.host import Machine
+    from merbridge_lab.labs.embedded.pod import Pod
     from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
     from merbridge_lab.requirements import Requirement
 
@@ -60,6 +61,9 @@ class Described(Protocol):
     def workloads(self) -> Sequence[EmbeddedWorkload]:
         """Return the pods as the steps see them."""
 
+    def replicas(self) -> Sequence[Pod]:
+        """Return the pods that no step is about."""
+
     def requirements(self) -> list[Requirement]:
         """Probe what this machine offers and what it lacks."""
 
@@ -78,6 +82,7 @@ def describe(lab: Described) -> dict[str, Any]:
         "lab": lab.name,
         "up": up,
         "workloads": described,
+        "replicas": [replica.spec.name for replica in lab.replicas()] if up else [],
         "dataplane": dataplane,
         "path": _path(described, attached=bool(dataplane["attached"])) if up else [],
         "flushed": [workload.name for workload in workloads if workload.rules.outstanding],

@@ -139,7 +139,8 @@ class PodSpec:
     @property
     def veth(self) -> str:
         """The node's end of its link; an interface name holds 15 characters, too few for a pod's."""
-        return f"veth{self.ip.rsplit('.', 1)[1]}"
+        _, _, subnet, host = self.ip.split(".")
+        return f"veth{host}" if subnet == "0" else f"veth{subnet}-{host}"
 
 
 PODS = (
@@ -147,6 +148,26 @@ PODS = (
     PodSpec("helloworld-v1", "10.244.0.11", "helloworld", version="v1"),
     PodSpec("helloworld-v2", "10.244.0.12", "helloworld", version="v2"),
 )
+
+#: How many pods a lab may have: the last one has the last address of the range of replicas.
+FEWEST_PODS, MOST_PODS = len(PODS), 254
+
+
+def replica(number: int, backend: str = "nft") -> PodSpec:
+    """Return pod `number` of a lab that has more than the walkthrough's three: one more sleep, with its own sidecar.
+
+    It is a client, because an app that only sleeps adds next to nothing to its Envoy's memory.
+    """
+    return replace(PODS[0], name=f"{PODS[0].name}-{number}", ip=f"10.244.2.{number}", backend=backend)
+
+
+def replicas(count: int, backend: str = "nft") -> tuple[PodSpec, ...]:
+    """Return the pods of a lab of `count` pods that are not those of the walkthrough."""
+    return tuple(replica(number, backend) for number in range(FEWEST_PODS + 1, count + 1))
+
+
+#: All pods that a lab may have at most, except for control and bench pods.
+ALL_PODS = (*PODS, *replicas(MOST_PODS))
 
 #: The first address of a control pod is 10.244.0.(this).
 FIRST_TWIN = 100

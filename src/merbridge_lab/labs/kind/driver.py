@@ -107,7 +107,7 @@ class KindDriver:
 
     @contextlib.contextmanager
     def open(
-        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None
+        self, *, keep: bool = False, backend: str | None = None, legs: str | None = None, pods: int | None = None
     ) -> Iterator[ManagedKubernetesLab]:
         """Yield the lab for the duration of the block.
 
@@ -116,6 +116,12 @@ class KindDriver:
         if legs is not None:
             raise LabError(
                 "--legs is for the embedded lab: it is a setting of merlab's own dataplane",
+                hint="merlab up",
+                id="capability.missing",
+            )
+        if pods is not None:
+            raise LabError(
+                "--pods is for the embedded lab: on a cluster, kubectl scale makes more",
                 hint="merlab up",
                 id="capability.missing",
             )
