@@ -87,6 +87,19 @@ def test_killed_half_way_the_next_command_removes_what_is_left(lab):
     assert json.loads(merlab("status", "--json", env=ENVIRONMENT).stdout)["problems"] == []
 
 
+def test_killed_while_it_attaches_a_pod_nothing_of_that_is_left(lab):
+    """Such a pod has links, and no name in the pod map yet."""
+    before, links = lab.lasting(), len(lab.pins.links())
+    running = merlab_cli.Started([MERLAB, *QUICK], ENVIRONMENT, 60)
+    begun = poll_until(
+        lambda: len(lab.pins.links()) > links, timeout=60, awaiting="a link of a bench pod", every=0.0005
+    )
+    assert running.end(signal.SIGKILL).returncode == -signal.SIGKILL
+    assert begun
+    assert merlab("restore", env=ENVIRONMENT).returncode == 0
+    assert lab.lasting() == before
+
+
 def test_a_lab_without_ebpf_is_one_sentence(lab):  # noqa: ARG001 - another one
     other = environment("merlab-bench2")
     assert merlab("up", "--lab", "embedded", "--until", "1", "-q", env=other).returncode == 0

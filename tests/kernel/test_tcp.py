@@ -619,7 +619,7 @@ def test_a_pod_made_anew_while_the_rules_are_flushed(scene):
             assert TestSidecars().served_by(scene, apps, pod) > 0
         peer, records = calls_to_oneself(scene)["by service"]
         assert (peer, records) == ("127.0.0.6", 2)
-    pod._ensure_network()
+    pod._ensure_network(None)
     assert pod._rule_problems() == [], "and now they are"
 
 

@@ -234,8 +234,8 @@ def test_status_and_steps_without_a_lab():
     assert status.returncode == 0
     assert "merlab-nolab" not in {each["name"] for each in told(status)["labs"]}
     assert told(status) | {"problems": [], "labs": []} == {
-        "schema": 1, "lab": "embedded", "up": False, "workloads": [], "flushed": [], "path": [], "problems": [],
-        "labs": [],
+        "schema": 1, "lab": "embedded", "up": False, "workloads": [], "replicas": [], "flushed": [], "path": [],
+        "problems": [], "labs": [],
         "dataplane": {"kind": "merlab", "attached": False, "programs": 0},
     }  # fmt: skip
     for words in (("verify",), ("step", "9"), ("exec", "sleep", "--", "true")):

@@ -74,10 +74,13 @@ class Dataplane:
                 raise LabError("the dataplane is not attached", hint="merlab up", id="dataplane.incomplete")
         self._reconciler.serve(endpoint)
 
-    def forget(self, names: Collection[str]) -> None:
-        """Detach the pods of these names, which may be gone; the others are not touched. Raises LabError."""
+    def forget(self, names: Collection[str], uids: Collection[str] = ()) -> None:
+        """Detach the pods of these names or uids, which may be gone; the others are not touched. Raises LabError.
+
+        A pod that was not attached to its end has no name yet.
+        """
         for uid, pod in self._reconciler.served().items():
-            if pod.name in names:
+            if pod.name in names or uid in uids:
                 self._reconciler.forget(uid)
 
     def legs(self) -> Legs | None:

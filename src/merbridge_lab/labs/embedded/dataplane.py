@@ -16,7 +16,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import NOT_COMPARED, Reading
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE
 from merbridge_lab.labs.embedded import topology
-from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, endpoint_of, left_to_rules
+from merbridge_lab.labs.embedded.discovery import EmbeddedDiscovery, endpoint_of, left_to_rules, uid_at
 from merbridge_lab.shortage import unread
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ class EmbeddedDataplane:
     def forget_beside(self, names: Collection[str]) -> None:
         """Serve the pods of these names, which may be gone, no more. Raises LabError."""
         if self.attached:
-            self._manager.forget(names)
+            there = [pin for pin in map(self._machine.netns, names) if pin.exists()]
+            own = {uid_at(pod.netns) for pod in self._mesh.pods} if there else set()
+            self._manager.forget(names, set(map(uid_at, there)) - own)
 
     def _restart_filtered(self) -> None:
         """Restart apps and sidecars that have a socket filter from somebody: it stays as long as the socket does."""

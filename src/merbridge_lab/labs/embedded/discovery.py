@@ -11,6 +11,7 @@ from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from merbridge_lab.dataplane import Legs
     from merbridge_lab.dataplane.istio_annotations import Range
@@ -40,7 +41,7 @@ def endpoint_of(pod: Pod, legs: Legs) -> Endpoint:
     return Endpoint(
         namespace="",
         name=pod.spec.name,
-        uid=_uid(pod),
+        uid=uid_at(pod.netns),
         ip=pod.spec.ip,
         netns=pod.netns,
         cgroup=pod.cgroup,
@@ -60,12 +61,12 @@ def _routes(pod: Pod) -> tuple[tuple[Range, bool], ...]:
     try:
         return tuple(routes.routed(pod.netns).items())
     except OSError:
-        return ()  # as in _uid
+        return ()  # as in uid_at
 
 
-def _uid(pod: Pod) -> str:
+def uid_at(pin: Path) -> str:
     """Identify the pod by the cookie of its network namespace, which ends with it: no cookie is used twice."""
     try:
-        return str(netns.cookie(pod.netns))
+        return str(netns.cookie(pin))
     except OSError:
         return ""  # it does not exist, or its namespace cannot be entered: whoever needs that reports it
