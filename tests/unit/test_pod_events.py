@@ -48,6 +48,7 @@ class Api:
         self.keys, self.token, self.status, self.silent = Keys(folder), "secret", 0, threading.Event()
         self.silent.set()
         self.asked, self.events, self.at = [], {}, []
+        self.told_by = []
         #: A namespace whose events fail, as by a webhook that does not answer.
         self.failing = ""
         api = self
@@ -97,12 +98,17 @@ def api(tmp_path, monkeypatch):
     made = Api(tmp_path)
     yield made
     made.silent.set()
+    # Their threads go on: without anything to tell, and with no connection open when the server ends.
+    for events in made.told_by:
+        events.update([])
+    quiet(made, 0.1)
     made.server.shutdown()
     made.server.server_close()
 
 
 def telling(api):
     events = PodEvents(api.account())
+    api.told_by.append(events)
     events.start()
     return events
 

@@ -51,7 +51,7 @@ class ServiceAccount:
             if told is not None:
                 headers["Content-Type"] = "application/json"
             connection.request(method, path, json.dumps(told) if told is not None else None, headers)
-            answer = connection.getresponse()
-            return Answer(answer.status, answer.reason, answer.read())
+            with connection.getresponse() as answer:  # also if reading it fails: it keeps the socket
+                return Answer(answer.status, answer.reason, answer.read())
         finally:
             connection.close()
