@@ -57,7 +57,8 @@ class Aim:
         seen = self._measured(told)
         if seen.get("ratio") is None:
             row = self._row(told)
-            return str(row["invalid"] or row["why"] or wording.UNKNOWN)
+            lacking = "too few requests in a sample" if self.beside else wording.UNKNOWN
+            return str(row["invalid"] or row["why"] or lacking)
         return f"{wording.ratio(seen['ratio'])} ({wording.interval(Interval(seen['low'], seen['high']))})"
 
     def figure(self, told: Told, way: str) -> str:
@@ -128,6 +129,7 @@ def measured(legs: str, rounds: int) -> Told:
 def table(everything: Told, safe: Told) -> str:
     """Return the table as Markdown, below a line about the machine and its noise."""
     machine = everything["machine"]
+    kernel = machine["kernel"].partition("-")[0]
     others = " and ".join(f"{told['outside_load']:.1%}" for told in (everything, safe))
     noise = " and ".join(NOISE.found(told) for told in (everything, safe))
     today = dt.datetime.now(tz=dt.timezone.utc).date()
@@ -144,7 +146,7 @@ def table(everything: Told, safe: Told) -> str:
         for aim in AIMS
     ]
     lines = [
-        f"{today}, Linux {machine['kernel']}, {machine['cores']} processors ({machine['cpu']}), mutual TLS.",
+        f"{today}, Linux {kernel}, {machine['cores']} processors ({machine['cpu']}), mutual TLS.",
         f"Other processes used {others} of all cores; the rules against themselves: {noise}.",
         "",
         "| row | by the rules | by eBPF | ratio, legs `all` | aim | | ratio, legs `safe` |",
