@@ -1,4 +1,4 @@
-"""Why a pod is left to Istio's rules: the ids that are counted, and a sentence for each pod."""
+"""The reasons why a pod is left to Istio's rules, by their ids, which are counted; who refuses writes the sentence."""
 
 from __future__ import annotations
 
