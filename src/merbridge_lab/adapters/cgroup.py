@@ -1,4 +1,4 @@
-"""cgroup v2: find, list, kill and remove; the embedded lab makes a pod's in labs/embedded/pod.py.
+"""cgroup v2: find, list, kill and remove; whoever needs one creates it as a directory.
 
 Only the version 2 hierarchy supports BPF programs; its mount point differs between distributions.
 """
