@@ -66,9 +66,8 @@ class Aim:
         row = self._row(told)
         figures = row["ways"].get(way, {})
         unit = "s" if self.beside else row["unit"]
-        value = {None: figures.get("median"), "cpu": figures.get("cpu")}.get(
-            self.beside, figures.get("percentiles", {}).get(self.beside)
-        )
+        beside = {"cpu": figures.get("cpu"), **figures.get("percentiles", {})}
+        value = beside.get(self.beside) if self.beside else figures.get("median")
         return wording.UNKNOWN if value is None else wording.figure(value, unit)
 
     def _row(self, told: Told) -> Told:

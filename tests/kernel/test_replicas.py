@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from walkthrough_host import NAME, Lab, differences, kill, merlab, picture
+from walkthrough_host import NAME, Lab, differences, kill, left_as_found, merlab
 
 from merbridge_lab.adapters.command import run
 from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
@@ -16,11 +16,8 @@ pytestmark = pytest.mark.kernel
 @pytest.fixture(scope="module")
 def host():
     """The host as it is without a lab, which it must be again."""
-    merlab("down")
-    before = picture()
-    yield before
-    assert merlab("down").returncode == 0
-    assert differences(before) == {}
+    with left_as_found() as before:
+        yield before
 
 
 @pytest.fixture

@@ -5,7 +5,18 @@ from __future__ import annotations
 import signal
 
 import pytest
-from walkthrough_host import MOMENTS, Lab, Running, differences, is_plain, kill, kill_after, merlab, picture, seconds_of
+from walkthrough_host import (
+    MOMENTS,
+    Lab,
+    Running,
+    differences,
+    is_plain,
+    kill,
+    kill_after,
+    left_as_found,
+    merlab,
+    seconds_of,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -15,11 +26,8 @@ QUICK = ("first_pod", "sidecars", "loading", "flushed")
 @pytest.fixture
 def host():
     """The host as it is without a lab, which it must be again."""
-    merlab("down")
-    before = picture()
-    yield before
-    assert merlab("down").returncode == 0
-    assert differences(before) == {}
+    with left_as_found() as before:
+        yield before
 
 
 @pytest.mark.parametrize("moment", QUICK)

@@ -22,7 +22,7 @@ from merbridge_lab.labs.embedded.host import Machine
 from merbridge_lab.polling import poll_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 NAME = "merlab-walk"
 #: Longer than anything that is called here takes, in seconds.
@@ -262,6 +262,16 @@ def _tracing() -> dict[str, object]:
         instances = [each.name for each in (place / "instances").iterdir()]
         mine = [each for each in instances if each == NAME or each.startswith(f"{NAME}-")]
         return {"instances": mine, "event": (place / _EVENT).read_text().strip()}
+
+
+@contextlib.contextmanager
+def left_as_found() -> Iterator[dict[str, object]]:
+    """Yield the picture of the host without a lab, which it must be again after `down`."""
+    merlab("down")
+    before = picture()
+    yield before
+    assert merlab("down").returncode == 0
+    assert differences(before) == {}
 
 
 def picture(name: str = NAME) -> dict[str, object]:

@@ -68,18 +68,12 @@ def raw() -> bytes:
 
 def parse(mountinfo: bytes) -> list[Mount]:
     """Parse a /proc/PID/mountinfo: bytes, because a mount point may have any name."""
-    return list(_parsed(mountinfo))
+    return [_mount(line) for line in mountinfo.split(b"\n") if line]
 
 
-# A lab of a hundred pods has hundreds of mounts, and reads the table several times for each pod.
-@functools.lru_cache(maxsize=4)
-def _parsed(mountinfo: bytes) -> tuple[Mount, ...]:
-    return tuple(_mount(line) for line in mountinfo.split(b"\n") if line)
-
-
+# Most lines of a table were in the one that was read before, and it is read several times for each pod.
 @functools.lru_cache(maxsize=4096)
 def _mount(line: bytes) -> Mount:
-    """Parse one line; most lines of a table were in the one that was read before."""
     # Neither part contains a blank, and a source may be empty (two blanks in a row).
     left, _, right = line.partition(b" - ")
     fields, (fstype, source, *_rest) = left.split(b" "), right.split(b" ")
@@ -152,8 +146,12 @@ def take_away(target: Path) -> None:
     call detach_mounts). Otherwise a service that the system started meanwhile would keep our namespaces. Raises
     OSError.
     """
-    if not os.path.lexists(target):
+    try:
+        target.lstat()
+    except FileNotFoundError:
         return  # nothing can be mounted there, or below
+    except OSError:
+        pass  # a mount that does not answer is one
     for found in below(target):
         umount(found.target)
         with contextlib.suppress(OSError):

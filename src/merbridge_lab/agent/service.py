@@ -277,8 +277,10 @@ class Service:
         """End a takeover from another version, and remove what belongs to no connection any more."""
         self._settle_at = time.monotonic() + _SETTLE
         try:
-            if problems := self._reconciler.programs_problems() or [*filter(None, [self.programs_problem])]:
-                agent_log.warn("the programs are not in order, and are installed again", why="; ".join(problems))
+            problems = self._reconciler.programs_problems()
+            if problems or self.programs_problem:
+                why = "; ".join(problems) or self.programs_problem
+                agent_log.warn("the programs are not in order, and are installed again", why=why)
                 self._install_programs()
                 for pod in self._pods.pods.values():
                     pod.due = 0.0

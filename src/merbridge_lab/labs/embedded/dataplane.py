@@ -94,6 +94,7 @@ class EmbeddedDataplane:
         """Serve the pods of these names, which may be gone, no more. Raises LabError."""
         if self.attached:
             there = [pin for pin in map(self._machine.netns, names) if pin.exists()]
+            # A namespace of the lab's own, pinned by somebody under such a name, is not a pod of these names.
             own = {uid_at(pod.netns) for pod in self._mesh.pods} if there else set()
             self._manager.forget(names, set(map(uid_at, there)) - own)
 

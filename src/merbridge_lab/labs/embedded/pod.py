@@ -118,7 +118,7 @@ class Pod:
 
     def _ensure_sidecar_files(self) -> bool:
         """Write the files that a sidecar reads and writes; return whether it must be restarted to read them."""
-        while os.path.lexists(self.access_log) and mounts.at(self.access_log) is not None:
+        while mounts.at(self.access_log) is not None:
             mounts.umount(self.access_log)
         changed = envoy.furnish(self._machine, self.spec, self.folder)
         running = self.processes.find("sidecar")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from merbridge_lab.requirements import Requirement
 
 _BENCHMARK = (
-    "the pods of a benchmark are here: one is running, or one was killed (merlab restore removes its pods); the rest of"
-    " the lab was not examined"
+    "the pods of a benchmark are here: one is running, or one was killed, whose pods the next command removes; the rest"
+    " of the lab was not examined"
 )
 LAST_REPORT = "last-report.json"
 #: How much of each log a sysdump includes, in bytes from its end.

@@ -56,12 +56,16 @@ def collecting(place: NodeView) -> Iterator[Instance]:
         instance.remove()
 
 
-def follow(place: NodeView, parse: Callable[[str], TraceEvent | None]) -> Iterator[TraceEvent]:
-    """Yield the events that `parse` finds in the lines, as they arrive, until interrupted. Raises LabError."""
+def follow(place: NodeView, parse: Callable[[str], TraceEvent | None]) -> Iterator[TraceEvent | None]:
+    """Yield the events that `parse` finds in the lines, as they arrive, until interrupted. Raises LabError.
+
+    If nothing arrives for a moment, yield None.
+    """
     with collecting(place) as instance, instance.following() as take:
         while True:
             signals.checkpoint()
-            yield from (event for line in take(_BETWEEN) if (event := parse(line)) is not None)
+            events: list[TraceEvent | None] = [event for line in take(_BETWEEN) if (event := parse(line)) is not None]
+            yield from events or [None]
 
 
 def sweep(place: NodeView) -> None:

@@ -114,8 +114,11 @@ class Strategy(NodeStrategy):
         """Return the walkthrough's command, on the node."""
         return commands.trace(node)
 
-    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent]:
-        """Return the trace's events as they arrive, until interrupted. Raise LabError if none can arrive."""
+    def follow_trace(self, *, pod: str | None, nonce: str | None) -> Iterator[TraceEvent | None]:
+        """Return the trace's events as they arrive, until interrupted; None if nothing arrived for a moment.
+
+        Raise LabError if none can arrive.
+        """
         if pod or nonce:
             raise LabError(
                 "Merbridge's trace names neither pods nor connections", hint="merlab step 5", id="capability.missing"
