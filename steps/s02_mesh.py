@@ -19,14 +19,19 @@ def act(lab: Lab) -> None:
 
 
 def observe(lab: Lab) -> Observation:
+    if not lab.dataplane.attached:
+        return ask(lab)
+    lab.needs_for_proof("a control client, which eBPF does not serve, sends the same requests")
+    with lab.control_client() as control_client:
+        seen = ask(lab)
+        return seen.with_control(lab.observe(control_client.ready()))
+
+
+def ask(lab: Lab) -> Observation:
     seen = lab.observe(lab.workload("sleep"))
     if len(seen.versions) == 1:  # versions take turns, but other requests also advance the turn
         seen = lab.observe(lab.workload("sleep"), count=16)
-    if not lab.dataplane.attached:
-        return seen
-    lab.needs_for_proof("a control client, which eBPF does not serve, sends the same requests")
-    with lab.control_client() as control_client:
-        return seen.with_control(lab.observe(control_client))
+    return seen
 
 
 def commands(lab: Lab) -> list[str]:

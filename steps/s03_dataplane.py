@@ -27,10 +27,10 @@ def act(lab: Lab) -> None:
 
 
 def observe(lab: Lab) -> Observation:
-    seen = lab.observe(lab.workload("sleep"))
     lab.needs_for_proof("a control client, which eBPF does not serve, sends the same requests")
     with lab.control_client() as control_client:
-        return seen.with_control(lab.observe(control_client))
+        seen = lab.observe(lab.workload("sleep"))
+        return seen.with_control(lab.observe(control_client.ready()))
 
 
 def commands(lab: Lab) -> list[str]:

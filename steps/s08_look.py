@@ -5,7 +5,7 @@ The control client, a copy of sleep that eBPF does not serve, gets the same rule
 every connection.
 """
 
-from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, Step, Variant
+from merbridge_lab.api import CONTROL_CLIENT, DATAPLANE, Kind, Lab, Observation, Starting, Step, Variant, Workload
 from merbridge_lab.checks import mesh, rules
 from merbridge_lab.checks.rules import REDIRECT
 
@@ -29,10 +29,9 @@ def ask(lab: Lab) -> Observation:
     return seen
 
 
-def ask_without_ebpf(lab: Lab) -> Observation:
+def ask_without_ebpf(lab: Lab, control_client: Starting[Workload]) -> Observation:
     with lab.typing(lab.workload("sleep").request_command(without_ebpf=True)) as typed:
-        with lab.control_client() as control_client:
-            seen = lab.observe(control_client)
+        seen = lab.observe(control_client.ready())
         typed.prints(seen.exchanges[0].answer)
         typed.notice(
             f"without eBPF: ISTIO_REDIRECT {seen.rule(REDIRECT).moved:+} for {len(seen.exchanges)} new connections"
@@ -41,7 +40,8 @@ def ask_without_ebpf(lab: Lab) -> Observation:
 
 
 def act(lab: Lab) -> Observation:
-    return ask(lab).with_control(ask_without_ebpf(lab))
+    with lab.control_client() as control_client:  # it starts beside what is asked of sleep
+        return ask(lab).with_control(ask_without_ebpf(lab, control_client))
 
 
 def commands_by_rules(lab: Lab) -> list[str]:

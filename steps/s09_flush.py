@@ -27,10 +27,10 @@ def ask_flushed(lab: Lab, *, and_without_ebpf: bool) -> Observation:
 
 def ask_without_ebpf(lab: Lab) -> Observation:
     with lab.typing(lab.workload("sleep").request_command(without_ebpf=True)) as typed:
-        with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed() as saved:
-            left = control_client.rules.snapshot().nat_count
+        with lab.control_client(sidecar=False) as starting, (client := starting.ready()).rules.flushed() as saved:
+            left = client.rules.snapshot().nat_count
             typed.notice(f"nat rules of the control client, too: {saved.nat_count} → {left}")
-            seen = lab.observe(control_client)
+            seen = lab.observe(client)
         typed.prints(seen.exchanges[0].answer)
         typed.notice(f"the same flush without eBPF: {seen.tally}")
     return seen

@@ -39,6 +39,7 @@ from merbridge_lab.observation import Batch, Exchange, Observation
 from merbridge_lab.process_identity import ProcessIdentity
 from merbridge_lab.requirements import Requirement
 from merbridge_lab.ruleset import RuleSet
+from merbridge_lab.starting import Starting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -301,17 +302,17 @@ class FakeLab(LabBase):
             self.twins_there = [pod for pod in self.twins_there if pod not in pods]
 
     @contextlib.contextmanager
-    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[FakePod]:
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[Starting[FakePod]]:
         self.workload(of)
         with self._for_the_moment(FakePod(self, f"{of}-twin", "10.244.0.100", served=False, sidecar=sidecar)) as (pod,):
-            yield pod
+            yield Starting(lambda: pod)
 
     @contextlib.contextmanager
-    def control_pair(self) -> Iterator[ControlPair]:
+    def control_pair(self) -> Iterator[Starting[ControlPair]]:
         client = FakePod(self, "sleep-twin2", "10.244.1.200", served=False)
         server = FakePod(self, "helloworld-v1-twin", "10.244.0.101", served=False, version="twin")
         with self._for_the_moment(client, server):
-            yield ControlPair(client, server, "http://helloworld-twin:5000/hello")
+            yield Starting(lambda: ControlPair(client, server, "http://helloworld-twin:5000/hello"))
 
     @contextlib.contextmanager
     def flushable_servers(self) -> Iterator[ServerGroup]:
@@ -606,7 +607,7 @@ def flushed():
     sleep = lab.workload("sleep")
     with sleep.rules.flushed() as saved:
         seen = lab.observe(sleep)
-    with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
+    with lab.control_client(sidecar=False) as starting, (control_client := starting.ready()).rules.flushed():
         control = lab.observe(control_client)
     return seen.with_control(control).with_rules(saved, sleep.rules.snapshot())
 

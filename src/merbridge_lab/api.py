@@ -25,6 +25,7 @@ from merbridge_lab.observation import Exchange, Observation, in_words
 from merbridge_lab.process_identity import ProcessIdentity
 from merbridge_lab.requirement_groups import tally
 from merbridge_lab.ruleset import RuleSet, place
+from merbridge_lab.starting import Starting
 
 __all__ = [
     "APP_REPORTS_PEER",
@@ -52,6 +53,7 @@ __all__ = [
     "Reading",
     "RuleSet",
     "ServerGroup",
+    "Starting",
     "Step",
     "Unread",
     "Variant",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from merbridge_lab.process_identity import ProcessIdentity
     from merbridge_lab.requirements import Requirement
     from merbridge_lab.ruleset import RuleSet
+    from merbridge_lab.starting import Starting
 
 #: Capabilities a step may need.
 DATAPLANE = "dataplane"
@@ -210,11 +211,11 @@ class Lab(Protocol):
     def workload(self, name: str) -> Workload:
         """Return a workload by name."""
 
-    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[Workload]:
-        """Create, for the duration of the block, a copy of `of` that the dataplane does not serve."""
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[Starting[Workload]]:
+        """Begin, for the duration of the block, a copy of `of` that the dataplane does not serve."""
 
-    def control_pair(self) -> AbstractContextManager[ControlPair]:
-        """Create, for the duration of the block, a client and a server that the dataplane does not serve."""
+    def control_pair(self) -> AbstractContextManager[Starting[ControlPair]]:
+        """Begin, for the duration of the block, a client and a server that the dataplane does not serve."""
 
     def servers(self) -> Sequence[Workload]:
         """Return the workloads behind the service helloworld."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from merbridge_lab.bench.pod_sets import PodSets
     from merbridge_lab.model import Step
+    from merbridge_lab.starting import Starting
     from merbridge_lab.trace_event import TraceContext, TraceEvent
 
 
@@ -38,8 +39,10 @@ class ManagedLab(Lab, Protocol):
     def workload(self, name: str) -> ManagedWorkload:
         """Return a workload by name. Raise UsageError for one that does not exist."""
 
-    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> AbstractContextManager[ManagedWorkload]:
-        """Create, for the duration of the block, a copy of `of` that the dataplane does not serve."""
+    def control_client(
+        self, of: str = "sleep", *, sidecar: bool = True
+    ) -> AbstractContextManager[Starting[ManagedWorkload]]:
+        """Begin, for the duration of the block, a copy of `of` that the dataplane does not serve."""
 
     def bench_pods(self, *, direct: bool) -> AbstractContextManager[PodSets]:
         """Create pods for a benchmark, for the duration of the block; `direct` adds a set without sidecars.

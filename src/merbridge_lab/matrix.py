@@ -6,6 +6,7 @@ the false positive of the walkthrough: a 200 without any sidecar in the path.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,14 +94,24 @@ class CellOutcome:
 
 
 def measure(lab: Lab) -> Iterator[CellOutcome]:
-    """Measure the cells, those without eBPF first: they are the controls of the others.
+    """Measure the cells. Those without eBPF are the controls of the others.
+
+    What sleep asks comes first, while the control pair starts; what needs new connections of sleep's sidecar comes
+    last, as its kept ones run out by themselves meanwhile.
 
     If something of a cell could not be read, the cell does not hold and reports this. The other cells are still
     measured.
     """
     sleep = lab.workload("sleep")
-    with lab.control_pair() as control_pair, lab.flushable_servers() as flushable:
-        client, server, url = control_pair.client, control_pair.server, control_pair.url
+    with contextlib.ExitStack() as stack:
+        starting = stack.enter_context(lab.control_pair())
+        present = lab.observe(sleep)
+        dialled = lab.dial(sleep) if DIALS in lab.capabilities else ()
+        with sleep.rules.flushed() as saved:
+            flushed = lab.observe(sleep).with_rules(saved, None)
+        pair = starting.ready()
+        flushable = stack.enter_context(lab.flushable_servers())
+        client, server, url = pair.client, pair.server, pair.url
         asked = list({each.name: each for each in (*lab.servers(), *flushable.servers)}.values())
         earlier = lab.observe(client, url=url, servers=[server], count=1)
         with client.rules.flushed():
@@ -127,8 +138,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
             lambda: bypass.assess_bypass(bypassed, value_of(strays), moved, told=APP_REPORTS_PEER in lab.capabilities),
         )
 
-        present = lab.observe(sleep).with_control(by_rules)
-        dialled = lab.dial(sleep) if DIALS in lab.capabilities else ()
+        present = present.with_control(by_rules)
         others = dials.assess_carried(sleep.name, dialled)
         yield _outcome(
             Cell(ebpf=True, client_rules=True, server_rules=True),
@@ -143,8 +153,7 @@ def measure(lab: Lab) -> Iterator[CellOutcome]:
             unasked=dials.unasked(dialled),
         )
 
-        with sleep.rules.flushed() as saved:
-            flushed = lab.observe(sleep).with_rules(saved, None).with_control(closed)
+        flushed = flushed.with_control(closed)
         yield _outcome(
             Cell(ebpf=True, client_rules=False, server_rules=True),
             flushed,

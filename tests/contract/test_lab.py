@@ -359,7 +359,8 @@ def test_a_flush_gives_them_back_however_it_ends(sleep, error):
 
 @with_dataplane
 def test_counters_survive_a_flush(lab, sleep):
-    with lab.control_client() as control_client:
+    with lab.control_client() as starting:
+        control_client = starting.ready()
         lab.observe(control_client, count=2)
         before = control_client.rules.snapshot().packets("ISTIO_REDIRECT")
         assert before >= 2
@@ -413,7 +414,8 @@ def test_several_are_flushed_and_all_come_back(lab, sleep):
 
 @with_dataplane
 def test_a_twin_is_what_the_dataplane_does_not_serve(lab):
-    with lab.control_client() as control_client:
+    with lab.control_client() as starting:
+        control_client = starting.ready()
         assert control_client.name != "sleep"
         seen = lab.observe(control_client)
         assert rules.assess_moved(seen).held
@@ -422,7 +424,7 @@ def test_a_twin_is_what_the_dataplane_does_not_serve(lab):
 
 @with_dataplane
 def test_a_flushed_twin_is_closed_as_plain_text(lab):
-    with lab.control_client(sidecar=False) as control_client, control_client.rules.flushed():
+    with lab.control_client(sidecar=False) as starting, (control_client := starting.ready()).rules.flushed():
         assert mesh.assess_closed_as_plain_text(lab.observe(control_client)).held
 
 
@@ -432,7 +434,8 @@ def test_a_flushed_twin_is_closed_as_plain_text(lab):
 )
 def test_a_twin_is_gone_after_the_block(lab, sidecar, error):
     before = lab.fingerprint()
-    with contextlib.suppress(KeyboardInterrupt), lab.control_client(sidecar=sidecar) as control_client:
+    with contextlib.suppress(KeyboardInterrupt), lab.control_client(sidecar=sidecar) as starting:
+        control_client = starting.ready()
         assert control_client.rules.snapshot().istio
         if error:
             raise error
@@ -445,13 +448,15 @@ def test_a_twin_is_gone_after_the_block(lab, sidecar, error):
 @with_dataplane
 def test_a_twin_can_be_made_again_and_again(lab):
     for _ in range(2):
-        with lab.control_client(sidecar=False) as control_client:
+        with lab.control_client(sidecar=False) as starting:
+            control_client = starting.ready()
             assert control_client.rules.snapshot().istio
 
 
 @with_dataplane
 def test_a_pair_of_twins_talks_by_the_rules(lab):
-    with lab.control_pair() as control_pair:
+    with lab.control_pair() as starting:
+        control_pair = starting.ready()
         seen = lab.observe(control_pair.client, url=control_pair.url, servers=[control_pair.server])
         assert rules.assess_moved(seen).held
         assert seen.servers == {control_pair.server.name}

@@ -26,7 +26,8 @@ def lab():
 def test_it_passes_the_rules_uncounted_and_is_no_measure_of_them(lab, monkeypatch):
     monkeypatch.setattr(batch_guard, "_WHOLE", ())  # it would report the range of ports, which the test needs
     merlab_ = ManagedEmbeddedLab(name=NAME)
-    with merlab_.control_pair() as control_pair:
+    with merlab_.control_pair() as starting:
+        control_pair = starting.ready()
         client, told = control_pair.client, {"url": control_pair.url, "servers": [control_pair.server], "count": 1}
 
         def ports(of):

@@ -19,7 +19,8 @@ def healthy():
     """Return eight requests of sleep with everything in place, beside those of a control client."""
     lab = up(FakeLab())
     seen = lab.observe(lab.workload("sleep"), count=8, trace=True)
-    with lab.control_client() as control_client:
+    with lab.control_client() as starting:
+        control_client = starting.ready()
         return seen.with_control(lab.observe(control_client, count=8))
 
 
@@ -586,7 +587,8 @@ def test_gone_is_said_of_a_pod_without_any_rule():
 
 def from_outside():
     lab = up(FakeLab())
-    with lab.control_pair() as control_pair, lab.flushed(lab.servers()):
+    with lab.control_pair() as starting, lab.flushed(lab.servers()):
+        control_pair = starting.ready()
         return lab.observe(control_pair.client)
 
 

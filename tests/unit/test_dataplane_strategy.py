@@ -59,8 +59,8 @@ def test_the_lab_has_its_component_and_its_capabilities(recorded):
     assert recorded.why_missing("switch") == "a recorder has no switch"
     assert recorded.offline_commands().dataplane is recorded.dataplane
     assert recorded.strategy.around.renew == recorded.mesh.renew
-    with recorded.control_pair() as pair:
-        assert pair.url == "http://control/"
+    with recorded.control_pair() as starting:
+        assert starting.ready().url == "http://control/"
     assert [event.raw for event in recorded.follow_trace(pod="sleep", nonce=None)] == ["sleep None"]
 
 

@@ -41,7 +41,7 @@ def test_by_the_rules_the_first_leg_is_theirs_and_the_rest_is_tcp():
 
 def test_past_both_sidecars_all_is_plain():
     lab = up(FakeLab())
-    with lab.control_pair() as pair, pair.client.rules.flushed(), pair.server.rules.flushed():
+    with lab.control_pair() as starting, (pair := starting.ready()).client.rules.flushed(), pair.server.rules.flushed():
         seen = lab.observe(pair.client, url=pair.url, servers=[pair.server])
     assert words(observed(seen)) == [Carrier.PLAIN] * 3
 

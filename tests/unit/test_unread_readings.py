@@ -26,7 +26,8 @@ GONE = Unread("somewhere", "nobody could look")
 def healthy():
     lab = up(FakeLab())
     seen = lab.observe(lab.workload("sleep"), count=2, trace=True)
-    with lab.control_client() as control_client:
+    with lab.control_client() as starting:
+        control_client = starting.ready()
         return seen.with_control(lab.observe(control_client, count=2))
 
 

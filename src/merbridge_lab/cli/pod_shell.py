@@ -56,7 +56,7 @@ def _without_ebpf(run: Session, lab: str | None, workload: str, argv: list[str])
         chosen.sweep()
         flushed = not chosen.workload(workload).rules.snapshot().istio
         with contextlib.ExitStack() as stack:
-            client = stack.enter_context(chosen.control_client(workload, sidecar=not flushed))
+            client = stack.enter_context(chosen.control_client(workload, sidecar=not flushed)).ready()
             if flushed:
                 stack.enter_context(client.rules.flushed())
             state = "flushed" if flushed else "present"

@@ -229,8 +229,8 @@ def made(
     if direct:
         slots[DIRECT_SLOT] = topology.BENCH_DIRECT
     specs = [spec for slot in slots.values() for spec in topology.bench_pods(slot, backend)]
-    with control_pods.made(machine, node, *specs) as workloads:
-        pods = [workload.pod for workload in workloads]
+    with control_pods.made(machine, node, *specs) as starting:
+        pods = [workload.pod for workload in starting.ready()]
         pairs = zip(pods[::2], pods[1::2], strict=True)
         sets = {
             slot: BenchPodSet(machine, client, server, dataplane)

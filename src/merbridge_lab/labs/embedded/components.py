@@ -91,7 +91,10 @@ class MeshComponent:
 
     def problems(self) -> list[str]:
         """Describe what differs from what `ensure` creates."""
+        broken = self.broken()  # beside the compiler, which `before` waits for
         self._before()
+        if broken:
+            broken = self.broken()  # an altered program may have been the cause
         found = []
         for workload in (each for each in self._workloads() if each.rules.outstanding):
             name, rules = workload.name, workload.rules
@@ -102,7 +105,7 @@ class MeshComponent:
             istios = {str(rule) for rule in ruleset.parse(expected)}
             if others := [spec for spec in rules.snapshot().specs("nat") if spec not in istios]:
                 found.append(f"other nat rules are in {name}: {others[0]}")
-        return found + self.broken()
+        return found + broken
 
     def broken(self) -> list[str]:
         """Describe what differs from what `ensure` creates, except for what is flushed on purpose."""

@@ -10,6 +10,7 @@ from merbridge_lab import signals
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.mesh import Pod
 from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
+from merbridge_lab.starting import Starting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,18 +24,22 @@ _GONE = 5.0
 
 
 @contextlib.contextmanager
-def made(machine: Machine, node: Node, *specs: PodSpec) -> Iterator[tuple[EmbeddedWorkload, ...]]:
-    """Create these control pods in parallel, for the block's duration. Raises LabError, ClaimFailedError, OSError."""
+def made(machine: Machine, node: Node, *specs: PodSpec) -> Iterator[Starting[tuple[EmbeddedWorkload, ...]]]:
+    """Begin these control pods, for the block's duration. Raises LabError, ClaimFailedError, OSError."""
     machine.require_own()
     pods = [Pod(machine, node, spec) for spec in specs]
+
+    def ready() -> tuple[EmbeddedWorkload, ...]:
+        for pod in pods:
+            if pod.spec.sidecar:
+                pod.wait_ready(_READY)
+        return tuple(EmbeddedWorkload(machine, pod) for pod in pods)
+
     try:
         for pod in pods:
             _remove(machine, pod)  # what a killed merlab left of one, with what it had flushed there
             pod.ensure()
-        for pod in pods:
-            if pod.spec.sidecar:
-                pod.wait_ready(_READY)
-        yield tuple(EmbeddedWorkload(machine, pod) for pod in pods)
+        yield Starting(ready)
     finally:
         with signals.shielded():
             for pod in pods:

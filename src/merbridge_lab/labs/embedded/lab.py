@@ -36,6 +36,7 @@ from merbridge_lab.labs.embedded.mesh import Mesh
 from merbridge_lab.labs.embedded.node import Node
 from merbridge_lab.labs.embedded.workload import EmbeddedWorkload
 from merbridge_lab.shortage import unread
+from merbridge_lab.starting import Starting
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -105,17 +106,22 @@ class EmbeddedLab(LabBase):
         return found[name]
 
     @contextlib.contextmanager
-    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[EmbeddedWorkload]:
-        """Create a copy of `of` outside the dataplane's cgroup, for the duration of the block."""
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[Starting[EmbeddedWorkload]]:
+        """Begin a copy of `of` outside the dataplane's cgroup, for the duration of the block."""
         spec = topology.control_client(self.workload(of).pod.spec, 0 if sidecar else 1, sidecar=sidecar)
-        with control_pods.made(self.machine, self._node, spec) as (control_client,):
-            yield control_client
+        with control_pods.made(self.machine, self._node, spec) as starting:
+            yield Starting(lambda: starting.ready()[0])
 
     @contextlib.contextmanager
-    def control_pair(self) -> Iterator[ControlPair]:
-        """Create a client and a server outside the dataplane's cgroup, for the duration of the block."""
-        with control_pods.made(self.machine, self._node, *topology.control_pair(self._backend)) as (client, server):
-            yield ControlPair(client, server, f"http://{topology.TWIN_SERVICE}:{topology.HTTP_PORT}/hello")
+    def control_pair(self) -> Iterator[Starting[ControlPair]]:
+        """Begin a client and a server outside the dataplane's cgroup, for the duration of the block."""
+        with control_pods.made(self.machine, self._node, *topology.control_pair(self._backend)) as starting:
+
+            def ready() -> ControlPair:
+                client, server = starting.ready()
+                return ControlPair(client, server, f"http://{topology.TWIN_SERVICE}:{topology.HTTP_PORT}/hello")
+
+            yield Starting(ready)
 
     @contextlib.contextmanager
     def bench_pods(self, *, direct: bool) -> Iterator[PodSets]:

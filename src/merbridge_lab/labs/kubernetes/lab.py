@@ -29,6 +29,7 @@ from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import Surroundi
 from merbridge_lab.labs.kubernetes.mesh import MeshComponent
 from merbridge_lab.labs.kubernetes.offline_commands import OfflineCommands
 from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
+from merbridge_lab.starting import Starting
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class KubernetesLab(LabBase):
         return [self.workload(spec.name) for spec in topology.SERVERS]
 
     @contextlib.contextmanager
-    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[KubernetesWorkload]:  # noqa: ARG002 - the protocol's
+    def control_client(self, of: str = "sleep", *, sidecar: bool = True) -> Iterator[Starting[KubernetesWorkload]]:  # noqa: ARG002 - the protocol's
         """Return a client that is out of the dataplane's reach; its pod stays while merlab runs, for the next time.
 
         It is a copy of sleep, and always has a sidecar. Raise LabError for a copy of another workload, and without a
@@ -151,15 +152,22 @@ class KubernetesLab(LabBase):
                 hint="merlab status",
                 id="capability.missing",
             )
-        with self.control_pair() as pair:
-            yield _own(pair.client)
+        with self.control_pair() as starting:
+            yield Starting(lambda: _own(starting.ready().client))
 
     @contextlib.contextmanager
-    def control_pair(self) -> Iterator[ControlPair]:
-        """Return that client with a server of its own; see control_client."""
-        pair = self.strategy.control_pair()
-        self._control = (_own(pair.client), _own(pair.server))
-        yield pair
+    def control_pair(self) -> Iterator[Starting[ControlPair]]:
+        """Return that client with a server of its own; see control_client.
+
+        They begin when they are asked for: istiod configures the sidecars anew, which would disturb what is measured.
+        """
+
+        def ready() -> ControlPair:
+            pair = self.strategy.control_pair()
+            self._control = (_own(pair.client), _own(pair.server))
+            return pair
+
+        yield Starting(ready)
 
     @contextlib.contextmanager
     def flushable_servers(self) -> Iterator[ServerGroup]:
