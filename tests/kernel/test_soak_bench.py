@@ -1,0 +1,84 @@
+"""Of a hundred benchmarks of the rules against themselves, at most five may claim a difference."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import pytest
+from walkthrough_host import environment, merlab
+
+from merbridge_lab.bench.measuring import Extent, Measurement, Plan
+from merbridge_lab.bench.model import NOISE_ROW, Way
+from merbridge_lab.bench.pod_sets import SLOTS
+from merbridge_lab.bench.scenarios import DEFAULT, SCENARIOS
+from merbridge_lab.bench.statistics import Claim, rounds_needed, summarize
+from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
+
+pytestmark = [pytest.mark.kernel, pytest.mark.soak]
+
+NAME = "merlab-itself"
+#: To try fewer: MERLAB_BENCHES=10 make soak ARGS="-k themselves"
+MANY = int(os.environ.get("MERLAB_BENCHES", "100"))
+ROWS = tuple(each for each in SCENARIOS if each.name in DEFAULT)
+#: A sample of 0.1 s is noisier than any that merlab bench takes: more than that is not claimed from less.
+SHORT = Extent(budget=60, sample=0.1, warm_up=0.05)
+
+
+class ByTheRules:
+    """Bench pods that eBPF never serves, whichever set the benchmark asks it to serve."""
+
+    def __init__(self, pods):
+        self._pods = pods
+
+    def enrol(self, _slot):
+        self._pods.enrol(None)
+
+    def __getattr__(self, name):
+        return getattr(self._pods, name)
+
+
+def as_if_by_ebpf(row):
+    """Call what the set measured that was to be served by eBPF eBPF's, so that it is compared as such."""
+    if row.name == NOISE_ROW:
+        return row
+    return replace(
+        row,
+        samples=tuple(
+            replace(each, way=Way.EBPF if each.slot == SLOTS[(each.round - 1) % 2] else Way.RULES)
+            for each in row.samples
+        ),
+    )
+
+
+def bench(pods):
+    """Return what one benchmark says of the two sets."""
+    plan = Plan(ROWS, SHORT, rounds=rounds_needed(len(ROWS) + 1))
+    measured = Measurement(ByTheRules(pods), plan, began=time.monotonic(), tell=lambda _: None)
+    measured.run()
+    assert measured.signum is None
+    result = measured.result({})
+    return summarize(replace(result, rows=tuple(map(as_if_by_ebpf, result.rows))))
+
+
+def test_the_rules_against_themselves_claim_nothing():
+    env = environment(NAME)
+    done = merlab("up", "--lab", "embedded", "--until", "3", "-q", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    claimed, uncounted = [], []
+    try:
+        with ManagedEmbeddedLab(name=NAME).bench_pods(direct=False) as pods:
+            for number in range(MANY):
+                said = bench(pods)
+                rows = (*said.rows, said.noise)
+                uncounted += [
+                    (number, each.row.name, each.comparison.why) for each in rows if not each.comparison.claim
+                ]
+                found = [each for each in rows if each.comparison.claim in (Claim.GAIN, Claim.LOSS)]
+                claimed += [(number, [(each.row.name, each.comparison.corrected) for each in found])] if found else []
+    finally:
+        assert merlab("down", env=env).returncode == 0
+    print(f"{MANY} benchmarks: {len(claimed)} claimed something: {claimed}")
+    assert uncounted == []
+    assert len(claimed) <= 0.05 * MANY, claimed
