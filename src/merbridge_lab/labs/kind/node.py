@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from merbridge_lab.adapters.command import Result
 
 
+#: The first process of each node, by its name, as Docker told it; whoever uses it looks whether the mark is below it.
+_FOUND: dict[str, int] = {}
+
+
 @dataclass(frozen=True)
 class DockerNode:
     """The Node protocol with docker exec; its container has the node's name."""
@@ -44,10 +48,13 @@ class DockerNode:
 
         Docker returns the PID on its own machine, where the mark of merlab's cluster can be seen below it.
         """
-        pid = docker.pid(self.name)
         try:
-            if pid and Path(f"/proc/{pid}/root{names.MARK}").exists():
-                return pid
+            # Docker is asked again only if the mark is no longer there: the node was started again.
+            for known in (_FOUND.get(self.name), None):
+                pid = known or docker.pid(self.name)
+                if pid and Path(f"/proc/{pid}/root{names.MARK}").exists():
+                    _FOUND[self.name] = pid
+                    return pid
         except OSError as error:
             if isinstance(error, PermissionError) and os.geteuid() != 0:
                 raise
