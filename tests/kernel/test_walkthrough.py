@@ -241,5 +241,5 @@ def test_status_and_steps_without_a_lab():
     for words in (("verify",), ("step", "9"), ("exec", "sleep", "--", "true")):
         done = merlab(*words, env=environment("merlab-nolab"))
         assert done.returncode == 3
-        assert "no lab is up" in done.stderr
-        assert "merlab up" in done.stderr
+        assert "no lab is up that is called merlab-nolab; merlab is up" in done.stderr
+        assert "unset MERLAB_NAME" in done.stderr

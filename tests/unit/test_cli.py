@@ -342,6 +342,16 @@ def test_without_root_json_is_one_object(nobody):
     assert told["error"]["what"].endswith("this requires root")
 
 
+@pytest.mark.parametrize(
+    "words", [("steps", ""), ("manifests", " "), ("up", "--record", ""), ("up", "--kubeconfig", "")], ids=" ".join
+)
+def test_an_empty_text_is_not_taken_for_none(driver, words):
+    done = merlab(*words)
+    assert done.exit_code == 2
+    assert "it is empty" in done.output
+    assert not driver.lab.exists
+
+
 def test_without_root_one_can_look(nobody):
     """U7."""
     assert "no lab is up  → " in nobody("status").stdout

@@ -229,6 +229,14 @@ def test_the_status_of_a_lab(monkeypatch, capsys):
     assert "no lab is up" in out
 
 
+def test_without_pods_no_path_of_a_request_is_drawn(capsys):
+    described = up(FakeLab()).describe()
+    Console().status(described)
+    assert "a new request" in capsys.readouterr().out
+    Console().status({**described, "workloads": [{**pod, "pid": None} for pod in described["workloads"]]})
+    assert "a new request" not in capsys.readouterr().out
+
+
 def test_requirements_tell_what_mends_them(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     Console().requirements(

@@ -114,11 +114,12 @@ def test_a_command_that_only_prints_ends_so_too():
     assert status == 128 + signal.SIGHUP, errors
 
 
-def test_a_full_disk_under_the_output_is_told():
+@pytest.mark.parametrize("words", [("steps", "9"), ("--help",), ("up", "--help")], ids=" ".join)
+def test_a_full_disk_under_the_output_is_told(words):
     """M3: the output is lost, and the status tells so."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [MERLAB, "steps", "9"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+            [MERLAB, *words], stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
         )
     assert done.returncode == 3, done.stderr
     assert "could be written: No space left on device" in done.stderr

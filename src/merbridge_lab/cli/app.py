@@ -28,6 +28,13 @@ def completing(*names: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
+def not_empty(given: str | None) -> str | None:
+    """Check a text that may be left out. Raise BadParameter for one that is there and empty: a variable was not set."""
+    if given is not None and not given.strip():
+        raise typer.BadParameter("it is empty")
+    return given
+
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 LabName = Annotated[
     str | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from merbridge_lab.cli.app import not_empty
 from merbridge_lab.labs.kubernetes import dataplanes
 from merbridge_lab.labs.options import IMAGE, Options
 
@@ -57,6 +58,7 @@ KubeconfigOption = Annotated[
         "--kubeconfig",
         metavar="FILE",
         rich_help_panel=PANEL,
+        callback=not_empty,
         help="Write the context kind-merbridge to FILE (default: change no kubeconfig).",
     ),
 ]

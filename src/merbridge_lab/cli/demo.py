@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from merbridge_lab.cli.app import not_empty
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import UnreadError
 
@@ -35,7 +36,12 @@ Minutes = Annotated[
 ]
 Record = Annotated[
     str | None,
-    typer.Option("--record", metavar="FILE.cast", help="Record the terminal as asciicast v2, with a marker a step."),
+    typer.Option(
+        "--record",
+        metavar="FILE.cast",
+        callback=not_empty,
+        help="Record the terminal as asciicast v2, with a marker a step.",
+    ),
 ]
 EventsFlag = Annotated[
     bool, typer.Option("--events", help="With --json: an object a line while it runs; the report last.")

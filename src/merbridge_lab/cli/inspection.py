@@ -20,6 +20,7 @@ from merbridge_lab.cli.app import (
     app,
     completing,
     known_workload,
+    not_empty,
     step_numbers,
 )
 from merbridge_lab.cli.guest_option import KernelOption, run_in_guest
@@ -93,7 +94,8 @@ def doctor(
 @app.command()
 def steps(
     number: Annotated[
-        str | None, typer.Argument(metavar="N", autocompletion=step_numbers, help="Describe this step.")
+        str | None,
+        typer.Argument(metavar="N", autocompletion=step_numbers, callback=not_empty, help="Describe this step."),
     ] = None,
     lab: LabName = None,
     json: JsonFlag = False,
@@ -173,7 +175,8 @@ def _stand_for(words: Sequence[str], commands: Sequence[str], why: LabError) -> 
 @app.command()
 def manifests(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One manifest (default: all that are applied).")
+        str | None,
+        typer.Argument(metavar="NAME", callback=not_empty, help="One manifest (default: all that are applied)."),
     ] = None,
     image: cluster_options.ImageOption = None,
     istio_hub: cluster_options.IstioHubOption = None,

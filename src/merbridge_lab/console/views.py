@@ -112,7 +112,8 @@ def status(terminal: Terminal, described: Mapping[str, Any]) -> None:
     if described["workloads"]:
         terminal.out.print(table)
     terminal.line("")
-    if len(described["workloads"]) > 1 and described["path"]:
+    has_app = any(pod["pid"] for pod in described["workloads"])  # without one, nobody answers
+    if len(described["workloads"]) > 1 and described["path"] and has_app:
         terminal.line("a new request")
         terminal.drawing(picture.lines(_path(described), terminal.out.width, unicode=terminal.unicode))
     if dataplane["attached"] and (legs := dataplane.get("legs")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from merbridge_lab.labs.embedded.managed_lab import ManagedEmbeddedLab
     from merbridge_lab.requirements import Requirement
 
-_NAME = re.compile(r"merlab(-[a-z0-9]{1,16})?")
-
 
 class EmbeddedDriver:
     """Opens the embedded lab.
@@ -34,7 +31,7 @@ class EmbeddedDriver:
 
     def __init__(self) -> None:
         self.lab_name = os.environ.get("MERLAB_NAME") or topology.NAME
-        if not _NAME.fullmatch(self.lab_name):
+        if not topology.LAB_NAME.fullmatch(self.lab_name):
             raise UsageError(
                 f"MERLAB_NAME={self.lab_name!r} is no name for a lab: merlab, or merlab- and 1 to 16 of a-z, 0-9",
                 hint="unset MERLAB_NAME",
@@ -47,7 +44,7 @@ class EmbeddedDriver:
     @staticmethod
     def names() -> list[str]:
         """List the embedded labs that exist, whatever their name."""
-        return sorted(each.name for each in topology.RUN.parent.glob("merlab*") if _NAME.fullmatch(each.name))
+        return topology.lab_names()
 
     def require_able(self) -> None:
         """Raise LabError if this process may not work with the lab."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from merbridge_lab import signals
 from merbridge_lab.adapters import iptables, links, netns
+from merbridge_lab.adapters.command import pasteable
 from merbridge_lab.adapters.files import write_atomic
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.embedded import (
@@ -17,6 +18,7 @@ from merbridge_lab.labs.embedded import (
     topology,
     trace_filter,
 )
+from merbridge_lab.labs.embedded.host import Machine
 from merbridge_lab.labs.embedded.lab import EmbeddedLab
 
 if TYPE_CHECKING:
@@ -37,8 +39,18 @@ class ManagedEmbeddedLab(EmbeddedLab):
 
     def require_up(self) -> None:
         """Raise LabError if no lab is up."""
-        if not self.machine.exists:
-            raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
+        if self.machine.exists:
+            return
+        for other in topology.lab_names():
+            if Machine(other).exists:
+                raise LabError(
+                    f"no lab is up that is called {self.machine.name}; {other} is up",
+                    hint="unset MERLAB_NAME"
+                    if other == topology.NAME
+                    else pasteable(["export", "MERLAB_NAME=" + other]),
+                    id="lab.not_up",
+                )
+        raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
 
     def choices(self) -> list[str]:
         """Report that the lab keeps the pods that it was made with, if it has more than the walkthrough's."""

@@ -5,6 +5,7 @@ Istio's own ports and its user are in istio_facts.py; addresses are what a kind 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 #: Everything that the lab creates has this name and is found by it.
 NAME = "merlab"
 RUN = Path("/run") / NAME
+#: What MERLAB_NAME may be.
+LAB_NAME = re.compile(r"merlab(-[a-z0-9]{1,16})?")
 
 NODE = "node"
 NODE_ADDRESS = "10.244.0.1"
@@ -29,6 +32,11 @@ BACKENDS = ("nft", "legacy")
 
 #: The annotations of a pod: pairs of a name and a value.
 Annotations = Sequence[tuple[str, str]]
+
+
+def lab_names() -> list[str]:
+    """List the names of the embedded labs that may exist; their directory is made first and removed last."""
+    return sorted(each.name for each in RUN.parent.glob(f"{NAME}*") if LAB_NAME.fullmatch(each.name))
 
 
 @dataclass(frozen=True)
