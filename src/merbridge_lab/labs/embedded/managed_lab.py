@@ -43,13 +43,9 @@ class ManagedEmbeddedLab(EmbeddedLab):
             return
         for other in topology.lab_names():
             if Machine(other).exists:
-                raise LabError(
-                    f"no lab is up that is called {self.machine.name}; {other} is up",
-                    hint="unset MERLAB_NAME"
-                    if other == topology.NAME
-                    else pasteable(["export", "MERLAB_NAME=" + other]),
-                    id="lab.not_up",
-                )
+                mend = ["unset", "MERLAB_NAME"] if other == topology.NAME else ["export", "MERLAB_NAME=" + other]
+                what = f"no lab is up that is called {self.machine.name}; {other} is up"
+                raise LabError(what, hint=pasteable(mend), id="lab.not_up")
         raise LabError("no lab is up", hint="merlab up", id="lab.not_up")
 
     def choices(self) -> list[str]:
