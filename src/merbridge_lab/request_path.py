@@ -49,6 +49,8 @@ class RequestPath:
     legs: tuple[LegView, LegView, LegView]
     #: The bytes that eBPF moved on all legs together, in words; "" if that is not known.
     moved: str = ""
+    #: Whether it follows from what is in place; else requests went this way.
+    expected: bool = False
 
 
 def observed(seen: Observation) -> RequestPath:
@@ -99,13 +101,13 @@ def expected(
     """
     if attached is None or (not attached and (rules is None or server_rules is None)):
         unknown = LegView(Carrier.UNKNOWN)
-        return RequestPath(client, servers, (unknown, unknown, unknown))
+        return RequestPath(client, servers, (unknown, unknown, unknown), expected=True)
     out = Carrier.EBPF if attached else Carrier.RULES if rules else Carrier.PLAIN
     rest = Carrier.EBPF if attached else Carrier.TCP
     if out is Carrier.PLAIN:
         rest = Carrier.BROKEN if server_rules else Carrier.PLAIN
     into = Carrier.TCP if rest is Carrier.EBPF and not moves_for_apps else rest
-    return RequestPath(client, servers, (LegView(out), LegView(rest), LegView(into)))
+    return RequestPath(client, servers, (LegView(out), LegView(rest), LegView(into)), expected=True)
 
 
 def _size(log: Sized | Unread) -> int | None:

@@ -168,7 +168,7 @@ class Played:
     def __init__(self):
         self.presenter = None
 
-    def read(self, _tick):
+    def read(self, _tick, **_results):
         return "tab"
 
     def pending(self, _seconds):
@@ -329,7 +329,7 @@ def test_a_step_that_is_repeated_with_fewer_commands_lets_no_later_command_run_u
     asked = []
 
     class Keys(Played):
-        def read(self, _tick):
+        def read(self, _tick, **_results):
             stage = self.presenter._stage
             at_the_end = stage.keys.startswith("Enter: next")
             asked.append(stage.title[:1] + ("end" if at_the_end else ""))

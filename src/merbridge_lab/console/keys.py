@@ -27,8 +27,11 @@ class Keys(Protocol):
 
     most_typing: float
 
-    def read(self, tick: Callable[[], None]) -> str:
-        """Wait for a key and return its name; call `tick` while waiting. Raises Interrupted."""
+    def read(self, tick: Callable[[], None], *, results: bool = False) -> str:
+        """Wait for a key and return its name; call `tick` while waiting. Raises Interrupted.
+
+        `results` is whether the screen shows those of a step, which take longer to read.
+        """
 
     def pending(self, seconds: float) -> str | None:
         """Return a key that is pressed within `seconds`; None if none is."""
@@ -53,7 +56,7 @@ class TerminalKeys:
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
 
-    def read(self, tick: Callable[[], None]) -> str:
+    def read(self, tick: Callable[[], None], *, results: bool = False) -> str:  # noqa: ARG002 - they stay until a key
         """Wait for a key and return its name; call `tick` once a second. Raises Interrupted."""
         began = time.monotonic()
 
@@ -83,8 +86,12 @@ class TerminalKeys:
         return _NAMES.get(raw.decode(errors="replace")[0], OTHER) if raw[:1] != b"\x1b" else OTHER
 
 
+#: So many times longer stays what a step found.
+_RESULTS = 3
+
+
 class AutomaticKeys:
-    """Goes on by itself `seconds` after each command: for a rehearsal or a recording.
+    """Goes on by itself `seconds` after each command, thrice that at the end of a step: for a rehearsal or a recording.
 
     Typing takes half as long at most, so that it does not dominate a short rehearsal.
     """
@@ -93,15 +100,15 @@ class AutomaticKeys:
         self._seconds = seconds
         self.most_typing = min(seconds / 2, TerminalKeys.most_typing)
 
-    def read(self, tick: Callable[[], None]) -> str:
+    def read(self, tick: Callable[[], None], *, results: bool = False) -> str:
         """Wait, and return Enter. Raises Interrupted."""
-        began = time.monotonic()
+        began, seconds = time.monotonic(), self._seconds * (_RESULTS if results else 1)
 
         def over() -> bool:
             tick()
-            return time.monotonic() - began >= self._seconds
+            return time.monotonic() - began >= seconds
 
-        polling.poll_until(over, timeout=self._seconds + 1, awaiting="the next command", every=0.2)
+        polling.poll_until(over, timeout=seconds + 1, awaiting="the next command", every=0.2)
         return ENTER
 
     def pending(self, seconds: float) -> str | None:

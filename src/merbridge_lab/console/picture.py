@@ -30,7 +30,7 @@ def lines(path: RequestPath, width: int, *, unicode: bool) -> list[Text]:
     servers = _names(path.servers)
     out, mesh, into = path.legs
     if out.carrier in (Carrier.PLAIN, Carrier.BROKEN) and mesh.carrier in (Carrier.PLAIN, Carrier.BROKEN):
-        return _past_the_sidecars(path.client, servers, mesh, unicode=unicode)
+        return _past_the_sidecars(path, servers, unicode=unicode)
     if width < WIDE:
         return _downwards(path.client, servers, path.legs, unicode=unicode)
     mark = marks(unicode=unicode)
@@ -56,19 +56,26 @@ def legend(path: RequestPath, width: int, *, unicode: bool) -> Text:
             line.append(f"{mark} {leg if counts else leg.carrier.value}", style=_STYLES[leg.carrier]).append("  ")
         if counts and path.moved:
             line.append(f"{path.moved} in all")
+        if path.expected:
+            line.append("expected", style="dim")
         line.rstrip()
         if line.cell_len <= width:
             break
     return line
 
 
-def _past_the_sidecars(client: str, servers: str, leg: LegView, *, unicode: bool) -> list[Text]:
+def _past_the_sidecars(path: RequestPath, servers: str, *, unicode: bool) -> list[Text]:
+    leg = path.legs[1]
     line = "─" if unicode else "-"
     head = ("▶" if unicode else ">") if leg.carrier is Carrier.PLAIN else ("✘" if unicode else "x")
     drawing = Text(f"{_INDENT}[app] ")
     drawing.append(f"{line * 4} past the sidecars {line * 4}{head}", style=_STYLES[leg.carrier]).append(" [app]")
     counted = Text(_INDENT).append(str(leg), style=_STYLES[leg.carrier])
-    names = Text(f"{_INDENT}{client}".ljust(drawing.plain.rindex("[app]")) + (servers or "helloworld"), style="bold")
+    if path.expected:
+        counted.append("  expected", style="dim")
+    names = Text(
+        f"{_INDENT}{path.client}".ljust(drawing.plain.rindex("[app]")) + (servers or "helloworld"), style="bold"
+    )
     return [names, drawing, counted]
 
 

@@ -172,7 +172,7 @@ class Presenter:
             while True:
                 self._bar(keys)
                 self._draw()
-                key = self._keys.read(self._tick(keys))
+                key = self._keys.read(self._tick(keys), results=True)
                 if key == BACK and self._number:
                     self._go_back(self._number - 1)
                 if key == QUIT:
