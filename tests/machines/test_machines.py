@@ -71,7 +71,15 @@ exec /usr/libexec/curl "$@"
 EOF
 chmod 755 /usr/bin/curl"""
 
+#: Where Fedora has things: no directory sbin of its own, and Python's packages by version.
+FEDORA = """for each in /usr/sbin/*; do [ -e "/usr/bin/${each##*/}" ] || mv "$each" /usr/bin/; done
+rm -rf /usr/sbin; ln -s bin /usr/sbin
+packages=$(echo /usr/lib/python3.[0-9]*)/site-packages
+mkdir -p "$packages"; mv /usr/lib/python3/dist-packages/bcc* "$packages/"
+printf 'NAME="Fedora Linux"\\nID=fedora\\nVERSION_ID=43\\n' >/etc/os-release"""
+
 ODD = [
+    Machine("fedora_layout", FEDORA),
     Machine("no_iptables_legacy", without("*tables-legacy*")),
     Machine("no_nft", without("nft")),
     Machine("no_bpftool", without("bpftool")),
@@ -105,6 +113,8 @@ TOGETHER = Machine(
 
 PRIVILEGED = "in a privileged container"
 REFUSED = [
+    Machine("fedora_no_bcc", f"{FEDORA}; rm -rf $packages/bcc", says="bcc", remedy="dnf install python3-bcc"),
+    Machine("fedora_no_iptables", f"{FEDORA}; {without('iptables*')}", says="tool.iptables-nft", remedy="dnf install"),
     Machine("no_iptables", without("iptables*"), says="tool.iptables-nft", remedy="apt-get install iptables"),
     Machine("no_ip", without("ip"), says="tool.ip: found not installed", remedy="apt-get install iproute2"),
     Machine("no_unshare", without("unshare"), says="tool.unshare", remedy="apt-get install util-linux"),
