@@ -16,7 +16,7 @@ from merbridge_lab.labs.kubernetes.settings import Settings, versions
 if TYPE_CHECKING:
     from merbridge_lab.adapters.kubernetes_api import Api
     from merbridge_lab.labs.kubernetes.node_exec import NodeExec
-    from merbridge_lab.labs.kubernetes.provider import ClusterProvider, Node
+    from merbridge_lab.labs.kubernetes.provider import ClusterProvider, ClusterState, Node
     from merbridge_lab.labs.options import Options
 
 
@@ -127,14 +127,15 @@ class Access:
 
         Raise LabError if the cluster exists and cannot be read: unknown settings must not be replaced.
         """
-        if self._settings is None:
-            found = self.provider.state()
-            kept = self.kept() if found.usable else None
-            settings = (kept or Settings.default()).asked(self._options)
-            if kept is None:
-                settings = replace(settings, dataplane=self._default_dataplane(settings))
-            image = found.nodes[0].image if found.usable else ""
-            self._settings = replace(settings, kind_image=image or settings.kind_image)
+        return self._settings or self._settings_of(self.provider.state())
+
+    def _settings_of(self, cluster: ClusterState) -> Settings:
+        kept = self.kept() if cluster.usable else None
+        settings = (kept or Settings.default()).asked(self._options)
+        if kept is None:
+            settings = replace(settings, dataplane=self._default_dataplane(settings))
+        image = cluster.nodes[0].image if cluster.usable else ""
+        self._settings = replace(settings, kind_image=image or settings.kind_image)
         return self._settings
 
     def _default_dataplane(self, settings: Settings) -> str:
@@ -170,7 +171,7 @@ class Access:
             found = self.provider.state()
             exists = bool(found.nodes)
             if not exists or (found.up and self.api().ready()):
-                return self.settings()
+                return self._settings_of(found)
         except LabError:
             self.forget()
         guess = Settings.default().asked(self._options)
