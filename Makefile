@@ -10,8 +10,11 @@ SHELL := /bin/sh
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
 
+# The image of the test cluster's node: script or systemd.
+NODE ?= $(MERLAB_CLUSTER_NODE)
+
 MERLAB = scripts/setup root .venv/bin/merlab
-CLUSTER = scripts/setup root env PATH="$$PATH" DOCKER_HOST="$$DOCKER_HOST" MERLAB_CLUSTER_RUN="$$MERLAB_CLUSTER_RUN" MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m tests.cluster
+CLUSTER = scripts/setup root env PATH="$$PATH" DOCKER_HOST="$$DOCKER_HOST" MERLAB_CLUSTER_RUN="$$MERLAB_CLUSTER_RUN" MERLAB_CLUSTER_NODE="$(NODE)" MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m tests.cluster
 PYTEST_AS_ROOT = scripts/setup root env MERLAB_REQUIRE="$$MERLAB_REQUIRE" .venv/bin/python -m pytest -p no:cacheprovider
 
 help: ## this list

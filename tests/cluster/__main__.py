@@ -31,7 +31,7 @@ def merlab_arguments() -> list[str]:
     """Return the arguments of `merlab up --lab kind` for this cluster, so that nothing is pulled."""
     told = builds.versions()["merlab"]
     return [
-        f"--kind-image={builds.ref('node')}",
+        f"--kind-image={builds.ref(builds.node())}",
         f"--istio-hub={told['istio-hub']}",
         f"--istio-tag={told['istio-tag']}",
         f"--dataplane={told['dataplane']}",

@@ -237,6 +237,9 @@ _HOMES: dict[str, Callable[[], Path]] = {
     "helloworld": lambda: module("small"),
     "lookalike": lambda: module("lookalike"),
     "kube-router": lambda: tool("kube-router"),
+    **dict.fromkeys(("containerd", "containerd-shim-runc-v2", "ctr"), lambda: tool("containerd")),
+    "crictl": lambda: tool("crictl"),
+    **dict.fromkeys(("host-local", "loopback", "portmap", "ptp"), lambda: tool("cni")),
     "pilot-discovery": lambda: tool("istio"),
     "pilot-agent": lambda: tool("istio"),
     "envoy": envoy,
@@ -266,9 +269,18 @@ def _always() -> list[str]:
     return [name for name, spec in versions()["images"].items() if not spec.get("lazy")]
 
 
+def node() -> str:
+    """Return the name of the image of a node: that which MERLAB_CLUSTER_NODE asks for."""
+    nodes: dict[str, str] = versions()["nodes"]
+    asked = os.environ.get("MERLAB_CLUSTER_NODE") or next(iter(nodes))
+    if asked not in nodes:
+        sys.exit(f"test cluster: there is no node {asked}: expected {' or '.join(nodes)}")
+    return nodes[asked]
+
+
 def images() -> None:
-    """Build every image that the engine lacks, or has from other inputs, except the lazy ones."""
-    for name in _always():
+    """Build every image that the engine lacks, or has from other inputs, except the lazy ones that nobody asks for."""
+    for name in (*_always(), node()):
         _image(name)
 
 
@@ -296,9 +308,10 @@ def _image(name: str) -> str:
     homes = {file: _HOMES[file]() for file in spec.get("files", ())}
     arguments = {"BASE": ref("base"), **spec.get("args", {})}
     parts: list[object] = [spec, _sources(folder), _image("base"), {file: home.name for file, home in homes.items()}]
-    if name in ("system", "node"):
+    is_node = name in versions()["nodes"].values()
+    if is_node or name == "system":
         arguments["NAMES"] = " ".join(versions()["kubernetes"])
-    if name == "node":
+    if is_node:
         arguments["KUBERNETES"] = versions()["modules"]["kubernetes"]["version"]
         parts += [_image("system"), _image("pause")]
 
@@ -308,7 +321,7 @@ def _image(name: str) -> str:
             shutil.copytree(folder, context)
             for file, home in homes.items():
                 (context / file).hardlink_to(home / file)
-            if name == "node":
+            if is_node:
                 _add_system_images(context)
             options = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
             # The network is for Debian's packages. The legacy builder is in every Docker; the new one is not.

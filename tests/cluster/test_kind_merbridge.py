@@ -273,7 +273,7 @@ def test_a_flag_that_was_added_by_hand_is_no_edit_and_stays(lab: dict[str, Any])
 
 def test_a_node_without_a_bpffs_is_no_obstacle(lab: dict[str, Any]) -> None:  # noqa: ARG001
     before = pod()
-    in_node("umount", "/sys/fs/bpf")
+    in_node("umount", "/sys/fs/bpf", check=False)  # kind's own nodes have none
     try:
         assert "/sys/fs/bpf" not in in_node("cat", "/proc/mounts")
         kubectl("-n", "istio-system", "delete", "pod", "-l", "app=merbridge", "--wait")

@@ -418,7 +418,7 @@ def test_down_leaves_nothing_but_the_images_which_it_names(
     done = merlab("down", "--json")
     assert held(done)
     (stays,) = told(done)["stays"]
-    for image in ("node", "pilot", "proxyv2", "curl", "helloworld-v1", "helloworld-v2"):
+    for image in (builds.node(), "pilot", "proxyv2", "curl", "helloworld-v1", "helloworld-v2"):
         assert builds.ref(image) in stays.partition("docker image rm")[2]
         assert docker("image", "inspect", "--format", "{{.Id}}", builds.ref(image))
     for config in (asked, Path(os.environ["KUBECONFIG"])):

@@ -63,6 +63,22 @@ def test_the_agents_container_may_what_it_needs_and_no_more(daemonset):
     assert {one["name"] for one in container["volumeMounts"]} == volumes
 
 
+def test_a_privileged_container_has_the_bpffs_alone_and_ends_before_the_agent_starts(daemonset):
+    """A mount gets from a container to its node only if that is privileged, and the volume is for both directions."""
+    pod = daemonset["spec"]["template"]["spec"]
+    (first,) = pod["initContainers"]
+    assert first["image"] == pod["containers"][0]["image"]
+    assert first["securityContext"]["privileged"]
+    (mount,) = first["volumeMounts"]
+    assert (mount["name"], mount["mountPropagation"]) == ("bpf", "Bidirectional")
+    assert "restartPolicy" not in first, "it would be a sidecar, and go on"
+    command = first["command"][-1]
+    assert f" {manifest.NAME} {mount['mountPath']} " in f"{command} ", "the source by which it is unmounted"
+    assert f"^{manifest.NAME} /sys/fs/bpf bpf " in manifest.UNMOUNT
+    # Of a node's cgroups a container may be no slave: kind makes them private on cgroup v1.
+    assert not any("mountPropagation" in one for one in pod["containers"][0]["volumeMounts"])
+
+
 def test_its_mounts_are_where_the_agent_looks(daemonset):
     (container,) = daemonset["spec"]["template"]["spec"]["containers"]
     mounted = {one["mountPath"] for one in container["volumeMounts"]}

@@ -209,6 +209,7 @@ class MerlabDataplane(NodeComponent):
         self._access.node().execute(["rm", "-rf", *manifest.FOLDERS])
         if place is not None:
             removal.require_none(place)
+        self._access.node().execute(["sh", "-c", manifest.UNMOUNT])
 
     def _detach(self) -> None:
         """Replace the agents by their own removal, and wait until it is done. Raises LabError."""

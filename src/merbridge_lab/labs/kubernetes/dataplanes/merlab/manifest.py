@@ -24,6 +24,12 @@ CONTAINER = "agent"
 PATH = kubernetes_api.path("DaemonSet", NAME, NAMESPACE)
 #: Where the agent keeps files on the node: the manifest mounts them.
 FOLDERS = ("/run/merlab-agent", "/var/lib/merlab-agent")
+#: For a shell of the node: unmount its bpffs, if the manifest's init container mounted it and nothing is in it.
+#: The two files are the kernel's own (CONFIG_BPF_PRELOAD).
+UNMOUNT = (
+    '[ -n "$(find /sys/fs/bpf -mindepth 1 ! -name maps.debug ! -name progs.debug)" ]'
+    f' || ! grep -q "^{NAME} /sys/fs/bpf bpf " /proc/mounts || umount /sys/fs/bpf'
+)
 #: The variable of the container with which it removes everything from its node: see images/agent/entrypoint.
 REMOVE = {"name": "MERLAB_AGENT", "value": "remove"}
 
