@@ -57,9 +57,10 @@ class Aim:
         seen = self._measured(told)
         if seen.get("ratio") is None:
             row = self._row(told)
-            lacking = "too few requests in a sample" if self.beside else wording.UNKNOWN
-            return str(row["invalid"] or row["why"] or lacking)
-        return f"{wording.ratio(seen['ratio'])} ({wording.interval(Interval(seen['low'], seen['high']))})"
+            lacking = "too few requests in a sample" if self.beside else row["why"]
+            return str(row["invalid"] or lacking or wording.UNKNOWN)
+        known = None if seen["low"] is None else Interval(seen["low"], seen["high"])  # of few rounds there is none
+        return f"{wording.ratio(seen['ratio'])} ({wording.interval(known)})"
 
     def figure(self, told: Told, way: str) -> str:
         """Return the median of one way."""

@@ -57,6 +57,11 @@ def test_each_aim_is_a_row_of_the_table_with_both_profiles(script, monkeypatch):
     assert sum(line.startswith("| ") for line in lines) == len(script.AIMS) + 1
 
 
+def test_of_few_rounds_there_is_a_ratio_without_an_interval(script):
+    few = to_json(summarize(result(rounds=1, noise=0.001)), lab="embedded")
+    assert script.NOISE.found(few).endswith(" (\N{EN DASH})")
+
+
 def test_a_row_that_does_not_count_says_why(script):
     seen = told()
     row = next(row for row in seen["rows"] if row["name"] == "connect")
