@@ -63,6 +63,8 @@ class Pods:
 
 
 class Sets:
+    removal = 2.0
+
     def __init__(self, *, direct=False, stop_after=0):
         self.machine = {"lab": "memory"}
         self.order, self.stop_after, self.enrolled = [], stop_after, None

@@ -41,8 +41,6 @@ _LATE = 20.0
 _TRIES = 3
 #: How long a transfer in the background runs longer than the sample beside it, in seconds, half of it before.
 _AROUND = 0.4
-#: Seconds that are kept for removing the pods, and for the report.
-_RESERVE = 2.0
 
 
 class Extent(NamedTuple):
@@ -137,7 +135,7 @@ class Measurement:
         if not done or done % _BALANCED:
             return True
         left = self._plan.extent.budget - (time.monotonic() - self._began)
-        return _BALANCED * max(self._spans) + _RESERVE <= left
+        return _BALANCED * max(self._spans) + self._pods.removal <= left
 
     def _left(self) -> str:
         if not self._spans:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _REPORT, _UNREAD, _SERVER, _LOG, _LOAD = "report.lua", "unread.py", "server.yaml", "server.log", "load.log"
 #: Seconds for servers to answer, for older connections to close, and for a background load to end.
 _READY, _RUN_OUT, _SETTLED = 10.0, 5.0, 10.0
+#: Seconds that it takes to remove the pods.
+_REMOVAL = 2.0
 #: In the pod's own /dev/shm, which goes with it.
 _H2LOAD_LOG = "/dev/shm/h2load.log"  # noqa: S108 - the pod's own
 
@@ -170,6 +172,7 @@ class EmbeddedBenchPods:
     def __init__(self, machine: Machine, dataplane: EmbeddedDataplane, sets: Mapping[str, BenchPodSet]) -> None:
         self._machine, self._dataplane = machine, dataplane
         self.sets: Mapping[str, BenchPodSet] = sets
+        self.removal = _REMOVAL
         self._enrolled: str | None = None
 
     @property

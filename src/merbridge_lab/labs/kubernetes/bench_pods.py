@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _USER = "65534"
 #: Seconds for a set to answer, for older connections to close, and for a background load to end.
 _READY, _RUN_OUT, _SETTLED = 30.0, 5.0, 10.0
+#: Seconds that it takes to remove the pods: a namespace takes its time.
+_REMOVAL = 8.0
 #: Where a load finds its files: as descriptors, whoever may read the folders that merlab is installed in.
 _REPORT, _UNREAD, _LOG = (f"/proc/self/fd/{number}" for number in (3, 4, 5))
 # Fixed texts; what varies is an argument. The cgroup is joined first: a socket belongs to that of its creator.
@@ -193,6 +195,7 @@ class ClusterBenchPods:
     def __init__(self, place: NodeView, switch: BenchSwitch, sets: Mapping[str, ClusterPodSet], lab: str) -> None:
         self._place, self._switch, self._lab = place, switch, lab
         self.sets: Mapping[str, ClusterPodSet] = sets
+        self.removal = _REMOVAL
         self._enrolled: str | None = None
 
     @property
