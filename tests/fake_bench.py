@@ -13,7 +13,7 @@ from merbridge_lab.bench.pod_sets import DIRECT_SLOT, Readings, SidecarCounts
 CAPTURED = Path(__file__).parent / "captured" / "bench"
 NOTHING = SidecarCounts(0, 0, 0)
 COUNTED = ("outbound_connects", "mesh_redirected_messages")
-PLACE = generators.Place("10.244.0.211", 5000, 9000, 9001, "/run/report.lua", "/run/unread.py")
+PLACE = generators.Place("10.244.0.211", 5000, 9000, 9001, "/run/report.lua", "/run/unread.py", "/run/h2load.log")
 
 
 class Pods:
@@ -63,6 +63,8 @@ class Pods:
 
 
 class Sets:
+    removal = 2.0
+
     def __init__(self, *, direct=False, stop_after=0):
         self.machine = {"lab": "memory"}
         self.order, self.stop_after, self.enrolled = [], stop_after, None

@@ -4,6 +4,7 @@ import dataclasses
 import http.server
 import json
 import os
+import selectors
 import shutil
 import socket
 import ssl
@@ -20,7 +21,7 @@ from api_server import Keys
 
 from merbridge_lab import __version__
 from merbridge_lab.adapters.cri_runtime import Runtime, Sandbox
-from merbridge_lab.agent import agent_status, http_server, metrics
+from merbridge_lab.agent import agent_status, http_server, metrics, signal_wakeups
 from merbridge_lab.agent.look_intervals import interval
 from merbridge_lab.agent.namespace_labels import NamespaceLabels
 from merbridge_lab.agent.node_state import NodeState, default_generation
@@ -218,6 +219,25 @@ def test_the_answers_on_the_loopback(tmp_path):
         http_server.start(port, sources, pulse, metrics.text(sources, {}))
 
 
+def test_it_is_told_to_look_by_one_post_and_nothing_else(tmp_path):
+    sources = agent_status.Sources(NodeState(tmp_path / "run", tmp_path / "state"), Reconciler(tmp_path / "pins"))
+    bell = signal_wakeups.Bell()
+    port = http_server.start(0, sources, http_server.Pulse(), metrics.text(sources, {}), bell.ring)
+    with selectors.DefaultSelector() as selector:
+        selector.register(bell, selectors.EVENT_READ)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/look", timeout=5)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/elsewhere", data=b"", timeout=5)
+        assert not selector.select(0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/look", data=b"", timeout=5) as answer:
+            assert answer.status == 202
+        assert selector.select(5)
+        assert bell.rang()
+        assert not selector.select(0)
+        assert not bell.rang()
+
+
 # -- what wakes it
 
 
@@ -381,6 +401,19 @@ def test_a_namespace_opts_out_by_the_same_label(api):
     before = len(asked)
     assert labels.refusal(of("bank")).sentence == "its namespace bank has the label merlab.dev/dataplane=none"
     assert len(asked) == before
+
+
+def test_after_a_look_that_was_asked_for_a_namespace_is_asked_again(api, monkeypatch):
+    labels, account, _, asked = api
+    assert labels.refusal(of("shop")) is None
+    before = len(asked)
+    labels.forget()
+    monkeypatch.setitem(NAMESPACES, "shop", {"labels": {"merlab.dev/dataplane": "none"}})
+    assert labels.refusal(of("shop")).id == "namespace_opted_out"
+    assert len(asked) == before + 1
+    labels.forget()
+    (account / "token").write_text("of another")
+    assert labels.refusal(of("shop")).id == "namespace_opted_out"  # the last answer counts
 
 
 def test_where_it_cannot_be_asked_a_new_pod_is_left_to_the_rules_and_a_known_namespace_is_not(api, monkeypatch):

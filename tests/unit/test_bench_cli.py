@@ -64,6 +64,14 @@ def test_a_person_gets_a_table_and_what_follows(lab):
 
 
 @pytest.mark.usefixtures("lab")
+def test_with_q_there_is_the_result_and_nothing_else():
+    done = bench("--rows", "latency", "--rounds", "8", "-q", "--no-color")
+    assert done.exit_code == 0
+    assert done.stdout == "No difference seen between eBPF and the rules for latency.\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.usefixtures("lab")
 def test_with_fail_on_what_is_not_known_is_no_success():
     assert bench("--rows", "latency", "--rounds", "8", "--fail-on", "loss").exit_code == 0
     assert bench("--rows", "latency", "--rounds", "2", "--fail-on", "loss").exit_code == 3

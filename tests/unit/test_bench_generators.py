@@ -12,7 +12,7 @@ from merbridge_lab.bench.statistics import requests_needed
 from merbridge_lab.errors import LabError, UsageError
 
 CAPTURED = Path(__file__).parents[1] / "captured" / "bench"
-PLACE = generators.Place("10.244.0.211", 5000, 9000, 9001, "/run/report.lua", "/run/unread.py")
+PLACE = generators.Place("10.244.0.211", 5000, 9000, 9001, "/run/report.lua", "/run/unread.py", "/run/h2load.log")
 BY_NAME = {each.name: each for each in scenarios.SCENARIOS}
 
 

@@ -62,6 +62,16 @@ def test_each_sample_is_preceded_by_one_that_does_not_count():
     assert [argv[4] for argv in sets.sets["A"].ran] == ["0.1", "0.2"] * 2
 
 
+def test_a_median_has_samples_long_enough_for_the_percentile_beside_it():
+    extent = Extent(30, 0.2, 0.1, of_median=0.6)
+    assert [extent.seconds(row) for row in scenarios.chosen("latency,parallel,connect,mixed")] == [0.6, 0.2, 0.6, 0.8]
+    assert QUICK.seconds(scenarios.SCENARIOS[0]) == 0.2
+    sets = Sets()
+    measured(sets, "latency,parallel", rounds=1, extent=extent)
+    assert [argv[4] for argv in sets.sets["A"].ran if "16" not in argv] == ["0.1", "0.6"] * 2
+    assert [argv[4] for argv in sets.sets["A"].ran if "16" in argv] == ["0.1", "0.2"]
+
+
 def test_without_rounds_as_many_as_fit_a_multiple_of_four():
     assert measured(Sets(), rounds=None, extent=Extent(0.0, 0.4, 0.1))[0].rounds == 4
     result = measured(Sets(), rounds=None, extent=Extent(2.5, 0.4, 0.1))[0]

@@ -68,6 +68,15 @@ def test_the_page_with_more_room_and_all_figures(shown):
     golden_files.check("bench-mixed-120.txt", shown("mixed", 120, verbosity=1))
 
 
+@pytest.mark.parametrize("name", ["mixed", "noisy", "few"])
+def test_with_q_only_what_follows_and_what_makes_it_doubtful(shown, name):
+    whole, brief = (" ".join(shown(name, 80, verbosity=level).split()) for level in (0, -1))
+    summary = summarize(RESULTS[name])
+    assert brief.endswith(wording.conclusion(summary))
+    assert brief.count("! ") == whole.count("! ") == len(wording.warnings(summary))
+    assert len(shown(name, 200, verbosity=-1).splitlines()) == 1 + len(wording.warnings(summary))
+
+
 def test_a_terminal_that_has_only_ascii(shown, monkeypatch):
     monkeypatch.setattr(Terminal, "unicode", False)
     told = shown("mixed", 80, verbosity=1)

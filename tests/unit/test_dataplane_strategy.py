@@ -116,7 +116,7 @@ def test_it_is_removed_where_another_is_asked_for(recorded, monkeypatch):
     monkeypatch.setattr(recorded, "restore", list)
     monkeypatch.setattr(recorded._access, "kept", lambda: kept)
     monkeypatch.setattr(recorded._access, "setup_complete", lambda: True)
-    monkeypatch.setattr(recorded, "api", lambda: SimpleNamespace(apply=applied.append))
+    monkeypatch.setattr(recorded, "api", lambda: SimpleNamespace(apply=applied.append, find=lambda _path: None))
     monkeypatch.setattr(recorded.provider, "nodes", (StubNode(),))
     recorded.recover()
     strategy = recorded.strategy

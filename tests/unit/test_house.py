@@ -17,6 +17,7 @@ SOURCE = Path(merbridge_lab.__file__).parent
 LONGEST = 300
 #: Names that several modules share, each with the one role that they have in common.
 ROLES = {
+    "bench_pods": "sets of pods for a benchmark: those of each lab",
     "commands": "what a person would type",
     "components": "parts of a lab: what they are, and the checks of them",
     "control_pods": "pods that the dataplane does not serve",

@@ -37,13 +37,30 @@ def fetch(netns: Path, port: int, path: str) -> str | None:
     return run_inside(netns, ask)
 
 
-def says_ok(netns: Path, port: int, path: str) -> bool:
-    """Report whether GET `path` is answered with status 200."""
-    request = f"GET {path} HTTP/1.1\r\nhost: merlab\r\nconnection: close\r\n\r\n".encode()
+def post(netns: Path, port: int, path: str) -> int | None:
+    """Send an empty POST to `path`, and return the status of the answer; None if there is none in time."""
+
+    def ask() -> int | None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TELL)
+        try:
+            connection.request("POST", path, headers={"connection": "close"})
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    return run_inside(netns, ask)
+
+
+def says_ok(netns: Path, port: int, path: str, address: str = "127.0.0.1") -> bool:
+    """Report whether GET `path` is answered with status 200; the request names `address` as its host."""
+    host = "merlab" if address == "127.0.0.1" else f"{address}:{port}"
+    request = f"GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode()
 
     def ask() -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=_ANSWER) as connection:
+            with socket.create_connection((address, port), timeout=_ANSWER) as connection:
                 connection.sendall(request)
                 return connection.recv(64).startswith(b"HTTP/1.1 200 ")
         except OSError:

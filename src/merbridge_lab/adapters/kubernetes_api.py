@@ -55,6 +55,8 @@ _NAMED = {
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}",
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
     "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}",
+    "DestinationRule": "/apis/networking.istio.io/v1/namespaces/{namespace}/destinationrules/{name}",
+    "Telemetry": "/apis/telemetry.istio.io/v1/namespaces/{namespace}/telemetries/{name}",
     "PeerAuthentication": "/apis/security.istio.io/v1/namespaces/{namespace}/peerauthentications/{name}",
 }
 

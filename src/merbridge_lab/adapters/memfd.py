@@ -8,9 +8,17 @@ import os
 class MemFile:
     """A file in memory, for content that must not be left on a disk: above all keys."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes = b"") -> None:
         self._descriptor = os.memfd_create("merlab")
         os.write(self._descriptor, content)
+
+    def read(self) -> bytes:
+        """Return its content, also what other programs have written."""
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+
+    def clear(self) -> None:
+        """Remove its content."""
+        os.ftruncate(self._descriptor, 0)
 
     @property
     def path(self) -> str:

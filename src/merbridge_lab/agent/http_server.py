@@ -1,4 +1,7 @@
-"""The agent's answers on the loopback: /metrics for Prometheus, /readyz and /healthz for the kubelet."""
+"""The agent's answers on the loopback: /metrics for Prometheus, /readyz and /healthz for the kubelet.
+
+It takes one order there, POST /look: to look at all pods, and to ask for their namespaces, now.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,24 @@ class Pulse:
         return time.monotonic() - self._at < _ALIVE
 
 
-def start(port: int, sources: Sources, pulse: Pulse, metrics: Callable[[], bytes]) -> int:
-    """Answer on 127.0.0.1 in a thread that ends with the process; return the port. Raise LabError if it is in use."""
+def start(
+    port: int, sources: Sources, pulse: Pulse, metrics: Callable[[], bytes], look: Callable[[], None] = lambda: None
+) -> int:
+    """Answer on 127.0.0.1 in a thread that ends with the process; return the port. Raise LabError if it is in use.
+
+    `look` is called for each POST /look.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            code, body = _answer(self.path.partition("?")[0], sources, pulse, metrics)
+            self._send(*_answer(self.path.partition("?")[0], sources, pulse, metrics))
+
+        def do_POST(self) -> None:
+            if self.path == "/look":
+                look()
+            self._send(*((202, b"looks\n") if self.path == "/look" else (404, b"/look\n")))
+
+        def _send(self, code: int, body: bytes) -> None:
             self.send_response(code)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))

@@ -59,6 +59,10 @@ class NamespaceLabels:
         # Whoever refuses to say whether the API server is ready has answered.
         return f"it answers {answer.status} {answer.reason}" if answer.status >= _BROKEN else ""
 
+    def forget(self) -> None:
+        """Ask for each namespace again when it is needed next; until the API server answers, the last answer counts."""
+        self._known = {name: each._replace(until=0.0) for name, each in self._known.items()}
+
     def refusal(self, sandbox: Sandbox) -> Refusal | None:
         """Return why the namespace of a pod leaves it to the rules; None if it does not, or if nobody can be asked."""
         if not self.are_asked:

@@ -14,7 +14,7 @@ from merbridge_lab.agent.tracked_pod import TrackedPod
 from merbridge_lab.dataplane import Endpoint, istio_annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from merbridge_lab.adapters.cri_runtime import Runtime, Sandbox
@@ -44,6 +44,15 @@ class NodePods:
                 self.pods[identity] = TrackedPod(sandbox, woken=now, due=now)
                 self._wait_for(self.pods[identity], "sandbox", sandbox.pid)
         return gone
+
+    def drop_ended(self, watched: Collection[str]) -> list[TrackedPod]:
+        """Drop and return the pods without processes, and without one of the cgroups `watched` (of pods, by uid)."""
+        gone = [
+            identity
+            for identity, pod in self.pods.items()
+            if "sandbox" not in pod.processes and pod.sandbox.uid not in watched
+        ]
+        return [self.drop(identity) for identity in gone]
 
     def drop(self, identity: str) -> TrackedPod:
         """Remove a pod that is gone, and return it."""

@@ -16,7 +16,7 @@ from merbridge_lab.agent.namespace_labels import NamespaceLabels
 from merbridge_lab.agent.node_pods import NodePods
 from merbridge_lab.agent.pod_watch import PodWatch
 from merbridge_lab.agent.refusals import Refusal
-from merbridge_lab.agent.signal_wakeups import woken_by_signals
+from merbridge_lab.agent.signal_wakeups import Bell, woken_by_signals
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -60,10 +60,12 @@ class Service:
         self._pods = NodePods(runtime, cgroups, legs, self._selector)
         labels = NamespaceLabels()
         self._pods.of_namespace = labels.refusal
+        self._ask_again = labels.forget
         #: Whether namespaces may opt out: only the API server knows their labels.
         self.are_namespaces_asked = labels.are_asked
         self._watch = PodWatch(cgroups)
         self._stopping = False
+        self._asked = Bell()
         self._list_at, self._scan_at, self._unknown_since, self._answered_at = 0.0, 0.0, 0.0, 0.0
         self._listed = False
         self._told: object = None
@@ -93,6 +95,7 @@ class Service:
             if not self.are_namespaces_asked:
                 agent_log.warn("namespaces cannot opt out: there is no token to ask the API server with")
             self._selector.register(self._watch, selectors.EVENT_READ, None)
+            self._selector.register(self._asked, selectors.EVENT_READ, None)
             self._watch.scan()
             self._install_programs()
             while not self._stopping:
@@ -105,18 +108,24 @@ class Service:
         """End the loop soon; safe in a signal handler."""
         self._stopping = True
 
+    def look_again(self) -> None:
+        """Have the loop ask for the namespaces again and look at all pods, soon; safe in another thread."""
+        self._asked.ring()
+
     def _wait(self) -> None:
         now = time.monotonic()
         due = min([self._list_at, self._settle_at, *(pod.due for pod in self._pods.pods.values())])
         for key, _ in self._selector.select(max(0.0, due - now)):
             if isinstance(key.data, tuple):
                 self._process_ended(*key.data)
+        if asked := self._asked.rang():
+            self._ask_again()
         woken = self._watch.events()
         if woken.changed or woken.gone:
             self._list_at = 0.0
         now = time.monotonic()
         for pod in self._pods.pods.values():
-            if pod.sandbox.uid in woken.changed:
+            if asked or pod.sandbox.uid in woken.changed:
                 pod.woken = pod.due = now
 
     def _process_ended(self, identity: str, role: str) -> None:
@@ -150,7 +159,7 @@ class Service:
         try:
             gone = self._pods.refresh()
         except LabError as error:
-            gone = self._ended_by_themselves()
+            gone = self._pods.drop_ended(self._watch.pods.keys())
             if error.what != self.runtime_problem:
                 agent_log.warn("the runtime does not answer; what is served goes on", why=error.what)
             self.runtime_problem = error.what
@@ -183,15 +192,6 @@ class Service:
             return _LIST
         self._unknown_since = self._unknown_since or now
         return _LIST_SOON if now - self._unknown_since < _LIST_FIRST else _LIST / 5
-
-    def _ended_by_themselves(self) -> list[TrackedPod]:
-        """Return the pods that are gone although the runtime cannot be asked: without processes or cgroup."""
-        gone = [
-            identity
-            for identity, pod in self._pods.pods.items()
-            if "sandbox" not in pod.processes and pod.sandbox.uid not in self._watch.pods
-        ]
-        return [self._pods.drop(identity) for identity in gone]
 
     def _forget(self, pod: TrackedPod) -> None:
         """Detach a pod that is gone, unless another sandbox of the same pod has taken its place."""

@@ -1,4 +1,7 @@
-"""Have a loop that waits in select(2) woken by signals: without this, Python goes on waiting after the handler."""
+"""Have a loop that waits in select(2) woken by signals, or by another thread.
+
+Without this, Python goes on waiting after the handler.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+class Bell:
+    """Rung by any thread; a selector sees it. It exists as long as the process."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """Return what a selector waits for."""
+        return self._descriptor
+
+    def ring(self) -> None:
+        """Wake who waits."""
+        os.eventfd_write(self._descriptor, 1)
+
+    def rang(self) -> bool:
+        """Report whether it was rung since the last call."""
+        try:
+            return os.eventfd_read(self._descriptor) > 0
+        except BlockingIOError:
+            return False
 
 
 @contextlib.contextmanager

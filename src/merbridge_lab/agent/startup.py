@@ -78,13 +78,6 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
             "started", version=__version__, generation=generation, legs=legs.why, redirecting=node.is_redirecting
         )
         pulse, written, events = http_server.Pulse(), _Written(node, generation), PodEvents()
-        if not once:
-            from merbridge_lab.agent import metrics
-
-            sources = Sources(node, reconciler)
-            answers = http_server.start(port, sources, pulse, metrics.text(sources, events.results))
-            agent_log.say("answers on the loopback", port=answers)
-            events.start()
 
         def changed(service: Service) -> None:
             written.write(service)
@@ -100,6 +93,13 @@ def run(places: Places, profile: Profile, *, generation: int | None, port: int, 
             changed=changed,
             turned=pulse.beat,
         )
+        if not once:
+            from merbridge_lab.agent import metrics
+
+            sources = Sources(node, reconciler)
+            answers = http_server.start(port, sources, pulse, metrics.text(sources, events.results), service.look_again)
+            agent_log.say("answers on the loopback", port=answers)
+            events.start()
         service.run(once=once)
     agent_log.say("ends; what is served goes on")
 

@@ -42,9 +42,8 @@ _RATE = 250
 _OPEN = 2
 #: A receiver that takes nothing for so long (seconds) is full; and the most that a sender offers, in bytes.
 _QUIET, _MOST = 0.4, 2_000_000_000
-#: h2load writes what it tells of each request into a file only; the pod's own /dev/shm goes with the pod.
-_LOGGED = 'rm -f "$0" && h2load --log-file="$0" "$@" && cat "$0"'
-_LOG = "/dev/shm/h2load.log"  # noqa: S108 - the pod's own
+#: h2load writes what it tells of each request into a file only.
+_LOGGED = ': >"$0" && h2load --log-file="$0" "$@" && cat "$0"'
 #: How long a receiver that does not read keeps a connection, in seconds.
 UNREAD_HOLD = 3.0
 
@@ -76,7 +75,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a generator runs: the server's address and ports, and where the pod sees the files it needs."""
+    """Where a generator runs: the server's address and ports, and where the pod sees the files it needs.
+
+    `log` is a file that may be written, and that goes with the pod.
+    """
 
     address: str
     http_port: int
@@ -84,6 +86,7 @@ class Place:
     unread_port: int
     report_lua: str
     unread_py: str
+    log: str
 
 
 def argv(scenario: Scenario, place: Place, seconds: float) -> list[str]:
@@ -99,7 +102,7 @@ def argv(scenario: Scenario, place: Place, seconds: float) -> list[str]:
     many = str(scenario.connections)
     if scenario.load is Load.H2LOAD:
         whole = str(max(_OPEN, math.ceil(seconds)))
-        return ["sh", "-c", _LOGGED, _LOG, "--h1", "-c", many, "--rps", str(_RATE), "-D", whole, url]
+        return ["sh", "-c", _LOGGED, place.log, "--h1", "-c", many, "--rps", str(_RATE), "-D", whole, url]
     new = scenario.load is Load.WRK_CONNECT
     header, cycles = (["-H", "Connection: close"], ["--", "cycles"]) if new else ([], [])
     wrk = ["wrk", "-t1", "-c", many, "-d", str(_most(seconds)), "-s", place.report_lua, *header, url, *cycles]

@@ -17,7 +17,7 @@ from merbridge_lab.adapters import cpu
 from merbridge_lab.bench import generators, validity
 from merbridge_lab.bench.model import NOISE_ROW, BenchResult, RowResult, Sample, Way
 from merbridge_lab.bench.pod_sets import DIRECT_SLOT, SLOTS
-from merbridge_lab.bench.scenarios import Load
+from merbridge_lab.bench.scenarios import Figure, Load
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -41,19 +41,26 @@ _LATE = 20.0
 _TRIES = 3
 #: How long a transfer in the background runs longer than the sample beside it, in seconds, half of it before.
 _AROUND = 0.4
-#: Seconds that are kept for removing the pods, and for the report.
-_RESERVE = 2.0
 
 
 class Extent(NamedTuple):
-    """How long a benchmark takes: `budget` from the start of the command, and one `sample` and its `warm_up`, in s."""
+    """How long a benchmark takes: `budget` from the start of the command, and one `sample` and its `warm_up`, in s.
+
+    A row that is a median has a p99 beside it, which needs more requests: its samples take at least `of_median`.
+    """
 
     budget: float
     sample: float
     warm_up: float
+    of_median: float = 0.0
+
+    def seconds(self, scenario: Scenario) -> float:
+        """Return how long a sample of a row takes."""
+        least = self.of_median if scenario.figure is Figure.P50 else 0.0
+        return max(self.sample * scenario.times, least)
 
 
-QUICK, USUAL, FULL = Extent(30, 0.2, 0.1), Extent(120, 0.5, 0.1), Extent(900, 1.2, 0.2)
+QUICK, USUAL, FULL = Extent(30, 0.2, 0.1), Extent(120, 0.5, 0.1), Extent(900, 0.8, 0.2, 2.0)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class Measurement:
         if not done or done % _BALANCED:
             return True
         left = self._plan.extent.budget - (time.monotonic() - self._began)
-        return _BALANCED * max(self._spans) + _RESERVE <= left
+        return _BALANCED * max(self._spans) + self._pods.removal <= left
 
     def _left(self) -> str:
         if not self._spans:
@@ -182,7 +189,7 @@ class Measurement:
         """
         for _ in range(_TRIES):
             text, beside, around = self._load_once(scenario, slot)
-            if generators.missed_its_end(scenario, text, self._plan.extent.sample * scenario.times):
+            if generators.missed_its_end(scenario, text, self._plan.extent.seconds(scenario)):
                 continue
             if beside is None:
                 return generators.parse(scenario, text), None, around
@@ -197,7 +204,7 @@ class Measurement:
     def _load_once(self, scenario: Scenario, slot: str) -> tuple[str, str | None, _Around]:
         """Put the load on a set; return what it and the transfer beside it report, and the readings around it."""
         pods, warm_up = self._pods.sets[slot], self._plan.extent.warm_up
-        seconds = self._plan.extent.sample * scenario.times
+        seconds = self._plan.extent.seconds(scenario)
         looked_at = {slot: pods, **({each: self._pods.sets[each] for each in SLOTS} if slot == DIRECT_SLOT else {})}
         if scenario.load in generators.WRKS:
             pods.run(generators.argv(scenario, pods.place, warm_up), warm_up + _LATE)

@@ -67,7 +67,12 @@ class PodSet(Protocol):
 
 
 class PodSets(Protocol):
-    """All sets of a benchmark, by slot. In the beginning, all go by the rules."""
+    """All sets of a benchmark, by slot. In the beginning, all go by the rules.
+
+    `removal` is about how many seconds it takes to remove them.
+    """
+
+    removal: float
 
     @property
     def sets(self) -> Mapping[str, PodSet]:

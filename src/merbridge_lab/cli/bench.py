@@ -16,7 +16,6 @@ from merbridge_lab.cli.app import (
     LabName,
     Legs,
     NoColor,
-    Quiet,
     Verbose,
     Wait,
     WaitTimeout,
@@ -79,7 +78,9 @@ def bench(
     wait_timeout: WaitTimeout = None,
     json: JsonFlag = False,
     verbose: Verbose = 0,
-    quiet: Quiet = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print only what follows, and what makes it doubtful.")
+    ] = False,
     debug: Debug = False,
     no_color: NoColor = False,
 ) -> None:

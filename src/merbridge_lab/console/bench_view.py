@@ -35,20 +35,24 @@ _REACH = 1.25
 
 
 def benchmark(terminal: Terminal, summary: BenchSummary) -> None:
-    """Print what was measured: first what makes it doubtful, then a row each, then what follows from it."""
+    """Print what was measured: first what makes it doubtful, then a row each, then what follows from it.
+
+    With -q, no rows.
+    """
     rows = (*summary.rows, *([summary.noise] if summary.noise else []))
     for number, sentence in enumerate(told := wording.warnings(summary)):
         style = "warn" if summary.noisy and not number else "default"
         terminal.prose(_shown(terminal, sentence), 2, mark="[warn]![/] ", style=style)
-    if told:
+    if terminal.verbosity >= 0:
+        if told:
+            terminal.line("")
+        _table(terminal, rows)
         terminal.line("")
-    _table(terminal, rows)
-    terminal.line("")
-    if terminal.verbosity > 0:
-        _beside(terminal, summary.rows)
-    for sentence in (wording.rule(summary), _machine(summary)):
-        terminal.prose(_shown(terminal, sentence), 0, style="faint")
-    terminal.line("")
+        if terminal.verbosity > 0:
+            _beside(terminal, summary.rows)
+        for sentence in (wording.rule(summary), _machine(summary)):
+            terminal.prose(_shown(terminal, sentence), 0, style="faint")
+        terminal.line("")
     terminal.prose(_shown(terminal, wording.conclusion(summary)), 0, style="title")
 
 

@@ -91,8 +91,13 @@ def _command(distribution: Distribution, command: str, need: str, *, missing: st
 
 def optional(distribution: Distribution) -> list[Requirement]:
     """Check for optional tools: those that show native nftables rules and eBPF, and the generators of `bench`."""
-    nft, *load = (_command(distribution, name, name, missing=WARN) for name in ("nft", *GENERATORS))
-    return [nft, _bpftool(distribution), *load, *_path()]
+    nft = _command(distribution, "nft", "nft", missing=WARN)
+    return [nft, _bpftool(distribution), *generators(distribution), *_path()]
+
+
+def generators(distribution: Distribution) -> list[Requirement]:
+    """Check for the load generators of `bench`, which run on this machine whichever lab it is."""
+    return [_command(distribution, name, name, missing=WARN) for name in GENERATORS]
 
 
 def _path() -> list[Requirement]:

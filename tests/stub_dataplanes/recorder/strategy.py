@@ -2,6 +2,7 @@
 
 import contextlib
 
+from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Reading
 from merbridge_lab.interception import LEGS, AppConnections, Flow, Interception, Leg, RequestTrace, Witness
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, TRACE, ControlPair
@@ -76,6 +77,9 @@ class Strategy:
     def evidence(self, servers):
         self.calls.append(f"evidence of {len(servers)}")
         return contextlib.nullcontext(Evidence())
+
+    def bench_switch(self):
+        raise LabError("a recorder serves nobody")
 
     def trace_command(self, node):
         return f"recorder play {node.name}"

@@ -16,8 +16,9 @@ from merbridge_lab.adapters.files import delete, write_atomic
 from merbridge_lab.bench import generators, scenarios
 from merbridge_lab.bench.generators import Place
 from merbridge_lab.bench.model import Way
-from merbridge_lab.bench.pod_sets import DIRECT_SLOT, SLOTS, Readings, SidecarCounts
+from merbridge_lab.bench.pod_sets import DIRECT_SLOT, SLOTS, Readings
 from merbridge_lab.errors import LabError
+from merbridge_lab.labs import sidecar_counts
 from merbridge_lab.labs.embedded import control_pods, envoy, namespaces, topology
 from merbridge_lab.labs.embedded.rule_templates import data, template
 from merbridge_lab.polling import poll_until
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 _REPORT, _UNREAD, _SERVER, _LOG, _LOAD = "report.lua", "unread.py", "server.yaml", "server.log", "load.log"
 #: Seconds for servers to answer, for older connections to close, and for a background load to end.
 _READY, _RUN_OUT, _SETTLED = 10.0, 5.0, 10.0
-_STATS = r"/stats?filter=^(http\.(out|in)bound_|tcp\.(out|in)bound).*\.downstream_(rq_total|rq_2xx|cx_total)$"
+#: Seconds that it takes to remove the pods.
+_REMOVAL = 2.0
+#: In the pod's own /dev/shm, which goes with it.
+_H2LOAD_LOG = "/dev/shm/h2load.log"  # noqa: S108 - the pod's own
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class BenchPodSet:
         """Where the generators find the server and their files."""
         folder = self.client.folder
         ports = (topology.HTTP_PORT, topology.BULK_PORT, topology.UNREAD_PORT)
-        return Place(self.server.spec.ip, *ports, str(folder / _REPORT), str(folder / _UNREAD))
+        return Place(self.server.spec.ip, *ports, str(folder / _REPORT), str(folder / _UNREAD), _H2LOAD_LOG)
 
     def furnish(self) -> None:
         """Write the files of generators and server, and start the servers; do not wait for them. Raises LabError."""
@@ -129,7 +133,7 @@ class BenchPodSet:
             raise _unread("the processor time of the bench pods", str(error)) from error
         if not self.client.spec.sidecar:
             return Readings(used, None, None, 0, {})
-        client, server = (_counts(pod) for pod in pods)
+        client, server = (sidecar_counts.read(pod.netns, pod.spec.name) for pod in pods)
         return Readings(used, client, server, _redirected(self.client), self._ebpf())
 
     def _ebpf(self) -> Mapping[str, int]:
@@ -144,19 +148,6 @@ class BenchPodSet:
             except OSError as error:
                 raise _unread(f"the connections in {pod.spec.name}", str(error)) from error
         return found
-
-
-def _counts(pod: Pod) -> SidecarCounts:
-    text = http_probe.fetch(pod.netns, istio_facts.ADMIN_PORT, _STATS)
-    if text is None:
-        raise _unread(f"what the sidecar of {pod.spec.name} has served", "its admin port does not answer")
-    found = dict.fromkeys(("rq_total", "rq_2xx", "cx_total"), 0)
-    for line in text.split("\n"):
-        name, _, value = line.rpartition(": ")
-        kind = name.rpartition("downstream_")[2]
-        if kind in found and (kind != "cx_total" or name.startswith("tcp.")):
-            found[kind] += int(value)
-    return SidecarCounts(found["rq_total"], found["rq_2xx"], found["cx_total"])
 
 
 def _redirected(pod: Pod) -> int:
@@ -181,6 +172,7 @@ class EmbeddedBenchPods:
     def __init__(self, machine: Machine, dataplane: EmbeddedDataplane, sets: Mapping[str, BenchPodSet]) -> None:
         self._machine, self._dataplane = machine, dataplane
         self.sets: Mapping[str, BenchPodSet] = sets
+        self.removal = _REMOVAL
         self._enrolled: str | None = None
 
     @property

@@ -6,14 +6,14 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from merbridge_lab import hints, signals
+from merbridge_lab import signals
 from merbridge_lab.errors import LabError
-from merbridge_lab.labs.kubernetes import dataplanes, manifests, status
+from merbridge_lab.labs.kubernetes import bench_objects, bench_pods, dataplanes, manifests, status
 from merbridge_lab.labs.kubernetes.lab import KubernetesLab
 from merbridge_lab.trace_event import TraceContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from merbridge_lab.bench.pod_sets import PodSets
     from merbridge_lab.model import Step
@@ -38,13 +38,14 @@ class ManagedKubernetesLab(KubernetesLab):
         """Raise LabError if no lab is up."""
         self.provider.require_up()
 
-    def bench_pods(self, *, direct: bool) -> contextlib.AbstractContextManager[PodSets]:  # noqa: ARG002 - the protocol's
-        """Raise LabError: there are no bench pods on a cluster yet."""
-        raise LabError(
-            "merlab bench is not built yet for labs on a cluster",
-            hint=hints.WITHOUT_CLUSTER,
-            id="feature.not_built",
-        )
+    @contextlib.contextmanager
+    def bench_pods(self, *, direct: bool) -> Iterator[PodSets]:
+        """Create the bench pods in namespaces of their own, for the duration of the block; see bench_pods.made.
+
+        Raise LabError if the dataplane cannot serve some pods and leave others to the rules.
+        """
+        with bench_pods.made(self._access, self.strategy.bench_switch(), direct=direct) as made:
+            yield made
 
     def choices(self) -> list[str]:
         """Describe what was chosen because nothing was requested, where that is not the usual."""
@@ -66,6 +67,8 @@ class ManagedKubernetesLab(KubernetesLab):
         """Restore what a killed merlab left flushed, if the cluster is up. Raise LabError for another dataplane."""
         self.require_unchanged()
         if self.provider.state().up:
+            with signals.shielded(), contextlib.suppress(LabError):
+                bench_objects.remove(self.api())
             with signals.shielded(), contextlib.suppress(LabError):
                 self.restore()
                 self._mend_dataplane()
@@ -91,6 +94,8 @@ class ManagedKubernetesLab(KubernetesLab):
     def sweep(self) -> None:
         """Remove what a killed merlab left beside the pods of the lab, as far as that can be done now."""
         with contextlib.suppress(LabError):
+            bench_objects.remove(self.api())
+        with contextlib.suppress(LabError):
             kept = self._access.kept()
             if kept is not None:
                 self._named(kept.dataplane).sweep()
@@ -101,6 +106,9 @@ class ManagedKubernetesLab(KubernetesLab):
 
     def remove(self, timeout: float) -> None:  # noqa: ARG002 - the protocol's; a provider has its own
         """Remove everything that is left of the lab."""
+        if self._access.answers():
+            with contextlib.suppress(LabError):  # they go with the cluster, or the next command removes them
+                bench_objects.remove(self.api())
         if self.strategy.intercepts and self._access.answers():
             self.strategy.release()
         self.node.remove()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from merbridge_lab.labs.dataplane_strategy import DataplaneStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from merbridge_lab.lab import ControlPair, Dataplane, ServerGroup
@@ -33,6 +33,23 @@ class Surroundings:
     renew: Callable[[], None]
     warm: Callable[[], int]
     drain: Callable[[], bool]
+
+
+class BenchSwitch(Protocol):
+    """How a dataplane is told which bench pods it serves, and what it counted of them."""
+
+    @property
+    def legs(self) -> str:
+        """Whose messages it moves, as `merlab bench` tells it."""
+
+    def serve(self, slot: str | None, uids: Mapping[str, frozenset[str]]) -> None:
+        """Serve exactly the pods of this set, None for none, and wait until it does. Raises LabError.
+
+        `uids` are those of the pods of each set that may be served.
+        """
+
+    def counters(self, uid: str) -> Mapping[str, int]:
+        """Return its counters of a pod; empty if it does not serve it. Raises LabError."""
 
 
 class ClusterDataplane(DataplaneStrategy, Protocol):
@@ -71,6 +88,9 @@ class ClusterDataplane(DataplaneStrategy, Protocol):
 
     def disposable_server(self) -> ServerGroup | None:
         """Return a server that it serves without any rule, and that stays until `close`; None if it serves none so."""
+
+    def bench_switch(self) -> BenchSwitch:
+        """Return what switches it for the pods of a benchmark. Raise LabError if it serves none, or all of them."""
 
     def trace_command(self, node: Node) -> str:
         """Return the command that a person would type to read its trace on a node."""

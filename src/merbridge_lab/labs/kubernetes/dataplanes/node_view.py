@@ -96,8 +96,8 @@ class NodeView:
         """Return the /proc folder of a process of the node, by its PID there."""
         return self.root / "proc" / str(pid)
 
-    def cgroup_id(self, pid: int) -> int:
-        """Return the id of the cgroup of a process of the node, by its PID there.
+    def cgroup_folder(self, pid: int) -> Path:
+        """Return the folder of the cgroup of a process of the node, by its PID there.
 
         Raise FileNotFoundError if the process is gone, LabError if its cgroup is not one of the node's.
         """
@@ -108,8 +108,12 @@ class NodeView:
                 f" below the node's, {own}",
                 hint="merlab sysdump",
             )
+        return self.cgroup / path.removeprefix(own).lstrip("/")
+
+    def cgroup_id(self, pid: int) -> int:
+        """Return the id of that cgroup; raise as cgroup_folder does."""
         # bpf_get_current_cgroup_id() returns the inode of the cgroup's folder.
-        return (self.cgroup / path.removeprefix(own).lstrip("/")).stat().st_ino
+        return self.cgroup_folder(pid).stat().st_ino
 
     def mount_trace(self) -> None:
         """Ensure that tracefs is mounted in the node. Raises LabError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from merbridge_lab.errors import LabError
 from merbridge_lab.lab import CONTROL_CLIENT, DATAPLANE, DEBUG_TOGGLE, INBOUND_WITHOUT_RULES, TRACE, ControlPair
@@ -109,6 +109,15 @@ class Strategy(NodeStrategy):
 
     def disposable_server(self) -> None:
         """Return None: Merbridge leaves the servers' side to the rules."""
+
+    def bench_switch(self) -> NoReturn:
+        """Raise LabError: upstream attaches to the whole node."""
+        raise LabError(
+            "Merbridge attaches to the cgroup of the whole node and serves every pod of it: none can go by the rules"
+            " beside it, and merlab bench compares pods of one moment",
+            hint="merlab up --dataplane none && merlab up --dataplane merlab && merlab bench",
+            id="capability.missing",
+        )
 
     def trace_command(self, node: Node) -> str:
         """Return the walkthrough's command, on the node."""

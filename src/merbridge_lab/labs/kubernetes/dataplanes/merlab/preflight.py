@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from merbridge_lab.errors import LabError
 from merbridge_lab.labs.kubernetes.dataplanes.merlab import agent_image
-from merbridge_lab.requirements import kernel
+from merbridge_lab.requirements import kernel, tools
+from merbridge_lab.requirements.packages import Distribution
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def requirements(image: str, images: NodeImages) -> list[Requirement]:
-    """Check all requirements: those of the programs by doing, as the node runs on this kernel."""
+    """Check all requirements: those of the programs by doing, as the node runs on this kernel; and those of `bench`."""
     of_kernel = [kernel.version(), kernel.btf(Path("/")), kernel.lockdown(Path("/")), kernel.netns_cookie()]
     by_doing = [*kernel.programs(), *kernel.maps()] if os.geteuid() == 0 else []
-    return [privileges(os.geteuid()), *of_kernel, *by_doing, *of_image(image, images)]
+    load = tools.generators(Distribution.read())
+    return [privileges(os.geteuid()), *of_kernel, *by_doing, *of_image(image, images), *load]
 
 
 def privileges(uid: int) -> Requirement:

@@ -30,6 +30,7 @@ from merbridge_lab.labs.kubernetes.dataplanes.merlab import (
     preflight,
     rollout,
 )
+from merbridge_lab.labs.kubernetes.dataplanes.merlab.bench_switch import AgentSwitch
 from merbridge_lab.labs.kubernetes.dataplanes.merlab.dataplane import MerlabDataplane
 from merbridge_lab.labs.kubernetes.dataplanes.merlab.manifest import MERLAB
 from merbridge_lab.labs.kubernetes.dataplanes.on_node import NodeStrategy
@@ -38,7 +39,7 @@ from merbridge_lab.labs.kubernetes.workload import KubernetesWorkload
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import ClusterDataplane, Surroundings
+    from merbridge_lab.labs.kubernetes.dataplanes.cluster_dataplane import BenchSwitch, ClusterDataplane, Surroundings
     from merbridge_lab.labs.kubernetes.provider import Node
     from merbridge_lab.labs.kubernetes.settings import Settings
     from merbridge_lab.labs.request_batch import DataplaneEvidence
@@ -120,6 +121,12 @@ class Strategy(NodeStrategy):
                 id="dataplane.incomplete",
             )
         return ServerGroup([server], control_pods.DISPOSABLE_URL)
+
+    def bench_switch(self) -> BenchSwitch:
+        """Return what tells the agent which bench pods to serve. Raise LabError if nothing is attached."""
+        if not self.component.attached:
+            raise LabError("the eBPF dataplane is not attached", hint="merlab up", id="dataplane.incomplete")
+        return AgentSwitch(self._access, self.component.place())
 
     def trace_command(self, node: Node) -> str:  # noqa: ARG002 - the protocol's
         """Return the command that follows the trace in the agent."""

@@ -63,6 +63,14 @@ class Strategy:
     def disposable_server(self) -> None:
         """Return None: nothing serves a pod without its rules."""
 
+    def bench_switch(self) -> NoReturn:
+        """Raise LabError: there is nothing to compare with the rules."""
+        raise LabError(
+            "this lab has no eBPF dataplane (--dataplane none), so there is nothing to compare with the rules",
+            hint="merlab up --dataplane merlab",
+            id="dataplane.none",
+        )
+
     def trace_command(self, node: Node) -> str:
         """Return the walkthrough's command, which shows nothing."""
         return commands.trace(node)
