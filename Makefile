@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-machines soak sabotage timings scale clean \
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-guest test-machines smoke soak soak-machines sabotage timings scale clean \
 	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind agent-image
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
@@ -76,6 +76,9 @@ test-guests: setup dev ## boot Debian's kernels on this machine's files, and pro
 test-machines: setup dev ## Debian 13's userland, odd machines, containers and users, in namespaces (installs mmdebstrap by apt)
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@$(PYTEST_AS_ROOT) -m machines tests/machines $(ARGS)
+
+smoke: setup dev ## the few tests of a machine that nobody has tried yet (a minute or two)
+	@$(PYTEST_AS_ROOT) -q -m smoke tests/kernel $(ARGS)
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)

@@ -109,6 +109,7 @@ def test_sidecars_that_listened_before_are_served(rig, server):
         sock.close()
 
 
+@pytest.mark.smoke
 def test_attach_twice_changes_nothing(rig):
     rig.attach()
     before = rig.plane.programs(), loaded(rig), rig.plane.counters()
@@ -351,6 +352,7 @@ def kill_attaching(rig: Rig, moment) -> None:
     child.stdout.close()
 
 
+@pytest.mark.smoke
 def test_killed_while_attaching(rig, server):
     moments = [
         "progs/connect4",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.machines.userland import Userland, cache, of_release
+from tests.machines.userland import Userland, copy_checkout, of_release, wheelhouse
 
 from merbridge_lab.polling import poll_until
 
-ROOT = Path(__file__).parents[2]
 NAME = "merlab-machines"
 #: Where the checkout is there. The blank is on purpose.
 CHECKOUT = "/srv/a lab"
@@ -20,13 +17,7 @@ CHECKOUT = "/srv/a lab"
 @pytest.fixture(scope="session")
 def wheels():
     """Return a folder with all of the lock's wheels for Debian 13's Python: pip there has no network."""
-    folder = cache() / "wheels-3.13"
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--only-binary", ":all:"]
-    subprocess.run(
-        [*pip, "--python-version", "3.13", "-r", "requirements/run.txt", "-d", folder],
-        cwd=ROOT, check=True, timeout=900,
-    )  # fmt: skip
-    return folder
+    return wheelhouse("3.13")
 
 
 @pytest.fixture
@@ -41,10 +32,7 @@ def debian13(wheels, tmp_path_factory):
     made = tmp_path_factory.mktemp("debian13")
     (made / "hold").mkdir()
     checkout = made / "upper" / CHECKOUT[1:]
-    checkout.mkdir(parents=True)
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    tar = subprocess.run(["tar", "-c", "--null", "-T", "-"], cwd=ROOT, input=names, capture_output=True, check=True)
-    subprocess.run(["tar", "-x", "-C", checkout], input=tar.stdout, check=True)
+    copy_checkout(checkout)
     users = (
         "for each in free asked none; do useradd -m -s /bin/bash $each; done; echo asked:secret | chpasswd; "
         "echo 'free ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/t; echo 'asked ALL=(ALL) ALL' >>/etc/sudoers.d/t"
