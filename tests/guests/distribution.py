@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.guests import packages
-from tests.machines.userland import copy_checkout, of_release, wheelhouse
+from tests.machines.userland import install, of_release, wheelhouse
 
 from merbridge_lab import polling
 from merbridge_lab.adapters.virtual_machine import EMULATED, OUT
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 #: The version of Python that a release of Debian has.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
-_BROUGHT, _WHEELS = "/brought", "/wheels"
+#: Where a guest has the checkout, and wheels for more.
+HOME, _WHEELS = "/srv/merlab", "/wheels"
 #: How long all phases may take, in seconds: on a busy machine, where every instruction is emulated, most of two hours.
 _LIMIT = 3 * 3600.0
 
@@ -39,17 +41,20 @@ class Distribution:
     kernel: str
 
     @contextlib.contextmanager
-    def _surroundings(self) -> Iterator[dict[str, Any]]:
-        packages.install()
-        with tempfile.TemporaryDirectory(prefix="merlab-brought-") as made:
-            copy_checkout(Path(made, "checkout"))
-            wheels = wheelhouse(PYTHONS[self.release], "dev")
-            yield {
-                "root": of_release(self.release),
-                "brought": {_BROUGHT: Path(made, "checkout"), _WHEELS: wheels},
-                "init": "/sbin/init",
-                "folder": Path("/"),
-            }
+    def root(self) -> Iterator[Path]:
+        """Yield a tree of this release with this checkout in it, set up from wheels without a network.
+
+        It is made in a mount namespace: emulated, pip alone would take a quarter of an hour.
+        """
+        base = of_release(self.release)
+        with tempfile.TemporaryDirectory(dir=base.parent, prefix=f"{base.name}.guest-") as made:
+            layer, hold, tree = (Path(made, name) for name in ("layer", "hold", "tree"))
+            hold.mkdir()
+            install(base, layer, hold, wheelhouse(PYTHONS[self.release], "dev"), HOME)
+            # One file in both trees costs nothing; what the layer has replaces it in one of them.
+            subprocess.run(["cp", "-al", base, tree], check=True)
+            subprocess.run(["cp", "-a", "--remove-destination", f"{layer}/.", tree], check=True)
+            yield tree
 
     def run(self, phases: Sequence[str], hear: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Go through the phases of inside.py, or all; return the accelerator, the kernel, and what each phase said.
@@ -71,14 +76,18 @@ class Distribution:
                 heard.append(json.loads(line))
                 hear(heard[-1])
 
-        with self._surroundings() as there:
+        packages.install()
+        with self.root() as root:
             boot.run(
                 kernel,
-                ["python3", f"{_BROUGHT}/tests/guests/inside.py", _BROUGHT, _WHEELS, *phases],
+                ["python3", f"{HOME}/tests/guests/inside.py", *phases],
                 timeout=_LIMIT,
                 by=by,
                 hear=listen,
                 environment={polling.SLOWNESS: "6"} if by == EMULATED else {},
-                **there,
+                root=root,
+                brought={_WHEELS: wheelhouse(PYTHONS[self.release], "dev")},
+                init="/sbin/init",
+                folder=Path("/"),
             )
         return {"by": by, "kernel": kernel.version, "phases": heard}

@@ -1,21 +1,20 @@
 """Run in a guest of a distribution of its own, by its Python: from `make up` without a network to an equal machine.
 
-`python3 inside.py BROUGHT WHEELS [PHASE …]` prints a JSON object a line and phase: what held, and what was said.
-BROUGHT is a checkout, WHEELS a folder of wheels. Without names of phases all are done, in their order.
+`python3 inside.py [PHASE …]` prints a JSON object a line and phase: what held, and what was said. Without names of
+phases all are done, in their order. The checkout is set up already.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-HOME = Path("/srv/merlab")
+HOME = Path(__file__).parents[2]
 MERLAB = HOME / ".venv/bin/merlab"
 PYTHON = HOME / ".venv/bin/python"
 SAVED, SLEEP = Path("/run/merlab/saved/sleep.rules"), Path("/run/merlab/netns/sleep")
@@ -73,12 +72,6 @@ def machine() -> dict[str, object]:
         "iptables": first("iptables", "--version").split()[1],
         "nftables": first("nft", "--version").split()[1],
     }  # fmt: skip
-
-
-def install() -> None:
-    """Set up, by the script that `make up` calls, from wheels alone."""
-    call(HOME / "scripts/setup", "packages")
-    call(HOME / "scripts/setup", "venv")
 
 
 def state() -> dict[str, object]:
@@ -165,7 +158,7 @@ def sabotages() -> dict[str, object]:
 
 def smoke() -> dict[str, object]:
     """Run the tests that are marked so; without wheels for all tools of `make dev`, pytest alone is added."""
-    pip = [PYTHON, "-m", "pip", "install", "-q", "--no-index", "pytest", "jsonschema", "pyte"]
+    pip = [PYTHON, "-m", "pip", "install", "-q", "pytest", "jsonschema", "pyte"]
     call(*pip)
     words = ["-q", "-p", "no:cacheprovider", "-m", "smoke", "--durations=5", "tests/kernel"]
     os.environ["MERLAB_REQUIRE"] = "kernel"
@@ -177,12 +170,11 @@ def smoke() -> dict[str, object]:
 
 
 def main() -> int:
-    brought, wheels, *asked = sys.argv[1:]
-    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "NO_COLOR": "1"}
-    shutil.copytree(brought, HOME, symlinks=True)
+    asked = sys.argv[1:]
+    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "NO_COLOR": "1"}
     before: dict[str, object] = {}
     phases = {
-        "machine": machine, "install": install, "state": lambda: before.update(state()), "doctor": doctor, "up": up,
+        "machine": machine, "state": lambda: before.update(state()), "doctor": doctor, "up": up,
         "verify": verify, "step 9": step_9, "restore": restore, "down": down,
         "fingerprint": lambda: fingerprint(before), "legacy": legacy,
         "fingerprint of legacy": lambda: fingerprint(before), "probes": probes, "kTLS": ktls,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.machines.userland import Userland, copy_checkout, of_release, wheelhouse
+from tests.machines.userland import Userland, install, of_release, wheelhouse
 
 from merbridge_lab.polling import poll_until
 
@@ -31,23 +31,13 @@ def debian13(wheels, tmp_path_factory):
     """Return Debian 13's userland, with this checkout and its .venv, made there by scripts/setup without a network."""
     made = tmp_path_factory.mktemp("debian13")
     (made / "hold").mkdir()
-    checkout = made / "upper" / CHECKOUT[1:]
-    copy_checkout(checkout)
     users = (
         "for each in free asked none; do useradd -m -s /bin/bash $each; done; echo asked:secret | chpasswd; "
         "echo 'free ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/t; echo 'asked ALL=(ALL) ALL' >>/etc/sudoers.d/t"
     )
     base = of_release("trixie")
-    done = Userland(base).run(
-        f"set -e; {users}; cd '{CHECKOUT}'; chown -R free: .; umask 022\n"
-        "exec su free -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv'",
-        made / "hold",
-        keep=made / "upper",
-        wheels=wheels,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "making .venv with Python 3.13" in done.stderr
+    said = install(base, made / "upper", made / "hold", wheels, CHECKOUT, first=users, user="free")
+    assert "making .venv with Python 3.13" in said
     return Userland(base, (made / "upper",), {"MERLAB_NAME": NAME})
 
 

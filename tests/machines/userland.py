@@ -139,3 +139,24 @@ def copy_checkout(into: Path) -> None:
     tar = ["tar", "-c", "--null", "-T", "-"]
     packed = subprocess.run(tar, cwd=_CHECKOUT, input=names, capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", into], input=packed.stdout, check=True)
+
+
+def install(
+    base: Path, upper: Path, hold: Path, wheels: Path, where: str, *, first: str = "", user: str = "root"
+) -> str:
+    """Put this checkout and its .venv into a layer above a tree, by scripts/setup there; return what that said.
+
+    There is no network there, only the wheels. `first` are lines of shell to run before it, as root.
+    """
+    copy_checkout(upper / where[1:])
+    done = Userland(base).run(
+        f"set -e; {first or ':'}; cd '{where}'; chown -R {user}: .; umask 022\n"
+        f"exec su {user} -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv'",
+        hold,
+        keep=upper,
+        wheels=wheels,
+        timeout=900,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stdout + done.stderr)
+    return done.stderr
