@@ -77,6 +77,10 @@ test-machines: setup dev ## Debian 13's userland, odd machines, containers and u
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@$(PYTEST_AS_ROOT) -m machines tests/machines $(ARGS)
 
+soak-machines: setup dev ## all guests with files of their own, phase by phase, and docs/kernels.md from it (hours where KVM boots none)
+	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
+	@scripts/setup root .venv/bin/python -m tests.guests.soak $(ARGS)
+
 smoke: setup dev ## the few tests of a machine that nobody has tried yet (a minute or two)
 	@$(PYTEST_AS_ROOT) -q -m smoke tests/kernel $(ARGS)
 

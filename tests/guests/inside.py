@@ -13,6 +13,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HOME = Path(__file__).parents[2]
 MERLAB = HOME / ".venv/bin/merlab"
@@ -152,6 +156,17 @@ def ktls() -> dict[str, object]:
     return {"refused": found["client,all"]["refused"]}
 
 
+def refused() -> dict[str, object]:
+    """Return the sentence in which merlab refuses a kernel that is too old, before it makes anything."""
+    call(MERLAB, "doctor", status=3)
+    done = subprocess.run([MERLAB, "up"], stdin=-3, capture_output=True, text=True, timeout=LONG, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("merlab: ")]
+    release = ".".join(os.uname().release.split(".")[:2])
+    must(done.returncode == 3 and len(lines) == 1 and release in lines[0], done.stdout + done.stderr)
+    must(not Path("/run/merlab").exists(), "it made something")
+    return {"said": lines[0]}
+
+
 def sabotages() -> dict[str, object]:
     return dict(json.loads(call(PYTHON, "tests/guests/five_lies.py", timeout=2 * LONG)))
 
@@ -173,13 +188,15 @@ def main() -> int:
     asked = sys.argv[1:]
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "NO_COLOR": "1"}
     before: dict[str, object] = {}
-    phases = {
+    phases: dict[str, Callable[[], object]] = {
         "machine": machine, "state": lambda: before.update(state()), "doctor": doctor, "up": up,
         "verify": verify, "step 9": step_9, "restore": restore, "down": down,
         "fingerprint": lambda: fingerprint(before), "legacy": legacy,
         "fingerprint of legacy": lambda: fingerprint(before), "probes": probes, "kTLS": ktls,
         "sabotages": sabotages, "smoke": smoke,
     }  # fmt: skip
+    if "refused" in asked:
+        phases["refused"] = refused
     status = 0
     for name, phase in phases.items():
         if asked and name not in asked:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _DOCS = Path(__file__).parents[2] / "docs"
 RECORD, DOCUMENT = _DOCS / "kernels.json", _DOCS / "kernels.md"
@@ -31,30 +34,34 @@ COLUMNS = {
 #: What is told of a machine, besides its name and its kernel.
 PARTS = {"systemd": "systemd", "python": "Python", "bcc": "BCC", "iptables": "iptables", "nftables": "nftables"}
 
+#: What is charged of 32 kB that were redirected, in bytes.
+CHARGED = 32768
+
 #: What a guest told: its machine, and by phase what held, when and what was found.
 Told = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A row: its name, the release whose files it has, and whose kernel; None where no guest is booted for it.
+    """A column: its name and title, the release of Debian whose files it has, and whose kernel; None: not booted.
 
     `refused` ones are too old: merlab must say so.
     """
 
     name: str
-    release: str | None
-    kernel: str | None
+    title: str
+    release: str | None = None
+    kernel: str | None = None
     refused: bool = False
     said: str = NOT_TRIED
 
 
 GUESTS = (
-    Guest("debian-13", "trixie", "trixie"),
-    Guest("debian-12", "bookworm", "bookworm"),
-    Guest("debian-13-backports", "trixie", "trixie-backports"),
-    Guest("linux-5.15", None, None, said="expected, not tried"),
-    Guest("linux-5.10", "bookworm", "bullseye", refused=True),
+    Guest("debian-13", "Debian 13", "trixie", "trixie"),
+    Guest("debian-12", "Debian 12", "bookworm", "bookworm"),
+    Guest("backports", "Debian 13, kernel of backports", "trixie", "trixie-backports"),
+    Guest("linux-5.15", "Linux 5.15", said="expected, not tried"),
+    Guest("linux-5.10", "Debian 12, kernel of Debian 11", "bookworm", "bullseye", refused=True),
 )
 
 
@@ -84,112 +91,109 @@ def write() -> None:
 
 def render(told: dict[str, Told]) -> str:
     """Return the tables."""
-    seen = [(guest, told.get(guest.name, {"kernel": None, "phases": {}})) for guest in GUESTS]
-    return "\n".join([*_held(seen), "", *_sockmap(seen), ""])
+    nothing = {"kernel": None, "phases": {}}
+    seen = [(guest, told.get(guest.name, nothing)) for guest in GUESTS]
+    able = [(guest, each) for guest, each in seen if not guest.refused]
+    held = {"machine": _machine, **{label: _cell(name) for name, label in COLUMNS.items()}}
+    refusals = [_refusal(guest, each) for guest, each in seen if guest.refused]
+    return "\n".join([*_table("", held, able), "", *refusals, "", *_table("sockets in a sockhash", SOCKETS, able), ""])
 
 
-def _held(seen: list[tuple[Guest, Told]]) -> list[str]:
-    heads = [_heading(guest, told) for guest, told in seen if not guest.refused]
-    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for label, cell in (
-        ("machine", _machine),
-        *((label, _cell(name)) for name, label in COLUMNS.items()),
-    ):
-        cells = [cell(guest, told) for guest, told in seen if not guest.refused]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    for guest, told in seen:
-        if guest.refused:
-            lines += ["", _refusal(guest, told)]
+def _table(corner: str, rows: dict[str, Callable[[Guest, Told], str]], seen: list[tuple[Guest, Told]]) -> list[str]:
+    heads = [f"{guest.title}: {told['kernel']}" if told["kernel"] else guest.title for guest, told in seen]
+    lines = [f"| {corner} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for label, cell in rows.items():
+        lines.append(f"| {label} | {' | '.join(cell(guest, told) for guest, told in seen)} |")
     return lines
 
 
-def _heading(guest: Guest, told: Told) -> str:
-    return told["kernel"] or f"Linux {guest.name.removeprefix('linux-')}" if guest.kernel is None else (
-        told["kernel"] or guest.name
-    )  # fmt: skip
-
-
-def _phase(told: Told, name: str) -> Told | None:
-    phase: Told | None = told["phases"].get(name)
-    return phase
-
-
 def _machine(guest: Guest, told: Told) -> str:
-    phase = _phase(told, "machine")
-    if phase is None or not phase["held"]:
+    phase = told["phases"].get("machine")
+    if phase is None:
         return guest.said
-    found = phase["found"]
-    parts = ", ".join(f"{label} {found[name]}" for name, label in PARTS.items())
-    return f"{found['distribution']}: {parts}; cgroup v2 alone, no network"
+    if not phase["held"]:
+        return "**not as it should be**"
+    parts = ", ".join(f"{label} {phase['found'][name]}" for name, label in PARTS.items())
+    return f"{phase['found']['distribution']}; {parts}"
 
 
-def _cell(name: str) -> Any:
+def _cell(name: str) -> Callable[[Guest, Told], str]:
+    """Return what tells of a phase whether it held, and when."""
+
     def cell(guest: Guest, told: Told) -> str:
-        phase = _phase(told, name)
+        phase = told["phases"].get(name)
         if phase is None:
             return guest.said
-        more = f" ({phase['found']['passed']})" if name == "smoke" and phase["held"] else ""
+        more = f": {phase['found']['passed'].partition(' in ')[0]}" if name == "smoke" and phase["held"] else ""
         return f"{'holds' if phase['held'] else '**does not hold**'}{more}, {phase['when']}"
 
     return cell
 
 
 def _refusal(guest: Guest, told: Told) -> str:
-    phase = _phase(told, "refused")
+    phase = told["phases"].get("refused")
     if phase is None:
-        return f"Older than 5.15 ({guest.name}): {NOT_TRIED}."
+        return f"Older than 5.15 ({guest.title}): {NOT_TRIED}."
     if not phase["held"]:
-        return f"Older than 5.15 ({told['kernel']}), {phase['when']}: **not refused as it should be**."
-    return f"Older than 5.15 ({told['kernel']}), {phase['when']}: exit status 3, and `{phase['found']['said']}`"
+        return f"Older than 5.15 ({guest.title}: {told['kernel']}), {phase['when']}: **not refused as it should be**."
+    return (
+        f"Older than 5.15 ({guest.title}: {told['kernel']}), {phase['when']}: `doctor` and `up` end with exit status 3 "
+        f"and `{phase['found']['said']}`; nothing is made."
+    )
 
 
-def _sockmap(seen: list[tuple[Guest, Told]]) -> list[str]:
-    """Return which sockets are safe in a sockhash, of the kernels whose probes ran."""
-    head = (
-        "kernel", "FIONREAD counts", "redirected bytes charged to their reader", "wrong on TCP's bytes in a sockhash",
-        "wrong on redirected bytes", "64 MB to a slow reader", "MPTCP listeners", "kTLS keys", "Envoy to Envoy",
-        "out of an app", "into an app", "seen",
-    )  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for guest, told in seen:
-        phase = _phase(told, "probes")
-        name = told["kernel"] or _heading(guest, told)
-        if phase is None or not phase["held"]:
-            said = guest.said if phase is None else "the probes failed"
-            lines.append(f"| {name} | {' | '.join([said, *[''] * (len(head) - 2)])} |")
-            continue
-        found = phase["found"]
-        wrong = found["wrong"]
-        redirected, on_tcp = _wrong(wrong, "redirected"), _wrong(wrong, "tcp")
-        stream = found["stream"]
-        whole = stream["is_in_order"] and stream["received"] == stream["total"]
-        ktls = _phase(told, "kTLS")
-        cells = (
-            found["counts"].lower(),
-            "yes" if found["charged"] >= 32768 else "**no**",
-            on_tcp,
-            redirected,
-            "whole, in order" if whole else "**not whole**",
-            "known to be fixed" if found["fixes"]["mptcp"] else "**not known to be fixed**",
-            NOT_TRIED if ktls is None else _ktls(ktls),
-            "safe" if whole else "**not safe**",
-            "safe" if found["out of app"] else "not safe for any app",
-            "safe" if found["into app"] else "not safe for any app",
-            phase["when"],
-        )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+def _probed(tell: Callable[[Told], str]) -> Callable[[Guest, Told], str]:
+    """Return what tells of a kernel's probes."""
+
+    def cell(guest: Guest, told: Told) -> str:
+        phase = told["phases"].get("probes")
+        if phase is None:
+            return guest.said
+        return tell(phase["found"]) if phase["held"] else "**the probes failed**"
+
+    return cell
 
 
-def _wrong(found: dict[str, list[str]], which: str) -> str:
-    """Return the ways of reading that go wrong; redirected bytes are those of the last arrangement."""
-    *tcp, redirected = found.values()
-    names = redirected if which == "redirected" else dict.fromkeys(name for each in tcp for name in each)
-    return ", ".join(f"{name}" for name in names) or "nothing"
+def _wrong_by_tcp(found: Told) -> str:
+    *by_tcp, _ = found["wrong"].values()
+    return ", ".join(dict.fromkeys(name for each in by_tcp for name in each)) or "nothing"
 
 
-def _ktls(phase: Told) -> str:
+def _wrong_redirected(found: Told) -> str:
+    *_, redirected = found["wrong"].values()
+    return ", ".join(redirected) or "nothing"
+
+
+def _is_whole(found: Told) -> bool:
+    return bool(found["stream"]["is_in_order"] and found["stream"]["received"] == found["stream"]["total"])
+
+
+def _ktls(guest: Guest, told: Told) -> str:
+    phase = told["phases"].get("kTLS")
+    if phase is None:
+        return guest.said
     if not phase["held"]:
-        return "**plaintext, or nothing, arrives**"
+        return "**not encrypted, or not whole**"
     refused = phase["found"]["refused"]
-    return f"refused ({refused})" if refused else "accepted; left to TCP, encrypted"
+    return f"the keys are refused ({refused})" if refused else "accepted, and left to TCP: encrypted"
+
+
+#: What is told of sockets in a sockhash.
+SOCKETS: dict[str, Callable[[Guest, Told], str]] = {
+    "FIONREAD counts": _probed(lambda found: str(found["counts"]).lower()),
+    "it says": _probed(lambda found: str(found["fionread"])),
+    "redirected bytes are charged to their reader": _probed(
+        lambda found: "yes" if found["charged"] >= CHARGED else "**no**"
+    ),
+    "wrong on TCP's bytes, once the socket is there": _probed(_wrong_by_tcp),
+    "wrong on redirected bytes": _probed(_wrong_redirected),
+    "64 MB to a slow reader": _probed(lambda found: "whole, in order" if _is_whole(found) else "**not whole**"),
+    "connections of MPTCP listeners (not tried: a table of releases)": _probed(
+        lambda found: "fixed" if found["fixes"]["mptcp"] else "**not known to be fixed**"
+    ),
+    "an app with kTLS, captured": _ktls,
+    "so safe from sidecar to sidecar": _probed(lambda found: "yes" if _is_whole(found) else "**no**"),
+    "so safe for what any app sends": _probed(lambda found: "yes" if found["out of app"] else "no"),
+    "so safe for what any app reads": _probed(lambda found: "yes" if found["into app"] else "no"),
+    "seen": _cell("probes"),
+}
