@@ -77,6 +77,11 @@ test-machines: setup dev ## Debian 13's userland, odd machines, containers and u
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@$(PYTEST_AS_ROOT) -m machines tests/machines $(ARGS)
 
+# As short as a whole machine can be: the tables are nft's. Anything else is in soak-machines.
+test-guest: setup dev ## one guest of Debian 13, with systemd and its own kernel: doctor, up, verify, down (installs qemu and mmdebstrap by apt)
+	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
+	@scripts/setup root .venv/bin/python -m tests.guests.soak --no-record --phases machine,state,doctor,up,verify,down,fingerprint debian-13 $(ARGS)
+
 soak-machines: setup dev ## all guests with files of their own, phase by phase, and docs/kernels.md from it (hours where KVM boots none)
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@scripts/setup root .venv/bin/python -m tests.guests.soak $(ARGS)
