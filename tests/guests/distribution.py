@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,8 @@ PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 HOME, _WHEELS = "/srv/merlab", "/wheels"
 #: How long all phases may take, in seconds: on a busy machine, where every instruction is emulated, more than an hour.
 _LIMIT = 3 * 3600.0
+#: The age at which a tree belongs to no run any more, in seconds.
+_OLD = 86400.0
 
 
 def _note(said: str) -> None:
@@ -47,6 +51,9 @@ class Distribution:
         It is made in a mount namespace: emulated, pip alone would take a quarter of an hour.
         """
         base = of_release(self.release)
+        for old in base.parent.glob(f"{base.name}.guest-*"):  # of a run that was killed
+            if time.time() - old.stat().st_mtime > _OLD:
+                shutil.rmtree(old, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=base.parent, prefix=f"{base.name}.guest-") as made:
             layer, hold, tree = (Path(made, name) for name in ("layer", "hold", "tree"))
             hold.mkdir()
