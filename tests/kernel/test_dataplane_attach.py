@@ -352,7 +352,6 @@ def kill_attaching(rig: Rig, moment) -> None:
     child.stdout.close()
 
 
-@pytest.mark.smoke
 def test_killed_while_attaching(rig, server):
     moments = [
         "progs/connect4",
