@@ -6,6 +6,7 @@ phases all are done, in their order. The checkout is set up already.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 HOME = Path(__file__).parents[2]
 MERLAB = HOME / ".venv/bin/merlab"
@@ -148,6 +149,20 @@ def probes() -> dict[str, object]:
     return dict(json.loads(call(PYTHON, "-m", "tests.guests.probed")))
 
 
+@contextlib.contextmanager
+def compiled() -> Iterator[None]:
+    """Have the programs compiled once, for all that loads them in the block: emulated, that takes a minute."""
+    file = Path("/run/programs.json")
+    if not file.exists():
+        call(MERLAB, "compile", "-o", file)
+    os.environ["MERLAB_COMPILED"] = str(file)
+    try:
+        yield
+    finally:
+        del os.environ["MERLAB_COMPILED"]
+
+
+@compiled()
 def ktls() -> dict[str, object]:
     """Return what became of kTLS on a socket in a sockhash, at either end, and of the plain app beside it."""
     found = json.loads(call(PYTHON, "tests/guests/ktls_capture.py", "none,all", "client,all", "server,all"))
@@ -169,6 +184,7 @@ def refused() -> dict[str, object]:
     return {"said": lines[0]}
 
 
+@compiled()
 def sabotages() -> dict[str, object]:
     return dict(json.loads(call(PYTHON, "tests/guests/five_lies.py", timeout=2 * LONG)))
 
