@@ -27,7 +27,7 @@ COLUMNS = {
     "restore": "`restore` after a kill",
     "down": "`make down`",
     "fingerprint": "the machine as before",
-    "legacy": "the same with legacy tables",
+    "legacy": "`up`, `verify`, `down` with legacy tables",
     "sabotages": "five sabotages noticed",
     "smoke": "smoke tests",
 }
@@ -113,7 +113,7 @@ def _machine(guest: Guest, told: Told) -> str:
         return guest.said
     if not phase["held"]:
         return "**not as it should be**"
-    parts = ", ".join(f"{label} {phase['found'][name]}" for name, label in PARTS.items())
+    parts = ", ".join(f"{label} {phase['found'][name].lstrip('v')}" for name, label in PARTS.items())
     return f"{phase['found']['distribution']}; {parts}"
 
 
@@ -188,12 +188,12 @@ SOCKETS: dict[str, Callable[[Guest, Told], str]] = {
     "wrong on TCP's bytes, once the socket is there": _probed(_wrong_by_tcp),
     "wrong on redirected bytes": _probed(_wrong_redirected),
     "64 MB to a slow reader": _probed(lambda found: "whole, in order" if _is_whole(found) else "**not whole**"),
-    "connections of MPTCP listeners (not tried: a table of releases)": _probed(
+    "connections of MPTCP listeners (by a table of releases, never by trying)": _probed(
         lambda found: "fixed" if found["fixes"]["mptcp"] else "**not known to be fixed**"
     ),
     "an app with kTLS, captured": _ktls,
     "so safe from sidecar to sidecar": _probed(lambda found: "yes" if _is_whole(found) else "**no**"),
     "so safe for what any app sends": _probed(lambda found: "yes" if found["out of app"] else "no"),
     "so safe for what any app reads": _probed(lambda found: "yes" if found["into app"] else "no"),
-    "seen": _cell("probes"),
+    "the probes": _cell("probes"),
 }
