@@ -126,9 +126,12 @@ def mirror() -> str:
 def wheelhouse(python: str, lock: str = "run") -> Path:
     """Return a folder with the wheels of a lock for a version of Python ("3.13"): pip needs no network there."""
     folder = cache() / f"wheels-{python}"
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--only-binary", ":all:"]
-    asked = ["--python-version", python, "-r", f"requirements/{lock}.txt", "-d", folder]
-    subprocess.run([*pip, *asked], cwd=_CHECKOUT, check=True, timeout=900)
+    asked = _CHECKOUT / "requirements" / f"{lock}.txt"
+    is_whole = folder / f".{lock}-{hashlib.sha256(asked.read_bytes()).hexdigest()[:8]}"
+    if not is_whole.exists():
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--only-binary", ":all:"]
+        subprocess.run([*pip, "--python-version", python, "-r", asked, "-d", folder], check=True, timeout=900)
+        is_whole.touch()
     return folder
 
 
