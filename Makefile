@@ -82,7 +82,7 @@ test-guest: setup dev ## one guest of Debian 13, with systemd and its own kernel
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@scripts/setup root .venv/bin/python -m tests.guests.soak --no-record --phases machine,state,doctor,up,verify,down,fingerprint debian-13 $(ARGS)
 
-soak-machines: setup dev ## all guests with files of their own, phase by phase, and docs/kernels.md from it (hours where KVM boots none)
+soak-machines: setup dev ## all guests with files of their own, phase by phase, and docs/kernels.md from it (an hour each where KVM boots none)
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@scripts/setup root .venv/bin/python -m tests.guests.soak $(ARGS)
 
