@@ -49,10 +49,14 @@ def _go_through(guest: Guest, phases: Sequence[str], *, record: bool) -> int:
 
     names = phases or (["machine", "refused"] if guest.refused else [])
     try:
-        Distribution(str(guest.release), str(guest.kernel)).run(names, hear)
+        status = Distribution(str(guest.release), str(guest.kernel)).run(names, hear)
     except (LabError, subprocess.SubprocessError, RuntimeError) as error:
         failed.append(str(error))
         _note(f"{guest.name}: {error}\n{getattr(error, 'stderr', '') or ''}")
+    else:
+        if status and not failed:
+            _note(f"{guest.name}: ended with {status}, without a word")
+            failed.append("the end")
     if record:
         kernels_table.write()
     return 1 if failed else 0
