@@ -215,6 +215,8 @@ def main() -> int:
     }  # fmt: skip
     if "refused" in asked:
         phases["refused"] = refused
+    if unknown := set(asked) - set(phases):
+        sys.exit(f"no phase is called {', '.join(sorted(unknown))}: {', '.join(phases)}")
     status = 0
     for name, phase in phases.items():
         if asked and name not in asked:
