@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-machines soak sabotage timings scale clean \
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-guest test-machines smoke soak soak-machines sabotage timings scale clean \
 	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind agent-image
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
@@ -79,6 +79,18 @@ test-guests: setup dev ## boot Debian's kernels on this machine's files, and pro
 test-machines: setup dev ## Debian 13's userland, odd machines, containers and users, in namespaces (installs mmdebstrap by apt)
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@$(PYTEST_AS_ROOT) -m machines tests/machines $(ARGS)
+
+# As short as a whole machine can be: the tables are nft's. Anything else is in soak-machines.
+test-guest: setup dev ## one guest of Debian 13, with systemd and its own kernel: doctor, up, verify, down (installs qemu and mmdebstrap by apt)
+	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
+	@scripts/setup root .venv/bin/python -m tests.guests.soak --no-record --phases machine,state,doctor,up,verify,down,fingerprint debian-13 $(ARGS)
+
+soak-machines: setup dev ## all guests with files of their own, phase by phase, and docs/kernels.md from it (an hour each where KVM boots none)
+	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
+	@scripts/setup root .venv/bin/python -m tests.guests.soak $(ARGS)
+
+smoke: setup dev ## the few tests of a machine that nobody has tried yet (a minute or two)
+	@$(PYTEST_AS_ROOT) -q -m smoke tests/kernel $(ARGS)
 
 soak: setup dev ## the long tests: full products of signals, streams, healthy runs
 	@$(PYTEST_AS_ROOT) -m soak $(ARGS)

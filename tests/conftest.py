@@ -28,6 +28,9 @@ import pytest
 #: Only one kernel test at a time on a machine, from any checkout: they all create the one lab.
 LOCK = Path("/run/merlab-tests.lock")
 
+#: How many tests may be marked smoke: they run on emulated machines, too.
+SMOKE_TESTS = 20
+
 _lock = pytest.StashKey[int]()
 
 
@@ -99,6 +102,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    smoke = [item for item in items if item.get_closest_marker("smoke")]
+    if len(smoke) > SMOKE_TESTS:
+        raise pytest.UsageError(f"{len(smoke)} tests are marked smoke, and {SMOKE_TESTS} may be")
     _divide(config, items)
     if not os.environ.get("MERLAB_TEST_CLUSTER") and "cluster" not in config.getoption("markexpr"):
         # They have a separate run, `make test-cluster`: here they are deselected, not skipped.

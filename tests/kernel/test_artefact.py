@@ -45,6 +45,7 @@ def test_no_program_prints_into_the_machines_trace(compiled):
         assert 6 not in calls, program.name
 
 
+@pytest.mark.smoke
 def test_what_is_loaded_looks_the_same_either_way(compiled):
     loaded, fresh = artefact_loader.load_compiled(artefact.read(compiled)), compiler.load()
     try:

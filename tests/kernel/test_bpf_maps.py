@@ -46,6 +46,7 @@ def churning():
         os.close(fd)
 
 
+@pytest.mark.smoke
 def test_every_entry_that_stays_is_read(churning):
     fd, turns = churning
     stable = {struct.pack("=Q", number) for number in range(STABLE)}

@@ -60,6 +60,7 @@ def bits(types: dict[int, dict], struct: str, member: str) -> int:
     return places(types, ids[0])[member]
 
 
+@pytest.mark.smoke
 def test_every_offset_that_the_programs_get_is_the_one_that_bpftool_tells(types):
     expected = {name: bits(types, *member) // 8 for name, member in MEMBERS.items()}
     expected |= {f"{name}_shift": bits(types, *MEMBERS[name]) % 8 for name in ("sk_userlocks", "sk_ipv6only")}

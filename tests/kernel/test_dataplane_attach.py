@@ -109,6 +109,7 @@ def test_sidecars_that_listened_before_are_served(rig, server):
         sock.close()
 
 
+@pytest.mark.smoke
 def test_attach_twice_changes_nothing(rig):
     rig.attach()
     before = rig.plane.programs(), loaded(rig), rig.plane.counters()

@@ -114,6 +114,7 @@ def all_legs_moved(sleep: dict, hello: dict) -> None:
     assert not [name for name in (*sleep, *hello) if name.startswith(("passed", "map_full"))]
 
 
+@pytest.mark.smoke
 def test_three_legs_without_rules(rig, server):
     all_legs_moved(*served_by_both(rig, server, rig.hello.ip))
     (peer, local), client = rig.sleep.app.dial(rig.hello.ip, PORT)

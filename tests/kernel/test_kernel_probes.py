@@ -70,6 +70,7 @@ def test_the_probes_take_under_a_second_and_leave_nothing():
     assert found.seconds < 3  # 0.5 s on an idle machine; the tests run beside others
 
 
+@pytest.mark.smoke
 def test_the_answers_hang_together():
     found = kernel_probes.probe()
     # The reader in no sockhash is as TCP's documentation has it.
@@ -100,6 +101,7 @@ def test_a_verdict_program_mends_fionread_and_breaks_other_readers():
     assert found.wrong(probe_sockets.VERDICT_TCP) == ["splice", "MSG_WAITALL", "MSG_TRUNC", "recv() beside send()"]
 
 
+@pytest.mark.smoke
 def test_a_stream_to_a_slow_reader_is_whole_and_bounded():
     found = kernel_probes.probe_streams(64 << 20)
     for flow in (found.without, found.with_verdict):
@@ -154,5 +156,6 @@ def test_the_helpers_that_are_probed_are_those_that_the_programs_call():
     assert called == {name: {helper.number for helper in helpers} for name, helpers in helper_probes.CALLED.items()}
 
 
+@pytest.mark.smoke
 def test_this_kernels_stable_release_is_known():
     assert kernel_features.stable_release() > (5, 15, 0)

@@ -29,6 +29,7 @@ def state():
     }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_this_machine_offers_it_all_and_is_left_as_it_was(backend):
     requirements.embedded(backend=backend)  # the first run may load modules and Python's own files

@@ -23,6 +23,7 @@ for number in range(16):
 """
 
 
+@pytest.mark.smoke
 def test_mount_namespaces_are_pinned_in_one_made_a_moment_ago(tmp_path):
     # As in a container: since Linux 6.18 the numbers of new namespaces are not in order across CPUs.
     child = [sys.executable, "-c", _PIN_MANY, str(tmp_path)]

@@ -48,6 +48,7 @@ def test_an_empty_namespace(where):
     assert xtables.read(where) == ()
 
 
+@pytest.mark.smoke
 def test_istios_rules_are_confirmed_in_either_backend(where):
     for backend in ("nft", "legacy"):
         iptables.load(where, rule_templates.pod_rules(), backend)
@@ -271,6 +272,7 @@ def test_a_lie_while_they_are_flushed_leaves_the_save(where, rules, monkeypatch,
     assert "--to-ports 15001" in iptables.save(where, "nft", "nat")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_what_is_flushed_comes_back_with_its_counters(where, rules, backend):
     iptables.load(where, rule_templates.pod_rules().replace("-A ISTIO_REDIRECT", "[7:420] -A ISTIO_REDIRECT"), backend)

@@ -34,6 +34,7 @@ def lab(fresh):  # noqa: ARG001 - the lab is what it is asked for
     return Lab()
 
 
+@pytest.mark.smoke
 def test_ten_steps_hold_from_nothing(fresh):
     report, _ = fresh
     assert {key: report[key] for key in ("schema", "command", "lab", "verdict", "cause", "skipped", "error")} == {
@@ -47,6 +48,7 @@ def test_ten_steps_hold_from_nothing(fresh):
     assert all(each["checks"] for each in report["steps"])
 
 
+@pytest.mark.smoke
 def test_every_step_shows_its_commands(fresh):
     report, _ = fresh
     for each in report["steps"]:
@@ -55,6 +57,7 @@ def test_every_step_shows_its_commands(fresh):
     assert flush == f"nsenter --net=/run/{NAME}/netns/sleep iptables-nft -t nat -F"
 
 
+@pytest.mark.smoke
 def test_the_evidence_is_from_rules_programs_and_sidecars(fresh):
     report, _ = fresh
     for number in (8, 9):
@@ -173,6 +176,7 @@ def test_steps_and_the_story_of_one():
     assert f"nsenter --net=/run/{NAME}/netns/sleep iptables-nft -t nat -F" in done.stdout
 
 
+@pytest.mark.smoke
 def test_exec_is_the_app(fresh):
     _, etc = fresh
     assert merlab("exec", "sleep", "--", "sh", "-c", "exit 7").returncode == 7

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.machines.userland import Userland, cache, of_release
+from tests.machines.userland import Userland, install, of_release, wheelhouse
 
 from merbridge_lab.polling import poll_until
 
-ROOT = Path(__file__).parents[2]
 NAME = "merlab-machines"
 #: Where the checkout is there. The blank is on purpose.
 CHECKOUT = "/srv/a lab"
@@ -20,13 +17,7 @@ CHECKOUT = "/srv/a lab"
 @pytest.fixture(scope="session")
 def wheels():
     """Return a folder with all of the lock's wheels for Debian 13's Python: pip there has no network."""
-    folder = cache() / "wheels-3.13"
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--only-binary", ":all:"]
-    subprocess.run(
-        [*pip, "--python-version", "3.13", "-r", "requirements/run.txt", "-d", folder],
-        cwd=ROOT, check=True, timeout=900,
-    )  # fmt: skip
-    return folder
+    return wheelhouse("3.13")
 
 
 @pytest.fixture
@@ -40,26 +31,13 @@ def debian13(wheels, tmp_path_factory):
     """Return Debian 13's userland, with this checkout and its .venv, made there by scripts/setup without a network."""
     made = tmp_path_factory.mktemp("debian13")
     (made / "hold").mkdir()
-    checkout = made / "upper" / CHECKOUT[1:]
-    checkout.mkdir(parents=True)
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    tar = subprocess.run(["tar", "-c", "--null", "-T", "-"], cwd=ROOT, input=names, capture_output=True, check=True)
-    subprocess.run(["tar", "-x", "-C", checkout], input=tar.stdout, check=True)
     users = (
         "for each in free asked none; do useradd -m -s /bin/bash $each; done; echo asked:secret | chpasswd; "
         "echo 'free ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/t; echo 'asked ALL=(ALL) ALL' >>/etc/sudoers.d/t"
     )
     base = of_release("trixie")
-    done = Userland(base).run(
-        f"set -e; {users}; cd '{CHECKOUT}'; chown -R free: .; umask 022\n"
-        "exec su free -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv'",
-        made / "hold",
-        keep=made / "upper",
-        wheels=wheels,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "making .venv with Python 3.13" in done.stderr
+    said = install(base, made / "upper", made / "hold", wheels, CHECKOUT, first=users, user="free")
+    assert "making .venv with Python 3.13" in said
     return Userland(base, (made / "upper",), {"MERLAB_NAME": NAME})
 
 

@@ -10,13 +10,16 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: What merlab needs there, as scripts/setup would install it, and what an ordinary user of it has.
+_CHECKOUT = Path(__file__).parents[2]
+#: What merlab needs there, as scripts/setup would install it, what an ordinary user of it has, and what a virtual
+#: machine of it needs to boot, but for a kernel.
 PACKAGES = (
     "python3", "python3-venv", "python3-bpfcc", "iptables", "nftables", "curl", "iproute2", "procps", "bpftool",
-    "sudo", "make", "ca-certificates", "kmod",
+    "sudo", "make", "ca-certificates", "kmod", "systemd-sysv", "udev", "dbus",
 )  # fmt: skip
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -118,3 +121,45 @@ def mirror() -> str:
     """Return the mirror that apt uses for the distribution itself, the first of its sources."""
     argv = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Origin: Debian"]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def wheelhouse(python: str, lock: str = "run") -> Path:
+    """Return a folder with the wheels of a lock for a version of Python ("3.13"): pip needs no network there."""
+    folder = cache() / f"wheels-{python}"
+    asked = _CHECKOUT / "requirements" / f"{lock}.txt"
+    is_whole = folder / f".{lock}-{hashlib.sha256(asked.read_bytes()).hexdigest()[:8]}"
+    if not is_whole.exists():
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--only-binary", ":all:"]
+        subprocess.run([*pip, "--python-version", python, "-r", asked, "-d", folder], check=True, timeout=900)
+        is_whole.touch()
+    return folder
+
+
+def copy_checkout(into: Path) -> None:
+    """Copy the files that git has of this checkout, as they are now, into a new folder."""
+    into.mkdir(parents=True)
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=_CHECKOUT, capture_output=True, check=True).stdout
+    tar = ["tar", "-c", "--null", "-T", "-"]
+    packed = subprocess.run(tar, cwd=_CHECKOUT, input=names, capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", into], input=packed.stdout, check=True)
+
+
+def install(
+    base: Path, upper: Path, hold: Path, wheels: Path, where: str, *, first: str = "", user: str = "root"
+) -> str:
+    """Put this checkout and its .venv into a layer above a tree, by scripts/setup there; return what that said.
+
+    There is no network there, only the wheels. `first` are lines of shell to run before it, as root.
+    """
+    copy_checkout(upper / where[1:])
+    done = Userland(base).run(
+        f"set -e; {first or ':'}; cd '{where}'; chown -R {user}: .; umask 022\n"
+        f"exec su {user} -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv'",
+        hold,
+        keep=upper,
+        wheels=wheels,
+        timeout=900,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stdout + done.stderr)
+    return done.stderr

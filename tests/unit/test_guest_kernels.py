@@ -180,17 +180,25 @@ def test_the_first_file_system_holds_busybox_the_modules_in_order_and_the_comman
     assert found["modules/order"][1] == b"9p.ko\n"
     assert found["machine"] == (0o040755, b"")
     assert found["init"][1].startswith(b"#!/bin/busybox sh\n")
-    second = found["second"][1].decode()
-    assert "env -i 'NAME=with spaces' setsid echo 'a '\"'\"'word'\"'\"''" in second
-    assert "hvc0" not in second
-    assert f"cd {tmp_path} 2>/dev/null || cd /; exec" in second
+    command = found["command"][1].decode()
+    assert "env -i 'NAME=with spaces' setsid echo 'a '\"'\"'word'\"'\"''" in command
+    assert "hvc0" not in command
+    assert f"cd {tmp_path} 2>/dev/null || cd /; exec" in command
     on_terminal = initramfs.Task(["sh"], tmp_path, {}, terminal=(80, 24))
-    second = dict(entries(initramfs.build(kernel, on_terminal)))["second"][1].decode()
-    assert "stty cols 80 rows 24" in second
-    assert "mkfifo" not in second
-    assert f"cd {tmp_path} 2>/dev/null || cd /; exec" in second, "the guest has a /run of its own"
-    for name in ("init", "second"):
-        subprocess.run(["sh", "-n"], input=found[name][1], check=True)
+    command = dict(entries(initramfs.build(kernel, on_terminal)))["command"][1].decode()
+    assert "stty cols 80 rows 24" in command
+    assert "mkfifo" not in command
+    assert f"cd {tmp_path} 2>/dev/null || cd /; exec" in command, "the guest has a /run of its own"
+    brought = {"/a folder": tmp_path, "/b": tmp_path}
+    with_init = dict(
+        entries(initramfs.build(kernel, initramfs.Task(["sh"], tmp_path, {}, None, brought, "/sbin/init")))
+    )
+    assert "share0 '/a folder'\n" in with_init["second"][1].decode()
+    assert "exec /sbin/init " in with_init["second"][1].decode()
+    assert "exec /sbin/init " not in found["second"][1].decode()
+    for name in ("init", "second", "command"):
+        for each in (found, with_init):
+            subprocess.run(["sh", "-n"], input=each[name][1], check=True)
 
 
 def fake_merlab(tmp_path, **statuses):
@@ -297,7 +305,7 @@ def test_a_guest_without_its_programs_is_one_sentence(monkeypatch, tmp_path):
     assert raised.value.hint == virtual_machine.INSTALL
     monkeypatch.setattr(virtual_machine.system_tools, "find", lambda _: None)
     with pytest.raises(LabError, match="qemu-system-x86_64 is not on this machine"):
-        virtual_machine.Machine(tmp_path, b"", accelerator=EMULATED, hear=pytest.fail)
+        virtual_machine.Machine(tmp_path, b"", accelerator=EMULATED, hear=pytest.fail, shares={})
 
 
 def test_no_time_is_measured_in_an_emulated_guest(monkeypatch, tmp_path):

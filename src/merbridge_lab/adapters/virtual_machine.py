@@ -22,7 +22,7 @@ from merbridge_lab.adapters.memfd import MemFile
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from typing_extensions import Self
@@ -34,8 +34,8 @@ INSTALL = "apt-get install qemu-system-x86 busybox-static kmod"
 OUT, ERR, STATUS = 1, 2, 3
 #: The guest's kernel's own messages have a device of their own.
 _CONSOLE = 4
-#: The mount tag of this machine's root directory.
-ROOT = "machine"
+#: The mount tag of the directory that the guest has as its root, and how those of others begin.
+ROOT, SHARE = "machine", "share"
 KVM, EMULATED = "kvm", "tcg"
 
 _CHUNK = 65536
@@ -60,8 +60,9 @@ def qemu() -> str:
 class Machine:
     """A running virtual machine; leaving the block ends it, whatever it does.
 
-    With `on_terminal` it has the terminal that merlab was started on. `hear` gets the text of stdout (OUT) and stderr
-    (ERR) as it comes. Raise LabError if qemu is missing or cannot be started.
+    It is offered directories of this machine, read-only, each by its mount tag. With `on_terminal` it has the terminal
+    that merlab was started on. `hear` gets the text of stdout (OUT) and stderr (ERR) as it comes. Raise LabError if
+    qemu is missing or cannot be started.
     """
 
     def __init__(
@@ -71,9 +72,11 @@ class Machine:
         *,
         accelerator: str,
         hear: Callable[[int, str], None],
+        shares: Mapping[str, Path],
         on_terminal: bool = False,
     ) -> None:
         self._hear = hear
+        self._shares = shares
         self._decoders = {port: codecs.getincrementaldecoder("utf-8")("replace") for port in (OUT, ERR)}
         self._status, self._said = b"", b""
         self._stack = contextlib.ExitStack()
@@ -97,7 +100,12 @@ class Machine:
                 theirs.callback(os.close, wires[port])
                 self._stack.callback(os.close, read)
                 self._selector.register(read, selectors.EVENT_READ, port)
-            argv = [program, *_options(image, archive.path, accelerator, wires, on_terminal=on_terminal)]
+            argv = [
+                program,
+                *_options(image, archive.path, accelerator),
+                *_directories(self._shares),
+                *_wires(wires, on_terminal=on_terminal),
+            ]
             try:
                 # In a session of its own a Ctrl-C does not reach it: merlab ends it, and says so. On a terminal, Ctrl-C
                 # is a key of the guest's.
@@ -183,20 +191,29 @@ def _terminal_kept() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
 
 
-def _options(
-    image: Path, initramfs: str, accelerator: str, wires: dict[int, int], *, on_terminal: bool
-) -> Iterator[str]:
+def _options(image: Path, initramfs: str, accelerator: str) -> Iterator[str]:
     # With a thread for each emulated CPU, a kernel that rewrites its own code at boot may run what it has just replaced
     # (qemu 7.2: "Oops: int3", once in twelve boots on a busy machine).
-    how = f"{EMULATED},thread=single" if accelerator == EMULATED else accelerator
+    # In one thread a second CPU makes nothing quicker, and each waits for its turn: with one, a tenth less is done.
+    how, cpus = (f"{EMULATED},thread=single", "1") if accelerator == EMULATED else (accelerator, "2")
     yield from ("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none")
-    yield from ("-machine", "q35", "-accel", how, "-cpu", "max", "-smp", "2", "-m", "2G")
+    yield from ("-machine", "q35", "-accel", how, "-cpu", "max", "-smp", cpus, "-m", "2G")
     yield from ("-kernel", str(image), "-initrd", initramfs)
     # no_timer_check: on a busy machine the emulated timer may be late at boot.
     yield "-append"
     yield "console=ttyS0 loglevel=4 panic=-1 cgroup_no_v1=all mitigations=off no_timer_check rdinit=/init"
-    yield from ("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap")
-    yield from ("-device", f"virtio-9p-pci,fsdev=root,mount_tag={ROOT}", "-device", "virtio-serial-pci")
+
+
+def _directories(shares: Mapping[str, Path]) -> Iterator[str]:
+    for tag, path in shares.items():
+        # qemu takes one comma for the end of an option's value, and two for a comma in it.
+        named = str(path).replace(",", ",,")
+        yield from ("-fsdev", f"local,id={tag},path={named},security_model=none,readonly=on,multidevs=remap")
+        yield from ("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}")
+
+
+def _wires(wires: dict[int, int], *, on_terminal: bool) -> Iterator[str]:
+    yield from ("-device", "virtio-serial-pci")
     for port, descriptor in wires.items():
         yield from ("-chardev", f"file,id=wire{port},path=/proc/self/fd/{descriptor}")
         if port == _CONSOLE:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import system_tools
-from merbridge_lab.adapters.virtual_machine import EMULATED, ERR, KVM, OUT, Machine
+from merbridge_lab.adapters.virtual_machine import EMULATED, ERR, KVM, OUT, ROOT, Machine
 from merbridge_lab.errors import LabError
 from merbridge_lab.guest import initramfs
 from merbridge_lab.guest.initramfs import Task
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: How long a boot may take, in seconds. With KVM it takes one or two; emulated 8, several times that on a busy machine.
 _BOOT = {KVM: 20.0, EMULATED: 300.0}
+#: How many times longer it takes until a systemd has started its services.
+_WITH_INIT = 3
 _KVM = Path("/dev/kvm")
 _JOIN = "become a member of the group kvm (as root: usermod -aG kvm NAME), and log in again"
 
@@ -88,12 +90,16 @@ def run(
     environment: Mapping[str, str] | None = None,
     hear: Callable[[int, str], None] | None = None,
     terminal: tuple[int, int] | None = None,
+    root: Path = Path("/"),
+    brought: Mapping[str, Path] | None = None,
+    init: str = "",
 ) -> Ran:
     """Run a command under a kernel and return its output and exit status; what it writes to files is lost.
 
     `by` is KVM or EMULATED. `timeout` is from its start, in seconds; the boot has a limit of its own. `hear` gets its
     output at once. With `terminal`, (columns, lines), it has the terminal that merlab was started on, and its output is
-    not returned. Raise LabError if a guest needs what is missing, does not boot, panics, or takes too long.
+    not returned. With `root`, that directory is its root instead of this machine's; `brought` and `init` are those of
+    Task. Raise LabError if a guest needs what is missing, does not boot, panics, or takes too long.
     """
     variables = {
         "PATH": system_tools.path(),
@@ -102,7 +108,10 @@ def run(
         "TERM": os.environ.get("TERM", "dumb") if terminal else "dumb",
         **(environment or {}),
     }
-    archive = initramfs.build(kernel, Task(command, folder or _here(), variables, terminal))
+    there = {f"/lib/modules/{kernel.version}": kernel.modules, **(brought or {})}
+    task = Task(command, folder or _here(), variables, terminal, there, init)
+    archive = initramfs.build(kernel, task)
+    shares = {ROOT: root, **{tag: path for tag, (_, path) in task.shares.items()}}
     heard: dict[int, list[str]] = {OUT: [], ERR: []}
 
     def listen(port: int, text: str) -> None:
@@ -110,10 +119,13 @@ def run(
         if hear is not None:
             hear(port, text)
 
-    with Machine(kernel.image, archive, accelerator=by, hear=listen, on_terminal=terminal is not None) as machine:
+    with Machine(
+        kernel.image, archive, accelerator=by, hear=listen, shares=shares, on_terminal=terminal is not None
+    ) as machine:
+        limit = _BOOT[by] * (_WITH_INIT if init else 1)
         with progress(f"Linux {kernel.version} to boot"):
-            if machine.until("started", _BOOT[by]) is None:
-                raise _late(machine, "did not boot", _BOOT[by])
+            if machine.until("started", limit) is None:
+                raise _late(machine, "did not boot", limit)
         began = time.monotonic()
         told = machine.until("exit ", timeout)
         seconds = time.monotonic() - began

@@ -10,7 +10,7 @@ import gzip
 import lzma
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,13 +39,22 @@ _TRAILER = "TRAILER!!!"
 class Task:
     """What a guest runs, as root: a command, the directory it starts in, and all of its environment.
 
-    `terminal` is the size of the terminal that it gets, (columns, lines); without one, it gets pipes.
+    `terminal` is the size of the terminal that it gets, (columns, lines); without one, it gets pipes. `brought` are
+    directories of this machine, by where the guest has them, read-only. With `init`, a systemd, that program is process
+    1, and the command is a service of it, once it has booted.
     """
 
     command: Sequence[str]
     folder: Path
     environment: Mapping[str, str]
     terminal: tuple[int, int] | None = None
+    brought: Mapping[str, Path] = field(default_factory=dict)
+    init: str = ""
+
+    @property
+    def shares(self) -> dict[str, tuple[str, Path]]:
+        """What is brought, by its mount tag: where the guest has it, and the directory of this machine."""
+        return {f"{virtual_machine.SHARE}{number}": each for number, each in enumerate(self.brought.items())}
 
 
 def build(kernel: Kernel, task: Task) -> bytes:
@@ -53,8 +62,8 @@ def build(kernel: Kernel, task: Task) -> bytes:
     modules = dict(_modules(kernel))
     values = {
         "tag": virtual_machine.ROOT,
-        "version": kernel.version,
-        "modules": shlex.quote(str(kernel.modules)),
+        "shares": [(tag, shlex.quote(place)) for tag, (place, _) in task.shares.items()],
+        "init": task.init,
         "out": virtual_machine.OUT,
         "err": virtual_machine.ERR,
         "status": virtual_machine.STATUS,
@@ -67,6 +76,7 @@ def build(kernel: Kernel, task: Task) -> bytes:
         "bin/busybox": busybox().read_bytes(),
         "init": script("init", **values),
         "second": script("second", **values),
+        "command": script("command", **values),
         "modules/order": "".join(f"{name}\n" for name in modules).encode(),
         **{f"modules/{name}": data for name, data in modules.items()},
     }

@@ -1,0 +1,199 @@
+"""The tables of docs/kernels.md, from what guests were seen to do: docs/kernels.json has that, phase by phase.
+
+What no guest did is "not tried" there, never a guess.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DOCS = Path(__file__).parents[2] / "docs"
+RECORD, DOCUMENT = _DOCS / "kernels.json", _DOCS / "kernels.md"
+BEGIN, END = "<!-- make soak-machines -->\n", "<!-- end of make soak-machines -->\n"
+NOT_TRIED = "not tried"
+
+#: What is told of a phase, by its name in inside.py.
+COLUMNS = {
+    "doctor": "`doctor`",
+    "up": "`make up`, ten steps",
+    "verify": "`verify`, six cells",
+    "step 9": "`step 9`",
+    "restore": "`restore` after a kill",
+    "down": "`make down`",
+    "fingerprint": "the machine as before",
+    "legacy": "`up`, `verify`, `down` with legacy tables",
+    "sabotages": "five sabotages noticed",
+    "smoke": "smoke tests",
+}
+#: What is told of a machine, besides its name and its kernel.
+PARTS = {"systemd": "systemd", "python": "Python", "bcc": "BCC", "iptables": "iptables", "nftables": "nftables"}
+
+#: What is charged of 32 kB that were redirected, in bytes.
+CHARGED = 32768
+
+#: What a guest told: its machine, and by phase what held, when and what was found.
+Told = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A column: its name and title, the release of Debian whose files it has, and whose kernel; None: not booted.
+
+    `refused` ones are too old: merlab must say so.
+    """
+
+    name: str
+    title: str
+    release: str | None = None
+    kernel: str | None = None
+    refused: bool = False
+    said: str = NOT_TRIED
+
+
+GUESTS = (
+    Guest("debian-13", "Debian 13", "trixie", "trixie"),
+    Guest("debian-12", "Debian 12", "bookworm", "bookworm"),
+    Guest("backports", "Debian 13, kernel of backports", "trixie", "trixie-backports"),
+    Guest("linux-5.15", "Linux 5.15", said="expected, not tried"),
+    Guest("linux-5.10", "Debian 12, kernel of Debian 11", "bookworm", "bullseye", refused=True),
+)
+
+
+def read() -> dict[str, Told]:
+    """Return what was recorded, by guest."""
+    return dict(json.loads(RECORD.read_text())) if RECORD.exists() else {}
+
+
+def record(guest: str, kernel: str, phase: Told, when: str) -> None:
+    """Add what a phase told to the record; what another kernel did before is dropped."""
+    told = read()
+    mine = told.get(guest, {})
+    if mine.get("kernel") != kernel:
+        mine = {"kernel": kernel, "phases": {}}
+    mine["phases"][phase["phase"]] = {"held": phase["held"], "when": when} | {
+        name: phase[name] for name in ("found", "said") if phase.get(name) is not None
+    }
+    told[guest] = mine
+    RECORD.write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+
+
+def write() -> None:
+    """Put the tables into the document."""
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    DOCUMENT.write_text(f"{before}{BEGIN}{render(read())}{END}{rest.partition(END)[2]}")
+
+
+def render(told: dict[str, Told]) -> str:
+    """Return the tables."""
+    nothing = {"kernel": None, "phases": {}}
+    seen = [(guest, told.get(guest.name, nothing)) for guest in GUESTS]
+    able = [(guest, each) for guest, each in seen if not guest.refused]
+    held = {"machine": _machine, **{label: _cell(name) for name, label in COLUMNS.items()}}
+    refusals = [_refusal(guest, each) for guest, each in seen if guest.refused]
+    return "\n".join([*_table("", held, able), "", *refusals, "", *_table("sockets in a sockhash", SOCKETS, able), ""])
+
+
+def _table(corner: str, rows: dict[str, Callable[[Guest, Told], str]], seen: list[tuple[Guest, Told]]) -> list[str]:
+    heads = [f"{guest.title}: {told['kernel']}" if told["kernel"] else guest.title for guest, told in seen]
+    lines = [f"| {corner} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for label, cell in rows.items():
+        lines.append(f"| {label} | {' | '.join(cell(guest, told) for guest, told in seen)} |")
+    return lines
+
+
+def _machine(guest: Guest, told: Told) -> str:
+    phase = told["phases"].get("machine")
+    if phase is None:
+        return guest.said
+    if not phase["held"]:
+        return "**not as it should be**"
+    parts = ", ".join(f"{label} {phase['found'][name].lstrip('v')}" for name, label in PARTS.items())
+    return f"{phase['found']['distribution']}; {parts}"
+
+
+def _cell(name: str) -> Callable[[Guest, Told], str]:
+    """Return what tells of a phase whether it held, and when."""
+
+    def cell(guest: Guest, told: Told) -> str:
+        phase = told["phases"].get(name)
+        if phase is None:
+            return guest.said
+        more = f": {phase['found']['passed'].partition(' in ')[0]}" if name == "smoke" and phase["held"] else ""
+        return f"{'holds' if phase['held'] else '**does not hold**'}{more}, {phase['when']}"
+
+    return cell
+
+
+def _refusal(guest: Guest, told: Told) -> str:
+    phase = told["phases"].get("refused")
+    if phase is None:
+        return f"Older than 5.15 ({guest.title}): {NOT_TRIED}."
+    if not phase["held"]:
+        return f"Older than 5.15 ({guest.title}: {told['kernel']}), {phase['when']}: **not refused as it should be**."
+    return (
+        f"Older than 5.15 ({guest.title}: {told['kernel']}), {phase['when']}: `doctor` and `up` end with exit status 3 "
+        f"and `{phase['found']['said']}`; nothing is made."
+    )
+
+
+def _probed(tell: Callable[[Told], str]) -> Callable[[Guest, Told], str]:
+    """Return what tells of a kernel's probes."""
+
+    def cell(guest: Guest, told: Told) -> str:
+        phase = told["phases"].get("probes")
+        if phase is None:
+            return guest.said
+        return tell(phase["found"]) if phase["held"] else "**the probes failed**"
+
+    return cell
+
+
+def _wrong_by_tcp(found: Told) -> str:
+    *by_tcp, _ = found["wrong"].values()
+    return ", ".join(dict.fromkeys(name for each in by_tcp for name in each)) or "nothing"
+
+
+def _wrong_redirected(found: Told) -> str:
+    *_, redirected = found["wrong"].values()
+    return ", ".join(redirected) or "nothing"
+
+
+def _is_whole(found: Told) -> bool:
+    return bool(found["stream"]["is_in_order"] and found["stream"]["received"] == found["stream"]["total"])
+
+
+def _ktls(guest: Guest, told: Told) -> str:
+    phase = told["phases"].get("kTLS")
+    if phase is None:
+        return guest.said
+    if not phase["held"]:
+        return "**not encrypted, or not whole**"
+    refused = phase["found"]["refused"]
+    return f"the keys are refused ({refused})" if refused else "accepted, and left to TCP: encrypted"
+
+
+#: What is told of sockets in a sockhash.
+SOCKETS: dict[str, Callable[[Guest, Told], str]] = {
+    "FIONREAD counts": _probed(lambda found: str(found["counts"]).lower()),
+    "it says": _probed(lambda found: str(found["fionread"])),
+    "redirected bytes are charged to their reader": _probed(
+        lambda found: "yes" if found["charged"] >= CHARGED else "**no**"
+    ),
+    "wrong on TCP's bytes, once the socket is there": _probed(_wrong_by_tcp),
+    "wrong on redirected bytes": _probed(_wrong_redirected),
+    "64 MB to a slow reader": _probed(lambda found: "whole, in order" if _is_whole(found) else "**not whole**"),
+    "connections of MPTCP listeners (by a table of releases, never by trying)": _probed(
+        lambda found: "fixed" if found["fixes"]["mptcp"] else "**not known to be fixed**"
+    ),
+    "an app with kTLS, captured": _ktls,
+    "so safe from sidecar to sidecar": _probed(lambda found: "yes" if _is_whole(found) else "**no**"),
+    "so safe for what any app sends": _probed(lambda found: "yes" if found["out of app"] else "no"),
+    "so safe for what any app reads": _probed(lambda found: "yes" if found["into app"] else "no"),
+    "the probes": _cell("probes"),
+}
