@@ -178,9 +178,10 @@ def _ktls(guest: Guest, told: Told) -> str:
     return f"the keys are refused ({refused})" if refused else "accepted, and left to TCP: encrypted"
 
 
+_COUNTS = {"TCP": "TCP's bytes", "REDIRECTED": "redirected bytes", "BOTH": "both", "NEITHER": "neither correctly"}
 #: What is told of sockets in a sockhash.
 SOCKETS: dict[str, Callable[[Guest, Told], str]] = {
-    "FIONREAD counts": _probed(lambda found: str(found["counts"]).lower()),
+    "FIONREAD counts": _probed(lambda found: _COUNTS[found["counts"]]),
     "it says": _probed(lambda found: str(found["fionread"])),
     "redirected bytes are charged to their reader": _probed(
         lambda found: "yes" if found["charged"] >= CHARGED else "**no**"
