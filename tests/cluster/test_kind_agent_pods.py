@@ -102,10 +102,11 @@ def counters(name: str) -> Mapping[str, int]:
 
 
 def events(name: str) -> dict[str, dict[str, Any]]:
-    """Return the agent's events on a pod by reason, as kubectl gets them."""
+    """Return the agent's events on a pod by reason, as kubectl gets them: of several with one reason the newest."""
     chosen = f"involvedObject.name={name},reportingComponent={manifest.NAME}"
     found = json.loads(kubectl("get", "events", "--field-selector", chosen, "-o", "json"))["items"]
-    return {one["reason"]: one for one in found}
+    # They come in the order of their names, which are digests.
+    return {one["reason"]: one for one in sorted(found, key=lambda one: str(one.get("eventTime")))}
 
 
 def last(name: str) -> tuple[str, str]:
