@@ -116,7 +116,7 @@ def _(scene):
 @lie("TCP carries the payload of one cell", r"eBPF moved 0 messages of at least \d+", quick=False)
 def _(scene):
     """While the fifth cell is measured, redirecting is switched off."""
-    with _while(scene, "cell 4 ends", "cell 5 ends", _redirect_off(scene)):
+    with _while(scene, "dials end", "batch 2 ends", _redirect_off(scene)):
         yield
 
 

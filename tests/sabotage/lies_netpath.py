@@ -219,7 +219,7 @@ PASSING = {
 
 def _register(what, where, there, gone, cause):
     def sabotage(scene):
-        with _while(scene, "cell 3 ends", "cell 5 ends", _both(scene, where, there, gone)):
+        with _while(scene, "matrix begins", "batch 2 ends", _both(scene, where, there, gone)):
             yield
 
     sabotage.__doc__ = f"While the fourth and fifth cell are measured, there is {what} in {where}: {there}."
@@ -255,7 +255,7 @@ def _skb(scene):
 )
 def _(scene):
     """While the fourth and fifth cell are measured, a program sees what helloworld-v1's sidecar sends."""
-    with _while(scene, "cell 3 ends", "cell 5 ends", _skb(scene)):
+    with _while(scene, "matrix begins", "batch 2 ends", _skb(scene)):
         yield
 
 
@@ -272,7 +272,7 @@ def _tcx(scene):
 @lie("a program on a link for one cell", r"on the link eth0 of helloworld-v2 there is tcx ingress: passing")
 def _(scene):
     """While the fourth and fifth cell are measured, a program sees what comes to helloworld-v2 over its link."""
-    with _while(scene, "cell 3 ends", "cell 5 ends", _tcx(scene)):
+    with _while(scene, "matrix begins", "batch 2 ends", _tcx(scene)):
         yield
 
 
@@ -289,7 +289,7 @@ def _hooked(scene):
 @lie("a netfilter program for one cell", r"(on )?netfilter.* passing \(id \d+\)", shared=True)
 def _(scene):
     """While the fourth and fifth cell are measured, a program is on the output hook of helloworld-v1."""
-    with _while(scene, "cell 3 ends", "cell 5 ends", _hooked(scene)):
+    with _while(scene, "matrix begins", "batch 2 ends", _hooked(scene)):
         yield
 
 
@@ -404,5 +404,5 @@ def _(scene):
 
         listen("node", 3, "veth10")
         listen("helloworld-v1", 0, "lo")
-        scene.at("cell 1 ends", lambda: listen("helloworld-v1", 3, "eth0"))
+        scene.at("batch 3 ends", lambda: listen("helloworld-v1", 3, "eth0"))
         yield

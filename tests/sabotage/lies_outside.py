@@ -50,7 +50,7 @@ def _(scene):
         yield
         rule(where, *(word.replace("-I", "-D") for word in around))
 
-    with _while(scene, "cell 1 ends", "cell 2 ends", there()):
+    with _while(scene, "batch 3 ends", "batch 4 ends", there()):
         yield
 
 

@@ -42,11 +42,17 @@ class Scene:
     def __init__(self, lab: ManagedEmbeddedLab) -> None:
         self.lab = lab
         lab.dataplane._manager._recompiled = None  # each call of merlab compiles for itself, and compares last
+        for name in ("observe", "dial"):  # of the scene before: see matrix_begins
+            vars(lab).pop(name, None)
         self.struck: list[str] = []
         self._waiting: list[tuple[str, Callable[[], None]]] = []
 
     def at(self, moment: str, strike: Callable[[], None]) -> None:
-        """Strike once, at "step 8 begins", "step 8 ends", "matrix begins" or "cell 1 ends" (and so on)."""
+        """Strike once, at "step 8 begins", "step 8 ends", "matrix begins" or "cell 1 ends" (and so on).
+
+        Cells are measured earlier than their results are told. Their batches of requests are, in order: 1 the fourth
+        cell, whose dials follow ("dials end"), 2 the fifth, 4 the second, 5 the third; "batch 1 ends" (and so on).
+        """
         self._waiting.append((moment, strike))
 
     def _is(self, moment: str) -> None:
@@ -71,7 +77,21 @@ class Scene:
         self._is(f"step {step.number} begins")
 
     def matrix_begins(self) -> None:
-        self._cells = 0
+        self._cells = self._batches = 0
+        observe, dial = self.lab.observe, self.lab.dial
+
+        def observed(*arguments: Any, **more: Any) -> Any:
+            self._batches += 1
+            number, seen = self._batches, observe(*arguments, **more)
+            self._is(f"batch {number} ends")
+            return seen
+
+        def dialled(*arguments: Any) -> Any:
+            seen = dial(*arguments)
+            self._is("dials end")
+            return seen
+
+        vars(self.lab).update(observe=observed, dial=dialled)
         self._is("matrix begins")
 
     def cell_ends(self) -> None:
