@@ -1,6 +1,7 @@
 """The test cluster: `python -m tests.cluster COMMAND`, or make test-cluster.
 
 build         build what is missing
+compile       of that, what takes only compilers and downloads: no Docker, nothing is mounted, tests may run beside it
 env           how to talk to the cluster: lines for a shell's eval
 start, stop   the Docker daemon of our own, where none answers; it stays until it is stopped
 up [ARGS]     build, start, then merlab up --lab kind --dataplane merlab ARGS
@@ -71,6 +72,12 @@ def build() -> int:
     return 0
 
 
+def compile_commands() -> int:
+    with builds.alone("build"):
+        builds.commands(builds.tested())
+    return 0
+
+
 def start() -> int:
     engine.start(keep=True)
     return 0
@@ -112,7 +119,16 @@ def test(*arguments: str) -> int:
             engine.release()
 
 
-COMMANDS = {"build": build, "start": start, "stop": stop, "env": env, "up": up, "down": down, "test": test}
+COMMANDS = {
+    "build": build,
+    "compile": compile_commands,
+    "start": start,
+    "stop": stop,
+    "env": env,
+    "up": up,
+    "down": down,
+    "test": test,
+}
 
 
 def main(name: str = "", *arguments: str) -> int:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -249,12 +249,23 @@ _HOMES: dict[str, Callable[[], Path]] = {
 
 def binaries() -> None:
     """Build everything that needs a compiler or a download, the slowest first, except what lazy images need."""
+    commands(_always())
+    root_file_system()
+
+
+def commands(images: Iterable[str]) -> None:
+    """Build the commands of these images, and those that are used from outside: no Docker, and nothing is mounted."""
     for left in cache().glob("making-*"):
         remove(left)
-    used = {file for name in _always() for file in versions()["images"][name].get("files", ())}
+    used = {file for name in images for file in versions()["images"][name].get("files", ())}
     homes = [home for file, home in _HOMES.items() if file in used]
-    for home in (*homes, lambda: tool("kind"), kubectl, root_file_system):
+    for home in (*homes, lambda: tool("kind"), kubectl):
         home()
+
+
+def tested() -> list[str]:
+    """Return the images that `make test-cluster` uses: those of every cluster, and both nodes."""
+    return [*_always(), *versions()["nodes"].values()]
 
 
 # --- images
