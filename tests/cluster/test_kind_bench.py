@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from agent_host import on_node, served
+from agent_host import on_node, served, status
 from kind_host import docker, held, kubectl, merlab, settled, stopped
 from tests.merlab_cli import told
 
@@ -36,9 +37,16 @@ def left() -> dict[str, list[str]]:
 
 @pytest.fixture
 def before(agent_lab: object) -> dict[str, list[str]]:  # noqa: ARG001 - it must be there
-    """What is left, when the disposable server of `up` is gone: its processes outlive its object."""
+    """What is left, when pods of earlier tests are gone: their processes and pins outlive their objects."""
     assert settled(lambda: "helloworld-disposable" in served(), wanted=False, seconds=60.0) is False
+    assert settled(strangers, wanted=set(), seconds=60.0) == set()
     return left()
+
+
+def strangers() -> set[str]:
+    """Return the uids of pods that have links and are not served: they end just now."""
+    linked = {Path(path).name for path in on_node()["pins"] if Path(path).parent.name == "links"}
+    return linked - {one["uid"] for one in status()["pods"] if one["state"] == "served"}
 
 
 def is_as(before: dict[str, list[str]]) -> bool:

@@ -13,6 +13,7 @@ from merbridge_lab.command_events import CommandTranscript
 from merbridge_lab.errors import LabError, UsageError
 from merbridge_lab.evidence import Verdict
 from merbridge_lab.lab import (
+    CONTROL_CLIENT,
     DIALS,
     HELLO,
     INBOUND_WITHOUT_RULES,
@@ -157,11 +158,11 @@ class KubernetesLab(LabBase):
 
     @contextlib.contextmanager
     def control_pair(self) -> Iterator[Starting[ControlPair]]:
-        """Return that client with a server of its own; see control_client.
+        """Return that client with a server of its own; see control_client. Raise LabError without a dataplane."""
+        if CONTROL_CLIENT not in self.capabilities:
+            raise LabError(self.why_missing(CONTROL_CLIENT), hint="merlab status", id="capability.missing")
 
-        They begin when they are asked for: istiod configures the sidecars anew, which would disturb what is measured.
-        """
-
+        # They begin when they are asked for: istiod configures the sidecars anew, which would disturb what is measured.
         def ready() -> ControlPair:
             pair = self.strategy.control_pair()
             self._control = (_own(pair.client), _own(pair.server))
