@@ -162,7 +162,6 @@ class KubernetesLab(LabBase):
         if CONTROL_CLIENT not in self.capabilities:
             raise LabError(self.why_missing(CONTROL_CLIENT), hint="merlab status", id="capability.missing")
 
-        # They begin when they are asked for: istiod configures the sidecars anew, which would disturb what is measured.
         def ready() -> ControlPair:
             pair = self.strategy.control_pair()
             self._control = (_own(pair.client), _own(pair.server))
