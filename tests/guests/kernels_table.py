@@ -94,7 +94,8 @@ def render(told: dict[str, Told]) -> str:
     nothing = {"kernel": None, "phases": {}}
     seen = [(guest, told.get(guest.name, nothing)) for guest in GUESTS]
     able = [(guest, each) for guest, each in seen if not guest.refused]
-    held = {"machine": _machine, **{label: _cell(name) for name, label in COLUMNS.items()}}
+    machine = _of("machine", "**not as it should be**", _parts)
+    held = {"machine": machine, **{label: _cell(name) for name, label in COLUMNS.items()}}
     refusals = [_refusal(guest, each) for guest, each in seen if guest.refused]
     return "\n".join([*_table("", held, able), "", *refusals, "", *_table("sockets in a sockhash", SOCKETS, able), ""])
 
@@ -107,14 +108,21 @@ def _table(corner: str, rows: dict[str, Callable[[Guest, Told], str]], seen: lis
     return lines
 
 
-def _machine(guest: Guest, told: Told) -> str:
-    phase = told["phases"].get("machine")
-    if phase is None:
-        return guest.said
-    if not phase["held"]:
-        return "**not as it should be**"
-    parts = ", ".join(f"{label} {phase['found'][name].lstrip('v')}" for name, label in PARTS.items())
-    return f"{phase['found']['distribution']}; {parts}"
+def _of(name: str, wrong: str, tell: Callable[[Told], str]) -> Callable[[Guest, Told], str]:
+    """Return what tells of a phase by what it found; `wrong` if it did not hold."""
+
+    def cell(guest: Guest, told: Told) -> str:
+        phase = told["phases"].get(name)
+        if phase is None:
+            return guest.said
+        return tell(phase["found"]) if phase["held"] else wrong
+
+    return cell
+
+
+def _parts(found: Told) -> str:
+    parts = ", ".join(f"{label} {found[name].lstrip('v')}" for name, label in PARTS.items())
+    return f"{found['distribution']}; {parts}"
 
 
 def _cell(name: str) -> Callable[[Guest, Told], str]:
@@ -144,14 +152,7 @@ def _refusal(guest: Guest, told: Told) -> str:
 
 def _probed(tell: Callable[[Told], str]) -> Callable[[Guest, Told], str]:
     """Return what tells of a kernel's probes."""
-
-    def cell(guest: Guest, told: Told) -> str:
-        phase = told["phases"].get("probes")
-        if phase is None:
-            return guest.said
-        return tell(phase["found"]) if phase["held"] else "**the probes failed**"
-
-    return cell
+    return _of("probes", "**the probes failed**", tell)
 
 
 def _wrong_by_tcp(found: Told) -> str:
@@ -168,13 +169,8 @@ def _is_whole(found: Told) -> bool:
     return bool(found["stream"]["is_in_order"] and found["stream"]["received"] == found["stream"]["total"])
 
 
-def _ktls(guest: Guest, told: Told) -> str:
-    phase = told["phases"].get("kTLS")
-    if phase is None:
-        return guest.said
-    if not phase["held"]:
-        return "**not encrypted, or not whole**"
-    refused = phase["found"]["refused"]
+def _ktls(found: Told) -> str:
+    refused = found["refused"]
     return f"the keys are refused ({refused})" if refused else "accepted, and left to TCP: encrypted"
 
 
@@ -192,7 +188,7 @@ SOCKETS: dict[str, Callable[[Guest, Told], str]] = {
     "connections of MPTCP listeners (by a table of releases, never by trying)": _probed(
         lambda found: "fixed" if found["fixes"]["mptcp"] else "**not known to be fixed**"
     ),
-    "an app with kTLS, captured": _ktls,
+    "an app with kTLS, captured": _of("kTLS", "**not encrypted, or not whole**", _ktls),
     "so safe from sidecar to sidecar": _probed(lambda found: "yes" if _is_whole(found) else "**no**"),
     "so safe for what any app sends": _probed(lambda found: "yes" if found["out of app"] else "no"),
     "so safe for what any app reads": _probed(lambda found: "yes" if found["into app"] else "no"),

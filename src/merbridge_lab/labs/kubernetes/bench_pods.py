@@ -45,6 +45,7 @@ _USER = "65534"
 _READY, _RUN_OUT, _SETTLED = 30.0, 5.0, 10.0
 #: Seconds that it takes to remove the pods: a namespace takes its time.
 _REMOVAL = 8.0
+_CHAIN = "ISTIO_REDIRECT"
 #: Where a load finds its files: as descriptors, whoever may read the folders that merlab is installed in.
 _REPORT, _UNREAD, _LOG = (f"/proc/self/fd/{number}" for number in (3, 4, 5))
 # Fixed texts; what varies is an argument. The cgroup is joined first: a socket belongs to that of its creator.
@@ -180,9 +181,6 @@ def _redirected(netns: Path) -> int:
         return sum(chain.packets for chain in chains)
     legacy = [chain for table in xtables.read(netns) for chain in table.chains or () if chain.name == _CHAIN]
     return sum(packets for chain in legacy for _words, packets in chain.told)
-
-
-_CHAIN = "ISTIO_REDIRECT"
 
 
 def _unread(what: str, error: Exception) -> LabError:

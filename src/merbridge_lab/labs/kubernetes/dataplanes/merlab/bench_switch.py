@@ -62,7 +62,7 @@ class AgentSwitch:
         return self._reader.counters().get(uid, {})
 
     def _look(self) -> None:
-        """Tell the agent to ask for the namespaces, and to look at all pods, now. Raises LabError."""
+        """Have the agent read the labels of the namespaces again and look at all pods. Raises LabError."""
         if self._agent is None:
             self._agent = self._find()
         answer = http_probe.post(self._agent, _PORT, _LOOK)
