@@ -4,11 +4,15 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-guest test-machines smoke soak soak-machines sabotage timings scale clean \
+.PHONY: help root up down verify setup dev lock check format test test-lowest test-packages test-guests test-guest test-machines smoke soak soak-machines sabotage timings scale clean offline \
 	docs tutorial test-apps test-cluster soak-cluster up-kind down-kind agent-image
 
 # More for merlab's or pytest's command line: make up ARGS="--until 3", make test ARGS="-k rules"
 ARGS ?=
+
+# A folder made by `make offline`: the set-up takes all from there, and asks no network.
+OFFLINE ?=
+export OFFLINE
 
 # The image of the test cluster's node: script or systemd.
 NODE ?= $(MERLAB_CLUSTER_NODE)
@@ -38,6 +42,9 @@ root:
 setup: ## system packages and .venv, no more
 	@scripts/setup packages
 	@scripts/setup venv
+
+offline: ## make a folder for machines without a network: make offline FOLDER=stick RELEASE=trixie, there make up OFFLINE=stick
+	@scripts/offline "$(FOLDER)" $(RELEASE)
 
 dev: ## the same with the tools for tests and checks (no root needed)
 	@scripts/setup venv dev

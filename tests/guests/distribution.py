@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.guests import packages
-from tests.machines.userland import install, of_release, wheelhouse
+from tests.machines.userland import BARE, PACKAGES, copy_checkout, install, of_release, offline, wheelhouse
 
 from merbridge_lab import polling
 from merbridge_lab.adapters.virtual_machine import EMULATED, OUT
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 #: The version of Python that a release of Debian has.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
-#: Where a guest has the checkout, and wheels for more.
-HOME, _WHEELS = "/srv/merlab", "/wheels"
+#: Where a guest has the checkout, wheels for more, and a folder of `make offline`.
+HOME, _WHEELS, _OFFLINE = "/srv/merlab", "/wheels", "/offline"
+#: The phase for which a guest has nothing but such a folder.
+FROM_NOTHING = "from nothing"
 #: How long all phases may take, in seconds: on a busy machine, where every instruction is emulated, more than an hour.
 _LIMIT = 3 * 3600.0
 #: The age at which a tree belongs to no run any more, in seconds.
@@ -45,28 +47,35 @@ class Distribution:
     kernel: str
 
     @contextlib.contextmanager
-    def _root(self, wheels: Path) -> Iterator[Path]:
-        """Yield a tree of this release with this checkout in it, set up from wheels without a network.
+    def _root(self, lock: str, *, bare: bool) -> Iterator[tuple[Path, dict[str, Path]]]:
+        """Yield a tree of this release with this checkout in it, and the folders to bring along, with a lock's wheels.
 
-        It is made in a mount namespace: emulated, pip alone would take a quarter of an hour.
+        It is set up from wheels without a network, in a mount namespace: emulated, that takes a quarter of an hour. A
+        `bare` one is not set up, and has nothing of what merlab needs.
         """
-        base = of_release(self.release)
+        base = of_release(self.release, BARE if bare else PACKAGES)
         for old in base.parent.glob(f"{base.name}.guest-*"):  # of a run that was killed
             if time.time() - old.stat().st_mtime > _OLD:
                 shutil.rmtree(old, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=base.parent, prefix=f"{base.name}.guest-") as made:
             layer, hold, tree = (Path(made, name) for name in ("layer", "hold", "tree"))
-            hold.mkdir()
-            install(base, layer, hold, wheels, HOME)
+            if bare:
+                brought = {_OFFLINE: offline(self.release)}
+                copy_checkout(layer / HOME[1:])
+            else:
+                brought = {_WHEELS: wheelhouse(PYTHONS[self.release], lock)}
+                hold.mkdir()
+                install(base, layer, hold, brought[_WHEELS], HOME)
             # One file in both trees costs nothing; what the layer has replaces it in one of them.
             subprocess.run(["cp", "-al", base, tree], check=True)
             subprocess.run(["cp", "-a", "--remove-destination", f"{layer}/.", tree], check=True)
-            yield tree
+            yield tree, brought
 
     def run(self, phases: Sequence[str], hear: Callable[[str, dict[str, Any]], None]) -> int:
-        """Go through the phases of inside.py, or all; return 0 if all held, 1 if one did not.
+        """Go through phases of inside.py in one boot; return 0 if all held, 1 if one did not.
 
-        `hear` gets the version of the kernel, and each phase as it ends. Raises LabError.
+        With FROM_NOTHING among them the machine is bare. `hear` gets the version of the kernel, and each phase as it
+        ends. Raises LabError.
         """
         packages.install()
         kernel = kernels.of_release(self.kernel, _note)
@@ -83,18 +92,19 @@ class Distribution:
                 hear(kernel.version, json.loads(line))
 
         # Only smoke tests need more than merlab does.
-        lock = "dev" if not phases or "smoke" in phases else "run"
-        wheels = wheelhouse(PYTHONS[self.release], lock)
-        with self._root(wheels) as root:
+        lock = "dev" if "smoke" in phases else "run"
+        bare = FROM_NOTHING in phases
+        program = ("sh", "from_nothing.sh") if bare else ("python3", "inside.py")
+        with self._root(lock, bare=bare) as (root, brought):
             return boot.run(
                 kernel,
-                ["python3", f"{HOME}/tests/guests/inside.py", *phases],
+                [program[0], f"{HOME}/tests/guests/{program[1]}", *phases],
                 timeout=_LIMIT,
                 by=by,
                 hear=listen,
                 environment={polling.SLOWNESS: "6"} if by == EMULATED else {},
                 root=root,
-                brought={_WHEELS: wheels},
+                brought=brought,
                 init="/sbin/init",
                 folder=Path("/"),
             ).status

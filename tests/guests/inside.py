@@ -1,7 +1,7 @@
 """Run in a guest of a distribution of its own, by its Python: from `make up` without a network to an equal machine.
 
-`python3 inside.py [PHASE …]` prints a JSON object a line and phase: what held, and what was said. Without names of
-phases all are done, in their order. The checkout is set up already.
+`python3 inside.py PHASE…` does phases, in the order of PHASES, and prints a JSON object a line and phase: what held,
+and what was said. The checkout is set up already.
 """
 
 from __future__ import annotations
@@ -130,6 +130,14 @@ def down() -> None:
     call(MERLAB, "down")
 
 
+def from_nothing() -> None:
+    """Hold what `make up` said after from_nothing.sh set the machine up from a folder; then prove, and take it down."""
+    said = Path("/run/from-nothing").read_text()
+    must("10 of 10 steps held" in said, said)
+    verify()
+    down()
+
+
 def legacy() -> None:
     """Do up, verify and down once more with legacy tables."""
     call(MERLAB, "up", "-q", "--iptables", "legacy")
@@ -202,29 +210,27 @@ def smoke() -> dict[str, object]:
     return {"passed": said.splitlines()[-1]}
 
 
+#: The machine's state before anything was done, once it was read.
+_before: dict[str, object] = {}
+#: Phases by name, in their order. The first is done on a bare machine only, the last on one that is refused.
+PHASES: dict[str, Callable[[], object]] = {
+    "from nothing": from_nothing, "machine": machine, "state": lambda: _before.update(state()), "doctor": doctor,
+    "up": up, "verify": verify, "step 9": step_9, "restore": restore, "down": down,
+    "fingerprint": lambda: fingerprint(_before), "legacy": legacy,
+    "fingerprint of legacy": lambda: fingerprint(_before), "probes": probes, "kTLS": ktls, "sabotages": sabotages,
+    "smoke": smoke, "refused": refused,
+}  # fmt: skip
+
+
 def main() -> int:
-    asked = sys.argv[1:]
-    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "NO_COLOR": "1"}
-    before: dict[str, object] = {}
-    phases: dict[str, Callable[[], object]] = {
-        "machine": machine, "state": lambda: before.update(state()), "doctor": doctor, "up": up,
-        "verify": verify, "step 9": step_9, "restore": restore, "down": down,
-        "fingerprint": lambda: fingerprint(before), "legacy": legacy,
-        "fingerprint of legacy": lambda: fingerprint(before), "probes": probes, "kTLS": ktls,
-        "sabotages": sabotages, "smoke": smoke,
-    }  # fmt: skip
-    if "refused" in asked:
-        phases["refused"] = refused
-    if unknown := set(asked) - set(phases):
-        sys.exit(f"no phase is called {', '.join(sorted(unknown))}: {', '.join(phases)}")
+    (wheels,) = [each for each in ("/wheels", "/offline/wheels") if Path(each).is_dir()]
+    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "NO_COLOR": "1"}
     status = 0
-    for name, phase in phases.items():
-        if asked and name not in asked:
-            continue
+    for name in [each for each in PHASES if each in sys.argv[1:]]:
         began = time.monotonic()
         told: dict[str, object] = {"phase": name, "held": True}
         try:
-            told["found"] = phase()
+            told["found"] = PHASES[name]()
         except (NotHeldError, subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
             told |= {"held": False, "said": f"{type(error).__name__}: {error}"[-6000:]}
             status = 1

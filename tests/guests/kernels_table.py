@@ -20,6 +20,7 @@ NOT_TRIED = "not tried"
 
 #: What is told of a phase, by its name in inside.py.
 COLUMNS = {
+    "from nothing": "a bare machine: `make up OFFLINE=…`, `verify`, `make down`",
     "doctor": "`doctor`",
     "up": "`make up`, ten steps",
     "verify": "`verify`, six cells",

@@ -12,14 +12,14 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tests.guests import kernels_table
-from tests.guests.distribution import Distribution
+from tests.guests import inside, kernels_table
+from tests.guests.distribution import FROM_NOTHING, Distribution
 from tests.guests.kernels_table import GUESTS, Guest
 
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 def main() -> int:
@@ -27,16 +27,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guests.soak", description=__doc__)
     booted = {guest.name: guest for guest in GUESTS if guest.release}
     parser.add_argument("guests", nargs="*", choices=[*booted, []], metavar="GUEST", help=", ".join(booted))
-    parser.add_argument("--phases", default="", help="with commas, as inside.py has them; by default all")
+    parser.add_argument("--phases", default="", help=f"with commas; by default all: {', '.join(inside.PHASES)}")
     parser.add_argument("--no-record", action="store_true", help="only look, and write nothing")
     asked = parser.parse_args()
     phases = asked.phases.split(",") if asked.phases else []
+    if unknown := set(phases) - set(inside.PHASES):
+        parser.error(f"no phase is called {', '.join(sorted(unknown))}: {', '.join(inside.PHASES)}")
     statuses = [_go_through(booted[name], phases, record=not asked.no_record) for name in asked.guests or booted]
     return max(statuses)
 
 
 def _go_through(guest: Guest, phases: Sequence[str], *, record: bool) -> int:
-    """Boot a guest and record each phase as it ends; return 1 if one did not hold, or if it did not end."""
+    """Go through phases, or all, and record each as it ends; return 1 if one did not hold, or if a boot did not end."""
     failed: list[str] = []
 
     def hear(kernel: str, phase: dict[str, Any]) -> None:
@@ -47,19 +49,30 @@ def _go_through(guest: Guest, phases: Sequence[str], *, record: bool) -> int:
         if record:
             kernels_table.record(guest.name, kernel, phase, f"{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}")
 
-    names = phases or (["machine", "refused"] if guest.refused else [])
-    try:
-        status = Distribution(str(guest.release), str(guest.kernel)).run(names, hear)
-    except (LabError, subprocess.SubprocessError, RuntimeError) as error:
-        failed.append(str(error))
-        _note(f"{guest.name}: {error}\n{getattr(error, 'stderr', '') or ''}")
-    else:
-        if status and not failed:
-            _note(f"{guest.name}: ended with {status}, without a word")
-            failed.append("the end")
+    machine = Distribution(str(guest.release), str(guest.kernel))
+    for names in _boots(phases, refused=guest.refused):
+        try:
+            status = machine.run(names, hear)
+        except (LabError, subprocess.SubprocessError, RuntimeError) as error:
+            failed.append(str(error))
+            _note(f"{guest.name}: {error}\n{getattr(error, 'stderr', '') or ''}")
+        else:
+            if status and not failed:
+                _note(f"{guest.name}: ended with {status}, without a word")
+                failed.append("the end")
     if record:
         kernels_table.write()
     return 1 if failed else 0
+
+
+def _boots(asked: Sequence[str], *, refused: bool) -> Iterator[list[str]]:
+    """Yield the phases of each boot: a bare machine is one of its own, and smoke tests are done there."""
+    usual = [name for name in inside.PHASES if name != "refused"]
+    names = list(asked or (["machine", "refused"] if refused else usual))
+    bare = [FROM_NOTHING, "smoke"] if FROM_NOTHING in names else []
+    for boot in ([name for name in names if name not in bare], [name for name in names if name in bare]):
+        if boot:
+            yield boot
 
 
 def _note(said: str) -> None:

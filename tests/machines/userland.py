@@ -13,6 +13,10 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _CHECKOUT = Path(__file__).parents[2]
 #: What merlab needs there, as scripts/setup would install it, what an ordinary user of it has, and what a virtual
@@ -21,6 +25,8 @@ PACKAGES = (
     "python3", "python3-venv", "python3-bpfcc", "iptables", "nftables", "curl", "iproute2", "procps", "bpftool",
     "sudo", "make", "ca-certificates", "kmod", "systemd-sysv", "udev", "dbus",
 )  # fmt: skip
+#: A machine that has nothing of what merlab needs: as above, what a virtual machine of it needs to boot.
+BARE = ("kmod", "systemd-sysv", "udev", "dbus")
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -101,14 +107,14 @@ def cache() -> Path:
     return (Path(above) if Path(above).is_absolute() else Path.home() / ".cache") / "merlab-machines"
 
 
-def of_release(release: str) -> Path:
+def of_release(release: str, packages: Sequence[str] = PACKAGES) -> Path:
     """Return a tree of this release of Debian, made by mmdebstrap from apt's own mirror if there is none yet."""
-    digest = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:8]
     tree = cache() / f"{release}-{digest}"
     if not tree.is_dir():
         made = tree.with_name(f"{tree.name}.{os.getpid()}")
         made.parent.mkdir(parents=True, exist_ok=True)
-        argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
         try:
             subprocess.run([*argv, release, str(made), mirror()], check=True, timeout=1200)
             made.rename(tree)
@@ -132,6 +138,21 @@ def wheelhouse(python: str, lock: str = "run") -> Path:
         pip = [sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--only-binary", ":all:"]
         subprocess.run([*pip, "--python-version", python, "-r", asked, "-d", folder], check=True, timeout=900)
         is_whole.touch()
+    return folder
+
+
+def offline(release: str) -> Path:
+    """Return the folder that scripts/offline makes for a release of Debian: packages, and all wheels of its Python."""
+    makes = ("scripts/offline", "requirements/dev.txt", "src/merbridge_lab/data/packages.txt")
+    digest = hashlib.sha256(b"".join((_CHECKOUT / each).read_bytes() for each in makes)).hexdigest()[:8]
+    folder = cache() / f"offline-{release}-{digest}"
+    if not folder.is_dir():
+        made = folder.with_name(f"{folder.name}.{os.getpid()}")
+        try:
+            subprocess.run([_CHECKOUT / "scripts/offline", made, release, "dev"], check=True, timeout=900)
+            made.rename(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return folder
 
 
