@@ -1,6 +1,7 @@
-"""The tables of docs/kernels.md, from what guests were seen to do: docs/kernels.json has that, phase by phase.
+"""The tables of where it was tried, from what guests were seen to do: docs/kernels.json has that, phase by phase.
 
-What no guest did is "not tried" there, never a guess.
+docs/kernels.md has all of it, README.md and docs/limits.md a line for each guest. What no guest did is "not tried"
+there, never a guess.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_DOCS = Path(__file__).parents[2] / "docs"
-RECORD, DOCUMENT = _DOCS / "kernels.json", _DOCS / "kernels.md"
+_TOP = Path(__file__).parents[2]
+RECORD, DOCUMENT = _TOP / "docs/kernels.json", _TOP / "docs/kernels.md"
+BRIEF = (_TOP / "README.md", _TOP / "docs/limits.md")
 BEGIN, END = "<!-- make soak-machines -->\n", "<!-- end of make soak-machines -->\n"
 NOT_TRIED = "not tried"
 
 #: What is told of a phase, by its name in inside.py.
 COLUMNS = {
-    "from nothing": "a bare machine: `make up OFFLINE=…`, `verify`, `make down`",
+    "from nothing": "a bare machine set up from a folder",
     "doctor": "`doctor`",
-    "up": "`make up`, ten steps",
-    "verify": "`verify`, six cells",
+    "up": "`up` (ten steps)",
+    "verify": "`verify` (six cells)",
     "step 9": "`step 9`",
     "restore": "`restore` after a kill",
-    "down": "`make down`",
+    "down": "`down`",
     "fingerprint": "the machine as before",
-    "legacy": "`up`, `verify`, `down` with legacy tables",
+    "legacy": "legacy tables",
     "sabotages": "five sabotages noticed",
     "smoke": "smoke tests",
 }
@@ -85,9 +87,29 @@ def record(guest: str, kernel: str, phase: Told, when: str) -> None:
 
 
 def write() -> None:
-    """Put the tables into the document."""
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}{render(read())}{END}{rest.partition(END)[2]}")
+    """Put the tables into the documents."""
+    told = read()
+    for document, text in ((DOCUMENT, render(told)), *((each, brief(told)) for each in BRIEF)):
+        before, _, rest = document.read_text().partition(BEGIN)
+        document.write_text(f"{before}{BEGIN}{text}{END}{rest.partition(END)[2]}")
+
+
+def brief(told: dict[str, Told]) -> str:
+    """Return a line for each guest: what held and what did not, and the days of it."""
+    lines = ["| machine | kernel | held | did not hold | not tried | seen |", "|---|---|---|---|---|---|"]
+    for guest in GUESTS:
+        mine = told.get(guest.name, {"kernel": "", "phases": {}})
+        labels = {"refused": "refused in a sentence"} if guest.refused else COLUMNS
+        seen = {name: mine["phases"][name] for name in labels if name in mine["phases"]}
+        held = ", ".join(labels[name] for name, each in seen.items() if each["held"])
+        wrong = ", ".join(f"**{labels[name]}**" for name, each in seen.items() if not each["held"])
+        missing = ", ".join(label for name, label in labels.items() if name not in seen)
+        if not seen:
+            missing = "all of it" if guest.said == NOT_TRIED else "all of it; expected to hold"
+        days = sorted({each["when"] for each in seen.values()})
+        when = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
+        lines.append(f"| {guest.title} | {mine['kernel']} | {held} | {wrong} | {missing} | {when} |")
+    return "\n".join(lines) + "\n"
 
 
 def render(told: dict[str, Told]) -> str:

@@ -37,6 +37,25 @@ def test_the_document_is_what_was_recorded():
     assert rest.partition(END)[0] == kernels_table.render(kernels_table.read())
 
 
+@pytest.mark.parametrize("document", kernels_table.BRIEF, ids=lambda each: each.name)
+def test_the_short_table_is_what_was_recorded(document):
+    _, _, rest = document.read_text().partition(BEGIN)
+    assert rest.partition(END)[0] == kernels_table.brief(kernels_table.read())
+
+
+def test_the_short_table_tells_what_held_what_did_not_and_what_was_not_tried(recorded):
+    recorded("debian-13", "verify")
+    recorded("debian-13", "down", held=False, said="NotHeldError: …")
+    recorded("linux-5.10", "refused", kernel="5.10.1", found={"said": "merlab: too old"})
+    lines = kernels_table.brief(kernels_table.read()).splitlines()
+    (debian,) = [line for line in lines if line.startswith("| Debian 13 |")]
+    assert debian.startswith("| Debian 13 | 6.12.1 | `verify` (six cells) | **`down`** | ")
+    assert "`doctor`" in debian.split(" | ")[4]
+    assert debian.endswith(" | 2026-11-29 |")
+    assert "| Linux 5.15 |  |  |  | all of it; expected to hold |  |" in lines
+    assert "| Debian 12, kernel of Debian 11 | 5.10.1 | refused in a sentence |  |  | 2026-11-29 |" in lines
+
+
 def test_what_no_guest_did_was_not_tried():
     text = kernels_table.render({})
     for label in ("machine", *COLUMNS.values(), *SOCKETS):
@@ -55,7 +74,7 @@ def test_what_held_and_what_did_not_is_told_with_its_date(recorded):
     first = {label: cells(text, label)[0] for label in ("machine", *COLUMNS.values(), *SOCKETS)}
     assert "Debian 13: 6.12.1 |" in text
     assert first["machine"].startswith("Debian GNU/Linux 13 (trixie); systemd 257, Python 3.13.5")
-    assert first["`verify`, six cells"] == "holds, 2026-11-29"
+    assert first["`verify` (six cells)"] == "holds, 2026-11-29"
     assert first["`step 9`"] == "**does not hold**, 2026-11-29"
     assert first["smoke tests"] == "holds: 20 passed, 2026-11-29"
     assert first["`doctor`"] == "not tried"
