@@ -65,7 +65,7 @@ class Distribution:
             else:
                 brought = {_WHEELS: wheelhouse(PYTHONS[self.release], lock)}
                 hold.mkdir()
-                install(base, layer, hold, brought[_WHEELS], HOME)
+                install(base, layer, hold, brought[_WHEELS], HOME, dev=lock == "dev")
             # One file in both trees costs nothing; what the layer has replaces it in one of them.
             subprocess.run(["cp", "-al", base, tree], check=True)
             subprocess.run(["cp", "-a", "--remove-destination", f"{layer}/.", tree], check=True)

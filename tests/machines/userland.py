@@ -166,16 +166,25 @@ def copy_checkout(into: Path) -> None:
 
 
 def install(
-    base: Path, upper: Path, hold: Path, wheels: Path, where: str, *, first: str = "", user: str = "root"
+    base: Path,
+    upper: Path,
+    hold: Path,
+    wheels: Path,
+    where: str,
+    *,
+    first: str = "",
+    user: str = "root",
+    dev: bool = False,
 ) -> str:
     """Put this checkout and its .venv into a layer above a tree, by scripts/setup there; return what that said.
 
-    There is no network there, only the wheels. `first` are lines of shell to run before it, as root.
+    There is no network there, only the wheels; with `dev`, also those of the tests. `first` are lines of shell to run
+    before it, as root.
     """
     copy_checkout(upper / where[1:])
     done = Userland(base).run(
         f"set -e; {first or ':'}; cd '{where}'; chown -R {user}: .; umask 022\n"
-        f"exec su {user} -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv'",
+        f"exec su {user} -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv{' dev' * dev}'",
         hold,
         keep=upper,
         wheels=wheels,
