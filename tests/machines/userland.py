@@ -182,9 +182,10 @@ def install(
     before it, as root.
     """
     copy_checkout(upper / where[1:])
+    tools = "dev" if dev else ""
     done = Userland(base).run(
         f"set -e; {first or ':'}; cd '{where}'; chown -R {user}: .; umask 022\n"
-        f"exec su {user} -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv{' dev' * dev}'",
+        f"exec su {user} -c 'PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup venv {tools}'",
         hold,
         keep=upper,
         wheels=wheels,
