@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.guests import packages
-from tests.machines.userland import BARE, PACKAGES, copy_checkout, install, of_release, offline, wheelhouse
+from tests.machines.userland import (
+    BARE,
+    PACKAGES,
+    PYTHONS,
+    UBUNTU,
+    UBUNTU_KERNEL,
+    copy_checkout,
+    install,
+    of_release,
+    offline,
+    wheelhouse,
+)
 
 from merbridge_lab import polling
 from merbridge_lab.adapters.virtual_machine import EMULATED, OUT
@@ -23,8 +34,6 @@ from merbridge_lab.guest import boot, kernels
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: The version of Python that a release of Debian has.
-PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 #: Where a guest has the checkout, wheels for more, and a folder of `make offline`.
 HOME, _WHEELS, _OFFLINE = "/srv/merlab", "/wheels", "/offline"
 #: The phase for which a guest has nothing but such a folder.
@@ -41,7 +50,7 @@ def _note(said: str) -> None:
 
 @dataclass(frozen=True)
 class Distribution:
-    """A release of Debian, and the release of Debian whose kernel it runs."""
+    """A release of Debian or Ubuntu, and the release whose kernel it runs."""
 
     release: str
     kernel: str
@@ -78,7 +87,10 @@ class Distribution:
         ends. Raises LabError.
         """
         packages.install()
-        kernel = kernels.of_release(self.kernel, _note)
+        if self.kernel in UBUNTU:
+            kernel = kernels.at_path(of_release(self.kernel, UBUNTU_KERNEL))
+        else:
+            kernel = kernels.of_release(self.kernel, _note)
         by = boot.accelerator(kernel)
         rest = ""
 

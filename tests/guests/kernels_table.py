@@ -46,15 +46,15 @@ Told = dict[str, Any]
 
 @dataclass(frozen=True)
 class Guest:
-    """A column: its name and title, the release of Debian whose files it has, and whose kernel; None: not booted.
+    """A column: its name and title, the release whose files it has, and the one whose kernel.
 
     `refused` ones are too old: merlab must say so.
     """
 
     name: str
     title: str
-    release: str | None = None
-    kernel: str | None = None
+    release: str
+    kernel: str
     refused: bool = False
     said: str = NOT_TRIED
 
@@ -63,7 +63,9 @@ GUESTS = (
     Guest("debian-13", "Debian 13", "trixie", "trixie"),
     Guest("debian-12", "Debian 12", "bookworm", "bookworm"),
     Guest("backports", "Debian 13, kernel of backports", "trixie", "trixie-backports"),
-    Guest("linux-5.15", "Linux 5.15", said="expected, not tried"),
+    Guest("ubuntu-26.04", "Ubuntu 26.04", "resolute", "resolute"),
+    Guest("ubuntu-24.04", "Ubuntu 24.04", "noble", "noble"),
+    Guest("linux-5.15", "Debian 12, kernel of Ubuntu 22.04", "bookworm", "jammy", said="expected, not tried"),
     Guest("linux-5.10", "Debian 12, kernel of Debian 11", "bookworm", "bullseye", refused=True),
 )
 

@@ -25,6 +25,15 @@ PACKAGES = (
     "python3", "python3-venv", "python3-bpfcc", "iptables", "nftables", "curl", "iproute2", "procps", "bpftool",
     "sudo", "make", "ca-certificates", "kmod", "systemd-sysv", "udev", "dbus",
 )  # fmt: skip
+#: Releases of Ubuntu; mmdebstrap knows their mirror. Debian has the key of their archive as a package.
+UBUNTU = ("jammy", "noble", "resolute")
+_KEYS = "ubuntu-archive-keyring"
+#: The version of Python that a release has.
+PYTHONS = {"bookworm": "3.11", "trixie": "3.13", "jammy": "3.10", "noble": "3.12", "resolute": "3.14"}
+#: What Ubuntu has only with each kernel, up to 24.04; merlab does without.
+_LACKING = {"jammy": ("bpftool",), "noble": ("bpftool",)}
+#: A kernel without firmware, with the modules of a virtual machine.
+UBUNTU_KERNEL = ("linux-image-virtual",)
 #: A machine that has nothing of what merlab needs: as above, what a virtual machine of it needs to boot.
 BARE = ("kmod", "systemd-sysv", "udev", "dbus")
 _ENVIRONMENT = {
@@ -108,19 +117,38 @@ def cache() -> Path:
 
 
 def of_release(release: str, packages: Sequence[str] = PACKAGES) -> Path:
-    """Return a tree of this release of Debian, made by mmdebstrap from apt's own mirror if there is none yet."""
+    """Return a tree of this release, made by mmdebstrap if there is none yet: of Debian, from apt's own mirror."""
+    packages = tuple(each for each in packages if each not in _LACKING.get(release, ()))
     digest = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:8]
     tree = cache() / f"{release}-{digest}"
     if not tree.is_dir():
         made = tree.with_name(f"{tree.name}.{os.getpid()}")
         made.parent.mkdir(parents=True, exist_ok=True)
         argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
+        source = [release, str(made), mirror()]
+        if release in UBUNTU:
+            argv += ["--components=main,universe", f"--keyring={_ubuntu_keys()}"]
+            source = [release, str(made)]
         try:
-            subprocess.run([*argv, release, str(made), mirror()], check=True, timeout=1200)
+            subprocess.run([*argv, *source], check=True, timeout=1200)
             made.rename(tree)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return tree
+
+
+def _ubuntu_keys() -> Path:
+    """Return the key of Ubuntu's archive, from Debian 13's package of it."""
+    folder = cache() / _KEYS
+    if not folder.is_dir():
+        made = folder.with_name(f"{folder.name}.{os.getpid()}")
+        argv = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={_KEYS}", "trixie", str(made), mirror()]
+        try:
+            subprocess.run(argv, check=True, timeout=300)
+            made.rename(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return folder / "usr/share/keyrings/ubuntu-archive-keyring.gpg"
 
 
 def mirror() -> str:
@@ -135,8 +163,7 @@ def wheelhouse(python: str, lock: str = "run") -> Path:
     asked = _CHECKOUT / "requirements" / f"{lock}.txt"
     is_whole = folder / f".{lock}-{hashlib.sha256(asked.read_bytes()).hexdigest()[:8]}"
     if not is_whole.exists():
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--only-binary", ":all:"]
-        subprocess.run([*pip, "--python-version", python, "-r", asked, "-d", folder], check=True, timeout=900)
+        subprocess.run([sys.executable, _CHECKOUT / "scripts/wheels.py", folder, python, lock], check=True, timeout=900)
         is_whole.touch()
     return folder
 

@@ -165,6 +165,26 @@ def entries(archive):
         yield name, (fields[1], data)
 
 
+def test_a_module_may_be_compressed_by_zstd_as_ubuntus_are(tmp_path, monkeypatch):
+    module = tmp_path / "9p.ko.zst"
+    subprocess.run(["zstd", "-q", "-o", module], input=b"the module" * 99, check=True)
+    assert initramfs._unpacked(module) == b"the module" * 99
+    module.write_bytes(b"no module")
+    with pytest.raises(LabError, match=r"9p.ko.zst cannot be decompressed") as refused:
+        initramfs._unpacked(module)
+    assert "unsupported format" in refused.value.stderr
+    monkeypatch.setattr(initramfs.system_tools, "find", lambda _: None)
+    with pytest.raises(LabError, match="is compressed by zstd, and that command is not") as refused:
+        initramfs._unpacked(module)
+    assert refused.value.hint == "apt-get install zstd"
+
+
+def test_a_module_that_is_compressed_in_another_way_is_refused(tmp_path):
+    (tmp_path / "9p.ko.lz4").write_bytes(b"")
+    with pytest.raises(LabError, match="compressed in a way that merlab cannot read"):
+        initramfs._unpacked(tmp_path / "9p.ko.lz4")
+
+
 def test_the_first_file_system_holds_busybox_the_modules_in_order_and_the_command(monkeypatch, tmp_path):
     module = tmp_path / "9p.ko.xz"
     module.write_bytes(lzma.compress(b"the module"))

@@ -3,6 +3,7 @@
 Whether newer versions would fit as well is not tested here: that is `make lock`, which asks PyPI.
 """
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -166,3 +167,20 @@ def test_a_package_that_is_not_what_was_locked_is_refused(tmp_path):
     assert done.returncode != 0
     assert "DO NOT MATCH THE HASHES" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def wheels_script():
+    spec = importlib.util.spec_from_file_location("wheels", ROOT / "scripts/wheels.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("file", ["run.txt", "dev.txt"])
+def test_the_wheels_for_another_python_are_those_that_its_own_pip_would_take(file, python, tmp_path):
+    """Whatever Python runs here: pip judges conditions by that one."""
+    kept = tmp_path / file
+    kept.write_text(wheels_script().lines_for(python, (ROOT / "requirements" / file).read_text()))
+    for other in PYTHONS:
+        assert versions(kept, other) == versions(file, python)

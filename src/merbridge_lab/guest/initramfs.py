@@ -10,26 +10,27 @@ import gzip
 import lzma
 import shlex
 import shutil
+import subprocess
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab import templates
-from merbridge_lab.adapters import virtual_machine
+from merbridge_lab.adapters import system_tools, virtual_machine
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from merbridge_lab.guest.kernels import Kernel
 
 #: The root directory's file system, its overlay, the bus they are on, and the wires for output.
 _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {".ko": bytes, ".xz": lzma.decompress, ".gz": gzip.decompress}
 _FOLDERS = ("bin", "proc", "sys", "dev", "machine", "memory", "root", "modules")
-_UNPACK = {".ko": lambda data: data, ".xz": lzma.decompress, ".gz": gzip.decompress}
 _FILE, _FOLDER = 0o100755, 0o040755
 #: The last entry of an archive.
 _TRAILER = "TRAILER!!!"
@@ -120,12 +121,35 @@ def _modules(kernel: Kernel) -> Iterator[tuple[str, bytes]]:
             ) from error
         found |= {Path(line.split()[1]): None for line in lines_of(told) if line.startswith("insmod ")}
     for path in found:
-        unpack = _UNPACK.get(path.suffix)
-        if unpack is None:
-            raise LabError(
-                f"{path} is compressed in a way that merlab cannot read", hint="merlab kernels", id="guest.failed"
-            )
-        yield path.name.removesuffix(path.suffix).removesuffix(".ko") + ".ko", unpack(path.read_bytes())
+        yield path.name.removesuffix(path.suffix).removesuffix(".ko") + ".ko", _unpacked(path)
+
+
+def _unpacked(path: Path) -> bytes:
+    """Return a module as the kernel takes it. Raise LabError if it is compressed in a way that cannot be read here."""
+    data = path.read_bytes()
+    if path.suffix in _UNPACK:
+        return _UNPACK[path.suffix](data)
+    if path.suffix != ".zst":
+        raise LabError(
+            f"{path} is compressed in a way that merlab cannot read", hint="merlab kernels", id="guest.failed"
+        )
+    # Ubuntu's and Arch's are. Python has it since 3.14 only.
+    program = system_tools.find("zstd")
+    if program is None:
+        raise LabError(
+            f"{path} is compressed by zstd, and that command is not on this machine",
+            hint="apt-get install zstd",
+            id="tool.missing",
+        )
+    done = subprocess.run([program, "--decompress", "--stdout"], input=data, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise LabError(
+            f"{path} cannot be decompressed",
+            hint="merlab kernels",
+            stderr=done.stderr.decode(errors="replace"),
+            id="guest.failed",
+        )
+    return done.stdout
 
 
 def _archive(files: Mapping[str, bytes]) -> Iterator[bytes]:
