@@ -149,6 +149,27 @@ def test_of_packages_only_plain_kernels_count(monkeypatch):
     assert debian.newest_of_series(debian.offered()) == ["6.12.117+deb12-amd64", "6.1.0-56-amd64"]
 
 
+def test_ubuntus_packages_count_too(monkeypatch):
+    text = "\n".join(
+        f"linux-image-{each} - Signed kernel image"
+        for each in ("6.8.0-151-generic", "6.8.0-151-lowlatency", "6.8.0-31-generic", "6.14.0-37-generic", "generic")
+    )
+    monkeypatch.setattr(debian, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, text))
+    assert debian.offered() == ["6.14.0-37-generic", "6.8.0-151-generic", "6.8.0-31-generic"]
+
+
+def test_apt_downloads_into_the_cache_with_the_users_own_proxy(monkeypatch, tmp_path):
+    """It asks apt, as the user would, and not by another program, which would get merlab's own environment."""
+    apt = tmp_path / "apt-get"
+    apt.write_text('#!/bin/sh\n[ "$1" = download ] || exit 0\necho "$http_proxy $PWD" >asked\n')
+    apt.chmod(0o755)
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setattr(debian, "_depends", lambda *_: [])
+    monkeypatch.setattr(debian, "_index", lambda *_: None)
+    debian._download([str(apt)], "linux-image-6.8.0-151-generic", tmp_path)
+    assert (tmp_path / "asked").read_text() == f"http://proxy:3128 {tmp_path}\n"
+
+
 def entries(archive):
     """Read an archive of cpio: the names, modes and contents, in its order."""
     file = io.BytesIO(archive)

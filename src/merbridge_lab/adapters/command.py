@@ -26,6 +26,7 @@ from merbridge_lab.polling import limit, poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from typing import NoReturn
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,9 @@ def _cannot_start(name: str, error: OSError) -> LabError:
     )
 
 
-def _start(argv: Sequence[str], *, stdin: str | None, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+def _start(
+    argv: Sequence[str], *, stdin: str | None, env: Mapping[str, str] | None, folder: Path | None = None
+) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own.
 
     A Ctrl-C goes to the whole group of the terminal, and must not end a restore midway. If no process can be created, a
@@ -122,6 +125,7 @@ def _start(argv: Sequence[str], *, stdin: str | None, env: Mapping[str, str] | N
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=env,
+                cwd=folder,
                 start_new_session=True,
             )
         except OSError as error:
@@ -143,9 +147,10 @@ def run(
     ok: Sequence[int] = (0,),
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     look: Callable[[], LabError | None] | None = None,
 ) -> Result:
-    """Run `argv` and wait for it, at most `timeout` seconds.
+    """Run `argv`, in `folder` if it is given, and wait for it, at most `timeout` seconds.
 
     `look` is called about once a second while it runs; if it returns an error, the command is ended and that error
     raised. Raise LabError if the program is missing, cannot be started, does not end in time, or ends with a status
@@ -158,7 +163,7 @@ def run(
     timeout = limit(timeout)
     deadline = time.monotonic() + timeout
     try:
-        process = _start([program, *argv[1:]], stdin=stdin, env=system_tools.environment(argv[0], env))
+        process = _start([program, *argv[1:]], stdin=stdin, env=system_tools.environment(argv[0], env), folder=folder)
     except OSError as error:
         raise _cannot_start(argv[0], error) from error
     ending: list[str] = []

@@ -1,4 +1,4 @@
-"""Kernels of Debian's packages, downloaded by apt and unpacked, not installed.
+"""Kernels of Debian's and Ubuntu's packages, downloaded by apt and unpacked, not installed.
 
 The packages that apt knows here are downloaded as they are. For a release of Debian that it does not know, apt is used
 with lists and sources of its own, so that neither the machine's package lists nor its packages change.
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 RELEASES = {"bookworm": "6.1", "trixie": "6.12", "trixie-backports": ""}
 #: The package that stands for the newest kernel of a release.
 _NEWEST = "linux-image-amd64"
-_PACKAGE = re.compile(r"linux-image-(\d+\.\d+\.[\w.+~-]*?(?<!-rt)(?<!-cloud)-amd64)")
+#: A package with a kernel: Debian's, or Ubuntu's; not the small ones of clouds, nor those for real time.
+_PACKAGE = re.compile(r"linux-image-(\d+\.\d+\.[\w.+~-]*?(?<!-rt)(?<!-cloud)-(?:amd64|generic))")
 #: What the folder of an unpacked kernel has once it is complete.
 READY = "ready"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -54,7 +55,7 @@ def matches(asked: str, version: str) -> bool:
 def offered() -> list[str]:
     """Return the versions of kernels that apt knows here, the newest first; none where there is no apt."""
     try:
-        told = run(["apt-cache", "--names-only", "search", "^linux-image-[0-9].*-amd64$"], timeout=60).stdout
+        told = run(["apt-cache", "--names-only", "search", "^linux-image-[0-9].*-(amd64|generic)$"], timeout=60).stdout
     except LabError:
         return []
     found = {name[1] for line in lines_of(told) if (name := _PACKAGE.fullmatch(line.split(" ")[0]))}
@@ -133,7 +134,8 @@ def _download(apt: Sequence[str], image: str, folder: Path) -> None:
     version = image.removeprefix("linux-image-")
     parts = [name for name in _depends(apt, image) if name.endswith(f"-{version}") and name != image]
     with progress(f"the packages of {image}"):
-        run(["env", "-C", str(folder), *apt, "download", image, *parts], timeout=_PACKAGES)
+        # Not by env: that would get merlab's own environment, and apt needs the user's proxy.
+        run([*apt, "download", image, *parts], folder=folder, timeout=_PACKAGES)
         root = folder / "root"
         for archive in folder.glob("*.deb"):
             run(["dpkg-deb", "--extract", str(archive), str(root)], timeout=_LISTS)
