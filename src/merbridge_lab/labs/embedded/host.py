@@ -37,11 +37,17 @@ class Machine:
         self.saved = self.run / "saved"
         self._own_cgroup2 = self.run / "cgroup"
         self._cgroup_root = cgroup.find_root(self.run) or self._own_cgroup2
+        self._above = cgroup.of_machine()
+
+    @property
+    def cgroup_root(self) -> Path:
+        """Where all of cgroup2 is mounted, or will be."""
+        return self._cgroup_root
 
     @property
     def cgroup(self) -> Path:
         """The lab's cgroup; BPF programs are attached below it and nowhere above."""
-        return self._cgroup_root / self.name
+        return self._cgroup_root / self._above / self.name
 
     @property
     def mesh_cgroup(self) -> Path:
@@ -163,7 +169,7 @@ class Machine:
         except OSError as error:
             raise shortage.of(error) or LabError(
                 f"the cgroup {self.cgroup} cannot be made: {error.strerror}",
-                hint=f"ls -ld {self._cgroup_root}",
+                hint=f"ls -ld {self.cgroup.parent}",
                 id="requirement.missing",
             ) from error
 
