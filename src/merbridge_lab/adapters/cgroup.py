@@ -70,7 +70,8 @@ def of_machine(process: Path = Path("/proc/1")) -> PurePath:
     """Return the cgroup below which this machine keeps everything, relative to the root of the hierarchy.
 
     It is the one of process 1: the root, or in a container that sees the whole hierarchy, the container's own. What is
-    made there is gone with the container, and no other container, nor the machine itself, has anything in it.
+    made there is gone with the container, and no other container, nor the machine itself, has anything in it. Where
+    process 1 is the machine's (docker run --pid host), any other `process` of the container will do.
     """
     try:
         found = PurePath(in_version_2(read_text(process / "cgroup")).lstrip("/"))
