@@ -83,7 +83,7 @@ test-packages: setup dev ## build wheel and sdist, install them elsewhere, and u
 test-guests: setup dev ## boot Debian's kernels on this machine's files, and probe them (installs qemu by apt)
 	@$(PYTEST_AS_ROOT) -m guests tests/guests $(ARGS)
 
-test-machines: setup dev ## Debian 13's userland, odd machines, containers and users, in namespaces (installs mmdebstrap by apt)
+test-machines: setup dev ## Debian 13's userland, odd machines and users in namespaces, containers of a real Docker (installs mmdebstrap and docker.io by apt)
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@$(PYTEST_AS_ROOT) -m machines tests/machines $(ARGS)
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merbridge_lab import shortage
 from merbridge_lab.adapters.change import change
 from merbridge_lab.errors import LabError
 from merbridge_lab.polling import poll_until
@@ -156,7 +157,7 @@ def _write(descriptor: int, entry: Holder) -> None:
 
 def _cannot(path: Path, error: OSError) -> LabError:
     above = path.parent.parent
-    hints = {errno.EROFS: f"mount -o remount,rw {above}", errno.ENOSPC: f"df -h {above}"}
+    hints = {errno.EROFS: shortage.writable(above), errno.ENOSPC: f"df -h {above}"}
     return LabError(
         f"merlab's lock {path} cannot be made: {os.strerror(error.errno or 0)}",
         hint=hints.get(error.errno or 0),

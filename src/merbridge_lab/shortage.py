@@ -26,6 +26,7 @@ _NO_THREAD = "can't start new thread"
 #: What dash, bash and util-linux print then.
 _NO_FORK = re.compile(r"[Cc]annot fork|fork[^\n]*Resource temporarily unavailable")
 _CGROUPS = Path("/sys/fs/cgroup")
+_RUN = "/run"
 
 
 def explained(error: BaseException) -> LabError | None:
@@ -151,8 +152,17 @@ def _quota(where: object) -> ShortageError:
 
 def _read_only(where: object) -> ShortageError:
     folder = _folder(where)
-    hint = f"mount -o remount,rw {_mount_point(folder)}" if folder else "grep -w ro /proc/mounts"
+    hint = writable(folder) if folder else "grep -w ro /proc/mounts"
     return ShortageError(f"the file system of {folder or 'what was to be changed'} is read-only", hint=hint)
+
+
+def writable(folder: str | Path) -> str:
+    """Return the command that makes a folder of a read-only file system writable again."""
+    mounted = _mount_point(str(folder))
+    # What is in /run need not outlive the machine; what else is read-only (a container's --read-only) may stay so.
+    if mounted == "/" and str(folder) == _RUN:
+        return f"mount -t tmpfs tmpfs {_RUN}"
+    return f"mount -o remount,rw {mounted}"
 
 
 def _mount_point(folder: str) -> str:

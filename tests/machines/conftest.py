@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.machines.userland import Userland, install, of_release, wheelhouse
+from tests.machines.userland import Userland, cache, install, of_release, wheelhouse
 
 from merbridge_lab.polling import poll_until
 
@@ -55,7 +55,8 @@ def _nothing_left(request):
 
 def _mounts() -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line.split(" ", 4)[4] for line in lines if "/run/merlab" not in line]
+    # Those of another run's daemon, and of a tree that is being made, are not ours.
+    return [line.split(" ", 4)[4] for line in lines if "/run/merlab" not in line and str(cache()) not in line]
 
 
 def named() -> list[str]:

@@ -130,6 +130,12 @@ REFUSED = [
     Machine("cgroup_read_only", read_only(CGROUP2), says="kernel.cgroup2", remedy="mount -o remount,rw /sys/fs/cgroup"),
     Machine("settings_read_only", read_only("/proc/sys"), says="kernel.settings", remedy="remount,rw /proc/sys"),
     Machine("no_sys", "mount -t tmpfs none /sys", says="kernel.btf", remedy="CONFIG_DEBUG_INFO_BTF"),
+    Machine(
+        "user_namespace",
+        prefix=("unshare", "--user", "--map-root-user"),
+        says="root of a user namespace alone",
+        remedy="rootless Docker",
+    ),
     Machine("container", prefix=only(*DOCKER), says="CAP_SYS_ADMIN", remedy=PRIVILEGED),
     Machine("container_net_admin", prefix=only(*DOCKER, "net_admin"), says="CAP_SYS_ADMIN", remedy=PRIVILEGED),
     Machine(

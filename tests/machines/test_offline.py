@@ -73,3 +73,17 @@ def test_a_folder_that_lacks_something_says_what(bare, folder, hold):
     assert "exit 3" in done.stdout
     assert "libbpfcc" in done.stderr
     assert "set-up: apt-get could not install" in done.stderr
+
+
+def test_an_ordinary_user_takes_it_by_sudo(debian13, folder, hold):
+    done = debian13.run(
+        f"""{THERE}; dpkg --remove --force-depends curl >/dev/null; chmod 755 /wheels
+        su free -c "make setup OFFLINE='{FOLDER}'"; echo "exit $?"; command -v curl; find . -user root -newer README.md
+        """,
+        hold,
+        wheels=folder,
+    )
+    assert "exit 0\n/usr/bin/curl\n" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.endswith("/usr/bin/curl\n")  # and no file of root's in the checkout
+    assert "set-up: installing what is missing: curl" in done.stderr
+    assert "/packages ./ curl" in done.stderr

@@ -33,7 +33,7 @@ from merbridge_lab.dataplane import (
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.errors import LabError
 from merbridge_lab.evidence import Unread
-from merbridge_lab.requirements import host
+from merbridge_lab.requirements import host, privileges
 
 REFUSING = Path(__file__).parents[1] / "kernel" / "kernel_refusing.py"
 
@@ -302,7 +302,7 @@ def test_m4_doctor_looks_at_ptrace_scope(tmp_path, content, verdict, found):
 @pytest.mark.parametrize("name", ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT"])
 def test_m4_doctor_looks_for_the_capability(name):
     bits = 0x1FFFFFFFFFF & ~(1 << capabilities._BITS[name])
-    assert capabilities.missing(host._CAPABILITIES, f"CapEff:\t{bits:016x}\n") == [name]
+    assert capabilities.missing(privileges.CAPABILITIES, f"CapEff:\t{bits:016x}\n") == [name]
 
 
 def test_unread_is_said_in_one_way():

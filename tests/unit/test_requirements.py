@@ -11,7 +11,7 @@ import pytest
 from merbridge_lab import requirements
 from merbridge_lab.adapters import bcc_import, capabilities, kernel_features
 from merbridge_lab.errors import LabError, UnsupportedFeatureError
-from merbridge_lab.requirements import host, tools
+from merbridge_lab.requirements import host, privileges, tools
 from merbridge_lab.requirements import kernel as judged
 from merbridge_lab.requirements.packages import Distribution, os_release, table
 
@@ -79,12 +79,12 @@ def test_a_kernel_without_type_information(tmp_path):
         ("000001fffeffffff", []),
         ("000001ffffffffff", []),
         ("00000000a80425fb", ["CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]),  # Docker's default
-        ("0", list(host._CAPABILITIES)),
+        ("0", list(privileges.CAPABILITIES)),
     ],
 )
 def test_capabilities(effective, missing):
     status = f"Name:\tx\nCapPrm:\t0\nCapEff:\t{effective}\n"
-    assert capabilities.missing(host._CAPABILITIES, status) == missing
+    assert capabilities.missing(privileges.CAPABILITIES, status) == missing
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("x86_64", "pass"), ("aarch64", "warn"), ("riscv64", "fail")])

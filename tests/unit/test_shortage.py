@@ -44,6 +44,16 @@ def test_each_kind_has_a_sentence_and_a_command(code, what, hint):
     assert hint in told.hint or "pids.max" in told.hint or told.hint.startswith("mount -o remount,rw /")
 
 
+@pytest.mark.parametrize(
+    ("mounted", "hint"), [("/", "mount -t tmpfs tmpfs /run"), ("/run", "mount -o remount,rw /run")]
+)
+def test_a_run_directory_that_is_read_only(monkeypatch, mounted, hint):
+    """What is not a mount cannot be mounted again: a container's /run is a part of its read-only root."""
+    monkeypatch.setattr(shortage, "_mount_point", lambda _: mounted)
+    assert shortage.writable(Path("/run")) == hint
+    assert shortage.writable("/usr") == f"mount -o remount,rw {mounted}"
+
+
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EPERM, errno.EINVAL, errno.EBUSY])
 def test_what_is_no_shortage_is_not_called_one(code):
     assert shortage.explained(OSError(code, os.strerror(code), "/usr")) is None

@@ -24,8 +24,8 @@ _BITS = {
 }
 
 
-def missing(wanted: Iterable[str], status: str) -> list[str]:
-    """Return those that are not effective according to /proc/self/status."""
-    effective = next((line.split()[1] for line in lines_of(status) if line.startswith("CapEff:")), "0")
-    bits = int(effective, 16)
+def missing(wanted: Iterable[str], status: str, *, among: str = "CapEff") -> list[str]:
+    """Return those that are not effective according to /proc/self/status, or not in another set of it (CapBnd)."""
+    there = next((line.split()[1] for line in lines_of(status) if line.startswith(f"{among}:")), "0")
+    bits = int(there, 16)
     return [name for name in wanted if not bits >> _BITS[name] & 1]

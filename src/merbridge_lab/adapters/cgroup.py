@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import signal
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
@@ -22,6 +22,9 @@ from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: Where systemd moves itself, below the cgroup that it was started in.
+_SYSTEMD = "init.scope"
 
 
 def find_root(other_than: Path) -> Path | None:
@@ -61,6 +64,23 @@ def of(pid: int) -> str:
 def in_version_2(memberships: str) -> str:
     """Return the path in the version 2 hierarchy, from the text of a /proc/PID/cgroup; "" if it names none."""
     return next((line.removeprefix("0::") for line in lines_of(memberships) if line.startswith("0::")), "")
+
+
+def of_machine(process: Path = Path("/proc/1")) -> PurePath:
+    """Return the cgroup below which this machine keeps everything, relative to the root of the hierarchy.
+
+    It is the one of process 1: the root, or in a container that sees the whole hierarchy, the container's own. What is
+    made there is gone with the container, and no other container, nor the machine itself, has anything in it. Where
+    process 1 is the machine's (docker run --pid host), any other `process` of the container will do.
+    """
+    try:
+        found = PurePath(in_version_2(read_text(process / "cgroup")).lstrip("/"))
+    except OSError:  # /proc shows nobody else's processes
+        return PurePath()
+    if found.name == _SYSTEMD:
+        found = found.parent
+    # Process 1 may be outside of what our cgroup namespace shows.
+    return PurePath() if ".." in found.parts else found
 
 
 def subtree(cgroup: Path) -> Iterator[Path]:

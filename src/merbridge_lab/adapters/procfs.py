@@ -139,6 +139,15 @@ def _is_of(stat: str, pid: int) -> bool:
     return stat.startswith(f"{pid} (")
 
 
+def has_another_root(pid: int) -> bool:
+    """Report whether the root directory of a process is not ours, as in a container; 0 is a PID that we cannot see."""
+    try:
+        found, own = Path("/proc", str(pid), "root").stat(), Path("/").stat()
+    except OSError:
+        return pid == 0
+    return (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino)
+
+
 def is_hidden(pid: int) -> bool:
     """Report whether the process `pid` runs but /proc does not show it: it is covered there, or hidepid hides it.
 

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,7 +97,8 @@ def _caught_stderr() -> Iterator[list[str]]:
     """Capture what C code writes to stderr: errors of clang and of the verifier."""
     lines: list[str] = []
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as caught:
+    # In memory: on a machine that is read-only, no folder for temporary files may be left to write to.
+    with os.fdopen(os.memfd_create("merlab"), "r+b") as caught:
         saved = os.dup(2)
         try:
             os.dup2(caught.fileno(), 2)

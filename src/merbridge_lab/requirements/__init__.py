@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab import shortage
 from merbridge_lab.adapters.kernel_features import FEATURES
 from merbridge_lab.istio_facts import SIDECAR_UID
-from merbridge_lab.requirements import host, kernel, sockmap, tools
+from merbridge_lab.requirements import host, kernel, privileges, sockmap, tools
 from merbridge_lab.requirements.packages import Distribution
 from merbridge_lab.requirements.requirement import FAIL, SKIP, Requirement
 from merbridge_lab.text import lines_of
@@ -60,7 +60,7 @@ def embedded(*, backend: str = "nft", quick: bool = False, sockets: bool = False
         else:
             found.extend(result if isinstance(result, list) else [result])
 
-    look("root", "root", lambda: host.privileges(root), as_root=False)
+    look("root", "root", lambda: privileges.assess(root), as_root=False)
     look("ptrace_scope", "below 3", lambda: host.ptrace(root), as_root=False)
     look("sidecars_user", f"{SIDECAR_UID} is free", lambda: host.sidecars_user(SIDECAR_UID), as_root=False)
     look("machine.architecture", "x86_64", host.architecture, as_root=False)

@@ -1,4 +1,4 @@
-"""The machine itself: privileges, processor, memory, writable places."""
+"""The machine itself: processor, memory, writable places."""
 
 from __future__ import annotations
 
@@ -12,26 +12,13 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
-from merbridge_lab.adapters import capabilities, kernel_features
-from merbridge_lab.requirements.requirement import FAIL, PASS, PRIVILEGED, WARN, Requirement
+from merbridge_lab.adapters import kernel_features, memory_cgroup, own_container
+from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 from merbridge_lab.text import lines_of, read_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
-
-#: What merlab does as root.
-_CAPABILITIES = (
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_ADMIN",
-)
 
 #: Read, never written to.
 _SHARED = "/dev/shm"  # noqa: S108
@@ -42,23 +29,6 @@ _MEMORY = 512
 _FILES = 64
 _PROCESSES = 80
 MEMORY_NEEDED = f">= {_MEMORY} MB available"
-
-
-def privileges(root: Path) -> Requirement:
-    """Check for root and its privileges: in a container it may be root in name only."""
-    needed = "root, with " + ", ".join(_CAPABILITIES)
-    if os.geteuid() != 0:
-        return Requirement("root", FAIL, f"user {os.geteuid()}", needed, "sudo merlab up --lab embedded")
-    missing = capabilities.missing(_CAPABILITIES, read_text(root / "proc/self/status"))
-    if missing:
-        return Requirement(
-            "root",
-            FAIL,
-            f"root without {', '.join(missing)}",
-            needed,
-            PRIVILEGED,
-        )
-    return Requirement("root", PASS, "root", needed)
 
 
 def ptrace(root: Path) -> Requirement:
@@ -103,13 +73,22 @@ def judge_architecture(machine: str) -> Requirement:
 
 def memory(root: Path) -> Requirement:
     """Check for enough memory for three sidecars, three apps and the compiler."""
-    return judge_memory(read_text(root / "proc/meminfo"))
+    runtime = own_container.command(root)
+    return judge_memory(read_text(root / "proc/meminfo"), memory_cgroup.rooms(root), runtime)
 
 
-def judge_memory(meminfo: str) -> Requirement:
-    """Assess a /proc/meminfo, whose figures are in KiB."""
+def judge_memory(meminfo: str, rooms: Sequence[tuple[Path, int]] = (), runtime: str = "") -> Requirement:
+    """Assess a /proc/meminfo, whose figures are in KiB, and the bytes that files of cgroups leave to this process.
+
+    `runtime` is the command that starts containers like this one.
+    """
     figures = {line.split(":")[0]: int(line.split()[1]) for line in lines_of(meminfo) if ":" in line}
     available = figures.get("MemAvailable", figures.get("MemFree", 0)) // 1024
+    tightest = min(rooms, key=lambda each: each[1], default=None)
+    if tightest is not None and (left := tightest[1] >> 20) < min(available, _MEMORY):
+        found = f"{max(left, 0)} MB available by {tightest[0]}"
+        hint = f"start this container with: {runtime} run --memory 1g" if runtime else f"cat {tightest[0]}"
+        return Requirement("memory", FAIL, found, MEMORY_NEEDED, hint)
     if available >= _MEMORY:
         return Requirement("memory", PASS, f"{available} MB available", MEMORY_NEEDED)
     return Requirement(
@@ -124,7 +103,7 @@ def judge_memory(meminfo: str) -> Requirement:
 def limits() -> list[Requirement]:
     """Check how many files and processes we may have: the lab's count against the same limits."""
     files = judge_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
-    return [files, judge_processes(shortage.pids_limits())]
+    return [files, judge_processes(shortage.pids_limits(), own_container.command())]
 
 
 def judge_files(soft: int, hard: int) -> Requirement:
@@ -136,8 +115,11 @@ def judge_files(soft: int, hard: int) -> Requirement:
     return Requirement(name, FAIL, f"{most} open files a process", needed, "ulimit -n 4096")
 
 
-def judge_processes(limits: list[tuple[Path, int, int]]) -> Requirement:
-    """Assess the pids.max of our cgroups: for each its directory, the current number, the maximum number."""
+def judge_processes(limits: list[tuple[Path, int, int]], runtime: str = "") -> Requirement:
+    """Assess the pids.max of our cgroups: for each its directory, the current number, the maximum number.
+
+    `runtime` is the command that starts containers like this one.
+    """
     name, needed = "limits.processes", f"room for {_PROCESSES} processes and threads"
     place, current, most = min(limits, key=lambda each: each[2] - each[1], default=(None, 0, 0))
     if place is None:
@@ -145,7 +127,8 @@ def judge_processes(limits: list[tuple[Path, int, int]]) -> Requirement:
     found = f"{current} of {most} in {place}"
     if most - current >= _PROCESSES:
         return Requirement(name, PASS, found, needed)
-    return Requirement(name, FAIL, found, needed, f"echo max > {place}/pids.max")
+    hint = f"start this container with: {runtime} run --pids-limit -1" if runtime else f"echo max > {place}/pids.max"
+    return Requirement(name, FAIL, found, needed, hint)
 
 
 def run_directory(root: Path) -> Requirement:
@@ -156,7 +139,7 @@ def run_directory(root: Path) -> Requirement:
         _write_unnamed(place)
     except OSError as error:
         if error.errno == errno.EROFS:
-            hint = "mount -o remount,rw /run"
+            hint = shortage.writable(place)
         elif error.errno == errno.ENOSPC:
             hint = "df -h /run"
         else:

@@ -15,7 +15,8 @@ from merbridge_lab.adapters import bpf_features, bpf_syscall, cgroup, netns, tcp
 from merbridge_lab.adapters import kernel_features as asked
 from merbridge_lab.adapters.command import run
 from merbridge_lab.errors import LabError, ShortageError
-from merbridge_lab.requirements.requirement import FAIL, PASS, PRIVILEGED, WARN, Requirement, unless_found
+from merbridge_lab.requirements import privileges
+from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement, unless_found
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _lacking(name: str, found: str, needed: str, error: OSError | None = None) -
     """Build the failure of a feature in the table, with the kernel version that has it."""
     feature = asked.FEATURES[name]
     if error is not None and error.errno in {errno.EPERM, errno.EACCES}:
-        return Requirement(name, FAIL, found, needed, PRIVILEGED)
+        return Requirement(name, FAIL, found, needed, privileges.remedy())
     return Requirement(name, FAIL, found, needed, f"use Linux {feature.since} or newer with {feature.config}")
 
 
@@ -129,7 +130,7 @@ def namespaces() -> Requirement:
         if "propagation" in (error.stderr or ""):
             hint = "the root of a chroot has to be a mount: bind-mount its folder onto itself before the chroot"
         else:
-            hint = PRIVILEGED if "unshare:" in (error.stderr or "") else "modprobe veth"
+            hint = privileges.remedy() if "unshare:" in (error.stderr or "") else "modprobe veth"
         return Requirement(name, FAIL, said[0] if said else error.what, needed, hint)
     return Requirement(name, PASS, needed, needed)
 
@@ -168,7 +169,10 @@ def _writable(name: str, place: Path) -> Requirement | None:
     if not os.statvfs(place).f_flag & os.ST_RDONLY:
         return None
     lacking = shortage.of(OSError(errno.EROFS, os.strerror(errno.EROFS), str(place)))
-    return Requirement(name, FAIL, lacking.what, f"{place} can be written", lacking.hint) if lacking else None
+    if lacking is None:
+        return None
+    hint = privileges.remedy() if privileges.is_beyond_reach() else lacking.hint
+    return Requirement(name, FAIL, lacking.what, f"{place} can be written", hint)
 
 
 def _foreign_programs(mounted: int) -> Requirement | None:

@@ -17,8 +17,6 @@ WARN = "warn"
 FAIL = "fail"
 #: Could not be checked.
 SKIP = "skip"
-#: The remedy for what only a privileged process may do.
-PRIVILEGED = "run merlab on the machine itself, or in a privileged container (docker run --privileged)"
 #: The errors that have a section of their own.
 _SECTIONS: dict[str, ErrorId] = {
     "bcc": "bcc.missing",

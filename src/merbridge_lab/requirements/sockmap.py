@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from merbridge_lab.adapters.kernel_features import SOCKMAP_FIXES, stable_release
 from merbridge_lab.dataplane import helper_probes, kernel_probes, probe_sockets, reader_legs
 from merbridge_lab.dataplane.legs import Profile
+from merbridge_lab.requirements import privileges
 from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 def helpers() -> Requirement:
     """Check that each kind of program may call the helpers that the dataplane calls in it."""
     name, needed = "bpf.helpers", "known to each kind of program"
-    missing = helper_probes.missing_helpers()
+    try:
+        missing = helper_probes.missing_helpers()
+    except PermissionError:
+        return Requirement(name, FAIL, "not permitted", needed, privileges.remedy())
     if missing:
         return Requirement(name, FAIL, f"not known: {', '.join(missing)}", needed, "boot a newer kernel")
     return Requirement(name, PASS, f"{sum(map(len, helper_probes.CALLED.values()))} calls known", needed)

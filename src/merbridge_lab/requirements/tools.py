@@ -15,7 +15,8 @@ from merbridge_lab.adapters.command import run
 from merbridge_lab.dataplane import artefact
 from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import HBONE_PORT, OUTBOUND_PORT, SIDECAR_UID
-from merbridge_lab.requirements.requirement import FAIL, PASS, PRIVILEGED, WARN, Requirement, unless_found
+from merbridge_lab.requirements import privileges
+from merbridge_lab.requirements.requirement import FAIL, PASS, WARN, Requirement, unless_found
 from merbridge_lab.text import lines_of
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def netfilter(backend: str) -> Requirement:
         said = lines_of((error.stderr or error.what).strip())
         module = "nft_compat" if backend == "nft" else "iptable_nat"
         modules = f"modprobe -a {module} xt_owner xt_REDIRECT xt_conntrack"
-        hint = PRIVILEGED if "unshare:" in (error.stderr or "") else modules
+        hint = privileges.remedy() if "unshare:" in (error.stderr or "") else modules
         return Requirement(name, FAIL, said[-1] if said else error.what, needed, hint)
     return Requirement(name, PASS, needed, needed)
 

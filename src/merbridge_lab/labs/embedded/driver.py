@@ -48,19 +48,19 @@ class EmbeddedDriver:
 
     def require_able(self) -> None:
         """Raise LabError if this process may not work with the lab."""
+        from merbridge_lab.requirements import privileges
+
         if os.geteuid() != 0:
             raise LabError(
                 "the embedded lab makes namespaces and loads programs into the kernel: this requires root",
-                hint=shlex.join(["merlab", *sys.argv[1:]]),
+                hint=privileges.as_root(shlex.join(["merlab", *sys.argv[1:]])),
                 id="root.needed",
             )
-        from merbridge_lab.requirements import host
-
-        privileges = host.privileges(Path("/"))
-        if privileges.verdict == "fail":
+        found = privileges.assess(Path("/"))
+        if found.verdict == "fail":
             raise LabError(
-                f"the embedded lab needs {privileges.needed}; found {privileges.found}",
-                hint=privileges.hint,
+                f"the embedded lab needs {found.needed}; found {found.found}",
+                hint=found.hint,
                 id="requirement.missing",
             )
 

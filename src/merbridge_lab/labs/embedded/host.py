@@ -6,18 +6,19 @@ The kernel is the state. Everything is found by the lab's name, so that removing
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from merbridge_lab import shortage
-from merbridge_lab.adapters import cgroup, kernel_features, mounts, overmounts
+from merbridge_lab.adapters import cgroup, kernel_features, mounts, overmounts, own_container, procfs
 from merbridge_lab.adapters.files import delete_folder, make_folder, set_mode
 from merbridge_lab.errors import ClaimFailedError, LabError
 from merbridge_lab.labs.embedded import lab_paths, topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 #: Enough for access logs of about a million requests; usually it holds a few hundred kilobytes.
 _SIZE = "512m"
@@ -37,11 +38,17 @@ class Machine:
         self.saved = self.run / "saved"
         self._own_cgroup2 = self.run / "cgroup"
         self._cgroup_root = cgroup.find_root(self.run) or self._own_cgroup2
+        self._above = _above(name)
+
+    @property
+    def cgroup_root(self) -> Path:
+        """Where all of cgroup2 is mounted, or will be."""
+        return self._cgroup_root
 
     @property
     def cgroup(self) -> Path:
         """The lab's cgroup; BPF programs are attached below it and nowhere above."""
-        return self._cgroup_root / self.name
+        return self._cgroup_root / self._above / self.name
 
     @property
     def mesh_cgroup(self) -> Path:
@@ -163,7 +170,7 @@ class Machine:
         except OSError as error:
             raise shortage.of(error) or LabError(
                 f"the cgroup {self.cgroup} cannot be made: {error.strerror}",
-                hint=f"ls -ld {self._cgroup_root}",
+                hint=f"ls -ld {self.cgroup.parent}",
                 id="requirement.missing",
             ) from error
 
@@ -172,9 +179,24 @@ class Machine:
         if not self.cgroup.is_dir():
             return []
         folders = [each.name for each in self.cgroup.iterdir() if each.is_dir() and each.name not in _BRANCHES]
-        return [f"the process {pid}" for pid in cgroup.processes(self.cgroup)] + [f"the cgroup {n}" for n in folders]
+        own = [f"the process {pid}" for pid in cgroup.processes(self.cgroup)] + [f"the cgroup {n}" for n in folders]
+        return own or (["processes of another container"] if self._is_of_another_root() else [])
+
+    def _is_of_another_root(self) -> bool:
+        """Report whether all that runs in the cgroup of our name has another root directory, or no PID here.
+
+        So it is with a lab in another container where both see the machine's process 1 (docker run --pid host).
+        """
+        running = cgroup.all_processes(self.cgroup)
+        return bool(running) and all(procfs.has_another_root(pid) for pid in running)
 
     def _refuse_strangers(self) -> None:
+        if self.cgroup.is_dir() and self._is_of_another_root():
+            raise LabError(
+                f"the cgroup {self.cgroup} is that of a lab in another container, or on the machine itself",
+                hint="export MERLAB_NAME=merlab-two",
+                id="cgroup.foreign",
+            )
         if strangers := self._strangers():
             raise LabError(
                 f"the cgroup {self.cgroup} holds {strangers[0]}, which is not merlab's",
@@ -248,6 +270,15 @@ class Machine:
             f"mkdir -p {self.cgroup}/{{{','.join(_BRANCHES)}}}",
             f"mount -t bpf -o mode=0700 none {self.bpffs}",
         ]
+
+
+def _above(name: str) -> PurePath:
+    """Return the cgroup that the lab's is made in, relative to the root of the hierarchy."""
+    if not (own_container.command() and procfs.has_another_root(1)):
+        return cgroup.of_machine()
+    own = cgroup.of_machine(Path("/proc/self"))
+    # Whoever calls merlab may be in a pod of the lab.
+    return PurePath(*itertools.takewhile(lambda part: part != name, own.parts))
 
 
 _is_folder: Callable[[Path], bool] = os.path.isdir

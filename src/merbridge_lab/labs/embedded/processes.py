@@ -122,8 +122,7 @@ class Processes:
             raise LabError(what, hint=f"ps -o pid,stat,wchan,args {astray[0].pid}", id="removal.failed")
 
     def _is_astray(self, kind: str, seen: Process) -> str:
-        hierarchy = self._machine.cgroup.parent
-        where = f"{hierarchy}{cgroup.of(seen.pid)}"
+        where = f"{self._machine.cgroup_root}{cgroup.of(seen.pid)}"
         return f"the {kind} of {self._spec.name} (pid {seen.pid}) is in the cgroup {where}, not in {self.cgroup / kind}"
 
     def seen(self) -> dict[str, Process]:
