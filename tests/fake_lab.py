@@ -503,8 +503,9 @@ class FakeLab(LabBase):
     def keep_report(self, told: dict[str, object]) -> None:
         self.kept = told
 
-    def sweep(self) -> None:
+    def sweep(self) -> list[str]:
         self.swept += 1
+        return []
 
     def choices(self) -> list[str]:
         return []

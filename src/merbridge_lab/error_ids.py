@@ -70,6 +70,7 @@ ErrorId: TypeAlias = Literal[
     "cluster.failed",
     "cluster.incomplete",
     "cluster.unreachable",
+    "namespace.foreign",
     "kubeconfig.unusable",
     "node.stopped",
     "node.no_tools",

@@ -59,8 +59,8 @@ class ManagedLab(Lab, Protocol):
     def recover(self) -> None:
         """Restore what a killed merlab left flushed or half-changed. Raises LabError, also for what `up` refuses."""
 
-    def sweep(self) -> None:
-        """Remove what a killed merlab left of control pods. Raises LabError."""
+    def sweep(self) -> list[str]:
+        """Remove what a killed merlab left of control and bench pods; return their names. Raises LabError."""
 
     def restore(self) -> list[str]:
         """Restore everything that is flushed; return the names of the workloads. Raises LabError."""

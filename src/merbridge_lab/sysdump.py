@@ -101,7 +101,8 @@ def write(target: Path, lab: Any) -> list[str]:  # noqa: ANN401 - any lab that c
     try:
         _pack(target, parts)
     except FileExistsError as error:
-        raise LabError(f"{target} exists already", hint="merlab sysdump", id="file.not_written") from error
+        what = "is a directory" if target.is_dir() else "exists already"
+        raise LabError(f"{target} {what}", hint="merlab sysdump", id="file.not_written") from error
     except OSError as error:
         why = _FULL.get(error.errno or 0)
         what = f"{target.absolute().parent} {why}: {target} is not written" if why else ""

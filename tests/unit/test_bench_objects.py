@@ -14,6 +14,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.istio_facts import SIDECAR_UID
 from merbridge_lab.labs.kubernetes import bench_objects, dataplanes
 from merbridge_lab.labs.kubernetes.settings import Settings
+from merbridge_lab.labs.kubernetes.topology import MARK
 
 SETTINGS = Settings.default()
 
@@ -53,6 +54,35 @@ def test_the_label_is_all_that_a_change_of_ways_changes(out):
     assert enrolment.opts_out(applied[0]["metadata"]["labels"]) is out
     namespace["metadata"]["labels"][enrolment.LABEL] = applied[0]["metadata"]["labels"][enrolment.LABEL]
     assert applied == [namespace]
+
+
+class Namespaces:
+    """An API that has namespaces, by name with their labels, until they are deleted."""
+
+    def __init__(self, **labels):
+        self.there = {name.replace("_", "-"): {"metadata": {"labels": each}} for name, each in labels.items()}
+        self.deleted = []
+
+    def find(self, path):
+        return self.there.get(path.rpartition("/")[2])
+
+    def delete(self, path, **_):
+        self.deleted.append(path)
+        self.there.pop(path.rpartition("/")[2], None)
+
+
+def test_namespaces_that_a_killed_benchmark_left_are_removed_and_named():
+    api = Namespaces(merlab_bench_a=dict(MARK), merlab_bench_d={**MARK, "more": "labels"}, other=None)
+    assert bench_objects.remove(api) == ["merlab-bench-a", "merlab-bench-d"]
+    assert list(api.there) == ["other"]
+
+
+@pytest.mark.parametrize("labels", [None, {}, {"app.kubernetes.io/managed-by": "Helm"}])
+def test_a_namespace_of_somebody_else_is_left_with_all_others(labels):
+    api = Namespaces(merlab_bench_a=dict(MARK), merlab_bench_b=labels)
+    with pytest.raises(LabError, match="the namespace merlab-bench-b is not merlab's"):
+        bench_objects.remove(api)
+    assert api.deleted == []
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,9 @@ def test_without_root_json_is_one_object(nobody):
 
 
 @pytest.mark.parametrize(
-    "words", [("steps", ""), ("manifests", " "), ("up", "--record", ""), ("up", "--kubeconfig", "")], ids=" ".join
+    "words",
+    [("steps", ""), ("manifests", " "), ("up", "--record", ""), ("up", "--kubeconfig", ""), ("sysdump", "-o", "")],
+    ids=" ".join,
 )
 def test_an_empty_text_is_not_taken_for_none(driver, words):
     done = merlab(*words)
@@ -426,10 +428,21 @@ def test_the_flush_can_be_kept_and_restored(driver):
     assert merlab("restore").stdout == "nothing is flushed\n"
 
 
+def test_restore_names_what_a_killed_command_left(driver, monkeypatch):
+    merlab("up")
+    monkeypatch.setattr(driver.lab, "sweep", lambda: ["control-sleep", "bench-a-client"])
+    done = merlab("restore")
+    said = "removed, which a command had left when it was ended: control-sleep, bench-a-client"
+    assert done.stdout.splitlines() == [said, "nothing is flushed"]
+    assert json.loads(merlab("restore", "--json").stdout)["removed"] == ["control-sleep", "bench-a-client"]
+
+
 def test_restore_as_json(driver):
     up(driver.lab)
     merlab("step", "9", "--keep")
-    assert json.loads(merlab("restore", "--json").stdout) == {"schema": 1, "lab": "fake", "restored": ["sleep"]}
+    assert json.loads(merlab("restore", "--json").stdout) == {
+        "schema": 1, "lab": "fake", "restored": ["sleep"], "removed": [],
+    }  # fmt: skip
     assert json.loads(merlab("restore", "--json").stdout)["restored"] == []
 
 

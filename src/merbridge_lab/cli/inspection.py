@@ -263,7 +263,10 @@ def trace(
 def sysdump(
     lab: LabName = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Output file (default: a name with the time).")
+        str | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", callback=not_empty, help="Output file (default: a name with the time)."
+        ),
     ] = None,
     json: JsonFlag = False,
     debug: Debug = False,
@@ -279,7 +282,7 @@ def sysdump(
         driver = run.driver(lab)
         driver.require_able()
         with driver.open() as chosen:
-            target = output or Path(dump.name_now())
+            target = Path(output or dump.name_now())
             names = dump.write(target, chosen)
         if json:
             run.console.json({"schema": 1, "lab": run.lab, "file": str(target), "holds": names})

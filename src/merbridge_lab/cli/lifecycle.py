@@ -244,14 +244,17 @@ def restore(
     with Session("restore", as_json=json, verbose=verbose, quiet=quiet, debug=debug, no_color=no_color) as run:
         with run.changing(lab, wait=patience(wait, wait_timeout)) as chosen:
             chosen.require_up()
-            chosen.sweep()
+            removed = chosen.sweep()
             restored = chosen.restore()
         if json:
-            run.console.json({"schema": 1, "lab": run.lab, "restored": restored})
-        elif not restored:
-            run.console.say("nothing is flushed")
-        for name in () if json else restored:
+            run.console.json({"schema": 1, "lab": run.lab, "restored": restored, "removed": removed})
+            return
+        if removed:
+            run.console.say(f"removed, which a command had left when it was ended: {', '.join(removed)}")
+        for name in restored:
             run.console.say(f"the nat rules of {name} are back")
+        if not restored:
+            run.console.say("nothing is flushed")
 
 
 @app.command()

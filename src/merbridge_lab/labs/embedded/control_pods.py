@@ -46,8 +46,12 @@ def made(machine: Machine, node: Node, *specs: PodSpec) -> Iterator[Starting[tup
                 _remove(machine, pod)
 
 
-def sweep(machine: Machine, node: Node) -> None:
-    """Remove everything that a killed merlab left of control and bench pods, saves of their rules included."""
+def sweep(machine: Machine, node: Node) -> list[str]:
+    """Remove everything that a killed merlab left of control and bench pods, saves of their rules included.
+
+    Return their names.
+    """
+    removed = []
     sleep = topology.PODS[0]
     bench = (spec for slot in (*topology.BENCH_SLOTS, topology.BENCH_DIRECT) for spec in topology.bench_pods(slot))
     clients = (topology.control_client(sleep, 0), topology.control_client(sleep, 1))
@@ -57,6 +61,8 @@ def sweep(machine: Machine, node: Node) -> None:
         places = (pod.cgroup, pod.netns, pod.mntns, pod.folder, rules.saved_at, rules.copied_at)
         if any(os.path.lexists(place) for place in places):
             _remove(machine, pod)
+            removed.append(spec.name)
+    return removed
 
 
 def _remove(machine: Machine, pod: Pod) -> None:

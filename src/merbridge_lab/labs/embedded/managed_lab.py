@@ -79,17 +79,20 @@ class ManagedEmbeddedLab(EmbeddedLab):
             self.dataplane.recompile(proof=False)
         return attached
 
-    def sweep(self) -> None:
-        """Remove what a killed merlab left beside the lab: control pods, and drafts of saves.
+    def sweep(self) -> list[str]:
+        """Remove what a killed merlab left beside the lab: control and bench pods, and drafts of saves.
 
-        Its flushed rules stay flushed: that may be on purpose (`step 9 --keep`). Covered places are left alone.
+        Its flushed rules stay flushed: that may be on purpose (`step 9 --keep`). Covered places are left alone. The
+        names of the pods are returned.
         """
+        removed: list[str] = []
         with signals.shielded():
             if not self.machine.covers():
                 with contextlib.suppress(LabError):  # a dataplane that cannot be read: its checks report that
                     self.dataplane.forget_beside(topology.BENCH_NAMES)
-                control_pods.sweep(self.machine, self._node)
+                removed = control_pods.sweep(self.machine, self._node)
                 saved_rules.delete_drafts(self.machine.saved)
+        return removed
 
     def restore(self) -> list[str]:
         """Restore everything that is flushed; return the names of the pods.

@@ -1,4 +1,4 @@
-"""The objects of a benchmark in the cluster: a namespace for each set of pods, found and removed by its name."""
+"""The objects of a benchmark in the cluster: a namespace for each set of pods, found by its name and merlab's label."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merbridge_lab.errors import LabError
 from merbridge_lab.labs import sidecar_counts
 from merbridge_lab.labs.kubernetes import diagnostics, pods
 from merbridge_lab.labs.kubernetes.settings import DATA
-from merbridge_lab.labs.kubernetes.topology import WorkloadSpec
+from merbridge_lab.labs.kubernetes.topology import MARK, WorkloadSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -115,7 +115,7 @@ def opt_out(api: Api, slot: str, *, out: bool) -> None:
             "metadata": {
                 "name": NAMESPACES[slot],
                 "labels": {
-                    "app.kubernetes.io/managed-by": "merlab",
+                    **MARK,
                     "merlab.dev/dataplane": label,
                     "istio-injection": "disabled" if slot == DIRECT_SLOT else "enabled",
                 },
@@ -124,9 +124,20 @@ def opt_out(api: Api, slot: str, *, out: bool) -> None:
     )
 
 
-def remove(api: Api) -> None:
-    """Remove all sets, also those of a killed merlab, and wait until they are gone. Raises LabError."""
-    there = [name for name in NAMESPACES.values() if api.find(kubernetes_api.path("Namespace", name)) is not None]
+def remove(api: Api) -> list[str]:
+    """Remove all sets, also those of a killed merlab, and wait until they are gone; return their namespaces.
+
+    Raise LabError, with nothing removed, if a namespace of such a name is not merlab's.
+    """
+    found = {name: api.find(kubernetes_api.path("Namespace", name)) for name in NAMESPACES.values()}
+    there = {name: each for name, each in found.items() if each is not None}
+    for name, namespace in there.items():
+        if not (namespace["metadata"].get("labels") or {}).items() >= MARK.items():
+            raise LabError(
+                f"the namespace {name} is not merlab's, and a benchmark needs that name",
+                hint=f"kubectl get all --namespace {name}",
+                id="namespace.foreign",
+            )
     for name in there:
         for spec in (CLIENT, SERVER):
             api.delete(kubernetes_api.path("Pod", spec.name, name), grace=0)
@@ -138,3 +149,4 @@ def remove(api: Api) -> None:
     if not polling.poll_until(is_gone, timeout=_GONE, every=0.2, awaiting="the namespaces of the bench pods to go"):
         what = f"namespaces of bench pods are still there after {_GONE:.0f} s"
         raise LabError(what, hint=f"kubectl get namespace {' '.join(there)}", id="removal.failed")
+    return list(there)

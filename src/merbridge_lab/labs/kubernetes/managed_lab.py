@@ -91,14 +91,16 @@ class ManagedKubernetesLab(KubernetesLab):
         """Return nothing: no dataplane of a cluster identifies connections in its trace."""
         return TraceContext()
 
-    def sweep(self) -> None:
-        """Remove what a killed merlab left beside the pods of the lab, as far as that can be done now."""
+    def sweep(self) -> list[str]:
+        """Remove what a killed merlab left beside the lab's pods, as far as that can be done now; return namespaces."""
+        removed: list[str] = []
         with contextlib.suppress(LabError):
-            bench_objects.remove(self.api())
+            removed = bench_objects.remove(self.api())
         with contextlib.suppress(LabError):
             kept = self._access.kept()
             if kept is not None:
                 self._named(kept.dataplane).sweep()
+        return removed
 
     def restore(self) -> list[str]:
         """Restore everything that is flushed; return the names of the workloads."""

@@ -54,7 +54,7 @@ def configuration(settings: Settings, *, finished: bool) -> dict[str, Any]:
         "metadata": {
             "name": topology.SETTINGS,
             "namespace": topology.NAMESPACE,
-            "labels": {"app.kubernetes.io/managed-by": "merlab"},
+            "labels": dict(topology.MARK),
         },
         "data": {"settings.json": settings.to_json(), "finished": str(finished).lower()},
     }

@@ -18,6 +18,8 @@ HELPERS = "kube-system"
 
 #: On the node, on its volume: what a flush removed, and what people may look at.
 STATE = "/var/lib/merlab"
+#: The label of everything that merlab applied.
+MARK = {"app.kubernetes.io/managed-by": "merlab"}
 
 
 @dataclass(frozen=True)

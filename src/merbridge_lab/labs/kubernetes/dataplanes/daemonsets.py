@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from merbridge_lab.labs.kubernetes.topology import MARK
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-#: The label of everything that merlab applied.
-_MARK = ("app.kubernetes.io/managed-by", "merlab")
 #: The names of DaemonSets that intercept connections, and a word of the command of another one.
 _INTERCEPT, _COMMAND = frozenset({"merbridge", "merlab-agent"}), "mbctl"
 
@@ -28,13 +28,13 @@ def noted(daemonset: Object, key: str) -> str:
 def marked(applied: Object) -> Object:
     """Return an object with the label that marks it as merlab's."""
     told = copy.deepcopy(applied)
-    told["metadata"].setdefault("labels", {})[_MARK[0]] = _MARK[1]
+    told["metadata"].setdefault("labels", {}).update(MARK)
     return told
 
 
 def is_marked(found: Object) -> bool:
     """Report whether an object is merlab's."""
-    return (found["metadata"].get("labels") or {}).get(_MARK[0]) == _MARK[1]
+    return (found["metadata"].get("labels") or {}).items() >= MARK.items()
 
 
 def pods(api: Api, daemonset: Object) -> Sequence[Object]:
