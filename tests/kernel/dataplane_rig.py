@@ -15,6 +15,7 @@ from pathlib import Path
 from merbridge_lab.dataplane import Dataplane, Endpoint, Interception
 from merbridge_lab.dataplane.endpoints import netns_cookie, sidecar_of
 from merbridge_lab.istio_facts import SIDECAR_UID
+from merbridge_lab.polling import limit
 
 AGENT = Path(__file__).with_name("dataplane_agent.py")
 NODE_IP = "10.99.7.1"
@@ -48,7 +49,7 @@ COMMIT
 
 
 def run(*argv: str, stdin: str | None = None) -> str:
-    return subprocess.run(argv, input=stdin, check=True, capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(argv, input=stdin, check=True, capture_output=True, text=True, timeout=limit(20)).stdout
 
 
 def cgroup2() -> Path:
@@ -57,7 +58,7 @@ def cgroup2() -> Path:
 
 
 def until(look, what: str, seconds: float = 5.0):
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + limit(seconds)
     while not (seen := look()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}; last seen {seen!r}"
         time.sleep(0.01)
@@ -83,7 +84,7 @@ class Agent:
         self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], pass_fds=(fd,))
         theirs.close()
         self.control = ours
-        ours.settimeout(20)
+        ours.settimeout(limit(20))
         assert ours.recv(100) == b"ready"
         self.pid = self.process.pid
         self.netns = Path(f"/proc/{self.pid}/ns/net")
@@ -95,14 +96,14 @@ class Agent:
 
     def listen(self, port: int, at: str = "0.0.0.0", **more) -> socket.socket:
         sock = self.ask(op="listen", at=[at, port], **more)[1]
-        sock.settimeout(5)
+        sock.settimeout(limit(5))
         return sock
 
     def dial(self, ip: str, port: int, **more):
         """Return ((peer, local) as the dialling process saw them, socket), or an errno without a socket."""
         answer, sock = self.ask(op="connect", to=[ip, port], **more)
         if sock:
-            sock.settimeout(10)
+            sock.settimeout(limit(10))
         return answer, sock
 
     def connect(self, ip: str, port: int, **more) -> socket.socket:

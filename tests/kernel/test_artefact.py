@@ -15,6 +15,7 @@ from merbridge_lab.adapters import bcc_import, bpf_maps, bpf_objects, bpf_syscal
 from merbridge_lab.dataplane import abi, artefact, artefact_loader, compiler, kernel_facts, learning
 from merbridge_lab.dataplane.pins import MAPS, PREFIX, PROGRAMS
 from merbridge_lab.errors import UnsupportedFeatureError
+from merbridge_lab.polling import limit
 
 pytestmark = pytest.mark.kernel
 
@@ -92,7 +93,7 @@ def test_no_module_of_bcc_is_imported_to_load(compiled):
     )
     env = environment(**{bcc_import.VARIABLE: "/nonexistent", artefact.VARIABLE: str(compiled)})
     env["PYTHONPATH"] = str(Path(__file__).parents[2] / "src")
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=env)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=limit(60), env=env)
 
 
 @pytest.mark.soak

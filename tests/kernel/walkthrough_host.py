@@ -19,14 +19,14 @@ from merbridge_lab.adapters import bpf_syscall, cgroup, iptables, mounts, netns
 from merbridge_lab.dataplane.pins import Pins
 from merbridge_lab.labs.embedded import topology
 from merbridge_lab.labs.embedded.host import Machine
-from merbridge_lab.polling import poll_until
+from merbridge_lab.polling import limit, poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 NAME = "merlab-walk"
 #: Longer than anything that is called here takes, in seconds.
-LONG = 120.0
+LONG = limit(120.0)
 _TRACE = Path("/sys/kernel/tracing")
 _EVENT = "events/bpf_trace/bpf_trace_printk/enable"
 #: The beginnings of names in /tmp that only the kind lab's commands and downloads make.

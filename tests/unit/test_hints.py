@@ -25,7 +25,7 @@ APP = typer.main.get_command(cli.app)
 #: The subcommands and options of other tools that hints may use. If a tool is on this machine, it is also asked for
 #: them.
 TOOLS = {
-    "apt-get": {"install", "qemu-system-x86", "busybox-static", "kmod"},
+    "apt-get": {"install", "qemu-system-x86", "busybox-static", "kmod", "zstd"},
     "bpftool": {"cgroup", "tree", "map", "show"},
     "cat": set(),
     "df": {"-h", "-i"},

@@ -135,7 +135,7 @@ def remove(api: Api) -> list[str]:
         if not (namespace["metadata"].get("labels") or {}).items() >= MARK.items():
             raise LabError(
                 f"the namespace {name} is not merlab's, and a benchmark needs that name",
-                hint=f"kubectl get all --namespace {name}",
+                hint=f"kubectl describe namespace {name}",
                 id="namespace.foreign",
             )
     for name in there:
