@@ -35,12 +35,11 @@ def test_without_process_1_it_is_the_root(tmp_path):
 
 
 def test_a_container_that_sees_the_machines_process_1(monkeypatch):
-    monkeypatch.setattr(host.own_container, "command", lambda: "docker")
-    monkeypatch.setattr(host.procfs, "has_another_root", lambda _: True)
+    monkeypatch.setattr(host.own_container, "has_machines_pids", lambda: True)
     places = {"/proc/1": "", "/proc/self": "docker/8783/merlab-ct/mesh/sleep/app"}
     monkeypatch.setattr(host.cgroup, "of_machine", lambda process="/proc/1": PurePath(places[str(process)]))
     assert host._above("merlab-ct") == PurePath("docker/8783")
-    monkeypatch.setattr(host.procfs, "has_another_root", lambda _: False)
+    monkeypatch.setattr(host.own_container, "has_machines_pids", lambda: False)
     assert host._above("merlab-ct") == PurePath()
 
 

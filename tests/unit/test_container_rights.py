@@ -51,6 +51,7 @@ def container(tmp_path, mark, files=None, **own):
 )
 def test_which_command_starts_this_container(tmp_path, mark, own, command):
     assert own_container.command(container(tmp_path, mark, **own)) == command
+    assert own_container.has_machines_pids(tmp_path) == (bool(command) and "pid" not in own)
     assert own_container.command(tmp_path / "none") == ""
 
 

@@ -21,6 +21,11 @@ def command(root: Path = Path("/")) -> str:
     return runtime if _has_own("pid", root) or _has_own("uts", root) else ""
 
 
+def has_machines_pids(root: Path = Path("/")) -> bool:
+    """Report whether this is a container in which process 1 is the machine's own (docker run --pid host)."""
+    return bool(command(root)) and not _has_own("pid", root)
+
+
 def is_root_in_name_only(root: Path = Path("/")) -> bool:
     """Report whether this process is in a user namespace: its capabilities count there, and not for the kernel."""
     return _has_own("user", root)

@@ -140,11 +140,14 @@ def _is_of(stat: str, pid: int) -> bool:
 
 
 def has_another_root(pid: int) -> bool:
-    """Report whether the root directory of a process is not ours, as in a container; 0 is a PID that we cannot see."""
+    """Report whether the root directory of a process is not ours, as in a container, or may not be looked at.
+
+    A cgroup lists as 0 a process of a PID namespace that we cannot see.
+    """
     try:
         found, own = Path("/proc", str(pid), "root").stat(), Path("/").stat()
-    except OSError:
-        return pid == 0
+    except OSError as error:
+        return pid == 0 or isinstance(error, PermissionError)
     return (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino)
 
 

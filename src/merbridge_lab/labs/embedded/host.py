@@ -274,7 +274,7 @@ class Machine:
 
 def _above(name: str) -> PurePath:
     """Return the cgroup that the lab's is made in, relative to the root of the hierarchy."""
-    if not (own_container.command() and procfs.has_another_root(1)):
+    if not own_container.has_machines_pids():
         return cgroup.of_machine()
     own = cgroup.of_machine(Path("/proc/self"))
     # Whoever calls merlab may be in a pod of the lab.
