@@ -37,6 +37,22 @@ def _note(said: str) -> None:
     sys.stderr.write(f"{said}\n")
 
 
+def by_line(hear: Callable[[str], None]) -> Callable[[int, str], None]:
+    """Return what hears a guest: each line of its stdout goes to `hear`, all else to stderr."""
+    rest = ""
+
+    def listen(port: int, text: str) -> None:
+        nonlocal rest
+        if port != OUT:
+            sys.stderr.write(text)
+            return
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            hear(line)
+
+    return listen
+
+
 @dataclass(frozen=True)
 class Distribution:
     """A release of Debian, and the release of Debian whose kernel it runs."""
@@ -71,17 +87,6 @@ class Distribution:
         packages.install()
         kernel = kernels.of_release(self.kernel, _note)
         by = boot.accelerator(kernel)
-        rest = ""
-
-        def listen(port: int, text: str) -> None:
-            nonlocal rest
-            if port != OUT:
-                sys.stderr.write(text)
-                return
-            *lines, rest = (rest + text).split("\n")
-            for line in lines:
-                hear(kernel.version, json.loads(line))
-
         # Only smoke tests need more than merlab does.
         lock = "dev" if not phases or "smoke" in phases else "run"
         wheels = wheelhouse(PYTHONS[self.release], lock)
@@ -91,7 +96,7 @@ class Distribution:
                 ["python3", f"{HOME}/tests/guests/inside.py", *phases],
                 timeout=_LIMIT,
                 by=by,
-                hear=listen,
+                hear=by_line(lambda line: hear(kernel.version, json.loads(line))),
                 environment={polling.SLOWNESS: "6"} if by == EMULATED else {},
                 root=root,
                 brought={_WHEELS: wheels},

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 HOME = Path(__file__).parents[2]
 MERLAB = HOME / ".venv/bin/merlab"
@@ -202,19 +202,8 @@ def smoke() -> dict[str, object]:
     return {"passed": said.splitlines()[-1]}
 
 
-def main() -> int:
-    asked = sys.argv[1:]
-    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "NO_COLOR": "1"}
-    before: dict[str, object] = {}
-    phases: dict[str, Callable[[], object]] = {
-        "machine": machine, "state": lambda: before.update(state()), "doctor": doctor, "up": up,
-        "verify": verify, "step 9": step_9, "restore": restore, "down": down,
-        "fingerprint": lambda: fingerprint(before), "legacy": legacy,
-        "fingerprint of legacy": lambda: fingerprint(before), "probes": probes, "kTLS": ktls,
-        "sabotages": sabotages, "smoke": smoke,
-    }  # fmt: skip
-    if "refused" in asked:
-        phases["refused"] = refused
+def go_through(phases: Mapping[str, Callable[[], object]], asked: Sequence[str]) -> int:
+    """Do the phases that are asked for, or all, in their order; print of each what it found. Return the exit status."""
     if unknown := set(asked) - set(phases):
         sys.exit(f"no phase is called {', '.join(sorted(unknown))}: {', '.join(phases)}")
     status = 0
@@ -231,6 +220,22 @@ def main() -> int:
         sys.stdout.write(json.dumps(told | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
         sys.stdout.flush()
     return status
+
+
+def main() -> int:
+    asked = sys.argv[1:]
+    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "NO_COLOR": "1"}
+    before: dict[str, object] = {}
+    phases: dict[str, Callable[[], object]] = {
+        "machine": machine, "state": lambda: before.update(state()), "doctor": doctor, "up": up,
+        "verify": verify, "step 9": step_9, "restore": restore, "down": down,
+        "fingerprint": lambda: fingerprint(before), "legacy": legacy,
+        "fingerprint of legacy": lambda: fingerprint(before), "probes": probes, "kTLS": ktls,
+        "sabotages": sabotages, "smoke": smoke,
+    }  # fmt: skip
+    if "refused" in asked:
+        phases["refused"] = refused
+    return go_through(phases, asked)
 
 
 if __name__ == "__main__":

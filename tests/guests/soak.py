@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tests.guests import kernels_table
 from tests.guests.distribution import Distribution
 from tests.guests.kernels_table import GUESTS, Guest
+from tests.guests.kind_lab import KindLab
 
 from merbridge_lab.errors import LabError
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 def main() -> int:
     """Go through the guests that are asked for, or all, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.guests.soak", description=__doc__)
-    booted = {guest.name: guest for guest in GUESTS if guest.release}
+    booted = {guest.name: guest for guest in GUESTS if guest.kernel}
     parser.add_argument("guests", nargs="*", choices=[*booted, []], metavar="GUEST", help=", ".join(booted))
-    parser.add_argument("--phases", default="", help="with commas, as inside.py has them; by default all")
+    parser.add_argument("--phases", default="", help="with commas, as inside.py has them, or inside_kind.py; else all")
     parser.add_argument("--no-record", action="store_true", help="only look, and write nothing")
     asked = parser.parse_args()
     phases = asked.phases.split(",") if asked.phases else []
@@ -49,7 +50,9 @@ def _go_through(guest: Guest, phases: Sequence[str], *, record: bool) -> int:
 
     names = phases or (["machine", "refused"] if guest.refused else [])
     try:
-        status = Distribution(str(guest.release), str(guest.kernel)).run(names, hear)
+        kernel = str(guest.kernel)
+        machine = KindLab(kernel) if guest.kind else Distribution(str(guest.release), kernel)
+        status = machine.run(names, hear)
     except (LabError, subprocess.SubprocessError, RuntimeError) as error:
         failed.append(str(error))
         _note(f"{guest.name}: {error}\n{getattr(error, 'stderr', '') or ''}")

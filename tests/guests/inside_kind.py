@@ -1,0 +1,158 @@
+"""Run in a guest of this machine's files, by `python -m tests.guests.inside_kind [PHASE …]`: the kind lab once.
+
+Its disk has a Docker daemon's data with the test cluster's images. cgroup v2 alone, laid out as systemd does it: what
+runs is in init.scope, the top of the tree holds no process. Prints what inside.py does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.cluster import __main__ as test_cluster
+from tests.cluster import builds, engine
+from tests.guests.inside import MERLAB, PYTHON, STATE, call, go_through, must
+
+from merbridge_lab import polling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_TOP = Path("/sys/fs/cgroup")
+_DISK = "/dev/vda"
+NODE = "merbridge-control-plane"
+#: What a lab without a dataplane skips, and the rest.
+SKIPPED, HOLD = {3, 4, 5}, {0, 1, 2, 6, 7, 8, 9}
+#: How long `up` may take: kind's and kubeadm's own limits are shorter, merlab's are multiplied in an emulated guest.
+_UP = 2 * 3600.0
+
+
+def machine() -> dict[str, object]:
+    """Start Docker; return what the machine is, which must have cgroup v2 alone."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    must([kind for _, kind in mounts if kind.startswith("cgroup")] == ["cgroup2"], mounts)
+    scope = _TOP / "init.scope"
+    scope.mkdir(exist_ok=True)
+    for pid in (_TOP / "cgroup.procs").read_text().split():
+        if Path("/proc", pid, "cmdline").read_bytes():  # threads of the kernel stay at the top
+            (scope / "cgroup.procs").write_text(pid)
+    start_docker()
+    versions = builds.versions()
+    os_release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    info = json.loads(call("docker", "info", "--format", "{{json .}}"))
+    must((info["CgroupVersion"], info["Driver"]) == ("2", "overlay2"), info)
+    return {
+        "distribution": os_release["PRETTY_NAME"].strip('"'),
+        "kernel": os.uname().release,
+        "docker": info["ServerVersion"],
+        "kind": versions["tools"]["kind"]["version"],
+        "kubernetes": versions["modules"]["kubernetes"]["version"],
+        "slowed": polling.is_slowed(),
+    }
+
+
+def start_docker() -> None:
+    """Start the test cluster's daemon on what the disk has; from then on all commands use it."""
+    data = builds.cache() / "docker"
+    for module in ("virtio_blk", "ext4"):
+        call("modprobe", module)
+    data.mkdir(exist_ok=True)
+    call("mount", _DISK, data)
+    # An `up` has images saved to a file, and all other files that are written are in memory.
+    temporary = data / "temporary"
+    temporary.mkdir()
+    os.environ["TMPDIR"] = str(temporary)
+    engine.start(keep=True)
+    os.environ.update(test_cluster.environment())
+
+
+def state() -> dict[str, object]:
+    """Return what `down` must leave as it was: what Docker has, merlab's own files, and the machine."""
+    from tests.cluster import kind_host  # it reads the environment that Docker's start has set
+
+    told = dict(json.loads(call(PYTHON, "-c", STATE)))
+    # The cgroup above all containers is the daemon's, which makes it for the first one.
+    told["cgroups"] = [each for each in told["cgroups"] if each != str(_TOP / engine.RUN.name)]
+    return told | {"docker": kind_host.leftovers()}
+
+
+def merlab(command: str, *words: str) -> dict[str, Any]:
+    """Return what a command of merlab says in JSON, which must have ended well."""
+    return dict(json.loads(call(MERLAB, command, "--lab", "kind", *words, "--json", timeout=_UP)))
+
+
+def doctor() -> None:
+    told = merlab("doctor")
+    must(told["able"], told)
+
+
+def up() -> dict[str, object]:
+    """Do what holds without a dataplane; the other steps must be skipped for that reason."""
+    told = merlab("up", *shlex.split(os.environ["MERLAB_TEST_CLUSTER"]), "--dataplane", "none")
+    outcomes = {each["number"]: each["outcome"] for each in told["steps"]}
+    must(outcomes == {**dict.fromkeys(HOLD, "pass"), **dict.fromkeys(SKIPPED, "skip")}, told)
+    must((told["verdict"], told["error"]) == ("pass", None), told)
+    return {"held": len(HOLD), "skipped": len(SKIPPED)}
+
+
+def layout() -> dict[str, object]:
+    """Return the cgroups of the node's first process and of a pod: as with systemd, beside each other."""
+
+    def in_node(*argv: str) -> str:
+        return call("docker", "exec", NODE, *argv)
+
+    mounts = [line.split()[2] for line in in_node("cat", "/proc/mounts").splitlines()]
+    must([kind for kind in mounts if kind.startswith("cgroup")] == ["cgroup2"], mounts)
+    first = in_node("cat", "/proc/1/cgroup").strip()
+    must(first == "0::/init.scope", first)
+    kubectl = ("kubectl", "--kubeconfig=/etc/kubernetes/super-admin.conf")
+    uid = in_node(*kubectl, "get", "pods", "-l", "app=sleep", "-o", "jsonpath={.items[0].metadata.uid}")
+    found = in_node("find", str(_TOP), "-type", "d", "-name", f"*{uid}*").split()
+    must(len(found) == 1 and found[0].startswith(f"{_TOP}/kubelet/"), found)
+    return {"first process": first, "pod": found[0]}
+
+
+def status() -> None:
+    told = merlab("status")
+    must((told["up"], told["problems"]) == (True, []), told)
+
+
+def down() -> None:
+    call(MERLAB, "down", "--lab", "kind", timeout=_UP)
+
+
+def fingerprint(before: Mapping[str, Any]) -> None:
+    """Compare the machine with how it was. Processes that end take a moment; modules bring settings of their own."""
+
+    def is_same(name: str, now: Any) -> bool:
+        if name == "sysctls":
+            return all(now.get(each) == value for each, value in before[name].items())
+        return bool(now == before[name])
+
+    deadline = time.monotonic() + polling.limit(60)
+    while (now := state()) and not all(is_same(*each) for each in now.items()) and time.monotonic() < deadline:
+        time.sleep(5)
+    changed = {name: (before[name], found) for name, found in now.items() if not is_same(name, found)}
+    must(not changed, changed)
+
+
+def main() -> int:
+    os.environ["NO_COLOR"] = "1"
+    before: dict[str, Any] = {}
+    phases: dict[str, Callable[[], object]] = {
+        "machine": machine, "state": lambda: before.update(state()), "doctor": doctor, "up": up, "layout": layout,
+        "status": status, "down": down, "fingerprint": lambda: fingerprint(before),
+    }  # fmt: skip
+    try:
+        return go_through(phases, sys.argv[1:])
+    finally:
+        engine.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
