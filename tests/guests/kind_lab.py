@@ -91,6 +91,7 @@ class KindLab:
                 hear=by_line(lambda line: hear(kernel.version, json.loads(line))),
                 environment={
                     "MERLAB_CLUSTER_CACHE": str(builds.cache()),
+                    "MERLAB_CLUSTER_NODE": os.environ.get("MERLAB_CLUSTER_NODE", ""),
                     **({polling.SLOWNESS: _SLOWNESS} if by == EMULATED else {}),
                 },
                 folder=builds.ROOT,
