@@ -29,7 +29,21 @@ _DISK = "/dev/vda"
 NODE = "merbridge-control-plane"
 #: What a lab without a dataplane skips, and the rest.
 SKIPPED, HOLD = {3, 4, 5}, {0, 1, 2, 6, 7, 8, 9}
+#: Where commands are that wait longer, and what they are.
 _SLOW = Path("/run/slow")
+_SCRIPTS = {
+    "kind": """#!/bin/sh
+if [ "$1 $2" = "create cluster" ]; then
+    cat - {folder}/patches.yaml >{folder}/config
+    exec {real} "$@" <{folder}/config
+fi
+exec {real} "$@"
+""",
+    "istioctl": """#!/bin/sh
+[ "$1" != install ] || set -- "$@" --readiness-timeout 30m --kubeclient-timeout 2m
+exec {real} "$@"
+""",
+}
 _PATCHES = """
 kubeadmConfigPatches:
   - |
@@ -91,19 +105,16 @@ def start_docker() -> None:
 
 
 def wait_longer() -> None:
-    """Have kubeadm wait longer than its four minutes for the control plane, where each instruction is emulated.
+    """Have kubeadm and istioctl wait longer than their four and five minutes, where each instruction is emulated.
 
-    merlab offers no option for that: the kind on PATH is a script that adds to its configuration, and becomes kind. No
+    merlab offers no option for that: on PATH are scripts of these names, which add it, and become the real commands. No
     component asks for a lease, which it would lose, and end, while others have the CPU.
     """
-    kind = shutil.which("kind")
     _SLOW.mkdir()
     (_SLOW / "patches.yaml").write_text(_PATCHES)
-    (_SLOW / "kind").write_text(
-        f'#!/bin/sh\nif [ "$1 $2" = "create cluster" ]; then\n'
-        f'    cat - {_SLOW}/patches.yaml >{_SLOW}/config\n    exec {kind} "$@" <{_SLOW}/config\nfi\nexec {kind} "$@"\n'
-    )
-    (_SLOW / "kind").chmod(0o755)
+    for name, script in _SCRIPTS.items():
+        (_SLOW / name).write_text(script.format(folder=_SLOW, real=shutil.which(name)))
+        (_SLOW / name).chmod(0o755)
     os.environ["PATH"] = f"{_SLOW}:{os.environ['PATH']}"
 
 
@@ -185,10 +196,7 @@ def main() -> int:
         "machine": machine, "state": lambda: before.update(state()), "doctor": doctor, "up": up, "layout": layout,
         "status": status, "down": down, "fingerprint": lambda: fingerprint(before),
     }  # fmt: skip
-    try:
-        return go_through(phases, sys.argv[1:])
-    finally:
-        engine.stop()
+    return go_through(phases, sys.argv[1:])
 
 
 if __name__ == "__main__":
