@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ def main() -> int:
     parser.add_argument("--phases", default="", help="with commas, as inside.py has them, or inside_kind.py; else all")
     parser.add_argument("--no-record", action="store_true", help="only look, and write nothing")
     asked = parser.parse_args()
+    # What was made for a guest is removed, also if a time limit ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     phases = asked.phases.split(",") if asked.phases else []
     statuses = [_go_through(booted[name], phases, record=not asked.no_record) for name in asked.guests or booted]
     return max(statuses)
