@@ -55,7 +55,7 @@ def test_kind_is_told_merlabs_configuration_and_how_long_kubeadm_waits():
     assert first == " ".join(words)
     told = yaml.safe_load(rest)
     assert told["nodes"][0]["extraMounts"][0]["containerPath"] == "/kind/made-by-merlab"
-    (patch,) = told["kubeadmConfigPatches"]
+    patch, _ = told["kubeadmConfigPatches"]
     assert yaml.safe_load(patch)["apiServer"]["timeoutForControlPlane"] == "30m0s"
 
 
