@@ -92,9 +92,9 @@ test-guest: setup dev ## one guest of Debian 13, with systemd and its own kernel
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
 	@scripts/setup root .venv/bin/python -m tests.guests.soak --no-record --phases machine,state,doctor,up,verify,down,fingerprint debian-13 $(ARGS)
 
-soak-machines: setup dev ## all guests with files of their own, phase by phase, and docs/kernels.md from it (an hour each where KVM boots none)
+soak-machines: setup dev ## all guests with files of their own, and one with the kind lab, phase by phase, and docs/kernels.md from it (an hour each where KVM boots none)
 	@command -v mmdebstrap >/dev/null || scripts/setup root apt-get install -q -y --no-install-recommends mmdebstrap
-	@scripts/setup root .venv/bin/python -m tests.guests.soak $(ARGS)
+	@scripts/setup root env PATH="$$PATH" MERLAB_CLUSTER_RUN="$$MERLAB_CLUSTER_RUN" MERLAB_CLUSTER_NODE="$(NODE)" .venv/bin/python -m tests.guests.soak $(ARGS)
 
 smoke: setup dev ## the few tests of a machine that nobody has tried yet (a minute or two)
 	@$(PYTEST_AS_ROOT) -q -m smoke tests/kernel $(ARGS)

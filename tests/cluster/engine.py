@@ -19,6 +19,8 @@ from pathlib import Path
 
 from tests.cluster import builds
 
+from merbridge_lab import polling
+
 _USUAL = "/run/merlab-cluster"
 #: The daemon's folder. Another one (MERLAB_CLUSTER_RUN) means another daemon, with images and a cluster of its own.
 RUN = Path(os.environ.get("MERLAB_CLUSTER_RUN") or _USUAL)
@@ -37,7 +39,8 @@ def answers(host: str | None = None) -> bool:
         return False
     environment = os.environ | ({"DOCKER_HOST": host} if host else {})
     argv = ("docker", "version", "--format", "{{.Server.Version}}")
-    return subprocess.run(argv, check=False, capture_output=True, env=environment, timeout=30).returncode == 0
+    limit = polling.limit(30)
+    return subprocess.run(argv, check=False, capture_output=True, env=environment, timeout=limit).returncode == 0
 
 
 def choose() -> bool:
@@ -109,7 +112,7 @@ def _start() -> None:
     with (RUN / "docker.log").open("w") as log:
         argv = ("dockerd", "--config-file", RUN / "daemon.json")
         started = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + polling.limit(60)
     while not answers(SOCKET):
         if started.poll() is not None or time.monotonic() > deadline:
             tail = "\n".join((RUN / "docker.log").read_text().splitlines()[-10:])

@@ -48,6 +48,22 @@ def _note(said: str) -> None:
     sys.stderr.write(f"{said}\n")
 
 
+def by_line(hear: Callable[[str], None]) -> Callable[[int, str], None]:
+    """Return what hears a guest: each line of its stdout goes to `hear`, all else to stderr."""
+    rest = ""
+
+    def listen(port: int, text: str) -> None:
+        nonlocal rest
+        if port != OUT:
+            sys.stderr.write(text)
+            return
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            hear(line)
+
+    return listen
+
+
 @dataclass(frozen=True)
 class Distribution:
     """A release of Debian or Ubuntu, and the release whose kernel it runs."""
@@ -92,17 +108,6 @@ class Distribution:
         else:
             kernel = kernels.of_release(self.kernel, _note)
         by = boot.accelerator(kernel)
-        rest = ""
-
-        def listen(port: int, text: str) -> None:
-            nonlocal rest
-            if port != OUT:
-                sys.stderr.write(text)
-                return
-            *lines, rest = (rest + text).split("\n")
-            for line in lines:
-                hear(kernel.version, json.loads(line))
-
         # Only smoke tests need more than merlab does.
         lock = "dev" if "smoke" in phases else "run"
         bare = FROM_NOTHING in phases
@@ -113,7 +118,7 @@ class Distribution:
                 [program[0], f"{HOME}/tests/guests/{program[1]}", *phases],
                 timeout=_LIMIT,
                 by=by,
-                hear=listen,
+                hear=by_line(lambda line: hear(kernel.version, json.loads(line))),
                 environment={polling.SLOWNESS: "6"} if by == EMULATED else {},
                 root=root,
                 brought=brought,

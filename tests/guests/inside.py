@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 HOME = Path(__file__).parents[2]
 MERLAB = HOME / ".venv/bin/merlab"
@@ -207,6 +207,22 @@ def smoke() -> dict[str, object]:
     return {"passed": said.splitlines()[-1]}
 
 
+def go_through(phases: Mapping[str, Callable[[], object]], asked: Sequence[str]) -> int:
+    """Do the phases that are asked for, in their order; print of each what it found. Return the exit status."""
+    status = 0
+    for name in [each for each in phases if each in asked]:
+        began = time.monotonic()
+        told: dict[str, object] = {"phase": name, "held": True}
+        try:
+            told["found"] = phases[name]()
+        except (NotHeldError, subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
+            told |= {"held": False, "said": f"{type(error).__name__}: {error}"[-6000:]}
+            status = 1
+        sys.stdout.write(json.dumps(told | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
+        sys.stdout.flush()
+    return status
+
+
 #: The machine's state before anything was done, once it was read.
 _before: dict[str, object] = {}
 #: Phases by name, in their order. The first is done on a bare machine only, the last on one that is refused.
@@ -222,18 +238,7 @@ PHASES: dict[str, Callable[[], object]] = {
 def main() -> int:
     (wheels,) = [each for each in ("/wheels", "/offline/wheels") if Path(each).is_dir()]
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "NO_COLOR": "1"}
-    status = 0
-    for name in [each for each in PHASES if each in sys.argv[1:]]:
-        began = time.monotonic()
-        told: dict[str, object] = {"phase": name, "held": True}
-        try:
-            told["found"] = PHASES[name]()
-        except (NotHeldError, subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
-            told |= {"held": False, "said": f"{type(error).__name__}: {error}"[-6000:]}
-            status = 1
-        sys.stdout.write(json.dumps(told | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
-        sys.stdout.flush()
-    return status
+    return go_through(PHASES, sys.argv[1:])
 
 
 if __name__ == "__main__":

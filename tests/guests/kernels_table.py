@@ -34,6 +34,15 @@ COLUMNS = {
     "sabotages": "five sabotages noticed",
     "smoke": "smoke tests",
 }
+#: The same of the kind lab, by its name in inside_kind.py.
+KIND_COLUMNS = {
+    "doctor": "`doctor --lab kind`",
+    "up": "`up --lab kind --dataplane none`",
+    "layout": "the node's first process in init.scope, a pod beside it",
+    "status": "`status --lab kind`",
+    "down": "`down --lab kind`",
+    "fingerprint": "nothing is left",
+}
 #: What is told of a machine, besides its name and its kernel.
 PARTS = {"systemd": "systemd", "python": "Python", "bcc": "BCC", "iptables": "iptables", "nftables": "nftables"}
 
@@ -48,7 +57,7 @@ Told = dict[str, Any]
 class Guest:
     """A column: its name and title, the release whose files it has, and the one whose kernel.
 
-    `refused` ones are too old: merlab must say so.
+    `refused` ones are too old: merlab must say so. `kind` is the kind lab, on the files of the machine that runs it.
     """
 
     name: str
@@ -56,6 +65,7 @@ class Guest:
     release: str
     kernel: str
     refused: bool = False
+    kind: bool = False
     said: str = NOT_TRIED
 
 
@@ -67,6 +77,7 @@ GUESTS = (
     Guest("ubuntu-24.04", "Ubuntu 24.04", "noble", "noble"),
     Guest("linux-5.15", "Debian 12, kernel of Ubuntu 22.04", "bookworm", "jammy", said="expected, not tried"),
     Guest("linux-5.10", "Debian 12, kernel of Debian 11", "bookworm", "bullseye", refused=True),
+    Guest("kind", "Kernel of Debian 13", "", "trixie", kind=True),
 )
 
 
@@ -101,7 +112,7 @@ def brief(told: dict[str, Told]) -> str:
     lines = ["| machine | kernel | held | did not hold | not tried | seen |", "|---|---|---|---|---|---|"]
     for guest in GUESTS:
         mine = told.get(guest.name, {"kernel": "", "phases": {}})
-        labels = {"refused": "refused in a sentence"} if guest.refused else COLUMNS
+        labels = {"refused": "refused in a sentence"} if guest.refused else KIND_COLUMNS if guest.kind else COLUMNS
         seen = {name: mine["phases"][name] for name in labels if name in mine["phases"]}
         held = ", ".join(labels[name] for name, each in seen.items() if each["held"])
         wrong = ", ".join(f"**{labels[name]}**" for name, each in seen.items() if not each["held"])
@@ -110,7 +121,8 @@ def brief(told: dict[str, Told]) -> str:
             missing = "all of it" if guest.said == NOT_TRIED else "all of it; expected to hold"
         days = sorted({each["when"] for each in seen.values()})
         when = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
-        lines.append(f"| {guest.title} | {mine['kernel']} | {held} | {wrong} | {missing} | {when} |")
+        title = f"kind lab: {guest.title}" if guest.kind else guest.title
+        lines.append(f"| {title} | {mine['kernel']} | {held} | {wrong} | {missing} | {when} |")
     return "\n".join(lines) + "\n"
 
 
@@ -118,11 +130,15 @@ def render(told: dict[str, Told]) -> str:
     """Return the tables."""
     nothing = {"kernel": None, "phases": {}}
     seen = [(guest, told.get(guest.name, nothing)) for guest in GUESTS]
-    able = [(guest, each) for guest, each in seen if not guest.refused]
+    able = [(guest, each) for guest, each in seen if not guest.refused and not guest.kind]
+    clusters = [(guest, each) for guest, each in seen if guest.kind]
     machine = _of("machine", "**not as it should be**", _parts)
     held = {"machine": machine, **{label: _cell(name) for name, label in COLUMNS.items()}}
     refusals = [_refusal(guest, each) for guest, each in seen if guest.refused]
-    return "\n".join([*_table("", held, able), "", *refusals, "", *_table("sockets in a sockhash", SOCKETS, able), ""])
+    by_kind = {"parts": _of("machine", "**not as it should be**", _with_docker)}
+    by_kind |= {label: _cell(name) for name, label in KIND_COLUMNS.items()}
+    lines = [*_table("", held, able), "", *refusals, "", *_table("sockets in a sockhash", SOCKETS, able), ""]
+    return "\n".join([*lines, *_table("the kind lab", by_kind, clusters), ""])
 
 
 def _table(corner: str, rows: dict[str, Callable[[Guest, Told], str]], seen: list[tuple[Guest, Told]]) -> list[str]:
@@ -150,6 +166,11 @@ def _parts(found: Told) -> str:
     return f"{found['distribution']}; {parts}"
 
 
+def _with_docker(found: Told) -> str:
+    told = "{distribution}; Docker {docker}, kind {kind}, Kubernetes {kubernetes}".format(**found)
+    return told + ("; each instruction emulated" if found["slowed"] else "")
+
+
 def _cell(name: str) -> Callable[[Guest, Told], str]:
     """Return what tells of a phase whether it held, and when."""
 
@@ -157,7 +178,10 @@ def _cell(name: str) -> Callable[[Guest, Told], str]:
         phase = told["phases"].get(name)
         if phase is None:
             return guest.said
-        more = f": {phase['found']['passed'].partition(' in ')[0]}" if name == "smoke" and phase["held"] else ""
+        found = phase.get("found") or {} if phase["held"] else {}
+        more = f": {found['passed'].partition(' in ')[0]}" if name == "smoke" and found else ""
+        if "skipped" in found:
+            more = f": {found['held']} steps, {found['skipped']} skipped"
         return f"{'holds' if phase['held'] else '**does not hold**'}{more}, {phase['when']}"
 
     return cell

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tests.guests import inside, kernels_table
+from tests.guests import inside, inside_kind, kernels_table
 from tests.guests.distribution import FROM_NOTHING, Distribution
 from tests.guests.kernels_table import GUESTS, Guest
+from tests.guests.kind_lab import KindLab
 from tests.machines.userland import UBUNTU
 
 from merbridge_lab.errors import LabError
@@ -28,12 +30,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guests.soak", description=__doc__)
     booted = {guest.name: guest for guest in GUESTS}
     parser.add_argument("guests", nargs="*", choices=[*booted, []], metavar="GUEST", help=", ".join(booted))
-    parser.add_argument("--phases", default="", help=f"with commas; by default all: {', '.join(inside.PHASES)}")
+    every = dict.fromkeys((*inside.PHASES, *inside_kind.PHASES))
+    parser.add_argument("--phases", default="", help=f"with commas; by default all of a guest's: {', '.join(every)}")
     parser.add_argument("--no-record", action="store_true", help="only look, and write nothing")
     asked = parser.parse_args()
+    # What was made for a guest is removed, also if a time limit ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     phases = asked.phases.split(",") if asked.phases else []
-    if unknown := set(phases) - set(inside.PHASES):
-        parser.error(f"no phase is called {', '.join(sorted(unknown))}: {', '.join(inside.PHASES)}")
+    if unknown := set(phases) - set(every):
+        parser.error(f"no phase is called {', '.join(sorted(unknown))}: {', '.join(every)}")
     statuses = [_go_through(booted[name], phases, record=not asked.no_record) for name in asked.guests or booted]
     return max(statuses)
 
@@ -50,7 +55,7 @@ def _go_through(guest: Guest, phases: Sequence[str], *, record: bool) -> int:
         if record:
             kernels_table.record(guest.name, kernel, phase, f"{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}")
 
-    machine = Distribution(guest.release, guest.kernel)
+    machine = KindLab(guest.kernel) if guest.kind else Distribution(guest.release, guest.kernel)
     for names in _boots(phases, guest):
         try:
             status = machine.run(names, hear)
@@ -71,6 +76,9 @@ def _boots(asked: Sequence[str], guest: Guest) -> Iterator[list[str]]:
 
     scripts/offline makes a folder for releases of this machine's distribution only: Ubuntu has none here.
     """
+    if guest.kind:
+        yield list(asked or inside_kind.PHASES)
+        return
     but = {"refused"} | ({FROM_NOTHING} if guest.release in UBUNTU else set())
     usual = [name for name in inside.PHASES if name not in but]
     names = list(asked or (["machine", "refused"] if guest.refused else usual))

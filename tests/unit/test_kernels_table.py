@@ -2,7 +2,7 @@
 
 import pytest
 from tests.guests import kernels_table
-from tests.guests.kernels_table import BEGIN, COLUMNS, DOCUMENT, END, GUESTS, SOCKETS
+from tests.guests.kernels_table import BEGIN, COLUMNS, DOCUMENT, END, GUESTS, KIND_COLUMNS, SOCKETS
 
 MACHINE = {
     "distribution": "Debian GNU/Linux 13 (trixie)", "kernel": "6.12.1", "systemd": "257", "python": "3.13.5",
@@ -59,7 +59,11 @@ def test_the_short_table_tells_what_held_what_did_not_and_what_was_not_tried(rec
 def test_what_no_guest_did_was_not_tried():
     text = kernels_table.render({})
     for label in ("machine", *COLUMNS.values(), *SOCKETS):
-        assert [each.strip(" |") for each in cells(text, label)] == [g.said for g in GUESTS if not g.refused]
+        assert [each.strip(" |") for each in cells(text, label)] == [
+            g.said for g in GUESTS if not (g.refused or g.kind)
+        ]
+    for label in ("parts", *KIND_COLUMNS.values()):
+        assert [each.strip(" |") for each in cells(text, label)] == ["not tried"]
     assert "(Debian 12, kernel of Debian 11): not tried." in text
 
 
@@ -83,6 +87,21 @@ def test_what_held_and_what_did_not_is_told_with_its_date(recorded):
     assert first["an app with kTLS, captured"] == "the keys are refused (EINVAL)"
     assert first["so safe from sidecar to sidecar"] == "yes"
     assert first["so safe for what any app reads"] == "no"
+
+
+def test_the_kind_lab_is_told_apart_with_what_it_ran_on(recorded):
+    parts = {"distribution": "Debian GNU/Linux 12 (bookworm)", "docker": "20.10", "kind": "v0.33.0", "kubernetes": "v1"}
+    recorded("kind", "machine", found=parts | {"slowed": True})
+    recorded("kind", "up", found={"held": 7, "skipped": 3})
+    recorded("kind", "status", held=False, said="NotHeldError: …")
+    text = kernels_table.render(kernels_table.read())
+    told = {label: cells(text, label)[0].strip(" |") for label in ("parts", *KIND_COLUMNS.values())}
+    assert "Kernel of Debian 13: 6.12.1 |" in text
+    assert told["parts"].startswith("Debian GNU/Linux 12 (bookworm); Docker 20.10, kind v0.33.0, Kubernetes v1")
+    assert told["parts"].endswith("; each instruction emulated")
+    assert told["`up --lab kind --dataplane none`"] == "holds: 7 steps, 3 skipped, 2026-11-29"
+    assert told["`status --lab kind`"] == "**does not hold**, 2026-11-29"
+    assert told["`down --lab kind`"] == "not tried"
 
 
 def test_another_kernel_inherits_nothing(recorded):

@@ -22,7 +22,7 @@ from merbridge_lab.adapters.memfd import MemFile
 from merbridge_lab.errors import LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
@@ -37,6 +37,8 @@ _CONSOLE = 4
 #: The mount tag of the directory that the guest has as its root, and how those of others begin.
 ROOT, SHARE = "machine", "share"
 KVM, EMULATED = "kvm", "tcg"
+#: What a guest has for itself, unless it needs more, as qemu takes it.
+MEMORY = "2G"
 
 _CHUNK = 65536
 #: How much of what the guest's kernel says is kept, in bytes.
@@ -60,9 +62,9 @@ def qemu() -> str:
 class Machine:
     """A running virtual machine; leaving the block ends it, whatever it does.
 
-    It is offered directories of this machine, read-only, each by its mount tag. With `on_terminal` it has the terminal
-    that merlab was started on. `hear` gets the text of stdout (OUT) and stderr (ERR) as it comes. Raise LabError if
-    qemu is missing or cannot be started.
+    It is offered directories of this machine, read-only, each by its mount tag. `disk` is a file that it has as a block
+    device; what it writes there is lost, too. With `on_terminal` it has the terminal that merlab was started on. `hear`
+    gets the text of stdout (OUT) and stderr (ERR) as it comes. Raise LabError if qemu is missing or cannot be started.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class Machine:
         hear: Callable[[int, str], None],
         shares: Mapping[str, Path],
         on_terminal: bool = False,
+        memory: str = MEMORY,
+        disk: Path | None = None,
     ) -> None:
         self._hear = hear
         self._shares = shares
@@ -82,12 +86,12 @@ class Machine:
         self._stack = contextlib.ExitStack()
         self._selector = self._stack.enter_context(selectors.DefaultSelector())
         try:
-            self._start(image, initramfs, accelerator, on_terminal)
+            self._start(initramfs, [*_options(image, accelerator, memory), *_disk(disk)], on_terminal)
         except BaseException:
             self._stack.close()
             raise
 
-    def _start(self, image: Path, initramfs: bytes, accelerator: str, on_terminal: bool) -> None:
+    def _start(self, initramfs: bytes, options: Sequence[str], on_terminal: bool) -> None:
         program = qemu()
         archive = MemFile(initramfs)
         self._stack.callback(archive.close)
@@ -102,7 +106,8 @@ class Machine:
                 self._selector.register(read, selectors.EVENT_READ, port)
             argv = [
                 program,
-                *_options(image, archive.path, accelerator),
+                *options,
+                *("-initrd", archive.path),
                 *_directories(self._shares),
                 *_wires(wires, on_terminal=on_terminal),
             ]
@@ -191,17 +196,25 @@ def _terminal_kept() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
 
 
-def _options(image: Path, initramfs: str, accelerator: str) -> Iterator[str]:
+def _options(image: Path, accelerator: str, memory: str) -> Iterator[str]:
     # With a thread for each emulated CPU, a kernel that rewrites its own code at boot may run what it has just replaced
     # (qemu 7.2: "Oops: int3", once in twelve boots on a busy machine).
     # In one thread a second CPU makes nothing quicker, and each waits for its turn: with one, a tenth less is done.
     how, cpus = (f"{EMULATED},thread=single", "1") if accelerator == EMULATED else (accelerator, "2")
     yield from ("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none")
-    yield from ("-machine", "q35", "-accel", how, "-cpu", "max", "-smp", cpus, "-m", "2G")
-    yield from ("-kernel", str(image), "-initrd", initramfs)
+    yield from ("-machine", "q35", "-accel", how, "-cpu", "max", "-smp", cpus, "-m", memory)
+    yield from ("-kernel", str(image))
     # no_timer_check: on a busy machine the emulated timer may be late at boot.
     yield "-append"
     yield "console=ttyS0 loglevel=4 panic=-1 cgroup_no_v1=all mitigations=off no_timer_check rdinit=/init"
+
+
+def _disk(disk: Path | None) -> Iterator[str]:
+    if disk is not None:
+        # A snapshot: what the guest writes goes to a file without a name, of which nothing is left.
+        named = str(disk).replace(",", ",,")
+        yield from ("-drive", f"file={named},if=none,id=disk,format=raw,snapshot=on,cache=unsafe")
+        yield from ("-device", "virtio-blk-pci,drive=disk")
 
 
 def _directories(shares: Mapping[str, Path]) -> Iterator[str]:

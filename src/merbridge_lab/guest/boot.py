@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merbridge_lab.adapters import system_tools
-from merbridge_lab.adapters.virtual_machine import EMULATED, ERR, KVM, OUT, ROOT, Machine
+from merbridge_lab.adapters.virtual_machine import EMULATED, ERR, KVM, MEMORY, OUT, ROOT, Machine
 from merbridge_lab.errors import LabError
 from merbridge_lab.guest import initramfs
 from merbridge_lab.guest.initramfs import Task
@@ -93,13 +93,16 @@ def run(
     root: Path = Path("/"),
     brought: Mapping[str, Path] | None = None,
     init: str = "",
+    memory: str = MEMORY,
+    disk: Path | None = None,
 ) -> Ran:
     """Run a command under a kernel and return its output and exit status; what it writes to files is lost.
 
     `by` is KVM or EMULATED. `timeout` is from its start, in seconds; the boot has a limit of its own. `hear` gets its
     output at once. With `terminal`, (columns, lines), it has the terminal that merlab was started on, and its output is
     not returned. With `root`, that directory is its root instead of this machine's; `brought` and `init` are those of
-    Task. Raise LabError if a guest needs what is missing, does not boot, panics, or takes too long.
+    Task, `memory` and `disk` those of Machine. Raise LabError if a guest needs what is missing, does not boot, panics,
+    or takes too long.
     """
     variables = {
         "PATH": system_tools.path(),
@@ -120,7 +123,14 @@ def run(
             hear(port, text)
 
     with Machine(
-        kernel.image, archive, accelerator=by, hear=listen, shares=shares, on_terminal=terminal is not None
+        kernel.image,
+        archive,
+        accelerator=by,
+        hear=listen,
+        shares=shares,
+        on_terminal=terminal is not None,
+        memory=memory,
+        disk=disk,
     ) as machine:
         limit = _BOOT[by] * (_WITH_INIT if init else 1)
         with progress(f"Linux {kernel.version} to boot"):
