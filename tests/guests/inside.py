@@ -207,16 +207,25 @@ def smoke() -> dict[str, object]:
     return {"passed": said.splitlines()[-1]}
 
 
-def go_through(phases: Mapping[str, Callable[[], object]], asked: Sequence[str]) -> int:
-    """Do the phases that are asked for, in their order; print of each what it found. Return the exit status."""
+def go_through(
+    phases: Mapping[str, Callable[[], object]], asked: Sequence[str], needs: Mapping[str, str] | None = None
+) -> int:
+    """Do the phases that are asked for, in their order; print of each what it found. Return the exit status.
+
+    `needs` names the phase without which another one would say nothing: it is not tried if that one does not hold.
+    """
     status = 0
+    failed: set[str] = set()
     for name in [each for each in phases if each in asked]:
+        if (needs or {}).get(name) in failed:
+            continue
         began = time.monotonic()
         told: dict[str, object] = {"phase": name, "held": True}
         try:
             told["found"] = phases[name]()
         except (NotHeldError, subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
             told |= {"held": False, "said": f"{type(error).__name__}: {error}"[-6000:]}
+            failed.add(name)
             status = 1
         sys.stdout.write(json.dumps(told | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
         sys.stdout.flush()

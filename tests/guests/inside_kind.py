@@ -246,7 +246,7 @@ PHASES: dict[str, Callable[[], object]] = {
 
 def main() -> int:
     os.environ["NO_COLOR"] = "1"
-    return go_through(PHASES, sys.argv[1:])
+    return go_through(PHASES, sys.argv[1:], needs={"layout": "up", "status": "up"})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The guest with the kind lab: its memory and its disk, and the commands that wait longer where it is emulated."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from tests.guests import inside_kind
 from tests.guests.distribution import by_line
+from tests.guests.inside import NotHeldError, go_through
 
 from merbridge_lab.adapters import virtual_machine
 from merbridge_lab.adapters.virtual_machine import EMULATED, ERR, KVM, OUT
@@ -72,3 +74,13 @@ def test_a_guest_is_heard_by_line():
     for port, text in ((OUT, '{"phase": '), (ERR, ""), (OUT, '1}\n{"phase": 2}\n{"ph')):
         listen(port, text)
     assert heard == ['{"phase": 1}', '{"phase": 2}']
+
+
+def test_a_phase_is_not_tried_without_what_it_needs(capsys):
+    def fail():
+        raise NotHeldError("no cluster")
+
+    phases = {"up": fail, "status": lambda: None, "down": lambda: None}
+    assert go_through(phases, list(phases), needs={"status": "up"}) == 1
+    told = {each["phase"]: each["held"] for each in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert told == {"up": False, "down": True}

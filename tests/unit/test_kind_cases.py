@@ -326,6 +326,16 @@ ERROR: failed to create cluster: failed to init node with kubeadm: exit status 1
         ),
         ("ERROR: x: too many open files", "inotify limits", "sysctl fs.inotify"),
         (
+            (
+                "[wait-control-plane] Waiting for the kubelet to boot up the control plane\n"
+                "ERROR: failed to create cluster: failed to add default storage class: command "
+                '"docker exec merbridge-control-plane kubectl apply -f -" failed with error: exit status 1\n'
+                'error: error when creating "STDIN": dial tcp 172.17.0.2:6443: connect: connection refused'
+            ),
+            "its API server came up, and then did not serve",
+            "merlab doctor",
+        ),
+        (
             'ERROR: failed to create cluster: failed to pull image "kindest/node:v1"',
             "cannot be pulled",
             "docker pull kindest",

@@ -74,7 +74,13 @@ _KNOWN = (
         "merlab doctor",
     ),
     (
-        r"wait-control-plane|control.plane",
+        # What kind does with kubectl once kubeadm has ended: the API server was there, and a node's name says nothing.
+        r"failed to (?:add default storage class|apply overlay network|remove control plane (?:taint|load))",
+        "its API server came up, and then did not serve what kind asked for",
+        "merlab doctor",
+    ),
+    (
+        r"wait-control-plane|(?<!-)control.plane",
         "kubeadm waited for the control plane, which did not come up",
         "merlab doctor",
     ),
