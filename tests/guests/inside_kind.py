@@ -163,8 +163,9 @@ def state() -> dict[str, object]:
     from tests.cluster import kind_host  # it reads the environment that Docker's start has set
 
     told = dict(json.loads(call(PYTHON, "-c", STATE)))
-    # The cgroup above all containers is the daemon's, which makes it for the first one.
+    # What the daemon makes for the first container is its own: the cgroup above all of them, and its shims' folder.
     told["cgroups"] = [each for each in told["cgroups"] if each != str(_TOP / engine.RUN.name)]
+    told["run"] = [each for each in told["run"] if each != "containerd"]
     return told | {"docker": kind_host.leftovers()}
 
 
@@ -172,10 +173,17 @@ def merlab(command: str, *words: str) -> dict[str, Any]:
     """Return what a command of merlab says in JSON, which must have ended well."""
     argv = [MERLAB, command, "--lab", "kind", *words, "--json"]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_UP, check=False)
-    # What it waited for is on stderr, and longer than what a record keeps.
-    said = [line for line in done.stderr.splitlines() if not line.startswith("still waiting")]
-    must(done.returncode == 0, "\n".join([f"merlab {command}: exit status {done.returncode}", done.stdout, *said]))
-    return dict(json.loads(done.stdout))
+    must(done.stdout.startswith("{"), done.stdout + done.stderr)
+    told = dict(json.loads(done.stdout))
+    must(done.returncode == 0, f"merlab {command}: exit status {done.returncode}: {said_of(told)}")
+    return told
+
+
+def said_of(told: Mapping[str, Any]) -> str:
+    """Return what a report says went wrong: short, and without the folders of this machine."""
+    error = told.get("error") or {"what": told.get("cause"), "stderr": ""}
+    lines = [line for line in (error["stderr"] or "").splitlines() if not line.startswith("the complete output")]
+    return "\n".join([str(error["what"]), *lines])
 
 
 def doctor() -> None:
