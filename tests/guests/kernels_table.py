@@ -121,7 +121,7 @@ def brief(told: dict[str, Told]) -> str:
             missing = "all of it" if guest.said == NOT_TRIED else "all of it; expected to hold"
         days = sorted({each["when"] for each in seen.values()})
         when = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
-        title = f"kind lab: {guest.title}" if guest.kind else guest.title
+        title = f"kind lab, {guest.title[0].lower()}{guest.title[1:]}" if guest.kind else guest.title
         lines.append(f"| {title} | {mine['kernel']} | {held} | {wrong} | {missing} | {when} |")
     return "\n".join(lines) + "\n"
 
